@@ -1,0 +1,118 @@
+"""What the examples share: command-line options, loggers, the LightningModule and one training run."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, get_linear_schedule_with_warmup
+
+from lightning_geo import GeometryMonitor
+
+Batch = dict[str, Tensor]
+
+
+def options(description: str | None, *, epochs: int, learning_rate: float) -> argparse.ArgumentParser:
+    """The options that every example takes; ``description`` is the script's docstring."""
+    formatter = argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(description=description, formatter_class=formatter)
+    add = parser.add_argument
+    add("--logger", action="append", choices=["tensorboard", "wandb", "csv"], help="repeatable (tensorboard)")
+    add("--wandb-online", action="store_true", help="send the W&B run to the server instead of keeping it here")
+    add("--every-n-steps", type=int, default=10, help="optimizer steps between two samples of the geometry")
+    add("--probe", choices=["recorded", "validation", "none"], default="recorded",
+        help="inputs that are sampled: the first ones that the trainer feeds, one batch of the validation "
+        "set, or none, that is the training batch of the sampled step")  # fmt: skip
+    add("--epochs", type=int, default=epochs, help="passes over the training set")
+    add("--max-steps", type=int, default=-1, help="stop after so many optimizer steps; -1 for no limit")
+    add("--learning-rate", type=float, default=learning_rate, help="peak of the linear schedule")
+    add("--batch-size", type=int, default=16, help="examples in a step")
+    add("--limit", type=int, help="use only so many examples, for a quick try")
+    add("--seed", type=int, default=0, help="split, initial weights, order and dropout all follow from it")
+    add("--output", type=Path, default=Path("runs"), help="directory that the runs go to")
+    return parser
+
+
+def loggers(args: argparse.Namespace, name: str) -> list[Logger]:
+    """The loggers asked for; W&B is imported only if it is one of them."""
+    found: list[Logger] = []
+    for kind in dict.fromkeys(args.logger or ["tensorboard"]):
+        if kind == "tensorboard":
+            found.append(TensorBoardLogger(args.output, name=name))
+        elif kind == "csv":
+            found.append(CSVLogger(args.output, name=name))
+        else:
+            from pytorch_lightning.loggers import WandbLogger
+
+            args.output.mkdir(parents=True, exist_ok=True)  # else W&B writes to the temporary directory
+            offline = not args.wandb_online
+            found.append(WandbLogger(name, save_dir=args.output, project="lightning_geo", offline=offline))
+    return found
+
+
+class Classifier(pl.LightningModule):
+    """Trains any transformers model whose forward takes ``labels`` and returns ``loss`` and ``logits``."""
+
+    def __init__(self, model: PreTrainedModel, learning_rate: float) -> None:
+        super().__init__()
+        self.model = model
+        self.learning_rate = learning_rate
+
+    def training_step(self, batch: Batch, _: int) -> Tensor:
+        loss: Tensor = self.model(**batch).loss
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Batch, _: int) -> None:
+        output = self.model(**batch)
+        right = (output.logits.argmax(-1) == batch["labels"]).float().mean()
+        self.log_dict({"val/loss": output.loss, "val/accuracy": right}, batch_size=len(batch["labels"]))
+
+    def configure_optimizers(self) -> Any:
+        trained = [p for p in self.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, self.learning_rate, weight_decay=0.01)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = get_linear_schedule_with_warmup(optimizer, steps // 10, steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def monitor(args: argparse.Namespace, validation: DataLoader[Any]) -> GeometryMonitor:
+    """The callback, on the inputs that ``--probe`` asks for."""
+    if args.probe == "none":
+        return GeometryMonitor(every_n_steps=args.every_n_steps, source="batch")
+    batch = next(iter(validation)) if args.probe == "validation" else None
+    return GeometryMonitor(every_n_steps=args.every_n_steps, probe=batch)
+
+
+def train(
+    args: argparse.Namespace,
+    name: str,
+    model: PreTrainedModel,
+    loaders: tuple[DataLoader[Any], DataLoader[Any]],
+    callbacks: Sequence[pl.Callback] = (),
+) -> float:
+    """Train on the first loader, print and return the accuracy on the second."""
+    training, validation = loaders
+    trainer = pl.Trainer(
+        max_epochs=args.epochs,
+        max_steps=args.max_steps,
+        devices=1,
+        logger=loggers(args, name),
+        callbacks=[monitor(args, validation), *callbacks],
+        log_every_n_steps=5,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+    )
+    classifier = Classifier(model, args.learning_rate)
+    trainer.fit(classifier, training, validation)
+    [metrics] = trainer.validate(classifier, validation, verbose=False)
+    accuracy = metrics["val/accuracy"]
+    print(f"Validation accuracy: {accuracy:.3f} on {len(validation.dataset)} examples never trained on")  # type: ignore[arg-type]
+    return accuracy

@@ -1,0 +1,58 @@
+"""Train a small vision transformer on handwritten digits, from scratch: subspaces form out of noise.
+
+The digits come with scikit-learn: 1,797 images of 8 x 8 pixels, cut into 16 patches of 2 x 2.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from common import options, train
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch.utils.data import DataLoader
+from transformers import ViTConfig, ViTForImageClassification
+
+
+def digits(seed: int, limit: int | None, batch_size: int) -> tuple[DataLoader[Any], DataLoader[Any]]:
+    """Training and validation images, one fifth of each digit held out."""
+    images, labels = load_digits(return_X_y=True)
+    # Batches hold `limit` images at most: stratified parts come shuffled
+    pixels = (images / 8.0 - 1.0).astype(np.float32).reshape(-1, 1, 8, 8)
+    parts = train_test_split(range(len(labels)), test_size=0.2, random_state=seed, stratify=labels)
+    training, validation = (
+        [{"pixel_values": torch.from_numpy(pixels[i]), "labels": int(labels[i])} for i in part[:limit]]
+        for part in parts
+    )
+    return DataLoader(training, batch_size, shuffle=True), DataLoader(validation, batch_size)
+
+
+def small_vit() -> ViTForImageClassification:
+    """4 layers of 4 heads, width 64: 0.2 million weights."""
+    return ViTForImageClassification(
+        ViTConfig(
+            hidden_size=64,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            intermediate_size=256,
+            image_size=8,
+            patch_size=2,
+            num_channels=1,
+            num_labels=10,
+        )
+    )
+
+
+def main() -> None:
+    parser = options(__doc__, epochs=20, learning_rate=1e-3)
+    parser.set_defaults(every_n_steps=20, batch_size=32)
+    args = parser.parse_args()
+    pl.seed_everything(args.seed)
+    train(args, "finetune_vit", small_vit(), digits(args.seed, args.limit, args.batch_size))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""Watch the geometry of attention while a transformer trains.
+
+Importing the package loads neither torch nor Lightning: its public names are resolved at first use, so that
+TensorBoard, which imports the package at every start, and readers of runs stay quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning_geo import functional
+    from lightning_geo.history import GeometryHistory, load_history
+    from lightning_geo.measure import measure
+    from lightning_geo.monitor import GeometryMonitor
+    from lightning_geo.schema import GeometryRecord
+
+__all__ = [
+    "GeometryHistory",
+    "GeometryMonitor",
+    "GeometryRecord",
+    "functional",
+    "load_history",
+    "measure",
+]
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "GeometryHistory": "history",
+    "GeometryMonitor": "monitor",
+    "GeometryRecord": "schema",
+    "load_history": "history",
+    "measure": "measure",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        # not kept here: `lightning_geo.monitor` decides anew which Lightning its monitor belongs to
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    if name == "functional":
+        return importlib.import_module(f"{__name__}.functional")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
+
+
+class _Package(ModuleType):
+    """Keeps ``lightning_geo.measure`` the function, also once the module of that name is imported."""
+
+    @property
+    def measure(self) -> Any:
+        return __getattr__("measure")
+
+    @measure.setter
+    def measure(self, submodule: ModuleType) -> None:
+        """The import system binds submodules to their package; this one is found in ``sys.modules``."""
+
+
+sys.modules[__name__].__class__ = _Package

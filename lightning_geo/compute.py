@@ -1,0 +1,218 @@
+"""From the statistics of a sample to arrays [layer, head]: everything derived, in one transfer to the host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lightning_geo.functional import head_similarity, principal_subspace
+from lightning_geo.functional.registry import metric_function
+from lightning_geo.schema import ROLES, spec_of
+from lightning_geo.statistics import LayerStatistics, SampleStatistics
+from lightning_geo.taps import CallKey, Layout
+
+__all__ = ["Bases", "Computed", "compute"]
+
+#: ``stack -> role -> [layer, head, feature, component]``, NaN where a layer has none.
+Bases = Mapping[str, Mapping[str, Tensor]]
+
+
+@dataclass
+class Computed:
+    """Metrics by stack and stored name, the bases behind them, and what the model looks like."""
+
+    stacks: dict[str, dict[str, NDArray[Any]]] = field(default_factory=dict)
+    bases: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    similarities: dict[str, Tensor] = field(default_factory=dict)
+    structure: dict[str, Any] = field(default_factory=dict)
+
+    def matrices(self) -> dict[str, dict[str, NDArray[Any]]]:
+        """Bases and head-pair similarities by stack, for the samples that keep them."""
+        result: dict[str, dict[str, NDArray[Any]]] = {}
+        for stack, roles in self.bases.items():
+            result[stack] = {f"basis.{role}": basis.cpu().numpy() for role, basis in roles.items()}
+        for stack, similarity in self.similarities.items():
+            result.setdefault(stack, {})["head_similarity"] = similarity.cpu().numpy()
+        return result
+
+
+def compute(
+    sample: SampleStatistics,
+    layout: Layout,
+    metrics: tuple[str, ...],
+    rank: int,
+    chosen: Callable[[CallKey], bool],
+    baseline: Bases | None = None,
+    previous: Bases | None = None,
+) -> Computed:
+    """Derive all metrics of one model.
+
+    Args:
+        sample: Its statistics, merged over ranks.
+        layout: Where its calls go.
+        metrics: Stored names to compute.
+        rank: Dimensions of the subspaces that are compared; at most half a head.
+        chosen: Which calls to report.
+        baseline: Bases that ``drift`` is against; without, this sample's own, and drift is 0.
+        previous: Bases that ``velocity`` is against; without, it is absent.
+    """
+    result = Computed()
+    pieces: list[tuple[str, str, int, Tensor]] = []
+    for stack, size in layout.sizes.items():
+        layers: dict[int, LayerStatistics] = {}
+        modules: list[str | None] = [None] * size
+        for key, (owner, index) in layout.layers.items():
+            if owner != stack or key not in sample.layers or not chosen(key):
+                continue
+            layers[index], modules[index] = sample.layers[key], key.module
+            block = sample.blocks.get((layout.blocks[key], key), LayerStatistics())
+            for name, value in {**layers[index].mean_values(), **block.mean_values()}.items():
+                pieces.append((stack, name, index, value))
+        if not layers:
+            continue
+        heads = [layers[i].heads if i in layers else 0 for i in range(size)]
+        result.structure[stack] = {"modules": modules, "heads": heads}
+        bases = _spectral(stack, layers, metrics, rank, pieces)
+        result.bases[stack] = {role: _stack_bases(b, size, max(heads)) for role, b in bases.items()}
+        _compare_bases(stack, result.bases[stack], metrics, baseline, previous, pieces)
+        _heads(stack, layers, metrics, max(heads), result, pieces)
+    result.stacks = _to_host(pieces, metrics, result.structure)
+    return result
+
+
+def _spectral(
+    stack: str, layers: dict[int, LayerStatistics], metrics: tuple[str, ...], rank: int,
+    pieces: list[tuple[str, str, int, Tensor]],
+) -> dict[str, dict[int, Tensor]]:  # fmt: skip
+    """Eigenvalue metrics, and the top subspaces ``role -> layer -> [H, D, r]``; one eigh per head size."""
+    found: dict[int, list[tuple[str, int, Tensor]]] = {}
+    for index, layer in layers.items():
+        for role in ROLES:
+            covariance = layer.covariance(role)
+            if covariance is None and role == "output":
+                covariance = _own_blocks(layer)
+            if covariance is not None:
+                found.setdefault(covariance.shape[-1], []).append((role, index, covariance))
+    if not found:
+        return {}
+    rank = max(1, min(rank, min(found) // 2))
+    bases: dict[str, dict[int, Tensor]] = {}
+    for size, entries in found.items():
+        covariances = torch.cat([c for _, _, c in entries])
+        broken = ~covariances.isfinite().all(-1).all(-1)
+        covariances = torch.where(broken[:, None, None], 0.0, covariances).float()
+        values, vectors = principal_subspace(covariances, rank)
+        # what float32 cannot tell from zero would still count under the root of effective_rank
+        noise = values[:, :1] * torch.finfo(torch.float32).eps * size
+        values = torch.where(values > noise, values, 0.0)
+        values = torch.where(broken[:, None], torch.nan, values)
+        vectors = torch.where(broken[:, None, None], torch.nan, vectors)
+        counts = [c.shape[0] for _, _, c in entries]
+        metric_values = {m: metric_function(m)(values).split(counts) for m in metrics if spec_of(m).kind == "moments"}
+        for i, ((role, index, _), basis) in enumerate(zip(entries, vectors.split(counts), strict=True)):
+            repeat = layers[index].heads // counts[i]  # grouped queries share a key's numbers
+            for name, split in metric_values.items():
+                if name.endswith(f".{role}"):
+                    pieces.append((stack, name, index, split[i].repeat_interleave(repeat)))
+            bases.setdefault(role, {})[index] = basis.repeat_interleave(repeat, dim=0)
+    return bases
+
+
+def _own_blocks(layer: LayerStatistics) -> Tensor | None:
+    """Each head's own covariance [H, D, D] out of that of all heads together."""
+    joint = _joint_covariance(layer)
+    return None if joint is None else joint.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+
+
+def _joint_covariance(layer: LayerStatistics) -> Tensor | None:
+    """[H, D, H, D]."""
+    covariance = layer.covariance("heads")
+    if covariance is None:
+        return None
+    head = covariance.shape[-1] // layer.heads
+    return covariance[0].view(layer.heads, head, layer.heads, head)
+
+
+def _stack_bases(bases: dict[int, Tensor], size: int, heads: int) -> Tensor:
+    example = next(iter(bases.values()))
+    features = max(basis.shape[1] for basis in bases.values())
+    result = example.new_full((size, heads, features, example.shape[-1]), torch.nan)
+    for index, basis in bases.items():
+        result[index, : basis.shape[0]] = 0.0  # smaller heads live in the first features
+        result[index, : basis.shape[0], : basis.shape[1]] = basis
+    return result
+
+
+def _compare_bases(
+    stack: str, bases: dict[str, Tensor], metrics: tuple[str, ...],
+    baseline: Bases | None, previous: Bases | None, pieces: list[tuple[str, str, int, Tensor]],
+) -> None:  # fmt: skip
+    """qk_alignment, and how far each role's subspace is from the baseline and the sample before."""
+    for name in metrics:
+        spec = spec_of(name)
+        if spec.kind != "bases":
+            continue
+        if spec.name == "qk_alignment":
+            pair = bases.get("query"), bases.get("key")
+        else:
+            role = name.rpartition(".")[2]
+            other = {"drift": bases if baseline is None else baseline.get(stack, {}),
+                     "velocity": {} if previous is None else previous.get(stack, {})}[spec.name]  # fmt: skip
+            pair = bases.get(role), other.get(role)
+        first, second = pair
+        if first is None or second is None or first.shape != second.shape:
+            continue
+        second = second.to(first.device)  # the same object where it is this sample itself
+        known = ~(first.isnan() | second.isnan()).any(-1).any(-1)
+        values = first.new_zeros(first.shape[:2]) if second is first else metric_function(name)(*(torch.where(known[..., None, None], u, 0.0) for u in (first, second)))
+        values = torch.where(known, values, torch.nan)
+        pieces.extend((stack, name, index, row) for index, row in enumerate(values))
+
+
+def _heads(
+    stack: str, layers: dict[int, LayerStatistics], metrics: tuple[str, ...], heads: int,
+    result: Computed, pieces: list[tuple[str, str, int, Tensor]],
+) -> None:  # fmt: skip
+    """What compares the heads of a layer."""
+    names = [name for name in metrics if spec_of(name).kind == "heads"]
+    for index, layer in layers.items():
+        joint = _joint_covariance(layer) if names else None
+        if joint is None:
+            continue
+        for name in names:
+            pieces.append((stack, name, index, metric_function(name)(joint)))
+        if stack not in result.similarities:
+            size = len(result.structure[stack]["heads"])
+            result.similarities[stack] = joint.new_full((size, heads, heads), torch.nan, dtype=torch.float32)
+        result.similarities[stack][index, : layer.heads, : layer.heads] = head_similarity(joint)
+
+
+def _to_host(
+    pieces: list[tuple[str, str, int, Tensor]], metrics: tuple[str, ...], structure: dict[str, Any]
+) -> dict[str, dict[str, NDArray[Any]]]:
+    """One transfer for all numbers, then arrays with NaN where nothing was measured."""
+    if not pieces:
+        return {}
+    flat = torch.cat([value.reshape(-1).float() for *_, value in pieces]).cpu().numpy()
+    order = {name: i for i, name in enumerate(metrics)}
+    stacks: dict[str, dict[str, NDArray[Any]]] = {stack: {} for stack in structure}
+    start = 0
+    for stack, name, index, value in pieces:
+        numbers = flat[start : start + value.numel()]
+        start += value.numel()
+        if name not in order:
+            continue
+        heads = structure[stack]["heads"]
+        shape = (len(heads), max(heads))[: len(spec_of(name).axes)]
+        array = stacks[stack].setdefault(name, np.full(shape, np.nan, np.float32))
+        if len(shape) == 1:
+            array[index] = numbers[0]
+        else:
+            array[index, : numbers.size] = numbers
+    return {s: dict(sorted(a.items(), key=lambda item: order[item[0]])) for s, a in stacks.items()}

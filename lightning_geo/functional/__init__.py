@@ -1,0 +1,58 @@
+"""Pure tensor -> tensor metrics: what a user computes by hand is what the chart shows.
+
+Each function is batched over leading axes, takes any floating point type, computes in float32 or wider,
+changes no argument, and returns NaN where its metric is not defined. :mod:`.registry` says which
+function computes which metric of the catalog.
+"""
+
+from __future__ import annotations
+
+from lightning_geo.functional._tensors import masked_mean
+from lightning_geo.functional.attention import attention_statistics
+from lightning_geo.functional.cone import cone_index, mean_cosine
+from lightning_geo.functional.entropy import key_entropy, normalized_entropy
+from lightning_geo.functional.head import complementarity, head_similarity, linear_cka, redundancy
+from lightning_geo.functional.registry import METRIC_FUNCTIONS, computes, metric_function
+from lightning_geo.functional.stream import kurtosis, skewness, token_norm, update_ratio
+from lightning_geo.functional.subspace import (
+    effective_rank,
+    participation_ratio,
+    principal_angles,
+    principal_subspace,
+    projection_similarity,
+    qk_cosine,
+    stable_rank,
+    subspace_distance,
+    top_share,
+)
+from lightning_geo.kernels import AttentionStatistics
+
+__all__ = [
+    "METRIC_FUNCTIONS",
+    "AttentionStatistics",
+    "attention_statistics",
+    "complementarity",
+    "computes",
+    "cone_index",
+    "effective_rank",
+    "head_similarity",
+    "key_entropy",
+    "kurtosis",
+    "linear_cka",
+    "masked_mean",
+    "mean_cosine",
+    "metric_function",
+    "normalized_entropy",
+    "participation_ratio",
+    "principal_angles",
+    "principal_subspace",
+    "projection_similarity",
+    "qk_cosine",
+    "redundancy",
+    "skewness",
+    "stable_rank",
+    "subspace_distance",
+    "token_norm",
+    "top_share",
+    "update_ratio",
+]

@@ -1,0 +1,114 @@
+"""The cone: do the tokens of a sequence point the same way?"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_geo.functional._tensors import as_float, check_mask
+from lightning_geo.functional.registry import computes
+
+__all__ = ["cone_index", "mean_cosine", "sum_of_directions"]
+
+
+def sum_of_directions(
+    x: Tensor, mask: Tensor | None = None, name: str = "x"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Add up the unit vectors ``x/‖x‖`` of the valid tokens; a zero vector has no direction and adds zero.
+
+    Args:
+        x: ``[..., n, d]``.
+        mask: Boolean ``[..., n]``, True = real token.
+        name: What messages call ``x``.
+
+    Returns:
+        The sum ``[..., d]``, the number of valid tokens ``[...]``, and how many of them have a direction.
+    """
+    x = as_float(x, name, "n d")
+    if mask is None:
+        valid = x.new_full(x.shape[:-2], x.shape[-2])
+    else:
+        check_mask(mask, x.shape[:-1], "mask" if name == "x" else f"{name}_mask")
+        valid = mask.expand(x.shape[:-1]).sum(-1).to(x.dtype)
+        x = torch.where(mask[..., None], x, 0.0)
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    zero = norm == 0
+    total = (x / torch.where(zero, 1.0, norm)).sum(-2)
+    return total, valid, (~zero).sum((-2, -1)).to(x.dtype)
+
+
+def cone_index(x: Tensor, mask: Tensor | None = None, normalized: bool = False) -> Tensor:
+    r"""Cone index: the length of the sum of the tokens' unit vectors.
+
+    .. math:: I = \Big\| \sum_{i=1}^{n} \frac{x_i}{\|x_i\|} \Big\|
+
+    Args:
+        x: Token vectors ``[..., n, d]``, any floating point type. Zero vectors add zero.
+        mask: Boolean ``[..., n]`` (sizes equal or 1), True = real token. The rest has no influence.
+        normalized: Divide by the number of valid tokens: the mean resultant length, in [0, 1].
+
+    Returns:
+        ``[...]`` in float32 (float64 stays); NaN where no token is valid.
+
+    Raises:
+        TypeError: If ``x`` is not floating point or ``mask`` not boolean.
+        ValueError: If shapes do not fit.
+
+    Source: The geometry of BERT, arXiv 2502.12033; Mardia & Jupp 2000 (mean resultant length).
+
+    Example:
+        >>> x = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+        >>> cone_index(x), cone_index(x, normalized=True)
+        (tensor(1.4142), tensor(0.7071))
+    """
+    total, valid, _ = sum_of_directions(x, mask)
+    index = torch.linalg.vector_norm(total, dim=-1)
+    if normalized:
+        index = (index / valid.clamp(min=1)).clamp(max=1)
+    return torch.where(valid > 0, index, torch.nan)
+
+
+def mean_cosine(x: Tensor, mask: Tensor | None = None) -> Tensor:
+    r"""Mean cosine of two different tokens of a sequence, from the cone index in one pass.
+
+    .. math:: \frac{1}{n(n-1)} \sum_{i \ne j} \cos(x_i, x_j) = \frac{I^2 - n}{n(n-1)}
+
+    Pairs with a zero vector count as cosine 0 (as in scikit-learn's ``cosine_similarity``): then the
+    n that is subtracted is the number of vectors that are not zero.
+
+    Args:
+        x: Token vectors ``[..., n, d]``, any floating point type.
+        mask: Boolean ``[..., n]`` (sizes equal or 1), True = real token. The rest has no influence.
+
+    Returns:
+        ``[...]`` in [-1, 1], float32 (float64 stays); NaN where fewer than two tokens are valid.
+
+    Raises:
+        TypeError: If ``x`` is not floating point or ``mask`` not boolean.
+        ValueError: If shapes do not fit.
+
+    Source: Ethayarajh 2019, How contextual are contextualized word representations? (anisotropy).
+
+    Example:
+        >>> mean_cosine(torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 2.0]]))
+        tensor(0.3333)
+    """
+    total, valid, directed = sum_of_directions(x, mask)
+    cosines = total.square().sum(-1) - directed
+    mean = (cosines / (valid * (valid - 1)).clamp(min=1)).clamp(max=1)
+    return torch.where(valid > 1, mean, torch.nan)
+
+
+@computes("cone")
+def _cone(x: Tensor, mask: Tensor | None, before: Tensor | None) -> Tensor:
+    return cone_index(x, mask, normalized=True)
+
+
+@computes("cone_index")
+def _cone_index(x: Tensor, mask: Tensor | None, before: Tensor | None) -> Tensor:
+    return cone_index(x, mask)
+
+
+@computes("mean_cosine")
+def _mean_cosine(x: Tensor, mask: Tensor | None, before: Tensor | None) -> Tensor:
+    return mean_cosine(x, mask)

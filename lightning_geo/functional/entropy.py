@@ -1,0 +1,98 @@
+"""Entropy of attention on a scale that lengths do not shift: per query, and over the keys."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lightning_geo.functional._tensors import as_float, check_mask, shannon_entropy
+from lightning_geo.functional.registry import ObservedCall, computes
+
+if TYPE_CHECKING:
+    from lightning_geo.kernels import AttentionStatistics
+
+__all__ = ["key_entropy", "normalized_entropy"]
+
+
+def normalized_entropy(entropy: Tensor, visible_keys: Tensor) -> Tensor:
+    r"""Entropy of a query's attention as a share of what uniform attention would have.
+
+    .. math:: H / \ln(\text{visible keys})
+
+    Args:
+        entropy: In nats, one per query, any shape.
+        visible_keys: How many keys each query may attend to, same shape, integer or float.
+
+    Returns:
+        In [0, 1], shape of ``entropy``; NaN where fewer than two keys are visible.
+
+    Raises:
+        TypeError: If ``entropy`` is not floating point.
+        ValueError: If the shapes differ.
+
+    Source: Shannon 1948 (efficiency, normalised entropy).
+
+    Example:
+        >>> normalized_entropy(torch.tensor([1.3863, 0.0, 0.0]), torch.tensor([4, 4, 1]))
+        tensor([1., 0., nan])
+    """
+    entropy = as_float(entropy, "entropy")
+    if visible_keys.shape != entropy.shape:
+        raise ValueError(
+            f"Expected `visible_keys` to have the shape of `entropy`, {list(entropy.shape)}, "
+            f"but got {list(visible_keys.shape)}."
+        )
+    ratio = entropy / visible_keys.clamp(min=2).to(entropy.dtype).log()
+    return torch.where(visible_keys >= 2, ratio.clamp(0, 1), torch.nan)
+
+
+def key_entropy(received: Tensor, key_mask: Tensor | None = None) -> Tensor:
+    r"""Entropy of the attention that keys receive from all queries together, as a share of its maximum.
+
+    .. math:: -\frac{1}{\ln n} \sum_j r_j \ln r_j, \quad
+              r_j = \text{received}_j \Big/ \sum_{j'} \text{received}_{j'}
+
+    Low: all queries pick the same few keys, vertical stripes in the attention matrix.
+
+    Args:
+        received: Attention that each key receives, summed over queries, ``[..., head, key]``.
+        key_mask: Boolean ``[..., key]`` (no head axis), True = real key. The rest has no influence.
+
+    Returns:
+        ``[..., head]`` in [0, 1]; NaN where fewer than two keys are valid or none receives anything.
+
+    Raises:
+        TypeError: If ``received`` is not floating point or ``key_mask`` not boolean.
+        ValueError: If shapes do not fit.
+
+    Source: Shannon 1948.
+
+    Example:
+        >>> key_entropy(torch.tensor([[2.0, 2.0, 2.0, 2.0], [0.0, 8.0, 0.0, 0.0]]))
+        tensor([1., 0.])
+    """
+    received = as_float(received, "received", "head key")
+    if key_mask is None:
+        keys = received.new_full(received.shape[:-1], received.shape[-1])
+    else:
+        shape = torch.Size([*received.shape[:-2], received.shape[-1]])
+        check_mask(key_mask, shape, "key_mask")
+        valid = key_mask[..., None, :].expand(received.shape)
+        keys = valid.sum(-1).to(received.dtype)
+        received = torch.where(valid, received, 0.0)
+    total = received.sum(-1, keepdim=True)
+    share = received / torch.where(total == 0, 1.0, total)
+    ratio = (shannon_entropy(share) / keys.clamp(min=2).log()).clamp(0, 1)
+    return torch.where((keys >= 2) & (total.squeeze(-1) != 0), ratio, torch.nan)
+
+
+@computes("normalized_entropy")
+def _normalized_entropy(statistics: AttentionStatistics) -> Tensor:
+    return normalized_entropy(statistics.entropy, statistics.visible_keys)
+
+
+@computes("key_entropy")
+def _key_entropy(call: ObservedCall) -> Tensor:
+    return key_entropy(call.statistics.received, call.key_mask)

@@ -1,0 +1,147 @@
+"""Heads beside each other: which say the same, and how many directions they add."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_geo.functional._tensors import as_float, exact_dtype, exact_matmul
+from lightning_geo.functional.registry import computes
+
+__all__ = ["complementarity", "head_similarity", "linear_cka", "redundancy"]
+
+
+def linear_cka(x: Tensor, y: Tensor) -> Tensor:
+    r"""Linear centred kernel alignment: do two representations of the same tokens agree up to rotation?
+
+    .. math:: \frac{\|X^\top Y\|_F^2}{\|X^\top X\|_F \, \|Y^\top Y\|_F}
+
+    with the columns of X and Y centred.
+
+    Args:
+        x: ``[..., n, d1]``, any floating point type.
+        y: ``[..., n, d2]``, the same n tokens.
+
+    Returns:
+        ``[...]`` in [0, 1], float32 (float64 stays); NaN where one of them does not vary.
+
+    Raises:
+        TypeError: If an argument is not floating point.
+        ValueError: If the tokens are not as many, or ranks do not fit.
+
+    Source: Kornblith et al. 2019, Similarity of Neural Network Representations Revisited.
+
+    Example:
+        >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 2.0]])
+        >>> linear_cka(x, -3 * x.flip(-1) + 1)
+        tensor(1.)
+    """
+    x, y = as_float(x, "x", "n d1"), as_float(y, "y", "n d2")
+    if x.shape[-2] != y.shape[-2]:
+        raise ValueError(
+            f"Expected `x` and `y` to hold the same n tokens, [..., n, d1] and [..., n, d2], "
+            f"but got {list(x.shape)} and {list(y.shape)}."
+        )
+    dtype = torch.promote_types(x.dtype, y.dtype)
+    wide = exact_dtype(x)
+    x, y = (z.to(wide) - z.to(wide).mean(-2, keepdim=True) for z in (x, y))
+    cross, own_x, own_y = (exact_matmul(a.mT, b).square().sum((-2, -1)) for a, b in ((x, y), (x, x), (y, y)))
+    return (cross / (own_x * own_y).sqrt()).clamp(max=1).to(dtype)
+
+
+def _block_norms(covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """Check ``[..., H, D, H, D]``; return it and the Frobenius norms ``[..., H, H]`` of its blocks."""
+    covariance = as_float(covariance, "covariance", "H D H D")
+    return covariance, torch.linalg.vector_norm(covariance, dim=(-3, -1))
+
+
+def head_similarity(covariance: Tensor) -> Tensor:
+    r"""Linear CKA of every pair of heads of a layer, from the covariance of their concatenated outputs.
+
+    .. math:: \frac{\|S_{hh'}\|_F^2}{\|S_{hh}\|_F \, \|S_{h'h'}\|_F}
+
+    Args:
+        covariance: ``[..., H, D, H, D]``, of the centred outputs; block (h, h') is ``S_hh'``. Any scale.
+
+    Returns:
+        ``[..., H, H]`` in [0, 1], symmetric, diagonal 1; NaN in row and column of a head that does not vary.
+
+    Raises:
+        TypeError: If ``covariance`` is not floating point.
+        ValueError: If its shape does not fit.
+
+    Source: Kornblith et al. 2019.
+
+    Example:
+        >>> x = torch.tensor([[1.0, 2.0, 0.0], [-1.0, -2.0, 1.0], [0.0, 0.0, -1.0]])  # 3 heads of size 1
+        >>> head_similarity((x.T @ x).reshape(3, 1, 3, 1))
+        tensor([[1.0000, 1.0000, 0.2500],
+                [1.0000, 1.0000, 0.2500],
+                [0.2500, 0.2500, 1.0000]])
+    """
+    _, norms = _block_norms(covariance)
+    own = norms.diagonal(dim1=-2, dim2=-1)
+    return (norms.square() / (own[..., :, None] * own[..., None, :])).clamp(max=1)
+
+
+@computes("redundancy")
+def redundancy(covariance: Tensor) -> Tensor:
+    r"""How well the most similar other head of the layer stands in for each head.
+
+    .. math:: \max_{h' \ne h} \mathrm{CKA}(h, h')
+
+    Args:
+        covariance: ``[..., H, D, H, D]``, of the centred outputs. Any scale.
+
+    Returns:
+        ``[..., H]`` in [0, 1]; NaN for a head that does not vary or has no other that does.
+
+    Raises:
+        TypeError: If ``covariance`` is not floating point.
+        ValueError: If its shape does not fit.
+
+    Source: Kornblith et al. 2019 (linear CKA).
+
+    Example:
+        >>> x = torch.tensor([[1.0, 2.0, 0.0], [-1.0, -2.0, 1.0], [0.0, 0.0, -1.0]])
+        >>> redundancy((x.T @ x).reshape(3, 1, 3, 1))
+        tensor([1.0000, 1.0000, 0.2500])
+    """
+    similarity = head_similarity(covariance)
+    itself = torch.eye(similarity.shape[-1], dtype=torch.bool, device=similarity.device)
+    others = torch.where(itself | similarity.isnan(), -1.0, similarity).amax(-1)
+    return torch.where(others < 0, torch.nan, others)
+
+
+@computes("complementarity")
+def complementarity(covariance: Tensor) -> Tensor:
+    r"""Dimensions that the heads of a layer span together, as a share of what each spans alone.
+
+    .. math:: \frac{(\mathrm{tr}\, S)^2 / \|S\|_F^2}{\sum_h (\mathrm{tr}\, S_{hh})^2 / \|S_{hh}\|_F^2}
+
+    Participation ratios, from traces and block norms, without eigenvalues. At most 1 by
+    Cauchy–Schwarz, reached by uncorrelated heads of equal tr S_hh / ‖S_hh‖²_F; 1/H for H copies of one
+    head; lower still where one head outweighs the others. A head that does not vary adds nothing.
+
+    Args:
+        covariance: ``[..., H, D, H, D]``, of the centred outputs. Any scale.
+
+    Returns:
+        ``[...]`` in (0, 1]; NaN where no head varies.
+
+    Raises:
+        TypeError: If ``covariance`` is not floating point.
+        ValueError: If its shape does not fit.
+
+    Source: Gao et al. 2017, A theory of multineuronal dimensionality (participation ratio).
+
+    Example:
+        >>> complementarity(torch.eye(4).reshape(2, 2, 2, 2)), complementarity(torch.ones(2, 1, 2, 1))
+        (tensor(1.), tensor(0.5000))
+    """
+    covariance, norms = _block_norms(covariance)
+    traces = covariance.diagonal(dim1=-4, dim2=-2).diagonal(dim1=-3, dim2=-2).sum(-1)
+    own = norms.diagonal(dim1=-2, dim2=-1)
+    alone = (traces / torch.where(own == 0, 1.0, own)).square().sum(-1)
+    together = traces.sum(-1).square() / norms.square().sum((-2, -1))
+    return (together / alone).clamp(max=1)

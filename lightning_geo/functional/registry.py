@@ -1,0 +1,138 @@
+"""Which function computes which metric. A new metric is one function, one MetricSpec, one test.
+
+A function is registered under its metric's name with :func:`computes` in the module of its family
+and found with :func:`metric_function`. How it is called depends on ``MetricSpec.kind``; what it
+returns is float, NaN where the metric is not defined:
+
+========== ======================================================== ===============================
+kind       called as                                                returns
+========== ======================================================== ===============================
+row        ``fn(statistics)``, an ``AttentionStatistics``           ``[B, H, Nq]``, one per query.
+                                                                    Without a registered function:
+                                                                    the field of the same name
+sequence   ``fn(call)``, an :class:`ObservedCall`                  ``[B, H]``, one per sequence
+tokens     ``fn(x, mask, before)``: ``x [..., n, d]``, ``mask``     ``[...]``, one per sequence.
+           bool like ``x`` without ``d`` (sizes equal or 1) or      ``cone.head`` on head outputs
+           None, ``before`` the block's input like ``x`` or None    ``[B, H, N, D]`` with ``mask
+                                                                    [B, 1, N]`` is ``cone``'s
+moments    ``fn(eigenvalues)``: ``[..., d]``, descending, >= 0      ``[...]``
+heads      ``fn(covariance)``: ``[H, D, H, D]``, centred            ``[H]`` or scalar, as the axes
+                                                                    of the spec say
+bases      ``fn(u, v)``: ``[..., d, r]`` each, orthonormal columns; ``[...]``
+           the caller decides which pair (query and key, now and
+           baseline, now and before)
+========== ======================================================== ===============================
+
+A function needs no line in ``functional/__init__.py`` unless users are to call it by hand; only
+the first function of a new family adds its module there.
+"""
+
+from __future__ import annotations
+
+import difflib
+import operator
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from torch import Tensor
+
+from lightning_geo.catalog import CATALOG
+from lightning_geo.schema import spec_of
+
+if TYPE_CHECKING:
+    from lightning_geo.kernels import AttentionStatistics
+
+__all__ = ["METRIC_FUNCTIONS", "ObservedCall", "computes", "metric_function"]
+
+_Function = TypeVar("_Function", bound=Callable[..., Tensor])
+
+#: The registered functions by metric name. Read it through :func:`metric_function`.
+METRIC_FUNCTIONS: dict[str, Callable[..., Tensor]] = {}
+
+
+class ObservedCall(Protocol):
+    """What a function of kind ``sequence`` may read of one attention call."""
+
+    @property
+    def query(self) -> Tensor:
+        """``[B, H, Nq, D]``."""
+
+    @property
+    def key(self) -> Tensor:
+        """``[B, Hk, Nk, D]``, H a multiple of Hk."""
+
+    @property
+    def query_mask(self) -> Tensor | None:
+        """``[B, Nq]`` bool, True = real token; None if all are."""
+
+    @property
+    def key_mask(self) -> Tensor | None:
+        """``[B, Nk]`` bool, True = real token; None if all are."""
+
+    @property
+    def statistics(self) -> AttentionStatistics:
+        """The call's per-query planes and received mass."""
+
+
+def computes(name: str) -> Callable[[_Function], _Function]:
+    """Register the decorated function as the one that computes the catalog's metric ``name``.
+
+    Args:
+        name: Name of a :class:`~lightning_geo.schema.MetricSpec` in the catalog.
+
+    Returns:
+        A decorator that returns its function unchanged.
+
+    Raises:
+        ValueError: If the catalog has no such metric, or the metric already has a function.
+
+    Example:
+        >>> @computes("drft")  # doctest: +ELLIPSIS
+        ... def drift(u, v): ...
+        Traceback (most recent call last):
+        ValueError: Expected `name` to be a metric of the catalog but got 'drft'. Did you mean 'drift'? ...
+    """
+    if name not in CATALOG:
+        near = difflib.get_close_matches(name, CATALOG, n=1, cutoff=0.0)[0]
+        raise ValueError(
+            f"Expected `name` to be a metric of the catalog but got {name!r}. Did you mean {near!r}? "
+            "A new metric needs its MetricSpec in lightning_geo/catalog.py first."
+        )
+
+    def register(function: _Function) -> _Function:
+        if name in METRIC_FUNCTIONS:
+            known = METRIC_FUNCTIONS[name]
+            raise ValueError(
+                f"Expected one function per metric but {name!r} is already computed by "
+                f"{known.__module__}.{known.__qualname__}. Remove one of the two."
+            )
+        METRIC_FUNCTIONS[name] = function
+        return function
+
+    return register
+
+
+def metric_function(name: str) -> Callable[..., Any]:
+    """Return the function that computes a metric, to be called as its ``kind`` says.
+
+    A metric on other axes (``cone.head``) falls back to its base name's function (``cone``), and a
+    ``row`` metric without function of its own to the field of its name (None where the call has none).
+
+    Args:
+        name: Metric name or stored name, such as ``entropy``, ``cone.head``, ``drift.query``.
+
+    Raises:
+        KeyError: If there is no such metric, or nothing computes it.
+
+    Example:
+        >>> import torch
+        >>> metric_function("stable_rank.query")(torch.tensor([2.0, 1.0, 1.0]))
+        tensor(2.)
+    """
+    spec = spec_of(name)
+    for known in (spec.name, spec.name.partition(".")[0]):
+        if known in METRIC_FUNCTIONS:
+            return METRIC_FUNCTIONS[known]
+    if spec.kind == "row":
+        return operator.attrgetter(spec.name)
+    raise KeyError(f"No function computes {spec.name!r}: decorate one with @computes({spec.name!r}).")

@@ -1,0 +1,227 @@
+"""Runs read back: the records in a run's event files as arrays over samples."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_geo.schema import GeometryRecord, lookup
+
+__all__ = ["GeometryHistory", "load_history"]
+
+_FACTS = ("epoch", "batches_seen", "wall_time", "cost_seconds", "probe")
+_PATTERN = "*tfevents*"
+_WANDB_RUN = re.compile(r"(?:offline-)?run-\d{8}_\d{6}-(?P<id>.+)")
+
+
+class GeometryHistory:
+    """The samples of one monitor in one run, by step.
+
+    Args:
+        records: At least one, by ascending step.
+        name: The monitor's name.
+        path: Where the run was read from.
+
+    Attributes:
+        steps: [sample] optimizer steps.
+        stacks: ``stack -> stored name -> [sample, ...]``, NaN where a sample lacks the metric.
+        facts: ``epoch``, ``batches_seen``, ``wall_time``, ``cost_seconds``, ``probe``, each [sample].
+        structure: Model class, modules and heads of each layer, as of the last sample.
+
+    Example:
+        >>> records = [GeometryRecord({"encoder": {"entropy": np.ones((2, 4))}}, step=s) for s in (0, 50)]
+        >>> history = GeometryHistory(records)
+        >>> history.steps, history["entropy"].shape, history.keys()
+        (array([ 0, 50]), (2, 2, 4), ['entropy'])
+    """
+
+    def __init__(self, records: list[GeometryRecord], name: str = "geometry", path: str = "") -> None:
+        if not records:
+            raise ValueError("Expected `records` to hold at least one sample, but got none.")
+        self.name = name
+        self.path = path
+        self.steps: NDArray[np.int64] = np.array([record.step for record in records], np.int64)
+        self.facts = {fact: np.array([getattr(record, fact) for record in records]) for fact in _FACTS}
+        self.structure = records[-1].structure
+        self.stacks: dict[str, dict[str, NDArray[Any]]] = {}
+        # a dict keeps the order in which records list their metrics
+        names = {(s, m): None for record in records for s, arrays in record.stacks.items() for m in arrays}
+        for stack, metric in names:
+            arrays = [record.stacks.get(stack, {}).get(metric) for record in records]
+            self.stacks.setdefault(stack, {})[metric] = _stacked(arrays)
+        self._records = records
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __getitem__(self, key: str) -> NDArray[Any]:
+        """Return [sample, layer, head] of a metric; roles and stages of a bare name are on a last axis."""
+        return lookup(self.stacks, key)
+
+    def __contains__(self, key: str) -> bool:
+        return key in GeometryRecord(self.stacks)
+
+    def __repr__(self) -> str:
+        steps = f"steps {self.steps[0]} to {self.steps[-1]}"
+        return f"GeometryHistory({self.name!r}, {len(self)} samples, {steps}, {len(self.keys())} metrics)"
+
+    def keys(self) -> list[str]:
+        """Names that ``history[name]`` takes, one per stored metric."""
+        return GeometryRecord(self.stacks).keys()
+
+    def record(self, sample: int) -> GeometryRecord:
+        """Return one sample by its index, -1 for the last."""
+        return self._records[sample]
+
+    def matrices(self, key: str) -> dict[int, NDArray[Any]]:
+        """Return a basis or head-pair matrix by step; it is kept at a session's first and last sample only.
+
+        Raises:
+            KeyError: If no sample has it, or several stacks have it.
+        """
+        having = [record for record in self._records if record.matrices]
+        if not having:
+            raise KeyError(f"No matrix {key!r}: no sample of this run kept any.")
+        return {record.step: lookup(record.matrices, key) for record in having}
+
+
+def _stacked(arrays: list[NDArray[Any] | None]) -> NDArray[Any]:
+    """[sample, ...] of arrays that may be missing or differ in size; NaN where there is nothing."""
+    given = [array for array in arrays if array is not None]
+    shape = tuple(np.max([array.shape for array in given], axis=0))
+    result = np.full((len(arrays), *shape), np.nan, given[0].dtype)
+    for sample, array in zip(result, arrays, strict=True):
+        if array is not None:
+            sample[tuple(slice(size) for size in array.shape)] = array
+    return result
+
+
+def load_history(path: str | os.PathLike[str], name: str | None = None) -> GeometryHistory:
+    """Read a run back from its event files.
+
+    Where a run was resumed, what it replaced is left out: samples at or after a session's start, or after a
+    later-written sample of the same or a lower step. Damaged events are skipped with a warning.
+
+    Args:
+        path: Directory of a run: TensorBoard's (``lightning_logs/version_0``), W&B's
+            (``wandb/offline-run-…``, together with the runs that it resumed), any other that holds
+            the record; or one event file.
+        name: Name of the monitor; needed if the run had several.
+
+    Raises:
+        FileNotFoundError: If there is no event file.
+        ValueError: If none holds the geometry, or several monitors did and ``name`` does not say which.
+    """
+    from google.protobuf.message import DecodeError
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    from lightning_geo.sinks.events import parse_record, started_at
+    from lightning_geo.sinks.frames import Damage, read_frames
+
+    files = _event_files(Path(path))
+    monitors: dict[str, list[GeometryRecord]] = {}
+    others: set[str] = set()
+    skipped: list[str] = []
+    for file in files:
+        for data in read_frames(file):
+            if isinstance(data, Damage):
+                skipped.append(str(data))
+                continue
+            try:
+                event = Event.FromString(data)
+            except DecodeError:
+                skipped.append(f"{file}: skipped a record that is no TensorBoard event")
+                continue
+            start = started_at(event)
+            if start is not None:
+                for records in monitors.values():
+                    _drop(records, start)
+            elif found := parse_record(event):
+                records = monitors.setdefault(found[0], [])
+                _drop(records, found[1].step)
+                records.append(found[1])
+            elif len(others) < 10:
+                others.update(value.tag for value in event.summary.value)
+    if skipped:
+        shown = "; ".join(skipped[:5]) + (f"; and {len(skipped) - 5} more" if len(skipped) > 5 else "")
+        warnings.warn(f"{os.fspath(path)!r} was read but for what is damaged. {shown}.", stacklevel=2)
+    name = _monitor(path, name, monitors, files, others)
+    return GeometryHistory(monitors[name], name, os.fspath(path))
+
+
+def _drop(records: list[GeometryRecord], step: int) -> None:
+    while records and records[-1].step >= step:
+        records.pop()
+
+
+def _monitor(
+    path: str | os.PathLike[str],
+    name: str | None,
+    monitors: dict[str, list[GeometryRecord]],
+    files: list[Path],
+    others: set[str],
+) -> str:
+    names = [found for found, records in monitors.items() if records]
+    if not names:
+        held = f"only tags such as {', '.join(sorted(others)[:10])}" if others else "no readable summary"
+        raise ValueError(
+            f"Expected `path` to be a run with a GeometryMonitor, but its {len(files)} event file(s) in "
+            f"{os.fspath(path)!r} hold {held}. Was the monitor among the Trainer's callbacks?"
+        )
+    if name is None and len(names) > 1:
+        raise ValueError(f"Expected `name` to be one of the run's monitors {names}, but got None.")
+    if name is not None and name not in names:
+        raise ValueError(f"Expected `name` to be one of the run's monitors {names}, but got {name!r}.")
+    return names[0] if name is None else name
+
+
+def _event_files(path: Path) -> list[Path]:
+    """The event files of a run in the order in which they were begun."""
+    if path.is_file():
+        return [path]
+    if not path.exists():
+        raise FileNotFoundError(f"Expected `path` to be a run's directory, but {str(path)!r} does not exist.")
+    files = [file for folder in _folders(path) for file in folder.glob(_PATTERN) if file.is_file()]
+    if files:
+        return sorted(files, key=_begun)
+    deeper = (path.glob(f"{folders}/{_PATTERN}") for folders in ("*", "*/*", "*/*/*"))
+    below = sorted({str(file.parent) for found in deeper for file in found})
+    if below:
+        shown = ", ".join(below[:10]) + (", …" if len(below) > 10 else "")
+        raise FileNotFoundError(
+            f"Expected `path` to be the directory of one run, but {str(path)!r} has no event file itself. "
+            f"These have some: {shown}."
+        )
+    content = sorted(entry.name for entry in path.iterdir())[:10]
+    raise FileNotFoundError(
+        f"Expected `path` to be the directory of a run, with a file named *tfevents*, but {str(path)!r} "
+        + (f"holds {', '.join(content)}." if content else "is empty.")
+    )
+
+
+def _folders(path: Path) -> list[Path]:
+    """Directories that hold a run's event files: W&B begins a new one each time that it resumes a run."""
+    run = path.resolve()  # `latest-run` is a link
+    run = run.parent if run.name == "files" else run
+    match = _WANDB_RUN.fullmatch(run.name)
+    if match is None:
+        return [path]
+    runs = ((entry, _WANDB_RUN.fullmatch(entry.name)) for entry in run.parent.iterdir())
+    return [entry / "files" for entry, other in runs if other and other["id"] == match["id"]]
+
+
+def _begun(file: Path) -> tuple[int, float, str]:
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    from lightning_geo.sinks.frames import read_frames
+
+    second = re.search(r"tfevents\.(\d+)", file.name)
+    first = next(read_frames(file), None)
+    began = Event.FromString(first).wall_time if isinstance(first, bytes) else 0.0
+    return int(second[1]) if second else 0, began, file.name

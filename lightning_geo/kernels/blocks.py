@@ -1,0 +1,76 @@
+"""``BlockMask``, flex attention's masks: a rule per pair of positions, evaluated where it is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
+
+__all__ = ["BlockRule", "mask_rows"]
+
+
+@dataclass(frozen=True)
+class BlockRule:
+    """A ``BlockMask`` in the form that tiles need.
+
+    Args:
+        mask_mod: ``(b, h, query, key) -> bool`` on scalar index tensors, as flex attention calls it.
+        blocks: ``[B or 1, H or 1, query blocks, key blocks]`` bool, False where flex attention skips the
+            block: masks made by ``BlockMask.from_kv_blocks`` may hide keys by that alone.
+        block_size: Queries and keys per block.
+    """
+
+    mask_mod: Callable[..., Tensor]
+    blocks: Tensor
+    block_size: tuple[int, int]
+
+    @classmethod
+    def of(cls, mask: BlockMask) -> BlockRule:
+        """Read a ``BlockMask``."""
+        queries, keys = mask.BLOCK_SIZE
+        return cls(mask.mask_mod, mask.to_dense().bool(), (queries, keys))
+
+    def visible(self, batch: slice, heads: slice, rows: slice, columns: slice) -> Tensor:
+        """Bool ``[b or 1, h or 1, rows, columns]`` of a tile."""
+        indices = self._leading(batch, 0), self._leading(heads, 1), self._range(rows), self._range(columns)
+        query_blocks, key_blocks = indices[2] // self.block_size[0], indices[3] // self.block_size[1]
+        blocks = self.blocks[indices[0]][:, indices[1]][:, :, query_blocks][..., key_blocks]
+        return blocks & self._evaluate(indices, (None, None, None, 0), (None, None, 0, None))
+
+    def pairs(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Bool ``[B or 1, H or 1, n]`` of n pairs of positions."""
+        indices = self._leading(slice(None), 0), self._leading(slice(None), 1), rows, columns
+        blocks = self.blocks[..., rows // self.block_size[0], columns // self.block_size[1]]
+        return blocks & self._evaluate(indices, (None, None, 0, 0))
+
+    def _leading(self, part: slice, axis: int) -> Tensor:
+        # a mask made for one sequence or one head holds for all of them
+        size = self.blocks.shape[axis]
+        return self._range(slice(0, 1) if size == 1 else slice(*part.indices(size)))
+
+    def _range(self, part: slice) -> Tensor:
+        return torch.arange(part.start, part.stop, device=self.blocks.device)
+
+    def _evaluate(self, indices: tuple[Tensor, ...], *inner: tuple[int | None, ...]) -> Tensor:
+        # a mask_mod is written for scalars: whole index tensors would break those that look up tables
+        function = self.mask_mod
+        for dims in (*inner, (None, 0, None, None), (0, None, None, None)):
+            function = torch.vmap(function, in_dims=dims)
+        return function(*indices).bool()
+
+
+def mask_rows(mask: BlockMask, rows: Tensor, columns: Tensor) -> Tensor:
+    """Evaluate a ``BlockMask`` on pairs of positions: may query ``rows[n]`` attend to key ``columns[n]``?
+
+    Args:
+        mask: Of shape [B or 1, H or 1, Nq, Nk].
+        rows: Integer ``[n]``, query positions.
+        columns: Integer ``[n]``, key positions.
+
+    Returns:
+        Bool ``[B or 1, n]``: in any head.
+    """
+    return BlockRule.of(mask).pairs(rows, columns).any(dim=1)

@@ -1,0 +1,229 @@
+"""Attention statistics in portable torch: tiles of whole rows in two reused buffers.
+
+A tile holds the scores of some heads' rows with all the keys that these rows may see, so the softmax
+needs no second tile and nothing is rescaled. On a CPU every pass over a tile costs about a tenth of the
+matrix product that fills it, hence the shape of this code: passes are few, in place, and of the kinds
+that run vectorised (``exp2`` rather than ``exp``, adding a bias rather than ``masked_fill``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from lightning_geo.kernels.masks import HIDDEN_SCORE, bias_of, first_keys, is_hidden
+from lightning_geo.kernels.problem import AttentionProblem, AttentionStatistics
+from lightning_geo.kernels.tiles import Plan, Tile, band, edges, keys_in_band
+
+__all__ = ["TILE_SCORES", "chunked"]
+
+#: Scores per tile, 4 MiB in float32: smaller ones pay for dispatch, larger ones leave the caches.
+TILE_SCORES = 1 << 20
+
+_LOG2E = math.log2(math.e)
+_LN2 = math.log(2.0)
+
+# above it, adding HIDDEN_SCORE to a score would not hide it
+_TAME_SCORE = 1e20
+
+
+def chunked(problem: AttentionProblem, tile_scores: int = TILE_SCORES) -> AttentionStatistics:
+    """Compute the statistics of one attention call on any device, in float32.
+
+    Args:
+        problem: The attention call.
+        tile_scores: Scores per tile; at least one row of one key head's queries is taken.
+
+    Returns:
+        The statistics. Beside them and two tiles, only some heads' q and k are held in float32.
+    """
+    device = problem.query.device.type
+    with torch.no_grad(), torch.autocast(device, enabled=False), _full_precision(device):
+        plan = Plan.of(problem, tile_scores)
+        sums = _RowSums(problem, plan)
+        for batch, key_heads in plan.groups(problem):
+            sums.add(batch, key_heads)
+        return sums.statistics()
+
+
+@contextmanager
+def _full_precision(device: str) -> Iterator[None]:
+    # TF32 and bf16 products would leave three digits of a score
+    backend = torch.backends.cuda.matmul if device == "cuda" else torch.backends.mkldnn.matmul
+    before = backend.fp32_precision
+    backend.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        backend.fp32_precision = before
+
+
+class _RowSums:
+    """What the tiles leave of each row: sums over its keys of e = exp(score - peak), weighted or not."""
+
+    def __init__(self, problem: AttentionProblem, plan: Plan) -> None:
+        self.problem, self.plan = problem, plan
+        shape = problem.rows_shape
+        new = problem.query.new_zeros
+        self.tiles = new(2, plan.batch * plan.key_heads * plan.rows * problem.group_size * problem.keys,
+                         dtype=torch.float32)  # fmt: skip
+        self.peak, self.moment, self.norm, self.first, self.special = new(5, *shape, dtype=torch.float32)
+        self.linear = new(4, *shape, dtype=torch.float32)  # all keys, before, after, times distance
+        self.near = new(3, *shape, dtype=torch.float32)  # the key before, the own, the key after
+        self.received = new(*shape[:2], problem.keys, dtype=torch.float32)
+        self.visible = keys_in_band(problem).expand(shape).clone()
+        self.first_key = first_keys(problem)
+        self.weights = _linear_weights(problem, plan.rows)
+
+    def add(self, batch: slice, key_heads: slice) -> None:
+        """Go through all rows of a group of heads."""
+        problem = self.problem
+        shared = problem.group_size
+        heads = slice(key_heads.start * shared, key_heads.stop * shared)
+        query = problem.query[batch, heads]
+        key = problem.key[batch, key_heads].to(torch.float32).flatten(0, 1)
+        # Cauchy-Schwarz; a NaN compares False
+        bound = torch.linalg.vector_norm(query, dtype=torch.float32) * torch.linalg.vector_norm(key)
+        tame = float(bound) * abs(problem.scale) < _TAME_SCORE
+        for start in range(0, query.shape[2], self.plan.rows):
+            rows = slice(start, min(start + self.plan.rows, query.shape[2]))
+            tile = Tile(batch, heads, rows, band(problem, rows))
+            if tile.shape[3]:
+                part = query[:, :, rows].to(torch.float32).reshape(key.shape[0], -1, key.shape[2])
+                scores = self._scores(tile, part, key[:, tile.columns])
+                self._hide(tile, scores, tame)
+                self._reduce(tile, scores)
+
+    def _scores(self, tile: Tile, query: Tensor, key: Tensor) -> Tensor:
+        """Scores of a tile before masks, ``[b, h, rows, columns]``, in the first buffer."""
+        softcap = self.problem.softcap
+        scores = _view(self.tiles[0], (key.shape[0], query.shape[1], key.shape[1]))
+        # the scale after the dot product: it costs nothing there and keeps exact products exact
+        scale = self.problem.scale / (softcap or 1.0)
+        torch.baddbmm(scores, query, key.transpose(1, 2), beta=0, alpha=scale, out=scores)
+        if softcap is not None:
+            scores.tanh_().mul_(softcap)
+        return scores.view(tile.shape)
+
+    def _hide(self, tile: Tile, scores: Tensor, tame: bool) -> None:
+        """Add masks to a tile's scores, in place, and count the keys that they leave."""
+        problem = self.problem
+        if tame and not problem.masks:
+            for edge in edges(problem, tile):
+                inside = slice(edge.start - tile.columns.start, edge.stop - tile.columns.start)
+                scores[..., inside] += bias_of(problem, tile._replace(columns=edge))
+            return
+        bias = bias_of(problem, tile)
+        scores += bias
+        hidden = is_hidden(bias).expand(-1, -1, -1, scores.shape[3])
+        self.visible[tile[:3]] = scores.shape[3] - hidden.sum(-1, dtype=torch.float32)
+        if not tame:
+            # a NaN outlives the addition, also one in rows that nobody asks for
+            if problem.query_mask is not None:
+                hidden = hidden | ~problem.query_mask[tile.batch, None, tile.rows, None]
+            scores.masked_fill_(hidden, HIDDEN_SCORE)
+
+    def _reduce(self, tile: Tile, scores: Tensor) -> None:
+        """Reduce a tile's scores; they are lost."""
+        batch, heads, rows, columns = tile.shape
+        at = tile[:3]
+        peak = scores.amax(-1, keepdim=True)
+        # log2(e) enters by fused multiply-add: its rounding is the same for a whole row and cancels
+        exponent = torch.add(peak * -_LOG2E, scores, alpha=_LOG2E, out=_view(self.tiles[1], tile.shape))
+        e = torch.exp2(exponent, out=scores)
+        self.peak[at] = peak.squeeze(-1)
+        self.norm[at] = torch.linalg.vector_norm(e, dim=-1)
+
+        # rows as the batch: each has its own weights, all heads share them
+        flat = e.view(batch * heads, rows, columns)
+        start = tile.columns.start - tile.rows.start + self.problem.rows_shape[2] - 1
+        weights = self.weights[:rows, :, start : start + columns]
+        linear = torch.bmm(weights, flat.permute(1, 2, 0))
+        self.linear[(slice(None), *at)] = linear.permute(1, 2, 0).view(4, batch, heads, rows)
+
+        live = self.visible[at] > 0
+        if self.problem.query_mask is not None:
+            live = live & self.problem.query_mask[tile.batch, None, tile.rows]
+        share = torch.where(live, 1.0 / self.linear[0][at], 0.0).view(batch * heads, 1, rows)
+        received = torch.bmm(share, flat).view(batch, heads, columns)
+        self.received[tile.batch, tile.heads, tile.columns] += received
+
+        self._pick(tile, e)
+        if self.problem.special is not None:
+            special = self.problem.special[tile.batch, None, None, tile.columns].to(torch.float32)
+            special = special.expand(-1, heads, -1, -1).reshape(batch * heads, 1, columns)
+            self.special[at] = torch.bmm(special, flat.transpose(1, 2)).view(batch, heads, rows)
+        self.moment[at] = exponent.mul_(e).sum(-1)
+
+    def _pick(self, tile: Tile, e: Tensor) -> None:
+        """Read single keys of each row: those next to its own position, and the sequence's first."""
+        own = tile.rows.start + self.problem.offset - tile.columns.start
+        for sums, step in zip(self.near, (-1, 0, 1), strict=True):
+            found = e.diagonal(own + step, -2, -1)
+            start = tile.rows.start + max(0, -own - step)
+            sums[tile.batch, tile.heads, start : start + found.shape[-1]] = found
+        column = self.first_key[tile.batch] - tile.columns.start
+        inside = (column >= 0) & (column < e.shape[3])
+        index = torch.where(inside, column, 0)[:, None, None, None].expand(*e.shape[:3], 1)
+        found = e.gather(-1, index).squeeze(-1)
+        self.first[tile[:3]] = torch.where(inside[:, None, None], found, 0.0)
+
+    def statistics(self) -> AttentionStatistics:
+        """Turn the sums into statistics."""
+        problem = self.problem
+        live = self.visible > 0
+        if problem.query_mask is not None:
+            live = live & problem.query_mask[:, None]
+        total = self.linear[0]
+        finite = torch.isfinite(total) & torch.isfinite(self.moment)
+        defined = live & finite
+
+        def plane(values: Tensor) -> Tensor:
+            return torch.where(defined, values, torch.nan)
+
+        # what rounding made of the largest exponent, in octaves
+        top = torch.add(self.peak * -_LOG2E, self.peak, alpha=_LOG2E)
+        logsumexp = plane(self.peak + (total.log() - top * _LN2))
+        sinks = problem.sinks
+        return AttentionStatistics(
+            live=live,
+            visible_keys=self.visible,
+            logsumexp=logsumexp,
+            # centred at the peak: exact at any offset of the scores
+            entropy=plane((total.log() - _LN2 * self.moment / total).clamp(min=0)),
+            concentration=plane((self.norm / total).square()),
+            max_probability=plane(top.exp2() / total),
+            max_logit=plane(self.peak),
+            previous_mass=plane(self.near[0] / total),
+            self_mass=plane(self.near[1] / total),
+            next_mass=plane(self.near[2] / total),
+            first_mass=plane(self.first / total),
+            backward_mass=plane(self.linear[1] / total),
+            forward_mass=plane(self.linear[2] / total),
+            distance=plane(self.linear[3] / total),
+            received=self.received.masked_fill((live & ~finite).any(-1, keepdim=True), torch.nan),
+            special_mass=None if problem.special is None else plane(self.special / total),
+            sink_mass=None if sinks is None else torch.sigmoid(sinks.to(torch.float32)[:, None] - logsumexp),
+        )
+
+
+def _view(buffer: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return buffer[: math.prod(shape)].view(shape)
+
+
+def _linear_weights(problem: AttentionProblem, rows: int) -> Tensor:
+    """What the sums of a tile's rows weigh keys with: one, before, after, distance.
+
+    Returns:
+        float32 ``[rows, 4, Nq + Nk - 1]``. They depend on the distance alone: a tile takes the part that
+        starts at its first column - its first row + Nq - 1.
+    """
+    queries, keys = problem.rows_shape[2], problem.keys
+    device = problem.query.device
+    ahead = torch.arange(1 - queries, keys, device=device) - problem.offset
+    ahead = ahead - torch.arange(rows, device=device)[:, None]
+    return torch.stack([torch.ones_like(ahead), ahead < 0, ahead > 0, ahead.abs()], dim=1).to(torch.float32)

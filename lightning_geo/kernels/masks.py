@@ -1,0 +1,97 @@
+"""What hides keys from queries, as a bias on the scores: masks of every kind, causality, windows."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_geo.kernels.blocks import BlockRule
+from lightning_geo.kernels.problem import AttentionProblem
+from lightning_geo.kernels.tiles import Tile
+
+__all__ = ["HIDDEN_BELOW", "HIDDEN_SCORE", "bias_of", "first_keys", "is_hidden"]
+
+#: An additive mask entry at or below it hides its key. -inf, ``finfo.min`` of every type, -1e4 (and -1e4
+#: plus a position bias) all occur in practice, while no learned bias comes near.
+HIDDEN_BELOW = -9000.0
+
+#: Score of a hidden key in float32: finite, so that a row without visible keys yields no inf - inf.
+HIDDEN_SCORE = -1e30
+
+# columns per step in the search for the first key: nearly always the first step finds it
+_STEP = 64
+
+
+def bias_of(problem: AttentionProblem, tile: Tile) -> Tensor:
+    """What masks, causality and window add to a tile's scores; :func:`is_hidden` tells hidden keys.
+
+    Returns:
+        float32, each axis of the tile's size or 1.
+    """
+    parts = [_mask_bias(mask, tile) for mask in problem.masks]
+    if problem.left is not None or problem.right is not None:
+        parts.append(_band_bias(problem, tile))
+    if not parts:
+        return problem.query.new_zeros(1, 1, 1, 1, dtype=torch.float32)
+    return functools.reduce(torch.add, parts)
+
+
+def is_hidden(bias: Tensor) -> Tensor:
+    """Where a bias hides its key. A NaN does not: it is to be seen in the row's statistics."""
+    return bias <= HIDDEN_SCORE / 2
+
+
+def first_keys(problem: AttentionProblem) -> Tensor:
+    """Find the first valid key of each sequence, as ``AttentionStatistics.first_mass`` defines it.
+
+    Returns:
+        int64 ``[B]``; Nk where a sequence has none.
+    """
+    batch, heads, queries = problem.rows_shape
+    real = problem.query_mask
+    first = torch.full((batch,), problem.keys, device=problem.query.device)
+    for start in range(0, problem.keys if queries else 0, _STEP):
+        columns = slice(start, min(start + _STEP, problem.keys))
+        seen = _seen(problem, Tile(slice(0, batch), slice(0, heads), slice(0, queries), columns))
+        if real is not None and queries == problem.keys:
+            seen = seen & real[:, columns]
+        found = torch.where(seen.any(-1), start + seen.to(torch.uint8).argmax(-1), problem.keys)
+        first = torch.minimum(first, found)
+        if bool((first < problem.keys).all()):
+            break
+    return first
+
+
+def _seen(problem: AttentionProblem, tile: Tile) -> Tensor:
+    """Bool ``[B or 1, columns]``: which keys any live row of the tile may attend to."""
+    visible = (~is_hidden(bias_of(problem, tile))).any(dim=1)
+    if problem.query_mask is not None:
+        visible = visible & problem.query_mask[:, tile.rows, None]
+    return visible.any(dim=1).expand(-1, tile.shape[3])
+
+
+def _mask_bias(mask: Tensor | BlockRule, tile: Tile) -> Tensor:
+    if isinstance(mask, BlockRule):
+        visible = mask.visible(*tile)
+    else:
+        part = mask[tuple(s if n > 1 else slice(None) for s, n in zip(tile, mask.shape, strict=True))]
+        if part.dtype != torch.bool:
+            # one pass where a comparison and a fill take ten
+            return F.threshold(part.to(torch.float32), HIDDEN_BELOW, HIDDEN_SCORE)
+        visible = part
+    return visible.to(torch.float32).sub_(1.0).mul_(-HIDDEN_SCORE)
+
+
+def _band_bias(problem: AttentionProblem, tile: Tile) -> Tensor:
+    device = problem.query.device
+    position = torch.arange(tile.rows.start, tile.rows.stop, device=device)[:, None] + problem.offset
+    column = torch.arange(tile.columns.start, tile.columns.stop, device=device)
+    outside = torch.zeros(tile.shape[2:], dtype=torch.bool, device=device)
+    if problem.left is not None:
+        outside |= column < position - problem.left
+    if problem.right is not None:
+        outside |= column > position + problem.right
+    return outside.to(torch.float32).mul_(HIDDEN_SCORE)[None, None]

@@ -1,0 +1,112 @@
+"""One attention call in the form that every backend takes, and what every backend returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lightning_geo.kernels.blocks import BlockRule
+
+__all__ = ["AttentionProblem", "AttentionStatistics"]
+
+
+@dataclass(frozen=True)
+class AttentionProblem:
+    """A checked attention call: :func:`lightning_geo.functional.attention_statistics` builds it.
+
+    The key position of query row i is p = i + ``offset``. Key j is visible to it where
+    p - ``left`` <= j <= p + ``right`` and every mask agrees.
+
+    Args:
+        query: ``[B, H, Nq, D]``, any floating point type, any strides.
+        key: ``[B, Hk, Nk, D]``, H a multiple of Hk; query head h reads key head h // (H / Hk).
+        scale: Factor of the dot products.
+        softcap: Scores become ``softcap * tanh(score / softcap)`` before masks; None for none.
+        masks: Each bool (True = attend) or additive float ``[B or 1, H or 1, Nq or 1, Nk or 1]``, or
+            the rule of a ``BlockMask``. All of them apply.
+        offset: Key position of query row 0.
+        left: Keys visible before a row's position; None for all.
+        right: Keys visible after a row's position; None for all, 0 for causal.
+        query_mask: ``[B, Nq]`` bool, True = real token; None if all are.
+        sinks: ``[H]``, logit of the key-less column; None for none.
+        special: ``[B, Nk]`` bool, True = special token; None if nobody asks.
+    """
+
+    query: Tensor
+    key: Tensor
+    scale: float
+    softcap: float | None = None
+    masks: tuple[Tensor | BlockRule, ...] = ()
+    offset: int = 0
+    left: int | None = None
+    right: int | None = None
+    query_mask: Tensor | None = None
+    sinks: Tensor | None = None
+    special: Tensor | None = None
+
+    @property
+    def rows_shape(self) -> tuple[int, int, int]:
+        """B, H, Nq."""
+        batch, heads, queries = self.query.shape[:3]
+        return batch, heads, queries
+
+    @property
+    def keys(self) -> int:
+        """Nk."""
+        return self.key.shape[2]
+
+    @property
+    def group_size(self) -> int:
+        """Query heads that share one key head."""
+        return self.query.shape[1] // self.key.shape[1]
+
+
+@dataclass(frozen=True)
+class AttentionStatistics:
+    r"""What each query's attention looks like, without the attention matrix.
+
+    :math:`p_{ij}` is the softmax of the scores over visible keys, before dropout and without the sink;
+    i is a query row, :math:`\pi_i` its key position (i, or i + Nk - Nq with bottom-right alignment).
+    Float planes are float32 ``[B, H, Nq]``. Rows that are not ``live`` hold NaN in all of them but
+    ``visible_keys``; so do live rows in which a visible score is NaN or infinite.
+
+    Args:
+        live: Bool ``[B, H, Nq]``: at least one key is visible and ``query_mask`` is True.
+        visible_keys: How many keys the row may attend to, whether it is live or not.
+        logsumexp: :math:`\ln \sum_j e^{s_{ij}}`, natural, without the sink.
+        entropy: :math:`-\sum_j p_{ij} \ln p_{ij}` in nats.
+        concentration: :math:`\sum_j p_{ij}^2`.
+        max_probability: :math:`\max_j p_{ij}`.
+        max_logit: :math:`\max_j s_{ij}`, after scale, softcap and additive masks.
+        self_mass: :math:`p_{i,\pi_i}`, 0 where that key is hidden or does not exist.
+        previous_mass: :math:`p_{i,\pi_i-1}`, likewise.
+        next_mass: :math:`p_{i,\pi_i+1}`, likewise.
+        first_mass: :math:`p_{i,f}`, f being the sequence's first key that any of its live rows, in any
+            head, may attend to; where Nq = Nk, ``query_mask`` must not mark f as padding either.
+            0 where f is hidden from the row or there is none.
+        backward_mass: :math:`\sum_{j<\pi_i} p_{ij}`.
+        forward_mass: :math:`\sum_{j>\pi_i} p_{ij}`.
+        distance: :math:`\sum_j p_{ij} |j-\pi_i|` in tokens.
+        received: ``[B, H, Nk]``, :math:`\sum_i p_{ij}` over live rows; NaN for a head with a NaN row.
+        special_mass: Sum of :math:`p_{ij}` over special tokens; None unless these were given.
+        sink_mass: Probability of the sink column in the full softmax; None unless sinks were given.
+    """
+
+    live: Tensor
+    visible_keys: Tensor
+    logsumexp: Tensor
+    entropy: Tensor
+    concentration: Tensor
+    max_probability: Tensor
+    max_logit: Tensor
+    self_mass: Tensor
+    previous_mass: Tensor
+    next_mass: Tensor
+    first_mass: Tensor
+    backward_mass: Tensor
+    forward_mass: Tensor
+    distance: Tensor
+    received: Tensor
+    special_mass: Tensor | None = None
+    sink_mass: Tensor | None = None

@@ -1,0 +1,97 @@
+"""The oracle: attention statistics in float64 from materialised matrices, one definition per line."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_geo.kernels.blocks import BlockRule
+from lightning_geo.kernels.masks import HIDDEN_BELOW
+from lightning_geo.kernels.problem import AttentionProblem, AttentionStatistics
+
+__all__ = ["reference"]
+
+
+@torch.no_grad()
+def reference(problem: AttentionProblem) -> AttentionStatistics:
+    """Compute the statistics as they are defined, from [B, H, Nq, Nk] matrices: for tests.
+
+    Args:
+        problem: The attention call; its rounded inputs are taken as exact.
+
+    Returns:
+        The statistics, float planes in float64.
+    """
+    visible, scores = _visible_scores(problem)
+    position = torch.arange(problem.rows_shape[2], device=scores.device)[:, None] + problem.offset
+    column = torch.arange(problem.keys, device=scores.device)
+    live = visible.any(-1)
+    if problem.query_mask is not None:
+        live = live & problem.query_mask[:, None]
+    finite = (torch.isfinite(scores) | ~visible).all(-1)
+
+    p = torch.softmax(scores.masked_fill(~visible, -torch.inf), -1)
+    p = p.masked_fill(~live[..., None], 0.0)
+    logsumexp = torch.logsumexp(scores.masked_fill(~visible, -torch.inf), -1)
+    special, sinks = problem.special, problem.sinks
+
+    def plane(values: Tensor) -> Tensor:
+        return values.masked_fill(~(live & finite), torch.nan)
+
+    def mass(where: Tensor) -> Tensor:
+        return plane((p * where).sum(-1))
+
+    return AttentionStatistics(
+        live=live,
+        visible_keys=visible.sum(-1).double(),
+        logsumexp=plane(logsumexp),
+        entropy=plane(torch.special.entr(p).sum(-1)),
+        concentration=plane(p.square().sum(-1)),
+        max_probability=plane(p.amax(-1)),
+        max_logit=plane(scores.masked_fill(~visible, -torch.inf).amax(-1)),
+        self_mass=mass(column == position),
+        previous_mass=mass(column == position - 1),
+        next_mass=mass(column == position + 1),
+        first_mass=mass(_first_key(problem, visible & live[..., None])),
+        backward_mass=mass(column < position),
+        forward_mass=mass(column > position),
+        distance=mass((column - position).abs()),
+        received=p.sum(-2).masked_fill((live & ~finite).any(-1, keepdim=True), torch.nan),
+        special_mass=None if special is None else mass(special[:, None, None]),
+        sink_mass=None if sinks is None else plane(torch.sigmoid(sinks.double()[:, None] - logsumexp)),
+    )
+
+
+def _visible_scores(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
+    """Which keys are visible and all scores, hidden ones included: ``[B, H, Nq, Nk]`` each."""
+    batch, heads, queries = problem.rows_shape
+    shape = (batch, heads, queries, problem.keys)
+    key = problem.key.double().repeat_interleave(problem.group_size, dim=1)
+    scores = problem.query.double() @ key.transpose(-2, -1) * problem.scale
+    if problem.softcap is not None:
+        scores = problem.softcap * torch.tanh(scores / problem.softcap)
+    index = torch.meshgrid(*(torch.arange(n, device=scores.device) for n in shape), indexing="ij")
+    position = index[2] + problem.offset
+    visible = torch.ones(shape, dtype=torch.bool, device=scores.device)
+    if problem.left is not None:
+        visible &= index[3] >= position - problem.left
+    if problem.right is not None:
+        visible &= index[3] <= position + problem.right
+    for mask in problem.masks:
+        if isinstance(mask, BlockRule):
+            full = slice(0, batch), slice(0, heads), slice(0, queries), slice(0, problem.keys)
+            visible &= mask.visible(*full)
+        elif mask.dtype == torch.bool:
+            visible &= mask
+        else:
+            visible &= ~(mask <= HIDDEN_BELOW)
+            scores = scores + mask.double()
+    return visible, scores
+
+
+def _first_key(problem: AttentionProblem, attended: Tensor) -> Tensor:
+    """Bool ``[B, 1, 1, Nk]``, True at most once per sequence."""
+    valid = attended.any(dim=(1, 2))
+    if problem.query_mask is not None and problem.query_mask.shape[1] == problem.keys:
+        valid = valid & problem.query_mask
+    return (valid & (valid.cumsum(-1) == 1))[:, None, None]

@@ -1,0 +1,192 @@
+"""One sample: tap, statistics, metrics, record. The monitor uses it, and so does anyone by hand."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_geo.complaints import ArgumentError
+from lightning_geo.compute import Bases, Computed, compute
+from lightning_geo.replay import Call, device_of, undisturbed
+from lightning_geo.schema import GeometryRecord, compares_samples, select
+from lightning_geo.statistics import SampleStatistics, reduce_over_ranks
+from lightning_geo.taps import CallKey, Layout, Tap, lay_out
+
+__all__ = ["LayerChoice", "Measurement", "measure", "special_tokens"]
+
+LayerChoice = int | str | Sequence[int] | None
+
+
+class Measurement:
+    """One sample of one or several observed models.
+
+    Args:
+        models: Observed models by name; several put their names before those of their stacks.
+        metrics: Stored names, as :func:`lightning_geo.schema.select` returns them.
+        layers: Layer indices, or a regular expression on the paths of attention modules.
+        rank: Dimensions of the subspaces.
+        special_token_ids: Input ids that count as special; ``None`` asks the model's config.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, nn.Module],
+        metrics: tuple[str, ...],
+        layers: LayerChoice = None,
+        rank: int = 8,
+        special_token_ids: Iterable[int] | None = None,
+    ) -> None:
+        self._metrics = metrics
+        self._layers = layers
+        self._rank = rank
+        self._statistics = {prefix: SampleStatistics(metrics) for prefix in models}
+        self._taps = {
+            prefix: Tap(model, self._statistics[prefix], special_tokens(model, special_token_ids))
+            for prefix, model in models.items()
+        }
+
+    def observe(self, name: str = "") -> AbstractContextManager[Tap]:
+        """Everything that the model of that name computes inside belongs to the sample."""
+        return self._taps[name].open()
+
+    @property
+    def failures(self) -> list[Exception]:
+        """What went wrong while observing."""
+        return [failure for tap in self._taps.values() for failure in tap.failures]
+
+    @property
+    def unobserved(self) -> dict[str, str]:
+        """Modules that look like attention but showed none: path and class."""
+        return {name: kind for tap in self._taps.values() for name, kind in tap.unobserved.items()}
+
+    @property
+    def observed(self) -> list[str]:
+        """Names of the models that showed attention."""
+        return [name for name, statistics in self._statistics.items() if statistics.layers]
+
+    def keep(self, names: Sequence[str]) -> None:
+        """Forget the other models."""
+        self._statistics = {name: self._statistics[name] for name in names}
+        self._taps = {name: self._taps[name] for name in names}
+
+    def reduce(self, ok: bool, device: torch.device) -> bool:
+        """Merge over ranks; whether the sample is valid on all of them."""
+        return reduce_over_ranks(list(self._statistics.values()), ok, device)
+
+    def discard_values(self) -> None:
+        """Keep the layout but count nothing: what a rank without inputs brings to the sum."""
+        for statistics in self._statistics.values():
+            statistics.zero()
+
+    def compute(self, baseline: Bases | None = None, previous: Bases | None = None) -> Computed:
+        """Derive all metrics; see :func:`lightning_geo.compute.compute`."""
+        merged = Computed()
+        for name, statistics in self._statistics.items():
+            layout = lay_out(statistics.layers, self._taps[name].modules)
+            if len(self._statistics) > 1:
+                layers = {k: (f"{name}.{stack}", i) for k, (stack, i) in layout.layers.items()}
+                sizes = {f"{name}.{stack}": size for stack, size in layout.sizes.items()}
+                layout = Layout(layers, layout.blocks, sizes)
+            part = compute(
+                statistics, layout, self._metrics, self._rank, self._chooser(layout), baseline, previous
+            )
+            for mine, new in zip(vars(merged).values(), vars(part).values(), strict=True):
+                mine.update(new)
+        return merged
+
+    def _chooser(self, layout: Layout) -> Callable[[CallKey], bool]:
+        layers = self._layers
+        if layers is None:
+            return lambda key: True
+        if isinstance(layers, str):
+            return lambda key: re.search(layers, key.module) is not None
+        wanted = {layers} if isinstance(layers, int) else set(layers)
+        return lambda key: layout.layers[key][1] in wanted
+
+    def check_layers(self) -> None:
+        """Raise if ``layers`` matches no attention call that was seen.
+
+        Raises:
+            ArgumentError: With what there is to match.
+        """
+        layouts = [lay_out(s.layers, self._taps[p].modules) for p, s in self._statistics.items()]
+        if any(self._chooser(layout)(key) for layout in layouts for key in layout.layers):
+            return
+        modules = sorted({key.module for layout in layouts for key in layout.layers})
+        sizes = {stack: size for layout in layouts for stack, size in layout.sizes.items()}
+        raise ArgumentError(
+            f"Expected `layers` to match at least one layer but got {self._layers!r}. "
+            f"Layers per stack: {sizes}; attention modules: {modules[:4]}{'...' * (len(modules) > 4)}."
+        )
+
+
+def special_tokens(model: nn.Module, given: Iterable[int] | None) -> tuple[int, ...]:
+    """Ids of special tokens: the given ones, or the bos, eos, cls and sep that the config names."""
+    if given is not None:
+        return tuple(given)
+    config = getattr(model, "config", None)
+    found: list[int] = []
+    for name in ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"):
+        value = getattr(config, name, None)
+        found += [v for v in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(v, int)]
+    return tuple(dict.fromkeys(found))
+
+
+def measure(
+    model: nn.Module,
+    batch: Any,
+    *,
+    metrics: Iterable[str] | str | None = None,
+    layers: LayerChoice = None,
+    rank: int = 8,
+    special_token_ids: Iterable[int] | None = None,
+) -> GeometryRecord:
+    """Measure the geometry of a model's attention on one batch, as the monitor does on its probe.
+
+    The model runs once, in eval mode and without gradient; its flags, buffers and the random number
+    generators are as before when it returns. ``drift`` and ``velocity`` are absent: they compare samples.
+
+    Args:
+        model: Any module that computes attention.
+        batch: A mapping is keyword arguments, a tuple positional ones, a tensor the one argument.
+        metrics: Families or single names; default everything.
+        layers: Layer indices, or a regular expression on module paths; default all.
+        rank: Dimensions of the subspaces that are compared, at most half a head.
+        special_token_ids: Input ids that count as special tokens; default those of ``model.config``.
+
+    Returns:
+        A record; ``record["entropy"]`` is a float32 array [layer, head].
+
+    Raises:
+        ValueError: If a metric is unknown, nothing matches ``layers``, or no attention was seen.
+
+    Example:
+        >>> model = torch.nn.TransformerEncoder(
+        ...     torch.nn.TransformerEncoderLayer(16, nhead=2, batch_first=True), num_layers=3)
+        >>> measure(model, torch.randn(4, 10, 16))["entropy"].shape
+        (3, 2)
+    """
+    started = time.perf_counter()
+    names = tuple(name for name in select(metrics) if not compares_samples(name))
+    measurement = Measurement({"": model}, names, layers, rank, special_token_ids)
+    call = Call.from_batch(batch).to(device_of(model))
+    with undisturbed(model), measurement.observe():
+        model(*call.args, **call.kwargs)
+    if measurement.failures:
+        raise measurement.failures[0]
+    if not measurement.observed:
+        raise ValueError(
+            f"Expected `model` to compute attention but {type(model).__name__} showed none. "
+            f"Attention-like modules that ran: {measurement.unobserved or 'none'}."
+        )
+    measurement.check_layers()
+    computed = measurement.compute()
+    structure = {"model": type(model).__name__, "stacks": computed.structure}
+    cost = time.perf_counter() - started
+    return GeometryRecord(computed.stacks, structure, wall_time=time.time(), cost_seconds=cost)

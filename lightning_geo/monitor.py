@@ -1,0 +1,445 @@
+"""The Lightning callback: when samples are taken, on which ranks, and what survives a restart."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+
+from lightning_geo.baseline import bases_of, check_bases
+from lightning_geo.complaints import ArgumentError, Complaints
+from lightning_geo.compute import Computed
+from lightning_geo.lightning import AnyCallback, adopt, lightning_logger
+from lightning_geo.observed import candidates, check_layers
+from lightning_geo.probe import CallRecorder, Probe, ProbeCall, probe_from
+from lightning_geo.sampler import Sampler
+from lightning_geo.schedule import Schedule
+from lightning_geo.schema import GeometryRecord, compares_samples, select
+from lightning_geo.sinks import Sink, open_sinks
+
+__all__ = ["GeometryMonitor"]
+
+#: Strategies that shard parameters: an inner module cannot be called on its own.
+_SHARDED = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")
+
+
+class GeometryMonitor(AnyCallback):
+    """Watch the geometry of attention while a transformer trains.
+
+    At chosen optimizer steps it observes attention on a fixed probe (the first sequences that the
+    trainer feeds the model), computes entropy, pattern, cone, subspace, stream and head metrics and
+    sends them to every logger. Sample ``s`` describes the weights that enter step ``s``; the last
+    one, at the end of fit, the final weights. Training is bit-identical with and without it.
+
+    Model summaries are logged as ``geometry/<metric>``, layers as
+    ``geometry_<family>/<metric>/layer_03``; the summaries are in ``trainer.callback_metrics`` too.
+
+    Args:
+        every_n_steps: Optimizer steps between samples (default 50); step 0 is always a sample.
+        schedule: ``step -> bool`` instead.
+        metrics: Families (``entropy``, ``pattern``, ``cone``, ``subspace``, ``stream``, ``head``) or
+            single metrics; ``None`` for everything.
+        layers: Layer indices, or a regular expression on module names; ``None`` for all.
+        rank: Dimensions of the subspaces that are compared, at most half a head.
+        source: ``"probe"`` replays fixed inputs in eval mode; ``"batch"`` observes the training
+            forward itself: no extra forward, but batch noise, and no ``drift`` and ``velocity``.
+        probe: A batch or a dataloader to use as the probe; ``None`` records it from the run.
+        probe_size: Sequences in the probe, over all ranks.
+        probe_in_checkpoint: Whether checkpoints carry the probe's inputs, so that a resumed run
+            goes on with the same.
+        module: Name of the observed model in the LightningModule; ``None`` finds it.
+        baseline: Directory of another run whose first sample ``drift`` is measured against.
+        special_token_ids: Input ids that count as special; ``None`` asks the model's config.
+        scalars: Finest scalars: ``"model"``, ``"layer"`` (headline metrics) or ``"head"``.
+        strict: Raise whatever goes wrong instead of warning once.
+        name: First part of all tags; give each of two monitors its own.
+
+    Raises:
+        ValueError: If an argument's value does not fit.
+
+    Example:
+        >>> monitor = GeometryMonitor(every_n_steps=100, metrics=["entropy", "subspace"])
+        >>> monitor.last_record is None
+        True
+    """
+
+    def __init__(
+        self,
+        every_n_steps: int | None = None,
+        schedule: Callable[[int], bool] | None = None,
+        metrics: str | list[str] | None = None,
+        layers: int | list[int] | str | None = None,
+        rank: int = 8,
+        source: Literal["probe", "batch"] = "probe",
+        probe: Any = None,
+        probe_size: int = 16,
+        probe_in_checkpoint: bool = True,
+        module: str | None = None,
+        baseline: str | os.PathLike[str] | None = None,
+        special_token_ids: list[int] | None = None,
+        scalars: Literal["model", "layer", "head"] = "layer",
+        strict: bool = False,
+        name: str = "geometry",
+    ) -> None:
+        super().__init__()
+        _one_of("source", source, ("probe", "batch"))
+        _one_of("scalars", scalars, ("model", "layer", "head"))
+        _positive("rank", rank)
+        _positive("probe_size", probe_size)
+        if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name):
+            raise ValueError(f"Expected `name` to be made of letters, digits, '_', '.' and '-' but got {name!r}.")
+        self._schedule = Schedule(every_n_steps, schedule)
+        self._metrics = select(metrics)
+        self._layers = layers
+        self._rank = rank
+        self._source = source
+        self._given_probe = probe
+        self._probe_size = probe_size
+        self._probe_in_checkpoint = probe_in_checkpoint
+        self._module = module
+        self._baseline_run = baseline
+        self._special_token_ids = special_token_ids
+        self._scalars = scalars
+        self._strict = strict
+        self._name = name
+        self.last_record: GeometryRecord | None = None
+        self._complaints = Complaints(strict)
+        self._reset()
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> GeometryMonitor:
+        adopt()
+        return super().__new__(cls)
+
+    def _reset(self) -> None:
+        """Forget the run."""
+        self._probe: Probe | None = None
+        self._share: list[ProbeCall] | None = None
+        self._summaries: dict[str, float] = {}
+        self._samples = 0
+        self._cost = 0.0
+        self._recorder: CallRecorder | None = None
+        self._sampler: Sampler | None = None
+        self._sinks: list[Sink] | None = None
+        self._resumed_at: int | None = None
+        self._step: int | None = None
+        self._pending = False
+        self._started = time.perf_counter()
+        self._unsaved: dict[str, Any] = {}
+
+    @property
+    def state_key(self) -> str:
+        """One state per name."""
+        return self._generate_state_key(name=self._name)
+
+    # -- the run begins
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Check what can be checked, before anything runs."""
+        if stage != "fit":
+            return
+        if trainer.fit_loop.epoch_loop._batches_that_stepped == 0:
+            self._reset()
+        if self._source == "probe" and type(trainer.strategy).__name__ in _SHARDED:
+            self._complaints.say(
+                f'{type(trainer.strategy).__name__} cannot replay an inner module: `source="batch"` is used'
+            )
+            self._source = "batch"
+        check_layers(self._layers, pl_module)
+        metrics = self._metrics
+        if self._source == "batch":  # two batches of the same weights differ as much as 60 steps of training do
+            metrics = tuple(m for m in metrics if not compares_samples(m))
+        self._sampler = Sampler(
+            candidates(pl_module, self._module), metrics, self._layers, self._rank, self._special_token_ids,
+            trainer.precision_plugin.forward_context, self._complaints,
+        )  # fmt: skip
+        if self._baseline_run is not None:
+            self._sampler.baseline = bases_of(self._baseline_run)
+        self._started = time.perf_counter()
+
+    def on_sanity_check_start(self, trainer: Any, pl_module: Any) -> None:
+        """Record the probe from the validation data: runs over the same data then share it."""
+        self._start_recording()
+
+    def on_sanity_check_end(self, trainer: Any, pl_module: Any) -> None:
+        """Use what was recorded."""
+        self._finish_recording()
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Go on from a checkpoint, or try the given probe."""
+        self._resumed_at = _step(trainer) or None
+        trainer.callback_metrics.update(_tensors(self._summaries))
+        if self._source == "probe" and self._given_probe is not None and self._probe is None:
+            self._use_given_probe()
+        self._start_recording()
+
+    def _start_recording(self) -> None:
+        wanted = self._source == "probe" and self._probe is None and self._given_probe is None
+        if wanted and self._recorder is None and self._sampler is not None:
+            each = -(-self._probe_size // _world_size())
+            self._recorder = CallRecorder(self._sampler.models, each)
+            self._recorder.start()
+
+    def _finish_recording(self) -> None:
+        recorder = self._recorder
+        if recorder is None:
+            return
+        with self._complaints.about("the probe could not be recorded"):
+            self._adopt_probe(Probe.gather(recorder.calls, self._probe_size))
+        if self._probe is not None:
+            recorder.stop()
+            self._recorder = None
+
+    def _adopt_probe(self, probe: Probe | None) -> None:
+        known = self._unsaved.get("fingerprint")
+        if probe is not None and self._sampler is not None and known not in (None, probe.fingerprint):
+            self._sampler.baseline = self._sampler.previous = None
+            self._complaints.say("the checkpoint's probe differs from this run's, so that drift starts anew")
+        self._probe, self._share = probe, None
+
+    def _use_given_probe(self) -> None:
+        """Find out which candidate takes it.
+
+        Raises:
+            ArgumentError: If none does.
+        """
+        assert self._sampler is not None
+        try:
+            calls = probe_from(self._given_probe, self._probe_size)
+        except TypeError as error:
+            raise ArgumentError(f"Expected `probe` to be a batch or a dataloader but {error}.") from error
+        reasons = []
+        for name in self._sampler.models:
+            probe = Probe([ProbeCall.of(name, call) for call in calls])
+            failure = self._sampler.replay([c.to(self._sampler.device) for c in probe.calls])
+            if failure is None:
+                self._probe = probe
+                return
+            reasons.append(f"{name or 'the module itself'}: {type(failure).__name__}: {failure}")
+        raise ArgumentError(
+            "Expected `probe` to be inputs that the observed model takes (a mapping is keyword arguments, a tuple "
+            f"positional ones, a tensor the one argument) but every candidate failed. {' | '.join(reasons)}"
+        )
+
+    # -- steps
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Sample the weights that enter this step, or start to observe its forward."""
+        step = _step(trainer)
+        anew = step != self._step
+        if self._sampler is None or not (self._schedule(step) if anew else self._pending):
+            self._step = step
+            return
+        self._step = step
+        if self._source == "batch":
+            self._pending = True
+            with self._complaints.about("observing the batch failed"):
+                self._sampler.watch(anew=anew)
+        elif anew:
+            self._pending = self._probe is None
+            if not self._pending:
+                self._replay(trainer, step)
+
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
+        """Stop observing: gradient checkpointing calls attention again in backward."""
+        if self._sampler is not None:
+            self._sampler.pause()
+
+    def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
+        """Go on observing where more forward may follow."""
+        if self._source == "batch" and self._pending and not pl_module.automatic_optimization:
+            with self._complaints.about("observing the batch failed"):
+                self._sampler.watch(anew=False)
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        """Take the first sample where the probe was recorded from this very step's batches."""
+        if self._source == "probe" and self._pending:
+            self._pending = False
+            self._finish_recording()
+            if self._probe is not None:
+                self._replay(trainer, _step(trainer))
+            else:
+                self._complaints.say(
+                    "the trainer has not called the observed model yet, so there is no probe",
+                    "if training calls a method other than the module itself, give `probe=` or `module=`. "
+                    + "; ".join(f"{n or 'the module'}: {why}" for n, why in self._passed_over().items()),
+                )
+
+    def _passed_over(self) -> Mapping[str, str]:
+        return self._recorder.passed_over if self._recorder is not None else {}
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Conclude a sample taken from the step's own batches."""
+        if self._source != "batch" or not self._pending or self._sampler is None:
+            return
+        self._sampler.pause()
+        started = time.perf_counter()
+        error = self._sampler.run_shadows()
+        if not trainer.fit_loop._should_accumulate():
+            self._pending = False
+            self._conclude(trainer, _step(trainer), error, started)
+
+    # -- the run ends
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Measure the final weights and say what it all cost."""
+        self._stop()
+        step = _step(trainer)
+        last = self.last_record.step if self.last_record is not None else None
+        if self._source == "probe" and self._probe is not None and last != step:
+            self._replay(trainer, step, final=True)
+        if self._samples and trainer.is_global_zero:
+            whole = time.perf_counter() - self._started
+            places = ", ".join(sink.where for sink in self._sinks or []) or "nowhere: no logger and fast_dev_run"
+            lightning_logger(trainer).info(
+                f"GeometryMonitor: {self._samples} samples in {self._cost:.1f} s "
+                f"({100 * self._cost / max(whole, 1e-9):.1f} % of the run). {places}"
+            )
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Leave nothing behind in the model."""
+        self._stop()
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Close what was opened."""
+        if stage == "fit":
+            self._stop()
+            for sink in self._sinks or []:
+                with self._complaints.about(f"closing {sink.where} failed"):
+                    sink.close()
+            self._sinks = None
+
+    def _stop(self) -> None:
+        if self._recorder is not None:
+            self._recorder.stop()
+            self._recorder = None
+        if self._sampler is not None:
+            self._sampler.pause()
+        self._pending = False
+
+    # -- samples
+
+    def _replay(self, trainer: Any, step: int, *, final: bool = False) -> None:
+        started = time.perf_counter()
+        assert self._sampler is not None and self._probe is not None
+        share = self._share
+        if share is None:
+            mine = self._probe.share(_rank(), _world_size())
+            share = self._share = [call.to(self._sampler.device) for call in mine]
+        if share:
+            error = self._sampler.replay(share)
+        else:  # more ranks than sequences: the layout is needed all the same
+            first = self._probe.calls[0].take(slice(0, 1)).to(self._sampler.device)
+            error = self._sampler.replay([first], counted=False)
+        self._conclude(trainer, step, error, started, final=final)
+
+    def _conclude(
+        self, trainer: Any, step: int, error: Exception | None, started: float, *, final: bool = False
+    ) -> None:
+        """Merge the sample over ranks, make its record, send it everywhere."""
+        assert self._sampler is not None
+        with self._complaints.about(f"a sample was dropped (first at step {step})"):
+            computed = self._sampler.conclude(error)
+            if self._probe is not None:
+                self._probe = self._probe.only(self._sampler.models)
+            if self._samples == 0 and self._baseline_run is not None:
+                check_bases(self._sampler.baseline, computed.bases, self._baseline_run)
+            record = self._record(trainer, step, computed, started, final)
+            self.last_record = record
+            self._samples += 1
+            self._summaries = {f"{self._name}/{key}": value for key, value in record.summaries().items()}
+            trainer.callback_metrics.update(_tensors(self._summaries))
+            if trainer.is_global_zero:
+                self._write(trainer, record, final)
+        self._cost += time.perf_counter() - started
+
+    def _record(
+        self, trainer: Any, step: int, computed: Computed, started: float, final: bool
+    ) -> GeometryRecord:
+        sampler = self._sampler
+        assert sampler is not None
+        first = self._samples == 0
+        sampler.previous = {s: {r: u.cpu() for r, u in roles.items()} for s, roles in computed.bases.items()}
+        if sampler.baseline is None:
+            sampler.baseline = sampler.previous
+        model = ", ".join(type(getattr(m, "_orig_mod", m)).__name__ for m in sampler.models.values())
+        return GeometryRecord(
+            computed.stacks,
+            {"model": model, "stacks": computed.structure},
+            computed.matrices() if first or final else {},
+            step=step,
+            epoch=trainer.current_epoch,
+            batches_seen=trainer.fit_loop.epoch_loop.batch_progress.total.completed,
+            wall_time=time.time(),
+            cost_seconds=time.perf_counter() - started,
+            probe="" if self._probe is None else self._probe.fingerprint,
+        )
+
+    def _write(self, trainer: Any, record: GeometryRecord, final: bool) -> None:
+        if self._sinks is None:
+            self._sinks = [] if trainer.fast_dev_run else open_sinks(
+                trainer.loggers, name=self._name, level=self._scalars, max_steps=trainer.estimated_stepping_batches,
+                directory=Path(trainer.default_root_dir) / "lightning_geo", resumed_at=self._resumed_at,
+            )  # fmt: skip
+        for sink in self._sinks:
+            with self._complaints.about(f"writing to {sink.where} failed"):
+                sink.write(record, final=final)
+
+    # -- checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """Probe, bases and summaries, in containers that a weights-only load accepts."""
+        sampler, probe = self._sampler, self._probe
+        return {
+            "probe": probe.state_dict() if probe is not None and self._probe_in_checkpoint else None,
+            "fingerprint": None if probe is None else probe.fingerprint,
+            "baseline": None if sampler is None else sampler.baseline,
+            "previous": None if sampler is None else sampler.previous,
+            "summaries": dict(self._summaries),
+            "samples": self._samples,
+            "cost": self._cost,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where the checkpoint was written."""
+        self._unsaved = {"fingerprint": state_dict["fingerprint"]}
+        if state_dict["probe"] is not None:
+            self._probe = Probe.from_state_dict(state_dict["probe"])
+        if self._sampler is not None:
+            self._sampler.baseline, self._sampler.previous = state_dict["baseline"], state_dict["previous"]
+        self._summaries = dict(state_dict["summaries"])
+        self._samples, self._cost = state_dict["samples"], state_dict["cost"]
+
+
+def _step(trainer: Any) -> int:
+    """What Lightning's own monitors log at: ``global_step`` counts every optimizer of a step."""
+    return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def _tensors(values: Mapping[str, float]) -> dict[str, torch.Tensor]:
+    return {name: torch.tensor(value) for name, value in values.items()}
+
+
+def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"Expected `{name}` to be one of {allowed} but got {value!r}.")
+
+
+def _positive(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"Expected `{name}` to be an integer of at least 1 but got {value!r}.")

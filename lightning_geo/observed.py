@@ -1,0 +1,68 @@
+"""Which modules of a LightningModule are observed."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+
+from torch import nn
+
+__all__ = ["candidates", "check_layers", "choose"]
+
+#: The LightningModule's own forward, among its children's names.
+ITSELF = ""
+
+
+def candidates(root: nn.Module, module: str | None) -> dict[str, nn.Module]:
+    """Modules that may be observed: the named one, or the direct children and the root itself.
+
+    Raises:
+        ValueError: If ``module`` names nothing.
+    """
+    if module is not None:
+        named = dict(root.named_modules())
+        if module not in named:
+            near = difflib.get_close_matches(module, [n for n in named if n], n=3)
+            raise ValueError(
+                f"Expected `module` to name a module of {type(root).__name__} but got {module!r}. "
+                f"Nearest names: {near or sorted(dict(root.named_children()))}."
+            )
+        return {ITSELF: named[module]}
+    children = {name: child for name, child in root.named_children() if any(child.children())}
+    return {**children, ITSELF: root}
+
+
+def choose(observed: Iterable[str]) -> list[str]:
+    """Of the candidates that showed attention, those to observe from now on.
+
+    One child is the model. Of several, the root's own forward, where it was called, is the better
+    choice: only there do they feed each other.
+    """
+    names = list(observed)
+    children = [name for name in names if name != ITSELF]
+    return children if len(children) == 1 or ITSELF not in names else [ITSELF]
+
+
+def check_layers(layers: int | str | Sequence[int] | None, root: nn.Module) -> None:
+    """Check what can be checked of ``layers`` before anything ran.
+
+    Raises:
+        ValueError: If a pattern matches no module name, or an index exceeds every list.
+        TypeError: If it is something else.
+    """
+    if layers is None:
+        return
+    if isinstance(layers, str):
+        names = [name for name, _ in root.named_modules()]
+        if not any(re.search(layers, name) for name in names):
+            raise ValueError(
+                f"Expected `layers` to match the name of a module but {layers!r} matches none of {len(names)}, "
+                f"such as {names[-1]!r}."
+            )
+        return
+    indices = [layers] if isinstance(layers, int) else list(layers)
+    if not indices or not all(isinstance(i, int) and i >= 0 for i in indices):
+        raise TypeError(
+            f"Expected `layers` to be a pattern or layer indices from 0 on but got {layers!r}."
+        )

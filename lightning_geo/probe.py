@@ -1,0 +1,253 @@
+"""The probe: records calls of the observed models and replays the same ones at every sample."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from lightning_geo.replay import Call
+
+__all__ = ["CallRecorder", "Probe", "ProbeCall", "probe_from"]
+
+
+@dataclass
+class ProbeCall:
+    """One recorded call.
+
+    Args:
+        model: Prefix of the observed model.
+        call: Its arguments, on the CPU.
+        rows: Sequences in it.
+        divisible: Whether all its tensors have the sequences on their first axis.
+    """
+
+    model: str
+    call: Call
+    rows: int
+    divisible: bool
+
+    @classmethod
+    def of(cls, model: str, call: Call) -> ProbeCall:
+        """Count the sequences of a call."""
+        sizes = [x.shape[0] for x in call.tensors() if x.dim() > 0]
+        return cls(model, call, sizes[0] if sizes else 1, len(set(sizes)) == 1)
+
+    def to(self, device: torch.device) -> ProbeCall:
+        """Move its tensors."""
+        return ProbeCall(self.model, self.call.to(device), self.rows, self.divisible)
+
+    def take(self, rows: slice) -> ProbeCall:
+        """Some of its sequences; all of them where it is not divisible."""
+        if not self.divisible:
+            return self
+        return ProbeCall.of(self.model, self.call.map(lambda x: x[rows] if x.dim() else x))
+
+    def digests(self) -> list[bytes]:
+        """One digest per sequence, padding left out where an attention mask tells it."""
+        named = {**{str(i): x for i, x in enumerate(self.call.args)}, **self.call.kwargs}
+        mask = named.get("attention_mask")
+        if not (self.divisible and isinstance(mask, Tensor) and mask.dim() == 2):
+            mask = None
+        rows = range(self.rows) if self.divisible else [slice(None)]
+        return [_digest(named, row, mask) for row in rows]
+
+
+class Probe:
+    """The inputs on which samples are taken.
+
+    Args:
+        calls: In order; those of all ranks.
+    """
+
+    def __init__(self, calls: Sequence[ProbeCall]) -> None:
+        self.calls = list(calls)
+        digests = sorted(d for call in self.calls for d in call.digests())
+        #: equal for equal inputs, in whatever order, padding or number of ranks they came
+        self.fingerprint = hashlib.sha256(b"".join(digests)).hexdigest()[:16] if digests else ""
+
+    @property
+    def models(self) -> list[str]:
+        """Prefixes of the observed models."""
+        return list(dict.fromkeys(call.model for call in self.calls))
+
+    def share(self, rank: int, world_size: int) -> list[ProbeCall]:
+        """What one rank replays: every ``world_size``-th sequence, or call where it has no rows."""
+        shares = []
+        for index, call in enumerate(self.calls):
+            if call.divisible and call.rows > rank:
+                shares.append(call.take(slice(rank, None, world_size)))
+            elif not call.divisible and index % world_size == rank:
+                shares.append(call)
+        return shares
+
+    def only(self, models: Iterable[str]) -> Probe:
+        """The calls of these models; itself where there are no others."""
+        wanted = set(models)
+        return self if wanted >= set(self.models) else Probe([c for c in self.calls if c.model in wanted])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain containers and tensors only: what a checkpoint can be loaded with safely."""
+        return {
+            "calls": [{"model": c.model, "args": list(c.call.args), "kwargs": c.call.kwargs} for c in self.calls]
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> Probe:
+        """Inverse of :meth:`state_dict`."""
+        return cls([ProbeCall.of(c["model"], Call(tuple(c["args"]), dict(c["kwargs"]))) for c in state["calls"]])
+
+    @classmethod
+    def gather(cls, calls: Sequence[ProbeCall], size: int) -> Probe | None:
+        """Join what all ranks recorded, cut to ``size`` sequences per model; ``None`` if nobody has any."""
+        everyone: list[list[ProbeCall]] = [list(calls)]
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            everyone = [[] for _ in range(dist.get_world_size())]
+            dist.all_gather_object(everyone, list(calls))
+        longest = max(map(len, everyone))
+        in_order = [mine[i] for i in range(longest) for mine in everyone if i < len(mine)]
+        joined = list(_first(in_order, size))
+        return cls(joined) if joined else None
+
+
+class CallRecorder:
+    """Records the first calls that the trainer makes of the candidates for observed models.
+
+    Args:
+        candidates: Modules by prefix.
+        size: Sequences to record of each.
+    """
+
+    def __init__(self, candidates: Mapping[str, nn.Module], size: int) -> None:
+        self._candidates = candidates
+        self._size = size
+        self._handles: list[Any] = []
+        self._calls: list[ProbeCall] = []
+        #: why calls were passed over, by prefix
+        self.passed_over: dict[str, str] = {}
+
+    @property
+    def calls(self) -> list[ProbeCall]:
+        """What was recorded."""
+        return self._calls
+
+    def start(self) -> None:
+        """Watch the candidates' calls."""
+        if not self._handles:
+            self._handles = [on_call(module, self._hook(name)) for name, module in self._candidates.items()]
+
+    def stop(self) -> None:
+        """Leave the candidates alone; harmless when done twice."""
+        for remove in self._handles:
+            remove()
+        self._handles = []
+
+    def _hook(self, name: str) -> Callable[[tuple[Any, ...], dict[str, Any]], None]:
+        def record(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            rows = sum(call.rows for call in self._calls if call.model == name)
+            if rows >= self._size:
+                return
+            # what the sanity check passes are inference tensors, of no use to a later forward
+            with torch.inference_mode(False), torch.no_grad():
+                try:
+                    call = Call(tuple(_copy(list(args))), _copy(kwargs))
+                except TypeError as error:
+                    self.passed_over[name] = str(error)
+                    return
+            self._calls.append(ProbeCall.of(name, call).take(slice(self._size - rows)))
+
+        return record
+
+
+def on_call(
+    module: nn.Module, function: Callable[[tuple[Any, ...], dict[str, Any]], None]
+) -> Callable[[], None]:
+    """Run ``function(args, kwargs)`` before every call of ``module``; returns what undoes it.
+
+    A module compiled in place runs its hooks inside the compiled code, so there the compiled call
+    itself is wrapped: the graph stays as it is.
+    """
+    compiled = module._compiled_call_impl
+    if compiled is None:
+
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if getattr(module.forward, "__name__", "forward") != "wrapped_forward":
+                function(args, kwargs)  # else Lightning borrows the module's call for a whole step
+
+        return module.register_forward_pre_hook(hook, with_kwargs=True).remove
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        function(args, kwargs)
+        return compiled(*args, **kwargs)
+
+    module._compiled_call_impl = call
+
+    def undo() -> None:
+        module._compiled_call_impl = compiled
+
+    return undo
+
+
+def probe_from(given: Any, size: int) -> list[Call]:
+    """Calls from what a user gave as ``probe``: one batch, or a dataloader's first.
+
+    Raises:
+        TypeError: If nothing in it can be kept.
+    """
+    loader = not isinstance(given, (Tensor, Mapping, tuple, list)) and isinstance(given, Iterable)
+    calls: list[ProbeCall] = []
+    for batch in given if loader else [given]:
+        call = Call.from_batch(batch)
+        calls.append(ProbeCall.of("", Call(tuple(_copy(list(call.args))), _copy(call.kwargs))))
+        if sum(c.rows for c in calls) >= size:
+            break
+    return [c.call for c in (_first(calls, size) if loader else calls)]
+
+
+def _first(calls: Iterable[ProbeCall], size: int) -> Iterator[ProbeCall]:
+    """Calls until there are ``size`` sequences of each model, the last one cut."""
+    taken: dict[str, int] = {}
+    for call in calls:
+        rows = taken.get(call.model, 0)
+        if rows < size:
+            yield call.take(slice(size - rows))
+            taken[call.model] = rows + call.rows
+
+
+def _copy(value: Any) -> Any:
+    """Copy to plain containers on the CPU.
+
+    Raises:
+        TypeError: If there is anything but tensors, numbers, strings, None and containers of them.
+    """
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _copy(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_copy(item) for item in value) if type(value) in (list, tuple) else tuple(map(_copy, value))
+    raise TypeError(f"an argument of type {type(value).__name__} cannot be kept")
+
+
+def _digest(named: Mapping[str, Any], row: int | slice, mask: Tensor | None) -> bytes:
+    state = hashlib.sha256()
+    for name, value in sorted(named.items()):
+        tensors: list[Tensor] = []
+        Call((value,)).map(lambda x, into=tensors: into.append(x) or x)
+        for x in tensors:
+            part = x[row] if x.dim() else x
+            if mask is not None and isinstance(row, int) and x.shape[:2] == mask.shape:
+                part = part[mask[row].bool()]
+            part = part.contiguous()
+            content = part.reshape(-1).view(torch.uint8) if part.numel() else part
+            state.update(f"{name} {x.dtype} {tuple(part.shape)} ".encode())
+            state.update(content.numpy().tobytes())
+    return state.digest()

@@ -1,0 +1,231 @@
+"""What a metric is and what a sample holds. numpy only, so that readers of runs never load torch.
+
+Data model: a *record* holds all metrics of one sample, per stack and stored name
+(``entropy``, ``effective_rank.query``). The table of metrics itself is :mod:`lightning_geo.catalog`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["ROLES", "STAGES", "GeometryRecord", "MetricSpec", "compares_samples", "lookup", "select", "spec_of"]
+
+ROLES = ("query", "key", "value", "output")
+STAGES = ("input", "attention", "output")
+
+Stacks = Mapping[str, Mapping[str, NDArray[Any]]]
+
+
+@dataclass(frozen=True)
+class MetricSpec:
+    """One named number: what it is, where it lives, how it is read.
+
+    Args:
+        name: Name in ``metrics=``; stored as ``name`` or, with ``parts``, as ``name.part``.
+        family: Charts, selection and the module in ``functional`` are grouped by it.
+        axes: Names of the array's axes, ``layer`` first.
+        unit: ``nats``, ``tokens``, ``1`` for ratios, ...
+        formula: As plain text.
+        meaning: What a rise or a fall suggests, one sentence.
+        source: Paper or convention that it comes from.
+        parts: Roles or stages, one stored metric each.
+        range: Lowest and highest possible value; ``None`` where there is no bound.
+        headline: Parts (or the bare name) that get per-layer scalars and pictures by default.
+        summary: How a model number is made of layers and heads, and sequences merged.
+        kind: What it is computed from, see :mod:`lightning_geo.functional.registry`.
+        self_attention: Defined only where queries and keys are the same tokens.
+    """
+
+    name: str
+    family: str
+    axes: tuple[str, ...]
+    unit: str
+    formula: str
+    meaning: str
+    source: str
+    kind: Literal["row", "sequence", "tokens", "moments", "heads", "bases"]
+    parts: tuple[str, ...] = ()
+    range: tuple[float | None, float | None] = (None, None)
+    headline: tuple[str, ...] = ()
+    summary: Literal["mean", "max"] = "mean"
+    self_attention: bool = False
+
+    @property
+    def stored_names(self) -> tuple[str, ...]:
+        """Names under which its arrays are stored."""
+        return tuple(f"{self.name}.{part}" for part in self.parts) or (self.name,)
+
+
+def _catalog() -> dict[str, MetricSpec]:
+    from lightning_geo.catalog import CATALOG  # the table imports MetricSpec from here
+
+    return CATALOG
+
+
+def spec_of(stored_name: str) -> MetricSpec:
+    """Return the spec behind a stored name such as ``cone.head`` or ``drift.query``.
+
+    Raises:
+        KeyError: If no metric has that name.
+
+    Example:
+        >>> spec_of("effective_rank.query").name
+        'effective_rank'
+    """
+    catalog = _catalog()
+    if stored_name in catalog:
+        return catalog[stored_name]
+    base = stored_name.rpartition(".")[0]
+    if base in catalog and stored_name in catalog[base].stored_names:
+        return catalog[base]
+    raise KeyError(stored_name)
+
+
+def compares_samples(stored_name: str) -> bool:
+    """Whether a metric needs another sample of the same inputs (``drift``, ``velocity``)."""
+    return spec_of(stored_name).name in ("drift", "velocity")
+
+
+def select(metrics: Iterable[str] | str | None = None) -> tuple[str, ...]:
+    """Resolve families and metric names to stored names, in catalog order.
+
+    A name that is both a family and a metric means the family; ``metric:entropy`` means the one.
+
+    Args:
+        metrics: Families, metric names, stored names; ``None`` for everything.
+
+    Raises:
+        ValueError: If a name is unknown (the nearest one is suggested) or nothing is selected.
+
+    Example:
+        >>> select(["metric:entropy", "drift.query"])
+        ('entropy', 'drift.query')
+    """
+    catalog = _catalog()
+    every = tuple(name for spec in catalog.values() for name in spec.stored_names)
+    if metrics is None:
+        return every
+    wanted: set[str] = set()
+    metrics = [metrics] if isinstance(metrics, str) else list(metrics)
+    for name in metrics:
+        bare = str(name).removeprefix("metric:")
+        family = [s for spec in catalog.values() if spec.family == bare for s in spec.stored_names]
+        # `metric:cone` also means `cone.head`: one metric, whatever its axes
+        single = [s for s in every if s == bare or s.startswith(f"{bare}.")]
+        found = family if family and bare == name else single
+        if not found:
+            known = sorted({*every, *catalog, *(spec.family for spec in catalog.values())})
+            near = difflib.get_close_matches(bare, known, n=1, cutoff=0.0)
+            raise ValueError(
+                f"Expected every entry of `metrics` to be a metric or family, but got {name!r}. "
+                f"Did you mean {near[0]!r}? All names: {', '.join(known)}."
+            )
+        wanted.update(found)
+    if not wanted:
+        raise ValueError(
+            "Expected `metrics` to name at least one metric or family, but got none. "
+            "Leave it out to measure everything."
+        )
+    return tuple(name for name in every if name in wanted)
+
+
+def lookup(stacks: Stacks, key: str) -> NDArray[Any]:
+    """Find ``key`` (``entropy``, ``effective_rank``, ``decoder.cross/entropy``) among stacks.
+
+    A metric with roles or stages, asked for by its bare name, is stacked on a last axis.
+
+    Raises:
+        KeyError: If there is no such metric, or several stacks have it.
+    """
+    stack, _, metric = key.rpartition("/")
+    candidates = [stack] if stack else list(stacks)
+    holders = [s for s in candidates if s in stacks and _part_names(stacks[s], metric)]
+    if not holders:
+        names = sorted({n for s in stacks.values() for n in s})
+        near = difflib.get_close_matches(metric, names, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise KeyError(f"No metric {key!r}.{hint} Stacks: {list(stacks)}; metrics: {names}.")
+    if len(holders) > 1:
+        raise KeyError(
+            f"{metric!r} is ambiguous: this model has several stacks. "
+            f"Ask for one of {[f'{s}/{metric}' for s in holders]}."
+        )
+    arrays = stacks[holders[0]]
+    names = _part_names(arrays, metric)
+    return arrays[metric] if names == [metric] else np.stack([arrays[n] for n in names], axis=-1)
+
+
+def _part_names(arrays: Mapping[str, NDArray[Any]], metric: str) -> list[str]:
+    if metric in arrays:
+        return [metric]
+    spec = _catalog().get(metric)
+    return [n for n in spec.stored_names if n in arrays] if spec else []
+
+
+@dataclass
+class GeometryRecord:
+    """All metrics of one sample at one step.
+
+    Args:
+        stacks: ``stack -> stored name -> float32 array``, axes as in the metric's spec.
+        structure: Model class and, per stack, the module and the number of heads of each layer.
+        matrices: Like ``stacks``: bases and head-pair matrices, at first and last samples only.
+        step: Optimizer step whose entering weights were measured.
+        epoch: Epoch of that step.
+        batches_seen: Training batches seen so far.
+        wall_time: Seconds since the Unix epoch.
+        cost_seconds: What taking the sample cost, sinks of the sample before included.
+        probe: Fingerprint of the inputs; equal fingerprints mean equal inputs. Empty for batches.
+
+    Example:
+        >>> record = GeometryRecord({"encoder": {"entropy": np.ones((2, 4), np.float32)}})
+        >>> record["entropy"].shape, record.summaries()
+        ((2, 4), {'entropy': 1.0})
+    """
+
+    stacks: dict[str, dict[str, NDArray[Any]]]
+    structure: dict[str, Any] = field(default_factory=dict)
+    matrices: dict[str, dict[str, NDArray[Any]]] = field(default_factory=dict)
+    step: int = 0
+    epoch: int = 0
+    batches_seen: int = 0
+    wall_time: float = 0.0
+    cost_seconds: float = 0.0
+    probe: str = ""
+
+    def __getitem__(self, key: str) -> NDArray[Any]:
+        return lookup(self.stacks, key)
+
+    def __contains__(self, key: str) -> bool:
+        try:
+            self[key]
+        except KeyError:
+            return False
+        return True
+
+    def keys(self) -> list[str]:
+        """Names that ``record[name]`` takes, one per stored array."""
+        several = len(self.stacks) > 1
+        return [f"{s}/{n}" if several else n for s, arrays in self.stacks.items() for n in arrays]
+
+    def facts(self) -> dict[str, Any]:
+        """Everything but the arrays, as JSON-serialisable values."""
+        names = ("structure", "step", "epoch", "batches_seen", "wall_time", "cost_seconds", "probe")
+        return {name: getattr(self, name) for name in names}
+
+    def summaries(self) -> dict[str, float]:
+        """One number per metric for the whole model; metrics without a value are left out."""
+        result = {}
+        for key in self.keys():
+            values = self[key]
+            finite = values[np.isfinite(values)]
+            if finite.size:
+                reduce = np.max if spec_of(key.rpartition("/")[2]).summary == "max" else np.mean
+                result[key] = float(reduce(finite))
+        return result

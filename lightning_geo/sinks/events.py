@@ -1,0 +1,112 @@
+"""A record as a TensorBoard event, and back. Everything that knows the format of stored records is here.
+
+One event holds one sample of one monitor. Its summary has one tensor per metric, tagged
+``lightning_geo/<name>/<stack>/<metric>``, one per basis or head-pair matrix, tagged
+``lightning_geo/<name>/matrices/<stack>/<matrix>``, and the facts as JSON in ``lightning_geo/<name>/record``.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+from tensorboard.compat.proto.types_pb2 import DT_DOUBLE, DT_FLOAT, DT_HALF, DT_STRING
+
+from lightning_geo.schema import GeometryRecord
+
+__all__ = ["PLUGIN", "file_version", "parse_record", "record_event", "session_start", "started_at"]
+
+PLUGIN = "lightning_geo"
+_FORMAT = 1
+_FACTS = "record"
+_MATRICES = "matrices"
+_DTYPES = {"<f4": DT_FLOAT, "<f2": DT_HALF, "<f8": DT_DOUBLE}
+_KINDS = {dtype: kind for kind, dtype in _DTYPES.items()}
+
+
+def record_event(record: GeometryRecord, name: str) -> Any:
+    """Return the event of one sample.
+
+    Args:
+        record: The sample; its arrays keep their dtype where it is a floating one.
+        name: The monitor's name.
+
+    Returns:
+        An ``Event`` of ``tensorboard.compat.proto``; more summary values may be added to it.
+    """
+    event = Event(step=record.step, wall_time=record.wall_time or time.time())
+    facts = json.dumps({"format": _FORMAT, "name": name, **record.facts()}, separators=(",", ":"))
+    _add(event, f"{PLUGIN}/{name}/{_FACTS}", TensorProto(dtype=DT_STRING, string_val=[facts.encode()]))
+    for level, stacks in (("", record.stacks), (f"{_MATRICES}/", record.matrices)):
+        for stack, arrays in stacks.items():
+            for metric, values in arrays.items():
+                _add(event, f"{PLUGIN}/{name}/{level}{stack}/{metric}", _to_tensor(values))
+    return event
+
+
+def _add(event: Any, tag: str, tensor: Any) -> None:
+    value = event.summary.value.add(tag=tag, tensor=tensor)
+    # without a class TensorBoard drops tensors of a plugin that it does not know
+    value.metadata.data_class = DATA_CLASS_TENSOR
+    value.metadata.plugin_data.plugin_name = PLUGIN
+
+
+def parse_record(event: Any) -> tuple[str, GeometryRecord] | None:
+    """Return the monitor's name and the record that an event holds, or None for any other event."""
+    values = event.summary.value
+    facts_value = next((v for v in values if _is_facts(v.tag)), None)
+    if facts_value is None:
+        return None
+    facts = json.loads(facts_value.tensor.string_val[0])
+    if facts.pop("format") > _FORMAT:
+        raise ValueError("it was written by a newer version of lightning_geo; update it to read this run")
+    name = facts.pop("name")
+    prefix = f"{PLUGIN}/{name}/"
+    record = GeometryRecord({}, **facts)
+    for value in values:
+        # scalars and the layout of charts may share the event
+        parts = value.tag.removeprefix(prefix).split("/") if value.tag.startswith(prefix) else []
+        if len(parts) > 1:
+            stacks = record.matrices if len(parts) > 2 else record.stacks
+            stacks.setdefault(parts[-2], {})[parts[-1]] = _to_array(value.tensor)
+    return name, record
+
+
+def _is_facts(tag: str) -> bool:
+    return tag.startswith(f"{PLUGIN}/") and tag.endswith(f"/{_FACTS}")
+
+
+def _to_tensor(values: NDArray[Any]) -> Any:
+    kind = f"<{values.dtype.str[1:]}"
+    if kind not in _DTYPES:
+        kind = "<f4"
+    shape = TensorShapeProto(dim=[TensorShapeProto.Dim(size=size) for size in values.shape])
+    content = values.astype(kind, copy=False).tobytes()
+    return TensorProto(dtype=_DTYPES[kind], tensor_shape=shape, tensor_content=content)
+
+
+def _to_array(tensor: Any) -> NDArray[Any]:
+    shape = [dim.size for dim in tensor.tensor_shape.dim]
+    return np.frombuffer(tensor.tensor_content, _KINDS[tensor.dtype]).reshape(shape)
+
+
+def file_version() -> Any:
+    """Return the event that every event file begins with."""
+    return Event(wall_time=time.time(), file_version="brain.Event:2")
+
+
+def session_start(step: int) -> Any:
+    """Return the first event of a resumed run: what was written before at or after ``step`` is void."""
+    return Event(step=step, wall_time=time.time(), session_log=SessionLog(status=SessionLog.START))
+
+
+def started_at(event: Any) -> int | None:
+    """Return the step of a session-start event, or None for any other event."""
+    return int(event.step) if event.session_log.status == SessionLog.START else None

@@ -1,0 +1,277 @@
+"""Mergeable statistics of one sample: they add over sequences, micro-batches and ranks.
+
+Per layer, everything is either a sum (float64, so that raw second moments survive a large mean)
+or a maximum. A metric of kind ``row``, ``sequence`` or ``tokens`` is kept as the sum of its
+per-sequence values and the number of sequences that had one; covariances as count, sum and raw
+second moment.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lightning_geo.functional import AttentionStatistics, attention_statistics
+from lightning_geo.functional._tensors import exact_dtype
+from lightning_geo.functional.registry import metric_function
+from lightning_geo.schema import ROLES, spec_of
+from lightning_geo.taps import AttentionCall, BlockCall, CallKey
+
+__all__ = ["LayerStatistics", "SampleStatistics", "reduce_over_ranks"]
+
+#: Largest width for which the d×d second moment of all heads' outputs is kept by default.
+GRAM_MAX_WIDTH = 1024
+
+
+@dataclass
+class LayerStatistics:
+    """Sums and maxima of one layer by name; ``names`` says which metrics a stacked one holds."""
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    maxima: dict[str, Tensor] = field(default_factory=dict)
+    names: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    heads: int = 0
+
+    def add(self, name: str, value: Tensor) -> None:
+        """Add to a sum."""
+        value = value.to(exact_dtype(value))
+        self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+    def add_values(self, group: str, names: tuple[str, ...], values: Tensor) -> None:
+        """Add per-sequence values [P, B, ...] of P metrics; one that is not finite does not count."""
+        if not names:
+            return
+        defined = values.isfinite()
+        self.names[group] = names
+        self.add(f"{group}.total", torch.where(defined, values, 0.0).sum(1))
+        self.add(f"{group}.count", defined.sum(1))
+
+    def add_maximum(self, name: str, values: Tensor) -> None:
+        """Take the largest of per-sequence values [B, H]."""
+        value = torch.where(values.isfinite(), values, -torch.inf).amax(0)
+        self.maxima[name] = torch.maximum(self.maxima[name], value) if name in self.maxima else value
+
+    def add_moments(self, name: str, x: Tensor, mask: Tensor | None) -> None:
+        """Add count, sum and raw second moment of vectors [B, N, h, D] over valid tokens."""
+        x = x.float()
+        if mask is not None:
+            x = torch.where(mask[:, :, None, None], x, 0.0)
+            count = mask.sum()
+        else:
+            count = torch.tensor(x.shape[0] * x.shape[1], device=x.device)
+        x = x.flatten(0, 1).transpose(0, 1)  # [h, T, D]
+        # centred before the product: float32 would lose a small spread around a large mean
+        mean = x.sum(1, keepdim=True) / count.clamp(min=1)
+        centred = x - mean
+        if mask is not None:
+            centred = torch.where(mask.flatten()[None, :, None], centred, 0.0)
+        second = centred.transpose(1, 2) @ centred
+        mean = mean.to(exact_dtype(mean))
+        self.add(f"{name}.count", count)
+        self.add(f"{name}.sum", mean.squeeze(1) * count)
+        self.add(f"{name}.second", second + count * mean.transpose(1, 2) * mean)
+
+    def covariance(self, name: str) -> Tensor | None:
+        """Centred covariance [h, D, D] in float64, NaN for fewer than two tokens; ``None`` if absent."""
+        if f"{name}.count" not in self.sums:
+            return None
+        count, total, second = (self.sums[f"{name}.{part}"] for part in ("count", "sum", "second"))
+        mean = total / count
+        covariance = second / count - mean[:, :, None] * mean[:, None, :]
+        return torch.where(count > 1, covariance, torch.nan)
+
+    def mean_values(self) -> dict[str, Tensor]:
+        """Mean over sequences of every metric kept by value, and the maxima; NaN if there was none."""
+        values = {
+            name: self.sums[f"{group}.total"][i] / self.sums[f"{group}.count"][i]
+            for group, names in self.names.items()
+            for i, name in enumerate(names)
+        }
+        for name, value in self.maxima.items():
+            values[name] = torch.where(value.isfinite(), value, torch.nan)
+        return values
+
+
+@dataclass(frozen=True)
+class _Observed:
+    """What metric functions of kind ``sequence`` read (see ``functional.registry``)."""
+
+    query: Tensor
+    key: Tensor
+    query_mask: Tensor | None
+    key_mask: Tensor | None
+    statistics: AttentionStatistics
+
+
+class SampleStatistics:
+    """Turns what the tap sees into statistics; the tap's observer.
+
+    Args:
+        metrics: Stored names to measure.
+    """
+
+    def __init__(self, metrics: Iterable[str]) -> None:
+        self.layers: dict[CallKey, LayerStatistics] = {}
+        #: path of a list item and the call that it belongs to -> statistics of input and output
+        self.blocks: dict[tuple[str, CallKey], LayerStatistics] = {}
+        kinds: dict[str, list[str]] = {}
+        for name in metrics:
+            kinds.setdefault(spec_of(name).kind, []).append(name)
+        self._rows = [n for n in kinds.get("row", ()) if spec_of(n).summary == "mean"]
+        self._maxima = [n for n in kinds.get("row", ()) if spec_of(n).summary == "max"]
+        self._sequences = kinds.get("sequence", [])
+        self._tokens = kinds.get("tokens", [])
+        spectral = [*kinds.get("moments", ()), *kinds.get("bases", ())]
+        self._roles = [r for r in ROLES if any(n.endswith(f".{r}") for n in spectral)]
+        if "qk_alignment" in spectral:
+            self._roles = [r for r in ROLES if r in {*self._roles, "query", "key"}]
+        self._gram = bool(kinds.get("heads"))
+
+    def attention(self, key: CallKey, call: AttentionCall) -> None:
+        """Measure one attention call."""
+        layer = self.layers.setdefault(key, LayerStatistics())
+        layer.heads = (call.scores if call.query is None else call.query).shape[1]  # type: ignore[union-attr]
+        self._measure_rows(layer, call)
+        self._measure_vectors(layer, call)
+
+    def _measure_rows(self, layer: LayerStatistics, call: AttentionCall) -> None:
+        if not (self._rows or self._maxima or self._sequences):
+            return
+        statistics = call_statistics(call)
+        live = statistics.live
+        planes = {
+            name: metric_function(name)(statistics)
+            for name in (*self._rows, *self._maxima)
+            if not (call.cross and spec_of(name).self_attention)
+        }
+        planes = {name: plane for name, plane in planes.items() if plane is not None}
+        # a sequence with NaN or infinity in it has no value, rather than that of its other rows
+        broken = (live & ~statistics.logsumexp.isfinite()).any(-1)
+        layer.add("broken", broken.sum())
+        rows = tuple(name for name in self._rows if name in planes)
+        if rows:
+            stacked = torch.stack([planes[name] for name in rows])
+            defined = live & ~stacked.isnan()
+            values = torch.where(defined, stacked, 0.0).sum(-1) / defined.sum(-1)
+            layer.add_values("row", rows, torch.where(broken, torch.nan, values))
+        for name in self._maxima:
+            values = torch.where(live, planes[name], -torch.inf).amax(-1)
+            layer.add_maximum(name, torch.where(broken, torch.nan, values))
+        if self._sequences and call.query is not None and call.key is not None:
+            seen = _Observed(call.query, call.key, call.query_mask, call.key_mask(), statistics)
+            values = torch.stack([metric_function(name)(seen) for name in self._sequences])
+            layer.add_values("sequence", tuple(self._sequences), torch.where(broken, torch.nan, values))
+
+    def _measure_vectors(self, layer: LayerStatistics, call: AttentionCall) -> None:
+        vectors = {"query": call.query, "key": call.key, "value": call.value, "output": call.output}
+        output = call.output
+        gram = self._gram and output is not None and output.shape[1] * output.shape[3] <= GRAM_MAX_WIDTH
+        for role in self._roles:
+            x = vectors[role]
+            if x is not None and not (gram and role == "output"):
+                mask = call.query_mask if role in ("query", "output") else call.key_mask()
+                layer.add_moments(role, x.transpose(1, 2), mask)
+        if gram and output is not None:  # one matrix for all heads: its blocks serve role output too
+            layer.add_moments("heads", output.transpose(1, 2).flatten(2)[:, :, None], call.query_mask)
+        names = tuple(name for name in self._tokens if name.endswith(".head"))
+        if names and output is not None:
+            mask = None if call.query_mask is None else call.query_mask[:, None]
+            values = [metric_function(name)(output, mask, None) for name in names]
+            layer.add_values("head", names, torch.stack(values))
+
+    def attention_module(self, key: CallKey, output: Tensor, mask: Tensor | None) -> None:
+        """Measure what the attention module wrote."""
+        if key in self.layers:
+            self._measure_tokens(self.layers[key], "attention", output, mask, None)
+
+    def block(self, block: BlockCall) -> None:
+        """Measure a layer's input and output."""
+        owner = next((key for key in block.keys if not key.cross), block.keys[0])
+        layer = self.blocks.setdefault((block.name, owner), LayerStatistics())
+        if block.input is not None:
+            self._measure_tokens(layer, "input", block.input, block.mask, None)
+        if block.output is not None:
+            self._measure_tokens(layer, "output", block.output, block.mask, block.input)
+
+    def _measure_tokens(
+        self, layer: LayerStatistics, stage: str, x: Tensor, mask: Tensor | None, before: Tensor | None
+    ) -> None:
+        values = {}
+        for name in self._tokens:
+            if name.endswith(f".{stage}"):
+                values[name] = metric_function(name)(x, mask, None)
+            elif stage == "output" and "." not in name:
+                values[name] = metric_function(name)(x, mask, before)
+        values = {name: value for name, value in values.items() if value is not None}
+        if values:
+            layer.add_values(stage, tuple(values), torch.stack(list(values.values())))
+
+    def zero(self) -> None:
+        """Keep the layout, count nothing."""
+        for layer in self.everything():
+            layer.sums = {name: torch.zeros_like(value) for name, value in layer.sums.items()}
+            layer.maxima = {name: torch.full_like(v, -torch.inf) for name, v in layer.maxima.items()}
+
+    def everything(self) -> list[LayerStatistics]:
+        """All layers and blocks, in the order in which every rank meets them."""
+        return [*self.layers.values(), *self.blocks.values()]
+
+
+def call_statistics(call: AttentionCall) -> AttentionStatistics:
+    """Statistics of one observed call, through the public function."""
+    return attention_statistics(
+        call.query,
+        call.key,
+        mask=call.masks or None,
+        is_causal=call.is_causal,
+        causal_alignment=call.causal_alignment,
+        query_mask=call.query_mask,
+        window=call.window,
+        sinks=call.sinks,
+        special=call.special,
+        scale=call.scale,
+        softcap=call.softcap,
+    )
+
+
+def reduce_over_ranks(samples: list[SampleStatistics], ok: bool, device: torch.device) -> bool:
+    """Merge the statistics of all ranks, in place: every rank makes the same collectives.
+
+    A small one agrees on whether every rank has a sample and all have the same layout; then one
+    sum and one maximum over flat buffers.
+
+    Args:
+        samples: This rank's statistics.
+        ok: Whether this rank's sample is whole.
+        device: Where the process group's backend communicates.
+
+    Returns:
+        Whether the sample is valid; the same on every rank.
+    """
+    layers = [layer for sample in samples for layer in sample.everything()]
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return ok
+    parts = [
+        [(store, name) for layer in layers for store in (getattr(layer, kind),) for name in sorted(store)]
+        for kind in ("sums", "maxima")
+    ]
+    layout = repr([[(n, tuple(s[n].shape)) for s, n in part] for part in parts])
+    digest = int.from_bytes(hashlib.sha256(layout.encode()).digest()[:7], "big")
+    mine = torch.tensor([int(ok), digest], dtype=torch.int64, device=device)
+    everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(everyone, mine)
+    if not all(bool(other[0]) and int(other[1]) == digest for other in everyone):
+        return False
+    for part, operation in zip(parts, (dist.ReduceOp.SUM, dist.ReduceOp.MAX), strict=True):
+        if not part:
+            continue
+        flat = torch.cat([store[name].flatten() for store, name in part]).to(device)
+        dist.all_reduce(flat, operation)
+        for (store, name), piece in zip(part, flat.split([s[n].numel() for s, n in part]), strict=True):
+            store[name] = piece.view(store[name].shape)
+    return True

@@ -1,0 +1,100 @@
+"""``F.scaled_dot_product_attention`` and ``nn.MultiheadAttention``, seen as torch functions."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_geo.taps.call import AttentionCall
+
+__all__ = ["multi_head_call", "sdpa_call"]
+
+_MULTI_HEAD = inspect.signature(F.multi_head_attention_forward)
+
+
+def sdpa_call(
+    output: Tensor, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
+) -> AttentionCall:  # fmt: skip
+    """Translate one call of ``scaled_dot_product_attention``; missing leading axes become 1."""
+    query, key, value, output = (_four(x) for x in (query, key, value, output))
+    return AttentionCall(
+        query=query,
+        key=key,
+        value=value,
+        output=output,
+        masks=() if attn_mask is None else (attn_mask,),
+        is_causal=is_causal,
+        scale=scale,
+    )
+
+
+def _four(x: Tensor) -> Tensor:
+    """[..., H, N, D] to [B, H, N, D]."""
+    if x.dim() == 4:
+        return x
+    return x[None].expand(1, *x.shape) if x.dim() == 3 else x.reshape(-1, *x.shape[-3:])
+
+
+def multi_head_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> AttentionCall:
+    """Translate one call of ``F.multi_head_attention_forward`` from its arguments.
+
+    The function shows nothing of its inside (entering the mode again would recurse without end),
+    so that query, key and value are projected once more, and the heads' outputs computed again
+    without dropout: about half of the call's own cost, on samples only.
+    """
+    given = _MULTI_HEAD.bind(*args, **kwargs)
+    given.apply_defaults()
+    a = given.arguments
+    query, key, value = a["query"], a["key"], a["value"]
+    cross = key is not query
+    if query.dim() == 2:  # unbatched
+        query, key, value = (x.unsqueeze(1) for x in (query, key, value))
+    length, batch, width = query.shape
+    if a["use_separate_proj_weight"]:
+        weights = [a["q_proj_weight"], a["k_proj_weight"], a["v_proj_weight"]]
+    else:
+        weights = list(a["in_proj_weight"].split(width))
+    bias = a["in_proj_bias"]
+    biases = [None] * 3 if bias is None else list(bias.split(width))
+    heads = a["num_heads"]
+    q, k, v = (
+        F.linear(x, w, b).unflatten(-1, (heads, -1)).permute(1, 2, 0, 3)
+        for x, w, b in zip((query, key, value), weights, biases, strict=True)
+    )
+    if a["static_k"] is not None:
+        k = a["static_k"].unflatten(0, (batch, heads))
+    if a["static_v"] is not None:
+        v = a["static_v"].unflatten(0, (batch, heads))
+    masks = _multi_head_masks(a["attn_mask"], a["key_padding_mask"], batch, heads)
+    extra = int(a["bias_k"] is not None) + int(a["add_zero_attn"])
+    if a["bias_k"] is not None:
+        learned = [x.expand(1, batch, width).unflatten(-1, (heads, -1)).permute(1, 2, 0, 3)
+                   for x in (a["bias_k"], a["bias_v"])]  # fmt: skip
+        k, v = torch.cat([k, learned[0]], dim=2), torch.cat([v, learned[1]], dim=2)
+    if a["add_zero_attn"]:
+        k, v = F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1))
+    masks = tuple(F.pad(m, (0, extra), value=m.dtype == torch.bool) if extra else m for m in masks)
+    additive = [torch.zeros((), dtype=q.dtype, device=q.device).where(m, -torch.inf) if m.dtype == torch.bool
+                else m for m in masks]  # fmt: skip
+    output = F.scaled_dot_product_attention(q, k, v, sum(additive) if additive else None)
+    return AttentionCall(q, k, v, output, masks=masks, cross=cross)
+
+
+def _multi_head_masks(
+    attention: Tensor | None, padding: Tensor | None, batch: int, heads: int
+) -> tuple[Tensor, ...]:
+    """Bool masks of ``nn.MultiheadAttention`` hide where True: turn them round."""
+    masks = []
+    if attention is not None:
+        shape = (batch, heads) if attention.dim() == 3 and attention.shape[0] != 1 else None
+        mask = attention.unflatten(0, shape) if shape else attention.expand(1, 1, *attention.shape[-2:])
+        masks.append(~mask if mask.dtype == torch.bool else mask)
+    if padding is not None:
+        mask = padding.reshape(batch, 1, 1, -1)
+        masks.append(~mask if mask.dtype == torch.bool else mask)
+    return tuple(masks)

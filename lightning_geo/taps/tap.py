@@ -1,0 +1,281 @@
+"""The tap: observes one model's attention calls while it is open, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode, _get_current_function_mode
+
+from lightning_geo.taps.by_hand import SoftmaxTracer
+from lightning_geo.taps.call import AttentionCall, BlockCall, CallKey
+from lightning_geo.taps.routed import observe_routed
+from lightning_geo.taps.sdpa import multi_head_call, sdpa_call
+from lightning_geo.taps.tree import clean_name, elements_of
+
+__all__ = ["Observer", "Tap"]
+
+#: Keyword arguments by which modules are given another sequence to attend to.
+_OTHER_SEQUENCE = ("key_value_states", "encoder_hidden_states", "memory", "context")
+
+
+class Observer(Protocol):
+    """What a tap reports to. Everything runs without gradient, autocast or torch function modes."""
+
+    def attention(self, key: CallKey, call: AttentionCall) -> None:
+        """One attention was computed."""
+
+    def attention_module(self, key: CallKey, output: Tensor, mask: Tensor | None) -> None:
+        """The module that computed it returned hidden states [B, N, d]."""
+
+    def block(self, block: BlockCall) -> None:
+        """A list item with attention inside returned."""
+
+
+@dataclass
+class _Frame:
+    """A module that is running, and what happened inside so far."""
+
+    name: str
+    module: nn.Module
+    input: Tensor | None = None
+    input_ids: Tensor | None = None
+    cross: bool = False
+    keys: list[CallKey] = field(default_factory=list)
+    issued: CallKey | None = None
+    query_mask: Tensor | None = None
+    sequence_first: bool = False
+    traced: bool = False
+
+
+class Tap:
+    """Observe the attention of ``model`` while the context is open.
+
+    Nothing of the model changes: forward hooks that return nothing, a torch function mode and a
+    lookup of transformers, all removed at exit whatever happened. A failure while observing is
+    kept in ``failures``, and the model's forward goes on.
+
+    Args:
+        model: The observed model.
+        observer: Takes what is seen.
+        special_token_ids: Input ids that count as special tokens.
+    """
+
+    def __init__(self, model: nn.Module, observer: Observer, special_token_ids: Iterable[int] = ()) -> None:
+        self.modules = {clean_name(name): module for name, module in model.named_modules()}
+        self.failures: list[Exception] = []
+        #: modules that look like attention and ran without showing any: path -> class name
+        self.unobserved: dict[str, str] = {}
+        self._observer = observer
+        self._special_ids = tuple(special_token_ids)
+        self._names = {id(module): name for name, module in self.modules.items()}
+        self._frames: list[_Frame] = []
+        self._repeats: dict[str, int] = {}
+        self._query_masks: dict[tuple[int, int], Tensor | None] = {}
+        self._busy = False
+        self._mode = _Functions(self._function)
+        self._tracer = SoftmaxTracer(self._see)
+        elements = {name: elements_of(name, self.modules) for name in self.modules}
+        self._listed = {name for name, found in elements.items() if found}
+        self._items = {found[-1].name for found in elements.values() if found}
+        #: modules that own a list of layers: when one starts, its layers are counted anew
+        self._owners = {found[0].parent.rpartition(".")[0] for found in elements.values() if found} | {""}
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[Tap]:
+        """Observe until the context ends."""
+        fastpath = torch.backends.mha.get_fastpath_enabled()
+        handles = []
+        try:
+            # the fused encoder layer of inference shows nothing of its attention
+            torch.backends.mha.set_fastpath_enabled(False)
+            for name, module in self.modules.items():
+                handles.append(module.register_forward_pre_hook(self._enter(name), with_kwargs=True))
+                handles.append(module.register_forward_hook(self._leave))
+            with observe_routed(self._see_routed, self._unseen), self._mode:
+                yield self
+        finally:
+            for handle in handles:
+                handle.remove()
+            torch.backends.mha.set_fastpath_enabled(fastpath)
+            self._start_over()
+
+    def _start_over(self) -> None:
+        """Drop every reference to the model's activations."""
+        self._frames.clear()
+        self._query_masks.clear()
+        self._tracer.clear()
+
+    # -- modules start and end
+
+    def _enter(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if self._busy:
+                return
+            if not name:
+                self._start_over()
+            if name in self._owners:
+                prefix = f"{name}." if name else ""
+                self._repeats = {k: n for k, n in self._repeats.items() if not k.startswith(prefix)}
+            frame = _Frame(name, module, input_ids=_input_ids(args, kwargs))
+            frame.cross = any(kwargs.get(key) is not None for key in _OTHER_SEQUENCE)
+            if name in self._items or name not in self._listed:
+                frame.input = _hidden_states((*args, *kwargs.values()))
+            self._frames.append(frame)
+
+        return hook
+
+    def _leave(self, module: nn.Module, args: tuple[Any, ...], result: Any) -> None:
+        if self._busy or all(frame.module is not module for frame in self._frames):
+            return
+        while self._frames[-1].module is not module:
+            self._frames.pop()  # left by an exception that the model caught
+        frame = self._frames[-1]
+        if frame.traced:
+            self._tracer.flush()
+        if frame.name in self._items:
+            self._tracer.clear()
+        self._frames.pop()
+        if frame.keys:
+            values = result.values() if isinstance(result, Mapping) else result
+            output = _hidden_states(values if isinstance(values, (tuple, list)) else (values,))
+            with self._observing():
+                self._report(frame, output)
+        elif re.search(r"att(entio)?n$", type(module).__name__, re.IGNORECASE):
+            self.unobserved[frame.name] = type(module).__name__
+
+    def _report(self, frame: _Frame, output: Tensor | None) -> None:
+        before, after = (_batch_first(x, frame) for x in (frame.input, output))
+        if frame.issued is not None and after is not None:
+            self._observer.attention_module(frame.issued, after, _fitting(frame.query_mask, after))
+        if frame.name in self._items or (frame.issued is not None and frame.name not in self._listed):
+            if after is None or before is None or before.shape != after.shape:
+                before = None
+            mask = None if after is None else _fitting(frame.query_mask, after)
+            self._observer.block(BlockCall(frame.name, tuple(frame.keys), before, after, mask))
+
+    # -- attention happens
+
+    def _see_routed(self, module: nn.Module, call: AttentionCall) -> None:
+        self._see(call, self._names.get(id(module)))
+
+    def _function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        if self._busy or not self._frames:
+            return
+        if func is F.scaled_dot_product_attention:
+            with self._observing():
+                self._see(sdpa_call(result, *args, **kwargs))
+        elif func is F.multi_head_attention_forward:
+            with self._observing():
+                self._see(multi_head_call(args, kwargs))
+        elif self._tracer.see(func, args, kwargs, result):
+            self._frames[-1].traced = True
+
+    def _see(self, call: AttentionCall, name: str | None = None) -> None:
+        if not self._frames:
+            return  # not of the observed model
+        with self._observing():
+            frame = self._frames[-1]
+            name = frame.name if name is None else name
+            call.cross = call.cross or frame.cross
+            repeat = self._repeats[name] = self._repeats.get(name, -1) + 1
+            key = CallKey(name, repeat, call.cross)
+            batch, queries, keys = call.lengths
+            if call.cross:  # its own mask tells which keys are padding, not which queries
+                call.query_mask = self._query_masks.get((batch, queries))
+            else:
+                call.query_mask = self._query_masks[batch, queries] = call.valid_queries()
+                call.special = self._special(batch, keys)
+            frame.issued = key
+            frame.sequence_first = getattr(frame.module, "batch_first", True) is False
+            for outer in self._frames:
+                outer.keys.append(key)
+                if not call.cross or outer.query_mask is None:
+                    outer.query_mask = call.query_mask
+                outer.sequence_first = frame.sequence_first
+            self._observer.attention(key, call)
+
+    def _special(self, batch: int, keys: int) -> Tensor | None:
+        if not self._special_ids:
+            return None
+        for frame in reversed(self._frames):
+            if frame.input_ids is not None and frame.input_ids.shape == (batch, keys):
+                ids = torch.tensor(self._special_ids, device=frame.input_ids.device)
+                return torch.isin(frame.input_ids, ids)
+        return None
+
+    # -- contexts
+
+    @contextlib.contextmanager
+    def _observing(self) -> Iterator[None]:
+        """Run our own work: seen by nobody, in full precision, and never the model's problem."""
+        busy, self._busy = self._busy, True
+        devices = {p.device.type for p in (*self.modules[""].parameters(),)} | {"cpu"}
+        try:
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(torch.no_grad())
+                stack.enter_context(torch._C.DisableTorchFunction())
+                for device in devices:
+                    stack.enter_context(torch.autocast(device, enabled=False))
+                yield
+        except Exception as error:
+            self.failures.append(error)
+        finally:
+            self._busy = busy
+
+    @contextlib.contextmanager
+    def _unseen(self) -> Iterator[None]:
+        """Run a routed function: what it calls inside belongs to the call already seen."""
+        busy, self._busy = self._busy, True
+        ours = _get_current_function_mode() is self._mode
+        if ours:  # flex attention compiles what it runs, which the mode would disturb
+            self._mode.__exit__(None, None, None)
+        try:
+            yield
+        finally:
+            if ours:
+                self._mode.__enter__()
+            self._busy = busy
+
+
+class _Functions(TorchFunctionMode):
+    """Show every torch function to ``see`` after it has run."""
+
+    def __init__(self, see: Callable[..., None]) -> None:
+        super().__init__()
+        self._see = see
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        self._see(func, args, kwargs, result)
+        return result
+
+
+def _hidden_states(values: Iterable[Any]) -> Tensor | None:
+    """First floating point tensor with batch, token and feature axes."""
+    for value in values:
+        if isinstance(value, Tensor) and value.is_floating_point() and value.dim() in (3, 4):
+            return value.flatten(1, 2) if value.dim() == 4 else value
+    return None
+
+
+def _input_ids(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    ids = kwargs.get("input_ids", args[0] if args else None)
+    integer = isinstance(ids, Tensor) and not ids.is_floating_point() and ids.dim() == 2
+    return ids if integer else None
+
+
+def _batch_first(x: Tensor | None, frame: _Frame) -> Tensor | None:
+    return x.transpose(0, 1) if x is not None and frame.sequence_first else x
+
+
+def _fitting(mask: Tensor | None, x: Tensor) -> Tensor | None:
+    """The mask, where it is about the tokens of ``x`` (not so for Swin's windows)."""
+    return mask if mask is not None and mask.shape == x.shape[:2] else None

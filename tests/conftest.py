@@ -1,0 +1,14 @@
+"""Shared by all tests: one thread, reproducible properties."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import settings
+
+# Two cores are shared by parallel test processes; more threads only make them wait for each other.
+torch.set_num_threads(1)
+
+# Derandomised: the same examples in every run, so that a red build is the change's fault.
+# No deadline: the first call of a torch function is slow, and time is no property.
+settings.register_profile("lightning_geo", derandomize=True, deadline=None, max_examples=60)
+settings.load_profile("lightning_geo")

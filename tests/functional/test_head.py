@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_geo.functional import complementarity, head_similarity, linear_cka, redundancy
+
+
+def cka(x: np.ndarray, y: np.ndarray) -> float:
+    """Kornblith's definition through the n x n Gram matrices, centred by H on both sides."""
+    n = len(x)
+    centre = np.eye(n) - 1 / n
+    k, m = centre @ (x @ x.T) @ centre, centre @ (y @ y.T) @ centre
+    return float(np.trace(k @ m) / np.sqrt(np.trace(k @ k) * np.trace(m @ m)))
+
+
+def covariance_of(x: np.ndarray) -> torch.Tensor:
+    """``[n, H, D] -> [H, D, H, D]``."""
+    centred = (x - x.mean(0)).reshape(len(x), -1)
+    return torch.tensor(centred.T @ centred / len(x)).reshape(*x.shape[1:], *x.shape[1:])
+
+
+def participation(covariance: np.ndarray) -> float:
+    eigenvalues = np.linalg.eigvalsh(covariance)
+    return float(eigenvalues.sum() ** 2 / (eigenvalues**2).sum())
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    n=st.integers(2, 12),
+    widths=st.tuples(st.integers(1, 6), st.integers(1, 6)),
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]),
+)
+def test_linear_cka_agrees_with_gram_form(seed, n, widths, dtype):
+    rng = np.random.default_rng(seed)
+    x, y = (torch.tensor(rng.normal(3, 1, (2, n, width))).to(dtype) for width in widths)
+    expected = [cka(a.double().numpy(), b.double().numpy()) for a, b in zip(x, y, strict=True)]
+    got = linear_cka(x, y)
+    assert got.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    np.testing.assert_allclose(got, expected, atol=1e-9 if dtype == torch.float64 else 1e-6)
+
+
+@given(seed=st.integers(0, 2**32 - 1), scale=st.floats(1e-3, 1e3))
+def test_linear_cka_is_blind_to_rotation_scale_and_offset(seed, scale):
+    rng = np.random.default_rng(seed)
+    x, y = (torch.tensor(rng.normal(size=(20, 5))) for _ in range(2))
+    rotation = torch.linalg.qr(torch.tensor(rng.normal(size=(5, 5)))).Q
+    torch.testing.assert_close(linear_cka(x @ rotation * scale + 7, y), linear_cka(x, y))
+    torch.testing.assert_close(linear_cka(x @ rotation * scale + 7, x), torch.ones((), dtype=x.dtype))
+    torch.testing.assert_close(linear_cka(y, x), linear_cka(x, y))
+
+
+def test_linear_cka_of_what_does_not_vary_is_nan():
+    x = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    assert linear_cka(x, torch.full((6, 2), 0.1)).isnan()
+    assert linear_cka(x[:1], x[:1]).isnan()
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    heads=st.integers(1, 5),
+    width=st.integers(1, 4),
+    n=st.integers(2, 30),
+    dtype=st.sampled_from([torch.float64, torch.float32]),
+)
+def test_from_covariance_as_from_outputs(seed, heads, width, n, dtype):
+    rng = np.random.default_rng(seed)
+    x = (
+        rng.normal(1, 1, (n, heads, width))
+        @ rng.normal(size=(width, width))
+        * 10 ** rng.uniform(-2, 2, (heads, 1))
+    )
+    x[:, -1] += 0.5 * x[:, 0]
+    covariance = covariance_of(x).to(dtype)
+    pairs = np.array([[cka(x[:, i], x[:, j]) for j in range(heads)] for i in range(heads)])
+    tolerance = 1e-9 if dtype == torch.float64 else 1e-5
+    np.testing.assert_allclose(head_similarity(covariance), pairs, atol=tolerance)
+    others = np.where(np.eye(heads, dtype=bool), -np.inf, pairs).max(-1) if heads > 1 else np.array([np.nan])
+    np.testing.assert_allclose(redundancy(covariance), others, atol=tolerance)
+    flat = covariance.double().numpy().reshape(heads * width, heads * width)
+    alone = sum(participation(covariance[h, :, h].double().numpy()) for h in range(heads))
+    np.testing.assert_allclose(
+        complementarity(covariance), participation(flat) / alone, rtol=max(tolerance, 1e-7)
+    )
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    heads=st.integers(1, 6),
+    width=st.integers(1, 5),
+    rank=st.integers(1, 8),
+    spread=st.sampled_from([0.0, 1.0, 6.0]),
+    dead=st.integers(0, 2),
+)
+def test_complementarity_stays_in_its_range(seed, heads, width, rank, spread, dead):
+    rng = np.random.default_rng(seed)
+    # any positive semidefinite matrix: low rank, heads of very different size, heads that are zero
+    factor = rng.normal(size=(rank, heads, width)) * 10 ** rng.uniform(-spread, spread, (heads, 1))
+    factor[:, 1 : 1 + dead] = 0
+    flat = factor.reshape(rank, -1)
+    covariance = torch.tensor(flat.T @ flat).reshape(heads, width, heads, width)
+    exact = complementarity(covariance).item()
+    # heads * width is the most that the heads' own dimensions can sum to, 1 the least that all have together
+    assert 1 / (heads * width) - 1e-9 <= exact <= 1
+    torch.testing.assert_close(complementarity(covariance.float()).item(), exact, rtol=1e-4, atol=0)
+
+
+def test_complementarity_has_known_values():
+    block = np.diag([3.0, 2.0, 1.0])
+    apart = torch.tensor(np.kron(np.eye(4), block)).reshape(4, 3, 4, 3)
+    copies = torch.tensor(np.kron(np.ones((4, 4)), block)).reshape(4, 3, 4, 3)
+    np.testing.assert_allclose([complementarity(apart), complementarity(copies)], [1, 1 / 4])
+    # one head outweighs another: less than copies would have, though the two are uncorrelated
+    uneven = torch.zeros(2, 3, 2, 3, dtype=torch.float64)
+    uneven[0, 0, 0, 0] = 1e8
+    uneven[1, :, 1, :] = torch.eye(3)
+    np.testing.assert_allclose(complementarity(uneven), 1 / 4, rtol=1e-6)
+
+
+def test_dead_heads_are_undefined_and_spoil_nobody():
+    x = np.random.default_rng(0).normal(size=(50, 3, 4))
+    x[:, 1] = 7.0
+    covariance = covariance_of(x)
+    assert head_similarity(covariance).isnan().tolist() == [
+        [False, True, False],
+        [True] * 3,
+        [False, True, False],
+    ]
+    assert redundancy(covariance).isnan().tolist() == [False, True, False]
+    alive = covariance[[0, 2]][:, :, [0, 2]]
+    torch.testing.assert_close(complementarity(covariance), complementarity(alive))
+    torch.testing.assert_close(redundancy(covariance)[[0, 2]], redundancy(alive))
+    assert redundancy(alive[:1, :, :1]).isnan().all()
+    assert redundancy(torch.zeros(2, 3, 2, 3)).isnan().all()
+    assert complementarity(torch.zeros(2, 3, 2, 3)).isnan()
+
+
+def test_broken_outputs_stay_visible():
+    covariance = covariance_of(np.random.default_rng(0).normal(size=(50, 3, 4)))
+    covariance[1] = covariance[:, :, 1] = torch.nan
+    assert redundancy(covariance).isnan().tolist() == [False, True, False]
+    assert complementarity(covariance).isnan()
+
+
+@given(seed=st.integers(0, 2**32 - 1), scale=st.floats(1e-4, 1e4))
+def test_blind_to_rotation_within_heads_scale_and_order(seed, scale):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(20, 3, 4))
+    turned = np.stack([x[:, h] @ np.linalg.qr(rng.normal(size=(4, 4)))[0] for h in range(3)], axis=1)
+    order = rng.permutation(3)
+    a, b = covariance_of(x), covariance_of(turned[:, order] * scale)
+    torch.testing.assert_close(redundancy(b), redundancy(a)[torch.tensor(order)])
+    torch.testing.assert_close(complementarity(b), complementarity(a))
+
+
+def test_layers_may_be_stacked():
+    covariances = torch.stack(
+        [covariance_of(np.random.default_rng(s).normal(size=(9, 3, 2))) for s in range(4)]
+    )
+    for function in (head_similarity, redundancy, complementarity):
+        torch.testing.assert_close(function(covariances), torch.stack([function(c) for c in covariances]))
+
+
+def test_bad_input_is_named():
+    for function in (head_similarity, redundancy, complementarity):
+        with pytest.raises(
+            ValueError, match=r"`covariance` to have shape \[..., H, D, H, D\] but got \[4, 4\]"
+        ):
+            function(torch.ones(4, 4))
+        with pytest.raises(ValueError, match=r"but got \[2, 3, 3, 2\]"):
+            function(torch.ones(2, 3, 3, 2))
+    with pytest.raises(ValueError, match=r"same n tokens.*\[3, 2\] and \[4, 2\]"):
+        linear_cka(torch.ones(3, 2), torch.ones(4, 2))
+    with pytest.raises(TypeError, match="`y` to be a floating point tensor"):
+        linear_cka(torch.ones(3, 2), torch.ones(3, 2).long())

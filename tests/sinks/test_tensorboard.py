@@ -1,0 +1,192 @@
+"""The TensorBoard sink, through the real logger, read by TensorBoard's own accumulator."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from lightning.pytorch.loggers import TensorBoardLogger as OtherTensorBoardLogger
+from PIL import Image
+from pytorch_lightning.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+from tensorboard.util import tensor_util
+
+from lightning_geo import load_history
+from lightning_geo.schema import GeometryRecord
+from lightning_geo.sinks import open_sinks
+from lightning_geo.sinks.tags import scalars
+from sinks.records import assert_same, make_record
+
+EVERYTHING = {"scalars": 0, "images": 0, "tensors": 0}
+
+
+def read(directory: str | Path) -> EventAccumulator:
+    return EventAccumulator(str(directory), size_guidance=EVERYTHING).Reload()
+
+
+def series(run: EventAccumulator) -> dict[str, list[tuple[int, float]]]:
+    return {tag: [(e.step, e.value) for e in run.Scalars(tag)] for tag in run.Tags()["scalars"]}
+
+
+def layout_of(run: EventAccumulator) -> dict[str, list[str]]:
+    """What the custom-scalars plugin shows: the last layout written."""
+    event = run.Tensors("custom_scalars__config__")[-1]
+    layout = Layout.FromString(tensor_util.make_ndarray(event.tensor_proto).item())
+    return {category.title: [chart.title for chart in category.chart] for category in layout.category}
+
+
+@pytest.mark.parametrize("logger_class", [TensorBoardLogger, OtherTensorBoardLogger])
+def test_every_number_is_on_disk_when_write_returns(tmp_path: Path, logger_class: Any) -> None:
+    logger = logger_class(tmp_path)
+    sinks = open_sinks([logger], max_steps=100)
+    assert [type(sink).__name__ for sink in sinks] == ["TensorBoardSink"]
+    assert logger.log_dir in sinks[0].where
+    records = [make_record(step) for step in (0, 50, 100)]
+    for count, record in enumerate(records, 1):
+        sinks[0].write(record, final=record.step == 100)
+        expected: dict[str, list[tuple[int, float]]] = {}
+        for earlier in records[:count]:
+            for tag, value in scalars(earlier).items():
+                expected.setdefault(tag, []).append((earlier.step, float(np.float32(value))))
+        assert series(read(logger.log_dir)) == expected
+
+
+def test_tensors_carry_the_record_and_its_time(tmp_path: Path) -> None:
+    logger = TensorBoardLogger(tmp_path)
+    (sink,) = open_sinks([logger])
+    record = make_record(50, stacks=("encoder", "decoder"))
+    sink.write(record)
+    run = read(logger.log_dir)
+    for stack, arrays in record.stacks.items():
+        for metric, values in arrays.items():
+            (event,) = run.Tensors(f"lightning_geo/geometry/{stack}/{metric}")
+            assert (event.step, event.wall_time) == (50, record.wall_time)
+            np.testing.assert_array_equal(tensor_util.make_ndarray(event.tensor_proto), values)
+    assert_same(load_history(logger.log_dir).record(0), record)
+
+
+def test_pictures_decode_and_are_at_most_ten(tmp_path: Path) -> None:
+    logger = TensorBoardLogger(tmp_path)
+    (sink,) = open_sinks([logger], max_steps=1450)
+    for step in range(0, 1500, 50):
+        sink.write(make_record(step, metrics=["entropy", "distance"]), final=step == 1450)
+    run = read(logger.log_dir)
+    assert run.Tags()["images"] == ["geometry_entropy/entropy", "geometry_pattern/distance"]
+    events = run.Images("geometry_entropy/entropy")
+    assert len(events) == 10
+    assert (events[0].step, events[-1].step) == (0, 1450)
+    picture = Image.open(io.BytesIO(events[3].encoded_image_string))
+    assert picture.size == (events[3].width, events[3].height) == (350, 215)
+
+
+def test_all_layers_of_a_metric_are_in_one_chart_by_family(tmp_path: Path) -> None:
+    logger = TensorBoardLogger(tmp_path)
+    (sink,) = open_sinks([logger])
+    metrics = ["entropy", "max_logit", "concentration", "effective_rank.query"]
+    sink.write(make_record(metrics=metrics, stacks=("encoder", "decoder.cross")))
+    assert layout_of(read(logger.log_dir)) == {
+        "geometry_entropy": [f"{s}/{m}" for s in ("encoder", "decoder.cross") for m in ("entropy", "max_logit")],
+        "geometry_subspace": [f"{s}/effective_rank.query" for s in ("encoder", "decoder.cross")],
+    }
+
+
+def test_charts_match_the_layers_tags_and_no_others(tmp_path: Path) -> None:
+    import re
+
+    logger = TensorBoardLogger(tmp_path)
+    (sink,) = open_sinks([logger], level="head")
+    sink.write(make_record(layers=3, metrics=["entropy", "normalized_entropy", "drift.query"]))
+    run = read(logger.log_dir)
+    event = run.Tensors("custom_scalars__config__")[-1]
+    layout = Layout.FromString(tensor_util.make_ndarray(event.tensor_proto).item())
+    for category in layout.category:
+        for chart in category.chart:
+            (pattern,) = chart.multiline.tag
+            # as TensorBoard's plugin matches them
+            found = [tag for tag in run.Tags()["scalars"] if re.match(pattern, tag)]
+            assert found == [f"{category.title}/{chart.title}/layer_{layer:02d}" for layer in range(3)]
+
+
+def test_two_monitors_and_the_users_own_layout_are_all_shown(tmp_path: Path) -> None:
+    logger = TensorBoardLogger(tmp_path)
+    logger.experiment.add_custom_scalars({"mine": {"losses": ["Multiline", ["train_loss", "val_loss"]]}})
+    (first,) = open_sinks([logger])
+    (second,) = open_sinks([logger], name="train")
+    first.write(make_record(0, metrics=["entropy"]))
+    second.write(make_record(0, metrics=["entropy", "distance"], seed=1))
+    first.write(make_record(50, metrics=["entropy"]))
+    assert layout_of(read(logger.log_dir)) == {
+        "train_entropy": ["entropy"],
+        "train_pattern": ["distance"],
+        "geometry_entropy": ["entropy"],
+        "mine": ["losses"],
+    }
+    assert load_history(logger.log_dir, "geometry").steps.tolist() == [0, 50]
+    assert load_history(logger.log_dir, "train").keys() == ["entropy", "distance"]
+
+
+def test_a_resumed_run_takes_over_in_tensorboard_too(tmp_path: Path) -> None:
+    # killed at 160, resumed at 100, stopped at 120
+    first = TensorBoardLogger(tmp_path, version="run")
+    (sink,) = open_sinks([first])
+    for step in range(0, 161, 20):
+        sink.write(make_record(step, metrics=["entropy"]))
+        first.log_metrics({"train_loss": 1.0}, step=step)
+    first.experiment.close()
+    second = TensorBoardLogger(tmp_path, version="run")
+    (sink,) = open_sinks([second], resumed_at=100)
+    for step in (100, 120):
+        sink.write(make_record(step, metrics=["entropy"], seed=1))
+    run = read(second.log_dir)
+    expected = {step: make_record(step, metrics=["entropy"], seed=int(step >= 100)) for step in range(0, 121, 20)}
+    assert [step for step, _ in series(run)["geometry/entropy"]] == list(expected)
+    for event in run.Tensors("lightning_geo/geometry/encoder/entropy"):
+        np.testing.assert_array_equal(
+            tensor_util.make_ndarray(event.tensor_proto), expected[event.step]["entropy"]
+        )
+    assert [step for step, _ in series(run)["train_loss"]] == [0, 20, 40, 60, 80]
+    assert layout_of(run) == {"geometry_entropy": ["entropy"]}
+
+
+def test_a_second_fit_with_the_same_logger_goes_on_in_a_new_file(tmp_path: Path) -> None:
+    logger = TensorBoardLogger(tmp_path)
+    (sink,) = open_sinks([logger])
+    sink.write(make_record(0))
+    logger.finalize("success")
+    sink.write(make_record(50))
+    logger.finalize("success")
+    assert len(list(Path(logger.log_dir).glob("*tfevents*"))) == 2
+    assert load_history(logger.log_dir).steps.tolist() == [0, 50]
+
+
+def test_pictures_that_fail_cost_no_numbers(tmp_path: Path) -> None:
+    logger = TensorBoardLogger(tmp_path)
+    (sink,) = open_sinks([logger])
+    no_heads = np.zeros((2, 0), np.float32)  # nothing to draw
+    record = GeometryRecord({"encoder": {"self_mass": np.ones((2, 2), np.float32), "entropy": no_heads}}, step=3)
+    with pytest.raises(ZeroDivisionError):
+        sink.write(record)
+    assert series(read(logger.log_dir))["geometry/self_mass"] == [(3, 1.0)]
+    assert load_history(logger.log_dir).steps.tolist() == [3]
+
+
+def test_a_record_without_a_time_gets_the_present(tmp_path: Path) -> None:
+    logger = TensorBoardLogger(tmp_path)
+    (sink,) = open_sinks([logger])
+    sink.write(make_record(metrics=["entropy"], wall_time=0.0))
+    assert read(logger.log_dir).Scalars("geometry/entropy")[0].wall_time > 1.7e9
+
+
+def test_of_two_writers_the_first_holds_the_record(tmp_path: Path) -> None:
+    loggers = [TensorBoardLogger(tmp_path, version=version) for version in ("a", "b")]
+    record = make_record()
+    for sink in open_sinks(loggers):
+        sink.write(record)
+    assert series(read(loggers[0].log_dir)) == series(read(loggers[1].log_dir))
+    assert_same(load_history(loggers[0].log_dir).record(0), record)
+    with pytest.raises(ValueError, match="only tags such as"):
+        load_history(loggers[1].log_dir)
