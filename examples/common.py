@@ -62,7 +62,7 @@ class Classifier(pl.LightningModule):
 
     def __init__(self, model: PreTrainedModel, learning_rate: float) -> None:
         super().__init__()
-        self.model = model
+        self.model = model.train()  # weights that were loaded come in eval mode, without dropout
         self.learning_rate = learning_rate
 
     def training_step(self, batch: Batch, _: int) -> Tensor:

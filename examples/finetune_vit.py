@@ -47,8 +47,8 @@ def small_vit() -> ViTForImageClassification:
 
 
 def main() -> None:
-    parser = options(__doc__, epochs=20, learning_rate=1e-3)
-    parser.set_defaults(every_n_steps=20, batch_size=32)
+    parser = options(__doc__, epochs=40, learning_rate=2e-3)
+    parser.set_defaults(every_n_steps=40, batch_size=32)
     args = parser.parse_args()
     pl.seed_everything(args.seed)
     train(args, "finetune_vit", small_vit(), digits(args.seed, args.limit, args.batch_size))

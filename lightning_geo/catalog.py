@@ -65,7 +65,7 @@ _PATTERN = [
 ]  # fmt: skip
 
 _CONE = [
-    MetricSpec(name, "cone", axes, unit, formula, meaning, source, "tokens", parts=parts,
+    MetricSpec(name, "cone", axes, unit, formula, meaning, source, "directions", parts=parts,
                range=range, headline=headline)
     for base, unit, formula, meaning, source, range in (
         ("cone", "1", "‖Σ_i x̂_i‖ / n (mean resultant length)",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 import warnings
@@ -17,7 +18,6 @@ __all__ = ["GeometryHistory", "load_history"]
 
 _FACTS = ("epoch", "batches_seen", "wall_time", "cost_seconds", "probe")
 _PATTERN = "*tfevents*"
-_WANDB_RUN = re.compile(r"(?:offline-)?run-\d{8}_\d{6}-(?P<id>.+)")
 
 
 class GeometryHistory:
@@ -209,11 +209,10 @@ def _folders(path: Path) -> list[Path]:
     """Directories that hold a run's event files: W&B begins a new one each time that it resumes a run."""
     run = path.resolve()  # `latest-run` is a link
     run = run.parent if run.name == "files" else run
-    match = _WANDB_RUN.fullmatch(run.name)
-    if match is None:
+    logs = [file.name for file in run.glob("run-*.wandb")]
+    if not logs:
         return [path]
-    runs = ((entry, _WANDB_RUN.fullmatch(entry.name)) for entry in run.parent.iterdir())
-    return [entry / "files" for entry, other in runs if other and other["id"] == match["id"]]
+    return [log.parent / "files" for log in run.parent.glob(f"*run-*/{glob.escape(logs[0])}")]
 
 
 def _begun(file: Path) -> tuple[int, float, str]:

@@ -3,39 +3,56 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import logging
 import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pytorch_lightning import Callback
+    from typing_extensions import Self
 
 __all__ = ["AnyCallback", "adopt", "lightning_logger"]
 
 _PACKAGES = ("pytorch_lightning", "lightning.pytorch")
 
 
-def _bases() -> tuple[type, ...]:
-    imported = [sys.modules[name] for name in _PACKAGES if name in sys.modules]
-    found = tuple(module.Callback for module in imported if hasattr(module, "Callback"))
-    return found or (importlib.import_module("pytorch_lightning").Callback,)
+class _Unclaimed:
+    """Stands where the bases will be: those of a class that begins with ``object`` cannot be replaced."""
 
 
 if TYPE_CHECKING:
-    AnyCallback = Callback
+    _Base = Callback
 else:
-    AnyCallback = type("AnyCallback", _bases(), {"__doc__": "A callback for every Lightning imported so far."})
+    _Base = _Unclaimed
+
+
+class AnyCallback(_Base):
+    """A callback for every Lightning that is imported by the time an instance is made."""
+
+    # here and not in a subclass, whose signature it would hide
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        adopt()
+        if AnyCallback.__bases__ == (_Unclaimed,):  # a Trainer will want its hooks all the same
+            importlib.import_module(next(filter(_installed, _PACKAGES), _PACKAGES[0]))
+            adopt()
+        return super().__new__(cls)
 
 
 def adopt() -> None:
-    """Become a callback of a Lightning that was imported in the meantime.
+    """Become a callback of each Lightning that was imported in the meantime.
 
     A Trainer takes a bare callback, and a LightningCLI any, only if it is an instance of its own
     package's class; importing both packages for that would cost a user seconds.
     """
-    bases = _bases()
+    modules = [sys.modules[name] for name in _PACKAGES if name in sys.modules]
+    bases = tuple(module.Callback for module in modules if hasattr(module, "Callback"))
     if not set(bases) <= set(AnyCallback.__mro__):
         AnyCallback.__bases__ = bases
+
+
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package.partition(".")[0]) is not None
 
 
 def lightning_logger(trainer: Any) -> logging.Logger:

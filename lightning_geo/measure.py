@@ -27,33 +27,26 @@ class Measurement:
     """One sample of one or several observed models.
 
     Args:
-        models: Observed models by name; several put their names before those of their stacks.
+        taps: Taps of the observed models by name; several put their names before those of their stacks.
         metrics: Stored names, as :func:`lightning_geo.schema.select` returns them.
         layers: Layer indices, or a regular expression on the paths of attention modules.
         rank: Dimensions of the subspaces.
-        special_token_ids: Input ids that count as special; ``None`` asks the model's config.
     """
 
     def __init__(
-        self,
-        models: Mapping[str, nn.Module],
-        metrics: tuple[str, ...],
-        layers: LayerChoice = None,
-        rank: int = 8,
-        special_token_ids: Iterable[int] | None = None,
+        self, taps: Mapping[str, Tap], metrics: tuple[str, ...], layers: LayerChoice = None, rank: int = 8
     ) -> None:
         self._metrics = metrics
         self._layers = layers
         self._rank = rank
-        self._statistics = {prefix: SampleStatistics(metrics) for prefix in models}
-        self._taps = {
-            prefix: Tap(model, self._statistics[prefix], special_tokens(model, special_token_ids))
-            for prefix, model in models.items()
-        }
+        self._taps = dict(taps)
+        for tap in taps.values():
+            tap.failures.clear()
+        self._statistics = {name: SampleStatistics(metrics) for name in taps}
 
     def observe(self, name: str = "") -> AbstractContextManager[Tap]:
         """Everything that the model of that name computes inside belongs to the sample."""
-        return self._taps[name].open()
+        return self._taps[name].open(self._statistics[name])
 
     @property
     def failures(self) -> list[Exception]:
@@ -174,7 +167,7 @@ def measure(
     """
     started = time.perf_counter()
     names = tuple(name for name in select(metrics) if not compares_samples(name))
-    measurement = Measurement({"": model}, names, layers, rank, special_token_ids)
+    measurement = Measurement({"": Tap(model, special_tokens(model, special_token_ids))}, names, layers, rank)
     call = Call.from_batch(batch).to(device_of(model))
     with undisturbed(model), measurement.observe():
         model(*call.args, **call.kwargs)

@@ -14,8 +14,8 @@ import torch.distributed as dist
 
 from lightning_geo.baseline import bases_of, check_bases
 from lightning_geo.complaints import ArgumentError, Complaints
-from lightning_geo.compute import Computed
-from lightning_geo.lightning import AnyCallback, adopt, lightning_logger
+from lightning_geo.compute import Bases, Computed
+from lightning_geo.lightning import AnyCallback, lightning_logger
 from lightning_geo.observed import candidates, check_layers
 from lightning_geo.probe import CallRecorder, Probe, ProbeCall, probe_from
 from lightning_geo.sampler import Sampler
@@ -112,10 +112,6 @@ class GeometryMonitor(AnyCallback):
         self._complaints = Complaints(strict)
         self._reset()
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> GeometryMonitor:
-        adopt()
-        return super().__new__(cls)
-
     def _reset(self) -> None:
         """Forget the run."""
         self._probe: Probe | None = None
@@ -125,12 +121,15 @@ class GeometryMonitor(AnyCallback):
         self._cost = 0.0
         self._recorder: CallRecorder | None = None
         self._sampler: Sampler | None = None
+        self._replays = self._source == "probe"
+        self._baseline: Bases | None = None
+        self._previous: Bases | None = None
+        self._known_fingerprint: str | None = None
         self._sinks: list[Sink] | None = None
         self._resumed_at: int | None = None
         self._step: int | None = None
         self._pending = False
         self._started = time.perf_counter()
-        self._unsaved: dict[str, Any] = {}
 
     @property
     def state_key(self) -> str:
@@ -140,26 +139,29 @@ class GeometryMonitor(AnyCallback):
     # -- the run begins
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Check what can be checked, before anything runs."""
-        if stage != "fit":
-            return
-        if trainer.fit_loop.epoch_loop._batches_that_stepped == 0:
+        """Start anew, unless `fit` is called again to go on; a checkpoint's state comes afterwards."""
+        if stage == "fit" and _step(trainer) == 0:
             self._reset()
-        if self._source == "probe" and type(trainer.strategy).__name__ in _SHARDED:
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Check what can be checked before anything runs; from here on the module is complete."""
+        source = self._source
+        if source == "probe" and type(trainer.strategy).__name__ in _SHARDED:
             self._complaints.say(
                 f'{type(trainer.strategy).__name__} cannot replay an inner module: `source="batch"` is used'
             )
-            self._source = "batch"
+            source = "batch"
+        self._replays = source == "probe"
         check_layers(self._layers, pl_module)
         metrics = self._metrics
-        if self._source == "batch":  # two batches of the same weights differ as much as 60 steps of training do
+        if not self._replays:  # two batches of the same weights differ as much as 60 steps of training do
             metrics = tuple(m for m in metrics if not compares_samples(m))
         self._sampler = Sampler(
             candidates(pl_module, self._module), metrics, self._layers, self._rank, self._special_token_ids,
             trainer.precision_plugin.forward_context, self._complaints,
         )  # fmt: skip
-        if self._baseline_run is not None:
-            self._sampler.baseline = bases_of(self._baseline_run)
+        if self._baseline is None and self._baseline_run is not None:
+            self._baseline = bases_of(self._baseline_run)
         self._started = time.perf_counter()
 
     def on_sanity_check_start(self, trainer: Any, pl_module: Any) -> None:
@@ -174,12 +176,12 @@ class GeometryMonitor(AnyCallback):
         """Go on from a checkpoint, or try the given probe."""
         self._resumed_at = _step(trainer) or None
         trainer.callback_metrics.update(_tensors(self._summaries))
-        if self._source == "probe" and self._given_probe is not None and self._probe is None:
+        if self._replays and self._given_probe is not None and self._probe is None:
             self._use_given_probe()
         self._start_recording()
 
     def _start_recording(self) -> None:
-        wanted = self._source == "probe" and self._probe is None and self._given_probe is None
+        wanted = self._replays and self._probe is None and self._given_probe is None
         if wanted and self._recorder is None and self._sampler is not None:
             each = -(-self._probe_size // _world_size())
             self._recorder = CallRecorder(self._sampler.models, each)
@@ -196,9 +198,8 @@ class GeometryMonitor(AnyCallback):
             self._recorder = None
 
     def _adopt_probe(self, probe: Probe | None) -> None:
-        known = self._unsaved.get("fingerprint")
-        if probe is not None and self._sampler is not None and known not in (None, probe.fingerprint):
-            self._sampler.baseline = self._sampler.previous = None
+        if probe is not None and self._known_fingerprint not in (None, probe.fingerprint):
+            self._baseline = self._previous = None
             self._complaints.say("the checkpoint's probe differs from this run's, so that drift starts anew")
         self._probe, self._share = probe, None
 
@@ -236,7 +237,7 @@ class GeometryMonitor(AnyCallback):
             self._step = step
             return
         self._step = step
-        if self._source == "batch":
+        if not self._replays:
             self._pending = True
             with self._complaints.about("observing the batch failed"):
                 self._sampler.watch(anew=anew)
@@ -252,13 +253,13 @@ class GeometryMonitor(AnyCallback):
 
     def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
         """Go on observing where more forward may follow."""
-        if self._source == "batch" and self._pending and not pl_module.automatic_optimization:
+        if not self._replays and self._sampler is not None and self._pending and not pl_module.automatic_optimization:
             with self._complaints.about("observing the batch failed"):
                 self._sampler.watch(anew=False)
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Take the first sample where the probe was recorded from this very step's batches."""
-        if self._source == "probe" and self._pending:
+        if self._replays and self._pending:
             self._pending = False
             self._finish_recording()
             if self._probe is not None:
@@ -277,7 +278,7 @@ class GeometryMonitor(AnyCallback):
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Conclude a sample taken from the step's own batches."""
-        if self._source != "batch" or not self._pending or self._sampler is None:
+        if self._replays or not self._pending or self._sampler is None:
             return
         self._sampler.pause()
         started = time.perf_counter()
@@ -293,7 +294,7 @@ class GeometryMonitor(AnyCallback):
         self._stop()
         step = _step(trainer)
         last = self.last_record.step if self.last_record is not None else None
-        if self._source == "probe" and self._probe is not None and last != step:
+        if self._replays and self._probe is not None and last != step:
             self._replay(trainer, step, final=True)
         if self._samples and trainer.is_global_zero:
             whole = time.perf_counter() - self._started
@@ -346,11 +347,11 @@ class GeometryMonitor(AnyCallback):
         """Merge the sample over ranks, make its record, send it everywhere."""
         assert self._sampler is not None
         with self._complaints.about(f"a sample was dropped (first at step {step})"):
-            computed = self._sampler.conclude(error)
+            computed = self._sampler.conclude(error, self._baseline, self._previous)
             if self._probe is not None:
                 self._probe = self._probe.only(self._sampler.models)
             if self._samples == 0 and self._baseline_run is not None:
-                check_bases(self._sampler.baseline, computed.bases, self._baseline_run)
+                check_bases(self._baseline, computed.bases, self._baseline_run)
             record = self._record(trainer, step, computed, started, final)
             self.last_record = record
             self._samples += 1
@@ -366,9 +367,10 @@ class GeometryMonitor(AnyCallback):
         sampler = self._sampler
         assert sampler is not None
         first = self._samples == 0
-        sampler.previous = {s: {r: u.cpu() for r, u in roles.items()} for s, roles in computed.bases.items()}
-        if sampler.baseline is None:
-            sampler.baseline = sampler.previous
+        if self._replays:
+            self._previous = {s: {r: u.cpu() for r, u in roles.items()} for s, roles in computed.bases.items()}
+        if self._baseline is None:
+            self._baseline = self._previous
         model = ", ".join(type(getattr(m, "_orig_mod", m)).__name__ for m in sampler.models.values())
         return GeometryRecord(
             computed.stacks,
@@ -396,12 +398,12 @@ class GeometryMonitor(AnyCallback):
 
     def state_dict(self) -> dict[str, Any]:
         """Probe, bases and summaries, in containers that a weights-only load accepts."""
-        sampler, probe = self._sampler, self._probe
+        probe = self._probe
         return {
             "probe": probe.state_dict() if probe is not None and self._probe_in_checkpoint else None,
             "fingerprint": None if probe is None else probe.fingerprint,
-            "baseline": None if sampler is None else sampler.baseline,
-            "previous": None if sampler is None else sampler.previous,
+            "baseline": self._baseline,
+            "previous": self._previous,
             "summaries": dict(self._summaries),
             "samples": self._samples,
             "cost": self._cost,
@@ -409,11 +411,10 @@ class GeometryMonitor(AnyCallback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the checkpoint was written."""
-        self._unsaved = {"fingerprint": state_dict["fingerprint"]}
+        self._known_fingerprint = state_dict["fingerprint"]
         if state_dict["probe"] is not None:
             self._probe = Probe.from_state_dict(state_dict["probe"])
-        if self._sampler is not None:
-            self._sampler.baseline, self._sampler.previous = state_dict["baseline"], state_dict["previous"]
+        self._baseline, self._previous = state_dict["baseline"], state_dict["previous"]
         self._summaries = dict(state_dict["summaries"])
         self._samples, self._cost = state_dict["samples"], state_dict["cost"]
 

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from lightning_geo.complaints import Complaints
 from lightning_geo.compute import Bases, Computed
-from lightning_geo.measure import LayerChoice, Measurement
+from lightning_geo.measure import LayerChoice, Measurement, special_tokens
 from lightning_geo.observed import choose
 from lightning_geo.probe import ProbeCall, on_call
 from lightning_geo.replay import Call, device_of, is_compiled, undisturbed
+from lightning_geo.taps import Tap
 
 __all__ = ["Sampler"]
 
@@ -22,7 +23,7 @@ Context = Callable[[], AbstractContextManager[object]]
 
 
 class Sampler:
-    """Measures the same models again and again, and remembers what drift is against.
+    """Measures the same models again and again.
 
     Args:
         candidates: Modules that may be observed by name; the first sample shows which do attend.
@@ -45,9 +46,8 @@ class Sampler:
         complaints: Complaints,
     ) -> None:
         self.models = dict(candidates)
-        self.baseline: Bases | None = None
-        self.previous: Bases | None = None
-        self._settings = (metrics, layers, rank, special_token_ids)
+        self._taps = {n: Tap(model, special_tokens(model, special_token_ids)) for n, model in self.models.items()}
+        self._settings = (metrics, layers, rank)
         self._forward_context = forward_context
         self._complaints = complaints
         self._chosen = False
@@ -129,7 +129,7 @@ class Sampler:
     # -- both
 
     def _begin(self) -> Measurement:
-        return Measurement(self.models, *self._settings)
+        return Measurement({name: self._taps[name] for name in self.models}, *self._settings)
 
     def _first_failure(self, measurement: Measurement) -> Exception | None:
         if measurement.failures:
@@ -142,16 +142,18 @@ class Sampler:
             )
         return None
 
-    def conclude(self, error: Exception | None) -> Computed | None:
+    def conclude(self, error: Exception | None, baseline: Bases | None, previous: Bases | None) -> Computed:
         """Merge the sample over ranks and derive its metrics.
 
         Every rank calls this at every sample, whatever happened to it before.
 
         Args:
             error: What went wrong on this rank.
+            baseline: Bases that ``drift`` is against; see :func:`lightning_geo.compute.compute`.
+            previous: Bases that ``velocity`` is against.
 
-        Returns:
-            The metrics; ``None`` if any rank dropped the sample.
+        Raises:
+            Exception: ``error``, or that another rank dropped the sample.
         """
         measurement, self._measurement = self._measurement, None
         if measurement is None:
@@ -167,7 +169,7 @@ class Sampler:
         if not valid:
             raise RuntimeError("another rank could not take this sample, or saw other layers")
         self._chosen = True
-        computed = measurement.compute(self.baseline, self.previous)
+        computed = measurement.compute(baseline, previous)
         for name, kind in measurement.unobserved.items():
             self._complaints.say(
                 f"no attention could be observed in {name} ({kind})",

@@ -49,7 +49,7 @@ class MetricSpec:
     formula: str
     meaning: str
     source: str
-    kind: Literal["row", "sequence", "tokens", "moments", "heads", "bases"]
+    kind: Literal["row", "sequence", "tokens", "directions", "moments", "heads", "bases"]
     parts: tuple[str, ...] = ()
     range: tuple[float | None, float | None] = (None, None)
     headline: tuple[str, ...] = ()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from lightning_geo.functional import AttentionStatistics, attention_statistics
 from lightning_geo.functional._tensors import exact_dtype
+from lightning_geo.functional.cone import sum_of_directions
 from lightning_geo.functional.registry import metric_function
 from lightning_geo.schema import ROLES, spec_of
 from lightning_geo.taps import AttentionCall, BlockCall, CallKey
@@ -59,17 +61,16 @@ class LayerStatistics:
     def add_moments(self, name: str, x: Tensor, mask: Tensor | None) -> None:
         """Add count, sum and raw second moment of vectors [B, N, h, D] over valid tokens."""
         x = x.float()
+        count = torch.tensor(x.shape[0] * x.shape[1], device=x.device)
         if mask is not None:
             x = torch.where(mask[:, :, None, None], x, 0.0)
             count = mask.sum()
-        else:
-            count = torch.tensor(x.shape[0] * x.shape[1], device=x.device)
         x = x.flatten(0, 1).transpose(0, 1)  # [h, T, D]
         # centred before the product: float32 would lose a small spread around a large mean
         mean = x.sum(1, keepdim=True) / count.clamp(min=1)
         centred = x - mean
         if mask is not None:
-            centred = torch.where(mask.flatten()[None, :, None], centred, 0.0)
+            centred.mul_(mask.flatten()[None, :, None])
         second = centred.transpose(1, 2) @ centred
         mean = mean.to(exact_dtype(mean))
         self.add(f"{name}.count", count)
@@ -126,6 +127,7 @@ class SampleStatistics:
         self._maxima = [n for n in kinds.get("row", ()) if spec_of(n).summary == "max"]
         self._sequences = kinds.get("sequence", [])
         self._tokens = kinds.get("tokens", [])
+        self._directions = kinds.get("directions", [])
         spectral = [*kinds.get("moments", ()), *kinds.get("bases", ())]
         self._roles = [r for r in ROLES if any(n.endswith(f".{r}") for n in spectral)]
         if "qk_alignment" in spectral:
@@ -178,38 +180,33 @@ class SampleStatistics:
                 layer.add_moments(role, x.transpose(1, 2), mask)
         if gram and output is not None:  # one matrix for all heads: its blocks serve role output too
             layer.add_moments("heads", output.transpose(1, 2).flatten(2)[:, :, None], call.query_mask)
-        names = tuple(name for name in self._tokens if name.endswith(".head"))
-        if names and output is not None:
+        if output is not None:
             mask = None if call.query_mask is None else call.query_mask[:, None]
-            values = [metric_function(name)(output, mask, None) for name in names]
-            layer.add_values("head", names, torch.stack(values))
+            _add_stage(layer, "head", self._measure_directions("head", output, mask))
+
+    def _measure_directions(self, stage: str, x: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+        names = [name for name in self._directions if name.endswith(f".{stage}")]
+        directions = sum_of_directions(x, mask) if names else ()
+        return {name: metric_function(name)(*directions) for name in names}
 
     def attention_module(self, key: CallKey, output: Tensor, mask: Tensor | None) -> None:
         """Measure what the attention module wrote."""
         if key in self.layers:
-            self._measure_tokens(self.layers[key], "attention", output, mask, None)
+            _add_stage(self.layers[key], "attention", self._measure_directions("attention", output, mask))
 
     def block(self, block: BlockCall) -> None:
         """Measure a layer's input and output."""
         owner = next((key for key in block.keys if not key.cross), block.keys[0])
         layer = self.blocks.setdefault((block.name, owner), LayerStatistics())
         if block.input is not None:
-            self._measure_tokens(layer, "input", block.input, block.mask, None)
+            _add_stage(layer, "input", self._measure_directions("input", block.input, block.mask))
         if block.output is not None:
-            self._measure_tokens(layer, "output", block.output, block.mask, block.input)
-
-    def _measure_tokens(
-        self, layer: LayerStatistics, stage: str, x: Tensor, mask: Tensor | None, before: Tensor | None
-    ) -> None:
-        values = {}
-        for name in self._tokens:
-            if name.endswith(f".{stage}"):
-                values[name] = metric_function(name)(x, mask, None)
-            elif stage == "output" and "." not in name:
-                values[name] = metric_function(name)(x, mask, before)
-        values = {name: value for name, value in values.items() if value is not None}
-        if values:
-            layer.add_values(stage, tuple(values), torch.stack(list(values.values())))
+            values = self._measure_directions("output", block.output, block.mask)
+            for name in self._tokens:
+                value = metric_function(name)(block.output, block.mask, block.input)
+                if value is not None:
+                    values[name] = value
+            _add_stage(layer, "output", values)
 
     def zero(self) -> None:
         """Keep the layout, count nothing."""
@@ -218,16 +215,33 @@ class SampleStatistics:
             layer.maxima = {name: torch.full_like(v, -torch.inf) for name, v in layer.maxima.items()}
 
     def everything(self) -> list[LayerStatistics]:
-        """All layers and blocks, in the order in which every rank meets them."""
-        return [*self.layers.values(), *self.blocks.values()]
+        """All layers and blocks, by name: ranks may meet them in different orders."""
+        return [layer for _, layer in self.named()]
+
+    def named(self) -> list[tuple[tuple[Any, ...], LayerStatistics]]:
+        """Like :meth:`everything`, each with its key."""
+        blocks = sorted(self.blocks.items(), key=lambda item: item[0])
+        return [*sorted(self.layers.items(), key=lambda item: item[0]), *blocks]
+
+
+def _add_stage(layer: LayerStatistics, stage: str, values: dict[str, Tensor]) -> None:
+    if values:
+        layer.add_values(stage, tuple(values), torch.stack(list(values.values())))
 
 
 def call_statistics(call: AttentionCall) -> AttentionStatistics:
     """Statistics of one observed call, through the public function."""
+    query, key, masks = call.query, call.key, call.masks
+    if call.scores is not None:  # they are all a mask, on products that are zero
+        batch, heads, queries, keys = call.scores.shape
+        query = call.scores.new_zeros(1).expand(batch, heads, queries, 1)
+        key = call.scores.new_zeros(1).expand(batch, heads, keys, 1)
+        masks = (call.scores,)
+    assert query is not None and key is not None
     return attention_statistics(
-        call.query,
-        call.key,
-        mask=call.masks or None,
+        query,
+        key,
+        mask=masks or None,
         is_causal=call.is_causal,
         causal_alignment=call.causal_alignment,
         query_mask=call.query_mask,
@@ -253,25 +267,43 @@ def reduce_over_ranks(samples: list[SampleStatistics], ok: bool, device: torch.d
     Returns:
         Whether the sample is valid; the same on every rank.
     """
-    layers = [layer for sample in samples for layer in sample.everything()]
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return ok
-    parts = [
-        [(store, name) for layer in layers for store in (getattr(layer, kind),) for name in sorted(store)]
-        for kind in ("sums", "maxima")
-    ]
-    layout = repr([[(n, tuple(s[n].shape)) for s, n in part] for part in parts])
-    digest = int.from_bytes(hashlib.sha256(layout.encode()).digest()[:7], "big")
+    digest, failure = 0, None
+    buffers: list[tuple[Any, list[tuple[dict[str, Tensor], str]], Tensor]] = []
+    try:
+        if ok:
+            digest, buffers = _pack(samples, device)
+    except Exception as error:  # no memory left, say: the other ranks wait for this one all the same
+        ok, failure = False, error
     mine = torch.tensor([int(ok), digest], dtype=torch.int64, device=device)
     everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
     dist.all_gather(everyone, mine)
+    if failure is not None:
+        raise failure
     if not all(bool(other[0]) and int(other[1]) == digest for other in everyone):
         return False
-    for part, operation in zip(parts, (dist.ReduceOp.SUM, dist.ReduceOp.MAX), strict=True):
-        if not part:
-            continue
-        flat = torch.cat([store[name].flatten() for store, name in part]).to(device)
+    for operation, slots, flat in buffers:
         dist.all_reduce(flat, operation)
-        for (store, name), piece in zip(part, flat.split([s[n].numel() for s, n in part]), strict=True):
+        pieces = torch.split(flat, [store[name].numel() for store, name in slots])
+        for (store, name), piece in zip(slots, pieces, strict=True):
             store[name] = piece.view(store[name].shape)
     return True
+
+
+def _pack(
+    samples: list[SampleStatistics], device: torch.device
+) -> tuple[int, list[tuple[Any, list[tuple[dict[str, Tensor], str]], Tensor]]]:
+    """A digest of the layout; per operation, the places in the statistics that it reduces and one buffer."""
+    layers = [(i, key, layer) for i, sample in enumerate(samples) for key, layer in sample.named()]
+    # names too: other layers of the same shapes (layer drop) must not be added up
+    layout: list[Any] = [(i, tuple(key), sorted(layer.names.items())) for i, key, layer in layers]
+    buffers = []
+    for kind, operation in (("sums", dist.ReduceOp.SUM), ("maxima", dist.ReduceOp.MAX)):
+        stores: list[dict[str, Tensor]] = [getattr(layer, kind) for *_, layer in layers]
+        slots = [(store, name) for store in stores for name in sorted(store)]
+        layout.append([(name, tuple(store[name].shape)) for store, name in slots])
+        if slots:
+            flat = torch.cat([store[name].flatten() for store, name in slots]).to(device)
+            buffers.append((operation, slots, flat))
+    return int.from_bytes(hashlib.sha256(repr(layout).encode()).digest()[:7], "big"), buffers

@@ -81,6 +81,43 @@ def attention_statistics(
         >>> statistics.received
         tensor([[[2.0833, 1.0833, 0.5833, 0.2500]]])
     """
+    return compute(
+        attention_problem(
+            query,
+            key,
+            mask=mask,
+            is_causal=is_causal,
+            causal_alignment=causal_alignment,
+            query_mask=query_mask,
+            window=window,
+            sinks=sinks,
+            special=special,
+            scale=scale,
+            softcap=softcap,
+        )
+    )
+
+
+def attention_problem(
+    query: Tensor,
+    key: Tensor,
+    *,
+    mask: Mask | Sequence[Mask] | None,
+    is_causal: bool,
+    causal_alignment: str,
+    query_mask: Tensor | None,
+    window: int | tuple[int, int] | None,
+    sinks: Tensor | None,
+    special: Tensor | None,
+    scale: float | None,
+    softcap: float | None,
+) -> AttentionProblem:
+    """Check the arguments of :func:`attention_statistics` and bring them into the form of the kernels.
+
+    Raises:
+        TypeError: If an argument is no tensor, or none of the expected type.
+        ValueError: If shapes or devices do not fit, or an option has no meaning.
+    """
     _check_query_key(query, key)
     batch, heads, queries, width = query.shape
     keys = key.shape[2]
@@ -90,8 +127,6 @@ def attention_statistics(
             f"but got {causal_alignment!r}."
         )
     left, right = _window(window)
-    if is_causal:
-        right = 0
     _check_flags("query_mask", query_mask, (batch, queries), "a real token", query.device)
     _check_flags("special", special, (batch, keys), "a special token", query.device)
     if sinks is not None:
@@ -102,20 +137,18 @@ def attention_statistics(
                 f"but got {list(sinks.shape)}."
             )
     masks = tuple(mask) if isinstance(mask, (list, tuple)) else () if mask is None else (mask,)
-    return compute(
-        AttentionProblem(
-            query=query,
-            key=key,
-            scale=_number("scale", width**-0.5 if scale is None else scale),
-            softcap=_softcap(softcap),
-            masks=tuple(_mask(m, (batch, heads, queries, keys), query.device) for m in masks),
-            offset=keys - queries if causal_alignment == "bottom_right" else 0,
-            left=left,
-            right=right,
-            query_mask=query_mask,
-            sinks=sinks,
-            special=special,
-        )
+    return AttentionProblem(
+        query=query,
+        key=key,
+        scale=_finite("scale", width**-0.5 if scale is None else scale),
+        softcap=_softcap(softcap),
+        masks=tuple(_mask(m, (batch, heads, queries, keys), query.device) for m in masks),
+        offset=keys - queries if causal_alignment == "bottom_right" else 0,
+        left=left,
+        right=0 if is_causal else right,
+        query_mask=query_mask,
+        sinks=sinks,
+        special=special,
     )
 
 
@@ -130,7 +163,8 @@ def _check_tensor(name: str, value: object, device: torch.device | None = None) 
 def _check_device(name: str, value: Tensor, device: torch.device | None) -> None:
     if device is not None and value.device != device:
         raise ValueError(
-            f"Expected `{name}` to be on the device of `query`, {device}, but got {value.device}. Move it there."
+            f"Expected `{name}` to be on the device of `query`, {device}, but got {value.device}. "
+            "Move it there."
         )
 
 
@@ -144,9 +178,11 @@ def _check_query_key(query: Tensor, key: Tensor) -> None:
     _check_device("key", key, query.device)
     if query.shape[0] != key.shape[0] or query.shape[3] != key.shape[3]:
         raise ValueError(
-            "Expected `query` and `key` to agree in batch size and head_dim, [B, H, Nq, D] and [B, Hk, Nk, D], "
-            f"but got {list(query.shape)} and {list(key.shape)}."
+            "Expected `query` and `key` to agree in batch size and head_dim, "
+            f"[B, H, Nq, D] and [B, Hk, Nk, D], but got {list(query.shape)} and {list(key.shape)}."
         )
+    if key.shape[2] == 0:
+        raise ValueError(f"Expected `key` to hold at least one token but got {list(key.shape)}.")
     if key.shape[1] == 0 or query.shape[1] % key.shape[1]:
         raise ValueError(
             "Expected the heads of `query` to be a multiple of the heads of `key` "
@@ -194,8 +230,8 @@ def _mask(mask: Mask, shape: tuple[int, int, int, int], device: torch.device) ->
         m not in (1, n) for m, n in zip(reversed(mask.shape), reversed(shape), strict=False)
     ):
         raise ValueError(
-            f"Expected `mask` to be broadcastable to [B, H, Nq, Nk] = {list(shape)} but got {list(mask.shape)}. "
-            "A padding mask [B, Nk] goes in as `mask[:, None, None, :]`."
+            f"Expected `mask` to be broadcastable to [B, H, Nq, Nk] = {list(shape)} "
+            f"but got {list(mask.shape)}. A padding mask [B, Nk] goes in as `mask[:, None, None, :]`."
         )
     mask = mask[(None,) * (4 - mask.dim())]
     # an expanded axis is read once, not once for each row
@@ -224,7 +260,7 @@ def _window(window: int | tuple[int, int] | None) -> tuple[int | None, int | Non
     )
 
 
-def _number(name: str, value: float) -> float:
+def _finite(name: str, value: float) -> float:
     if not math.isfinite(value):
         raise ValueError(f"Expected `{name}` to be finite but got {value!r}.")
     return float(value)
@@ -235,4 +271,4 @@ def _softcap(softcap: float | None) -> float | None:
         return None
     if softcap < 0:
         raise ValueError(f"Expected `softcap` to be positive, or None for none, but got {softcap!r}.")
-    return _number("softcap", softcap)
+    return _finite("softcap", softcap)

@@ -61,11 +61,8 @@ def cone_index(x: Tensor, mask: Tensor | None = None, normalized: bool = False) 
         >>> cone_index(x), cone_index(x, normalized=True)
         (tensor(1.4142), tensor(0.7071))
     """
-    total, valid, _ = sum_of_directions(x, mask)
-    index = torch.linalg.vector_norm(total, dim=-1)
-    if normalized:
-        index = (index / valid.clamp(min=1)).clamp(max=1)
-    return torch.where(valid > 0, index, torch.nan)
+    directions = sum_of_directions(x, mask)
+    return _cone(*directions) if normalized else _cone_index(*directions)
 
 
 def mean_cosine(x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -93,22 +90,21 @@ def mean_cosine(x: Tensor, mask: Tensor | None = None) -> Tensor:
         >>> mean_cosine(torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 2.0]]))
         tensor(0.3333)
     """
-    total, valid, directed = sum_of_directions(x, mask)
-    cosines = total.square().sum(-1) - directed
-    mean = (cosines / (valid * (valid - 1)).clamp(min=1)).clamp(max=1)
-    return torch.where(valid > 1, mean, torch.nan)
-
-
-@computes("cone")
-def _cone(x: Tensor, mask: Tensor | None, before: Tensor | None) -> Tensor:
-    return cone_index(x, mask, normalized=True)
+    return _mean_cosine(*sum_of_directions(x, mask))
 
 
 @computes("cone_index")
-def _cone_index(x: Tensor, mask: Tensor | None, before: Tensor | None) -> Tensor:
-    return cone_index(x, mask)
+def _cone_index(total: Tensor, valid: Tensor, directed: Tensor) -> Tensor:
+    return torch.where(valid > 0, torch.linalg.vector_norm(total, dim=-1), torch.nan)
+
+
+@computes("cone")
+def _cone(total: Tensor, valid: Tensor, directed: Tensor) -> Tensor:
+    return (_cone_index(total, valid, directed) / valid).clamp(max=1)
 
 
 @computes("mean_cosine")
-def _mean_cosine(x: Tensor, mask: Tensor | None, before: Tensor | None) -> Tensor:
-    return mean_cosine(x, mask)
+def _mean_cosine(total: Tensor, valid: Tensor, directed: Tensor) -> Tensor:
+    cosines = total.square().sum(-1) - directed
+    mean = (cosines / (valid * (valid - 1)).clamp(min=1)).clamp(-1, 1)
+    return torch.where(valid > 1, mean, torch.nan)

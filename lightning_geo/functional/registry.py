@@ -11,10 +11,12 @@ row        ``fn(statistics)``, an ``AttentionStatistics``           ``[B, H, Nq]
                                                                     Without a registered function:
                                                                     the field of the same name
 sequence   ``fn(call)``, an :class:`ObservedCall`                  ``[B, H]``, one per sequence
-tokens     ``fn(x, mask, before)``: ``x [..., n, d]``, ``mask``     ``[...]``, one per sequence.
-           bool like ``x`` without ``d`` (sizes equal or 1) or      ``cone.head`` on head outputs
-           None, ``before`` the block's input like ``x`` or None    ``[B, H, N, D]`` with ``mask
-                                                                    [B, 1, N]`` is ``cone``'s
+tokens     ``fn(x, mask, before)``: ``x [..., n, d]``, ``mask``     ``[...]``, one per sequence
+           bool like ``x`` without ``d`` (sizes equal or 1) or
+           None, ``before`` the block's input like ``x`` or None
+directions ``fn(total, valid, directed)``, what                     ``[...]``, one per sequence.
+           ``cone.sum_of_directions`` returns: taken once for all   ``cone.head``, of head outputs,
+           of them                                                  is ``cone``'s
 moments    ``fn(eigenvalues)``: ``[..., d]``, descending, >= 0      ``[...]``
 heads      ``fn(covariance)``: ``[H, D, H, D]``, centred            ``[H]`` or scalar, as the axes
                                                                     of the spec say

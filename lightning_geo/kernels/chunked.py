@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +26,6 @@ __all__ = ["TILE_SCORES", "chunked"]
 TILE_SCORES = 1 << 20
 
 _LOG2E = math.log2(math.e)
-_LN2 = math.log(2.0)
 
 # above it, adding HIDDEN_SCORE to a score would not hide it
 _TAME_SCORE = 1e20
@@ -53,7 +53,8 @@ def chunked(problem: AttentionProblem, tile_scores: int = TILE_SCORES) -> Attent
 @contextmanager
 def _full_precision(device: str) -> Iterator[None]:
     # TF32 and bf16 products would leave three digits of a score
-    backend = torch.backends.cuda.matmul if device == "cuda" else torch.backends.mkldnn.matmul
+    backends: Any = torch.backends
+    backend = backends.cuda.matmul if device == "cuda" else backends.mkldnn.matmul
     before = backend.fp32_precision
     backend.fp32_precision = "ieee"
     try:
@@ -84,16 +85,16 @@ class _RowSums:
         problem = self.problem
         shared = problem.group_size
         heads = slice(key_heads.start * shared, key_heads.stop * shared)
-        query = problem.query[batch, heads]
+        query = problem.query[batch, heads].to(torch.float32)
         key = problem.key[batch, key_heads].to(torch.float32).flatten(0, 1)
         # Cauchy-Schwarz; a NaN compares False
-        bound = torch.linalg.vector_norm(query, dtype=torch.float32) * torch.linalg.vector_norm(key)
+        bound = torch.linalg.vector_norm(query) * torch.linalg.vector_norm(key)
         tame = float(bound) * abs(problem.scale) < _TAME_SCORE
         for start in range(0, query.shape[2], self.plan.rows):
             rows = slice(start, min(start + self.plan.rows, query.shape[2]))
             tile = Tile(batch, heads, rows, band(problem, rows))
             if tile.shape[3]:
-                part = query[:, :, rows].to(torch.float32).reshape(key.shape[0], -1, key.shape[2])
+                part = query[:, :, rows].reshape(key.shape[0], -1, key.shape[2])
                 scores = self._scores(tile, part, key[:, tile.columns])
                 self._hide(tile, scores, tame)
                 self._reduce(tile, scores)
@@ -132,9 +133,8 @@ class _RowSums:
         batch, heads, rows, columns = tile.shape
         at = tile[:3]
         peak = scores.amax(-1, keepdim=True)
-        # log2(e) enters by fused multiply-add: its rounding is the same for a whole row and cancels
-        exponent = torch.add(peak * -_LOG2E, scores, alpha=_LOG2E, out=_view(self.tiles[1], tile.shape))
-        e = torch.exp2(exponent, out=scores)
+        exponent = torch.sub(scores, peak, out=_view(self.tiles[1], tile.shape))
+        e = torch.mul(exponent, _LOG2E, out=scores).exp2_()
         self.peak[at] = peak.squeeze(-1)
         self.norm[at] = torch.linalg.vector_norm(e, dim=-1)
 
@@ -143,7 +143,9 @@ class _RowSums:
         start = tile.columns.start - tile.rows.start + self.problem.rows_shape[2] - 1
         weights = self.weights[:rows, :, start : start + columns]
         linear = torch.bmm(weights, flat.permute(1, 2, 0))
-        self.linear[(slice(None), *at)] = linear.permute(1, 2, 0).view(4, batch, heads, rows)
+        self.linear[:, tile.batch, tile.heads, tile.rows] = linear.permute(1, 2, 0).view(
+            4, batch, heads, rows
+        )
 
         live = self.visible[at] > 0
         if self.problem.query_mask is not None:
@@ -185,18 +187,16 @@ class _RowSums:
         def plane(values: Tensor) -> Tensor:
             return torch.where(defined, values, torch.nan)
 
-        # what rounding made of the largest exponent, in octaves
-        top = torch.add(self.peak * -_LOG2E, self.peak, alpha=_LOG2E)
-        logsumexp = plane(self.peak + (total.log() - top * _LN2))
+        logsumexp = plane(self.peak + total.log())
         sinks = problem.sinks
         return AttentionStatistics(
             live=live,
             visible_keys=self.visible,
             logsumexp=logsumexp,
             # centred at the peak: exact at any offset of the scores
-            entropy=plane((total.log() - _LN2 * self.moment / total).clamp(min=0)),
+            entropy=plane((total.log() - self.moment / total).clamp(min=0)),
             concentration=plane((self.norm / total).square()),
-            max_probability=plane(top.exp2() / total),
+            max_probability=plane(1.0 / total),
             max_logit=plane(self.peak),
             previous_mass=plane(self.near[0] / total),
             self_mass=plane(self.near[1] / total),

@@ -53,7 +53,7 @@ def first_keys(problem: AttentionProblem) -> Tensor:
     batch, heads, queries = problem.rows_shape
     real = problem.query_mask
     first = torch.full((batch,), problem.keys, device=problem.query.device)
-    for start in range(0, problem.keys if queries else 0, _STEP):
+    for start in range(0, problem.keys, _STEP):
         columns = slice(start, min(start + _STEP, problem.keys))
         seen = _seen(problem, Tile(slice(0, batch), slice(0, heads), slice(0, queries), columns))
         if real is not None and queries == problem.keys:

@@ -38,15 +38,14 @@ class Plan(NamedTuple):
     @classmethod
     def of(cls, problem: AttentionProblem, scores: int) -> Plan:
         """Fill about ``scores`` scores per tile: all heads of a sequence first, they share their mask."""
-        batch, heads, queries = problem.rows_shape
-        key_heads = problem.key.shape[1]
-        one_row = max(1, problem.group_size * problem.keys)
-        rows = min(128, max(16, scores // max(1, key_heads * one_row)), queries)
+        batch, key_heads = problem.key.shape[:2]
+        one_row = max(1, problem.group_size) * problem.keys
+        rows = min(128, max(16, scores // (key_heads * one_row)), problem.query.shape[2])
         rows = max(1, min(rows, scores // one_row))
         fitting = max(1, scores // (one_row * rows))
         if fitting < key_heads:
             return cls(1, fitting, rows)
-        return cls(min(batch, fitting // key_heads), key_heads, rows)
+        return cls(max(1, min(batch, fitting // key_heads)), key_heads, rows)
 
     def groups(self, problem: AttentionProblem) -> Iterator[tuple[slice, slice]]:
         """Sequences and key heads, a group at a time."""

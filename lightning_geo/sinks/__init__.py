@@ -63,7 +63,7 @@ def open_sinks(
     places: list[str | os.PathLike[str]] = []
     for logger in loggers:
         experiment = _experiment(logger)
-        schedule = PictureSchedule(max_steps, resumed_at)
+        schedule = PictureSchedule(max_steps)
         if _can(experiment, "_get_file_writer"):
             from lightning_geo.sinks.tensorboard import TensorBoardSink  # needs tensorboard to be installed
 

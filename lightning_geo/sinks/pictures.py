@@ -43,11 +43,11 @@ class PictureSchedule:
     """Which samples get pictures: ten over the run, which is what TensorBoard keeps of a tag.
 
     Of a longer series TensorBoard shows a random ten. Where the length of the run is known, pictures are
-    taken at each ninth of it; otherwise whenever the step has doubled. The last sample always gets one.
+    taken at each ninth of it; otherwise whenever the step has doubled. The first sample of a session and the
+    last of the run always get one.
 
     Args:
         max_steps: Length of the run in optimizer steps; ``None``, -1 or infinite if it is not known.
-        resumed_at: Step at which this session took over; what earlier sessions drew is not drawn again.
 
     Example:
         >>> schedule = PictureSchedule(max_steps=900)
@@ -55,9 +55,9 @@ class PictureSchedule:
         [0, 100, 200, 300, 400, 500, 600, 700, 800]
     """
 
-    def __init__(self, max_steps: float | None = None, resumed_at: int | None = None) -> None:
+    def __init__(self, max_steps: float | None = None) -> None:
         self._max_steps = max_steps if max_steps and 0 < max_steps < math.inf else None
-        self._slot = self._slot_of(resumed_at - 1) if resumed_at else -1
+        self._slot = -1
 
     def _slot_of(self, step: int) -> int:
         if self._max_steps:

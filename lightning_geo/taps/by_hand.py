@@ -11,13 +11,15 @@ from torch import Tensor
 
 from lightning_geo.taps.call import AttentionCall
 
-__all__ = ["SoftmaxTracer"]
+__all__ = ["TRACED", "SoftmaxTracer"]
 
 _ADDING: frozenset[Any] = frozenset({torch.baddbmm, Tensor.baddbmm})
 _MATMULS: frozenset[Any] = _ADDING | {
     torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__, torch.einsum,
 }  # fmt: skip
 _SOFTMAX: frozenset[Any] = frozenset({F.softmax, torch.softmax, Tensor.softmax})
+#: What :meth:`SoftmaxTracer.see` wants to see.
+TRACED = _MATMULS | _SOFTMAX
 
 
 class SoftmaxTracer:

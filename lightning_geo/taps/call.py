@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,8 +49,8 @@ class AttentionCall:
     masks: tuple[Any, ...] = ()
     scores: Tensor | None = None
     is_causal: bool = False
-    causal_alignment: str = "top_left"
-    window: int | None = None
+    causal_alignment: Literal["top_left", "bottom_right"] = "top_left"
+    window: tuple[int, int] | None = None
     scale: float | None = None
     softcap: float | None = None
     sinks: Tensor | None = None

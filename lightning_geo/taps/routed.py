@@ -6,7 +6,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -71,10 +71,12 @@ def _call(
     batch, heads, queries = query.shape[:3]
     causal = options.get("is_causal")
     causal = getattr(module, "is_causal", True) if causal is None else causal
-    alignment, window = "top_left", None
+    alignment: Literal["top_left", "bottom_right"] = "top_left"
+    window = None
     if "flash" in name:
         alignment = "bottom_right"
-        window = options.get("sliding_window")
+        if options.get("sliding_window") is not None:
+            window = (options["sliding_window"] - 1,) * 2
         if isinstance(mask, Tensor) and mask.dim() == 2:
             mask = mask[:, None, None, -key.shape[2] :].bool()
     elif name.endswith("eager") or "flex" in name:

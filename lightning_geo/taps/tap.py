@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
-from lightning_geo.taps.by_hand import SoftmaxTracer
+from lightning_geo.taps.by_hand import TRACED, SoftmaxTracer
 from lightning_geo.taps.call import AttentionCall, BlockCall, CallKey
 from lightning_geo.taps.routed import observe_routed
 from lightning_geo.taps.sdpa import multi_head_call, sdpa_call
@@ -23,6 +23,8 @@ __all__ = ["Observer", "Tap"]
 
 #: Keyword arguments by which modules are given another sequence to attend to.
 _OTHER_SEQUENCE = ("key_value_states", "encoder_hidden_states", "memory", "context")
+
+_WATCHED = {F.scaled_dot_product_attention, F.multi_head_attention_forward, *TRACED}
 
 
 class Observer(Protocol):
@@ -63,17 +65,17 @@ class Tap:
 
     Args:
         model: The observed model.
-        observer: Takes what is seen.
         special_token_ids: Input ids that count as special tokens.
     """
 
-    def __init__(self, model: nn.Module, observer: Observer, special_token_ids: Iterable[int] = ()) -> None:
+    def __init__(self, model: nn.Module, special_token_ids: Iterable[int] = ()) -> None:
         self.modules = {clean_name(name): module for name, module in model.named_modules()}
         self.failures: list[Exception] = []
         #: modules that look like attention and ran without showing any: path -> class name
         self.unobserved: dict[str, str] = {}
-        self._observer = observer
+        self._observer: Observer
         self._special_ids = tuple(special_token_ids)
+        self._devices = sorted({p.device.type for p in model.parameters()} | {"cpu"})
         self._names = {id(module): name for name, module in self.modules.items()}
         self._frames: list[_Frame] = []
         self._repeats: dict[str, int] = {}
@@ -88,8 +90,9 @@ class Tap:
         self._owners = {found[0].parent.rpartition(".")[0] for found in elements.values() if found} | {""}
 
     @contextlib.contextmanager
-    def open(self) -> Iterator[Tap]:
-        """Observe until the context ends."""
+    def open(self, observer: Observer) -> Iterator[Tap]:
+        """Show ``observer`` what happens until the context ends."""
+        self._observer = observer
         fastpath = torch.backends.mha.get_fastpath_enabled()
         handles = []
         try:
@@ -123,10 +126,13 @@ class Tap:
             if name in self._owners:
                 prefix = f"{name}." if name else ""
                 self._repeats = {k: n for k, n in self._repeats.items() if not k.startswith(prefix)}
-            frame = _Frame(name, module, input_ids=_input_ids(args, kwargs))
+            frame = _Frame(name, module)
             frame.cross = any(kwargs.get(key) is not None for key in _OTHER_SEQUENCE)
-            if name in self._items or name not in self._listed:
-                frame.input = _hidden_states((*args, *kwargs.values()))
+            with torch._C.DisableTorchFunction():  # looking at tensors is no event for the mode
+                if self._special_ids:
+                    frame.input_ids = _input_ids(args, kwargs)
+                if name in self._items or name not in self._listed:
+                    frame.input = _hidden_states((*args, *kwargs.values()))
             self._frames.append(frame)
 
         return hook
@@ -143,10 +149,9 @@ class Tap:
             self._tracer.clear()
         self._frames.pop()
         if frame.keys:
-            values = result.values() if isinstance(result, Mapping) else result
-            output = _hidden_states(values if isinstance(values, (tuple, list)) else (values,))
             with self._observing():
-                self._report(frame, output)
+                values = tuple(result.values()) if isinstance(result, Mapping) else result
+                self._report(frame, _hidden_states(values if isinstance(values, (tuple, list)) else (values,)))
         elif re.search(r"att(entio)?n$", type(module).__name__, re.IGNORECASE):
             self.unobserved[frame.name] = type(module).__name__
 
@@ -216,12 +221,11 @@ class Tap:
     def _observing(self) -> Iterator[None]:
         """Run our own work: seen by nobody, in full precision, and never the model's problem."""
         busy, self._busy = self._busy, True
-        devices = {p.device.type for p in (*self.modules[""].parameters(),)} | {"cpu"}
         try:
             with contextlib.ExitStack() as stack:
                 stack.enter_context(torch.no_grad())
                 stack.enter_context(torch._C.DisableTorchFunction())
-                for device in devices:
+                for device in self._devices:
                     stack.enter_context(torch.autocast(device, enabled=False))
                 yield
         except Exception as error:
@@ -254,7 +258,8 @@ class _Functions(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        self._see(func, args, kwargs, result)
+        if func in _WATCHED:
+            self._see(func, args, kwargs, result)
         return result
 
 

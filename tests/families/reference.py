@@ -112,6 +112,10 @@ def _watch(model: nn.Module, stack: Stack) -> Iterator[list[_Seen]]:
     def start(module: nn.Module, args: Any, kwargs: Any) -> None:
         seen.append(_Seen())
         current.append(seen[-1])
+        if type(module).__name__ == "SwinAttention" and args[1] is not None:
+            # -100 between what a shift brought together, by window; the batch is made of windows
+            windows = args[1].repeat(len(args[0]) // len(args[1]), 1, 1)
+            seen[-1].projected["w"] = windows[:, None]
         if isinstance(module, nn.MultiheadAttention):
             weights, biases = module.in_proj_weight.chunk(3), module.in_proj_bias.chunk(3)
             for role, x, weight, bias in zip("qkv", args, weights, biases, strict=False):
@@ -190,8 +194,9 @@ def _layers(family: Family, stack: Stack, batch: Batch, output: Any, seen: list[
             scores = stack.scale * (query @ _repeat(key, query.shape[1]).swapaxes(-1, -2))
             if stack.biased:  # T5 returns its position bias next to the probabilities
                 scores = scores + _numpy(one.result[-2])
-            if "b" in one.projected:
-                scores = scores + _numpy(one.projected["b"])
+            for term in "bw":
+                if term in one.projected:
+                    scores = scores + _numpy(one.projected[term])
             if stack.softcap:
                 scores = stack.softcap * np.tanh(scores / stack.softcap)
         layers.append(

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_geo.functional import cone_index, mean_cosine, metric_function
+from lightning_geo.functional.cone import sum_of_directions
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -130,11 +131,12 @@ def test_head_outputs_share_their_sequence_mask():
     x, mask = sequences(0, (2, 3, 7, 4), torch.float32, 1.0)
     mask = torch.tensor([[True] * 7, [True] * 5 + [False] * 2])
     for name, function in (("cone_index.head", cone_index), ("mean_cosine.head", mean_cosine)):
-        got = metric_function(name)(x, mask[:, None], None)
+        got = metric_function(name)(*sum_of_directions(x, mask[:, None]))
         assert got.shape == (2, 3)
         torch.testing.assert_close(got[1], function(x[1, :, :5]))
     torch.testing.assert_close(
-        metric_function("cone.head")(x, mask[:, None], None)[0], cone_index(x[0], normalized=True)
+        metric_function("cone.head")(*sum_of_directions(x, mask[:, None]))[0],
+        cone_index(x[0], normalized=True),
     )
 
 

@@ -14,7 +14,8 @@ def cka(x: np.ndarray, y: np.ndarray) -> float:
     n = len(x)
     centre = np.eye(n) - 1 / n
     k, m = centre @ (x @ x.T) @ centre, centre @ (y @ y.T) @ centre
-    return float(np.trace(k @ m) / np.sqrt(np.trace(k @ k) * np.trace(m @ m)))
+    with np.errstate(invalid="ignore"):  # rows that rounding to bfloat16 made equal: 0/0
+        return float(np.trace(k @ m) / np.sqrt(np.trace(k @ k) * np.trace(m @ m)))
 
 
 def covariance_of(x: np.ndarray) -> torch.Tensor:

@@ -7,6 +7,7 @@ import torch
 
 from lightning_geo import catalog
 from lightning_geo.functional import METRIC_FUNCTIONS, attention_statistics, computes, metric_function
+from lightning_geo.functional.cone import sum_of_directions
 from lightning_geo.schema import MetricSpec
 
 BATCH, HEADS, KEY_HEADS, TOKENS, WIDTH = 2, 4, 2, 6, 5
@@ -45,9 +46,11 @@ def arguments(spec: MetricSpec, call: Call) -> tuple[tuple[object, ...], tuple[i
         return (call.statistics,), (BATCH, HEADS, TOKENS)
     if spec.kind == "sequence":
         return (call,), (BATCH, HEADS)
-    if spec.kind == "tokens":
+    if spec.kind == "directions":
         if "head" in spec.axes:
-            return (call.query, call.query_mask[:, None], None), (BATCH, HEADS)
+            return sum_of_directions(call.query, call.query_mask[:, None]), (BATCH, HEADS)
+        return sum_of_directions(call.query[:, 0], call.query_mask), (BATCH,)
+    if spec.kind == "tokens":
         return (call.query[:, 0], call.query_mask, call.query[:, 1]), (BATCH,)
     if spec.kind == "moments":
         return (torch.rand(HEADS, WIDTH, generator=generator).sort(descending=True).values,), (HEADS,)

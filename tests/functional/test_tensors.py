@@ -155,6 +155,11 @@ def test_zeros_have_finite_gradients():
     for function in (F.cone_index, F.mean_cosine, F.token_norm):
         (gradient,) = torch.autograd.grad(function(tokens), tokens)
         assert gradient.isfinite().all()
+    one = torch.zeros(2, 1, requires_grad=True)  # attention on one visible key: not defined, like 0/0
+    for values in (F.normalized_entropy(one, torch.ones(2, 1)), F.key_entropy(one + 1), F.key_entropy(one)):
+        assert values.isnan().all()
+        (gradient,) = torch.autograd.grad(values.sum(), one)
+        assert gradient.isfinite().all()
     u = torch.eye(4)[:, :2].requires_grad_()
     (gradient,) = torch.autograd.grad(F.subspace_distance(u, u.detach()), u)
     assert gradient.isfinite().all()

@@ -34,6 +34,7 @@ def make_record(
 ) -> GeometryRecord:
     """A record whose values depend on step, seed, stack and metric."""
     names = select() if metrics is None else list(metrics)
+    defaults = {"epoch": step // 100, "batches_seen": step + 1, "wall_time": 1.7e9 + step, "probe": "cafe"}
     modules = {s: {"modules": [f"{s}.{i}" for i in range(layers)], "heads": [heads] * layers} for s in stacks}
     return GeometryRecord(
         {
@@ -42,7 +43,7 @@ def make_record(
         },
         {"model": "Tiny", "stacks": modules},
         step=step,
-        **{"epoch": step // 100, "batches_seen": step + 1, "wall_time": 1.7e9 + step, "probe": "cafe", **facts},
+        **{**defaults, **facts},
     )
 
 

@@ -14,7 +14,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR
 from tensorboard.util import tensor_util
 
-from lightning_geo.schema import GeometryRecord
+from lightning_geo.schema import GeometryRecord, select
 from lightning_geo.sinks.events import parse_record, record_event, session_start, started_at
 from sinks.records import assert_same, make_record
 
@@ -49,7 +49,7 @@ def test_tensorboard_reads_every_tensor() -> None:
     facts = json.loads(tensors.pop("lightning_geo/geometry/record").item())
     assert facts["batches_seen"] == 51
     assert facts["structure"] == record.structure
-    assert tensors.keys() == {f"lightning_geo/geometry/encoder/{key}" for key in record.keys()}
+    assert tensors.keys() == {f"lightning_geo/geometry/encoder/{key}" for key in select()}
     np.testing.assert_array_equal(tensors["lightning_geo/geometry/encoder/entropy"], record["entropy"])
 
 
@@ -70,7 +70,8 @@ def test_a_name_within_a_name_takes_nothing_from_it() -> None:
 
 
 def test_arrays_of_other_types_become_float32() -> None:
-    found = parse_record(record_event(GeometryRecord({"encoder": {"entropy": np.arange(4).reshape(2, 2)}}), "n"))
+    record = GeometryRecord({"encoder": {"entropy": np.arange(4).reshape(2, 2)}})
+    found = parse_record(record_event(record, "geometry"))
     assert found is not None
     assert found[1]["entropy"].dtype == np.float32
     np.testing.assert_array_equal(found[1]["entropy"], [[0, 1], [2, 3]])

@@ -9,7 +9,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 
 from lightning_geo import load_history
 from lightning_geo.sinks.record_file import RecordFile
@@ -36,7 +36,8 @@ def test_the_name_is_tensorboards_and_ours_and_tensorboard_reads_it(tmp_path: Pa
     assert len(names) == 2
     assert all(n.startswith("events.out.tfevents.") and n.endswith(".lightning_geo") for n in names)
     tags = EventAccumulator(str(tmp_path)).Reload().Tags()["tensors"]
-    assert set(tags) == {f"lightning_geo/{n}/{t}" for n in ("geometry", "train") for t in ("record", "encoder/entropy")}
+    kept = ("record", "encoder/entropy")
+    assert set(tags) == {f"lightning_geo/{name}/{tag}" for name in ("geometry", "train") for tag in kept}
 
 
 def test_a_resumed_run_drops_what_it_replaces(tmp_path: Path) -> None:
@@ -61,7 +62,11 @@ def test_a_relative_directory_stays_where_it_was(tmp_path: Path, monkeypatch: py
 
 def test_the_file_is_announced_once_with_its_first_sample_in_it(tmp_path: Path) -> None:
     announced: list[tuple[Path, int]] = []
-    sink = RecordFile(tmp_path, "geometry", on_open=lambda path: announced.append((path, len(load_history(path)))))
+
+    def announce(path: Path) -> None:
+        announced.append((path, len(load_history(path))))
+
+    sink = RecordFile(tmp_path, "geometry", on_open=announce)
     for step in (0, 50):
         sink.write(make_record(step, metrics=["entropy"]))
     (file,) = tmp_path.iterdir()
@@ -77,7 +82,7 @@ def test_a_full_disk_raises_and_the_run_is_readable_once_there_is_space(tmp_path
         from sinks.records import make_record
         sink = RecordFile({str(tmp_path)!r}, "geometry")
         for step in range(6):
-            low, high = (30_000, resource.RLIM_INFINITY), (resource.RLIM_INFINITY,) * 2
+            low, high = (90_000, resource.RLIM_INFINITY), (resource.RLIM_INFINITY,) * 2
             resource.setrlimit(resource.RLIMIT_FSIZE, low if step in (2, 3) else high)
             try:
                 sink.write(make_record(step, layers=12, heads=12))
@@ -87,9 +92,8 @@ def test_a_full_disk_raises_and_the_run_is_readable_once_there_is_space(tmp_path
     """
     tests = Path(__file__).parents[1]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)])}
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], env=environment, capture_output=True, text=True, check=True
-    )
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["2 File too large", "3 File too large"]
     with pytest.warns(UserWarning, match="damaged event"):
         history = load_history(tmp_path)

@@ -1,0 +1,32 @@
+"""The oracle against a second, independent one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from kernels.cases import CASES, problem_of
+from kernels.comparison import as_arrays
+from kernels.naive import naive
+from lightning_geo.kernels.reference import reference
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_agrees_with_rows_in_numpy(name):
+    arguments = CASES[name]()
+    got = as_arrays(reference(problem_of(arguments)))
+    expected = naive(arguments)
+    assert got.keys() == expected.keys()
+    for field, value in expected.items():
+        np.testing.assert_allclose(got[field], value, rtol=1e-9, atol=1e-12, err_msg=field)
+
+
+def test_the_table_reaches_every_field():
+    """A field that is NaN, zero or absent in all cases would be compared without being tested."""
+    informative: set[str] = set()
+    for build in CASES.values():
+        for field, value in as_arrays(reference(problem_of(build()))).items():
+            values = value[np.isfinite(value)].astype(float)
+            if len(np.unique(values)) > 5 or field == "live":
+                informative.add(field)
+    assert informative == set(naive(CASES["sinks"]() | {"special": CASES["special_tokens"]()["special"]}))

@@ -1,0 +1,177 @@
+"""The W&B sink in a real offline run, read back from the file that ``wandb sync`` would send."""
+
+from __future__ import annotations
+
+import json
+import struct
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import wandb
+from PIL import Image
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from wandb.proto.wandb_internal_pb2 import FilesItem, Record
+
+from lightning_geo import load_history
+from lightning_geo.sinks import open_sinks
+from lightning_geo.sinks.tags import scalars
+from sinks.records import assert_same, make_record
+
+
+@pytest.fixture(autouse=True)
+def _quiet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    for name, value in {"SILENT": "true", "CONFIG_DIR": str(tmp_path / "config")}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    yield
+    wandb.finish()
+
+
+def sent(run_directory: Path) -> list[Any]:
+    """All records of a finished run."""
+    (path,) = run_directory.glob("*.wandb")
+    for _ in range(300):  # W&B's own process may write the end of it after `finish` has returned
+        records = parse(path.read_bytes())
+        if records and records[-1].WhichOneof("record_type") == "exit":
+            return records
+        time.sleep(0.1)
+    pytest.fail(f"{path} has no end after 30 s")
+
+
+def parse(content: bytes) -> list[Any]:
+    """The records of a LevelDB log: blocks of 32 kB, each piece with checksum, length and kind."""
+    records, piece, place = [], b"", 7
+    while place + 7 <= len(content):
+        left = 32768 - place % 32768
+        if left < 7:
+            place += left
+            continue
+        _, length, kind = struct.unpack_from("<IHB", content, place)
+        chunk = content[place + 7 : place + 7 + length]
+        piece = chunk if kind in (1, 2) else piece + chunk
+        if kind in (1, 4):
+            records.append(Record.FromString(piece))
+        place += 7 + length
+    return records
+
+
+def rows_of(records: list[Any]) -> list[dict[str, Any]]:
+    """The run's history; nested values as ``key/part``, W&B's own keys left out."""
+    rows = []
+    for record in records:
+        if record.WhichOneof("record_type") == "history":
+            items = {"\0".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item}
+            rows.append({key: value for key, value in items.items() if not key.startswith("_")})
+    return rows
+
+
+def test_each_sample_is_one_row_over_lightnings_step(tmp_path: Path) -> None:
+    logger = WandbLogger(project="test", save_dir=tmp_path, offline=True)
+    sinks = open_sinks([logger], max_steps=100)
+    assert [type(sink).__name__ for sink in sinks] == ["WandbSink", "RecordFile"]
+    directory = Path(logger.experiment.dir)
+    records = [make_record(step) for step in (0, 5, 100)]
+    records[1].stacks["encoder"]["entropy"][0] = np.nan  # a layer without a value
+    for record in records:
+        logger.log_metrics({"train_loss": 1.0}, step=record.step)
+        for sink in sinks:
+            sink.write(record, final=record.step == 100)
+    logger.experiment.finish()
+    everything = sent(directory.parent)
+
+    rows = [row for row in rows_of(everything) if "train_loss" not in row]
+    for row, record in zip(rows, records, strict=True):
+        numbers = {key: value for key, value in row.items() if "\0" not in key}  # without the pictures' parts
+        assert numbers.pop("trainer/global_step") == record.step
+        assert numbers == pytest.approx(scalars(record), rel=1e-12)
+    assert "geometry_entropy/entropy/layer_00" in rows[0]
+    assert "geometry_entropy/entropy/layer_00" not in rows[1]
+
+    shown = [{key.split("\0")[0] for key in row if key.endswith("\0path")} for row in rows]
+    assert shown[0] == shown[2] >= {"geometry_entropy/entropy", "geometry_cone/cone"}
+    assert shown[1] == set()
+    picture = directory / rows[2]["geometry_entropy/entropy\0path"]
+    assert Image.open(picture).size == (350, 215)
+
+    # the record lies among the run's files, is uploaded with it, and holds the same numbers
+    (file,) = directory.glob("*tfevents*")
+    files = [f for r in everything if r.WhichOneof("record_type") == "files" for f in r.files.files]
+    saved = [(f.path, f.policy) for f in files if "tfevents" in f.path]
+    assert saved == [(file.name, FilesItem.PolicyType.END)]
+    for path in (directory, directory.parent, file):
+        history = load_history(path)
+        assert history.steps.tolist() == [0, 5, 100]
+        for sample, record in enumerate(records):
+            assert_same(history.record(sample), record)
+
+
+def test_a_run_of_the_users_own_gets_the_step_axis_with_dots_escaped(tmp_path: Path) -> None:
+    run = wandb.init(project="test", dir=tmp_path, mode="offline")
+    sink, _ = open_sinks([WandbLogger(experiment=run)])
+    for step in (0, 50):
+        sink.write(make_record(step, metrics=["entropy", "drift.query"]))
+    directory = Path(run.dir).parent
+    run.finish()
+    defined = [r.metric for r in sent(directory) if r.WhichOneof("record_type") == "metric"]
+    axes = {m.name or m.glob_name: m.step_metric for m in defined}
+    assert len(axes) == len(defined)  # each once, not once per sample
+    assert axes == {
+        "trainer/global_step": "",
+        "geometry*": "trainer/global_step",
+        r"geometry/drift\.query": "trainer/global_step",
+        r"geometry_subspace/drift\.query/layer_00": "trainer/global_step",
+        r"geometry_subspace/drift\.query/layer_01": "trainer/global_step",
+    }
+
+
+def test_pictures_that_fail_cost_no_numbers(tmp_path: Path) -> None:
+    run = wandb.init(project="test", dir=tmp_path, mode="offline")
+    sink, _ = open_sinks([WandbLogger(experiment=run)])
+    record = make_record(3, metrics=["self_mass"])
+    record.stacks["encoder"]["entropy"] = np.zeros((2, 0), np.float32)  # nothing to draw
+    with pytest.raises(ZeroDivisionError):
+        sink.write(record)
+    directory = Path(run.dir).parent
+    run.finish()
+    (row,) = rows_of(sent(directory))
+    assert row["geometry/self_mass"] == pytest.approx(record["self_mass"].mean())
+
+
+def test_a_resumed_run_is_read_as_one(tmp_path: Path) -> None:
+    # W&B begins a new directory each time; killed at 160, resumed at 100, stopped at 120
+    directories = []
+    for steps, resumed_at in ((range(0, 161, 20), None), ((100, 120), 100)):
+        logger = WandbLogger(project="test", save_dir=tmp_path, offline=True, id="same")
+        (_, record) = open_sinks([logger], resumed_at=resumed_at)
+        for step in steps:
+            record.write(make_record(step, metrics=["entropy"], seed=int(resumed_at is not None)))
+        record.close()
+        directories.append(Path(logger.experiment.dir))
+        logger.experiment.finish()
+    assert directories[0] != directories[1]
+    for directory in directories:
+        history = load_history(directory)
+        assert history.steps.tolist() == list(range(0, 121, 20))
+        for record in (history.record(sample) for sample in range(len(history))):
+            assert_same(record, make_record(record.step, metrics=["entropy"], seed=int(record.step >= 100)))
+
+
+def test_beside_tensorboard_the_record_is_there_alone(tmp_path: Path) -> None:
+    wandb_logger = WandbLogger(project="test", save_dir=tmp_path, offline=True)
+    loggers = [wandb_logger, TensorBoardLogger(tmp_path / "tb"), CSVLogger(tmp_path / "csv")]
+    sinks = open_sinks(loggers, directory=tmp_path / "records")
+    assert [type(sink).__name__ for sink in sinks] == ["WandbSink", "TensorBoardSink", "ScalarSink"]
+    for sink in sinks:
+        sink.write(make_record(metrics=["entropy"]))
+    assert {file.parent for file in tmp_path.rglob("*tfevents*")} == {Path(loggers[1].log_dir)}
+
+
+def test_a_disabled_run_keeps_no_record(tmp_path: Path) -> None:
+    run = wandb.init(project="test", dir=tmp_path, mode="disabled")
+    sinks = open_sinks([WandbLogger(experiment=run)], directory=tmp_path / "records")
+    for sink in sinks:
+        sink.write(make_record(metrics=["entropy"]))
+    assert load_history(tmp_path / "records").steps.tolist() == [0]

@@ -1,0 +1,220 @@
+"""Training is bit-identical with and without the monitor, and nothing is left behind in model or process."""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from transformers.modeling_utils import AttentionInterface
+
+from lightning_geo import GeometryMonitor, measure
+from lit import Causal, Classifier, Lit, bert, fit, gpt2, loader, sequences
+
+STEPS = 30
+GET_INTERFACE = AttentionInterface.get_interface
+
+
+# -- what is compared
+
+
+def outcome(runner: pl.Trainer, module: pl.LightningModule) -> dict[str, Any]:
+    """All that training made: weights, buffers, optimizer state, losses, generators, mode flags."""
+    python, legacy = random.getstate(), np.random.get_state()
+    result = {f"state/{name}": value for name, value in module.state_dict().items()}
+    result |= {f"grad/{name}": p.grad for name, p in module.named_parameters()}
+    for index, optimizer in enumerate(runner.optimizers):
+        for parameter, state in optimizer.state_dict()["state"].items():
+            result |= {f"optimizer/{index}/{parameter}/{key}": value for key, value in state.items()}
+    result |= {f"loss/{index}": loss for index, loss in enumerate(module.losses)}
+    result |= {f"training/{name}": m.training for name, m in module.named_modules()}
+    result |= {f"buffers/{name}": sorted(m._buffers) for name, m in module.named_modules()}
+    result |= {"torch": torch.get_rng_state(), "python": python, "numpy": repr(legacy)}
+    return result
+
+
+def assert_same(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    """Equal bit for bit."""
+    assert list(ours) == list(theirs)
+    for name, mine in ours.items():
+        other = theirs[name]
+        same = torch.equal(mine, other) if isinstance(mine, Tensor) else mine == other
+        assert same, f"{name} differs: {mine} against {other}"
+
+
+def traces(module: nn.Module) -> list[str]:
+    """Hooks, wrappers and switches that somebody left behind in a model or in this process."""
+    found = [
+        f"{name}.{kind}"
+        for name, part in module.named_modules()
+        for kind, value in vars(part).items()
+        if "_hooks" in kind and isinstance(value, dict) and value
+    ]
+    found += [f"{n}: compiled call" for n, m in module.named_modules() if "on_call" in repr(m._compiled_call_impl)]
+    if AttentionInterface.get_interface is not GET_INTERFACE:
+        found.append("AttentionInterface.get_interface")
+    if not torch.backends.mha.get_fastpath_enabled():
+        found.append("the fast path is off")
+    if torch._C._len_torch_function_stack():
+        found.append("a torch function mode")
+    if torch.get_default_dtype() is not torch.float32 or not torch.is_grad_enabled():
+        found.append("default type or gradient mode")
+    if torch._dynamo.eval_frame._stance.stance != "default":
+        found.append("the compiler's stance")
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler() -> Iterator[None]:
+    yield
+    torch._dynamo.reset()
+
+
+# -- what is trained
+
+
+class Drawing(nn.Module):
+    """Drops half of the tokens at random even in eval mode, as a masked autoencoder does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bert = bert()
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Any:
+        keep = torch.rand(input_ids.shape).argsort(1)[:, :5] + random.randrange(1) + np.random.randint(1)
+        kept = {"input_ids": input_ids.gather(1, keep), "attention_mask": attention_mask.gather(1, keep)}
+        return self.bert(**kept, labels=labels)
+
+
+class Writing(nn.Module):
+    """Writes buffers, in place and anew, and plain attributes in every forward; does more in ``train``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bert = bert()
+        self.norm = nn.BatchNorm1d(10)
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("longest", torch.zeros(()))
+        self.register_buffer("cache", None)
+        self.seen = 0
+        self.switched = 0
+
+    def train(self, mode: bool = True) -> Writing:
+        self.switched += 1
+        return super().train(mode)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Any:
+        self.calls += 1
+        self.longest = torch.maximum(self.longest, attention_mask.sum(1).max().float())
+        self.cache = attention_mask.float()
+        self.seen += 1
+        result = self.bert(input_ids, attention_mask, labels=labels)
+        scale = 1 + 1e-3 * (self.calls + self.longest + self.seen + self.cache.mean())
+        result.loss = result.loss * scale + self.norm(input_ids.float()).square().mean()
+        return result
+
+
+class Encoder(nn.Module):
+    """``nn.TransformerEncoder``, with another one as a frozen teacher: its fast path must stay on."""
+
+    def __init__(self, teacher: bool = False) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(60, 32)
+        layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2)
+        self.head = nn.Linear(32, 2)
+        self.teacher = nn.TransformerEncoder(layer, 2).requires_grad_(False) if teacher else None
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Any:
+        x = self.embed(input_ids)
+        y = self.encoder(x, src_key_padding_mask=attention_mask == 0)
+        loss = nn.functional.cross_entropy(self.head(y.mean(1)), labels)
+        if self.teacher is not None:
+            with torch.no_grad():
+                target = self.teacher.eval()(x)
+            loss = loss + (y - target).square().mean()
+        return type("Output", (), {"loss": loss})
+
+
+def checkpointed(reentrant: bool) -> nn.Module:
+    model = bert()
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    return model
+
+
+def lora() -> nn.Module:
+    return get_peft_model(bert(), LoraConfig(r=2, lora_dropout=0.1, target_modules=["query", "value"]))
+
+
+def compiled(how: str, backend: str = "aot_eager") -> nn.Module:
+    model = bert()
+    if how == "wrapped":
+        return torch.compile(model, backend=backend)  # type: ignore[return-value]
+    if how == "in place":
+        model.compile(backend=backend)
+    elif how == "blocks":
+        for layer in model.bert.encoder.layer:
+            layer.compile(backend=backend)
+    else:
+        model.forward = torch.compile(model.forward, backend=backend)
+    return model
+
+
+def compiled_as_a_whole() -> Any:
+    return torch.compile(Classifier(), backend="aot_eager")
+
+
+#: name -> how the LightningModule is made, and options of the Trainer
+CASES: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
+    "bert": (Classifier, {}),
+    "gpt2": (Causal, {}),
+    "eager": (functools.partial(Classifier, attn_implementation="eager"), {}),
+    "bf16-mixed": (Classifier, {"precision": "bf16-mixed"}),
+    "bf16-true": (Causal, {"precision": "bf16-true"}),
+    "accumulation": (Classifier, {"accumulate_grad_batches": 3}),
+    "checkpointing": (lambda: Lit(lambda: checkpointed(False)), {}),
+    "checkpointing, reentrant": (lambda: Lit(lambda: checkpointed(True)), {}),
+    "manual": (functools.partial(Classifier, manual=True), {}),
+    "lora": (lambda: Lit(lora), {}),
+    "draws": (lambda: Lit(Drawing), {}),
+    "writes": (lambda: Lit(Writing), {}),
+    "encoder": (lambda: Lit(Encoder), {}),
+    "frozen teacher": (lambda: Lit(lambda: Encoder(teacher=True)), {}),
+    "compiled": (lambda: Lit(lambda: compiled("wrapped")), {}),
+    "compiled in place": (lambda: Lit(lambda: compiled("in place")), {}),
+    "compiled blocks": (lambda: Lit(lambda: compiled("blocks")), {}),
+    "compiled forward": (lambda: Lit(lambda: compiled("forward")), {}),
+    "compiled as a whole": (compiled_as_a_whole, {}),
+}
+BARE: dict[tuple[str, bool], dict[str, Any]] = {}
+
+
+def train(directory: Path, case: str, sanity: bool, *monitors: GeometryMonitor) -> dict[str, Any]:
+    make, options = CASES[case]
+    module = make()
+    plain = getattr(module, "_orig_mod", module)
+    validation = loader(8, seed=9) if sanity else None
+    options = {"steps": STEPS, "limit_val_batches": 2, **options}
+    before = traces(plain)
+    runner = fit(directory, module, *monitors, data=loader(24, shuffle=True), validation=validation, **options)
+    assert traces(plain) == before
+    return outcome(runner, plain)
+
+
+@pytest.mark.parametrize("source", ["probe", "batch"])
+@pytest.mark.parametrize("sanity", [True, False], ids=["sanity", "no sanity"])
+@pytest.mark.parametrize("case", CASES)
+def test_training_is_untouched(case: str, sanity: bool, source: Any, tmp_path: Path) -> None:
+    if (case, sanity) not in BARE:
+        BARE[case, sanity] = train(tmp_path, case, sanity)
+    monitor = GeometryMonitor(every_n_steps=7, source=source, probe_size=6, strict=True)
+    assert_same(train(tmp_path, case, sanity, monitor), BARE[case, sanity])
+    assert monitor.last_record is not None
