@@ -25,7 +25,7 @@ def options(description: str | None, *, epochs: int, learning_rate: float) -> ar
     parser = argparse.ArgumentParser(description=description, formatter_class=formatter)
     add = parser.add_argument
     add("--logger", action="append", choices=["tensorboard", "wandb", "csv"], help="repeatable (tensorboard)")
-    add("--wandb-online", action="store_true", help="send the W&B run to the server instead of keeping it here")
+    add("--wandb-online", action="store_true", help="send the W&B run to the server, not only to disk")
     add("--every-n-steps", type=int, default=10, help="optimizer steps between two samples of the geometry")
     add("--probe", choices=["recorded", "validation", "none"], default="recorded",
         help="inputs that are sampled: the first ones that the trainer feeds, one batch of the validation "

@@ -1,8 +1,8 @@
 """Train a small decoder at three learning rates and see entropy collapse before the loss shows it.
 
-Too high a learning rate drives attention heads to look at a single token: their entropy falls to zero and with
-it the gradient that could bring them back (Zhai et al. 2023, arXiv 2303.06296). The runs see the same news in the
-same order and no story twice, so that the training loss is the loss on text not seen before.
+Too high a learning rate drives attention heads to look at a single token: their entropy falls to zero and
+with it the gradient that could bring them back (Zhai et al. 2023, arXiv 2303.06296). The runs see the same
+news in the same order and no story twice, so that the training loss is the loss on text not seen before.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from pytorch_lightning.loggers import TensorBoardLogger
-from texts import bbc_news, packaged_bert, tokenizer_of
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lightning_geo import GeometryMonitor, load_history
+from texts import bbc_news, packaged_bert, tokenizer_of
 
 EARLY = 20  # the step at which the table compares the runs
 VOCABULARY = 4096
@@ -117,10 +117,9 @@ def picture(runs: list[Run]) -> Figure:
     """Entropy on the left, loss on the right, one line per learning rate."""
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2, sharex=True)
-    for run, colour in zip(runs, ("#0072b2", "#e69f00", "#cc3311", "#009e73", "#7f3c8d"), strict=False):
-        label = f"learning rate {run.learning_rate:g}"
-        left.plot(run.steps, run.entropy, color=colour, label=label, linewidth=2)
-        right.plot(np.arange(1, len(run.loss) + 1), run.loss, color=colour, label=label, linewidth=2)
+    for run in runs:
+        left.plot(run.steps, run.entropy, linewidth=2, label=f"learning rate {run.learning_rate:g}")
+        right.plot(np.arange(1, len(run.loss) + 1), run.loss, linewidth=2)
     left.set(title="Lowest normalized head entropy", xlabel="step", ylim=(0, 1.02))
     right.set(title="Loss, mean of ten steps", xlabel="step")
     for axes in (left, right):
@@ -135,7 +134,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     add = parser.add_argument
-    add("--learning-rates", type=float, nargs="+", default=[1e-3, 1e-2, 3e-2], help="one run each, at most 5")
+    add("--learning-rates", type=float, nargs="+", default=[1e-3, 1e-2, 3e-2], help="one run each")
     add("--max-steps", type=int, default=200, help="optimizer steps of each run")
     add("--every-n-steps", type=int, default=5, help="optimizer steps between two samples")
     add("--length", type=int, default=128, help="tokens of a text")

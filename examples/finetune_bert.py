@@ -11,9 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytorch_lightning as pl
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+
 from common import options, train
 from texts import loader, packaged_bert, split_texts, tokenizer_of
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 
 def parser(description: str | None, *, learning_rate: float) -> argparse.ArgumentParser:

@@ -8,9 +8,10 @@ from __future__ import annotations
 import argparse
 from functools import partial
 
-from finetune_bert import parser, run
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from transformers import PreTrainedModel
+
+from finetune_bert import parser, run
 
 
 def with_adapters(model: PreTrainedModel, *, rank: int) -> PeftModel:

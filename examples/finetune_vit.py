@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from common import options, train
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch.utils.data import DataLoader
 from transformers import ViTConfig, ViTForImageClassification
+
+from common import options, train
 
 
 def digits(seed: int, limit: int | None, batch_size: int) -> tuple[DataLoader[Any], DataLoader[Any]]:

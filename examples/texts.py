@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from sklearn.model_selection import train_test_split
+from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -114,7 +115,7 @@ def loader(
     return DataLoader(rows, batch_size, shuffle=shuffle, collate_fn=collate)  # type: ignore[arg-type]
 
 
-def _collate(tokenizer: PreTrainedTokenizerBase, rows: list[tuple[list[int], int]]) -> dict[str, torch.Tensor]:
+def _collate(tokenizer: PreTrainedTokenizerBase, rows: list[tuple[list[int], int]]) -> dict[str, Tensor]:
     ids, labels = zip(*rows, strict=True)
     padded = tokenizer.pad({"input_ids": list(ids)}, return_tensors="pt")
     return {**padded, "labels": torch.tensor(labels)}

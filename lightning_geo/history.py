@@ -6,6 +6,7 @@ import glob
 import os
 import re
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,9 @@ class GeometryHistory:
     def __contains__(self, key: str) -> bool:
         return key in GeometryRecord(self.stacks)
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
     def __repr__(self) -> str:
         steps = f"steps {self.steps[0]} to {self.steps[-1]}"
         return f"GeometryHistory({self.name!r}, {len(self)} samples, {steps}, {len(self.keys())} metrics)"
@@ -118,28 +122,17 @@ def load_history(path: str | os.PathLike[str], name: str | None = None) -> Geome
         FileNotFoundError: If there is no event file.
         ValueError: If none holds the geometry, or several monitors did and ``name`` does not say which.
     """
-    from google.protobuf.message import DecodeError
-    from tensorboard.compat.proto.event_pb2 import Event
-
     from lightning_geo.sinks.events import parse_record, started_at
-    from lightning_geo.sinks.frames import Damage, read_frames
 
     files = _event_files(Path(path))
     monitors: dict[str, list[GeometryRecord]] = {}
     others: set[str] = set()
     skipped: list[str] = []
     for file in files:
-        for data in read_frames(file):
-            if isinstance(data, Damage):
-                skipped.append(str(data))
-                continue
-            try:
-                event = Event.FromString(data)
-            except DecodeError:
-                skipped.append(f"{file}: skipped a record that is no TensorBoard event")
-                continue
-            start = started_at(event)
-            if start is not None:
+        for event in _events(file):
+            if isinstance(event, str):
+                skipped.append(event)
+            elif (start := started_at(event)) is not None:
                 for records in monitors.values():
                     _drop(records, start)
             elif found := parse_record(event):
@@ -153,6 +146,23 @@ def load_history(path: str | os.PathLike[str], name: str | None = None) -> Geome
         warnings.warn(f"{os.fspath(path)!r} was read but for what is damaged. {shown}.", stacklevel=2)
     name = _monitor(path, name, monitors, files, others)
     return GeometryHistory(monitors[name], name, os.fspath(path))
+
+
+def _events(file: Path) -> Iterator[Any]:
+    """The events of a file; in place of one that cannot be read, a string that says so."""
+    from google.protobuf.message import DecodeError
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    from lightning_geo.sinks.frames import Damage, read_frames
+
+    for data in read_frames(file):
+        if isinstance(data, Damage):
+            yield str(data)
+            continue
+        try:
+            yield Event.FromString(data)
+        except DecodeError:
+            yield f"{file}: skipped {len(data)} bytes that are no TensorBoard event"
 
 
 def _drop(records: list[GeometryRecord], step: int) -> None:
@@ -216,11 +226,6 @@ def _folders(path: Path) -> list[Path]:
 
 
 def _begun(file: Path) -> tuple[int, float, str]:
-    from tensorboard.compat.proto.event_pb2 import Event
-
-    from lightning_geo.sinks.frames import read_frames
-
     second = re.search(r"tfevents\.(\d+)", file.name)
-    first = next(read_frames(file), None)
-    began = Event.FromString(first).wall_time if isinstance(first, bytes) else 0.0
-    return int(second[1]) if second else 0, began, file.name
+    first = next(_events(file), "")
+    return int(second[1]) if second else 0, 0.0 if isinstance(first, str) else first.wall_time, file.name

@@ -17,7 +17,8 @@ from lightning_geo.complaints import ArgumentError, Complaints
 from lightning_geo.compute import Bases, Computed
 from lightning_geo.lightning import AnyCallback, lightning_logger
 from lightning_geo.observed import candidates, check_layers
-from lightning_geo.probe import CallRecorder, Probe, ProbeCall, probe_from
+from lightning_geo.probe import CallRecorder, Probe, ProbeCall, Share, probe_from
+from lightning_geo.replay import Call, undisturbed
 from lightning_geo.sampler import Sampler
 from lightning_geo.schedule import Schedule
 from lightning_geo.schema import GeometryRecord, compares_samples, select
@@ -115,7 +116,7 @@ class GeometryMonitor(AnyCallback):
     def _reset(self) -> None:
         """Forget the run."""
         self._probe: Probe | None = None
-        self._share: list[ProbeCall] | None = None
+        self._share: Share | None = None
         self._summaries: dict[str, float] = {}
         self._samples = 0
         self._cost = 0.0
@@ -127,7 +128,9 @@ class GeometryMonitor(AnyCallback):
         self._known_fingerprint: str | None = None
         self._sinks: list[Sink] | None = None
         self._resumed_at: int | None = None
-        self._step: int | None = None
+        self._models: list[str] = []
+        self._sampled: int | None = None
+        self._step = -1
         self._pending = False
         self._started = time.perf_counter()
 
@@ -140,16 +143,16 @@ class GeometryMonitor(AnyCallback):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Start anew, unless `fit` is called again to go on; a checkpoint's state comes afterwards."""
-        if stage == "fit" and _step(trainer) == 0:
+        if stage == "fit" and _steps_taken(trainer) == 0:
             self._reset()
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Check what can be checked before anything runs; from here on the module is complete."""
         source = self._source
-        if source == "probe" and type(trainer.strategy).__name__ in _SHARDED:
-            self._complaints.say(
-                f'{type(trainer.strategy).__name__} cannot replay an inner module: `source="batch"` is used'
-            )
+        strategy = type(trainer.strategy)
+        if source == "probe" and any(base.__name__ in _SHARDED for base in strategy.__mro__):
+            said = 'cannot replay an inner module: `source="batch"` is used'
+            self._complaints.say(f"{strategy.__name__} {said}")
             source = "batch"
         self._replays = source == "probe"
         check_layers(self._layers, pl_module)
@@ -160,6 +163,7 @@ class GeometryMonitor(AnyCallback):
             candidates(pl_module, self._module), metrics, self._layers, self._rank, self._special_token_ids,
             trainer.precision_plugin.forward_context, self._complaints,
         )  # fmt: skip
+        self._sampler.prefer(self._models)
         if self._baseline is None and self._baseline_run is not None:
             self._baseline = bases_of(self._baseline_run)
         self._started = time.perf_counter()
@@ -174,7 +178,9 @@ class GeometryMonitor(AnyCallback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Go on from a checkpoint, or try the given probe."""
-        self._resumed_at = _step(trainer) or None
+        step = _steps_taken(trainer)
+        # what an earlier session wrote from here on is void, but not its last sample where we go on from it
+        self._resumed_at = (step + (self._sampled == step)) or None
         trainer.callback_metrics.update(_tensors(self._summaries))
         if self._replays and self._given_probe is not None and self._probe is None:
             self._use_given_probe()
@@ -183,8 +189,8 @@ class GeometryMonitor(AnyCallback):
     def _start_recording(self) -> None:
         wanted = self._replays and self._probe is None and self._given_probe is None
         if wanted and self._recorder is None and self._sampler is not None:
-            each = -(-self._probe_size // _world_size())
-            self._recorder = CallRecorder(self._sampler.models, each)
+            mine = len(range(_rank(), self._probe_size, _world_size()))
+            self._recorder = CallRecorder(self._sampler.models, mine)
             self._recorder.start()
 
     def _finish_recording(self) -> None:
@@ -199,7 +205,8 @@ class GeometryMonitor(AnyCallback):
 
     def _adopt_probe(self, probe: Probe | None) -> None:
         if probe is not None and self._known_fingerprint not in (None, probe.fingerprint):
-            self._baseline = self._previous = None
+            self._previous = None
+            self._baseline = None if self._baseline_run is None else bases_of(self._baseline_run)
             self._complaints.say("the checkpoint's probe differs from this run's, so that drift starts anew")
         self._probe, self._share = probe, None
 
@@ -210,16 +217,13 @@ class GeometryMonitor(AnyCallback):
             ArgumentError: If none does.
         """
         assert self._sampler is not None
-        try:
-            calls = probe_from(self._given_probe, self._probe_size)
-        except TypeError as error:
-            raise ArgumentError(f"Expected `probe` to be a batch or a dataloader but {error}.") from error
+        calls = self._given_calls(self._sampler)
         reasons = []
         for name in self._sampler.models:
             probe = Probe([ProbeCall.of(name, call) for call in calls])
-            failure = self._sampler.replay([c.to(self._sampler.device) for c in probe.calls])
+            failure = self._sampler.replay(Share(probe.calls).to(self._sampler.device))
             if failure is None:
-                self._probe = probe
+                self._adopt_probe(probe)
                 return
             reasons.append(f"{name or 'the module itself'}: {type(failure).__name__}: {failure}")
         raise ArgumentError(
@@ -227,20 +231,35 @@ class GeometryMonitor(AnyCallback):
             f"positional ones, a tensor the one argument) but every candidate failed. {' | '.join(reasons)}"
         )
 
+    def _given_calls(self, sampler: Sampler) -> list[Call]:
+        """Rank 0's, on every rank: a dataloader that shuffles yields other sequences on each."""
+        box: list[Any] = [None]
+        if _rank() == 0:
+            try:
+                # to begin a dataloader is to draw a random number
+                with undisturbed(next(iter(sampler.models.values()))):
+                    box = [probe_from(self._given_probe, self._probe_size)]
+            except Exception as error:
+                box = [ArgumentError(f"Expected `probe` to be a batch or a dataloader but {error}.")]
+        if _world_size() > 1:
+            dist.broadcast_object_list(box)
+        if isinstance(box[0], Exception):
+            raise box[0]
+        calls: list[Call] = box[0]
+        return calls
+
     # -- steps
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Sample the weights that enter this step, or start to observe its forward."""
-        step = _step(trainer)
-        anew = step != self._step
-        if self._sampler is None or not (self._schedule(step) if anew else self._pending):
-            self._step = step
+        step = _steps_taken(trainer)
+        anew, self._step = step != self._step, step
+        due = step != self._sampled and self._schedule(step) if anew else self._pending
+        if self._sampler is None or not due:
             return
-        self._step = step
         if not self._replays:
             self._pending = True
-            with self._complaints.about("observing the batch failed"):
-                self._sampler.watch(anew=anew)
+            self._sampler.watch(anew=anew)
         elif anew:
             self._pending = self._probe is None
             if not self._pending:
@@ -254,8 +273,7 @@ class GeometryMonitor(AnyCallback):
     def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
         """Go on observing where more forward may follow."""
         if not self._replays and self._sampler is not None and self._pending and not pl_module.automatic_optimization:
-            with self._complaints.about("observing the batch failed"):
-                self._sampler.watch(anew=False)
+            self._sampler.watch(anew=False)
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Take the first sample where the probe was recorded from this very step's batches."""
@@ -263,7 +281,7 @@ class GeometryMonitor(AnyCallback):
             self._pending = False
             self._finish_recording()
             if self._probe is not None:
-                self._replay(trainer, _step(trainer))
+                self._replay(trainer, self._step)
             else:
                 self._complaints.say(
                     "the trainer has not called the observed model yet, so there is no probe",
@@ -285,16 +303,15 @@ class GeometryMonitor(AnyCallback):
         error = self._sampler.run_shadows()
         if not trainer.fit_loop._should_accumulate():
             self._pending = False
-            self._conclude(trainer, _step(trainer), error, started)
+            self._conclude(trainer, self._step, error, started)
 
     # -- the run ends
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Measure the final weights and say what it all cost."""
         self._stop()
-        step = _step(trainer)
-        last = self.last_record.step if self.last_record is not None else None
-        if self._replays and self._probe is not None and last != step:
+        step = _steps_taken(trainer)
+        if self._replays and self._probe is not None and self._sampled != step:
             self._replay(trainer, step, final=True)
         if self._samples and trainer.is_global_zero:
             whole = time.perf_counter() - self._started
@@ -330,15 +347,13 @@ class GeometryMonitor(AnyCallback):
     def _replay(self, trainer: Any, step: int, *, final: bool = False) -> None:
         started = time.perf_counter()
         assert self._sampler is not None and self._probe is not None
-        share = self._share
-        if share is None:
-            mine = self._probe.share(_rank(), _world_size())
-            share = self._share = [call.to(self._sampler.device) for call in mine]
-        if share:
-            error = self._sampler.replay(share)
-        else:  # more ranks than sequences: the layout is needed all the same
-            first = self._probe.calls[0].take(slice(0, 1)).to(self._sampler.device)
-            error = self._sampler.replay([first], counted=False)
+        error: Exception | None
+        try:
+            if self._share is None:
+                self._share = self._probe.share(_rank(), _world_size()).to(self._sampler.device)
+            error = self._sampler.replay(self._share)
+        except Exception as failure:  # the other ranks wait all the same
+            error = failure
         self._conclude(trainer, step, error, started, final=final)
 
     def _conclude(
@@ -346,10 +361,12 @@ class GeometryMonitor(AnyCallback):
     ) -> None:
         """Merge the sample over ranks, make its record, send it everywhere."""
         assert self._sampler is not None
+        self._sampled = step
         with self._complaints.about(f"a sample was dropped (first at step {step})"):
             computed = self._sampler.conclude(error, self._baseline, self._previous)
+            self._models = list(self._sampler.models)
             if self._probe is not None:
-                self._probe = self._probe.only(self._sampler.models)
+                self._probe = self._probe.only(self._models)
             if self._samples == 0 and self._baseline_run is not None:
                 check_bases(self._baseline, computed.bases, self._baseline_run)
             record = self._record(trainer, step, computed, started, final)
@@ -366,12 +383,12 @@ class GeometryMonitor(AnyCallback):
     ) -> GeometryRecord:
         sampler = self._sampler
         assert sampler is not None
-        first = self._samples == 0
+        first = self._samples == 0 or self._baseline is None
         if self._replays:
             self._previous = {s: {r: u.cpu() for r, u in roles.items()} for s, roles in computed.bases.items()}
         if self._baseline is None:
             self._baseline = self._previous
-        model = ", ".join(type(getattr(m, "_orig_mod", m)).__name__ for m in sampler.models.values())
+        model = ", ".join(map(_class_name, sampler.models.values()))
         return GeometryRecord(
             computed.stacks,
             {"model": model, "stacks": computed.structure},
@@ -404,6 +421,8 @@ class GeometryMonitor(AnyCallback):
             "fingerprint": None if probe is None else probe.fingerprint,
             "baseline": self._baseline,
             "previous": self._previous,
+            "models": self._models,
+            "step": self._sampled,
             "summaries": dict(self._summaries),
             "samples": self._samples,
             "cost": self._cost,
@@ -415,13 +434,26 @@ class GeometryMonitor(AnyCallback):
         if state_dict["probe"] is not None:
             self._probe = Probe.from_state_dict(state_dict["probe"])
         self._baseline, self._previous = state_dict["baseline"], state_dict["previous"]
+        self._models, self._sampled = state_dict["models"], state_dict["step"]
         self._summaries = dict(state_dict["summaries"])
         self._samples, self._cost = state_dict["samples"], state_dict["cost"]
 
 
-def _step(trainer: Any) -> int:
-    """What Lightning's own monitors log at: ``global_step`` counts every optimizer of a step."""
-    return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
+def _steps_taken(trainer: Any) -> int:
+    """Optimizer steps so far; in manual optimization, where a step may be many, batches.
+
+    The same as ``_batches_that_stepped``, at which Lightning's own monitors log, but for runs resumed
+    from a checkpoint that was written at validation: there it stays one behind.
+    """
+    if trainer.lightning_module.automatic_optimization:
+        return int(trainer.global_step)
+    return int(trainer.fit_loop.epoch_loop.batch_progress.total.processed)
+
+
+def _class_name(module: torch.nn.Module) -> str:
+    """As the user knows it: compiled and sharded modules have classes of their own."""
+    classes = type(getattr(module, "_orig_mod", module)).__mro__
+    return next(c.__name__ for c in classes if not c.__name__.startswith("FSDP"))
 
 
 def _world_size() -> int:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lightning_geo.replay import Call
 
-__all__ = ["CallRecorder", "Probe", "ProbeCall", "probe_from"]
+__all__ = ["CallRecorder", "Probe", "ProbeCall", "Share", "on_call", "probe_from"]
 
 
 @dataclass
@@ -39,6 +39,11 @@ class ProbeCall:
         sizes = [x.shape[0] for x in call.tensors() if x.dim() > 0]
         return cls(model, call, sizes[0] if sizes else 1, len(set(sizes)) == 1)
 
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """Calls of a kind run through the same layers."""
+        return self.model, len(self.call.args), *sorted(self.call.kwargs)
+
     def to(self, device: torch.device) -> ProbeCall:
         """Move its tensors."""
         return ProbeCall(self.model, self.call.to(device), self.rows, self.divisible)
@@ -59,6 +64,23 @@ class ProbeCall:
         return [_digest(named, row, mask) for row in rows]
 
 
+@dataclass
+class Share:
+    """What one rank replays of the probe.
+
+    Args:
+        calls: Its own.
+        uncounted: One of each kind of which it has none: ranks merge only what has the same layers.
+    """
+
+    calls: list[ProbeCall]
+    uncounted: list[ProbeCall] = field(default_factory=list)
+
+    def to(self, device: torch.device) -> Share:
+        """Move its tensors."""
+        return Share([call.to(device) for call in self.calls], [call.to(device) for call in self.uncounted])
+
+
 class Probe:
     """The inputs on which samples are taken.
 
@@ -77,15 +99,22 @@ class Probe:
         """Prefixes of the observed models."""
         return list(dict.fromkeys(call.model for call in self.calls))
 
-    def share(self, rank: int, world_size: int) -> list[ProbeCall]:
-        """What one rank replays: every ``world_size``-th sequence, or call where it has no rows."""
-        shares = []
-        for index, call in enumerate(self.calls):
+    def share(self, rank: int, world_size: int) -> Share:
+        """What one rank replays: every ``world_size``-th sequence, and call where they cannot be divided."""
+        mine: list[ProbeCall] = []
+        others: list[ProbeCall] = []
+        whole = itertools.count()
+        for call in self.calls:
             if call.divisible and call.rows > rank:
-                shares.append(call.take(slice(rank, None, world_size)))
-            elif not call.divisible and index % world_size == rank:
-                shares.append(call)
-        return shares
+                mine.append(call.take(slice(rank, None, world_size)))
+            elif not call.divisible and next(whole) % world_size == rank:
+                mine.append(call)
+            else:
+                others.append(call.take(slice(1)))
+        missing = {call.kind: call for call in others}
+        for call in mine:
+            missing.pop(call.kind, None)
+        return Share(mine, list(missing.values()))
 
     def only(self, models: Iterable[str]) -> Probe:
         """The calls of these models; itself where there are no others."""
@@ -153,14 +182,13 @@ class CallRecorder:
             rows = sum(call.rows for call in self._calls if call.model == name)
             if rows >= self._size:
                 return
-            # what the sanity check passes are inference tensors, of no use to a later forward
-            with torch.inference_mode(False), torch.no_grad():
-                try:
-                    call = Call(tuple(_copy(list(args))), _copy(kwargs))
-                except TypeError as error:
-                    self.passed_over[name] = str(error)
-                    return
-            self._calls.append(ProbeCall.of(name, call).take(slice(self._size - rows)))
+            try:
+                # what the sanity check passes are inference tensors, of no use to a later forward
+                with torch.inference_mode(False), torch.no_grad():
+                    call = ProbeCall.of(name, Call(tuple(_copy(list(args))), _copy(kwargs)))
+                    self._calls.append(call.take(slice(self._size - rows)))
+            except Exception as error:  # the model is running: it is not to see this
+                self.passed_over[name] = str(error)
 
         return record
 

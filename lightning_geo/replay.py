@@ -47,8 +47,16 @@ class Call:
 
 
 def is_compiled(model: nn.Module) -> bool:
-    """Whether any module runs through ``torch.compile``, in either form."""
-    return any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in model.modules())
+    """Whether any module runs through ``torch.compile``: wrapped, in place, or its ``forward`` alone."""
+    return any(
+        hasattr(m, "_orig_mod") or m._compiled_call_impl is not None or is_compiled_function(m.forward)
+        for m in model.modules()
+    )
+
+
+def is_compiled_function(function: Any) -> bool:
+    """Whether ``torch.compile`` made it."""
+    return hasattr(function, "_torchdynamo_orig_callable")
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -57,72 +65,104 @@ def device_of(model: nn.Module) -> torch.device:
     return torch.device("cpu") if tensor is None else tensor.device
 
 
+_depth = 0
+
+
+def replay_depth() -> int:
+    """How many replays are running, one within another: 0 for what the trainer itself runs."""
+    return _depth
+
+
 @contextlib.contextmanager
-def undisturbed(model: nn.Module, *, evaluate: bool = True, seed: int | None = 0) -> Iterator[None]:
+def undisturbed(model: nn.Module, *, evaluate: bool = True, start: int | RandomState = 0) -> Iterator[None]:
     """Let ``model`` run without gradient, eagerly, and put everything back afterwards.
 
     Args:
         model: What is going to run.
         evaluate: In eval mode; else in the mode that it is in.
-        seed: Where random numbers start; ``None`` goes on from where they are. Restored either way.
+        start: Where random numbers start, a seed or an earlier state.
     """
+    global _depth
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.no_grad())
-        stack.enter_context(_same_random_numbers(device_of(model), seed))
-        stack.enter_context(_same_buffers(model))
+        stack.enter_context(_random_numbers_from(start, device_of(model)))
+        stack.enter_context(_same_state(model))
         if evaluate:
-            stack.enter_context(_eval_mode(model))
+            for module in model.modules():
+                module.training = False  # the flag alone: a `train()` of the user's may do more
         if is_compiled(model):  # compiled code would ignore the hooks
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        yield
-
-
-@contextlib.contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Clear the flags alone: a ``train()`` of the user's may do more (merge adapters, say)."""
-    training = [module for module in model.modules() if module.training]
-    try:
-        for module in training:
-            module.training = False
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-@contextlib.contextmanager
-def _same_random_numbers(device: torch.device, seed: int | None) -> Iterator[None]:
-    accelerator = [device] if device.type == "cuda" else []
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=accelerator):
-            if seed is not None:
-                # not torch.manual_seed: it would also seed the devices that were not forked
-                torch.random.default_generator.manual_seed(seed)
-                for index in accelerator:
-                    with torch.cuda.device(index):
-                        torch.cuda.manual_seed(seed)
-                random.seed(seed)
-                np.random.seed(seed)
+        _depth += 1
+        try:
             yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
+        finally:
+            _depth -= 1
+
+
+@dataclass(frozen=True)
+class RandomState:
+    """States of the generators that everybody draws from."""
+
+    python: Any
+    numpy: Any
+    torch: Tensor
+    accelerator: Tensor | None
+
+    @classmethod
+    def now(cls, device: torch.device) -> RandomState:
+        """Those of this moment."""
+        accelerator = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        return cls(random.getstate(), np.random.get_state(), torch.get_rng_state(), accelerator)
+
+    def restore(self, device: torch.device) -> None:
+        """Go on from here."""
+        random.setstate(self.python)
+        np.random.set_state(self.numpy)
+        torch.set_rng_state(self.torch)
+        if self.accelerator is not None:
+            torch.cuda.set_rng_state(self.accelerator, device)
 
 
 @contextlib.contextmanager
-def _same_buffers(model: nn.Module) -> Iterator[None]:
-    """Some models write buffers in forward even in eval (dynamic RoPE, quantisation observers)."""
-    before = [
-        (module, name, buffer, buffer.clone(), buffer.is_inference() or buffer._version)
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
+def _random_numbers_from(start: int | RandomState, device: torch.device) -> Iterator[None]:
+    before = RandomState.now(device)
+    try:
+        if isinstance(start, RandomState):
+            start.restore(device)
+        else:
+            random.seed(start)
+            np.random.seed(start)
+            # not torch.manual_seed: it would also seed the devices whose state is not kept
+            torch.default_generator.manual_seed(start)
+            if device.type == "cuda":
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(start)
+        yield
+    finally:
+        before.restore(device)
+
+
+@contextlib.contextmanager
+def _same_state(model: nn.Module) -> Iterator[None]:
+    """Put back buffers and attributes that forward writes, in place or anew, even in eval.
+
+    Dynamic RoPE keeps frequencies in a buffer and the length that they are for in an attribute;
+    quantisation observers, caches and counters do the like.
+    """
+    places = [place for m in model.modules() for place in (m._buffers, vars(m))]
+    before = [dict(place) for place in places]
+    values = [value for place in before for value in place.values()]
+    tensors = [(x, x.clone(), x._version) for x in values if isinstance(x, Tensor) and not x.is_inference()]
+    generators = [(x, x.get_state()) for x in values if isinstance(x, torch.Generator)]
     try:
         yield
     finally:
-        for module, name, buffer, copy, version in before:
-            if not buffer.is_inference() and buffer._version != version:
-                buffer.copy_(copy)
-            module._buffers[name] = buffer
+        for place, content in zip(places, before, strict=True):
+            for name in place.keys() - content.keys():
+                del place[name]
+            place.update(content)
+        for tensor, copy, version in tensors:
+            if tensor._version != version:
+                tensor.copy_(copy)
+        for generator, state in generators:
+            generator.set_state(state)

@@ -13,8 +13,9 @@ from lightning_geo.complaints import Complaints
 from lightning_geo.compute import Bases, Computed
 from lightning_geo.measure import LayerChoice, Measurement, special_tokens
 from lightning_geo.observed import choose
-from lightning_geo.probe import ProbeCall, on_call
-from lightning_geo.replay import Call, device_of, is_compiled, undisturbed
+from lightning_geo.probe import Share, on_call
+from lightning_geo.replay import Call, RandomState, device_of, is_compiled, undisturbed
+from lightning_geo.statistics import reduce_over_ranks
 from lightning_geo.taps import Tap
 
 __all__ = ["Sampler"]
@@ -52,8 +53,15 @@ class Sampler:
         self._complaints = complaints
         self._chosen = False
         self._measurement: Measurement | None = None
+        self._failure: Exception | None = None
         self._watching = contextlib.ExitStack()
-        self._shadows: list[tuple[str, Call]] = []
+        self._shadows: list[tuple[str, Call, RandomState]] = []
+
+    def prefer(self, names: Iterable[str]) -> None:
+        """Observe these alone, if they are there: an earlier session chose them."""
+        names = list(names)
+        if names and set(names) <= set(self.models):
+            self.models = {name: self.models[name] for name in names}
 
     @property
     def device(self) -> torch.device:
@@ -62,30 +70,29 @@ class Sampler:
 
     # -- source "probe"
 
-    def replay(self, calls: Iterable[ProbeCall], counted: bool = True) -> Exception | None:
+    def replay(self, share: Share) -> Exception | None:
         """Measure the models on recorded calls; returns what went wrong.
 
         Args:
-            calls: On the models' device.
-            counted: Whether they count: a rank without inputs replays one for its layout alone.
+            share: On the models' device.
         """
-        measurement = self._measurement = self._begin()
         try:
-            for recorded in calls:
-                if recorded.model in self.models:
-                    self._run(measurement, recorded.model, recorded.call, evaluate=True, seed=0)
+            measurement = self._measurement = self._begin()
+            for calls in (share.uncounted, share.calls):
+                measurement.discard_values()
+                for recorded in calls:
+                    if recorded.model in self.models:
+                        self._run(measurement, recorded.model, recorded.call)
         except Exception as error:
             return error
-        if not counted:
-            measurement.discard_values()
         return self._first_failure(measurement)
 
     def _run(
-        self, measurement: Measurement, name: str, call: Call, *, evaluate: bool, seed: int | None
+        self, measurement: Measurement, name: str, call: Call, *, evaluate: bool = True, start: int | RandomState = 0
     ) -> None:
         model = self.models[name]
         with (
-            undisturbed(model, evaluate=evaluate, seed=seed),
+            undisturbed(model, evaluate=evaluate, start=start),
             self._forward_context(),
             measurement.observe(name),
         ):
@@ -94,20 +101,28 @@ class Sampler:
     # -- source "batch"
 
     def watch(self, *, anew: bool) -> None:
-        """Observe what the models compute from now on, as a new sample or as more of the last one."""
+        """Observe what the models compute from now on, as a new sample or as more of the last one.
+
+        What goes wrong is kept for the sample's end, which every rank has to reach.
+        """
         self.pause()
-        if anew or self._measurement is None:
-            self._measurement = self._begin()
-        for name, model in self.models.items():
-            if is_compiled(model):
-                remove = on_call(model, self._shadow(name))
-                self._watching.callback(remove)
-            else:
-                self._watching.enter_context(self._measurement.observe(name))
+        try:
+            if anew or self._measurement is None:
+                self._failure, self._measurement = None, self._begin()
+            shadowed = any(is_compiled(model) or is_fused(model) for model in self.models.values())
+            for name, model in self.models.items():
+                if shadowed:
+                    self._watching.callback(on_call(model, self._shadow(name)))
+                else:
+                    self._watching.enter_context(self._measurement.observe(name))
+        except Exception as error:
+            self._failure = self._failure or error
+            self.pause()
 
     def _shadow(self, name: str) -> Callable[..., None]:
         def keep(args: tuple[object, ...], kwargs: dict[str, object]) -> None:
-            self._shadows.append((name, Call(args, kwargs).map(Tensor.detach)))
+            start = RandomState.now(self.device)
+            self._shadows.append((name, Call(args, kwargs).map(Tensor.detach), start))
 
         return keep
 
@@ -115,16 +130,24 @@ class Sampler:
         """Stop observing; harmless when done twice."""
         self._watching.close()
 
-    def run_shadows(self) -> Exception | None:
-        """Compiled code shows nothing: run what it was given once more, eagerly."""
+    def run_shadows(self) -> None:
+        """What shows nothing of its attention runs once more on what it was given, eagerly.
+
+        Before the optimizer changes the weights, but after backward, which may need the buffers as they are.
+        """
         shadows, self._shadows = self._shadows, []
         try:
-            for name, call in shadows:
-                assert self._measurement is not None
-                self._run(self._measurement, name, call, evaluate=False, seed=None)
+            for name, call, start in shadows:
+                if self._failure is None and self._measurement is not None:
+                    self._run(self._measurement, name, call, evaluate=False, start=start)
         except Exception as error:
-            return error
-        return None if self._measurement is None else self._first_failure(self._measurement)
+            self._failure = error
+
+    def failure(self) -> Exception | None:
+        """What went wrong since the sample began."""
+        if self._failure is not None or self._measurement is None:
+            return self._failure
+        return self._first_failure(self._measurement)
 
     # -- both
 
@@ -155,19 +178,23 @@ class Sampler:
         Raises:
             Exception: ``error``, or that another rank dropped the sample.
         """
-        measurement, self._measurement = self._measurement, None
-        if measurement is None:
-            measurement = self._begin()
-        if error is None and not self._chosen:
-            names = choose(measurement.observed)
-            measurement.keep(names)
-            measurement.check_layers()
-            self.models = {name: self.models[name] for name in names}
-        valid = measurement.reduce(error is None, self.device)
-        if error is not None:
-            raise error
-        if not valid:
+        measurement, self._measurement, self._failure = self._measurement, None, None
+        names = list(self.models)
+        try:
+            if measurement is None:
+                measurement = self._begin()
+            if error is None and not self._chosen:
+                names = choose(measurement.observed)
+                measurement.keep(names)
+                measurement.check_layers()
+        except Exception as failure:
+            error = failure
+        if measurement is None or error is not None:
+            reduce_over_ranks([], False, self.device)
+            raise error or RuntimeError("nothing was observed")
+        if not measurement.reduce(True, self.device):
             raise RuntimeError("another rank could not take this sample, or saw other layers")
+        self.prefer(names)
         self._chosen = True
         computed = measurement.compute(baseline, previous)
         for name, kind in measurement.unobserved.items():

@@ -7,7 +7,7 @@ Data model: a *record* holds all metrics of one sample, per stack and stored nam
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -168,7 +168,7 @@ def _part_names(arrays: Mapping[str, NDArray[Any]], metric: str) -> list[str]:
     return [n for n in spec.stored_names if n in arrays] if spec else []
 
 
-@dataclass
+@dataclass(eq=False)  # the truth value of compared arrays is undefined
 class GeometryRecord:
     """All metrics of one sample at one step.
 
@@ -208,6 +208,9 @@ class GeometryRecord:
         except KeyError:
             return False
         return True
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
 
     def keys(self) -> list[str]:
         """Names that ``record[name]`` takes, one per stored array."""

@@ -10,7 +10,7 @@ kind       called as                                                returns
 row        ``fn(statistics)``, an ``AttentionStatistics``           ``[B, H, Nq]``, one per query.
                                                                     Without a registered function:
                                                                     the field of the same name
-sequence   ``fn(call)``, an :class:`ObservedCall`                  ``[B, H]``, one per sequence
+sequence   ``fn(call)``, an :class:`ObservedCall`                   ``[B, H]``, one per sequence
 tokens     ``fn(x, mask, before)``: ``x [..., n, d]``, ``mask``     ``[...]``, one per sequence
            bool like ``x`` without ``d`` (sizes equal or 1) or
            None, ``before`` the block's input like ``x`` or None

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_geo.kernels.masks import HIDDEN_SCORE, bias_of, first_keys, is_hidden
+from lightning_geo.kernels.masks import HIDDEN_SCORE, bias_of, count_hidden, first_keys, is_hidden
 from lightning_geo.kernels.problem import AttentionProblem, AttentionStatistics
 from lightning_geo.kernels.tiles import Plan, Tile, band, edges, keys_in_band
 
@@ -70,8 +70,7 @@ class _RowSums:
         self.problem, self.plan = problem, plan
         shape = problem.rows_shape
         new = problem.query.new_zeros
-        self.tiles = new(2, plan.batch * plan.key_heads * plan.rows * problem.group_size * problem.keys,
-                         dtype=torch.float32)  # fmt: skip
+        self.tiles = problem.query.new_empty(2, plan.scores(problem), dtype=torch.float32)
         self.peak, self.moment, self.norm, self.first, self.special = new(5, *shape, dtype=torch.float32)
         self.linear = new(4, *shape, dtype=torch.float32)  # all keys, before, after, times distance
         self.near = new(3, *shape, dtype=torch.float32)  # the key before, the own, the key after
@@ -120,10 +119,10 @@ class _RowSums:
             return
         bias = bias_of(problem, tile)
         scores += bias
-        hidden = is_hidden(bias).expand(-1, -1, -1, scores.shape[3])
-        self.visible[tile[:3]] = scores.shape[3] - hidden.sum(-1, dtype=torch.float32)
+        self.visible[tile[:3]] = scores.shape[3] - count_hidden(bias, scores.shape[3])
         if not tame:
             # a NaN outlives the addition, also one in rows that nobody asks for
+            hidden = is_hidden(bias)
             if problem.query_mask is not None:
                 hidden = hidden | ~problem.query_mask[tile.batch, None, tile.rows, None]
             scores.masked_fill_(hidden, HIDDEN_SCORE)

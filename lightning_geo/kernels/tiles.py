@@ -13,6 +13,10 @@ from lightning_geo.kernels.problem import AttentionProblem
 __all__ = ["Plan", "Tile", "band", "edges", "keys_in_band"]
 
 
+# with more, the part of a causal tile right of the diagonal grows; with fewer, the matrix product suffers
+_MOST_ROWS, _FEW_ROWS = 128, 16
+
+
 class Tile(NamedTuple):
     """A block of the score matrices: sequences, query heads, query rows, key columns."""
 
@@ -39,13 +43,17 @@ class Plan(NamedTuple):
     def of(cls, problem: AttentionProblem, scores: int) -> Plan:
         """Fill about ``scores`` scores per tile: all heads of a sequence first, they share their mask."""
         batch, key_heads = problem.key.shape[:2]
-        one_row = max(1, problem.group_size) * problem.keys
-        rows = min(128, max(16, scores // (key_heads * one_row)), problem.query.shape[2])
-        rows = max(1, min(rows, scores // one_row))
-        fitting = max(1, scores // (one_row * rows))
+        row = max(1, problem.group_size) * _widest(problem, _MOST_ROWS)
+        rows = min(_MOST_ROWS, max(_FEW_ROWS, scores // (key_heads * row)), problem.query.shape[2])
+        rows = max(1, min(rows, scores // row))
+        fitting = max(1, scores // (row * rows))
         if fitting < key_heads:
             return cls(1, fitting, rows)
         return cls(max(1, min(batch, fitting // key_heads)), key_heads, rows)
+
+    def scores(self, problem: AttentionProblem) -> int:
+        """Scores in the largest tile."""
+        return self.batch * self.key_heads * problem.group_size * self.rows * _widest(problem, self.rows)
 
     def groups(self, problem: AttentionProblem) -> Iterator[tuple[slice, slice]]:
         """Sequences and key heads, a group at a time."""
@@ -53,6 +61,13 @@ class Plan(NamedTuple):
         for b in range(0, batch, self.batch):
             for h in range(0, key_heads, self.key_heads):
                 yield slice(b, min(b + self.batch, batch)), slice(h, min(h + self.key_heads, key_heads))
+
+
+def _widest(problem: AttentionProblem, rows: int) -> int:
+    """The most columns that ``rows`` rows may see together."""
+    if problem.left is None or problem.right is None:
+        return problem.keys
+    return min(problem.keys, problem.left + problem.right + rows)
 
 
 def band(problem: AttentionProblem, rows: slice) -> slice:

@@ -85,7 +85,7 @@ def masked_crc32c(data: bytes) -> int:
 
     Example:
         >>> hex(masked_crc32c(b"123456789"))  # CRC-32C 0xe3069283
-        '0xc78ab8e5'
+        '0xc78ab0e5'
     """
     part = _PART if len(data) > _LENGTH.size else _LENGTH.size  # every event's length is checked too
     count = -(-len(data) // part)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 from tensorboard.compat.proto.event_pb2 import Event
@@ -17,6 +18,8 @@ __all__ = ["TensorBoardSink"]
 
 class TensorBoardSink:
     """Scalars, pictures, the layout of charts and the record of each sample, on disk when ``write`` returns.
+
+    (tensorboardX writes from a thread that cannot be waited for: a sample is on disk with the next one.)
 
     Args:
         experiment: A ``SummaryWriter``, torch's or tensorboardX's.
@@ -56,7 +59,7 @@ class TensorBoardSink:
         if first and self._resumed_at is not None:
             # TensorBoard takes the first start in a directory for the start of the run and drops nothing
             for _ in range(2):
-                writer.add_event(session_start(self._resumed_at))
+                writer.add_event(_as_its_own(writer, session_start(self._resumed_at)))
         self._send(writer, event, record)
         # events of their own: a layout or a picture that fails costs no numbers
         if first:
@@ -74,8 +77,18 @@ class TensorBoardSink:
 
     @staticmethod
     def _send(writer: Any, event: Any, record: GeometryRecord) -> None:
+        event = _as_its_own(writer, event)
         writer.add_event(event, step=record.step, walltime=record.wall_time or None)
         writer.flush()
 
     def close(self) -> None:
         """Leave the writer open: it belongs to the logger."""
+
+
+def _as_its_own(writer: Any, event: Any) -> Any:
+    """The event in the writer's own class: tensorboardX's thread dies of any other, and writes then hang."""
+    package = type(writer).__module__.partition(".")[0]
+    if package != "tensorboardX":
+        return event
+    own = importlib.import_module(f"{package}.proto.event_pb2")
+    return own.Event.FromString(event.SerializeToString())

@@ -36,7 +36,7 @@ class SoftmaxTracer:
 
     def __init__(self, emit: Callable[[AttentionCall], None]) -> None:
         self._emit = emit
-        self._products: list[tuple[torch.Size, Tensor, Tensor]] = []
+        self._products: list[tuple[torch.Size, Tensor | None, Tensor | None]] = []
         self._pending: Tensor | None = None
 
     def flush(self) -> None:
@@ -52,11 +52,11 @@ class SoftmaxTracer:
     def see(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> bool:
         """Take one torch function and its result; whether it was the softmax of an attention."""
         if func in _MATMULS:
-            factors = _operands(func, args, kwargs)
-            if factors is None:
+            product = _product(func, args, kwargs, result)
+            if product is None:
                 return False
-            left, right = factors
-            if self._pending is not None and _fits(left.shape, self._pending):
+            left, right, result = product
+            if self._pending is not None and left is not None and _fits(left.shape, self._pending):
                 self._finish(right, result)
             else:
                 self._products.append((result.shape, left, right))
@@ -75,7 +75,7 @@ class SoftmaxTracer:
         batch, heads, queries, keys = scores.shape
         query = key = None
         for shape, left, right in self._products:
-            if _fits(shape, scores):
+            if left is not None and right is not None and _fits(shape, scores):
                 query = _heads(left, batch, heads)
                 key = _heads(right.transpose(-2, -1), batch, heads)
                 break
@@ -92,22 +92,45 @@ class SoftmaxTracer:
         )
 
 
-def _operands(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor] | None:
-    """The two factors of a batched product, the right one as [..., inner, columns]."""
+def _product(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor
+) -> tuple[Tensor | None, Tensor | None, Tensor] | None:
+    """A batched product as [..., rows, inner], [..., inner, columns], [..., rows, columns]."""
     given = [*args, *kwargs.values()]
     if func is torch.einsum:
-        given = [given[0], *given[1]] if isinstance(given[1], (list, tuple)) else given
-        left, _, result = given[0].replace(" ", "").partition("->")
-        first, _, second = left.partition(",")
-        flipped = result[:-2] + result[-1:] + first[-1:]  # bhid,bhjd->bhij
-        plain = result[:-2] + first[-1:] + result[-1:]  # bhij,bhjd->bhid
-        if first[:-1] != result[:-1] or second not in (flipped, plain) or len(given) != 3:
-            return None
-        return given[1], given[2].transpose(-2, -1) if second == flipped else given[2]
+        operands = given[1] if isinstance(given[1], (list, tuple)) else given[1:]
+        # one that is not understood may still have made scores
+        return _einsum(given[0], *operands, result) if len(operands) == 2 else (None, None, result)
     if func in _ADDING:
         given = given[1:]
     factors = [x for x in given if isinstance(x, Tensor) and x.dim() >= 3]
-    return (factors[0], factors[1]) if len(factors) >= 2 else None
+    return (factors[0], factors[1], result) if len(factors) >= 2 else None
+
+
+def _einsum(
+    equation: str, first: Tensor, second: Tensor, result: Tensor
+) -> tuple[Tensor | None, Tensor | None, Tensor]:
+    """Permute what einsum multiplied (``bihd,bjhd->bhij``) into a batched product, rows first."""
+    operands, _, out = equation.replace(" ", "").partition("->")
+    one, _, two = operands.partition(",")
+    rows, columns = set(out) & set(one) - set(two), set(out) & set(two) - set(one)
+    inner = set(one) & set(two) - set(out)
+    letters = set(one) | set(two) | set(out)
+    if any(len(axes) != 1 for axes in (rows, columns, inner)) or not all(c.isalpha() for c in letters):
+        return None, None, result
+    (row,), (column,), (summed,) = rows, columns, inner
+    if out.index(row) > out.index(column):
+        one, two, first, second, row, column = two, one, second, first, column, row
+    batch = "".join(c for c in out if c not in (row, column))
+    if len(one) != len(batch) + 2 or len(two) != len(batch) + 2:
+        return None, None, result
+    left, right, product = (
+        x.permute([named.index(c) for c in batch + axes])
+        for x, named, axes in (
+            (first, one, row + summed), (second, two, summed + column), (result, out, row + column)
+        )
+    )  # fmt: skip
+    return left, right, product
 
 
 def _fits(shape: torch.Size, scores: Tensor) -> bool:

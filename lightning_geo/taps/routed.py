@@ -15,7 +15,7 @@ from lightning_geo.taps.call import AttentionCall
 
 __all__ = ["observe_routed"]
 
-Observe = Callable[[nn.Module, AttentionCall], None]
+Observe = Callable[[nn.Module, Callable[[], AttentionCall]], None]
 
 
 @contextmanager
@@ -26,7 +26,7 @@ def observe_routed(observe: Observe, running: Callable[[], Any]) -> Iterator[Non
     its own, and a *new* name would lose the padding mask, which is made by name.
 
     Args:
-        observe: Takes the calling module and the call.
+        observe: Takes the calling module and what translates the call.
         running: Context in which the original function runs; what it calls inside is not seen twice.
     """
     library = sys.modules.get("transformers.modeling_utils")
@@ -45,12 +45,8 @@ def observe_routed(observe: Observe, running: Callable[[], Any]) -> Iterator[Non
         ) -> Any:  # fmt: skip
             with running():
                 result = attend(module, query, key, value, attention_mask, *args, **kwargs)
-            if args:
-                names = list(inspect.signature(attend).parameters)[5:]
-                kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
-            output = result[0] if isinstance(result, tuple) else result
-            call = _call(attn_implementation, module, query, key, value, attention_mask, output, kwargs)
-            observe(module, call)
+            inputs = (query, key, value, attention_mask, *args)
+            observe(module, lambda: _call(attn_implementation, attend, module, inputs, kwargs, result))
             return result
 
         return observed
@@ -63,10 +59,15 @@ def observe_routed(observe: Observe, running: Callable[[], Any]) -> Iterator[Non
 
 
 def _call(
-    implementation: str | None, module: nn.Module, query: Tensor, key: Tensor, value: Tensor,
-    mask: Any, output: Tensor, options: dict[str, Any],
+    implementation: str | None, attend: Callable[..., Any], module: nn.Module,
+    inputs: tuple[Any, ...], options: dict[str, Any], result: Any,
 ) -> AttentionCall:  # fmt: skip
     """Translate one call; each backend reads causality, windows and masks in its own way."""
+    query, key, value, mask, *more = inputs
+    if more:
+        names = list(inspect.signature(attend).parameters)[5:]
+        options = {**dict(zip(names, more, strict=False)), **options}
+    output = result[0] if isinstance(result, tuple) else result
     name = implementation or "eager"
     batch, heads, queries = query.shape[:3]
     causal = options.get("is_causal")

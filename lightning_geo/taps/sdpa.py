@@ -51,7 +51,8 @@ def multi_head_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> AttentionC
     given.apply_defaults()
     a = given.arguments
     query, key, value = a["query"], a["key"], a["value"]
-    cross = key is not query
+    # the same tokens may come as two tensors: two views, or normalised twice
+    cross = key is not query and not torch.equal(key, query)
     if query.dim() == 2:  # unbatched
         query, key, value = (x.unsqueeze(1) for x in (query, key, value))
     length, batch, width = query.shape

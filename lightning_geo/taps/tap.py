@@ -81,7 +81,7 @@ class Tap:
         self._repeats: dict[str, int] = {}
         self._query_masks: dict[tuple[int, int], Tensor | None] = {}
         self._busy = False
-        self._mode = _Functions(self._function)
+        self._mode = _Functions(self._harmless(self._function))
         self._tracer = SoftmaxTracer(self._see)
         elements = {name: elements_of(name, self.modules) for name in self.modules}
         self._listed = {name for name, found in elements.items() if found}
@@ -99,9 +99,10 @@ class Tap:
             # the fused encoder layer of inference shows nothing of its attention
             torch.backends.mha.set_fastpath_enabled(False)
             for name, module in self.modules.items():
-                handles.append(module.register_forward_pre_hook(self._enter(name), with_kwargs=True))
-                handles.append(module.register_forward_hook(self._leave))
-            with observe_routed(self._see_routed, self._unseen), self._mode:
+                enter = self._harmless(self._enter(name))
+                handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+                handles.append(module.register_forward_hook(self._harmless(self._leave)))
+            with observe_routed(self._harmless(self._see_routed), self._unseen), self._mode:
                 yield self
         finally:
             for handle in handles:
@@ -167,8 +168,9 @@ class Tap:
 
     # -- attention happens
 
-    def _see_routed(self, module: nn.Module, call: AttentionCall) -> None:
-        self._see(call, self._names.get(id(module)))
+    def _see_routed(self, module: nn.Module, translate: Callable[[], AttentionCall]) -> None:
+        with self._observing():
+            self._see(translate(), self._names.get(id(module)))
 
     def _function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         if self._busy or not self._frames:
@@ -180,7 +182,9 @@ class Tap:
             with self._observing():
                 self._see(multi_head_call(args, kwargs))
         elif self._tracer.see(func, args, kwargs, result):
-            self._frames[-1].traced = True
+            # where softmax is a module of its own, the attention is its parent's
+            inside = isinstance(self._frames[-1].module, nn.Softmax) and len(self._frames) > 1
+            self._frames[-2 if inside else -1].traced = True
 
     def _see(self, call: AttentionCall, name: str | None = None) -> None:
         if not self._frames:
@@ -217,9 +221,20 @@ class Tap:
 
     # -- contexts
 
+    def _harmless(self, function: Callable[..., None]) -> Callable[..., None]:
+        """Keep what goes wrong in ``function`` from the model that is running."""
+
+        def guarded(*args: Any) -> None:
+            try:
+                function(*args)
+            except Exception as error:
+                self.failures.append(error)
+
+        return guarded
+
     @contextlib.contextmanager
     def _observing(self) -> Iterator[None]:
-        """Run our own work: seen by nobody, in full precision, and never the model's problem."""
+        """Run our own work: without gradient, in full precision, and seen by nobody."""
         busy, self._busy = self._busy, True
         try:
             with contextlib.ExitStack() as stack:
@@ -228,8 +243,6 @@ class Tap:
                 for device in self._devices:
                     stack.enter_context(torch.autocast(device, enabled=False))
                 yield
-        except Exception as error:
-            self.failures.append(error)
         finally:
             self._busy = busy
 

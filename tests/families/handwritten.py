@@ -1,4 +1,4 @@
-"""Models without transformers: torch's own layers, and one that calls SDPA by hand."""
+"""Models without transformers: torch's own layers, and one that writes attention out in three ways."""
 
 from __future__ import annotations
 
@@ -12,25 +12,30 @@ from torch.nn import functional as F
 
 
 class Attention(nn.Module):
-    """Causal self-attention with 4 heads; ``eager`` writes the softmax out and keeps the probabilities."""
+    """Causal self-attention with 4 heads; ``eager`` and ``einsum`` write the softmax out."""
 
     def __init__(self, implementation: str) -> None:
         super().__init__()
         self.implementation = implementation
         self.qkv, self.out = nn.Linear(32, 96), nn.Linear(32, 32)
+        self.softmax = nn.Softmax(dim=-1)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        q, k, v = (t.unflatten(-1, (4, 8)).transpose(1, 2) for t in self.qkv(x).chunk(3, dim=-1))
-        probabilities = None
+        q, k, v = (t.unflatten(-1, (4, 8)) for t in self.qkv(x).chunk(3, dim=-1))  # [B, N, H, D]
         if self.implementation == "sdpa":
-            # positional arguments, keyword-only ones left out: as in code in the wild
+            q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+            # positional arguments: as in code in the wild
             heads = F.scaled_dot_product_attention(q, k, v, mask, 0.0, mask is None)
-        else:
-            causal = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril() if mask is None else mask
-            scores = (q @ k.mT / math.sqrt(8)).masked_fill(~causal, -torch.inf)
-            probabilities = torch.nan_to_num(scores.softmax(-1))  # rows of left padding see nothing
-            heads = probabilities @ v
-        return self.out(heads.transpose(1, 2).flatten(2)), probabilities
+            return self.out(heads.transpose(1, 2).flatten(2)), None
+        mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril() if mask is None else mask
+        if self.implementation == "einsum":
+            scores = torch.einsum("bihd,bjhd->bhij", q, k) / math.sqrt(8)
+            p = torch.nan_to_num(self.softmax(scores.masked_fill(~mask, -torch.inf)))
+            return self.out(torch.einsum("bhij,bjhd->bihd", p, v).flatten(2)), p
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        scores = (q @ k.mT / math.sqrt(8)).masked_fill(~mask, -torch.inf)
+        p = torch.nan_to_num(scores.softmax(-1))  # rows of left padding see nothing
+        return self.out((p @ v).transpose(1, 2).flatten(2)), p
 
 
 class Block(nn.Module):

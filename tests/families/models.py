@@ -403,11 +403,11 @@ _ALL = (
         ("none", "right"),  # torch's weights are NaN for rows that see nothing
     ),
     Family(
-        "handwritten_sdpa",
+        "handwritten",
         lambda implementation: randomize(handwritten.Model(implementation)),
         floats,
         (Stack("blocks", "blocks", "attention", causal=True, projections=("qkv",)),),
-        ("sdpa",),
+        ("sdpa", "eager", "einsum"),
     ),
 )
 

@@ -189,8 +189,37 @@ def test_attention_outside_any_list_is_one_layer() -> None:
     assert record["entropy"].shape == (1, 4)
 
 
+class WithPositions(nn.Module):
+    """Positions are added to queries and keys alone, as in DETR; or each is normalised for itself."""
+
+    def __init__(self, positions: bool, batch_first: bool) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(32)
+        self.positions = nn.Parameter(torch.randn(LENGTH, 32)) if positions else None
+        self.batch_first = batch_first
+        self.layers = nn.ModuleList([nn.MultiheadAttention(32, 4, batch_first=batch_first)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        query, key = self.norm(x), self.norm(x)
+        if self.positions is not None:
+            query = key = query + self.positions
+        query, key, x = (t if self.batch_first else t.transpose(0, 1) for t in (query, key, x))
+        return self.layers[0](query, key, x)[0]
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("positions", [True, False])
+def test_self_attention_by_separate_tensors_is_not_cross_attention(
+    positions: bool, batch_first: bool
+) -> None:
+    torch.manual_seed(0)
+    record = measure(WithPositions(positions, batch_first), torch.randn(BATCH, LENGTH, 32))
+    assert list(record.stacks) == ["layers"]
+    assert "self_mass" in record
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", ["bert", "gpt_oss", "deberta_v2", "handwritten_sdpa"])
+@pytest.mark.parametrize("name", ["bert", "gpt_oss", "deberta_v2", "handwritten"])
 def test_half_precision_stays_near(name: str, dtype: torch.dtype) -> None:
     """The model itself computes other numbers then; the statistics of them are not worse."""
     family = FAMILIES[name]

@@ -54,6 +54,16 @@ def test_linear_cka_is_blind_to_rotation_scale_and_offset(seed, scale):
     torch.testing.assert_close(linear_cka(y, x), linear_cka(x, y))
 
 
+def test_ranges_are_not_left_by_rounding():
+    x = torch.randn(200, 30, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert linear_cka(x, 3 * x.flip(-1)).max() == 1  # unclamped, some are above
+    twins = torch.stack([x, 3 * x], dim=-2).float()
+    twins = (twins - twins.mean(1, keepdim=True)).flatten(2)
+    covariance = (twins.mT @ twins).reshape(200, 2, 5, 2, 5)
+    assert head_similarity(covariance).max() == 1
+    assert redundancy(covariance).max() == 1
+
+
 def test_linear_cka_of_what_does_not_vary_is_nan():
     x = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
     assert linear_cka(x, torch.full((6, 2), 0.1)).isnan()

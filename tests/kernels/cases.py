@@ -219,6 +219,11 @@ def window_two_sided() -> Arguments:  # both edges in one tile
 
 
 @case
+def window_long() -> Arguments:  # tiles as wide as the window needs, not as the sequence is
+    return {**qk(batch=1, heads=2, queries=203, keys=203), "window": (3, 2)}
+
+
+@case
 def window_right_only() -> Arguments:  # -1 is no limit
     return {**qk(), "window": (-1, 2)}
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import tensorboardX
 from lightning.pytorch.loggers import TensorBoardLogger as OtherTensorBoardLogger
 from PIL import Image
 from pytorch_lightning.loggers import TensorBoardLogger
@@ -115,6 +117,19 @@ def test_charts_match_the_layers_tags_and_no_others(tmp_path: Path) -> None:
             # as TensorBoard's plugin matches them
             found = [tag for tag in tags(run, "scalars") if re.match(pattern, tag)]
             assert found == [f"{category.title}/{chart.title}/layer_{layer:02d}" for layer in range(3)]
+
+
+def test_tensorboardx_gets_events_of_its_own_class(tmp_path: Path) -> None:
+    # its thread dies of any other, and the next writes wait for it forever
+    logger = SimpleNamespace(experiment=tensorboardX.SummaryWriter(str(tmp_path)))
+    (sink,) = open_sinks([logger], resumed_at=0)
+    records = [make_record(step) for step in range(0, 600, 50)]  # more than its queue holds
+    for record in records:
+        sink.write(record)
+    logger.experiment.close()
+    assert [step for step, _ in series(read(tmp_path))["geometry/entropy"]] == [r.step for r in records]
+    for sample, record in enumerate(records):
+        assert_same(load_history(tmp_path).record(sample), record)
 
 
 def test_two_monitors_and_the_users_own_layout_are_all_shown(tmp_path: Path) -> None:

@@ -1,0 +1,157 @@
+"""Several ranks: the record of two processes is that of one, and a rank that fails leaves nobody waiting.
+
+All scenarios of ``programs.ranks`` run in one pair of processes (to start one costs seconds), those with one
+process in this one.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lightning_geo import GeometryRecord
+from programs import ranks
+
+pytestmark = pytest.mark.slow
+
+#: Where the record of two processes is compared with that of one, and its steps.
+SAME = {
+    "validation": [0, 2, 4, 6],  # probe from the sanity check, padding differs from rank to rank
+    "training": [0, 2, 4, 6],  # probe from the first batch: three sequences here, two there
+    "one_sequence": [0, 3, 6],  # rank 1 has nothing to replay
+    "two_towers": [0, 3, 6],  # rank 1 has a share of the one model only
+    "given": [0, 3, 6],
+    "batch": [0, 2],  # two batches per step
+    "sharded": [0, 2, 4],
+    "resumed": [0, 2, 4, 6, 8],
+}
+FAILING = {
+    "fails_in_replay": [0, 4, 6],
+    "fails_before_replay": [0, 4, 6],
+    "fails_in_observation": [0, 4],
+    "fails_before_observation": [0, 4],
+    "fails_in_packing": [0, 4],
+    "fails_in_first_replay": [2, 4, 6],
+    "fails_in_first_observation": [2, 4],
+}
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where two processes have run all scenarios."""
+    directory = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    # what may leave a rank behind comes last
+    scenarios = [*SAME, "collectives", "dropping", *FAILING, "strict"]
+    assert set(scenarios) == set(ranks.SCENARIOS)
+    command = [sys.executable, "-m", "programs.ranks", str(directory), *scenarios]
+    processes = []
+    for rank in range(ranks.WORLD_SIZE):
+        environment = {
+            **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks.WORLD_SIZE),
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        }  # fmt: skip
+        output = (directory / f"output.{rank}").open("wb")
+        with output:
+            processes.append(subprocess.Popen(command, env=environment, stdout=output, stderr=output))
+    try:
+        codes = [process.wait(timeout=400) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert codes == [0, 0], "\n".join(path.read_text()[-3000:] for path in directory.glob("output.*"))
+    return directory
+
+
+def results(directory: Path, scenario: str) -> list[dict[str, Any]]:
+    """What each rank made of a scenario."""
+    found = []
+    for rank in range(ranks.WORLD_SIZE):
+        with (directory / f"{scenario}.{rank}.pickle").open("rb") as file:
+            found.append(pickle.load(file))
+    return found
+
+
+def assert_same(one: GeometryRecord, other: GeometryRecord, tolerance: float) -> None:
+    for fact in ("step", "epoch", "batches_seen", "probe", "structure"):
+        assert getattr(one, fact) == getattr(other, fact)
+    names = one.keys()
+    assert other.keys() == names
+    for key in names:
+        # the angle between subspaces that hardly differ is the root of a small difference
+        slack = 5 if key.rpartition("/")[2].startswith(("drift", "velocity")) else 1
+        np.testing.assert_allclose(other[key], one[key], tolerance, slack * tolerance, err_msg=key)
+
+
+@pytest.mark.parametrize("scenario", SAME)
+def test_two_processes_record_what_one_does(directory: Path, tmp_path: Path, scenario: str) -> None:
+    one = ranks.run(scenario, tmp_path)
+    first, second = results(directory, scenario)
+    assert [record.step for record in one["records"]] == SAME[scenario]
+    for ours, theirs, mirrored in zip(one["records"], first["records"], second["records"], strict=True):
+        assert_same(ours, theirs, 1e-5)
+        assert_same(theirs, mirrored, 0.0)
+    assert first["loss"] != second["loss"]  # they did have different inputs
+    np.testing.assert_allclose(np.mean([first["loss"], second["loss"]], 0), one["loss"], 1e-4)
+
+
+@pytest.mark.parametrize("scenario", [*SAME, *FAILING])
+def test_callback_metrics_are_everywhere_and_files_from_rank_0_alone(directory: Path, scenario: str) -> None:
+    first, second = results(directory, scenario)
+    ours, theirs = (
+        {name: value for name, value in result["callback_metrics"].items() if name.startswith("geometry/")}
+        for result in (first, second)
+    )
+    assert ours == theirs
+    assert any(name.endswith("/entropy") for name in ours)
+    assert len(first["files"]) == (2 if scenario == "resumed" else 1)
+    assert second["files"] == []
+
+
+@pytest.mark.parametrize("scenario", FAILING)
+def test_a_rank_that_fails_costs_all_ranks_that_sample_and_nothing_else(
+    directory: Path, scenario: str
+) -> None:
+    untouched = results(directory, "training")
+    for rank, result in enumerate(results(directory, scenario)):
+        assert [record.step for record in result["records"]] == FAILING[scenario]
+        assert result["loss"] == untouched[rank]["loss"]
+        (warning,) = result["warnings"]
+        assert ("injected" if rank == 1 else "another rank") in warning
+
+
+def test_a_rank_that_fails_under_strict_stops_all_of_them(directory: Path) -> None:
+    first, second = results(directory, "strict")
+    assert "another rank" in first["raised"]
+    assert second["raised"] == "injected"
+
+
+def test_layers_of_equal_shape_are_not_mixed_up(directory: Path) -> None:
+    """At step 2 rank 0 ran layers 1 and 2, rank 1 layers 0 and 2."""
+    for result in results(directory, "dropping"):
+        assert [record.step for record in result["records"]] == [0, 4]
+        (warning,) = result["warnings"]
+        assert "saw other layers" in warning
+
+
+def test_a_sample_takes_three_collectives(directory: Path) -> None:
+    for result in results(directory, "collectives"):
+        assert result["per_sample"] == {"all_gather": 1, "all_reduce": 2}
+
+
+def test_sharded_parameters_switch_to_the_training_batch_and_say_so(directory: Path) -> None:
+    for result in results(directory, "sharded"):
+        assert any('`source="batch"` is used' in warning for warning in result["warnings"])
+        assert all(record.probe == "" and "drift" not in record for record in result["records"])
