@@ -10,9 +10,9 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, get_linear_schedule_with_warmup
+from transformers import get_linear_schedule_with_warmup
 
 from lightning_geo import GeometryMonitor
 
@@ -60,7 +60,7 @@ def loggers(args: argparse.Namespace, name: str) -> list[Logger]:
 class Classifier(pl.LightningModule):
     """Trains any transformers model whose forward takes ``labels`` and returns ``loss`` and ``logits``."""
 
-    def __init__(self, model: PreTrainedModel, learning_rate: float) -> None:
+    def __init__(self, model: nn.Module, learning_rate: float) -> None:
         super().__init__()
         self.model = model.train()  # weights that were loaded come in eval mode, without dropout
         self.learning_rate = learning_rate
@@ -94,7 +94,7 @@ def monitor(args: argparse.Namespace, validation: DataLoader[Any]) -> GeometryMo
 def train(
     args: argparse.Namespace,
     name: str,
-    model: PreTrainedModel,
+    model: nn.Module,
     loaders: tuple[DataLoader[Any], DataLoader[Any]],
     callbacks: Sequence[pl.Callback] = (),
 ) -> float:

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lightning_geo import GeometryMonitor, load_history
@@ -47,7 +47,8 @@ class LanguageModel(pl.LightningModule):
         self.learning_rate = learning_rate
         self.losses: list[float] = []
 
-    def training_step(self, ids: Tensor, _: int) -> Tensor:
+    def training_step(self, batch: list[Tensor], _: int) -> Tensor:
+        [ids] = batch
         loss: Tensor = self.model(input_ids=ids, labels=ids).loss
         self.losses.append(loss.item())
         self.log("train/loss", loss, prog_bar=True)
@@ -96,7 +97,7 @@ def run(ids: Tensor, learning_rate: float, args: argparse.Namespace) -> Run:
         enable_model_summary=False,
     )
     module = LanguageModel(learning_rate, ids.shape[1])
-    trainer.fit(module, DataLoader(ids, batch_size=8, shuffle=True))  # type: ignore[arg-type]
+    trainer.fit(module, DataLoader(TensorDataset(ids), batch_size=8, shuffle=True))
     history = load_history(logger.log_dir)
     lowest = np.nanmin(history["normalized_entropy"], axis=(1, 2))
     windows = [module.losses[max(0, step - 9) : step + 1] for step in range(len(module.losses))]

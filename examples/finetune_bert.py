@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytorch_lightning as pl
+from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from common import options, train
@@ -29,20 +31,18 @@ def parser(description: str | None, *, learning_rate: float) -> argparse.Argumen
 def run(
     args: argparse.Namespace,
     name: str,
-    adapt: Callable[[PreTrainedModel], PreTrainedModel] = lambda model: model,
+    adapt: Callable[[PreTrainedModel], nn.Module] = lambda model: model,
 ) -> float:
     """Train ``adapt(model)`` as ``args`` say and return the validation accuracy."""
     pl.seed_everything(args.seed)
-    parts = split_texts(args.dataset, args.seed, args.limit)
-    tokenizer = tokenizer_of(args.model)
-    sizes = {"length": args.length, "batch_size": args.batch_size}
-    loaders = tuple(
-        loader(texts, tokenizer, shuffle=shuffle, **sizes)
-        for texts, shuffle in zip(parts, (True, False), strict=True)
+    training, validation = split_texts(args.dataset, args.seed, args.limit)
+    batches = partial(
+        loader, tokenizer=tokenizer_of(args.model), length=args.length, batch_size=args.batch_size
     )
+    loaders = batches(training, shuffle=True), batches(validation, shuffle=False)
     model = AutoModelForSequenceClassification.from_pretrained(
         args.model,
-        num_labels=len(set(parts[0].labels)),
+        num_labels=len(set(training.labels)),
         local_files_only=Path(args.model).is_dir(),
     )
     return train(args, name, adapt(model), loaders)

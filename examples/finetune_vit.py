@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from transformers import ViTConfig, ViTForImageClassification
 
 from common import options, train
@@ -21,14 +21,17 @@ from common import options, train
 def digits(seed: int, limit: int | None, batch_size: int) -> tuple[DataLoader[Any], DataLoader[Any]]:
     """Training and validation images, one fifth of each digit held out."""
     images, labels = load_digits(return_X_y=True)
-    # Batches hold `limit` images at most: stratified parts come shuffled
     pixels = (images / 8.0 - 1.0).astype(np.float32).reshape(-1, 1, 8, 8)
-    parts = train_test_split(range(len(labels)), test_size=0.2, random_state=seed, stratify=labels)
-    training, validation = (
-        [{"pixel_values": torch.from_numpy(pixels[i]), "labels": int(labels[i])} for i in part[:limit]]
-        for part in parts
+    rows: Any = [
+        {"pixel_values": torch.from_numpy(image), "labels": int(label)}
+        for image, label in zip(pixels, labels, strict=True)
+    ]
+    indices = range(len(rows))
+    training, validation = train_test_split(indices, test_size=0.2, random_state=seed, stratify=labels)
+    return (
+        DataLoader(Subset(rows, training[:limit]), batch_size, shuffle=True),
+        DataLoader(Subset(rows, validation[: limit and limit // 4]), batch_size),
     )
-    return DataLoader(training, batch_size, shuffle=True), DataLoader(validation, batch_size)
 
 
 def small_vit() -> ViTForImageClassification:
@@ -42,7 +45,7 @@ def small_vit() -> ViTForImageClassification:
             image_size=8,
             patch_size=2,
             num_channels=1,
-            num_labels=10,
+            id2label={digit: str(digit) for digit in range(10)},
         )
     )
 

@@ -106,13 +106,12 @@ def split_texts(dataset: str | None, seed: int, limit: int | None) -> tuple[Text
 
 
 def loader(
-    texts: Texts, tokenizer: PreTrainedTokenizerBase, *, length: int, batch_size: int, shuffle: bool
+    texts: Texts, *, tokenizer: PreTrainedTokenizerBase, length: int, batch_size: int, shuffle: bool
 ) -> DataLoader[Any]:
     """Batches of ``input_ids``, ``attention_mask`` and ``labels``, padded to the longest of the batch."""
     encoded = tokenizer(texts.documents, truncation=True, max_length=length)["input_ids"]
-    rows = list(zip(encoded, texts.labels, strict=True))
-    collate = partial(_collate, tokenizer)
-    return DataLoader(rows, batch_size, shuffle=shuffle, collate_fn=collate)  # type: ignore[arg-type]
+    rows: Any = list(zip(encoded, texts.labels, strict=True))
+    return DataLoader(rows, batch_size, shuffle=shuffle, collate_fn=partial(_collate, tokenizer))
 
 
 def _collate(tokenizer: PreTrainedTokenizerBase, rows: list[tuple[list[int], int]]) -> dict[str, Tensor]:

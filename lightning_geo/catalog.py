@@ -16,8 +16,15 @@ _CLARK = "Clark et al. 2019 (what attention heads look at)"
 
 
 def _row(
-    name: str, family: str, unit: str, formula: str, meaning: str, source: str,
-    range: tuple[float | None, float | None] = (0.0, 1.0), *, headline: bool = False,
+    name: str,
+    family: str,
+    unit: str,
+    formula: str,
+    meaning: str,
+    source: str,
+    range: tuple[float | None, float | None] = (0.0, 1.0),
+    *,
+    headline: bool = False,
 ) -> MetricSpec:
     """Mean over valid query rows, per head: most of the entropy and pattern families."""
     return MetricSpec(
@@ -50,7 +57,8 @@ _ENTROPY = [
 
 _PATTERN = [
     _row("self_mass", "pattern", "1", "p_ii", "A rise: tokens look at themselves.", _CLARK, headline=True),
-    _row("previous_mass", "pattern", "1", "p_{i,i−1}", "Near 1: a previous-token head.", _CLARK, headline=True),
+    _row("previous_mass", "pattern", "1", "p_{i,i−1}", "Near 1: a previous-token head.", _CLARK,
+         headline=True),
     _row("next_mass", "pattern", "1", "p_{i,i+1}", "Near 1: a next-token head.", _CLARK),
     _row("first_mass", "pattern", "1", "p at the sequence's first valid token",
          "A rise: attention parks on the first token, a sink.", "Xiao et al. 2023 (attention sinks)",

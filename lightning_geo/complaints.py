@@ -22,24 +22,25 @@ class Complaints:
 
     def __init__(self, strict: bool) -> None:
         self.strict = strict
-        self._said: set[str] = set()
+        self._said: set[tuple[str, type | None]] = set()
 
-    def say(self, what: str, details: str = "") -> None:
-        """Warn, once for each ``what``."""
-        if what not in self._said:
-            self._said.add(what)
+    def say(self, what: str, details: str = "", kind: type | None = None) -> None:
+        """Warn, once for each ``what`` and kind of error."""
+        if (what, kind) not in self._said:
+            self._said.add((what, kind))
             warnings.warn(f"GeometryMonitor: {what}{details and ': '}{details}", stacklevel=3)
 
-    def report(self, what: str, error: Exception) -> None:
+    def report(self, what: str, error: Exception, when: str = "") -> None:
         """Warn of an error, or raise it if strict."""
         if self.strict or isinstance(error, ArgumentError):
             raise error
-        self.say(what, f"{type(error).__name__}: {error} (training goes on; said once)")
+        notes = ", ".join(note for note in (when, "training goes on", "said once") if note)
+        self.say(what, f"{type(error).__name__}: {error} ({notes})", type(error))
 
     @contextlib.contextmanager
-    def about(self, what: str) -> Iterator[None]:
+    def about(self, what: str, when: str = "") -> Iterator[None]:
         """Report whatever the context raises as a failure of ``what``."""
         try:
             yield
         except Exception as error:
-            self.report(what, error)
+            self.report(what, error, when)

@@ -1,4 +1,4 @@
-"""From the statistics of a sample to arrays [layer, head]: everything derived, in one transfer to the host."""
+"""From the statistics of a sample to arrays [layer, head]: all is derived, then moved to the host at once."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ from lightning_geo.taps import CallKey, Layout
 
 __all__ = ["Bases", "Computed", "compute"]
 
+#: Sequences of a layer with scores that are not finite.
+_BROKEN = "broken"
+
 #: ``stack -> role -> [layer, head, feature, component]``, NaN where a layer has none.
 Bases = Mapping[str, Mapping[str, Tensor]]
 
@@ -31,6 +34,8 @@ class Computed:
     bases: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     similarities: dict[str, Tensor] = field(default_factory=dict)
     structure: dict[str, Any] = field(default_factory=dict)
+    #: modules with activations that are not finite -> their layer, as ``stack/layer``
+    broken: dict[str, str] = field(default_factory=dict)
 
     def matrices(self) -> dict[str, dict[str, NDArray[Any]]]:
         """Bases and head-pair similarities by stack, for the samples that keep them."""
@@ -74,6 +79,7 @@ def compute(
             block = sample.blocks.get((layout.blocks[key], key), LayerStatistics())
             for name, value in {**layers[index].mean_values(), **block.mean_values()}.items():
                 pieces.append((stack, name, index, value))
+            pieces.extend((stack, _BROKEN, index, flag) for flag in _broken(layers[index]))
         if not layers:
             continue
         heads = [layers[i].heads if i in layers else 0 for i in range(size)]
@@ -82,8 +88,14 @@ def compute(
         result.bases[stack] = {role: _stack_bases(b, size, max(heads)) for role, b in bases.items()}
         _compare_bases(stack, result.bases[stack], metrics, baseline, previous, pieces)
         _heads(stack, layers, metrics, max(heads), result, pieces)
-    result.stacks = _to_host(pieces, metrics, result.structure)
+    _to_host(pieces, metrics, result)
     return result
+
+
+def _broken(layer: LayerStatistics) -> list[Tensor]:
+    """Whether anything in it was not finite, one flag per kind of statistics."""
+    totals = [total for name, total in layer.sums.items() if name.endswith(".sum")]
+    return [layer.sums[_BROKEN] > 0] * (_BROKEN in layer.sums) + [~total.isfinite().all() for total in totals]
 
 
 def _spectral(
@@ -114,7 +126,9 @@ def _spectral(
         values = torch.where(broken[:, None], torch.nan, values)
         vectors = torch.where(broken[:, None, None], torch.nan, vectors)
         counts = [c.shape[0] for _, _, c in entries]
-        metric_values = {m: metric_function(m)(values).split(counts) for m in metrics if spec_of(m).kind == "moments"}
+        metric_values = {
+            m: metric_function(m)(values).split(counts) for m in metrics if spec_of(m).kind == "moments"
+        }
         for i, ((role, index, _), basis) in enumerate(zip(entries, vectors.split(counts), strict=True)):
             repeat = layers[index].heads // counts[i]  # grouped queries share a key's numbers
             for name, split in metric_values.items():
@@ -170,7 +184,13 @@ def _compare_bases(
             continue
         second = second.to(first.device)  # the same object where it is this sample itself
         known = ~(first.isnan() | second.isnan()).any(-1).any(-1)
-        values = first.new_zeros(first.shape[:2]) if second is first else metric_function(name)(*(torch.where(known[..., None, None], u, 0.0) for u in (first, second)))
+        values = (
+            first.new_zeros(first.shape[:2])
+            if second is first
+            else metric_function(name)(
+                *(torch.where(known[..., None, None], u, 0.0) for u in (first, second))
+            )
+        )
         values = torch.where(known, values, torch.nan)
         pieces.extend((stack, name, index, row) for index, row in enumerate(values))
 
@@ -193,12 +213,11 @@ def _heads(
         result.similarities[stack][index, : layer.heads, : layer.heads] = head_similarity(joint)
 
 
-def _to_host(
-    pieces: list[tuple[str, str, int, Tensor]], metrics: tuple[str, ...], structure: dict[str, Any]
-) -> dict[str, dict[str, NDArray[Any]]]:
+def _to_host(pieces: list[tuple[str, str, int, Tensor]], metrics: tuple[str, ...], result: Computed) -> None:
     """One transfer for all numbers, then arrays with NaN where nothing was measured."""
     if not pieces:
-        return {}
+        return
+    structure = result.structure
     flat = torch.cat([value.reshape(-1).float() for *_, value in pieces]).cpu().numpy()
     order = {name: i for i, name in enumerate(metrics)}
     stacks: dict[str, dict[str, NDArray[Any]]] = {stack: {} for stack in structure}
@@ -206,6 +225,8 @@ def _to_host(
     for stack, name, index, value in pieces:
         numbers = flat[start : start + value.numel()]
         start += value.numel()
+        if name == _BROKEN and numbers.any():
+            result.broken[structure[stack]["modules"][index]] = f"{stack}/{index}"
         if name not in order:
             continue
         heads = structure[stack]["heads"]
@@ -215,4 +236,4 @@ def _to_host(
             array[index] = numbers[0]
         else:
             array[index, : numbers.size] = numbers
-    return {s: dict(sorted(a.items(), key=lambda item: order[item[0]])) for s, a in stacks.items()}
+    result.stacks = {s: dict(sorted(a.items(), key=lambda i: order[i[0]])) for s, a in stacks.items()}

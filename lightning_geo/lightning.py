@@ -51,6 +51,9 @@ def adopt() -> None:
         AnyCallback.__bases__ = bases
 
 
+adopt()
+
+
 def _installed(package: str) -> bool:
     return importlib.util.find_spec(package.partition(".")[0]) is not None
 

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightning_geo.arguments import check_positive, check_token_ids
 from lightning_geo.complaints import ArgumentError
 from lightning_geo.compute import Bases, Computed, compute
+from lightning_geo.observed import check_layers
 from lightning_geo.replay import Call, device_of, undisturbed
 from lightning_geo.schema import GeometryRecord, compares_samples, select
 from lightning_geo.statistics import SampleStatistics, reduce_over_ranks
@@ -42,6 +44,7 @@ class Measurement:
         self._taps = dict(taps)
         for tap in taps.values():
             tap.failures.clear()
+            tap.seconds = 0.0
         self._statistics = {name: SampleStatistics(metrics) for name in taps}
 
     def observe(self, name: str = "") -> AbstractContextManager[Tap]:
@@ -52,6 +55,16 @@ class Measurement:
     def failures(self) -> list[Exception]:
         """What went wrong while observing."""
         return [failure for tap in self._taps.values() for failure in tap.failures]
+
+    @property
+    def seconds(self) -> float:
+        """What observing took."""
+        return sum(tap.seconds for tap in self._taps.values())
+
+    @property
+    def takes_ids(self) -> bool:
+        """Whether any model takes token ids."""
+        return any(tap.takes_ids for tap in self._taps.values())
 
     @property
     def unobserved(self) -> dict[str, str]:
@@ -166,7 +179,15 @@ def measure(
         (3, 2)
     """
     started = time.perf_counter()
+    check_positive("rank", rank)
+    check_token_ids(special_token_ids)
+    check_layers(layers, model)
     names = tuple(name for name in select(metrics) if not compares_samples(name))
+    if not names:
+        raise ValueError(
+            f"Expected `metrics` to name more than `drift` and `velocity` but got {metrics!r}: they compare "
+            "samples, and this is one."
+        )
     measurement = Measurement({"": Tap(model, special_tokens(model, special_token_ids))}, names, layers, rank)
     call = Call.from_batch(batch).to(device_of(model))
     with undisturbed(model), measurement.observe():

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,13 +12,14 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 
+from lightning_geo.arguments import check_name, check_one_of, check_positive, check_source, check_token_ids
 from lightning_geo.baseline import bases_of, check_bases
 from lightning_geo.complaints import ArgumentError, Complaints
 from lightning_geo.compute import Bases, Computed
 from lightning_geo.lightning import AnyCallback, lightning_logger
 from lightning_geo.observed import candidates, check_layers
 from lightning_geo.probe import CallRecorder, Probe, ProbeCall, Share, probe_from
-from lightning_geo.replay import Call, undisturbed
+from lightning_geo.replay import Call, is_compiled_function, undisturbed
 from lightning_geo.sampler import Sampler
 from lightning_geo.schedule import Schedule
 from lightning_geo.schema import GeometryRecord, compares_samples, select
@@ -28,6 +29,12 @@ __all__ = ["GeometryMonitor"]
 
 #: Strategies that shard parameters: an inner module cannot be called on its own.
 _SHARDED = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")
+
+#: What a LightningModule that was compiled as a whole keeps to itself.
+_SEALED = (
+    "the LightningModule is compiled as a whole, which hides the calls of the models in it. Compile the "
+    "model inside instead (`self.model.compile()` in `configure_model`), or give `probe=`"
+)
 
 
 class GeometryMonitor(AnyCallback):
@@ -89,14 +96,15 @@ class GeometryMonitor(AnyCallback):
         name: str = "geometry",
     ) -> None:
         super().__init__()
-        _one_of("source", source, ("probe", "batch"))
-        _one_of("scalars", scalars, ("model", "layer", "head"))
-        _positive("rank", rank)
-        _positive("probe_size", probe_size)
-        if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name):
-            raise ValueError(f"Expected `name` to be made of letters, digits, '_', '.' and '-' but got {name!r}.")
+        check_one_of("source", source, ("probe", "batch"))
+        check_one_of("scalars", scalars, ("model", "layer", "head"))
+        check_positive("rank", rank)
+        check_positive("probe_size", probe_size)
+        check_token_ids(special_token_ids)
+        check_name(name)
         self._schedule = Schedule(every_n_steps, schedule)
         self._metrics = select(metrics)
+        check_source(source, self._metrics, probe, baseline)
         self._layers = layers
         self._rank = rank
         self._source = source
@@ -132,6 +140,9 @@ class GeometryMonitor(AnyCallback):
         self._sampled: int | None = None
         self._step = -1
         self._pending = False
+        self._sealed = False
+        self._eagerly = contextlib.ExitStack()
+        self._ended = False
         self._started = time.perf_counter()
 
     @property
@@ -166,25 +177,42 @@ class GeometryMonitor(AnyCallback):
         self._sampler.prefer(self._models)
         if self._baseline is None and self._baseline_run is not None:
             self._baseline = bases_of(self._baseline_run)
+        self._sealed = is_compiled_function(pl_module.training_step)
+        if self._sealed and not self._replays:
+            self._complaints.report("nothing can be observed", LookupError(_SEALED))
+            self._sampler = None
         self._started = time.perf_counter()
 
     def on_sanity_check_start(self, trainer: Any, pl_module: Any) -> None:
         """Record the probe from the validation data: runs over the same data then share it."""
+        if self._sealed:  # compiled as a whole, its models' calls show only where nothing is compiled
+            self._eagerly.enter_context(torch.compiler.set_stance("force_eager"))
         self._start_recording()
 
     def on_sanity_check_end(self, trainer: Any, pl_module: Any) -> None:
         """Use what was recorded."""
+        self._eagerly.close()
         self._finish_recording()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Go on from a checkpoint, or try the given probe."""
         step = _steps_taken(trainer)
-        # what an earlier session wrote from here on is void, but not its last sample where we go on from it
-        self._resumed_at = (step + (self._sampled == step)) or None
+        # what an earlier session wrote from here on is void, but for the last sample of one that had ended
+        self._resumed_at = (step + (self._ended or self._sampled == step)) or None
+        self._ended = False
+        if self._resumed_at is not None and trainer.is_global_zero:
+            # now, so that what is void ends before anything that this session logs
+            with self._complaints.about("the loggers could not be opened"):
+                self._open_sinks(trainer)
         trainer.callback_metrics.update(_tensors(self._summaries))
         if self._replays and self._given_probe is not None and self._probe is None:
             self._use_given_probe()
-        self._start_recording()
+        if not self._sealed:
+            self._start_recording()
+        elif self._replays and self._probe is None:
+            self._stop()
+            self._complaints.report("there is no probe", LookupError(_SEALED))
+            self._sampler = None
 
     def _start_recording(self) -> None:
         wanted = self._replays and self._probe is None and self._given_probe is None
@@ -227,8 +255,9 @@ class GeometryMonitor(AnyCallback):
                 return
             reasons.append(f"{name or 'the module itself'}: {type(failure).__name__}: {failure}")
         raise ArgumentError(
-            "Expected `probe` to be inputs that the observed model takes (a mapping is keyword arguments, a tuple "
-            f"positional ones, a tensor the one argument) but every candidate failed. {' | '.join(reasons)}"
+            "Expected `probe` to be inputs that the observed model takes (a mapping is keyword arguments, a "
+            f"tuple positional ones, a tensor the one argument) but every candidate "
+            f"failed. {' | '.join(reasons)}"
         )
 
     def _given_calls(self, sampler: Sampler) -> list[Call]:
@@ -254,7 +283,7 @@ class GeometryMonitor(AnyCallback):
         """Sample the weights that enter this step, or start to observe its forward."""
         step = _steps_taken(trainer)
         anew, self._step = step != self._step, step
-        due = step != self._sampled and self._schedule(step) if anew else self._pending
+        due = step != self._sampled and self._is_due(step) if anew else self._pending
         if self._sampler is None or not due:
             return
         if not self._replays:
@@ -265,14 +294,23 @@ class GeometryMonitor(AnyCallback):
             if not self._pending:
                 self._replay(trainer, step)
 
+    def _is_due(self, step: int) -> bool:
+        due = False
+        with self._complaints.about("`schedule` failed", f"first at step {step}"):
+            due = self._schedule(step)
+        return due
+
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
         """Stop observing: gradient checkpointing calls attention again in backward."""
         if self._sampler is not None:
             self._sampler.pause()
 
     def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
-        """Go on observing where more forward may follow."""
-        if not self._replays and self._sampler is not None and self._pending and not pl_module.automatic_optimization:
+        """Run what compiled code hid, and go on observing where more forward may follow."""
+        if self._replays or self._sampler is None or not self._pending:
+            return
+        self._sampler.run_shadows()
+        if not pl_module.automatic_optimization:
             self._sampler.watch(anew=False)
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
@@ -283,11 +321,17 @@ class GeometryMonitor(AnyCallback):
             if self._probe is not None:
                 self._replay(trainer, self._step)
             else:
-                self._complaints.say(
-                    "the trainer has not called the observed model yet, so there is no probe",
-                    "if training calls a method other than the module itself, give `probe=` or `module=`. "
-                    + "; ".join(f"{n or 'the module'}: {why}" for n, why in self._passed_over().items()),
+                reasons = [f"{name or 'the module'}: {why}" for name, why in self._passed_over().items()]
+                self._complaints.report(
+                    "there is no probe",
+                    LookupError(
+                        "the trainer has called no module that may be observed, or with nothing that could "
+                        "be kept. If training calls a method other than the module itself, give `probe=` or "
+                        f"`module=`. Calls passed over: {'; '.join(reasons) or 'none'}"
+                    ),
                 )
+        elif self._pending and self._sampler is not None and self._samples == 0:
+            self._sampler.check_layers()
 
     def _passed_over(self) -> Mapping[str, str]:
         return self._recorder.passed_over if self._recorder is not None else {}
@@ -299,23 +343,27 @@ class GeometryMonitor(AnyCallback):
         if self._replays or not self._pending or self._sampler is None:
             return
         self._sampler.pause()
-        started = time.perf_counter()
-        error = self._sampler.run_shadows()
+        self._sampler.run_shadows()  # where backward was not Lightning's
         if not trainer.fit_loop._should_accumulate():
             self._pending = False
-            self._conclude(trainer, self._step, error, started)
+            started = time.perf_counter() - self._sampler.seconds
+            self._conclude(trainer, self._step, self._sampler.failure(), started)
 
     # -- the run ends
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Measure the final weights and say what it all cost."""
+        self._finish_recording()  # where no sample was due since
         self._stop()
+        self._ended = True
         step = _steps_taken(trainer)
         if self._replays and self._probe is not None and self._sampled != step:
             self._replay(trainer, step, final=True)
         if self._samples and trainer.is_global_zero:
             whole = time.perf_counter() - self._started
-            places = ", ".join(sink.where for sink in self._sinks or []) or "nowhere: no logger and fast_dev_run"
+            places = (
+                ", ".join(sink.where for sink in self._sinks or []) or "nowhere: no logger and fast_dev_run"
+            )
             lightning_logger(trainer).info(
                 f"GeometryMonitor: {self._samples} samples in {self._cost:.1f} s "
                 f"({100 * self._cost / max(whole, 1e-9):.1f} % of the run). {places}"
@@ -340,13 +388,15 @@ class GeometryMonitor(AnyCallback):
             self._recorder = None
         if self._sampler is not None:
             self._sampler.pause()
+        self._eagerly.close()
         self._pending = False
 
     # -- samples
 
     def _replay(self, trainer: Any, step: int, *, final: bool = False) -> None:
         started = time.perf_counter()
-        assert self._sampler is not None and self._probe is not None
+        assert self._sampler is not None
+        assert self._probe is not None
         error: Exception | None
         try:
             if self._share is None:
@@ -362,7 +412,7 @@ class GeometryMonitor(AnyCallback):
         """Merge the sample over ranks, make its record, send it everywhere."""
         assert self._sampler is not None
         self._sampled = step
-        with self._complaints.about(f"a sample was dropped (first at step {step})"):
+        with self._complaints.about("a sample was dropped", f"first at step {step}"):
             computed = self._sampler.conclude(error, self._baseline, self._previous)
             self._models = list(self._sampler.models)
             if self._probe is not None:
@@ -385,7 +435,9 @@ class GeometryMonitor(AnyCallback):
         assert sampler is not None
         first = self._samples == 0 or self._baseline is None
         if self._replays:
-            self._previous = {s: {r: u.cpu() for r, u in roles.items()} for s, roles in computed.bases.items()}
+            self._previous = {
+                s: {r: u.cpu() for r, u in roles.items()} for s, roles in computed.bases.items()
+            }
         if self._baseline is None:
             self._baseline = self._previous
         model = ", ".join(map(_class_name, sampler.models.values()))
@@ -402,14 +454,19 @@ class GeometryMonitor(AnyCallback):
         )
 
     def _write(self, trainer: Any, record: GeometryRecord, final: bool) -> None:
-        if self._sinks is None:
-            self._sinks = [] if trainer.fast_dev_run else open_sinks(
-                trainer.loggers, name=self._name, level=self._scalars, max_steps=trainer.estimated_stepping_batches,
-                directory=Path(trainer.default_root_dir) / "lightning_geo", resumed_at=self._resumed_at,
-            )  # fmt: skip
-        for sink in self._sinks:
+        with self._complaints.about("the loggers could not be opened"):
+            self._open_sinks(trainer)
+        for sink in self._sinks or []:
             with self._complaints.about(f"writing to {sink.where} failed"):
                 sink.write(record, final=final)
+
+    def _open_sinks(self, trainer: Any) -> None:
+        if self._sinks is None:
+            self._sinks = [] if trainer.fast_dev_run else open_sinks(
+                trainer.loggers, name=self._name, level=self._scalars,
+                max_steps=trainer.estimated_stepping_batches,
+                directory=Path(trainer.default_root_dir) / "lightning_geo", resumed_at=self._resumed_at,
+            )  # fmt: skip
 
     # -- checkpoints
 
@@ -423,6 +480,7 @@ class GeometryMonitor(AnyCallback):
             "previous": self._previous,
             "models": self._models,
             "step": self._sampled,
+            "ended": self._ended,
             "summaries": dict(self._summaries),
             "samples": self._samples,
             "cost": self._cost,
@@ -435,6 +493,7 @@ class GeometryMonitor(AnyCallback):
             self._probe = Probe.from_state_dict(state_dict["probe"])
         self._baseline, self._previous = state_dict["baseline"], state_dict["previous"]
         self._models, self._sampled = state_dict["models"], state_dict["step"]
+        self._ended = state_dict["ended"]
         self._summaries = dict(state_dict["summaries"])
         self._samples, self._cost = state_dict["samples"], state_dict["cost"]
 
@@ -442,8 +501,8 @@ class GeometryMonitor(AnyCallback):
 def _steps_taken(trainer: Any) -> int:
     """Optimizer steps so far; in manual optimization, where a step may be many, batches.
 
-    The same as ``_batches_that_stepped``, at which Lightning's own monitors log, but for runs resumed
-    from a checkpoint that was written at validation: there it stays one behind.
+    At each batch the same as ``_batches_that_stepped``, at which Lightning's own monitors log, but right
+    from the start of training on: that one lags behind until a resumed run's first batch.
     """
     if trainer.lightning_module.automatic_optimization:
         return int(trainer.global_step)
@@ -466,13 +525,3 @@ def _rank() -> int:
 
 def _tensors(values: Mapping[str, float]) -> dict[str, torch.Tensor]:
     return {name: torch.tensor(value) for name, value in values.items()}
-
-
-def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"Expected `{name}` to be one of {allowed} but got {value!r}.")
-
-
-def _positive(name: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"Expected `{name}` to be an integer of at least 1 but got {value!r}.")

@@ -54,15 +54,19 @@ def check_layers(layers: int | str | Sequence[int] | None, root: nn.Module) -> N
     if layers is None:
         return
     if isinstance(layers, str):
+        try:
+            re.compile(layers)
+        except re.error as error:
+            raise ValueError(
+                f"Expected `layers` to be a regular expression but {layers!r} is none: {error}."
+            ) from error
         names = [name for name, _ in root.named_modules()]
         if not any(re.search(layers, name) for name in names):
             raise ValueError(
-                f"Expected `layers` to match the name of a module but {layers!r} matches none of {len(names)}, "
-                f"such as {names[-1]!r}."
+                f"Expected `layers` to match the name of a module but {layers!r} matches none of "
+                f"{len(names)}, such as {names[-1]!r}."
             )
         return
-    indices = [layers] if isinstance(layers, int) else list(layers)
+    indices = layers if isinstance(layers, (list, tuple, range, set)) else [layers]
     if not indices or not all(isinstance(i, int) and i >= 0 for i in indices):
-        raise TypeError(
-            f"Expected `layers` to be a pattern or layer indices from 0 on but got {layers!r}."
-        )
+        raise TypeError(f"Expected `layers` to be a pattern or layer indices from 0 on but got {layers!r}.")

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lightning_geo.replay import Call
+from lightning_geo.replay import Call, replay_depth
 
 __all__ = ["CallRecorder", "Probe", "ProbeCall", "Share", "on_call", "probe_from"]
 
@@ -124,13 +124,17 @@ class Probe:
     def state_dict(self) -> dict[str, Any]:
         """Plain containers and tensors only: what a checkpoint can be loaded with safely."""
         return {
-            "calls": [{"model": c.model, "args": list(c.call.args), "kwargs": c.call.kwargs} for c in self.calls]
+            "calls": [
+                {"model": c.model, "args": list(c.call.args), "kwargs": c.call.kwargs} for c in self.calls
+            ]
         }
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> Probe:
         """Inverse of :meth:`state_dict`."""
-        return cls([ProbeCall.of(c["model"], Call(tuple(c["args"]), dict(c["kwargs"]))) for c in state["calls"]])
+        return cls(
+            [ProbeCall.of(c["model"], Call(tuple(c["args"]), dict(c["kwargs"]))) for c in state["calls"]]
+        )
 
     @classmethod
     def gather(cls, calls: Sequence[ProbeCall], size: int) -> Probe | None:
@@ -180,7 +184,8 @@ class CallRecorder:
     def _hook(self, name: str) -> Callable[[tuple[Any, ...], dict[str, Any]], None]:
         def record(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             rows = sum(call.rows for call in self._calls if call.model == name)
-            if rows >= self._size:
+            # what another monitor replays is no call of the trainer's
+            if rows >= self._size or replay_depth():
                 return
             try:
                 # what the sanity check passes are inference tensors, of no use to a later forward
@@ -201,25 +206,41 @@ def on_call(
     A module compiled in place runs its hooks inside the compiled code, so there the compiled call
     itself is wrapped: the graph stays as it is.
     """
-    compiled = module._compiled_call_impl
-    if compiled is None:
+    if module._compiled_call_impl is None:
 
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if torch.compiler.is_compiling():
+                return  # inside somebody's compiled code: no part of it
             if getattr(module.forward, "__name__", "forward") != "wrapped_forward":
                 function(args, kwargs)  # else Lightning borrows the module's call for a whole step
 
         return module.register_forward_pre_hook(hook, with_kwargs=True).remove
 
-    def call(*args: Any, **kwargs: Any) -> Any:
-        function(args, kwargs)
-        return compiled(*args, **kwargs)
-
-    module._compiled_call_impl = call
+    call = module._compiled_call_impl
+    if not isinstance(call, _ToldCall):
+        call = module._compiled_call_impl = _ToldCall(call)
+    call.listeners.append(function)
 
     def undo() -> None:
-        module._compiled_call_impl = compiled
+        if function in call.listeners:
+            call.listeners.remove(function)
+        if not call.listeners and module._compiled_call_impl is call:
+            module._compiled_call_impl = call.compiled
 
     return undo
+
+
+class _ToldCall:
+    """A compiled call that tells listeners of its arguments first; of several, any may go first."""
+
+    def __init__(self, compiled: Callable[..., Any]) -> None:
+        self.compiled = compiled
+        self.listeners: list[Callable[[tuple[Any, ...], dict[str, Any]], None]] = []
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        for listener in tuple(self.listeners):
+            listener(args, kwargs)
+        return self.compiled(*args, **kwargs)
 
 
 def probe_from(given: Any, size: int) -> list[Call]:
@@ -261,7 +282,11 @@ def _copy(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _copy(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(_copy(item) for item in value) if type(value) in (list, tuple) else tuple(map(_copy, value))
+        return (
+            type(value)(_copy(item) for item in value)
+            if type(value) in (list, tuple)
+            else tuple(map(_copy, value))
+        )
     raise TypeError(f"an argument of type {type(value).__name__} cannot be kept")
 
 

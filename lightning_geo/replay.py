@@ -13,6 +13,9 @@ import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
+#: They change their way of computing when a torch function mode is on; the numbers are not quite the same.
+_FUSED = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
+
 __all__ = ["Call", "is_compiled", "undisturbed"]
 
 
@@ -42,7 +45,7 @@ class Call:
     def tensors(self) -> list[Tensor]:
         """All tensors, in order."""
         found: list[Tensor] = []
-        self.map(lambda x: found.append(x) or x)
+        self.map(found.append)
         return found
 
 
@@ -52,6 +55,11 @@ def is_compiled(model: nn.Module) -> bool:
         hasattr(m, "_orig_mod") or m._compiled_call_impl is not None or is_compiled_function(m.forward)
         for m in model.modules()
     )
+
+
+def has_fast_path(model: nn.Module) -> bool:
+    """Whether PyTorch may run its fused inference path inside, which being observed turns off."""
+    return any(isinstance(m, _FUSED) and not m.training for m in model.modules())
 
 
 def is_compiled_function(function: Any) -> bool:
@@ -105,20 +113,20 @@ class RandomState:
 
     python: Any
     numpy: Any
-    torch: Tensor
+    cpu: Tensor
     accelerator: Tensor | None
 
     @classmethod
     def now(cls, device: torch.device) -> RandomState:
         """Those of this moment."""
         accelerator = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-        return cls(random.getstate(), np.random.get_state(), torch.get_rng_state(), accelerator)
+        return cls(random.getstate(), np.random.get_state(), torch.get_rng_state(), accelerator)  # noqa: NPY002
 
     def restore(self, device: torch.device) -> None:
         """Go on from here."""
         random.setstate(self.python)
-        np.random.set_state(self.numpy)
-        torch.set_rng_state(self.torch)
+        np.random.set_state(self.numpy)  # noqa: NPY002
+        torch.set_rng_state(self.cpu)
         if self.accelerator is not None:
             torch.cuda.set_rng_state(self.accelerator, device)
 
@@ -131,7 +139,7 @@ def _random_numbers_from(start: int | RandomState, device: torch.device) -> Iter
             start.restore(device)
         else:
             random.seed(start)
-            np.random.seed(start)
+            np.random.seed(start)  # noqa: NPY002
             # not torch.manual_seed: it would also seed the devices whose state is not kept
             torch.default_generator.manual_seed(start)
             if device.type == "cuda":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 
@@ -14,7 +15,7 @@ from lightning_geo.compute import Bases, Computed
 from lightning_geo.measure import LayerChoice, Measurement, special_tokens
 from lightning_geo.observed import choose
 from lightning_geo.probe import Share, on_call
-from lightning_geo.replay import Call, RandomState, device_of, is_compiled, undisturbed
+from lightning_geo.replay import Call, RandomState, device_of, has_fast_path, is_compiled, undisturbed
 from lightning_geo.statistics import reduce_over_ranks
 from lightning_geo.taps import Tap
 
@@ -47,7 +48,9 @@ class Sampler:
         complaints: Complaints,
     ) -> None:
         self.models = dict(candidates)
-        self._taps = {n: Tap(model, special_tokens(model, special_token_ids)) for n, model in self.models.items()}
+        self._taps = {
+            n: Tap(model, special_tokens(model, special_token_ids)) for n, model in self.models.items()
+        }
         self._settings = (metrics, layers, rank)
         self._forward_context = forward_context
         self._complaints = complaints
@@ -56,6 +59,7 @@ class Sampler:
         self._failure: Exception | None = None
         self._watching = contextlib.ExitStack()
         self._shadows: list[tuple[str, Call, RandomState]] = []
+        self._shadow_seconds = 0.0
 
     def prefer(self, names: Iterable[str]) -> None:
         """Observe these alone, if they are there: an earlier session chose them."""
@@ -88,7 +92,13 @@ class Sampler:
         return self._first_failure(measurement)
 
     def _run(
-        self, measurement: Measurement, name: str, call: Call, *, evaluate: bool = True, start: int | RandomState = 0
+        self,
+        measurement: Measurement,
+        name: str,
+        call: Call,
+        *,
+        evaluate: bool = True,
+        start: int | RandomState = 0,
     ) -> None:
         model = self.models[name]
         with (
@@ -108,8 +118,8 @@ class Sampler:
         self.pause()
         try:
             if anew or self._measurement is None:
-                self._failure, self._measurement = None, self._begin()
-            shadowed = any(is_compiled(model) or is_fused(model) for model in self.models.values())
+                self._failure, self._measurement, self._shadow_seconds = None, self._begin(), 0.0
+            shadowed = any(is_compiled(model) or has_fast_path(model) for model in self.models.values())
             for name, model in self.models.items():
                 if shadowed:
                     self._watching.callback(on_call(model, self._shadow(name)))
@@ -121,8 +131,11 @@ class Sampler:
 
     def _shadow(self, name: str) -> Callable[..., None]:
         def keep(args: tuple[object, ...], kwargs: dict[str, object]) -> None:
-            start = RandomState.now(self.device)
-            self._shadows.append((name, Call(args, kwargs).map(Tensor.detach), start))
+            try:
+                start = RandomState.now(self.device)
+                self._shadows.append((name, Call(args, kwargs).map(Tensor.detach), start))
+            except Exception as error:  # the model is running: it is not to see this
+                self._failure = error
 
         return keep
 
@@ -136,12 +149,24 @@ class Sampler:
         Before the optimizer changes the weights, but after backward, which may need the buffers as they are.
         """
         shadows, self._shadows = self._shadows, []
+        started = time.perf_counter()
         try:
             for name, call, start in shadows:
                 if self._failure is None and self._measurement is not None:
                     self._run(self._measurement, name, call, evaluate=False, start=start)
         except Exception as error:
             self._failure = error
+        self._shadow_seconds += time.perf_counter() - started
+
+    @property
+    def seconds(self) -> float:
+        """What observing the sample has cost so far."""
+        return self._shadow_seconds or (0.0 if self._measurement is None else self._measurement.seconds)
+
+    def check_layers(self) -> None:
+        """Raise if ``layers`` matches nothing of what was seen so far."""
+        if self._measurement is not None and self._measurement.observed:
+            self._measurement.check_layers()
 
     def failure(self) -> Exception | None:
         """What went wrong since the sample began."""
@@ -197,10 +222,35 @@ class Sampler:
         self.prefer(names)
         self._chosen = True
         computed = measurement.compute(baseline, previous)
-        for name, kind in measurement.unobserved.items():
-            self._complaints.say(
-                f"no attention could be observed in {name} ({kind})",
-                "its numbers are absent; it computes attention in a way that shows neither "
-                "scaled_dot_product_attention nor a softmax over [batch, head, query, key]",
-            )
+        self._report_gaps(measurement, computed)
         return computed
+
+    def _report_gaps(self, measurement: Measurement, computed: Computed) -> None:
+        """Say what is absent from the numbers, and why."""
+        for name, kind in measurement.unobserved.items():
+            self._complaints.report(
+                f"no attention could be observed in {name} ({kind})",
+                LookupError(
+                    "it computes attention in a way that shows neither scaled_dot_product_attention nor a "
+                    "softmax over [batch, head, query, key], so that its numbers are absent"
+                ),
+            )
+        known = any("special_mass" in arrays for arrays in computed.stacks.values())
+        if "special_mass" in self._settings[0] and measurement.takes_ids and not known:
+            self._complaints.say(
+                "special_mass is absent",
+                "the model's config names no bos, eos, cls or sep token; give `special_token_ids=`",
+            )
+        if computed.broken:
+            self._complaints.report(
+                "activations are not finite",
+                FloatingPointError(
+                    f"NaN or infinity in {_some(computed.broken)}; what it spoils has no value in the sample"
+                ),
+            )
+
+
+def _some(names: Iterable[str]) -> str:
+    """The first few, and how many more."""
+    names = list(names)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

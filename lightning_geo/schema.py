@@ -14,7 +14,16 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ROLES", "STAGES", "GeometryRecord", "MetricSpec", "compares_samples", "lookup", "select", "spec_of"]
+__all__ = [
+    "ROLES",
+    "STAGES",
+    "GeometryRecord",
+    "MetricSpec",
+    "compares_samples",
+    "lookup",
+    "select",
+    "spec_of",
+]
 
 ROLES = ("query", "key", "value", "output")
 STAGES = ("input", "attention", "output")

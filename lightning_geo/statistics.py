@@ -237,7 +237,8 @@ def call_statistics(call: AttentionCall) -> AttentionStatistics:
         query = call.scores.new_zeros(1).expand(batch, heads, queries, 1)
         key = call.scores.new_zeros(1).expand(batch, heads, keys, 1)
         masks = (call.scores,)
-    assert query is not None and key is not None
+    assert query is not None
+    assert key is not None
     return attention_statistics(
         query,
         key,

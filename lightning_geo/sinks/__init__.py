@@ -74,7 +74,7 @@ def open_sinks(
             sinks.append(WandbSink(experiment, name, level, schedule))
             if record is None and not experiment.disabled:  # a disabled run has a temporary directory
                 folder = os.path.abspath(experiment.dir)
-                upload = functools.partial(experiment.save, base_path=folder, policy="end", glob=False)
+                upload = functools.partial(experiment.save, base_path=folder, policy="end")
                 record = RecordFile(folder, name, resumed_at=resumed_at, on_open=upload)
         else:
             sinks.append(ScalarSink(logger, name, level))

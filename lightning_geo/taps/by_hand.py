@@ -25,10 +25,11 @@ TRACED = _MATMULS | _SOFTMAX
 class SoftmaxTracer:
     """Recognises attention in a stream of torch functions.
 
-    The scores are what softmax over the last axis of a 4-D tensor is given, provided that a
-    matrix product of their shape came before; the head outputs are the next product that starts
-    from probabilities of that shape. With several products before the softmax (deberta adds two
-    for relative positions), the first is content with content.
+    The scores are what softmax over the last axis of a 4-D tensor is given (3-D with batch and heads
+    in one, where the module says how many heads), provided that a matrix product of their shape came
+    before; the head outputs are the next product that starts from probabilities of that shape. With
+    several products before the softmax (deberta adds two for relative positions), the first is
+    content with content.
 
     Args:
         emit: Called with each finished attention call.
@@ -49,8 +50,13 @@ class SoftmaxTracer:
         self._products.clear()
         self._pending = None
 
-    def see(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> bool:
-        """Take one torch function and its result; whether it was the softmax of an attention."""
+    def see(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, heads: int | None = None
+    ) -> bool:
+        """Take one torch function and its result; whether it was the softmax of an attention.
+
+        ``heads`` of the running module tells batch and heads apart where they are one axis.
+        """
         if func in _MATMULS:
             product = _product(func, args, kwargs, result)
             if product is None:
@@ -60,10 +66,14 @@ class SoftmaxTracer:
                 self._finish(right, result)
             else:
                 self._products.append((result.shape, left, right))
-        elif func in _SOFTMAX and result.dim() == 4:
+        elif func in _SOFTMAX and result.dim() in (3, 4):
             scores = args[0] if args else kwargs["input"]
             dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
-            if dim in (-1, 3) and any(_fits(shape, scores) for shape, _, _ in self._products):
+            over_keys = dim in (-1, scores.dim() - 1)
+            if scores.dim() == 3 and heads and scores.shape[0] % heads == 0:
+                scores = scores.unflatten(0, (-1, heads))
+            known = over_keys and scores.dim() == 4
+            if known and any(_fits(shape, scores) for shape, _, _ in self._products):
                 self.flush()
                 self._pending = scores
                 return True
@@ -99,8 +109,9 @@ def _product(
     given = [*args, *kwargs.values()]
     if func is torch.einsum:
         operands = given[1] if isinstance(given[1], (list, tuple)) else given[1:]
-        # one that is not understood may still have made scores
-        return _einsum(given[0], *operands, result) if len(operands) == 2 else (None, None, result)
+        if len(operands) != 2:  # not understood, but it may have made scores
+            return None, None, result
+        return _einsum(given[0], operands[0], operands[1], result)
     if func in _ADDING:
         given = given[1:]
     factors = [x for x in given if isinstance(x, Tensor) and x.dim() >= 3]

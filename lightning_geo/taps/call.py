@@ -64,7 +64,8 @@ class AttentionCall:
         """Batch, queries and keys."""
         if self.scores is not None:
             return self.scores.shape[0], self.scores.shape[2], self.scores.shape[3]
-        assert self.query is not None and self.key is not None
+        assert self.query is not None
+        assert self.key is not None
         return self.query.shape[0], self.query.shape[2], self.key.shape[2]
 
     def valid_queries(self) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from typing import Any
 
@@ -55,7 +56,7 @@ def multi_head_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> AttentionC
     cross = key is not query and not torch.equal(key, query)
     if query.dim() == 2:  # unbatched
         query, key, value = (x.unsqueeze(1) for x in (query, key, value))
-    length, batch, width = query.shape
+    _, batch, width = query.shape
     if a["use_separate_proj_weight"]:
         weights = [a["q_proj_weight"], a["k_proj_weight"], a["v_proj_weight"]]
     else:
@@ -82,7 +83,8 @@ def multi_head_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> AttentionC
     masks = tuple(F.pad(m, (0, extra), value=m.dtype == torch.bool) if extra else m for m in masks)
     additive = [torch.zeros((), dtype=q.dtype, device=q.device).where(m, -torch.inf) if m.dtype == torch.bool
                 else m for m in masks]  # fmt: skip
-    output = F.scaled_dot_product_attention(q, k, v, sum(additive) if additive else None)
+    bias = functools.reduce(torch.add, additive) if additive else None
+    output = F.scaled_dot_product_attention(q, k, v, bias)
     return AttentionCall(q, k, v, output, masks=masks, cross=cross)
 
 

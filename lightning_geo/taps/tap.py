@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -11,20 +12,18 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
-from lightning_geo.taps.by_hand import TRACED, SoftmaxTracer
+from lightning_geo.replay import replay_depth
+from lightning_geo.taps.by_hand import SoftmaxTracer
 from lightning_geo.taps.call import AttentionCall, BlockCall, CallKey
-from lightning_geo.taps.routed import observe_routed
 from lightning_geo.taps.sdpa import multi_head_call, sdpa_call
+from lightning_geo.taps.switches import SWITCHES
 from lightning_geo.taps.tree import clean_name, elements_of
 
 __all__ = ["Observer", "Tap"]
 
 #: Keyword arguments by which modules are given another sequence to attend to.
 _OTHER_SEQUENCE = ("key_value_states", "encoder_hidden_states", "memory", "context")
-
-_WATCHED = {F.scaled_dot_product_attention, F.multi_head_attention_forward, *TRACED}
 
 
 class Observer(Protocol):
@@ -59,9 +58,9 @@ class _Frame:
 class Tap:
     """Observe the attention of ``model`` while the context is open.
 
-    Nothing of the model changes: forward hooks that return nothing, a torch function mode and a
-    lookup of transformers, all removed at exit whatever happened. A failure while observing is
-    kept in ``failures``, and the model's forward goes on.
+    Nothing of the model changes: forward hooks that return nothing, and while it runs a torch
+    function mode and a lookup of transformers, all removed whatever happened. A failure while
+    observing is kept in ``failures``, and the model's forward goes on.
 
     Args:
         model: The observed model.
@@ -71,6 +70,10 @@ class Tap:
     def __init__(self, model: nn.Module, special_token_ids: Iterable[int] = ()) -> None:
         self.modules = {clean_name(name): module for name, module in model.named_modules()}
         self.failures: list[Exception] = []
+        #: seconds that observing took
+        self.seconds = 0.0
+        #: whether any module takes token ids
+        self.takes_ids = False
         #: modules that look like attention and ran without showing any: path -> class name
         self.unobserved: dict[str, str] = {}
         self._observer: Observer
@@ -80,8 +83,9 @@ class Tap:
         self._frames: list[_Frame] = []
         self._repeats: dict[str, int] = {}
         self._query_masks: dict[tuple[int, int], Tensor | None] = {}
-        self._busy = False
-        self._mode = _Functions(self._harmless(self._function))
+        self.busy = False
+        #: the depth of replays that is observed: one's own, not another monitor's in between
+        self._depth = 0
         self._tracer = SoftmaxTracer(self._see)
         elements = {name: elements_of(name, self.modules) for name in self.modules}
         self._listed = {name for name, found in elements.items() if found}
@@ -92,26 +96,23 @@ class Tap:
     @contextlib.contextmanager
     def open(self, observer: Observer) -> Iterator[Tap]:
         """Show ``observer`` what happens until the context ends."""
-        self._observer = observer
-        fastpath = torch.backends.mha.get_fastpath_enabled()
+        self._observer, self._depth = observer, replay_depth()
+        leave = self._harmless(self._leave)
         handles = []
         try:
-            # the fused encoder layer of inference shows nothing of its attention
-            torch.backends.mha.set_fastpath_enabled(False)
             for name, module in self.modules.items():
                 enter = self._harmless(self._enter(name))
                 handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
-                handles.append(module.register_forward_hook(self._harmless(self._leave)))
-            with observe_routed(self._harmless(self._see_routed), self._unseen), self._mode:
-                yield self
+                handles.append(module.register_forward_hook(leave, always_call=True))
+            yield self
         finally:
             for handle in handles:
                 handle.remove()
-            torch.backends.mha.set_fastpath_enabled(fastpath)
             self._start_over()
 
     def _start_over(self) -> None:
         """Drop every reference to the model's activations."""
+        SWITCHES.disconnect(self)
         self._frames.clear()
         self._query_masks.clear()
         self._tracer.clear()
@@ -120,39 +121,45 @@ class Tap:
 
     def _enter(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if self._busy:
+            if self.busy or self._depth != replay_depth():
                 return
             if not name:
                 self._start_over()
+            if not self._frames:
+                SWITCHES.connect(self)
             if name in self._owners:
                 prefix = f"{name}." if name else ""
                 self._repeats = {k: n for k, n in self._repeats.items() if not k.startswith(prefix)}
             frame = _Frame(name, module)
             frame.cross = any(kwargs.get(key) is not None for key in _OTHER_SEQUENCE)
             with torch._C.DisableTorchFunction():  # looking at tensors is no event for the mode
-                if self._special_ids:
-                    frame.input_ids = _input_ids(args, kwargs)
+                frame.input_ids = _input_ids(args, kwargs)
                 if name in self._items or name not in self._listed:
                     frame.input = _hidden_states((*args, *kwargs.values()))
+            self.takes_ids |= frame.input_ids is not None
             self._frames.append(frame)
 
         return hook
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], result: Any) -> None:
-        if self._busy or all(frame.module is not module for frame in self._frames):
+        if self.busy or self._depth != replay_depth() or all(f.module is not module for f in self._frames):
             return
         while self._frames[-1].module is not module:
-            self._frames.pop()  # left by an exception that the model caught
+            self._frames.pop()
         frame = self._frames[-1]
         if frame.traced:
             self._tracer.flush()
         if frame.name in self._items:
             self._tracer.clear()
         self._frames.pop()
+        if not self._frames:
+            SWITCHES.disconnect(self)
         if frame.keys:
             with self._observing():
                 values = tuple(result.values()) if isinstance(result, Mapping) else result
-                self._report(frame, _hidden_states(values if isinstance(values, (tuple, list)) else (values,)))
+                self._report(
+                    frame, _hidden_states(values if isinstance(values, (tuple, list)) else (values,))
+                )
         elif re.search(r"att(entio)?n$", type(module).__name__, re.IGNORECASE):
             self.unobserved[frame.name] = type(module).__name__
 
@@ -168,12 +175,20 @@ class Tap:
 
     # -- attention happens
 
-    def _see_routed(self, module: nn.Module, translate: Callable[[], AttentionCall]) -> None:
+    def routed(self, module: nn.Module, translate: Callable[[], AttentionCall]) -> None:
+        """Transformers ran an attention function for ``module``."""
+        self._harmless(self._routed)(module, translate)
+
+    def function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        """A torch function returned."""
+        self._harmless(self._function)(func, args, kwargs, result)
+
+    def _routed(self, module: nn.Module, translate: Callable[[], AttentionCall]) -> None:
         with self._observing():
             self._see(translate(), self._names.get(id(module)))
 
     def _function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-        if self._busy or not self._frames:
+        if self.busy:
             return
         if func is F.scaled_dot_product_attention:
             with self._observing():
@@ -181,7 +196,7 @@ class Tap:
         elif func is F.multi_head_attention_forward:
             with self._observing():
                 self._see(multi_head_call(args, kwargs))
-        elif self._tracer.see(func, args, kwargs, result):
+        elif self._tracer.see(func, args, kwargs, result, _heads(self._frames[-1].module)):
             # where softmax is a module of its own, the attention is its parent's
             inside = isinstance(self._frames[-1].module, nn.Softmax) and len(self._frames) > 1
             self._frames[-2 if inside else -1].traced = True
@@ -235,7 +250,7 @@ class Tap:
     @contextlib.contextmanager
     def _observing(self) -> Iterator[None]:
         """Run our own work: without gradient, in full precision, and seen by nobody."""
-        busy, self._busy = self._busy, True
+        busy, self.busy, started = self.busy, True, time.perf_counter()
         try:
             with contextlib.ExitStack() as stack:
                 stack.enter_context(torch.no_grad())
@@ -244,36 +259,15 @@ class Tap:
                     stack.enter_context(torch.autocast(device, enabled=False))
                 yield
         finally:
-            self._busy = busy
-
-    @contextlib.contextmanager
-    def _unseen(self) -> Iterator[None]:
-        """Run a routed function: what it calls inside belongs to the call already seen."""
-        busy, self._busy = self._busy, True
-        ours = _get_current_function_mode() is self._mode
-        if ours:  # flex attention compiles what it runs, which the mode would disturb
-            self._mode.__exit__(None, None, None)
-        try:
-            yield
-        finally:
-            if ours:
-                self._mode.__enter__()
-            self._busy = busy
+            self.busy = busy
+            self.seconds += 0.0 if busy else time.perf_counter() - started
 
 
-class _Functions(TorchFunctionMode):
-    """Show every torch function to ``see`` after it has run."""
-
-    def __init__(self, see: Callable[..., None]) -> None:
-        super().__init__()
-        self._see = see
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        if func in _WATCHED:
-            self._see(func, args, kwargs, result)
-        return result
+def _heads(module: nn.Module) -> int | None:
+    """How many heads an attention module says that it has."""
+    names = ("num_heads", "num_attention_heads", "n_heads", "n_head")
+    found = (getattr(module, name, None) for name in names)
+    return next((n for n in found if isinstance(n, int)), None)
 
 
 def _hidden_states(values: Iterable[Any]) -> Tensor | None:

@@ -132,9 +132,7 @@ def _number(
 def _crowded(calls: list[CallKey], elements: dict[CallKey, list[Element]], depth: int) -> bool:
     """Whether one item at this depth holds two different self- (or cross-) attention modules."""
     owners: dict[tuple[str, bool], str] = {}
-    return any(
-        owners.setdefault((elements[c][depth].name, c.cross), c.module) != c.module for c in calls
-    )
+    return any(owners.setdefault((elements[c][depth].name, c.cross), c.module) != c.module for c in calls)
 
 
 def _stack_names(parents: list[str]) -> dict[str, str]:

@@ -144,9 +144,9 @@ def stream(layer: Layer) -> dict[str, Array]:
         return {}
     x, before = layer.block_output, layer.block_input
     length = np.linalg.norm(x, axis=-1, keepdims=True)
-    change = np.linalg.norm(x - before, axis=-1, keepdims=True) / np.linalg.norm(
-        before, axis=-1, keepdims=True
-    )
+    with np.errstate(divide="ignore", invalid="ignore"):  # padding may be zero
+        change = np.linalg.norm(x - before, axis=-1, keepdims=True)
+        change = change / np.linalg.norm(before, axis=-1, keepdims=True)
     per_token = {
         "norm": length,
         "skewness": stats.skew(x, axis=-1)[..., None],

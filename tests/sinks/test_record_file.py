@@ -19,7 +19,7 @@ from sinks.records import assert_same, make_record
 def test_each_sample_is_on_disk_when_write_returns(tmp_path: Path) -> None:
     sink = RecordFile(tmp_path / "deep" / "er", "geometry")
     assert not (tmp_path / "deep").exists()  # nothing is made before there is something to write
-    records = [make_record(step) for step in (0, 50)]
+    records = [make_record(step, metrics=["entropy"]) for step in (0, 50)]  # smaller than a buffer
     for count, record in enumerate(records, 1):
         sink.write(record)
         assert len(load_history(tmp_path / "deep" / "er")) == count

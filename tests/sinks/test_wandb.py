@@ -69,14 +69,14 @@ def rows_of(records: list[Any]) -> list[dict[str, Any]]:
 
 
 def test_each_sample_is_one_row_over_lightnings_step(tmp_path: Path) -> None:
-    logger = WandbLogger(project="test", save_dir=tmp_path, offline=True)
+    logger = WandbLogger(project="test", save_dir=tmp_path / "runs [1]", offline=True)
     sinks = open_sinks([logger], max_steps=100)
     assert [type(sink).__name__ for sink in sinks] == ["WandbSink", "RecordFile"]
     directory = Path(logger.experiment.dir)
     records = [make_record(step) for step in (0, 5, 100)]
     records[1].stacks["encoder"]["entropy"][0] = np.nan  # a layer without a value
     for record in records:
-        logger.log_metrics({"train_loss": 1.0}, step=record.step)
+        logger.log_metrics({"train_loss": 1.0}, step=record.step + 1)  # what W&B would fill a missing step with
         for sink in sinks:
             sink.write(record, final=record.step == 100)
     logger.experiment.finish()

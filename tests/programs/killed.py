@@ -1,0 +1,121 @@
+"""A run that is killed outright at step 160, after a checkpoint at step 100.
+
+``python -m programs.killed <directory> <scenario>...`` runs each scenario in a child of its own, which sends itself
+SIGKILL: nothing is closed, no handler runs.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from lit import Classifier, loader, sequences, trainer
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.loggers import TensorBoardLogger
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lightning_geo import GeometryMonitor
+
+CHECKPOINT, KILLED, STOPPED = 100, 160, 120
+
+
+class Logging(Classifier):
+    """Logs its loss at each step, as users do."""
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        self.log("loss", loss)
+        return loss
+
+
+class Killer(pl.Callback):
+    """Ends the process at once after some step."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def monitors(scenario: str) -> list[GeometryMonitor]:
+    """The monitors of a scenario."""
+    every: dict[str, Any] = {"every_n_steps": 33, "metrics": ["entropy", "subspace"]}
+    if scenario == "two":
+        slow = GeometryMonitor(70, metrics="cone", source="batch", name="slow")
+        return [GeometryMonitor(**every), slow]
+    if scenario == "early_stopping":
+        every["every_n_steps"] = 40  # so that the run resumes between samples
+    if scenario == "batch":
+        every.update(source="batch", every_n_steps=40)
+    if scenario in ("unsaved", "unsaved_other"):
+        every["probe_in_checkpoint"] = False
+    return [GeometryMonitor(**every)]
+
+
+def session(
+    directory: Path,
+    scenario: str,
+    *,
+    steps: int,
+    kill_at: int | None = None,
+    resume: bool = False,
+    version: int = 0,
+    checkpoint: Path | None = None,
+    weights_only: bool | None = None,
+) -> tuple[pl.Trainer, list[GeometryMonitor]]:
+    """One session of a run; the batches are all the same, so that it does not matter where an epoch goes on."""
+    watching = monitors(scenario)
+    options: dict[str, Any] = {"limit_val_batches": 2, "num_sanity_val_steps": 2}
+    every: dict[str, Any] = {"every_n_train_steps": CHECKPOINT}
+    if scenario == "early_stopping":
+        options["val_check_interval"] = 10
+        stopping = EarlyStopping("geometry/normalized_entropy", patience=10**6)
+        options["callbacks"] = [stopping]
+    if scenario == "at_validation":
+        options["val_check_interval"] = 50
+        every = {"monitor": "validation_loss"}
+    saving = ModelCheckpoint(directory / "checkpoints", "{step}", save_top_k=-1, **every)
+    extra = options.pop("callbacks", [])
+    killer = [] if kill_at is None else [Killer(kill_at)]
+    runner = trainer(
+        directory, *watching, *extra, saving, *killer, steps=steps, enable_checkpointing=True,
+        logger=TensorBoardLogger(directory, name="", version=version), **options,
+    )  # fmt: skip
+    pl.seed_everything(1, verbose=False)
+    module = Logging(
+        manual=scenario == "manual", layers=1, heads=2, width=16, dropout=0.0, learning_rate=1e-3
+    )
+    training = DataLoader(sequences(4) * 1000, 4)  # type: ignore[arg-type]
+    validation = None if scenario == "unsaved" else loader(8, seed=1)
+    if resume:
+        checkpoint = directory / "checkpoints" / f"step={CHECKPOINT}.ckpt"
+    runner.fit(module, training, validation, ckpt_path=checkpoint, weights_only=weights_only)
+    return runner, watching
+
+
+def main() -> None:
+    """Run the scenarios, each in a child."""
+    torch.set_num_threads(1)
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    for scenario in sys.argv[2:]:
+        child = os.fork()
+        if child == 0:
+            session(Path(sys.argv[1]) / scenario, scenario, steps=10 * KILLED, kill_at=KILLED)
+            os._exit(1)
+        _, status = os.waitpid(child, 0)
+        if not os.WIFSIGNALED(status) or os.WTERMSIG(status) != signal.SIGKILL:
+            raise SystemExit(f"{scenario} ended by itself: {status}")
+
+
+if __name__ == "__main__":
+    main()

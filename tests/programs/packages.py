@@ -1,0 +1,174 @@
+"""The monitor under either Lightning package, or both: what :mod:`test_lightning` runs here and elsewhere.
+
+``python -m programs.packages <function> <directory>`` calls a function of this module in a fresh interpreter, where it
+decides which Lightning is imported when, and prints its result as JSON.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import pickle
+import sys
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("pytorch_lightning", "lightning.pytorch")
+
+
+def imported() -> list[str]:
+    """Which Lightning packages are loaded."""
+    return [name for name in PACKAGES if name in sys.modules]
+
+
+def toy(package: str) -> type:
+    """A LightningModule class of a package, with its own data."""
+    import torch
+    from torch.utils.data import DataLoader
+
+    pl = importlib.import_module(package)
+
+    class Toy(pl.LightningModule):  # type: ignore[misc, name-defined]
+        def __init__(self, width: int = 8) -> None:
+            super().__init__()
+            layer = torch.nn.TransformerEncoderLayer(width, 2, width, batch_first=True)
+            self.encoder = torch.nn.TransformerEncoder(layer, 2)
+
+        def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+            return self.encoder(batch).square().mean()
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+        def train_dataloader(self) -> DataLoader[torch.Tensor]:
+            return DataLoader(torch.randn(16, 6, 8), 4)  # type: ignore[arg-type]
+
+    return Toy
+
+
+def every_third(step: int) -> bool:
+    """A schedule for a YAML file to name."""
+    return step % 3 == 0
+
+
+class Inputs:
+    """A probe for a YAML file to name: a dataloader, as far as the monitor is concerned."""
+
+    def __iter__(self) -> Any:
+        import torch
+
+        yield torch.ones(2, 6, 8).cumsum(1)
+
+
+QUIET = {
+    "accelerator": "cpu", "devices": 1, "max_steps": 4, "logger": False, "enable_checkpointing": False,
+    "enable_progress_bar": False, "enable_model_summary": False,
+}  # fmt: skip
+
+
+def fit(package: str, directory: Path, callbacks: Any, **options: Any) -> Any:
+    """Fit the toy; returns the Trainer."""
+    pl = importlib.import_module(package)
+    trainer = pl.Trainer(**{**QUIET, **options}, default_root_dir=directory, callbacks=callbacks)
+    trainer.fit(toy(package)())
+    return trainer
+
+
+def command_line(package: str, directory: Path, callbacks: Any) -> Any:
+    """Fit the toy through a LightningCLI, from a YAML file; returns the Trainer."""
+    cli = importlib.import_module(f"{package}.cli")
+    directory.mkdir(parents=True, exist_ok=True)
+    config = directory / "config.yaml"
+    trainer = {**QUIET, "default_root_dir": str(directory), "callbacks": callbacks}
+    config.write_text(json.dumps({"trainer": trainer}))  # JSON is YAML
+    return cli.LightningCLI(toy(package), args=["fit", "--config", str(config)], save_config_callback=None).trainer
+
+
+def all_loggers(package: str, directory: Path) -> list[Any]:
+    """W&B offline, CSV and TensorBoard."""
+    os.environ["WANDB_MODE"] = "offline"
+    os.environ["WANDB_SILENT"] = "true"
+    loggers = importlib.import_module(f"{package}.loggers")
+    return [
+        loggers.WandbLogger(save_dir=directory, project="geometry"),
+        loggers.CSVLogger(directory, "csv"),
+        loggers.TensorBoardLogger(directory, "tensorboard"),
+    ]
+
+
+def samples(trainer: Any) -> list[int]:
+    """How many samples each monitor among the callbacks took, told by the steps of its last record."""
+    from lightning_geo import GeometryMonitor
+
+    return [c.last_record.step for c in trainer.callbacks if isinstance(c, GeometryMonitor)]
+
+
+def geometry_first(directory: Path) -> Mapping[str, Any]:
+    """lightning_geo, then lightning.pytorch: the one before is not to load any Lightning, nor the other one."""
+    from lightning_geo import GeometryMonitor
+
+    result: dict[str, Any] = {"before": imported()}
+    package = "lightning.pytorch"
+    entry = {"class_path": "lightning_geo.GeometryMonitor", "init_args": {"every_n_steps": 2}}
+    result["cli"] = [samples(command_line(package, directory, c)) for c in (entry, [entry])]
+    monitor = GeometryMonitor(2)
+    result["bare"] = samples(fit(package, directory, monitor))
+    result["list"] = samples(fit(package, directory, [monitor]))
+    trainer = fit(package, directory, monitor, logger=all_loggers(package, directory), log_every_n_steps=1)
+    result["where"] = where(trainer)
+    result["after"] = imported()
+    return result
+
+
+def both(directory: Path) -> Mapping[str, Any]:
+    """A monitor from a pickle before any Lightning is there, then one package after the other."""
+    monitors = [pickle.loads((directory / "monitor.pickle").read_bytes())]
+    result: dict[str, Any] = {"unpickled": imported()}
+    for package in PACKAGES:
+        callback = importlib.import_module(package).Callback
+        monitors.append(type(monitors[0])(every_n_steps=2))
+        result[package] = [isinstance(monitor, callback) for monitor in monitors]
+    for package in PACKAGES:
+        result[f"fit {package}"] = [samples(fit(package, directory, monitor)) for monitor in monitors]
+    return result
+
+
+def where(trainer: Any) -> dict[str, list[float]]:
+    """The entropies that each logger of a finished fit holds, read from its files."""
+    import csv
+
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.sdk.internal.datastore import DataStore
+
+    tag = "geometry/entropy"
+    wandb_logger, csv_logger, tensorboard_logger = trainer.loggers
+    wandb_logger.experiment.finish()
+    store, rows = DataStore(), []
+    (file,) = Path(wandb_logger.save_dir).glob("wandb/offline-run-*/*.wandb")
+    store.open_for_scan(str(file))
+    while (data := store.scan_data()) is not None:
+        record = Record()
+        record.ParseFromString(data)
+        found = {"/".join(item.nested_key) or item.key: item.value_json for item in record.history.item}
+        rows += [float(found[tag])] if tag in found else []
+    with open(Path(csv_logger.log_dir) / "metrics.csv") as lines:
+        table = [float(row[tag]) for row in csv.DictReader(lines) if row.get(tag)]
+    events = EventAccumulator(tensorboard_logger.log_dir).Reload()
+    return {"wandb": rows, "csv": table, "tensorboard": [event.value for event in events.Scalars(tag)]}
+
+
+def main() -> None:
+    """Print what a function returns."""
+    import torch
+
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    print("\n" + json.dumps(globals()[sys.argv[1]](Path(sys.argv[2]))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""Runs that go on from a checkpoint, after an end of whatever kind, are those that were never interrupted."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from programs.killed import STOPPED, session
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lightning_geo import GeometryHistory, GeometryMonitor, load_history
+
+pytestmark = pytest.mark.slow
+
+#: Steps of the samples of a run that was never interrupted, by scenario.
+STEPS = {
+    "default": [0, 33, 66, 99, STOPPED],  # step 99 is the last one before the checkpoint
+    "early_stopping": [0, 40, 80, STOPPED],  # validation asks for the metric before there is a new sample
+    "at_validation": [0, 33, 66, 99, STOPPED],  # the checkpoint is written inside a validation
+    "unsaved": [0, 33, 66, 99, STOPPED],
+    "manual": [*range(0, 2 * STOPPED, 33), 2 * STOPPED],  # two batches an update, and a batch is a step
+    "batch": [0, 40, 80],
+}
+DIFFERS = "the checkpoint's probe differs from this run's, so that drift starts anew"
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directories of runs that were killed at step 160, by scenario."""
+    directory = tmp_path_factory.mktemp("killed")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "programs.killed", str(directory), *STEPS, "unsaved_other", "two"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return directory
+
+
+@pytest.fixture
+def run(killed: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """A copy of one of them, for a test to go on from."""
+    return Path(shutil.copytree(killed / request.param, tmp_path / "run"))
+
+
+def resume(directory: Path, scenario: str, **options: Any) -> tuple[Any, list[GeometryMonitor], list[str]]:
+    """Go on from step 100 to step 120; the Trainer, the monitors and what they complained of."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer, monitors = session(directory, scenario, steps=STOPPED, resume=True, **options)
+    return trainer, monitors, [str(w.message) for w in caught if "GeometryMonitor" in str(w.message)]
+
+
+def assert_same(history: GeometryHistory, expected: GeometryHistory) -> None:
+    assert history.steps.tolist() == expected.steps.tolist()
+    assert history.keys() == expected.keys()
+    for key in expected:
+        np.testing.assert_array_equal(history[key], expected[key], err_msg=key)
+    for fact in ("probe", "epoch", "batches_seen"):
+        np.testing.assert_array_equal(history.facts[fact], expected.facts[fact], err_msg=fact)
+    for sample in range(len(expected)):
+        ours, theirs = history.record(sample).matrices, expected.record(sample).matrices
+        assert {stack: set(found) for stack, found in ours.items()} == {s: set(f) for s, f in theirs.items()}
+
+
+def scalars(directory: Path, tag: str) -> list[int]:
+    """Steps at which TensorBoard itself shows a scalar."""
+    events = EventAccumulator(str(directory), {"scalars": 0}).Reload()
+    return [event.step for event in events.Scalars(tag)]
+
+
+@pytest.mark.parametrize(("run", "scenario"), [(s, s) for s in STEPS], indirect=["run"])
+def test_killed_at_160_resumed_at_100_stopped_at_120(run: Path, scenario: str, tmp_path: Path) -> None:
+    assert load_history(run / "version_0").steps[-1] >= STOPPED  # what is to go
+    trainer, _, complaints = resume(run, scenario)
+    assert complaints == []
+    session(tmp_path / "whole", scenario, steps=STOPPED)
+    history, expected = load_history(run / "version_0"), load_history(tmp_path / "whole" / "version_0")
+    assert expected.steps.tolist() == STEPS[scenario]
+    assert_same(history, expected)
+    assert scalars(run / "version_0", "geometry/entropy") == STEPS[scenario]
+    assert scalars(run / "version_0", "loss") == list(range(2 * STOPPED if scenario == "manual" else STOPPED))
+    for name, value in history.record(-1).summaries().items():
+        assert float(trainer.callback_metrics[f"geometry/{name}"]) == pytest.approx(value)
+
+
+@pytest.mark.parametrize("run", ["default"], indirect=True)
+def test_in_a_new_version_directory(run: Path, tmp_path: Path) -> None:
+    before = load_history(run / "version_0")
+    resume(run, "default", version=1)
+    session(tmp_path / "whole", "default", steps=STOPPED)
+    expected = load_history(tmp_path / "whole" / "version_0")
+    after = load_history(run / "version_1")
+    assert load_history(run / "version_0").steps.tolist() == before.steps.tolist()
+    assert after.steps.tolist() == [STOPPED]
+    for key in expected:
+        np.testing.assert_array_equal(after[key][-1], expected[key][-1], err_msg=key)
+
+
+@pytest.mark.parametrize("run", ["unsaved_other"], indirect=True)
+def test_drift_starts_anew_where_the_recorded_probe_is_another(run: Path) -> None:
+    """The first session had it from the sanity check, which a resumed run leaves out."""
+    *_, complaints = resume(run, "unsaved_other")
+    assert [DIFFERS in complaint for complaint in complaints] == [True]
+    history = load_history(run / "version_0")
+    assert history.steps.tolist() == [0, 33, 66, 99, STOPPED]
+    assert len(set(history.facts["probe"])) == 2
+    assert (history["drift"][1:-1] > 0).all()
+    np.testing.assert_array_equal(history["drift"][-1], 0.0)
+    assert np.isnan(history["velocity"][-1]).all()
+    assert set(history.matrices("basis.query")) == {0, STOPPED}
+
+
+@pytest.mark.parametrize(("run", "scenario"), [("default", "default"), ("two", "two")], indirect=["run"])
+def test_checkpoints_load_in_the_weights_only_way(run: Path, scenario: str) -> None:
+    path = run / "checkpoints" / "step=100.ckpt"
+    state = torch.load(path, weights_only=True)
+    held = [key for key in state["callbacks"] if key.startswith("GeometryMonitor")]
+    assert len(held) == (2 if scenario == "two" else 1)
+    trainer, _ = session(run, scenario, steps=101, checkpoint=path, weights_only=True, version=1)
+    assert trainer.global_step == 101
+
+
+@pytest.mark.parametrize("run", ["two"], indirect=True)
+def test_two_monitors_keep_apart(run: Path, tmp_path: Path) -> None:
+    _, monitors, complaints = resume(run, "two")
+    assert complaints == []
+    assert len({monitor.state_key for monitor in monitors}) == 2
+    session(tmp_path / "whole", "two", steps=STOPPED)
+    for name, steps in (("geometry", [0, 33, 66, 99, STOPPED]), ("slow", [0, 70])):
+        history = load_history(run / "version_0", name)
+        assert history.steps.tolist() == steps
+        assert_same(history, load_history(tmp_path / "whole" / "version_0", name))
+    assert scalars(run / "version_0", "geometry/entropy") == [0, 33, 66, 99, STOPPED]
+    assert scalars(run / "version_0", "slow/cone.output") == [0, 70]
+
+
+@pytest.mark.parametrize("scenario", ["default", "two"])
+@pytest.mark.parametrize("when", ["at its last step", "afterwards", "by the same Trainer"])
+def test_a_finished_run_goes_on(tmp_path: Path, scenario: str, when: str) -> None:
+    """To step 100, where no sample is due, and on to 120.
+
+    The sample of its final weights stays where the checkpoint knows it.
+    """
+    trainer, _ = session(tmp_path, scenario, steps=100)
+    path = tmp_path / "checkpoints" / "step=100.ckpt"
+    if when == "by the same Trainer":
+        trainer.fit_loop.epoch_loop.max_steps = STOPPED
+        trainer.fit(trainer.lightning_module, trainer.train_dataloader, trainer.val_dataloaders)
+    else:
+        if when == "afterwards":
+            path = tmp_path / "after.ckpt"
+            trainer.save_checkpoint(path)
+        session(tmp_path, scenario, steps=STOPPED, checkpoint=path)
+    kept = [] if when == "at its last step" else [100]
+    expected = [0, 33, 66, 99, *kept, STOPPED]
+    assert load_history(tmp_path / "version_0", "geometry").steps.tolist() == expected
+    assert scalars(tmp_path / "version_0", "geometry/entropy") == expected
+
+
+def test_a_checkpoint_holds_plain_containers_and_tensors_alone(tmp_path: Path) -> None:
+    _, (monitor,) = session(tmp_path, "default", steps=2)
+
+    def check(value: Any) -> None:
+        if isinstance(value, dict):
+            assert type(value) is dict
+            assert all(type(key) is str for key in value)
+            for item in value.values():
+                check(item)
+        elif isinstance(value, list):
+            for item in value:
+                check(item)
+        else:
+            assert value is None or type(value) in (str, int, float, bool, torch.Tensor)
+
+    state = monitor.state_dict()
+    check(state)
+    assert state["probe"] is not None
