@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,12 +82,16 @@ class Classifier(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def monitor(args: argparse.Namespace, validation: DataLoader[Any]) -> GeometryMonitor:
+def monitor(
+    args: argparse.Namespace, validation: DataLoader[Any], special_token_ids: list[int] | None
+) -> GeometryMonitor:
     """The callback, on the inputs that ``--probe`` asks for."""
-    if args.probe == "none":
-        return GeometryMonitor(every_n_steps=args.every_n_steps, source="batch")
-    batch = next(iter(validation)) if args.probe == "validation" else None
-    return GeometryMonitor(every_n_steps=args.every_n_steps, probe=batch)
+    return GeometryMonitor(
+        every_n_steps=args.every_n_steps,
+        source="batch" if args.probe == "none" else "probe",
+        probe=next(iter(validation)) if args.probe == "validation" else None,
+        special_token_ids=special_token_ids,
+    )
 
 
 def train(
@@ -96,7 +99,7 @@ def train(
     name: str,
     model: nn.Module,
     loaders: tuple[DataLoader[Any], DataLoader[Any]],
-    callbacks: Sequence[pl.Callback] = (),
+    special_token_ids: list[int] | None = None,
 ) -> float:
     """Train on the first loader, print and return the accuracy on the second."""
     training, validation = loaders
@@ -105,7 +108,7 @@ def train(
         max_steps=args.max_steps,
         devices=1,
         logger=loggers(args, name),
-        callbacks=[monitor(args, validation), *callbacks],
+        callbacks=[monitor(args, validation, special_token_ids)],
         log_every_n_steps=5,
         enable_checkpointing=False,
         enable_model_summary=False,

@@ -36,16 +36,18 @@ def run(
     """Train ``adapt(model)`` as ``args`` say and return the validation accuracy."""
     pl.seed_everything(args.seed)
     training, validation = split_texts(args.dataset, args.seed, args.limit)
-    batches = partial(
-        loader, tokenizer=tokenizer_of(args.model), length=args.length, batch_size=args.batch_size
-    )
+    tokenizer = tokenizer_of(args.model)
+    batches = partial(loader, tokenizer=tokenizer, length=args.length, batch_size=args.batch_size)
     loaders = batches(training, shuffle=True), batches(validation, shuffle=False)
     model = AutoModelForSequenceClassification.from_pretrained(
         args.model,
         num_labels=len(set(training.labels)),
         local_files_only=Path(args.model).is_dir(),
     )
-    return train(args, name, adapt(model), loaders)
+    # BERT's config does not name the tokens that heads park on; the tokenizer does
+    marks = (tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id)
+    special = sorted({mark for mark in marks if mark is not None})
+    return train(args, name, adapt(model), loaders, special_token_ids=special)
 
 
 def main() -> None:

@@ -147,7 +147,8 @@ _HEADS = [
                range=(0.0, 1.0), headline=("redundancy",)),
     MetricSpec("complementarity", "head", _LAYER, "1",
                "participation ratio of the concatenated heads / sum of the heads' own",
-               "A fall: heads share directions instead of adding some.", "Gao et al. 2017", "heads",
+               "A fall: heads share directions instead of adding some, or one head outweighs the "
+        "others.", "Gao et al. 2017", "heads",
                range=(0.0, 1.0)),
 ]  # fmt: skip
 

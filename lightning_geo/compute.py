@@ -115,16 +115,8 @@ def _spectral(
         return {}
     rank = max(1, min(rank, min(found) // 2))
     bases: dict[str, dict[int, Tensor]] = {}
-    for size, entries in found.items():
-        covariances = torch.cat([c for _, _, c in entries])
-        broken = ~covariances.isfinite().all(-1).all(-1)
-        covariances = torch.where(broken[:, None, None], 0.0, covariances).float()
-        values, vectors = principal_subspace(covariances, rank)
-        # what float32 cannot tell from zero would still count under the root of effective_rank
-        noise = values[:, :1] * torch.finfo(torch.float32).eps * size
-        values = torch.where(values > noise, values, 0.0)
-        values = torch.where(broken[:, None], torch.nan, values)
-        vectors = torch.where(broken[:, None, None], torch.nan, vectors)
+    for entries in found.values():
+        values, vectors = principal_subspace(torch.cat([c for _, _, c in entries]).float(), rank)
         counts = [c.shape[0] for _, _, c in entries]
         metric_values = {
             m: metric_function(m)(values).split(counts) for m in metrics if spec_of(m).kind == "moments"
@@ -182,16 +174,9 @@ def _compare_bases(
         first, second = pair
         if first is None or second is None or first.shape != second.shape:
             continue
-        second = second.to(first.device)  # the same object where it is this sample itself
-        known = ~(first.isnan() | second.isnan()).any(-1).any(-1)
-        values = (
-            first.new_zeros(first.shape[:2])
-            if second is first
-            else metric_function(name)(
-                *(torch.where(known[..., None, None], u, 0.0) for u in (first, second))
-            )
-        )
-        values = torch.where(known, values, torch.nan)
+        values = metric_function(name)(first, second.to(first.device))
+        if second is first:  # against itself: rounding is no drift, but NaN stays
+            values = values * 0.0
         pieces.extend((stack, name, index, row) for index, row in enumerate(values))
 
 

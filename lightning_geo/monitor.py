@@ -138,6 +138,7 @@ class GeometryMonitor(AnyCallback):
         self._resumed_at: int | None = None
         self._models: list[str] = []
         self._sampled: int | None = None
+        self._began = 0
         self._step = -1
         self._pending = False
         self._sealed = False
@@ -196,7 +197,7 @@ class GeometryMonitor(AnyCallback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Go on from a checkpoint, or try the given probe."""
-        step = _steps_taken(trainer)
+        step = self._began = _steps_taken(trainer)
         # what an earlier session wrote from here on is void, but for the last sample of one that had ended
         self._resumed_at = (step + (self._ended or self._sampled == step)) or None
         self._ended = False
@@ -315,9 +316,11 @@ class GeometryMonitor(AnyCallback):
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Take the first sample where the probe was recorded from this very step's batches."""
+        if self._pending or self._step == self._began:
+            # at a session's first step too, due or not: a resumed run then records what a fresh one did
+            self._finish_recording()
         if self._replays and self._pending:
             self._pending = False
-            self._finish_recording()
             if self._probe is not None:
                 self._replay(trainer, self._step)
             else:
@@ -353,7 +356,6 @@ class GeometryMonitor(AnyCallback):
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Measure the final weights and say what it all cost."""
-        self._finish_recording()  # where no sample was due since
         self._stop()
         self._ended = True
         step = _steps_taken(trainer)

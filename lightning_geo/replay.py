@@ -59,7 +59,9 @@ def is_compiled(model: nn.Module) -> bool:
 
 def has_fast_path(model: nn.Module) -> bool:
     """Whether PyTorch may run its fused inference path inside, which being observed turns off."""
-    return any(isinstance(m, _FUSED) and not m.training for m in model.modules())
+    fused = [m for m in model.modules() if isinstance(m, _FUSED)]
+    # a frozen one is likely to be switched to eval mode on the way
+    return any(not m.training or not any(p.requires_grad for p in m.parameters()) for m in fused)
 
 
 def is_compiled_function(function: Any) -> bool:

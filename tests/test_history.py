@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pytorch_lightning.loggers import TensorBoardLogger
-from sinks.records import assert_same, make_record
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_geo import GeometryHistory, GeometryRecord, load_history
@@ -20,6 +19,7 @@ from lightning_geo.sinks import open_sinks
 from lightning_geo.sinks.events import file_version, record_event, session_start
 from lightning_geo.sinks.frames import frame
 from lightning_geo.sinks.record_file import RecordFile
+from sinks.records import assert_same, make_record
 
 SMALL = ["entropy", "drift.query"]
 

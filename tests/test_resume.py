@@ -112,7 +112,7 @@ def test_drift_starts_anew_where_the_recorded_probe_is_another(run: Path) -> Non
     assert history.steps.tolist() == [0, 33, 66, 99, STOPPED]
     assert len(set(history.facts["probe"])) == 2
     assert (history["drift"][1:-1] > 0).all()
-    np.testing.assert_array_equal(history["drift"][-1], 0.0)
+    assert np.nanmax(history["drift"][-1]) == 0.0
     assert np.isnan(history["velocity"][-1]).all()
     assert set(history.matrices("basis.query")) == {0, STOPPED}
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sinks.records import make_record
 
 from lightning_geo.catalog import CATALOG
 from lightning_geo.schema import ROLES, STAGES, GeometryRecord, lookup, select, spec_of
+from sinks.records import make_record
 
 FAMILIES = {spec.family for spec in CATALOG.values()}
 

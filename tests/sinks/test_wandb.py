@@ -76,7 +76,7 @@ def test_each_sample_is_one_row_over_lightnings_step(tmp_path: Path) -> None:
     records = [make_record(step) for step in (0, 5, 100)]
     records[1].stacks["encoder"]["entropy"][0] = np.nan  # a layer without a value
     for record in records:
-        logger.log_metrics({"train_loss": 1.0}, step=record.step + 1)  # what W&B would fill a missing step with
+        logger.log_metrics({"train_loss": 1.0}, step=record.step + 1)  # W&B fills a missing step
         for sink in sinks:
             sink.write(record, final=record.step == 100)
     logger.experiment.finish()
