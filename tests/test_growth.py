@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from lit import Classifier, loader, trainer
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 from lightning_geo import GeometryMonitor
+from lit import Classifier, loader, trainer
 
 pytestmark = pytest.mark.slow
 
 #: Samples after which what is written once is there, and how many more are looked at.
-SETTLED, MORE = 60, 100
+SETTLED, MORE = 40, 60
 
 
 class Census(pl.Callback):

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from programs.killed import STOPPED, session
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_geo import GeometryHistory, GeometryMonitor, load_history
+from programs.killed import STOPPED, session
 
 pytestmark = pytest.mark.slow
 

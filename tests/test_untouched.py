@@ -16,8 +16,9 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers.modeling_utils import AttentionInterface
 
-from lightning_geo import GeometryMonitor, measure
-from lit import Causal, Classifier, Lit, bert, fit, gpt2, loader, sequences
+from lightning_geo import GeometryMonitor
+from lightning_geo.schema import GeometryRecord
+from lit import Causal, Classifier, Lit, bert, fit, loader
 
 STEPS = 30
 GET_INTERFACE = AttentionInterface.get_interface
@@ -265,11 +266,73 @@ def bare(directory: Path, case: str, sanity: bool) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("case", "source", "sanity"), RUNS)
 def test_training_is_untouched(case: str, source: Any, sanity: bool, tmp_path: Path) -> None:
-    monitor = GeometryMonitor(every_n_steps=7, source=source, probe_size=6, strict=True, special_token_ids=[1])
-    sealed = case == "compiled as a whole" and source == "batch"  # nothing to be seen: said, so not strict
-    monitor = GeometryMonitor(every_n_steps=7, source="batch") if sealed else monitor
+    # nothing of it can be seen, which is said, or raised if strict
+    sealed = case == "compiled as a whole" and source == "batch"
+    monitor = GeometryMonitor(7, source=source, probe_size=6, strict=not sealed, special_token_ids=[1])
     assert_same(train(tmp_path, case, sanity, monitor), bare(tmp_path, case, sanity))
     steps = 2 * STEPS if case == "manual" else STEPS
-    assert (None if sealed else steps - (steps - 1) % 7 - 1 if source == "batch" else steps) == (
-        monitor.last_record and monitor.last_record.step
-    )
+    last = None if monitor.last_record is None else monitor.last_record.step
+    assert last == (None if sealed else steps if source == "probe" else 7 * ((steps - 1) // 7))
+
+
+@pytest.mark.parametrize("order", [("batch", "probe", "small"), ("small", "probe", "batch")], ids="-".join)
+def test_several_monitors_disturb_neither_training_nor_each_other(
+    order: tuple[str, ...], tmp_path: Path
+) -> None:
+    def monitors() -> dict[str, GeometryMonitor]:
+        options: dict[str, dict[str, Any]] = {
+            "batch": {"source": "batch"}, "probe": {"probe_size": 12}, "small": {"probe_size": 3}
+        }  # fmt: skip
+        return {
+            name: GeometryMonitor(3, name=name, strict=True, special_token_ids=[1], **options[name])
+            for name in order
+        }
+
+    together = monitors()
+    ours = train(tmp_path, "accumulation", False, *together.values())
+    assert_same(ours, bare(tmp_path, "accumulation", False))
+    for name, alone in monitors().items():
+        train(tmp_path, "accumulation", False, alone)
+        assert_same_record(together[name].last_record, alone.last_record)
+
+
+def test_a_shuffling_dataloader_as_probe_draws_nothing(tmp_path: Path) -> None:
+    monitor = GeometryMonitor(7, probe=loader(9, shuffle=True, seed=5), strict=True, special_token_ids=[1])
+    assert_same(train(tmp_path, "bert", False, monitor), bare(tmp_path, "bert", False))
+
+
+@pytest.mark.parametrize("how", ["wrapped", "in place", "blocks", "forward"])
+@pytest.mark.parametrize("source", ["probe", "batch"])
+def test_a_compiled_model_gives_the_records_of_the_same_model_uncompiled(
+    how: str, source: Any, tmp_path: Path
+) -> None:
+    records: list[list[GeometryRecord]] = []
+    for build in (lambda: compiled(how), lambda: bert(layers=1)):
+        monitor = Keeping(2, source=source, strict=True, special_token_ids=[1])
+        fit(tmp_path, Lit(build), monitor, steps=4, accumulate_grad_batches=2)
+        records.append(monitor.records)
+    assert len(records[0]) == len(records[1]) == (3 if source == "probe" else 2)
+    for ours, theirs in zip(*records, strict=True):
+        assert_same_record(ours, theirs)
+
+
+class Keeping(GeometryMonitor):
+    """Keeps all its records."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.records: list[GeometryRecord] = []
+
+    def _write(self, trainer: Any, record: GeometryRecord, final: bool) -> None:
+        self.records.append(record)
+        super()._write(trainer, record, final)
+
+
+def assert_same_record(ours: GeometryRecord | None, theirs: GeometryRecord | None) -> None:
+    """Equal to the last bit but for the clock."""
+    assert ours is not None
+    assert theirs is not None
+    assert (ours.step, ours.probe, ours.structure) == (theirs.step, theirs.probe, theirs.structure)
+    assert ours.keys() == theirs.keys()
+    for key in ours.keys():
+        np.testing.assert_array_equal(ours[key], theirs[key], err_msg=key)

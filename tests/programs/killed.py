@@ -10,19 +10,18 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from lit import Classifier, loader, sequences, trainer
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_geo import GeometryMonitor
+from lit import Classifier, loader, sequences, trainer
 
 CHECKPOINT, KILLED, STOPPED = 100, 160, 120
 

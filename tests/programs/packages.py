@@ -84,7 +84,9 @@ def command_line(package: str, directory: Path, callbacks: Any) -> Any:
     config = directory / "config.yaml"
     trainer = {**QUIET, "default_root_dir": str(directory), "callbacks": callbacks}
     config.write_text(json.dumps({"trainer": trainer}))  # JSON is YAML
-    return cli.LightningCLI(toy(package), args=["fit", "--config", str(config)], save_config_callback=None).trainer
+    return cli.LightningCLI(
+        toy(package), args=["fit", "--config", str(config)], save_config_callback=None
+    ).trainer
 
 
 def all_loggers(package: str, directory: Path) -> list[Any]:
