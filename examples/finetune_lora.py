@@ -1,6 +1,6 @@
 """The run of finetune_bert.py with LoRA adapters instead of all weights, to lay the two side by side.
 
-Same texts, same split, same seed: what differs in the charts is what low-rank updates leave untouched.
+Same texts, same split, same seed and so the same probe: the charts of the two can be laid over each other.
 """
 
 from __future__ import annotations

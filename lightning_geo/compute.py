@@ -94,8 +94,8 @@ def compute(
 
 def _broken(layer: LayerStatistics) -> list[Tensor]:
     """Whether anything in it was not finite, one flag per kind of statistics."""
-    totals = [total for name, total in layer.sums.items() if name.endswith(".sum")]
-    return [layer.sums[_BROKEN] > 0] * (_BROKEN in layer.sums) + [~total.isfinite().all() for total in totals]
+    flags = [~total.isfinite().all() for name, total in layer.sums.items() if name.endswith(".sum")]
+    return [*flags, layer.sums[_BROKEN] > 0] if _BROKEN in layer.sums else flags
 
 
 def _spectral(

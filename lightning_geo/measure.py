@@ -76,6 +76,10 @@ class Measurement:
         """Names of the models that showed attention."""
         return [name for name, statistics in self._statistics.items() if statistics.layers]
 
+    def called(self, name: str) -> bool:
+        """Whether that model itself was called, not modules in it alone."""
+        return self._taps[name].called
+
     def keep(self, names: Sequence[str]) -> None:
         """Forget the other models."""
         self._statistics = {name: self._statistics[name] for name in names}
@@ -99,19 +103,19 @@ class Measurement:
                 layers = {k: (f"{name}.{stack}", i) for k, (stack, i) in layout.layers.items()}
                 sizes = {f"{name}.{stack}": size for stack, size in layout.sizes.items()}
                 layout = Layout(layers, layout.blocks, sizes)
-            part = compute(
-                statistics, layout, self._metrics, self._rank, self._chooser(layout), baseline, previous
-            )
+            chosen = self._chooser(layout, name)
+            part = compute(statistics, layout, self._metrics, self._rank, chosen, baseline, previous)
             for mine, new in zip(vars(merged).values(), vars(part).values(), strict=True):
                 mine.update(new)
         return merged
 
-    def _chooser(self, layout: Layout) -> Callable[[CallKey], bool]:
+    def _chooser(self, layout: Layout, name: str) -> Callable[[CallKey], bool]:
         layers = self._layers
         if layers is None:
             return lambda key: True
         if isinstance(layers, str):
-            return lambda key: re.search(layers, key.module) is not None
+            # with and without the observed model's own name in front
+            return lambda key: any(re.search(layers, path) for path in (key.module, f"{name}.{key.module}"))
         wanted = {layers} if isinstance(layers, int) else set(layers)
         return lambda key: layout.layers[key][1] in wanted
 
@@ -121,11 +125,11 @@ class Measurement:
         Raises:
             ArgumentError: With what there is to match.
         """
-        layouts = [lay_out(s.layers, self._taps[p].modules) for p, s in self._statistics.items()]
-        if any(self._chooser(layout)(key) for layout in layouts for key in layout.layers):
+        layouts = {name: lay_out(s.layers, self._taps[name].modules) for name, s in self._statistics.items()}
+        if any(self._chooser(layout, name)(key) for name, layout in layouts.items() for key in layout.layers):
             return
-        modules = sorted({key.module for layout in layouts for key in layout.layers})
-        sizes = {stack: size for layout in layouts for stack, size in layout.sizes.items()}
+        modules = sorted({key.module for layout in layouts.values() for key in layout.layers})
+        sizes = {stack: size for layout in layouts.values() for stack, size in layout.sizes.items()}
         raise ArgumentError(
             f"Expected `layers` to match at least one layer but got {self._layers!r}. "
             f"Layers per stack: {sizes}; attention modules: {modules[:4]}{'...' * (len(modules) > 4)}."

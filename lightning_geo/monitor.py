@@ -449,7 +449,8 @@ class GeometryMonitor(AnyCallback):
             computed.matrices() if first or final else {},
             step=step,
             epoch=trainer.current_epoch,
-            batches_seen=trainer.fit_loop.epoch_loop.batch_progress.total.completed,
+            # processed: a step's own batches are not completed yet where they are the sample
+            batches_seen=trainer.fit_loop.epoch_loop.batch_progress.total.processed,
             wall_time=time.time(),
             cost_seconds=time.perf_counter() - started,
             probe="" if self._probe is None else self._probe.fingerprint,

@@ -8,7 +8,9 @@ from collections.abc import Iterable, Sequence
 
 from torch import nn
 
-__all__ = ["candidates", "check_layers", "choose"]
+from lightning_geo.taps.tree import clean_name
+
+__all__ = ["ITSELF", "candidates", "check_layers", "choose"]
 
 #: The LightningModule's own forward, among its children's names.
 ITSELF = ""
@@ -44,24 +46,28 @@ def choose(observed: Iterable[str]) -> list[str]:
     return children if len(children) == 1 or ITSELF not in names else [ITSELF]
 
 
-def check_layers(layers: int | str | Sequence[int] | None, root: nn.Module) -> None:
+def check_layers(layers: int | str | Sequence[int] | None, *roots: nn.Module) -> None:
     """Check what can be checked of ``layers`` before anything ran.
 
+    Args:
+        layers: As given to the monitor or to ``measure``.
+        roots: Modules from which paths may start.
+
     Raises:
-        ValueError: If a pattern matches no module name, or an index exceeds every list.
+        ValueError: If it is no pattern, or matches no module name.
         TypeError: If it is something else.
     """
     if layers is None:
         return
     if isinstance(layers, str):
         try:
-            re.compile(layers)
+            pattern = re.compile(layers)
         except re.error as error:
             raise ValueError(
                 f"Expected `layers` to be a regular expression but {layers!r} is none: {error}."
             ) from error
-        names = [name for name, _ in root.named_modules()]
-        if not any(re.search(layers, name) for name in names):
+        names = [clean_name(name) for root in roots for name, _ in root.named_modules()]
+        if not any(map(pattern.search, names)):
             raise ValueError(
                 f"Expected `layers` to match the name of a module but {layers!r} matches none of "
                 f"{len(names)}, such as {names[-1]!r}."

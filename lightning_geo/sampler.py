@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_geo.complaints import Complaints
 from lightning_geo.compute import Bases, Computed
 from lightning_geo.measure import LayerChoice, Measurement, special_tokens
-from lightning_geo.observed import choose
+from lightning_geo.observed import ITSELF, choose
 from lightning_geo.probe import Share, on_call
 from lightning_geo.replay import Call, RandomState, device_of, has_fast_path, is_compiled, undisturbed
 from lightning_geo.statistics import reduce_over_ranks
@@ -209,7 +209,9 @@ class Sampler:
             if measurement is None:
                 measurement = self._begin()
             if error is None and not self._chosen:
-                names = choose(measurement.observed)
+                # the root encloses its children, but is observed itself only where it was called
+                names = choose(n for n in measurement.observed if n != ITSELF or measurement.called(n))
+                names = names or measurement.observed
                 measurement.keep(names)
                 measurement.check_layers()
         except Exception as failure:

@@ -39,7 +39,9 @@ class Census(pl.Callback):
 def growth(directory: Path, *monitors: pl.Callback) -> tuple[float, float]:
     """Blocks of memory and tensors that a step of a fit leaves behind."""
     census = Census()
-    loggers = [TensorBoardLogger(directory, "tensorboard"), CSVLogger(directory, "csv")]
+    # Lightning's own CSV logger keeps rows until it flushes, which is to happen between the counts
+    text = CSVLogger(directory, "csv", flush_logs_every_n_steps=5)
+    loggers = [TensorBoardLogger(directory, "tensorboard"), text]
     runner = trainer(directory, *monitors, census, steps=SETTLED + MORE, logger=loggers)
     runner.fit(Classifier(layers=1, heads=2, width=8), loader(8))
     return (census.blocks[1] - census.blocks[0]) / MORE, (census.tensors[1] - census.tensors[0]) / MORE
@@ -50,7 +52,7 @@ def test_a_sample_leaves_nothing_behind(tmp_path: Path, source: Any) -> None:
     blocks, tensors = growth(tmp_path, GeometryMonitor(1, source=source))
     without, _ = growth(tmp_path)
     assert tensors < 0.05
-    # a record alone is hundreds of blocks
+    # a record alone is dozens of blocks
     assert blocks < without + 10
 
 
@@ -64,5 +66,5 @@ def test_the_census_sees_a_leak(tmp_path: Path) -> None:
 
     kept: list[Any] = []
     blocks, tensors = growth(tmp_path, Hoarder(1))
-    assert blocks > 100
+    assert blocks > 50
     assert tensors > 0.9

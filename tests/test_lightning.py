@@ -1,4 +1,4 @@
-"""The monitor belongs to ``pytorch_lightning``, to ``lightning.pytorch``, or to both: to whichever is imported."""
+"""The monitor belongs to ``pytorch_lightning``, to ``lightning.pytorch``, or both: whichever is imported."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lightning_geo import GeometryMonitor, load_history
 from lit import Classifier, fit
 from programs import packages
 
-#: Every argument of the monitor, as a YAML file may give it; ``schedule`` stands for ``every_n_steps`` elsewhere.
+#: Every argument of the monitor, as a YAML file may give it, but ``schedule`` and ``baseline``.
 ARGUMENTS: dict[str, Any] = {
     "every_n_steps": 2, "metrics": ["entropy", "metric:cone", "drift"], "layers": "layers", "rank": 2,
     "source": "probe", "probe": {"class_path": "programs.packages.Inputs"}, "probe_size": 2,
@@ -70,7 +70,7 @@ def test_a_command_line_takes_every_argument(tmp_path: Path, wrap: Any) -> None:
     (monitor,) = (c for c in trainer.callbacks if isinstance(c, GeometryMonitor))
     history = load_history(tmp_path / "lightning_geo", "yaml")
     assert history.steps.tolist() == [0, 2, 4]
-    assert {"entropy", "cone", "drift"} <= {key.partition(".")[0] for key in history.keys()}
+    assert {"entropy", "cone", "drift"} <= {key.partition(".")[0] for key in history}
     assert "yaml/entropy" in trainer.callback_metrics
     assert monitor.state_dict()["probe"] is None
 

@@ -4,75 +4,22 @@ from __future__ import annotations
 
 import functools
 import random
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import pytorch_lightning as pl
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
-from transformers.modeling_utils import AttentionInterface
 
 from lightning_geo import GeometryMonitor
-from lightning_geo.schema import GeometryRecord
 from lit import Causal, Classifier, Lit, bert, fit, loader
+from same import assert_same, assert_same_records, outcome, records, traces
 
 STEPS = 30
-GET_INTERFACE = AttentionInterface.get_interface
-
-
-# -- what is compared
-
-
-def outcome(runner: pl.Trainer, module: pl.LightningModule) -> dict[str, Any]:
-    """All that training made: weights, buffers, optimizer state, losses, generators, mode flags."""
-    python, legacy = random.getstate(), np.random.get_state()
-    result = {f"state/{name}": value for name, value in module.state_dict().items()}
-    result |= {f"grad/{name}": p.grad for name, p in module.named_parameters()}
-    for index, optimizer in enumerate(runner.optimizers):
-        for parameter, state in optimizer.state_dict()["state"].items():
-            result |= {f"optimizer/{index}/{parameter}/{key}": value for key, value in state.items()}
-    result |= {f"loss/{index}": loss for index, loss in enumerate(module.losses)}
-    result |= {f"training/{name}": m.training for name, m in module.named_modules()}
-    result |= {f"buffers/{name}": sorted(m._buffers) for name, m in module.named_modules()}
-    result |= {"torch": torch.get_rng_state(), "python": python, "numpy": repr(legacy)}
-    return result
-
-
-def assert_same(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
-    """Equal bit for bit."""
-    assert list(ours) == list(theirs)
-    for name, mine in ours.items():
-        other = theirs[name]
-        same = torch.equal(mine, other) if isinstance(mine, Tensor) else mine == other
-        assert same, f"{name} differs: {mine} against {other}"
-
-
-def traces(module: nn.Module) -> list[str]:
-    """Hooks, wrappers and switches that somebody left behind in a model or in this process."""
-    found = [
-        f"{name}.{kind}"
-        for name, part in module.named_modules()
-        for kind, value in vars(part).items()
-        if "_hooks" in kind and isinstance(value, dict) and value
-    ]
-    found += [
-        f"{n}: compiled call" for n, m in module.named_modules() if "on_call" in repr(m._compiled_call_impl)
-    ]
-    if AttentionInterface.get_interface is not GET_INTERFACE:
-        found.append("AttentionInterface.get_interface")
-    if not torch.backends.mha.get_fastpath_enabled():
-        found.append("the fast path is off")
-    if torch._C._len_torch_function_stack():
-        found.append("a torch function mode")
-    if torch.get_default_dtype() is not torch.float32 or not torch.is_grad_enabled():
-        found.append("default type or gradient mode")
-    if torch._dynamo.eval_frame._stance.stance != "default":
-        found.append("the compiler's stance")
-    return found
 
 
 @pytest.fixture(autouse=True)
@@ -90,9 +37,11 @@ class Drawing(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.bert = bert()
+        self.own = torch.Generator().manual_seed(3)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Any:
-        keep = torch.rand(input_ids.shape).argsort(1)[:, :5] + random.randrange(1) + np.random.randint(1)
+        noise = torch.rand(input_ids.shape) + torch.rand(input_ids.shape, generator=self.own)
+        keep = (noise * (1 + random.random() + np.random.rand())).argsort(1)[:, :5]
         kept = {"input_ids": input_ids.gather(1, keep), "attention_mask": attention_mask.gather(1, keep)}
         return self.bert(**kept, labels=labels)
 
@@ -226,6 +175,7 @@ CASES: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     "frozen teacher": (lambda: Lit(lambda: Encoder(teacher=True)), {}),
     "compiled": (lambda: Lit(lambda: compiled("wrapped")), {}),
     "compiled in place": (lambda: Lit(lambda: compiled("in place", "aot_eager")), {}),
+    "compiled by inductor": (lambda: Lit(lambda: compiled("in place", "inductor")), {}),
     "compiled blocks": (lambda: Lit(lambda: compiled("blocks")), {}),
     "compiled forward": (lambda: Lit(lambda: compiled("forward")), {}),
     "compiled and not": (TowersLit, {}),
@@ -234,9 +184,13 @@ CASES: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
 }
 #: Where the way in which the probe is recorded could matter.
 BOTH_WAYS = ("bert", "accumulation", "manual", "writes", "compiled in place")
+INDUCTOR = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="inductor needs a compiler"),
+]
 #: case, source, whether the sanity check is there to record the probe from, step of the last record
-RUNS: list[tuple[str, Any, bool]] = [
-    (case, source, sanity)
+RUNS = [
+    pytest.param(case, source, sanity, marks=INDUCTOR if "inductor" in case else ())
     for case in CASES
     for source, sanity in (("probe", True), ("probe", False), ("batch", False))
     if source == "batch" or sanity or case in BOTH_WAYS
@@ -275,25 +229,24 @@ def test_training_is_untouched(case: str, source: Any, sanity: bool, tmp_path: P
     assert last == (None if sealed else steps if source == "probe" else 7 * ((steps - 1) // 7))
 
 
-@pytest.mark.parametrize("order", [("batch", "probe", "small"), ("small", "probe", "batch")], ids="-".join)
-def test_several_monitors_disturb_neither_training_nor_each_other(
-    order: tuple[str, ...], tmp_path: Path
-) -> None:
-    def monitors() -> dict[str, GeometryMonitor]:
-        options: dict[str, dict[str, Any]] = {
-            "batch": {"source": "batch"}, "probe": {"probe_size": 12}, "small": {"probe_size": 3}
-        }  # fmt: skip
-        return {
-            name: GeometryMonitor(3, name=name, strict=True, special_token_ids=[1], **options[name])
+def test_several_monitors_disturb_neither_training_nor_each_other(tmp_path: Path) -> None:
+    options: dict[str, dict[str, Any]] = {
+        "batch": {"source": "batch"}, "probe": {"probe_size": 12}, "small": {"probe_size": 3}
+    }  # fmt: skip
+    alone = {}
+    for name in options:
+        monitor = GeometryMonitor(3, name=name, strict=True, special_token_ids=[1], **options[name])
+        train(tmp_path / name, "accumulation", False, monitor)
+        alone[name] = records(tmp_path / name)
+    for order in (list(options), list(options)[::-1]):
+        monitors = [
+            GeometryMonitor(3, name=name, strict=True, special_token_ids=[1], **options[name])
             for name in order
-        }
-
-    together = monitors()
-    ours = train(tmp_path, "accumulation", False, *together.values())
-    assert_same(ours, bare(tmp_path, "accumulation", False))
-    for name, alone in monitors().items():
-        train(tmp_path, "accumulation", False, alone)
-        assert_same_record(together[name].last_record, alone.last_record)
+        ]
+        outcome = train(tmp_path / order[0] / "all", "accumulation", False, *monitors)
+        assert_same(outcome, bare(tmp_path, "accumulation", False))
+        for name in order:
+            assert_same_records(records(tmp_path / order[0] / "all", name), alone[name])
 
 
 def test_a_shuffling_dataloader_as_probe_draws_nothing(tmp_path: Path) -> None:
@@ -306,33 +259,8 @@ def test_a_shuffling_dataloader_as_probe_draws_nothing(tmp_path: Path) -> None:
 def test_a_compiled_model_gives_the_records_of_the_same_model_uncompiled(
     how: str, source: Any, tmp_path: Path
 ) -> None:
-    records: list[list[GeometryRecord]] = []
-    for build in (lambda: compiled(how), lambda: bert(layers=1)):
-        monitor = Keeping(2, source=source, strict=True, special_token_ids=[1])
-        fit(tmp_path, Lit(build), monitor, steps=4, accumulate_grad_batches=2)
-        records.append(monitor.records)
-    assert len(records[0]) == len(records[1]) == (3 if source == "probe" else 2)
-    for ours, theirs in zip(*records, strict=True):
-        assert_same_record(ours, theirs)
-
-
-class Keeping(GeometryMonitor):
-    """Keeps all its records."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.records: list[GeometryRecord] = []
-
-    def _write(self, trainer: Any, record: GeometryRecord, final: bool) -> None:
-        self.records.append(record)
-        super()._write(trainer, record, final)
-
-
-def assert_same_record(ours: GeometryRecord | None, theirs: GeometryRecord | None) -> None:
-    """Equal to the last bit but for the clock."""
-    assert ours is not None
-    assert theirs is not None
-    assert (ours.step, ours.probe, ours.structure) == (theirs.step, theirs.probe, theirs.structure)
-    assert ours.keys() == theirs.keys()
-    for key in ours.keys():
-        np.testing.assert_array_equal(ours[key], theirs[key], err_msg=key)
+    for directory, build in (("ours", lambda: compiled(how)), ("theirs", lambda: bert(layers=1))):
+        monitor = GeometryMonitor(2, source=source, strict=True, special_token_ids=[1])
+        fit(tmp_path / directory, Lit(build), monitor, steps=4, accumulate_grad_batches=2)
+    assert len(records(tmp_path / "ours")) == (3 if source == "probe" else 2)
+    assert_same_records(records(tmp_path / "ours"), records(tmp_path / "theirs"))

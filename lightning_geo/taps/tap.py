@@ -72,6 +72,8 @@ class Tap:
         self.failures: list[Exception] = []
         #: seconds that observing took
         self.seconds = 0.0
+        #: whether the model itself was called, rather than modules in it
+        self.called = False
         #: whether any module takes token ids
         self.takes_ids = False
         #: modules that look like attention and ran without showing any: path -> class name
@@ -125,6 +127,7 @@ class Tap:
                 return
             if not name:
                 self._start_over()
+                self.called = True
             if not self._frames:
                 SWITCHES.connect(self)
             if name in self._owners:

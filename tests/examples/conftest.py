@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+ROOT = Path(__file__).parents[2]
 ACCURACY = re.compile(r"^Validation accuracy: ([01]\.\d{3}) on (\d+) examples never trained on$", re.M)
 
 Run = Callable[..., str]
@@ -22,10 +22,12 @@ def run(tmp_path: Path) -> Run:
     """``run("finetune_vit.py", "--max-steps", 3)``: what it printed; its runs are in ``tmp_path``."""
 
     def run(script: str, *options: object) -> str:
-        command = [sys.executable, str(EXAMPLES / script), *map(str, options), "--output", str(tmp_path)]
-        # nothing may be downloaded, and no account is there to log in to
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "WANDB_API_KEY": ""}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
+        command = map(str, (sys.executable, ROOT / "examples" / script, *options, "--output", tmp_path))
+        # this checkout, installed or not; nothing may be downloaded, and there is no account to log in to
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        settings = {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "WANDB_API_KEY": ""}
+        environment = {**os.environ, **settings}
+        done = subprocess.run([*command], env=environment, capture_output=True, text=True, cwd=tmp_path)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 

@@ -1,7 +1,7 @@
 """A run that is killed outright at step 160, after a checkpoint at step 100.
 
-``python -m programs.killed <directory> <scenario>...`` runs each scenario in a child of its own, which sends itself
-SIGKILL: nothing is closed, no handler runs.
+``python -m programs.killed <directory> <scenario>...`` runs each scenario in a child of its own, which
+sends itself SIGKILL: nothing is closed, no handler runs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
-from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -71,24 +71,26 @@ def session(
     version: int = 0,
     checkpoint: Path | None = None,
     weights_only: bool | None = None,
+    save_every: int = CHECKPOINT,
 ) -> tuple[pl.Trainer, list[GeometryMonitor]]:
-    """One session of a run; the batches are all the same, so that it does not matter where an epoch goes on."""
+    """One session of a run; its batches are all the same, so that it can go on anywhere in an epoch."""
     watching = monitors(scenario)
-    options: dict[str, Any] = {"limit_val_batches": 2, "num_sanity_val_steps": 2}
-    every: dict[str, Any] = {"every_n_train_steps": CHECKPOINT}
+    callbacks: list[pl.Callback] = [*watching]
+    options: dict[str, Any] = {}
+    saved: dict[str, Any] = {"every_n_train_steps": save_every}
     if scenario == "early_stopping":
         options["val_check_interval"] = 10
-        stopping = EarlyStopping("geometry/normalized_entropy", patience=10**6)
-        options["callbacks"] = [stopping]
+        callbacks.append(EarlyStopping("geometry/normalized_entropy", patience=10**6))
     if scenario == "at_validation":
         options["val_check_interval"] = 50
-        every = {"monitor": "validation_loss"}
-    saving = ModelCheckpoint(directory / "checkpoints", "{step}", save_top_k=-1, **every)
-    extra = options.pop("callbacks", [])
-    killer = [] if kill_at is None else [Killer(kill_at)]
+        saved = {"monitor": "validation_loss"}
+    callbacks.append(ModelCheckpoint(directory / "checkpoints", "{step}", save_top_k=-1, **saved))
+    if kill_at is not None:
+        callbacks.append(Killer(kill_at))
+    kind = CSVLogger if scenario == "csv" else TensorBoardLogger
     runner = trainer(
-        directory, *watching, *extra, saving, *killer, steps=steps, enable_checkpointing=True,
-        logger=TensorBoardLogger(directory, name="", version=version), **options,
+        directory, *callbacks, steps=steps, enable_checkpointing=True,
+        logger=kind(directory, name="", version=version), **options,
     )  # fmt: skip
     pl.seed_everything(1, verbose=False)
     module = Logging(

@@ -1,11 +1,12 @@
 """The monitor under either Lightning package, or both: what :mod:`test_lightning` runs here and elsewhere.
 
-``python -m programs.packages <function> <directory>`` calls a function of this module in a fresh interpreter, where it
-decides which Lightning is imported when, and prints its result as JSON.
+``python -m programs.packages <function> <directory>`` calls a function of this module in a fresh
+interpreter, where it decides which Lightning is imported when, and prints its result as JSON.
 """
 
 from __future__ import annotations
 
+import csv
 import importlib
 import json
 import os
@@ -109,7 +110,7 @@ def samples(trainer: Any) -> list[int]:
 
 
 def geometry_first(directory: Path) -> Mapping[str, Any]:
-    """lightning_geo, then lightning.pytorch: the one before is not to load any Lightning, nor the other one."""
+    """lightning_geo, then lightning.pytorch: the first is not to load any, nor both together the other."""
     from lightning_geo import GeometryMonitor
 
     result: dict[str, Any] = {"before": imported()}
@@ -120,8 +121,8 @@ def geometry_first(directory: Path) -> Mapping[str, Any]:
     result["bare"] = samples(fit(package, directory, monitor))
     result["list"] = samples(fit(package, directory, [monitor]))
     trainer = fit(package, directory, monitor, logger=all_loggers(package, directory), log_every_n_steps=1)
-    result["where"] = where(trainer)
     result["after"] = imported()
+    result["where"] = where(trainer)
     return result
 
 
@@ -140,27 +141,23 @@ def both(directory: Path) -> Mapping[str, Any]:
 
 def where(trainer: Any) -> dict[str, list[float]]:
     """The entropies that each logger of a finished fit holds, read from its files."""
-    import csv
-
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    from wandb.proto.wandb_internal_pb2 import Record
-    from wandb.sdk.internal.datastore import DataStore
+
+    from sinks.test_wandb import sent
 
     tag = "geometry/entropy"
     wandb_logger, csv_logger, tensorboard_logger = trainer.loggers
+    run = Path(wandb_logger.experiment.dir).parent
     wandb_logger.experiment.finish()
-    store, rows = DataStore(), []
-    (file,) = Path(wandb_logger.save_dir).glob("wandb/offline-run-*/*.wandb")
-    store.open_for_scan(str(file))
-    while (data := store.scan_data()) is not None:
-        record = Record()
-        record.ParseFromString(data)
-        found = {"/".join(item.nested_key) or item.key: item.value_json for item in record.history.item}
-        rows += [float(found[tag])] if tag in found else []
+    rows = [item for record in sent(run) for item in record.history.item]
     with open(Path(csv_logger.log_dir) / "metrics.csv") as lines:
-        table = [float(row[tag]) for row in csv.DictReader(lines) if row.get(tag)]
+        table = [row[tag] for row in csv.DictReader(lines) if row.get(tag)]
     events = EventAccumulator(tensorboard_logger.log_dir).Reload()
-    return {"wandb": rows, "csv": table, "tensorboard": [event.value for event in events.Scalars(tag)]}
+    return {
+        "wandb": [float(item.value_json) for item in rows if tag in (item.key, "/".join(item.nested_key))],
+        "csv": [float(value) for value in table],
+        "tensorboard": [event.value for event in events.Scalars(tag)],
+    }
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from lightning_geo import GeometryMonitor, GeometryRecord
 from lightning_geo.sampler import Sampler
 from lightning_geo.statistics import SampleStatistics
-from lit import Lit, bert, sequences, trainer
+from lit import FIRST_TOKEN, Lit, bert, sequences, trainer
 
 WORLD_SIZE = 2
 #: Sequences of a batch, over all ranks.
@@ -38,7 +38,7 @@ BATCH = 8
 
 def model() -> nn.Module:
     """A BERT of spread weights: of near-equal vectors the directions would be a matter of rounding."""
-    return bert(heads=8, dropout=0.0, initializer_range=0.3)
+    return bert(heads=8, dropout=0.0, initializer_range=0.3, cls_token_id=FIRST_TOKEN)
 
 
 class Module(Lit):
@@ -238,7 +238,8 @@ def dropping(directory: Path) -> dict[str, Any]:
     def drop(step: int) -> None:
         module.model.dropped = rank() if step == 2 else None  # type: ignore[union-attr]
 
-    return fit(directory, GeometryMonitor(2, source="batch"), module, before=drop)
+    monitor = GeometryMonitor(2, source="batch", special_token_ids=[FIRST_TOKEN])
+    return fit(directory, monitor, module, before=drop)
 
 
 def resumed(directory: Path) -> dict[str, Any]:
