@@ -139,7 +139,7 @@ class GeometryMonitor(AnyCallback):
         self._models: list[str] = []
         self._sampled: int | None = None
         self._began = 0
-        self._step = -1
+        self._step, self._epoch, self._batches = -1, 0, 0
         self._pending = False
         self._sealed = False
         self._eagerly = contextlib.ExitStack()
@@ -167,12 +167,13 @@ class GeometryMonitor(AnyCallback):
             self._complaints.say(f"{strategy.__name__} {said}")
             source = "batch"
         self._replays = source == "probe"
-        check_layers(self._layers, pl_module)
+        models = candidates(pl_module, self._module)
+        check_layers(self._layers, pl_module, *models.values())
         metrics = self._metrics
         if not self._replays:  # two batches of the same weights differ as much as 60 steps of training do
             metrics = tuple(m for m in metrics if not compares_samples(m))
         self._sampler = Sampler(
-            candidates(pl_module, self._module), metrics, self._layers, self._rank, self._special_token_ids,
+            models, metrics, self._layers, self._rank, self._special_token_ids,
             trainer.precision_plugin.forward_context, self._complaints,
         )  # fmt: skip
         self._sampler.prefer(self._models)
@@ -284,6 +285,8 @@ class GeometryMonitor(AnyCallback):
         """Sample the weights that enter this step, or start to observe its forward."""
         step = _steps_taken(trainer)
         anew, self._step = step != self._step, step
+        if anew:
+            self._epoch, self._batches = trainer.current_epoch, _batches(trainer)
         due = step != self._sampled and self._is_due(step) if anew else self._pending
         if self._sampler is None or not due:
             return
@@ -316,25 +319,30 @@ class GeometryMonitor(AnyCallback):
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Take the first sample where the probe was recorded from this very step's batches."""
+        if self._replays:
+            self._sample_what_was_recorded(trainer)
+        elif self._pending and self._sampler is not None and self._samples == 0:
+            self._sampler.check_layers()
+
+    def _sample_what_was_recorded(self, trainer: Any) -> None:
         if self._pending or self._step == self._began:
             # at a session's first step too, due or not: a resumed run then records what a fresh one did
             self._finish_recording()
-        if self._replays and self._pending:
-            self._pending = False
-            if self._probe is not None:
-                self._replay(trainer, self._step)
-            else:
-                reasons = [f"{name or 'the module'}: {why}" for name, why in self._passed_over().items()]
-                self._complaints.report(
-                    "there is no probe",
-                    LookupError(
-                        "the trainer has called no module that may be observed, or with nothing that could "
-                        "be kept. If training calls a method other than the module itself, give `probe=` or "
-                        f"`module=`. Calls passed over: {'; '.join(reasons) or 'none'}"
-                    ),
-                )
-        elif self._pending and self._sampler is not None and self._samples == 0:
-            self._sampler.check_layers()
+        if not self._pending:
+            return
+        self._pending = False
+        if self._probe is not None:
+            self._replay(trainer, self._step)
+            return
+        reasons = [f"{name or 'the module'}: {why}" for name, why in self._passed_over().items()]
+        self._complaints.report(
+            "there is no probe",
+            LookupError(
+                "the trainer has called no module that may be observed, or with nothing that could be kept. "
+                "If training calls a method other than the module itself, give `probe=` or `module=`. Calls "
+                f"passed over: {'; '.join(reasons) or 'none'}"
+            ),
+        )
 
     def _passed_over(self) -> Mapping[str, str]:
         return self._recorder.passed_over if self._recorder is not None else {}
@@ -343,6 +351,8 @@ class GeometryMonitor(AnyCallback):
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Conclude a sample taken from the step's own batches."""
+        if self._replays and not pl_module.automatic_optimization:
+            self._sample_what_was_recorded(trainer)  # a step is a batch, with or without an update
         if self._replays or not self._pending or self._sampler is None:
             return
         self._sampler.pause()
@@ -358,7 +368,7 @@ class GeometryMonitor(AnyCallback):
         """Measure the final weights and say what it all cost."""
         self._stop()
         self._ended = True
-        step = _steps_taken(trainer)
+        step, self._batches = _steps_taken(trainer), _batches(trainer)
         if self._replays and self._probe is not None and self._sampled != step:
             self._replay(trainer, step, final=True)
         if self._samples and trainer.is_global_zero:
@@ -448,9 +458,8 @@ class GeometryMonitor(AnyCallback):
             {"model": model, "stacks": computed.structure},
             computed.matrices() if first or final else {},
             step=step,
-            epoch=trainer.current_epoch,
-            # processed: a step's own batches are not completed yet where they are the sample
-            batches_seen=trainer.fit_loop.epoch_loop.batch_progress.total.processed,
+            epoch=self._epoch,
+            batches_seen=self._batches,
             wall_time=time.time(),
             cost_seconds=time.perf_counter() - started,
             probe="" if self._probe is None else self._probe.fingerprint,
@@ -509,6 +518,11 @@ def _steps_taken(trainer: Any) -> int:
     """
     if trainer.lightning_module.automatic_optimization:
         return int(trainer.global_step)
+    return _batches(trainer)
+
+
+def _batches(trainer: Any) -> int:
+    """Batches whose forward and backward are done."""
     return int(trainer.fit_loop.epoch_loop.batch_progress.total.processed)
 
 

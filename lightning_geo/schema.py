@@ -187,7 +187,7 @@ class GeometryRecord:
         matrices: Like ``stacks``: bases and head-pair matrices, at first and last samples only.
         step: Optimizer step whose entering weights were measured.
         epoch: Epoch of that step.
-        batches_seen: Training batches seen so far.
+        batches_seen: Training batches that the weights have seen.
         wall_time: Seconds since the Unix epoch.
         cost_seconds: What taking the sample cost, sinks of the sample before included.
         probe: Fingerprint of the inputs; equal fingerprints mean equal inputs. Empty for batches.

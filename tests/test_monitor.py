@@ -18,6 +18,7 @@ from pytorch_lightning.callbacks import EarlyStopping
 from torch import Tensor, nn
 
 from lightning_geo import GeometryMonitor, GeometryRecord, load_history, measure
+from lightning_geo.schema import spec_of
 from lit import Causal, Classifier, Lit, bert, fit, gpt2, loader, sequences, trainer
 from same import records
 
@@ -28,12 +29,16 @@ def joined(*batches: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
 
 
-def assert_close(ours: GeometryRecord, theirs: GeometryRecord, *, without: tuple[str, ...] = ()) -> None:
-    """All metrics that the second has; a metric's own size sets the scale."""
-    assert theirs.keys()
-    for key in theirs.keys():  # noqa: SIM118 (a record is no mapping)
-        if not key.startswith(without or ("-",)):
-            np.testing.assert_allclose(ours[key], theirs[key], rtol=1e-6, atol=1e-6, err_msg=key)
+def assert_close(ours: GeometryRecord, theirs: GeometryRecord, *, divided: bool = False) -> None:
+    """All metrics that the second has agree; less so where the same sequences came in other batches.
+
+    Roots of small eigenvalues then show the rounding of sums.
+    """
+    assert ours.structure["stacks"] == theirs.structure["stacks"]
+    for key in theirs:
+        spectral = spec_of(key).kind in ("moments", "bases", "heads")
+        tolerance = 1e-3 if divided and spectral else 1e-6
+        np.testing.assert_allclose(ours[key], theirs[key], rtol=tolerance, atol=tolerance, err_msg=key)
 
 
 # -- when
@@ -66,7 +71,7 @@ def test_nothing_is_logged_outside_training(tmp_path: Path) -> None:
     class Watch(pl.Callback):
         def on_sanity_check_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
             assert not list(tmp_path.rglob("*tfevents*"))
-            assert not trainer.callback_metrics
+            assert not any(name.startswith("geometry") for name in trainer.callback_metrics)
 
     module, monitor = Classifier(layers=1), GeometryMonitor(2, **QUIET)
     runner = fit(tmp_path, module, monitor, Watch(), steps=4, validation=loader(8), val_check_interval=1)
@@ -128,7 +133,7 @@ def test_the_last_sample_is_a_measurement_of_the_final_weights(
     build: Callable[[], Lit], precision: Any, tmp_path: Path
 ) -> None:
     module, monitor = build(), GeometryMonitor(3, probe_size=6, **QUIET)
-    fit(tmp_path, module, monitor, steps=4, validation=loader(8, seed=3), precision=precision)
+    fit(tmp_path, module, monitor, steps=4, validation=loader(6, batch_size=6, seed=3), precision=precision)
     batch = joined(*itertools.islice(loader(6, batch_size=6, seed=3), 1))
     if isinstance(module, Causal):
         batch.pop("labels")
@@ -150,8 +155,8 @@ def test_a_step_of_several_batches_is_one_measurement_of_them_all(tmp_path: Path
     monitor = GeometryMonitor(2, source="batch", **QUIET)
     fit(tmp_path, module, monitor, steps=3, accumulate_grad_batches=3)
     found = records(tmp_path)
-    assert_close(found[0], alone)
-    assert [(r.step, r.batches_seen, r.probe) for r in found] == [(0, 2, ""), (2, 8, "")]
+    assert_close(found[0], alone, divided=True)
+    assert [(r.step, r.batches_seen, r.probe) for r in found] == [(0, 0, ""), (2, 6, "")]
     assert "drift" not in found[1]
     assert all(record.cost_seconds > 0 for record in found)
 
@@ -172,7 +177,7 @@ def test_a_model_that_runs_twice_in_a_step_is_one_model(source: Any, tmp_path: P
     monitor = GeometryMonitor(1, source=source, probe_size=4, **QUIET)
     alone = measure(Lit(build).model, next(iter(loader())), special_token_ids=[1])
     fit(tmp_path, Twice(build), monitor, steps=1)
-    assert_close(records(tmp_path)[0], alone)
+    assert_close(records(tmp_path)[0], alone, divided=True)
 
 
 class Towers(Lit):
@@ -201,11 +206,11 @@ def test_several_models_get_a_prefix_each(source: Any, tmp_path: Path) -> None:
     assert found.structure["model"] == "GPT2LMHeadModel, BertForSequenceClassification"
     for prefix, record in alone.items():
         (stack,) = record.stacks
-        for metric in record.keys():  # noqa: SIM118
+        for metric in record:
             np.testing.assert_allclose(
                 found[f"{prefix}.{stack}/{metric}"], record[metric], rtol=1e-6, atol=1e-6
             )
-    with pytest.raises(KeyError, match="policy.transformer/entropy"):
+    with pytest.raises(KeyError, match=r"policy\.transformer/entropy"):
         found["entropy"]
 
 
@@ -217,10 +222,8 @@ def test_two_monitors_share_a_trainer_under_their_names(tmp_path: Path) -> None:
     assert "train/entropy" in runner.callback_metrics
     assert "probe/cone.output" in runner.callback_metrics
     assert "probe/entropy" not in runner.callback_metrics
-    assert [(r.step, "entropy" in r, "cone" in r) for r in records(tmp_path, "train")] == [
-        (0, True, False),
-        (2, True, False),
-    ]
+    found = records(tmp_path, "train")
+    assert [(r.step, "entropy" in r, "cone" in r) for r in found] == [(0, True, False), (2, True, False)]
     assert [r.step for r in records(tmp_path, "probe")] == [0, 3, 4]
     with pytest.raises(RuntimeError, match="state_key"):
         trainer(tmp_path, GeometryMonitor(), GeometryMonitor())
@@ -262,7 +265,7 @@ def test_the_probe_is_recorded_from_the_sanity_check_or_else_from_the_first_step
     for name, record in found.items():
         assert (record.probe == found["batch"].probe) == (name != "first step"), name
         if name != "first step":
-            assert_close(record, alone)
+            assert_close(record, alone, divided=True)
 
 
 @pytest.mark.parametrize(
@@ -283,7 +286,7 @@ def test_layers_leaves_the_others_out(layers: Any, source: Any, tmp_path: Path) 
     fit(tmp_path / "some", Classifier(dropout=0.0), some, steps=1)
     whole, part = (records(tmp_path / name)[0] for name in ("all", "some"))
     assert part.keys() == whole.keys()
-    for key in part.keys():  # noqa: SIM118
+    for key in part:
         assert np.isnan(part[key][0]).all(), key
         np.testing.assert_array_equal(part[key][1], whole[key][1])
 
@@ -369,33 +372,38 @@ def test_arguments_that_cannot_be_right(arguments: dict[str, Any], message: str)
         GeometryMonitor(**arguments)
 
 
-@pytest.mark.parametrize("source", ["probe", "batch"])
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    (
+        {"module": "modle"},
+        "`module` to name a module of Classifier but got 'modle'. Nearest names: .'model'",
+    ),
+    ({"layers": 2}, r"`layers` to match at least one layer but got 2\. Layers per stack: .*2"),
+    ({"layers": [7, 9]}, r"`layers` to match at least one layer but got \[7, 9\]"),
+    ({"layers": "decoder"}, "`layers` to match the name of a module but 'decoder' matches none"),
+    ({"layers": "intermediate"}, "`layers` to match at least one layer but got 'intermediate'"),
+    ({"layers": "layer.(1"}, r"`layers` to be a regular expression but 'layer.\(1' is none"),
+    ({"layers": 0.5}, "`layers` to be a pattern or layer indices .* got 0.5"),
+    ({"baseline": "nowhere"}, "`baseline` to be the directory of a run but .*'nowhere' does not exist"),
+    (
+        {"probe": {"pixels": torch.ones(2, 3)}},
+        "`probe` to be inputs that the observed model takes .* 'pixels'",
+    ),
+    ({"probe": [object()]}, "`probe` to be a batch or a dataloader but .*object cannot be kept"),
+]
+
+
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("source", "arguments", "message"),
     [
-        (
-            {"module": "modle"},
-            "`module` to name a module of Classifier but got 'modle'. Nearest names: .'model'",
-        ),
-        ({"layers": 2}, r"`layers` to match at least one layer but got 2\. Layers per stack: .*2"),
-        ({"layers": [7, 9]}, r"`layers` to match at least one layer but got \[7, 9\]"),
-        ({"layers": "decoder"}, "`layers` to match the name of a module but 'decoder' matches none"),
-        ({"layers": "intermediate"}, "`layers` to match at least one layer but got 'intermediate'"),
-        ({"layers": "layer.(1"}, r"`layers` to be a regular expression but 'layer.\(1' is none"),
-        ({"layers": 0.5}, "`layers` to be a pattern or layer indices .* got 0.5"),
-        ({"baseline": "nowhere"}, "`baseline` to be the directory of a run but .*'nowhere' does not exist"),
-        (
-            {"probe": {"pixels": torch.ones(2, 3)}},
-            "`probe` to be inputs that the observed model takes .* 'pixels'",
-        ),
-        ({"probe": [object()]}, "`probe` to be a batch or a dataloader but .*object cannot be kept"),
+        (source, arguments, message)
+        for source in ("probe", "batch")
+        for arguments, message in REFUSED
+        if source == "probe" or not {"baseline", "probe"} & set(arguments)  # refused above
     ],
 )
 def test_what_does_not_fit_the_model_is_refused_before_the_first_step(
-    arguments: dict[str, Any], message: str, source: Any, tmp_path: Path
+    source: Any, arguments: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    if source == "batch" and {"baseline", "probe"} & set(arguments):
-        return  # refused above
     runner, module = trainer(tmp_path, GeometryMonitor(source=source, **arguments)), Classifier()
     with pytest.raises((ValueError, TypeError), match=message):
         runner.fit(module, loader())
