@@ -8,14 +8,13 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from lit import Classifier, loader, trainer
 from playwright.sync_api import Page, sync_playwright
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from lightning_geo import GeometryMonitor
+from lit import Classifier, loader, trainer
 
 pytestmark = pytest.mark.browser
 

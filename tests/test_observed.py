@@ -25,9 +25,7 @@ def test_a_named_module_is_the_only_candidate():
 
 
 def test_an_unknown_name_is_an_error_with_the_nearest():
-    with pytest.raises(
-        ValueError, match=r"`module` to name a module .* got 'model.brt'.*model.bert"
-    ):
+    with pytest.raises(ValueError, match=r"`module` to name a module .* got 'model.brt'.*model.bert"):
         candidates(Classifier(), "model.brt")
 
 
