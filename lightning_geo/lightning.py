@@ -1,4 +1,4 @@
-"""The callback base class of whichever Lightning the user imported: two packages, two classes."""
+"""Lightning, whichever package the user imported: the callback's base class, and what a Trainer is asked."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pytorch_lightning import Callback
+    from torch import nn
     from typing_extensions import Self
 
-__all__ = ["AnyCallback", "adopt", "lightning_logger"]
+__all__ = ["AnyCallback", "adopt", "batches_done", "class_name", "lightning_logger", "steps_taken"]
 
 _PACKAGES = ("pytorch_lightning", "lightning.pytorch")
 
@@ -62,3 +63,25 @@ def lightning_logger(trainer: Any) -> logging.Logger:
     """The logger below that of the trainer's package, so that lines appear where Lightning's do."""
     package = next((name for name in _PACKAGES if type(trainer).__module__.startswith(name)), _PACKAGES[0])
     return logging.getLogger(f"{package}.callbacks.geometry_monitor")
+
+
+def steps_taken(trainer: Any) -> int:
+    """Optimizer steps so far; in manual optimization, where a step may be many, batches.
+
+    At each batch the same as ``_batches_that_stepped``, at which Lightning's own monitors log, but right
+    from the start of training on: that one lags behind until a resumed run's first batch.
+    """
+    if trainer.lightning_module.automatic_optimization:
+        return int(trainer.global_step)
+    return batches_done(trainer)
+
+
+def batches_done(trainer: Any) -> int:
+    """Batches whose forward and backward are done."""
+    return int(trainer.fit_loop.epoch_loop.batch_progress.total.processed)
+
+
+def class_name(module: nn.Module) -> str:
+    """As the user knows it: compiled and sharded modules have classes of their own."""
+    classes = type(getattr(module, "_orig_mod", module)).__mro__
+    return next(c.__name__ for c in classes if not c.__name__.startswith("FSDP"))

@@ -6,24 +6,24 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 
 from lightning_geo.arguments import check_name, check_one_of, check_positive, check_source, check_token_ids
 from lightning_geo.baseline import bases_of, check_bases
-from lightning_geo.complaints import ArgumentError, Complaints
+from lightning_geo.complaints import Complaints
 from lightning_geo.compute import Bases, Computed
-from lightning_geo.lightning import AnyCallback, lightning_logger
+from lightning_geo.given import given_probe
+from lightning_geo.lightning import AnyCallback, batches_done, class_name, lightning_logger, steps_taken
 from lightning_geo.observed import candidates, check_layers
-from lightning_geo.probe import CallRecorder, Probe, ProbeCall, Share, probe_from
-from lightning_geo.replay import Call, is_compiled_function, undisturbed
+from lightning_geo.outlets import Outlets
+from lightning_geo.probe import CallRecorder, Probe, Share
+from lightning_geo.ranks import rank, world_size
+from lightning_geo.replay import is_compiled_function
 from lightning_geo.sampler import Sampler
 from lightning_geo.schedule import Schedule
 from lightning_geo.schema import GeometryRecord, compares_samples, select
-from lightning_geo.sinks import Sink, open_sinks
 
 __all__ = ["GeometryMonitor"]
 
@@ -119,6 +119,7 @@ class GeometryMonitor(AnyCallback):
         self._name = name
         self.last_record: GeometryRecord | None = None
         self._complaints = Complaints(strict)
+        self._outlets = Outlets(name, scalars, self._complaints)
         self._reset()
 
     def _reset(self) -> None:
@@ -134,7 +135,6 @@ class GeometryMonitor(AnyCallback):
         self._baseline: Bases | None = None
         self._previous: Bases | None = None
         self._known_fingerprint: str | None = None
-        self._sinks: list[Sink] | None = None
         self._resumed_at: int | None = None
         self._models: list[str] = []
         self._sampled: int | None = None
@@ -155,7 +155,7 @@ class GeometryMonitor(AnyCallback):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Start anew, unless `fit` is called again to go on; a checkpoint's state comes afterwards."""
-        if stage == "fit" and _steps_taken(trainer) == 0:
+        if stage == "fit" and steps_taken(trainer) == 0:
             self._reset()
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
@@ -198,17 +198,17 @@ class GeometryMonitor(AnyCallback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Go on from a checkpoint, or try the given probe."""
-        step = self._began = _steps_taken(trainer)
+        step = self._began = steps_taken(trainer)
         # what an earlier session wrote from here on is void, but for the last sample of one that had ended
         self._resumed_at = (step + (self._ended or self._sampled == step)) or None
         self._ended = False
         if self._resumed_at is not None and trainer.is_global_zero:
             # now, so that what is void ends before anything that this session logs
-            with self._complaints.about("the loggers could not be opened"):
-                self._open_sinks(trainer)
+            self._outlets.open(trainer, self._resumed_at)
         trainer.callback_metrics.update(_tensors(self._summaries))
         if self._replays and self._given_probe is not None and self._probe is None:
-            self._use_given_probe()
+            assert self._sampler is not None
+            self._adopt_probe(given_probe(self._given_probe, self._probe_size, self._sampler))
         if not self._sealed:
             self._start_recording()
         elif self._replays and self._probe is None:
@@ -219,7 +219,7 @@ class GeometryMonitor(AnyCallback):
     def _start_recording(self) -> None:
         wanted = self._replays and self._probe is None and self._given_probe is None
         if wanted and self._recorder is None and self._sampler is not None:
-            mine = len(range(_rank(), self._probe_size, _world_size()))
+            mine = len(range(rank(), self._probe_size, world_size()))
             self._recorder = CallRecorder(self._sampler.models, mine)
             self._recorder.start()
 
@@ -240,53 +240,14 @@ class GeometryMonitor(AnyCallback):
             self._complaints.say("the checkpoint's probe differs from this run's, so that drift starts anew")
         self._probe, self._share = probe, None
 
-    def _use_given_probe(self) -> None:
-        """Find out which candidate takes it.
-
-        Raises:
-            ArgumentError: If none does.
-        """
-        assert self._sampler is not None
-        calls = self._given_calls(self._sampler)
-        reasons = []
-        for name in self._sampler.models:
-            probe = Probe([ProbeCall.of(name, call) for call in calls])
-            failure = self._sampler.replay(Share(probe.calls).to(self._sampler.device))
-            if failure is None:
-                self._adopt_probe(probe)
-                return
-            reasons.append(f"{name or 'the module itself'}: {type(failure).__name__}: {failure}")
-        raise ArgumentError(
-            "Expected `probe` to be inputs that the observed model takes (a mapping is keyword arguments, a "
-            f"tuple positional ones, a tensor the one argument) but every candidate "
-            f"failed. {' | '.join(reasons)}"
-        )
-
-    def _given_calls(self, sampler: Sampler) -> list[Call]:
-        """Rank 0's, on every rank: a dataloader that shuffles yields other sequences on each."""
-        box: list[Any] = [None]
-        if _rank() == 0:
-            try:
-                # to begin a dataloader is to draw a random number
-                with undisturbed(next(iter(sampler.models.values()))):
-                    box = [probe_from(self._given_probe, self._probe_size)]
-            except Exception as error:
-                box = [ArgumentError(f"Expected `probe` to be a batch or a dataloader but {error}.")]
-        if _world_size() > 1:
-            dist.broadcast_object_list(box)
-        if isinstance(box[0], Exception):
-            raise box[0]
-        calls: list[Call] = box[0]
-        return calls
-
     # -- steps
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Sample the weights that enter this step, or start to observe its forward."""
-        step = _steps_taken(trainer)
+        step = steps_taken(trainer)
         anew, self._step = step != self._step, step
         if anew:
-            self._epoch, self._batches = trainer.current_epoch, _batches(trainer)
+            self._epoch, self._batches = trainer.current_epoch, batches_done(trainer)
         due = step != self._sampled and self._is_due(step) if anew else self._pending
         if self._sampler is None or not due:
             return
@@ -368,17 +329,14 @@ class GeometryMonitor(AnyCallback):
         """Measure the final weights and say what it all cost."""
         self._stop()
         self._ended = True
-        step, self._batches = _steps_taken(trainer), _batches(trainer)
+        step, self._batches = steps_taken(trainer), batches_done(trainer)
         if self._replays and self._probe is not None and self._sampled != step:
             self._replay(trainer, step, final=True)
         if self._samples and trainer.is_global_zero:
             whole = time.perf_counter() - self._started
-            places = (
-                ", ".join(sink.where for sink in self._sinks or []) or "nowhere: no logger and fast_dev_run"
-            )
             lightning_logger(trainer).info(
                 f"GeometryMonitor: {self._samples} samples in {self._cost:.1f} s "
-                f"({100 * self._cost / max(whole, 1e-9):.1f} % of the run). {places}"
+                f"({100 * self._cost / max(whole, 1e-9):.1f} % of the run). {self._outlets.places}"
             )
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
@@ -389,10 +347,7 @@ class GeometryMonitor(AnyCallback):
         """Close what was opened."""
         if stage == "fit":
             self._stop()
-            for sink in self._sinks or []:
-                with self._complaints.about(f"closing {sink.where} failed"):
-                    sink.close()
-            self._sinks = None
+            self._outlets.close()
 
     def _stop(self) -> None:
         if self._recorder is not None:
@@ -412,7 +367,7 @@ class GeometryMonitor(AnyCallback):
         error: Exception | None
         try:
             if self._share is None:
-                self._share = self._probe.share(_rank(), _world_size()).to(self._sampler.device)
+                self._share = self._probe.share(rank(), world_size()).to(self._sampler.device)
             error = self._sampler.replay(self._share)
         except Exception as failure:  # the other ranks wait all the same
             error = failure
@@ -437,7 +392,8 @@ class GeometryMonitor(AnyCallback):
             self._summaries = {f"{self._name}/{key}": value for key, value in record.summaries().items()}
             trainer.callback_metrics.update(_tensors(self._summaries))
             if trainer.is_global_zero:
-                self._write(trainer, record, final)
+                self._outlets.open(trainer, self._resumed_at)
+                self._outlets.write(record, final=final)
         self._cost += time.perf_counter() - started
 
     def _record(
@@ -452,7 +408,7 @@ class GeometryMonitor(AnyCallback):
             }
         if self._baseline is None:
             self._baseline = self._previous
-        model = ", ".join(map(_class_name, sampler.models.values()))
+        model = ", ".join(map(class_name, sampler.models.values()))
         return GeometryRecord(
             computed.stacks,
             {"model": model, "stacks": computed.structure},
@@ -464,21 +420,6 @@ class GeometryMonitor(AnyCallback):
             cost_seconds=time.perf_counter() - started,
             probe="" if self._probe is None else self._probe.fingerprint,
         )
-
-    def _write(self, trainer: Any, record: GeometryRecord, final: bool) -> None:
-        with self._complaints.about("the loggers could not be opened"):
-            self._open_sinks(trainer)
-        for sink in self._sinks or []:
-            with self._complaints.about(f"writing to {sink.where} failed"):
-                sink.write(record, final=final)
-
-    def _open_sinks(self, trainer: Any) -> None:
-        if self._sinks is None:
-            self._sinks = [] if trainer.fast_dev_run else open_sinks(
-                trainer.loggers, name=self._name, level=self._scalars,
-                max_steps=trainer.estimated_stepping_batches,
-                directory=Path(trainer.default_root_dir) / "lightning_geo", resumed_at=self._resumed_at,
-            )  # fmt: skip
 
     # -- checkpoints
 
@@ -508,36 +449,6 @@ class GeometryMonitor(AnyCallback):
         self._ended = state_dict["ended"]
         self._summaries = dict(state_dict["summaries"])
         self._samples, self._cost = state_dict["samples"], state_dict["cost"]
-
-
-def _steps_taken(trainer: Any) -> int:
-    """Optimizer steps so far; in manual optimization, where a step may be many, batches.
-
-    At each batch the same as ``_batches_that_stepped``, at which Lightning's own monitors log, but right
-    from the start of training on: that one lags behind until a resumed run's first batch.
-    """
-    if trainer.lightning_module.automatic_optimization:
-        return int(trainer.global_step)
-    return _batches(trainer)
-
-
-def _batches(trainer: Any) -> int:
-    """Batches whose forward and backward are done."""
-    return int(trainer.fit_loop.epoch_loop.batch_progress.total.processed)
-
-
-def _class_name(module: torch.nn.Module) -> str:
-    """As the user knows it: compiled and sharded modules have classes of their own."""
-    classes = type(getattr(module, "_orig_mod", module)).__mro__
-    return next(c.__name__ for c in classes if not c.__name__.startswith("FSDP"))
-
-
-def _world_size() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 def _tensors(values: Mapping[str, float]) -> dict[str, torch.Tensor]:

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from lightning_geo.ranks import world_size
 from lightning_geo.replay import Call, replay_depth
 
 __all__ = ["CallRecorder", "Probe", "ProbeCall", "Share", "on_call", "probe_from"]
@@ -140,8 +141,8 @@ class Probe:
     def gather(cls, calls: Sequence[ProbeCall], size: int) -> Probe | None:
         """Join what all ranks recorded, cut to ``size`` sequences per model; ``None`` if nobody has any."""
         everyone: list[list[ProbeCall]] = [list(calls)]
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            everyone = [[] for _ in range(dist.get_world_size())]
+        if world_size() > 1:
+            everyone = [[] for _ in range(world_size())]
             dist.all_gather_object(everyone, list(calls))
         longest = max(map(len, everyone))
         in_order = [mine[i] for i in range(longest) for mine in everyone if i < len(mine)]

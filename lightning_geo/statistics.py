@@ -21,6 +21,7 @@ from lightning_geo.functional import AttentionStatistics, attention_statistics
 from lightning_geo.functional._tensors import exact_dtype
 from lightning_geo.functional.cone import sum_of_directions
 from lightning_geo.functional.registry import metric_function
+from lightning_geo.ranks import world_size
 from lightning_geo.schema import ROLES, spec_of
 from lightning_geo.taps import AttentionCall, BlockCall, CallKey
 
@@ -268,7 +269,7 @@ def reduce_over_ranks(samples: list[SampleStatistics], ok: bool, device: torch.d
     Returns:
         Whether the sample is valid; the same on every rank.
     """
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if world_size() == 1:
         return ok
     digest, failure = 0, None
     buffers: list[tuple[Any, list[tuple[dict[str, Tensor], str]], Tensor]] = []
@@ -278,7 +279,7 @@ def reduce_over_ranks(samples: list[SampleStatistics], ok: bool, device: torch.d
     except Exception as error:  # no memory left, say: the other ranks wait for this one all the same
         ok, failure = False, error
     mine = torch.tensor([int(ok), digest], dtype=torch.int64, device=device)
-    everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    everyone = [torch.empty_like(mine) for _ in range(world_size())]
     dist.all_gather(everyone, mine)
     if failure is not None:
         raise failure

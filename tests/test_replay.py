@@ -121,10 +121,15 @@ def test_random_numbers_start_anew_each_time_or_where_they_were() -> None:
 
 def test_depth_counts_replays_within_replays() -> None:
     model = nn.Linear(1, 1)
-    with undisturbed(model):
-        with pytest.raises(ZeroDivisionError), undisturbed(model):
+
+    def fail() -> None:
+        with undisturbed(model):
             assert replay_depth() == 2
             raise ZeroDivisionError
+
+    with undisturbed(model):
+        with pytest.raises(ZeroDivisionError):
+            fail()
         assert replay_depth() == 1
     assert replay_depth() == 0
 

@@ -96,8 +96,8 @@ class Encoder(nn.Module):
         return type("Output", (), {"loss": loss})
 
 
-def checkpointed(reentrant: bool) -> nn.Module:
-    model = bert()
+def checkpointed(reentrant: bool, **options: Any) -> nn.Module:
+    model = bert(**options)
     model.gradient_checkpointing_enable({"use_reentrant": reentrant})
     return model
 
@@ -254,13 +254,20 @@ def test_a_shuffling_dataloader_as_probe_draws_nothing(tmp_path: Path) -> None:
     assert_same(train(tmp_path, "bert", False, monitor), bare(tmp_path, "bert", False))
 
 
-@pytest.mark.parametrize("how", ["wrapped", "in place", "blocks", "forward"])
+SAME_NUMBERS: dict[str, Callable[[], nn.Module]] = {
+    **{how: functools.partial(compiled, how) for how in ("wrapped", "in place", "blocks", "forward")},
+    "checkpointing": lambda: checkpointed(False, layers=1),
+    "checkpointing, reentrant": lambda: checkpointed(True, layers=1),
+}
+
+
+@pytest.mark.parametrize("build", SAME_NUMBERS.values(), ids=SAME_NUMBERS)
 @pytest.mark.parametrize("source", ["probe", "batch"])
-def test_a_compiled_model_gives_the_records_of_the_same_model_uncompiled(
-    how: str, source: Any, tmp_path: Path
+def test_a_model_that_computes_the_same_in_another_way_gives_the_same_records(
+    build: Callable[[], nn.Module], source: Any, tmp_path: Path
 ) -> None:
-    for directory, build in (("ours", lambda: compiled(how)), ("theirs", lambda: bert(layers=1))):
+    for directory, model in (("ours", build), ("theirs", lambda: bert(layers=1))):
         monitor = GeometryMonitor(2, source=source, strict=True, special_token_ids=[1])
-        fit(tmp_path / directory, Lit(build), monitor, steps=4, accumulate_grad_batches=2)
+        fit(tmp_path / directory, Lit(model), monitor, steps=4, accumulate_grad_batches=2)
     assert len(records(tmp_path / "ours")) == (3 if source == "probe" else 2)
     assert_same_records(records(tmp_path / "ours"), records(tmp_path / "theirs"))

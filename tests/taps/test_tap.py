@@ -1,0 +1,198 @@
+"""The tap in the presence of others: errors, other taps, replays, and what it leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import default_collate
+
+from lightning_geo.replay import undisturbed
+from lightning_geo.taps import AttentionCall, BlockCall, CallKey, Tap
+from lit import bert, sequences
+from same import traces
+
+
+class Notes:
+    """Writes down what it is shown."""
+
+    def __init__(self, fails: bool = False) -> None:
+        self.seen: list[str] = []
+        self.fails = fails
+
+    def attention(self, key: CallKey, call: AttentionCall) -> None:
+        if self.fails:
+            raise ArithmeticError("no")
+        assert not torch.is_grad_enabled()
+        assert torch._C._len_torch_function_stack() == 0 or not torch._C._is_torch_function_enabled()
+        self.seen.append(f"{key.module}#{key.repeat}")
+
+    def attention_module(self, key: CallKey, output: Tensor, mask: Tensor | None) -> None:
+        self.seen.append(f"{key.module} returned")
+
+    def block(self, block: BlockCall) -> None:
+        self.seen.append(f"{block.name} returned")
+
+
+ONCE = [
+    note
+    for i in range(2)
+    for note in (
+        f"bert.encoder.layer.{i}.attention.self#0",
+        f"bert.encoder.layer.{i}.attention.self returned",
+        f"bert.encoder.layer.{i} returned",
+    )
+]
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return bert(dropout=0.0)
+
+
+@pytest.fixture
+def batch() -> dict[str, Tensor]:
+    return default_collate(sequences(3))  # type: ignore[no-any-return]
+
+
+@pytest.fixture(autouse=True)
+def _clean(model: nn.Module) -> Iterator[None]:
+    yield
+    assert traces(model) == []
+
+
+def test_it_shows_attention_and_blocks_while_it_is_open(model: nn.Module, batch: dict[str, Tensor]) -> None:
+    notes, tap = Notes(), Tap(model)
+    model(**batch)
+    with tap.open(notes):
+        assert traces(nn.Module()) == []  # the process is as before until the model runs
+        model(**batch)
+        assert traces(nn.Module()) == []
+        assert notes.seen == ONCE
+        model(**batch)
+    model(**batch)
+    assert notes.seen == 2 * ONCE
+    assert tap.called
+    assert tap.takes_ids
+    assert tap.seconds > 0
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_taps_close_in_any_order(model: nn.Module, batch: dict[str, Tensor], order: tuple[int, int]) -> None:
+    notes, contexts = [Notes(), Notes()], []
+    for note in notes:
+        contexts.append(Tap(model).open(note))
+        contexts[-1].__enter__()
+    model(**batch)
+    contexts[order[0]].__exit__(None, None, None)
+    model(**batch)
+    contexts[order[1]].__exit__(None, None, None)
+    model(**batch)
+    assert [notes[i].seen for i in order] == [ONCE, 2 * ONCE]
+
+
+def test_it_overhears_no_replay_of_another(model: nn.Module, batch: dict[str, Tensor]) -> None:
+    training, replay = Notes(), Notes()
+    with Tap(model).open(training):
+        with undisturbed(model), Tap(model).open(replay):
+            model(**batch)
+        assert (training.seen, replay.seen) == ([], ONCE)
+        model(**batch)
+    assert (training.seen, replay.seen) == (ONCE, ONCE)
+
+
+def test_an_observer_that_fails_costs_the_model_nothing(model: nn.Module, batch: dict[str, Tensor]) -> None:
+    tap = Tap(model)
+    expected = model(**batch).loss
+    with tap.open(Notes(fails=True)):
+        assert model(**batch).loss.equal(expected)
+    assert [str(failure) for failure in tap.failures] == ["no", "no"]
+
+
+@pytest.mark.parametrize("inside", ["bert.encoder.layer.1.attention", "bert.embeddings", ""])
+def test_a_model_that_raises_is_observed_anew_the_next_time(
+    model: nn.Module, batch: dict[str, Tensor], inside: str
+) -> None:
+    def fail(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    notes = Notes()
+    with Tap(model).open(notes):
+        handle = model.get_submodule(inside).register_forward_pre_hook(fail)
+        with pytest.raises(ZeroDivisionError):
+            model(**batch)
+        assert traces(nn.Module()) == []
+        handle.remove()
+        notes.seen.clear()
+        model(**batch)
+        assert notes.seen == ONCE
+
+
+def test_parts_that_run_alone_are_observed_but_the_model_was_not_called(
+    model: nn.Module, batch: dict[str, Tensor]
+) -> None:
+    notes, tap = Notes(), Tap(model)
+    with tap.open(notes):
+        model.bert(batch["input_ids"], batch["attention_mask"])
+    assert notes.seen == ONCE
+    assert not tap.called
+
+
+def test_gradients_are_those_of_the_model_alone(model: nn.Module, batch: dict[str, Tensor]) -> None:
+    def gradients() -> list[Tensor]:
+        model.zero_grad()
+        model(**batch).loss.backward()
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    expected = gradients()
+    with Tap(model).open(Notes()):
+        observed = gradients()
+    assert all(ours.equal(theirs) for ours, theirs in zip(observed, expected, strict=True))
+
+
+class Guarded(nn.Module):
+    """Catches what its attention raises."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([inner, inner])
+
+    def forward(self, x: Tensor) -> Tensor:
+        try:
+            return self.layers[0](x)  # type: ignore[no-any-return]
+        except RuntimeError:
+            return F.scaled_dot_product_attention(x, x, x)
+
+
+class Sdpa(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] == 3:
+            raise RuntimeError("an odd size")
+        return F.scaled_dot_product_attention(x, x, x)
+
+
+@pytest.mark.parametrize(("size", "seen"), [(4, "layers.0#0"), (3, "#0")])
+def test_a_model_that_catches_its_own_errors(size: int, seen: str) -> None:
+    notes, tap = Notes(), Tap(Guarded(Sdpa()))
+    with tap.open(notes):
+        tap.modules[""](torch.ones(1, 2, 5, size))
+    assert [note for note in notes.seen if "#" in note] == [seen]
+    assert tap.failures == []
+
+
+class OtherAttention(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.cumsum(1)
+
+
+@pytest.mark.parametrize("build", [OtherAttention, nn.ReLU])
+def test_what_looks_like_attention_and_shows_none_is_told(build: Callable[[], nn.Module]) -> None:
+    tap = Tap(nn.Sequential(build()))
+    with tap.open(Notes()):
+        tap.modules[""](torch.ones(1, 2, 3))
+    assert tap.unobserved == ({"0": "OtherAttention"} if build is OtherAttention else {})

@@ -1,0 +1,169 @@
+"""Statistics add up: over sequences, batches and ranks, and what is broken spoils no more than itself."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lightning_geo.functional import attention_statistics, cone_index
+from lightning_geo.schema import compares_samples, select
+from lightning_geo.statistics import LayerStatistics, SampleStatistics, reduce_over_ranks
+from lightning_geo.taps import AttentionCall, BlockCall, CallKey
+
+KEY = CallKey("layers.0.attention")
+METRICS = tuple(name for name in select() if not compares_samples(name))
+LENGTHS = (7, 5, 1, 6)
+
+
+def call_of(rows: slice = slice(None), *, heads: int = 4, kv_heads: int = 2) -> AttentionCall:
+    """Some of four padded sequences, with a mean far from zero."""
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(4, h, 7, 6, generator=generator) for h in (heads, kv_heads, kv_heads))
+    valid = torch.arange(7) < torch.tensor(LENGTHS)[:, None]
+    p = torch.softmax(torch.einsum("bhid,bhjd->bhij", query, key.repeat_interleave(heads // kv_heads, 1)), -1)
+    output = p @ value.repeat_interleave(heads // kv_heads, 1)
+    parts = (x[rows] + 3 for x in (query, key, value, output))
+    return AttentionCall(*parts, masks=(valid[rows][:, None, None],), query_mask=valid[rows])
+
+
+def block_of(rows: slice = slice(None)) -> BlockCall:
+    x = torch.randn(4, 7, 24, generator=torch.Generator().manual_seed(1))
+    valid = torch.arange(7) < torch.tensor(LENGTHS)[:, None]
+    return BlockCall("layers.0", (KEY,), x[rows], (x * 1.5 + 0.1)[rows], valid[rows])
+
+
+def sample_of(*rows: slice, metrics: tuple[str, ...] = METRICS) -> SampleStatistics:
+    sample = SampleStatistics(metrics)
+    for part in rows:
+        call, block = call_of(part), block_of(part)
+        sample.attention(KEY, call)
+        assert block.output is not None
+        sample.attention_module(KEY, block.output, block.mask)
+        sample.block(block)
+    return sample
+
+
+def assert_same_statistics(ours: SampleStatistics, theirs: SampleStatistics) -> None:
+    for mine, other in zip(ours.everything(), theirs.everything(), strict=True):
+        assert mine.names == other.names
+        for one, two in ((mine.sums, other.sums), (mine.maxima, other.maxima)):
+            assert one.keys() == two.keys()
+            for name, value in one.items():
+                torch.testing.assert_close(value, two[name], rtol=1e-6, atol=1e-5, msg=name)
+
+
+@given(st.sets(st.integers(1, 3)))
+def test_batches_add_up_to_the_whole(cuts: set[int]) -> None:
+    edges = [0, *sorted(cuts), 4]
+    parts = [slice(a, b) for a, b in itertools.pairwise(edges)]
+    assert_same_statistics(sample_of(*parts), sample_of(slice(0, 4)))
+
+
+def test_means_are_over_valid_tokens_then_sequences() -> None:
+    sample = sample_of(slice(0, 4))
+    values, call = sample.layers[KEY].mean_values(), call_of()
+    assert call.query is not None
+    assert call.key is not None
+    assert call.output is not None
+    plain = attention_statistics(call.query, call.key, mask=call.masks[0], query_mask=call.query_mask)
+    entropy, expected, cones = plain.entropy.double(), [], []
+    for row, length in enumerate(LENGTHS):
+        expected.append(entropy[row, :, :length].mean(-1))
+        cones.append(cone_index(call.output[row, :, :length].double(), normalized=True))
+    np.testing.assert_allclose(values["entropy"], torch.stack(expected).mean(0), rtol=1e-6)
+    np.testing.assert_allclose(values["cone.head"], torch.stack(cones).mean(0), rtol=1e-6)
+    logits = plain.max_logit.masked_fill(~plain.live, -torch.inf)
+    np.testing.assert_allclose(values["max_logit"], logits.amax((0, 2)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("mean", [0.0, 10.0])
+@pytest.mark.parametrize("masked", [True, False])
+def test_covariances_survive_a_mean_far_from_zero(mean: float, masked: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(6, 5, 3, 4, generator=generator, dtype=torch.float64) * 1e-2 + mean
+    mask = torch.rand(6, 5, generator=generator) < 0.7 if masked else torch.ones(6, 5, dtype=torch.bool)
+    layer = LayerStatistics()
+    for rows in (slice(0, 2), slice(2, 6)):
+        layer.add_moments("query", x[rows].float(), mask[rows] if masked else None)
+    covariance = layer.covariance("query")
+    assert covariance is not None
+    kept = x.float().double()[mask]
+    for head in range(3):
+        expected = np.cov(kept[:, head].T.numpy(), bias=True)
+        np.testing.assert_allclose(covariance[head], expected, rtol=1e-3, atol=1e-7)
+
+
+def test_fewer_than_two_tokens_have_no_covariance() -> None:
+    layer = LayerStatistics()
+    assert layer.covariance("query") is None
+    layer.add_moments("query", torch.ones(1, 3, 2, 4), torch.tensor([[True, False, False]]))
+    assert torch.as_tensor(layer.covariance("query")).isnan().all()
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("role", ["query", "key"])
+def test_a_broken_sequence_does_not_count(bad: float, role: str) -> None:
+    call = call_of()
+    x: Tensor = getattr(call, role)
+    x[1, 0, 2, 3] = bad
+    sample = SampleStatistics(("entropy", "self_mass", "max_logit", "key_entropy", "query_norm"))
+    sample.attention(KEY, call)
+    whole = sample_of(slice(0, 1), slice(2, 4), metrics=("entropy", "self_mass", "max_logit"))
+    layer = sample.layers[KEY]
+    heads = 2 if role == "key" else 1  # its head, or those that share the key
+    assert layer.sums["broken"] == heads
+    assert layer.sums["row.count"].tolist()[0] == [3] * heads + [4] * (4 - heads)
+    values, expected = layer.mean_values(), whole.layers[KEY].mean_values()
+    for name in ("entropy", "self_mass", "max_logit"):
+        np.testing.assert_allclose(values[name][:heads], expected[name][:heads], rtol=1e-6, err_msg=name)
+    assert all(value.isfinite().all() for value in values.values())
+
+
+def test_padding_may_hold_anything() -> None:
+    call = call_of()
+    assert call.query_mask is not None
+    for x in (call.query, call.key, call.value, call.output):
+        assert x is not None
+        x.transpose(1, 2)[~call.query_mask] = torch.nan
+    sample = SampleStatistics(METRICS)
+    sample.attention(KEY, call)
+    plain = SampleStatistics(METRICS)
+    plain.attention(KEY, call_of())
+    assert sample.layers[KEY].sums["broken"] == 0
+    assert_same_statistics(sample, plain)
+
+
+def test_zeroed_statistics_keep_their_layout_and_add_nothing() -> None:
+    sample, whole = sample_of(slice(0, 4)), sample_of(slice(0, 4))
+    sample.zero()
+    for layer in sample.everything():
+        assert all(not value.any() for value in layer.sums.values())
+        assert all((value == -torch.inf).all() for value in layer.maxima.values())
+    sample.attention(KEY, call_of())
+    assert sample.layers[KEY].sums["row.total"].equal(whole.layers[KEY].sums["row.total"])
+
+
+def test_alone_there_is_nothing_to_reduce() -> None:
+    sample, whole = sample_of(slice(0, 4)), sample_of(slice(0, 4))
+    assert reduce_over_ranks([sample], True, torch.device("cpu"))
+    assert not reduce_over_ranks([sample], False, torch.device("cpu"))
+    assert_same_statistics(sample, whole)
+
+
+def test_only_what_was_asked_for_is_kept() -> None:
+    def kept(*metrics: str) -> set[str]:
+        sample = sample_of(slice(0, 4), metrics=select(list(metrics)))
+        return {name for layer in sample.everything() for name in (*layer.sums, *layer.maxima)}
+
+    assert kept("metric:entropy") == {"broken", "row.total", "row.count"}
+    assert kept("max_logit") == {"broken", "max_logit"}
+    assert kept("norm") == {"output.total", "output.count"}
+    assert kept("effective_rank.value") == {"value.count", "value.sum", "value.second"}
+    assert kept("qk_alignment") == {f"{r}.{p}" for r in ("query", "key") for p in ("count", "sum", "second")}
+    assert kept("redundancy") == {"heads.count", "heads.sum", "heads.second"}
