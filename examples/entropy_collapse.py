@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lightning_geo import GeometryMonitor, load_history
-from texts import bbc_news, packaged_bert, tokenizer_of
+from texts import token_ids
 
 EARLY = 20  # the step at which the table compares the runs
 VOCABULARY = 4096
@@ -66,20 +66,6 @@ class Run:
     steps: NDArray[np.int64]  # of the samples
     entropy: NDArray[np.float32]  # of the head with the lowest, per sample
     loss: NDArray[np.float64]  # per step, the mean of the last ten
-
-
-def token_ids(length: int) -> Tensor:
-    """The stories' first ``length`` wordpieces; all but the most frequent ones become 0.
-
-    The whole vocabulary would make the output layer cost more than the decoder.
-    """
-    encoded = tokenizer_of(packaged_bert())(bbc_news().documents, truncation=True, max_length=length)
-    ids = torch.tensor([row for row in encoded["input_ids"] if len(row) == length])
-    found, counts = ids.unique(return_counts=True)
-    frequent = found[counts.argsort(descending=True, stable=True)[: VOCABULARY - 1]]
-    number = torch.zeros(int(found.max()) + 1, dtype=torch.long)
-    number[frequent] = torch.arange(1, len(frequent) + 1)
-    return number[ids]
 
 
 def run(ids: Tensor, learning_rate: float, args: argparse.Namespace) -> Run:
@@ -142,7 +128,7 @@ def main() -> None:
     add("--seed", type=int, default=0, help="initial weights and order of the texts")
     add("--output", type=Path, default=Path("runs"), help="directory that the runs and the picture go to")
     args = parser.parse_args()
-    ids = token_ids(args.length)
+    ids = token_ids(args.length, VOCABULARY)
     runs = [run(ids, learning_rate, args) for learning_rate in args.learning_rates]
     print(table(runs))
     path = args.output / "entropy_collapse.png"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -381,6 +381,14 @@ class GeometryMonitor(AnyCallback):
         self._sampled = step
         with self._complaints.about("a sample was dropped", f"first at step {step}"):
             computed = self._sampler.conclude(error, self._baseline, self._previous)
+            if computed.broken:
+                self._complaints.report(
+                    "activations are not finite",
+                    FloatingPointError(
+                        f"NaN or infinity in {_some(computed.broken)}; what it spoils has no value"
+                    ),
+                    f"first at step {step}",
+                )
             self._models = list(self._sampler.models)
             if self._probe is not None:
                 self._probe = self._probe.only(self._models)
@@ -453,3 +461,9 @@ class GeometryMonitor(AnyCallback):
 
 def _tensors(values: Mapping[str, float]) -> dict[str, torch.Tensor]:
     return {name: torch.tensor(value) for name, value in values.items()}
+
+
+def _some(names: Iterable[str]) -> str:
+    """The first few, and how many more."""
+    names = list(names)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -243,16 +243,3 @@ class Sampler:
                 "special_mass is absent",
                 "the model's config names no bos, eos, cls or sep token; give `special_token_ids=`",
             )
-        if computed.broken:
-            self._complaints.report(
-                "activations are not finite",
-                FloatingPointError(
-                    f"NaN or infinity in {_some(computed.broken)}; what it spoils has no value in the sample"
-                ),
-            )
-
-
-def _some(names: Iterable[str]) -> str:
-    """The first few, and how many more."""
-    names = list(names)
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -153,6 +153,20 @@ class CompiledLoss(Lit):
         return self.criterion(self.model(**inputs).logits, labels)  # type: ignore[no-any-return]
 
 
+class InPlace(Lit):
+    """The LightningModule itself is compiled, and called."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda: bert(layers=1))
+        self.compile(backend="eager")
+
+    def forward(self, **batch: Tensor) -> Any:
+        return self.model(**batch)
+
+    def loss(self, batch: dict[str, Tensor]) -> Tensor:
+        return self(**batch).loss  # type: ignore[no-any-return]
+
+
 def compiled_as_a_whole() -> Any:
     return torch.compile(Classifier(layers=1), backend="eager")
 
@@ -180,6 +194,7 @@ CASES: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     "compiled forward": (lambda: Lit(lambda: compiled("forward")), {}),
     "compiled and not": (TowersLit, {}),
     "compiled loss": (CompiledLoss, {}),
+    "compiled root": (InPlace, {}),
     "compiled as a whole": (compiled_as_a_whole, {}),
 }
 #: Where the way in which the probe is recorded could matter.
@@ -211,8 +226,8 @@ def train(directory: Path, case: str, sanity: bool, *monitors: GeometryMonitor) 
 
 
 def bare(directory: Path, case: str, sanity: bool) -> dict[str, Any]:
-    """The run without a monitor; Lightning's sanity check changes nothing, but what forward writes."""
-    key = case, sanity and case == "writes"
+    """The run without a monitor; Lightning's sanity check changes nothing but what forward itself does."""
+    key = case, sanity and case in ("writes", "draws")
     if key not in BARE:
         BARE[key] = train(directory, case, sanity)
     return BARE[key]

@@ -8,9 +8,10 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from lightning_geo.schema import GeometryRecord
+from lightning_geo.sinks.events import file_version, record_event, session_start
 from lightning_geo.sinks.frames import frame
 
 __all__ = ["RecordFile"]
@@ -19,7 +20,9 @@ _serial = itertools.count()
 
 
 class RecordFile:
-    """One event file per session, opened at the first sample; each sample is on disk when ``write`` returns.
+    """One event file per session; each sample is on disk when ``write`` returns.
+
+    Opened at the first sample, in a resumed run at once.
 
     Named ``events.out.tfevents.<time>.<host>.<pid>.<n>.lightning_geo``, as TensorBoard wants it.
 
@@ -27,7 +30,7 @@ class RecordFile:
         directory: Where the file goes; made if it is not there.
         name: The monitor's name.
         resumed_at: Step at which this session takes over from an earlier one.
-        on_open: Called with the file's path once the first sample is in it.
+        on_open: Called with the file's path once something is in it.
     """
 
     def __init__(
@@ -41,22 +44,21 @@ class RecordFile:
         # absolute: a relative directory would move with the working directory
         self._directory = Path(directory).absolute()
         self._name = name
-        self._resumed_at = resumed_at
         self._on_open = on_open
         self._file: BinaryIO | None = None
         self.where = f"record: {directory}"
+        if resumed_at is not None:  # at once, as in the TensorBoard sink, and twice
+            self._append(*[session_start(resumed_at)] * 2)
 
     def write(self, record: GeometryRecord, *, final: bool = False) -> None:
         """Write one sample."""
-        from lightning_geo.sinks.events import file_version, record_event, session_start
+        self._append(record_event(record, self._name))
 
-        events = [record_event(record, self._name)]
+    def _append(self, *events: Any) -> None:
         file, first = self._file, self._file is None
         if file is None:
             file = self._file = self._open()
-            # twice, for the same reason as in the TensorBoard sink
-            starts = [] if self._resumed_at is None else [session_start(self._resumed_at)] * 2
-            events = [file_version(), *starts, *events]
+            events = (file_version(), *events)
         file.write(b"".join(frame(event.SerializeToString()) for event in events))
         file.flush()
         if first and self._on_open is not None:

@@ -44,8 +44,14 @@ class TensorBoardSink:
         self._level = level
         self._schedule = schedule
         self._with_record = with_record
-        self._resumed_at = resumed_at
         self._started = False
+        if resumed_at is not None:
+            # at once: it voids all that stands in the run from its step on, what this session logs included.
+            # Twice: TensorBoard takes the first one in a directory for the start of the run
+            writer = experiment._get_file_writer()
+            for _ in range(2):
+                writer.add_event(_as_its_own(writer, session_start(resumed_at)))
+            writer.flush()
         self.where = f"TensorBoard: tensorboard --logdir {experiment._get_file_writer().get_logdir()}"
 
     def write(self, record: GeometryRecord, *, final: bool = False) -> None:
@@ -56,10 +62,6 @@ class TensorBoardSink:
         for tag, number in scalars(record, self._name, self._level).items():
             event.summary.value.add(tag=tag, simple_value=number)
         first, self._started = not self._started, True
-        if first and self._resumed_at is not None:
-            # TensorBoard takes the first start in a directory for the start of the run and drops nothing
-            for _ in range(2):
-                writer.add_event(_as_its_own(writer, session_start(self._resumed_at)))
         self._send(writer, event, record)
         # events of their own: a layout or a picture that fails costs no numbers
         if first:
