@@ -40,8 +40,11 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        # not kept here: `lightning_geo.monitor` decides anew which Lightning its monitor belongs to
-        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+        home = importlib.import_module(f"{__name__}.{_HOMES[name]}")
+        if name == "GeometryMonitor":
+            # not kept here: a LightningCLI imported since asks whether it is a callback of its own kind
+            importlib.import_module(f"{__name__}.lightning").adopt()
+        return getattr(home, name)
     if name == "functional":
         return importlib.import_module(f"{__name__}.functional")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -26,8 +26,8 @@ SMALL = ["entropy", "drift.query"]
 
 def write_session(directory: Path, steps: Any, resumed_at: int | None = None, **kwargs: Any) -> Path:
     """One session of a run; ``seed`` tells sessions apart."""
-    sink = RecordFile(directory, kwargs.pop("name", "geometry"), resumed_at=resumed_at)
     before = set(directory.glob("*")) if directory.exists() else set()
+    sink = RecordFile(directory, kwargs.pop("name", "geometry"), resumed_at=resumed_at)
     for step in steps:
         sink.write(make_record(step, **{"metrics": SMALL, **kwargs}))
     sink.close()
