@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from lightning_geo.schema import GeometryRecord
@@ -58,7 +58,7 @@ def open_sinks(
         resumed_at: Step of the checkpoint that the run resumed from; ``None`` for a fresh run.
     """
     sinks: list[Sink] = []
-    record: RecordFile | None = None
+    record: Callable[[], RecordFile] | None = None  # made only where no TensorBoard writer holds it
     recorded = False
     places: list[str | os.PathLike[str]] = []
     for logger in loggers:
@@ -75,15 +75,15 @@ def open_sinks(
             if record is None and not experiment.disabled:  # a disabled run has a temporary directory
                 folder = os.path.abspath(experiment.dir)
                 upload = functools.partial(experiment.save, base_path=folder, policy="end")
-                record = RecordFile(folder, name, resumed_at=resumed_at, on_open=upload)
+                record = functools.partial(RecordFile, folder, name, resumed_at=resumed_at, on_open=upload)
         else:
             sinks.append(ScalarSink(logger, name, level))
             place = getattr(logger, "log_dir", None)
             places += [place] if isinstance(place, str) else []
     places += [directory] if directory is not None else []
     if record is None and places:
-        record = RecordFile(places[0], name, resumed_at=resumed_at)
-    return sinks if recorded or record is None else [*sinks, record]
+        record = functools.partial(RecordFile, places[0], name, resumed_at=resumed_at)
+    return sinks if recorded or record is None else [*sinks, record()]
 
 
 def _experiment(logger: Any) -> Any:

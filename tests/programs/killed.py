@@ -27,7 +27,13 @@ CHECKPOINT, KILLED, STOPPED = 100, 160, 120
 
 
 class Logging(Classifier):
-    """Logs its loss at each step, as users do."""
+    """Logs its loss at each step and has a forward of its own, as users' modules do."""
+
+    def forward(self, **batch: Tensor) -> Any:
+        return self.model(**batch)
+
+    def loss(self, batch: dict[str, Tensor]) -> Tensor:
+        return self(**batch).loss  # type: ignore[no-any-return]
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         loss = super().training_step(batch, batch_idx)

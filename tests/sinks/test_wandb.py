@@ -24,7 +24,8 @@ from sinks.records import assert_same, make_record
 
 @pytest.fixture(autouse=True)
 def _quiet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    for name, value in {"SILENT": "true", "CONFIG_DIR": str(tmp_path / "config")}.items():
+    settings = {"SILENT": "true", "MODE": "offline", "CONFIG_DIR": str(tmp_path / "config")}
+    for name, value in settings.items():
         monkeypatch.setenv(f"WANDB_{name}", value)
     yield
     wandb.finish()
