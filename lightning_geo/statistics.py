@@ -20,7 +20,7 @@ from torch import Tensor
 from lightning_geo.functional import AttentionStatistics, attention_statistics
 from lightning_geo.functional._tensors import exact_dtype
 from lightning_geo.functional.cone import sum_of_directions
-from lightning_geo.functional.registry import metric_function
+from lightning_geo.functional.registry import metric_function, reads_of
 from lightning_geo.ranks import world_size
 from lightning_geo.schema import ROLES, spec_of
 from lightning_geo.taps import AttentionCall, BlockCall, CallKey
@@ -109,6 +109,11 @@ class _Observed:
     key_mask: Tensor | None
     statistics: AttentionStatistics
 
+    @property
+    def received(self) -> Tensor:
+        assert self.statistics.received is not None
+        return self.statistics.received
+
 
 class SampleStatistics:
     """Turns what the tap sees into statistics; the tap's observer.
@@ -145,22 +150,29 @@ class SampleStatistics:
     def _measure_rows(self, layer: LayerStatistics, call: AttentionCall) -> None:
         if not (self._rows or self._maxima or self._sequences):
             return
-        statistics = call_statistics(call)
-        live = statistics.live
-        planes = {
-            name: metric_function(name)(statistics)
-            for name in (*self._rows, *self._maxima)
+        defined = [
+            name
+            for name in (*self._rows, *self._maxima, *self._sequences)
             if not (call.cross and spec_of(name).self_attention)
-        }
-        planes = {name: plane for name, plane in planes.items() if plane is not None}
+        ]
+        # logsumexp tells whether all scores are finite
+        wanted = {field for name in defined for field in reads_of(name)} | {"logsumexp"}
+        statistics = call_statistics(call, wanted)
+        live = statistics.live
+        planes = {}
+        for name in (n for n in defined if spec_of(n).kind == "row"):
+            fields = [getattr(statistics, field) for field in reads_of(name)]
+            if all(field is not None for field in fields):
+                planes[name] = metric_function(name)(*fields)
+        assert statistics.logsumexp is not None
         # a sequence with NaN or infinity in it has no value, rather than that of its other rows
         broken = (live & ~statistics.logsumexp.isfinite()).any(-1)
         layer.add("broken", broken.sum())
         rows = tuple(name for name in self._rows if name in planes)
         if rows:
             stacked = torch.stack([planes[name] for name in rows])
-            defined = live & ~stacked.isnan()
-            values = torch.where(defined, stacked, 0.0).sum(-1) / defined.sum(-1)
+            counted = live & ~stacked.isnan()
+            values = torch.where(counted, stacked, 0.0).sum(-1) / counted.sum(-1)
             layer.add_values("row", rows, torch.where(broken, torch.nan, values))
         for name in self._maxima:
             values = torch.where(live, planes[name], -torch.inf).amax(-1)
@@ -230,8 +242,8 @@ def _add_stage(layer: LayerStatistics, stage: str, values: dict[str, Tensor]) ->
         layer.add_values(stage, tuple(values), torch.stack(list(values.values())))
 
 
-def call_statistics(call: AttentionCall) -> AttentionStatistics:
-    """Statistics of one observed call, through the public function."""
+def call_statistics(call: AttentionCall, wanted: Iterable[str]) -> AttentionStatistics:
+    """Those statistics of one observed call, through the public function."""
     query, key, masks = call.query, call.key, call.masks
     if call.scores is not None:  # they are all a mask, on products that are zero
         batch, heads, queries, keys = call.scores.shape
@@ -252,6 +264,7 @@ def call_statistics(call: AttentionCall) -> AttentionStatistics:
         special=call.special,
         scale=call.scale,
         softcap=call.softcap,
+        statistics=wanted,
     )
 
 

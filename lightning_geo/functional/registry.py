@@ -7,8 +7,8 @@ returns is float, NaN where the metric is not defined:
 ========== ======================================================== ===============================
 kind       called as                                                returns
 ========== ======================================================== ===============================
-row        ``fn(statistics)``, an ``AttentionStatistics``           ``[B, H, Nq]``, one per query.
-                                                                    Without a registered function:
+row        ``fn(*planes)``: the fields of ``AttentionStatistics``  ``[B, H, Nq]``, one per query.
+           that ``reads`` names, in that order                      Without a registered function:
                                                                     the field of the same name
 sequence   ``fn(call)``, an :class:`ObservedCall`                   ``[B, H]``, one per sequence
 tokens     ``fn(x, mask, before)``: ``x [..., n, d]``, ``mask``     ``[...]``, one per sequence
@@ -32,24 +32,22 @@ the first function of a new family adds its module there.
 from __future__ import annotations
 
 import difflib
-import operator
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
 from lightning_geo.catalog import CATALOG
 from lightning_geo.schema import spec_of
 
-if TYPE_CHECKING:
-    from lightning_geo.kernels import AttentionStatistics
-
-__all__ = ["METRIC_FUNCTIONS", "ObservedCall", "computes", "metric_function"]
+__all__ = ["METRIC_FUNCTIONS", "ObservedCall", "computes", "metric_function", "reads_of"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Tensor])
 
 #: The registered functions by metric name. Read it through :func:`metric_function`.
 METRIC_FUNCTIONS: dict[str, Callable[..., Tensor]] = {}
+
+_READS: dict[str, tuple[str, ...]] = {}
 
 
 class ObservedCall(Protocol):
@@ -72,15 +70,16 @@ class ObservedCall(Protocol):
         """``[B, Nk]`` bool, True = real token; None if all are."""
 
     @property
-    def statistics(self) -> AttentionStatistics:
-        """The call's per-query planes and received mass."""
+    def received(self) -> Tensor:
+        """``[B, H, Nk]``, the attention that each key receives, for functions that read it."""
 
 
-def computes(name: str) -> Callable[[_Function], _Function]:
+def computes(name: str, reads: tuple[str, ...] = ()) -> Callable[[_Function], _Function]:
     """Register the decorated function as the one that computes the catalog's metric ``name``.
 
     Args:
         name: Name of a :class:`~lightning_geo.schema.MetricSpec` in the catalog.
+        reads: Fields of ``AttentionStatistics`` that it needs: what nothing reads is not computed.
 
     Returns:
         A decorator that returns its function unchanged.
@@ -109,16 +108,29 @@ def computes(name: str) -> Callable[[_Function], _Function]:
                 f"{known.__module__}.{known.__qualname__}. Remove one of the two."
             )
         METRIC_FUNCTIONS[name] = function
+        _READS[name] = reads
         return function
 
     return register
+
+
+def reads_of(name: str) -> tuple[str, ...]:
+    """Return which fields of ``AttentionStatistics`` a metric is computed from.
+
+    Example:
+        >>> reads_of("normalized_entropy"), reads_of("distance"), reads_of("stable_rank")
+        (('entropy', 'visible_keys'), ('distance',), ())
+    """
+    spec = spec_of(name)
+    own = (spec.name,) if spec.kind == "row" else ()
+    return _READS.get(spec.name, own)
 
 
 def metric_function(name: str) -> Callable[..., Any]:
     """Return the function that computes a metric, to be called as its ``kind`` says.
 
     A metric on other axes (``cone.head``) falls back to its base name's function (``cone``), and a
-    ``row`` metric without function of its own to the field of its name (None where the call has none).
+    ``row`` metric without function of its own to the field of its name.
 
     Args:
         name: Metric name or stored name, such as ``entropy``, ``cone.head``, ``drift.query``.
@@ -136,5 +148,9 @@ def metric_function(name: str) -> Callable[..., Any]:
         if known in METRIC_FUNCTIONS:
             return METRIC_FUNCTIONS[known]
     if spec.kind == "row":
-        return operator.attrgetter(spec.name)
+        return _as_it_is
     raise KeyError(f"No function computes {spec.name!r}: decorate one with @computes({spec.name!r}).")
+
+
+def _as_it_is(plane: Tensor) -> Tensor:
+    return plane

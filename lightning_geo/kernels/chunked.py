@@ -207,7 +207,7 @@ class _RowSums:
             received=self.received.masked_fill((live & ~finite).any(-1, keepdim=True), torch.nan),
             special_mass=None if problem.special is None else plane(self.special / total),
             sink_mass=None if sinks is None else torch.sigmoid(sinks.to(torch.float32)[:, None] - logsumexp),
-        )
+        ).only(problem.wanted)
 
 
 def _view(buffer: Tensor, shape: tuple[int, ...]) -> Tensor:

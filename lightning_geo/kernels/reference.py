@@ -23,11 +23,18 @@ def reference(problem: AttentionProblem) -> AttentionStatistics:
         The statistics, float planes in float64.
     """
     visible, scores = _visible_scores(problem)
-    position = torch.arange(problem.rows_shape[2], device=scores.device)[:, None] + problem.offset
-    column = torch.arange(problem.keys, device=scores.device)
     live = visible.any(-1)
     if problem.query_mask is not None:
         live = live & problem.query_mask[:, None]
+    first = _first_key(problem, visible & live[..., None])
+    rows = torch.arange(problem.query.shape[2], device=scores.device).expand(scores.shape[0], -1)
+    if problem.rows is not None:
+        rows = problem.rows
+        matrix = rows[:, None, :, None].expand(*problem.rows_shape, problem.keys)
+        visible, scores = visible.gather(2, matrix), scores.gather(2, matrix)
+        live = live.gather(2, matrix[..., 0])
+    position = rows[:, None, :, None] + problem.offset
+    column = torch.arange(problem.keys, device=scores.device)
     finite = (torch.isfinite(scores) | ~visible).all(-1)
 
     p = torch.softmax(scores.masked_fill(~visible, -torch.inf), -1)
@@ -52,20 +59,20 @@ def reference(problem: AttentionProblem) -> AttentionStatistics:
         self_mass=mass(column == position),
         previous_mass=mass(column == position - 1),
         next_mass=mass(column == position + 1),
-        first_mass=mass(_first_key(problem, visible & live[..., None])),
+        first_mass=mass(first),
         backward_mass=mass(column < position),
         forward_mass=mass(column > position),
         distance=mass((column - position).abs()),
         received=p.sum(-2).masked_fill((live & ~finite).any(-1, keepdim=True), torch.nan),
         special_mass=None if special is None else mass(special[:, None, None]),
         sink_mass=None if sinks is None else plane(torch.sigmoid(sinks.double()[:, None] - logsumexp)),
-    )
+    ).only(problem.wanted)
 
 
 def _visible_scores(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
     """Which keys are visible and all scores, hidden ones included: ``[B, H, Nq, Nk]`` each."""
-    batch, heads, queries = problem.rows_shape
-    shape = (batch, heads, queries, problem.keys)
+    batch, heads, _ = problem.rows_shape
+    shape = (batch, heads, problem.query.shape[2], problem.keys)
     key = problem.key.double().repeat_interleave(problem.group_size, dim=1)
     scores = problem.query.double() @ key.transpose(-2, -1) * problem.scale
     if problem.softcap is not None:
@@ -79,8 +86,7 @@ def _visible_scores(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
         visible &= index[3] <= position + problem.right
     for mask in problem.masks:
         if isinstance(mask, BlockRule):
-            full = slice(0, batch), slice(0, heads), slice(0, queries), slice(0, problem.keys)
-            visible &= mask.visible(*full)
+            visible &= mask.visible(*(slice(0, size) for size in shape))
         elif mask.dtype == torch.bool:
             visible &= mask
         else:

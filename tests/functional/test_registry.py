@@ -8,6 +8,7 @@ import torch
 from lightning_geo import catalog
 from lightning_geo.functional import METRIC_FUNCTIONS, attention_statistics, computes, metric_function
 from lightning_geo.functional.cone import sum_of_directions
+from lightning_geo.functional.registry import reads_of
 from lightning_geo.schema import MetricSpec
 
 BATCH, HEADS, KEY_HEADS, TOKENS, WIDTH = 2, 4, 2, 6, 5
@@ -20,6 +21,10 @@ class Call:
     query_mask: torch.Tensor | None
     key_mask: torch.Tensor | None
     statistics: object
+
+    @property
+    def received(self) -> torch.Tensor:
+        return self.statistics.received
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +48,7 @@ def arguments(spec: MetricSpec, call: Call) -> tuple[tuple[object, ...], tuple[i
     """What a function of this kind is called with, and the shape that it must return."""
     generator = torch.Generator().manual_seed(1)
     if spec.kind == "row":
-        return (call.statistics,), (BATCH, HEADS, TOKENS)
+        return tuple(getattr(call.statistics, field) for field in reads_of(spec.name)), (BATCH, HEADS, TOKENS)
     if spec.kind == "sequence":
         return (call,), (BATCH, HEADS)
     if spec.kind == "directions":

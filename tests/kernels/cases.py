@@ -39,6 +39,7 @@ def problem_of(arguments: Arguments) -> AttentionProblem:
     """What the public function makes of its arguments."""
     bound = inspect.signature(attention_statistics).bind(**arguments)
     bound.apply_defaults()
+    del bound.arguments["backend"]
     return attention_problem(*bound.args, **bound.kwargs)
 
 
