@@ -9,14 +9,12 @@ that run vectorised (``exp2`` rather than ``exp``, adding a bias rather than ``m
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_geo.kernels.masks import HIDDEN_SCORE, bias_of, count_hidden, first_keys, is_hidden
+from lightning_geo.kernels.precision import exactly
 from lightning_geo.kernels.problem import AttentionProblem, AttentionStatistics
 from lightning_geo.kernels.tiles import Plan, Rows, Tile
 
@@ -41,26 +39,12 @@ def chunked(problem: AttentionProblem, tile_scores: int = TILE_SCORES) -> Attent
     Returns:
         The statistics. Beside them and two tiles, only some heads' q and k are held in float32.
     """
-    device = problem.query.device.type
-    with torch.no_grad(), torch.autocast(device, enabled=False), _full_precision(device):
+    with torch.no_grad(), exactly(problem.query.device):
         plan = Plan.of(problem, tile_scores)
         sums = _RowSums(problem, plan)
         for batch, key_heads in plan.groups(problem):
             sums.add(batch, key_heads)
         return sums.statistics()
-
-
-@contextmanager
-def _full_precision(device: str) -> Iterator[None]:
-    # TF32 and bf16 products would leave three digits of a score
-    backends: Any = torch.backends
-    backend = backends.cuda.matmul if device == "cuda" else backends.mkldnn.matmul
-    before = backend.fp32_precision
-    backend.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        backend.fp32_precision = before
 
 
 class _RowSums:
