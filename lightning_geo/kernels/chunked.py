@@ -16,6 +16,7 @@ from torch import Tensor
 from lightning_geo.kernels.masks import HIDDEN_SCORE, bias_of, count_hidden, first_keys, is_hidden
 from lightning_geo.kernels.precision import exactly
 from lightning_geo.kernels.problem import AttentionProblem, AttentionStatistics
+from lightning_geo.kernels.scratch import scratch
 from lightning_geo.kernels.tiles import Plan, Rows, Tile
 
 __all__ = ["TILE_SCORES", "chunked"]
@@ -55,7 +56,7 @@ class _RowSums:
         self.wants = problem.wanted.__contains__
         shape = problem.rows_shape
         new = problem.query.new_zeros
-        self.tiles = problem.query.new_empty(2, plan.scores(problem), dtype=torch.float32)
+        self.tiles = scratch("tiles", (2, plan.scores(problem)), problem.query, torch.float32)
         self.peak, self.moment, self.norm, self.special = new(4, *shape, dtype=torch.float32)
         # of all keys, those before, those after, all times their distance
         self.linear = new(4, *shape, dtype=torch.float32)

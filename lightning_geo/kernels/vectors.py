@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_geo.kernels.precision import exactly
+from lightning_geo.kernels.scratch import scratch
 
 __all__ = [
     "MOMENTS",
@@ -125,7 +126,8 @@ def token_planes(
     if before is not None and "update_ratio" in wanted:
         before = _wide(before)
         length = torch.linalg.vector_norm(before, dim=-1)
-        change = torch.linalg.vector_norm(x - before, dim=-1)
+        out = None if torch.is_grad_enabled() else scratch("deviation", tuple(x.shape), x)
+        change = torch.linalg.vector_norm(torch.sub(x, before, out=out), dim=-1)
         ratio = change / torch.where(length == 0, 1.0, length)
         planes["update_ratio"] = torch.where(length == 0, torch.nan, ratio)
         finite = finite & length.isfinite()
@@ -144,32 +146,42 @@ def head_moments(x: Tensor, mask: Tensor | None, wanted: frozenset[str]) -> Head
         wanted: Which of ``MOMENTS``; ``"scatter"`` brings ``count`` and ``mean``.
     """
     with torch.no_grad(), exactly(x.device):
-        x = _wide(x)
-        batch, heads, tokens, width = x.shape
-        valid = x.new_ones(batch, tokens, dtype=torch.bool) if mask is None else mask
-        per_head = None if mask is None else mask[:, None]
-        norm = directions = directed = count = mean = scatter = None
+        # tokens first: models project to [B, N, H * D], and reading against that order is slow
+        x = _wide(x).transpose(1, 2)
+        valid = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
+        fields: dict[str, Tensor] = {}
         if wanted & {"norm", "directions"}:
             norm = torch.linalg.vector_norm(x, dim=-1)
-        if "directions" in wanted:
-            assert norm is not None
-            directions, directed = sum_directions(x, norm, per_head)
+            if "directions" in wanted:
+                fields["directions"], fields["directed"] = sum_directions(
+                    x.transpose(1, 2), norm.transpose(1, 2), None if mask is None else mask[:, None]
+                )
+            if "norm" in wanted:
+                norm = norm if mask is None else torch.where(mask[..., None], norm, torch.nan)
+                fields["norm"] = norm.transpose(1, 2)
         if "scatter" in wanted:
-            if mask is not None:
-                x = _without_padding(x, x if norm is None else norm, mask[:, None])
-            count = valid.sum()
-            weights = valid.to(x.dtype)[:, None, None]
-            mean = (weights @ x).sum((0, 2)) / count.clamp(min=1)
-            # centred before the product: float32 would lose a small spread around a large mean
-            centred = x.permute(1, 0, 2, 3) - mean[:, None, None]
-            if mask is not None:
-                centred.mul_(mask[..., None])
-            scatter = _gram(centred.reshape(heads, batch * tokens, width))
-        if norm is not None and per_head is not None:
-            norm = torch.where(per_head, norm, torch.nan)
-        return HeadMoments(
-            valid, norm if "norm" in wanted else None, directions, directed, count, mean, scatter
-        )
+            fields |= _scatter(x, mask)
+        return HeadMoments(valid, **fields)
+
+
+def _scatter(x: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+    """Count, mean and scatter of ``[B, N, H, D]`` over real tokens."""
+    heads, width = x.shape[2:]
+    x = x.flatten(2).flatten(0, 1)
+    if mask is None:
+        count = torch.tensor(x.shape[0], device=x.device)
+        centred = scratch("centred", tuple(x.shape), x)
+        source = x
+    else:  # what is padding is not even read: it may hold anything
+        real = mask.flatten().nonzero().squeeze(-1)
+        count = torch.tensor(real.shape[0], device=x.device)
+        centred = scratch("centred", (real.shape[0], x.shape[1]), x)
+        source = torch.index_select(x, 0, real, out=centred)
+    mean = source.sum(0) / count.clamp(min=1)
+    # centred before the product: float32 would lose a small spread around a large mean
+    torch.sub(source, mean, out=centred)
+    scatter = _gram(centred.view(-1, heads, width).transpose(0, 1))
+    return {"count": count, "mean": mean.view(heads, width), "scatter": scatter}
 
 
 def sum_directions(x: Tensor, norm: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -188,8 +200,14 @@ def sum_directions(x: Tensor, norm: Tensor, mask: Tensor | None) -> tuple[Tensor
         x = _without_padding(x, norm, mask)
         directed = directed & mask
     weights = torch.where(directed, 1.0 / torch.where(directed, norm, 1.0), 0.0)
-    with exactly(x.device):
-        total = (weights[..., None, :] @ x).squeeze(-2)
+    if torch.is_grad_enabled():
+        total = (weights[..., None] * x).sum(-2)
+    else:
+        # in the order in which ``x`` lies in memory: the same strides, so that nothing is read across
+        order = sorted(range(x.dim()), key=lambda axis: -x.stride(axis))
+        parts = scratch("directions", tuple(x.shape[axis] for axis in order), x)
+        parts = parts.permute(sorted(range(x.dim()), key=lambda axis: order[axis]))
+        total = torch.mul(weights[..., None], x, out=parts).sum(-2)
     return total, directed.sum(-1).to(x.dtype)
 
 
@@ -206,18 +224,20 @@ def _without_padding(x: Tensor, norm: Tensor, mask: Tensor) -> Tensor:
 def _shape(x: Tensor) -> dict[str, Tensor]:
     """Skewness and excess kurtosis over features; NaN where they are all equal."""
     mean = x.mean(-1, keepdim=True)
-    deviation = x - mean
-    square = deviation.square()
-    variance = square.mean(-1, keepdim=True)
+    # the gradient alone needs what is overwritten else
+    reused = not torch.is_grad_enabled()
+    first = scratch("deviation", tuple(x.shape), x) if reused else None
+    second = scratch("square", tuple(x.shape), x) if reused else None
+    deviation = torch.sub(x, mean, out=first)
+    variance = torch.mul(deviation, deviation, out=second).mean(-1, keepdim=True)
     # A token whose features are all equal has no shape; rounding of its mean must not give it one
     # (the threshold is scipy.stats.skew's).
     constant = variance <= (torch.finfo(x.dtype).resolution * mean).square()
-    # standardised first: x⁴ itself may overflow; the gradient alone needs what is overwritten else
-    old, free = (None, None) if torch.is_grad_enabled() else (deviation, square)
-    z = torch.mul(deviation, torch.where(constant, 1.0, variance).rsqrt(), out=old)
-    square = torch.mul(z, z, out=free)
-    skewness = torch.mul(z, square, out=old).mean(-1)
-    kurtosis = torch.mul(square, square, out=free).mean(-1) - 3
+    # standardised first: x⁴ itself may overflow
+    z = torch.mul(deviation, torch.where(constant, 1.0, variance).rsqrt(), out=first)
+    square = torch.mul(z, z, out=second)
+    skewness = torch.mul(z, square, out=first).mean(-1)
+    kurtosis = torch.mul(square, square, out=second).mean(-1) - 3
     shape = {"skewness": skewness, "kurtosis": kurtosis}
     return {name: torch.where(constant[..., 0], torch.nan, plane) for name, plane in shape.items()}
 
