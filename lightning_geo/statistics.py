@@ -83,9 +83,9 @@ class LayerStatistics:
         if f"{name}.count" not in self.sums:
             return None
         count, total, second = (self.sums[f"{name}.{part}"] for part in ("count", "sum", "second"))
+        count = torch.where(count > 1, count.to(total.dtype), torch.nan)
         mean = total / count
-        covariance = second / count - mean[:, :, None] * mean[:, None, :]
-        return torch.where(count > 1, covariance, torch.nan)
+        return torch.baddbmm(second / count, mean[:, :, None], mean[:, None, :], alpha=-1)
 
     def mean_values(self) -> dict[str, Tensor]:
         """Mean over sequences of every metric kept by value, and the maxima; NaN if there was none."""

@@ -200,14 +200,12 @@ def sum_directions(x: Tensor, norm: Tensor, mask: Tensor | None) -> tuple[Tensor
         x = _without_padding(x, norm, mask)
         directed = directed & mask
     weights = torch.where(directed, 1.0 / torch.where(directed, norm, 1.0), 0.0)
-    if torch.is_grad_enabled():
-        total = (weights[..., None] * x).sum(-2)
-    else:
-        # in the order in which ``x`` lies in memory: the same strides, so that nothing is read across
-        order = sorted(range(x.dim()), key=lambda axis: -x.stride(axis))
-        parts = scratch("directions", tuple(x.shape[axis] for axis in order), x)
-        parts = parts.permute(sorted(range(x.dim()), key=lambda axis: order[axis]))
-        total = torch.mul(weights[..., None], x, out=parts).sum(-2)
+    # in the order in which heads and tokens lie in memory: nothing is read across
+    across = x.dim() > 3 and x.stride(-3) < x.stride(-2)
+    if across:
+        x, weights = x.transpose(-3, -2), weights.transpose(-2, -1)
+    out = None if torch.is_grad_enabled() else scratch("directions", tuple(x.shape), x)
+    total = torch.mul(x, weights[..., None], out=out).sum(-3 if across else -2)
     return total, directed.sum(-1).to(x.dtype)
 
 
