@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_geo.functional import head_similarity, principal_subspace
 from lightning_geo.functional.registry import metric_function
-from lightning_geo.schema import ROLES, spec_of
+from lightning_geo.schema import ROLES, spec_of, standard_error
 from lightning_geo.statistics import LayerStatistics, SampleStatistics
 from lightning_geo.taps import CallKey, Layout
 
@@ -197,7 +197,7 @@ def _to_host(pieces: list[tuple[str, str, int, Tensor]], metrics: tuple[str, ...
         return
     structure = result.structure
     flat = torch.cat([value.reshape(-1).float() for *_, value in pieces]).cpu().numpy()
-    order = {name: i for i, name in enumerate(metrics)}
+    order = {name: i for i, name in enumerate(n for m in metrics for n in (m, standard_error(m)))}
     stacks: dict[str, dict[str, NDArray[Any]]] = {stack: {} for stack in structure}
     start = 0
     for stack, name, index, value in pieces:

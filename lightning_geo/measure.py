@@ -34,10 +34,16 @@ class Measurement:
         metrics: Stored names, as :func:`lightning_geo.schema.select` returns them.
         layers: Layer indices, or a regular expression on the paths of attention modules.
         rank: Dimensions of the subspaces.
+        max_queries: Query rows to measure per sequence, drawn at random; None for all of them.
     """
 
     def __init__(
-        self, taps: Mapping[str, Tap], metrics: tuple[str, ...], layers: LayerChoice = None, rank: int = 8
+        self,
+        taps: Mapping[str, Tap],
+        metrics: tuple[str, ...],
+        layers: LayerChoice = None,
+        rank: int = 8,
+        max_queries: int | None = None,
     ) -> None:
         self._metrics = metrics
         self._layers = layers
@@ -46,7 +52,7 @@ class Measurement:
         for tap in taps.values():
             tap.failures.clear()
             tap.seconds = 0.0
-        self._statistics = {name: SampleStatistics(metrics) for name in taps}
+        self._statistics = {name: SampleStatistics(metrics, max_queries, name) for name in taps}
 
     @contextmanager
     def observe(self, name: str = "") -> Iterator[Tap]:

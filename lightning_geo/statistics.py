@@ -30,7 +30,8 @@ from lightning_geo.functional._tensors import exact_dtype
 from lightning_geo.functional.registry import metric_function, reads_of
 from lightning_geo.functional.stream import mean_over_tokens
 from lightning_geo.ranks import world_size
-from lightning_geo.schema import ROLES, spec_of
+from lightning_geo.rows import draw_rows, variance_of_mean
+from lightning_geo.schema import ROLES, spec_of, standard_error
 from lightning_geo.taps import AttentionCall, BlockCall, CallKey
 
 __all__ = ["LayerStatistics", "SampleStatistics", "reduce_over_ranks"]
@@ -53,14 +54,25 @@ class LayerStatistics:
         value = value.to(exact_dtype(value))
         self.sums[name] = self.sums[name] + value if name in self.sums else value
 
-    def add_values(self, group: str, names: tuple[str, ...], values: Tensor) -> None:
-        """Add per-sequence values [P, B, ...] of P metrics; one that is not finite does not count."""
+    def add_values(
+        self, group: str, names: tuple[str, ...], values: Tensor, variances: Tensor | None = None
+    ) -> None:
+        """Add per-sequence values [P, B, ...] of P metrics; one that is not finite does not count.
+
+        Args:
+            group: Which of a layer's groups of metrics they are.
+            names: Of the P metrics.
+            values: Their means.
+            variances: Of these means, where they are estimates.
+        """
         if not names:
             return
         defined = values.isfinite()
         self.names[group] = names
         self.add(f"{group}.total", torch.where(defined, values, 0.0).sum(1))
         self.add(f"{group}.count", defined.sum(1))
+        if variances is not None:
+            self.add(f"{group}.variance", torch.where(defined, variances, 0.0).sum(1))
 
     def add_maximum(self, name: str, values: Tensor) -> None:
         """Take the largest of per-sequence values [B, H]."""
@@ -88,12 +100,17 @@ class LayerStatistics:
         return torch.baddbmm(second / count, mean[:, :, None], mean[:, None, :], alpha=-1)
 
     def mean_values(self) -> dict[str, Tensor]:
-        """Mean over sequences of every metric kept by value, and the maxima; NaN if there was none."""
-        values = {
-            name: self.sums[f"{group}.total"][i] / self.sums[f"{group}.count"][i]
-            for group, names in self.names.items()
-            for i, name in enumerate(names)
-        }
+        """Mean over sequences of every metric kept by value, and the maxima; NaN if there was none.
+
+        Estimates come with their standard errors: sequences are the strata of one sample of rows.
+        """
+        values: dict[str, Tensor] = {}
+        for group, names in self.names.items():
+            count = self.sums[f"{group}.count"]
+            values.update(zip(names, self.sums[f"{group}.total"] / count, strict=True))
+            if f"{group}.variance" in self.sums:
+                errors = self.sums[f"{group}.variance"].sqrt() / count
+                values.update(zip(map(standard_error, names), errors, strict=True))
         for name, value in self.maxima.items():
             values[name] = torch.where(value.isfinite(), value, torch.nan)
         return values
@@ -119,9 +136,13 @@ class SampleStatistics:
 
     Args:
         metrics: Stored names to measure.
+        max_queries: Query rows to measure per sequence, drawn at random; None for all of them.
+        seed: Which ones.
     """
 
-    def __init__(self, metrics: Iterable[str]) -> None:
+    def __init__(self, metrics: Iterable[str], max_queries: int | None = None, seed: str = "") -> None:
+        self._max_queries = max_queries
+        self._seed = seed
         self.layers: dict[CallKey, LayerStatistics] = {}
         #: path of a list item and the call that it belongs to -> statistics of input and output
         self.blocks: dict[tuple[str, CallKey], LayerStatistics] = {}
@@ -144,21 +165,27 @@ class SampleStatistics:
         layer = self.layers.setdefault(key, LayerStatistics())
         layer.heads = (call.scores if call.query is None else call.query).shape[1]  # type: ignore[union-attr]
         moments = self._measure_vectors(layer, call)
-        self._measure_rows(layer, call, moments)
+        self._measure_rows(layer, call, moments, f"{self._seed} {key}")
 
     def _measure_rows(
-        self, layer: LayerStatistics, call: AttentionCall, moments: dict[str, HeadMoments]
+        self, layer: LayerStatistics, call: AttentionCall, moments: dict[str, HeadMoments], seed: str
     ) -> None:
+        sample = None
+        if self._max_queries is not None:
+            batch, queries, _ = call.lengths
+            sample = draw_rows(batch, queries, call.query_mask, self._max_queries, seed, call.device)
         names = [
             name
             for name in (*self._rows, *self._maxima, *self._sequences)
             if not (call.cross and spec_of(name).self_attention)
+            # what is no mean over rows cannot be told from some of them
+            and (sample is None or (name in self._rows) or not reads_of(name))
         ]
         if not names:
             return
         # logsumexp tells whether all scores are finite
         wanted = {field for name in names for field in reads_of(name)} | {"logsumexp"}
-        statistics = call_statistics(call, wanted)
+        statistics = call_statistics(call, wanted, None if sample is None else sample.rows)
         live = statistics.live
         assert statistics.logsumexp is not None
         # a sequence with NaN or infinity in it has no value, rather than that of its other rows
@@ -167,15 +194,19 @@ class SampleStatistics:
         planes = _planes((name for name in names if spec_of(name).kind == "row"), statistics)
         rows = tuple(name for name in self._rows if name in planes)
         if rows:
-            values = masked_mean(stacked := torch.stack([planes[n] for n in rows]), live & ~stacked.isnan())
-            layer.add_values("row", rows, torch.where(broken, torch.nan, values))
-        for name in self._maxima:
+            stacked = torch.stack([planes[name] for name in rows])
+            counted = live & ~stacked.isnan()
+            values = torch.where(broken, torch.nan, masked_mean(stacked, counted))
+            variances = None if sample is None else variance_of_mean(stacked, counted, sample.fraction)
+            layer.add_values("row", rows, values, variances)
+        for name in (name for name in self._maxima if name in planes):
             values = torch.where(live, planes[name], -torch.inf).amax(-1)
             layer.add_maximum(name, torch.where(broken, torch.nan, values))
-        if self._sequences and "query" in moments and "key" in moments:
+        sequences = tuple(name for name in self._sequences if name in names)
+        if sequences and "query" in moments and "key" in moments:
             seen = _Observed(moments["query"], moments["key"], call.key_mask(), statistics)
-            values = torch.stack([metric_function(name)(seen) for name in self._sequences])
-            layer.add_values("sequence", tuple(self._sequences), torch.where(broken, torch.nan, values))
+            values = torch.stack([metric_function(name)(seen) for name in sequences])
+            layer.add_values("sequence", sequences, torch.where(broken, torch.nan, values))
 
     def _measure_vectors(self, layer: LayerStatistics, call: AttentionCall) -> dict[str, HeadMoments]:
         """Measure what the four roles' vectors look like; returns what rows may need of it."""
@@ -277,8 +308,8 @@ def _add_cones(
     layer.add_values(stage, tuple(names), values)
 
 
-def call_statistics(call: AttentionCall, wanted: Iterable[str]) -> AttentionStatistics:
-    """Those statistics of one observed call, through the public function."""
+def call_statistics(call: AttentionCall, wanted: Iterable[str], rows: Tensor | None) -> AttentionStatistics:
+    """Those statistics of one observed call, of all rows or of some, through the public function."""
     query, key, masks = call.query, call.key, call.masks
     if call.scores is not None:  # they are all a mask, on products that are zero
         batch, heads, queries, keys = call.scores.shape
@@ -300,6 +331,7 @@ def call_statistics(call: AttentionCall, wanted: Iterable[str]) -> AttentionStat
         scale=call.scale,
         softcap=call.softcap,
         statistics=wanted,
+        queries=rows,
     )
 
 
