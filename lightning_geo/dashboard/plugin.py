@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from importlib import resources
@@ -122,8 +123,9 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard ships no ty
         listing = self._provider.list_tensors(ctx, experiment_id=experiment, plugin_name=PLUGIN)
         runs: dict[str, dict[str, dict[str, list[str]]]] = {}
         changed: dict[tuple[str, str], tuple[int, float]] = {}
-        for run, tags in listing.items():
-            for tag, series in tags.items():
+        # sorted: the fast data server lists in another order each time
+        for run, tags in sorted(listing.items(), key=lambda item: _natural(item[0])):
+            for tag, series in sorted(tags.items(), key=lambda item: _natural(item[0])):
                 found = parse_tag(tag)
                 if found is None:
                     continue
@@ -203,6 +205,11 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard ships no ty
 
 def _where(request: Request) -> tuple[Any, str]:
     return plugin_util.context(request.environ), plugin_util.experiment_id(request.environ)
+
+
+def _natural(text: str) -> list[tuple[int, str]]:
+    """A key that sorts ``version_2`` before ``version_10``."""
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", text)]
 
 
 def _ordered(names: Iterable[str]) -> list[str]:

@@ -22,7 +22,7 @@ export class App {
     this.extents = new WeakMap();
     this.cache = new Cache(() => this.schedule());
     this.views = Object.fromEntries(Object.entries(VIEW_TYPES).map(([name, View]) => [name, new View(this)]));
-    this.tabs = choice("view", VIEWS.filter((name) => VIEW_TYPES[name]).map((name) => [name, name[0].toUpperCase() + name.slice(1), VIEW_TYPES[name].hint]), (view) => this.update({ view }));
+    this.tabs = choice("view", VIEWS.map((name) => [name, name[0].toUpperCase() + name.slice(1), VIEW_TYPES[name].hint]), (view) => this.update({ view }));
     this.sidebar = new Sidebar(this);
     this.player = new Player(this);
     this.heading = el("div", { class: "heading" });
@@ -101,14 +101,20 @@ export class App {
     this.sidebar.paint();
     const view = this.views[state.view];
     if (this.stage.firstChild !== view.element) this.stage.replaceChildren(view.element);
-    this.message.textContent = this._trouble(view);
-    this.heading.replaceChildren(...(this.spec ? explained(this.spec) : []));
+    this.heading.replaceChildren(...this._explained());
     const ready = this.spec && this.series(state.run) && !this.error(state.run);
     this.stage.style.visibility = ready ? "visible" : "hidden";
     this.player.paint();
     if (ready) view.paint();
+    this.message.textContent = this._trouble(view);
     clearTimeout(this.saving);
     this.saving = setTimeout(() => writeView(encode(this.state)), 400);
+  }
+
+  _explained() {
+    if (!this.spec) return [];
+    if (this.state.view !== "overview") return explained(this.spec);
+    return [el("h2", {}, "All families"), el("span", { class: "muted" }, "Colours of each picture span its own values. Click one to open it.")];
   }
 
   _trouble(view) {
@@ -130,7 +136,7 @@ export class App {
     const monitor = this._stack(run);
     const stack = monitor?.stacks.find((s) => s.stack === this.state.stack) ?? (monitor?.stacks.length === 1 ? monitor.stacks[0] : null);
     if (!stack?.metrics.includes(metric)) return new Error(`Run ${run} has no ${metric} in stack ${this.state.stack}.`);
-    const request = { run, monitor: monitor.monitor, stack: stack.stack, metric, samples: samples || this._limit(run) };
+    const request = { run, monitor: monitor.monitor, stack: stack.stack, metric, samples: samples || this.samplesOf(run) };
     return this.cache.get(request, monitor.last.join());
   }
 
@@ -145,8 +151,12 @@ export class App {
     return got instanceof Error ? got.message : got && !got.steps.length ? `${this.state.metric} has no sample yet.` : "";
   }
 
-  /** Cells of the stack, as far as the facts tell. */
-  _limit(run, largest) {
+  metricNames() {
+    return this._stack(this.state.run)?.stacks.find((s) => s.stack === this.state.stack)?.metrics ?? [];
+  }
+
+  /** How many samples of a metric fit into so many bytes, as far as the facts tell its size. */
+  samplesOf(run, largest) {
     const heads = this._structure(run)?.heads ?? [];
     return limit(heads.length * Math.max(1, ...heads), largest);
   }
@@ -171,10 +181,10 @@ export class App {
     return this._structure()?.modules?.[layer] ?? "";
   }
 
-  /** Whether the model has a cell; null if all layers have the same heads. */
-  exists() {
-    const heads = this._structure()?.heads;
-    if (!heads || !this.spec.axes.includes("head")) return null;
+  /** Whether the model of a run has a cell, as far as its facts tell. */
+  exists(run = this.state.run, spec = this.spec) {
+    const heads = this._structure(run)?.heads;
+    if (!heads || !spec.axes.includes("head")) return null;
     return (layer, head) => layer >= heads.length || !heads[layer] || head < heads[layer];
   }
 
@@ -194,6 +204,13 @@ export class App {
     this.update({ step: sample === steps.length - 1 ? null : steps[sample] });
   }
 
+  /** Picks a cell that was clicked, as far as the metric and the model have one there. */
+  pickCell(cell) {
+    if (!cell) return;
+    const head = this.spec.axes.includes("head") ? cell.col : null;
+    if (head === null || !this.exists() || this.exists()(cell.row, head)) this.pick(cell.row, head);
+  }
+
   pick(layer, head) {
     this.update({ picked: toggled(this.state.picked, layer, head) });
   }
@@ -205,17 +222,25 @@ export class App {
     return trace(one, cell?.row ?? null, cell?.col ?? null, this.spec.summary)[0];
   }
 
-  /** The colours of values of the chosen metric in these series. `shown` is what is on screen. */
-  scale(series, shown) {
+  /** The colours of a metric's values in these series. `shown` are the frames on screen. */
+  scale(series, shown, spec = this.spec) {
     const { range, change } = this.state;
-    const [low, high] = this.spec.range;
+    const [low, high] = spec.range;
     if (change) {
-      const ends = range === "step" ? [extent(shown)] : series.map((s) => this._changes(s));
+      const ends = range === "step" ? shown.map(extent) : series.map((s) => this._changes(s));
       return ended(ends, true);
     }
     if (range === "fixed" && low !== null && high !== null) return scale(low, high);
-    if (range === "step") return ended([extent(shown)], false);
+    if (range === "step") return ended(shown.map(extent), false);
     return ended(series.map((s) => this._extent(s)), false);
+  }
+
+  /** The colours of values that were made of a metric's, by their extents. */
+  scaleOf(extents) {
+    const { range, change } = this.state;
+    const [low, high] = this.spec.range;
+    if (!change && range === "fixed" && low !== null && high !== null) return scale(low, high);
+    return ended(extents, change);
   }
 
   _extent(series) {

@@ -15,10 +15,39 @@ export class Chart {
     this.element = this.paper.element;
   }
 
-  /** Draws lines `{xs, ys, colour, dashed, wide}`; `cursor` is an x to mark; `across` names the x axis. */
+  /**
+   * Draws lines `{xs, ys, colour, dashed, wide}`; `cursor` is an x to mark; `across` names the x axis.
+   *
+   * The same `lines` at another cursor are not drawn again: thousands of samples cost as little as a few.
+   */
   draw({ lines, cursor = null, across = "step", unit = "" }) {
     const context = this.paper.begin();
-    const { ink, faint, line: rule, mark } = theme();
+    const key = [this.paper.canvas.width, this.paper.canvas.height, across, unit, theme().ink].join();
+    if (this.drawn?.lines !== lines || this.drawn.key !== key) {
+      this._lines(context, lines, across, unit);
+      if (this.paper.canvas.width && this.paper.canvas.height) this._keep(lines, key);
+    } else {
+      context.drawImage(this.drawn.picture, 0, 0, this.paper.width, this.paper.height);
+    }
+    if (cursor === null) return;
+    const { box, x } = this.geometry;
+    context.strokeStyle = theme().mark;
+    context.beginPath();
+    context.moveTo(x(cursor), box.top);
+    context.lineTo(x(cursor), box.bottom);
+    context.stroke();
+  }
+
+  _keep(lines, key) {
+    const picture = this.drawn?.picture ?? document.createElement("canvas");
+    picture.width = this.paper.canvas.width;
+    picture.height = this.paper.canvas.height;
+    picture.getContext("2d").drawImage(this.paper.canvas, 0, 0);
+    this.drawn = { lines, key, picture };
+  }
+
+  _lines(context, lines, across, unit) {
+    const { ink, faint, line: rule } = theme();
     const xs = extentOf(lines, "xs") ?? [0, 1];
     let [low, high] = extentOf(lines, "ys") ?? [0, 1];
     const room = (high - low) * 0.05 || Math.abs(high) * 0.05 || 0.5;
@@ -45,13 +74,6 @@ export class Chart {
     if (unit && unit !== "1") {
       context.textAlign = "left";
       context.fillText(fitted(context, unit, box.right - box.left), box.left + 4, box.top + 4);
-    }
-    if (cursor !== null) {
-      context.strokeStyle = mark;
-      context.beginPath();
-      context.moveTo(x(cursor), box.top);
-      context.lineTo(x(cursor), box.bottom);
-      context.stroke();
     }
     context.lineJoin = "round";
     for (const line of lines) stroke(context, line, x, y);

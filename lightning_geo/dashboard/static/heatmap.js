@@ -2,7 +2,7 @@
 
 import { css, ink, place } from "./colour.js";
 import { labelled, number } from "./format.js";
-import { Paper, fitted, theme } from "./paper.js";
+import { FONT, Paper, fitted, theme } from "./paper.js";
 
 const LEFT = 46;
 const TOP = 24;
@@ -16,6 +16,7 @@ export class Heatmap {
     this.paper = new Paper(label);
     this.element = this.paper.element;
     this.cells = document.createElement("canvas");
+    this.painted = null; // what is on it
   }
 
   /**
@@ -31,75 +32,67 @@ export class Heatmap {
     const left = small ? 6 : LEFT;
     const bottom = small ? 6 : BOTTOM;
     const bar = small ? 0 : BAR;
+    const top = small ? 2 : TOP;
     const most = steps ? Infinity : LARGEST;
     const wide = Math.min((this.paper.width - left - bar - 4) / cols, cols === 1 ? 2 * most : most);
-    const tall = Math.min((this.paper.height - TOP - bottom) / rows, most);
-    const box = { left, top: TOP, wide, tall, rows, cols, right: left + wide * cols, bottom: TOP + tall * rows };
+    const tall = Math.min((this.paper.height - top - bottom) / rows, most);
+    const box = { left, top, wide, tall, rows, cols, right: left + wide * cols, bottom: top + tall * rows };
     this.box = box;
     context.fillStyle = dark;
     context.textBaseline = "middle";
     context.textAlign = "left";
-    context.font = small ? context.font : `600 ${context.font}`;
-    context.fillText(fitted(context, title, this.paper.width - left), left, 10);
-    context.font = context.font.replace("600 ", "");
+    context.font = `600 ${FONT}`;
+    if (title) context.fillText(fitted(context, title, this.paper.width - left), left, 10);
+    context.font = FONT;
     this._paintCells(context, box, values, scale);
-    this._paintAbsent(context, box, values, exists, ground, faint);
+    if (this.painted.absent) paintAbsent(context, box, values, exists, ground, faint);
     if (Math.min(wide, tall) >= GRID) lines(context, box, ground);
     if (!small && !steps && wide >= 42 && tall >= 17) numbers(context, box, values, scale);
     if (cursor >= 0) {
       context.strokeStyle = theme().mark;
       context.lineWidth = 1.5;
-      context.strokeRect(left + cursor * wide - 0.75, TOP - 3, Math.max(wide, 2) + 1.5, box.bottom - TOP + 6);
+      context.strokeRect(left + cursor * wide - 0.75, top - 3, Math.max(wide, 2) + 1.5, box.bottom - top + 6);
     }
     for (const { row, col, colour } of marks) frame(context, box, row, col, colour);
     if (!small) {
       this._axes(context, box, steps, down, right, dark, faint);
-      colourBar(context, box, scale, dark, steps ? "Infinity" : null);
+      colourBar(context, box, scale, dark);
     }
   }
 
   /** Cell by cell into a small picture that is enlarged as a whole: as quick for 80 × 64 as for 6 × 12. */
   _paintCells(context, box, values, scale) {
     const { rows, cols } = box;
-    this.cells.width = cols;
-    this.cells.height = rows;
-    const small = this.cells.getContext("2d");
-    const picture = small.createImageData(cols, rows);
-    for (let i = 0; i < rows * cols; i++) {
-      const value = values[i];
-      if (!Number.isFinite(value)) continue;
-      picture.data.set(scale.colours[place(scale, value)], 4 * i);
-      picture.data[4 * i + 3] = 255;
+    const { low, high, colours } = scale;
+    const same = { low, high, colours, values, cols };
+    if (!this.painted || Object.keys(same).some((name) => same[name] !== this.painted[name])) {
+      this.painted = { ...same, absent: this._fillCells(rows, cols, values, scale) };
     }
-    small.putImageData(picture, 0, 0);
     context.imageSmoothingEnabled = box.wide < 1;
     context.drawImage(this.cells, box.left, box.top, box.right - box.left, box.bottom - box.top);
   }
 
-  _paintAbsent(context, box, values, exists, ground, faint) {
-    context.beginPath();
-    let some = false;
-    for (let row = 0; row < box.rows; row++) {
-      for (let col = 0; col < box.cols; col++) {
-        if (Number.isFinite(values[row * box.cols + col]) || (exists && !exists(row, col))) continue;
-        context.rect(box.left + col * box.wide, box.top + row * box.tall, box.wide, box.tall);
-        some = true;
+  /** Returns whether a cell has no value. */
+  _fillCells(rows, cols, values, scale) {
+    this.cells.width = cols;
+    this.cells.height = rows;
+    const small = this.cells.getContext("2d");
+    const picture = small.createImageData(cols, rows);
+    let absent = false;
+    for (let i = 0; i < rows * cols; i++) {
+      const value = values[i];
+      if (!Number.isFinite(value)) {
+        absent = true;
+        continue;
       }
+      const colour = scale.colours[place(scale, value)];
+      picture.data[4 * i] = colour[0];
+      picture.data[4 * i + 1] = colour[1];
+      picture.data[4 * i + 2] = colour[2];
+      picture.data[4 * i + 3] = 255;
     }
-    if (!some) return;
-    context.save();
-    context.clip();
-    context.fillStyle = ground;
-    context.fillRect(box.left, box.top, box.right - box.left, box.bottom - box.top);
-    context.strokeStyle = faint;
-    context.beginPath();
-    const height = box.bottom - box.top;
-    for (let x = box.left - height; x < box.right; x += 6) {
-      context.moveTo(x, box.bottom);
-      context.lineTo(x + height, box.top);
-    }
-    context.stroke();
-    context.restore();
+    small.putImageData(picture, 0, 0);
+    return absent;
   }
 
   _axes(context, box, steps, down, right, dark, faint) {
@@ -135,6 +128,29 @@ export class Heatmap {
     if (row < 0 || row >= box.rows || col >= box.cols) return null;
     return { row, col: x < box.left ? null : col };
   }
+}
+
+function paintAbsent(context, box, values, exists, ground, faint) {
+  context.save();
+  context.beginPath();
+  for (let row = 0; row < box.rows; row++) {
+    for (let col = 0; col < box.cols; col++) {
+      if (Number.isFinite(values[row * box.cols + col]) || (exists && !exists(row, col))) continue;
+      context.rect(box.left + col * box.wide, box.top + row * box.tall, box.wide, box.tall);
+    }
+  }
+  context.clip();
+  context.fillStyle = ground;
+  context.fillRect(box.left, box.top, box.right - box.left, box.bottom - box.top);
+  context.strokeStyle = faint;
+  context.beginPath();
+  const height = box.bottom - box.top;
+  for (let x = box.left - height; x < box.right; x += 6) {
+    context.moveTo(x, box.bottom);
+    context.lineTo(x + height, box.top);
+  }
+  context.stroke();
+  context.restore();
 }
 
 function lines(context, box, ground) {

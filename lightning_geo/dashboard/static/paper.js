@@ -33,13 +33,14 @@ export class Paper {
   }
 }
 
-/** The colours of the page: ink, faint ink, lines, ground. Read once per theme. */
 let colours = null;
+
+/** The colours of the page: ink, faint ink, lines, ground, mark. Read once per theme. */
 export function theme() {
   if (!colours) {
     const style = getComputedStyle(document.documentElement);
     const read = (name) => style.getPropertyValue(name).trim();
-    colours = { ink: read("--ink"), faint: read("--faint"), line: read("--line"), ground: read("--ground"), mark: read("--mark") };
+    colours = { ink: read("--ink"), faint: read("--faint"), line: read("--line"), ground: read("--ground"), mark: read("--mark"), dark: document.documentElement.dataset.theme === "dark" };
   }
   return colours;
 }

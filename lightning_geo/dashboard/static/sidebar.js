@@ -29,13 +29,14 @@ export class Sidebar {
       ["1", "change", "Its change since the first sample: blue fell, orange rose"],
     ], (change) => app.update({ change: change === "1" }));
     this.align = choice("alignment", [
-      ["step", "by step", "Run B at the same step"],
-      ["fraction", "by fraction", "Run B at the same fraction of its training: for runs of different lengths"],
+      ["step", "step", "Run B at the same step"],
+      ["fraction", "fraction", "Run B at the same fraction of its training: for runs of different lengths"],
     ], (align) => app.update({ align }));
+    this.rangeRow = el("span", { class: "option" }, "Colours", this.range.element);
     this.alignRow = el("span", { class: "option" }, "Align", this.align.element);
     this.options = el("div", { class: "options" },
       el("span", { class: "option" }, "Show", this.change.element),
-      el("span", { class: "option" }, "Colours", this.range.element), this.alignRow);
+      this.rangeRow, this.alignRow);
   }
 
   paint() {
@@ -52,6 +53,7 @@ export class Sidebar {
     this.range.set(state.range);
     this.change.set(state.change ? "1" : "");
     this.align.set(state.align);
+    this.rangeRow.hidden = state.view === "trace";
     this.alignRow.hidden = !state.other || !["compare", "trace", "evolution"].includes(state.view);
     const fixed = this.range.element.querySelector("[data-value=fixed]");
     const bounded = spec && spec.range[0] !== null && spec.range[1] !== null;

@@ -4,6 +4,7 @@ import { Chart } from "./chart.js";
 import { LINES, graded } from "./colour.js";
 import { el } from "./dom.js";
 import { number } from "./format.js";
+import { theme } from "./paper.js";
 import { nearest, trace } from "./series.js";
 
 export function cellName({ layer, head }) {
@@ -39,9 +40,21 @@ export class TracePanel {
     const shown = runs.filter(({ series }) => series);
     if (!shown.length) return;
     this.first = shown[0].series;
-    const cells = this._cells(shown[0].series, spec);
     this.fraction = shown.length > 1 && state.align === "fraction";
-    this.lines = cells.flatMap((cell) =>
+    const cells = this._cells(shown[0].series, spec);
+    const made = [...shown.flatMap(({ series, name }) => [series, name]), state.picked, state.change, this.fraction, spec, theme().dark];
+    if (!this.made || made.some((part, i) => part !== this.made[i]) || made.length !== this.made.length) this.lines = this._made(cells, shown, spec);
+    this.made = made;
+    const now = this.app.step();
+    const [start, end] = [this.first.steps[0], this.first.steps[this.first.steps.length - 1]];
+    const cursor = this.fraction ? (now - start) / (end - start || 1) : now;
+    this.chart.draw({ lines: this.lines, cursor, across: this.fraction ? "fraction of training" : "step", unit: spec.unit });
+    this._legend(cells, shown);
+  }
+
+  _made(cells, shown, spec) {
+    const { state } = this.app;
+    return cells.flatMap((cell) =>
       shown.map(({ series, name }, b) => {
         let ys = trace(series, cell.layer, cell.head, spec.summary);
         if (state.change) ys = ys.map((y) => y - ys[0]);
@@ -50,18 +63,13 @@ export class TracePanel {
         return { xs, ys, colour: cell.colour, dashed: b > 0, wide: state.picked.length > 0, label: cell.label, run: name };
       }),
     );
-    const now = this.app.step();
-    const [start, end] = [this.first.steps[0], this.first.steps[this.first.steps.length - 1]];
-    const cursor = this.fraction ? (now - start) / (end - start || 1) : now;
-    this.chart.draw({ lines: this.lines, cursor, across: this.fraction ? "fraction of training" : "step", unit: spec.unit });
-    this._legend(cells, shown);
   }
 
   _cells(series, spec) {
     const { picked } = this.app.state;
     if (picked.length) return picked.map((cell, i) => ({ ...cell, colour: pickColour(i), label: cellName(cell) }));
     return Array.from({ length: series.layers }, (_, layer) => ({
-      layer, head: null, colour: graded(layer, series.layers), label: `layer ${layer}`,
+      layer, head: null, colour: graded(layer, series.layers, theme().dark), label: `layer ${layer}`,
       all: spec.axes.includes("head"),
     }));
   }

@@ -16,10 +16,7 @@ export class MapView {
     const { element } = this.heatmap;
     element.addEventListener("mousemove", (event) => this._hover(this.heatmap.hit(event)));
     element.addEventListener("mouseleave", () => this._hover(null));
-    element.addEventListener("click", (event) => {
-      const cell = this.heatmap.hit(event);
-      if (cell) app.pick(cell.row, app.spec.axes.includes("head") ? cell.col : null);
-    });
+    element.addEventListener("click", (event) => app.pickCell(this.heatmap.hit(event)));
     this.over = null;
   }
 
@@ -34,7 +31,7 @@ export class MapView {
       values: this.shown,
       rows: series.layers,
       cols: series.heads,
-      scale: app.scale([series], this.shown),
+      scale: app.scale([series], [this.shown]),
       exists: app.exists(),
       title: `${app.state.metric}${app.state.change ? ", change since the first sample" : ""}, step ${series.steps[sample]}`,
       marks: app.state.picked.map(({ layer, head }, i) => ({ row: layer, col: head, colour: pickColour(i) })),
@@ -84,3 +81,4 @@ export class MapView {
     return rows;
   }
 }
+MapView.hint = "Every layer and head at one step";
