@@ -29,8 +29,8 @@ def parse_tag(tag: str) -> Series | None:
     Example:
         >>> parse_tag("lightning_geo/geometry/encoder/effective_rank.query")
         Series(monitor='geometry', stack='encoder', metric='effective_rank.query')
-        >>> parse_tag("lightning_geo/geometry/record"), parse_tag("lightning_geo/geometry/matrices/encoder/basis")
-        (None, None)
+        >>> parse_tag("lightning_geo/geometry/record") is parse_tag("loss") is None
+        True
     """
     plugin, *parts = tag.split("/")
     return Series(*parts) if plugin == PLUGIN and len(parts) == len(Series._fields) else None

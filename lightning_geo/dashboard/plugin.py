@@ -43,7 +43,7 @@ def _guarded(route: Route) -> Callable[..., Any]:
         except ValueError as error:
             return _respond(request, str(error), "text/plain", code=400)
 
-    return Request.application(answer)
+    return Request.application(answer)  # type: ignore[arg-type]  # a method: it has `self` too
 
 
 def _respond(request: Request, content: Any, kind: str, **options: Any) -> Response:
@@ -70,7 +70,7 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard ships no ty
     def __init__(self, context: Any) -> None:
         self._provider = context.data_provider
         folder = resources.files("lightning_geo.dashboard") / _STATIC
-        # read now: only these names can ever be asked for, and an upgrade under a running server mixes nothing
+        # read now: nothing else can be asked for, and an upgrade under a running server mixes nothing
         self._static = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
 
     def get_plugin_apps(self) -> dict[str, Any]:
@@ -133,7 +133,13 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard ships no ty
                 stacks.setdefault(found.stack, []).append(found.metric)
                 key = (run, found.monitor)
                 changed[key] = max(changed.get(key, (0, 0.0)), (series.max_step, series.max_wall_time))
-        metrics = {metric for run in runs.values() for stacks in run.values() for s in stacks.values() for metric in s}
+        metrics = {
+            metric
+            for run in runs.values()
+            for stacks in run.values()
+            for s in stacks.values()
+            for metric in s
+        }
         return {
             "runs": [
                 {
@@ -142,7 +148,10 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard ships no ty
                         {
                             "monitor": monitor,
                             "last": changed[run, monitor],
-                            "stacks": [{"stack": stack, "metrics": _ordered(names)} for stack, names in stacks.items()],
+                            "stacks": [
+                                {"stack": stack, "metrics": _ordered(names)}
+                                for stack, names in stacks.items()
+                            ],
                         }
                         for monitor, stacks in monitors.items()
                     ],
@@ -241,13 +250,18 @@ def in_force(samples: Sequence[Any], sessions: Sequence[Any]) -> list[Any]:
 
 
 def _packed(samples: Sequence[Any], series: Series, total: int) -> bytes:
-    records = [GeometryRecord({series.stack: {series.metric: s.numpy}}, step=s.step) for s in samples]
-    if any(not np.issubdtype(sample.numpy.dtype, np.number) for sample in samples):
+    stack, metric = series.stack, series.metric
+    if any(sample.numpy.dtype.kind not in "fiu" for sample in samples):
         raise ValueError(f"Expected numbers in {tag_of(series)!r}, but other data is stored there.")
-    values = GeometryHistory(records).stacks[series.stack][series.metric] if records else np.empty((0, 0, 0))
+    arrays = [np.atleast_1d(sample.numpy).astype("<f4", copy=False) for sample in samples]
+    records = [
+        GeometryRecord({stack: {metric: array}}, step=s.step)
+        for s, array in zip(samples, arrays, strict=True)
+    ]
+    values = GeometryHistory(records).stacks[stack][metric] if records else np.empty((0, 0), "<f4")
     # whatever its axes: layers down, the rest to the right
-    shape = (*values.shape[:1], *(values.shape[1:2] or (1,)), int(np.prod(values.shape[2:])))
+    shape = (*values.shape[:2], int(np.prod(values.shape[2:])))
     header = {"shape": shape, "steps": [int(s.step) for s in samples], "total": total}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 4)  # float32 wants to lie at a multiple of four
-    return b"".join((np.uint32(len(text)).tobytes(), text, values.astype("<f4", copy=False).tobytes()))
+    return b"".join((np.uint32(len(text)).astype("<u4").tobytes(), text, values.tobytes()))

@@ -8,7 +8,7 @@ const PART_ORDER = ["", "query", "key", "value", "output", "input", "attention",
 export class Sidebar {
   constructor(app) {
     this.app = app;
-    const select = (field) => el("select", { onchange: (event) => app.update({ [field]: event.target.value }) });
+    const select = (field) => el("select", { name: field, onchange: (event) => app.update({ [field]: event.target.value }) });
     this.run = select("run");
     this.other = select("other");
     this.monitor = select("monitor");
