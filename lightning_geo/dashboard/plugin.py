@@ -112,7 +112,8 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard ships no ty
         """The samples of one metric: length of the header (uint32), header as JSON, values as float32."""
         series = Series(*(_argument(request, name) for name in Series._fields))
         limit = int(request.args.get("samples", _ALL))
-        body = self.data(*_where(request), _argument(request, "run"), series, limit)
+        held = int(request.args.get("held", 0)), float(request.args.get("stamp", 0.0))
+        body = self.data(*_where(request), _argument(request, "run"), series, limit, held)
         return _respond(request, body, "application/octet-stream")
 
     def index(self, ctx: Any, experiment: str) -> dict[str, Any]:
@@ -174,8 +175,19 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard ships no ty
         facts: dict[str, Any] = json.loads(data[-1].numpy.item())
         return facts
 
-    def data(self, ctx: Any, experiment: str, run: str, series: Series, limit: int = _ALL) -> bytes:
+    def data(
+        self,
+        ctx: Any,
+        experiment: str,
+        run: str,
+        series: Series,
+        limit: int = _ALL,
+        held: tuple[int, float] = (0, 0.0),
+    ) -> bytes:
         """Return the samples of a metric in force, as ``data_route`` sends them.
+
+        The header: ``shape`` [sample, layer, head], ``steps``, ``first`` (index of the first sample sent),
+        ``total`` (samples that there are) and ``stamp`` (wall time of the last one).
 
         Args:
             ctx: Of the request.
@@ -183,6 +195,8 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard ships no ty
             run: As TensorBoard names it.
             series: Which metric.
             limit: Samples at most, at equal distances; the first and the last are among them.
+            held: How many samples the page has, and the stamp that came with them: if they still stand, what
+                follows on them is sent alone.
 
         Raises:
             LookupError: If there is no such series.
@@ -198,7 +212,11 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard ships no ty
         total = len(samples)
         if total > limit:
             samples = [samples[i] for i in np.linspace(0, total - 1, limit).round().astype(int)]
-        return _packed(samples, series, total)
+        count, stamp = held
+        # whatever replaces a sample replaces all behind it too: if the last one stands, so do all before
+        first = count if 0 < count <= total <= limit and samples[count - 1].wall_time == stamp else 0
+        header = {"first": first, "total": total, "stamp": samples[-1].wall_time if samples else 0.0}
+        return _packed(samples[first:], series, header)
 
     def _read(self, ctx: Any, experiment: str, run: str, tags: list[str], limit: int) -> dict[str, Any]:
         found = self._provider.read_tensors(
@@ -249,7 +267,7 @@ def in_force(samples: Sequence[Any], sessions: Sequence[Any]) -> list[Any]:
     return kept
 
 
-def _packed(samples: Sequence[Any], series: Series, total: int) -> bytes:
+def _packed(samples: Sequence[Any], series: Series, header: dict[str, Any]) -> bytes:
     stack, metric = series.stack, series.metric
     if any(sample.numpy.dtype.kind not in "fiu" for sample in samples):
         raise ValueError(f"Expected numbers in {tag_of(series)!r}, but other data is stored there.")
@@ -261,7 +279,7 @@ def _packed(samples: Sequence[Any], series: Series, total: int) -> bytes:
     values = GeometryHistory(records).stacks[stack][metric] if records else np.empty((0, 0), "<f4")
     # whatever its axes: layers down, the rest to the right
     shape = (*values.shape[:2], int(np.prod(values.shape[2:])))
-    header = {"shape": shape, "steps": [int(s.step) for s in samples], "total": total}
+    header = {**header, "shape": shape, "steps": [int(s.step) for s in samples]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 4)  # float32 wants to lie at a multiple of four
     return b"".join((np.uint32(len(text)).astype("<u4").tobytes(), text, values.tobytes()))

@@ -29,7 +29,9 @@ class Values(NamedTuple):
     """What the route ``data`` sent."""
 
     steps: list[int]
+    first: int
     total: int
+    stamp: float
     values: NDArray[np.float32]
 
 
@@ -38,7 +40,7 @@ def unpack(body: bytes) -> Values:
     length = int.from_bytes(body[:4], "little")
     header = json.loads(body[4 : 4 + length])
     values = np.frombuffer(body, "<f4", offset=4 + length).reshape(header["shape"])
-    return Values(header["steps"], header["total"], values)
+    return Values(header["steps"], header["first"], header["total"], header["stamp"], values)
 
 
 def now(record: GeometryRecord) -> GeometryRecord:
@@ -145,6 +147,16 @@ def test_fewer_samples_keep_the_ends_and_equal_distances(client: Client) -> None
     assert data(client, "version_10", "encoder", "entropy", samples=1000).steps == list(range(300))
 
 
+def test_what_the_page_holds_is_not_sent_again(client: Client) -> None:
+    whole = data(client, "version_10", "encoder", "entropy")
+    stamp = whole.stamp
+    nothing = data(client, "version_10", "encoder", "entropy", held=300, stamp=repr(stamp))
+    assert (nothing.steps, nothing.first, nothing.total, nothing.stamp) == ([], 300, 300, stamp)
+    for held, other in ((299, stamp), (300, stamp - 1), (400, stamp)):  # something else stands there now
+        again = data(client, "version_10", "encoder", "entropy", held=held, stamp=repr(other))
+        assert (again.first, again.steps) == (0, whole.steps)
+
+
 def test_facts_are_those_of_the_last_sample(client: Client) -> None:
     facts = ask(client, "facts", run="version_10", monitor="geometry").json
     assert facts["step"] == 299
@@ -241,3 +253,22 @@ def test_what_was_replaced_is_left_out(
 ) -> None:
     found = in_force([Datum(*s) for s in samples], [Datum(*s) for s in sessions])
     assert [sample.step for sample in found] == kept
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_new_samples_are_sent_to_a_page_that_has_the_others(kind: str, tmp_path: Path) -> None:
+    write_run(tmp_path / "run", [now(make_record(s, metrics=["entropy"])) for s in range(3)])
+    client = client_of(provider_of(kind, tmp_path))
+    eventually(lambda: ask(client, "index").json["runs"])
+    eventually(lambda: data(client, "run", "encoder", "entropy").total == 3)
+    held = data(client, "run", "encoder", "entropy")
+    time.sleep(1.1)
+    write_run(tmp_path / "run", [now(make_record(3, metrics=["entropy"]))])
+    eventually(lambda: data(client, "run", "encoder", "entropy").total == 4)
+    more = data(client, "run", "encoder", "entropy", held=3, stamp=repr(held.stamp))
+    assert (more.steps, more.first, more.values.shape) == ([3], 3, (1, 2, 3))
+    time.sleep(1.1)
+    write_run(tmp_path / "run", [now(make_record(2, metrics=["entropy"]))])  # replaces 2 and 3
+    eventually(lambda: data(client, "run", "encoder", "entropy").total == 3)
+    more = data(client, "run", "encoder", "entropy", held=4, stamp=repr(more.stamp))
+    assert (more.steps, more.first) == ([0, 1, 2], 0)

@@ -1,6 +1,6 @@
 // What the server knows, and a cache of the metrics that were looked at.
 
-import { decode } from "./series.js";
+import { continued, decode } from "./series.js";
 
 const BUDGET = 384 * 2 ** 20; // bytes of values that the page holds
 const LARGEST = 96 * 2 ** 20; // bytes of one metric; of a longer one fewer samples are asked for
@@ -48,7 +48,7 @@ export class Cache {
   async _fill(entry, request, version) {
     entry.loading = true;
     try {
-      entry.series = await this.load(request);
+      entry.series = await this.load(request, entry.series instanceof Error ? null : entry.series);
     } catch (error) {
       if (!entry.series || entry.series instanceof Error) entry.series = error;
     }
@@ -72,9 +72,10 @@ export class Cache {
   }
 }
 
-async function loadSeries({ run, monitor, stack, metric, samples }) {
-  const query = { run, monitor, stack, metric };
-  if (samples) query.samples = samples;
-  const response = await get("data", query);
-  return decode(await response.arrayBuffer());
+/** Fetches a series; of one that is held, what has come since. */
+async function loadSeries(request, held) {
+  const query = held?.stamp ? { ...request, held: held.steps.length, stamp: held.stamp } : request;
+  const got = decode(await (await get("data", query)).arrayBuffer());
+  if (!got.first) return got;
+  return continued(held, got) ?? loadSeries(request, null);
 }

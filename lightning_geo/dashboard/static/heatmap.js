@@ -180,9 +180,12 @@ function numbers(context, box, values, scale) {
 function frame(context, box, row, col, colour) {
   const [first, count] = col === null ? [0, box.cols] : [col, 1];
   if (row >= box.rows || first >= box.cols) return;
-  context.strokeStyle = colour;
-  context.lineWidth = 3;
-  context.strokeRect(box.left + first * box.wide + 1.5, box.top + row * box.tall + 1.5, count * box.wide - 3, box.tall - 3);
+  // on a lighter edge: the line's colour may be that of the cell
+  for (const [width, stroke] of [[5, "#ffffff"], [3, colour]]) {
+    context.strokeStyle = stroke;
+    context.lineWidth = width;
+    context.strokeRect(box.left + first * box.wide + 2, box.top + row * box.tall + 2, count * box.wide - 4, box.tall - 4);
+  }
   context.lineWidth = 1;
 }
 

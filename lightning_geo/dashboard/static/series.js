@@ -1,6 +1,6 @@
 // Arithmetic on samples of a metric. No DOM: these run under `node --test`.
 //
-// A series is { steps, layers, heads, values, total }: values[(sample * layers + layer) * heads + head], NaN
+// A series is { steps, layers, heads, values, total, … }: values[(sample * layers + layer) * heads + head], NaN
 // where the metric is not defined. A frame is one sample's [layers * heads].
 
 /** Reads what the route `data` sends: length of the header, header, float32 values. */
@@ -8,8 +8,19 @@ export function decode(buffer) {
   const length = new DataView(buffer).getUint32(0, true);
   const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, length)));
   const [, layers, heads] = header.shape;
+  const { steps, first, total, stamp } = header;
   // the platform's order is little-endian wherever a browser runs
-  return { steps: header.steps, layers, heads, values: new Float32Array(buffer, 4 + length), total: header.total };
+  return { steps, layers, heads, values: new Float32Array(buffer, 4 + length), first, total, stamp };
+}
+
+/** A series and the samples that follow on it; null if they do not fit, as after a change of the model. */
+export function continued(series, more) {
+  if (!more.steps.length) return series;
+  if (more.layers !== series.layers || more.heads !== series.heads) return null;
+  const values = new Float32Array(series.values.length + more.values.length);
+  values.set(series.values);
+  values.set(more.values, series.values.length);
+  return { ...more, steps: [...series.steps, ...more.steps], values, first: 0 };
 }
 
 /** The values of one sample, not copied. */

@@ -3,7 +3,7 @@
 import { choice, el, setOptions } from "./dom.js";
 import { number } from "./format.js";
 
-const PART_ORDER = ["", "query", "key", "value", "output", "input", "attention", "head"];
+const PART_ORDER = ["", "query", "key", "value", "input", "attention", "output", "head"];
 
 export class Sidebar {
   constructor(app) {

@@ -7,7 +7,7 @@ import { Cache, limit } from "../../../lightning_geo/dashboard/static/api.js";
 function setup(budget = 1e9) {
   const asked = [];
   let changes = 0;
-  const load = (request) => new Promise((resolve, reject) => asked.push({ request, resolve: () => resolve({ steps: [asked.length], values: new Float32Array(100) }), reject }));
+  const load = (request, held) => new Promise((resolve, reject) => asked.push({ request, held, resolve: () => resolve({ steps: [asked.length], values: new Float32Array(100) }), reject }));
   return { asked, cache: new Cache(() => changes++, load, budget), changes: () => changes };
 }
 const settle = () => new Promise((resolve) => setTimeout(resolve, 0));
@@ -28,6 +28,7 @@ test("the old is shown until the new is here", async () => {
   asked[0].resolve();
   await settle();
   assert.deepEqual(cache.get({ metric: "a" }, "2").steps, [1]);
+  assert.deepEqual(asked.map(({ held }) => held?.steps), [undefined, [1]]); // what is held need not come again
   asked[1].resolve();
   await settle();
   assert.deepEqual(cache.get({ metric: "a" }, "2").steps, [2]);

@@ -1,14 +1,14 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { across, aligned, decode, difference, evolution, extent, frame, largest, nearest, trace } from "../../../lightning_geo/dashboard/static/series.js";
+import { across, aligned, continued, decode, difference, evolution, extent, frame, largest, nearest, trace } from "../../../lightning_geo/dashboard/static/series.js";
 
 // two samples of 2 layers × 3 heads; the last head of layer 0 is absent at step 10
 const series = { steps: [0, 10], layers: 2, heads: 3, values: new Float32Array([1, 2, 3, 4, 5, 6, 2, 4, NaN, 8, 10, 12]) };
 const list = (values) => Array.from(values);
 
 test("what the server sends is read as it was written", () => {
-  const text = JSON.stringify({ shape: [1, 1, 2], steps: [7], total: 9 });
+  const text = JSON.stringify({ shape: [1, 1, 2], steps: [7], first: 3, total: 9, stamp: 1.25 });
   const header = new TextEncoder().encode(text.padEnd(Math.ceil(text.length / 4) * 4));
   const bytes = new Uint8Array(4 + header.length + 8);
   new DataView(bytes.buffer).setUint32(0, header.length, true);
@@ -16,8 +16,18 @@ test("what the server sends is read as it was written", () => {
   new DataView(bytes.buffer).setFloat32(4 + header.length, 1.5, true);
   new DataView(bytes.buffer).setFloat32(8 + header.length, NaN, true);
   const read = decode(bytes.buffer);
-  assert.deepEqual([read.steps, read.layers, read.heads, read.total], [[7], 1, 2, 9]);
+  assert.deepEqual([read.steps, read.layers, read.heads, read.first, read.total, read.stamp], [[7], 1, 2, 3, 9, 1.25]);
   assert.deepEqual(list(read.values), [1.5, NaN]);
+});
+
+test("samples that follow on a series are added to it", () => {
+  const more = { steps: [20], layers: 2, heads: 3, values: new Float32Array([1, 1, 1, 1, 1, 1]), total: 3, stamp: 5, first: 2 };
+  const whole = continued(series, more);
+  assert.deepEqual([whole.steps, whole.total, whole.stamp, whole.first], [[0, 10, 20], 3, 5, 0]);
+  assert.deepEqual(list(frame(whole, 1)), list(frame(series, 1)));
+  assert.deepEqual(list(frame(whole, 2)), [1, 1, 1, 1, 1, 1]);
+  assert.equal(continued(series, { steps: [], values: new Float32Array() }), series);
+  assert.equal(continued(series, { ...more, heads: 4 }), null);
 });
 
 test("a frame is one sample, and its change is absent where either is", () => {
