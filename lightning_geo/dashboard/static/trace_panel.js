@@ -45,11 +45,11 @@ export class TracePanel {
     const made = [...shown.flatMap(({ series, name }) => [series, name]), state.picked, state.change, this.fraction, spec, theme().dark];
     if (!this.made || made.some((part, i) => part !== this.made[i]) || made.length !== this.made.length) this.lines = this._made(cells, shown, spec);
     this.made = made;
+    this._legend(cells, shown); // first: the chart takes the room that it leaves
     const now = this.app.step();
     const [start, end] = [this.first.steps[0], this.first.steps[this.first.steps.length - 1]];
     const cursor = this.fraction ? (now - start) / (end - start || 1) : now;
     this.chart.draw({ lines: this.lines, cursor, across: this.fraction ? "fraction of training" : "step", unit: spec.unit });
-    this._legend(cells, shown);
   }
 
   _made(cells, shown, spec) {
