@@ -21,6 +21,7 @@ LIGHT = [
     "lightning_geo.dashboard.loader",
     "lightning_geo.dashboard.metadata",
     "lightning_geo.dashboard.plugin",
+    "lightning_geo.dashboard.samples",
     "lightning_geo.history",
     "lightning_geo.sinks",
     "lightning_geo.sinks.events",

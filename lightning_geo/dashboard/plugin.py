@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import wraps
 from importlib import resources
 from pathlib import PurePosixPath
@@ -18,8 +18,7 @@ from tensorboard.plugins.base_plugin import FrontendMetadata, TBPlugin
 from werkzeug.wrappers import Request, Response
 
 from lightning_geo.dashboard.metadata import PLUGIN, Series, describe, parse_tag, tag_of
-from lightning_geo.history import GeometryHistory
-from lightning_geo.schema import GeometryRecord
+from lightning_geo.dashboard.samples import in_force, pack
 from lightning_geo.sinks.events import facts_tag, session_tag
 
 __all__ = ["GeometryPlugin"]
@@ -216,7 +215,7 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard ships no ty
         # whatever replaces a sample replaces all behind it too: if the last one stands, so do all before
         first = count if 0 < count <= total <= limit and samples[count - 1].wall_time == stamp else 0
         header = {"first": first, "total": total, "stamp": samples[-1].wall_time if samples else 0.0}
-        return _packed(samples[first:], series, header)
+        return pack(samples[first:], series, header)
 
     def _read(self, ctx: Any, experiment: str, run: str, tags: list[str], limit: int) -> dict[str, Any]:
         found = self._provider.read_tensors(
@@ -245,41 +244,3 @@ def _ordered(names: Iterable[str]) -> list[str]:
 
     place = {name: index for index, name in enumerate(select())}
     return sorted(names, key=lambda name: (place.get(name, len(place)), name))
-
-
-def in_force(samples: Sequence[Any], sessions: Sequence[Any]) -> list[Any]:
-    """Leave out what resumed sessions replaced, by the rules of ``load_history``.
-
-    TensorBoard's fast data server does not act on session starts, so they are applied here. A sample is void
-    if a session that began later starts at or before its step; of the rest the last written wins.
-
-    Args:
-        samples: Data with ``step`` and ``wall_time``, in the order of writing.
-        sessions: The same of session starts.
-    """
-    kept: list[Any] = []
-    for sample in samples:
-        if any(s.step <= sample.step and s.wall_time > sample.wall_time for s in sessions):
-            continue
-        while kept and kept[-1].step >= sample.step:
-            kept.pop()
-        kept.append(sample)
-    return kept
-
-
-def _packed(samples: Sequence[Any], series: Series, header: dict[str, Any]) -> bytes:
-    stack, metric = series.stack, series.metric
-    if any(sample.numpy.dtype.kind not in "fiu" for sample in samples):
-        raise ValueError(f"Expected numbers in {tag_of(series)!r}, but other data is stored there.")
-    arrays = [np.atleast_1d(sample.numpy).astype("<f4", copy=False) for sample in samples]
-    records = [
-        GeometryRecord({stack: {metric: array}}, step=s.step)
-        for s, array in zip(samples, arrays, strict=True)
-    ]
-    values = GeometryHistory(records).stacks[stack][metric] if records else np.empty((0, 0), "<f4")
-    # whatever its axes: layers down, the rest to the right
-    shape = (*values.shape[:2], int(np.prod(values.shape[2:])))
-    header = {**header, "shape": shape, "steps": [int(s.step) for s in samples]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 4)  # float32 wants to lie at a multiple of four
-    return b"".join((np.uint32(len(text)).astype("<u4").tobytes(), text, values.tobytes()))

@@ -50,7 +50,7 @@ def test_flags_of_another_tensorboard_are_left_alone(flags: dict[str, object]) -
     assert vars(namespace) == flags
 
 
-@pytest.mark.parametrize("broken", ["lightning_geo.dashboard.plugin", "lightning_geo.history"])
+@pytest.mark.parametrize("broken", ["lightning_geo.dashboard.plugin", "lightning_geo.dashboard.samples"])
 def test_a_plugin_that_cannot_be_imported_is_left_out(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "lightning_geo.dashboard.plugin", raising=False)
     monkeypatch.setitem(sys.modules, broken, None)  # importing it raises

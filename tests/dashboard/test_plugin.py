@@ -17,7 +17,7 @@ from werkzeug.test import Client
 from dashboard.providers import PREFIX, ask, client_of, eventually, provider_of, write_run
 from lightning_geo import load_history
 from lightning_geo.dashboard.metadata import PLUGIN
-from lightning_geo.dashboard.plugin import in_force
+from lightning_geo.dashboard.samples import in_force
 from lightning_geo.schema import GeometryRecord
 from sinks.records import make_record
 

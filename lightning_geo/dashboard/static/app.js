@@ -16,7 +16,8 @@ const POLL = 5000; // milliseconds: TensorBoard's own default for reading new ev
 
 export class App {
   constructor(root) {
-    this.state = decodeState(readView());
+    this.wanted = decodeState(readView()); // what was chosen; what of it is not there (yet) gives way
+    this.state = this.wanted;
     this.index = { runs: [], metrics: [] };
     this.facts = new Map();
     this.extents = new WeakMap();
@@ -80,7 +81,8 @@ export class App {
   }
 
   update(patch) {
-    this.state = { ...this.state, ...patch };
+    this.wanted = { ...this.wanted, ...patch };
+    this.state = settled(this.wanted, this.index);
     this.schedule();
   }
 
@@ -94,7 +96,7 @@ export class App {
   }
 
   render() {
-    this.state = settled(this.state, this.index);
+    this.state = settled(this.wanted, this.index);
     const { state } = this;
     this.spec = this.index.metrics.find((m) => m.name === state.metric) ?? null;
     this.tabs.set(state.view);
@@ -108,7 +110,8 @@ export class App {
     if (ready) view.paint();
     this.message.textContent = this._trouble(view);
     clearTimeout(this.saving);
-    this.saving = setTimeout(() => writeView(encode(this.state)), 400);
+    // not while TensorBoard is still reading the run that an address asks for
+    if ([state.run, ""].includes(this.wanted.run)) this.saving = setTimeout(() => writeView(encode(this.state)), 400);
   }
 
   _explained() {
@@ -136,6 +139,7 @@ export class App {
     const monitor = this._stack(run);
     const stack = monitor?.stacks.find((s) => s.stack === this.state.stack) ?? (monitor?.stacks.length === 1 ? monitor.stacks[0] : null);
     if (!stack?.metrics.includes(metric)) return new Error(`Run ${run} has no ${metric} in stack ${this.state.stack}.`);
+    if (!this.runFacts(run)) return null; // they tell how large a sample is
     const request = { run, monitor: monitor.monitor, stack: stack.stack, metric, samples: samples || this.samplesOf(run) };
     return this.cache.get(request, monitor.last.join());
   }
@@ -172,7 +176,11 @@ export class App {
     const key = JSON.stringify([run, monitor]);
     if (!this.facts.has(key) && monitor !== undefined) {
       this.facts.set(key, null);
-      fetchFacts(run, monitor).then((facts) => this.facts.set(key, facts), () => {}).then(() => this.schedule());
+      // a record without readable facts is shown all the same
+      fetchFacts(run, monitor).catch(() => ({})).then((facts) => {
+        this.facts.set(key, facts);
+        this.schedule();
+      });
     }
     return this.facts.get(key) ?? null;
   }

@@ -22,10 +22,49 @@ export function exportCsv(app) {
   save(new Blob([csv(rows)], { type: "text/csv" }), fileName(app, "csv"));
 }
 
-/** The view's pictures where they stand on screen, under a line that says what they show. */
+/** The words of an element as they stand on screen, and the swatches of its legends. */
+function* words(element) {
+  for (const swatch of element.querySelectorAll("i")) yield { swatch, box: swatch.getBoundingClientRect() };
+  const walker = document.createTreeWalker(element, NodeFilter.SHOW_TEXT);
+  const range = document.createRange();
+  while (walker.nextNode()) {
+    const node = walker.currentNode;
+    if (node.parentElement.closest("select, .picker")) continue;
+    for (const match of node.data.matchAll(/\S+/g)) {
+      range.setStart(node, match.index);
+      range.setEnd(node, match.index + match[0].length);
+      yield { text: match[0], box: range.getBoundingClientRect(), parent: node.parentElement };
+    }
+  }
+}
+
+function write(context, element, x, y) {
+  context.textBaseline = "middle";
+  for (const { text, swatch, box, parent } of words(element)) {
+    const style = getComputedStyle(swatch ?? parent);
+    const [left, top] = [box.left - x, box.top - y];
+    if (text) {
+      context.font = `${style.fontWeight} ${style.fontSize} ${style.fontFamily}`;
+      context.fillStyle = style.color;
+      context.fillText(text, left, top + box.height / 2);
+    } else if (box.height > 4) {
+      context.fillStyle = style.backgroundColor;
+      context.fillRect(left, top, box.width, box.height);
+    } else {
+      context.strokeStyle = style.borderTopColor;
+      context.lineWidth = 2;
+      context.setLineDash(style.borderTopStyle === "dashed" ? [4, 3] : []);
+      context.strokeRect(left, top + 1, box.width, 0);
+    }
+  }
+}
+
+/** The view as it stands on screen, under a line that says what it shows. */
 export function exportPng(app) {
+  const { element } = app.views[app.state.view];
   const canvases = app.views[app.state.view].canvases().filter((canvas) => canvas.width && canvas.isConnected);
   const boxes = canvases.map((canvas) => canvas.getBoundingClientRect());
+  boxes.push(element.getBoundingClientRect());
   const left = Math.min(...boxes.map((box) => box.left));
   const top = Math.min(...boxes.map((box) => box.top));
   const ratio = window.devicePixelRatio || 1;
@@ -44,5 +83,6 @@ export function exportPng(app) {
     const box = boxes[i];
     context.drawImage(canvas, box.left - left + MARGIN, box.top - top + MARGIN + 24, box.width, box.height);
   });
+  write(context, element, left - MARGIN, top - MARGIN - 24);
   page.toBlob((blob) => save(blob, fileName(app, "png")), "image/png");
 }

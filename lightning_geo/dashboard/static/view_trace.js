@@ -53,7 +53,7 @@ export class TraceView {
   }
 
   table() {
-    const rows = [["run", "metric", "what", "step", this.app.state.change ? "change" : "value"]];
+    const rows = [["run", "metric", "what", this.panel.fraction ? "fraction of training" : "step", this.app.state.change ? "change" : "value"]];
     for (const line of this.panel.lines) {
       for (let i = 0; i < line.xs.length; i++) rows.push([line.run, this.app.state.metric, line.label, line.xs[i], line.ys[i]]);
     }
