@@ -29,7 +29,7 @@ function* words(element) {
   const range = document.createRange();
   while (walker.nextNode()) {
     const node = walker.currentNode;
-    if (node.parentElement.closest("select, .picker")) continue;
+    if (node.parentElement.closest("select, .control")) continue;
     for (const match of node.data.matchAll(/\S+/g)) {
       range.setStart(node, match.index);
       range.setEnd(node, match.index + match[0].length);
@@ -64,7 +64,7 @@ export function exportPng(app) {
   const { element } = app.views[app.state.view];
   const canvases = app.views[app.state.view].canvases().filter((canvas) => canvas.width && canvas.isConnected);
   const boxes = canvases.map((canvas) => canvas.getBoundingClientRect());
-  boxes.push(element.getBoundingClientRect());
+  boxes.push(...[element, ...element.children].map((part) => part.getBoundingClientRect()));
   const left = Math.min(...boxes.map((box) => box.left));
   const top = Math.min(...boxes.map((box) => box.top));
   const ratio = window.devicePixelRatio || 1;
@@ -77,8 +77,9 @@ export function exportPng(app) {
   context.fillRect(0, 0, page.width, page.height);
   context.fillStyle = theme().ink;
   context.font = "13px system-ui, sans-serif";
-  const runs = [app.state.run, app.state.other].filter(Boolean).join(" and ");
-  context.fillText(`${app.state.metric}, ${runs}, step ${app.step()}`, MARGIN, MARGIN + 12);
+  const overview = app.state.view === "overview";
+  const runs = [app.state.run, overview ? "" : app.state.other].filter(Boolean).join(" and ");
+  context.fillText(`${overview ? "all families" : app.state.metric}, ${runs}, step ${app.step()}`, MARGIN, MARGIN + 12);
   canvases.forEach((canvas, i) => {
     const box = boxes[i];
     context.drawImage(canvas, box.left - left + MARGIN, box.top - top + MARGIN + 24, box.width, box.height);

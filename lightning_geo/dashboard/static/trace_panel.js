@@ -82,9 +82,9 @@ export class TracePanel {
     const items = picked.length
       ? cells.map((cell) =>
           el("button", { type: "button", class: "pick", title: `Drop ${cell.label}`, onclick: () => this.app.pick(cell.layer, cell.head) },
-            el("i", { style: { background: cell.colour } }), cell.label, el("b", {}, "×")))
+            el("i", { style: { background: cell.colour } }), cell.label, el("b", { class: "control" }, "×")))
       : [el("span", { class: "muted" }, `${cells[0]?.all ? "Mean of each layer" : "Each layer"}, from 0 (dark) to ${cells.length - 1} (light). Click a cell or a layer's number to follow it.`)];
-    if (picked.length > 1) items.push(el("button", { type: "button", class: "pick", onclick: () => this.app.update({ picked: [] }) }, "clear"));
+    if (picked.length > 1) items.push(el("button", { type: "button", class: "pick control", onclick: () => this.app.update({ picked: [] }) }, "clear"));
     if (shown.length > 1) {
       items.push(el("span", { class: "runs" }, el("i", { class: "solid" }), shown[0].name, el("i", { class: "dashes" }), shown[1].name));
     }

@@ -11,7 +11,7 @@ export class OverviewView {
   constructor(app) {
     this.app = app;
     this.all = false;
-    this.more = el("button", { type: "button", onclick: () => {
+    this.more = el("button", { type: "button", class: "control", onclick: () => {
       this.all = !this.all;
       app.schedule();
     } });

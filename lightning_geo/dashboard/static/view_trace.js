@@ -13,7 +13,7 @@ export class TraceView {
     this.head = el("select", { "aria-label": "head" });
     const add = el("button", { type: "button", onclick: () => this._add() }, "Follow");
     this.headLabel = el("label", {}, "head ", this.head);
-    this.picker = el("div", { class: "picker" }, el("label", {}, "layer ", this.layer), this.headLabel, add);
+    this.picker = el("div", { class: "picker control" }, el("label", {}, "layer ", this.layer), this.headLabel, add);
     this.element = el("div", { class: "view traces" }, this.picker, this.panel.element, this.readout);
     this._read(null, []);
   }
