@@ -17,6 +17,11 @@ LIGHT = [
     "lightning_geo",
     "lightning_geo.schema",
     "lightning_geo.catalog",
+    "lightning_geo.dashboard",
+    "lightning_geo.dashboard.loader",
+    "lightning_geo.dashboard.metadata",
+    "lightning_geo.dashboard.plugin",
+    "lightning_geo.dashboard.samples",
     "lightning_geo.history",
     "lightning_geo.sinks",
     "lightning_geo.sinks.events",
@@ -48,8 +53,9 @@ def test_reading_and_writing_runs_loads_nothing_heavy() -> None:
 
 def test_the_list_of_light_modules_is_complete() -> None:
     folder = Path(lightning_geo.__file__).parent
-    sinks = {f"lightning_geo.sinks.{path.stem}" for path in (folder / "sinks").glob("[!_]*.py")}
-    assert sinks <= set(LIGHT)
+    for part in ("sinks", "dashboard"):
+        modules = {f"lightning_geo.{part}.{path.stem}" for path in (folder / part).glob("[!_]*.py")}
+        assert modules <= set(LIGHT)
 
 
 @pytest.mark.parametrize(
