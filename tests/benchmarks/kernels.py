@@ -82,9 +82,8 @@ def extra_memory(batch: int, length: int) -> float:
 
 def main(repeats: int = 15) -> None:
     """Print the tables."""
-    print(
-        f"\nFull set with received mass / SDPA forward; fp32, 12 heads of 64, {torch.get_num_threads()} threads\n"
-    )
+    threads = torch.get_num_threads()
+    print(f"\nFull set with received mass / SDPA forward; fp32, 12 heads of 64, {threads} threads\n")
     print("| N | B | chunked | compiled | entropy alone | dense | dense / chunked | extra memory |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for length in (128, 512, 1024):
