@@ -72,7 +72,7 @@ def test_a_budget_is_kept_and_used(share, step, sample, drift):
     assert all(part <= share + 1e-9 for part in run.shares[1:])
     whole = run.now - 100.0
     # as many samples as fit, but for the wait that ends between two looks
-    assert run.samples == steps or run.spent + 3 * sample >= share * whole / 3
+    assert run.samples > 0.9 * steps or run.spent + 3 * sample >= share * whole / 3
 
 
 def test_a_budget_goes_on_where_the_run_was_resumed():
