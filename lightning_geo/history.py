@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 
 from lightning_geo.schema import GeometryRecord, lookup
 
-__all__ = ["GeometryHistory", "load_history"]
+__all__ = ["EVENT_FILES", "GeometryHistory", "event_files", "load_history"]
 
 _FACTS = ("epoch", "batches_seen", "wall_time", "cost_seconds", "probe")
-_PATTERN = "*tfevents*"
+
+#: Names of event files, as TensorBoard knows them.
+EVENT_FILES = "*tfevents*"
 
 
 class GeometryHistory:
@@ -124,7 +126,7 @@ def load_history(path: str | os.PathLike[str], name: str | None = None) -> Geome
     """
     from lightning_geo.sinks.events import parse_record, started_at
 
-    files = _event_files(Path(path))
+    files = event_files(Path(path))
     monitors: dict[str, list[GeometryRecord]] = {}
     others: set[str] = set()
     skipped: list[str] = []
@@ -191,16 +193,16 @@ def _monitor(
     return names[0] if name is None else name
 
 
-def _event_files(path: Path) -> list[Path]:
+def event_files(path: Path) -> list[Path]:
     """The event files of a run in the order in which they were begun."""
     if path.is_file():
         return [path]
     if not path.exists():
         raise FileNotFoundError(f"Expected `path` to be a run's directory, but {str(path)!r} does not exist.")
-    files = [file for folder in _folders(path) for file in folder.glob(_PATTERN) if file.is_file()]
+    files = [file for folder in _folders(path) for file in folder.glob(EVENT_FILES) if file.is_file()]
     if files:
         return sorted(files, key=_begun)
-    deeper = (path.glob(f"{folders}/{_PATTERN}") for folders in ("*", "*/*", "*/*/*"))
+    deeper = (path.glob(f"{folders}/{EVENT_FILES}") for folders in ("*", "*/*", "*/*/*"))
     below = sorted({str(file.parent) for found in deeper for file in found})
     if below:
         shown = ", ".join(below[:10]) + (", …" if len(below) > 10 else "")

@@ -1,0 +1,130 @@
+"""The command ``lightning-geo``: look at runs and compare them. No torch."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from lightning_geo.commands import compare as compared
+from lightning_geo.commands import show
+from lightning_geo.commands.text import plain
+from lightning_geo.compare import compare
+from lightning_geo.runs import Run, RunError, open_runs
+
+__all__ = ["main"]
+
+_RUN = "directory of one run, a TensorBoard logdir with several, or a W&B offline run"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        arguments: What stands behind the command's name; ``None`` for ``sys.argv``.
+
+    Returns:
+        0 done, 1 a limit of ``--fail-above`` was passed, 2 bad input.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal that knows no × shows ?
+    options = _parser().parse_args(arguments)
+    try:
+        status: int = options.run(options)
+        sys.stdout.flush()
+    except RunError as error:
+        print(f"lightning-geo {options.command}: {plain(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `lightning-geo show runs | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="lightning-geo", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in (_add_show, _add_compare):
+        add(commands)
+    return parser
+
+
+def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str) -> Any:
+    parser = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+    parser.set_defaults(run=run)
+    parser.add_argument("--monitor", metavar="NAME", help="which monitor, where a run had several")
+    return parser
+
+
+# -- show
+
+
+def _add_show(commands: Any) -> None:
+    parser = _command(commands, "show", _show, "what is in a run")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help=_RUN)
+
+
+def _show(options: argparse.Namespace) -> int:
+    print(show.as_text(_opened(options.runs, options.monitor)))
+    return 0
+
+
+# -- compare
+
+
+def _add_compare(commands: Any) -> None:
+    parser = _command(commands, "compare", _compare, "runs against the first: where they differ most")
+    parser.add_argument("runs", nargs="*", metavar="RUN", help=_RUN)
+    add = parser.add_argument
+    add("--metric", action="append", metavar="NAME", help="only this metric or family (repeatable)")
+    add("--step", type=int, help="compare at the sample nearest to this step (default: the last common one)")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print everything as one JSON object")
+    form.add_argument("--csv", action="store_true", help="print a line for each metric, layer and head")
+    add("--fail-above", action="append", type=_limit, default=[], metavar="METRIC=VALUE",
+        help="exit with 1 if a layer or head differs by more (repeatable)")  # fmt: skip
+
+
+def _compare(options: argparse.Namespace) -> int:
+    runs = _opened(options.runs, options.monitor)
+    if len(runs) < 2:
+        raise RunError(
+            f"there is nothing to compare {runs[0].name!r} with: name two runs, or a directory of several."
+        )
+    comparisons = [compare(runs[0].history, run.history, options.metric, options.step) for run in runs[1:]]
+    if options.json:
+        print(compared.as_json(runs, comparisons))
+    elif options.csv:
+        print(compared.as_csv(runs, comparisons))
+    else:
+        print(compared.as_text(runs, comparisons, chosen=bool(options.metric)))
+    return 0
+
+
+def _limit(text: str) -> tuple[str, float]:
+    metric, _, value = text.partition("=")
+    try:
+        return metric, float(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected METRIC=VALUE such as entropy=0.5, but got {text!r}"
+        ) from None
+
+
+# -- all of them
+
+
+def _opened(paths: Sequence[str], monitor: str | None) -> list[Run]:
+    groups, notes = open_runs(paths, monitor)
+    for note in notes:
+        print(f"lightning-geo: {plain(note)}", file=sys.stderr)
+    return [run for group in groups for run in group]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,173 @@
+"""``lightning-geo compare``: the runs against the first, as text, JSON or CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from lightning_geo.commands.text import number, plain, table
+from lightning_geo.compare import Comparison, Row, SubspaceDistance, describe_layout
+from lightning_geo.runs import Run
+
+__all__ = ["as_csv", "as_json", "as_text", "head_rows"]
+
+_ROWS = 15  # what is read before one asks for --metric
+_OF_A_FAMILY = 3  # metrics of one family say much the same
+
+_PROBES = {
+    "same": "Same probe: both were measured on the same inputs.",
+    "different": "DIFFERENT PROBES: the runs were measured on different inputs, so that a difference may be the inputs'.",
+    "batches": "NO COMMON PROBE: a run was measured on its training batches, so that differences carry their noise.",
+}  # fmt: skip
+
+
+def as_text(runs: Sequence[Run], comparisons: Sequence[Comparison], *, chosen: bool) -> str:
+    """Return what a person reads.
+
+    Args:
+        runs: The first one is A.
+        comparisons: Of each further run with the first.
+        chosen: Whether the reader asked for these metrics: then all cells count, not each metric's largest.
+    """
+    sections = []
+    for run, comparison in zip(runs[1:], comparisons, strict=True):
+        sections += [_facts(runs[0], run, comparison), _differences(comparison, chosen), _layers(comparison)]
+        sections += [_subspaces(comparison.subspaces)] if comparison.subspaces else []
+    return "\n\n".join(sections)
+
+
+def _facts(a: Run, b: Run, comparison: Comparison) -> str:
+    lines = []
+    for label, run in (("A", a), ("B", b)):
+        steps = run.history.steps
+        lines.append(f"{label}  {run.name}: {describe_layout(run.history)}, steps {steps[0]} to {steps[-1]}")
+    steps = comparison.steps
+    at = f"step {steps[0]}" if steps[0] == steps[1] else f"step {steps[0]} of A and {steps[1]} of B"
+    lines += [_PROBES[comparison.probe], f"Aligned by step: {comparison.alignment.how}. Compared at {at}."]
+    return "\n".join(plain(line) for line in (*lines, *comparison.notes))
+
+
+def head_rows(comparison: Comparison, *, chosen: bool) -> list[Row]:
+    """Return the rows that are shown: the largest, and unless metrics were chosen one for each metric."""
+    rows = comparison.rows()
+    if chosen:
+        return rows[:_ROWS]
+    families = {difference.metric: difference.spec.family for difference in comparison.differences}
+    metrics: set[str] = set()
+    shown: list[Row] = []
+    for row in rows:
+        family = families[row.metric]
+        if row.metric not in metrics and sum(families[r.metric] == family for r in shown) < _OF_A_FAMILY:
+            shown.append(row)
+        metrics.add(row.metric)
+    return shown[:_ROWS]
+
+
+def _differences(comparison: Comparison, chosen: bool) -> str:
+    header = ("metric", "layer", "head", "A", "B", "B − A", "A moved", "B moved", "times")
+    cells = [
+        (
+            row.metric, str(row.layer), "" if row.head is None else str(row.head), number(row.a), number(row.b),
+            number(row.difference, signed=True), number(row.moved_a), number(row.moved_b),
+            f"{abs(row.relative):.2f}",
+        )
+        for row in head_rows(comparison, chosen=chosen)
+    ]  # fmt: skip
+    title = "What differs most" + (
+        "" if chosen else " (each metric where it differs most, three of a family)"
+    )
+    note = (
+        "moved: highest − lowest value of that layer or head within the run up to there. times: |B − A| in units\n"
+        "of how much the metric moves within a run (root mean square over layers, heads and both runs)."
+    )
+    return f"{title}:\n{table(header, cells)}\n{note}"
+
+
+def _layers(comparison: Comparison) -> str:
+    several = len({stack for stack, _, _ in comparison.by_layer()}) > 1
+    layers = [
+        f"{stack}/{layer} ({times:.2f})" if several else f"{layer} ({times:.2f})"
+        for stack, layer, times in comparison.by_layer()
+    ]
+    more = f", and {len(layers) - 12} more" if len(layers) > 12 else ""
+    return f"Layers that differ most (root mean square of `times`): {', '.join(layers[:12])}{more}"
+
+
+def _subspaces(subspaces: Iterable[SubspaceDistance]) -> str:
+    rows = []
+    for found in subspaces:
+        if not np.isfinite(found.distance).any():
+            continue
+        layer, head = np.unravel_index(np.nanargmax(found.distance), found.distance.shape)
+        steps = str(found.steps[0]) if found.steps[0] == found.steps[1] else "{} and {}".format(*found.steps)
+        mean, largest = np.nanmean(found.distance), found.distance[layer, head]
+        rows.append(
+            (f"{found.stack}/{found.role}", steps, f"{mean:.4f}", f"{largest:.4f}", str(layer), str(head))
+        )
+    title = "Distance of A's and B's subspaces (0 the same, 1 orthogonal), where both kept their bases:"
+    return f"{title}\n{table(('subspace', 'step', 'mean', 'largest', 'layer', 'head'), rows)}"
+
+
+def as_json(runs: Sequence[Run], comparisons: Sequence[Comparison]) -> str:
+    """Return everything as one JSON object; what is not finite is null."""
+    return json.dumps(
+        {
+            "reference": _run(runs[0]),
+            "comparisons": [
+                {
+                    "run": _run(run),
+                    "aligned": comparison.alignment.how,
+                    "steps": list(comparison.steps),
+                    "probe": comparison.probe,
+                    "notes": list(comparison.notes),
+                    "differences": [
+                        {key: _finite(value) for key, value in row._asdict().items()} for row in comparison.rows()
+                    ],
+                    "layers": [
+                        {"stack": stack, "layer": layer, "relative": _finite(times)}
+                        for stack, layer, times in comparison.by_layer()
+                    ],
+                    "subspaces": [
+                        {"stack": s.stack, "role": s.role, "steps": list(s.steps),
+                         "distance": [[_finite(d) for d in row] for row in s.distance.tolist()]}
+                        for s in comparison.subspaces
+                    ],
+                }
+                for run, comparison in zip(runs[1:], comparisons, strict=True)
+            ],
+        },
+        indent=1,
+    )  # fmt: skip
+
+
+def _run(run: Run) -> dict[str, Any]:
+    history = run.history
+    return {
+        "name": run.name,
+        "path": str(run.path),
+        "model": history.structure.get("model"),
+        "samples": len(history),
+        "steps": [int(history.steps[0]), int(history.steps[-1])],
+        "probe": str(history.facts["probe"][-1]),
+    }
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def as_csv(runs: Sequence[Run], comparisons: Sequence[Comparison]) -> str:
+    """Return one line for each cell of each run, what differs most first."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("run_a", "run_b", "step_a", "step_b", *Row._fields))
+    for run, comparison in zip(runs[1:], comparisons, strict=True):
+        where = (runs[0].name, run.name, *comparison.steps)
+        writer.writerows((*where, *(_finite(value) for value in row)) for row in comparison.rows())
+    return text.getvalue().removesuffix("\n")

@@ -1,0 +1,416 @@
+"""Two runs side by side: aligned by step, and where they differ most. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_geo.history import GeometryHistory
+from lightning_geo.runs import RunError
+from lightning_geo.schema import MetricSpec, select, spec_of
+
+__all__ = [
+    "Alignment",
+    "Comparison",
+    "Difference",
+    "Row",
+    "SubspaceDistance",
+    "align",
+    "compare",
+    "describe_layout",
+    "layout",
+    "subspace_distance",
+]
+
+Array = NDArray[np.float64]
+
+
+class Alignment(NamedTuple):
+    """Which samples of two runs belong together.
+
+    Args:
+        a: Indices of the first run's samples.
+        b: Indices of the second run's, as many.
+        how: In words.
+    """
+
+    a: NDArray[np.intp]
+    b: NDArray[np.intp]
+    how: str
+
+
+class Row(NamedTuple):
+    """One number of two runs.
+
+    Args:
+        metric: Name, with the stack before it where there are several.
+        layer: Number of the layer.
+        head: Number of the head; ``None`` where the metric has none.
+        a: Value in the first run.
+        b: Value in the second run.
+        difference: ``b − a``.
+        moved_a: Highest minus lowest value within the first run.
+        moved_b: The same within the second run.
+        relative: The difference in units of how much the metric moves, see :class:`Difference`.
+    """
+
+    metric: str
+    layer: int
+    head: int | None
+    a: float
+    b: float
+    difference: float
+    moved_a: float
+    moved_b: float
+    relative: float
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One metric of two runs at one step; all arrays are [layer] or [layer, head].
+
+    Args:
+        metric: Name, with the stack before it where there are several.
+        spec: The metric.
+        a: Values of the first run.
+        b: Values of the second run.
+        moved_a: Highest minus lowest value within the first run.
+        moved_b: The same within the second run.
+    """
+
+    metric: str
+    spec: MetricSpec
+    a: Array
+    b: Array
+    moved_a: Array
+    moved_b: Array
+
+    @property
+    def difference(self) -> Array:
+        """``b − a``."""
+        return self.b - self.a
+
+    @property
+    def movement(self) -> float:
+        """How much the metric moves within a run: root mean square of both runs' movements, all cells."""
+        moved = np.concatenate([self.moved_a.ravel(), self.moved_b.ravel()])
+        moved = moved[np.isfinite(moved)]
+        return float(np.sqrt(np.mean(moved**2))) if moved.size else 0.0
+
+    @property
+    def relative(self) -> Array:
+        """The difference in units of :attr:`movement`, which makes metrics of all units comparable.
+
+        The unit is the metric's and not the cell's: a head that hardly moves in either run would come first
+        otherwise, whatever it does.
+        """
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(self.difference == 0, 0.0, self.difference / self.movement)
+
+    @property
+    def one_sided(self) -> int:
+        """How many cells have a value in one run alone."""
+        return int((np.isfinite(self.a) != np.isfinite(self.b)).sum())
+
+    def rows(self) -> Iterator[Row]:
+        """Yield every cell that has a value in both runs."""
+        difference, relative = self.difference, self.relative
+        for cell in zip(*np.nonzero(np.isfinite(difference)), strict=True):
+            head = int(cell[1]) if len(cell) > 1 else None
+            numbers = (self.a, self.b, difference, self.moved_a, self.moved_b, relative)
+            yield Row(self.metric, int(cell[0]), head, *(float(array[cell]) for array in numbers))
+
+
+@dataclass(frozen=True)
+class SubspaceDistance:
+    """How far apart the subspaces of two runs are.
+
+    Args:
+        stack: Stack of layers.
+        role: ``query``, ``key``, ``value`` or ``output``.
+        steps: Step of each run at which the bases were kept.
+        distance: [layer, head], 0 the same subspace, 1 orthogonal.
+    """
+
+    stack: str
+    role: str
+    steps: tuple[int, int]
+    distance: Array
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What :func:`compare` found.
+
+    Args:
+        alignment: Which samples belong together.
+        steps: Step of each run at which it was compared.
+        differences: One per metric that both runs have, in catalog order.
+        subspaces: One per role and pair of samples where both runs kept bases.
+        probe: Whether both runs were measured on the same inputs: ``"same"``, ``"different"`` or
+            ``"batches"`` where one was measured on its training batches.
+        notes: What else a reader has to know, one sentence each.
+    """
+
+    alignment: Alignment
+    steps: tuple[int, int]
+    differences: tuple[Difference, ...]
+    subspaces: tuple[SubspaceDistance, ...]
+    probe: str
+    notes: tuple[str, ...]
+
+    def rows(self) -> list[Row]:
+        """Every cell of every metric, what differs most first."""
+        rows = [row for difference in self.differences for row in difference.rows()]
+        return sorted(rows, key=lambda row: -abs(row.relative))
+
+    def largest(self, metric: str) -> float:
+        """Return the largest absolute difference of a metric over layers and heads.
+
+        A cell that has a value in one run alone differs infinitely: a model that became NaN must not pass.
+
+        Args:
+            metric: As in ``metrics=`` of the monitor: all its roles, stages and stacks count.
+
+        Raises:
+            RunError: If the metric is unknown, or not in the comparison.
+        """
+        names = _selected([metric])
+        chosen = [d for d in self.differences if d.metric.rpartition("/")[2] in names]
+        found = [float(np.nanmax(np.abs(d.difference))) for d in chosen if np.isfinite(d.difference).any()]
+        if any(d.one_sided for d in chosen):
+            return float("inf")
+        if not found:
+            raise RunError(f"{metric!r} has no value in both runs, so that no limit on it can be checked.")
+        return max(found)
+
+    def by_layer(self) -> list[tuple[str, int, float]]:
+        """Stack, layer and root mean square of the relative difference over metrics and heads, largest first."""
+        squares: dict[tuple[str, int], list[float]] = {}
+        for difference in self.differences:
+            stack = difference.metric.rpartition("/")[0]
+            relative = difference.relative.reshape(len(difference.a), -1)
+            for layer, row in enumerate(np.where(np.isfinite(relative), relative, np.nan)):
+                if np.isfinite(row).any():
+                    squares.setdefault((stack, layer), []).append(float(np.nanmean(row**2)))
+        found = [(stack, layer, float(np.sqrt(np.mean(of)))) for (stack, layer), of in squares.items()]
+        return sorted(found, key=lambda entry: -entry[2])
+
+
+def align(a: NDArray[np.int64], b: NDArray[np.int64]) -> Alignment:
+    """Pair the samples of two runs by step.
+
+    Equal steps are paired. Where fewer than half of the samples have an equal one, each is paired with the
+    nearest of the other run, if that one has no nearer itself.
+
+    Args:
+        a: Steps of the first run, ascending.
+        b: Steps of the second run, ascending.
+
+    Example:
+        >>> align(np.array([0, 10, 20, 30]), np.array([0, 20])).how
+        '2 common steps, 0 to 20'
+        >>> align(np.array([0, 10, 20]), np.array([0, 11, 19])).how
+        '3 pairs of nearest steps, at most 1 apart, 0 to 20'
+    """
+    common, at_a, at_b = np.intersect1d(a, b, return_indices=True)
+    end = min(a[-1], b[-1])
+    if 2 * len(common) >= min((a <= end).sum(), (b <= end).sum()):
+        plural = "s" if len(common) > 1 else ""
+        return Alignment(at_a, at_b, f"{len(common)} common step{plural}, {_span(common)}")
+    gaps = np.abs(a[:, None] - b[None, :])
+    of_a, of_b = gaps.argmin(axis=1), gaps.argmin(axis=0)
+    at_a = np.flatnonzero(of_b[of_a] == np.arange(len(a)))
+    at_b = of_a[at_a]
+    apart = int(gaps[at_a, at_b].max())
+    how = f"{len(at_a)} pairs of nearest steps, at most {apart} apart, {_span(a[at_a])}"
+    return Alignment(at_a, at_b, how)
+
+
+def _span(steps: NDArray[np.int64]) -> str:
+    return f"{steps[0]} to {steps[-1]}" if len(steps) > 1 else f"{steps[0]}"
+
+
+def subspace_distance(u: NDArray[Any], v: NDArray[Any]) -> Array:
+    """Root mean squared sine of the principal angles; see :mod:`lightning_geo.functional.subspace`.
+
+    Args:
+        u: [..., d, r] with orthonormal columns.
+        v: The same shape.
+
+    Example:
+        >>> subspace_distance(np.array([[1.0], [0.0]]), np.array([[0.6], [0.8]])).round(6)
+        np.float64(0.8)
+    """
+    first, second = u.astype(np.float64), v.astype(np.float64)
+    residual = second - first @ (first.swapaxes(-1, -2) @ second)
+    distance: Array = np.sqrt((residual**2).sum(axis=(-2, -1)) / u.shape[-1]).clip(max=1)
+    return distance
+
+
+def compare(
+    a: GeometryHistory,
+    b: GeometryHistory,
+    metrics: Iterable[str] | None = None,
+    step: int | None = None,
+) -> Comparison:
+    """Lay two runs side by side.
+
+    Args:
+        a: The run to compare with.
+        b: The run that is compared.
+        metrics: Families, metrics or stored names; ``None`` for all that both runs have.
+        step: Compare at the common step nearest to this one; ``None`` for the last.
+
+    Raises:
+        RunError: If the runs are of different models, or a metric is unknown or in neither run.
+
+    Example:
+        >>> from lightning_geo import GeometryRecord
+        >>> runs = [
+        ...     GeometryHistory([
+        ...         GeometryRecord({"encoder": {"entropy": np.full((1, 2), step * rate)}}, step=step)
+        ...         for step in (0, 10)
+        ...     ])
+        ...     for rate in (0.1, 0.2)
+        ... ]
+        >>> [round(float(value), 3) for value in compare(*runs).differences[0].difference[0]]
+        [1.0, 1.0]
+    """
+    stacks = _matched_stacks(a, b)
+    alignment = align(a.steps, b.steps)
+    last = len(alignment.a) - 1
+    if step is not None:
+        last = int(np.abs(a.steps[alignment.a] - step).argmin())
+    window = Alignment(alignment.a[: last + 1], alignment.b[: last + 1], "")
+    names = None if metrics is None else _selected(metrics)
+    several = len(stacks) > 1
+    differences = []
+    for ours, theirs in stacks.items():
+        for name, values in a.stacks[ours].items():
+            other = b.stacks[theirs].get(name)
+            if other is None or not _known(name) or (names is not None and name not in names):
+                continue
+            label = f"{ours}/{name}" if several else name
+            differences.append(_difference(label, values[window.a], other[window.b]))
+    if not differences:
+        both = [name for s, t in stacks.items() for name in a.stacks[s] if name in b.stacks[t]]
+        wanted = (
+            f"None of {', '.join(names or ())} is in both runs. " if names else "No metric is in both runs. "
+        )
+        raise RunError(wanted + f"Both have: {', '.join(dict.fromkeys(both)) or 'nothing'}.")
+    steps = int(a.steps[window.a[-1]]), int(b.steps[window.b[-1]])
+    return Comparison(
+        alignment, steps, tuple(differences), tuple(_subspaces(a, b, stacks)), _probe(a, b),
+        tuple(_notes(a, b, steps, step)),
+    )  # fmt: skip
+
+
+def _difference(label: str, a: NDArray[Any], b: NDArray[Any]) -> Difference:
+    first, second = a.astype(np.float64), b.astype(np.float64)
+    spec = spec_of(label.rpartition("/")[2])
+    return Difference(label, spec, first[-1], second[-1], _moved(first), _moved(second))
+
+
+def _moved(values: Array) -> Array:
+    """Highest minus lowest over samples, NaN where there is no value."""
+    defined = np.isfinite(values)
+    low = np.where(defined, values, np.inf).min(axis=0)
+    high = np.where(defined, values, -np.inf).max(axis=0)
+    return np.where(defined.any(axis=0), high - np.where(defined.any(axis=0), low, 0), np.nan)
+
+
+def _known(name: str) -> bool:
+    """Whether this version knows the metric: a newer one may have written the run."""
+    try:
+        spec_of(name)
+    except KeyError:
+        return False
+    return True
+
+
+def _selected(metrics: Iterable[str]) -> tuple[str, ...]:
+    try:
+        return select(metrics)
+    except ValueError as error:
+        raise RunError(str(error)) from error
+
+
+def _probe(a: GeometryHistory, b: GeometryHistory) -> str:
+    prints = [str(history.facts["probe"][-1]) for history in (a, b)]
+    if not all(prints):
+        return "batches"
+    return "same" if prints[0] == prints[1] else "different"
+
+
+def layout(history: GeometryHistory) -> dict[str, tuple[int, ...]]:
+    """Return the number of heads of each layer by stack."""
+    described = history.structure.get("stacks", {})
+    return {
+        stack: tuple(described[stack]["heads"]) if stack in described else _size(arrays)
+        for stack, arrays in history.stacks.items()
+    }
+
+
+def _size(arrays: dict[str, NDArray[Any]]) -> tuple[int, ...]:
+    shapes = [array.shape[1:] for array in arrays.values()]
+    heads = max((shape[1] for shape in shapes if len(shape) > 1), default=0)
+    return (heads,) * max(shape[0] for shape in shapes)
+
+
+def describe_layout(history: GeometryHistory) -> str:
+    """Return the model and its layers and heads in words."""
+    parts = []
+    for stack, heads in layout(history).items():
+        width = str(heads[0]) if len(set(heads)) == 1 else f"{min(heads)} to {max(heads)}"
+        parts.append(f"{stack}: {len(heads)} layers × {width} heads")
+    return f"{history.structure.get('model', 'unknown model')} ({', '.join(parts)})"
+
+
+def _matched_stacks(a: GeometryHistory, b: GeometryHistory) -> dict[str, str]:
+    """The second run's stack for each of the first's."""
+    ours, theirs = layout(a), layout(b)
+    if ours == theirs:
+        return {stack: stack for stack in ours}
+    if len(ours) == 1 and list(ours.values()) == list(theirs.values()):
+        return dict(zip(ours, theirs, strict=True))  # the same model within another module
+    raise RunError(
+        f"The runs are of different models, and layers and heads that do not correspond cannot be compared: "
+        f"{describe_layout(a)}, and {describe_layout(b)}."
+    )
+
+
+def _subspaces(a: GeometryHistory, b: GeometryHistory, stacks: dict[str, str]) -> Iterator[SubspaceDistance]:
+    kept = [[r for r in (h.record(i) for i in range(len(h))) if r.matrices] for h in (a, b)]
+    if not all(kept):
+        return
+    pairs = [(kept[0][0], kept[1][0])]
+    if len(kept[0]) > 1 and len(kept[1]) > 1:
+        pairs.append((kept[0][-1], kept[1][-1]))
+    for first, second in pairs:
+        for ours, theirs in stacks.items():
+            for name, basis in first.matrices.get(ours, {}).items():
+                other = second.matrices.get(theirs, {}).get(name)
+                if name.startswith("basis.") and other is not None and other.shape == basis.shape:
+                    role, distance = name.removeprefix("basis."), subspace_distance(basis, other)
+                    yield SubspaceDistance(ours, role, (first.step, second.step), distance)
+
+
+def _notes(
+    a: GeometryHistory, b: GeometryHistory, steps: tuple[int, int], wanted: int | None
+) -> Iterator[str]:
+    if wanted is not None and steps[0] != wanted:
+        yield f"Step {wanted} is not a sample of both runs: step {steps[0]} is nearest."
+    if wanted is None and a.steps[-1] != b.steps[-1]:
+        yield f"The runs end at different steps, A at {a.steps[-1]} and B at {b.steps[-1]}."
+    models = [history.structure.get("model") for history in (a, b)]
+    if models[0] != models[1]:
+        yield f"The models' classes differ ({models[0]} and {models[1]}), their layers and heads do not."
+    mine, other = ({name for arrays in h.stacks.values() for name in arrays} for h in (a, b))
+    for label, only in (("A", mine - other), ("B", other - mine)):
+        if only:
+            yield f"Only in {label}: {', '.join(sorted(only))}."
