@@ -6,13 +6,16 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from lightning_geo.commands import compare as compared
+from lightning_geo.commands import groups as grouped
 from lightning_geo.commands import show
-from lightning_geo.commands.text import plain
+from lightning_geo.commands.text import number, plain
 from lightning_geo.compare import compare
-from lightning_geo.runs import Run, RunError, open_runs
+from lightning_geo.runs import Run, RunError, names_of, open_runs
+from lightning_geo.seeds import compare_groups
 
 __all__ = ["main"]
 
@@ -83,6 +86,9 @@ def _add_compare(commands: Any) -> None:
     add = parser.add_argument
     add("--metric", action="append", metavar="NAME", help="only this metric or family (repeatable)")
     add("--step", type=int, help="compare at the sample nearest to this step (default: the last common one)")
+    add("--group", action="append", nargs="+", metavar="RUN",
+        help="runs of one configuration that differ in their seed; twice or more to compare configurations: "
+        "mean and spread tell a difference from noise")  # fmt: skip
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print everything as one JSON object")
     form.add_argument("--csv", action="store_true", help="print a line for each metric, layer and head")
@@ -91,18 +97,43 @@ def _add_compare(commands: Any) -> None:
 
 
 def _compare(options: argparse.Namespace) -> int:
+    if options.group:
+        return _compare_groups(options)
+    if not options.runs:
+        raise RunError("name two runs, or a directory of several.")
     runs = _opened(options.runs, options.monitor)
     if len(runs) < 2:
-        raise RunError(
-            f"there is nothing to compare {runs[0].name!r} with: name two runs, or a directory of several."
-        )
+        raise RunError(f"{runs[0].name!r} is one run: name another to compare it with.")
     comparisons = [compare(runs[0].history, run.history, options.metric, options.step) for run in runs[1:]]
+    # before anything is printed: a limit that cannot be checked is bad input
+    passed = [
+        f"{run.name}: {metric} differs by {number(largest)}, more than {number(limit)}"
+        for run, comparison in zip(runs[1:], comparisons, strict=True)
+        for metric, limit in options.fail_above
+        if (largest := comparison.largest(metric)) > limit
+    ]
     if options.json:
         print(compared.as_json(runs, comparisons))
     elif options.csv:
         print(compared.as_csv(runs, comparisons))
     else:
         print(compared.as_text(runs, comparisons, chosen=bool(options.metric)))
+    for line in passed:
+        print(f"lightning-geo compare: {plain(line)}", file=sys.stderr)
+    return 1 if passed else 0
+
+
+def _compare_groups(options: argparse.Namespace) -> int:
+    if options.runs or options.fail_above:
+        raise RunError("--group goes neither with runs outside of groups nor with --fail-above.")
+    groups = [_opened(group, options.monitor) for group in options.group]
+    flat = [run for group in groups for run in group]
+    names = iter(names_of([run.path for run in flat]))  # below what all groups share
+    groups = [[replace(run, name=next(names)) for run in group] for group in groups]
+    reference, *others = [[run.history for run in group] for group in groups]
+    found = [compare_groups(reference, other, options.metric, options.step) for other in others or [[]]]
+    form = grouped.as_json if options.json else grouped.as_csv if options.csv else grouped.as_text
+    print(form(groups, found))
     return 0
 
 

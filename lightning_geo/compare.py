@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_geo.history import GeometryHistory
-from lightning_geo.runs import RunError
-from lightning_geo.schema import MetricSpec, select, spec_of
+from lightning_geo.runs import RunError, describe_layout, layout, series
+from lightning_geo.schema import MetricSpec, select
 
 __all__ = [
     "Alignment",
@@ -21,8 +21,7 @@ __all__ = [
     "SubspaceDistance",
     "align",
     "compare",
-    "describe_layout",
-    "layout",
+    "selected",
     "subspace_distance",
 ]
 
@@ -179,7 +178,7 @@ class Comparison:
         Raises:
             RunError: If the metric is unknown, or not in the comparison.
         """
-        names = _selected([metric])
+        names = selected([metric])
         chosen = [d for d in self.differences if d.metric.rpartition("/")[2] in names]
         found = [float(np.nanmax(np.abs(d.difference))) for d in chosen if np.isfinite(d.difference).any()]
         if any(d.one_sided for d in chosen):
@@ -189,7 +188,7 @@ class Comparison:
         return max(found)
 
     def by_layer(self) -> list[tuple[str, int, float]]:
-        """Stack, layer and root mean square of the relative difference over metrics and heads, largest first."""
+        """Root mean square of the relative difference by stack and layer, largest first."""
         squares: dict[tuple[str, int], list[float]] = {}
         for difference in self.differences:
             stack = difference.metric.rpartition("/")[0]
@@ -287,33 +286,27 @@ def compare(
     if step is not None:
         last = int(np.abs(a.steps[alignment.a] - step).argmin())
     window = Alignment(alignment.a[: last + 1], alignment.b[: last + 1], "")
-    names = None if metrics is None else _selected(metrics)
-    several = len(stacks) > 1
-    differences = []
-    for ours, theirs in stacks.items():
-        for name, values in a.stacks[ours].items():
-            other = b.stacks[theirs].get(name)
-            if other is None or not _known(name) or (names is not None and name not in names):
-                continue
-            label = f"{ours}/{name}" if several else name
-            differences.append(_difference(label, values[window.a], other[window.b]))
+    names = None if metrics is None else selected(metrics)
+    theirs = {(of.stack, of.name): of.values for of in series(b)}
+    both, differences = [], []
+    for of in series(a):
+        other = theirs.get((stacks[of.stack], of.name))
+        if other is None or other.shape[1:] != of.values.shape[1:]:
+            continue
+        both.append(of.key)
+        if names is None or of.name in names:
+            first, second = of.values[window.a], other[window.b]
+            differences.append(
+                Difference(of.key, of.spec, first[-1], second[-1], _moved(first), _moved(second))
+            )
     if not differences:
-        both = [name for s, t in stacks.items() for name in a.stacks[s] if name in b.stacks[t]]
-        wanted = (
-            f"None of {', '.join(names or ())} is in both runs. " if names else "No metric is in both runs. "
-        )
-        raise RunError(wanted + f"Both have: {', '.join(dict.fromkeys(both)) or 'nothing'}.")
+        wanted = "No metric" if names is None else f"None of {', '.join(names)}"
+        raise RunError(f"{wanted} has values in both runs. Both have: {', '.join(both) or 'nothing'}.")
     steps = int(a.steps[window.a[-1]]), int(b.steps[window.b[-1]])
     return Comparison(
         alignment, steps, tuple(differences), tuple(_subspaces(a, b, stacks)), _probe(a, b),
         tuple(_notes(a, b, steps, step)),
     )  # fmt: skip
-
-
-def _difference(label: str, a: NDArray[Any], b: NDArray[Any]) -> Difference:
-    first, second = a.astype(np.float64), b.astype(np.float64)
-    spec = spec_of(label.rpartition("/")[2])
-    return Difference(label, spec, first[-1], second[-1], _moved(first), _moved(second))
 
 
 def _moved(values: Array) -> Array:
@@ -324,16 +317,12 @@ def _moved(values: Array) -> Array:
     return np.where(defined.any(axis=0), high - np.where(defined.any(axis=0), low, 0), np.nan)
 
 
-def _known(name: str) -> bool:
-    """Whether this version knows the metric: a newer one may have written the run."""
-    try:
-        spec_of(name)
-    except KeyError:
-        return False
-    return True
+def selected(metrics: Iterable[str]) -> tuple[str, ...]:
+    """Return the stored names that families and metrics mean.
 
-
-def _selected(metrics: Iterable[str]) -> tuple[str, ...]:
+    Raises:
+        RunError: If one is unknown.
+    """
     try:
         return select(metrics)
     except ValueError as error:
@@ -345,30 +334,6 @@ def _probe(a: GeometryHistory, b: GeometryHistory) -> str:
     if not all(prints):
         return "batches"
     return "same" if prints[0] == prints[1] else "different"
-
-
-def layout(history: GeometryHistory) -> dict[str, tuple[int, ...]]:
-    """Return the number of heads of each layer by stack."""
-    described = history.structure.get("stacks", {})
-    return {
-        stack: tuple(described[stack]["heads"]) if stack in described else _size(arrays)
-        for stack, arrays in history.stacks.items()
-    }
-
-
-def _size(arrays: dict[str, NDArray[Any]]) -> tuple[int, ...]:
-    shapes = [array.shape[1:] for array in arrays.values()]
-    heads = max((shape[1] for shape in shapes if len(shape) > 1), default=0)
-    return (heads,) * max(shape[0] for shape in shapes)
-
-
-def describe_layout(history: GeometryHistory) -> str:
-    """Return the model and its layers and heads in words."""
-    parts = []
-    for stack, heads in layout(history).items():
-        width = str(heads[0]) if len(set(heads)) == 1 else f"{min(heads)} to {max(heads)}"
-        parts.append(f"{stack}: {len(heads)} layers × {width} heads")
-    return f"{history.structure.get('model', 'unknown model')} ({', '.join(parts)})"
 
 
 def _matched_stacks(a: GeometryHistory, b: GeometryHistory) -> dict[str, str]:

@@ -5,13 +5,28 @@ from __future__ import annotations
 import fnmatch
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from lightning_geo.history import EVENT_FILES, GeometryHistory, load_history
+from lightning_geo.schema import MetricSpec, spec_of
 
-__all__ = ["Run", "RunError", "find_runs", "names_of", "open_runs"]
+__all__ = [
+    "Run",
+    "RunError",
+    "Series",
+    "describe_layout",
+    "find_runs",
+    "layout",
+    "names_of",
+    "open_runs",
+    "series",
+]
 
 
 class RunError(ValueError):
@@ -31,6 +46,77 @@ class Run:
     name: str
     path: Path
     history: GeometryHistory
+
+
+class Series(NamedTuple):
+    """One metric of a run.
+
+    Args:
+        key: Its name in the history, with the stack before it where there are several.
+        stack: Stack of layers.
+        name: As stored, ``effective_rank.query``.
+        spec: What it is.
+        values: [sample, layer] or [sample, layer, head], infinities as NaN.
+    """
+
+    key: str
+    stack: str
+    name: str
+    spec: MetricSpec
+    values: NDArray[np.float64]
+
+    def model(self) -> NDArray[np.float64]:
+        """Return the model's number at each sample: the mean over layers and heads, or the largest."""
+        flat = self.values.reshape(len(self.values), -1)
+        defined = np.isfinite(flat)
+        if self.spec.summary == "max":
+            result = np.where(defined, flat, -np.inf).max(axis=1, initial=-np.inf)
+        else:
+            result = np.where(defined, flat, 0).sum(axis=1) / np.maximum(defined.sum(axis=1), 1)
+        return np.where(defined.any(axis=1), result, np.nan)
+
+
+def series(history: GeometryHistory) -> Iterator[Series]:
+    """Yield the metrics of a run that this version knows and that have a value at all."""
+    several = len(history.stacks) > 1
+    for stack, arrays in history.stacks.items():
+        for name, values in arrays.items():
+            try:
+                spec = spec_of(name)
+            except KeyError:  # a newer version wrote it
+                continue
+            if values.ndim == 1 + len(spec.axes) and np.isfinite(values).any():
+                finite = np.where(np.isfinite(values), values, np.nan).astype(np.float64)
+                yield Series(f"{stack}/{name}" if several else name, stack, name, spec, finite)
+
+
+def layout(history: GeometryHistory) -> dict[str, tuple[int, ...]]:
+    """Return the number of heads of each layer by stack."""
+    described = history.structure.get("stacks")
+    result = {}
+    for stack, arrays in history.stacks.items():
+        entry = described.get(stack) if isinstance(described, dict) else None
+        heads = entry.get("heads") if isinstance(entry, dict) else None
+        known = isinstance(heads, list) and bool(heads) and all(isinstance(count, int) for count in heads)
+        result[stack] = tuple(heads) if known else _size(arrays)  # type: ignore[arg-type]
+    return result
+
+
+def _size(arrays: Mapping[str, NDArray[Any]]) -> tuple[int, ...]:
+    shapes = [array.shape[1:] for array in arrays.values() if array.ndim > 1]
+    heads = max((shape[1] for shape in shapes if len(shape) > 1), default=0)
+    return (heads,) * max((shape[0] for shape in shapes), default=0)
+
+
+def describe_layout(history: GeometryHistory) -> str:
+    """Return the model and its layers and heads in words."""
+    parts = []
+    for stack, heads in layout(history).items():
+        least, most = min(heads, default=0), max(heads, default=0)
+        parts.append(
+            f"{stack}: {len(heads)} layers × {most if least == most else f'{least} to {most}'} heads"
+        )
+    return f"{history.structure.get('model', 'unknown model')} ({', '.join(parts)})"
 
 
 def find_runs(path: str | os.PathLike[str]) -> list[Path]:

@@ -7,23 +7,24 @@ import io
 import json
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lightning_geo.commands.text import number, plain, table
-from lightning_geo.compare import Comparison, Row, SubspaceDistance, describe_layout
-from lightning_geo.runs import Run
+from lightning_geo.compare import Comparison, Row, SubspaceDistance
+from lightning_geo.runs import Run, describe_layout
 
-__all__ = ["as_csv", "as_json", "as_text", "head_rows"]
+__all__ = ["ROWS", "as_csv", "as_json", "as_object", "as_text", "finite", "head_rows", "run_facts"]
 
-_ROWS = 15  # what is read before one asks for --metric
+#: What is read before one asks for --metric.
+ROWS = 15
 _OF_A_FAMILY = 3  # metrics of one family say much the same
 
 _PROBES = {
     "same": "Same probe: both were measured on the same inputs.",
-    "different": "DIFFERENT PROBES: the runs were measured on different inputs, so that a difference may be the inputs'.",
-    "batches": "NO COMMON PROBE: a run was measured on its training batches, so that differences carry their noise.",
+    "different": "DIFFERENT PROBES: the runs were measured on different inputs, which differ too.",
+    "batches": "NO COMMON PROBE: a run was measured on its training batches, whose noise is in it.",
 }  # fmt: skip
 
 
@@ -45,8 +46,8 @@ def as_text(runs: Sequence[Run], comparisons: Sequence[Comparison], *, chosen: b
 def _facts(a: Run, b: Run, comparison: Comparison) -> str:
     lines = []
     for label, run in (("A", a), ("B", b)):
-        steps = run.history.steps
-        lines.append(f"{label}  {run.name}: {describe_layout(run.history)}, steps {steps[0]} to {steps[-1]}")
+        first, last = run.history.steps[[0, -1]]
+        lines.append(f"{label}  {run.name}: {describe_layout(run.history)}, steps {first} to {last}")
     steps = comparison.steps
     at = f"step {steps[0]}" if steps[0] == steps[1] else f"step {steps[0]} of A and {steps[1]} of B"
     lines += [_PROBES[comparison.probe], f"Aligned by step: {comparison.alignment.how}. Compared at {at}."]
@@ -57,7 +58,7 @@ def head_rows(comparison: Comparison, *, chosen: bool) -> list[Row]:
     """Return the rows that are shown: the largest, and unless metrics were chosen one for each metric."""
     rows = comparison.rows()
     if chosen:
-        return rows[:_ROWS]
+        return rows[:ROWS]
     families = {difference.metric: difference.spec.family for difference in comparison.differences}
     metrics: set[str] = set()
     shown: list[Row] = []
@@ -66,15 +67,16 @@ def head_rows(comparison: Comparison, *, chosen: bool) -> list[Row]:
         if row.metric not in metrics and sum(families[r.metric] == family for r in shown) < _OF_A_FAMILY:
             shown.append(row)
         metrics.add(row.metric)
-    return shown[:_ROWS]
+    return shown[:ROWS]
 
 
 def _differences(comparison: Comparison, chosen: bool) -> str:
     header = ("metric", "layer", "head", "A", "B", "B − A", "A moved", "B moved", "times")
     cells = [
         (
-            row.metric, str(row.layer), "" if row.head is None else str(row.head), number(row.a), number(row.b),
-            number(row.difference, signed=True), number(row.moved_a), number(row.moved_b),
+            row.metric, str(row.layer), "" if row.head is None else str(row.head),
+            number(row.a), number(row.b), number(row.difference, signed=True),
+            number(row.moved_a), number(row.moved_b),
             f"{abs(row.relative):.2f}",
         )
         for row in head_rows(comparison, chosen=chosen)
@@ -83,8 +85,9 @@ def _differences(comparison: Comparison, chosen: bool) -> str:
         "" if chosen else " (each metric where it differs most, three of a family)"
     )
     note = (
-        "moved: highest − lowest value of that layer or head within the run up to there. times: |B − A| in units\n"
-        "of how much the metric moves within a run (root mean square over layers, heads and both runs)."
+        "moved: highest − lowest value of that layer or head within the run up to there.\n"
+        "times: |B − A| in units of how much the metric moves within a run (root mean square over\n"
+        "layers, heads and both runs)."
     )
     return f"{title}:\n{table(header, cells)}\n{note}"
 
@@ -116,37 +119,37 @@ def _subspaces(subspaces: Iterable[SubspaceDistance]) -> str:
 
 def as_json(runs: Sequence[Run], comparisons: Sequence[Comparison]) -> str:
     """Return everything as one JSON object; what is not finite is null."""
-    return json.dumps(
-        {
-            "reference": _run(runs[0]),
-            "comparisons": [
-                {
-                    "run": _run(run),
-                    "aligned": comparison.alignment.how,
-                    "steps": list(comparison.steps),
-                    "probe": comparison.probe,
-                    "notes": list(comparison.notes),
-                    "differences": [
-                        {key: _finite(value) for key, value in row._asdict().items()} for row in comparison.rows()
-                    ],
-                    "layers": [
-                        {"stack": stack, "layer": layer, "relative": _finite(times)}
-                        for stack, layer, times in comparison.by_layer()
-                    ],
-                    "subspaces": [
-                        {"stack": s.stack, "role": s.role, "steps": list(s.steps),
-                         "distance": [[_finite(d) for d in row] for row in s.distance.tolist()]}
-                        for s in comparison.subspaces
-                    ],
-                }
-                for run, comparison in zip(runs[1:], comparisons, strict=True)
-            ],
-        },
-        indent=1,
-    )  # fmt: skip
+    found = [_comparison(run, comparison) for run, comparison in zip(runs[1:], comparisons, strict=True)]
+    return json.dumps({"reference": run_facts(runs[0]), "comparisons": found}, indent=1)
 
 
-def _run(run: Run) -> dict[str, Any]:
+def _comparison(run: Run, comparison: Comparison) -> dict[str, Any]:
+    return {
+        "run": run_facts(run),
+        "aligned": comparison.alignment.how,
+        "steps": list(comparison.steps),
+        "probe": comparison.probe,
+        "notes": list(comparison.notes),
+        "differences": [as_object(row) for row in comparison.rows()],
+        "layers": [
+            {"stack": stack, "layer": layer, "relative": finite(times)}
+            for stack, layer, times in comparison.by_layer()
+        ],
+        "subspaces": [
+            {"stack": s.stack, "role": s.role, "steps": list(s.steps),
+             "distance": [[finite(d) for d in row] for row in s.distance.tolist()]}
+            for s in comparison.subspaces
+        ],
+    }  # fmt: skip
+
+
+def as_object(row: NamedTuple) -> dict[str, Any]:
+    """Return a row as JSON has it."""
+    return {key: finite(value) for key, value in row._asdict().items()}
+
+
+def run_facts(run: Run) -> dict[str, Any]:
+    """Return which run it is, as JSON has it."""
     history = run.history
     return {
         "name": run.name,
@@ -158,7 +161,8 @@ def _run(run: Run) -> dict[str, Any]:
     }
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Return None for a number that is not finite."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -169,5 +173,5 @@ def as_csv(runs: Sequence[Run], comparisons: Sequence[Comparison]) -> str:
     writer.writerow(("run_a", "run_b", "step_a", "step_b", *Row._fields))
     for run, comparison in zip(runs[1:], comparisons, strict=True):
         where = (runs[0].name, run.name, *comparison.steps)
-        writer.writerows((*where, *(_finite(value) for value in row)) for row in comparison.rows())
+        writer.writerows((*where, *(finite(value) for value in row)) for row in comparison.rows())
     return text.getvalue().removesuffix("\n")

@@ -8,10 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from lightning_geo.commands.text import number, plain, table
-from lightning_geo.compare import describe_layout
 from lightning_geo.history import GeometryHistory
-from lightning_geo.runs import Run
-from lightning_geo.schema import spec_of
+from lightning_geo.runs import Run, describe_layout, series
 
 __all__ = ["as_text"]
 
@@ -72,22 +70,10 @@ def _facts(run: Run) -> str:
 
 def _metrics(history: GeometryHistory) -> str:
     rows = []
-    for key in history.keys():
-        try:
-            spec = spec_of(key.rpartition("/")[2])
-        except KeyError:  # a newer version wrote it
-            rows.append((plain(key), "?", "?", "", "", ""))
-            continue
-        values = history[key].astype(np.float64).reshape(len(history), -1)
-        defined = np.isfinite(values)
-        if not defined.any():
-            continue
-        reduce = np.nanmax if spec.summary == "max" else np.nanmean
-        model = [
-            float(reduce(row[ok])) if ok.any() else float("nan")
-            for row, ok in zip(values, defined, strict=True)
-        ]
-        unit = "" if spec.unit == "1" else spec.unit
-        rows.append((key, spec.family, " × ".join(spec.axes), number(model[0]), number(model[-1]), unit))
+    for of in series(history):
+        model = of.model()
+        unit = "" if of.spec.unit == "1" else of.spec.unit
+        axes = " × ".join(of.spec.axes)
+        rows.append((plain(of.key), of.spec.family, axes, number(model[0]), number(model[-1]), unit))
     title = "Metrics, model mean (largest for max_logit) at the first and the last sample:"
     return f"{title}\n{table(('metric', 'family', 'axes', 'first', 'last', 'unit'), rows, left=3)}"
