@@ -7,15 +7,17 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from lightning_geo.commands import compare as compared
 from lightning_geo.commands import groups as grouped
 from lightning_geo.commands import show
-from lightning_geo.commands.text import number, plain
 from lightning_geo.compare import compare
+from lightning_geo.report import report
 from lightning_geo.runs import Run, RunError, names_of, open_runs
 from lightning_geo.seeds import compare_groups
+from lightning_geo.text import number, plain
 
 __all__ = ["main"]
 
@@ -52,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lightning-geo", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_show, _add_compare):
+    for add in (_add_show, _add_compare, _add_report):
         add(commands)
     return parser
 
@@ -145,6 +147,26 @@ def _limit(text: str) -> tuple[str, float]:
         raise argparse.ArgumentTypeError(
             f"expected METRIC=VALUE such as entropy=0.5, but got {text!r}"
         ) from None
+
+
+# -- report
+
+
+def _add_report(commands: Any) -> None:
+    parser = _command(commands, "report", _report, "one HTML file that says what changed, when and where")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help=f"{_RUN}; several are compared with the first")
+    parser.add_argument("-o", "--output", type=Path, default=Path("report.html"), metavar="FILE",
+        help="where the report goes (default: %(default)s)")  # fmt: skip
+
+
+def _report(options: argparse.Namespace) -> int:
+    page = report(_opened(options.runs, options.monitor))
+    try:
+        options.output.write_text(page, encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise RunError(f"{os.fspath(options.output)!r} cannot be written: {error.strerror}.") from error
+    print(f"{plain(options.output)}: {len(page.encode(errors='replace')) / 1e3:,.0f} kB")
+    return 0
 
 
 # -- all of them

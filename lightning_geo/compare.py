@@ -27,6 +27,8 @@ __all__ = [
 
 Array = NDArray[np.float64]
 
+_OF_A_FAMILY = 3  # rows; its metrics say much the same
+
 
 class Alignment(NamedTuple):
     """Which samples of two runs belong together.
@@ -166,6 +168,29 @@ class Comparison:
         """Every cell of every metric, what differs most first."""
         rows = [row for difference in self.differences for row in difference.rows()]
         return sorted(rows, key=lambda row: -abs(row.relative))
+
+    def telling(self, count: int, *, each_metric: bool = True) -> list[Row]:
+        """Return the rows that say most.
+
+        Args:
+            count: How many at most.
+            each_metric: Of each metric the largest alone, and three of a family: they say much the same.
+        """
+        rows = self.rows()
+        if not each_metric:
+            return rows[:count]
+        families = {difference.metric: difference.spec.family for difference in self.differences}
+        left = dict.fromkeys(families.values(), _OF_A_FAMILY)
+        first: dict[str, Row] = {}
+        for row in rows:
+            first.setdefault(row.metric, row)
+        shown = []
+        for row in first.values():
+            family = families[row.metric]
+            left[family] -= 1
+            if left[family] >= 0:
+                shown.append(row)
+        return shown[:count]
 
     def largest(self, metric: str) -> float:
         """Return the largest absolute difference of a metric over layers and heads.

@@ -11,15 +11,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lightning_geo.commands.text import number, plain, table
 from lightning_geo.compare import Comparison, Row, SubspaceDistance
 from lightning_geo.runs import Run, describe_layout
+from lightning_geo.text import number, plain, table
 
-__all__ = ["ROWS", "as_csv", "as_json", "as_object", "as_text", "finite", "head_rows", "run_facts"]
+__all__ = ["ROWS", "as_csv", "as_json", "as_object", "as_text", "finite", "run_facts"]
 
 #: What is read before one asks for --metric.
 ROWS = 15
-_OF_A_FAMILY = 3  # metrics of one family say much the same
 
 _PROBES = {
     "same": "Same probe: both were measured on the same inputs.",
@@ -54,22 +53,6 @@ def _facts(a: Run, b: Run, comparison: Comparison) -> str:
     return "\n".join(plain(line) for line in (*lines, *comparison.notes))
 
 
-def head_rows(comparison: Comparison, *, chosen: bool) -> list[Row]:
-    """Return the rows that are shown: the largest, and unless metrics were chosen one for each metric."""
-    rows = comparison.rows()
-    if chosen:
-        return rows[:ROWS]
-    families = {difference.metric: difference.spec.family for difference in comparison.differences}
-    metrics: set[str] = set()
-    shown: list[Row] = []
-    for row in rows:
-        family = families[row.metric]
-        if row.metric not in metrics and sum(families[r.metric] == family for r in shown) < _OF_A_FAMILY:
-            shown.append(row)
-        metrics.add(row.metric)
-    return shown[:ROWS]
-
-
 def _differences(comparison: Comparison, chosen: bool) -> str:
     header = ("metric", "layer", "head", "A", "B", "B − A", "A moved", "B moved", "times")
     cells = [
@@ -79,7 +62,7 @@ def _differences(comparison: Comparison, chosen: bool) -> str:
             number(row.moved_a), number(row.moved_b),
             f"{abs(row.relative):.2f}",
         )
-        for row in head_rows(comparison, chosen=chosen)
+        for row in comparison.telling(ROWS, each_metric=not chosen)
     ]  # fmt: skip
     title = "What differs most" + (
         "" if chosen else " (each metric where it differs most, three of a family)"

@@ -9,9 +9,9 @@ import math
 from collections.abc import Sequence
 
 from lightning_geo.commands.compare import ROWS, as_object, finite, run_facts
-from lightning_geo.commands.text import number, plain, table
 from lightning_geo.runs import Run
 from lightning_geo.seeds import GroupComparison, GroupRow
+from lightning_geo.text import number, plain, table
 
 __all__ = ["as_csv", "as_json", "as_text"]
 

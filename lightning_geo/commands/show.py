@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lightning_geo.commands.text import number, plain, table
 from lightning_geo.history import GeometryHistory
 from lightning_geo.runs import Run, describe_layout, series
+from lightning_geo.text import number, plain, table
 
 __all__ = ["as_text"]
 

@@ -31,9 +31,11 @@ def number(value: float, *, signed: bool = False) -> str:
         return "-"
     sign = "+" if signed and value > 0 else "−" if value < 0 else ""
     size = abs(value)
+    if not value:
+        return "0"
     if math.isinf(size):
         return f"{sign}∞"
-    if size and (size < 1e-4 or size >= 1e6):
+    if size < 1e-4 or size >= 1e6:
         return f"{sign}{size:.2e}"
     digits = 4 if size < 1 else max(0, 3 - int(math.log10(size)))
     return f"{sign}{size:,.{digits}f}"
