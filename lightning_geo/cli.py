@@ -13,6 +13,7 @@ from typing import Any
 from lightning_geo.commands import compare as compared
 from lightning_geo.commands import groups as grouped
 from lightning_geo.commands import show
+from lightning_geo.commands.tail import follow, newest
 from lightning_geo.compare import compare
 from lightning_geo.report import report
 from lightning_geo.runs import Run, RunError, names_of, open_runs
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")  # a terminal that knows no × shows ?
     options = _parser().parse_args(arguments)
     try:
-        status: int = options.run(options)
+        status: int = options.function(options)
         sys.stdout.flush()
     except RunError as error:
         print(f"lightning-geo {options.command}: {plain(error)}", file=sys.stderr)
@@ -54,14 +55,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lightning-geo", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_show, _add_compare, _add_report):
+    for add in (_add_show, _add_compare, _add_report, _add_tail):
         add(commands)
     return parser
 
 
 def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str) -> Any:
     parser = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
-    parser.set_defaults(run=run)
+    parser.set_defaults(function=run)
     parser.add_argument("--monitor", metavar="NAME", help="which monitor, where a run had several")
     return parser
 
@@ -166,6 +167,25 @@ def _report(options: argparse.Namespace) -> int:
     except OSError as error:
         raise RunError(f"{os.fspath(options.output)!r} cannot be written: {error.strerror}.") from error
     print(f"{plain(options.output)}: {len(page.encode(errors='replace')) / 1e3:,.0f} kB")
+    return 0
+
+
+# -- tail
+
+
+def _add_tail(commands: Any) -> None:
+    parser = _command(commands, "tail", _tail, "a line for each sample as it arrives, until Ctrl-C")
+    parser.add_argument("run", metavar="RUN", help=f"{_RUN}: then the one written last")
+
+
+def _tail(options: argparse.Namespace) -> int:
+    run = newest(options.run)
+    try:
+        print(plain(run), flush=True)
+        for line in follow(run, options.monitor):
+            print(line, flush=True)
+    except KeyboardInterrupt:
+        print()
     return 0
 
 
