@@ -9,12 +9,16 @@ import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lightning_geo.schema import GeometryRecord, lookup
+
+if TYPE_CHECKING:
+    import pandas
+    import xarray
 
 __all__ = ["EVENT_FILES", "GeometryHistory", "event_files", "load_history"]
 
@@ -96,6 +100,35 @@ class GeometryHistory:
         if not having:
             raise KeyError(f"No matrix {key!r}: no sample of this run kept any.")
         return {record.step: lookup(record.matrices, key) for record in having}
+
+    def to_xarray(self, stack: str | None = None) -> xarray.Dataset:
+        """Return the metrics as an ``xarray.Dataset`` over ``step``, ``layer`` and ``head``.
+
+        Units, formulas and meanings are attributes; epoch, time and the like are coordinates along ``step``.
+
+        Args:
+            stack: Which stack of layers; needed if the model has several, whose layers are not the same.
+
+        Raises:
+            ModuleNotFoundError: Without xarray: ``pip install 'lightning-geo[analysis]'``.
+            ValueError: If ``stack`` is none of the model's, or missing where it has several.
+        """
+        from lightning_geo.tables import to_xarray
+
+        return to_xarray(self, stack)
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Return a ``pandas.DataFrame`` with a row for every number.
+
+        Its columns are step, stack, metric, layer, head, value and unit; ``head`` is missing for a metric of
+        layers, and what has no value has no row.
+
+        Raises:
+            ModuleNotFoundError: Without pandas: ``pip install 'lightning-geo[analysis]'``.
+        """
+        from lightning_geo.tables import to_pandas
+
+        return to_pandas(self)
 
 
 def _stacked(arrays: list[NDArray[Any] | None]) -> NDArray[Any]:

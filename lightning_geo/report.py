@@ -112,8 +112,8 @@ def _difference_lines(found: Comparison) -> Iterable[str]:
                 number(float(of)) for of in (np.nanmean(role.distance), np.nanmax(role.distance))
             )
             yield (
-                f"Their {role.role} subspaces are {mean} apart on average (0 the same, 1 orthogonal), most in "
-                f"layer {layer} head {head} ({largest})."
+                f"Their {role.role} subspaces are {mean} apart on average (0 the same, 1 orthogonal), most "
+                f"in layer {layer} head {head} ({largest})."
             )
     yield {
         "same": "Both were measured on the same inputs.",
@@ -268,7 +268,8 @@ def _table(run: Run) -> str:
             most = float(change.cells[layer] if head is None else change.cells[layer, head])
             rows.append(
                 (of.key, number(change.first), number(change.last),
-                 number(change.last - change.first, signed=True), layer, "" if head is None else head, number(most, signed=True))
+                 number(change.last - change.first, signed=True), layer,
+                 "" if head is None else head, number(most, signed=True))
             )  # fmt: skip
     header = ("metric", "first", "last", "change", "most in layer", "head", "by")
     return f"<h2>All metrics of {escape(run.name)}</h2>{_html_table(header, rows)}"
@@ -279,8 +280,8 @@ def _reading() -> str:
         "<h2>How to read this</h2><p>A sample at step <i>s</i> describes the weights that enter optimizer "
         "step <i>s</i>; step 0 is the model before training. Layers and heads count from 0. In the pictures "
         "layers run down and heads to the right; hatched: no value. The model's number is the mean over "
-        "layers and heads, for max_logit the largest. How much a layer changed: last minus first sample of each "
-        "headline metric, in units of that metric's root mean square over all layers and heads; of that the "
+        "layers and heads, for max_logit the largest. How much a layer changed: last minus first sample of "
+        "each headline metric, in units of that metric's root mean square over all layers and heads; of that the "
         "root mean square over metrics and heads.</p>"
         f'<p class="note">Made by lightning-geo {escape(__version__)}.</p>'
     )
