@@ -243,7 +243,7 @@ def align(a: NDArray[np.int64], b: NDArray[np.int64]) -> Alignment:
     """
     common, at_a, at_b = np.intersect1d(a, b, return_indices=True)
     end = min(a[-1], b[-1])
-    if 2 * len(common) >= min((a <= end).sum(), (b <= end).sum()):
+    if len(common) and 2 * len(common) >= min((a <= end).sum(), (b <= end).sum()):
         plural = "s" if len(common) > 1 else ""
         return Alignment(at_a, at_b, f"{len(common)} common step{plural}, {_span(common)}")
     gaps = np.abs(a[:, None] - b[None, :])

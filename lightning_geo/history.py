@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from lightning_geo.schema import GeometryRecord, lookup
 
 if TYPE_CHECKING:
-    import pandas
+    import pandas as pd
     import xarray
 
 __all__ = ["EVENT_FILES", "GeometryHistory", "event_files", "load_history"]
@@ -117,7 +117,7 @@ class GeometryHistory:
 
         return to_xarray(self, stack)
 
-    def to_pandas(self) -> pandas.DataFrame:
+    def to_pandas(self) -> pd.DataFrame:
         """Return a ``pandas.DataFrame`` with a row for every number.
 
         Its columns are step, stack, metric, layer, head, value and unit; ``head`` is missing for a metric of

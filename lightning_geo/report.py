@@ -280,8 +280,8 @@ def _reading() -> str:
         "<h2>How to read this</h2><p>A sample at step <i>s</i> describes the weights that enter optimizer "
         "step <i>s</i>; step 0 is the model before training. Layers and heads count from 0. In the pictures "
         "layers run down and heads to the right; hatched: no value. The model's number is the mean over "
-        "layers and heads, for max_logit the largest. How much a layer changed: last minus first sample of "
-        "each headline metric, in units of that metric's root mean square over all layers and heads; of that the "
+        "layers and heads, for max_logit the largest. How much a layer changed: last minus first sample "
+        "of each headline metric, in units of that metric's root mean square over all layers and heads; of that the "
         "root mean square over metrics and heads.</p>"
         f'<p class="note">Made by lightning-geo {escape(__version__)}.</p>'
     )

@@ -9,7 +9,7 @@ import numpy as np
 from lightning_geo.schema import spec_of
 
 if TYPE_CHECKING:
-    import pandas
+    import pandas as pd
     import xarray
 
     from lightning_geo.history import GeometryHistory
@@ -38,9 +38,9 @@ def to_xarray(history: GeometryHistory, stack: str | None = None) -> xarray.Data
     return xarray.Dataset(arrays, {"step": history.steps, **numbers, **facts}, about)
 
 
-def to_pandas(history: GeometryHistory) -> pandas.DataFrame:
+def to_pandas(history: GeometryHistory) -> pd.DataFrame:
     """See :meth:`lightning_geo.GeometryHistory.to_pandas`."""
-    import pandas
+    import pandas as pd
 
     frames = []
     for stack, arrays in history.stacks.items():
@@ -51,12 +51,12 @@ def to_pandas(history: GeometryHistory) -> pandas.DataFrame:
                 "stack": stack,
                 "metric": name,
                 "layer": cells[1],
-                "head": pandas.array(cells[2] if len(cells) > 2 else [None] * len(cells[0]), dtype="Int64"),
+                "head": pd.array(cells[2] if len(cells) > 2 else [None] * len(cells[0]), dtype="Int64"),
                 "value": values[cells],
                 "unit": _about(name).get("units", ""),
             }
-            frames.append(pandas.DataFrame(columns))
-    table = pandas.concat(frames, ignore_index=True)
+            frames.append(pd.DataFrame(columns))
+    table = pd.concat(frames, ignore_index=True)
     return table.astype(dict.fromkeys(("stack", "metric", "unit"), "category"))
 
 

@@ -60,7 +60,7 @@ def _differences(comparison: Comparison, chosen: bool) -> str:
             row.metric, str(row.layer), "" if row.head is None else str(row.head),
             number(row.a), number(row.b), number(row.difference, signed=True),
             number(row.moved_a), number(row.moved_b),
-            f"{abs(row.relative):.2f}",
+            "∞" if math.isinf(row.relative) else f"{abs(row.relative):.2f}",
         )
         for row in comparison.telling(ROWS, each_metric=not chosen)
     ]  # fmt: skip
