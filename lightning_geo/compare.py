@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_geo.history import GeometryHistory
-from lightning_geo.runs import RunError, describe_layout, layout, series
+from lightning_geo.runs import RunError, describe_layout, layout, series, series_of
 from lightning_geo.schema import MetricSpec, select
 
 __all__ = [
@@ -312,15 +312,14 @@ def compare(
         last = int(np.abs(a.steps[alignment.a] - step).argmin())
     window = Alignment(alignment.a[: last + 1], alignment.b[: last + 1], "")
     names = None if metrics is None else selected(metrics)
-    theirs = {(of.stack, of.name): of.values for of in series(b)}
     both, differences = [], []
     for of in series(a):
-        other = theirs.get((stacks[of.stack], of.name))
-        if other is None or other.shape[1:] != of.values.shape[1:]:
+        other = series_of(b, stacks[of.stack], of.name)
+        if other is None or other.values.shape[1:] != of.values.shape[1:]:
             continue
         both.append(of.key)
         if names is None or of.name in names:
-            first, second = of.values[window.a], other[window.b]
+            first, second = of.values[window.a], other.values[window.b]
             differences.append(
                 Difference(of.key, of.spec, first[-1], second[-1], _moved(first), _moved(second))
             )

@@ -14,7 +14,7 @@ from lightning_geo.figures import bars, evolution, lines, matrix
 from lightning_geo.findings import Change, change_of, changes, findings, layer_changes, sentence
 from lightning_geo.history import GeometryHistory
 from lightning_geo.report_style import HEAD, PATTERNS
-from lightning_geo.runs import Run, Series, describe_layout, series
+from lightning_geo.runs import Run, Series, describe_layout, series, series_of
 from lightning_geo.text import number
 
 __all__ = ["report"]
@@ -188,7 +188,9 @@ def _top(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> float:
 def _cards(runs: Sequence[Run]) -> str:
     first = runs[0].history
     cards = [_card(runs, change) for change in changes(first)]
-    return "<h2>Metric by metric</h2>" + "\n".join(cards) if cards else ""
+    of = f' <p class="note">Sentences and pictures are of A, {escape(runs[0].name)}, where nothing else is said.</p>'
+    about = of if len(runs) > 1 else ""
+    return f"<h2>Metric by metric</h2>{about}" + "\n".join(cards) if cards else ""
 
 
 def _card(runs: Sequence[Run], change: Change) -> str:
@@ -203,6 +205,9 @@ def _card(runs: Sequence[Run], change: Change) -> str:
         if not of.name.startswith("drift"):  # it is 0 at the start
             pictures.append(matrix(of.values[start], f"step {steps[start]}", low, high))
         pictures.append(matrix(of.values[end], f"step {steps[end]}", low, high))
+        if len(runs) == 2 and (other := _same(runs[1], of)) is not None:
+            last = other.values[-1]
+            pictures.append(matrix(last, f"B, step {runs[1].history.steps[-1]}", low, high))
         if not of.name.startswith("drift"):
             pictures.append(matrix(change.cells, "change", -most, most, diverging=True))
     else:
@@ -221,7 +226,7 @@ def _card(runs: Sequence[Run], change: Change) -> str:
 def _curves(runs: Sequence[Run], of: Series) -> str:
     curves = []
     for run in runs:
-        other = next((s for s in series(run.history) if (s.name, s.key) == (of.name, of.key)), None)
+        other = _same(run, of)
         if other is not None:
             curves.append((run.name, run.history.steps, other.model()))
     if len(runs) > 1:
@@ -234,6 +239,12 @@ def _curves(runs: Sequence[Run], of: Series) -> str:
     cells = "heads" if of.values.ndim == 3 else "layers"
     middle = "largest" if of.spec.summary == "max" else "mean"
     return lines(curves, f"{middle}, and the middle 80 % of {cells}", (band[0], band[1]))
+
+
+def _same(run: Run, of: Series) -> Series | None:
+    """The metric in another run of the same model, whose only stack may have another name."""
+    stack = of.stack if of.stack in run.history.stacks else next(iter(run.history.stacks))
+    return series_of(run.history, stack, of.name)
 
 
 def _over_heads(of: Series) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
@@ -281,7 +292,7 @@ def _reading() -> str:
         "step <i>s</i>; step 0 is the model before training. Layers and heads count from 0. In the pictures "
         "layers run down and heads to the right; hatched: no value. The model's number is the mean over "
         "layers and heads, for max_logit the largest. How much a layer changed: last minus first sample "
-        "of each headline metric, in units of that metric's root mean square over all layers and heads; of that the "
-        "root mean square over metrics and heads.</p>"
+        "of each headline metric, in units of that metric's root mean square over all layers and heads; of "
+        "that the root mean square over metrics and heads.</p>"
         f'<p class="note">Made by lightning-geo {escape(__version__)}.</p>'
     )

@@ -26,6 +26,7 @@ __all__ = [
     "names_of",
     "open_runs",
     "series",
+    "series_of",
 ]
 
 
@@ -77,17 +78,25 @@ class Series(NamedTuple):
 
 
 def series(history: GeometryHistory) -> Iterator[Series]:
-    """Yield the metrics of a run that this version knows and that have a value at all."""
-    several = len(history.stacks) > 1
+    """Yield the metrics of a run that this version knows and that have a value at all, one at a time."""
     for stack, arrays in history.stacks.items():
-        for name, values in arrays.items():
-            try:
-                spec = spec_of(name)
-            except KeyError:  # a newer version wrote it
-                continue
-            if values.ndim == 1 + len(spec.axes) and np.isfinite(values).any():
-                finite = np.where(np.isfinite(values), values, np.nan).astype(np.float64)
-                yield Series(f"{stack}/{name}" if several else name, stack, name, spec, finite)
+        for name in arrays:
+            if found := series_of(history, stack, name):
+                yield found
+
+
+def series_of(history: GeometryHistory, stack: str, name: str) -> Series | None:
+    """Return one metric of a run, or None if :func:`series` would not yield it."""
+    values = history.stacks.get(stack, {}).get(name)
+    try:
+        spec = spec_of(name)
+    except KeyError:  # a newer version wrote it
+        return None
+    if values is None or values.ndim != 1 + len(spec.axes) or not np.isfinite(values).any():
+        return None
+    finite = values.astype(np.float64)
+    finite[~np.isfinite(finite)] = np.nan
+    return Series(f"{stack}/{name}" if len(history.stacks) > 1 else name, stack, name, spec, finite)
 
 
 def layout(history: GeometryHistory) -> dict[str, tuple[int, ...]]:

@@ -151,7 +151,9 @@ def test_the_same_model_within_another_module_is_the_same() -> None:
 
 def test_stacks_are_told_apart() -> None:
     a, b = (
-        GeometryHistory([make_record(s, stacks=["enc", "dec"], metrics=["entropy"], seed=seed) for s in (0, 9)])
+        GeometryHistory(
+            [make_record(s, stacks=["enc", "dec"], metrics=["entropy"], seed=seed) for s in (0, 9)]
+        )
         for seed in (1, 2)
     )
     assert [d.metric for d in compare(a, b).differences] == ["enc/entropy", "dec/entropy"]

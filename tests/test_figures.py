@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
-import xml.etree.ElementTree as ElementTree
+import xml.etree.ElementTree as ET
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +17,9 @@ from lightning_geo.sinks.pictures import colours
 _SVG = "{http://www.w3.org/2000/svg}"
 
 
-def parsed(svg: str) -> ElementTree.Element:
+def parsed(svg: str) -> ET.Element:
     """Well-formed or an error."""
-    return ElementTree.fromstring(svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1))
+    return ET.fromstring(svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1))
 
 
 def pixels(svg: str) -> NDArray[np.uint8]:

@@ -146,6 +146,11 @@ def test_layers_and_heads_come_from_the_structure_or_the_arrays() -> None:
     history = GeometryHistory([make_record(layers=4, heads=5, metrics=["entropy"])])
     assert layout(history) == {"encoder": (5,) * 4}
     assert describe_layout(history) == "Tiny (encoder: 4 layers × 5 heads)"
-    for structure in ({}, {"stacks": None}, {"stacks": {"encoder": 3}}, {"stacks": {"encoder": {"heads": ["x"]}}}):
+    for structure in (
+        {},
+        {"stacks": None},
+        {"stacks": {"encoder": 3}},
+        {"stacks": {"encoder": {"heads": ["x"]}}},
+    ):
         history.structure = structure
         assert layout(history) == {"encoder": (5,) * 4}
