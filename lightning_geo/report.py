@@ -188,8 +188,8 @@ def _top(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> float:
 def _cards(runs: Sequence[Run]) -> str:
     first = runs[0].history
     cards = [_card(runs, change) for change in changes(first)]
-    of = f' <p class="note">Sentences and pictures are of A, {escape(runs[0].name)}, where nothing else is said.</p>'
-    about = of if len(runs) > 1 else ""
+    whose = f"Sentences and pictures are of A, {escape(runs[0].name)}, where nothing else is said."
+    about = f'<p class="note">{whose}</p>' if len(runs) > 1 else ""
     return f"<h2>Metric by metric</h2>{about}" + "\n".join(cards) if cards else ""
 
 

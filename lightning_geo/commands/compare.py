@@ -22,7 +22,7 @@ ROWS = 15
 
 _PROBES = {
     "same": "Same probe: both were measured on the same inputs.",
-    "different": "DIFFERENT PROBES: the runs were measured on different inputs, which differ too.",
+    "different": "DIFFERENT PROBES: the runs were measured on different inputs; a difference may be theirs.",
     "batches": "NO COMMON PROBE: a run was measured on its training batches, whose noise is in it.",
 }  # fmt: skip
 
