@@ -302,7 +302,7 @@ def test_samples_that_do_not_fit_together_are_refused_before_memory_is_taken() -
 def test_links_out_of_the_run_are_passed_over(tmp_path: Path) -> None:
     write_session(tmp_path / "other", [0, 10])
     write_session(tmp_path / "mine", [0, 20])
-    (tmp_path / "mine" / "events.out.tfevents.9").symlink_to(next((tmp_path / "other").iterdir()))
+    (tmp_path / "mine" / "events.out.tfevents.9999999999").symlink_to(next((tmp_path / "other").iterdir()))
     (tmp_path / "named").symlink_to(tmp_path / "mine")
     for path in ("mine", "named"):
         with pytest.warns(UserWarning, match="link out of the run's directory"):
