@@ -292,7 +292,8 @@ def _folders(path: Path) -> list[Path]:
     logs = [file.name for file in run.glob("run-*.wandb")]
     if not logs:
         return [path]
-    return [log.parent / "files" for log in run.parent.glob(f"*run-*/{glob.escape(logs[0])}")]
+    sessions = [log.parent / "files" for log in run.parent.glob(f"*run-*/{glob.escape(logs[0])}")]
+    return sessions or [run / "files"]  # somebody renamed the directory
 
 
 def _begun(file: Path) -> tuple[int, float, str]:

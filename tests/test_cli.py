@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -35,6 +37,12 @@ def command(*arguments: object) -> list[str]:
 
 def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(Path(lightning_geo.__file__).parents[1])}
+
+
+def test_the_command_is_installed_under_its_name() -> None:
+    project = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    [(module, function)] = re.findall(r'^lightning-geo = "([\w.]+):(\w+)"$', project, re.MULTILINE)
+    assert getattr(importlib.import_module(module), function) is main
 
 
 # -- compare

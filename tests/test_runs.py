@@ -65,6 +65,13 @@ def test_wandb_runs_are_found_once_each(tmp_path: Path) -> None:
     assert len(open_runs([tmp_path / "wandb" / "latest-run"])[0][0]) == 1  # a link that somebody named
 
 
+def test_a_wandb_run_that_was_renamed_is_read(tmp_path: Path) -> None:
+    write(tmp_path / "best" / "files", 0, 50)
+    (tmp_path / "best" / "run-one.wandb").touch()
+    [[run]], notes = open_runs([tmp_path / "best"])
+    assert (run.history.steps.tolist(), notes) == ([0, 50], [])
+
+
 def test_links_out_of_the_logdir_are_not_followed(tmp_path: Path) -> None:
     secret = write(tmp_path / "elsewhere")
     logdir = write(tmp_path / "logs" / "mine").parent
