@@ -87,7 +87,12 @@ def _add_compare(commands: Any) -> None:
     parser = _command(commands, "compare", _compare, "runs against the first: where they differ most")
     parser.add_argument("runs", nargs="*", metavar="RUN", help=_RUN)
     add = parser.add_argument
-    add("--metric", action="append", metavar="NAME", help="only this metric or family (repeatable)")
+    add(
+        "--metric",
+        action="append",
+        metavar="NAME",
+        help="only this family or metric (repeatable); metric:entropy where both have the name",
+    )
     add("--step", type=int, help="compare at the sample nearest to this step (default: the last common one)")
     add("--group", action="append", nargs="+", metavar="RUN",
         help="runs of one configuration that differ in their seed; twice or more to compare configurations: "
@@ -96,7 +101,7 @@ def _add_compare(commands: Any) -> None:
     form.add_argument("--json", action="store_true", help="print everything as one JSON object")
     form.add_argument("--csv", action="store_true", help="print a line for each metric, layer and head")
     add("--fail-above", action="append", type=_limit, default=[], metavar="METRIC=VALUE",
-        help="exit with 1 if a layer or head differs by more (repeatable)")  # fmt: skip
+        help="exit with 1 if any layer or head differs by more in this metric (repeatable)")  # fmt: skip
 
 
 def _compare(options: argparse.Namespace) -> int:

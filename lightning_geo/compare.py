@@ -9,17 +9,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_geo.alignment import Alignment, align
 from lightning_geo.history import GeometryHistory
 from lightning_geo.runs import RunError, describe_layout, layout, series, series_of
 from lightning_geo.schema import MetricSpec, select
 
 __all__ = [
-    "Alignment",
     "Comparison",
     "Difference",
     "Row",
     "SubspaceDistance",
-    "align",
     "compare",
     "selected",
     "subspace_distance",
@@ -28,20 +27,6 @@ __all__ = [
 Array = NDArray[np.float64]
 
 _OF_A_FAMILY = 3  # rows; its metrics say much the same
-
-
-class Alignment(NamedTuple):
-    """Which samples of two runs belong together.
-
-    Args:
-        a: Indices of the first run's samples.
-        b: Indices of the second run's, as many.
-        how: In words.
-    """
-
-    a: NDArray[np.intp]
-    b: NDArray[np.intp]
-    how: str
 
 
 class Row(NamedTuple):
@@ -198,12 +183,12 @@ class Comparison:
         A cell that has a value in one run alone differs infinitely: a model that became NaN must not pass.
 
         Args:
-            metric: As in ``metrics=`` of the monitor: all its roles, stages and stacks count.
+            metric: One metric, not a family; all its roles, stages and stacks count.
 
         Raises:
             RunError: If the metric is unknown, or not in the comparison.
         """
-        names = selected([metric])
+        names = selected([f"metric:{metric.removeprefix('metric:')}"])
         chosen = [d for d in self.differences if d.metric.rpartition("/")[2] in names]
         found = [float(np.nanmax(np.abs(d.difference))) for d in chosen if np.isfinite(d.difference).any()]
         if any(d.one_sided for d in chosen):
@@ -223,40 +208,6 @@ class Comparison:
                     squares.setdefault((stack, layer), []).append(float(np.nanmean(row**2)))
         found = [(stack, layer, float(np.sqrt(np.mean(of)))) for (stack, layer), of in squares.items()]
         return sorted(found, key=lambda entry: -entry[2])
-
-
-def align(a: NDArray[np.int64], b: NDArray[np.int64]) -> Alignment:
-    """Pair the samples of two runs by step.
-
-    Equal steps are paired. Where fewer than half of the samples have an equal one, each is paired with the
-    nearest of the other run, if that one has no nearer itself.
-
-    Args:
-        a: Steps of the first run, ascending.
-        b: Steps of the second run, ascending.
-
-    Example:
-        >>> align(np.array([0, 10, 20, 30]), np.array([0, 20])).how
-        '2 common steps, 0 to 20'
-        >>> align(np.array([0, 10, 20]), np.array([0, 11, 19])).how
-        '3 pairs of nearest steps, at most 1 apart, 0 to 20'
-    """
-    common, at_a, at_b = np.intersect1d(a, b, return_indices=True)
-    end = min(a[-1], b[-1])
-    if len(common) and 2 * len(common) >= min((a <= end).sum(), (b <= end).sum()):
-        plural = "s" if len(common) > 1 else ""
-        return Alignment(at_a, at_b, f"{len(common)} common step{plural}, {_span(common)}")
-    gaps = np.abs(a[:, None] - b[None, :])
-    of_a, of_b = gaps.argmin(axis=1), gaps.argmin(axis=0)
-    at_a = np.flatnonzero(of_b[of_a] == np.arange(len(a)))
-    at_b = of_a[at_a]
-    apart = int(gaps[at_a, at_b].max())
-    how = f"{len(at_a)} pairs of nearest steps, at most {apart} apart, {_span(a[at_a])}"
-    return Alignment(at_a, at_b, how)
-
-
-def _span(steps: NDArray[np.int64]) -> str:
-    return f"{steps[0]} to {steps[-1]}" if len(steps) > 1 else f"{steps[0]}"
 
 
 def subspace_distance(u: NDArray[Any], v: NDArray[Any]) -> Array:

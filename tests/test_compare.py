@@ -5,11 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from lightning_geo import GeometryHistory, GeometryRecord
-from lightning_geo.compare import align, compare, subspace_distance
+from lightning_geo.compare import compare, subspace_distance
 from lightning_geo.functional import subspace
 from lightning_geo.runs import RunError
 from sinks.records import make_record
@@ -26,24 +24,6 @@ def run(values: dict[int, list[list[float]]], metric: str = "entropy", **facts: 
 
 
 # -- alignment
-
-
-@given(
-    st.lists(st.integers(0, 300), min_size=1, max_size=20, unique=True),
-    st.lists(st.integers(0, 300), min_size=1, max_size=20, unique=True),
-)
-def test_pairs_are_equal_steps_or_each_others_nearest(a: list[int], b: list[int]) -> None:
-    first, second = np.array(sorted(a)), np.array(sorted(b))
-    found = align(first, second)
-    pairs = list(zip(first[found.a].tolist(), second[found.b].tolist(), strict=True))
-    assert pairs
-    assert pairs == sorted(set(pairs))
-    if "common" in found.how:
-        assert [x for x, _ in pairs] == [y for _, y in pairs] == sorted(set(a) & set(b))
-    else:
-        for x, y in pairs:
-            assert abs(x - y) == min(abs(x - other) for other in b) == min(abs(other - y) for other in a)
-        assert f"at most {max(abs(x - y) for x, y in pairs)} apart" in found.how
 
 
 def test_runs_of_another_length_are_compared_where_both_still_are() -> None:
@@ -88,7 +68,7 @@ def test_a_run_equals_itself() -> None:
     found = compare(history, history)
     assert len(found.differences) == len(history.keys())
     assert {row.difference for row in found.rows()} == {row.relative for row in found.rows()} == {0.0}
-    assert found.largest("entropy") == found.largest("subspace") == 0.0
+    assert found.largest("entropy") == found.largest("effective_rank") == 0.0
 
 
 def test_a_metric_that_did_not_move_but_differs_is_infinitely_far() -> None:
@@ -114,6 +94,15 @@ def test_a_value_that_one_run_alone_has_passes_no_limit() -> None:
     assert found.largest("entropy") == np.inf
     with pytest.raises(RunError, match="'distance' has no value in both runs"):
         found.largest("distance")
+
+
+def test_a_limit_is_on_one_metric_and_not_on_its_family() -> None:
+    a, b = (GeometryHistory([make_record(0, metrics=["entropy", "max_logit"], seed=s)]) for s in (1, 2))
+    difference = np.abs(a["entropy"] - b["entropy"]).max()
+    assert compare(a, b).largest("entropy") == compare(a, b).largest("metric:entropy") == difference
+    assert compare(a, b).largest("max_logit") != difference
+    with pytest.raises(RunError, match="pattern"):
+        compare(a, b).largest("pattern")
 
 
 def test_metrics_are_chosen_as_in_the_monitor() -> None:

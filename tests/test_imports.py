@@ -19,6 +19,7 @@ LIGHT = [
     "lightning_geo",
     "lightning_geo.schema",
     "lightning_geo.catalog",
+    "lightning_geo.alignment",
     "lightning_geo.cli",
     "lightning_geo.commands",
     "lightning_geo.commands.compare",
