@@ -27,8 +27,8 @@ class Alignment(NamedTuple):
 def align(a: NDArray[np.int64], b: NDArray[np.int64]) -> Alignment:
     """Pair the samples of two runs by step.
 
-    Equal steps are paired. Where fewer than half of the samples have an equal one, each is paired with the
-    nearest of the other run, if that one has no nearer itself.
+    Each sample's partner is the nearest of the other run, if that one has no nearer itself. Where half of the
+    partners or more are at equal steps, these alone are taken.
 
     Args:
         a: Steps of the first run, ascending.
@@ -40,18 +40,17 @@ def align(a: NDArray[np.int64], b: NDArray[np.int64]) -> Alignment:
         >>> align(np.array([0, 10, 20]), np.array([0, 11, 19])).how
         '3 pairs of nearest steps, at most 1 apart, 0 to 20'
     """
-    common, at_a, at_b = np.intersect1d(a, b, return_indices=True)
-    end = min(a[-1], b[-1])
-    if len(common) and 2 * len(common) >= min((a <= end).sum(), (b <= end).sum()):
-        plural = "s" if len(common) > 1 else ""
-        return Alignment(at_a, at_b, f"{len(common)} common step{plural}, {_span(common)}")
     gaps = np.abs(a[:, None] - b[None, :])
     of_a, of_b = gaps.argmin(axis=1), gaps.argmin(axis=0)
-    at_a = np.flatnonzero(of_b[of_a] == np.arange(len(a)))
-    at_b = of_a[at_a]
-    apart = int(gaps[at_a, at_b].max())
-    how = f"{len(at_a)} pairs of nearest steps, at most {apart} apart, {_span(a[at_a])}"
-    return Alignment(at_a, at_b, how)
+    near_a = np.flatnonzero(of_b[of_a] == np.arange(len(a)))
+    near_b = of_a[near_a]
+    common, at_a, at_b = np.intersect1d(a, b, return_indices=True)
+    if 2 * len(common) >= len(near_a):
+        plural = "s" if len(common) > 1 else ""
+        return Alignment(at_a, at_b, f"{len(common)} common step{plural}, {_span(common)}")
+    apart = int(gaps[near_a, near_b].max())
+    how = f"{len(near_a)} pairs of nearest steps, at most {apart} apart, {_span(a[near_a])}"
+    return Alignment(near_a, near_b, how)
 
 
 def _span(steps: NDArray[np.int64]) -> str:

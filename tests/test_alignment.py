@@ -25,3 +25,10 @@ def test_pairs_are_equal_steps_or_each_others_nearest(a: list[int], b: list[int]
         for x, y in pairs:
             assert abs(x - y) == min(abs(x - other) for other in b) == min(abs(other - y) for other in a)
         assert f"at most {max(abs(x - y) for x, y in pairs)} apart" in found.how
+
+
+def test_equal_steps_are_enough_where_there_are_many() -> None:
+    every_10, every_20 = np.arange(0, 101, 10), np.arange(0, 141, 20)
+    assert align(every_10, every_20).how == "6 common steps, 0 to 100"
+    # one common step among many near ones says nothing about the rest of the run
+    assert align(every_10, every_10 * 11 // 10).how == "10 pairs of nearest steps, at most 5 apart, 0 to 100"
