@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from lightning_geo.kernels import AttentionProblem, AttentionStatistics, BlockRule, compute
+from lightning_geo.arguments import check_one_of
+from lightning_geo.functional._tensors import check_wanted
+from lightning_geo.kernels import (
+    BACKENDS,
+    STATISTICS,
+    AttentionProblem,
+    AttentionStatistics,
+    Backend,
+    BlockRule,
+    attention,
+)
 
 __all__ = ["attention_statistics"]
 
@@ -30,6 +40,9 @@ def attention_statistics(
     special: Tensor | None = None,
     scale: float | None = None,
     softcap: float | None = None,
+    backend: Backend = "auto",
+    statistics: Iterable[str] | None = None,
+    queries: Tensor | None = None,
 ) -> AttentionStatistics:
     r"""Entropy, concentration and pattern of every query's attention, and what each key receives.
 
@@ -60,15 +73,22 @@ def attention_statistics(
         special: Bool ``[B, Nk]``, True = special token among the keys, for ``special_mass``.
         scale: Factor of the dot products; 1/sqrt(D) by default.
         softcap: Scores become ``softcap * tanh(score / softcap)`` before masks; None or 0 for none.
+        backend: ``"auto"`` is the fused kernel on CUDA devices and ``"chunked"`` torch elsewhere;
+            ``"compiled"`` the latter through inductor, where a C++ compiler is found; ``"reference"``
+            the float64 oracle of the tests, from materialised matrices. What a backend cannot take goes
+            to ``"chunked"``; the logger ``lightning_geo.kernels`` says so at debug level.
+        statistics: Names of the fields to compute, which saves the others' cost; None for all of them.
+        queries: int64 ``[B, R]``, the query rows to measure, in any order; None for all. Planes are
+            then ``[B, H, R]``, exact for these rows, and ``received`` is from them alone.
 
     Returns:
         :class:`~lightning_geo.kernels.AttentionStatistics`: float32 planes ``[B, H, Nq]``, NaN in rows that
         are not ``live``; ``received`` ``[B, H, Nk]``. NaN or infinite inputs give NaN in the rows that
-        see them.
+        see them. Fields not asked for are None.
 
     Raises:
         TypeError: If an argument is no tensor, or none of the expected type.
-        ValueError: If shapes or devices do not fit, or an option has no meaning.
+        ValueError: If shapes or devices do not fit, an option has no meaning, or rows do not exist.
 
     Source: Shannon 1948; Clark et al. 2019, What Does BERT Look At?; softmax without the matrix as in
     Milakov & Gimelshein 2018 and Dao et al. 2022, FlashAttention.
@@ -81,21 +101,23 @@ def attention_statistics(
         >>> statistics.received
         tensor([[[2.0833, 1.0833, 0.5833, 0.2500]]])
     """
-    return compute(
-        attention_problem(
-            query,
-            key,
-            mask=mask,
-            is_causal=is_causal,
-            causal_alignment=causal_alignment,
-            query_mask=query_mask,
-            window=window,
-            sinks=sinks,
-            special=special,
-            scale=scale,
-            softcap=softcap,
-        )
+    check_one_of("backend", backend, BACKENDS)
+    problem = attention_problem(
+        query,
+        key,
+        mask=mask,
+        is_causal=is_causal,
+        causal_alignment=causal_alignment,
+        query_mask=query_mask,
+        window=window,
+        sinks=sinks,
+        special=special,
+        scale=scale,
+        softcap=softcap,
+        statistics=statistics,
+        queries=queries,
     )
+    return attention(problem, backend)
 
 
 def attention_problem(
@@ -111,6 +133,8 @@ def attention_problem(
     special: Tensor | None,
     scale: float | None,
     softcap: float | None,
+    statistics: Iterable[str] | None,
+    queries: Tensor | None,
 ) -> AttentionProblem:
     """Check the arguments of :func:`attention_statistics` and bring them into the form of the kernels.
 
@@ -119,7 +143,7 @@ def attention_problem(
         ValueError: If shapes or devices do not fit, or an option has no meaning.
     """
     _check_query_key(query, key)
-    batch, heads, queries, width = query.shape
+    batch, heads, rows, width = query.shape
     keys = key.shape[2]
     if causal_alignment not in ("top_left", "bottom_right"):
         raise ValueError(
@@ -127,7 +151,7 @@ def attention_problem(
             f"but got {causal_alignment!r}."
         )
     left, right = _window(window)
-    _check_flags("query_mask", query_mask, (batch, queries), "a real token", query.device)
+    _check_flags("query_mask", query_mask, (batch, rows), "a real token", query.device)
     _check_flags("special", special, (batch, keys), "a special token", query.device)
     if sinks is not None:
         _check_tensor("sinks", sinks, query.device)
@@ -142,14 +166,34 @@ def attention_problem(
         key=key,
         scale=_finite("scale", width**-0.5 if scale is None else scale),
         softcap=_softcap(softcap),
-        masks=tuple(_mask(m, (batch, heads, queries, keys), query.device) for m in masks),
-        offset=keys - queries if causal_alignment == "bottom_right" else 0,
+        masks=tuple(_mask(m, (batch, heads, rows, keys), query.device) for m in masks),
+        offset=keys - rows if causal_alignment == "bottom_right" else 0,
         left=left,
         right=0 if is_causal else right,
         query_mask=query_mask,
         sinks=sinks,
         special=special,
+        rows=None if queries is None else _rows(queries, (batch, rows), query.device),
+        wanted=check_wanted(statistics, STATISTICS),
     )
+
+
+def _rows(rows: Tensor, shape: tuple[int, int], device: torch.device) -> Tensor:
+    if not isinstance(rows, Tensor) or rows.dtype != torch.int64:
+        kind = rows.dtype if isinstance(rows, Tensor) else type(rows).__name__
+        raise TypeError(f"Expected `queries` to be an int64 tensor of row indices but got {kind}.")
+    _check_device("queries", rows, device)
+    if rows.dim() != 2 or rows.shape[0] != shape[0]:
+        raise ValueError(
+            f"Expected `queries` to have shape [{shape[0]}, R], rows of each sequence, "
+            f"but got {list(rows.shape)}."
+        )
+    if rows.numel() and not 0 <= int(rows.min()) <= int(rows.max()) < shape[1]:
+        raise ValueError(
+            f"Expected `queries` to hold row indices from 0 to {shape[1] - 1} "
+            f"but got {int(rows.min())} to {int(rows.max())}."
+        )
+    return rows
 
 
 def _check_tensor(name: str, value: object, device: torch.device | None = None) -> None:

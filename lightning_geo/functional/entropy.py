@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from lightning_geo.functional._tensors import as_float, check_mask, shannon_entropy
 from lightning_geo.functional.registry import ObservedCall, computes
 
-if TYPE_CHECKING:
-    from lightning_geo.kernels import AttentionStatistics
-
 __all__ = ["key_entropy", "normalized_entropy"]
 
 
+@computes("normalized_entropy", reads=("entropy", "visible_keys"))
 def normalized_entropy(entropy: Tensor, visible_keys: Tensor) -> Tensor:
     r"""Entropy of a query's attention as a share of what uniform attention would have.
 
@@ -88,11 +84,6 @@ def key_entropy(received: Tensor, key_mask: Tensor | None = None) -> Tensor:
     return torch.where((keys >= 2) & (total.squeeze(-1) != 0), ratio, torch.nan)
 
 
-@computes("normalized_entropy")
-def _normalized_entropy(statistics: AttentionStatistics) -> Tensor:
-    return normalized_entropy(statistics.entropy, statistics.visible_keys)
-
-
-@computes("key_entropy")
+@computes("key_entropy", reads=("received",))
 def _key_entropy(call: ObservedCall) -> Tensor:
-    return key_entropy(call.statistics.received, call.key_mask)
+    return key_entropy(call.received, call.key_mask)

@@ -7,13 +7,11 @@ returns is float, NaN where the metric is not defined:
 ========== ======================================================== ===============================
 kind       called as                                                returns
 ========== ======================================================== ===============================
-row        ``fn(statistics)``, an ``AttentionStatistics``           ``[B, H, Nq]``, one per query.
-                                                                    Without a registered function:
+row        ``fn(*planes)``: the fields of ``AttentionStatistics``  ``[B, H, Nq]``, one per query.
+           that ``reads`` names, in that order                      Without a registered function:
                                                                     the field of the same name
+tokens     the same with fields of ``StreamStatistics``             ``[B, N]``, one per token
 sequence   ``fn(call)``, an :class:`ObservedCall`                   ``[B, H]``, one per sequence
-tokens     ``fn(x, mask, before)``: ``x [..., n, d]``, ``mask``     ``[...]``, one per sequence
-           bool like ``x`` without ``d`` (sizes equal or 1) or
-           None, ``before`` the block's input like ``x`` or None
 directions ``fn(total, valid, directed)``, what                     ``[...]``, one per sequence.
            ``cone.sum_of_directions`` returns: taken once for all   ``cone.head``, of head outputs,
            of them                                                  is ``cone``'s
@@ -32,7 +30,6 @@ the first function of a new family adds its module there.
 from __future__ import annotations
 
 import difflib
-import operator
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -42,45 +39,45 @@ from lightning_geo.catalog import CATALOG
 from lightning_geo.schema import spec_of
 
 if TYPE_CHECKING:
-    from lightning_geo.kernels import AttentionStatistics
+    from lightning_geo.kernels import HeadMoments
 
-__all__ = ["METRIC_FUNCTIONS", "ObservedCall", "computes", "metric_function"]
+__all__ = ["METRIC_FUNCTIONS", "ObservedCall", "computes", "metric_function", "reads_of"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Tensor])
 
 #: The registered functions by metric name. Read it through :func:`metric_function`.
 METRIC_FUNCTIONS: dict[str, Callable[..., Tensor]] = {}
 
+_READS: dict[str, tuple[str, ...]] = {}
+
 
 class ObservedCall(Protocol):
     """What a function of kind ``sequence`` may read of one attention call."""
 
     @property
-    def query(self) -> Tensor:
-        """``[B, H, Nq, D]``."""
+    def query(self) -> HeadMoments:
+        """Lengths and directions of the queries."""
 
     @property
-    def key(self) -> Tensor:
-        """``[B, Hk, Nk, D]``, H a multiple of Hk."""
-
-    @property
-    def query_mask(self) -> Tensor | None:
-        """``[B, Nq]`` bool, True = real token; None if all are."""
+    def key(self) -> HeadMoments:
+        """Those of the keys: Hk heads, H a multiple of Hk."""
 
     @property
     def key_mask(self) -> Tensor | None:
         """``[B, Nk]`` bool, True = real token; None if all are."""
 
     @property
-    def statistics(self) -> AttentionStatistics:
-        """The call's per-query planes and received mass."""
+    def received(self) -> Tensor:
+        """``[B, H, Nk]``, the attention that each key receives, for functions that read it."""
 
 
-def computes(name: str) -> Callable[[_Function], _Function]:
+def computes(name: str, reads: tuple[str, ...] = ()) -> Callable[[_Function], _Function]:
     """Register the decorated function as the one that computes the catalog's metric ``name``.
 
     Args:
         name: Name of a :class:`~lightning_geo.schema.MetricSpec` in the catalog.
+        reads: Fields of ``AttentionStatistics`` (of ``StreamStatistics`` for kind ``tokens``) that it
+            needs: what nothing reads is not computed.
 
     Returns:
         A decorator that returns its function unchanged.
@@ -109,16 +106,29 @@ def computes(name: str) -> Callable[[_Function], _Function]:
                 f"{known.__module__}.{known.__qualname__}. Remove one of the two."
             )
         METRIC_FUNCTIONS[name] = function
+        _READS[name] = reads
         return function
 
     return register
+
+
+def reads_of(name: str) -> tuple[str, ...]:
+    """Return which fields of ``AttentionStatistics`` or ``StreamStatistics`` a metric is computed from.
+
+    Example:
+        >>> reads_of("normalized_entropy"), reads_of("distance"), reads_of("stable_rank")
+        (('entropy', 'visible_keys'), ('distance',), ())
+    """
+    spec = spec_of(name)
+    own = (spec.name,) if spec.kind in ("row", "tokens") else ()
+    return _READS.get(spec.name, own)
 
 
 def metric_function(name: str) -> Callable[..., Any]:
     """Return the function that computes a metric, to be called as its ``kind`` says.
 
     A metric on other axes (``cone.head``) falls back to its base name's function (``cone``), and a
-    ``row`` metric without function of its own to the field of its name (None where the call has none).
+    ``row`` or ``tokens`` metric without function of its own to the field of its name.
 
     Args:
         name: Metric name or stored name, such as ``entropy``, ``cone.head``, ``drift.query``.
@@ -135,6 +145,10 @@ def metric_function(name: str) -> Callable[..., Any]:
     for known in (spec.name, spec.name.partition(".")[0]):
         if known in METRIC_FUNCTIONS:
             return METRIC_FUNCTIONS[known]
-    if spec.kind == "row":
-        return operator.attrgetter(spec.name)
+    if spec.kind in ("row", "tokens"):
+        return _as_it_is
     raise KeyError(f"No function computes {spec.name!r}: decorate one with @computes({spec.name!r}).")
+
+
+def _as_it_is(plane: Tensor) -> Tensor:
+    return plane

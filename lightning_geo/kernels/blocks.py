@@ -33,9 +33,17 @@ class BlockRule:
         queries, keys = mask.BLOCK_SIZE
         return cls(mask.mask_mod, mask.to_dense().bool(), (queries, keys))
 
-    def visible(self, batch: slice, heads: slice, rows: slice, columns: slice) -> Tensor:
-        """Bool ``[b or 1, h or 1, rows, columns]`` of a tile."""
-        indices = self._leading(batch, 0), self._leading(heads, 1), self._range(rows), self._range(columns)
+    def visible(self, batch: slice, heads: slice, rows: slice | Tensor, columns: slice) -> Tensor:
+        """Bool ``[b or 1, h or 1, rows, columns]`` of a tile; ``rows`` may be chosen, ``[b, rows]``."""
+        if isinstance(rows, Tensor):
+            sequences = range(*batch.indices(batch.stop))
+            # each sequence has its own rows, and a mask made for one sequence holds for all
+            one = [slice(0, 1) if self.blocks.shape[0] == 1 else slice(b, b + 1) for b in sequences]
+            return torch.cat([self._tile(b, heads, r, columns) for b, r in zip(one, rows, strict=True)])
+        return self._tile(batch, heads, self._range(rows), columns)
+
+    def _tile(self, batch: slice, heads: slice, rows: Tensor, columns: slice) -> Tensor:
+        indices = self._leading(batch, 0), self._leading(heads, 1), rows, self._range(columns)
         query_blocks, key_blocks = indices[2] // self.block_size[0], indices[3] // self.block_size[1]
         blocks = self.blocks[indices[0]][:, indices[1]][:, :, query_blocks][..., key_blocks]
         return blocks & self._evaluate(indices, (None, None, None, 0), (None, None, 0, None))

@@ -9,16 +9,15 @@ that run vectorised (``exp2`` rather than ``exp``, adding a bias rather than ``m
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_geo.kernels.masks import HIDDEN_SCORE, bias_of, count_hidden, first_keys, is_hidden
+from lightning_geo.kernels.precision import exactly
 from lightning_geo.kernels.problem import AttentionProblem, AttentionStatistics
-from lightning_geo.kernels.tiles import Plan, Tile, band, edges, keys_in_band
+from lightning_geo.kernels.scratch import scratch
+from lightning_geo.kernels.tiles import Plan, Rows, Tile
 
 __all__ = ["TILE_SCORES", "chunked"]
 
@@ -41,8 +40,7 @@ def chunked(problem: AttentionProblem, tile_scores: int = TILE_SCORES) -> Attent
     Returns:
         The statistics. Beside them and two tiles, only some heads' q and k are held in float32.
     """
-    device = problem.query.device.type
-    with torch.no_grad(), torch.autocast(device, enabled=False), _full_precision(device):
+    with torch.no_grad(), exactly(problem.query.device):
         plan = Plan.of(problem, tile_scores)
         sums = _RowSums(problem, plan)
         for batch, key_heads in plan.groups(problem):
@@ -50,48 +48,48 @@ def chunked(problem: AttentionProblem, tile_scores: int = TILE_SCORES) -> Attent
         return sums.statistics()
 
 
-@contextmanager
-def _full_precision(device: str) -> Iterator[None]:
-    # TF32 and bf16 products would leave three digits of a score
-    backends: Any = torch.backends
-    backend = backends.cuda.matmul if device == "cuda" else backends.mkldnn.matmul
-    before = backend.fp32_precision
-    backend.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        backend.fp32_precision = before
+#: Sums over a row's keys of e = exp(score - peak): of all, of those before the row's position, of those
+#: after, of all times their distance; of single keys; of special tokens; of e (score - peak); and √Σe².
+_SUMS = ("total", "backward_mass", "forward_mass", "distance", "previous_mass", "self_mass", "next_mass",
+         "first_mass", "special_mass", "moment", "norm")  # fmt: skip
+_TOTAL, _LINEAR, _SINGLE = 0, slice(0, 4), slice(4, 8)
+_SPECIAL, _MOMENT, _NORM = 8, 9, 10
 
 
 class _RowSums:
-    """What the tiles leave of each row: sums over its keys of e = exp(score - peak), weighted or not."""
+    """What the tiles leave of each row."""
 
     def __init__(self, problem: AttentionProblem, plan: Plan) -> None:
-        self.problem, self.plan = problem, plan
+        self.problem, self.plan, self.rows = problem, plan, Rows(problem)
+        self.wants = problem.wanted.__contains__
         shape = problem.rows_shape
         new = problem.query.new_zeros
-        self.tiles = problem.query.new_empty(2, plan.scores(problem), dtype=torch.float32)
-        self.peak, self.moment, self.norm, self.first, self.special = new(5, *shape, dtype=torch.float32)
-        self.linear = new(4, *shape, dtype=torch.float32)  # all keys, before, after, times distance
-        self.near = new(3, *shape, dtype=torch.float32)  # the key before, the own, the key after
+        self.tiles = scratch("tiles", (2, plan.scores(problem)), problem.query, torch.float32)
+        self.peak = new(shape, dtype=torch.float32)
+        self.sums = new(len(_SUMS), *shape, dtype=torch.float32)
         self.received = new(*shape[:2], problem.keys, dtype=torch.float32)
-        self.visible = keys_in_band(problem).expand(shape).clone()
-        self.first_key = first_keys(problem)
-        self.weights = _linear_weights(problem, plan.rows)
+        self.visible = self.rows.keys_in_band()[:, None].expand(shape).clone()
+        self.real = problem.query_mask
+        if self.real is not None:
+            self.real = self.rows.take(self.real, 1)
+        self.picks = any(map(self.wants, ("previous_mass", "self_mass", "next_mass", "first_mass")))
+        self.weighs = any(map(self.wants, ("backward_mass", "forward_mass", "distance")))
+        self.first_key = first_keys(problem) if self.wants("first_mass") else None
+        self.weights = _LinearWeights(problem, plan.rows) if self.weighs else None
 
     def add(self, batch: slice, key_heads: slice) -> None:
         """Go through all rows of a group of heads."""
         problem = self.problem
         shared = problem.group_size
         heads = slice(key_heads.start * shared, key_heads.stop * shared)
-        query = problem.query[batch, heads].to(torch.float32)
+        query = self.rows.take(problem.query[batch, heads], 2, batch=batch).to(torch.float32)
         key = problem.key[batch, key_heads].to(torch.float32).flatten(0, 1)
         # Cauchy-Schwarz; a NaN compares False
         bound = torch.linalg.vector_norm(query) * torch.linalg.vector_norm(key)
         tame = float(bound) * abs(problem.scale) < _TAME_SCORE
         for start in range(0, query.shape[2], self.plan.rows):
             rows = slice(start, min(start + self.plan.rows, query.shape[2]))
-            tile = Tile(batch, heads, rows, band(problem, rows))
+            tile = Tile(batch, heads, rows, self.rows.band(rows))
             if tile.shape[3]:
                 part = query[:, :, rows].reshape(key.shape[0], -1, key.shape[2])
                 scores = self._scores(tile, part, key[:, tile.columns])
@@ -113,18 +111,18 @@ class _RowSums:
         """Add masks to a tile's scores, in place, and count the keys that they leave."""
         problem = self.problem
         if tame and not problem.masks:
-            for edge in edges(problem, tile):
+            for edge in self.rows.edges(tile):
                 inside = slice(edge.start - tile.columns.start, edge.stop - tile.columns.start)
-                scores[..., inside] += bias_of(problem, tile._replace(columns=edge))
+                scores[..., inside] += bias_of(problem, self.rows, tile._replace(columns=edge))
             return
-        bias = bias_of(problem, tile)
+        bias = bias_of(problem, self.rows, tile)
         scores += bias
         self.visible[tile[:3]] = scores.shape[3] - count_hidden(bias, scores.shape[3])
         if not tame:
             # a NaN outlives the addition, also one in rows that nobody asks for
             hidden = is_hidden(bias)
-            if problem.query_mask is not None:
-                hidden = hidden | ~problem.query_mask[tile.batch, None, tile.rows, None]
+            if self.real is not None:
+                hidden = hidden | ~self.real[tile.batch, None, tile.rows, None]
             scores.masked_fill_(hidden, HIDDEN_SCORE)
 
     def _reduce(self, tile: Tile, scores: Tensor) -> None:
@@ -135,94 +133,108 @@ class _RowSums:
         exponent = torch.sub(scores, peak, out=_view(self.tiles[1], tile.shape))
         e = torch.mul(exponent, _LOG2E, out=scores).exp2_()
         self.peak[at] = peak.squeeze(-1)
-        self.norm[at] = torch.linalg.vector_norm(e, dim=-1)
-
-        # rows as the batch: each has its own weights, all heads share them
+        if self.wants("concentration"):
+            self.sums[_NORM][at] = torch.linalg.vector_norm(e, dim=-1)
+        if self.weights is None:
+            self.sums[_TOTAL][at] = e.sum(-1)
+        else:
+            self.weights.add_up(self.rows, tile, e, self.sums[_LINEAR])
         flat = e.view(batch * heads, rows, columns)
-        start = tile.columns.start - tile.rows.start + self.problem.rows_shape[2] - 1
-        weights = self.weights[:rows, :, start : start + columns]
-        linear = torch.bmm(weights, flat.permute(1, 2, 0))
-        self.linear[:, tile.batch, tile.heads, tile.rows] = linear.permute(1, 2, 0).view(
-            4, batch, heads, rows
-        )
-
-        live = self.visible[at] > 0
-        if self.problem.query_mask is not None:
-            live = live & self.problem.query_mask[tile.batch, None, tile.rows]
-        share = torch.where(live, 1.0 / self.linear[0][at], 0.0).view(batch * heads, 1, rows)
-        received = torch.bmm(share, flat).view(batch, heads, columns)
-        self.received[tile.batch, tile.heads, tile.columns] += received
-
-        self._pick(tile, e)
-        if self.problem.special is not None:
+        if self.wants("received"):
+            live = self._live(tile)
+            share = torch.where(live, 1.0 / self.sums[_TOTAL][at], 0.0).view(batch * heads, 1, rows)
+            received = torch.bmm(share, flat).view(batch, heads, columns)
+            self.received[tile.batch, tile.heads, tile.columns] += received
+        if self.picks:
+            self._pick(tile, e)
+        if self.problem.special is not None and self.wants("special_mass"):
             special = self.problem.special[tile.batch, None, None, tile.columns].to(torch.float32)
             special = special.expand(-1, heads, -1, -1).reshape(batch * heads, 1, columns)
-            self.special[at] = torch.bmm(special, flat.transpose(1, 2)).view(batch, heads, rows)
-        self.moment[at] = exponent.mul_(e).sum(-1)
+            self.sums[_SPECIAL][at] = torch.bmm(special, flat.transpose(1, 2)).view(batch, heads, rows)
+        if self.wants("entropy"):
+            self.sums[_MOMENT][at] = exponent.mul_(e).sum(-1)
+
+    def _live(self, tile: Tile) -> Tensor:
+        live = self.visible[tile[:3]] > 0
+        return live if self.real is None else live & self.real[tile.batch, None, tile.rows]
 
     def _pick(self, tile: Tile, e: Tensor) -> None:
         """Read single keys of each row: those next to its own position, and the sequence's first."""
-        own = tile.rows.start + self.problem.offset - tile.columns.start
-        for sums, step in zip(self.near, (-1, 0, 1), strict=True):
-            found = e.diagonal(own + step, -2, -1)
-            start = tile.rows.start + max(0, -own - step)
-            sums[tile.batch, tile.heads, start : start + found.shape[-1]] = found
-        column = self.first_key[tile.batch] - tile.columns.start
-        inside = (column >= 0) & (column < e.shape[3])
-        index = torch.where(inside, column, 0)[:, None, None, None].expand(*e.shape[:3], 1)
-        found = e.gather(-1, index).squeeze(-1)
-        self.first[tile[:3]] = torch.where(inside[:, None, None], found, 0.0)
+        batch, heads, rows, columns = tile.shape
+        sequences = tile.batch if self.rows.positions.shape[0] > 1 else slice(None)
+        own = self.rows.positions[sequences, tile.rows]
+        steps = torch.tensor([-1, 0, 1], device=own.device)
+        column = (own[..., None] + steps).expand(batch, -1, -1)
+        first = own.new_zeros(batch) if self.first_key is None else self.first_key[tile.batch]
+        column = torch.cat([column, first[:, None, None].expand(-1, rows, 1)], -1) - tile.columns.start
+        inside = ((column >= 0) & (column < columns))[:, None]
+        index = column.clamp(0, columns - 1)[:, None].expand(-1, heads, -1, -1)
+        found = torch.where(inside, e.gather(-1, index), 0.0)
+        self.sums[_SINGLE, tile.batch, tile.heads, tile.rows] = found.permute(3, 0, 1, 2)
 
     def statistics(self) -> AttentionStatistics:
         """Turn the sums into statistics."""
         problem = self.problem
-        live = self.visible > 0
-        if problem.query_mask is not None:
-            live = live & problem.query_mask[:, None]
-        total = self.linear[0]
-        finite = torch.isfinite(total) & torch.isfinite(self.moment)
+        live = self._live(Tile(*(slice(None),) * 4))
+        total, sinks = self.sums[_TOTAL], problem.sinks
+        finite = torch.isfinite(total) & torch.isfinite(self.sums[_MOMENT])
         defined = live & finite
+        logarithm = total.log()
+        # centred at the peak: exact at any offset of the scores
+        entropy = (logarithm - self.sums[_MOMENT] / total).clamp(min=0)
+        planes = torch.stack([self.peak + logarithm, entropy, 1.0 / total, self.peak])
+        planes = torch.where(defined, torch.cat([planes, self.sums / total]), torch.nan)
+        planes = self.rows.restore(planes)
+        names = ("logsumexp", "entropy", "max_probability", "max_logit", *_SUMS)
+        fields = dict(zip(names, planes, strict=True))
+        del fields["total"], fields["moment"]
+        fields["concentration"] = fields.pop("norm").square()
+        if problem.special is None:
+            del fields["special_mass"]
+        if sinks is not None:
+            fields["sink_mass"] = torch.sigmoid(sinks.to(torch.float32)[:, None] - fields["logsumexp"])
+        if self.wants("received"):
+            broken = (live & ~finite).any(-1, keepdim=True)
+            fields["received"] = self.received.masked_fill(broken, torch.nan)
+        live, visible = self.rows.restore(live), self.rows.restore(self.visible)
+        return AttentionStatistics(live, visible, **fields).only(problem.wanted)
 
-        def plane(values: Tensor) -> Tensor:
-            return torch.where(defined, values, torch.nan)
 
-        logsumexp = plane(self.peak + total.log())
-        sinks = problem.sinks
-        return AttentionStatistics(
-            live=live,
-            visible_keys=self.visible,
-            logsumexp=logsumexp,
-            # centred at the peak: exact at any offset of the scores
-            entropy=plane((total.log() - self.moment / total).clamp(min=0)),
-            concentration=plane((self.norm / total).square()),
-            max_probability=plane(1.0 / total),
-            max_logit=plane(self.peak),
-            previous_mass=plane(self.near[0] / total),
-            self_mass=plane(self.near[1] / total),
-            next_mass=plane(self.near[2] / total),
-            first_mass=plane(self.first / total),
-            backward_mass=plane(self.linear[1] / total),
-            forward_mass=plane(self.linear[2] / total),
-            distance=plane(self.linear[3] / total),
-            received=self.received.masked_fill((live & ~finite).any(-1, keepdim=True), torch.nan),
-            special_mass=None if problem.special is None else plane(self.special / total),
-            sink_mass=None if sinks is None else torch.sigmoid(sinks.to(torch.float32)[:, None] - logsumexp),
-        )
+class _LinearWeights:
+    """What the sums of a row weigh keys with: one, before, after, distance.
+
+    They depend on how far ahead a key lies alone, so each row takes a part of one table.
+    """
+
+    def __init__(self, problem: AttentionProblem, rows: int) -> None:
+        device = problem.query.device
+        #: how far back the farthest row looks
+        self._behind = problem.query.shape[2] + max(problem.offset, 0)
+        ahead = torch.arange(-self._behind, problem.keys - min(problem.offset, 0), device=device)
+        if problem.rows is None:  # neighbouring rows: shifted once, every tile takes the same
+            ahead = ahead - torch.arange(rows, device=device)[:, None]
+        parts = [torch.ones_like(ahead), ahead < 0, ahead > 0, ahead.abs()]
+        self._table = torch.stack(parts, dim=-2).to(torch.float32)  # [rows, 4, ahead] or [4, ahead]
+
+    def add_up(self, rows: Rows, tile: Tile, e: Tensor, sums: Tensor) -> None:
+        """Enter the weighted sums of a tile into ``sums`` ``[4, B, H, rows]``."""
+        _, heads, count, columns = tile.shape
+        start = tile.columns.start + self._behind
+        if rows.chosen is None:
+            start -= rows.span(tile.rows)[0]
+            # rows as the batch of the product: all heads of all sequences share a row's weights
+            shares = [(tile.batch, self._table[:count, :, start : start + columns], e.flatten(0, 1))]
+        else:
+            windows = self._table.unfold(1, columns, 1).transpose(0, 1)
+            where = start - rows.positions[tile.batch, tile.rows]
+            shares = [
+                (slice(b, b + 1), windows[where[i]], e[i])
+                for i, b in enumerate(range(tile.batch.start, tile.batch.stop))
+            ]
+        for sequences, weights, part in shares:
+            linear = torch.bmm(weights, part.permute(1, 2, 0)).permute(1, 2, 0)
+            sums[:, sequences, tile.heads, tile.rows] = linear.reshape(4, -1, heads, count)
 
 
 def _view(buffer: Tensor, shape: tuple[int, ...]) -> Tensor:
     return buffer[: math.prod(shape)].view(shape)
-
-
-def _linear_weights(problem: AttentionProblem, rows: int) -> Tensor:
-    """What the sums of a tile's rows weigh keys with: one, before, after, distance.
-
-    Returns:
-        float32 ``[rows, 4, Nq + Nk - 1]``. They depend on the distance alone: a tile takes the part that
-        starts at its first column - its first row + Nq - 1.
-    """
-    queries, keys = problem.rows_shape[2], problem.keys
-    device = problem.query.device
-    ahead = torch.arange(1 - queries, keys, device=device) - problem.offset
-    ahead = ahead - torch.arange(rows, device=device)[:, None]
-    return torch.stack([torch.ones_like(ahead), ahead < 0, ahead > 0, ahead.abs()], dim=1).to(torch.float32)

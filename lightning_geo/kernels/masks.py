@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from lightning_geo.kernels.blocks import BlockRule
 from lightning_geo.kernels.problem import AttentionProblem
-from lightning_geo.kernels.tiles import Tile
+from lightning_geo.kernels.tiles import Rows, Tile
 
 __all__ = ["HIDDEN_BELOW", "HIDDEN_SCORE", "bias_of", "count_hidden", "first_keys", "is_hidden"]
 
@@ -25,15 +26,15 @@ HIDDEN_SCORE = -1e30
 _STEP = 64
 
 
-def bias_of(problem: AttentionProblem, tile: Tile) -> Tensor:
+def bias_of(problem: AttentionProblem, rows: Rows, tile: Tile) -> Tensor:
     """What masks, causality and window add to a tile's scores; :func:`is_hidden` tells hidden keys.
 
     Returns:
         float32, each axis of the tile's size or 1.
     """
-    parts = [_mask_bias(mask, tile) for mask in problem.masks]
+    parts = [_mask_bias(mask, rows, tile) for mask in problem.masks]
     if problem.left is not None or problem.right is not None:
-        parts.append(_band_bias(problem, tile))
+        parts.append(_band_bias(problem, rows, tile))
     if not parts:
         return problem.query.new_zeros(1, 1, 1, 1, dtype=torch.float32)
     return functools.reduce(torch.add, parts)
@@ -57,12 +58,14 @@ def first_keys(problem: AttentionProblem) -> Tensor:
     Returns:
         int64 ``[B]``; Nk where a sequence has none.
     """
+    problem = replace(problem, rows=None)  # the first key of the sequence, not that of the chosen rows
+    rows = Rows(problem)
     batch, heads, queries = problem.rows_shape
     real = problem.query_mask
     first = torch.full((batch,), problem.keys, device=problem.query.device)
     for start in range(0, problem.keys, _STEP):
         columns = slice(start, min(start + _STEP, problem.keys))
-        seen = _seen(problem, Tile(slice(0, batch), slice(0, heads), slice(0, queries), columns))
+        seen = _seen(problem, rows, Tile(slice(0, batch), slice(0, heads), slice(0, queries), columns))
         if real is not None and queries == problem.keys:
             seen = seen & real[:, columns]
         found = torch.where(seen.any(-1), start + seen.to(torch.uint8).argmax(-1), problem.keys)
@@ -72,19 +75,23 @@ def first_keys(problem: AttentionProblem) -> Tensor:
     return first
 
 
-def _seen(problem: AttentionProblem, tile: Tile) -> Tensor:
+def _seen(problem: AttentionProblem, rows: Rows, tile: Tile) -> Tensor:
     """Bool ``[B or 1, columns]``: which keys any live row of the tile may attend to."""
-    visible = (~is_hidden(bias_of(problem, tile))).any(dim=1)
+    visible = (~is_hidden(bias_of(problem, rows, tile))).any(dim=1)
     if problem.query_mask is not None:
         visible = visible & problem.query_mask[:, tile.rows, None]
     return visible.any(dim=1).expand(-1, tile.shape[3])
 
 
-def _mask_bias(mask: Tensor | BlockRule, tile: Tile) -> Tensor:
+def _mask_bias(mask: Tensor | BlockRule, rows: Rows, tile: Tile) -> Tensor:
     if isinstance(mask, BlockRule):
-        visible = mask.visible(*tile)
+        chosen = tile.rows if rows.chosen is None else rows.chosen[tile.batch, tile.rows]
+        visible = mask.visible(tile.batch, tile.heads, chosen, tile.columns)
     else:
-        part = mask[tuple(s if n > 1 else slice(None) for s, n in zip(tile, mask.shape, strict=True))]
+        batch, heads, _, columns = (
+            s if n > 1 else slice(None) for s, n in zip(tile, mask.shape, strict=True)
+        )
+        part = rows.take(mask[batch, heads, :, columns], 2, tile.rows, tile.batch)
         if part.dtype != torch.bool:
             # one pass where a comparison and a fill take ten
             return F.threshold(part.to(torch.float32), HIDDEN_BELOW, HIDDEN_SCORE)
@@ -93,13 +100,13 @@ def _mask_bias(mask: Tensor | BlockRule, tile: Tile) -> Tensor:
     return visible.view(torch.uint8).to(torch.float32).sub_(1.0).mul_(-HIDDEN_SCORE)
 
 
-def _band_bias(problem: AttentionProblem, tile: Tile) -> Tensor:
-    device = problem.query.device
-    position = torch.arange(tile.rows.start, tile.rows.stop, device=device)[:, None] + problem.offset
-    column = torch.arange(tile.columns.start, tile.columns.stop, device=device)
-    outside = torch.zeros(tile.shape[2:], dtype=torch.bool, device=device)
+def _band_bias(problem: AttentionProblem, rows: Rows, tile: Tile) -> Tensor:
+    batch = tile.batch if rows.positions.shape[0] > 1 else slice(None)
+    position = rows.positions[batch, None, tile.rows, None]
+    column = torch.arange(tile.columns.start, tile.columns.stop, device=position.device)
+    outside = torch.zeros(1, dtype=torch.bool, device=position.device)
     if problem.left is not None:
-        outside |= column < position - problem.left
+        outside = outside | (column < position - problem.left)
     if problem.right is not None:
-        outside |= column > position + problem.right
-    return outside.to(torch.float32).mul_(HIDDEN_SCORE)[None, None]
+        outside = outside | (column > position + problem.right)
+    return outside.to(torch.float32).mul_(HIDDEN_SCORE)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from torch import Tensor
 
 from lightning_geo.kernels.blocks import BlockRule
 
-__all__ = ["AttentionProblem", "AttentionStatistics"]
+__all__ = ["STATISTICS", "AttentionProblem", "AttentionStatistics"]
+
+#: Everything that can be asked for: the fields of :class:`AttentionStatistics` but ``live``.
+STATISTICS = (
+    "visible_keys", "logsumexp", "entropy", "concentration", "max_probability", "max_logit",
+    "self_mass", "previous_mass", "next_mass", "first_mass", "backward_mass", "forward_mass",
+    "distance", "received", "special_mass", "sink_mass",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,8 @@ class AttentionProblem:
         query_mask: ``[B, Nq]`` bool, True = real token; None if all are.
         sinks: ``[H]``, logit of the key-less column; None for none.
         special: ``[B, Nk]`` bool, True = special token; None if nobody asks.
+        rows: ``[B, R]`` int64, the query rows to measure, in any order; None for all of them.
+        wanted: Which of ``STATISTICS`` to compute; what is not asked for is not paid for.
     """
 
     query: Tensor
@@ -44,12 +53,14 @@ class AttentionProblem:
     query_mask: Tensor | None = None
     sinks: Tensor | None = None
     special: Tensor | None = None
+    rows: Tensor | None = None
+    wanted: frozenset[str] = frozenset(STATISTICS)
 
     @property
     def rows_shape(self) -> tuple[int, int, int]:
-        """B, H, Nq."""
+        """B, H, and how many rows are measured: the shape of all planes."""
         batch, heads, queries = self.query.shape[:3]
-        return batch, heads, queries
+        return batch, heads, queries if self.rows is None else self.rows.shape[1]
 
     @property
     def keys(self) -> int:
@@ -68,8 +79,9 @@ class AttentionStatistics:
 
     :math:`p_{ij}` is the softmax of the scores over visible keys, before dropout and without the sink;
     i is a query row, :math:`\pi_i` its key position (i, or i + Nk - Nq with bottom-right alignment).
-    Float planes are float32 ``[B, H, Nq]``. Rows that are not ``live`` hold NaN in all of them but
-    ``visible_keys``; so do live rows in which a visible score is NaN or infinite.
+    Float planes are float32 ``[B, H, Nq]``, or ``[B, H, R]`` where R rows were chosen. Rows that are not
+    ``live`` hold NaN in all of them but ``visible_keys``; so do live rows in which a visible score is NaN
+    or infinite. What was not asked for is None.
 
     Args:
         live: Bool ``[B, H, Nq]``: at least one key is visible and ``query_mask`` is True.
@@ -88,25 +100,31 @@ class AttentionStatistics:
         backward_mass: :math:`\sum_{j<\pi_i} p_{ij}`.
         forward_mass: :math:`\sum_{j>\pi_i} p_{ij}`.
         distance: :math:`\sum_j p_{ij} |j-\pi_i|` in tokens.
-        received: ``[B, H, Nk]``, :math:`\sum_i p_{ij}` over live rows; NaN for a head with a NaN row.
+        received: ``[B, H, Nk]``, :math:`\sum_i p_{ij}` over live rows, of those chosen; NaN for a head with
+            a NaN row.
         special_mass: Sum of :math:`p_{ij}` over special tokens; None unless these were given.
         sink_mass: Probability of the sink column in the full softmax; None unless sinks were given.
     """
 
     live: Tensor
-    visible_keys: Tensor
-    logsumexp: Tensor
-    entropy: Tensor
-    concentration: Tensor
-    max_probability: Tensor
-    max_logit: Tensor
-    self_mass: Tensor
-    previous_mass: Tensor
-    next_mass: Tensor
-    first_mass: Tensor
-    backward_mass: Tensor
-    forward_mass: Tensor
-    distance: Tensor
-    received: Tensor
+    visible_keys: Tensor | None = None
+    logsumexp: Tensor | None = None
+    entropy: Tensor | None = None
+    concentration: Tensor | None = None
+    max_probability: Tensor | None = None
+    max_logit: Tensor | None = None
+    self_mass: Tensor | None = None
+    previous_mass: Tensor | None = None
+    next_mass: Tensor | None = None
+    first_mass: Tensor | None = None
+    backward_mass: Tensor | None = None
+    forward_mass: Tensor | None = None
+    distance: Tensor | None = None
+    received: Tensor | None = None
     special_mass: Tensor | None = None
     sink_mass: Tensor | None = None
+
+    def only(self, wanted: frozenset[str]) -> AttentionStatistics:
+        """Leave out what was not asked for."""
+        kept = {f.name: getattr(self, f.name) for f in fields(self) if f.name in wanted or f.name == "live"}
+        return AttentionStatistics(**kept)

@@ -1,4 +1,4 @@
-"""The oracle: attention statistics in float64 from materialised matrices, one definition per line."""
+"""The oracle: all statistics in float64 from materialised matrices, one definition per line."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from torch import Tensor
 from lightning_geo.kernels.blocks import BlockRule
 from lightning_geo.kernels.masks import HIDDEN_BELOW
 from lightning_geo.kernels.problem import AttentionProblem, AttentionStatistics
+from lightning_geo.kernels.vectors import HeadMoments, StreamStatistics
 
-__all__ = ["reference"]
+__all__ = ["reference", "reference_moments", "reference_stream"]
 
 
 @torch.no_grad()
@@ -23,11 +24,18 @@ def reference(problem: AttentionProblem) -> AttentionStatistics:
         The statistics, float planes in float64.
     """
     visible, scores = _visible_scores(problem)
-    position = torch.arange(problem.rows_shape[2], device=scores.device)[:, None] + problem.offset
-    column = torch.arange(problem.keys, device=scores.device)
     live = visible.any(-1)
     if problem.query_mask is not None:
         live = live & problem.query_mask[:, None]
+    first = _first_key(problem, visible & live[..., None])
+    rows = torch.arange(problem.query.shape[2], device=scores.device).expand(scores.shape[0], -1)
+    if problem.rows is not None:
+        rows = problem.rows
+        matrix = rows[:, None, :, None].expand(*problem.rows_shape, problem.keys)
+        visible, scores = visible.gather(2, matrix), scores.gather(2, matrix)
+        live = live.gather(2, matrix[..., 0])
+    position = rows[:, None, :, None] + problem.offset
+    column = torch.arange(problem.keys, device=scores.device)
     finite = (torch.isfinite(scores) | ~visible).all(-1)
 
     p = torch.softmax(scores.masked_fill(~visible, -torch.inf), -1)
@@ -52,20 +60,20 @@ def reference(problem: AttentionProblem) -> AttentionStatistics:
         self_mass=mass(column == position),
         previous_mass=mass(column == position - 1),
         next_mass=mass(column == position + 1),
-        first_mass=mass(_first_key(problem, visible & live[..., None])),
+        first_mass=mass(first),
         backward_mass=mass(column < position),
         forward_mass=mass(column > position),
         distance=mass((column - position).abs()),
         received=p.sum(-2).masked_fill((live & ~finite).any(-1, keepdim=True), torch.nan),
         special_mass=None if special is None else mass(special[:, None, None]),
         sink_mass=None if sinks is None else plane(torch.sigmoid(sinks.double()[:, None] - logsumexp)),
-    )
+    ).only(problem.wanted)
 
 
 def _visible_scores(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
     """Which keys are visible and all scores, hidden ones included: ``[B, H, Nq, Nk]`` each."""
-    batch, heads, queries = problem.rows_shape
-    shape = (batch, heads, queries, problem.keys)
+    batch, heads, _ = problem.rows_shape
+    shape = (batch, heads, problem.query.shape[2], problem.keys)
     key = problem.key.double().repeat_interleave(problem.group_size, dim=1)
     scores = problem.query.double() @ key.transpose(-2, -1) * problem.scale
     if problem.softcap is not None:
@@ -79,8 +87,7 @@ def _visible_scores(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
         visible &= index[3] <= position + problem.right
     for mask in problem.masks:
         if isinstance(mask, BlockRule):
-            full = slice(0, batch), slice(0, heads), slice(0, queries), slice(0, problem.keys)
-            visible &= mask.visible(*full)
+            visible &= mask.visible(*(slice(0, size) for size in shape))
         elif mask.dtype == torch.bool:
             visible &= mask
         else:
@@ -95,3 +102,52 @@ def _first_key(problem: AttentionProblem, attended: Tensor) -> Tensor:
     if problem.query_mask is not None and problem.query_mask.shape[1] == problem.keys:
         valid = valid & problem.query_mask
     return (valid & (valid.cumsum(-1) == 1))[:, None, None]
+
+
+@torch.no_grad()
+def reference_stream(
+    x: Tensor, mask: Tensor | None, before: Tensor | None, wanted: frozenset[str]
+) -> StreamStatistics:
+    """Compute ``StreamStatistics`` as they are defined, token by token: for tests."""
+    x = x.double()
+    valid = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
+    norm = x.norm(dim=-1)
+    z = (x - x.mean(-1, keepdim=True)) / x.std(-1, correction=0, keepdim=True)
+    planes = {"norm": norm, "skewness": (z**3).mean(-1), "kurtosis": (z**4).mean(-1) - 3}
+    finite = x.isfinite().all(-1)
+    if before is not None:
+        before = before.double()
+        planes["update_ratio"] = ((x - before).norm(dim=-1) / before.norm(dim=-1)).nan_to_num(
+            torch.nan, torch.nan
+        )
+        finite = finite & before.isfinite().all(-1)
+    planes = {
+        n: plane.masked_fill(~(valid & finite), torch.nan) for n, plane in planes.items() if n in wanted
+    }
+    if "directions" not in wanted:
+        return StreamStatistics(valid, finite, **planes)
+    return StreamStatistics(valid, finite, **planes, **_directions(x, valid))
+
+
+@torch.no_grad()
+def reference_moments(x: Tensor, mask: Tensor | None, wanted: frozenset[str]) -> HeadMoments:
+    """Compute ``HeadMoments`` as they are defined, from the real tokens alone: for tests."""
+    x = x.double()
+    valid = torch.ones(x.shape[0], x.shape[2], dtype=torch.bool, device=x.device) if mask is None else mask
+    fields = {}
+    if "norm" in wanted:
+        fields["norm"] = x.norm(dim=-1).masked_fill(~valid[:, None], torch.nan)
+    if "directions" in wanted:
+        fields |= _directions(x, valid[:, None].expand(x.shape[:-1]))
+    if "scatter" in wanted:
+        tokens = x.transpose(1, 2)[valid]  # [tokens, H, D]
+        centred = tokens - tokens.mean(0)
+        fields |= {"count": valid.sum(), "mean": tokens.mean(0)}
+        fields["scatter"] = torch.einsum("thi,thj->hij", centred, centred)
+    return HeadMoments(valid, **fields)
+
+
+def _directions(x: Tensor, valid: Tensor) -> dict[str, Tensor]:
+    unit = torch.nn.functional.normalize(x, dim=-1, eps=0).nan_to_num(0.0)  # 0/0 has no direction
+    unit = torch.where(valid[..., None], unit, 0.0)
+    return {"directions": unit.sum(-2), "directed": (valid & (x != 0).any(-1)).double().sum(-1)}

@@ -1,8 +1,8 @@
-"""Which part of the score matrices is in work: tiles, and the band that causality and windows leave."""
+"""Which part of the score matrices is in work: rows, tiles, the band that causality and windows leave."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_geo.kernels.problem import AttentionProblem
 
-__all__ = ["Plan", "Tile", "band", "edges", "keys_in_band"]
+__all__ = ["Plan", "Rows", "Tile"]
 
 
 # with more, the part of a causal tile right of the diagonal grows; with fewer, the matrix product suffers
@@ -32,6 +32,80 @@ class Tile(NamedTuple):
         return batch, heads, rows, columns
 
 
+class Rows:
+    """The query rows that are measured, by ascending key position in each sequence.
+
+    Args:
+        problem: Says which rows; all of them if it has no choice.
+    """
+
+    def __init__(self, problem: AttentionProblem) -> None:
+        self._problem = problem
+        self.count = problem.rows_shape[2]
+        self.chosen: Tensor | None = None
+        self._order: Tensor | None = None
+        device = problem.query.device
+        if problem.rows is None:
+            #: key positions [B or 1, rows]
+            self.positions = (torch.arange(self.count, device=device) + problem.offset)[None]
+            self._lowest: Sequence[int] = range(problem.offset, problem.offset + self.count)
+            self._highest: Sequence[int] = self._lowest
+        else:
+            self.chosen, self._order = problem.rows.sort(dim=1)
+            self.positions = self.chosen + problem.offset
+            any_row = self.chosen.numel() > 0  # an empty axis has no minimum
+            self._lowest = self.positions.amin(0).tolist() if any_row else [0] * self.count
+            self._highest = self.positions.amax(0).tolist() if any_row else [0] * self.count
+
+    def span(self, rows: slice) -> tuple[int, int]:
+        """Lowest and highest key position of these rows in any sequence."""
+        return self._lowest[rows.start], self._highest[rows.stop - 1]
+
+    def take(self, x: Tensor, axis: int, tile: slice | None = None, batch: slice | None = None) -> Tensor:
+        """Those rows of ``x``, whose axis 0 is the batch (or 1) and whose ``axis`` counts query rows."""
+        part = slice(0, self.count) if tile is None else tile
+        if self.chosen is None or x.shape[axis] == 1:
+            return x if x.shape[axis] == 1 else x.narrow(axis, part.start, part.stop - part.start)
+        index = self.chosen[batch or slice(None), part]
+        index = index.view(index.shape[0], *(index.shape[1] if d == axis else 1 for d in range(1, x.dim())))
+        return torch.take_along_dim(x, index, axis)
+
+    def restore(self, plane: Tensor) -> Tensor:
+        """Bring planes ``[..., B, H, rows]`` into the order in which the rows were asked for."""
+        if self._order is None:
+            return plane
+        return torch.empty_like(plane).scatter_(-1, self._order[:, None].expand_as(plane), plane)
+
+    def band(self, rows: slice) -> slice:
+        """Columns that any of these rows may see as far as causality and window go."""
+        problem = self._problem
+        lowest, highest = self.span(rows)
+        start, stop = 0, problem.keys
+        if problem.left is not None:
+            start = max(start, lowest - problem.left)
+        if problem.right is not None:
+            stop = min(stop, highest + 1 + problem.right)
+        return slice(min(start, stop), stop) if stop > 0 else slice(0, 0)
+
+    def edges(self, tile: Tile) -> Iterator[slice]:
+        """Parts of a tile's columns in which causality or window hide keys from some rows only."""
+        problem, columns = self._problem, tile.columns
+        lowest, highest = self.span(tile.rows)
+        if problem.left is not None and (inner := highest - problem.left) > columns.start:
+            yield slice(columns.start, min(inner, columns.stop))
+        if problem.right is not None and (inner := lowest + problem.right + 1) < columns.stop:
+            yield slice(max(inner, columns.start), columns.stop)
+
+    def keys_in_band(self) -> Tensor:
+        """How many keys causality and window leave to each row: float32 ``[B or 1, rows]``."""
+        problem, position = self._problem, self.positions
+        start = torch.zeros_like(position) if problem.left is None else (position - problem.left).clamp(min=0)
+        last = torch.full_like(position, problem.keys - 1)
+        if problem.right is not None:
+            last = torch.minimum(last, position + problem.right)
+        return (last + 1 - start).clamp(min=0).to(torch.float32)
+
+
 class Plan(NamedTuple):
     """How many sequences, key heads and rows a tile takes; its columns are all that its rows may see."""
 
@@ -44,7 +118,7 @@ class Plan(NamedTuple):
         """Fill about ``scores`` scores per tile: all heads of a sequence first, they share their mask."""
         batch, key_heads = problem.key.shape[:2]
         row = max(1, problem.group_size) * _widest(problem, _MOST_ROWS)
-        rows = min(_MOST_ROWS, max(_FEW_ROWS, scores // (key_heads * row)), problem.query.shape[2])
+        rows = min(_MOST_ROWS, max(_FEW_ROWS, scores // (key_heads * row)), problem.rows_shape[2])
         rows = max(1, min(rows, scores // row))
         fitting = max(1, scores // (row * rows))
         if fitting < key_heads:
@@ -65,38 +139,6 @@ class Plan(NamedTuple):
 
 def _widest(problem: AttentionProblem, rows: int) -> int:
     """The most columns that ``rows`` rows may see together."""
-    if problem.left is None or problem.right is None:
+    if problem.left is None or problem.right is None or problem.rows is not None:
         return problem.keys
     return min(problem.keys, problem.left + problem.right + rows)
-
-
-def band(problem: AttentionProblem, rows: slice) -> slice:
-    """Columns that any of the rows may see as far as causality and window go."""
-    start, stop = 0, problem.keys
-    if problem.left is not None:
-        start = max(start, rows.start + problem.offset - problem.left)
-    if problem.right is not None:
-        stop = min(stop, rows.stop + problem.offset + problem.right)
-    return slice(min(start, stop), stop) if stop > 0 else slice(0, 0)
-
-
-def edges(problem: AttentionProblem, tile: Tile) -> Iterator[slice]:
-    """Parts of a tile's columns in which causality or window hide keys from some rows only."""
-    if problem.left is not None:
-        inner = tile.rows.stop - 1 + problem.offset - problem.left
-        if inner > tile.columns.start:
-            yield slice(tile.columns.start, min(inner, tile.columns.stop))
-    if problem.right is not None:
-        inner = tile.rows.start + problem.offset + problem.right + 1
-        if inner < tile.columns.stop:
-            yield slice(max(inner, tile.columns.start), tile.columns.stop)
-
-
-def keys_in_band(problem: AttentionProblem) -> Tensor:
-    """How many keys causality and window leave to each row: float32 ``[Nq]``."""
-    position = torch.arange(problem.rows_shape[2], device=problem.query.device) + problem.offset
-    start = torch.zeros_like(position) if problem.left is None else (position - problem.left).clamp(min=0)
-    last = torch.full_like(position, problem.keys - 1)
-    if problem.right is not None:
-        last = torch.minimum(last, position + problem.right)
-    return (last + 1 - start).clamp(min=0).to(torch.float32)

@@ -241,6 +241,29 @@ def test_scores_may_come_as_the_mask():
     assert_matches(got, scores.softmax(-1))
 
 
+def test_some_statistics_of_some_rows():
+    query, key = qk()
+    rows = torch.tensor([[3, 0], [1, 1]])
+    whole = attention_statistics(query, key)
+    part = attention_statistics(query, key, statistics=["entropy", "distance"], queries=rows)
+    for field in ("entropy", "distance"):
+        expected = getattr(whole, field).gather(2, rows[:, None].expand(-1, H, -1))
+        torch.testing.assert_close(getattr(part, field), expected)
+    assert part.received is None
+    assert attention_statistics(query, key, statistics="entropy").distance is None
+
+
+def test_says_which_backend_it_picked(caplog):
+    query, key = qk()
+    with caplog.at_level("DEBUG", "lightning_geo.kernels"):
+        picked = attention_statistics(query, key)
+        oracle = attention_statistics(query, key, backend="reference")
+    assert "backend chunked for tensors on cpu" in caplog.text
+    assert "backend reference" in caplog.text
+    assert oracle.entropy.dtype == torch.float64
+    torch.testing.assert_close(picked.entropy, oracle.entropy.float())
+
+
 Q, K = torch.zeros(B, H, NQ, D), torch.zeros(B, H, NK, D)
 
 BAD = {
@@ -283,6 +306,11 @@ BAD = {
     "softcap nan": ({"softcap": math.nan}, ValueError, "`softcap` to be finite.*nan"),
     "scale": ({"scale": math.inf}, ValueError, "`scale` to be finite.*inf"),
     "device": ({"key": K.to("meta")}, ValueError, "`key` to be on the device of `query`, cpu, but got meta"),
+    "backend": ({"backend": "cuda"}, ValueError, "`backend` to be one of .*'triton'.*got 'cuda'"),
+    "statistics": ({"statistics": ["entropi"]}, ValueError, "got 'entropi'. Did you mean 'entropy'"),
+    "queries type": ({"queries": torch.ones(B, 2)}, TypeError, "`queries` to be an int64.*float32"),
+    "queries shape": ({"queries": torch.zeros(3).long()}, ValueError, r"`queries`.*\[2, R\].*got \[3\]"),
+    "queries range": ({"queries": torch.tensor([[0], [NQ]])}, ValueError, "from 0 to 10 but got 0 to 11"),
     "mask device": ({"mask": torch.ones(NK, device="meta")}, ValueError, "`mask` to be on the device"),
 }  # fmt: skip
 

@@ -85,13 +85,13 @@ def test_registered_functions_take_a_real_attention_call():
     visible = mask[:, None, None] & torch.ones(6, 6).tril().bool()
     p = scores.masked_fill(~visible, -torch.inf).softmax(-1)
 
-    rows = metric_function("normalized_entropy")(statistics)
+    rows = metric_function("normalized_entropy")(statistics.entropy, statistics.visible_keys)
     assert rows.shape == (2, 4, 6)
     assert rows[:, :, 0].isnan().all()  # the first query sees one key
     expected = scipy.stats.entropy(p[1, 2, 3, :4].numpy()) / np.log(4)
     np.testing.assert_allclose(float(rows[1, 2, 3]), expected, atol=1e-5)
 
-    call = SimpleNamespace(query=query, key=key, query_mask=mask, key_mask=mask, statistics=statistics)
+    call = SimpleNamespace(query=query, key=key, query_mask=mask, key_mask=mask, received=statistics.received)
     values = metric_function("key_entropy")(call)
     expected = scipy.stats.entropy((p * mask[:, None, :, None]).sum(-2)[1, :, :4].numpy(), axis=-1) / np.log(
         4

@@ -6,6 +6,7 @@ and small: the tests cut them into tiles of every size.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,7 +40,17 @@ def problem_of(arguments: Arguments) -> AttentionProblem:
     """What the public function makes of its arguments."""
     bound = inspect.signature(attention_statistics).bind(**arguments)
     bound.apply_defaults()
+    del bound.arguments["backend"]
     return attention_problem(*bound.args, **bound.kwargs)
+
+
+def with_rows(problem: AttentionProblem, share: float = 0.4) -> AttentionProblem:
+    """The same problem for some of its rows, in any order, some of them twice."""
+    batch, _, queries = problem.rows_shape
+    generator = torch.Generator().manual_seed(7)
+    count = round(share * queries) + 1 if queries else 0
+    rows = torch.randint(0, max(queries, 1), (batch, count), generator=generator)
+    return dataclasses.replace(problem, rows=rows)
 
 
 def qk(

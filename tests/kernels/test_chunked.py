@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 import textwrap
@@ -12,8 +13,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels.cases import CASES, problem_of, qk
+from kernels.cases import CASES, problem_of, qk, with_rows
 from kernels.comparison import as_arrays, assert_agree, assert_float32
+from lightning_geo.kernels import STATISTICS
 from lightning_geo.kernels.chunked import TILE_SCORES, chunked
 from lightning_geo.kernels.reference import reference
 
@@ -28,6 +30,26 @@ def test_agrees_with_the_oracle(name, tile_scores):
     got = chunked(problem, tile_scores)
     assert_float32(got)
     assert_agree(got, as_arrays(reference(problem)))
+
+
+@pytest.mark.parametrize("tile_scores", [TILE_SCORES, 150])
+@pytest.mark.parametrize("name", CASES)
+def test_agrees_with_the_oracle_on_chosen_rows(name, tile_scores):
+    problem = with_rows(problem_of(CASES[name]()))
+    got = chunked(problem, tile_scores)
+    assert_float32(got)
+    assert_agree(got, as_arrays(reference(problem)))
+
+
+@pytest.mark.parametrize("wanted", STATISTICS)
+@pytest.mark.parametrize("name", ["grouped_heads_causal_padded", "sinks", "special_tokens"])
+def test_computes_what_is_wanted_alone(name, wanted):
+    problem = problem_of(CASES[name]())
+    whole = as_arrays(chunked(problem))
+    part = as_arrays(chunked(dataclasses.replace(problem, wanted=frozenset({wanted}))))
+    assert part.keys() == {"live", wanted} & whole.keys()
+    for field, value in part.items():
+        np.testing.assert_allclose(value, whole[field], rtol=1e-6)
 
 
 @st.composite
@@ -71,6 +93,8 @@ def calls(draw):
 def test_agrees_with_the_oracle_on_combinations(arguments, tile_scores):
     problem = problem_of(arguments)
     assert_agree(chunked(problem, tile_scores), as_arrays(reference(problem)))
+    chosen = with_rows(problem)
+    assert_agree(chunked(chosen, tile_scores), as_arrays(reference(chosen)))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kernels.cases import CASES, problem_of
+from kernels.cases import CASES, problem_of, with_rows
 from kernels.comparison import as_arrays
 from kernels.naive import naive
 from lightning_geo.kernels.reference import reference
@@ -19,6 +19,23 @@ def test_agrees_with_rows_in_numpy(name):
     assert got.keys() == expected.keys()
     for field, value in expected.items():
         np.testing.assert_allclose(got[field], value, rtol=1e-9, atol=1e-12, err_msg=field)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_chosen_rows_are_those_of_the_whole(name):
+    arguments = CASES[name]()
+    problem = with_rows(problem_of(arguments))
+    whole, part = naive(arguments), as_arrays(reference(problem))
+    index = problem.rows.numpy()[:, None]
+    for field in part.keys() - {"received"}:
+        np.testing.assert_allclose(
+            part[field], np.take_along_axis(whole[field], index, 2), rtol=1e-9, atol=1e-12, err_msg=field
+        )
+    # the rows in numpy are all of them: what keys receive from some is known by its sum
+    live = part["live"] & np.isfinite(part["logsumexp"])
+    broken = (part["live"] & ~live).any(-1)
+    expected = np.where(broken, np.nan, live.sum(-1))
+    np.testing.assert_allclose(part["received"].sum(-1), expected, rtol=1e-9)
 
 
 def test_the_table_reaches_every_field():
