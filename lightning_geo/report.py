@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Sequence
 from html import escape
 
@@ -15,7 +14,7 @@ from lightning_geo.findings import Change, change_of, changes, findings, layer_c
 from lightning_geo.history import GeometryHistory
 from lightning_geo.report_style import HEAD, PATTERNS
 from lightning_geo.runs import Run, Series, describe_layout, series, series_of
-from lightning_geo.text import number
+from lightning_geo.text import moment, number
 
 __all__ = ["report"]
 
@@ -77,7 +76,7 @@ def _span(history: GeometryHistory) -> str:
 
 def _when(history: GeometryHistory) -> str:
     first, last = (float(t) for t in history.facts["wall_time"][[0, -1]])
-    return f"{time.strftime('%Y-%m-%d %H:%M', time.localtime(first))}, over {(last - first) / 60:.0f} min"
+    return f"{moment(first)}, over {(last - first) / 60:.0f} min"
 
 
 # -- how they differ

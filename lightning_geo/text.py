@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 
-__all__ = ["number", "plain", "table"]
+__all__ = ["moment", "number", "plain", "table"]
 
 
 def plain(text: object) -> str:
@@ -39,6 +40,19 @@ def number(value: float, *, signed: bool = False) -> str:
         return f"{sign}{size:.2e}"
     digits = 4 if size < 1 else max(0, 3 - int(math.log10(size)))
     return f"{sign}{size:,.{digits}f}"
+
+
+def moment(seconds: float) -> str:
+    """Return a time of day, of seconds since the Unix epoch, that a file may have wrong.
+
+    Example:
+        >>> moment(float("nan"))
+        'unknown time'
+    """
+    try:
+        return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+    except (OverflowError, ValueError, OSError):
+        return "unknown time"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:

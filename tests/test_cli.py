@@ -18,6 +18,8 @@ import pytest
 import lightning_geo
 from lightning_geo import load_history
 from lightning_geo.cli import main
+from lightning_geo.sinks.record_file import RecordFile
+from sinks.records import make_record
 from test_runs import write
 
 Out = pytest.CaptureFixture[str]
@@ -187,6 +189,26 @@ def test_names_cannot_command_the_terminal(tmp_path: Path, capsys: Out) -> None:
     assert "\x1b" not in out
     assert r"a\x1b[2Jb/x" in out
     assert r"not-\udcff-utf8/x" in out
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [{"wall_time": 1e300}, {"wall_time": float("nan")}, {"cost_seconds": float("inf")}, {"step": -(2**61)},
+     {"epoch": 10**30}, {"structure": {"model": 7, "stacks": {"encoder": {"heads": [-1, "x"]}}}},
+     {"structure": {"model": "m" * 100_000}}, {"probe": "\x1b[31m"}],
+)  # fmt: skip
+def test_facts_that_make_no_sense_break_no_command(tmp_path: Path, facts: dict[str, object]) -> None:
+    sink = RecordFile(tmp_path / "run", "geometry")
+    for step in (0, 50):
+        record = make_record(step, metrics=["entropy", "drift.output"])
+        for name, value in facts.items():
+            setattr(record, name, value)
+        sink.write(record)
+    sink.close()
+    path = str(tmp_path / "run")
+    assert main(["show", path]) == 0
+    assert main(["compare", path, path]) == 0
+    assert main(["report", path, path, "-o", str(tmp_path / "r.html")]) == 0
 
 
 # -- as a process

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 import numpy as np
 
 from lightning_geo.history import GeometryHistory
 from lightning_geo.runs import Run, describe_layout, series
-from lightning_geo.text import number, plain, table
+from lightning_geo.text import moment, number, plain, table
 
 __all__ = ["as_text"]
 
@@ -43,7 +42,7 @@ def probe(history: GeometryHistory) -> str:
 
 def when(history: GeometryHistory) -> str:
     """Return the time of the last sample."""
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(float(history.facts["wall_time"][-1])))
+    return moment(float(history.facts["wall_time"][-1]))
 
 
 def _facts(run: Run) -> str:
