@@ -23,8 +23,8 @@ from programs import packages
 ARGUMENTS: dict[str, Any] = {
     "every_n_steps": 2, "metrics": ["entropy", "metric:cone", "drift"], "layers": "layers", "rank": 2,
     "source": "probe", "probe": {"class_path": "programs.packages.Inputs"}, "probe_size": 2,
-    "probe_in_checkpoint": False, "module": "encoder", "special_token_ids": [0, 1], "max_queries": 4, "scalars": "head",
-    "strict": True, "name": "yaml",
+    "probe_in_checkpoint": False, "module": "encoder", "special_token_ids": [0, 1], "max_queries": 4,
+    "scalars": "head", "strict": True, "name": "yaml",
 }  # fmt: skip
 
 

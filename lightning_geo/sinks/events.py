@@ -41,6 +41,10 @@ _FACTS = "record"
 _SESSION = "session"
 _MATRICES = "matrices"
 _DTYPES = {"<f4": DT_FLOAT, "<f2": DT_HALF, "<f8": DT_DOUBLE}
+_KINDS_OF_FACTS: dict[str, tuple[type, ...]] = {
+    "structure": (dict,), "step": (int,), "epoch": (int,), "batches_seen": (int,),
+    "wall_time": (int, float), "cost_seconds": (int, float), "probe": (str,),
+}  # fmt: skip
 _KINDS = {dtype: kind for kind, dtype in _DTYPES.items()}
 
 
@@ -82,15 +86,31 @@ def _add(event: Any, tag: str, tensor: Any) -> None:
 
 
 def parse_record(event: Any) -> tuple[str, GeometryRecord] | None:
-    """Return the monitor's name and the record that an event holds, or None for any other event."""
+    """Return the monitor's name and the record that an event holds, or None for any other event.
+
+    Raises:
+        ValueError: If the event claims to hold a record but does not, or one of a newer format.
+    """
     values = event.summary.value
     facts_value = next((v for v in values if _is_facts(v.tag)), None)
     if facts_value is None:
         return None
+    try:
+        return _parsed(values, facts_value)
+    except (KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+        raise ValueError(f"it is no record: {type(error).__name__}: {error}") from error
+
+
+def _parsed(values: Any, facts_value: Any) -> tuple[str, GeometryRecord]:
     facts = json.loads(facts_value.tensor.string_val[0])
     if facts.pop("format") > _FORMAT:
         raise ValueError("it was written by a newer version of lightning_geo; update it to read this run")
     name = facts.pop("name")
+    for fact, kinds in _KINDS_OF_FACTS.items():
+        if fact in facts and (not isinstance(facts[fact], kinds) or isinstance(facts[fact], bool)):
+            raise ValueError(f"it is no record: its {fact} is {str(facts[fact])[:40]!r}")
+    if not isinstance(name, str) or not -(2**62) < facts.get("step", 0) < 2**62:
+        raise ValueError("it is no record: its name is no text, or its step no number of steps")
     prefix = f"{PLUGIN}/{name}/"
     record = GeometryRecord({}, **facts)
     for value in values:

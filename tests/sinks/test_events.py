@@ -93,6 +93,31 @@ def test_events_of_others_are_none() -> None:
     assert started_at(event) is None
 
 
+@pytest.mark.parametrize(
+    "facts",
+    [b"", b"[]", b"\xff", b"[" * 100_000, b'{"format": 1}', b'{"format": "1", "name": "geometry"}',
+     b'{"format": 1, "name": 3}', b'{"format": 1, "name": "geometry", "step": "7"}',
+     b'{"format": 1, "name": "geometry", "step": 1e400}',
+     b'{"format": 1, "name": "geometry", "of_tomorrow": 1}',
+     b'{"format": 1, "name": "geometry", "structure": []}',
+     b'{"format": 1, "name": "geometry", "step": 9999999999999999999999}'],
+)  # fmt: skip
+def test_what_only_claims_to_be_a_record_is_a_value_error(facts: bytes) -> None:
+    event = record_event(make_record(), "geometry")
+    event.summary.value[0].tensor.string_val[0] = facts
+    with pytest.raises(ValueError, match=r"no record|JSON|Expecting|codec|newer"):
+        parse_record(event)
+
+
+def test_a_tensor_that_is_none_is_a_value_error() -> None:
+    for spoil in ({"dtype": 7}, {"tensor_content": b"odd"}):
+        event = record_event(make_record(metrics=["entropy"]), "geometry")
+        for name, value in spoil.items():
+            setattr(event.summary.value[1].tensor, name, value)
+        with pytest.raises(ValueError, match=r"no record|buffer|reshape"):
+            parse_record(event)
+
+
 def test_a_newer_format_says_so() -> None:
     event = record_event(make_record(), "geometry")
     value = event.summary.value[0]
