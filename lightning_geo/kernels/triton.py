@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lightning_geo.kernels.blocks import BlockRule
 from lightning_geo.kernels.problem import STATISTICS, AttentionProblem, AttentionStatistics
-from lightning_geo.kernels.triton_tiles import LANES, Tiles, tiles_for
+from lightning_geo.kernels.triton_tiles import Tiles, tiles_for
 
 __all__ = ["Launch", "launches", "triton", "unsupported"]
 
@@ -125,6 +125,12 @@ def _slots(problem: AttentionProblem) -> list[Tensor]:
     return floats + bools
 
 
+def _right(problem: AttentionProblem) -> int:
+    from lightning_geo.kernels.triton_masks import CAUSAL
+
+    return 0 if problem.right is None else CAUSAL.value if problem.right == 0 else 1
+
+
 class _Plan:
     """What the kernels of one problem have in common."""
 
@@ -154,7 +160,7 @@ class _Plan:
             "left": problem.left or 0,
             "right": problem.right or 0,
         }
-        self.band_flags = {"LEFT": problem.left is not None, "RIGHT": problem.right is not None}
+        self.band_flags = {"LEFT": problem.left is not None, "RIGHT": _right(problem)}
         self.masks: dict[str, Any] = {}
         self.mask_flags: dict[str, Any] = {}
         for slot, name in enumerate("ab"):
@@ -175,7 +181,6 @@ class _Plan:
         self.dots = {
             "D": width,
             "BLOCK_D": block,
-            "LANES": LANES,
             "UPCAST": self.upcast,
             # three TF32 products keep float32's digits on tensor cores
             "PRECISION": "tf32x3" if dtype == torch.float32 else "tf32",
@@ -287,6 +292,7 @@ class _Plan:
             },
             {
                 **self._tile_constants(tile),
+                "TAIL": problem.keys % tile.keys != 0,
                 "QUERY_MASK": problem.query_mask is not None,
                 "COUNTED": counted is not None,
                 "RECEIVED": softmax is not None,

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from lightning_geo.kernels.triton_masks import HIDDEN, apply_mask, in_band
-from lightning_geo.kernels.triton_rows import exponents, load_block, scaled_scores
+from lightning_geo.kernels.triton_rows import exponents, load_block, scaled_scores, sum_classes
 
 __all__ = ["columns_kernel"]
 
@@ -40,7 +40,6 @@ def _add_tile(
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    LANES: tl.constexpr,
     UPCAST: tl.constexpr,
     PRECISION: tl.constexpr,
     SCALED: tl.constexpr,
@@ -83,7 +82,7 @@ def _add_tile(
         visible = in_band((row + offset)[None, :], column[:, None], left, right, LEFT, RIGHT)
         s = tl.where(visible, s, HIDDEN)
     e = tl.exp2(exponents(s, base[None, :], factor, SCALED)) * share[None, :]
-    return received + tl.sum(tl.reshape(e, [BLOCK_N, BLOCK_M // LANES, LANES]), 1)
+    return received + sum_classes(e, BLOCK_N, BLOCK_M)
 
 
 @triton.jit
@@ -127,7 +126,6 @@ def columns_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    LANES: tl.constexpr,
     UPCAST: tl.constexpr,
     PRECISION: tl.constexpr,
     SCALED: tl.constexpr,
@@ -181,12 +179,12 @@ def columns_kernel(
     a = tl.maximum(tl.minimum(tl.cdiv(a, BLOCK_M), stop), begin)
     b = tl.maximum(tl.minimum(b // BLOCK_M, stop), a)
 
-    total = tl.zeros([BLOCK_N, LANES], tl.float32)
+    total = tl.zeros([BLOCK_N, 8], tl.float32)
     for tile in range(a, b):
         total = _add_tile(
             tile, k, total, column, query, rows, mask_a, mask_b, softmax, query_n, query_d,
             a_q, a_k, b_q, b_k, keys, measured, offset, left, right, plane, scale, softcap, factor,
-            False, D, BLOCK_D, BLOCK_M, BLOCK_N, LANES, UPCAST, PRECISION, SCALED, CAPPED, LEFT, RIGHT, CHOSEN,
+            False, D, BLOCK_D, BLOCK_M, BLOCK_N, UPCAST, PRECISION, SCALED, CAPPED, LEFT, RIGHT, CHOSEN,
             MASK_A, MASK_A_ROWS, MASK_B, MASK_B_ROWS,
         )  # fmt: skip
     for step in range(0, (a - begin) + (stop - b)):
@@ -195,7 +193,7 @@ def columns_kernel(
         total = _add_tile(
             tile, k, total, column, query, rows, mask_a, mask_b, softmax, query_n, query_d,
             a_q, a_k, b_q, b_k, keys, measured, offset, left, right, plane, scale, softcap, factor,
-            True, D, BLOCK_D, BLOCK_M, BLOCK_N, LANES, UPCAST, PRECISION, SCALED, CAPPED, LEFT, RIGHT, CHOSEN,
+            True, D, BLOCK_D, BLOCK_M, BLOCK_N, UPCAST, PRECISION, SCALED, CAPPED, LEFT, RIGHT, CHOSEN,
             MASK_A, MASK_A_ROWS, MASK_B, MASK_B_ROWS,
         )  # fmt: skip
     mass = tl.sum(total, 1)

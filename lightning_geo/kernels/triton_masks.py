@@ -5,7 +5,7 @@ import triton.language as tl
 
 from lightning_geo.kernels.masks import HIDDEN_BELOW
 
-__all__ = ["BOOL_MASK", "FLOAT_MASK", "HIDDEN", "apply_mask", "in_band", "visibility_kernel"]
+__all__ = ["BOOL_MASK", "CAUSAL", "FLOAT_MASK", "HIDDEN", "apply_mask", "in_band", "visibility_kernel"]
 
 #: Score of a hidden key: finite, so that no inf - inf arises, and a power of two, so that a product with
 #: it is exact: a fused multiply-add must find it equal to itself.
@@ -14,6 +14,9 @@ HIDDEN = tl.constexpr(-(2.0**100))
 #: The kinds of a mask slot; 0 is an empty one.
 BOOL_MASK = tl.constexpr(1)
 FLOAT_MASK = tl.constexpr(2)
+
+#: A right side that ends at the row's own position; 0 is an open one, 1 any other.
+CAUSAL = tl.constexpr(2)
 
 _HIDDEN_BELOW = tl.constexpr(HIDDEN_BELOW)
 

@@ -7,16 +7,16 @@ bands touches the dot products, s is the bare product, c holds the scale, and t 
 c s - (c m): it rounds once, after the difference, and the rounding of c m shifts all of a row alike. That
 holds while c m < 2^31; rows beyond, which float32 cannot resolve anyway, come out as NaN.
 
-Each state is held per row and column class (column modulo LANES): sums over a tile then stay within a thread
-and cross threads once, at the end.
+Each state is held per row and column class, the column modulo 8: so tensor cores spread their results over
+threads, and sums over a tile stay within a thread. They cross threads once, at the end.
 """
 
 import triton
 import triton.language as tl
 
-from lightning_geo.kernels.triton_masks import HIDDEN, apply_mask, in_band
+from lightning_geo.kernels.triton_masks import CAUSAL, HIDDEN, apply_mask, in_band
 
-__all__ = ["base_of", "exponents", "load_block", "rows_kernel", "scaled_scores"]
+__all__ = ["base_of", "exponents", "load_block", "rows_kernel", "scaled_scores", "sum_classes"]
 
 _LN2 = tl.constexpr(0.6931471805599453)
 _LOG2E = tl.constexpr(1.4426950408889634)
@@ -67,12 +67,17 @@ def exponents(s, base, factor, SCALED: tl.constexpr):
 
 
 @triton.jit
-def _per_lane(values, weights, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, LANES: tl.constexpr, WEIGHTED: tl.constexpr):
-    """Sum [M, N] over the columns of each class, times weights [N // LANES]: [M, LANES]."""
-    values = tl.reshape(values, [BLOCK_M, BLOCK_N // LANES, LANES])
-    if WEIGHTED:
-        values = values * weights[None, :, None]
-    return tl.sum(values, 1)
+def sum_classes(values, M: tl.constexpr, N: tl.constexpr):
+    """Sum [M, N] over the columns of each class: [M, 8]."""
+    return tl.sum(tl.reshape(values, [M, N // 8, 8]), 1)
+
+
+@triton.jit
+def _sum_ahead(values, mass, reach, M: tl.constexpr, N: tl.constexpr):
+    """Sum [M, N] times (column - reach) likewise; the column is 8 times a constant, plus its class."""
+    steps = (tl.arange(0, N // 8) * 8).to(tl.float32)[None, :, None]
+    classes = tl.arange(0, 8).to(tl.float32)[None, :]
+    return tl.sum(tl.reshape(values, [M, N // 8, 8]) * steps, 1) + (classes - reach[:, None]) * mass
 
 
 @triton.jit
@@ -110,7 +115,7 @@ def _tile(
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    LANES: tl.constexpr,
+    TAIL: tl.constexpr,
     UPCAST: tl.constexpr,
     PRECISION: tl.constexpr,
     SCALED: tl.constexpr,
@@ -134,10 +139,10 @@ def _tile(
     channels = tl.arange(0, BLOCK_D)
     column = start + inner
     pointers = key + start.to(tl.int64) * key_n + (inner.to(tl.int64) * key_n)[:, None] + channels[None, :] * key_d
-    k = load_block(pointers, column < keys, channels, D, BLOCK_D, KIND == 0, UPCAST)
+    k = load_block(pointers, column < keys, channels, D, BLOCK_D, KIND == 0 and TAIL, UPCAST)
     s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     s = scaled_scores(s, scale, softcap, SCALED, CAPPED)
-    index = tl.minimum(column, keys - 1) if KIND == 0 else column
+    index = tl.minimum(column, keys - 1) if KIND == 0 and TAIL else column
     if MASK_A != 0:
         s = apply_mask(
             s, mask_a, row[:, None], index[None, :].to(tl.int64), a_q, a_k, MASK_A, MASK_A_ROWS, GUARD=False
@@ -146,11 +151,10 @@ def _tile(
         s = apply_mask(
             s, mask_b, row[:, None], index[None, :].to(tl.int64), b_q, b_k, MASK_B, MASK_B_ROWS, GUARD=True
         )
-    if KIND == 0:
-        visible = (column < keys)[None, :]
-        if LEFT or RIGHT:
-            visible = visible & in_band(position[:, None], column[None, :], left, right, LEFT, RIGHT)
-        s = tl.where(visible, s, HIDDEN)
+    if KIND == 0 and TAIL:
+        s = tl.where((column < keys)[None, :], s, HIDDEN)
+    if KIND == 0 and (LEFT or RIGHT):
+        s = tl.where(in_band(position[:, None], column[None, :], left, right, LEFT, RIGHT), s, HIDDEN)
 
     new = tl.maximum(peak, tl.max(s, 1))
     base = base_of(new, factor, SCALED)
@@ -161,65 +165,68 @@ def _tile(
     t = exponents(s, base[:, None], factor, SCALED)
     e = tl.exp2(t)
 
-    nothing = inner  # unread
-    mass = _per_lane(e, nothing, BLOCK_M, BLOCK_N, LANES, False)
-    moment = decay * (moment - shift[:, None] * total) - _per_lane(e * t, nothing, BLOCK_M, BLOCK_N, LANES, False)
+    mass = sum_classes(e, BLOCK_M, BLOCK_N)
+    moment = decay * (moment - shift[:, None] * total) - sum_classes(e * t, BLOCK_M, BLOCK_N)
     total = decay * total + mass
     if SQUARES:
-        squares = decay * decay * squares + _per_lane(e * e, nothing, BLOCK_M, BLOCK_N, LANES, False)
+        squares = decay * decay * squares + sum_classes(e * e, BLOCK_M, BLOCK_N)
     if SIDES or DISTANCE:
-        reach = (position - start).to(tl.float32)[:, None]
-        ahead = inner.to(tl.float32)[None, :] - reach
+        reach = (position - start).to(tl.float32)
+        ahead = inner.to(tl.float32)[None, :] - reach[:, None]
     if SIDES:
         before = decay * before
-        after = decay * after
         if KIND < 0:
             before += mass
-        elif KIND > 0:
+        elif KIND == 0:
+            before += sum_classes(tl.where(ahead < 0, e, 0.0), BLOCK_M, BLOCK_N)
+    if SIDES and RIGHT != CAUSAL:
+        after = decay * after
+        if KIND > 0:
             after += mass
-        else:
-            before += _per_lane(tl.where(ahead < 0, e, 0.0), nothing, BLOCK_M, BLOCK_N, LANES, False)
-            after += _per_lane(tl.where(ahead > 0, e, 0.0), nothing, BLOCK_M, BLOCK_N, LANES, False)
+        elif KIND == 0:
+            after += sum_classes(tl.where(ahead > 0, e, 0.0), BLOCK_M, BLOCK_N)
     if DISTANCE:
         if KIND == 0:
-            distance = decay * distance + _per_lane(e * tl.abs(ahead), nothing, BLOCK_M, BLOCK_N, LANES, False)
+            distance = decay * distance + sum_classes(e * tl.abs(ahead), BLOCK_M, BLOCK_N)
         else:
-            # sum e (column - position): the column is LANES times a constant, plus its class
-            steps = (tl.arange(0, BLOCK_N // LANES) * LANES).to(tl.float32)
-            classes = tl.arange(0, LANES).to(tl.float32)[None, :]
-            signed = _per_lane(e, steps, BLOCK_M, BLOCK_N, LANES, True) + (classes - reach) * mass
+            signed = _sum_ahead(e, mass, reach, BLOCK_M, BLOCK_N)
             distance = decay * distance + (signed if KIND > 0 else -signed)
     if SPECIAL:
         weight = (tl.load(special + index) != 0).to(tl.float32)[None, :]
-        marked = decay * marked + _per_lane(e * weight, nothing, BLOCK_M, BLOCK_N, LANES, False)
+        marked = decay * marked + sum_classes(e * weight, BLOCK_M, BLOCK_N)
     return new, total, moment, squares, before, after, distance, marked
 
 
 @triton.jit
-def _share_of(
+def _dot_step(dots, q, key, index, inside, channels, key_n, key_d, D: tl.constexpr, WANTED: tl.constexpr):
+    if WANTED:
+        pointers = key + (index * key_n)[:, None] + channels[None, :] * key_d
+        k = tl.load(pointers, mask=inside[:, None] & (channels < D)[None, :], other=0.0)
+        dots += q * k.to(tl.float32)
+    return dots
+
+
+@triton.jit
+def _share(
+    dot,
     column,
-    q,
-    key,
+    index,
+    inside,
     mask_a,
     mask_b,
     row,
     position,
     base,
     total,
-    key_n,
-    key_d,
     a_q,
     a_k,
     b_q,
     b_k,
-    keys,
     left,
     right,
     scale,
     softcap,
     factor,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
     SCALED: tl.constexpr,
     CAPPED: tl.constexpr,
     LEFT: tl.constexpr,
@@ -229,19 +236,14 @@ def _share_of(
     MASK_B: tl.constexpr,
     MASK_B_ROWS: tl.constexpr,
 ):
-    """Probability of one key per row, from its own dot product; 0 where it is hidden or does not exist."""
-    channels = tl.arange(0, BLOCK_D)
-    inside = (column >= 0) & (column < keys)
-    index = tl.where(inside, column, 0).to(tl.int64)
-    pointers = key + (index * key_n)[:, None] + channels[None, :] * key_d
-    k = load_block(pointers, inside, channels, D, BLOCK_D, True, True)
-    s = scaled_scores(tl.sum(q * k, 1), scale, softcap, SCALED, CAPPED)
+    """Probability of one key per row, from its dot product; 0 where it is hidden or does not exist."""
+    s = scaled_scores(dot, scale, softcap, SCALED, CAPPED)
     s = apply_mask(s, mask_a, row, index, a_q, a_k, MASK_A, MASK_A_ROWS, GUARD=False)
     s = apply_mask(s, mask_b, row, index, b_q, b_k, MASK_B, MASK_B_ROWS, GUARD=True)
     if LEFT or RIGHT:
         inside = inside & in_band(position, column, left, right, LEFT, RIGHT)
     s = tl.where(inside, s, HIDDEN)
-    # its dot product is summed in another order than the tile's: not above 1 for that
+    # this dot product is summed in another order than the tile's: not above 1 for that
     return tl.minimum(tl.exp2(exponents(s, base, factor, SCALED)) / total, 1.0)
 
 
@@ -302,7 +304,7 @@ def rows_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    LANES: tl.constexpr,
+    TAIL: tl.constexpr,
     UPCAST: tl.constexpr,
     PRECISION: tl.constexpr,
     SCALED: tl.constexpr,
@@ -370,15 +372,15 @@ def rows_kernel(
     # ---- which tiles: nearest and farthest position of a row that counts
     lowest = tl.min(tl.where(real, position, 2147483647), 0)
     highest = tl.max(tl.where(real, position, -2147483647), 0)
-    some = highest >= lowest
+    any_real = highest >= lowest
     begin = 0
     stop = keys
     if LEFT:
         begin = tl.minimum(tl.maximum(lowest - left, 0), keys)
     if RIGHT:
         stop = tl.maximum(tl.minimum(highest + right + 1, keys), begin)
-    begin = tl.where(some, begin, 0) // BLOCK_N
-    stop = tl.cdiv(tl.where(some, stop, 0), BLOCK_N)
+    begin = tl.where(any_real, begin, 0) // BLOCK_N
+    stop = tl.cdiv(tl.where(any_real, stop, 0), BLOCK_N)
     # whole tiles [a, b) lie before all rows and [c, d) after them, and no row's band cuts them
     a = begin
     if LEFT:
@@ -400,19 +402,19 @@ def rows_kernel(
         d = b
 
     peak = tl.full([BLOCK_M], HIDDEN, tl.float32)
-    total = tl.zeros([BLOCK_M, LANES], tl.float32)
-    moment = tl.zeros([BLOCK_M, LANES], tl.float32)
-    squares = tl.zeros([BLOCK_M, LANES], tl.float32)
-    before = tl.zeros([BLOCK_M, LANES], tl.float32)
-    after = tl.zeros([BLOCK_M, LANES], tl.float32)
-    distance = tl.zeros([BLOCK_M, LANES], tl.float32)
-    marked = tl.zeros([BLOCK_M, LANES], tl.float32)
+    total = tl.zeros([BLOCK_M, 8], tl.float32)
+    moment = tl.zeros([BLOCK_M, 8], tl.float32)
+    squares = tl.zeros([BLOCK_M, 8], tl.float32)
+    before = tl.zeros([BLOCK_M, 8], tl.float32)
+    after = tl.zeros([BLOCK_M, 8], tl.float32)
+    distance = tl.zeros([BLOCK_M, 8], tl.float32)
+    marked = tl.zeros([BLOCK_M, 8], tl.float32)
     for tile in range(a, b):
         peak, total, moment, squares, before, after, distance, marked = _tile(
             tile, q, key, special, mask_a, mask_b, row64, position,
             peak, total, moment, squares, before, after, distance, marked,
             key_n, key_d, a_q, a_k, b_q, b_k, keys, left, right, scale, softcap, factor,
-            -1, D, BLOCK_D, BLOCK_M, BLOCK_N, LANES, UPCAST, PRECISION, SCALED, CAPPED, LEFT, RIGHT,
+            -1, D, BLOCK_D, BLOCK_M, BLOCK_N, TAIL, UPCAST, PRECISION, SCALED, CAPPED, LEFT, RIGHT,
             MASK_A, MASK_A_ROWS, MASK_B, MASK_B_ROWS,
             CONCENTRATION >= 0, SIDES, DISTANCE >= 0, SPECIAL_MASS >= 0,
         )  # fmt: skip
@@ -424,17 +426,17 @@ def rows_kernel(
             tile, q, key, special, mask_a, mask_b, row64, position,
             peak, total, moment, squares, before, after, distance, marked,
             key_n, key_d, a_q, a_k, b_q, b_k, keys, left, right, scale, softcap, factor,
-            0, D, BLOCK_D, BLOCK_M, BLOCK_N, LANES, UPCAST, PRECISION, SCALED, CAPPED, LEFT, RIGHT,
+            0, D, BLOCK_D, BLOCK_M, BLOCK_N, TAIL, UPCAST, PRECISION, SCALED, CAPPED, LEFT, RIGHT,
             MASK_A, MASK_A_ROWS, MASK_B, MASK_B_ROWS,
             CONCENTRATION >= 0, SIDES, DISTANCE >= 0, SPECIAL_MASS >= 0,
         )  # fmt: skip
-    if SIDES or DISTANCE >= 0:
+    if (SIDES or DISTANCE >= 0) and RIGHT != CAUSAL:
         for tile in range(c, d):
             peak, total, moment, squares, before, after, distance, marked = _tile(
                 tile, q, key, special, mask_a, mask_b, row64, position,
                 peak, total, moment, squares, before, after, distance, marked,
                 key_n, key_d, a_q, a_k, b_q, b_k, keys, left, right, scale, softcap, factor,
-                1, D, BLOCK_D, BLOCK_M, BLOCK_N, LANES, UPCAST, PRECISION, SCALED, CAPPED, LEFT, RIGHT,
+                1, D, BLOCK_D, BLOCK_M, BLOCK_N, TAIL, UPCAST, PRECISION, SCALED, CAPPED, LEFT, RIGHT,
                 MASK_A, MASK_A_ROWS, MASK_B, MASK_B_ROWS,
                 CONCENTRATION >= 0, SIDES, DISTANCE >= 0, SPECIAL_MASS >= 0,
             )  # fmt: skip
@@ -477,37 +479,60 @@ def rows_kernel(
         sink = tl.load(sinks + head).to(tl.float32)
         _store(planes, plane, at, 1.0 / (1.0 + tl.exp(logsumexp - sink)), defined, inside, SINK_MASS)
 
+    # ---- single keys, from dot products of their own: the one before, the own, the one after, the first
     if SELF_MASS >= 0 or PREVIOUS_MASS >= 0 or NEXT_MASS >= 0 or FIRST_MASS >= 0:
-        q = load_block(pointers, inside, channels, D, BLOCK_D, False, True)
-    if PREVIOUS_MASS >= 0:
-        found = _share_of(
-            position - 1, q, key, mask_a, mask_b, row64, position, base, mass, key_n, key_d,
-            a_q, a_k, b_q, b_k, keys, left, right, scale, softcap, factor, D, BLOCK_D,
-            SCALED, CAPPED, LEFT, RIGHT, MASK_A, MASK_A_ROWS, MASK_B, MASK_B_ROWS,
-        )  # fmt: skip
-        _store(planes, plane, at, found, defined, inside, PREVIOUS_MASS)
-    if SELF_MASS >= 0:
-        found = _share_of(
-            position, q, key, mask_a, mask_b, row64, position, base, mass, key_n, key_d,
-            a_q, a_k, b_q, b_k, keys, left, right, scale, softcap, factor, D, BLOCK_D,
-            SCALED, CAPPED, LEFT, RIGHT, MASK_A, MASK_A_ROWS, MASK_B, MASK_B_ROWS,
-        )  # fmt: skip
-        _store(planes, plane, at, found, defined, inside, SELF_MASS)
-    if NEXT_MASS >= 0:
-        found = _share_of(
-            position + 1, q, key, mask_a, mask_b, row64, position, base, mass, key_n, key_d,
-            a_q, a_k, b_q, b_k, keys, left, right, scale, softcap, factor, D, BLOCK_D,
-            SCALED, CAPPED, LEFT, RIGHT, MASK_A, MASK_A_ROWS, MASK_B, MASK_B_ROWS,
-        )  # fmt: skip
-        _store(planes, plane, at, found, defined, inside, NEXT_MASS)
-    if FIRST_MASS >= 0:
-        column = tl.load(first + batch) + tl.zeros([BLOCK_M], tl.int32)
-        found = _share_of(
-            column, q, key, mask_a, mask_b, row64, position, base, mass, key_n, key_d,
-            a_q, a_k, b_q, b_k, keys, left, right, scale, softcap, factor, D, BLOCK_D,
-            SCALED, CAPPED, LEFT, RIGHT, MASK_A, MASK_A_ROWS, MASK_B, MASK_B_ROWS,
-        )  # fmt: skip
-        _store(planes, plane, at, found, defined, inside, FIRST_MASS)
+        first_column = position
+        if FIRST_MASS >= 0:
+            first_column = tl.load(first + batch) + tl.zeros([BLOCK_M], tl.int32)
+        inside_p = (position >= 1) & (position - 1 < keys)
+        inside_s = (position >= 0) & (position < keys)
+        inside_n = (position >= -1) & (position + 1 < keys)
+        inside_f = first_column < keys
+        index_p = tl.where(inside_p, position - 1, 0).to(tl.int64)
+        index_s = tl.where(inside_s, position, 0).to(tl.int64)
+        index_n = tl.where(inside_n, position + 1, 0).to(tl.int64)
+        index_f = tl.where(inside_f, first_column, 0).to(tl.int64)
+        # some channels at a time: whole vectors would not fit into registers
+        dots_p = tl.zeros([BLOCK_M, 16], tl.float32)
+        dots_s = tl.zeros([BLOCK_M, 16], tl.float32)
+        dots_n = tl.zeros([BLOCK_M, 16], tl.float32)
+        dots_f = tl.zeros([BLOCK_M, 16], tl.float32)
+        for start in tl.range(0, BLOCK_D, 16, num_stages=1, loop_unroll_factor=2):
+            some = start + tl.arange(0, 16)
+            places = query + (row64 * query_n)[:, None] + some[None, :] * query_d
+            part = tl.load(places, mask=(some < D)[None, :], other=0.0).to(tl.float32)
+            dots_p = _dot_step(dots_p, part, key, index_p, inside_p, some, key_n, key_d, D, PREVIOUS_MASS >= 0)
+            dots_s = _dot_step(dots_s, part, key, index_s, inside_s, some, key_n, key_d, D, SELF_MASS >= 0)
+            dots_n = _dot_step(dots_n, part, key, index_n, inside_n, some, key_n, key_d, D, NEXT_MASS >= 0)
+            dots_f = _dot_step(dots_f, part, key, index_f, inside_f, some, key_n, key_d, D, FIRST_MASS >= 0)
+        if PREVIOUS_MASS >= 0:
+            found = _share(
+                tl.sum(dots_p, 1), position - 1, index_p, inside_p, mask_a, mask_b, row64, position, base, mass,
+                a_q, a_k, b_q, b_k, left, right, scale, softcap, factor,
+                SCALED, CAPPED, LEFT, RIGHT, MASK_A, MASK_A_ROWS, MASK_B, MASK_B_ROWS,
+            )  # fmt: skip
+            _store(planes, plane, at, found, defined, inside, PREVIOUS_MASS)
+        if SELF_MASS >= 0:
+            found = _share(
+                tl.sum(dots_s, 1), position, index_s, inside_s, mask_a, mask_b, row64, position, base, mass,
+                a_q, a_k, b_q, b_k, left, right, scale, softcap, factor,
+                SCALED, CAPPED, LEFT, RIGHT, MASK_A, MASK_A_ROWS, MASK_B, MASK_B_ROWS,
+            )  # fmt: skip
+            _store(planes, plane, at, found, defined, inside, SELF_MASS)
+        if NEXT_MASS >= 0:
+            found = _share(
+                tl.sum(dots_n, 1), position + 1, index_n, inside_n, mask_a, mask_b, row64, position, base, mass,
+                a_q, a_k, b_q, b_k, left, right, scale, softcap, factor,
+                SCALED, CAPPED, LEFT, RIGHT, MASK_A, MASK_A_ROWS, MASK_B, MASK_B_ROWS,
+            )  # fmt: skip
+            _store(planes, plane, at, found, defined, inside, NEXT_MASS)
+        if FIRST_MASS >= 0:
+            found = _share(
+                tl.sum(dots_f, 1), first_column, index_f, inside_f, mask_a, mask_b, row64, position, base, mass,
+                a_q, a_k, b_q, b_k, left, right, scale, softcap, factor,
+                SCALED, CAPPED, LEFT, RIGHT, MASK_A, MASK_A_ROWS, MASK_B, MASK_B_ROWS,
+            )  # fmt: skip
+            _store(planes, plane, at, found, defined, inside, FIRST_MASS)
     if VISIBLE_KEYS >= 0:
         if COUNTED:
             visible = tl.load(counts + batch64 * counts_b + head.to(tl.int64) * counts_h + row64 * counts_q)

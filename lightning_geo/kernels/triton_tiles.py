@@ -6,12 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-__all__ = ["LANES", "Tile", "Tiles", "tiles_for"]
-
-#: Column classes that sums are held for: the columns modulo 8 are what one thread of a tensor core's
-#: accumulator holds, so that sums over a tile need no shuffle.
-LANES = 8
-
+__all__ = ["Tile", "Tiles", "tiles_for"]
 
 class Tile(NamedTuple):
     """Queries and keys of a tile, warps that share it, stages of its pipeline."""
@@ -37,10 +32,13 @@ def tiles_for(width: int, dtype: torch.dtype, capability: tuple[int, int]) -> Ti
         dtype: What the dot products are taken in.
         capability: Of the CUDA device.
     """
+    # wgmma has four warps share a tile's rows; older tensor cores do so only where rows outnumber columns
+    hopper = capability[0] in (9, 10)
     if dtype == torch.float32:
-        return Tiles(Tile(64, 32, stages=2), Tile(32, 64, stages=2))
-    if width <= 64:
-        return Tiles(Tile(64, 128), Tile(128, 64))
-    if width <= 128:
-        return Tiles(Tile(64, 64), Tile(128, 64, stages=2))
-    return Tiles(Tile(64, 32, stages=2), Tile(32, 64, stages=2))
+        rows = Tile(64, 32, stages=2)
+        return Tiles(rows, Tile(64, 64, stages=2) if hopper else Tile(64, 32, stages=2))
+    if hopper:
+        rows = Tile(64, 128) if width <= 64 else Tile(64, 128 if width <= 128 else 64, stages=2)
+    else:
+        rows = Tile(128, 32) if width <= 64 else Tile(128, 32, stages=2)
+    return Tiles(rows, Tile(64, 128, stages=2) if width <= 128 else Tile(64, 64, stages=2))
