@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_geo.functional import head_similarity, principal_subspace
 from lightning_geo.functional.registry import metric_function
-from lightning_geo.schema import ROLES, spec_of
+from lightning_geo.schema import ROLES, spec_of, standard_error
 from lightning_geo.statistics import LayerStatistics, SampleStatistics
 from lightning_geo.taps import CallKey, Layout
 
@@ -84,10 +84,11 @@ def compute(
             continue
         heads = [layers[i].heads if i in layers else 0 for i in range(size)]
         result.structure[stack] = {"modules": modules, "heads": heads}
-        bases = _spectral(stack, layers, metrics, rank, pieces)
+        joint = {i: c for i, layer in layers.items() if (c := _joint_covariance(layer)) is not None}
+        bases = _spectral(stack, layers, joint, metrics, rank, pieces)
         result.bases[stack] = {role: _stack_bases(b, size, max(heads)) for role, b in bases.items()}
         _compare_bases(stack, result.bases[stack], metrics, baseline, previous, pieces)
-        _heads(stack, layers, metrics, max(heads), result, pieces)
+        _heads(stack, joint, metrics, max(heads), result, pieces)
     _to_host(pieces, metrics, result)
     return result
 
@@ -99,16 +100,17 @@ def _broken(layer: LayerStatistics) -> list[Tensor]:
 
 
 def _spectral(
-    stack: str, layers: dict[int, LayerStatistics], metrics: tuple[str, ...], rank: int,
-    pieces: list[tuple[str, str, int, Tensor]],
+    stack: str, layers: dict[int, LayerStatistics], joint: dict[int, Tensor], metrics: tuple[str, ...],
+    rank: int, pieces: list[tuple[str, str, int, Tensor]],
 ) -> dict[str, dict[int, Tensor]]:  # fmt: skip
     """Eigenvalue metrics, and the top subspaces ``role -> layer -> [H, D, r]``; one eigh per head size."""
     found: dict[int, list[tuple[str, int, Tensor]]] = {}
     for index, layer in layers.items():
         for role in ROLES:
             covariance = layer.covariance(role)
-            if covariance is None and role == "output":
-                covariance = _own_blocks(layer)
+            if covariance is None and role == "output" and index in joint:
+                # each head's own is a block of that of all heads together
+                covariance = joint[index].diagonal(dim1=0, dim2=2).permute(2, 0, 1)
             if covariance is not None:
                 found.setdefault(covariance.shape[-1], []).append((role, index, covariance))
     if not found:
@@ -130,19 +132,13 @@ def _spectral(
     return bases
 
 
-def _own_blocks(layer: LayerStatistics) -> Tensor | None:
-    """Each head's own covariance [H, D, D] out of that of all heads together."""
-    joint = _joint_covariance(layer)
-    return None if joint is None else joint.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
-
-
 def _joint_covariance(layer: LayerStatistics) -> Tensor | None:
-    """[H, D, H, D]."""
+    """Of the outputs of all heads: ``[H, D, H, D]``; None if nobody asked for it."""
     covariance = layer.covariance("heads")
     if covariance is None:
         return None
     head = covariance.shape[-1] // layer.heads
-    return covariance[0].view(layer.heads, head, layer.heads, head)
+    return covariance[0].float().view(layer.heads, head, layer.heads, head)
 
 
 def _stack_bases(bases: dict[int, Tensor], size: int, heads: int) -> Tensor:
@@ -181,21 +177,18 @@ def _compare_bases(
 
 
 def _heads(
-    stack: str, layers: dict[int, LayerStatistics], metrics: tuple[str, ...], heads: int,
+    stack: str, joint: dict[int, Tensor], metrics: tuple[str, ...], heads: int,
     result: Computed, pieces: list[tuple[str, str, int, Tensor]],
 ) -> None:  # fmt: skip
     """What compares the heads of a layer."""
     names = [name for name in metrics if spec_of(name).kind == "heads"]
-    for index, layer in layers.items():
-        joint = _joint_covariance(layer) if names else None
-        if joint is None:
-            continue
-        for name in names:
-            pieces.append((stack, name, index, metric_function(name)(joint)))
+    for index, covariance in joint.items():
+        pieces.extend((stack, name, index, metric_function(name)(covariance)) for name in names)
         if stack not in result.similarities:
             size = len(result.structure[stack]["heads"])
-            result.similarities[stack] = joint.new_full((size, heads, heads), torch.nan, dtype=torch.float32)
-        result.similarities[stack][index, : layer.heads, : layer.heads] = head_similarity(joint)
+            result.similarities[stack] = covariance.new_full((size, heads, heads), torch.nan)
+        own = covariance.shape[0]
+        result.similarities[stack][index, :own, :own] = head_similarity(covariance)
 
 
 def _to_host(pieces: list[tuple[str, str, int, Tensor]], metrics: tuple[str, ...], result: Computed) -> None:
@@ -204,7 +197,7 @@ def _to_host(pieces: list[tuple[str, str, int, Tensor]], metrics: tuple[str, ...
         return
     structure = result.structure
     flat = torch.cat([value.reshape(-1).float() for *_, value in pieces]).cpu().numpy()
-    order = {name: i for i, name in enumerate(metrics)}
+    order = {name: i for i, name in enumerate(n for m in metrics for n in (m, standard_error(m)))}
     stacks: dict[str, dict[str, NDArray[Any]]] = {stack: {} for stack in structure}
     start = 0
     for stack, name, index, value in pieces:

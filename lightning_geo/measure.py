@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import nn
 from lightning_geo.arguments import check_positive, check_token_ids
 from lightning_geo.complaints import ArgumentError
 from lightning_geo.compute import Bases, Computed, compute
+from lightning_geo.kernels.scratch import reuse_scratch
 from lightning_geo.observed import check_layers
 from lightning_geo.replay import Call, device_of, undisturbed
 from lightning_geo.schema import GeometryRecord, compares_samples, select
@@ -33,10 +34,16 @@ class Measurement:
         metrics: Stored names, as :func:`lightning_geo.schema.select` returns them.
         layers: Layer indices, or a regular expression on the paths of attention modules.
         rank: Dimensions of the subspaces.
+        max_queries: Query rows to measure per sequence, drawn at random; None for all of them.
     """
 
     def __init__(
-        self, taps: Mapping[str, Tap], metrics: tuple[str, ...], layers: LayerChoice = None, rank: int = 8
+        self,
+        taps: Mapping[str, Tap],
+        metrics: tuple[str, ...],
+        layers: LayerChoice = None,
+        rank: int = 8,
+        max_queries: int | None = None,
     ) -> None:
         self._metrics = metrics
         self._layers = layers
@@ -45,11 +52,13 @@ class Measurement:
         for tap in taps.values():
             tap.failures.clear()
             tap.seconds = 0.0
-        self._statistics = {name: SampleStatistics(metrics) for name in taps}
+        self._statistics = {name: SampleStatistics(metrics, max_queries, name) for name in taps}
 
-    def observe(self, name: str = "") -> AbstractContextManager[Tap]:
+    @contextmanager
+    def observe(self, name: str = "") -> Iterator[Tap]:
         """Everything that the model of that name computes inside belongs to the sample."""
-        return self._taps[name].open(self._statistics[name])
+        with reuse_scratch(), self._taps[name].open(self._statistics[name]) as tap:
+            yield tap
 
     @property
     def failures(self) -> list[Exception]:

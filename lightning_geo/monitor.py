@@ -64,6 +64,9 @@ class GeometryMonitor(AnyCallback):
         module: Name of the observed model in the LightningModule; ``None`` finds it.
         baseline: Directory of another run whose first sample ``drift`` is measured against.
         special_token_ids: Input ids that count as special; ``None`` asks the model's config.
+        max_queries: Query rows to measure per sequence, drawn at random: linear cost on long sequences.
+            Means over rows are then estimates with standard errors (``record["entropy.stderr"]``),
+            ``max_logit`` and ``key_entropy`` are absent. ``None`` measures all.
         scalars: Finest scalars: ``"model"``, ``"layer"`` (headline metrics) or ``"head"``.
         strict: Raise whatever goes wrong instead of warning once.
         name: First part of all tags; give each of two monitors its own.
@@ -91,6 +94,7 @@ class GeometryMonitor(AnyCallback):
         module: str | None = None,
         baseline: str | os.PathLike[str] | None = None,
         special_token_ids: list[int] | None = None,
+        max_queries: int | None = None,
         scalars: Literal["model", "layer", "head"] = "layer",
         strict: bool = False,
         name: str = "geometry",
@@ -100,6 +104,8 @@ class GeometryMonitor(AnyCallback):
         check_one_of("scalars", scalars, ("model", "layer", "head"))
         check_positive("rank", rank)
         check_positive("probe_size", probe_size)
+        if max_queries is not None:
+            check_positive("max_queries", max_queries)
         check_token_ids(special_token_ids)
         check_name(name)
         self._schedule = Schedule(every_n_steps, schedule)
@@ -114,6 +120,7 @@ class GeometryMonitor(AnyCallback):
         self._module = module
         self._baseline_run = baseline
         self._special_token_ids = special_token_ids
+        self._max_queries = max_queries
         self._scalars = scalars
         self._strict = strict
         self._name = name
@@ -173,7 +180,7 @@ class GeometryMonitor(AnyCallback):
         if not self._replays:  # two batches of the same weights differ as much as 60 steps of training do
             metrics = tuple(m for m in metrics if not compares_samples(m))
         self._sampler = Sampler(
-            models, metrics, self._layers, self._rank, self._special_token_ids,
+            models, metrics, self._layers, self._rank, self._special_token_ids, self._max_queries,
             trainer.precision_plugin.forward_context, self._complaints,
         )  # fmt: skip
         self._sampler.prefer(self._models)

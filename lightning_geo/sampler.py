@@ -33,6 +33,7 @@ class Sampler:
         layers: See :class:`~lightning_geo.measure.Measurement`.
         rank: Dimensions of the subspaces.
         special_token_ids: Input ids that count as special.
+        max_queries: Query rows to measure per sequence; None for all.
         forward_context: The trainer's precision.
         complaints: Where failures go.
     """
@@ -44,6 +45,7 @@ class Sampler:
         layers: LayerChoice,
         rank: int,
         special_token_ids: Iterable[int] | None,
+        max_queries: int | None,
         forward_context: Context,
         complaints: Complaints,
     ) -> None:
@@ -51,7 +53,7 @@ class Sampler:
         self._taps = {
             n: Tap(model, special_tokens(model, special_token_ids)) for n, model in self.models.items()
         }
-        self._settings = (metrics, layers, rank)
+        self._settings = (metrics, layers, rank, max_queries)
         self._forward_context = forward_context
         self._complaints = complaints
         self._chosen = False

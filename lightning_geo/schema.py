@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -20,13 +20,17 @@ __all__ = [
     "GeometryRecord",
     "MetricSpec",
     "compares_samples",
+    "is_standard_error",
     "lookup",
     "select",
     "spec_of",
+    "standard_error",
 ]
 
 ROLES = ("query", "key", "value", "output")
 STAGES = ("input", "attention", "output")
+
+_ERROR = ".stderr"
 
 Stacks = Mapping[str, Mapping[str, NDArray[Any]]]
 
@@ -90,10 +94,39 @@ def spec_of(stored_name: str) -> MetricSpec:
     catalog = _catalog()
     if stored_name in catalog:
         return catalog[stored_name]
+    if stored_name.endswith(_ERROR):
+        return _error_of(spec_of(stored_name.removesuffix(_ERROR)))
     base = stored_name.rpartition(".")[0]
     if base in catalog and stored_name in catalog[base].stored_names:
         return catalog[base]
     raise KeyError(stored_name)
+
+
+def standard_error(stored_name: str) -> str:
+    """Return the name under which the standard error of an estimated metric is stored.
+
+    Example:
+        >>> standard_error("entropy")
+        'entropy.stderr'
+    """
+    return f"{stored_name}{_ERROR}"
+
+
+def is_standard_error(stored_name: str) -> bool:
+    """Whether it is one of those: it belongs to the metric before the dot, not into charts of its own."""
+    return stored_name.endswith(_ERROR)
+
+
+def _error_of(spec: MetricSpec) -> MetricSpec:
+    return replace(
+        spec,
+        name=standard_error(spec.name),
+        formula=f"standard error of {spec.name}: sqrt(Σ_b (1 − r_b/n_b) s_b²/r_b) / B",
+        meaning="How far the sampled rows' mean may be off all rows' (95 % within 1.96 of these).",
+        source="Cochran 1977 (stratified sampling without replacement)",
+        range=(0.0, None),
+        headline=(),
+    )
 
 
 def compares_samples(stored_name: str) -> bool:
@@ -234,7 +267,7 @@ class GeometryRecord:
     def summaries(self) -> dict[str, float]:
         """One number per metric for the whole model; metrics without a value are left out."""
         result = {}
-        for key in self.keys():
+        for key in (key for key in self.keys() if not is_standard_error(key)):
             values = self[key]
             finite = values[np.isfinite(values)]
             if finite.size:

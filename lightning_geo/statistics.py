@@ -17,12 +17,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lightning_geo.functional import AttentionStatistics, attention_statistics
+from lightning_geo.functional import (
+    AttentionStatistics,
+    HeadMoments,
+    StreamStatistics,
+    attention_statistics,
+    head_moments,
+    masked_mean,
+    stream_statistics,
+)
 from lightning_geo.functional._tensors import exact_dtype
-from lightning_geo.functional.cone import sum_of_directions
 from lightning_geo.functional.registry import metric_function, reads_of
+from lightning_geo.functional.stream import mean_over_tokens
 from lightning_geo.ranks import world_size
-from lightning_geo.schema import ROLES, spec_of
+from lightning_geo.rows import draw_rows, variance_of_mean
+from lightning_geo.schema import ROLES, spec_of, standard_error
 from lightning_geo.taps import AttentionCall, BlockCall, CallKey
 
 __all__ = ["LayerStatistics", "SampleStatistics", "reduce_over_ranks"]
@@ -45,55 +54,63 @@ class LayerStatistics:
         value = value.to(exact_dtype(value))
         self.sums[name] = self.sums[name] + value if name in self.sums else value
 
-    def add_values(self, group: str, names: tuple[str, ...], values: Tensor) -> None:
-        """Add per-sequence values [P, B, ...] of P metrics; one that is not finite does not count."""
+    def add_values(
+        self, group: str, names: tuple[str, ...], values: Tensor, variances: Tensor | None = None
+    ) -> None:
+        """Add per-sequence values [P, B, ...] of P metrics; one that is not finite does not count.
+
+        Args:
+            group: Which of a layer's groups of metrics they are.
+            names: Of the P metrics.
+            values: Their means.
+            variances: Of these means, where they are estimates.
+        """
         if not names:
             return
         defined = values.isfinite()
         self.names[group] = names
         self.add(f"{group}.total", torch.where(defined, values, 0.0).sum(1))
         self.add(f"{group}.count", defined.sum(1))
+        if variances is not None:
+            self.add(f"{group}.variance", torch.where(defined, variances, 0.0).sum(1))
 
     def add_maximum(self, name: str, values: Tensor) -> None:
         """Take the largest of per-sequence values [B, H]."""
         value = torch.where(values.isfinite(), values, -torch.inf).amax(0)
         self.maxima[name] = torch.maximum(self.maxima[name], value) if name in self.maxima else value
 
-    def add_moments(self, name: str, x: Tensor, mask: Tensor | None) -> None:
-        """Add count, sum and raw second moment of vectors [B, N, h, D] over valid tokens."""
-        x = x.float()
-        count = torch.tensor(x.shape[0] * x.shape[1], device=x.device)
-        if mask is not None:
-            x = torch.where(mask[:, :, None, None], x, 0.0)
-            count = mask.sum()
-        x = x.flatten(0, 1).transpose(0, 1)  # [h, T, D]
-        # centred before the product: float32 would lose a small spread around a large mean
-        mean = x.sum(1, keepdim=True) / count.clamp(min=1)
-        centred = x - mean
-        if mask is not None:
-            centred.mul_(mask.flatten()[None, :, None])
-        second = centred.transpose(1, 2) @ centred
+    def add_moments(self, name: str, moments: HeadMoments) -> None:
+        """Add count, sum and raw second moment of vectors."""
+        count, mean, scatter = moments.count, moments.mean, moments.scatter
+        assert count is not None
+        assert mean is not None
+        assert scatter is not None
         mean = mean.to(exact_dtype(mean))
         self.add(f"{name}.count", count)
-        self.add(f"{name}.sum", mean.squeeze(1) * count)
-        self.add(f"{name}.second", second + count * mean.transpose(1, 2) * mean)
+        self.add(f"{name}.sum", mean * count)
+        self.add(f"{name}.second", scatter + count * mean[:, :, None] * mean[:, None, :])
 
     def covariance(self, name: str) -> Tensor | None:
         """Centred covariance [h, D, D] in float64, NaN for fewer than two tokens; ``None`` if absent."""
         if f"{name}.count" not in self.sums:
             return None
         count, total, second = (self.sums[f"{name}.{part}"] for part in ("count", "sum", "second"))
+        count = torch.where(count > 1, count.to(total.dtype), torch.nan)
         mean = total / count
-        covariance = second / count - mean[:, :, None] * mean[:, None, :]
-        return torch.where(count > 1, covariance, torch.nan)
+        return torch.baddbmm(second / count, mean[:, :, None], mean[:, None, :], alpha=-1)
 
     def mean_values(self) -> dict[str, Tensor]:
-        """Mean over sequences of every metric kept by value, and the maxima; NaN if there was none."""
-        values = {
-            name: self.sums[f"{group}.total"][i] / self.sums[f"{group}.count"][i]
-            for group, names in self.names.items()
-            for i, name in enumerate(names)
-        }
+        """Mean over sequences of every metric kept by value, and the maxima; NaN if there was none.
+
+        Estimates come with their standard errors: sequences are the strata of one sample of rows.
+        """
+        values: dict[str, Tensor] = {}
+        for group, names in self.names.items():
+            count = self.sums[f"{group}.count"]
+            values.update(zip(names, self.sums[f"{group}.total"] / count, strict=True))
+            if f"{group}.variance" in self.sums:
+                errors = self.sums[f"{group}.variance"].sqrt() / count
+                values.update(zip(map(standard_error, names), errors, strict=True))
         for name, value in self.maxima.items():
             values[name] = torch.where(value.isfinite(), value, torch.nan)
         return values
@@ -103,9 +120,8 @@ class LayerStatistics:
 class _Observed:
     """What metric functions of kind ``sequence`` read (see ``functional.registry``)."""
 
-    query: Tensor
-    key: Tensor
-    query_mask: Tensor | None
+    query: HeadMoments
+    key: HeadMoments
     key_mask: Tensor | None
     statistics: AttentionStatistics
 
@@ -120,9 +136,13 @@ class SampleStatistics:
 
     Args:
         metrics: Stored names to measure.
+        max_queries: Query rows to measure per sequence, drawn at random; None for all of them.
+        seed: Which ones.
     """
 
-    def __init__(self, metrics: Iterable[str]) -> None:
+    def __init__(self, metrics: Iterable[str], max_queries: int | None = None, seed: str = "") -> None:
+        self._max_queries = max_queries
+        self._seed = seed
         self.layers: dict[CallKey, LayerStatistics] = {}
         #: path of a list item and the call that it belongs to -> statistics of input and output
         self.blocks: dict[tuple[str, CallKey], LayerStatistics] = {}
@@ -144,82 +164,111 @@ class SampleStatistics:
         """Measure one attention call."""
         layer = self.layers.setdefault(key, LayerStatistics())
         layer.heads = (call.scores if call.query is None else call.query).shape[1]  # type: ignore[union-attr]
-        self._measure_rows(layer, call)
-        self._measure_vectors(layer, call)
+        moments = self._measure_vectors(layer, call)
+        self._measure_rows(layer, call, moments, f"{self._seed} {key}")
 
-    def _measure_rows(self, layer: LayerStatistics, call: AttentionCall) -> None:
-        if not (self._rows or self._maxima or self._sequences):
-            return
-        defined = [
+    def _measure_rows(
+        self, layer: LayerStatistics, call: AttentionCall, moments: dict[str, HeadMoments], seed: str
+    ) -> None:
+        sample = None
+        if self._max_queries is not None:
+            batch, queries, _ = call.lengths
+            sample = draw_rows(batch, queries, call.query_mask, self._max_queries, seed, call.device)
+        names = [
             name
             for name in (*self._rows, *self._maxima, *self._sequences)
             if not (call.cross and spec_of(name).self_attention)
+            # what is no mean over rows cannot be told from some of them
+            and (sample is None or (name in self._rows) or not reads_of(name))
         ]
+        if not names:
+            return
         # logsumexp tells whether all scores are finite
-        wanted = {field for name in defined for field in reads_of(name)} | {"logsumexp"}
-        statistics = call_statistics(call, wanted)
+        wanted = {field for name in names for field in reads_of(name)} | {"logsumexp"}
+        statistics = call_statistics(call, wanted, None if sample is None else sample.rows)
         live = statistics.live
-        planes = {}
-        for name in (n for n in defined if spec_of(n).kind == "row"):
-            fields = [getattr(statistics, field) for field in reads_of(name)]
-            if all(field is not None for field in fields):
-                planes[name] = metric_function(name)(*fields)
         assert statistics.logsumexp is not None
         # a sequence with NaN or infinity in it has no value, rather than that of its other rows
         broken = (live & ~statistics.logsumexp.isfinite()).any(-1)
         layer.add("broken", broken.sum())
+        planes = _planes((name for name in names if spec_of(name).kind == "row"), statistics)
         rows = tuple(name for name in self._rows if name in planes)
         if rows:
             stacked = torch.stack([planes[name] for name in rows])
             counted = live & ~stacked.isnan()
-            values = torch.where(counted, stacked, 0.0).sum(-1) / counted.sum(-1)
-            layer.add_values("row", rows, torch.where(broken, torch.nan, values))
-        for name in self._maxima:
+            values = torch.where(broken, torch.nan, masked_mean(stacked, counted))
+            variances = None if sample is None else variance_of_mean(stacked, counted, sample.fraction)
+            layer.add_values("row", rows, values, variances)
+        for name in (name for name in self._maxima if name in planes):
             values = torch.where(live, planes[name], -torch.inf).amax(-1)
             layer.add_maximum(name, torch.where(broken, torch.nan, values))
-        if self._sequences and call.query is not None and call.key is not None:
-            seen = _Observed(call.query, call.key, call.query_mask, call.key_mask(), statistics)
-            values = torch.stack([metric_function(name)(seen) for name in self._sequences])
-            layer.add_values("sequence", tuple(self._sequences), torch.where(broken, torch.nan, values))
+        sequences = tuple(name for name in self._sequences if name in names)
+        if sequences and "query" in moments and "key" in moments:
+            seen = _Observed(moments["query"], moments["key"], call.key_mask(), statistics)
+            values = torch.stack([metric_function(name)(seen) for name in sequences])
+            layer.add_values("sequence", sequences, torch.where(broken, torch.nan, values))
 
-    def _measure_vectors(self, layer: LayerStatistics, call: AttentionCall) -> None:
+    def _measure_vectors(self, layer: LayerStatistics, call: AttentionCall) -> dict[str, HeadMoments]:
+        """Measure what the four roles' vectors look like; returns what rows may need of it."""
         vectors = {"query": call.query, "key": call.key, "value": call.value, "output": call.output}
         output = call.output
         gram = self._gram and output is not None and output.shape[1] * output.shape[3] <= GRAM_MAX_WIDTH
-        for role in self._roles:
-            x = vectors[role]
-            if x is not None and not (gram and role == "output"):
-                mask = call.query_mask if role in ("query", "output") else call.key_mask()
-                layer.add_moments(role, x.transpose(1, 2), mask)
+        cones = [name for name in self._directions if name.endswith(".head")]
+        found: dict[str, HeadMoments] = {}
+        for role, x in vectors.items():
+            wanted = {"scatter"} if role in self._roles and not (gram and role == "output") else set()
+            if role in ("query", "key") and self._sequences:
+                wanted |= {"norm", "directions"}
+            if role == "output" and cones:
+                wanted.add("directions")
+            if x is None or not wanted:
+                continue
+            mask = call.query_mask if role in ("query", "output") else call.key_mask()
+            found[role] = moments = head_moments(x, mask, statistics=wanted)
+            if "scatter" in wanted:
+                layer.add_moments(role, moments)
         if gram and output is not None:  # one matrix for all heads: its blocks serve role output too
-            layer.add_moments("heads", output.transpose(1, 2).flatten(2)[:, :, None], call.query_mask)
-        if output is not None:
-            mask = None if call.query_mask is None else call.query_mask[:, None]
-            _add_stage(layer, "head", self._measure_directions("head", output, mask))
+            joint = output.transpose(1, 2).flatten(2)[:, None]
+            layer.add_moments("heads", head_moments(joint, call.query_mask, statistics="scatter"))
+        if cones and "output" in found:
+            moments = found["output"]
+            valid = moments.valid.sum(-1)[:, None].expand(moments.directions.shape[:2])  # type: ignore[union-attr]
+            _add_cones(layer, "head", cones, moments, valid)
+        return found
 
-    def _measure_directions(self, stage: str, x: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
-        names = [name for name in self._directions if name.endswith(f".{stage}")]
-        directions = sum_of_directions(x, mask) if names else ()
-        return {name: metric_function(name)(*directions) for name in names}
+    def _measure_stream(
+        self, layer: LayerStatistics, stage: str, x: Tensor, mask: Tensor | None, before: Tensor | None = None
+    ) -> None:
+        """Measure hidden states ``[B, N, d]`` at one stage; tokens' statistics at ``output`` alone."""
+        cones = [name for name in self._directions if name.endswith(f".{stage}")]
+        tokens = self._tokens if stage == "output" else []
+        wanted = {field for name in tokens for field in reads_of(name)}
+        if cones:
+            wanted.add("directions")
+        if not wanted:
+            return
+        statistics = stream_statistics(x, mask, before, statistics=wanted)
+        if cones:
+            _add_cones(layer, stage, cones, statistics, statistics.valid.sum(-1))
+        planes = _planes(tokens, statistics)
+        if planes:
+            stacked = torch.stack([*planes.values()])
+            values = mean_over_tokens(stacked, statistics.valid, statistics.finite)
+            layer.add_values("tokens", tuple(planes), values)
 
     def attention_module(self, key: CallKey, output: Tensor, mask: Tensor | None) -> None:
         """Measure what the attention module wrote."""
         if key in self.layers:
-            _add_stage(self.layers[key], "attention", self._measure_directions("attention", output, mask))
+            self._measure_stream(self.layers[key], "attention", output, mask)
 
     def block(self, block: BlockCall) -> None:
         """Measure a layer's input and output."""
         owner = next((key for key in block.keys if not key.cross), block.keys[0])
         layer = self.blocks.setdefault((block.name, owner), LayerStatistics())
         if block.input is not None:
-            _add_stage(layer, "input", self._measure_directions("input", block.input, block.mask))
+            self._measure_stream(layer, "input", block.input, block.mask)
         if block.output is not None:
-            values = self._measure_directions("output", block.output, block.mask)
-            for name in self._tokens:
-                value = metric_function(name)(block.output, block.mask, block.input)
-                if value is not None:
-                    values[name] = value
-            _add_stage(layer, "output", values)
+            self._measure_stream(layer, "output", block.output, block.mask, block.input)
 
     def zero(self) -> None:
         """Keep the layout, count nothing."""
@@ -237,13 +286,30 @@ class SampleStatistics:
         return [*sorted(self.layers.items(), key=lambda item: item[0]), *blocks]
 
 
-def _add_stage(layer: LayerStatistics, stage: str, values: dict[str, Tensor]) -> None:
-    if values:
-        layer.add_values(stage, tuple(values), torch.stack(list(values.values())))
+def _planes(names: Iterable[str], statistics: AttentionStatistics | StreamStatistics) -> dict[str, Tensor]:
+    """The metrics of kind ``row`` or ``tokens`` that these statistics have the fields for."""
+    planes = {}
+    for name in names:
+        fields = [getattr(statistics, field) for field in reads_of(name)]
+        if all(field is not None for field in fields):
+            planes[name] = metric_function(name)(*fields)
+    return planes
 
 
-def call_statistics(call: AttentionCall, wanted: Iterable[str]) -> AttentionStatistics:
-    """Those statistics of one observed call, through the public function."""
+def _add_cones(
+    layer: LayerStatistics,
+    stage: str,
+    names: list[str],
+    statistics: HeadMoments | StreamStatistics,
+    valid: Tensor,
+) -> None:
+    directions = statistics.directions, valid, statistics.directed
+    values = torch.stack([metric_function(name)(*directions) for name in names])
+    layer.add_values(stage, tuple(names), values)
+
+
+def call_statistics(call: AttentionCall, wanted: Iterable[str], rows: Tensor | None) -> AttentionStatistics:
+    """Those statistics of one observed call, of all rows or of some, through the public function."""
     query, key, masks = call.query, call.key, call.masks
     if call.scores is not None:  # they are all a mask, on products that are zero
         batch, heads, queries, keys = call.scores.shape
@@ -265,6 +331,7 @@ def call_statistics(call: AttentionCall, wanted: Iterable[str]) -> AttentionStat
         scale=call.scale,
         softcap=call.softcap,
         statistics=wanted,
+        queries=rows,
     )
 
 

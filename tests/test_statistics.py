@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lightning_geo.functional import attention_statistics, cone_index
+from lightning_geo.functional import attention_statistics, cone_index, head_moments
 from lightning_geo.schema import compares_samples, select
 from lightning_geo.statistics import LayerStatistics, SampleStatistics, reduce_over_ranks
 from lightning_geo.taps import AttentionCall, BlockCall, CallKey
@@ -90,7 +90,8 @@ def test_covariances_survive_a_mean_far_from_zero(mean: float, masked: bool) -> 
     mask = torch.rand(6, 5, generator=generator) < 0.7 if masked else torch.ones(6, 5, dtype=torch.bool)
     layer = LayerStatistics()
     for rows in (slice(0, 2), slice(2, 6)):
-        layer.add_moments("query", x[rows].float(), mask[rows] if masked else None)
+        part = x[rows].float().transpose(1, 2)
+        layer.add_moments("query", head_moments(part, mask[rows] if masked else None))
     covariance = layer.covariance("query")
     assert covariance is not None
     kept = x.float().double()[mask]
@@ -102,7 +103,7 @@ def test_covariances_survive_a_mean_far_from_zero(mean: float, masked: bool) -> 
 def test_fewer_than_two_tokens_have_no_covariance() -> None:
     layer = LayerStatistics()
     assert layer.covariance("query") is None
-    layer.add_moments("query", torch.ones(1, 3, 2, 4), torch.tensor([[True, False, False]]))
+    layer.add_moments("query", head_moments(torch.ones(1, 2, 3, 4), torch.tensor([[True, False, False]])))
     assert torch.as_tensor(layer.covariance("query")).isnan().all()
 
 
@@ -163,7 +164,7 @@ def test_only_what_was_asked_for_is_kept() -> None:
 
     assert kept("metric:entropy") == {"broken", "row.total", "row.count"}
     assert kept("max_logit") == {"broken", "max_logit"}
-    assert kept("norm") == {"output.total", "output.count"}
+    assert kept("norm") == {"tokens.total", "tokens.count"}
     assert kept("effective_rank.value") == {"value.count", "value.sum", "value.second"}
     assert kept("qk_alignment") == {f"{r}.{p}" for r in ("query", "key") for p in ("count", "sum", "second")}
     assert kept("redundancy") == {"heads.count", "heads.sum", "heads.second"}

@@ -13,9 +13,16 @@ from lightning_geo.functional.cone import cone_index, mean_cosine
 from lightning_geo.functional.entropy import key_entropy, normalized_entropy
 from lightning_geo.functional.head import complementarity, head_similarity, linear_cka, redundancy
 from lightning_geo.functional.registry import METRIC_FUNCTIONS, computes, metric_function
-from lightning_geo.functional.stream import kurtosis, skewness, token_norm, update_ratio
+from lightning_geo.functional.stream import (
+    kurtosis,
+    skewness,
+    stream_statistics,
+    token_norm,
+    update_ratio,
+)
 from lightning_geo.functional.subspace import (
     effective_rank,
+    head_moments,
     participation_ratio,
     principal_angles,
     principal_subspace,
@@ -25,16 +32,19 @@ from lightning_geo.functional.subspace import (
     subspace_distance,
     top_share,
 )
-from lightning_geo.kernels import AttentionStatistics
+from lightning_geo.kernels import AttentionStatistics, HeadMoments, StreamStatistics
 
 __all__ = [
     "METRIC_FUNCTIONS",
     "AttentionStatistics",
+    "HeadMoments",
+    "StreamStatistics",
     "attention_statistics",
     "complementarity",
     "computes",
     "cone_index",
     "effective_rank",
+    "head_moments",
     "head_similarity",
     "key_entropy",
     "kurtosis",
@@ -51,6 +61,7 @@ __all__ = [
     "redundancy",
     "skewness",
     "stable_rank",
+    "stream_statistics",
     "subspace_distance",
     "token_norm",
     "top_share",

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable, Sequence
+
 import torch
 from torch import Tensor
 
-__all__ = ["as_float", "check_mask", "exact_dtype", "exact_matmul", "masked_mean", "shannon_entropy"]
+__all__ = [
+    "as_float",
+    "check_mask",
+    "check_wanted",
+    "exact_dtype",
+    "exact_matmul",
+    "masked_mean",
+    "shannon_entropy",
+]
 
 
 def as_float(value: Tensor, name: str, axes: str = "") -> Tensor:
@@ -57,6 +68,23 @@ def check_mask(mask: Tensor, shape: torch.Size, name: str = "mask") -> None:
         raise ValueError(
             f"Expected `{name}` to have shape {list(shape)}, or 1 in places, but got {list(mask.shape)}."
         )
+
+
+def check_wanted(statistics: Iterable[str] | None, known: Sequence[str]) -> frozenset[str]:
+    """Check which statistics are asked for; None for all that are known.
+
+    Raises:
+        ValueError: If one is not known.
+    """
+    statistics = (statistics,) if isinstance(statistics, str) else statistics
+    wanted = frozenset(known if statistics is None else statistics)
+    for name in sorted(wanted.difference(known)):
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+        raise ValueError(
+            f"Expected `statistics` to name some of {', '.join(known)}, but got {name!r}. "
+            f"Did you mean {near!r}?"
+        )
+    return wanted
 
 
 def masked_mean(values: Tensor, mask: Tensor | None = None, dim: int = -1) -> Tensor:

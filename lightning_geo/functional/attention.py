@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterable, Sequence
 from typing import Literal, TypeAlias
@@ -12,6 +11,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from lightning_geo.arguments import check_one_of
+from lightning_geo.functional._tensors import check_wanted
 from lightning_geo.kernels import (
     BACKENDS,
     STATISTICS,
@@ -19,7 +19,7 @@ from lightning_geo.kernels import (
     AttentionStatistics,
     Backend,
     BlockRule,
-    compute,
+    attention,
 )
 
 __all__ = ["attention_statistics"]
@@ -117,7 +117,7 @@ def attention_statistics(
         statistics=statistics,
         queries=queries,
     )
-    return compute(problem, backend)
+    return attention(problem, backend)
 
 
 def attention_problem(
@@ -174,20 +174,8 @@ def attention_problem(
         sinks=sinks,
         special=special,
         rows=None if queries is None else _rows(queries, (batch, rows), query.device),
-        wanted=_wanted(statistics),
+        wanted=check_wanted(statistics, STATISTICS),
     )
-
-
-def _wanted(statistics: Iterable[str] | None) -> frozenset[str]:
-    statistics = (statistics,) if isinstance(statistics, str) else statistics
-    wanted = frozenset(STATISTICS if statistics is None else statistics)
-    for name in sorted(wanted.difference(STATISTICS)):
-        near = difflib.get_close_matches(name, STATISTICS, n=1, cutoff=0.0)[0]
-        raise ValueError(
-            f"Expected `statistics` to name fields of AttentionStatistics but got {name!r}. "
-            f"Did you mean {near!r}?"
-        )
-    return wanted
 
 
 def _rows(rows: Tensor, shape: tuple[int, int], device: torch.device) -> Tensor:

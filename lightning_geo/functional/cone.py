@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lightning_geo.functional._tensors import as_float, check_mask
 from lightning_geo.functional.registry import computes
+from lightning_geo.kernels import sum_directions
 
 __all__ = ["cone_index", "mean_cosine", "sum_of_directions"]
 
@@ -30,11 +31,8 @@ def sum_of_directions(
     else:
         check_mask(mask, x.shape[:-1], "mask" if name == "x" else f"{name}_mask")
         valid = mask.expand(x.shape[:-1]).sum(-1).to(x.dtype)
-        x = torch.where(mask[..., None], x, 0.0)
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    zero = norm == 0
-    total = (x / torch.where(zero, 1.0, norm)).sum(-2)
-    return total, valid, (~zero).sum((-2, -1)).to(x.dtype)
+    total, directed = sum_directions(x, torch.linalg.vector_norm(x, dim=-1), mask)
+    return total, valid, directed
 
 
 def cone_index(x: Tensor, mask: Tensor | None = None, normalized: bool = False) -> Tensor:

@@ -10,10 +10,8 @@ kind       called as                                                returns
 row        ``fn(*planes)``: the fields of ``AttentionStatistics``  ``[B, H, Nq]``, one per query.
            that ``reads`` names, in that order                      Without a registered function:
                                                                     the field of the same name
+tokens     the same with fields of ``StreamStatistics``             ``[B, N]``, one per token
 sequence   ``fn(call)``, an :class:`ObservedCall`                   ``[B, H]``, one per sequence
-tokens     ``fn(x, mask, before)``: ``x [..., n, d]``, ``mask``     ``[...]``, one per sequence
-           bool like ``x`` without ``d`` (sizes equal or 1) or
-           None, ``before`` the block's input like ``x`` or None
 directions ``fn(total, valid, directed)``, what                     ``[...]``, one per sequence.
            ``cone.sum_of_directions`` returns: taken once for all   ``cone.head``, of head outputs,
            of them                                                  is ``cone``'s
@@ -33,12 +31,15 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from torch import Tensor
 
 from lightning_geo.catalog import CATALOG
 from lightning_geo.schema import spec_of
+
+if TYPE_CHECKING:
+    from lightning_geo.kernels import HeadMoments
 
 __all__ = ["METRIC_FUNCTIONS", "ObservedCall", "computes", "metric_function", "reads_of"]
 
@@ -54,16 +55,12 @@ class ObservedCall(Protocol):
     """What a function of kind ``sequence`` may read of one attention call."""
 
     @property
-    def query(self) -> Tensor:
-        """``[B, H, Nq, D]``."""
+    def query(self) -> HeadMoments:
+        """Lengths and directions of the queries."""
 
     @property
-    def key(self) -> Tensor:
-        """``[B, Hk, Nk, D]``, H a multiple of Hk."""
-
-    @property
-    def query_mask(self) -> Tensor | None:
-        """``[B, Nq]`` bool, True = real token; None if all are."""
+    def key(self) -> HeadMoments:
+        """Those of the keys: Hk heads, H a multiple of Hk."""
 
     @property
     def key_mask(self) -> Tensor | None:
@@ -79,7 +76,8 @@ def computes(name: str, reads: tuple[str, ...] = ()) -> Callable[[_Function], _F
 
     Args:
         name: Name of a :class:`~lightning_geo.schema.MetricSpec` in the catalog.
-        reads: Fields of ``AttentionStatistics`` that it needs: what nothing reads is not computed.
+        reads: Fields of ``AttentionStatistics`` (of ``StreamStatistics`` for kind ``tokens``) that it
+            needs: what nothing reads is not computed.
 
     Returns:
         A decorator that returns its function unchanged.
@@ -115,14 +113,14 @@ def computes(name: str, reads: tuple[str, ...] = ()) -> Callable[[_Function], _F
 
 
 def reads_of(name: str) -> tuple[str, ...]:
-    """Return which fields of ``AttentionStatistics`` a metric is computed from.
+    """Return which fields of ``AttentionStatistics`` or ``StreamStatistics`` a metric is computed from.
 
     Example:
         >>> reads_of("normalized_entropy"), reads_of("distance"), reads_of("stable_rank")
         (('entropy', 'visible_keys'), ('distance',), ())
     """
     spec = spec_of(name)
-    own = (spec.name,) if spec.kind == "row" else ()
+    own = (spec.name,) if spec.kind in ("row", "tokens") else ()
     return _READS.get(spec.name, own)
 
 
@@ -130,7 +128,7 @@ def metric_function(name: str) -> Callable[..., Any]:
     """Return the function that computes a metric, to be called as its ``kind`` says.
 
     A metric on other axes (``cone.head``) falls back to its base name's function (``cone``), and a
-    ``row`` metric without function of its own to the field of its name.
+    ``row`` or ``tokens`` metric without function of its own to the field of its name.
 
     Args:
         name: Metric name or stored name, such as ``entropy``, ``cone.head``, ``drift.query``.
@@ -147,7 +145,7 @@ def metric_function(name: str) -> Callable[..., Any]:
     for known in (spec.name, spec.name.partition(".")[0]):
         if known in METRIC_FUNCTIONS:
             return METRIC_FUNCTIONS[known]
-    if spec.kind == "row":
+    if spec.kind in ("row", "tokens"):
         return _as_it_is
     raise KeyError(f"No function computes {spec.name!r}: decorate one with @computes({spec.name!r}).")
 

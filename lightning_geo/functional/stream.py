@@ -2,22 +2,104 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
-from lightning_geo.functional._tensors import as_float, check_mask, masked_mean
-from lightning_geo.functional.registry import computes
+from lightning_geo import kernels
+from lightning_geo.arguments import check_one_of
+from lightning_geo.functional._tensors import as_float, check_mask, check_wanted, masked_mean
+from lightning_geo.kernels import BACKENDS, STREAM, Backend, StreamStatistics
+from lightning_geo.kernels.vectors import token_planes
 
-__all__ = ["kurtosis", "skewness", "token_norm", "update_ratio"]
+__all__ = ["kurtosis", "mean_over_tokens", "skewness", "stream_statistics", "token_norm", "update_ratio"]
 
 
-def _tokens(x: Tensor, mask: Tensor | None, name: str = "x") -> tuple[Tensor, Tensor]:
-    """``x [..., n, d]`` in float32 and its mask ``[..., n]``, all True where there is none."""
-    x = as_float(x, name, "n d")
-    if mask is None:
-        return x, torch.ones_like(x[..., 0], dtype=torch.bool)
-    check_mask(mask, x.shape[:-1])
-    return x, mask.expand(x.shape[:-1])
+def stream_statistics(
+    x: Tensor,
+    mask: Tensor | None = None,
+    before: Tensor | None = None,
+    *,
+    backend: Backend = "auto",
+    statistics: Iterable[str] | None = None,
+) -> StreamStatistics:
+    r"""What hidden states look like: lengths, shape over features, change, and their cone, in one read.
+
+    Args:
+        x: ``[B, N, d]``, any floating point type.
+        mask: Bool ``[B, N]`` (sizes equal or 1), True = real token. The rest has no influence.
+        before: What the block was given, like ``x``, for ``update_ratio``.
+        backend: As in :func:`attention_statistics`.
+        statistics: Which of ``norm``, ``skewness``, ``kurtosis``, ``update_ratio`` and ``directions`` to
+            compute; None for all of them.
+
+    Returns:
+        :class:`~lightning_geo.kernels.StreamStatistics`, without a gradient; fields not asked for are None.
+
+    Raises:
+        TypeError: If ``x`` or ``before`` is not floating point or ``mask`` not boolean.
+        ValueError: If shapes do not fit, or a statistic is unknown.
+
+    Source: Xiong et al. 2020; Bondarenko et al. 2023; The geometry of BERT, arXiv 2502.12033.
+
+    Example:
+        >>> statistics = stream_statistics(torch.tensor([[[3.0, 4.0], [0.0, 1.0]]]))
+        >>> statistics.norm, statistics.directions
+        (tensor([[5., 1.]]), tensor([[0.6000, 1.8000]]))
+    """
+    check_one_of("backend", backend, BACKENDS)
+    wanted = check_wanted(statistics, STREAM)
+    _check_tokens(x, "x")
+    if x.ndim != 3:
+        raise ValueError(f"Expected `x` to have shape [batch, token, feature] but got {list(x.shape)}.")
+    if mask is not None:
+        check_mask(mask, x.shape[:-1])
+        mask = mask.expand(x.shape[:-1])
+    if before is not None:
+        _check_before(before, x)
+    return kernels.stream_statistics(x, mask, before, wanted, backend)
+
+
+def mean_over_tokens(plane: Tensor, valid: Tensor, finite: Tensor) -> Tensor:
+    """Mean of a plane ``[..., n]`` over the real tokens that have a value, ``[...]``.
+
+    NaN where no token has one, and for a sequence with a feature that is NaN or infinite: not that of its
+    other tokens.
+
+    Args:
+        plane: One statistic per token, NaN where it is not defined.
+        valid: Bool, True = real token.
+        finite: Bool, False = a feature of the token is NaN or infinite.
+    """
+    broken = (valid & ~finite).any(-1)
+    return torch.where(broken, torch.nan, masked_mean(plane, valid & ~plane.isnan()))
+
+
+def _check_tokens(x: Tensor, name: str) -> None:
+    as_float(x[:0] if isinstance(x, Tensor) and x.ndim > 2 else x, name, "n d")  # checks; converts nothing
+
+
+def _check_before(before: Tensor, x: Tensor) -> None:
+    _check_tokens(before, "before")
+    if before.shape != x.shape:
+        raise ValueError(
+            f"Expected `before` to have the shape of `x`, {list(x.shape)}, but got {list(before.shape)}. "
+            "A block that changes the shape has no update ratio."
+        )
+
+
+def _mean(name: str, x: Tensor, mask: Tensor | None, before: Tensor | None = None) -> Tensor:
+    """Mean of one statistic over tokens, for any leading axes ``[..., n, d]``."""
+    x = as_float(x, "x", "n d")
+    if mask is not None:
+        check_mask(mask, x.shape[:-1])
+    if before is not None:
+        _check_before(before, x)
+    norm = torch.linalg.vector_norm(x, dim=-1)
+    valid = torch.ones_like(norm, dtype=torch.bool) if mask is None else mask.expand(norm.shape)
+    planes, finite = token_planes(x, norm, before, frozenset({name}))
+    return mean_over_tokens(planes[name], valid, finite)
 
 
 def token_norm(x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -42,22 +124,7 @@ def token_norm(x: Tensor, mask: Tensor | None = None) -> Tensor:
         >>> token_norm(torch.tensor([[3.0, 4.0], [0.0, 1.0]]))
         tensor(3.)
     """
-    x, valid = _tokens(x, mask)
-    return masked_mean(torch.linalg.vector_norm(x, dim=-1), valid)
-
-
-def _standardized_moment(x: Tensor, mask: Tensor | None, order: int) -> Tensor:
-    """Mean over tokens of the ``order``-th standardised moment over features."""
-    x, valid = _tokens(x, mask)
-    mean = x.mean(-1, keepdim=True)
-    deviation = x - mean
-    variance = deviation.square().mean(-1, keepdim=True)
-    # A token whose features are all equal has no shape; rounding of its mean must not give it one
-    # (the threshold is scipy.stats.skew's).
-    constant = variance <= (torch.finfo(x.dtype).resolution * mean).square()
-    scale = torch.where(constant, 1.0, variance).sqrt()
-    moment = (deviation / scale).pow(order).mean(-1)  # standardised first: x⁴ itself may overflow
-    return masked_mean(moment, valid & ~constant.squeeze(-1))
+    return _mean("norm", x, mask)
 
 
 def skewness(x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -85,7 +152,7 @@ def skewness(x: Tensor, mask: Tensor | None = None) -> Tensor:
         >>> skewness(torch.tensor([[0.0, 0.0, 0.0, 4.0]]))
         tensor(1.1547)
     """
-    return _standardized_moment(x, mask, 3)
+    return _mean("skewness", x, mask)
 
 
 def kurtosis(x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -112,7 +179,7 @@ def kurtosis(x: Tensor, mask: Tensor | None = None) -> Tensor:
         >>> kurtosis(torch.tensor([[1.0, -1.0, 1.0, -1.0]]))
         tensor(-2.)
     """
-    return _standardized_moment(x, mask, 4) - 3
+    return _mean("kurtosis", x, mask)
 
 
 def update_ratio(x: Tensor, before: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -138,35 +205,4 @@ def update_ratio(x: Tensor, before: Tensor, mask: Tensor | None = None) -> Tenso
         >>> update_ratio(torch.tensor([[1.0, 1.0]]), torch.tensor([[0.0, 1.0]]))
         tensor(1.)
     """
-    x, valid = _tokens(x, mask)
-    before = as_float(before, "before", "n d")
-    if before.shape != x.shape:
-        raise ValueError(
-            f"Expected `before` to have the shape of `x`, {list(x.shape)}, but got {list(before.shape)}. "
-            "A block that changes the shape has no update ratio."
-        )
-    length = torch.linalg.vector_norm(before, dim=-1)
-    change = torch.linalg.vector_norm(x - before, dim=-1)
-    return masked_mean(change / torch.where(length == 0, 1.0, length), valid & (length != 0))
-
-
-@computes("norm")
-def _norm(x: Tensor, mask: Tensor | None, before: Tensor | None) -> Tensor:
-    return token_norm(x, mask)
-
-
-@computes("skewness")
-def _skewness(x: Tensor, mask: Tensor | None, before: Tensor | None) -> Tensor:
-    return skewness(x, mask)
-
-
-@computes("kurtosis")
-def _kurtosis(x: Tensor, mask: Tensor | None, before: Tensor | None) -> Tensor:
-    return kurtosis(x, mask)
-
-
-@computes("update_ratio")
-def _update_ratio(x: Tensor, mask: Tensor | None, before: Tensor | None) -> Tensor:
-    if before is None:
-        return torch.full_like(token_norm(x, mask), torch.nan)
-    return update_ratio(x, before, mask)
+    return _mean("update_ratio", x, mask, before)

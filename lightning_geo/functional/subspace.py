@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
-from lightning_geo.functional._tensors import as_float, exact_dtype, exact_matmul, shannon_entropy
+from lightning_geo import kernels
+from lightning_geo.arguments import check_one_of
+from lightning_geo.functional._tensors import (
+    as_float,
+    check_mask,
+    check_wanted,
+    exact_dtype,
+    exact_matmul,
+    masked_mean,
+    shannon_entropy,
+)
 from lightning_geo.functional.cone import sum_of_directions
 from lightning_geo.functional.registry import ObservedCall, computes
-from lightning_geo.functional.stream import token_norm
+from lightning_geo.kernels import BACKENDS, MOMENTS, Backend, HeadMoments
 
 __all__ = [
     "effective_rank",
+    "head_moments",
     "participation_ratio",
     "principal_angles",
     "principal_subspace",
@@ -21,6 +34,56 @@ __all__ = [
     "subspace_distance",
     "top_share",
 ]
+
+
+def head_moments(
+    x: Tensor,
+    mask: Tensor | None = None,
+    *,
+    backend: Backend = "auto",
+    statistics: Iterable[str] | None = None,
+) -> HeadMoments:
+    r"""First and second moments of one role's vectors per head, and their cone, in one read.
+
+    .. math:: \bar x = \frac{1}{n} \sum_i x_i, \quad S = \sum_i (x_i - \bar x)(x_i - \bar x)^\top
+
+    over the real tokens of all sequences. S / n is the covariance whose eigenvalues
+    :func:`participation_ratio` and its neighbours take.
+
+    Args:
+        x: ``[B, H, N, D]``, any floating point type, any strides.
+        mask: Bool ``[B, N]`` (sizes equal or 1), True = real token. The rest has no influence.
+        backend: As in :func:`attention_statistics`.
+        statistics: Which of ``norm``, ``directions`` and ``scatter`` (with ``count`` and ``mean``) to
+            compute; None for all of them.
+
+    Returns:
+        :class:`~lightning_geo.kernels.HeadMoments`, without a gradient; fields not asked for are None.
+
+    Raises:
+        TypeError: If ``x`` is not floating point or ``mask`` not boolean.
+        ValueError: If shapes do not fit, or a statistic is unknown.
+
+    Source: Principal component analysis; The geometry of BERT, arXiv 2502.12033 (cone).
+
+    Example:
+        >>> moments = head_moments(torch.tensor([[[[0.0, 1.0], [0.0, 3.0]]]]))
+        >>> moments.mean, moments.scatter
+        (tensor([[0., 2.]]), tensor([[[0., 0.],
+                 [0., 2.]]]))
+    """
+    check_one_of("backend", backend, BACKENDS)
+    wanted = check_wanted(statistics, MOMENTS)
+    as_float(x[:0] if isinstance(x, Tensor) and x.ndim > 3 else x, "x", "h n d")
+    if x.ndim != 4:
+        raise ValueError(
+            f"Expected `x` to have shape [batch, head, token, head_dim] but got {list(x.shape)}."
+        )
+    if mask is not None:
+        shape = torch.Size([x.shape[0], x.shape[2]])
+        check_mask(mask, shape)
+        mask = mask.expand(shape)
+    return kernels.head_moments(x, mask, wanted, backend)
 
 
 def _shares(spectrum: Tensor, name: str) -> Tensor:
@@ -337,16 +400,16 @@ def qk_cosine(
             f"left of the heads but got {list(query.shape)} and {list(key.shape)}."
         )
     (q, queries, _), (k, keys, _) = (
-        sum_of_directions(x, _per_head(mask), name)
+        sum_of_directions(x, None if mask is None else mask[..., None, :], name)
         for x, mask, name in ((query, query_mask, "query"), (key, key_mask, "key"))
     )
+    return _cosine(q, queries, k, keys)
+
+
+def _cosine(q: Tensor, queries: Tensor, k: Tensor, keys: Tensor) -> Tensor:
+    """Mean cosine from sums of directions ``[..., H, D]`` and the numbers of tokens behind them."""
     cosines = (q * _for_query_heads(k, q.shape[-2], -2)).sum(-1)
-    pairs = queries * _for_query_heads(keys, q.shape[-2], -1)
-    return (cosines / pairs).clamp(-1, 1)
-
-
-def _per_head(mask: Tensor | None) -> Tensor | None:
-    return None if mask is None else mask[..., None, :]
+    return (cosines / (queries * _for_query_heads(keys, q.shape[-2], -1))).clamp(-1, 1)
 
 
 def _for_query_heads(x: Tensor, heads: int, dim: int) -> Tensor:
@@ -361,15 +424,26 @@ def _for_query_heads(x: Tensor, heads: int, dim: int) -> Tensor:
 
 @computes("qk_cosine")
 def _qk_cosine(call: ObservedCall) -> Tensor:
-    return qk_cosine(call.query, call.key, call.query_mask, call.key_mask)
+    (q, queries), (k, keys) = (_directions(moments) for moments in (call.query, call.key))
+    return _cosine(q, queries, k, keys)
+
+
+def _directions(moments: HeadMoments) -> tuple[Tensor, Tensor]:
+    assert moments.directions is not None
+    return moments.directions, moments.valid.sum(-1)[:, None].expand(moments.directions.shape[:2])
 
 
 @computes("query_norm")
 def _query_norm(call: ObservedCall) -> Tensor:
-    return token_norm(call.query, _per_head(call.query_mask))
+    return _mean_norm(call.query)
 
 
 @computes("key_norm")
 def _key_norm(call: ObservedCall) -> Tensor:
-    norms = token_norm(call.key, _per_head(call.key_mask))
-    return _for_query_heads(norms, call.query.shape[-3], -1)
+    assert call.query.norm is not None
+    return _for_query_heads(_mean_norm(call.key), call.query.norm.shape[1], -1)
+
+
+def _mean_norm(moments: HeadMoments) -> Tensor:
+    assert moments.norm is not None
+    return masked_mean(moments.norm, moments.valid[:, None])

@@ -9,15 +9,14 @@ that run vectorised (``exp2`` rather than ``exp``, adding a bias rather than ``m
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_geo.kernels.masks import HIDDEN_SCORE, bias_of, count_hidden, first_keys, is_hidden
+from lightning_geo.kernels.precision import exactly
 from lightning_geo.kernels.problem import AttentionProblem, AttentionStatistics
+from lightning_geo.kernels.scratch import scratch
 from lightning_geo.kernels.tiles import Plan, Rows, Tile
 
 __all__ = ["TILE_SCORES", "chunked"]
@@ -41,8 +40,7 @@ def chunked(problem: AttentionProblem, tile_scores: int = TILE_SCORES) -> Attent
     Returns:
         The statistics. Beside them and two tiles, only some heads' q and k are held in float32.
     """
-    device = problem.query.device.type
-    with torch.no_grad(), torch.autocast(device, enabled=False), _full_precision(device):
+    with torch.no_grad(), exactly(problem.query.device):
         plan = Plan.of(problem, tile_scores)
         sums = _RowSums(problem, plan)
         for batch, key_heads in plan.groups(problem):
@@ -50,33 +48,25 @@ def chunked(problem: AttentionProblem, tile_scores: int = TILE_SCORES) -> Attent
         return sums.statistics()
 
 
-@contextmanager
-def _full_precision(device: str) -> Iterator[None]:
-    # TF32 and bf16 products would leave three digits of a score
-    backends: Any = torch.backends
-    backend = backends.cuda.matmul if device == "cuda" else backends.mkldnn.matmul
-    before = backend.fp32_precision
-    backend.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        backend.fp32_precision = before
+#: Sums over a row's keys of e = exp(score - peak): of all, of those before the row's position, of those
+#: after, of all times their distance; of single keys; of special tokens; of e (score - peak); and √Σe².
+_SUMS = ("total", "backward_mass", "forward_mass", "distance", "previous_mass", "self_mass", "next_mass",
+         "first_mass", "special_mass", "moment", "norm")  # fmt: skip
+_TOTAL, _LINEAR, _SINGLE = 0, slice(0, 4), slice(4, 8)
+_SPECIAL, _MOMENT, _NORM = 8, 9, 10
 
 
 class _RowSums:
-    """What the tiles leave of each row: sums over its keys of e = exp(score - peak), weighted or not."""
+    """What the tiles leave of each row."""
 
     def __init__(self, problem: AttentionProblem, plan: Plan) -> None:
         self.problem, self.plan, self.rows = problem, plan, Rows(problem)
         self.wants = problem.wanted.__contains__
         shape = problem.rows_shape
         new = problem.query.new_zeros
-        self.tiles = problem.query.new_empty(2, plan.scores(problem), dtype=torch.float32)
-        self.peak, self.moment, self.norm, self.special = new(4, *shape, dtype=torch.float32)
-        # of all keys, those before, those after, all times their distance
-        self.linear = new(4, *shape, dtype=torch.float32)
-        # of the key before, the own, the key after, the sequence's first
-        self.single = new(*shape, 4, dtype=torch.float32)
+        self.tiles = scratch("tiles", (2, plan.scores(problem)), problem.query, torch.float32)
+        self.peak = new(shape, dtype=torch.float32)
+        self.sums = new(len(_SUMS), *shape, dtype=torch.float32)
         self.received = new(*shape[:2], problem.keys, dtype=torch.float32)
         self.visible = self.rows.keys_in_band()[:, None].expand(shape).clone()
         self.real = problem.query_mask
@@ -144,15 +134,15 @@ class _RowSums:
         e = torch.mul(exponent, _LOG2E, out=scores).exp2_()
         self.peak[at] = peak.squeeze(-1)
         if self.wants("concentration"):
-            self.norm[at] = torch.linalg.vector_norm(e, dim=-1)
+            self.sums[_NORM][at] = torch.linalg.vector_norm(e, dim=-1)
         if self.weights is None:
-            self.linear[0][at] = e.sum(-1)
+            self.sums[_TOTAL][at] = e.sum(-1)
         else:
-            self.weights.add_up(self.rows, tile, e, self.linear)
+            self.weights.add_up(self.rows, tile, e, self.sums[_LINEAR])
         flat = e.view(batch * heads, rows, columns)
         if self.wants("received"):
             live = self._live(tile)
-            share = torch.where(live, 1.0 / self.linear[0][at], 0.0).view(batch * heads, 1, rows)
+            share = torch.where(live, 1.0 / self.sums[_TOTAL][at], 0.0).view(batch * heads, 1, rows)
             received = torch.bmm(share, flat).view(batch, heads, columns)
             self.received[tile.batch, tile.heads, tile.columns] += received
         if self.picks:
@@ -160,9 +150,9 @@ class _RowSums:
         if self.problem.special is not None and self.wants("special_mass"):
             special = self.problem.special[tile.batch, None, None, tile.columns].to(torch.float32)
             special = special.expand(-1, heads, -1, -1).reshape(batch * heads, 1, columns)
-            self.special[at] = torch.bmm(special, flat.transpose(1, 2)).view(batch, heads, rows)
+            self.sums[_SPECIAL][at] = torch.bmm(special, flat.transpose(1, 2)).view(batch, heads, rows)
         if self.wants("entropy"):
-            self.moment[at] = exponent.mul_(e).sum(-1)
+            self.sums[_MOMENT][at] = exponent.mul_(e).sum(-1)
 
     def _live(self, tile: Tile) -> Tensor:
         live = self.visible[tile[:3]] > 0
@@ -179,42 +169,35 @@ class _RowSums:
         column = torch.cat([column, first[:, None, None].expand(-1, rows, 1)], -1) - tile.columns.start
         inside = ((column >= 0) & (column < columns))[:, None]
         index = column.clamp(0, columns - 1)[:, None].expand(-1, heads, -1, -1)
-        self.single[tile[:3]] = torch.where(inside, e.gather(-1, index), 0.0)
+        found = torch.where(inside, e.gather(-1, index), 0.0)
+        self.sums[_SINGLE, tile.batch, tile.heads, tile.rows] = found.permute(3, 0, 1, 2)
 
     def statistics(self) -> AttentionStatistics:
         """Turn the sums into statistics."""
         problem = self.problem
         live = self._live(Tile(*(slice(None),) * 4))
-        total = self.linear[0]
-        finite = torch.isfinite(total) & torch.isfinite(self.moment)
+        total, sinks = self.sums[_TOTAL], problem.sinks
+        finite = torch.isfinite(total) & torch.isfinite(self.sums[_MOMENT])
         defined = live & finite
-
-        def plane(values: Tensor) -> Tensor:
-            return self.rows.restore(torch.where(defined, values, torch.nan))
-
-        logsumexp = plane(self.peak + total.log())
-        previous, own, following, first = self.single.unbind(-1)
-        sinks = problem.sinks
-        return AttentionStatistics(
-            live=self.rows.restore(live),
-            visible_keys=self.rows.restore(self.visible),
-            logsumexp=logsumexp,
-            # centred at the peak: exact at any offset of the scores
-            entropy=plane((total.log() - self.moment / total).clamp(min=0)),
-            concentration=plane((self.norm / total).square()),
-            max_probability=plane(1.0 / total),
-            max_logit=plane(self.peak),
-            previous_mass=plane(previous / total),
-            self_mass=plane(own / total),
-            next_mass=plane(following / total),
-            first_mass=plane(first / total),
-            backward_mass=plane(self.linear[1] / total),
-            forward_mass=plane(self.linear[2] / total),
-            distance=plane(self.linear[3] / total),
-            received=self.received.masked_fill((live & ~finite).any(-1, keepdim=True), torch.nan),
-            special_mass=None if problem.special is None else plane(self.special / total),
-            sink_mass=None if sinks is None else torch.sigmoid(sinks.to(torch.float32)[:, None] - logsumexp),
-        ).only(problem.wanted)
+        logarithm = total.log()
+        # centred at the peak: exact at any offset of the scores
+        entropy = (logarithm - self.sums[_MOMENT] / total).clamp(min=0)
+        planes = torch.stack([self.peak + logarithm, entropy, 1.0 / total, self.peak])
+        planes = torch.where(defined, torch.cat([planes, self.sums / total]), torch.nan)
+        planes = self.rows.restore(planes)
+        names = ("logsumexp", "entropy", "max_probability", "max_logit", *_SUMS)
+        fields = dict(zip(names, planes, strict=True))
+        del fields["total"], fields["moment"]
+        fields["concentration"] = fields.pop("norm").square()
+        if problem.special is None:
+            del fields["special_mass"]
+        if sinks is not None:
+            fields["sink_mass"] = torch.sigmoid(sinks.to(torch.float32)[:, None] - fields["logsumexp"])
+        if self.wants("received"):
+            broken = (live & ~finite).any(-1, keepdim=True)
+            fields["received"] = self.received.masked_fill(broken, torch.nan)
+        live, visible = self.rows.restore(live), self.rows.restore(self.visible)
+        return AttentionStatistics(live, visible, **fields).only(problem.wanted)
 
 
 class _LinearWeights:

@@ -1,4 +1,4 @@
-"""The oracle: attention statistics in float64 from materialised matrices, one definition per line."""
+"""The oracle: all statistics in float64 from materialised matrices, one definition per line."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from torch import Tensor
 from lightning_geo.kernels.blocks import BlockRule
 from lightning_geo.kernels.masks import HIDDEN_BELOW
 from lightning_geo.kernels.problem import AttentionProblem, AttentionStatistics
+from lightning_geo.kernels.vectors import HeadMoments, StreamStatistics
 
-__all__ = ["reference"]
+__all__ = ["reference", "reference_moments", "reference_stream"]
 
 
 @torch.no_grad()
@@ -101,3 +102,52 @@ def _first_key(problem: AttentionProblem, attended: Tensor) -> Tensor:
     if problem.query_mask is not None and problem.query_mask.shape[1] == problem.keys:
         valid = valid & problem.query_mask
     return (valid & (valid.cumsum(-1) == 1))[:, None, None]
+
+
+@torch.no_grad()
+def reference_stream(
+    x: Tensor, mask: Tensor | None, before: Tensor | None, wanted: frozenset[str]
+) -> StreamStatistics:
+    """Compute ``StreamStatistics`` as they are defined, token by token: for tests."""
+    x = x.double()
+    valid = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
+    norm = x.norm(dim=-1)
+    z = (x - x.mean(-1, keepdim=True)) / x.std(-1, correction=0, keepdim=True)
+    planes = {"norm": norm, "skewness": (z**3).mean(-1), "kurtosis": (z**4).mean(-1) - 3}
+    finite = x.isfinite().all(-1)
+    if before is not None:
+        before = before.double()
+        planes["update_ratio"] = ((x - before).norm(dim=-1) / before.norm(dim=-1)).nan_to_num(
+            torch.nan, torch.nan
+        )
+        finite = finite & before.isfinite().all(-1)
+    planes = {
+        n: plane.masked_fill(~(valid & finite), torch.nan) for n, plane in planes.items() if n in wanted
+    }
+    if "directions" not in wanted:
+        return StreamStatistics(valid, finite, **planes)
+    return StreamStatistics(valid, finite, **planes, **_directions(x, valid))
+
+
+@torch.no_grad()
+def reference_moments(x: Tensor, mask: Tensor | None, wanted: frozenset[str]) -> HeadMoments:
+    """Compute ``HeadMoments`` as they are defined, from the real tokens alone: for tests."""
+    x = x.double()
+    valid = torch.ones(x.shape[0], x.shape[2], dtype=torch.bool, device=x.device) if mask is None else mask
+    fields = {}
+    if "norm" in wanted:
+        fields["norm"] = x.norm(dim=-1).masked_fill(~valid[:, None], torch.nan)
+    if "directions" in wanted:
+        fields |= _directions(x, valid[:, None].expand(x.shape[:-1]))
+    if "scatter" in wanted:
+        tokens = x.transpose(1, 2)[valid]  # [tokens, H, D]
+        centred = tokens - tokens.mean(0)
+        fields |= {"count": valid.sum(), "mean": tokens.mean(0)}
+        fields["scatter"] = torch.einsum("thi,thj->hij", centred, centred)
+    return HeadMoments(valid, **fields)
+
+
+def _directions(x: Tensor, valid: Tensor) -> dict[str, Tensor]:
+    unit = torch.nn.functional.normalize(x, dim=-1, eps=0).nan_to_num(0.0)  # 0/0 has no direction
+    unit = torch.where(valid[..., None], unit, 0.0)
+    return {"directions": unit.sum(-2), "directed": (valid & (x != 0).any(-1)).double().sum(-1)}

@@ -71,10 +71,10 @@ class Rows:
         return torch.take_along_dim(x, index, axis)
 
     def restore(self, plane: Tensor) -> Tensor:
-        """Bring a plane ``[B, H, rows]`` into the order in which the rows were asked for."""
+        """Bring planes ``[..., B, H, rows]`` into the order in which the rows were asked for."""
         if self._order is None:
             return plane
-        return torch.empty_like(plane).scatter_(2, self._order[:, None].expand_as(plane), plane)
+        return torch.empty_like(plane).scatter_(-1, self._order[:, None].expand_as(plane), plane)
 
     def band(self, rows: slice) -> slice:
         """Columns that any of these rows may see as far as causality and window go."""

@@ -68,6 +68,13 @@ class AttentionCall:
         assert self.key is not None
         return self.query.shape[0], self.query.shape[2], self.key.shape[2]
 
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors are."""
+        tensor = self.query if self.scores is None else self.scores
+        assert tensor is not None
+        return tensor.device
+
     def valid_queries(self) -> Tensor | None:
         """Rows that are tokens: in self-attention a padded token may not attend to itself.
 

@@ -6,8 +6,15 @@ import pytest
 import torch
 
 from lightning_geo import catalog
-from lightning_geo.functional import METRIC_FUNCTIONS, attention_statistics, computes, metric_function
-from lightning_geo.functional.cone import sum_of_directions
+from lightning_geo.functional import (
+    METRIC_FUNCTIONS,
+    HeadMoments,
+    attention_statistics,
+    computes,
+    head_moments,
+    metric_function,
+    stream_statistics,
+)
 from lightning_geo.functional.registry import reads_of
 from lightning_geo.schema import MetricSpec
 
@@ -16,9 +23,8 @@ BATCH, HEADS, KEY_HEADS, TOKENS, WIDTH = 2, 4, 2, 6, 5
 
 @dataclasses.dataclass
 class Call:
-    query: torch.Tensor
-    key: torch.Tensor
-    query_mask: torch.Tensor | None
+    query: HeadMoments
+    key: HeadMoments
     key_mask: torch.Tensor | None
     statistics: object
 
@@ -41,7 +47,7 @@ def call() -> Call:
         sinks=torch.zeros(HEADS),
         special=torch.zeros(BATCH, TOKENS, dtype=torch.bool),
     )
-    return Call(query, key, mask, mask, statistics)
+    return Call(head_moments(query, mask), head_moments(key, mask), mask, statistics)
 
 
 def arguments(spec: MetricSpec, call: Call) -> tuple[tuple[object, ...], tuple[int, ...]]:
@@ -52,11 +58,15 @@ def arguments(spec: MetricSpec, call: Call) -> tuple[tuple[object, ...], tuple[i
     if spec.kind == "sequence":
         return (call,), (BATCH, HEADS)
     if spec.kind == "directions":
+        moments = call.query
+        valid = moments.valid.sum(-1)[:, None].expand(BATCH, HEADS)
         if "head" in spec.axes:
-            return sum_of_directions(call.query, call.query_mask[:, None]), (BATCH, HEADS)
-        return sum_of_directions(call.query[:, 0], call.query_mask), (BATCH,)
+            return (moments.directions, valid, moments.directed), (BATCH, HEADS)
+        return (moments.directions[:, 0], valid[:, 0], moments.directed[:, 0]), (BATCH,)
     if spec.kind == "tokens":
-        return (call.query[:, 0], call.query_mask, call.query[:, 1]), (BATCH,)
+        x, before = torch.randn(2, BATCH, TOKENS, WIDTH, generator=generator)
+        stream = stream_statistics(x, call.key_mask, before)
+        return tuple(getattr(stream, field) for field in reads_of(spec.name)), (BATCH, TOKENS)
     if spec.kind == "moments":
         return (torch.rand(HEADS, WIDTH, generator=generator).sort(descending=True).values,), (HEADS,)
     if spec.kind == "heads":

@@ -9,7 +9,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_geo.functional import kurtosis, metric_function, skewness, token_norm, update_ratio
+from lightning_geo.functional import (
+    cone_index,
+    kurtosis,
+    metric_function,
+    skewness,
+    stream_statistics,
+    token_norm,
+    update_ratio,
+)
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -108,16 +116,17 @@ def test_undefined_is_nan_and_broken_tokens_stay_visible():
     assert update_ratio(x, broken).isnan().tolist() == [True, False]
 
 
-def test_registered_functions_are_the_public_ones():
+def test_the_mean_of_each_plane_is_the_public_function():
     x = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(1))
     before, mask = x + 1, torch.tensor([[True] * 5, [True] * 2 + [False] * 3])
-    assert torch.equal(metric_function("norm")(x, mask, before), token_norm(x, mask))
-    assert torch.equal(metric_function("skewness")(x, mask, before), skewness(x, mask))
-    assert torch.equal(metric_function("kurtosis")(x, mask, before), kurtosis(x, mask))
-    assert torch.equal(metric_function("update_ratio")(x, mask, before), update_ratio(x, before, mask))
-    without = metric_function("update_ratio")(x, mask, None)
-    assert without.shape == (2,)
-    assert without.isnan().all()
+    statistics = stream_statistics(x, mask, before)
+    functions = {"norm": token_norm, "skewness": skewness, "kurtosis": kurtosis}
+    for name, function in functions.items():
+        plane = metric_function(name)(getattr(statistics, name))
+        assert torch.equal(plane.nanmean(-1), function(x, mask))
+    assert torch.equal(statistics.update_ratio.nanmean(-1), update_ratio(x, before, mask))
+    torch.testing.assert_close(torch.linalg.vector_norm(statistics.directions, dim=-1), cone_index(x, mask))
+    assert stream_statistics(x, mask).update_ratio is None
 
 
 def test_bad_input_is_named():

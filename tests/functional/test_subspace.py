@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from lightning_geo.functional import (
     effective_rank,
+    head_moments,
     metric_function,
     participation_ratio,
     principal_angles,
@@ -259,7 +260,7 @@ def test_query_and_key_numbers_agree_with_loops(seed, batch, key_heads, group, l
     query_mask, key_mask = (torch.tensor(rng.random((batch, n)) < keep) for n in lengths)
     query.transpose(1, 2)[~query_mask] = torch.nan
     key.transpose(1, 2)[~key_mask] = torch.inf
-    call = SimpleNamespace(query=query, key=key, query_mask=query_mask, key_mask=key_mask, statistics=None)
+    call = SimpleNamespace(query=head_moments(query, query_mask), key=head_moments(key, key_mask))
     got = {name: metric_function(name)(call) for name in ("qk_cosine", "query_norm", "key_norm")}
     for b, h in np.ndindex(batch, key_heads * group):
         qs = query[b, h][query_mask[b]].double().numpy()
@@ -283,7 +284,7 @@ def test_cosines_are_not_taken_beyond_one_by_rounding():
 def test_without_masks_every_token_counts():
     generator = torch.Generator().manual_seed(0)
     query, key = torch.randn(2, 4, 5, 8, generator=generator), torch.randn(2, 2, 3, 8, generator=generator)
-    call = SimpleNamespace(query=query, key=key, query_mask=None, key_mask=None, statistics=None)
+    call = SimpleNamespace(query=head_moments(query), key=head_moments(key))
     pairs = torch.cosine_similarity(query[:, :, :, None], key.repeat_interleave(2, 1)[:, :, None], dim=-1)
     torch.testing.assert_close(metric_function("qk_cosine")(call), pairs.mean((-2, -1)))
     torch.testing.assert_close(metric_function("query_norm")(call), token_norm(query))

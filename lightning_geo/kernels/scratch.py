@@ -1,0 +1,49 @@
+"""Memory that the calls of one sample share: on a CPU, pages touched for the first time cost more than the
+arithmetic done on them."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+__all__ = ["reuse_scratch", "scratch"]
+
+_local = threading.local()
+
+
+@contextmanager
+def reuse_scratch() -> Iterator[None]:
+    """Let :func:`scratch` hand out the same memory again until the context ends."""
+    if getattr(_local, "buffers", None) is not None:
+        yield
+        return
+    _local.buffers = {}
+    try:
+        yield
+    finally:
+        _local.buffers = None
+
+
+def scratch(name: str, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Uninitialised memory, contiguous; outside of :func:`reuse_scratch` nobody else's.
+
+    Args:
+        name: Whose it is: who asks again by that name gets the same memory again.
+        shape: Its shape.
+        like: Gives the device, and the type without ``dtype``.
+        dtype: Its type.
+    """
+    dtype = dtype or like.dtype
+    size = math.prod(shape)
+    buffers: dict[tuple[object, ...], Tensor] | None = getattr(_local, "buffers", None)
+    if buffers is None:
+        return torch.empty(shape, device=like.device, dtype=dtype)
+    key = name, like.device, dtype
+    if key not in buffers or buffers[key].numel() < size:
+        buffers[key] = torch.empty(size, device=like.device, dtype=dtype)
+    return buffers[key][:size].view(shape)

@@ -1,0 +1,255 @@
+"""Statistics of token vectors in few reads: the hidden states of the stream, and each role's per head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_geo.kernels.precision import exactly
+from lightning_geo.kernels.scratch import scratch
+
+__all__ = [
+    "MOMENTS",
+    "STREAM",
+    "HeadMoments",
+    "StreamStatistics",
+    "head_moments",
+    "stream_statistics",
+    "sum_directions",
+    "token_planes",
+]
+
+#: What can be asked of :func:`stream_statistics`.
+STREAM = ("norm", "skewness", "kurtosis", "update_ratio", "directions")
+
+#: What can be asked of :func:`head_moments`.
+MOMENTS = ("norm", "directions", "scatter")
+
+# from here on half of a Gram matrix is worth leaving out
+_WIDE, _BLOCKS = 256, 4
+
+
+@dataclass(frozen=True)
+class StreamStatistics:
+    r"""What the hidden states of a layer look like, per token and per sequence.
+
+    Planes are ``[B, N]``, float32 (float64 for float64 inputs), NaN where a token is padding, where the
+    statistic is not defined, and where a feature is NaN or infinite. What was not asked for is None.
+
+    Args:
+        valid: Bool ``[B, N]``: real tokens.
+        finite: Bool ``[B, N]``: no feature of the token, nor of the block's input, is NaN or infinite.
+        norm: :math:`\|x_i\|`.
+        skewness: Third standardised moment over the token's features; not defined if they are all equal.
+        kurtosis: Fourth, less 3; likewise.
+        update_ratio: :math:`\|x_i - b_i\| / \|b_i\|` against the block's input b; not defined if it is 0.
+        directions: ``[B, d]``, :math:`\sum_i x_i / \|x_i\|` over real tokens; a zero vector adds zero.
+        directed: ``[B]``, how many real tokens are no zero vectors.
+    """
+
+    valid: Tensor
+    finite: Tensor
+    norm: Tensor | None = None
+    skewness: Tensor | None = None
+    kurtosis: Tensor | None = None
+    update_ratio: Tensor | None = None
+    directions: Tensor | None = None
+    directed: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class HeadMoments:
+    r"""First and second moments of one role's vectors per head, and where they point.
+
+    float32 (float64 for float64 inputs). What was not asked for is None.
+
+    Args:
+        valid: Bool ``[B, N]``: real tokens.
+        norm: ``[B, H, N]``, :math:`\|x_i\|`, NaN for padding.
+        directions: ``[B, H, D]``, :math:`\sum_i x_i / \|x_i\|` over real tokens; a zero vector adds zero.
+        directed: ``[B, H]``, how many real tokens are no zero vectors.
+        count: Scalar, real tokens in all sequences.
+        mean: ``[H, D]`` over them.
+        scatter: ``[H, D, D]``, :math:`\sum_i (x_i - \bar x)(x_i - \bar x)^\top` over them.
+    """
+
+    valid: Tensor
+    norm: Tensor | None = None
+    directions: Tensor | None = None
+    directed: Tensor | None = None
+    count: Tensor | None = None
+    mean: Tensor | None = None
+    scatter: Tensor | None = None
+
+
+def stream_statistics(
+    x: Tensor, mask: Tensor | None, before: Tensor | None, wanted: frozenset[str]
+) -> StreamStatistics:
+    """Compute what is wanted of hidden states on any device.
+
+    Args:
+        x: ``[B, N, d]``.
+        mask: Bool ``[B, N]``, True = real token; None if all are.
+        before: The block's input, like ``x``; without it there is no ``update_ratio``.
+        wanted: Which of ``STREAM``.
+    """
+    with torch.no_grad(), exactly(x.device):
+        x = _wide(x)
+        valid = torch.ones_like(x[..., 0], dtype=torch.bool) if mask is None else mask
+        norm = torch.linalg.vector_norm(x, dim=-1)
+        planes, finite = token_planes(x, norm, before, wanted)
+        if mask is not None:
+            planes = {name: torch.where(mask, plane, torch.nan) for name, plane in planes.items()}
+        directions = directed = None
+        if "directions" in wanted:
+            directions, directed = sum_directions(x, norm, mask)
+        return StreamStatistics(valid, finite, **planes, directions=directions, directed=directed)
+
+
+def token_planes(
+    x: Tensor, norm: Tensor, before: Tensor | None, wanted: frozenset[str]
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Those planes of ``StreamStatistics`` that are wanted, and ``finite``, padding included.
+
+    A gradient passes if one is on.
+
+    Args:
+        x: ``[..., n, d]``.
+        norm: Its tokens' lengths ``[..., n]``.
+        before: The block's input, like ``x``.
+        wanted: Which of ``STREAM``.
+    """
+    planes = {"norm": norm} if "norm" in wanted else {}
+    finite = norm.isfinite()
+    if before is not None and "update_ratio" in wanted:
+        before = _wide(before)
+        length = torch.linalg.vector_norm(before, dim=-1)
+        out = None if torch.is_grad_enabled() else scratch("deviation", tuple(x.shape), x)
+        change = torch.linalg.vector_norm(torch.sub(x, before, out=out), dim=-1)
+        ratio = change / torch.where(length == 0, 1.0, length)
+        planes["update_ratio"] = torch.where(length == 0, torch.nan, ratio)
+        finite = finite & length.isfinite()
+    if wanted & {"skewness", "kurtosis"}:
+        shape = _shape(x)
+        planes.update({name: plane for name, plane in shape.items() if name in wanted})
+    return planes, finite
+
+
+def head_moments(x: Tensor, mask: Tensor | None, wanted: frozenset[str]) -> HeadMoments:
+    """Compute what is wanted of one role's vectors on any device.
+
+    Args:
+        x: ``[B, H, N, D]``, any strides.
+        mask: Bool ``[B, N]``, True = real token; None if all are.
+        wanted: Which of ``MOMENTS``; ``"scatter"`` brings ``count`` and ``mean``.
+    """
+    with torch.no_grad(), exactly(x.device):
+        # tokens first: models project to [B, N, H * D], and reading against that order is slow
+        x = _wide(x).transpose(1, 2)
+        valid = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
+        fields: dict[str, Tensor] = {}
+        if wanted & {"norm", "directions"}:
+            norm = torch.linalg.vector_norm(x, dim=-1)
+            if "directions" in wanted:
+                fields["directions"], fields["directed"] = sum_directions(
+                    x.transpose(1, 2), norm.transpose(1, 2), None if mask is None else mask[:, None]
+                )
+            if "norm" in wanted:
+                norm = norm if mask is None else torch.where(mask[..., None], norm, torch.nan)
+                fields["norm"] = norm.transpose(1, 2)
+        if "scatter" in wanted:
+            fields |= _scatter(x, mask)
+        return HeadMoments(valid, **fields)
+
+
+def _scatter(x: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+    """Count, mean and scatter of ``[B, N, H, D]`` over real tokens."""
+    heads, width = x.shape[2:]
+    x = x.flatten(2).flatten(0, 1)
+    if mask is None:
+        count = torch.tensor(x.shape[0], device=x.device)
+        centred = scratch("centred", tuple(x.shape), x)
+        source = x
+    else:  # what is padding is not even read: it may hold anything
+        real = mask.flatten().nonzero().squeeze(-1)
+        count = torch.tensor(real.shape[0], device=x.device)
+        centred = scratch("centred", (real.shape[0], x.shape[1]), x)
+        source = torch.index_select(x, 0, real, out=centred)
+    mean = source.sum(0) / count.clamp(min=1)
+    # centred before the product: float32 would lose a small spread around a large mean
+    torch.sub(source, mean, out=centred)
+    scatter = _gram(centred.view(-1, heads, width).transpose(0, 1))
+    return {"count": count, "mean": mean.view(heads, width), "scatter": scatter}
+
+
+def sum_directions(x: Tensor, norm: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Add up the unit vectors of real tokens, as one weighted sum: nothing of the size of ``x`` is made.
+
+    Args:
+        x: ``[..., n, d]``.
+        norm: Its tokens' lengths ``[..., n]``.
+        mask: Bool ``[..., n]`` (sizes equal or 1), True = real token; None if all are.
+
+    Returns:
+        The sum ``[..., d]``, and how many real tokens are no zero vectors ``[...]``.
+    """
+    directed = norm != 0
+    if mask is not None:
+        x = _without_padding(x, norm, mask)
+        directed = directed & mask
+    weights = torch.where(directed, 1.0 / torch.where(directed, norm, 1.0), 0.0)
+    # in the order in which heads and tokens lie in memory: nothing is read across
+    across = x.dim() > 3 and x.stride(-3) < x.stride(-2)
+    if across:
+        x, weights = x.transpose(-3, -2), weights.transpose(-2, -1)
+    out = None if torch.is_grad_enabled() else scratch("directions", tuple(x.shape), x)
+    total = torch.mul(x, weights[..., None], out=out).sum(-3 if across else -2)
+    return total, directed.sum(-1).to(x.dtype)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """float32, or float64 if it is that already: half precision sums lose everything past three digits."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _without_padding(x: Tensor, norm: Tensor, mask: Tensor) -> Tensor:
+    """``x``, whose padding may be multiplied by zero: NaN and infinity there would outlive that."""
+    return x if bool(norm.isfinite().all()) else torch.where(mask[..., None], x, 0.0)
+
+
+def _shape(x: Tensor) -> dict[str, Tensor]:
+    """Skewness and excess kurtosis over features; NaN where they are all equal."""
+    mean = x.mean(-1, keepdim=True)
+    # the gradient alone needs what is overwritten else
+    reused = not torch.is_grad_enabled()
+    first = scratch("deviation", tuple(x.shape), x) if reused else None
+    second = scratch("square", tuple(x.shape), x) if reused else None
+    deviation = torch.sub(x, mean, out=first)
+    variance = torch.mul(deviation, deviation, out=second).mean(-1, keepdim=True)
+    # A token whose features are all equal has no shape; rounding of its mean must not give it one
+    # (the threshold is scipy.stats.skew's).
+    constant = variance <= (torch.finfo(x.dtype).resolution * mean).square()
+    # standardised first: x⁴ itself may overflow
+    z = torch.mul(deviation, torch.where(constant, 1.0, variance).rsqrt(), out=first)
+    square = torch.mul(z, z, out=second)
+    skewness = torch.mul(z, square, out=first).mean(-1)
+    kurtosis = torch.mul(square, square, out=second).mean(-1) - 3
+    shape = {"skewness": skewness, "kurtosis": kurtosis}
+    return {name: torch.where(constant[..., 0], torch.nan, plane) for name, plane in shape.items()}
+
+
+def _gram(x: Tensor) -> Tensor:
+    """``xᵀx`` of ``[..., n, d]``; of a wide one the lower blocks are mirrored, not computed."""
+    width = x.shape[-1]
+    if width < _WIDE:
+        return x.mT @ x
+    result = x.new_empty(*x.shape[:-2], width, width)
+    step = -(-width // _BLOCKS)
+    for start in range(0, width, step):
+        rows = slice(start, min(start + step, width))
+        part = x[..., rows].mT @ x[..., start:]
+        result[..., rows, start:] = part
+        result[..., start:, rows] = part.mT
+    return result

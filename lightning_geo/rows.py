@@ -1,0 +1,80 @@
+"""Random query rows: what a long sequence is measured on, and how far its mean may be off."""
+
+from __future__ import annotations
+
+import zlib
+
+import torch
+from torch import Tensor
+
+__all__ = ["RowSample", "draw_rows", "variance_of_mean"]
+
+
+class RowSample:
+    """Which rows of each sequence are measured.
+
+    Args:
+        rows: ``[B, R]`` int64. Where a sequence has fewer real tokens than R, padding fills up.
+        fraction: ``[B]``, share of the sequence's real tokens that are among them.
+    """
+
+    def __init__(self, rows: Tensor, fraction: Tensor) -> None:
+        self.rows = rows
+        self.fraction = fraction
+
+
+def draw_rows(
+    batch: int, queries: int, query_mask: Tensor | None, size: int, seed: str, device: torch.device
+) -> RowSample | None:
+    """Draw ``size`` real rows of each sequence without replacement, all where it has no more.
+
+    The same seed draws the same rows of equally long sequences: on a fixed probe the noise of the draw is
+    then the same at every sample, and what moves is the model. The global generator is not touched.
+
+    Args:
+        batch: Sequences.
+        queries: Rows of each, padding included.
+        query_mask: Bool ``[B, Nq]``, True = real token; None if all are.
+        size: Rows to draw.
+        seed: Any string.
+        device: Where the rows are needed.
+
+    Returns:
+        The rows; None where no sequence can have more than ``size``.
+    """
+    if queries <= size:
+        return None
+    generator = torch.Generator().manual_seed(zlib.crc32(seed.encode()))
+    order = torch.rand(batch, queries, generator=generator).to(device)
+    real = torch.full((batch,), queries, device=device)
+    if query_mask is not None:
+        order = order + ~query_mask  # padding last
+        real = query_mask.sum(-1)
+    rows = order.topk(size, largest=False, sorted=False).indices
+    return RowSample(rows, (size / real.clamp(min=1)).clamp(max=1.0))
+
+
+def variance_of_mean(values: Tensor, counted: Tensor, fraction: Tensor) -> Tensor:
+    r"""Variance of the mean of sampled rows as an estimate of that of all rows.
+
+    .. math:: (1 - f) \, s^2 / r
+
+    with r rows of sample variance :math:`s^2` (Bessel-corrected) that are a fraction f of all: drawing
+    without replacement, the error vanishes as f reaches 1.
+
+    Args:
+        values: One per row, ``[..., B, H, R]``.
+        counted: Bool, like ``values``: the rows that have a value.
+        fraction: ``[B]``.
+
+    Returns:
+        ``[..., B, H]``; 0 where all rows were taken, NaN where one row of several was.
+
+    Source: Cochran 1977, Sampling Techniques, section 2.5.
+    """
+    number = counted.sum(-1)
+    mean = torch.where(counted, values, 0.0).sum(-1) / number
+    squares = torch.where(counted, (values - mean[..., None]).square(), 0.0).sum(-1)
+    variance = squares / (number - 1) / number  # 0/0 where there is one row
+    rest = (1 - fraction)[:, None]
+    return torch.where(rest == 0, torch.where(number > 0, 0.0, torch.nan), rest * variance)

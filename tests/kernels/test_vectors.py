@@ -1,0 +1,170 @@
+"""Statistics of vectors on the portable backend against the oracle, and the oracle against numpy."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lightning_geo import kernels
+from lightning_geo.kernels import MOMENTS, STREAM
+
+CASES: dict[str, Callable[[], tuple[Tensor, Tensor | None]]] = {}
+
+
+def case(build: Callable[[], tuple[Tensor, Tensor | None]]) -> Callable[[], tuple[Tensor, Tensor | None]]:
+    """Vectors [B, H, N, D] and the mask of their tokens [B, N]."""
+    CASES[build.__name__] = build
+    return build
+
+
+def tokens(*shape: int, mean: float = 0.5) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0)) + mean
+
+
+RIGHT = torch.arange(13) < torch.tensor([[13], [5]])
+
+
+@case
+def plain() -> tuple[Tensor, None]:  # no mask: nothing is multiplied by it
+    return tokens(2, 3, 13, 8), None
+
+
+@case
+def padded() -> tuple[Tensor, Tensor]:
+    return tokens(2, 3, 13, 8), RIGHT
+
+
+@case
+def nan_in_padding() -> tuple[Tensor, Tensor]:  # zero times NaN is NaN
+    x = tokens(2, 3, 13, 8)
+    x.transpose(1, 2)[~RIGHT] = torch.nan
+    return x, RIGHT
+
+
+@case
+def projections() -> tuple[Tensor, Tensor]:  # [B, N, H * D] seen as [B, H, N, D], as models have it
+    return tokens(2, 13, 24).view(2, 13, 3, 8).transpose(1, 2), RIGHT
+
+
+@case
+def far_from_zero() -> tuple[Tensor, Tensor]:  # a small spread around a large mean
+    return tokens(2, 3, 13, 8, mean=100.0), RIGHT
+
+
+@case
+def zero_vectors() -> tuple[Tensor, Tensor]:  # they have no direction
+    x = tokens(2, 3, 13, 8)
+    x[0, 1, 4] = 0
+    return x, RIGHT
+
+
+@case
+def an_empty_sequence() -> tuple[Tensor, Tensor]:
+    return tokens(2, 3, 13, 8), RIGHT & torch.tensor([[True], [False]])
+
+
+@case
+def wide() -> tuple[Tensor, Tensor]:  # half of the Gram matrix is mirrored; no multiple of the blocks
+    return tokens(2, 1, 13, 259), RIGHT
+
+
+@case
+def half() -> tuple[Tensor, Tensor]:
+    return tokens(2, 3, 13, 8).half(), RIGHT
+
+
+@case
+def bfloat16() -> tuple[Tensor, Tensor]:
+    return tokens(2, 3, 13, 8).bfloat16(), RIGHT
+
+
+@case
+def one_token() -> tuple[Tensor, None]:  # no spread
+    return tokens(1, 2, 1, 4), None
+
+
+def assert_agree(got: Any, expected: Any, tolerance: float = 1e-5) -> None:
+    for field in dataclasses.fields(expected):
+        ours, theirs = (getattr(statistics, field.name) for statistics in (got, expected))
+        assert (ours is None) == (theirs is None), field.name
+        if ours is None:
+            continue
+        ours, theirs = ours.double().numpy(), theirs.double().numpy()
+        size = max(1.0, np.abs(np.nan_to_num(theirs)).max(initial=0))
+        np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=tolerance * size, err_msg=field.name)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_moments_agree_with_the_oracle(name: str) -> None:
+    x, mask = CASES[name]()
+    before = x.clone()
+    got = kernels.head_moments(x, mask, frozenset(MOMENTS))
+    assert_agree(got, kernels.head_moments(x, mask, frozenset(MOMENTS), "reference"))
+    assert torch.equal(x.nan_to_num(), before.nan_to_num())
+
+
+@pytest.mark.parametrize("with_input", [True, False])
+@pytest.mark.parametrize("name", CASES)
+def test_streams_agree_with_the_oracle(name: str, with_input: bool) -> None:
+    x, mask = CASES[name]()
+    x = x[:, 0]
+    before = x.flip(-1) * 1.5 + 0.1 if with_input else None
+    wanted = frozenset(STREAM)
+    got = kernels.stream_statistics(x, mask, before, wanted)
+    assert_agree(got, kernels.stream_statistics(x, mask, before, wanted, "reference"), 1e-4)
+
+
+@pytest.mark.parametrize("wanted", MOMENTS)
+def test_only_the_moments_that_are_wanted(wanted: str) -> None:
+    x, mask = CASES["padded"]()
+    part, whole = (kernels.head_moments(x, mask, frozenset(w)) for w in ((wanted,), MOMENTS))
+    fields = {"directions": {"directions", "directed"}, "scatter": {"scatter", "mean", "count"}}
+    there = {f.name for f in dataclasses.fields(part) if getattr(part, f.name) is not None}
+    assert there == {"valid", *fields.get(wanted, {wanted})}
+    for name in there:
+        assert torch.equal(getattr(part, name).nan_to_num(), getattr(whole, name).nan_to_num())
+
+
+@pytest.mark.parametrize("wanted", STREAM)
+def test_only_what_is_wanted_of_the_stream(wanted: str) -> None:
+    x, mask = CASES["padded"]()
+    part, whole = (
+        kernels.stream_statistics(x[:, 0], mask, x[:, 1], frozenset(w)) for w in ((wanted,), STREAM)
+    )
+    there = {f.name for f in dataclasses.fields(part) if getattr(part, f.name) is not None}
+    assert there - {"directed"} == {"valid", "finite", wanted}
+    for name in there:
+        assert torch.equal(getattr(part, name).nan_to_num(), getattr(whole, name).nan_to_num())
+
+
+@given(seed=st.integers(0, 2**32 - 1), keep=st.sampled_from([0.0, 0.5, 1.0]))
+def test_the_oracle_agrees_with_numpy(seed: int, keep: float) -> None:
+    rng = np.random.default_rng(seed)
+    x, before = rng.gamma(1.0, size=(2, 3, 2, 7, 5))
+    mask = rng.random((3, 7)) < keep
+    arrays = [torch.tensor(a) for a in (x, mask, x[:, 0], before[:, 0])]
+    moments = kernels.head_moments(arrays[0], arrays[1], frozenset(MOMENTS), "reference")
+    kept = x.transpose(0, 2, 1, 3)[mask]
+    for head in range(2):
+        if len(kept) > 1:
+            covariance = np.cov(kept[:, head].T, bias=True) * len(kept)
+            np.testing.assert_allclose(moments.scatter[head], covariance, atol=1e-9)
+    stream = kernels.stream_statistics(arrays[2], arrays[1], arrays[3], frozenset(STREAM), "reference")
+    for b, i in np.ndindex(3, 7):
+        token, start = x[b, 0, i], before[b, 0, i]
+        expected = [np.linalg.norm(token), scipy.stats.skew(token), scipy.stats.kurtosis(token),
+                    np.linalg.norm(token - start) / np.linalg.norm(start)]  # fmt: skip
+        got = [getattr(stream, n)[b, i] for n in ("norm", "skewness", "kurtosis", "update_ratio")]
+        np.testing.assert_allclose(got, expected if mask[b, i] else [np.nan] * 4, rtol=1e-9)
+    unit = x / np.linalg.norm(x, axis=-1, keepdims=True) * mask[:, None, :, None]
+    np.testing.assert_allclose(moments.directions, unit.sum(2), atol=1e-12)
+    np.testing.assert_allclose(stream.directions, unit[:, 0].sum(1), atol=1e-12)
