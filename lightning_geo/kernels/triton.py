@@ -11,6 +11,7 @@ import importlib.util
 import math
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
@@ -20,11 +21,12 @@ from lightning_geo.kernels.blocks import BlockRule
 from lightning_geo.kernels.problem import STATISTICS, AttentionProblem, AttentionStatistics
 from lightning_geo.kernels.triton_tiles import Tiles, tiles_for
 
-__all__ = ["Launch", "launches", "triton", "unsupported"]
+__all__ = ["DTYPES", "Launch", "as_bytes", "attention", "launches", "missing", "on_device", "strides", "unsupported"]
 
 _LOG2E = math.log2(math.e)
 
-_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+#: What the kernels read.
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 # what the kernels for rows write, one plane each
 _PLANES = tuple(name for name in STATISTICS if name != "received")
@@ -47,20 +49,38 @@ class Launch(NamedTuple):
         self.kernel[(self.programs,)](**self.arguments, **self.constants, **self.options)
 
 
-def unsupported(problem: AttentionProblem) -> str | None:
-    """Say why these kernels cannot take a problem; None if they can."""
-    query, key = problem.query, problem.key
+def missing(device: torch.device) -> str | None:
+    """Say what keeps Triton's kernels from running on a device; None if nothing does."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
     if not _interpreted():
-        if query.device.type != "cuda":
-            return f"tensors are on {query.device}, not on a CUDA device"
+        if device.type != "cuda":
+            return f"tensors are on {device}, not on a CUDA device"
         if torch.version.hip is not None:
             return "the device is no NVIDIA GPU"
-        if torch.cuda.get_device_capability(query.device) < (8, 0):
-            return f"{torch.cuda.get_device_name(query.device)} has a compute capability below 8.0"
+        if torch.cuda.get_device_capability(device) < (8, 0):
+            return f"{torch.cuda.get_device_name(device)} has a compute capability below 8.0"
+    return None
+
+
+def on_device(device: torch.device) -> AbstractContextManager[object]:
+    """Make a CUDA device the current one, which kernels are launched on."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+def unsupported(operation: str, problem: AttentionProblem) -> str | None:
+    """Say why these kernels cannot take a problem; None if they can.
+
+    Args:
+        operation: ``"attention"``, the only one here.
+        problem: The attention call.
+    """
+    query, key = problem.query, problem.key
+    reason = missing(query.device)
+    if reason is not None:
+        return reason
     for tensor in (query, key):
-        if tensor.dtype not in _DTYPES:
+        if tensor.dtype not in DTYPES:
             return f"a dtype of {tensor.dtype}"
     if query.shape[3] > 256:
         return f"a head_dim of {query.shape[3]}, above 256"
@@ -73,7 +93,7 @@ def unsupported(problem: AttentionProblem) -> str | None:
     return None
 
 
-def triton(problem: AttentionProblem, tiles: Tiles | None = None) -> AttentionStatistics:
+def attention(problem: AttentionProblem, tiles: Tiles | None = None) -> AttentionStatistics:
     """Compute the statistics of one attention call on a CUDA device, in float32.
 
     Args:
@@ -85,7 +105,7 @@ def triton(problem: AttentionProblem, tiles: Tiles | None = None) -> AttentionSt
     """
     device = problem.query.device
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
-    with torch.no_grad(), torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+    with torch.no_grad(), on_device(device):
         todo, statistics = launches(problem, capability, tiles)
         for launch in todo:
             launch.run()
@@ -169,8 +189,8 @@ class _Plan:
             if mask is not None:
                 is_bool = mask.dtype == torch.bool
                 kind = (triton_masks.BOOL_MASK if is_bool else triton_masks.FLOAT_MASK).value
-            self.masks[f"mask_{name}"] = query if mask is None else _as_bytes(mask)
-            self.masks |= _strides(name, "bhqk", mask)
+            self.masks[f"mask_{name}"] = query if mask is None else as_bytes(mask)
+            self.masks |= strides(name, "bhqk", mask)
             self.mask_flags[f"MASK_{name.upper()}"] = kind
             self.mask_flags[f"MASK_{name.upper()}_ROWS"] = mask is not None and mask.shape[2] > 1
         self.scores = {
@@ -288,7 +308,7 @@ class _Plan:
                 "softmax": planes if softmax is None else softmax,
                 "damaged": planes if damaged is None else damaged,
                 "queries": problem.query.shape[2],
-                **_strides("counts", "bhq", counted),
+                **strides("counts", "bhq", counted),
             },
             {
                 **self._tile_constants(tile),
@@ -321,8 +341,8 @@ class _Plan:
             "query": problem.query,
             "key": problem.key,
             "rows": problem.query if problem.rows is None else problem.rows.contiguous(),
-            **_strides("query", "bhnd", problem.query),
-            **_strides("key", "bhnd", problem.key),
+            **strides("query", "bhnd", problem.query),
+            **strides("key", "bhnd", problem.key),
             "heads": heads,
             "group": problem.group_size,
             "keys": problem.keys,
@@ -344,14 +364,15 @@ class _Plan:
         }
 
     def _flags(self, flags: Tensor | None) -> Tensor:
-        return self.problem.query if flags is None else _as_bytes(flags.contiguous())
+        return self.problem.query if flags is None else as_bytes(flags.contiguous())
 
 
-def _as_bytes(mask: Tensor) -> Tensor:
+def as_bytes(mask: Tensor) -> Tensor:
+    """View flags as bytes, which kernels read and write; anything else stays."""
     return mask.view(torch.uint8) if mask.dtype == torch.bool else mask
 
 
-def _strides(name: str, axes: str, tensor: Tensor | None) -> dict[str, int]:
+def strides(name: str, axes: str, tensor: Tensor | None) -> dict[str, int]:
     """Strides by argument name, 0 along axes of size 1, which are read for every index."""
     if tensor is None:
         return {f"{name}_{axis}": 0 for axis in axes}
