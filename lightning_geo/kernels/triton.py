@@ -15,9 +15,11 @@ from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_geo.kernels.blocks import BlockRule
+from lightning_geo.kernels.masks import HIDDEN_BELOW
 from lightning_geo.kernels.problem import STATISTICS, AttentionProblem, AttentionStatistics
 from lightning_geo.kernels.triton_tiles import Tiles, tiles_for
 
@@ -30,6 +32,12 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 # what the kernels for rows write, one plane each
 _PLANES = tuple(name for name in STATISTICS if name != "received")
+
+#: Score of a hidden key: ``triton_masks.HIDDEN`` for code that must do without Triton.
+HIDDEN_SCORE = -(2.0**100)
+
+# a multiple of all tiles' keys
+_PITCH = 128
 
 # factors of the exponent for which bare dot products can be hidden without overflow
 _TAME_FACTORS = (1e-3, 64.0)
@@ -130,11 +138,12 @@ def _interpreted() -> bool:
 
 
 def _slots(problem: AttentionProblem) -> list[Tensor]:
-    """The masks, float ones first, bool ones merged where that makes none of them larger."""
-    floats = [mask for mask in problem.masks if isinstance(mask, Tensor) and mask.dtype != torch.bool]
+    """The masks that differ between rows, float ones first, bool ones merged where that makes none larger."""
+    masks = [mask for mask in problem.masks if isinstance(mask, Tensor) and mask.shape[2] > 1]
+    floats = [mask for mask in masks if mask.dtype != torch.bool]
     bools: list[Tensor] = []
-    for mask in problem.masks:
-        if isinstance(mask, Tensor) and mask.dtype == torch.bool:
+    for mask in masks:
+        if mask.dtype == torch.bool:
             for i, other in enumerate(bools):
                 shape = torch.broadcast_shapes(mask.shape, other.shape)
                 if math.prod(shape) <= max(mask.numel(), other.numel()):
@@ -143,6 +152,31 @@ def _slots(problem: AttentionProblem) -> list[Tensor]:
             else:
                 bools.append(mask)
     return floats + bools
+
+
+def _key_row(problem: AttentionProblem, pitch: int) -> tuple[Tensor | None, bool]:
+    """The masks that are the same for all rows as one ``[B or 1, H or 1, pitch]``, and whether it adds anything.
+
+    float32, so that a thread reads several at once; ``HIDDEN`` where a key is hidden, and beyond the last.
+    """
+    hidden: Tensor | None = None
+    bias: Tensor | None = None
+    for mask in problem.masks:
+        if isinstance(mask, Tensor) and mask.shape[2] == 1:
+            row = mask[:, :, 0]
+            if mask.dtype == torch.bool:
+                part = ~row
+            else:
+                part = row <= HIDDEN_BELOW
+                row = row.to(torch.float32).masked_fill(part, 0.0)
+                bias = row if bias is None else bias + row
+            hidden = part if hidden is None else hidden | part
+    if hidden is None:
+        return None, False
+    row = torch.zeros_like(hidden, dtype=torch.float32) if bias is None else bias
+    row = row.masked_fill(hidden, HIDDEN_SCORE)
+    row = row.expand(*row.shape[:2], problem.keys)
+    return F.pad(row, (0, pitch - problem.keys), value=HIDDEN_SCORE), bias is not None
 
 
 def _right(problem: AttentionProblem) -> int:
@@ -165,13 +199,15 @@ class _Plan:
         dtype = torch.float32 if self.upcast else query.dtype
         width = query.shape[3]
         block = max(16, 1 << (width - 1).bit_length())
-        self.tiles = tiles or tiles_for(block, dtype, capability)
-
         masks = _slots(problem)
+        # rows of keys reach to the end of any tile
+        self.pitch = -(-problem.keys // _PITCH) * _PITCH
+        key_row, biased = _key_row(problem, self.pitch)
         factor = problem.scale * _LOG2E
         # bare dot products save a multiplication per score; float masks and caps need scores
         scaled = (
             problem.softcap is not None
+            or biased
             or any(mask.dtype != torch.bool for mask in masks)
             or not _TAME_FACTORS[0] <= factor <= _TAME_FACTORS[1]
         )
@@ -181,8 +217,11 @@ class _Plan:
             "right": problem.right or 0,
         }
         self.band_flags = {"LEFT": problem.left is not None, "RIGHT": _right(problem)}
-        self.masks: dict[str, Any] = {}
-        self.mask_flags: dict[str, Any] = {}
+        self.masks: dict[str, Any] = {
+            "key_row": query if key_row is None else key_row,
+            **strides("row", "bh", None if key_row is None else key_row[..., 0]),
+        }
+        self.mask_flags: dict[str, Any] = {"KEY_ROW": 0 if key_row is None else 2 if biased else 1}
         for slot, name in enumerate("ab"):
             mask = masks[slot] if slot < len(masks) else None
             kind = 0
@@ -207,9 +246,13 @@ class _Plan:
             "SCALED": scaled,
             "CAPPED": problem.softcap is not None,
         }
-        self.mask_heads = max((mask.shape[1] for mask in masks), default=1)
+        hungry = bool(problem.masks) or (self._asked("special_mass") and block > 64)
+        self.tiles = tiles or tiles_for(block, dtype, capability, hungry)
+        together = masks if key_row is None else [*masks, key_row]
+        self.mask_heads = max((mask.shape[1] for mask in together), default=1)
         # whether rows differ in which keys they may see
-        self.per_row = any(self.band_flags.values()) or any(mask.shape[2] > 1 for mask in masks)
+        self.per_row = any(self.band_flags.values()) or bool(masks)
+        self.count = self._asked("visible_keys") and bool(problem.masks)
         self.planes = [name for name in _PLANES if self._asked(name)]
 
     def _asked(self, name: str) -> bool:
@@ -225,9 +268,8 @@ class _Plan:
         live = new(shape, dtype=torch.bool)
         todo: list[Launch] = []
         counts = first = None
-        count = self._asked("visible_keys") and bool(problem.masks)
-        if count or self._asked("first_mass"):
-            launch, counts, first = self._visibility(count)
+        if self.count or self._asked("first_mass"):
+            launch, counts, first = self._visibility(self.count)
             todo.append(launch)
         softmax = damaged = received = None
         if "received" in problem.wanted:
@@ -288,7 +330,7 @@ class _Plan:
         from lightning_geo.kernels import triton_rows
 
         problem = self.problem
-        counted = counts if problem.masks and self._asked("visible_keys") else None
+        counted = counts if self.count else None
         statistics = {
             name.upper(): self.planes.index(name) if name in self.planes else -1 for name in _PLANES
         }
@@ -299,7 +341,7 @@ class _Plan:
             {
                 **self._inputs(),
                 "query_mask": self._flags(problem.query_mask),
-                "special": self._flags(problem.special),
+                "special": self._special(),
                 "sinks": problem.query if problem.sinks is None else problem.sinks.contiguous(),
                 "counts": planes if counted is None else counted,
                 "first": live.view(torch.uint8) if first is None else first,
@@ -308,6 +350,7 @@ class _Plan:
                 "softmax": planes if softmax is None else softmax,
                 "damaged": planes if damaged is None else damaged,
                 "queries": problem.query.shape[2],
+                "pitch": self.pitch,
                 **strides("counts", "bhq", counted),
             },
             {
@@ -362,6 +405,12 @@ class _Plan:
             "BLOCK_M": tile.queries,
             "BLOCK_N": tile.keys,
         }
+
+    def _special(self) -> Tensor:
+        if not self._asked("special_mass") or self.problem.special is None:
+            return self.problem.query
+        weights = self.problem.special.to(torch.float32)
+        return F.pad(weights, (0, self.pitch - self.problem.keys))
 
     def _flags(self, flags: Tensor | None) -> Tensor:
         return self.problem.query if flags is None else as_bytes(flags.contiguous())

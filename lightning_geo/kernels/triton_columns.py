@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from lightning_geo.kernels.triton_masks import HIDDEN, apply_mask, in_band
+from lightning_geo.kernels.triton_masks import HIDDEN, apply_key_row, apply_mask, in_band
 from lightning_geo.kernels.triton_rows import exponents, load_block, scaled_scores, sum_classes
 
 __all__ = ["columns_kernel"]
@@ -17,6 +17,7 @@ def _add_tile(
     column,
     query,
     rows,
+    key_row,
     mask_a,
     mask_b,
     softmax,
@@ -47,6 +48,7 @@ def _add_tile(
     LEFT: tl.constexpr,
     RIGHT: tl.constexpr,
     CHOSEN: tl.constexpr,
+    KEY_ROW: tl.constexpr,
     MASK_A: tl.constexpr,
     MASK_A_ROWS: tl.constexpr,
     MASK_B: tl.constexpr,
@@ -74,7 +76,9 @@ def _add_tile(
     s = tl.dot(k, tl.trans(q), input_precision=PRECISION)
     s = scaled_scores(s, scale, softcap, SCALED, CAPPED)
     index = tl.minimum(column, keys - 1)[:, None].to(tl.int64)
-    s = apply_mask(s, mask_a, row64[None, :], index, a_q, a_k, MASK_A, MASK_A_ROWS, GUARD=False)
+    if KEY_ROW != 0:
+        s = apply_key_row(s, tl.load(key_row + column)[:, None], KEY_ROW)
+    s = apply_mask(s, mask_a, row64[None, :], index, a_q, a_k, MASK_A, MASK_A_ROWS, GUARD=KEY_ROW != 0)
     s = apply_mask(s, mask_b, row64[None, :], index, b_q, b_k, MASK_B, MASK_B_ROWS, GUARD=True)
     if MASK_A == 2:  # a float mask may hold NaN for such rows, too
         s = tl.where((share > 0)[None, :], s, HIDDEN)
@@ -90,6 +94,7 @@ def columns_kernel(
     query,
     key,
     rows,
+    key_row,
     mask_a,
     mask_b,
     softmax,
@@ -103,6 +108,8 @@ def columns_kernel(
     key_h,
     key_n,
     key_d,
+    row_b,
+    row_h,
     a_b,
     a_h,
     a_q,
@@ -133,6 +140,7 @@ def columns_kernel(
     LEFT: tl.constexpr,
     RIGHT: tl.constexpr,
     CHOSEN: tl.constexpr,
+    KEY_ROW: tl.constexpr,
     MASK_A: tl.constexpr,
     MASK_A_ROWS: tl.constexpr,
     MASK_B: tl.constexpr,
@@ -148,6 +156,7 @@ def columns_kernel(
     batch64 = batch.to(tl.int64)
     query += batch64 * query_b + head.to(tl.int64) * query_h
     key += batch64 * key_b + (head // group).to(tl.int64) * key_h
+    key_row += batch64 * row_b + head.to(tl.int64) * row_h
     mask_a += batch64 * a_b + head.to(tl.int64) * a_h
     mask_b += batch64 * b_b + head.to(tl.int64) * b_h
     softmax += flat.to(tl.int64) * measured
@@ -182,19 +191,19 @@ def columns_kernel(
     total = tl.zeros([BLOCK_N, 8], tl.float32)
     for tile in range(a, b):
         total = _add_tile(
-            tile, k, total, column, query, rows, mask_a, mask_b, softmax, query_n, query_d,
+            tile, k, total, column, query, rows, key_row, mask_a, mask_b, softmax, query_n, query_d,
             a_q, a_k, b_q, b_k, keys, measured, offset, left, right, plane, scale, softcap, factor,
             False, D, BLOCK_D, BLOCK_M, BLOCK_N, UPCAST, PRECISION, SCALED, CAPPED, LEFT, RIGHT, CHOSEN,
-            MASK_A, MASK_A_ROWS, MASK_B, MASK_B_ROWS,
+            KEY_ROW, MASK_A, MASK_A_ROWS, MASK_B, MASK_B_ROWS,
         )  # fmt: skip
     for step in range(0, (a - begin) + (stop - b)):
         tile = begin + step
         tile = tl.where(tile >= a, tile + (b - a), tile)
         total = _add_tile(
-            tile, k, total, column, query, rows, mask_a, mask_b, softmax, query_n, query_d,
+            tile, k, total, column, query, rows, key_row, mask_a, mask_b, softmax, query_n, query_d,
             a_q, a_k, b_q, b_k, keys, measured, offset, left, right, plane, scale, softcap, factor,
             True, D, BLOCK_D, BLOCK_M, BLOCK_N, UPCAST, PRECISION, SCALED, CAPPED, LEFT, RIGHT, CHOSEN,
-            MASK_A, MASK_A_ROWS, MASK_B, MASK_B_ROWS,
+            KEY_ROW, MASK_A, MASK_A_ROWS, MASK_B, MASK_B_ROWS,
         )  # fmt: skip
     mass = tl.sum(total, 1)
     # a NaN here means a NaN key that no live row sees, for otherwise the head is damaged

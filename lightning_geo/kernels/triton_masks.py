@@ -4,12 +4,13 @@ import triton
 import triton.language as tl
 
 from lightning_geo.kernels.masks import HIDDEN_BELOW
+from lightning_geo.kernels.triton import HIDDEN_SCORE
 
-__all__ = ["BOOL_MASK", "CAUSAL", "FLOAT_MASK", "HIDDEN", "apply_mask", "in_band", "visibility_kernel"]
+__all__ = ["BOOL_MASK", "CAUSAL", "FLOAT_MASK", "HIDDEN", "apply_key_row", "apply_mask", "in_band", "visibility_kernel"]
 
 #: Score of a hidden key: finite, so that no inf - inf arises, and a power of two, so that a product with
 #: it is exact: a fused multiply-add must find it equal to itself.
-HIDDEN = tl.constexpr(-(2.0**100))
+HIDDEN = tl.constexpr(HIDDEN_SCORE)
 
 #: The kinds of a mask slot; 0 is an empty one.
 BOOL_MASK = tl.constexpr(1)
@@ -19,6 +20,16 @@ FLOAT_MASK = tl.constexpr(2)
 CAUSAL = tl.constexpr(2)
 
 _HIDDEN_BELOW = tl.constexpr(HIDDEN_BELOW)
+
+
+@triton.jit
+def apply_key_row(scores, values, KIND: tl.constexpr):
+    """Apply what is the same for all rows: ``values`` broadcast to scores, ``HIDDEN`` where a key is hidden."""
+    if KIND == 1:
+        scores = tl.where(values == HIDDEN, HIDDEN, scores)
+    elif KIND == 2:
+        scores = tl.where(values == HIDDEN, HIDDEN, scores + values)
+    return scores
 
 
 @triton.jit
@@ -68,10 +79,13 @@ def in_band(positions, columns, left, right, LEFT: tl.constexpr, RIGHT: tl.const
 @triton.jit
 def visibility_kernel(
     query_mask,
+    key_row,
     mask_a,
     mask_b,
     counts,
     first,
+    row_b,
+    row_h,
     a_b,
     a_h,
     a_q,
@@ -90,6 +104,7 @@ def visibility_kernel(
     LEFT: tl.constexpr,
     RIGHT: tl.constexpr,
     QUERY_MASK: tl.constexpr,
+    KEY_ROW: tl.constexpr,
     MASK_A: tl.constexpr,
     MASK_A_ROWS: tl.constexpr,
     MASK_B: tl.constexpr,
@@ -109,6 +124,7 @@ def visibility_kernel(
     block = pid % blocks
     head = (pid // blocks) % heads
     batch = (pid // blocks) // heads
+    key_row += batch.to(tl.int64) * row_b + head.to(tl.int64) * row_h
     mask_a += batch.to(tl.int64) * a_b + head.to(tl.int64) * a_h
     mask_b += batch.to(tl.int64) * b_b + head.to(tl.int64) * b_h
     query_mask += batch.to(tl.int64) * queries
@@ -138,6 +154,8 @@ def visibility_kernel(
         scores = tl.where((column < keys)[None, :], tl.zeros([BLOCK_M, BLOCK_N], tl.float32), HIDDEN)
         if LEFT or RIGHT:
             scores = tl.where(in_band(position, column[None, :], left, right, LEFT, RIGHT), scores, HIDDEN)
+        if KEY_ROW != 0:
+            scores = apply_key_row(scores, tl.load(key_row + safe), 1)
         index = row[:, None].to(tl.int64)
         scores = apply_mask(scores, mask_a, index, safe, a_q, a_k, MASK_A, MASK_A_ROWS, GUARD=True)
         scores = apply_mask(scores, mask_b, index, safe, b_q, b_k, MASK_B, MASK_B_ROWS, GUARD=True)

@@ -14,7 +14,7 @@ threads, and sums over a tile stay within a thread. They cross threads once, at 
 import triton
 import triton.language as tl
 
-from lightning_geo.kernels.triton_masks import CAUSAL, HIDDEN, apply_mask, in_band
+from lightning_geo.kernels.triton_masks import CAUSAL, HIDDEN, apply_key_row, apply_mask, in_band
 
 __all__ = ["base_of", "exponents", "load_block", "rows_kernel", "scaled_scores", "sum_classes"]
 
@@ -86,6 +86,7 @@ def _tile(
     q,
     key,
     special,
+    key_row,
     mask_a,
     mask_b,
     row,
@@ -122,6 +123,7 @@ def _tile(
     CAPPED: tl.constexpr,
     LEFT: tl.constexpr,
     RIGHT: tl.constexpr,
+    KEY_ROW: tl.constexpr,
     MASK_A: tl.constexpr,
     MASK_A_ROWS: tl.constexpr,
     MASK_B: tl.constexpr,
@@ -143,15 +145,17 @@ def _tile(
     s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     s = scaled_scores(s, scale, softcap, SCALED, CAPPED)
     index = tl.minimum(column, keys - 1) if KIND == 0 and TAIL else column
+    if KEY_ROW != 0:
+        s = apply_key_row(s, tl.load(key_row + column)[None, :], KEY_ROW)
     if MASK_A != 0:
         s = apply_mask(
-            s, mask_a, row[:, None], index[None, :].to(tl.int64), a_q, a_k, MASK_A, MASK_A_ROWS, GUARD=False
+            s, mask_a, row[:, None], index[None, :].to(tl.int64), a_q, a_k, MASK_A, MASK_A_ROWS, GUARD=KEY_ROW != 0
         )
     if MASK_B != 0:
         s = apply_mask(
             s, mask_b, row[:, None], index[None, :].to(tl.int64), b_q, b_k, MASK_B, MASK_B_ROWS, GUARD=True
         )
-    if KIND == 0 and TAIL:
+    if KIND == 0 and TAIL and KEY_ROW == 0:
         s = tl.where((column < keys)[None, :], s, HIDDEN)
     if KIND == 0 and (LEFT or RIGHT):
         s = tl.where(in_band(position[:, None], column[None, :], left, right, LEFT, RIGHT), s, HIDDEN)
@@ -192,7 +196,7 @@ def _tile(
             signed = _sum_ahead(e, mass, reach, BLOCK_M, BLOCK_N)
             distance = decay * distance + (signed if KIND > 0 else -signed)
     if SPECIAL:
-        weight = (tl.load(special + index) != 0).to(tl.float32)[None, :]
+        weight = tl.load(special + column)[None, :]
         marked = decay * marked + sum_classes(e * weight, BLOCK_M, BLOCK_N)
     return new, total, moment, squares, before, after, distance, marked
 
@@ -212,6 +216,7 @@ def _share(
     column,
     index,
     inside,
+    key_row,
     mask_a,
     mask_b,
     row,
@@ -231,6 +236,7 @@ def _share(
     CAPPED: tl.constexpr,
     LEFT: tl.constexpr,
     RIGHT: tl.constexpr,
+    KEY_ROW: tl.constexpr,
     MASK_A: tl.constexpr,
     MASK_A_ROWS: tl.constexpr,
     MASK_B: tl.constexpr,
@@ -238,7 +244,9 @@ def _share(
 ):
     """Probability of one key per row, from its dot product; 0 where it is hidden or does not exist."""
     s = scaled_scores(dot, scale, softcap, SCALED, CAPPED)
-    s = apply_mask(s, mask_a, row, index, a_q, a_k, MASK_A, MASK_A_ROWS, GUARD=False)
+    if KEY_ROW != 0:
+        s = apply_key_row(s, tl.load(key_row + index), KEY_ROW)
+    s = apply_mask(s, mask_a, row, index, a_q, a_k, MASK_A, MASK_A_ROWS, GUARD=KEY_ROW != 0)
     s = apply_mask(s, mask_b, row, index, b_q, b_k, MASK_B, MASK_B_ROWS, GUARD=True)
     if LEFT or RIGHT:
         inside = inside & in_band(position, column, left, right, LEFT, RIGHT)
@@ -263,6 +271,7 @@ def rows_kernel(
     sinks,
     counts,
     first,
+    key_row,
     mask_a,
     mask_b,
     planes,
@@ -277,6 +286,8 @@ def rows_kernel(
     key_h,
     key_n,
     key_d,
+    row_b,
+    row_h,
     a_b,
     a_h,
     a_q,
@@ -292,6 +303,7 @@ def rows_kernel(
     group,
     queries,
     keys,
+    pitch,
     measured,
     offset,
     left,
@@ -313,6 +325,7 @@ def rows_kernel(
     RIGHT: tl.constexpr,
     CHOSEN: tl.constexpr,
     QUERY_MASK: tl.constexpr,
+    KEY_ROW: tl.constexpr,
     MASK_A: tl.constexpr,
     MASK_A_ROWS: tl.constexpr,
     MASK_B: tl.constexpr,
@@ -351,7 +364,8 @@ def rows_kernel(
     key += batch64 * key_b + (head // group).to(tl.int64) * key_h
     mask_a += batch64 * a_b + head.to(tl.int64) * a_h
     mask_b += batch64 * b_b + head.to(tl.int64) * b_h
-    special += batch64 * keys
+    key_row += batch64 * row_b + head.to(tl.int64) * row_h
+    special += batch64 * pitch
 
     # ---- rows
     slot = block * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -411,11 +425,11 @@ def rows_kernel(
     marked = tl.zeros([BLOCK_M, 8], tl.float32)
     for tile in range(a, b):
         peak, total, moment, squares, before, after, distance, marked = _tile(
-            tile, q, key, special, mask_a, mask_b, row64, position,
+            tile, q, key, special, key_row, mask_a, mask_b, row64, position,
             peak, total, moment, squares, before, after, distance, marked,
             key_n, key_d, a_q, a_k, b_q, b_k, keys, left, right, scale, softcap, factor,
             -1, D, BLOCK_D, BLOCK_M, BLOCK_N, TAIL, UPCAST, PRECISION, SCALED, CAPPED, LEFT, RIGHT,
-            MASK_A, MASK_A_ROWS, MASK_B, MASK_B_ROWS,
+            KEY_ROW, MASK_A, MASK_A_ROWS, MASK_B, MASK_B_ROWS,
             CONCENTRATION >= 0, SIDES, DISTANCE >= 0, SPECIAL_MASS >= 0,
         )  # fmt: skip
     for step in range(0, (a - begin) + (c - b) + (stop - d)):
@@ -423,21 +437,21 @@ def rows_kernel(
         tile = tl.where(tile >= a, tile + (b - a), tile)
         tile = tl.where(tile >= c, tile + (d - c), tile)
         peak, total, moment, squares, before, after, distance, marked = _tile(
-            tile, q, key, special, mask_a, mask_b, row64, position,
+            tile, q, key, special, key_row, mask_a, mask_b, row64, position,
             peak, total, moment, squares, before, after, distance, marked,
             key_n, key_d, a_q, a_k, b_q, b_k, keys, left, right, scale, softcap, factor,
             0, D, BLOCK_D, BLOCK_M, BLOCK_N, TAIL, UPCAST, PRECISION, SCALED, CAPPED, LEFT, RIGHT,
-            MASK_A, MASK_A_ROWS, MASK_B, MASK_B_ROWS,
+            KEY_ROW, MASK_A, MASK_A_ROWS, MASK_B, MASK_B_ROWS,
             CONCENTRATION >= 0, SIDES, DISTANCE >= 0, SPECIAL_MASS >= 0,
         )  # fmt: skip
     if (SIDES or DISTANCE >= 0) and RIGHT != CAUSAL:
         for tile in range(c, d):
             peak, total, moment, squares, before, after, distance, marked = _tile(
-                tile, q, key, special, mask_a, mask_b, row64, position,
+                tile, q, key, special, key_row, mask_a, mask_b, row64, position,
                 peak, total, moment, squares, before, after, distance, marked,
                 key_n, key_d, a_q, a_k, b_q, b_k, keys, left, right, scale, softcap, factor,
                 1, D, BLOCK_D, BLOCK_M, BLOCK_N, TAIL, UPCAST, PRECISION, SCALED, CAPPED, LEFT, RIGHT,
-                MASK_A, MASK_A_ROWS, MASK_B, MASK_B_ROWS,
+                KEY_ROW, MASK_A, MASK_A_ROWS, MASK_B, MASK_B_ROWS,
                 CONCENTRATION >= 0, SIDES, DISTANCE >= 0, SPECIAL_MASS >= 0,
             )  # fmt: skip
 
@@ -507,30 +521,30 @@ def rows_kernel(
             dots_f = _dot_step(dots_f, part, key, index_f, inside_f, some, key_n, key_d, D, FIRST_MASS >= 0)
         if PREVIOUS_MASS >= 0:
             found = _share(
-                tl.sum(dots_p, 1), position - 1, index_p, inside_p, mask_a, mask_b, row64, position, base, mass,
+                tl.sum(dots_p, 1), position - 1, index_p, inside_p, key_row, mask_a, mask_b, row64, position, base, mass,
                 a_q, a_k, b_q, b_k, left, right, scale, softcap, factor,
-                SCALED, CAPPED, LEFT, RIGHT, MASK_A, MASK_A_ROWS, MASK_B, MASK_B_ROWS,
+                SCALED, CAPPED, LEFT, RIGHT, KEY_ROW, MASK_A, MASK_A_ROWS, MASK_B, MASK_B_ROWS,
             )  # fmt: skip
             _store(planes, plane, at, found, defined, inside, PREVIOUS_MASS)
         if SELF_MASS >= 0:
             found = _share(
-                tl.sum(dots_s, 1), position, index_s, inside_s, mask_a, mask_b, row64, position, base, mass,
+                tl.sum(dots_s, 1), position, index_s, inside_s, key_row, mask_a, mask_b, row64, position, base, mass,
                 a_q, a_k, b_q, b_k, left, right, scale, softcap, factor,
-                SCALED, CAPPED, LEFT, RIGHT, MASK_A, MASK_A_ROWS, MASK_B, MASK_B_ROWS,
+                SCALED, CAPPED, LEFT, RIGHT, KEY_ROW, MASK_A, MASK_A_ROWS, MASK_B, MASK_B_ROWS,
             )  # fmt: skip
             _store(planes, plane, at, found, defined, inside, SELF_MASS)
         if NEXT_MASS >= 0:
             found = _share(
-                tl.sum(dots_n, 1), position + 1, index_n, inside_n, mask_a, mask_b, row64, position, base, mass,
+                tl.sum(dots_n, 1), position + 1, index_n, inside_n, key_row, mask_a, mask_b, row64, position, base, mass,
                 a_q, a_k, b_q, b_k, left, right, scale, softcap, factor,
-                SCALED, CAPPED, LEFT, RIGHT, MASK_A, MASK_A_ROWS, MASK_B, MASK_B_ROWS,
+                SCALED, CAPPED, LEFT, RIGHT, KEY_ROW, MASK_A, MASK_A_ROWS, MASK_B, MASK_B_ROWS,
             )  # fmt: skip
             _store(planes, plane, at, found, defined, inside, NEXT_MASS)
         if FIRST_MASS >= 0:
             found = _share(
-                tl.sum(dots_f, 1), first_column, index_f, inside_f, mask_a, mask_b, row64, position, base, mass,
+                tl.sum(dots_f, 1), first_column, index_f, inside_f, key_row, mask_a, mask_b, row64, position, base, mass,
                 a_q, a_k, b_q, b_k, left, right, scale, softcap, factor,
-                SCALED, CAPPED, LEFT, RIGHT, MASK_A, MASK_A_ROWS, MASK_B, MASK_B_ROWS,
+                SCALED, CAPPED, LEFT, RIGHT, KEY_ROW, MASK_A, MASK_A_ROWS, MASK_B, MASK_B_ROWS,
             )  # fmt: skip
             _store(planes, plane, at, found, defined, inside, FIRST_MASS)
     if VISIBLE_KEYS >= 0:
