@@ -23,7 +23,17 @@ from lightning_geo.kernels.masks import HIDDEN_BELOW
 from lightning_geo.kernels.problem import STATISTICS, AttentionProblem, AttentionStatistics
 from lightning_geo.kernels.triton_tiles import Tiles, tiles_for
 
-__all__ = ["DTYPES", "Launch", "as_bytes", "attention", "launches", "missing", "on_device", "strides", "unsupported"]
+__all__ = [
+    "DTYPES",
+    "Launch",
+    "as_bytes",
+    "attention",
+    "launches",
+    "missing",
+    "on_device",
+    "strides",
+    "unsupported",
+]
 
 _LOG2E = math.log2(math.e)
 
@@ -155,7 +165,7 @@ def _slots(problem: AttentionProblem) -> list[Tensor]:
 
 
 def _key_row(problem: AttentionProblem, pitch: int) -> tuple[Tensor | None, bool]:
-    """The masks that are the same for all rows as one ``[B or 1, H or 1, pitch]``, and whether it adds anything.
+    """The masks that are the same for all rows as ``[B or 1, H or 1, pitch]``, and whether they add anything.
 
     float32, so that a thread reads several at once; ``HIDDEN`` where a key is hidden, and beyond the last.
     """
@@ -247,7 +257,7 @@ class _Plan:
             "CAPPED": problem.softcap is not None,
         }
         hungry = bool(problem.masks) or (self._asked("special_mass") and block > 64)
-        self.tiles = tiles or tiles_for(block, dtype, capability, hungry)
+        self.tiles = tiles or tiles_for(block, dtype, capability, hungry, bool(masks))
         together = masks if key_row is None else [*masks, key_row]
         self.mask_heads = max((mask.shape[1] for mask in together), default=1)
         # whether rows differ in which keys they may see

@@ -196,7 +196,7 @@ def columns_kernel(
             False, D, BLOCK_D, BLOCK_M, BLOCK_N, UPCAST, PRECISION, SCALED, CAPPED, LEFT, RIGHT, CHOSEN,
             KEY_ROW, MASK_A, MASK_A_ROWS, MASK_B, MASK_B_ROWS,
         )  # fmt: skip
-    for step in range(0, (a - begin) + (stop - b)):
+    for step in range((a - begin) + (stop - b)):
         tile = begin + step
         tile = tl.where(tile >= a, tile + (b - a), tile)
         total = _add_tile(

@@ -6,7 +6,16 @@ import triton.language as tl
 from lightning_geo.kernels.masks import HIDDEN_BELOW
 from lightning_geo.kernels.triton import HIDDEN_SCORE
 
-__all__ = ["BOOL_MASK", "CAUSAL", "FLOAT_MASK", "HIDDEN", "apply_key_row", "apply_mask", "in_band", "visibility_kernel"]
+__all__ = [
+    "BOOL_MASK",
+    "CAUSAL",
+    "FLOAT_MASK",
+    "HIDDEN",
+    "apply_key_row",
+    "apply_mask",
+    "in_band",
+    "visibility_kernel",
+]
 
 #: Score of a hidden key: finite, so that no inf - inf arises, and a power of two, so that a product with
 #: it is exact: a fused multiply-add must find it equal to itself.
@@ -24,7 +33,7 @@ _HIDDEN_BELOW = tl.constexpr(HIDDEN_BELOW)
 
 @triton.jit
 def apply_key_row(scores, values, KIND: tl.constexpr):
-    """Apply what is the same for all rows: ``values`` broadcast to scores, ``HIDDEN`` where a key is hidden."""
+    """Apply what is the same for all rows: ``values`` broadcast to scores, ``HIDDEN`` for a hidden key."""
     if KIND == 1:
         scores = tl.where(values == HIDDEN, HIDDEN, scores)
     elif KIND == 2:
@@ -164,7 +173,7 @@ def visibility_kernel(
             count += tl.sum(visible.to(tl.float32), 1)
         if FIRST:
             candidate = visible & live[:, None]
-            if QUERY_MASK:
+            if QUERY_MASK:  # noqa: SIM102 (one is known to the compiler, the other is not)
                 if queries == keys:
                     candidate = candidate & (tl.load(query_mask + safe) != 0)
             found = tl.where(candidate, column[None, :], keys)

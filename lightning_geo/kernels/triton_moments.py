@@ -35,7 +35,7 @@ def stream_kernel(
     UPDATE_RATIO: tl.constexpr,
     DIRECTIONS: tl.constexpr,
 ):
-    """Statistics of a chunk of tokens of one sequence. ``NORM`` and so on are planes' indices, -1 for none."""
+    """Statistics of a chunk of tokens of a sequence. ``NORM`` and so on are planes' indices, -1 for none."""
     program = tl.program_id(0)
     batch = (program // chunks).to(tl.int64)
     chunk = program % chunks
@@ -49,7 +49,9 @@ def stream_kernel(
         token64 = token.to(tl.int64)
         load = inside[:, None] & there
         values = tl.load(
-            x + batch * x_b + (token64 * x_n)[:, None] + (channel.to(tl.int64) * x_d)[None, :], mask=load, other=0.0
+            x + batch * x_b + (token64 * x_n)[:, None] + (channel.to(tl.int64) * x_d)[None, :],
+            mask=load,
+            other=0.0,
         ).to(tl.float32)
         at = batch * tokens + token64
         real = inside
@@ -59,7 +61,10 @@ def stream_kernel(
         good = norm - norm == 0.0
         if UPDATE_RATIO >= 0:
             start = tl.load(
-                before + batch * before_b + (token64 * before_n)[:, None] + (channel.to(tl.int64) * before_d)[None, :],
+                before
+                + batch * before_b
+                + (token64 * before_n)[:, None]
+                + (channel.to(tl.int64) * before_d)[None, :],
                 mask=load,
                 other=0.0,
             ).to(tl.float32)
@@ -85,9 +90,13 @@ def stream_kernel(
             skewness = tl.sum(z * square, 1) / D
             kurtosis = tl.sum(square * square, 1) / D - 3.0
             if SKEWNESS >= 0:
-                tl.store(planes + SKEWNESS * plane + at, tl.where(shaped, skewness, float("nan")), mask=inside)
+                tl.store(
+                    planes + SKEWNESS * plane + at, tl.where(shaped, skewness, float("nan")), mask=inside
+                )
             if KURTOSIS >= 0:
-                tl.store(planes + KURTOSIS * plane + at, tl.where(shaped, kurtosis, float("nan")), mask=inside)
+                tl.store(
+                    planes + KURTOSIS * plane + at, tl.where(shaped, kurtosis, float("nan")), mask=inside
+                )
         if DIRECTIONS:
             points = real & (norm != 0)
             unit = values * (1.0 / tl.where(points, norm, 1.0))[:, None]
@@ -148,7 +157,9 @@ def moments_kernel(
             real = inside & (tl.load(mask + batch * tokens + token64, mask=inside, other=0) != 0)
         # padding is not even read: it may hold anything
         values = tl.load(
-            x + (token64 * x_n)[:, None] + (channel.to(tl.int64) * x_d)[None, :], mask=real[:, None] & there, other=0.0
+            x + (token64 * x_n)[:, None] + (channel.to(tl.int64) * x_d)[None, :],
+            mask=real[:, None] & there,
+            other=0.0,
         ).to(tl.float32)
         if NORM or DIRECTIONS:
             norm = tl.sqrt(tl.sum(values * values, 1))

@@ -24,7 +24,13 @@ _LOG2E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def load_block(
-    pointers, inside, channels, D: tl.constexpr, BLOCK_D: tl.constexpr, CHECK: tl.constexpr, UPCAST: tl.constexpr
+    pointers,
+    inside,
+    channels,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    CHECK: tl.constexpr,
+    UPCAST: tl.constexpr,
 ):
     """Load [n, BLOCK_D] vectors, 0 beyond D and, with ``CHECK``, where not ``inside``."""
     if CHECK and D != BLOCK_D:
@@ -140,16 +146,38 @@ def _tile(
     inner = tl.arange(0, BLOCK_N)
     channels = tl.arange(0, BLOCK_D)
     column = start + inner
-    pointers = key + start.to(tl.int64) * key_n + (inner.to(tl.int64) * key_n)[:, None] + channels[None, :] * key_d
+    pointers = (
+        key + start.to(tl.int64) * key_n + (inner.to(tl.int64) * key_n)[:, None] + channels[None, :] * key_d
+    )
     k = load_block(pointers, column < keys, channels, D, BLOCK_D, KIND == 0 and TAIL, UPCAST)
-    s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-    s = scaled_scores(s, scale, softcap, SCALED, CAPPED)
     index = tl.minimum(column, keys - 1) if KIND == 0 and TAIL else column
+    # A dense mask of flags enters as the product's accumulator: so it takes the layout of the product. The
+    # other way round, every sum over the tile would be shuffled across threads.
+    FLAGS: tl.constexpr = MASK_A == 1 and MASK_A_ROWS
+    if FLAGS:
+        places = mask_a + (row * a_q)[:, None] + (index.to(tl.int64) * a_k)[None, :]
+        veil = tl.where(tl.load(places) != 0, 0.0, HIDDEN)
+        s = tl.dot(q, tl.trans(k), veil, input_precision=PRECISION)
+    else:
+        s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+    s = scaled_scores(s, scale, softcap, SCALED, CAPPED)
+    if FLAGS:
+        s = tl.where(veil == HIDDEN, HIDDEN, s)
     if KEY_ROW != 0:
-        s = apply_key_row(s, tl.load(key_row + column)[None, :], KEY_ROW)
-    if MASK_A != 0:
+        # its bias leaves what is hidden hidden, unless it is a NaN
+        hide = apply_key_row(s, tl.load(key_row + column)[None, :], KEY_ROW)
+        s = tl.where(s == HIDDEN, HIDDEN, hide) if FLAGS and KEY_ROW == 2 else hide
+    if MASK_A != 0 and not FLAGS:
         s = apply_mask(
-            s, mask_a, row[:, None], index[None, :].to(tl.int64), a_q, a_k, MASK_A, MASK_A_ROWS, GUARD=KEY_ROW != 0
+            s,
+            mask_a,
+            row[:, None],
+            index[None, :].to(tl.int64),
+            a_q,
+            a_k,
+            MASK_A,
+            MASK_A_ROWS,
+            GUARD=KEY_ROW != 0,
         )
     if MASK_B != 0:
         s = apply_mask(
@@ -432,7 +460,7 @@ def rows_kernel(
             KEY_ROW, MASK_A, MASK_A_ROWS, MASK_B, MASK_B_ROWS,
             CONCENTRATION >= 0, SIDES, DISTANCE >= 0, SPECIAL_MASS >= 0,
         )  # fmt: skip
-    for step in range(0, (a - begin) + (c - b) + (stop - d)):
+    for step in range((a - begin) + (c - b) + (stop - d)):
         tile = begin + step
         tile = tl.where(tile >= a, tile + (b - a), tile)
         tile = tl.where(tile >= c, tile + (d - c), tile)
@@ -515,35 +543,37 @@ def rows_kernel(
             some = start + tl.arange(0, 16)
             places = query + (row64 * query_n)[:, None] + some[None, :] * query_d
             part = tl.load(places, mask=(some < D)[None, :], other=0.0).to(tl.float32)
-            dots_p = _dot_step(dots_p, part, key, index_p, inside_p, some, key_n, key_d, D, PREVIOUS_MASS >= 0)
+            dots_p = _dot_step(
+                dots_p, part, key, index_p, inside_p, some, key_n, key_d, D, PREVIOUS_MASS >= 0
+            )
             dots_s = _dot_step(dots_s, part, key, index_s, inside_s, some, key_n, key_d, D, SELF_MASS >= 0)
             dots_n = _dot_step(dots_n, part, key, index_n, inside_n, some, key_n, key_d, D, NEXT_MASS >= 0)
             dots_f = _dot_step(dots_f, part, key, index_f, inside_f, some, key_n, key_d, D, FIRST_MASS >= 0)
         if PREVIOUS_MASS >= 0:
             found = _share(
-                tl.sum(dots_p, 1), position - 1, index_p, inside_p, key_row, mask_a, mask_b, row64, position, base, mass,
-                a_q, a_k, b_q, b_k, left, right, scale, softcap, factor,
+                tl.sum(dots_p, 1), position - 1, index_p, inside_p, key_row, mask_a, mask_b, row64, position,
+                base, mass, a_q, a_k, b_q, b_k, left, right, scale, softcap, factor,
                 SCALED, CAPPED, LEFT, RIGHT, KEY_ROW, MASK_A, MASK_A_ROWS, MASK_B, MASK_B_ROWS,
             )  # fmt: skip
             _store(planes, plane, at, found, defined, inside, PREVIOUS_MASS)
         if SELF_MASS >= 0:
             found = _share(
-                tl.sum(dots_s, 1), position, index_s, inside_s, key_row, mask_a, mask_b, row64, position, base, mass,
-                a_q, a_k, b_q, b_k, left, right, scale, softcap, factor,
+                tl.sum(dots_s, 1), position, index_s, inside_s, key_row, mask_a, mask_b, row64, position,
+                base, mass, a_q, a_k, b_q, b_k, left, right, scale, softcap, factor,
                 SCALED, CAPPED, LEFT, RIGHT, KEY_ROW, MASK_A, MASK_A_ROWS, MASK_B, MASK_B_ROWS,
             )  # fmt: skip
             _store(planes, plane, at, found, defined, inside, SELF_MASS)
         if NEXT_MASS >= 0:
             found = _share(
-                tl.sum(dots_n, 1), position + 1, index_n, inside_n, key_row, mask_a, mask_b, row64, position, base, mass,
-                a_q, a_k, b_q, b_k, left, right, scale, softcap, factor,
+                tl.sum(dots_n, 1), position + 1, index_n, inside_n, key_row, mask_a, mask_b, row64, position,
+                base, mass, a_q, a_k, b_q, b_k, left, right, scale, softcap, factor,
                 SCALED, CAPPED, LEFT, RIGHT, KEY_ROW, MASK_A, MASK_A_ROWS, MASK_B, MASK_B_ROWS,
             )  # fmt: skip
             _store(planes, plane, at, found, defined, inside, NEXT_MASS)
         if FIRST_MASS >= 0:
             found = _share(
-                tl.sum(dots_f, 1), first_column, index_f, inside_f, key_row, mask_a, mask_b, row64, position, base, mass,
-                a_q, a_k, b_q, b_k, left, right, scale, softcap, factor,
+                tl.sum(dots_f, 1), first_column, index_f, inside_f, key_row, mask_a, mask_b, row64, position,
+                base, mass, a_q, a_k, b_q, b_k, left, right, scale, softcap, factor,
                 SCALED, CAPPED, LEFT, RIGHT, KEY_ROW, MASK_A, MASK_A_ROWS, MASK_B, MASK_B_ROWS,
             )  # fmt: skip
             _store(planes, plane, at, found, defined, inside, FIRST_MASS)

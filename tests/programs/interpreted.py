@@ -23,14 +23,14 @@ from torch import Tensor
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
-from kernels.cases import CASES, problem_of, qk
-from kernels import test_vectors as vectors
-from kernels.comparison import as_arrays, assert_agree, assert_float32
-from lightning_geo import kernels
-from lightning_geo.kernels import MOMENTS, STATISTICS, STREAM, AttentionProblem, triton_vectors
-from lightning_geo.kernels.reference import reference
-from lightning_geo.kernels.triton import attention, unsupported
-from lightning_geo.kernels.triton_tiles import Tile, Tiles
+from kernels import test_vectors as vectors  # noqa: E402
+from kernels.cases import CASES, problem_of, qk  # noqa: E402
+from kernels.comparison import as_arrays, assert_agree, assert_float32  # noqa: E402
+from lightning_geo import kernels  # noqa: E402
+from lightning_geo.kernels import MOMENTS, STATISTICS, STREAM, AttentionProblem, triton_vectors  # noqa: E402
+from lightning_geo.kernels.reference import reference  # noqa: E402
+from lightning_geo.kernels.triton import attention, unsupported  # noqa: E402
+from lightning_geo.kernels.triton_tiles import Tile, Tiles  # noqa: E402
 
 #: Small enough to cut the cases' 13 tokens nowhere and their 203 everywhere; the interpreter needs some 10 ms
 #: a tile of any size.
@@ -74,7 +74,9 @@ def checks() -> dict[str, Callable[[], None]]:
     for name in STATISTICS:
         part = dataclasses.replace(everything, wanted=frozenset([name]))
         found[f"only: {name}"] = lambda part=part: agrees(part)
-    masked = dataclasses.replace(problem_of(CASES["mask_full"]()), wanted=frozenset(["visible_keys", "entropy"]))
+    masked = dataclasses.replace(
+        problem_of(CASES["mask_full"]()), wanted=frozenset(["visible_keys", "entropy"])
+    )
     found["only: counted keys"] = lambda: agrees(masked)
     # tiles that are not square, as on a device
     oblong = Tiles(Tile(16, 32), Tile(32, 16))
