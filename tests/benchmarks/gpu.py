@@ -157,7 +157,8 @@ def against_flash(bench: Bench, shapes: dict[str, Any]) -> None:
             micro = [1e3 * statistics.median(times) for times in (flash, some, full, everything)]
             yield (
                 name, *(round(m) for m in micro), ratio(some, flash), ratio(full, flash),
-                ratio(everything, flash), ratio(everything, flash) - ratio(full, flash), f"{floor} ({floor / micro[2]:.0%})",
+                ratio(everything, flash), ratio(everything, flash) - ratio(full, flash),
+                f"{floor} ({floor / micro[2]:.0%})",
             )  # fmt: skip
 
     table(

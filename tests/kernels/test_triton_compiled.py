@@ -97,6 +97,33 @@ def test_attention_kernels(capability: int, width: int, dtype: torch.dtype, kind
         check(compiled(launch, capability), launch, capability)
 
 
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [
+        ((1, 1, 1, 16), {}),
+        ((1, 1, 1, 16), {"right": 1, "left": 1, "masks": "dense"}),
+        ((1, 1, 17, 1), {"right": 1, "left": 1, "rows": 1}),
+        ((3, 1, 1, 24), {"right": 0, "rows": 1}),
+    ],
+    ids=str,
+)
+def test_sizes_of_one_are_constants_to_the_compiler(
+    shape: tuple[int, int, int, int], options: dict[str, Any]
+) -> None:
+    """The interpreter does not see these: there, a one is as any other number."""
+    options, (batch, _, tokens, _) = dict(options), shape
+    if "masks" in options:
+        options["masks"] = (torch.empty(1, 1, tokens, tokens, dtype=torch.bool, device="meta"),)
+        options["query_mask"] = torch.empty(batch, tokens, dtype=torch.bool, device="meta")
+    if "rows" in options:
+        options["rows"] = torch.empty(batch, 1, dtype=torch.int64, device="meta")
+    for launch in launches(problem_on_meta(*shape, **options), (9, 0))[0]:
+        assert compiled(launch, 90).lines
+    x = torch.empty(shape, dtype=torch.bfloat16, device="meta")
+    assert compiled(moments_launch(x, None, frozenset(MOMENTS))[0], 90).lines
+    assert compiled(stream_launch(x[0], None, x[0], frozenset(STREAM))[0], 90).lines
+
+
 def test_blackwell() -> None:
     """It compiles; how it should be tiled, a Blackwell has to say."""
     for launch in attention_launches(100, 64, torch.bfloat16, "causal")[1:]:
