@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import glob
+import math
 import os
 import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lightning_geo.schema import GeometryRecord, lookup
 
-__all__ = ["GeometryHistory", "load_history"]
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray
+
+__all__ = ["EVENT_FILES", "GeometryHistory", "event_files", "load_history"]
 
 _FACTS = ("epoch", "batches_seen", "wall_time", "cost_seconds", "probe")
-_PATTERN = "*tfevents*"
+
+#: Names of event files, as TensorBoard knows them.
+EVENT_FILES = "*tfevents*"
 
 
 class GeometryHistory:
@@ -94,16 +101,55 @@ class GeometryHistory:
             raise KeyError(f"No matrix {key!r}: no sample of this run kept any.")
         return {record.step: lookup(record.matrices, key) for record in having}
 
+    def to_xarray(self, stack: str | None = None) -> xarray.Dataset:
+        """Return the metrics as an ``xarray.Dataset`` over ``step``, ``layer`` and ``head``.
+
+        Units, formulas and meanings are attributes; epoch, time and the like are coordinates along ``step``.
+
+        Args:
+            stack: Which stack of layers; needed if the model has several, whose layers are not the same.
+
+        Raises:
+            ModuleNotFoundError: Without xarray: ``pip install 'lightning-geo[analysis]'``.
+            ValueError: If ``stack`` is none of the model's, or missing where it has several.
+        """
+        from lightning_geo.tables import to_xarray
+
+        return to_xarray(self, stack)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return a ``pandas.DataFrame`` with a row for every number.
+
+        Its columns are step, stack, metric, layer, head, value and unit; ``head`` is missing for a metric of
+        layers, and what has no value has no row.
+
+        Raises:
+            ModuleNotFoundError: Without pandas: ``pip install 'lightning-geo[analysis]'``.
+        """
+        from lightning_geo.tables import to_pandas
+
+        return to_pandas(self)
+
 
 def _stacked(arrays: list[NDArray[Any] | None]) -> NDArray[Any]:
     """[sample, ...] of arrays that may be missing or differ in size; NaN where there is nothing."""
     given = [array for array in arrays if array is not None]
+    if len({array.ndim for array in given}) > 1:
+        raise ValueError(f"Expected a metric to have the same axes in all samples, but got {_shapes(given)}.")
     shape = tuple(np.max([array.shape for array in given], axis=0))
+    if math.prod(shape) > 8 * max(array.size for array in given) + 1024:
+        raise ValueError(
+            f"Expected the samples to be of one model, but got arrays of shape {_shapes(given)}."
+        )
     result = np.full((len(arrays), *shape), np.nan, given[0].dtype)
     for sample, array in zip(result, arrays, strict=True):
         if array is not None:
             sample[tuple(slice(size) for size in array.shape)] = array
     return result
+
+
+def _shapes(arrays: list[NDArray[Any]]) -> str:
+    return " and ".join(sorted({str(list(array.shape)) for array in arrays})[:4])
 
 
 def load_history(path: str | os.PathLike[str], name: str | None = None) -> GeometryHistory:
@@ -124,18 +170,24 @@ def load_history(path: str | os.PathLike[str], name: str | None = None) -> Geome
     """
     from lightning_geo.sinks.events import parse_record, started_at
 
-    files = _event_files(Path(path))
+    files, skipped = event_files(Path(path))
     monitors: dict[str, list[GeometryRecord]] = {}
     others: set[str] = set()
-    skipped: list[str] = []
     for file in files:
         for event in _events(file):
             if isinstance(event, str):
                 skipped.append(event)
-            elif (start := started_at(event)) is not None:
+                continue
+            if (start := started_at(event)) is not None:
                 for records in monitors.values():
                     _drop(records, start)
-            elif found := parse_record(event):
+                continue
+            try:
+                found = parse_record(event)
+            except ValueError as error:
+                skipped.append(f"{file}: skipped a sample ({error})")
+                continue
+            if found:
                 records = monitors.setdefault(found[0], [])
                 _drop(records, found[1].step)
                 records.append(found[1])
@@ -144,7 +196,7 @@ def load_history(path: str | os.PathLike[str], name: str | None = None) -> Geome
     if skipped:
         shown = "; ".join(skipped[:5]) + (f"; and {len(skipped) - 5} more" if len(skipped) > 5 else "")
         warnings.warn(f"{os.fspath(path)!r} was read but for what is damaged. {shown}.", stacklevel=2)
-    name = _monitor(path, name, monitors, files, others)
+    name = _monitor(path, name, monitors, files, others, skipped)
     return GeometryHistory(monitors[name], name, os.fspath(path))
 
 
@@ -176,13 +228,15 @@ def _monitor(
     monitors: dict[str, list[GeometryRecord]],
     files: list[Path],
     others: set[str],
+    skipped: list[str],
 ) -> str:
     names = [found for found, records in monitors.items() if records]
     if not names:
         held = f"only tags such as {', '.join(sorted(others)[:10])}" if others else "no readable summary"
+        damage = f" {skipped[0]}." if skipped else ""
         raise ValueError(
             f"Expected `path` to be a run with a GeometryMonitor, but its {len(files)} event file(s) in "
-            f"{os.fspath(path)!r} hold {held}. Was the monitor among the Trainer's callbacks?"
+            f"{os.fspath(path)!r} hold {held}.{damage} Was the monitor among the Trainer's callbacks?"
         )
     if name is None and len(names) > 1:
         raise ValueError(f"Expected `name` to be one of the run's monitors {names}, but got None.")
@@ -191,16 +245,32 @@ def _monitor(
     return names[0] if name is None else name
 
 
-def _event_files(path: Path) -> list[Path]:
-    """The event files of a run in the order in which they were begun."""
+def event_files(path: Path) -> tuple[list[Path], list[str]]:
+    """Return the event files of a run in the order in which they were begun, and what was passed over.
+
+    Args:
+        path: What :func:`load_history` takes. It may be a link, since somebody named it; a link in it that
+            leads out of it is passed over.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
     if path.is_file():
-        return [path]
+        return [path], []
     if not path.exists():
         raise FileNotFoundError(f"Expected `path` to be a run's directory, but {str(path)!r} does not exist.")
-    files = [file for folder in _folders(path) for file in folder.glob(_PATTERN) if file.is_file()]
-    if files:
-        return sorted(files, key=_begun)
-    deeper = (path.glob(f"{folders}/{_PATTERN}") for folders in ("*", "*/*", "*/*/*"))
+    folders = _folders(path)
+    inside = path.resolve() if folders == [path] else folders[0].resolve().parents[1]
+    found = [file for folder in folders for file in folder.glob(EVENT_FILES) if file.is_file()]
+    files = [file for file in found if file.resolve().is_relative_to(inside)]
+    skipped = [
+        f"{file}: skipped, it is a link out of the run's directory"
+        for file in found
+        if not file.resolve().is_relative_to(inside)
+    ]
+    if found:
+        return sorted(files, key=_begun), skipped
+    deeper = (path.glob(f"{folders}/{EVENT_FILES}") for folders in ("*", "*/*", "*/*/*"))
     below = sorted({str(file.parent) for found in deeper for file in found})
     if below:
         shown = ", ".join(below[:10]) + (", …" if len(below) > 10 else "")
@@ -222,7 +292,8 @@ def _folders(path: Path) -> list[Path]:
     logs = [file.name for file in run.glob("run-*.wandb")]
     if not logs:
         return [path]
-    return [log.parent / "files" for log in run.parent.glob(f"*run-*/{glob.escape(logs[0])}")]
+    sessions = [log.parent / "files" for log in run.parent.glob(f"*run-*/{glob.escape(logs[0])}")]
+    return sessions or [run / "files"]  # somebody renamed the directory
 
 
 def _begun(file: Path) -> tuple[int, float, str]:

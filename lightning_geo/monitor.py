@@ -6,6 +6,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -13,17 +14,17 @@ import torch
 from lightning_geo.arguments import check_name, check_one_of, check_positive, check_source, check_token_ids
 from lightning_geo.baseline import bases_of, check_bases
 from lightning_geo.complaints import Complaints
-from lightning_geo.compute import Bases, Computed
-from lightning_geo.given import given_probe
+from lightning_geo.compute import Computed
 from lightning_geo.lightning import AnyCallback, batches_done, class_name, lightning_logger, steps_taken
 from lightning_geo.observed import candidates, check_layers
 from lightning_geo.outlets import Outlets
-from lightning_geo.probe import CallRecorder, Probe, Share
-from lightning_geo.ranks import rank, world_size
+from lightning_geo.ranks import from_rank_zero
+from lightning_geo.recording import ProbeSource
 from lightning_geo.replay import is_compiled_function
 from lightning_geo.sampler import Sampler
-from lightning_geo.schedule import Schedule
+from lightning_geo.schedule import OverheadBudget, Schedule
 from lightning_geo.schema import GeometryRecord, compares_samples, select
+from lightning_geo.state import RunState
 
 __all__ = ["GeometryMonitor"]
 
@@ -51,6 +52,8 @@ class GeometryMonitor(AnyCallback):
     Args:
         every_n_steps: Optimizer steps between samples (default 50); step 0 is always a sample.
         schedule: ``step -> bool`` instead.
+        max_overhead: Share of the run's time that samples may take (0.01 for one per cent), instead: they
+            become rarer where they are dear. Which steps were taken is in the record.
         metrics: Families (``entropy``, ``pattern``, ``cone``, ``subspace``, ``stream``, ``head``) or
             single metrics; ``None`` for everything.
         layers: Layer indices, or a regular expression on module names; ``None`` for all.
@@ -84,6 +87,7 @@ class GeometryMonitor(AnyCallback):
         self,
         every_n_steps: int | None = None,
         schedule: Callable[[int], bool] | None = None,
+        max_overhead: float | None = None,
         metrics: str | list[str] | None = None,
         layers: int | list[int] | str | None = None,
         rank: int = 8,
@@ -109,6 +113,12 @@ class GeometryMonitor(AnyCallback):
         check_token_ids(special_token_ids)
         check_name(name)
         self._schedule = Schedule(every_n_steps, schedule)
+        self._budget = None if max_overhead is None else OverheadBudget(max_overhead)
+        if self._budget is not None and (every_n_steps is not None or schedule is not None):
+            raise ValueError(
+                "Expected `max_overhead` alone, or `every_n_steps` or `schedule` without it, but got both: "
+                "the budget decides which steps are sampled."
+            )
         self._metrics = select(metrics)
         check_source(source, self._metrics, probe, baseline)
         self._layers = layers
@@ -131,26 +141,16 @@ class GeometryMonitor(AnyCallback):
 
     def _reset(self) -> None:
         """Forget the run."""
-        self._probe: Probe | None = None
-        self._share: Share | None = None
-        self._summaries: dict[str, float] = {}
-        self._samples = 0
-        self._cost = 0.0
-        self._recorder: CallRecorder | None = None
+        self._run = RunState()
+        self._inputs = ProbeSource(self._given_probe, self._probe_size, self._complaints)
         self._sampler: Sampler | None = None
         self._replays = self._source == "probe"
-        self._baseline: Bases | None = None
-        self._previous: Bases | None = None
-        self._known_fingerprint: str | None = None
         self._resumed_at: int | None = None
-        self._models: list[str] = []
-        self._sampled: int | None = None
         self._began = 0
         self._step, self._epoch, self._batches = -1, 0, 0
         self._pending = False
         self._sealed = False
         self._eagerly = contextlib.ExitStack()
-        self._ended = False
         self._started = time.perf_counter()
 
     @property
@@ -183,9 +183,9 @@ class GeometryMonitor(AnyCallback):
             models, metrics, self._layers, self._rank, self._special_token_ids, self._max_queries,
             trainer.precision_plugin.forward_context, self._complaints,
         )  # fmt: skip
-        self._sampler.prefer(self._models)
-        if self._baseline is None and self._baseline_run is not None:
-            self._baseline = bases_of(self._baseline_run)
+        self._sampler.prefer(self._run.models)
+        if self._run.baseline is None and self._baseline_run is not None:
+            self._run.baseline = bases_of(self._baseline_run)
         self._sealed = is_compiled_function(pl_module.training_step)
         if self._sealed and not self._replays:
             self._complaints.report("nothing can be observed", LookupError(_SEALED))
@@ -201,51 +201,42 @@ class GeometryMonitor(AnyCallback):
     def on_sanity_check_end(self, trainer: Any, pl_module: Any) -> None:
         """Use what was recorded."""
         self._eagerly.close()
-        self._finish_recording()
+        self._use_recorded()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Go on from a checkpoint, or try the given probe."""
         step = self._began = steps_taken(trainer)
         # what an earlier session wrote from here on is void, but for the last sample of one that had ended
-        self._resumed_at = (step + (self._ended or self._sampled == step)) or None
-        self._ended = False
+        self._resumed_at = (step + (self._run.ended or self._run.step == step)) or None
+        self._run.ended = False
         if self._resumed_at is not None and trainer.is_global_zero:
             # now, so that what is void ends before anything that this session logs
             self._outlets.open(trainer, self._resumed_at)
-        trainer.callback_metrics.update(_tensors(self._summaries))
-        if self._replays and self._given_probe is not None and self._probe is None:
-            assert self._sampler is not None
-            self._adopt_probe(given_probe(self._given_probe, self._probe_size, self._sampler))
+        trainer.callback_metrics.update(_tensors(self._run.summaries))
+        if self._budget is not None:
+            self._budget.before = self._run.elapsed
+            self._budget.start(step)
+        if self._replays and self._sampler is not None and self._inputs.take_given(self._sampler):
+            self._start_bases_anew()
         if not self._sealed:
             self._start_recording()
-        elif self._replays and self._probe is None:
+        elif self._replays and self._inputs.probe is None:
             self._stop()
             self._complaints.report("there is no probe", LookupError(_SEALED))
             self._sampler = None
 
     def _start_recording(self) -> None:
-        wanted = self._replays and self._probe is None and self._given_probe is None
-        if wanted and self._recorder is None and self._sampler is not None:
-            mine = len(range(rank(), self._probe_size, world_size()))
-            self._recorder = CallRecorder(self._sampler.models, mine)
-            self._recorder.start()
+        if self._replays and self._sampler is not None:
+            self._inputs.start(self._sampler)
 
-    def _finish_recording(self) -> None:
-        recorder = self._recorder
-        if recorder is None:
-            return
-        with self._complaints.about("the probe could not be recorded"):
-            self._adopt_probe(Probe.gather(recorder.calls, self._probe_size))
-        if self._probe is not None:
-            recorder.stop()
-            self._recorder = None
+    def _use_recorded(self) -> None:
+        if self._inputs.finish():
+            self._start_bases_anew()
 
-    def _adopt_probe(self, probe: Probe | None) -> None:
-        if probe is not None and self._known_fingerprint not in (None, probe.fingerprint):
-            self._previous = None
-            self._baseline = None if self._baseline_run is None else bases_of(self._baseline_run)
-            self._complaints.say("the checkpoint's probe differs from this run's, so that drift starts anew")
-        self._probe, self._share = probe, None
+    def _start_bases_anew(self) -> None:
+        """The probe is another one than the checkpoint's: its subspaces are not to be compared."""
+        self._run.previous = None
+        self._run.baseline = None if self._baseline_run is None else bases_of(self._baseline_run)
 
     # -- steps
 
@@ -255,21 +246,25 @@ class GeometryMonitor(AnyCallback):
         anew, self._step = step != self._step, step
         if anew:
             self._epoch, self._batches = trainer.current_epoch, batches_done(trainer)
-        due = step != self._sampled and self._is_due(step) if anew else self._pending
+        due = step != self._run.step and self._is_due(step) if anew else self._pending
         if self._sampler is None or not due:
             return
         if not self._replays:
             self._pending = True
             self._sampler.watch(anew=anew)
         elif anew:
-            self._pending = self._probe is None
+            self._pending = self._inputs.probe is None
             if not self._pending:
                 self._replay(trainer, step)
 
     def _is_due(self, step: int) -> bool:
         due = False
         with self._complaints.about("`schedule` failed", f"first at step {step}"):
-            due = self._schedule(step)
+            if self._budget is None:
+                due = self._schedule(step)
+            elif self._sampler is not None:
+                agree = partial(from_rank_zero, device=self._sampler.device)
+                due = self._budget(step, self._run.cost, self._run.samples, agree)
         return due
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
@@ -289,20 +284,20 @@ class GeometryMonitor(AnyCallback):
         """Take the first sample where the probe was recorded from this very step's batches."""
         if self._replays:
             self._sample_what_was_recorded(trainer)
-        elif self._pending and self._sampler is not None and self._samples == 0:
+        elif self._pending and self._sampler is not None and self._run.samples == 0:
             self._sampler.check_layers()
 
     def _sample_what_was_recorded(self, trainer: Any) -> None:
         if self._pending or self._step == self._began:
             # at a session's first step too, due or not: a resumed run then records what a fresh one did
-            self._finish_recording()
+            self._use_recorded()
         if not self._pending:
             return
         self._pending = False
-        if self._probe is not None:
+        if self._inputs.probe is not None:
             self._replay(trainer, self._step)
             return
-        reasons = [f"{name or 'the module'}: {why}" for name, why in self._passed_over().items()]
+        reasons = [f"{name or 'the module'}: {why}" for name, why in self._inputs.passed_over.items()]
         self._complaints.report(
             "there is no probe",
             LookupError(
@@ -311,9 +306,6 @@ class GeometryMonitor(AnyCallback):
                 f"passed over: {'; '.join(reasons) or 'none'}"
             ),
         )
-
-    def _passed_over(self) -> Mapping[str, str]:
-        return self._recorder.passed_over if self._recorder is not None else {}
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -335,15 +327,16 @@ class GeometryMonitor(AnyCallback):
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Measure the final weights and say what it all cost."""
         self._stop()
-        self._ended = True
+        self._run.ended = True
         step, self._batches = steps_taken(trainer), batches_done(trainer)
-        if self._replays and self._probe is not None and self._sampled != step:
+        if self._replays and self._inputs.probe is not None and self._run.step != step:
             self._replay(trainer, step, final=True)
-        if self._samples and trainer.is_global_zero:
+        run = self._run
+        if run.samples and trainer.is_global_zero:
             whole = time.perf_counter() - self._started
             lightning_logger(trainer).info(
-                f"GeometryMonitor: {self._samples} samples in {self._cost:.1f} s "
-                f"({100 * self._cost / max(whole, 1e-9):.1f} % of the run). {self._outlets.places}"
+                f"GeometryMonitor: {run.samples} samples in {run.cost:.1f} s "
+                f"({100 * run.cost / max(whole, 1e-9):.1f} % of the run). {self._outlets.places}"
             )
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
@@ -357,9 +350,7 @@ class GeometryMonitor(AnyCallback):
             self._outlets.close()
 
     def _stop(self) -> None:
-        if self._recorder is not None:
-            self._recorder.stop()
-            self._recorder = None
+        self._inputs.stop()
         if self._sampler is not None:
             self._sampler.pause()
         self._eagerly.close()
@@ -370,12 +361,9 @@ class GeometryMonitor(AnyCallback):
     def _replay(self, trainer: Any, step: int, *, final: bool = False) -> None:
         started = time.perf_counter()
         assert self._sampler is not None
-        assert self._probe is not None
         error: Exception | None
         try:
-            if self._share is None:
-                self._share = self._probe.share(rank(), world_size()).to(self._sampler.device)
-            error = self._sampler.replay(self._share)
+            error = self._sampler.replay(self._inputs.share(self._sampler.device))
         except Exception as failure:  # the other ranks wait all the same
             error = failure
         self._conclude(trainer, step, error, started, final=final)
@@ -385,9 +373,10 @@ class GeometryMonitor(AnyCallback):
     ) -> None:
         """Merge the sample over ranks, make its record, send it everywhere."""
         assert self._sampler is not None
-        self._sampled = step
+        run = self._run
+        run.step = step
         with self._complaints.about("a sample was dropped", f"first at step {step}"):
-            computed = self._sampler.conclude(error, self._baseline, self._previous)
+            computed = self._sampler.conclude(error, run.baseline, run.previous)
             if computed.broken:
                 self._complaints.report(
                     "activations are not finite",
@@ -396,34 +385,29 @@ class GeometryMonitor(AnyCallback):
                     ),
                     f"first at step {step}",
                 )
-            self._models = list(self._sampler.models)
-            if self._probe is not None:
-                self._probe = self._probe.only(self._models)
-            if self._samples == 0 and self._baseline_run is not None:
-                check_bases(self._baseline, computed.bases, self._baseline_run)
-            record = self._record(trainer, step, computed, started, final)
+            run.models = list(self._sampler.models)
+            self._inputs.keep(run.models)
+            if run.samples == 0 and self._baseline_run is not None:
+                check_bases(run.baseline, computed.bases, self._baseline_run)
+            record = self._record(computed, step, started, final)
             self.last_record = record
-            self._samples += 1
-            self._summaries = {f"{self._name}/{key}": value for key, value in record.summaries().items()}
-            trainer.callback_metrics.update(_tensors(self._summaries))
+            run.samples += 1
+            run.summaries = {f"{self._name}/{key}": value for key, value in record.summaries().items()}
+            trainer.callback_metrics.update(_tensors(run.summaries))
             if trainer.is_global_zero:
                 self._outlets.open(trainer, self._resumed_at)
                 self._outlets.write(record, final=final)
-        self._cost += time.perf_counter() - started
+        run.cost += time.perf_counter() - started
 
-    def _record(
-        self, trainer: Any, step: int, computed: Computed, started: float, final: bool
-    ) -> GeometryRecord:
-        sampler = self._sampler
-        assert sampler is not None
-        first = self._samples == 0 or self._baseline is None
+    def _record(self, computed: Computed, step: int, started: float, final: bool) -> GeometryRecord:
+        assert self._sampler is not None
+        run = self._run
+        first = run.samples == 0 or run.baseline is None
         if self._replays:
-            self._previous = {
-                s: {r: u.cpu() for r, u in roles.items()} for s, roles in computed.bases.items()
-            }
-        if self._baseline is None:
-            self._baseline = self._previous
-        model = ", ".join(map(class_name, sampler.models.values()))
+            run.previous = {s: {r: u.cpu() for r, u in roles.items()} for s, roles in computed.bases.items()}
+        if run.baseline is None:
+            run.baseline = run.previous
+        model = ", ".join(map(class_name, self._sampler.models.values()))
         return GeometryRecord(
             computed.stacks,
             {"model": model, "stacks": computed.structure},
@@ -433,37 +417,21 @@ class GeometryMonitor(AnyCallback):
             batches_seen=self._batches,
             wall_time=time.time(),
             cost_seconds=time.perf_counter() - started,
-            probe="" if self._probe is None else self._probe.fingerprint,
+            probe=self._inputs.fingerprint,
         )
 
     # -- checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """Probe, bases and summaries, in containers that a weights-only load accepts."""
-        probe = self._probe
-        return {
-            "probe": probe.state_dict() if probe is not None and self._probe_in_checkpoint else None,
-            "fingerprint": None if probe is None else probe.fingerprint,
-            "baseline": self._baseline,
-            "previous": self._previous,
-            "models": self._models,
-            "step": self._sampled,
-            "ended": self._ended,
-            "summaries": dict(self._summaries),
-            "samples": self._samples,
-            "cost": self._cost,
-        }
+        """What the run's next session needs, in containers that a weights-only load accepts."""
+        if self._budget is not None:
+            self._run.elapsed = self._budget.elapsed
+        return self._run.state_dict() | self._inputs.state_dict(inputs=self._probe_in_checkpoint)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the checkpoint was written."""
-        self._known_fingerprint = state_dict["fingerprint"]
-        if state_dict["probe"] is not None:
-            self._probe = Probe.from_state_dict(state_dict["probe"])
-        self._baseline, self._previous = state_dict["baseline"], state_dict["previous"]
-        self._models, self._sampled = state_dict["models"], state_dict["step"]
-        self._ended = state_dict["ended"]
-        self._summaries = dict(state_dict["summaries"])
-        self._samples, self._cost = state_dict["samples"], state_dict["cost"]
+        self._run = RunState.from_state_dict(state_dict)
+        self._inputs.load_state_dict(state_dict)
 
 
 def _tensors(values: Mapping[str, float]) -> dict[str, torch.Tensor]:

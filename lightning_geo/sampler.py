@@ -151,6 +151,8 @@ class Sampler:
         Before the optimizer changes the weights, but after backward, which may need the buffers as they are.
         """
         shadows, self._shadows = self._shadows, []
+        if not shadows:
+            return
         started = time.perf_counter()
         try:
             for name, call, start in shadows:

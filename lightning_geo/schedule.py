@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
 
-__all__ = ["Schedule"]
+__all__ = ["OverheadBudget", "Schedule"]
 
 DEFAULT_INTERVAL = 50
+
+#: Steps after which the pace is looked at again at the latest, early in a run.
+_FIRST_LOOK = 8
 
 
 class Schedule:
@@ -51,3 +56,66 @@ class Schedule:
         if step == 0 or self._schedule is None:
             return step % self._interval == 0
         return bool(self._schedule(step))
+
+
+class OverheadBudget:
+    """Samples as often as a share of the run's time allows; step 0 always.
+
+    It knows what samples have cost and how fast steps are, and looks again no later than after as many
+    steps as there were, so that a pace that changes is noticed. Which steps it took is in the record.
+
+    Args:
+        share: Largest part of the run's time that samples may take.
+        clock: Seconds.
+
+    Raises:
+        ValueError: If ``share`` is not between 0 and 1.
+    """
+
+    def __init__(self, share: float, clock: Callable[[], float] = time.perf_counter) -> None:
+        if not isinstance(share, (int, float)) or isinstance(share, bool) or not 0 < share < 1:
+            raise ValueError(
+                "Expected `max_overhead` to be a share of the run's time between 0 and 1, 0.01 for one per "
+                f"cent, but got {share!r}."
+            )
+        self._share = share
+        self._clock = clock
+        self._began = clock()
+        self._next = 0
+        #: seconds that earlier sessions of the run took
+        self.before = 0.0
+
+    def start(self, step: int) -> None:
+        """A session begins, at this step."""
+        self._began, self._next = self._clock(), step
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds that the run has taken, samples included."""
+        return self.before + self._clock() - self._began
+
+    def __call__(
+        self, step: int, spent: float, samples: int, agree: Callable[[int], int] = lambda wait: wait
+    ) -> bool:
+        """Whether to sample at this step.
+
+        Args:
+            step: Ascending from call to call.
+            spent: Seconds that samples have cost.
+            samples: How many there were.
+            agree: Makes all ranks decide alike.
+        """
+        if step < self._next:
+            return False
+        wait = 0 if samples == 0 else agree(self._wait(step, spent, spent / samples))
+        self._next = step + max(wait, 1)
+        return wait == 0
+
+    def _wait(self, step: int, spent: float, sample: float) -> int:
+        """Steps until another sample fits into the budget: 0 for now."""
+        elapsed = self.elapsed
+        missing = (spent + sample) / self._share - (elapsed + sample)
+        if missing <= 0:
+            return 0
+        pace = max(elapsed - spent, 1e-9) / max(step, 1)
+        return min(max(1, math.ceil(missing / pace)), max(step, _FIRST_LOOK))

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from lightning_geo import GeometryMonitor
 from lit import Classifier, loader, trainer
+from tensorboard_page import chromium, tensorboard_on
 
 pytestmark = pytest.mark.browser
-
-# without these, Chromium looks for its maker's servers, which CI's closed network refuses
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 
 
 @pytest.fixture(scope="module")
@@ -29,37 +22,15 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     monitor = GeometryMonitor(every_n_steps=4, strict=True)
     runner = trainer(directory, monitor, steps=12, logger=TensorBoardLogger(directory))
     runner.fit(Classifier(), loader(), loader())
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(directory), "--port", str(port)]
-    with (directory / "log").open("wb") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(120):
-            try:
-                if b"version_0" in urllib.request.urlopen(f"{url}/data/runs", timeout=5).read():
-                    break
-            except OSError:
-                pass
-            time.sleep(0.5)
+    with tensorboard_on(directory, run="version_0") as url:
         yield url
-    finally:
-        server.terminate()
-        server.wait()
 
 
 @pytest.fixture(scope="module")
 def page(address: str) -> Iterator[Page]:
     """A page that fails the test on any error that it prints."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=FLAGS)
-        page = browser.new_page(viewport={"width": 1400, "height": 1200})
-        errors: list[str] = []
-        page.on("pageerror", lambda error: errors.append(str(error)))
+    with chromium() as (page, errors):
         yield page
-        browser.close()
     assert not errors
 
 

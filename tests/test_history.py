@@ -273,6 +273,42 @@ def test_a_damaged_sample_in_the_middle_costs_itself_alone(
         assert load_history(copy.parent).steps.tolist() == [0, 40]
 
 
+def test_a_foreign_record_costs_itself_alone(tmp_path: Path) -> None:
+    foreign = record_event(make_record(20, metrics=SMALL), "geometry")
+    foreign.summary.value[0].tensor.string_val[0] = b'{"format": 1, "name": "geometry", "step": null}'
+    (tmp_path / "events.out.tfevents.1").write_bytes(frame(foreign.SerializeToString()))
+    with (
+        pytest.raises(ValueError, match=r"hold no readable summary.*its step is 'None'"),
+        pytest.warns(UserWarning, match="skipped a sample"),
+    ):
+        load_history(tmp_path)
+    write_session(tmp_path, [0, 40])
+    with pytest.warns(UserWarning, match="skipped a sample"):
+        assert load_history(tmp_path).steps.tolist() == [0, 40]
+
+
+def test_samples_that_do_not_fit_together_are_refused_before_memory_is_taken() -> None:
+    wide, tall = np.ones((1, 10_000), np.float32), np.ones((10_000, 1), np.float32)
+    records = [
+        GeometryRecord({"encoder": {"entropy": array}}, step=s) for s, array in enumerate((wide, tall))
+    ]
+    with pytest.raises(ValueError, match=r"one model.*\[1, 10000\] and \[10000, 1\]"):
+        GeometryHistory(records)
+    records[1].stacks["encoder"]["entropy"] = np.ones(3, np.float32)
+    with pytest.raises(ValueError, match="same axes"):
+        GeometryHistory(records)
+
+
+def test_links_out_of_the_run_are_passed_over(tmp_path: Path) -> None:
+    write_session(tmp_path / "other", [0, 10])
+    write_session(tmp_path / "mine", [0, 20])
+    (tmp_path / "mine" / "events.out.tfevents.9999999999").symlink_to(next((tmp_path / "other").iterdir()))
+    (tmp_path / "named").symlink_to(tmp_path / "mine")
+    for path in ("mine", "named"):
+        with pytest.warns(UserWarning, match="link out of the run's directory"):
+            assert load_history(tmp_path / path).steps.tolist() == [0, 20]
+
+
 def test_many_damages_are_one_warning(tmp_path: Path) -> None:
     garbage = frame(b"\xff" * 40)  # intact, but no event
     (tmp_path / "events.out.tfevents.1").write_bytes(garbage * 9)

@@ -11,13 +11,37 @@ from pathlib import Path
 import pytest
 
 import lightning_geo
+from lightning_geo.sinks.record_file import RecordFile
+from sinks.records import make_record
 
 HEAVY = ("torch", "lightning", "pytorch_lightning", "lightning_fabric", "transformers", "wandb")
 LIGHT = [
     "lightning_geo",
     "lightning_geo.schema",
     "lightning_geo.catalog",
+    "lightning_geo.dashboard",
+    "lightning_geo.dashboard.loader",
+    "lightning_geo.dashboard.metadata",
+    "lightning_geo.dashboard.plugin",
+    "lightning_geo.dashboard.samples",
+    "lightning_geo.alignment",
+    "lightning_geo.cli",
+    "lightning_geo.commands",
+    "lightning_geo.commands.compare",
+    "lightning_geo.commands.groups",
+    "lightning_geo.commands.show",
+    "lightning_geo.commands.tail",
+    "lightning_geo.compare",
+    "lightning_geo.figures",
+    "lightning_geo.findings",
+    "lightning_geo.follow",
     "lightning_geo.history",
+    "lightning_geo.report",
+    "lightning_geo.report_style",
+    "lightning_geo.runs",
+    "lightning_geo.seeds",
+    "lightning_geo.tables",
+    "lightning_geo.text",
     "lightning_geo.sinks",
     "lightning_geo.sinks.events",
     "lightning_geo.sinks.frames",
@@ -48,8 +72,27 @@ def test_reading_and_writing_runs_loads_nothing_heavy() -> None:
 
 def test_the_list_of_light_modules_is_complete() -> None:
     folder = Path(lightning_geo.__file__).parent
-    sinks = {f"lightning_geo.sinks.{path.stem}" for path in (folder / "sinks").glob("[!_]*.py")}
-    assert sinks <= set(LIGHT)
+    for package in ("sinks", "commands", "dashboard"):
+        modules = {f"lightning_geo.{package}.{path.stem}" for path in (folder / package).glob("[!_]*.py")}
+        assert modules <= set(LIGHT)
+
+
+def test_the_commands_load_nothing_heavy_when_they_run(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        sink = RecordFile(tmp_path / name, "geometry")
+        for step in (0, 50):
+            sink.write(make_record(step))
+        sink.close()
+    for command in (
+        ["compare", str(tmp_path)],
+        ["compare", "--group", str(tmp_path)],
+        ["report", str(tmp_path), "-o", str(tmp_path / "report.html")],
+        ["show", str(tmp_path)],
+    ):
+        run = (
+            "import io, sys; from lightning_geo.cli import main; out, sys.stdout = sys.stdout, io.StringIO()"
+        )
+        assert loaded_by(f"{run}; assert main({command!r}) == 0; sys.stdout = out") == set()
 
 
 @pytest.mark.parametrize(

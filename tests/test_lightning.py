@@ -19,12 +19,12 @@ from lightning_geo import GeometryMonitor, load_history
 from lit import Classifier, fit
 from programs import packages
 
-#: Every argument of the monitor, as a YAML file may give it, but ``schedule`` and ``baseline``.
+#: Every argument of the monitor, as a YAML file may give it, but those that exclude others and ``baseline``.
 ARGUMENTS: dict[str, Any] = {
     "every_n_steps": 2, "metrics": ["entropy", "metric:cone", "drift"], "layers": "layers", "rank": 2,
     "source": "probe", "probe": {"class_path": "programs.packages.Inputs"}, "probe_size": 2,
-    "probe_in_checkpoint": False, "module": "encoder", "special_token_ids": [0, 1], "scalars": "head",
-    "strict": True, "name": "yaml",
+    "probe_in_checkpoint": False, "module": "encoder", "special_token_ids": [0, 1], "max_queries": 4,
+    "scalars": "head", "strict": True, "name": "yaml",
 }  # fmt: skip
 
 
@@ -48,7 +48,7 @@ def test_the_signature_is_that_of_init() -> None:
     assert parameters == [
         name for name in inspect.signature(GeometryMonitor.__init__).parameters if name != "self"
     ]
-    assert set(parameters) == {*ARGUMENTS, "schedule", "baseline"}
+    assert set(parameters) == {*ARGUMENTS, "schedule", "max_overhead", "baseline"}
 
 
 @pytest.mark.parametrize(

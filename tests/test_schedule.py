@@ -1,8 +1,10 @@
 """Which steps are sampled."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from lightning_geo.schedule import Schedule
+from lightning_geo.schedule import OverheadBudget, Schedule
 
 
 @pytest.mark.parametrize(
@@ -32,3 +34,71 @@ def test_steps(arguments, expected):
 def test_bad_arguments(arguments, error, message):
     with pytest.raises(error, match=message):
         Schedule(**arguments)
+
+
+class Run:
+    """A clock, and steps and samples that take the time they are told."""
+
+    def __init__(self) -> None:
+        self.now, self.spent, self.samples = 100.0, 0.0, 0
+        self.steps: list[int] = []
+        self.shares: list[float] = []
+
+    def go(self, budget: OverheadBudget, steps: int, step_time, sample_time) -> None:
+        begin = self.now
+        budget.start(0)
+        for step in range(steps):
+            if budget(step, self.spent, self.samples):
+                self.now += sample_time(step)
+                self.spent += sample_time(step)
+                self.samples += 1
+                self.steps.append(step)
+                self.shares.append(self.spent / (self.now - begin))
+            self.now += step_time(step)
+
+
+@given(
+    share=st.sampled_from([0.005, 0.01, 0.1, 0.5]),
+    step=st.floats(1e-3, 1.0),
+    sample=st.floats(1e-3, 20.0),
+    drift=st.floats(-0.9, 5.0),
+)
+def test_a_budget_is_kept_and_used(share, step, sample, drift):
+    run = Run()
+    budget = OverheadBudget(share, clock=lambda: run.now)
+    steps = 3000
+    run.go(budget, steps, lambda s: step * (1 + drift * s / steps), lambda s: sample)
+    assert run.steps[0] == 0
+    assert all(part <= share + 1e-9 for part in run.shares[1:])
+    whole = run.now - 100.0
+    # as many samples as fit, but for the wait that ends between two looks
+    assert run.samples > 0.9 * steps or run.spent + 3 * sample >= share * whole / 3
+
+
+def test_a_budget_goes_on_where_the_run_was_resumed():
+    run = Run()
+    budget = OverheadBudget(0.1, clock=lambda: run.now)
+    budget.before = 50.0
+    budget.start(40)
+    assert not budget(40, 6.0, 3)  # 8 of 52 seconds would be too much
+    assert not budget(60, 6.0, 3)
+    run.now += 60.0
+    assert budget(70, 6.0, 3)
+
+
+def test_ranks_decide_alike():
+    run = Run()
+    budget = OverheadBudget(0.1, clock=lambda: run.now)
+    budget.start(0)
+    assert budget(0, 0.0, 0)
+    assert budget(1, 1.0, 1, lambda wait: 0)  # rank 0 says now, whatever this clock shows
+    run.now += 1000.0
+    assert not budget(2, 1.0, 2, lambda wait: 5)
+    assert not budget(6, 1.0, 2, lambda wait: 0)
+    assert budget(7, 1.0, 2, lambda wait: 0)
+
+
+@pytest.mark.parametrize("share", [0, 1, -0.1, 1.5, True, "1%"])
+def test_a_bad_budget_is_named(share):
+    with pytest.raises(ValueError, match="`max_overhead` to be a share of the run's time between 0 and 1"):
+        OverheadBudget(share)

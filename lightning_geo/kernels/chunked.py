@@ -19,7 +19,7 @@ from lightning_geo.kernels.problem import AttentionProblem, AttentionStatistics
 from lightning_geo.kernels.scratch import scratch
 from lightning_geo.kernels.tiles import Plan, Rows, Tile
 
-__all__ = ["TILE_SCORES", "chunked"]
+__all__ = ["SUMS", "TILE_SCORES", "RowSums", "chunked", "statistics_by_tile"]
 
 #: Scores per tile, 4 MiB in float32: smaller ones pay for dispatch, larger ones leave the caches.
 TILE_SCORES = 1 << 20
@@ -40,9 +40,16 @@ def chunked(problem: AttentionProblem, tile_scores: int = TILE_SCORES) -> Attent
     Returns:
         The statistics. Beside them and two tiles, only some heads' q and k are held in float32.
     """
+    return statistics_by_tile(problem, tile_scores, RowSums)
+
+
+def statistics_by_tile(
+    problem: AttentionProblem, tile_scores: int, kind: type[RowSums]
+) -> AttentionStatistics:
+    """Go through a call tile by tile, with one way or another to reduce them."""
     with torch.no_grad(), exactly(problem.query.device):
         plan = Plan.of(problem, tile_scores)
-        sums = _RowSums(problem, plan)
+        sums = kind(problem, plan)
         for batch, key_heads in plan.groups(problem):
             sums.add(batch, key_heads)
         return sums.statistics()
@@ -50,13 +57,13 @@ def chunked(problem: AttentionProblem, tile_scores: int = TILE_SCORES) -> Attent
 
 #: Sums over a row's keys of e = exp(score - peak): of all, of those before the row's position, of those
 #: after, of all times their distance; of single keys; of special tokens; of e (score - peak); and √Σe².
-_SUMS = ("total", "backward_mass", "forward_mass", "distance", "previous_mass", "self_mass", "next_mass",
+SUMS = ("total", "backward_mass", "forward_mass", "distance", "previous_mass", "self_mass", "next_mass",
          "first_mass", "special_mass", "moment", "norm")  # fmt: skip
 _TOTAL, _LINEAR, _SINGLE = 0, slice(0, 4), slice(4, 8)
 _SPECIAL, _MOMENT, _NORM = 8, 9, 10
 
 
-class _RowSums:
+class RowSums:
     """What the tiles leave of each row."""
 
     def __init__(self, problem: AttentionProblem, plan: Plan) -> None:
@@ -66,7 +73,7 @@ class _RowSums:
         new = problem.query.new_zeros
         self.tiles = scratch("tiles", (2, plan.scores(problem)), problem.query, torch.float32)
         self.peak = new(shape, dtype=torch.float32)
-        self.sums = new(len(_SUMS), *shape, dtype=torch.float32)
+        self.sums = new(len(SUMS), *shape, dtype=torch.float32)
         self.received = new(*shape[:2], problem.keys, dtype=torch.float32)
         self.visible = self.rows.keys_in_band()[:, None].expand(shape).clone()
         self.real = problem.query_mask
@@ -129,6 +136,22 @@ class _RowSums:
         """Reduce a tile's scores; they are lost."""
         batch, heads, rows, columns = tile.shape
         at = tile[:3]
+        e = self.exponentials(tile, scores)
+        flat = e.view(batch * heads, rows, columns)
+        if self.wants("received"):
+            share = torch.where(self._live(tile), 1.0 / self.sums[_TOTAL][at], 0.0)
+            received = torch.bmm(share.view(batch * heads, 1, rows), flat).view(batch, heads, columns)
+            self.received[tile.batch, tile.heads, tile.columns] += received
+        if self.picks:
+            self._pick(tile, e)
+        if self.problem.special is not None and self.wants("special_mass"):
+            special = self.problem.special[tile.batch, None, None, tile.columns].to(torch.float32)
+            special = special.expand(-1, heads, -1, -1).reshape(batch * heads, 1, columns)
+            self.sums[_SPECIAL][at] = torch.bmm(special, flat.transpose(1, 2)).view(batch, heads, rows)
+
+    def exponentials(self, tile: Tile, scores: Tensor) -> Tensor:
+        """Turn scores into e = exp(score - peak), in place, and enter what sums over whole rows give."""
+        at = tile[:3]
         peak = scores.amax(-1, keepdim=True)
         exponent = torch.sub(scores, peak, out=_view(self.tiles[1], tile.shape))
         e = torch.mul(exponent, _LOG2E, out=scores).exp2_()
@@ -139,20 +162,9 @@ class _RowSums:
             self.sums[_TOTAL][at] = e.sum(-1)
         else:
             self.weights.add_up(self.rows, tile, e, self.sums[_LINEAR])
-        flat = e.view(batch * heads, rows, columns)
-        if self.wants("received"):
-            live = self._live(tile)
-            share = torch.where(live, 1.0 / self.sums[_TOTAL][at], 0.0).view(batch * heads, 1, rows)
-            received = torch.bmm(share, flat).view(batch, heads, columns)
-            self.received[tile.batch, tile.heads, tile.columns] += received
-        if self.picks:
-            self._pick(tile, e)
-        if self.problem.special is not None and self.wants("special_mass"):
-            special = self.problem.special[tile.batch, None, None, tile.columns].to(torch.float32)
-            special = special.expand(-1, heads, -1, -1).reshape(batch * heads, 1, columns)
-            self.sums[_SPECIAL][at] = torch.bmm(special, flat.transpose(1, 2)).view(batch, heads, rows)
         if self.wants("entropy"):
             self.sums[_MOMENT][at] = exponent.mul_(e).sum(-1)
+        return e
 
     def _live(self, tile: Tile) -> Tensor:
         live = self.visible[tile[:3]] > 0
@@ -185,7 +197,7 @@ class _RowSums:
         planes = torch.stack([self.peak + logarithm, entropy, 1.0 / total, self.peak])
         planes = torch.where(defined, torch.cat([planes, self.sums / total]), torch.nan)
         planes = self.rows.restore(planes)
-        names = ("logsumexp", "entropy", "max_probability", "max_logit", *_SUMS)
+        names = ("logsumexp", "entropy", "max_probability", "max_logit", *SUMS)
         fields = dict(zip(names, planes, strict=True))
         del fields["total"], fields["moment"]
         fields["concentration"] = fields.pop("norm").square()

@@ -60,6 +60,8 @@ def open_sinks(
     sinks: list[Sink] = []
     record: Callable[[], RecordFile] | None = None  # made only where no TensorBoard writer holds it
     recorded = False
+    record_at: str | os.PathLike[str] | None = None
+    wandb_folder: str | None = None
     places: list[str | os.PathLike[str]] = []
     for logger in loggers:
         experiment = _experiment(logger)
@@ -67,19 +69,23 @@ def open_sinks(
         if _can(experiment, "_get_file_writer"):
             from lightning_geo.sinks.tensorboard import TensorBoardSink  # needs tensorboard to be installed
 
-            sink = TensorBoardSink(experiment, name, level, schedule, not recorded, resumed_at)
-            sinks.append(sink)
+            sinks.append(TensorBoardSink(experiment, name, level, schedule, not recorded, resumed_at))
+            record_at = record_at or experiment._get_file_writer().get_logdir()
             recorded = True
         elif _can(experiment, "log", "define_metric", "save"):
-            sinks.append(WandbSink(experiment, name, level, schedule))
+            sinks.append(WandbSink(experiment, name, level, schedule, resumed=resumed_at is not None))
             if record is None and not experiment.disabled:  # a disabled run has a temporary directory
-                folder = os.path.abspath(experiment.dir)
+                folder = wandb_folder = os.path.abspath(experiment.dir)
                 upload = functools.partial(experiment.save, base_path=folder, policy="end")
                 record = functools.partial(RecordFile, folder, name, resumed_at=resumed_at, on_open=upload)
         else:
             sinks.append(ScalarSink(logger, name, level))
             place = getattr(logger, "log_dir", None)
             places += [place] if isinstance(place, str) else []
+    if wandb_folder is not None:  # a disabled run, which has none, has nowhere to put a report
+        for sink in sinks:
+            if isinstance(sink, WandbSink):
+                sink.record_at = record_at or wandb_folder
     places += [directory] if directory is not None else []
     if record is None and places:
         record = functools.partial(RecordFile, places[0], name, resumed_at=resumed_at)

@@ -3,6 +3,8 @@
 One event holds one sample of one monitor. Its summary has one tensor per metric, tagged
 ``lightning_geo/<name>/<stack>/<metric>``, one per basis or head-pair matrix, tagged
 ``lightning_geo/<name>/matrices/<stack>/<matrix>``, and the facts as JSON in ``lightning_geo/<name>/record``.
+A resumed run begins with TensorBoard's own session start and, for readers that are not shown it (what
+TensorBoard's data provider gives to plugins), an empty tensor ``lightning_geo/<name>/session``.
 """
 
 from __future__ import annotations
@@ -21,14 +23,39 @@ from tensorboard.compat.proto.types_pb2 import DT_DOUBLE, DT_FLOAT, DT_HALF, DT_
 
 from lightning_geo.schema import GeometryRecord
 
-__all__ = ["PLUGIN", "file_version", "parse_record", "record_event", "session_start", "started_at"]
+__all__ = [
+    "PLUGIN",
+    "facts_tag",
+    "file_version",
+    "parse_record",
+    "record_event",
+    "session_events",
+    "session_start",
+    "session_tag",
+    "started_at",
+]
 
 PLUGIN = "lightning_geo"
 _FORMAT = 1
 _FACTS = "record"
+_SESSION = "session"
 _MATRICES = "matrices"
 _DTYPES = {"<f4": DT_FLOAT, "<f2": DT_HALF, "<f8": DT_DOUBLE}
+_KINDS_OF_FACTS: dict[str, tuple[type, ...]] = {
+    "structure": (dict,), "step": (int,), "epoch": (int,), "batches_seen": (int,),
+    "wall_time": (int, float), "cost_seconds": (int, float), "probe": (str,),
+}  # fmt: skip
 _KINDS = {dtype: kind for kind, dtype in _DTYPES.items()}
+
+
+def facts_tag(name: str) -> str:
+    """Return the tag of the facts of each sample of a monitor."""
+    return f"{PLUGIN}/{name}/{_FACTS}"
+
+
+def session_tag(name: str) -> str:
+    """Return the tag that marks where a resumed session of a monitor takes over."""
+    return f"{PLUGIN}/{name}/{_SESSION}"
 
 
 def record_event(record: GeometryRecord, name: str) -> Any:
@@ -43,7 +70,7 @@ def record_event(record: GeometryRecord, name: str) -> Any:
     """
     event = Event(step=record.step, wall_time=record.wall_time or time.time())
     facts = json.dumps({"format": _FORMAT, "name": name, **record.facts()}, separators=(",", ":"))
-    _add(event, f"{PLUGIN}/{name}/{_FACTS}", TensorProto(dtype=DT_STRING, string_val=[facts.encode()]))
+    _add(event, facts_tag(name), TensorProto(dtype=DT_STRING, string_val=[facts.encode()]))
     for level, stacks in (("", record.stacks), (f"{_MATRICES}/", record.matrices)):
         for stack, arrays in stacks.items():
             for metric, values in arrays.items():
@@ -59,15 +86,31 @@ def _add(event: Any, tag: str, tensor: Any) -> None:
 
 
 def parse_record(event: Any) -> tuple[str, GeometryRecord] | None:
-    """Return the monitor's name and the record that an event holds, or None for any other event."""
+    """Return the monitor's name and the record that an event holds, or None for any other event.
+
+    Raises:
+        ValueError: If the event claims to hold a record but does not, or one of a newer format.
+    """
     values = event.summary.value
     facts_value = next((v for v in values if _is_facts(v.tag)), None)
     if facts_value is None:
         return None
+    try:
+        return _parsed(values, facts_value)
+    except (KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+        raise ValueError(f"it is no record: {type(error).__name__}: {error}") from error
+
+
+def _parsed(values: Any, facts_value: Any) -> tuple[str, GeometryRecord]:
     facts = json.loads(facts_value.tensor.string_val[0])
     if facts.pop("format") > _FORMAT:
         raise ValueError("it was written by a newer version of lightning_geo; update it to read this run")
     name = facts.pop("name")
+    for fact, kinds in _KINDS_OF_FACTS.items():
+        if fact in facts and (not isinstance(facts[fact], kinds) or isinstance(facts[fact], bool)):
+            raise ValueError(f"it is no record: its {fact} is {str(facts[fact])[:40]!r}")
+    if not isinstance(name, str) or not -(2**62) < facts.get("step", 0) < 2**62:
+        raise ValueError("it is no record: its name is no text, or its step no number of steps")
     prefix = f"{PLUGIN}/{name}/"
     record = GeometryRecord({}, **facts)
     for value in values:
@@ -105,6 +148,16 @@ def file_version() -> Any:
 def session_start(step: int) -> Any:
     """Return the first event of a resumed run: what was written before at or after ``step`` is void."""
     return Event(step=step, wall_time=time.time(), session_log=SessionLog(status=SessionLog.START))
+
+
+def session_events(step: int, name: str) -> list[Any]:
+    """Return what a resumed run begins with: from ``step`` on, all that was written before is void.
+
+    The session start is there twice: TensorBoard takes the first one in a directory for the run's own start.
+    """
+    mark = Event(step=step, wall_time=time.time())
+    _add(mark, session_tag(name), _to_tensor(np.zeros(0, np.float32)))
+    return [session_start(step), session_start(step), mark]
 
 
 def started_at(event: Any) -> int | None:

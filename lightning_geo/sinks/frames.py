@@ -116,7 +116,7 @@ def frame(data: bytes) -> bytes:
     return b"".join((length, _CRC.pack(masked_crc32c(length)), data, _CRC.pack(masked_crc32c(data))))
 
 
-def read_frames(path: str | os.PathLike[str]) -> Iterator[bytes | Damage]:
+def read_frames(path: str | os.PathLike[str], start: int = 0) -> Iterator[bytes | Damage]:
     """Yield the events of a file in order, and a :class:`Damage` for each stretch that is none.
 
     Behind a damage the next intact header is searched for. A file that ends within an event was being
@@ -124,10 +124,11 @@ def read_frames(path: str | os.PathLike[str]) -> Iterator[bytes | Damage]:
 
     Args:
         path: An event file.
+        start: Offset of the first event that is read, in bytes.
     """
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
-        offset = 0
+        offset = start
         while offset < size:
             end = _end(file, offset)
             if end is not None and end <= size:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from lightning_geo.schema import GeometryRecord
-from lightning_geo.sinks.events import file_version, record_event, session_start
+from lightning_geo.sinks.events import file_version, record_event, session_events
 from lightning_geo.sinks.frames import frame
 
 __all__ = ["RecordFile"]
@@ -47,8 +47,8 @@ class RecordFile:
         self._on_open = on_open
         self._file: BinaryIO | None = None
         self.where = f"record: {directory}"
-        if resumed_at is not None:  # at once, as in the TensorBoard sink, and twice
-            self._append(*[session_start(resumed_at)] * 2)
+        if resumed_at is not None:  # at once, as in the TensorBoard sink
+            self._append(*session_events(resumed_at, name))
 
     def write(self, record: GeometryRecord, *, final: bool = False) -> None:
         """Write one sample."""

@@ -8,7 +8,7 @@ from typing import Any
 from tensorboard.compat.proto.event_pb2 import Event
 
 from lightning_geo.schema import GeometryRecord
-from lightning_geo.sinks.events import record_event, session_start
+from lightning_geo.sinks.events import record_event, session_events
 from lightning_geo.sinks.layout import add_layout, charts, written_layout
 from lightning_geo.sinks.pictures import PictureSchedule, pictures, png
 from lightning_geo.sinks.tags import Level, scalars
@@ -46,11 +46,10 @@ class TensorBoardSink:
         self._with_record = with_record
         self._started = False
         if resumed_at is not None:
-            # at once: it voids all that stands in the run from its step on, what this session logs included.
-            # Twice: TensorBoard takes the first one in a directory for the start of the run
+            # at once: it voids all that stands in the run from its step on, what this session logs included
             writer = experiment._get_file_writer()
-            for _ in range(2):
-                writer.add_event(_as_its_own(writer, session_start(resumed_at)))
+            for event in session_events(resumed_at, name):
+                writer.add_event(_as_its_own(writer, event))
             writer.flush()
         self.where = f"TensorBoard: tensorboard --logdir {experiment._get_file_writer().get_logdir()}"
 

@@ -15,7 +15,15 @@ from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR
 from tensorboard.util import tensor_util
 
 from lightning_geo.schema import GeometryRecord, select
-from lightning_geo.sinks.events import parse_record, record_event, session_start, started_at
+from lightning_geo.sinks.events import (
+    PLUGIN,
+    parse_record,
+    record_event,
+    session_events,
+    session_start,
+    session_tag,
+    started_at,
+)
 from sinks.records import assert_same, make_record
 
 ARRAYS = hnp.arrays(
@@ -85,6 +93,31 @@ def test_events_of_others_are_none() -> None:
     assert started_at(event) is None
 
 
+@pytest.mark.parametrize(
+    "facts",
+    [b"", b"[]", b"\xff", b"[" * 100_000, b'{"format": 1}', b'{"format": "1", "name": "geometry"}',
+     b'{"format": 1, "name": 3}', b'{"format": 1, "name": "geometry", "step": "7"}',
+     b'{"format": 1, "name": "geometry", "step": 1e400}',
+     b'{"format": 1, "name": "geometry", "of_tomorrow": 1}',
+     b'{"format": 1, "name": "geometry", "structure": []}',
+     b'{"format": 1, "name": "geometry", "step": 9999999999999999999999}'],
+)  # fmt: skip
+def test_what_only_claims_to_be_a_record_is_a_value_error(facts: bytes) -> None:
+    event = record_event(make_record(), "geometry")
+    event.summary.value[0].tensor.string_val[0] = facts
+    with pytest.raises(ValueError, match=r"no record|JSON|Expecting|codec|newer"):
+        parse_record(event)
+
+
+def test_a_tensor_that_is_none_is_a_value_error() -> None:
+    for spoil in ({"dtype": 7}, {"tensor_content": b"odd"}):
+        event = record_event(make_record(metrics=["entropy"]), "geometry")
+        for name, value in spoil.items():
+            setattr(event.summary.value[1].tensor, name, value)
+        with pytest.raises(ValueError, match=r"no record|buffer|reshape"):
+            parse_record(event)
+
+
 def test_a_newer_format_says_so() -> None:
     event = record_event(make_record(), "geometry")
     value = event.summary.value[0]
@@ -92,6 +125,17 @@ def test_a_newer_format_says_so() -> None:
     value.tensor.string_val[0] = json.dumps({**facts, "format": 2}).encode()
     with pytest.raises(ValueError, match="newer version of lightning_geo"):
         parse_record(event)
+
+
+def test_a_session_begins_with_tensorboards_mark_and_one_that_its_data_provider_shows() -> None:
+    first, second, mark = map(through_the_wire, session_events(100, "geometry"))
+    assert started_at(first) == started_at(second) == 100  # TensorBoard passes over the first in a directory
+    (value,) = mark.summary.value
+    assert (mark.step, value.tag) == (100, session_tag("geometry"))
+    assert value.metadata.plugin_data.plugin_name == PLUGIN
+    assert value.metadata.data_class == DATA_CLASS_TENSOR
+    assert parse_record(mark) is None
+    assert started_at(mark) is None
 
 
 def test_a_session_start_is_tensorboards() -> None:

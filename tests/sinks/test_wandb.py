@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from wandb.proto.wandb_internal_pb2 import FilesItem, Record
 from lightning_geo import load_history
 from lightning_geo.sinks import open_sinks
 from lightning_geo.sinks.tags import scalars
+from lightning_geo.sinks.wandb import WandbSink
 from sinks.records import assert_same, make_record
 
 
@@ -119,13 +120,107 @@ def test_a_run_of_the_users_own_gets_the_step_axis_with_dots_escaped(tmp_path: P
     defined = [r.metric for r in sent(directory) if r.WhichOneof("record_type") == "metric"]
     axes = {m.name or m.glob_name: m.step_metric for m in defined}
     assert len(axes) == len(defined)  # each once, not once per sample
+    assert {m.name for m in defined if m.summary.min and m.summary.max and m.summary.last} == {
+        "geometry/entropy",
+        r"geometry/drift\.query",
+    }
     assert axes == {
         "trainer/global_step": "",
         "geometry*": "trainer/global_step",
+        "geometry/entropy": "trainer/global_step",
         r"geometry/drift\.query": "trainer/global_step",
         r"geometry_subspace/drift\.query/layer_00": "trainer/global_step",
         r"geometry_subspace/drift\.query/layer_01": "trainer/global_step",
     }
+
+
+def summary_of(records: list[Any]) -> dict[str, Any]:
+    """What the table of runs shows at the end; nested values as ``key\\0part``."""
+    updates = (u for r in records if r.WhichOneof("record_type") == "summary" for u in r.summary.update)
+    return {"\0".join(u.nested_key) or u.key: json.loads(u.value_json) for u in updates}
+
+
+def written(tmp_path: Path, steps: Iterable[int], resumed_at: int | None = None, **kwargs: Any) -> list[Any]:
+    """Everything of a run with these samples, its sinks closed at the end as the monitor does."""
+    logger = WandbLogger(project="test", save_dir=tmp_path, offline=True, id="same")
+    sinks = open_sinks([logger], resumed_at=resumed_at, max_steps=200)
+    for step in steps:
+        for sink in sinks:
+            sink.write(make_record(step, **kwargs))
+    for sink in sinks:
+        sink.close()
+    directory = Path(logger.experiment.dir)
+    logger.experiment.finish()
+    return sent(directory.parent)
+
+
+def test_the_table_of_runs_has_last_least_most_and_change(tmp_path: Path) -> None:
+    steps, names = (0, 50, 100), ["entropy", "drift.query", "max_logit"]
+    everything = written(tmp_path, steps, metrics=names)
+    summary = summary_of(everything)
+    for name in names:
+        values = [make_record(step, metrics=names).summaries()[name] for step in steps]
+        expected = {"last": values[-1], "min": min(values), "max": max(values)}
+        assert summary[f"geometry/{name}"] == pytest.approx(expected)
+        assert summary[f"geometry_change/{name}"] == pytest.approx(values[-1] - values[0])
+
+
+def test_a_resumed_runs_change_is_since_the_runs_start(tmp_path: Path) -> None:
+    written(tmp_path, (0, 50, 100), metrics=["entropy"])
+    summary = summary_of(written(tmp_path, (50, 150), resumed_at=50, metrics=["entropy"]))
+    first, last = (make_record(step, metrics=["entropy"]).summaries()["entropy"] for step in (0, 150))
+    assert summary["geometry_change/entropy"] == pytest.approx(last - first)
+
+
+def test_the_report_is_attached_at_the_end(tmp_path: Path) -> None:
+    everything = written(tmp_path, (0, 50), metrics=["entropy", "drift.output"])
+    *_, row = rows_of(everything)
+    assert row["trainer/global_step"] == 50
+    assert row["geometry/report\0_type"] == "html-file"
+    [file] = tmp_path.rglob(Path(row["geometry/report\0path"]).name)
+    page = file.read_text(encoding="utf-8")
+    assert page.startswith("<!DOCTYPE html>")
+    assert "wandb" not in page  # W&B adds a stylesheet from its server unless told not to
+    assert "2, steps 0 to 50" in page
+    assert "Geometry of " in page
+
+
+def test_a_record_beside_tensorboard_has_a_report_too(tmp_path: Path) -> None:
+    wandb_logger = WandbLogger(project="test", save_dir=tmp_path, offline=True)
+    wandb_sink, board = open_sinks([wandb_logger, TensorBoardLogger(tmp_path / "tb")])
+    for step in (0, 50):
+        board.write(make_record(step, metrics=["entropy"]))
+        wandb_sink.write(make_record(step, metrics=["entropy"]))
+    directory = Path(wandb_logger.experiment.dir)
+    wandb_sink.close()
+    wandb_logger.experiment.finish()
+    assert any("geometry/report\0path" in row for row in rows_of(sent(directory.parent)))
+
+
+def test_without_a_sample_or_a_readable_record_there_is_no_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger = WandbLogger(project="test", save_dir=tmp_path, offline=True)
+    sink, record = open_sinks([logger])
+    sink.close()  # a run that ended before its first sample
+    for each in (sink, record):
+        each.write(make_record(metrics=["entropy"]))
+    monkeypatch.setattr("lightning_geo.sinks.wandb._READ", 10)
+    with pytest.warns(UserWarning, match="Afterwards: lightning-geo report"):
+        sink.close()
+    assert isinstance(sink, WandbSink)
+    sink.record_at = "s3://bucket/run"
+    sink.close()
+    directory = Path(logger.experiment.dir)
+    logger.experiment.finish()
+    assert not any("report" in key for row in rows_of(sent(directory.parent)) for key in row)
+
+
+def test_bert_base_stays_under_400_keys(tmp_path: Path) -> None:
+    everything = written(tmp_path, (0, 50), layers=12, heads=12)
+    logged = {key.split("\0")[0] for row in rows_of(everything) for key in row}
+    keys = logged | {key.split("\0")[0] for key in summary_of(everything)}
+    assert len(logged) < len(keys) < 400
 
 
 def test_pictures_that_fail_cost_no_numbers(tmp_path: Path) -> None:

@@ -1,0 +1,57 @@
+"""Which samples of two runs belong together."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Alignment", "align"]
+
+
+class Alignment(NamedTuple):
+    """Which samples of two runs belong together.
+
+    Args:
+        a: Indices of the first run's samples.
+        b: Indices of the second run's, as many.
+        how: In words.
+    """
+
+    a: NDArray[np.intp]
+    b: NDArray[np.intp]
+    how: str
+
+
+def align(a: NDArray[np.int64], b: NDArray[np.int64]) -> Alignment:
+    """Pair the samples of two runs by step.
+
+    Each sample's partner is the nearest of the other run, if that one has no nearer itself. Where half of the
+    partners or more are at equal steps, these alone are taken.
+
+    Args:
+        a: Steps of the first run, ascending.
+        b: Steps of the second run, ascending.
+
+    Example:
+        >>> align(np.array([0, 10, 20, 30]), np.array([0, 20])).how
+        '2 common steps, 0 to 20'
+        >>> align(np.array([0, 10, 20]), np.array([0, 11, 19])).how
+        '3 pairs of nearest steps, at most 1 apart, 0 to 20'
+    """
+    gaps = np.abs(a[:, None] - b[None, :])
+    of_a, of_b = gaps.argmin(axis=1), gaps.argmin(axis=0)
+    near_a = np.flatnonzero(of_b[of_a] == np.arange(len(a)))
+    near_b = of_a[near_a]
+    common, at_a, at_b = np.intersect1d(a, b, return_indices=True)
+    if 2 * len(common) >= len(near_a):
+        plural = "s" if len(common) > 1 else ""
+        return Alignment(at_a, at_b, f"{len(common)} common step{plural}, {_span(common)}")
+    apart = int(gaps[near_a, near_b].max())
+    how = f"{len(near_a)} pairs of nearest steps, at most {apart} apart, {_span(a[near_a])}"
+    return Alignment(near_a, near_b, how)
+
+
+def _span(steps: NDArray[np.int64]) -> str:
+    return f"{steps[0]} to {steps[-1]}" if len(steps) > 1 else f"{steps[0]}"

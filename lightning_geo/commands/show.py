@@ -1,0 +1,78 @@
+"""``lightning-geo show``: what is in a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lightning_geo.history import GeometryHistory
+from lightning_geo.runs import Run, describe_layout, series
+from lightning_geo.text import moment, number, plain, table
+
+__all__ = ["as_text"]
+
+
+def as_text(runs: Sequence[Run]) -> str:
+    """Return one run in full, or a line for each of several."""
+    if len(runs) > 1:
+        rows = [_line(run) for run in runs]
+        return table(("run", "model", "samples", "steps", "probe", "taken"), rows, left=2)
+    [run] = runs
+    return f"{_facts(run)}\n\n{_metrics(run.history)}"
+
+
+def _line(run: Run) -> tuple[str, ...]:
+    history = run.history
+    steps = f"{history.steps[0]} to {history.steps[-1]}"
+    return (
+        plain(run.name),
+        plain(describe_layout(history)),
+        str(len(history)),
+        steps,
+        probe(history),
+        when(history),
+    )
+
+
+def probe(history: GeometryHistory) -> str:
+    """Return the fingerprint of what was measured on."""
+    return plain(history.facts["probe"][-1]) or "batches"
+
+
+def when(history: GeometryHistory) -> str:
+    """Return the time of the last sample."""
+    return moment(float(history.facts["wall_time"][-1]))
+
+
+def _facts(run: Run) -> str:
+    history, facts = run.history, run.history.facts
+    gaps = np.diff(history.steps)
+    every = f", every {int(np.median(gaps))} steps" if len(gaps) else ""
+    kept = [r.step for r in (history.record(i) for i in range(len(history))) if r.matrices]
+    lines = [
+        ("run", run.name),
+        ("path", run.path),
+        ("monitor", history.name),
+        ("model", describe_layout(history)),
+        ("samples", f"{len(history)}: steps {history.steps[0]} to {history.steps[-1]}{every}"),
+        ("epochs", f"{facts['epoch'][0]} to {facts['epoch'][-1]}, {facts['batches_seen'][-1]} batches seen"),
+        (
+            "probe",
+            f"{probe(history)}" + ("" if len(set(facts["probe"])) == 1 else " (it changed within the run)"),
+        ),
+        ("taken", f"{when(history)}, {np.median(facts['cost_seconds']):.2f} s a sample (median)"),
+        ("bases", f"kept at steps {', '.join(map(str, kept))}" if kept else "none kept"),
+    ]
+    return "\n".join(f"{name:8} {plain(value)}" for name, value in lines)
+
+
+def _metrics(history: GeometryHistory) -> str:
+    rows = []
+    for of in series(history):
+        model = of.model()
+        unit = "" if of.spec.unit == "1" else of.spec.unit
+        axes = " × ".join(of.spec.axes)
+        rows.append((plain(of.key), of.spec.family, axes, number(model[0]), number(model[-1]), unit))
+    title = "Metrics, model mean (largest for max_logit) at the first and the last sample:"
+    return f"{title}\n{table(('metric', 'family', 'axes', 'first', 'last', 'unit'), rows, left=3)}"

@@ -1,0 +1,58 @@
+"""How tags of the record are read, and what the page is told about a metric."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+__all__ = ["PLUGIN", "Series", "describe", "parse_tag", "tag_of"]
+
+#: As in the stored records; repeated here since the loader may import nothing that could fail.
+PLUGIN = "lightning_geo"
+
+
+class Series(NamedTuple):
+    """A metric of a stack, sampled by a monitor."""
+
+    monitor: str
+    stack: str
+    metric: str  # as stored, ``effective_rank.query``
+
+
+def tag_of(series: Series) -> str:
+    """Return the tag under which a series is stored."""
+    return "/".join((PLUGIN, *series))
+
+
+def parse_tag(tag: str) -> Series | None:
+    """Return the series stored under a tag, or None for facts, matrices and tags of others.
+
+    Example:
+        >>> parse_tag("lightning_geo/geometry/encoder/effective_rank.query")
+        Series(monitor='geometry', stack='encoder', metric='effective_rank.query')
+        >>> parse_tag("lightning_geo/geometry/record") is parse_tag("loss") is None
+        True
+    """
+    plugin, *parts = tag.split("/")
+    return Series(*parts) if plugin == PLUGIN and len(parts) == len(Series._fields) else None
+
+
+def describe(metric: str) -> dict[str, Any]:
+    """Return what the page shows about a stored metric; of an unknown one, its name.
+
+    Example:
+        >>> describe("drift.query")["unit"], describe("drift.query")["range"]
+        ('1', (0.0, 1.0))
+        >>> describe("entropy_of_a_newer_version")["family"]
+        'other'
+    """
+    from lightning_geo.schema import spec_of
+
+    base, _, part = metric.partition(".")
+    facts: dict[str, Any] = {"name": metric, "base": base, "part": part, "family": "other"}
+    try:
+        spec = spec_of(metric)
+    except KeyError:  # written by a newer version
+        return facts | {"axes": (), "unit": "1", "formula": "", "meaning": "", "source": "",
+                        "range": (None, None), "summary": "mean", "headline": False}  # fmt: skip
+    names = ("family", "axes", "unit", "formula", "meaning", "source", "range", "summary")
+    return facts | {name: getattr(spec, name) for name in names} | {"headline": metric in spec.headline}

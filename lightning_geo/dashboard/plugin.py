@@ -1,0 +1,246 @@
+"""The server side of the tab: which runs there are, and the values of one metric at a time."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from functools import wraps
+from importlib import resources
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+from tensorboard import plugin_util
+from tensorboard.backend import http_util
+from tensorboard.data.provider import RunTagFilter
+from tensorboard.plugins.base_plugin import FrontendMetadata, TBPlugin
+from werkzeug.wrappers import Request, Response
+
+from lightning_geo.dashboard.metadata import PLUGIN, Series, describe, parse_tag, tag_of
+from lightning_geo.dashboard.samples import in_force, pack
+from lightning_geo.sinks.events import facts_tag, session_tag
+
+__all__ = ["GeometryPlugin"]
+
+_STATIC = "static"
+_TYPES = {".js": "text/javascript", ".css": "text/css"}
+_ALL = 10**9  # samples; the provider wants a number
+
+Route = Callable[[Any, Request], Response]
+
+
+def _guarded(route: Route) -> Callable[..., Any]:
+    """A WSGI application of a method; what is asked wrongly is answered in plain text."""
+
+    @wraps(route)
+    def answer(self: Any, request: Request) -> Response:
+        try:
+            return route(self, request)
+        except LookupError as error:
+            return _respond(request, str(error.args[0]), "text/plain", code=404)
+        except ValueError as error:
+            return _respond(request, str(error), "text/plain", code=400)
+
+    return Request.application(answer)  # type: ignore[arg-type]  # a method: it has `self` too
+
+
+def _respond(request: Request, content: Any, kind: str, **options: Any) -> Response:
+    response: Response = http_util.Respond(request, content, kind, **options)
+    return response
+
+
+def _argument(request: Request, name: str) -> str:
+    value = request.args.get(name)
+    if value is None:
+        raise ValueError(f"Expected the argument `{name}`, but it is not in the request.")
+    return value
+
+
+class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard ships no types
+    """Serves the record of runs to the page. Reads through TensorBoard's data provider only.
+
+    Args:
+        context: What TensorBoard gives to plugins.
+    """
+
+    plugin_name = PLUGIN
+
+    def __init__(self, context: Any) -> None:
+        self._provider = context.data_provider
+        folder = resources.files("lightning_geo.dashboard") / _STATIC
+        # read now: nothing else can be asked for, and an upgrade under a running server mixes nothing
+        self._static = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+
+    def get_plugin_apps(self) -> dict[str, Any]:
+        return {
+            f"/{_STATIC}/*": self.static_route,
+            "/index": self.index_route,
+            "/facts": self.facts_route,
+            "/data": self.data_route,
+        }
+
+    def is_active(self) -> bool:
+        return False  # TensorBoard itself looks for data of the plugin's name
+
+    def frontend_metadata(self) -> Any:
+        return FrontendMetadata(es_module_path=f"/{_STATIC}/index.js", tab_name="Geometry")
+
+    @_guarded
+    def static_route(self, request: Request) -> Response:
+        """The page's modules and style sheet."""
+        name = request.path.rpartition(f"/{_STATIC}/")[2]
+        kind = _TYPES.get(PurePosixPath(name).suffix)
+        if name not in self._static or kind is None:
+            raise LookupError("Not found.")
+        return _respond(request, self._static[name], kind)
+
+    @_guarded
+    def index_route(self, request: Request) -> Response:
+        """What there is to see: asked for again and again while the page is open."""
+        return _respond(request, self.index(*_where(request)), "application/json")
+
+    @_guarded
+    def facts_route(self, request: Request) -> Response:
+        """The facts of a monitor's last sample: structure of the model, fingerprint of the probe."""
+        run, monitor = _argument(request, "run"), _argument(request, "monitor")
+        return _respond(request, self.facts(*_where(request), run, monitor), "application/json")
+
+    @_guarded
+    def data_route(self, request: Request) -> Response:
+        """The samples of one metric: length of the header (uint32), header as JSON, values as float32."""
+        series = Series(*(_argument(request, name) for name in Series._fields))
+        limit = int(request.args.get("samples", _ALL))
+        held = int(request.args.get("held", 0)), float(request.args.get("stamp", 0.0))
+        body = self.data(*_where(request), _argument(request, "run"), series, limit, held)
+        return _respond(request, body, "application/octet-stream")
+
+    def index(self, ctx: Any, experiment: str) -> dict[str, Any]:
+        """Return runs with their monitors, stacks and metrics, and what the metrics mean.
+
+        Lists rather than objects wherever a user chose the name: it may be ``__proto__``.
+        """
+        listing = self._provider.list_tensors(ctx, experiment_id=experiment, plugin_name=PLUGIN)
+        runs: dict[str, dict[str, dict[str, list[str]]]] = {}
+        changed: dict[tuple[str, str], tuple[int, float]] = {}
+        # sorted: the fast data server lists in another order each time
+        for run, tags in sorted(listing.items(), key=lambda item: _natural(item[0])):
+            for tag, series in sorted(tags.items(), key=lambda item: _natural(item[0])):
+                found = parse_tag(tag)
+                if found is None:
+                    continue
+                stacks = runs.setdefault(run, {}).setdefault(found.monitor, {})
+                stacks.setdefault(found.stack, []).append(found.metric)
+                key = (run, found.monitor)
+                changed[key] = max(changed.get(key, (0, 0.0)), (series.max_step, series.max_wall_time))
+        metrics = {
+            metric
+            for run in runs.values()
+            for stacks in run.values()
+            for s in stacks.values()
+            for metric in s
+        }
+        return {
+            "runs": [
+                {
+                    "run": run,
+                    "monitors": [
+                        {
+                            "monitor": monitor,
+                            "last": changed[run, monitor],
+                            "stacks": [
+                                {"stack": stack, "metrics": _ordered(names)}
+                                for stack, names in stacks.items()
+                            ],
+                        }
+                        for monitor, stacks in monitors.items()
+                    ],
+                }
+                for run, monitors in runs.items()
+            ],
+            "metrics": [describe(metric) for metric in _ordered(metrics)],
+        }
+
+    def facts(self, ctx: Any, experiment: str, run: str, monitor: str) -> dict[str, Any]:
+        """Return the facts of a monitor's last sample.
+
+        Raises:
+            LookupError: If the run or the monitor is not there.
+        """
+        tag = facts_tag(monitor)
+        data = self._read(ctx, experiment, run, [tag], 1).get(tag)
+        if not data:
+            raise LookupError(f"No facts of monitor {monitor!r} in run {run!r}.")
+        facts: dict[str, Any] = json.loads(data[-1].numpy.item())
+        return facts
+
+    def data(
+        self,
+        ctx: Any,
+        experiment: str,
+        run: str,
+        series: Series,
+        limit: int = _ALL,
+        held: tuple[int, float] = (0, 0.0),
+    ) -> bytes:
+        """Return the samples of a metric in force, as ``data_route`` sends them.
+
+        The header: ``shape`` [sample, layer, head], ``steps``, ``first`` (index of the first sample sent),
+        ``total`` (samples that there are) and ``stamp`` (wall time of the last one).
+
+        Args:
+            ctx: Of the request.
+            experiment: Of the request.
+            run: As TensorBoard names it.
+            series: Which metric.
+            limit: Samples at most, at equal distances; the first and the last are among them.
+            held: How many samples the page has, and the stamp that came with them: if they still stand, what
+                follows on them is sent alone.
+
+        Raises:
+            LookupError: If there is no such series.
+            ValueError: If ``limit`` is below 2, or what is stored is no numeric array.
+        """
+        if limit < 2:
+            raise ValueError(f"Expected `samples` to be at least 2 but got {limit}.")
+        tag, session = tag_of(series), session_tag(series.monitor)
+        read = self._read(ctx, experiment, run, [tag, session], _ALL)
+        if not read.get(tag):
+            raise LookupError(f"No {tag!r} in run {run!r}.")
+        samples = in_force(read[tag], read.get(session, []))
+        total = len(samples)
+        if total > limit:
+            samples = [samples[i] for i in np.linspace(0, total - 1, limit).round().astype(int)]
+        count, stamp = held
+        # whatever replaces a sample replaces all behind it too: if the last one stands, so do all before
+        first = count if 0 < count <= total <= limit and samples[count - 1].wall_time == stamp else 0
+        header = {"first": first, "total": total, "stamp": samples[-1].wall_time if samples else 0.0}
+        return pack(samples[first:], series, header)
+
+    def _read(self, ctx: Any, experiment: str, run: str, tags: list[str], limit: int) -> dict[str, Any]:
+        found = self._provider.read_tensors(
+            ctx,
+            experiment_id=experiment,
+            plugin_name=PLUGIN,
+            run_tag_filter=RunTagFilter([run], tags),
+            downsample=limit,
+        )
+        tensors: dict[str, Any] = found.get(run, {})
+        return tensors
+
+
+def _where(request: Request) -> tuple[Any, str]:
+    return plugin_util.context(request.environ), plugin_util.experiment_id(request.environ)
+
+
+def _natural(text: str) -> list[tuple[int, str]]:
+    """A key that sorts ``version_2`` before ``version_10``."""
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", text)]
+
+
+def _ordered(names: Iterable[str]) -> list[str]:
+    """In the order of the catalog; unknown names behind."""
+    from lightning_geo.schema import select
+
+    place = {name: index for index, name in enumerate(select())}
+    return sorted(names, key=lambda name: (place.get(name, len(place)), name))

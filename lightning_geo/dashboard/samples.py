@@ -1,0 +1,63 @@
+"""Samples of a metric: which of them stand, and how they are sent to the page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from lightning_geo.dashboard.metadata import Series, tag_of
+from lightning_geo.history import GeometryHistory
+from lightning_geo.schema import GeometryRecord
+
+__all__ = ["in_force", "pack"]
+
+
+def in_force(samples: Sequence[Any], sessions: Sequence[Any]) -> list[Any]:
+    """Leave out what resumed sessions replaced, by the rules of ``load_history``.
+
+    TensorBoard's fast data server does not act on session starts, so they are applied here. A sample is void
+    if a session that began later starts at or before its step; of the rest the last written wins.
+
+    Args:
+        samples: Data with ``step`` and ``wall_time``, in the order of writing.
+        sessions: The same of session starts.
+    """
+    kept: list[Any] = []
+    for sample in samples:
+        if any(s.step <= sample.step and s.wall_time > sample.wall_time for s in sessions):
+            continue
+        while kept and kept[-1].step >= sample.step:
+            kept.pop()
+        kept.append(sample)
+    return kept
+
+
+def pack(samples: Sequence[Any], series: Series, header: dict[str, Any]) -> bytes:
+    """Return samples as the page reads them: the header's length, the header as JSON, float32 values.
+
+    Args:
+        samples: Data with ``step`` and ``numpy``.
+        series: Which metric they are of.
+        header: More for the header, beside ``shape`` [sample, layer, head] and ``steps``.
+
+    Raises:
+        ValueError: If what is stored is no numeric array.
+    """
+    stack, metric = series.stack, series.metric
+    if any(sample.numpy.dtype.kind not in "fiu" for sample in samples):
+        raise ValueError(f"Expected numbers in {tag_of(series)!r}, but other data is stored there.")
+    arrays = [np.atleast_1d(sample.numpy).astype("<f4", copy=False) for sample in samples]
+    records = [
+        GeometryRecord({stack: {metric: array}}, step=s.step)
+        for s, array in zip(samples, arrays, strict=True)
+    ]
+    values = GeometryHistory(records).stacks[stack][metric] if records else np.empty((0, 0), "<f4")
+    # whatever its axes: layers down, the rest to the right
+    shape = (*values.shape[:2], int(np.prod(values.shape[2:])))
+    header = {**header, "shape": shape, "steps": [int(s.step) for s in samples]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 4)  # float32 wants to lie at a multiple of four
+    return b"".join((np.uint32(len(text)).astype("<u4").tobytes(), text, values.tobytes()))

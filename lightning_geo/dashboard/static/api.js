@@ -1,0 +1,81 @@
+// What the server knows, and a cache of the metrics that were looked at.
+
+import { continued, decode } from "./series.js";
+
+const BUDGET = 384 * 2 ** 20; // bytes of values that the page holds
+const LARGEST = 96 * 2 ** 20; // bytes of one metric; of a longer one fewer samples are asked for
+
+async function get(route, query = {}) {
+  // relative to the page's <base>, so that TensorBoard works under any prefix
+  const response = await fetch(`./${route}?${new URLSearchParams(query)}`);
+  if (!response.ok) throw new Error(`${response.status}: ${(await response.text()).slice(0, 300)}`);
+  return response;
+}
+
+export async function fetchIndex() {
+  return (await get("index")).json();
+}
+
+export async function fetchFacts(run, monitor) {
+  return (await get("facts", { run, monitor })).json();
+}
+
+/** How many samples of a metric to ask for. */
+export function limit(cells, largest = LARGEST) {
+  return Math.max(2, Math.floor(largest / 4 / Math.max(cells, 1)));
+}
+
+/** Series by request, the least recently used dropped first. What is out of date is shown until the new is here. */
+export class Cache {
+  constructor(onchange, load = loadSeries, budget = BUDGET) {
+    this.onchange = onchange;
+    this.load = load;
+    this.budget = budget;
+    this.entries = new Map();
+  }
+
+  /** The series, null while it is loading, or an Error. `version` tells whether there are newer samples. */
+  get(request, version) {
+    const key = JSON.stringify(request);
+    let entry = this.entries.get(key);
+    if (!entry) entry = { series: null, version: null, loading: false };
+    this.entries.delete(key); // last in the order: used most recently
+    this.entries.set(key, entry);
+    if (entry.version !== version && !entry.loading) this._fill(entry, request, version);
+    return entry.series;
+  }
+
+  async _fill(entry, request, version) {
+    entry.loading = true;
+    try {
+      entry.series = await this.load(request, entry.series instanceof Error ? null : entry.series);
+    } catch (error) {
+      if (!entry.series || entry.series instanceof Error) entry.series = error;
+    }
+    entry.version = version;
+    entry.loading = false;
+    this._shrink(entry);
+    this.onchange();
+  }
+
+  bytes() {
+    let sum = 0;
+    for (const { series } of this.entries.values()) sum += series?.values?.byteLength ?? 0;
+    return sum;
+  }
+
+  _shrink(kept) {
+    for (const [key, entry] of this.entries) {
+      if (this.bytes() <= this.budget) return;
+      if (entry !== kept && !entry.loading) this.entries.delete(key);
+    }
+  }
+}
+
+/** Fetches a series; of one that is held, what has come since. */
+async function loadSeries(request, held) {
+  const query = held?.stamp ? { ...request, held: held.steps.length, stamp: held.stamp } : request;
+  const got = decode(await (await get("data", query)).arrayBuffer());
+  if (!got.first) return got;
+  return continued(held, got) ?? loadSeries(request, null);
+}

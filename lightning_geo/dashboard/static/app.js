@@ -1,0 +1,286 @@
+// The page: what is chosen, what is loaded, and the view that shows it.
+
+import { Cache, fetchFacts, fetchIndex, limit } from "./api.js";
+import { scale } from "./colour.js";
+import { choice, el } from "./dom.js";
+import { exportCsv, exportPng } from "./export.js";
+import { followTheme, linkTo, onReload, readView, writeView } from "./host.js";
+import { forgetTheme } from "./paper.js";
+import { Player } from "./player.js";
+import { difference, extent, frame, nearest, trace } from "./series.js";
+import { Sidebar } from "./sidebar.js";
+import { VIEWS, decodeState, encode, settled, toggled } from "./state.js";
+import { VIEW_TYPES } from "./views.js";
+
+const POLL = 5000; // milliseconds: TensorBoard's own default for reading new events
+
+export class App {
+  constructor(root) {
+    this.wanted = decodeState(readView()); // what was chosen; what of it is not there (yet) gives way
+    this.state = this.wanted;
+    this.index = { runs: [], metrics: [] };
+    this.facts = new Map();
+    this.extents = new WeakMap();
+    this.cache = new Cache(() => this.schedule());
+    this.views = Object.fromEntries(Object.entries(VIEW_TYPES).map(([name, View]) => [name, new View(this)]));
+    this.tabs = choice("view", VIEWS.map((name) => [name, name[0].toUpperCase() + name.slice(1), VIEW_TYPES[name].hint]), (view) => this.update({ view }));
+    this.sidebar = new Sidebar(this);
+    this.player = new Player(this);
+    this.heading = el("div", { class: "heading" });
+    this.message = el("div", { class: "message", role: "status" });
+    this.stage = el("div", { class: "stage" });
+    root.append(
+      el("div", { class: "page" },
+        this.sidebar.element,
+        el("main", {},
+          el("header", {}, this.tabs.element, this.sidebar.options, this._buttons()),
+          this.heading, this.message, this.stage, this.player.element)));
+    followTheme(() => {
+      forgetTheme();
+      this.schedule();
+    });
+    new ResizeObserver(() => this.schedule()).observe(this.stage);
+    onReload(() => this.reload());
+    setInterval(() => document.hidden || this.reload(), POLL);
+    this.reload();
+  }
+
+  _buttons() {
+    const button = (text, title, onclick) => el("button", { type: "button", title, onclick }, text);
+    this.link = button("Link", "Copy an address that leads to this view", () => this._copy());
+    return el("div", { class: "buttons" },
+      button("PNG", "Save the picture", () => exportPng(this)),
+      button("CSV", "Save the numbers shown", () => exportCsv(this)),
+      this.link);
+  }
+
+  async _copy() {
+    const text = linkTo(encode(this.state));
+    try {
+      await navigator.clipboard.writeText(text);
+      this.link.textContent = "Copied";
+    } catch {
+      window.prompt("The address of this view:", text); // no clipboard without HTTPS
+    }
+    setTimeout(() => (this.link.textContent = "Link"), 1500);
+  }
+
+  /** Asks what there is; the metrics that are shown follow where there is more of them. */
+  async reload() {
+    if (this.reloading) return;
+    this.reloading = true;
+    try {
+      this.index = await fetchIndex();
+      this.failure = "";
+    } catch (error) {
+      this.failure = `TensorBoard does not answer (${error.message}).`;
+    }
+    this.loaded = true;
+    this.reloading = false;
+    this.schedule();
+  }
+
+  update(patch) {
+    this.wanted = { ...this.wanted, ...patch };
+    this.state = settled(this.wanted, this.index);
+    this.schedule();
+  }
+
+  /** Paints once per frame, however much has changed. */
+  schedule() {
+    if (this.pending) return;
+    this.pending = requestAnimationFrame(() => {
+      this.pending = null;
+      this.render();
+    });
+  }
+
+  render() {
+    this.state = settled(this.wanted, this.index);
+    const { state } = this;
+    this.spec = this.index.metrics.find((m) => m.name === state.metric) ?? null;
+    this.tabs.set(state.view);
+    this.sidebar.paint();
+    const view = this.views[state.view];
+    if (this.stage.firstChild !== view.element) this.stage.replaceChildren(view.element);
+    this.heading.replaceChildren(...this._explained());
+    const ready = this.spec && this.series(state.run) && !this.error(state.run);
+    this.stage.style.visibility = ready ? "visible" : "hidden";
+    this.player.paint();
+    if (ready) view.paint();
+    this.message.textContent = this._trouble(view);
+    clearTimeout(this.saving);
+    // not while TensorBoard is still reading the run that an address asks for
+    if ([state.run, ""].includes(this.wanted.run)) this.saving = setTimeout(() => writeView(encode(this.state)), 400);
+  }
+
+  _explained() {
+    if (!this.spec) return [];
+    if (this.state.view !== "overview") return explained(this.spec);
+    return [el("h2", {}, "All families"), el("span", { class: "muted" }, "Colours of each picture span its own values. Click one to open it.")];
+  }
+
+  _trouble(view) {
+    if (this.failure) return this.failure;
+    if (!this.loaded) return "Loading…";
+    if (!this.spec) return "No run here holds a record of the geometry. Is a GeometryMonitor among the Trainer's callbacks?";
+    const error = this.error(this.state.run) || (this.state.other && this.error(this.state.other));
+    if (error) return error;
+    if (!this.series(this.state.run)) return "Loading…";
+    return view.notice?.() ?? "";
+  }
+
+  _stack(run, monitor = this.state.monitor) {
+    const found = this.index.runs.find((r) => r.run === run)?.monitors;
+    return found?.find((m) => m.monitor === monitor) ?? found?.[0];
+  }
+
+  _got(run, metric = this.state.metric, samples = 0) {
+    const monitor = this._stack(run);
+    const stack = monitor?.stacks.find((s) => s.stack === this.state.stack) ?? (monitor?.stacks.length === 1 ? monitor.stacks[0] : null);
+    if (!stack?.metrics.includes(metric)) return new Error(`Run ${run} has no ${metric} in stack ${this.state.stack}.`);
+    if (!this.runFacts(run)) return null; // they tell how large a sample is
+    const request = { run, monitor: monitor.monitor, stack: stack.stack, metric, samples: samples || this.samplesOf(run) };
+    return this.cache.get(request, monitor.last.join());
+  }
+
+  /** The samples of a metric in a run, or null until they are here. */
+  series(run, metric, samples) {
+    const got = this._got(run, metric, samples);
+    return got instanceof Error || !got?.steps.length ? null : got;
+  }
+
+  error(run) {
+    const got = this._got(run);
+    return got instanceof Error ? got.message : got && !got.steps.length ? `${this.state.metric} has no sample yet.` : "";
+  }
+
+  metricNames() {
+    return this._stack(this.state.run)?.stacks.find((s) => s.stack === this.state.stack)?.metrics ?? [];
+  }
+
+  /** How many samples of a metric fit into so many bytes, as far as the facts tell its size. */
+  samplesOf(run, largest) {
+    const heads = this._structure(run)?.heads ?? [];
+    return limit(heads.length * Math.max(1, ...heads), largest);
+  }
+
+  /** Structure of a run's stack: heads and module of each layer; null until it is here. */
+  _structure(run = this.state.run) {
+    const facts = this.runFacts(run);
+    return facts?.structure?.stacks?.[this.state.stack] ?? null;
+  }
+
+  runFacts(run) {
+    const monitor = this._stack(run)?.monitor;
+    const key = JSON.stringify([run, monitor]);
+    if (!this.facts.has(key) && monitor !== undefined) {
+      this.facts.set(key, null);
+      // a record without readable facts is shown all the same
+      fetchFacts(run, monitor).catch(() => ({})).then((facts) => {
+        this.facts.set(key, facts);
+        this.schedule();
+      });
+    }
+    return this.facts.get(key) ?? null;
+  }
+
+  module(layer) {
+    return this._structure()?.modules?.[layer] ?? "";
+  }
+
+  /** Whether the model of a run has a cell, as far as its facts tell. */
+  exists(run = this.state.run, spec = this.spec) {
+    const heads = this._structure(run)?.heads;
+    if (!heads || !spec.axes.includes("head")) return null;
+    return (layer, head) => layer >= heads.length || !heads[layer] || head < heads[layer];
+  }
+
+  sample() {
+    const { steps } = this.series(this.state.run);
+    return this.state.step === null ? steps.length - 1 : nearest(steps, this.state.step);
+  }
+
+  step() {
+    return this.series(this.state.run).steps[this.sample()];
+  }
+
+  /** Goes to the sample nearest to a step; at the last one newer samples are followed. */
+  goTo(step) {
+    const { steps } = this.series(this.state.run);
+    const sample = nearest(steps, step);
+    this.update({ step: sample === steps.length - 1 ? null : steps[sample] });
+  }
+
+  /** Picks a cell that was clicked, as far as the metric and the model have one there. */
+  pickCell(cell) {
+    if (!cell) return;
+    const head = this.spec.axes.includes("head") ? cell.col : null;
+    if (head === null || !this.exists() || this.exists()(cell.row, head)) this.pick(cell.row, head);
+  }
+
+  pick(layer, head) {
+    this.update({ picked: toggled(this.state.picked, layer, head) });
+  }
+
+  /** The value of a cell, a layer (`col` null) or the whole model (`cell` null) at a sample. */
+  summary(series, sample, cell) {
+    const size = series.layers * series.heads;
+    const one = { ...series, steps: [0], values: series.values.subarray(sample * size, (sample + 1) * size) };
+    return trace(one, cell?.row ?? null, cell?.col ?? null, this.spec.summary)[0];
+  }
+
+  /** The colours of a metric's values in these series. `shown` are the frames on screen. */
+  scale(series, shown, spec = this.spec) {
+    const { range, change } = this.state;
+    const [low, high] = spec.range;
+    if (change) {
+      const ends = range === "step" ? shown.map(extent) : series.map((s) => this._changes(s));
+      return ended(ends, true);
+    }
+    if (range === "fixed" && low !== null && high !== null) return scale(low, high);
+    if (range === "step") return ended(shown.map(extent), false);
+    return ended(series.map((s) => this._extent(s)), false);
+  }
+
+  /** The colours of values that were made of a metric's, by their extents. */
+  scaleOf(extents) {
+    const { range, change } = this.state;
+    const [low, high] = this.spec.range;
+    if (!change && range === "fixed" && low !== null && high !== null) return scale(low, high);
+    return ended(extents, change);
+  }
+
+  _extent(series) {
+    if (!this.extents.has(series)) this.extents.set(series, { values: extent(series.values) });
+    return this.extents.get(series).values;
+  }
+
+  _changes(series) {
+    this._extent(series);
+    const kept = this.extents.get(series);
+    if (!kept.changes) {
+      const first = frame(series, 0);
+      const ends = series.steps.map((_, i) => extent(difference(frame(series, i), first))).filter(Boolean);
+      kept.changes = ends.length ? [Math.min(...ends.map((e) => e[0])), Math.max(...ends.map((e) => e[1]))] : null;
+    }
+    return kept.changes;
+  }
+}
+
+function ended(ends, signed) {
+  const given = ends.filter(Boolean);
+  if (!given.length) return scale(0, 1, signed);
+  return scale(Math.min(...given.map((e) => e[0])), Math.max(...given.map((e) => e[1])), signed);
+}
+
+function explained(spec) {
+  const unit = spec.unit === "1" ? "no unit" : spec.unit;
+  const bounds = spec.range.map((end) => end ?? "∞");
+  bounds[0] = spec.range[0] ?? "−∞";
+  return [
+    el("h2", { title: `Source: ${spec.source}` }, spec.name),
+    el("code", { title: `${unit}, from ${bounds[0]} to ${bounds[1]}` }, spec.formula),
+    el("span", { class: "muted" }, `${unit}, ${bounds[0]} to ${bounds[1]}. ${spec.meaning}`),
+  ];
+}

@@ -1,0 +1,89 @@
+// What is shown, as files.
+
+import { csv } from "./format.js";
+import { theme } from "./paper.js";
+
+const MARGIN = 12;
+
+function save(blob, name) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(blob);
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+}
+
+function fileName({ state }, ending) {
+  return `${[state.view, state.metric, state.run].join("-").replaceAll(/[^\w.-]+/g, "_").slice(0, 120)}.${ending}`;
+}
+
+export function exportCsv(app) {
+  const rows = app.views[app.state.view].table();
+  save(new Blob([csv(rows)], { type: "text/csv" }), fileName(app, "csv"));
+}
+
+/** The words of an element as they stand on screen, and the swatches of its legends. */
+function* words(element) {
+  for (const swatch of element.querySelectorAll("i")) yield { swatch, box: swatch.getBoundingClientRect() };
+  const walker = document.createTreeWalker(element, NodeFilter.SHOW_TEXT);
+  const range = document.createRange();
+  while (walker.nextNode()) {
+    const node = walker.currentNode;
+    if (node.parentElement.closest("select, .control")) continue;
+    for (const match of node.data.matchAll(/\S+/g)) {
+      range.setStart(node, match.index);
+      range.setEnd(node, match.index + match[0].length);
+      yield { text: match[0], box: range.getBoundingClientRect(), parent: node.parentElement };
+    }
+  }
+}
+
+function write(context, element, x, y) {
+  context.textBaseline = "middle";
+  for (const { text, swatch, box, parent } of words(element)) {
+    const style = getComputedStyle(swatch ?? parent);
+    const [left, top] = [box.left - x, box.top - y];
+    if (text) {
+      context.font = `${style.fontWeight} ${style.fontSize} ${style.fontFamily}`;
+      context.fillStyle = style.color;
+      context.fillText(text, left, top + box.height / 2);
+    } else if (box.height > 4) {
+      context.fillStyle = style.backgroundColor;
+      context.fillRect(left, top, box.width, box.height);
+    } else {
+      context.strokeStyle = style.borderTopColor;
+      context.lineWidth = 2;
+      context.setLineDash(style.borderTopStyle === "dashed" ? [4, 3] : []);
+      context.strokeRect(left, top + 1, box.width, 0);
+    }
+  }
+}
+
+/** The view as it stands on screen, under a line that says what it shows. */
+export function exportPng(app) {
+  const { element } = app.views[app.state.view];
+  const canvases = app.views[app.state.view].canvases().filter((canvas) => canvas.width && canvas.isConnected);
+  const boxes = canvases.map((canvas) => canvas.getBoundingClientRect());
+  boxes.push(...[element, ...element.children].map((part) => part.getBoundingClientRect()));
+  const left = Math.min(...boxes.map((box) => box.left));
+  const top = Math.min(...boxes.map((box) => box.top));
+  const ratio = window.devicePixelRatio || 1;
+  const page = document.createElement("canvas");
+  page.width = (Math.max(...boxes.map((box) => box.right)) - left + 2 * MARGIN) * ratio;
+  page.height = (Math.max(...boxes.map((box) => box.bottom)) - top + 2 * MARGIN + 24) * ratio;
+  const context = page.getContext("2d");
+  context.scale(ratio, ratio);
+  context.fillStyle = theme().ground;
+  context.fillRect(0, 0, page.width, page.height);
+  context.fillStyle = theme().ink;
+  context.font = "13px system-ui, sans-serif";
+  const overview = app.state.view === "overview";
+  const runs = [app.state.run, overview ? "" : app.state.other].filter(Boolean).join(" and ");
+  context.fillText(`${overview ? "all families" : app.state.metric}, ${runs}, step ${app.step()}`, MARGIN, MARGIN + 12);
+  canvases.forEach((canvas, i) => {
+    const box = boxes[i];
+    context.drawImage(canvas, box.left - left + MARGIN, box.top - top + MARGIN + 24, box.width, box.height);
+  });
+  write(context, element, left - MARGIN, top - MARGIN - 24);
+  page.toBlob((blob) => save(blob, fileName(app, "png")), "image/png");
+}

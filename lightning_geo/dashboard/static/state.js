@@ -1,0 +1,66 @@
+// What is looked at, as text that fits in an address. No DOM: these run under `node --test`.
+
+export const VIEWS = ["map", "compare", "trace", "evolution", "overview"];
+
+export const START = {
+  view: "map",
+  run: "",
+  other: "", // run B
+  monitor: "",
+  stack: "",
+  metric: "",
+  step: null, // null: the newest sample, also while more come in
+  range: "run", // colours from the whole run, from this step, or as the metric's definition bounds them
+  change: false, // since the first sample, in place of the value
+  align: "step", // or "fraction" of training
+  picked: [], // [{layer, head}], head null for a whole layer
+};
+
+const CHOICES = { view: VIEWS, range: ["run", "step", "fixed"], align: ["step", "fraction"] };
+const TEXTS = ["run", "other", "monitor", "stack", "metric"];
+
+export function encode(state) {
+  const query = new URLSearchParams();
+  for (const name of [...Object.keys(CHOICES), ...TEXTS]) if (state[name] !== START[name]) query.set(name, state[name]);
+  if (state.step !== null) query.set("step", state.step);
+  if (state.change) query.set("change", "1");
+  if (state.picked.length) query.set("picked", state.picked.map(({ layer, head }) => `${layer}.${head ?? ""}`).join("_"));
+  return query.toString();
+}
+
+/** The reverse; what does not make sense is left as it is at the start. */
+export function decodeState(text) {
+  const query = new URLSearchParams(text);
+  const state = { ...START };
+  for (const name of TEXTS) state[name] = query.get(name) ?? START[name];
+  for (const [name, allowed] of Object.entries(CHOICES)) if (allowed.includes(query.get(name))) state[name] = query.get(name);
+  if (/^\d{1,15}$/.test(query.get("step") ?? "")) state.step = Number(query.get("step"));
+  state.change = query.get("change") === "1";
+  const cells = (query.get("picked") ?? "").split("_").map((cell) => /^(\d{1,4})\.(\d{0,4})$/.exec(cell));
+  state.picked = cells.filter(Boolean).slice(0, 16).map(([, layer, head]) => ({ layer: Number(layer), head: head ? Number(head) : null }));
+  return state;
+}
+
+/** Picks a cell, or drops it if it is picked. */
+export function toggled(picked, layer, head) {
+  const rest = picked.filter((cell) => cell.layer !== layer || cell.head !== head);
+  return rest.length < picked.length ? rest : [...picked.slice(-15), { layer, head }];
+}
+
+/** Moves what is chosen to something that is there: the first run, stack and headline metric otherwise. */
+export function settled(state, index) {
+  const runs = index.runs;
+  const run = runs.find((r) => r.run === state.run) ?? runs[0];
+  if (!run) return state;
+  const monitor = run.monitors.find((m) => m.monitor === state.monitor) ?? run.monitors[0];
+  const stack = monitor.stacks.find((s) => s.stack === state.stack) ?? monitor.stacks[0];
+  const headline = index.metrics.find((m) => m.headline && stack.metrics.includes(m.name))?.name;
+  return {
+    ...state,
+    run: run.run,
+    other: runs.some((r) => r.run === state.other) ? state.other : "",
+    monitor: monitor.monitor,
+    stack: stack.stack,
+    metric: stack.metrics.includes(state.metric) ? state.metric : headline ?? stack.metrics[0],
+  };
+}

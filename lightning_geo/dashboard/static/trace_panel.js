@@ -1,0 +1,101 @@
+// Lines of the picked heads and layers, with a legend; the lines of all layers while none is picked.
+
+import { Chart } from "./chart.js";
+import { LINES, graded } from "./colour.js";
+import { el } from "./dom.js";
+import { number } from "./format.js";
+import { theme } from "./paper.js";
+import { nearest, trace } from "./series.js";
+
+export function cellName({ layer, head }) {
+  return head === null ? `layer ${layer}` : `layer ${layer}, head ${head}`;
+}
+
+export function pickColour(position) {
+  return LINES[position % LINES.length];
+}
+
+export class TracePanel {
+  constructor(app, onhover = () => {}) {
+    this.app = app;
+    this.chart = new Chart("lines of the picked heads and layers over steps");
+    this.legend = el("div", { class: "legend" });
+    this.element = el("div", { class: "trace" }, this.legend, this.chart.element);
+    this.chart.element.addEventListener("click", (event) => {
+      const x = this.chart.at(event);
+      if (x !== null) app.goTo(this.fraction ? this.stepAt(x) : x);
+    });
+    this.chart.element.addEventListener("mousemove", (event) => onhover(this.chart.at(event), this.lines));
+    this.chart.element.addEventListener("mouseleave", () => onhover(null, []));
+  }
+
+  stepAt(fraction) {
+    const { steps } = this.first;
+    return steps[0] + fraction * (steps[steps.length - 1] - steps[0]);
+  }
+
+  /** `runs` is [{series, name}], the second one dashed. */
+  paint(runs) {
+    const { state, spec } = this.app;
+    const shown = runs.filter(({ series }) => series);
+    if (!shown.length) return;
+    this.first = shown[0].series;
+    this.fraction = shown.length > 1 && state.align === "fraction";
+    const cells = this._cells(shown[0].series, spec);
+    const made = [...shown.flatMap(({ series, name }) => [series, name]), state.picked, state.change, this.fraction, spec, theme().dark];
+    if (!this.made || made.some((part, i) => part !== this.made[i]) || made.length !== this.made.length) this.lines = this._made(cells, shown, spec);
+    this.made = made;
+    this._legend(cells, shown); // first: the chart takes the room that it leaves
+    const now = this.app.step();
+    const [start, end] = [this.first.steps[0], this.first.steps[this.first.steps.length - 1]];
+    const cursor = this.fraction ? (now - start) / (end - start || 1) : now;
+    this.chart.draw({ lines: this.lines, cursor, across: this.fraction ? "fraction of training" : "step", unit: spec.unit });
+  }
+
+  _made(cells, shown, spec) {
+    const { state } = this.app;
+    return cells.flatMap((cell) =>
+      shown.map(({ series, name }, b) => {
+        let ys = trace(series, cell.layer, cell.head, spec.summary);
+        if (state.change) ys = ys.map((y) => y - ys[0]);
+        const last = series.steps[series.steps.length - 1] - series.steps[0] || 1;
+        const xs = this.fraction ? series.steps.map((step) => (step - series.steps[0]) / last) : series.steps;
+        return { xs, ys, colour: cell.colour, dashed: b > 0, wide: state.picked.length > 0, label: cell.label, run: name };
+      }),
+    );
+  }
+
+  _cells(series, spec) {
+    const { picked } = this.app.state;
+    if (picked.length) return picked.map((cell, i) => ({ ...cell, colour: pickColour(i), label: cellName(cell) }));
+    return Array.from({ length: series.layers }, (_, layer) => ({
+      layer, head: null, colour: graded(layer, series.layers, theme().dark), label: `layer ${layer}`,
+      all: spec.axes.includes("head"),
+    }));
+  }
+
+  _legend(cells, shown) {
+    const { picked } = this.app.state;
+    const key = JSON.stringify([picked, cells.length, shown.map(({ name }) => name)]);
+    if (key === this.key) return; // a repaint at another step leaves it as it is
+    this.key = key;
+    const items = picked.length
+      ? cells.map((cell) =>
+          el("button", { type: "button", class: "pick", title: `Drop ${cell.label}`, onclick: () => this.app.pick(cell.layer, cell.head) },
+            el("i", { style: { background: cell.colour } }), cell.label, el("b", { class: "control" }, "×")))
+      : [el("span", { class: "muted" }, `${cells[0]?.all ? "Mean of each layer" : "Each layer"}, from 0 (dark) to ${cells.length - 1} (light). Click a cell or a layer's number to follow it.`)];
+    if (picked.length > 1) items.push(el("button", { type: "button", class: "pick control", onclick: () => this.app.update({ picked: [] }) }, "clear"));
+    if (shown.length > 1) {
+      items.push(el("span", { class: "runs" }, el("i", { class: "solid" }), shown[0].name, el("i", { class: "dashes" }), shown[1].name));
+    }
+    this.legend.replaceChildren(...items);
+  }
+}
+
+/** The line that is nearest to a point, and its value there, as text. */
+export function readOut(x, lines) {
+  return lines
+    .map((line) => ({ line, sample: nearest(line.xs, x) }))
+    .filter(({ sample }) => sample >= 0)
+    .map(({ line, sample }) => ({ label: line.label, colour: line.colour, x: line.xs[sample], run: line.run, value: number(line.ys[sample]) }));
+}

@@ -1,0 +1,147 @@
+// Compare: a metric in run A, in run B, and what sets them apart.
+
+import { TracePanel, cellName, pickColour } from "./trace_panel.js";
+import { el } from "./dom.js";
+import { number, signed, withUnit } from "./format.js";
+import { Heatmap } from "./heatmap.js";
+import { scale } from "./colour.js";
+import { across, aligned, difference, extent, frame, largest } from "./series.js";
+
+const LISTED = 10;
+
+export class CompareView {
+  constructor(app) {
+    this.app = app;
+    this.maps = ["run A", "run B", "run B minus run A"].map((name) => new Heatmap(`layer by head picture of ${name}`));
+    this.readout = el("div", { class: "strip", "aria-live": "polite" });
+    this.rows = el("tbody", {});
+    this.column = el("th", {}, "head");
+    const table = el("table", {}, el("thead", {}, el("tr", {}, el("th", {}, "layer"), this.column, ...["A", "B", "B − A"].map((name) => el("th", {}, name)))), this.rows);
+    this.panel = new TracePanel(app);
+    this.maps3 = el("div", { class: "maps" }, ...this.maps.map((map) => map.element));
+    this.below = el("div", { class: "below" }, el("div", { class: "list" }, el("h3", {}, "What differs most at this step"), table), this.panel.element);
+    this.element = el("div", { class: "view compare" }, this.maps3, this.readout, this.below);
+    for (const map of this.maps) {
+      map.element.addEventListener("mousemove", (event) => this._hover(map.hit(event)));
+      map.element.addEventListener("mouseleave", () => this._hover(null));
+      map.element.addEventListener("click", (event) => app.pickCell(map.hit(event)));
+    }
+    this.over = null;
+  }
+
+  notice() {
+    const { app } = this;
+    if (!app.state.other) return app.index.runs.length > 1 ? "Choose run B on the left to compare with." : "There is one run only: a second one is needed to compare.";
+    const [probeA, probeB] = [app.runFacts(app.state.run)?.probe, app.runFacts(app.state.other)?.probe];
+    if (probeA && probeB && probeA !== probeB) return "The two runs were measured on different inputs (probes): part of the difference is that of the inputs.";
+    const [a, b] = [app.series(app.state.run), app.series(app.state.other)];
+    if (a && b && (a.layers !== b.layers || a.heads !== b.heads)) {
+      // they are compared all the same
+      return `The models differ: A has ${a.layers} × ${a.heads} cells, B ${b.layers} × ${b.heads}. What only one of them has is hatched.`;
+    }
+    if (a && b && this.shown && app.state.align === "step") {
+      const spacing = a.steps.length > 1 ? (a.steps[a.steps.length - 1] - a.steps[0]) / (a.steps.length - 1) : Infinity;
+      if (Math.abs(this.shown.stepA - this.shown.stepB) > spacing) return `Run B has no sample near step ${this.shown.stepA}: shown is its step ${this.shown.stepB}. Align by fraction compares runs of different lengths.`;
+    }
+    return "";
+  }
+
+  paint() {
+    const { app } = this;
+    const a = app.series(app.state.run);
+    const b = app.state.other ? app.series(app.state.other) : null;
+    this.below.hidden = this.readout.hidden = this.maps3.hidden = !b;
+    this.shown = null;
+    if (!b) return;
+    const [i, j] = [app.sample(), aligned(a.steps, b.steps, app.step(), app.state.align)];
+    const valuesOf = (series, at) => (app.state.change ? difference(frame(series, at), frame(series, 0)) : frame(series, at));
+    const [valuesA, valuesB] = [valuesOf(a, i), valuesOf(b, j)];
+    const apart = across(a, valuesA, b, valuesB);
+    this.shown = { a, b, valuesA, valuesB, apart, stepA: a.steps[i], stepB: b.steps[j] };
+    const colours = app.scale([a, b], [valuesA, valuesB]);
+    const marks = app.state.picked.map(({ layer, head }, at) => ({ row: layer, col: head, colour: pickColour(at) }));
+    const what = app.state.change ? "change in " : "";
+    this._map(0, a, valuesA, colours, `${what}A, step ${a.steps[i]}`, marks, app.exists());
+    this._map(1, b, valuesB, colours, `${what}B, step ${b.steps[j]}`, marks, app.exists(app.state.other));
+    this._map(2, apart, apart.values, scale(...this._reach(a, b, apart), true), "B − A", marks, a.layers === b.layers && a.heads === b.heads ? app.exists() : null);
+    this._list(apart);
+    this.panel.paint([{ series: a, name: app.state.run }, { series: b, name: app.state.other }]);
+    this._read();
+  }
+
+  /** Of the colours of the difference: over all steps unless they follow the step, so that playing compares. */
+  _reach(a, b, apart) {
+    const { state } = this.app;
+    if (state.range === "step") return extent(apart.values) ?? [0, 0];
+    const key = [state.align, state.change].join();
+    if (this.reach?.a !== a || this.reach.b !== b || this.reach.key !== key) {
+      let most = 0;
+      for (let i = 0; i < a.steps.length; i++) {
+        const j = aligned(a.steps, b.steps, a.steps[i], state.align);
+        const at = (series, sample) => (state.change ? difference(frame(series, sample), frame(series, 0)) : frame(series, sample));
+        const ends = extent(across(a, at(a, i), b, at(b, j)).values);
+        if (ends) most = Math.max(most, -ends[0], ends[1]);
+      }
+      this.reach = { a, b, key, most };
+    }
+    return [-this.reach.most, this.reach.most];
+  }
+
+  _map(at, series, values, colours, title, marks, exists) {
+    this.maps[at].draw({ values, rows: series.layers, cols: series.heads, scale: colours, title, marks, exists });
+  }
+
+  _list(apart) {
+    const { app } = this;
+    const { a, b, valuesA, valuesB } = this.shown;
+    const heads = app.spec.axes.includes("head");
+    this.column.textContent = heads ? "head" : "";
+    const rows = largest(apart.values, apart.heads, LISTED).map(({ layer, head, value }) => {
+      const cell = { layer, head: heads ? head : null };
+      const picked = app.state.picked.findIndex((p) => p.layer === cell.layer && p.head === cell.head);
+      const numbers = [number(valuesA[layer * a.heads + head]), number(valuesB[layer * b.heads + head]), signed(value)];
+      const jump = el("button", { type: "button", title: `Follow ${cellName(cell)}`, "aria-pressed": String(picked >= 0), onclick: () => app.pick(cell.layer, cell.head) }, String(layer));
+      if (picked >= 0) jump.style.boxShadow = `inset 4px 0 ${pickColour(picked)}`;
+      return el("tr", { onclick: (event) => event.target.closest("button") || app.pick(cell.layer, cell.head) },
+        el("td", {}, jump), ...[heads ? String(head) : "", ...numbers].map((text) => el("td", {}, text)));
+    });
+    this.rows.replaceChildren(...rows);
+  }
+
+  _hover(cell) {
+    if (cell?.row === this.over?.row && cell?.col === this.over?.col) return;
+    this.over = cell;
+    if (this.shown) this._read();
+  }
+
+  _read() {
+    const { app, over } = this;
+    const { a, b, valuesA, valuesB } = this.shown;
+    const value = (series, values) => app.summary({ ...series, values }, 0, over);
+    const [x, y] = [value(a, valuesA), value(b, valuesB)];
+    const where = !over ? "Whole model" : cellName({ layer: over.row, head: app.spec.axes.includes("head") ? over.col : null });
+    this.readout.replaceChildren(
+      el("b", {}, where), ` A ${withUnit(number(x), app.spec.unit)}, B ${withUnit(number(y), app.spec.unit)}, B − A ${signed(y - x)}`,
+      el("span", { class: "muted" }, over ? ` ${app.module(over.row)}` : ""),
+    );
+  }
+
+  canvases() {
+    return [...this.maps, this.panel.chart].map(({ paper }) => paper.canvas);
+  }
+
+  table() {
+    const { app } = this;
+    const rows = [["metric", "layer", "head", `A: ${app.state.run}, step ${this.shown?.stepA}`, `B: ${app.state.other}, step ${this.shown?.stepB}`, "B - A"]];
+    if (!this.shown) return rows;
+    const { a, b, valuesA, valuesB, apart } = this.shown;
+    const at = (series, values, layer, head) => (layer < series.layers && head < series.heads ? values[layer * series.heads + head] : NaN);
+    for (let layer = 0; layer < apart.layers; layer++) {
+      for (let head = 0; head < apart.heads; head++) {
+        rows.push([app.state.metric, layer, head, at(a, valuesA, layer, head), at(b, valuesB, layer, head), apart.values[layer * apart.heads + head]]);
+      }
+    }
+    return rows;
+  }
+}
+CompareView.hint = "A metric in two runs, and where they differ most";

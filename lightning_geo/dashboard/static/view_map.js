@@ -1,0 +1,84 @@
+// Map: every layer and head of a metric at one step.
+
+import { pickColour, TracePanel } from "./trace_panel.js";
+import { el } from "./dom.js";
+import { number, signed, withUnit } from "./format.js";
+import { Heatmap } from "./heatmap.js";
+import { difference, frame } from "./series.js";
+
+export class MapView {
+  constructor(app) {
+    this.app = app;
+    this.heatmap = new Heatmap("layer by head picture");
+    this.readout = el("div", { class: "readout", "aria-live": "polite" });
+    this.panel = new TracePanel(app);
+    this.element = el("div", { class: "view map" }, this.heatmap.element, el("div", { class: "side" }, this.readout, this.panel.element));
+    const { element } = this.heatmap;
+    element.addEventListener("mousemove", (event) => this._hover(this.heatmap.hit(event)));
+    element.addEventListener("mouseleave", () => this._hover(null));
+    element.addEventListener("click", (event) => app.pickCell(this.heatmap.hit(event)));
+    this.over = null;
+  }
+
+  paint() {
+    const { app } = this;
+    const series = app.series(app.state.run);
+    if (!series) return;
+    const sample = app.sample();
+    const values = frame(series, sample);
+    this.shown = app.state.change ? difference(values, frame(series, 0)) : values;
+    this.heatmap.draw({
+      values: this.shown,
+      rows: series.layers,
+      cols: series.heads,
+      scale: app.scale([series], [this.shown]),
+      exists: app.exists(),
+      title: `${app.state.metric}${app.state.change ? ", change since the first sample" : ""}, step ${series.steps[sample]}`,
+      marks: app.state.picked.map(({ layer, head }, i) => ({ row: layer, col: head, colour: pickColour(i) })),
+    });
+    const other = app.state.other ? app.series(app.state.other) : null;
+    this.panel.paint([{ series, name: app.state.run }, { series: other, name: app.state.other }]);
+    this._read();
+  }
+
+  _hover(cell) {
+    if (cell?.row === this.over?.row && cell?.col === this.over?.col) return;
+    this.over = cell;
+    this._read();
+  }
+
+  /** The read-out: of the cell under the pointer, otherwise of the whole model. */
+  _read() {
+    const { app } = this;
+    const series = app.series(app.state.run);
+    if (!series) return;
+    const now = app.summary(series, app.sample(), this.over);
+    const start = app.summary(series, 0, this.over);
+    const { over } = this;
+    const heads = app.spec.axes.includes("head");
+    const where = over ? (over.col === null || !heads ? `Layer ${over.row}` : `Layer ${over.row}, head ${over.col}`) : "Whole model";
+    const how = heads && over?.col === null ? ` (${app.spec.summary} of its heads)` : over ? "" : ` (${app.spec.summary})`;
+    this.readout.replaceChildren(
+      el("div", { class: "where" }, where + how),
+      el("div", { class: "value" }, withUnit(number(now), app.spec.unit)),
+      el("div", { class: "muted" }, `${signed(now - start)} since step ${series.steps[0]}`),
+      el("div", { class: "muted module" }, over ? app.module(over.row) : ""),
+    );
+  }
+
+  canvases() {
+    return [this.heatmap.paper.canvas, this.panel.chart.paper.canvas];
+  }
+
+  table() {
+    const { app } = this;
+    const series = app.series(app.state.run);
+    const step = series.steps[app.sample()];
+    const rows = [["run", "metric", "step", "layer", "head", app.state.change ? "change" : "value"]];
+    for (let i = 0; i < this.shown.length; i++) {
+      rows.push([app.state.run, app.state.metric, step, Math.floor(i / series.heads), i % series.heads, this.shown[i]]);
+    }
+    return rows;
+  }
+}
+MapView.hint = "Every layer and head at one step";

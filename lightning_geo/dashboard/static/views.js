@@ -1,0 +1,9 @@
+// The views by name, in the order of the tabs.
+
+import { CompareView } from "./view_compare.js";
+import { EvolutionView } from "./view_evolution.js";
+import { MapView } from "./view_map.js";
+import { OverviewView } from "./view_overview.js";
+import { TraceView } from "./view_trace.js";
+
+export const VIEW_TYPES = { map: MapView, compare: CompareView, trace: TraceView, evolution: EvolutionView, overview: OverviewView };

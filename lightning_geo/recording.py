@@ -1,0 +1,112 @@
+"""Where a monitor's probe comes from: the run's first calls, what the user gave, or a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from lightning_geo.complaints import Complaints
+from lightning_geo.given import given_probe
+from lightning_geo.probe import CallRecorder, Probe, Share
+from lightning_geo.ranks import rank, world_size
+from lightning_geo.sampler import Sampler
+
+__all__ = ["ProbeSource"]
+
+
+class ProbeSource:
+    """Gets hold of the probe, once.
+
+    Args:
+        given: A batch or dataloader; None records the run's first calls.
+        size: Sequences, over all ranks.
+        complaints: Where failures go.
+    """
+
+    def __init__(self, given: Any, size: int, complaints: Complaints) -> None:
+        self._given = given
+        self._size = size
+        self._complaints = complaints
+        self._recorder: CallRecorder | None = None
+        self._share: Share | None = None
+        self._known: str | None = None
+        self.probe: Probe | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """The probe's; empty without one."""
+        return "" if self.probe is None else self.probe.fingerprint
+
+    def share(self, device: torch.device) -> Share:
+        """What this rank replays."""
+        assert self.probe is not None
+        if self._share is None:
+            self._share = self.probe.share(rank(), world_size()).to(device)
+        return self._share
+
+    def keep(self, models: list[str]) -> None:
+        """Forget the calls of other models."""
+        if self.probe is not None:
+            self.probe = self.probe.only(models)
+
+    def take_given(self, sampler: Sampler) -> bool:
+        """Try what the user gave, if anything; whether it is other than the checkpoint's.
+
+        Raises:
+            ValueError: If the model cannot take it.
+        """
+        if self._given is None or self.probe is not None:
+            return False
+        return self._adopt(given_probe(self._given, self._size, sampler))
+
+    def start(self, sampler: Sampler) -> None:
+        """Record the trainer's calls from now on, unless there is a probe."""
+        if self.probe is None and self._given is None and self._recorder is None:
+            mine = len(range(rank(), self._size, world_size()))
+            self._recorder = CallRecorder(sampler.models, mine)
+            self._recorder.start()
+
+    def finish(self) -> bool:
+        """Use what was recorded, or go on recording; whether it is other than the checkpoint's."""
+        recorder, other = self._recorder, False
+        if recorder is None:
+            return False
+        with self._complaints.about("the probe could not be recorded"):
+            other = self._adopt(Probe.gather(recorder.calls, self._size))
+        if self.probe is not None:
+            self.stop()
+        return other
+
+    def stop(self) -> None:
+        """Leave the models alone; harmless when done twice."""
+        if self._recorder is not None:
+            self._recorder.stop()
+            self._recorder = None
+
+    def _adopt(self, probe: Probe | None) -> bool:
+        self.probe, self._share = probe, None
+        if probe is None or self._known in (None, probe.fingerprint):
+            return False
+        self._complaints.say("the checkpoint's probe differs from this run's, so that drift starts anew")
+        return True
+
+    @property
+    def passed_over(self) -> Mapping[str, str]:
+        """Why calls could not be recorded, by model."""
+        return {} if self._recorder is None else self._recorder.passed_over
+
+    def state_dict(self, *, inputs: bool) -> dict[str, Any]:
+        """The probe's inputs, if they may be kept, and its fingerprint."""
+        probe = self.probe
+        return {
+            "probe": probe.state_dict() if probe is not None and inputs else None,
+            "fingerprint": None if probe is None else probe.fingerprint,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with the same inputs, or notice that they are others."""
+        self._known = state["fingerprint"]
+        if state["probe"] is not None:
+            self.probe = Probe.from_state_dict(state["probe"])

@@ -1,0 +1,46 @@
+"""What a monitor knows of its run, and what of that a checkpoint carries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from lightning_geo.compute import Bases
+
+__all__ = ["RunState"]
+
+
+@dataclass
+class RunState:
+    """Plain containers, numbers and tensors: Lightning loads nothing else by default.
+
+    Args:
+        baseline: Bases that drift is against.
+        previous: Bases that velocity is against.
+        models: Names of the observed models, once a sample has chosen them.
+        step: That of the last sample.
+        ended: Whether the run had come to its end.
+        summaries: The last sample's model summaries by tag.
+        samples: How many were taken.
+        cost: Seconds that they took.
+        elapsed: Seconds that the run took.
+    """
+
+    baseline: Bases | None = None
+    previous: Bases | None = None
+    models: list[str] = field(default_factory=list)
+    step: int | None = None
+    ended: bool = False
+    summaries: dict[str, float] = field(default_factory=dict)
+    samples: int = 0
+    cost: float = 0.0
+    elapsed: float = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Its fields by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any]) -> RunState:
+        """Inverse of :meth:`state_dict`; what is missing is as in a new run."""
+        return cls(**{f.name: state[f.name] for f in fields(cls) if f.name in state})

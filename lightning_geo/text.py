@@ -1,0 +1,74 @@
+"""Text for a terminal: tables, numbers, and names that cannot move the cursor."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+
+__all__ = ["moment", "number", "plain", "table"]
+
+
+def plain(text: object) -> str:
+    r"""Return text with everything that a terminal might obey written out.
+
+    Example:
+        >>> print(plain("run\x1b[2J"))
+        run\x1b[2J
+    """
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(text)
+    )
+
+
+def number(value: float, *, signed: bool = False) -> str:
+    """Return a number with four digits that mean something.
+
+    Example:
+        >>> number(0.123456), number(12345.6), number(-0.5, signed=True), number(float("nan"))
+        ('0.1235', '12,346', '−0.5000', '-')
+    """
+    if math.isnan(value):
+        return "-"
+    sign = "+" if signed and value > 0 else "−" if value < 0 else ""
+    size = abs(value)
+    if not value:
+        return "0"
+    if math.isinf(size):
+        return f"{sign}∞"
+    if size < 1e-4 or size >= 1e6:
+        return f"{sign}{size:.2e}"
+    digits = 4 if size < 1 else max(0, 3 - int(math.log10(size)))
+    return f"{sign}{size:,.{digits}f}"
+
+
+def moment(seconds: float) -> str:
+    """Return a time of day, of seconds since the Unix epoch, that a file may have wrong.
+
+    Example:
+        >>> moment(float("nan"))
+        'unknown time'
+    """
+    try:
+        return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+    except (OverflowError, ValueError, OSError):
+        return "unknown time"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Return a table whose columns are as wide as they need to be.
+
+    Args:
+        header: Titles.
+        rows: Cells, as many as titles.
+        left: How many columns are aligned to the left, the others to the right.
+    """
+    lines = [header, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column < left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )

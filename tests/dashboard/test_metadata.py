@@ -1,0 +1,49 @@
+"""Tags, and what the page is told about a metric."""
+
+from __future__ import annotations
+
+import pytest
+
+from lightning_geo.dashboard.metadata import Series, describe, parse_tag, tag_of
+from lightning_geo.schema import select, spec_of
+from lightning_geo.sinks.events import facts_tag, record_event, session_tag
+from sinks.records import make_record
+
+
+def test_every_stored_metric_is_found_again_and_nothing_else() -> None:
+    record = make_record(stacks=("encoder", "decoder.cross"))
+    record.matrices = {"encoder": {"basis.query": record.stacks["encoder"]["entropy"]}}
+    found = [parse_tag(value.tag) for value in record_event(record, "geometry").summary.value]
+    expected = {("geometry", stack, metric) for stack in record.stacks for metric in select()}
+    assert {series for series in found if series} == expected
+
+
+def test_tags_and_series_are_each_others_inverse() -> None:
+    series = Series("train-2", "decoder.cross", "effective_rank.query")
+    assert parse_tag(tag_of(series)) == series
+
+
+@pytest.mark.parametrize(
+    "tag",
+    [
+        facts_tag("geometry"),
+        session_tag("geometry"),
+        "loss",
+        "",
+        "lightning_geo",
+        "other/geometry/encoder/entropy",
+        "lightning_geo/geometry/../../etc/passwd",
+    ],
+)
+def test_other_tags_are_no_series(tag: str) -> None:
+    assert parse_tag(tag) is None
+
+
+@pytest.mark.parametrize("metric", select())
+def test_what_is_told_is_the_catalogs(metric: str) -> None:
+    told, spec = describe(metric), spec_of(metric)
+    assert {name: told[name] for name in ("family", "unit", "formula", "meaning", "range", "axes")} == {
+        "family": spec.family, "unit": spec.unit, "formula": spec.formula, "meaning": spec.meaning,
+        "range": spec.range, "axes": spec.axes,
+    }  # fmt: skip
+    assert metric in (told["base"], f"{told['base']}.{told['part']}")

@@ -1,0 +1,47 @@
+"""The page's modules: their units under node, and what none of them may do."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import lightning_geo.dashboard
+from lightning_geo.sinks import pictures
+
+STATIC = Path(lightning_geo.dashboard.__file__).parent / "static"
+MODULES = sorted(STATIC.glob("*.js"))
+
+
+def test_units_pass_under_node() -> None:
+    tests = sorted(str(path) for path in (Path(__file__).parent / "js").glob("*.test.js"))
+    assert tests
+    done = subprocess.run(["node", "--test", *tests], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: path.name)
+def test_no_module_makes_markup_or_code_of_text(module: Path) -> None:
+    forbidden = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function"
+    assert not re.findall(forbidden, module.read_text())
+
+
+@pytest.mark.parametrize("path", [*MODULES, STATIC / "dashboard.css"], ids=lambda path: path.name)
+def test_nothing_is_fetched_from_elsewhere(path: Path) -> None:
+    assert not re.findall(r"https?://|@import|url\(", path.read_text())
+
+
+def test_every_import_is_a_file_that_is_there() -> None:
+    for module in MODULES:
+        for name in re.findall(r'from "([^"]+)"', module.read_text()):
+            assert (STATIC / name).is_file()
+
+
+def test_the_colours_are_those_of_the_pictures() -> None:
+    digits = "".join(re.findall(r"[0-9a-f]{6} ", pictures._VIRIDIS + " "))
+    source = (STATIC / "colour.js").read_text()
+    start = source.index("const VIRIDIS")
+    ours = re.findall(r"\b[0-9a-f]{6}\b", source[start : source.index(";", start)])
+    assert ours == digits.split()

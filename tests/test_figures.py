@@ -1,0 +1,85 @@
+"""Pictures of the report: what they show, read back from the SVG."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+import xml.etree.ElementTree as ET
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from lightning_geo.figures import bars, evolution, lines, matrix
+from lightning_geo.sinks.pictures import colours
+
+_SVG = "{http://www.w3.org/2000/svg}"
+
+
+def parsed(svg: str) -> ET.Element:
+    """Well-formed or an error."""
+    return ET.fromstring(svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1))
+
+
+def pixels(svg: str) -> NDArray[np.uint8]:
+    """The first picture in it."""
+    data = re.search(r'class="px" href="data:image/png;base64,([^"]+)"', svg)
+    assert data is not None
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data[1]))).convert("RGBA"))
+
+
+def test_one_pixel_is_one_number() -> None:
+    values = np.array([[0.0, 1.0, 2.0], [np.nan, 0.5, 4.0]])
+    svg = matrix(values, "entropy", 0.0, 2.0)
+    shown = pixels(svg)
+    assert shown.shape == (2, 3, 4)
+    np.testing.assert_array_equal(shown[0, 0, :3], colours()[0])
+    np.testing.assert_array_equal(shown[0, 2, :3], colours()[-1])
+    np.testing.assert_array_equal(shown[1, 2, :3], colours()[-1])  # beyond the end
+    assert shown[..., 3].tolist() == [[255, 255, 255], [0, 255, 255]]  # absent: what is behind shows
+    assert "url(#absent)" in svg
+    assert "url(#absent)" not in matrix(np.ones((2, 2)), "x", 0, 1)
+    parsed(svg)
+
+
+def test_differences_have_a_light_middle() -> None:
+    shown = pixels(matrix(np.array([[-1.0, 0.0, 1.0]]), "x", -1.0, 1.0, diverging=True))[0, :, :3].astype(int)
+    assert shown[1].min() > 230
+    assert shown[0, 2] > shown[0, 0] + 50  # blue
+    assert shown[2, 0] > shown[2, 2] + 50  # orange
+
+
+def test_evolution_has_layers_down_and_samples_right() -> None:
+    values = np.arange(12.0).reshape(4, 3)  # [sample, layer]
+    shown = pixels(evolution(values, np.arange(4), "x", 0.0, 11.0))
+    assert shown.shape == (3, 4, 4)
+    np.testing.assert_array_equal(shown[2, 3, :3], colours()[-1])
+    assert pixels(evolution(np.ones((5000, 3)), np.arange(5000), "x", 0, 1)).shape == (3, 300, 4)
+
+
+def test_curves_end_where_the_values_end() -> None:
+    steps = np.array([0, 10, 100])
+    svg = lines([("a", steps, np.array([0.0, np.nan, 2.0]))], "x", (np.zeros(3), np.full(3, 4.0)))
+    root = parsed(svg)
+    [line] = root.iter(f"{_SVG}polyline")
+    points = [tuple(map(float, point.split(","))) for point in line.attrib["points"].split()]
+    assert len(points) == 2  # what has no value has no point
+    assert points[0] == (52.0, 152.0)
+    assert points[1] == (352.0, 87.0)  # half of the way up
+    assert len(list(root.iter(f"{_SVG}polygon"))) == 1
+    assert lines([("a", steps, np.full(3, np.nan))], "x") == ""
+
+
+def test_bars_are_as_long_as_their_numbers() -> None:
+    svg = bars(np.array([1.0, 2.0, np.nan]), "x")
+    assert [float(rect.attrib["width"]) for rect in parsed(svg).iter(f"{_SVG}rect")] == [150.0, 300.0, 0.0]
+    assert "no value" in svg
+
+
+def test_names_are_text() -> None:
+    hostile = '<script>alert(1)</script>"&'
+    curves = [(hostile, np.arange(2), np.arange(2.0))] * 2
+    for svg in (lines(curves, hostile), matrix(np.ones((2, 2)), hostile, 0, 1), bars(np.ones(2), hostile)):
+        assert "<script" not in svg
+        assert parsed(svg).attrib["aria-label"] == hostile
