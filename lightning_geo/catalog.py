@@ -152,7 +152,50 @@ _HEADS = [
                range=(0.0, 1.0)),
 ]  # fmt: skip
 
+_SAPONATI = "Saponati et al. 2025, arXiv 2502.10927"
+_RV = "RV coefficient, Robert & Escoufier 1976"
+
+_WEIGHTS = [
+    MetricSpec(f"{level}{name}", "weights", axes, "1", formula.replace("M", matrix), meaning, _SAPONATI,
+               "weights", range=(-1.0, 1.0), headline=("symmetry",) * (f"{level}{name}" == "symmetry"),
+               self_attention=True, default=False)
+    for name, formula, meaning in (
+        ("symmetry", "tr(MM) / ‖M‖²_F, M = W_qᵀ W_k",
+         "1: tokens score each other alike both ways, as bidirectional training brings; about 0: random "
+         "weights; −1: one way excludes the other."),
+        ("directionality",
+         "(C − R)/(C + R), C what column norms of M exceed their mean + 2 std by, R the rows'",
+         "A rise: few directions decide for keys; a fall: for queries."),
+    )
+    for level, axes, matrix in (("", _HEAD, "M"), ("layer_", _LAYER, "ΣM"))
+] + [
+    MetricSpec(f"{pair}_{name}", "weights", _HEAD, unit, formula.format(matrix), meaning.format(verb), source,
+               "weights", range=range, headline=(f"{pair}_{name}",) * (name == "effective_rank"),
+               default=False)
+    for pair, matrix, verb in (("qk", "W_qᵀ W_k", "compares"), ("ov", "W_vᵀ W_o", "moves"))
+    for name, unit, formula, meaning, source, range in (
+        ("effective_rank", "dimensions", "exp(entropy of σ/Σσ), σ the singular values of {}",
+         "A fall: the head {} along fewer directions.", _ROY, (1.0, None)),
+        ("stable_rank", "dimensions", "Σσ² / σ₁², σ the singular values of {}",
+         "Near 1: one direction decides what the head {}.", "Rudelson & Vershynin 2007", (1.0, None)),
+        ("norm", "1", "‖{}‖_F", "A rise: what the head {} weighs more, whatever the inputs.",
+         "Frobenius norm", (0.0, None)),
+    )
+] + [
+    MetricSpec("read_overlap", "weights", _HEAD, "1",
+               "largest tr(A_h A_h') / (‖A_h‖ ‖A_h'‖) with another head, A = WᵀW",
+               "Near 1: another head of the layer reads the same directions.", _RV, "weights",
+               ("query", "key", "value"), (0.0, 1.0), default=False),
+    MetricSpec("write_overlap", "weights", _HEAD, "1", "the same of W_o",
+               "Near 1: another head of the layer writes the same directions.", _RV, "weights",
+               range=(0.0, 1.0), default=False),
+    MetricSpec("weight_drift", "weights", _HEAD, "1",
+               "1 − tr(A A₀) / (‖A‖ ‖A₀‖), A = WᵀW now, A₀ at the run's start",
+               "How far training has turned what the head reads or writes: 0 not at all.", _RV, "weights",
+               ROLES, (0.0, 1.0), tuple(f"weight_drift.{r}" for r in ROLES), default=False),
+]  # fmt: skip
+
 #: Every metric by name, in the order in which records list them.
 CATALOG: dict[str, MetricSpec] = {
-    spec.name: spec for spec in (*_ENTROPY, *_PATTERN, *_CONE, *_SUBSPACE, *_STREAM, *_HEADS)
+    spec.name: spec for spec in (*_ENTROPY, *_PATTERN, *_CONE, *_SUBSPACE, *_STREAM, *_HEADS, *_WEIGHTS)
 }

@@ -33,6 +33,8 @@ class Computed:
     stacks: dict[str, dict[str, NDArray[Any]]] = field(default_factory=dict)
     bases: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     similarities: dict[str, Tensor] = field(default_factory=dict)
+    #: stack -> metric -> [layer, head, head], what the heads of a layer have in common by their weights
+    overlaps: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     structure: dict[str, Any] = field(default_factory=dict)
     #: modules with activations that are not finite -> their layer, as ``stack/layer``
     broken: dict[str, str] = field(default_factory=dict)
@@ -44,6 +46,9 @@ class Computed:
             result[stack] = {f"basis.{role}": basis.cpu().numpy() for role, basis in roles.items()}
         for stack, similarity in self.similarities.items():
             result.setdefault(stack, {})["head_similarity"] = similarity.cpu().numpy()
+        for stack, overlaps in self.overlaps.items():
+            pairs = {f"pairs.{name}": overlap.cpu().numpy() for name, overlap in overlaps.items()}
+            result.setdefault(stack, {}).update(pairs)
         return result
 
 
@@ -89,6 +94,11 @@ def compute(
         result.bases[stack] = {role: _stack_bases(b, size, max(heads)) for role, b in bases.items()}
         _compare_bases(stack, result.bases[stack], metrics, baseline, previous, pieces)
         _heads(stack, joint, metrics, max(heads), result, pieces)
+        found = {
+            index: sample.overlaps[key] for key, (owner, index) in layout.layers.items()
+            if owner == stack and index in layers and key in sample.overlaps
+        }  # fmt: skip
+        _keep_overlaps(stack, found, heads, result)
     _to_host(pieces, metrics, result)
     return result
 
@@ -189,6 +199,19 @@ def _heads(
             result.similarities[stack] = covariance.new_full((size, heads, heads), torch.nan)
         own = covariance.shape[0]
         result.similarities[stack][index, :own, :own] = head_similarity(covariance)
+
+
+def _keep_overlaps(
+    stack: str, found: dict[int, dict[str, Tensor]], heads: list[int], result: Computed
+) -> None:
+    for index, overlaps in found.items():
+        for name, overlap in overlaps.items():
+            shared = heads[index] // overlap.shape[0]  # grouped queries share a key's numbers
+            overlap = overlap.repeat_interleave(shared, dim=0).repeat_interleave(shared, dim=1)
+            kept = result.overlaps.setdefault(stack, {})
+            if name not in kept:
+                kept[name] = overlap.new_full((len(heads), max(heads), max(heads)), torch.nan)
+            kept[name][index, : heads[index], : heads[index]] = overlap
 
 
 def _to_host(pieces: list[tuple[str, str, int, Tensor]], metrics: tuple[str, ...], result: Computed) -> None:

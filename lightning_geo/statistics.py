@@ -20,6 +20,7 @@ from torch import Tensor
 from lightning_geo.functional import (
     AttentionStatistics,
     HeadMoments,
+    HeadWeights,
     StreamStatistics,
     attention_statistics,
     head_moments,
@@ -32,7 +33,7 @@ from lightning_geo.functional.stream import mean_over_tokens
 from lightning_geo.ranks import world_size
 from lightning_geo.rows import draw_rows, variance_of_mean
 from lightning_geo.schema import ROLES, spec_of, standard_error
-from lightning_geo.taps import AttentionCall, BlockCall, CallKey
+from lightning_geo.taps import AttentionCall, BlockCall, CallKey, Projections
 
 __all__ = ["LayerStatistics", "SampleStatistics", "reduce_over_ranks"]
 
@@ -138,9 +139,16 @@ class SampleStatistics:
         metrics: Stored names to measure.
         max_queries: Query rows to measure per sequence, drawn at random; None for all of them.
         seed: Which ones.
+        start: Weights at the run's start, by attention module and role; what is missing is filled in.
     """
 
-    def __init__(self, metrics: Iterable[str], max_queries: int | None = None, seed: str = "") -> None:
+    def __init__(
+        self,
+        metrics: Iterable[str],
+        max_queries: int | None = None,
+        seed: str = "",
+        start: dict[str, dict[str, Tensor]] | None = None,
+    ) -> None:
         self._max_queries = max_queries
         self._seed = seed
         self.layers: dict[CallKey, LayerStatistics] = {}
@@ -159,6 +167,47 @@ class SampleStatistics:
         if "qk_alignment" in spectral:
             self._roles = [r for r in ROLES if r in {*self._roles, "query", "key"}]
         self._gram = bool(kinds.get("heads"))
+        self._weights = kinds.get("weights", [])
+        #: whether anything here is computed from projections
+        self.reads_projections = bool(self._weights)
+        self._weighed: set[CallKey] = set()
+        self._start = {} if start is None else start
+        #: RV coefficients of heads' weights, call -> metric -> [h, h]: no sums, the same on every rank
+        self.overlaps: dict[CallKey, dict[str, Tensor]] = {}
+
+    def projections(self, key: CallKey, projections: Projections) -> None:
+        """Measure the weights, once in a sample however often they are used."""
+        layer = self.layers.get(key)
+        if layer is None or key in self._weighed or not self._weights:
+            return
+        self._weighed.add(key)
+        weights = projections.weights()
+        names = [
+            n for n in self._weights
+            if set(reads_of(n)) <= set(weights) and not (key.cross and spec_of(n).self_attention)
+        ]  # fmt: skip
+        drifting = [n.rpartition(".")[2] for n in names if spec_of(n).name == "weight_drift"]
+        heads = HeadWeights(**weights, heads=layer.heads, start=self._start_of(key, weights, drifting))
+        values = {name: _weight_metric(name, heads) for name in names}
+        for group, axes in (("weights.head", 2), ("weights.layer", 1)):
+            mine = tuple(name for name in names if len(spec_of(name).axes) == axes)
+            if mine:  # as those of one sequence: ranks have the same
+                layer.add_values(group, mine, torch.stack([values[name] for name in mine])[:, None])
+        pairs = {"read_overlap.query": "query", "read_overlap.key": "key", "read_overlap.value": "value",
+                 "write_overlap": "output"}  # fmt: skip
+        self.overlaps[key] = {name: heads.overlap(role) for name, role in pairs.items() if name in names}
+
+    def _start_of(self, key: CallKey, weights: dict[str, Tensor], roles: Iterable[str]) -> dict[str, Tensor]:
+        """The weights at the start, by role: these, where there was none before."""
+        kept = self._start.setdefault(f"{key.module}{'.cross' * key.cross}", {}) if roles else {}
+        start = {}
+        for role in roles:
+            if role not in kept:
+                kept[role] = weights[role].detach().to("cpu", copy=True).contiguous()
+                start[role] = weights[role]
+            else:
+                start[role] = kept[role]
+        return start
 
     def attention(self, key: CallKey, call: AttentionCall) -> None:
         """Measure one attention call."""
@@ -272,6 +321,7 @@ class SampleStatistics:
 
     def zero(self) -> None:
         """Keep the layout, count nothing."""
+        self._weighed.clear()
         for layer in self.everything():
             layer.sums = {name: torch.zeros_like(value) for name, value in layer.sums.items()}
             layer.maxima = {name: torch.full_like(v, -torch.inf) for name, v in layer.maxima.items()}
@@ -294,6 +344,12 @@ def _planes(names: Iterable[str], statistics: AttentionStatistics | StreamStatis
         if all(field is not None for field in fields):
             planes[name] = metric_function(name)(*fields)
     return planes
+
+
+def _weight_metric(name: str, weights: HeadWeights) -> Tensor:
+    parts = (name.rpartition(".")[2],) if spec_of(name).parts else ()
+    values: Tensor = metric_function(name)(weights, *parts)
+    return values
 
 
 def _add_cones(

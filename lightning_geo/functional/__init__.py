@@ -32,12 +32,14 @@ from lightning_geo.functional.subspace import (
     subspace_distance,
     top_share,
 )
+from lightning_geo.functional.weights import HeadWeights
 from lightning_geo.kernels import AttentionStatistics, HeadMoments, StreamStatistics
 
 __all__ = [
     "METRIC_FUNCTIONS",
     "AttentionStatistics",
     "HeadMoments",
+    "HeadWeights",
     "StreamStatistics",
     "attention_statistics",
     "complementarity",

@@ -21,6 +21,9 @@ heads      ``fn(covariance)``: ``[H, D, H, D]``, centred            ``[H]`` or s
 bases      ``fn(u, v)``: ``[..., d, r]`` each, orthonormal columns; ``[...]``
            the caller decides which pair (query and key, now and
            baseline, now and before)
+weights    ``fn(weights)``, a ``HeadWeights``; ``fn(weights, part)``  ``[H]`` or scalar, as the axes
+           where the spec has parts. ``reads`` names the roles       of the spec say
+           that it needs; a part is one
 ========== ======================================================== ===============================
 
 A function needs no line in ``functional/__init__.py`` unless users are to call it by hand; only
@@ -76,8 +79,8 @@ def computes(name: str, reads: tuple[str, ...] = ()) -> Callable[[_Function], _F
 
     Args:
         name: Name of a :class:`~lightning_geo.schema.MetricSpec` in the catalog.
-        reads: Fields of ``AttentionStatistics`` (of ``StreamStatistics`` for kind ``tokens``) that it
-            needs: what nothing reads is not computed.
+        reads: Fields of ``AttentionStatistics`` (of ``StreamStatistics`` for kind ``tokens``, roles for
+            kind ``weights``) that it needs: what nothing reads is not computed.
 
     Returns:
         A decorator that returns its function unchanged.
@@ -113,7 +116,7 @@ def computes(name: str, reads: tuple[str, ...] = ()) -> Callable[[_Function], _F
 
 
 def reads_of(name: str) -> tuple[str, ...]:
-    """Return which fields of ``AttentionStatistics`` or ``StreamStatistics`` a metric is computed from.
+    """Return which fields of ``AttentionStatistics`` or ``StreamStatistics``, or which roles, it needs.
 
     Example:
         >>> reads_of("normalized_entropy"), reads_of("distance"), reads_of("stable_rank")
@@ -121,6 +124,8 @@ def reads_of(name: str) -> tuple[str, ...]:
     """
     spec = spec_of(name)
     own = (spec.name,) if spec.kind in ("row", "tokens") else ()
+    if spec.kind == "weights" and spec.parts:
+        return (name.rpartition(".")[2],)
     return _READS.get(spec.name, own)
 
 

@@ -9,6 +9,7 @@ from lightning_geo import catalog
 from lightning_geo.functional import (
     METRIC_FUNCTIONS,
     HeadMoments,
+    HeadWeights,
     attention_statistics,
     computes,
     head_moments,
@@ -73,6 +74,12 @@ def arguments(spec: MetricSpec, call: Call) -> tuple[tuple[object, ...], tuple[i
         x = torch.randn(40, HEADS * WIDTH, generator=generator)
         covariance = (x.T @ x).reshape(HEADS, WIDTH, HEADS, WIDTH)
         return (covariance,), (HEADS,) if "head" in spec.axes else ()
+    if spec.kind == "weights":
+        query, output = torch.randn(2, HEADS, WIDTH, 20, generator=generator)
+        key, value, start = torch.randn(3, KEY_HEADS, WIDTH, 20, generator=generator)
+        weights = HeadWeights(query, key, value, output, start={"key": start, "value": start, "query": output,
+                              "output": query})  # fmt: skip
+        return (weights, *spec.parts[:1]), (HEADS,) if "head" in spec.axes else ()
     assert spec.kind == "bases"
     u, v = torch.linalg.qr(torch.randn(2, HEADS, WIDTH, 2, generator=generator)).Q
     return (u, v), (HEADS,)
