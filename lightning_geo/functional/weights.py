@@ -17,6 +17,7 @@ from torch import Tensor
 from lightning_geo.functional._tensors import as_float, exact_dtype
 from lightning_geo.functional.registry import computes
 from lightning_geo.functional.subspace import effective_rank, stable_rank
+from lightning_geo.kernels.scratch import scratch
 from lightning_geo.schema import ROLES
 
 __all__ = ["HeadWeights"]
@@ -62,7 +63,12 @@ class HeadWeights:
         start: Mapping[str, Tensor] | None = None,
     ) -> None:
         given = dict(zip(ROLES, (query, key, value, output), strict=True))
-        self.roles = {role: as_float(w.detach(), role, "h D d") for role, w in given.items() if w is not None}
+        # what lies along the columns of a weight is read across once, rather than by every product
+        self.roles = {
+            role: as_float(w.detach(), role, "h D d").contiguous()
+            for role, w in given.items()
+            if w is not None
+        }
         #: roles whose start is what they are now
         self.unmoved = {role for role, w in given.items() if start and w is not None and start.get(role) is w}
         self.heads = heads or max((w.shape[0] for w in self.roles.values()), default=0)
@@ -127,11 +133,11 @@ class HeadWeights:
         parts = [slice(start, min(start + _TILE, width)) for start in range(0, width, _TILE)]
         for i, one in enumerate(parts):
             for other in parts[i:]:
-                here = query[:, one].mT @ key[:, other]
-                there = here if other is one else query[:, other].mT @ key[:, one]
+                here = _product("here", query[:, one], key[:, other])
+                there = here if other is one else _product("there", query[:, other], key[:, one])
                 trace += (here * there.mT).sum() * (1 if other is one else 2)
                 for tile, top, left in ((here, one, other), (there, other, one))[: 1 if other is one else 2]:
-                    square = tile.square()
+                    square = tile.square_()
                     rows[top] += square.sum(1)
                     columns[left] += square.sum(0)
         return trace, columns.sqrt(), rows.sqrt()
@@ -147,13 +153,20 @@ class HeadWeights:
             for start in range(0, heads, step):
                 stop = min(start + step, heads)
                 # of two heads in either order: once
-                product = flat[start * size : stop * size] @ flat[start * size :].mT
+                rows, others = flat[start * size : stop * size], flat[start * size :]
+                out = scratch("product", (rows.shape[0], others.shape[0]), flat)
+                product = torch.mm(rows, others.mT, out=out)
                 part = product.view(stop - start, size, heads - start, size).square().sum((1, 3))
                 squares[start:stop, start:] = part
                 squares[start:, start:stop] = part.mT
             own = squares.diagonal().sqrt()
             self._overlaps[role] = (squares / (own[:, None] * own)).clamp(max=1)
         return self._overlaps[role]
+
+
+def _product(name: str, left: Tensor, right: Tensor) -> Tensor:
+    """leftᵀ right, in memory that is used again."""
+    return torch.mm(left.mT, right, out=scratch(name, (left.shape[1], right.shape[1]), left))
 
 
 def _grouped(left: Tensor, right: Tensor, heads: int) -> Tensor:
@@ -222,14 +235,18 @@ def directionality(weights: HeadWeights) -> Tensor:
     query, key = weights["query"], weights["key"]
     shared = weights.heads // key.shape[0]
     # ‖M e_j‖² = w_kjᵀ (W_q W_qᵀ) w_kj
-    products = weights.gram("query").unflatten(0, (-1, shared)).flatten(1, 2) @ key
-    products = products.view(key.shape[0], shared, *key.shape[1:])
+    grams = weights.gram("query").unflatten(0, (-1, shared)).flatten(1, 2)
+    out = scratch("product", (*grams.shape[:2], key.shape[2]), key)
+    products = torch.bmm(grams, key, out=out).view(key.shape[0], shared, *key.shape[1:])
     columns = products.mul_(key[:, None]).sum(-2).flatten(0, 1)
-    del products
-    grouped = query.unflatten(0, (-1, shared))
-    rows = torch.stack([
-        (weights.gram("key") @ grouped[:, i]).mul_(grouped[:, i]).sum(-2) for i in range(shared)
-    ], dim=1).flatten(0, 1)  # fmt: skip
+    grouped, out = query.unflatten(0, (-1, shared)), scratch("product", tuple(key.shape), key)
+    rows = torch.stack(
+        [
+            torch.bmm(weights.gram("key"), grouped[:, i], out=out).mul_(grouped[:, i]).sum(-2)
+            for i in range(shared)
+        ],
+        dim=1,
+    ).flatten(0, 1)
     return _direction(columns.clamp(min=0).sqrt(), rows.clamp(min=0).sqrt())
 
 
@@ -350,10 +367,9 @@ def weight_drift(weights: HeadWeights, role: str) -> Tensor:
     before = start @ start.mT
     theirs = torch.linalg.matrix_norm(before)
     # ½ ‖A/‖A‖ − A₀/‖A₀‖‖² from what the rows differ by: 1 − RV itself would lose a small drift
-    scale = theirs.rsqrt()[:, None, None]
-    step = now * own.rsqrt()[:, None, None] - start * scale
-    mixed, before, steps = (start * scale) @ step.mT, before * scale.square(), step @ step.mT
-    distance = (
-        2 * before * steps + 2 * mixed * mixed.mT + steps.square() + 4 * mixed * steps
-    ).sum((-2, -1))  # fmt: skip
+    first = torch.mul(start, theirs.rsqrt()[:, None, None], out=scratch("start", tuple(now.shape), now))
+    step = torch.mul(now, own.rsqrt()[:, None, None], out=scratch("step", tuple(now.shape), now)).sub_(first)
+    before, mixed, steps = before / theirs[:, None, None], first @ step.mT, step @ step.mT
+    distance = 2 * before * steps + 2 * mixed * mixed.mT + steps.square() + 4 * mixed * steps
+    distance = distance.sum((-2, -1))
     return weights.each((distance / 2).clamp(0, 1))
