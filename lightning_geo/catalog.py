@@ -195,7 +195,25 @@ _WEIGHTS = [
                ROLES, (0.0, 1.0), tuple(f"weight_drift.{r}" for r in ROLES), default=False),
 ]  # fmt: skip
 
+_PAPERS_OWN = [
+    MetricSpec("score_entropy", "paper", _HEAD, "nats",
+               "−Σ h ln h, h a 20-bin histogram of q·k over visible pairs, between their extremes",
+               "A fall: a few scores lie far from all others; near ln 20: they spread evenly.",
+               _PAPER, "scores", range=(0.0, None), default=False),
+] + [
+    MetricSpec(f"von_neumann_entropy{suffix}", "paper", _HEAD, "nats",
+               f"−Σ a ln a, a = {share}, λ the eigenvalues of {matrix}", meaning, _PAPER, "scores",
+               range=(0.0, None), self_attention=True, default=False)
+    for symmetry, matrix in (("", "QKᵀ"), (".symmetric", "(QKᵀ + KQᵀ)/2"))
+    for suffix, share, meaning in (
+        (symmetry, "|λ|² / Σ|λ|²", "A fall: the scores of a sequence come down to fewer directions."),
+        (f"{symmetry}.paper", "|λ| / √Σ|λ|²",
+         "The authors' own normalisation, to lay beside their figures: no entropy, since Σa is not 1."),
+    )
+]  # fmt: skip
+
 #: Every metric by name, in the order in which records list them.
 CATALOG: dict[str, MetricSpec] = {
-    spec.name: spec for spec in (*_ENTROPY, *_PATTERN, *_CONE, *_SUBSPACE, *_STREAM, *_HEADS, *_WEIGHTS)
+    spec.name: spec
+    for spec in (*_ENTROPY, *_PATTERN, *_CONE, *_SUBSPACE, *_STREAM, *_HEADS, *_WEIGHTS, *_PAPERS_OWN)
 }

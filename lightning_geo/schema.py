@@ -64,7 +64,9 @@ class MetricSpec:
     formula: str
     meaning: str
     source: str
-    kind: Literal["row", "sequence", "tokens", "directions", "moments", "heads", "bases", "weights"]
+    kind: Literal[
+        "row", "sequence", "tokens", "directions", "moments", "heads", "bases", "weights", "scores"
+    ]  # fmt: skip
     parts: tuple[str, ...] = ()
     range: tuple[float | None, float | None] = (None, None)
     headline: tuple[str, ...] = ()

@@ -28,8 +28,10 @@ from lightning_geo.functional import (
     stream_statistics,
 )
 from lightning_geo.functional._tensors import exact_dtype
+from lightning_geo.functional.attention import attention_problem
 from lightning_geo.functional.registry import metric_function, reads_of
 from lightning_geo.functional.stream import mean_over_tokens
+from lightning_geo.kernels import AttentionProblem
 from lightning_geo.ranks import world_size
 from lightning_geo.rows import draw_rows, variance_of_mean
 from lightning_geo.schema import ROLES, spec_of, standard_error
@@ -39,6 +41,9 @@ __all__ = ["LayerStatistics", "SampleStatistics", "reduce_over_ranks"]
 
 #: Largest width for which the d×d second moment of all heads' outputs is kept by default.
 GRAM_MAX_WIDTH = 1024
+
+#: Sequences of a sample, on each rank, from which metrics of kind ``scores`` are taken.
+SCORED_SEQUENCES = 2
 
 
 @dataclass
@@ -132,6 +137,13 @@ class _Observed:
         return self.statistics.received
 
 
+@dataclass(frozen=True)
+class _Scores:
+    """What metric functions of kind ``scores`` read."""
+
+    problem: AttentionProblem
+
+
 class SampleStatistics:
     """Turns what the tap sees into statistics; the tap's observer.
 
@@ -167,6 +179,9 @@ class SampleStatistics:
         if "qk_alignment" in spectral:
             self._roles = [r for r in ROLES if r in {*self._roles, "query", "key"}]
         self._gram = bool(kinds.get("heads"))
+        self._scores = kinds.get("scores", [])
+        #: sequences of each call that the metrics of kind ``scores`` have had
+        self._scored: dict[CallKey, int] = {}
         self._weights = kinds.get("weights", [])
         #: whether anything here is computed from projections
         self.reads_projections = bool(self._weights)
@@ -215,6 +230,7 @@ class SampleStatistics:
         layer.heads = (call.scores if call.query is None else call.query).shape[1]  # type: ignore[union-attr]
         moments = self._measure_vectors(layer, call)
         self._measure_rows(layer, call, moments, f"{self._seed} {key}")
+        self._measure_scores(layer, key, call)
 
     def _measure_rows(
         self, layer: LayerStatistics, call: AttentionCall, moments: dict[str, HeadMoments], seed: str
@@ -256,6 +272,21 @@ class SampleStatistics:
             seen = _Observed(moments["query"], moments["key"], call.key_mask(), statistics)
             values = torch.stack([metric_function(name)(seen) for name in sequences])
             layer.add_values("sequence", sequences, torch.where(broken, torch.nan, values))
+
+    def _measure_scores(self, layer: LayerStatistics, key: CallKey, call: AttentionCall) -> None:
+        """Measure what needs every score more than once, on a rank's first sequences alone."""
+        names = [n for n in self._scores if not (call.cross and spec_of(n).self_attention)]
+        count = min(SCORED_SEQUENCES - self._scored.get(key, 0), call.lengths[0])
+        if not names or count <= 0 or call.query is None or call.key is None:
+            return
+        self._scored[key] = self._scored.get(key, 0) + count
+        masks = call.masks if call.scores is None else (call.scores,)
+        problem = attention_problem(
+            call.query, call.key, **_options(call, masks), statistics=(), queries=None
+        )
+        scores = _Scores(problem.first_sequences(count))
+        values = torch.stack([metric_function(name)(scores) for name in names])
+        layer.add_values("scores", tuple(names), values)
 
     def _measure_vectors(self, layer: LayerStatistics, call: AttentionCall) -> dict[str, HeadMoments]:
         """Measure what the four roles' vectors look like; returns what rows may need of it."""
@@ -322,6 +353,7 @@ class SampleStatistics:
     def zero(self) -> None:
         """Keep the layout, count nothing."""
         self._weighed.clear()
+        self._scored.clear()
         for layer in self.everything():
             layer.sums = {name: torch.zeros_like(value) for name, value in layer.sums.items()}
             layer.maxima = {name: torch.full_like(v, -torch.inf) for name, v in layer.maxima.items()}
@@ -374,21 +406,22 @@ def call_statistics(call: AttentionCall, wanted: Iterable[str], rows: Tensor | N
         masks = (call.scores,)
     assert query is not None
     assert key is not None
-    return attention_statistics(
-        query,
-        key,
-        mask=masks or None,
-        is_causal=call.is_causal,
-        causal_alignment=call.causal_alignment,
-        query_mask=call.query_mask,
-        window=call.window,
-        sinks=call.sinks,
-        special=call.special,
-        scale=call.scale,
-        softcap=call.softcap,
-        statistics=wanted,
-        queries=rows,
-    )
+    return attention_statistics(query, key, **_options(call, masks), statistics=wanted, queries=rows)
+
+
+def _options(call: AttentionCall, masks: tuple[Any, ...]) -> dict[str, Any]:
+    """How a call's scores come about, apart from queries and keys."""
+    return {
+        "mask": masks or None,
+        "is_causal": call.is_causal,
+        "causal_alignment": call.causal_alignment,
+        "query_mask": call.query_mask,
+        "window": call.window,
+        "sinks": call.sinks,
+        "special": call.special,
+        "scale": call.scale,
+        "softcap": call.softcap,
+    }
 
 
 def reduce_over_ranks(samples: list[SampleStatistics], ok: bool, device: torch.device) -> bool:

@@ -1,4 +1,4 @@
-"""The family ``weights`` in a run: its own clock, the start that drift is against, the last batch's weights."""
+"""The family ``weights`` in a run: its own clock, the start that drift is against, what enters a step."""
 
 from __future__ import annotations
 

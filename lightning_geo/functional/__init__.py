@@ -12,6 +12,7 @@ from lightning_geo.functional.attention import attention_statistics
 from lightning_geo.functional.cone import cone_index, mean_cosine
 from lightning_geo.functional.entropy import key_entropy, normalized_entropy
 from lightning_geo.functional.head import complementarity, head_similarity, linear_cka, redundancy
+from lightning_geo.functional.paper import von_neumann_entropy
 from lightning_geo.functional.registry import METRIC_FUNCTIONS, computes, metric_function
 from lightning_geo.functional.stream import (
     kurtosis,
@@ -68,4 +69,5 @@ __all__ = [
     "token_norm",
     "top_share",
     "update_ratio",
+    "von_neumann_entropy",
 ]

@@ -24,6 +24,7 @@ bases      ``fn(u, v)``: ``[..., d, r]`` each, orthonormal columns; ``[...]``
 weights    ``fn(weights)``, a ``HeadWeights``; ``fn(weights, part)``  ``[H]`` or scalar, as the axes
            where the spec has parts. ``reads`` names the roles       of the spec say
            that it needs; a part is one
+scores     ``fn(scores)``, an :class:`ObservedScores`               ``[B, H]``, one per sequence
 ========== ======================================================== ===============================
 
 A function needs no line in ``functional/__init__.py`` unless users are to call it by hand; only
@@ -42,9 +43,9 @@ from lightning_geo.catalog import CATALOG
 from lightning_geo.schema import spec_of
 
 if TYPE_CHECKING:
-    from lightning_geo.kernels import HeadMoments
+    from lightning_geo.kernels import AttentionProblem, HeadMoments
 
-__all__ = ["METRIC_FUNCTIONS", "ObservedCall", "computes", "metric_function", "reads_of"]
+__all__ = ["METRIC_FUNCTIONS", "ObservedCall", "ObservedScores", "computes", "metric_function", "reads_of"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Tensor])
 
@@ -72,6 +73,14 @@ class ObservedCall(Protocol):
     @property
     def received(self) -> Tensor:
         """``[B, H, Nk]``, the attention that each key receives, for functions that read it."""
+
+
+class ObservedScores(Protocol):
+    """What a function of kind ``scores`` may read of one attention call."""
+
+    @property
+    def problem(self) -> AttentionProblem:
+        """Queries and keys as attention used them, and which pairs are visible."""
 
 
 def computes(name: str, reads: tuple[str, ...] = ()) -> Callable[[_Function], _Function]:

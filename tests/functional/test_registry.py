@@ -17,6 +17,7 @@ from lightning_geo.functional import (
     stream_statistics,
 )
 from lightning_geo.functional.registry import reads_of
+from lightning_geo.kernels import AttentionProblem
 from lightning_geo.schema import MetricSpec
 
 BATCH, HEADS, KEY_HEADS, TOKENS, WIDTH = 2, 4, 2, 6, 5
@@ -32,6 +33,11 @@ class Call:
     @property
     def received(self) -> torch.Tensor:
         return self.statistics.received
+
+
+@dataclasses.dataclass
+class Scores:
+    problem: AttentionProblem
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +86,10 @@ def arguments(spec: MetricSpec, call: Call) -> tuple[tuple[object, ...], tuple[i
         weights = HeadWeights(query, key, value, output, start={"key": start, "value": start, "query": output,
                               "output": query})  # fmt: skip
         return (weights, *spec.parts[:1]), (HEADS,) if "head" in spec.axes else ()
+    if spec.kind == "scores":
+        query = torch.randn(BATCH, HEADS, TOKENS, WIDTH, generator=generator)
+        key = torch.randn(BATCH, KEY_HEADS, TOKENS, WIDTH, generator=generator)
+        return (Scores(AttentionProblem(query, key, 1.0, query_mask=call.key_mask)),), (BATCH, HEADS)
     assert spec.kind == "bases"
     u, v = torch.linalg.qr(torch.randn(2, HEADS, WIDTH, 2, generator=generator)).Q
     return (u, v), (HEADS,)
