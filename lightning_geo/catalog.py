@@ -195,6 +195,28 @@ _WEIGHTS = [
                ROLES, (0.0, 1.0), tuple(f"weight_drift.{r}" for r in ROLES), default=False),
 ]  # fmt: skip
 
+_PROJECTION = [
+    MetricSpec("projection_strength", "projection", _HEAD, "1",
+               "mean ‖P x‖²/‖x‖², P onto the rows of W, x what W is given; chance level head_dim/width",
+               "A rise: tokens move into what the head reads.", _PAPER, "reads", ("query", "key", "value"),
+               (0.0, 1.0), tuple(f"projection_strength.{r}" for r in ("query", "key", "value")),
+               default=False),
+] + [
+    MetricSpec(f"{role}_value_angle", "projection", _HEAD, "radians",
+               f"mean principal angle between the row spaces of W_{role[0]} and W_v",
+               meaning, "Björck & Golub 1973", "weights", range=(0.0, 1.5709), self_attention=role == "query",
+               default=False)
+    for role, meaning in (
+        ("query", "A fall: the head moves what it asks with."),
+        ("key", "A fall: the head moves what it is found by."),
+    )
+] + [
+    MetricSpec("score_norm_share", "projection", _HEAD, "1",
+               "Cov(t, ln|q·k|) / Var(ln|q·k|) over visible pairs, t = ln‖q‖, ln‖k‖ or ln|cos|",
+               "The three add to 1; a rise of a length's share: long vectors decide, wherever they point.",
+               "covariance shares of a sum", "scores", ("query", "key", "direction"), default=False),
+]  # fmt: skip
+
 _PAPERS_OWN = [
     MetricSpec("score_entropy", "paper", _HEAD, "nats",
                "−Σ h ln h, h a 20-bin histogram of q·k over visible pairs, between their extremes",
@@ -215,5 +237,15 @@ _PAPERS_OWN = [
 #: Every metric by name, in the order in which records list them.
 CATALOG: dict[str, MetricSpec] = {
     spec.name: spec
-    for spec in (*_ENTROPY, *_PATTERN, *_CONE, *_SUBSPACE, *_STREAM, *_HEADS, *_WEIGHTS, *_PAPERS_OWN)
+    for spec in (
+        *_ENTROPY,
+        *_PATTERN,
+        *_CONE,
+        *_SUBSPACE,
+        *_STREAM,
+        *_HEADS,
+        *_WEIGHTS,
+        *_PROJECTION,
+        *_PAPERS_OWN,
+    )
 }

@@ -65,7 +65,7 @@ class MetricSpec:
     meaning: str
     source: str
     kind: Literal[
-        "row", "sequence", "tokens", "directions", "moments", "heads", "bases", "weights", "scores"
+        "row", "sequence", "tokens", "directions", "moments", "heads", "bases", "weights", "scores", "reads"
     ]  # fmt: skip
     parts: tuple[str, ...] = ()
     range: tuple[float | None, float | None] = (None, None)

@@ -8,6 +8,7 @@ second moment.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from torch import Tensor
 from lightning_geo.functional import (
     AttentionStatistics,
     HeadMoments,
+    HeadReads,
     HeadWeights,
     StreamStatistics,
     attention_statistics,
@@ -32,6 +34,7 @@ from lightning_geo.functional.attention import attention_problem
 from lightning_geo.functional.registry import metric_function, reads_of
 from lightning_geo.functional.stream import mean_over_tokens
 from lightning_geo.kernels import AttentionProblem
+from lightning_geo.kernels.pairs import norm_shares
 from lightning_geo.ranks import world_size
 from lightning_geo.rows import draw_rows, variance_of_mean
 from lightning_geo.schema import ROLES, spec_of, standard_error
@@ -143,6 +146,10 @@ class _Scores:
 
     problem: AttentionProblem
 
+    @functools.cached_property
+    def norm_shares(self) -> Tensor:
+        return norm_shares(self.problem)
+
 
 class SampleStatistics:
     """Turns what the tap sees into statistics; the tap's observer.
@@ -182,28 +189,44 @@ class SampleStatistics:
         self._scores = kinds.get("scores", [])
         #: sequences of each call that the metrics of kind ``scores`` have had
         self._scored: dict[CallKey, int] = {}
+        self._reads = kinds.get("reads", [])
+        #: real queries and real keys of the calls whose projections are still to be told
+        self._real: dict[CallKey, tuple[Tensor | None, Tensor | None]] = {}
         self._weights = kinds.get("weights", [])
         #: whether anything here is computed from projections
-        self.reads_projections = bool(self._weights)
+        self.reads_projections = bool(self._weights or self._reads)
         self._weighed: set[CallKey] = set()
         self._start = {} if start is None else start
         #: RV coefficients of heads' weights, call -> metric -> [h, h]: no sums, the same on every rank
         self.overlaps: dict[CallKey, dict[str, Tensor]] = {}
 
     def projections(self, key: CallKey, projections: Projections) -> None:
-        """Measure the weights, once in a sample however often they are used."""
+        """Measure the weights, once in a sample however often they are used, and what they were given."""
         layer = self.layers.get(key)
-        if layer is None or key in self._weighed or not self._weights:
+        real = self._real.pop(key, (None, None))
+        weighing = bool(self._weights) and key not in self._weighed
+        if layer is None or not (weighing or self._reads):
             return
-        self._weighed.add(key)
         weights = projections.weights()
+        for name in self._reads:
+            role = name.rpartition(".")[2]
+            read, mask = projections.read(role), real[role != "query"]
+            if role not in weights or read is None or not (mask is None or mask.shape == read[0].shape[:2]):
+                continue
+            given = HeadReads(read[0], weights[role], read[1], mask, layer.heads)
+            layer.add_values(f"reads.{role}", (name,), metric_function(name)(given)[None])
+        if weighing:
+            self._weighed.add(key)
+            self._measure_weights(layer, key, weights)
+
+    def _measure_weights(self, layer: LayerStatistics, key: CallKey, weights: dict[str, Tensor]) -> None:
         names = [
             n for n in self._weights
             if set(reads_of(n)) <= set(weights) and not (key.cross and spec_of(n).self_attention)
         ]  # fmt: skip
         drifting = [n.rpartition(".")[2] for n in names if spec_of(n).name == "weight_drift"]
         heads = HeadWeights(**weights, heads=layer.heads, start=self._start_of(key, weights, drifting))
-        values = {name: _weight_metric(name, heads) for name in names}
+        values = {name: _of_part(name, heads) for name in names}
         for group, axes in (("weights.head", 2), ("weights.layer", 1)):
             mine = tuple(name for name in names if len(spec_of(name).axes) == axes)
             if mine:  # as those of one sequence: ranks have the same
@@ -231,6 +254,8 @@ class SampleStatistics:
         moments = self._measure_vectors(layer, call)
         self._measure_rows(layer, call, moments, f"{self._seed} {key}")
         self._measure_scores(layer, key, call)
+        if self._reads:
+            self._real[key] = call.query_mask, call.key_mask()
 
     def _measure_rows(
         self, layer: LayerStatistics, call: AttentionCall, moments: dict[str, HeadMoments], seed: str
@@ -285,7 +310,7 @@ class SampleStatistics:
             call.query, call.key, **_options(call, masks), statistics=(), queries=None
         )
         scores = _Scores(problem.first_sequences(count))
-        values = torch.stack([metric_function(name)(scores) for name in names])
+        values = torch.stack([_of_part(name, scores) for name in names])
         layer.add_values("scores", tuple(names), values)
 
     def _measure_vectors(self, layer: LayerStatistics, call: AttentionCall) -> dict[str, HeadMoments]:
@@ -378,9 +403,9 @@ def _planes(names: Iterable[str], statistics: AttentionStatistics | StreamStatis
     return planes
 
 
-def _weight_metric(name: str, weights: HeadWeights) -> Tensor:
+def _of_part(name: str, given: HeadWeights | _Scores) -> Tensor:
     parts = (name.rpartition(".")[2],) if spec_of(name).parts else ()
-    values: Tensor = metric_function(name)(weights, *parts)
+    values: Tensor = metric_function(name)(given, *parts)
     return values
 
 

@@ -21,7 +21,7 @@ def test_every_metric_says_what_it_is(spec: object) -> None:
     spec = CATALOG[spec.name]  # type: ignore[attr-defined]
     assert all((spec.unit, spec.formula, spec.meaning.endswith("."), spec.source))
     assert spec.axes in (("layer",), ("layer", "head"))
-    assert set(spec.parts) <= {*ROLES} or spec.parts == STAGES
+    assert set(spec.parts) <= {*ROLES} or spec.parts in (STAGES, ("query", "key", "direction"))
     assert set(spec.headline) <= set(spec.stored_names)
     low, high = spec.range
     assert low is None or high is None or low < high

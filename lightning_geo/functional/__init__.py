@@ -13,6 +13,7 @@ from lightning_geo.functional.cone import cone_index, mean_cosine
 from lightning_geo.functional.entropy import key_entropy, normalized_entropy
 from lightning_geo.functional.head import complementarity, head_similarity, linear_cka, redundancy
 from lightning_geo.functional.paper import von_neumann_entropy
+from lightning_geo.functional.projection import HeadReads, projection_strength
 from lightning_geo.functional.registry import METRIC_FUNCTIONS, computes, metric_function
 from lightning_geo.functional.stream import (
     kurtosis,
@@ -40,6 +41,7 @@ __all__ = [
     "METRIC_FUNCTIONS",
     "AttentionStatistics",
     "HeadMoments",
+    "HeadReads",
     "HeadWeights",
     "StreamStatistics",
     "attention_statistics",
@@ -60,6 +62,7 @@ __all__ = [
     "principal_angles",
     "principal_subspace",
     "projection_similarity",
+    "projection_strength",
     "qk_cosine",
     "redundancy",
     "skewness",

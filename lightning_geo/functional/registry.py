@@ -24,7 +24,10 @@ bases      ``fn(u, v)``: ``[..., d, r]`` each, orthonormal columns; ``[...]``
 weights    ``fn(weights)``, a ``HeadWeights``; ``fn(weights, part)``  ``[H]`` or scalar, as the axes
            where the spec has parts. ``reads`` names the roles       of the spec say
            that it needs; a part is one
-scores     ``fn(scores)``, an :class:`ObservedScores`               ``[B, H]``, one per sequence
+scores     ``fn(scores)``, an :class:`ObservedScores`;              ``[B, H]``, one per sequence
+           ``fn(scores, part)`` where the spec has parts
+reads      ``fn(reads)``, a ``HeadReads`` of the role that is       ``[B, H]``, one per sequence
+           the part
 ========== ======================================================== ===============================
 
 A function needs no line in ``functional/__init__.py`` unless users are to call it by hand; only
@@ -81,6 +84,10 @@ class ObservedScores(Protocol):
     @property
     def problem(self) -> AttentionProblem:
         """Queries and keys as attention used them, and which pairs are visible."""
+
+    @property
+    def norm_shares(self) -> Tensor:
+        """``[3, B, H]``, what :func:`lightning_geo.kernels.pairs.norm_shares` returns."""
 
 
 def computes(name: str, reads: tuple[str, ...] = ()) -> Callable[[_Function], _Function]:

@@ -20,7 +20,7 @@ from lightning_geo.functional.subspace import effective_rank, stable_rank
 from lightning_geo.kernels.scratch import scratch
 from lightning_geo.schema import ROLES
 
-__all__ = ["HeadWeights"]
+__all__ = ["HeadWeights", "whitener"]
 
 _QK, _OV = ("query", "key"), ("value", "output")
 
@@ -105,9 +105,9 @@ class HeadWeights:
             self._grams[role] = self[role] @ self[role].mT
         return self._grams[role]
 
-    def across(self, left: str, right: str) -> Tensor:
-        """``[H, D, D]``, W_left W_rightᵀ of each query head."""
-        return _grouped(self[left], self[right], self.heads)
+    def across(self, left: str, right: str, dtype: torch.dtype | None = None) -> Tensor:
+        """``[H, D, D']``, W_left W_rightᵀ of each query head."""
+        return _grouped(self[left].to(dtype), self[right].to(dtype), self.heads)
 
     @cached_property
     def qk_spectrum(self) -> Tensor:
@@ -162,6 +162,26 @@ class HeadWeights:
             own = squares.diagonal().sqrt()
             self._overlaps[role] = (squares / (own[:, None] * own)).clamp(max=1)
         return self._overlaps[role]
+
+
+def whitener(weight: Tensor) -> Tensor:
+    """What makes the rows of a weight orthonormal: (W Wᵀ)^-½ up to a rotation.
+
+    Args:
+        weight: ``[h, D, d]``, any floating point type.
+
+    Returns:
+        float64 ``[h, D, D]``, V with Vᵀ W of orthonormal rows; columns of zeros for what W does not span, and
+        NaN for a head that is not finite.
+    """
+    weight = weight.to(exact_dtype(weight))
+    gram = weight @ weight.mT
+    finite = gram.isfinite().all((-2, -1))[..., None, None]
+    values, vectors = torch.linalg.eigh(torch.where(finite, gram, 0.0))
+    # singular values below a hundred thousandth of the largest are rounding in a float32 product
+    spanned = values > 1e-10 * values[..., -1:]
+    scale = torch.where(spanned, torch.where(spanned, values, 1.0).rsqrt(), 0.0)
+    return torch.where(finite, vectors * scale[..., None, :], torch.nan)
 
 
 def _product(name: str, left: Tensor, right: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from lightning_geo.kernels.precision import exactly
 from lightning_geo.kernels.problem import AttentionProblem
 from lightning_geo.kernels.tiles import Plan, Rows, Tile
 
-__all__ = ["score_histogram"]
+__all__ = ["norm_shares", "score_histogram"]
 
 
 def _tiles(problem: AttentionProblem, tile_scores: int) -> Iterator[tuple[Tile, Tensor, Tensor]]:
@@ -66,3 +66,37 @@ def score_histogram(problem: AttentionProblem, bins: int, tile_scores: int = TIL
                 -1, place.flatten(2), visible.flatten(2).to(torch.float32)
             )
         return torch.where(width[..., 0].isfinite(), counts, torch.nan).double()
+
+
+def norm_shares(problem: AttentionProblem, tile_scores: int = TILE_SCORES) -> Tensor:
+    """Covariance shares of ln‖q‖, ln‖k‖ and ln|cos| in the variance of ln|q·k| over visible pairs.
+
+    Args:
+        problem: The attention call.
+        tile_scores: Scores per tile.
+
+    Returns:
+        float32 ``[3, B, H]``, adding to 1; NaN where the variance is 0 or a vector not finite. Pairs whose
+        product is 0 have no logarithm and are left out.
+    """
+    with torch.no_grad(), exactly(problem.query.device):
+        dtype = torch.float32 if problem.query.device.type == "mps" else torch.float64
+        sums = problem.query.new_zeros(7, *problem.rows_shape[:2], dtype=dtype)
+        lengths = [torch.linalg.vector_norm(x.float(), dim=-1).log() for x in (problem.query, problem.key)]
+        for tile, products, visible in _tiles(problem, tile_scores):
+            batch, heads, rows, columns = tile
+            defined = visible & (products != 0)
+            score = torch.where(defined, products.abs().log(), 0.0)
+            query = lengths[0][batch, heads, rows, None]
+            key = lengths[1].repeat_interleave(problem.group_size, dim=1)[batch, heads, None, columns]
+            # where a vector is zero its products are, and nothing is added
+            query, key = (torch.where(defined, x, 0.0) for x in (query, key))
+            parts = (defined, score, score.square(), query, key, query * score, key * score)
+            sums[:, batch, heads] += torch.stack([x.sum((2, 3), dtype=dtype) for x in parts])
+        count, score, square, query, key, with_query, with_key = sums
+        variance = square / count - (score / count).square()
+        by_query = (with_query / count - query * score / count.square()) / variance
+        by_key = (with_key / count - key * score / count.square()) / variance
+        shares = torch.stack([by_query, by_key, 1 - by_query - by_key])
+        # rounding of equal scores is no variance
+        return torch.where(variance > 1e-10, shares, torch.nan).float()

@@ -42,6 +42,7 @@ class AttentionCall:
         sequence_first: Whether the module's hidden states are [N, B, d].
         parameters: role -> weight ``[features, d]`` (of the output: ``[d, features]``), where the call itself
             was given them.
+        inputs: role -> what these were multiplied with ``[B, N, d]``.
     """
 
     query: Tensor | None
@@ -61,6 +62,7 @@ class AttentionCall:
     special: Tensor | None = None
     sequence_first: bool = False
     parameters: dict[str, Tensor] | None = None
+    inputs: dict[str, Tensor] | None = None
 
     @property
     def lengths(self) -> tuple[int, int, int]:

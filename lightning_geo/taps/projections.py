@@ -96,14 +96,47 @@ class Source:
 
 @dataclass
 class Projections:
-    """Where an attention's roles come from, as far as that could be told."""
+    """Where an attention's roles come from, as far as that could be told.
+
+    Args:
+        sources: By role.
+        runs: The linear modules that ran before the attention.
+        call: The attention.
+    """
 
     sources: dict[str, Source] = field(default_factory=dict)
+    runs: Sequence[Run] = ()
+    call: AttentionCall | None = None
 
     def weights(self) -> dict[str, Tensor]:
         """``role -> [h, D, d]``, read now."""
         found = {role: source.read() for role, source in self.sources.items()}
         return {role: weight for role, weight in found.items() if weight is not None}
+
+    def read(self, role: str) -> tuple[Tensor, Tensor | None] | None:
+        """What a role's projection was given ``[B, N, d]`` and made of it, without the bias ``[B, N, h, D]``.
+
+        Returns:
+            ``None`` where that was not seen; the second is ``None`` where it is to be computed.
+        """
+        if self.call is None:
+            return None
+        if self.call.inputs is not None:
+            x = self.call.inputs.get(role)
+            return None if x is None else (x.detach(), None)
+        source, observed = self.sources.get(role), getattr(self.call, role)
+        run = next((r for r in reversed(self.runs) if source is not None and r.module is source.weight), None)
+        if source is None or run is None or observed is None:
+            return None
+        tokens = observed.shape[0], observed.shape[2]
+        if run.x.numel() != tokens[0] * tokens[1] * run.x.shape[-1]:
+            return None
+        y = run.y.detach().reshape(*tokens, source.units or source.heads, -1)
+        y = source.of_heads(y, 2)
+        bias = getattr(getattr(run.module, "base_layer", run.module), "bias", None)
+        if isinstance(bias, Tensor):
+            y = y - source.of_heads(bias.detach().view(source.units or source.heads, -1), 0)
+        return run.x.detach().reshape(*tokens, -1), y
 
 
 def is_linear(module: nn.Module) -> bool:

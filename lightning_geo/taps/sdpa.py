@@ -86,7 +86,11 @@ def multi_head_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> AttentionC
     bias = functools.reduce(torch.add, additive) if additive else None
     output = F.scaled_dot_product_attention(q, k, v, bias)
     parameters = dict(zip(("query", "key", "value", "output"), (*weights, a["out_proj_weight"]), strict=True))
-    return AttentionCall(q, k, v, output, masks=masks, cross=cross, parameters=parameters)
+    tokens = (x.transpose(0, 1) for x in (query, key, value))
+    inputs = dict(zip(("query", "key", "value"), tokens, strict=True))
+    return AttentionCall(
+        q, k, v, output, masks=masks, cross=cross, parameters=parameters, inputs=None if extra else inputs
+    )
 
 
 def _multi_head_masks(

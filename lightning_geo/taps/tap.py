@@ -105,7 +105,7 @@ class Tap:
         self._linear = {name for name, module in self.modules.items() if is_linear(module)}
         #: by attention module and whether it is crossed: the sizes of its heads, and what was found for them
         self._sources: dict[tuple[str, bool], tuple[tuple[int, ...], dict[str, Source]]] = {}
-        self._awaiting: tuple[CallKey, AttentionCall] | None = None
+        self._awaiting: tuple[CallKey, AttentionCall, list[Run]] | None = None
         self._observer: Observer
         self._projection_observer: ProjectionObserver | None = None
         self._special_ids = tuple(special_token_ids)
@@ -276,17 +276,18 @@ class Tap:
     def _project(self, key: CallKey, call: AttentionCall, observer: ProjectionObserver) -> None:
         """Find the projections before this attention, once for each module, and wait for the one behind."""
         self._settle()
+        runs = [run for frame in self._inside() for run in frame.linears]
         if call.parameters is not None:
-            observer.projections(key, Projections(given_sources(call)))
+            observer.projections(key, Projections(given_sources(call), runs, call))
             return
         place = key.module, key.cross
         known, found = self._sources.get(place, (None, {}))
         if known != call.sizes:
-            runs = [run for frame in self._inside() for run in frame.linears]
-            self._sources[place] = call.sizes, find_sources(runs, call)
-            self._awaiting = key, call
+            found = find_sources(runs, call)
+            self._sources[place] = call.sizes, found
+            self._awaiting = key, call, runs
             return
-        observer.projections(key, Projections(found))
+        observer.projections(key, Projections(found, runs, call))
 
     def _inside(self) -> list[_Frame]:
         """The modules that are running within the innermost list item, that included."""
@@ -299,7 +300,7 @@ class Tap:
         """A linear module starts: it may be the one that the last attention waits for."""
         if self._awaiting is None or not isinstance(x, Tensor):
             return
-        key, call = self._awaiting
+        key, call, _ = self._awaiting
         with self._observing():
             source = None if call.output is None else output_source(module, x, call.output)
             if source is not None:
@@ -310,7 +311,7 @@ class Tap:
         """Whatever was found by now is what there is."""
         if self._awaiting is None or self._projection_observer is None:
             return
-        key, _ = self._awaiting
+        key, call, runs = self._awaiting
         self._awaiting = None
         _, found = self._sources[key.module, key.cross]
         with self._observing():
@@ -319,7 +320,7 @@ class Tap:
         if missing:
             self.unprojected[key.module] = missing
         with self._observing():
-            self._projection_observer.projections(key, Projections(found))
+            self._projection_observer.projections(key, Projections(found, runs, call))
 
     def _special(self, batch: int, keys: int) -> Tensor | None:
         if not self._special_ids:

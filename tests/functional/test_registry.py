@@ -9,6 +9,7 @@ from lightning_geo import catalog
 from lightning_geo.functional import (
     METRIC_FUNCTIONS,
     HeadMoments,
+    HeadReads,
     HeadWeights,
     attention_statistics,
     computes,
@@ -18,6 +19,7 @@ from lightning_geo.functional import (
 )
 from lightning_geo.functional.registry import reads_of
 from lightning_geo.kernels import AttentionProblem
+from lightning_geo.kernels.pairs import norm_shares
 from lightning_geo.schema import MetricSpec
 
 BATCH, HEADS, KEY_HEADS, TOKENS, WIDTH = 2, 4, 2, 6, 5
@@ -38,6 +40,10 @@ class Call:
 @dataclasses.dataclass
 class Scores:
     problem: AttentionProblem
+
+    @property
+    def norm_shares(self) -> torch.Tensor:
+        return norm_shares(self.problem)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +95,12 @@ def arguments(spec: MetricSpec, call: Call) -> tuple[tuple[object, ...], tuple[i
     if spec.kind == "scores":
         query = torch.randn(BATCH, HEADS, TOKENS, WIDTH, generator=generator)
         key = torch.randn(BATCH, KEY_HEADS, TOKENS, WIDTH, generator=generator)
-        return (Scores(AttentionProblem(query, key, 1.0, query_mask=call.key_mask)),), (BATCH, HEADS)
+        scores = Scores(AttentionProblem(query, key, 1.0, query_mask=call.key_mask))
+        return (scores, *spec.parts[:1]), (BATCH, HEADS)
+    if spec.kind == "reads":
+        x = torch.randn(BATCH, TOKENS, 20, generator=generator)
+        weight = torch.randn(KEY_HEADS, WIDTH, 20, generator=generator)
+        return (HeadReads(x, weight, mask=call.key_mask, heads=HEADS),), (BATCH, HEADS)
     assert spec.kind == "bases"
     u, v = torch.linalg.qr(torch.randn(2, HEADS, WIDTH, 2, generator=generator)).Q
     return (u, v), (HEADS,)
