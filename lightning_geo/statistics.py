@@ -213,7 +213,7 @@ class SampleStatistics:
             read, mask = projections.read(role), real[role != "query"]
             if role not in weights or read is None or not (mask is None or mask.shape == read[0].shape[:2]):
                 continue
-            given = HeadReads(read[0], weights[role], read[1], mask, layer.heads)
+            given = HeadReads(read[0], weights[role], *read[1:], mask, layer.heads)
             layer.add_values(f"reads.{role}", (name,), metric_function(name)(given)[None])
         if weighing:
             self._weighed.add(key)

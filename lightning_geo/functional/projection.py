@@ -18,6 +18,8 @@ from torch import Tensor
 from lightning_geo.functional._tensors import exact_dtype, masked_mean
 from lightning_geo.functional.registry import ObservedScores, computes
 from lightning_geo.functional.weights import HeadWeights, whitener
+from lightning_geo.kernels.precision import exactly
+from lightning_geo.kernels.scratch import scratch
 
 __all__ = ["HeadReads", "projection_strength"]
 
@@ -29,7 +31,8 @@ class HeadReads:
     Args:
         x: ``[B, N, d]``, what the projection received.
         weight: ``[h, D, d]``, its rows per head.
-        y: ``[B, N, h, D]``, W x without the bias; ``None`` to compute it.
+        y: ``[B, N, h, D]``, W x plus the bias; ``None`` to compute it.
+        bias: ``[h, D]``, what is in ``y`` besides; ``None`` for nothing.
         mask: Bool ``[B, N]``, True = real token; None if all are.
         heads: H, a multiple of h: where query heads share a key head, its numbers are repeated.
     """
@@ -37,6 +40,7 @@ class HeadReads:
     x: Tensor
     weight: Tensor
     y: Tensor | None = None
+    bias: Tensor | None = None
     mask: Tensor | None = None
     heads: int | None = None
 
@@ -64,7 +68,14 @@ def projection_strength(reads: HeadReads) -> Tensor:
     y = torch.einsum("bnd,hkd->bnhk", x, weight.float()) if reads.y is None else reads.y.float()
     # ‖P x‖ = ‖(W Wᵀ)^-½ W x‖
     white = whitener(weight).to(y.dtype)
-    inside = torch.linalg.vector_norm(y.flatten(0, 1).transpose(0, 1) @ white, dim=-1)  # [h, B N]
+    rows = y.flatten(0, 1).transpose(0, 1)  # [h, B N, D]
+    offset = white.new_zeros(1) if reads.bias is None or reads.y is None else (
+        reads.bias.to(white.dtype)[:, None] @ white
+    )  # fmt: skip
+    with exactly(x.device):
+        out = scratch("inside", tuple(rows.shape), rows)
+        rows = torch.baddbmm(offset.expand(rows.shape[0], 1, rows.shape[2]), rows, white, beta=-1, out=out)
+    inside = torch.linalg.vector_norm(rows, dim=-1)
     length = torch.linalg.vector_norm(x, dim=-1)
     inside = inside.unflatten(1, length.shape).transpose(0, 1)
     share = (inside / length[:, None]).square().clamp(max=1)

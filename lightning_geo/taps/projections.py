@@ -113,8 +113,8 @@ class Projections:
         found = {role: source.read() for role, source in self.sources.items()}
         return {role: weight for role, weight in found.items() if weight is not None}
 
-    def read(self, role: str) -> tuple[Tensor, Tensor | None] | None:
-        """What a role's projection was given ``[B, N, d]`` and made of it, without the bias ``[B, N, h, D]``.
+    def read(self, role: str) -> tuple[Tensor, Tensor | None, Tensor | None] | None:
+        """What a role's projection was given ``[B, N, d]``, its result ``[B, N, h, D]`` and bias ``[h, D]``.
 
         Returns:
             ``None`` where that was not seen; the second is ``None`` where it is to be computed.
@@ -123,7 +123,7 @@ class Projections:
             return None
         if self.call.inputs is not None:
             x = self.call.inputs.get(role)
-            return None if x is None else (x.detach(), None)
+            return None if x is None else (x.detach(), None, None)
         source, observed = self.sources.get(role), getattr(self.call, role)
         run = next((r for r in reversed(self.runs) if source is not None and r.module is source.weight), None)
         if source is None or run is None or observed is None:
@@ -131,12 +131,11 @@ class Projections:
         tokens = observed.shape[0], observed.shape[2]
         if run.x.numel() != tokens[0] * tokens[1] * run.x.shape[-1]:
             return None
-        y = run.y.detach().reshape(*tokens, source.units or source.heads, -1)
-        y = source.of_heads(y, 2)
+        units = source.units or source.heads
+        y = source.of_heads(run.y.detach().reshape(*tokens, units, -1), 2)
         bias = getattr(getattr(run.module, "base_layer", run.module), "bias", None)
-        if isinstance(bias, Tensor):
-            y = y - source.of_heads(bias.detach().view(source.units or source.heads, -1), 0)
-        return run.x.detach().reshape(*tokens, -1), y
+        added = source.of_heads(bias.detach().view(units, -1), 0) if isinstance(bias, Tensor) else None
+        return run.x.detach().reshape(*tokens, -1), y, added
 
 
 def is_linear(module: nn.Module) -> bool:
