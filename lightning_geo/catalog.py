@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightning_geo.schema import ROLES, STAGES, MetricSpec
+from lightning_geo.schema import GATES, MIXED, ROLES, STAGES, MetricSpec
 
 __all__ = ["CATALOG"]
 
@@ -217,6 +217,18 @@ _PROJECTION = [
                "covariance shares of a sum", "scores", ("query", "key", "direction"), default=False),
 ]  # fmt: skip
 
+_GATES = [
+    MetricSpec("gate", "gates", _HEAD, "1",
+               "how far a head is inside each gate's threshold: the least fulfilled of its conditions",
+               "The gate of the largest margin, if it is not negative, is the head's; a change of sign: the "
+               "head becomes another, or mixed.", _PAPER, "scores", GATES, (-1.0, 1.0), self_attention=True,
+               default=False),
+    MetricSpec("gate_count", "gates", _LAYER, "heads", "heads of the layer whose gate it is",
+               "A rise: more heads of the layer do the same kind of thing.", _PAPER, "counts",
+               (*GATES, MIXED), (0.0, None), tuple(f"gate_count.{g}" for g in (*GATES, MIXED)),
+               self_attention=True, default=False),
+]  # fmt: skip
+
 _PAPERS_OWN = [
     MetricSpec("score_entropy", "paper", _HEAD, "nats",
                "−Σ h ln h, h a 20-bin histogram of q·k over visible pairs, between their extremes",
@@ -246,6 +258,7 @@ CATALOG: dict[str, MetricSpec] = {
         *_HEADS,
         *_WEIGHTS,
         *_PROJECTION,
+        *_GATES,
         *_PAPERS_OWN,
     )
 }

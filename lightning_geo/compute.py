@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_geo.functional import head_similarity, principal_subspace
 from lightning_geo.functional.registry import metric_function
-from lightning_geo.schema import ROLES, spec_of, standard_error
+from lightning_geo.schema import GATES, ROLES, spec_of, standard_error
 from lightning_geo.statistics import LayerStatistics, SampleStatistics
 from lightning_geo.taps import CallKey, Layout
 
@@ -82,8 +82,10 @@ def compute(
                 continue
             layers[index], modules[index] = sample.layers[key], key.module
             block = sample.blocks.get((layout.blocks[key], key), LayerStatistics())
-            for name, value in {**layers[index].mean_values(), **block.mean_values()}.items():
+            values = layers[index].mean_values()
+            for name, value in {**values, **block.mean_values()}.items():
                 pieces.append((stack, name, index, value))
+            pieces.extend((stack, name, index, count) for name, count in _counts(values, metrics))
             pieces.extend((stack, _BROKEN, index, flag) for flag in _broken(layers[index]))
         if not layers:
             continue
@@ -101,6 +103,15 @@ def compute(
         _keep_overlaps(stack, found, heads, result)
     _to_host(pieces, metrics, result)
     return result
+
+
+def _counts(values: dict[str, Tensor], metrics: tuple[str, ...]) -> list[tuple[str, Tensor]]:
+    """How many heads are which gate."""
+    margins = [values[f"gate.{gate}"] for gate in GATES if f"gate.{gate}" in values]
+    if len(margins) < len(GATES):
+        return []
+    counted = [name for name in metrics if spec_of(name).kind == "counts"]
+    return [(name, metric_function(name)(torch.stack(margins), name.rpartition(".")[2])) for name in counted]
 
 
 def _broken(layer: LayerStatistics) -> list[Tensor]:

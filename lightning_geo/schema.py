@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "GATES",
+    "MIXED",
     "ROLES",
     "STAGES",
     "GeometryRecord",
@@ -30,6 +32,10 @@ __all__ = [
 
 ROLES = ("query", "key", "value", "output")
 STAGES = ("input", "attention", "output")
+
+#: What heads can be, see :mod:`lightning_geo.functional.gates`; and what they are where nothing fits.
+GATES = ("open", "closed", "instance", "backward", "forward", "directional", "cluster")
+MIXED = "mixed"
 
 _ERROR = ".stderr"
 
@@ -65,7 +71,8 @@ class MetricSpec:
     meaning: str
     source: str
     kind: Literal[
-        "row", "sequence", "tokens", "directions", "moments", "heads", "bases", "weights", "scores", "reads"
+        "row", "sequence", "tokens", "directions", "moments", "heads", "bases",
+        "weights", "scores", "reads", "counts",
     ]  # fmt: skip
     parts: tuple[str, ...] = ()
     range: tuple[float | None, float | None] = (None, None)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -26,18 +26,20 @@ from lightning_geo.functional import (
     StreamStatistics,
     attention_statistics,
     head_moments,
+    key_entropy,
     masked_mean,
     stream_statistics,
 )
 from lightning_geo.functional._tensors import exact_dtype
 from lightning_geo.functional.attention import attention_problem
+from lightning_geo.functional.gates import gate_shares
 from lightning_geo.functional.registry import metric_function, reads_of
 from lightning_geo.functional.stream import mean_over_tokens
-from lightning_geo.kernels import AttentionProblem
-from lightning_geo.kernels.pairs import norm_shares
+from lightning_geo.kernels import AttentionProblem, attention
+from lightning_geo.kernels.pairs import near_and_mutual, norm_shares
 from lightning_geo.ranks import world_size
 from lightning_geo.rows import draw_rows, variance_of_mean
-from lightning_geo.schema import ROLES, spec_of, standard_error
+from lightning_geo.schema import GATES, ROLES, spec_of, standard_error
 from lightning_geo.taps import AttentionCall, BlockCall, CallKey, Projections
 
 __all__ = ["LayerStatistics", "SampleStatistics", "reduce_over_ranks"]
@@ -47,6 +49,9 @@ GRAM_MAX_WIDTH = 1024
 
 #: Sequences of a sample, on each rank, from which metrics of kind ``scores`` are taken.
 SCORED_SEQUENCES = 2
+
+#: How many tokens away near context is.
+NEAR = 4
 
 
 @dataclass
@@ -144,11 +149,39 @@ class _Observed:
 class _Scores:
     """What metric functions of kind ``scores`` read."""
 
-    problem: AttentionProblem
+    #: from queries and keys as they are, None where they could not be told
+    products: AttentionProblem | None
+    #: whose softmax is the attention
+    attended: AttentionProblem
+    key_mask: Tensor | None
+
+    @property
+    def problem(self) -> AttentionProblem:
+        assert self.products is not None
+        return self.products
 
     @functools.cached_property
     def norm_shares(self) -> Tensor:
         return norm_shares(self.problem)
+
+    @functools.cached_property
+    def shares(self) -> dict[str, Tensor]:
+        wanted = {
+            "entropy",
+            "visible_keys",
+            "first_mass",
+            "self_mass",
+            "special_mass",
+            "received",
+            "logsumexp",
+        }
+        found = attention(replace(self.attended, wanted=frozenset(wanted)))
+        assert found.logsumexp is not None
+        assert found.received is not None
+        planes = {name: plane for name, plane in vars(found).items() if plane is not None}
+        planes |= near_and_mutual(self.attended, found.logsumexp, found.live, NEAR)
+        received = key_entropy(found.received, self.key_mask)
+        return gate_shares(planes, received)
 
 
 class SampleStatistics:
@@ -187,6 +220,9 @@ class SampleStatistics:
             self._roles = [r for r in ROLES if r in {*self._roles, "query", "key"}]
         self._gram = bool(kinds.get("heads"))
         self._scores = kinds.get("scores", [])
+        if kinds.get("counts"):  # of what heads' margins say
+            every = [f"gate.{gate}" for gate in GATES]
+            self._scores = [*every, *(name for name in self._scores if name not in every)]
         #: sequences of each call that the metrics of kind ``scores`` have had
         self._scored: dict[CallKey, int] = {}
         self._reads = kinds.get("reads", [])
@@ -300,16 +336,29 @@ class SampleStatistics:
 
     def _measure_scores(self, layer: LayerStatistics, key: CallKey, call: AttentionCall) -> None:
         """Measure what needs every score more than once, on a rank's first sequences alone."""
-        names = [n for n in self._scores if not (call.cross and spec_of(n).self_attention)]
+        known = call.query is not None and call.key is not None
+        names = [
+            n for n in self._scores
+            if not (spec_of(n).self_attention and (call.cross or call.lengths[1] != call.lengths[2]))
+            and (known or reads_of(n) == ("attended",))
+        ]  # fmt: skip
         count = min(SCORED_SEQUENCES - self._scored.get(key, 0), call.lengths[0])
-        if not names or count <= 0 or call.query is None or call.key is None:
+        if not names or count <= 0:
             return
         self._scored[key] = self._scored.get(key, 0) + count
-        masks = call.masks if call.scores is None else (call.scores,)
-        problem = attention_problem(
-            call.query, call.key, **_options(call, masks), statistics=(), queries=None
+        query, keys, masks = _attended(call)
+        attended = attention_problem(query, keys, **_options(call, masks))
+        products: AttentionProblem | None = attended
+        if call.scores is not None:
+            products = None
+            if call.query is not None and call.key is not None:
+                products = attention_problem(call.query, call.key, **_options(call, masks))
+        mask = call.key_mask()
+        scores = _Scores(
+            None if products is None else products.first_sequences(count),
+            attended.first_sequences(count),
+            None if mask is None else mask[:count],
         )
-        scores = _Scores(problem.first_sequences(count))
         values = torch.stack([_of_part(name, scores) for name in names])
         layer.add_values("scores", tuple(names), values)
 
@@ -423,6 +472,14 @@ def _add_cones(
 
 def call_statistics(call: AttentionCall, wanted: Iterable[str], rows: Tensor | None) -> AttentionStatistics:
     """Those statistics of one observed call, of all rows or of some, through the public function."""
+    query, key, masks = _attended(call)
+    return attention_statistics(
+        query, key, **{**_options(call, masks), "statistics": wanted, "queries": rows}
+    )
+
+
+def _attended(call: AttentionCall) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
+    """Queries, keys and masks whose softmax is the call's attention."""
     query, key, masks = call.query, call.key, call.masks
     if call.scores is not None:  # they are all a mask, on products that are zero
         batch, heads, queries, keys = call.scores.shape
@@ -431,7 +488,7 @@ def call_statistics(call: AttentionCall, wanted: Iterable[str], rows: Tensor | N
         masks = (call.scores,)
     assert query is not None
     assert key is not None
-    return attention_statistics(query, key, **_options(call, masks), statistics=wanted, queries=rows)
+    return query, key, masks
 
 
 def _options(call: AttentionCall, masks: tuple[Any, ...]) -> dict[str, Any]:
@@ -446,6 +503,8 @@ def _options(call: AttentionCall, masks: tuple[Any, ...]) -> dict[str, Any]:
         "special": call.special,
         "scale": call.scale,
         "softcap": call.softcap,
+        "statistics": None,
+        "queries": None,
     }
 
 

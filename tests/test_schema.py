@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_geo.catalog import CATALOG
-from lightning_geo.schema import ROLES, STAGES, GeometryRecord, lookup, select, spec_of
+from lightning_geo.schema import GATES, MIXED, ROLES, STAGES, GeometryRecord, lookup, select, spec_of
 from sinks.records import make_record
 
 FAMILIES = {spec.family for spec in CATALOG.values()}
@@ -21,7 +21,8 @@ def test_every_metric_says_what_it_is(spec: object) -> None:
     spec = CATALOG[spec.name]  # type: ignore[attr-defined]
     assert all((spec.unit, spec.formula, spec.meaning.endswith("."), spec.source))
     assert spec.axes in (("layer",), ("layer", "head"))
-    assert set(spec.parts) <= {*ROLES} or spec.parts in (STAGES, ("query", "key", "direction"))
+    known = STAGES, ("query", "key", "direction"), GATES, (*GATES, MIXED)
+    assert set(spec.parts) <= {*ROLES} or spec.parts in known
     assert set(spec.headline) <= set(spec.stored_names)
     low, high = spec.range
     assert low is None or high is None or low < high

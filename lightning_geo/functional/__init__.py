@@ -11,6 +11,7 @@ from lightning_geo.functional._tensors import masked_mean
 from lightning_geo.functional.attention import attention_statistics
 from lightning_geo.functional.cone import cone_index, mean_cosine
 from lightning_geo.functional.entropy import key_entropy, normalized_entropy
+from lightning_geo.functional.gates import gate_labels
 from lightning_geo.functional.head import complementarity, head_similarity, linear_cka, redundancy
 from lightning_geo.functional.paper import von_neumann_entropy
 from lightning_geo.functional.projection import HeadReads, projection_strength
@@ -49,6 +50,7 @@ __all__ = [
     "computes",
     "cone_index",
     "effective_rank",
+    "gate_labels",
     "head_moments",
     "head_similarity",
     "key_entropy",

@@ -26,6 +26,7 @@ weights    ``fn(weights)``, a ``HeadWeights``; ``fn(weights, part)``  ``[H]`` or
            that it needs; a part is one
 scores     ``fn(scores)``, an :class:`ObservedScores`;              ``[B, H]``, one per sequence
            ``fn(scores, part)`` where the spec has parts
+counts     ``fn(margins, part)``, what heads' gates are: ``[7, H]``  scalar
 reads      ``fn(reads)``, a ``HeadReads`` of the role that is       ``[B, H]``, one per sequence
            the part
 ========== ======================================================== ===============================
@@ -89,14 +90,19 @@ class ObservedScores(Protocol):
     def norm_shares(self) -> Tensor:
         """``[3, B, H]``, what :func:`lightning_geo.kernels.pairs.norm_shares` returns."""
 
+    @property
+    def shares(self) -> dict[str, Tensor]:
+        """``[B, H]`` each, what :func:`lightning_geo.functional.gates.gate_shares` returns."""
+
 
 def computes(name: str, reads: tuple[str, ...] = ()) -> Callable[[_Function], _Function]:
     """Register the decorated function as the one that computes the catalog's metric ``name``.
 
     Args:
         name: Name of a :class:`~lightning_geo.schema.MetricSpec` in the catalog.
-        reads: Fields of ``AttentionStatistics`` (of ``StreamStatistics`` for kind ``tokens``, roles for
-            kind ``weights``) that it needs: what nothing reads is not computed.
+        reads: Fields of ``AttentionStatistics`` (of ``StreamStatistics`` for kind ``tokens``, roles for kind
+            ``weights``, ``"attended"`` for kind ``scores`` where softmax is enough) that it needs: what
+            nothing reads is not computed.
 
     Returns:
         A decorator that returns its function unchanged.

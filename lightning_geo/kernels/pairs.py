@@ -13,7 +13,7 @@ from lightning_geo.kernels.precision import exactly
 from lightning_geo.kernels.problem import AttentionProblem
 from lightning_geo.kernels.tiles import Plan, Rows, Tile
 
-__all__ = ["norm_shares", "score_histogram"]
+__all__ = ["near_and_mutual", "norm_shares", "score_histogram"]
 
 
 def _tiles(problem: AttentionProblem, tile_scores: int) -> Iterator[tuple[Tile, Tensor, Tensor]]:
@@ -100,3 +100,53 @@ def norm_shares(problem: AttentionProblem, tile_scores: int = TILE_SCORES) -> Te
         shares = torch.stack([by_query, by_key, 1 - by_query - by_key])
         # rounding of equal scores is no variance
         return torch.where(variance > 1e-10, shares, torch.nan).float()
+
+
+def near_and_mutual(
+    problem: AttentionProblem, logsumexp: Tensor, live: Tensor, near: int, tile_scores: int = TILE_SCORES
+) -> dict[str, Tensor]:
+    """How much attention goes to near tokens on either side, and how much of it is returned.
+
+    Args:
+        problem: The attention call, queries and keys being the same tokens.
+        logsumexp: ``[B, H, N]`` of its scores.
+        live: Bool ``[B, H, N]``, rows that count.
+        near: How many tokens away is near.
+        tile_scores: Scores per tile.
+
+    Returns:
+        float32 ``[B, H]`` each: ``backward`` and ``forward``, the mean mass of a row on its ``near`` tokens
+        before and after, and ``cluster``, Σ_{i≠j} p_ij p_ji / Σ p_ij².
+    """
+    with torch.no_grad(), exactly(problem.query.device):
+        plan, rows, count = Plan.of(problem, tile_scores), Rows(problem), problem.keys
+        # rows that do not count have no probabilities
+        offset = torch.where(live, logsumexp.float(), torch.inf)
+        sums = problem.query.new_zeros(4, *problem.rows_shape[:2], dtype=torch.float32)
+        every = slice(0, count)
+        index = torch.arange(count, device=problem.query.device)
+        for batch, key_heads in plan.groups(problem):
+            heads = slice(key_heads.start * problem.group_size, key_heads.stop * problem.group_size)
+            query = problem.query[batch, heads].float()
+            key = problem.key[batch, key_heads].float().repeat_interleave(problem.group_size, dim=1)
+
+            def attend(r: slice, c: slice, at: tuple[slice, slice] = (batch, heads),
+                       q: Tensor = query, k: Tensor = key) -> Tensor:  # fmt: skip
+                scores = q[:, :, r] @ k[:, :, c].mT * problem.scale
+                if problem.softcap is not None:
+                    scores = problem.softcap * torch.tanh(scores / problem.softcap)
+                scores += bias_of(problem, rows, Tile(*at, r, c))
+                return scores.sub_(offset[at][:, :, r, None]).exp_()
+
+            for start in range(0, count, plan.rows):
+                part = slice(start, min(start + plan.rows, count))
+                here = attend(part, every)
+                ahead = index - index[part, None]
+                masks = ((ahead < 0) & (ahead >= -near), (ahead > 0) & (ahead <= near))
+                total = here.square().sum((2, 3))
+                back, forth = ((here * mask).sum((2, 3)) for mask in masks)
+                mutual = (here * attend(every, part).mT).masked_fill_(ahead == 0, 0.0).sum((2, 3))
+                sums[:, batch, heads] += torch.stack([back, forth, mutual, total])
+        counted = live.sum(-1)
+        back, forth, mutual, total = sums
+        return {"backward": back / counted, "forward": forth / counted, "cluster": mutual / total}

@@ -20,7 +20,7 @@ from lightning_geo.functional import (
 from lightning_geo.functional.registry import reads_of
 from lightning_geo.kernels import AttentionProblem
 from lightning_geo.kernels.pairs import norm_shares
-from lightning_geo.schema import MetricSpec
+from lightning_geo.schema import GATES, MetricSpec
 
 BATCH, HEADS, KEY_HEADS, TOKENS, WIDTH = 2, 4, 2, 6, 5
 
@@ -44,6 +44,10 @@ class Scores:
     @property
     def norm_shares(self) -> torch.Tensor:
         return norm_shares(self.problem)
+
+    @property
+    def shares(self) -> dict[str, torch.Tensor]:
+        return {gate: torch.rand(BATCH, HEADS) for gate in GATES}
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +101,8 @@ def arguments(spec: MetricSpec, call: Call) -> tuple[tuple[object, ...], tuple[i
         key = torch.randn(BATCH, KEY_HEADS, TOKENS, WIDTH, generator=generator)
         scores = Scores(AttentionProblem(query, key, 1.0, query_mask=call.key_mask))
         return (scores, *spec.parts[:1]), (BATCH, HEADS)
+    if spec.kind == "counts":
+        return (torch.rand(len(GATES), HEADS, generator=generator), *spec.parts[:1]), ()
     if spec.kind == "reads":
         x = torch.randn(BATCH, TOKENS, 20, generator=generator)
         weight = torch.randn(KEY_HEADS, WIDTH, 20, generator=generator)
