@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from lightning_geo.schema import compares_samples, spec_of
+from lightning_geo.schema import compares_vectors, spec_of
 
 __all__ = ["check_name", "check_one_of", "check_positive", "check_source", "check_token_ids"]
 
@@ -53,7 +53,7 @@ def check_source(source: str, metrics: Sequence[str], probe: object, baseline: o
                     f'Expected `{name}` only with `source="probe"` but got both `{name}` and '
                     '`source="batch"`, which looks at the training batches alone. Leave one of them out.'
                 )
-        if all(map(compares_samples, metrics)):
+        if all(map(compares_vectors, metrics)):
             raise ValueError(
                 'Expected `metrics` to name more than `drift` and `velocity` with `source="batch"` but got '
                 f'{tuple(metrics)}: they compare samples of the same inputs. Use `source="probe"`.'

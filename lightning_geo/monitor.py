@@ -23,7 +23,7 @@ from lightning_geo.recording import ProbeSource
 from lightning_geo.replay import is_compiled_function
 from lightning_geo.sampler import Sampler
 from lightning_geo.schedule import OverheadBudget, Schedule
-from lightning_geo.schema import GeometryRecord, compares_samples, select
+from lightning_geo.schema import GeometryRecord, compares_vectors, select
 from lightning_geo.state import RunState
 
 __all__ = ["GeometryMonitor"]
@@ -54,8 +54,8 @@ class GeometryMonitor(AnyCallback):
         schedule: ``step -> bool`` instead.
         max_overhead: Share of the run's time that samples may take (0.01 for one per cent), instead: they
             become rarer where they are dear. Which steps were taken is in the record.
-        metrics: Families (``entropy``, ``pattern``, ``cone``, ``subspace``, ``stream``, ``head``) or
-            single metrics; ``None`` for everything.
+        metrics: Families or single metrics; ``None`` for the families ``entropy``, ``pattern``, ``cone``,
+            ``subspace``, ``stream`` and ``head``. ``weights`` is measured where it is named.
         layers: Layer indices, or a regular expression on module names; ``None`` for all.
         rank: Dimensions of the subspaces that are compared, at most half a head.
         source: ``"probe"`` replays fixed inputs in eval mode; ``"batch"`` observes the training
@@ -70,6 +70,8 @@ class GeometryMonitor(AnyCallback):
         max_queries: Query rows to measure per sequence, drawn at random: linear cost on long sequences.
             Means over rows are then estimates with standard errors (``record["entropy.stderr"]``),
             ``max_logit`` and ``key_entropy`` are absent. ``None`` measures all.
+        weights_every_n_samples: Samples between those that measure the family ``weights`` too (default 10):
+            weights move slowly. The first and the last sample always do.
         scalars: Finest scalars: ``"model"``, ``"layer"`` (headline metrics) or ``"head"``.
         strict: Raise whatever goes wrong instead of warning once.
         name: First part of all tags; give each of two monitors its own.
@@ -99,6 +101,7 @@ class GeometryMonitor(AnyCallback):
         baseline: str | os.PathLike[str] | None = None,
         special_token_ids: list[int] | None = None,
         max_queries: int | None = None,
+        weights_every_n_samples: int = 10,
         scalars: Literal["model", "layer", "head"] = "layer",
         strict: bool = False,
         name: str = "geometry",
@@ -110,6 +113,7 @@ class GeometryMonitor(AnyCallback):
         check_positive("probe_size", probe_size)
         if max_queries is not None:
             check_positive("max_queries", max_queries)
+        check_positive("weights_every_n_samples", weights_every_n_samples)
         check_token_ids(special_token_ids)
         check_name(name)
         self._schedule = Schedule(every_n_steps, schedule)
@@ -131,6 +135,7 @@ class GeometryMonitor(AnyCallback):
         self._baseline_run = baseline
         self._special_token_ids = special_token_ids
         self._max_queries = max_queries
+        self._weights_every_n_samples = weights_every_n_samples
         self._scalars = scalars
         self._strict = strict
         self._name = name
@@ -178,11 +183,12 @@ class GeometryMonitor(AnyCallback):
         check_layers(self._layers, pl_module, *models.values())
         metrics = self._metrics
         if not self._replays:  # two batches of the same weights differ as much as 60 steps of training do
-            metrics = tuple(m for m in metrics if not compares_samples(m))
+            metrics = tuple(m for m in metrics if not compares_vectors(m))
         self._sampler = Sampler(
             models, metrics, self._layers, self._rank, self._special_token_ids, self._max_queries,
             trainer.precision_plugin.forward_context, self._complaints,
         )  # fmt: skip
+        self._sampler.start = self._run.start
         self._sampler.prefer(self._run.models)
         if self._run.baseline is None and self._baseline_run is not None:
             self._run.baseline = bases_of(self._baseline_run)
@@ -251,6 +257,7 @@ class GeometryMonitor(AnyCallback):
             return
         if not self._replays:
             self._pending = True
+            self._sampler.weighs = self._weighs()
             self._sampler.watch(anew=anew)
         elif anew:
             self._pending = self._inputs.probe is None
@@ -361,12 +368,17 @@ class GeometryMonitor(AnyCallback):
     def _replay(self, trainer: Any, step: int, *, final: bool = False) -> None:
         started = time.perf_counter()
         assert self._sampler is not None
+        self._sampler.weighs = self._weighs(final)
         error: Exception | None
         try:
             error = self._sampler.replay(self._inputs.share(self._sampler.device))
         except Exception as failure:  # the other ranks wait all the same
             error = failure
         self._conclude(trainer, step, error, started, final=final)
+
+    def _weighs(self, final: bool = False) -> bool:
+        """Whether the next sample measures the weights too."""
+        return final or self._run.samples % self._weights_every_n_samples == 0
 
     def _conclude(
         self, trainer: Any, step: int, error: Exception | None, started: float, *, final: bool = False
@@ -392,7 +404,8 @@ class GeometryMonitor(AnyCallback):
             record = self._record(computed, step, started, final)
             self.last_record = record
             run.samples += 1
-            run.summaries = {f"{self._name}/{key}": value for key, value in record.summaries().items()}
+            # those of metrics on a slower clock stay
+            run.summaries |= {f"{self._name}/{key}": value for key, value in record.summaries().items()}
             trainer.callback_metrics.update(_tensors(run.summaries))
             if trainer.is_global_zero:
                 self._outlets.open(trainer, self._resumed_at)

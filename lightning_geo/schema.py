@@ -15,11 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "GATES",
+    "MIXED",
     "ROLES",
     "STAGES",
     "GeometryRecord",
     "MetricSpec",
     "compares_samples",
+    "compares_vectors",
     "is_standard_error",
     "lookup",
     "select",
@@ -29,6 +32,10 @@ __all__ = [
 
 ROLES = ("query", "key", "value", "output")
 STAGES = ("input", "attention", "output")
+
+#: What heads can be, see :mod:`lightning_geo.functional.gates`; and what they are where nothing fits.
+GATES = ("open", "closed", "instance", "backward", "forward", "directional", "cluster")
+MIXED = "mixed"
 
 _ERROR = ".stderr"
 
@@ -53,6 +60,7 @@ class MetricSpec:
         summary: How a model number is made of layers and heads, and sequences merged.
         kind: What it is computed from, see :mod:`lightning_geo.functional.registry`.
         self_attention: Defined only where queries and keys are the same tokens.
+        default: Whether it is measured where nobody says which metrics.
     """
 
     name: str
@@ -62,12 +70,16 @@ class MetricSpec:
     formula: str
     meaning: str
     source: str
-    kind: Literal["row", "sequence", "tokens", "directions", "moments", "heads", "bases"]
+    kind: Literal[
+        "row", "sequence", "tokens", "directions", "moments", "heads", "bases",
+        "weights", "scores", "reads", "counts",
+    ]  # fmt: skip
     parts: tuple[str, ...] = ()
     range: tuple[float | None, float | None] = (None, None)
     headline: tuple[str, ...] = ()
     summary: Literal["mean", "max"] = "mean"
     self_attention: bool = False
+    default: bool = True
 
     @property
     def stored_names(self) -> tuple[str, ...]:
@@ -130,6 +142,11 @@ def _error_of(spec: MetricSpec) -> MetricSpec:
 
 
 def compares_samples(stored_name: str) -> bool:
+    """Whether a metric needs another sample (``drift``, ``velocity``, ``weight_drift``)."""
+    return compares_vectors(stored_name) or spec_of(stored_name).name == "weight_drift"
+
+
+def compares_vectors(stored_name: str) -> bool:
     """Whether a metric needs another sample of the same inputs (``drift``, ``velocity``)."""
     return spec_of(stored_name).name in ("drift", "velocity")
 
@@ -140,7 +157,7 @@ def select(metrics: Iterable[str] | str | None = None) -> tuple[str, ...]:
     A name that is both a family and a metric means the family; ``metric:entropy`` means the one.
 
     Args:
-        metrics: Families, metric names, stored names; ``None`` for everything.
+        metrics: Families, metric names, stored names; ``None`` for everything that is measured by default.
 
     Raises:
         ValueError: If a name is unknown (the nearest one is suggested) or nothing is selected.
@@ -152,7 +169,7 @@ def select(metrics: Iterable[str] | str | None = None) -> tuple[str, ...]:
     catalog = _catalog()
     every = tuple(name for spec in catalog.values() for name in spec.stored_names)
     if metrics is None:
-        return every
+        return tuple(name for spec in catalog.values() if spec.default for name in spec.stored_names)
     wanted: set[str] = set()
     metrics = [metrics] if isinstance(metrics, str) else list(metrics)
     for name in metrics:
@@ -172,7 +189,7 @@ def select(metrics: Iterable[str] | str | None = None) -> tuple[str, ...]:
     if not wanted:
         raise ValueError(
             "Expected `metrics` to name at least one metric or family, but got none. "
-            "Leave it out to measure everything."
+            "Leave it out to measure what is measured by default."
         )
     return tuple(name for name in every if name in wanted)
 
