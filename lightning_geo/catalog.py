@@ -152,7 +152,15 @@ _HEADS = [
                range=(0.0, 1.0)),
 ]  # fmt: skip
 
+_IMPORTANCE = [
+    MetricSpec("importance", "importance", _HEAD, "loss",
+               "mean over sequences of |⟨o, ∂L/∂o⟩|, o the head's output, L the sequence's loss",
+               "A rise: the loss comes to depend on the head; near 0: it can be removed.",
+               "Michel et al. 2019", "slopes", range=(0.0, None), headline=("importance",),
+               default=False),
+]  # fmt: skip
+
 #: Every metric by name, in the order in which records list them.
 CATALOG: dict[str, MetricSpec] = {
-    spec.name: spec for spec in (*_ENTROPY, *_PATTERN, *_CONE, *_SUBSPACE, *_STREAM, *_HEADS)
+    spec.name: spec for spec in (*_ENTROPY, *_PATTERN, *_CONE, *_SUBSPACE, *_STREAM, *_HEADS, *_IMPORTANCE)
 }

@@ -23,7 +23,7 @@ from lightning_geo.recording import ProbeSource
 from lightning_geo.replay import is_compiled_function
 from lightning_geo.sampler import Sampler
 from lightning_geo.schedule import OverheadBudget, Schedule
-from lightning_geo.schema import GeometryRecord, compares_samples, select
+from lightning_geo.schema import GeometryRecord, needs_probe, select
 from lightning_geo.state import RunState
 
 __all__ = ["GeometryMonitor"]
@@ -54,8 +54,9 @@ class GeometryMonitor(AnyCallback):
         schedule: ``step -> bool`` instead.
         max_overhead: Share of the run's time that samples may take (0.01 for one per cent), instead: they
             become rarer where they are dear. Which steps were taken is in the record.
-        metrics: Families (``entropy``, ``pattern``, ``cone``, ``subspace``, ``stream``, ``head``) or
-            single metrics; ``None`` for everything.
+        metrics: Families (``entropy``, ``pattern``, ``cone``, ``subspace``, ``stream``, ``head``,
+            ``importance``) or single metrics; ``None`` for everything but ``importance``, which takes a
+            backward of its own.
         layers: Layer indices, or a regular expression on module names; ``None`` for all.
         rank: Dimensions of the subspaces that are compared, at most half a head.
         source: ``"probe"`` replays fixed inputs in eval mode; ``"batch"`` observes the training
@@ -70,6 +71,10 @@ class GeometryMonitor(AnyCallback):
         max_queries: Query rows to measure per sequence, drawn at random: linear cost on long sequences.
             Means over rows are then estimates with standard errors (``record["entropy.stderr"]``),
             ``max_logit`` and ``key_entropy`` are absent. ``None`` measures all.
+        importance_every_n_samples: Samples from one with ``importance`` to the next; the run's first and last
+            sample have it too. Each costs a forward and a backward of every sequence of the probe.
+        loss_fn: What ``importance`` is importance to, ``loss_fn(output, *args, **kwargs)`` of one call of the
+            observed model; ``None`` for the ``loss`` that the model itself returns.
         scalars: Finest scalars: ``"model"``, ``"layer"`` (headline metrics) or ``"head"``.
         strict: Raise whatever goes wrong instead of warning once.
         name: First part of all tags; give each of two monitors its own.
@@ -99,6 +104,8 @@ class GeometryMonitor(AnyCallback):
         baseline: str | os.PathLike[str] | None = None,
         special_token_ids: list[int] | None = None,
         max_queries: int | None = None,
+        importance_every_n_samples: int = 5,
+        loss_fn: Callable[..., Any] | None = None,
         scalars: Literal["model", "layer", "head"] = "layer",
         strict: bool = False,
         name: str = "geometry",
@@ -108,6 +115,7 @@ class GeometryMonitor(AnyCallback):
         check_one_of("scalars", scalars, ("model", "layer", "head"))
         check_positive("rank", rank)
         check_positive("probe_size", probe_size)
+        check_positive("importance_every_n_samples", importance_every_n_samples)
         if max_queries is not None:
             check_positive("max_queries", max_queries)
         check_token_ids(special_token_ids)
@@ -131,6 +139,8 @@ class GeometryMonitor(AnyCallback):
         self._baseline_run = baseline
         self._special_token_ids = special_token_ids
         self._max_queries = max_queries
+        self._importance_every = importance_every_n_samples
+        self._loss_fn = loss_fn
         self._scalars = scalars
         self._strict = strict
         self._name = name
@@ -178,10 +188,14 @@ class GeometryMonitor(AnyCallback):
         check_layers(self._layers, pl_module, *models.values())
         metrics = self._metrics
         if not self._replays:  # two batches of the same weights differ as much as 60 steps of training do
-            metrics = tuple(m for m in metrics if not compares_samples(m))
+            metrics = tuple(m for m in metrics if not needs_probe(m))
+            if set(metrics) & {"importance"} != set(self._metrics) & {"importance"}:
+                self._complaints.say(
+                    "importance is absent", 'it is measured on a probe, and not with `source="batch"`'
+                )
         self._sampler = Sampler(
             models, metrics, self._layers, self._rank, self._special_token_ids, self._max_queries,
-            trainer.precision_plugin.forward_context, self._complaints,
+            self._loss_fn, trainer.precision_plugin.forward_context, self._complaints,
         )  # fmt: skip
         self._sampler.prefer(self._run.models)
         if self._run.baseline is None and self._baseline_run is not None:
@@ -363,7 +377,9 @@ class GeometryMonitor(AnyCallback):
         assert self._sampler is not None
         error: Exception | None
         try:
-            error = self._sampler.replay(self._inputs.share(self._sampler.device))
+            weigh = "importance" in self._metrics
+            weigh = weigh and (final or self._run.samples % self._importance_every == 0)
+            error = self._sampler.replay(self._inputs.share(self._sampler.device), weigh=weigh)
         except Exception as failure:  # the other ranks wait all the same
             error = failure
         self._conclude(trainer, step, error, started, final=final)
@@ -392,7 +408,8 @@ class GeometryMonitor(AnyCallback):
             record = self._record(computed, step, started, final)
             self.last_record = record
             run.samples += 1
-            run.summaries = {f"{self._name}/{key}": value for key, value in record.summaries().items()}
+            # importance is not in every sample: a resumed run's EarlyStopping needs the last one
+            run.summaries |= {f"{self._name}/{key}": value for key, value in record.summaries().items()}
             trainer.callback_metrics.update(_tensors(run.summaries))
             if trainer.is_global_zero:
                 self._outlets.open(trainer, self._resumed_at)

@@ -22,6 +22,7 @@ __all__ = [
     "compares_samples",
     "is_standard_error",
     "lookup",
+    "needs_probe",
     "select",
     "spec_of",
     "standard_error",
@@ -53,6 +54,7 @@ class MetricSpec:
         summary: How a model number is made of layers and heads, and sequences merged.
         kind: What it is computed from, see :mod:`lightning_geo.functional.registry`.
         self_attention: Defined only where queries and keys are the same tokens.
+        default: Whether it is measured where nobody says what to measure.
     """
 
     name: str
@@ -62,12 +64,13 @@ class MetricSpec:
     formula: str
     meaning: str
     source: str
-    kind: Literal["row", "sequence", "tokens", "directions", "moments", "heads", "bases"]
+    kind: Literal["row", "sequence", "tokens", "directions", "moments", "heads", "bases", "slopes"]
     parts: tuple[str, ...] = ()
     range: tuple[float | None, float | None] = (None, None)
     headline: tuple[str, ...] = ()
     summary: Literal["mean", "max"] = "mean"
     self_attention: bool = False
+    default: bool = True
 
     @property
     def stored_names(self) -> tuple[str, ...]:
@@ -134,13 +137,19 @@ def compares_samples(stored_name: str) -> bool:
     return spec_of(stored_name).name in ("drift", "velocity")
 
 
+def needs_probe(stored_name: str) -> bool:
+    """Whether a metric cannot be had from a training batch: it compares samples, or differentiates."""
+    return compares_samples(stored_name) or spec_of(stored_name).kind == "slopes"
+
+
 def select(metrics: Iterable[str] | str | None = None) -> tuple[str, ...]:
     """Resolve families and metric names to stored names, in catalog order.
 
     A name that is both a family and a metric means the family; ``metric:entropy`` means the one.
 
     Args:
-        metrics: Families, metric names, stored names; ``None`` for everything.
+        metrics: Families, metric names, stored names; ``None`` for everything but what has to be asked for
+            (``importance``).
 
     Raises:
         ValueError: If a name is unknown (the nearest one is suggested) or nothing is selected.
@@ -152,7 +161,7 @@ def select(metrics: Iterable[str] | str | None = None) -> tuple[str, ...]:
     catalog = _catalog()
     every = tuple(name for spec in catalog.values() for name in spec.stored_names)
     if metrics is None:
-        return every
+        return tuple(name for spec in catalog.values() if spec.default for name in spec.stored_names)
     wanted: set[str] = set()
     metrics = [metrics] if isinstance(metrics, str) else list(metrics)
     for name in metrics:

@@ -12,6 +12,7 @@ from lightning_geo.functional.attention import attention_statistics
 from lightning_geo.functional.cone import cone_index, mean_cosine
 from lightning_geo.functional.entropy import key_entropy, normalized_entropy
 from lightning_geo.functional.head import complementarity, head_similarity, linear_cka, redundancy
+from lightning_geo.functional.importance import head_importance
 from lightning_geo.functional.registry import METRIC_FUNCTIONS, computes, metric_function
 from lightning_geo.functional.stream import (
     kurtosis,
@@ -44,6 +45,7 @@ __all__ = [
     "computes",
     "cone_index",
     "effective_rank",
+    "head_importance",
     "head_moments",
     "head_similarity",
     "key_entropy",

@@ -73,6 +73,8 @@ def arguments(spec: MetricSpec, call: Call) -> tuple[tuple[object, ...], tuple[i
         x = torch.randn(40, HEADS * WIDTH, generator=generator)
         covariance = (x.T @ x).reshape(HEADS, WIDTH, HEADS, WIDTH)
         return (covariance,), (HEADS,) if "head" in spec.axes else ()
+    if spec.kind == "slopes":
+        return (torch.randn(HEADS, generator=generator),), (HEADS,)
     assert spec.kind == "bases"
     u, v = torch.linalg.qr(torch.randn(2, HEADS, WIDTH, 2, generator=generator)).Q
     return (u, v), (HEADS,)

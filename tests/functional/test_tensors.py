@@ -71,6 +71,7 @@ CASES = {
     "head_similarity": (HEADS,),
     "redundancy": (HEADS,),
     "complementarity": (HEADS,),
+    "head_importance": (X,),
 }
 
 
