@@ -12,9 +12,10 @@ from typing import Any
 
 from lightning_geo.commands import compare as compared
 from lightning_geo.commands import groups as grouped
-from lightning_geo.commands import show
+from lightning_geo.commands import heads, show
 from lightning_geo.commands.tail import follow, newest
 from lightning_geo.compare import compare
+from lightning_geo.pruning import pruning_plan
 from lightning_geo.report import report
 from lightning_geo.runs import Run, RunError, names_of, open_runs
 from lightning_geo.seeds import compare_groups
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lightning-geo", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_show, _add_compare, _add_report, _add_tail):
+    for add in (_add_show, _add_compare, _add_report, _add_tail, _add_heads):
         add(commands)
     return parser
 
@@ -191,6 +192,31 @@ def _tail(options: argparse.Namespace) -> int:
             print(line, flush=True)
     except KeyboardInterrupt:
         print()
+    return 0
+
+
+# -- heads
+
+
+def _add_heads(commands: Any) -> None:
+    parser = _command(commands, "heads", _heads, "which heads a run could do without, and why")
+    parser.add_argument("run", metavar="RUN", help="directory of one run that measured importance")
+    parser.add_argument(
+        "--fraction", type=float, default=0.3, help="share of the heads (default: %(default)s)"
+    )
+    parser.add_argument("--json", action="store_true", help="print everything as one JSON object")
+
+
+def _heads(options: argparse.Namespace) -> int:
+    runs = _opened([options.run], options.monitor)
+    if len(runs) > 1:
+        raise RunError(f"{options.run!r} holds {len(runs)} runs: name one, such as {str(runs[0].path)!r}.")
+    try:
+        plan = pruning_plan(runs[0].history, options.fraction)
+    except ValueError as error:
+        raise RunError(str(error)) from error
+    form = heads.as_json if options.json else heads.as_text
+    print(form(runs[0].name, plan))
     return 0
 
 
