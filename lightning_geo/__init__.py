@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning_geo import functional
+    from lightning_geo.attribution import explain
     from lightning_geo.history import GeometryHistory, load_history
     from lightning_geo.measure import measure
     from lightning_geo.monitor import GeometryMonitor
@@ -28,6 +29,7 @@ __all__ = [
     "PruningPlan",
     "apply_plan",
     "evaluate_plan",
+    "explain",
     "functional",
     "load_history",
     "measure",
@@ -43,6 +45,7 @@ _HOMES = {
     "PruningPlan": "pruning",
     "apply_plan": "pruned",
     "evaluate_plan": "silencing",
+    "explain": "attribution",
     "load_history": "history",
     "measure": "measure",
     "pruning_plan": "pruning",

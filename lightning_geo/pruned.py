@@ -174,8 +174,8 @@ def _output_projections(model: nn.Module, call: Call, keys: Iterable[CallKey]) -
         places[key] = _Place(tap.modules[key.module], found[key], *shapes[key])
     if len({id(place.projection) for place in places.values()}) < len(places):
         raise ValueError(
-            f"Expected a `model` whose layers have weights of their own but {type(model).__name__} shares weights "
-            "between layers. Silence its heads instead: `evaluate_plan`."
+            f"Expected a `model` whose layers have weights of their own but {type(model).__name__} shares "
+            "weights between layers. Silence its heads instead: `evaluate_plan`."
         )
     return places
 
