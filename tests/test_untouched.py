@@ -271,7 +271,9 @@ def test_a_shuffling_dataloader_as_probe_draws_nothing(tmp_path: Path) -> None:
     assert_same(train(tmp_path, "bert", False, monitor), bare(tmp_path, "bert", False))
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if "inductor" not in case])
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=INDUCTOR if "inductor" in case else ()) for case in CASES]
+)
 def test_a_backward_of_our_own_leaves_training_untouched(case: str, tmp_path: Path) -> None:
     monitor = GeometryMonitor(
         7, metrics=["importance", "head"], importance_every_n_samples=1, probe_size=6, strict=True
