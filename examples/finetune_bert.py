@@ -24,6 +24,7 @@ def parser(description: str | None, *, learning_rate: float) -> argparse.Argumen
     parser = options(description, epochs=1, learning_rate=learning_rate)
     parser.add_argument("--model", default=packaged_bert(), help="a directory, or a name on the hub")
     parser.add_argument("--dataset", help="a hub dataset with columns `text` and `label` (packaged BBC News)")
+    parser.add_argument("--save", type=Path, help="directory to keep the trained model and its tokenizer in")
     parser.add_argument("--length", type=int, default=128, help="tokens of a text that are read")
     return parser
 
@@ -47,7 +48,11 @@ def run(
     # BERT's config does not name the tokens that heads park on; the tokenizer does
     marks = (tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id)
     special = sorted({mark for mark in marks if mark is not None})
-    return train(args, name, adapt(model), loaders, special_token_ids=special)
+    accuracy = train(args, name, adapt(model), loaders, special_token_ids=special)
+    if args.save is not None:
+        for part in (model, tokenizer):
+            part.save_pretrained(args.save)
+    return accuracy
 
 
 def main() -> None:

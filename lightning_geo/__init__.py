@@ -13,18 +13,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning_geo import functional
+    from lightning_geo.attribution import explain
     from lightning_geo.history import GeometryHistory, load_history
     from lightning_geo.measure import measure
     from lightning_geo.monitor import GeometryMonitor
+    from lightning_geo.pruned import apply_plan
+    from lightning_geo.pruning import PruningPlan, pruning_plan
     from lightning_geo.schema import GeometryRecord
+    from lightning_geo.silencing import evaluate_plan
 
 __all__ = [
     "GeometryHistory",
     "GeometryMonitor",
     "GeometryRecord",
+    "PruningPlan",
+    "apply_plan",
+    "evaluate_plan",
+    "explain",
     "functional",
     "load_history",
     "measure",
+    "pruning_plan",
 ]
 
 __version__ = "0.1.0"
@@ -33,8 +42,13 @@ _HOMES = {
     "GeometryHistory": "history",
     "GeometryMonitor": "monitor",
     "GeometryRecord": "schema",
+    "PruningPlan": "pruning",
+    "apply_plan": "pruned",
+    "evaluate_plan": "silencing",
+    "explain": "attribution",
     "load_history": "history",
     "measure": "measure",
+    "pruning_plan": "pruning",
 }
 
 

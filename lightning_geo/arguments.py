@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from lightning_geo.schema import compares_vectors, spec_of
+from lightning_geo.schema import needs_probe, spec_of
 
 __all__ = ["check_name", "check_one_of", "check_positive", "check_source", "check_token_ids"]
 
@@ -53,10 +53,10 @@ def check_source(source: str, metrics: Sequence[str], probe: object, baseline: o
                     f'Expected `{name}` only with `source="probe"` but got both `{name}` and '
                     '`source="batch"`, which looks at the training batches alone. Leave one of them out.'
                 )
-        if all(map(compares_vectors, metrics)):
+        if all(map(needs_probe, metrics)):
             raise ValueError(
-                'Expected `metrics` to name more than `drift` and `velocity` with `source="batch"` but got '
-                f'{tuple(metrics)}: they compare samples of the same inputs. Use `source="probe"`.'
+                "Expected `metrics` to name more than `drift`, `velocity` and `importance` with "
+                f'`source="batch"` but got {tuple(metrics)}: they need a probe. Use `source="probe"`.'
             )
     elif baseline is not None and not drifts:
         raise ValueError(

@@ -246,6 +246,14 @@ _PAPERS_OWN = [
     )
 ]  # fmt: skip
 
+_IMPORTANCE = [
+    MetricSpec("importance", "importance", _HEAD, "loss",
+               "mean over sequences of |⟨o, ∂L/∂o⟩|, o the head's output, L the sequence's loss",
+               "A rise: the loss comes to depend on the head; near 0: it can be removed.",
+               "Michel et al. 2019", "slopes", range=(0.0, None), headline=("importance",),
+               default=False),
+]  # fmt: skip
+
 #: Every metric by name, in the order in which records list them.
 CATALOG: dict[str, MetricSpec] = {
     spec.name: spec
@@ -260,5 +268,6 @@ CATALOG: dict[str, MetricSpec] = {
         *_PROJECTION,
         *_GATES,
         *_PAPERS_OWN,
+        *_IMPORTANCE,
     )
 }

@@ -12,9 +12,10 @@ from typing import Any
 
 from lightning_geo.commands import compare as compared
 from lightning_geo.commands import groups as grouped
-from lightning_geo.commands import show
+from lightning_geo.commands import heads, show
 from lightning_geo.commands.tail import follow, newest
 from lightning_geo.compare import compare
+from lightning_geo.pruning import pruning_plan
 from lightning_geo.report import report
 from lightning_geo.runs import Run, RunError, names_of, open_runs
 from lightning_geo.seeds import compare_groups
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lightning-geo", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_show, _add_compare, _add_report, _add_tail):
+    for add in (_add_show, _add_compare, _add_report, _add_tail, _add_heads, _add_explain):
         add(commands)
     return parser
 
@@ -167,11 +168,7 @@ def _add_report(commands: Any) -> None:
 
 def _report(options: argparse.Namespace) -> int:
     page = report(_opened(options.runs, options.monitor))
-    try:
-        options.output.write_text(page, encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise RunError(f"{os.fspath(options.output)!r} cannot be written: {error.strerror}.") from error
-    print(f"{plain(options.output)}: {len(page.encode(errors='replace')) / 1e3:,.0f} kB")
+    _write(options.output, page)
     return 0
 
 
@@ -194,7 +191,66 @@ def _tail(options: argparse.Namespace) -> int:
     return 0
 
 
+# -- heads
+
+
+def _add_heads(commands: Any) -> None:
+    parser = _command(commands, "heads", _heads, "which heads a run could do without, and why")
+    parser.add_argument("run", metavar="RUN", help="directory of one run that measured importance")
+    parser.add_argument(
+        "--fraction", type=float, default=0.3, help="share of the heads (default: %(default)s)"
+    )
+    parser.add_argument("--json", action="store_true", help="print everything as one JSON object")
+
+
+def _heads(options: argparse.Namespace) -> int:
+    runs = _opened([options.run], options.monitor)
+    if len(runs) > 1:
+        raise RunError(f"{options.run!r} holds {len(runs)} runs: name one, such as {str(runs[0].path)!r}.")
+    try:
+        plan = pruning_plan(runs[0].history, options.fraction)
+    except ValueError as error:
+        raise RunError(str(error)) from error
+    form = heads.as_json if options.json else heads.as_text
+    print(form(runs[0].name, plan))
+    return 0
+
+
+# -- explain
+
+
+def _add_explain(commands: Any) -> None:
+    text = "a page that traces a classifier's predictions to its heads (loads torch and transformers)"
+    parser = commands.add_parser("explain", help=text, description=f"{text[0].upper()}{text[1:]}.")
+    parser.set_defaults(function=_explain)
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="directory of a text classifier of transformers and its tokenizer")
+    add("--text", action="append", required=True, help="a text to classify (repeatable)")
+    add("--target", type=int, required=True, help="number of the class that the texts should be")
+    add("--contrast", type=int, help="number of the class to compare with (default: the strongest other one)")
+    add("--reference", type=Path, metavar="FILE",
+        help="lines of a class number, a tab, a text: the correctly predicted say what is usual")  # fmt: skip
+    add("-o", "--output", type=Path, default=Path("explanation.html"), metavar="FILE",
+        help="where the page goes (default: %(default)s)")  # fmt: skip
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from lightning_geo.commands.explain import page_of
+
+    page = page_of(options.model, options.text, options.target, options.contrast, options.reference)
+    _write(options.output, page)
+    return 0
+
+
 # -- all of them
+
+
+def _write(path: Path, page: str) -> None:
+    try:
+        path.write_text(page, encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise RunError(f"{os.fspath(path)!r} cannot be written: {error.strerror}.") from error
+    print(f"{plain(path)}: {len(page.encode(errors='replace')) / 1e3:,.0f} kB")
 
 
 def _opened(paths: Sequence[str], monitor: str | None) -> list[Run]:

@@ -248,4 +248,7 @@ def _to_host(pieces: list[tuple[str, str, int, Tensor]], metrics: tuple[str, ...
             array[index] = numbers[0]
         else:
             array[index, : numbers.size] = numbers
+    for arrays in stacks.values():
+        for name in [n for n in arrays if spec_of(n).kind == "slopes" and not np.nan_to_num(arrays[n]).any()]:
+            del arrays[name]  # there was no loss, or one that no head changes
     result.stacks = {s: dict(sorted(a.items(), key=lambda i: order[i[0]])) for s, a in stacks.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from lightning_geo.arguments import check_positive, check_token_ids
 from lightning_geo.complaints import ArgumentError
 from lightning_geo.compute import Bases, Computed, compute
+from lightning_geo.importance import LossFunction, importances
 from lightning_geo.kernels.scratch import reuse_scratch
 from lightning_geo.observed import check_layers
+from lightning_geo.probe import ProbeCall
 from lightning_geo.replay import Call, device_of, undisturbed
 from lightning_geo.schema import GeometryRecord, compares_samples, select
 from lightning_geo.statistics import SampleStatistics, reduce_over_ranks
@@ -64,6 +66,32 @@ class Measurement:
         """Everything that the model of that name computes inside belongs to the sample."""
         with reuse_scratch(), self._taps[name].open(self._statistics[name]) as tap:
             yield tap
+
+    def weigh(
+        self,
+        model: nn.Module,
+        calls: Sequence[ProbeCall],
+        name: str = "",
+        loss_fn: LossFunction | None = None,
+        context: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
+        """Measure the importance of the heads of the model of that name, seen before, to its loss.
+
+        Args:
+            model: The model itself.
+            calls: What it is given, on its device; none on a rank that has no sequence.
+            name: The model's.
+            loss_fn: See :func:`lightning_geo.importance.loss_of`.
+            context: In which the model runs.
+
+        Raises:
+            NoLossError: If a call gives no loss.
+        """
+        statistics = self._statistics[name]
+        statistics.importance({}, device_of(model))
+        for call in calls:
+            for by_call in importances(model, call, loss_fn, context):
+                statistics.importance(by_call, device_of(model))
 
     @property
     def failures(self) -> list[Exception]:
@@ -175,6 +203,7 @@ def measure(
     layers: LayerChoice = None,
     rank: int = 8,
     special_token_ids: Iterable[int] | None = None,
+    loss_fn: LossFunction | None = None,
 ) -> GeometryRecord:
     """Measure the geometry of a model's attention on one batch, as the monitor does on its probe.
 
@@ -190,12 +219,15 @@ def measure(
         layers: Layer indices, or a regular expression on module paths; default all.
         rank: Dimensions of the subspaces that are compared, at most half a head.
         special_token_ids: Input ids that count as special tokens; default those of ``model.config``.
+        loss_fn: ``loss_fn(output, *args, **kwargs)`` for ``importance``; default the ``loss`` that the model
+            itself returns.
 
     Returns:
         A record; ``record["entropy"]`` is a float32 array [layer, head].
 
     Raises:
         ValueError: If a metric is unknown, nothing matches ``layers``, or no attention was seen.
+        LookupError: If ``importance`` is asked for and there is no loss.
 
     Example:
         >>> model = torch.nn.TransformerEncoder(
@@ -225,6 +257,8 @@ def measure(
             f"Attention-like modules that ran: {measurement.unobserved or 'none'}."
         )
     measurement.check_layers()
+    if "importance" in names:
+        measurement.weigh(model, [ProbeCall.of("", call)], loss_fn=loss_fn)
     computed = measurement.compute()
     structure = {"model": type(model).__name__, "stacks": computed.structure}
     cost = time.perf_counter() - started

@@ -23,7 +23,7 @@ from lightning_geo.recording import ProbeSource
 from lightning_geo.replay import is_compiled_function
 from lightning_geo.sampler import Sampler
 from lightning_geo.schedule import OverheadBudget, Schedule
-from lightning_geo.schema import GeometryRecord, compares_vectors, select
+from lightning_geo.schema import GeometryRecord, needs_probe, select
 from lightning_geo.state import RunState
 
 __all__ = ["GeometryMonitor"]
@@ -55,7 +55,7 @@ class GeometryMonitor(AnyCallback):
         max_overhead: Share of the run's time that samples may take (0.01 for one per cent), instead: they
             become rarer where they are dear. Which steps were taken is in the record.
         metrics: Families or single metrics; ``None`` for the families ``entropy``, ``pattern``, ``cone``,
-            ``subspace``, ``stream`` and ``head``. ``weights`` is measured where it is named.
+            ``subspace``, ``stream`` and ``head``. The others are measured where they are named.
         layers: Layer indices, or a regular expression on module names; ``None`` for all.
         rank: Dimensions of the subspaces that are compared, at most half a head.
         source: ``"probe"`` replays fixed inputs in eval mode; ``"batch"`` observes the training
@@ -72,6 +72,10 @@ class GeometryMonitor(AnyCallback):
             ``max_logit`` and ``key_entropy`` are absent. ``None`` measures all.
         weights_every_n_samples: Samples between those that measure the family ``weights`` too (default 10):
             weights move slowly. The first and the last sample always do.
+        importance_every_n_samples: Samples from one with ``importance`` to the next; the run's first and last
+            sample have it too. Each costs a forward and a backward of every sequence of the probe.
+        loss_fn: What ``importance`` is importance to, ``loss_fn(output, *args, **kwargs)`` of one call of the
+            observed model; ``None`` for the ``loss`` that the model itself returns.
         scalars: Finest scalars: ``"model"``, ``"layer"`` (headline metrics) or ``"head"``.
         strict: Raise whatever goes wrong instead of warning once.
         name: First part of all tags; give each of two monitors its own.
@@ -102,6 +106,8 @@ class GeometryMonitor(AnyCallback):
         special_token_ids: list[int] | None = None,
         max_queries: int | None = None,
         weights_every_n_samples: int = 10,
+        importance_every_n_samples: int = 5,
+        loss_fn: Callable[..., Any] | None = None,
         scalars: Literal["model", "layer", "head"] = "layer",
         strict: bool = False,
         name: str = "geometry",
@@ -111,6 +117,7 @@ class GeometryMonitor(AnyCallback):
         check_one_of("scalars", scalars, ("model", "layer", "head"))
         check_positive("rank", rank)
         check_positive("probe_size", probe_size)
+        check_positive("importance_every_n_samples", importance_every_n_samples)
         if max_queries is not None:
             check_positive("max_queries", max_queries)
         check_positive("weights_every_n_samples", weights_every_n_samples)
@@ -136,6 +143,8 @@ class GeometryMonitor(AnyCallback):
         self._special_token_ids = special_token_ids
         self._max_queries = max_queries
         self._weights_every_n_samples = weights_every_n_samples
+        self._importance_every = importance_every_n_samples
+        self._loss_fn = loss_fn
         self._scalars = scalars
         self._strict = strict
         self._name = name
@@ -183,10 +192,14 @@ class GeometryMonitor(AnyCallback):
         check_layers(self._layers, pl_module, *models.values())
         metrics = self._metrics
         if not self._replays:  # two batches of the same weights differ as much as 60 steps of training do
-            metrics = tuple(m for m in metrics if not compares_vectors(m))
+            metrics = tuple(m for m in metrics if not needs_probe(m))
+            if set(metrics) & {"importance"} != set(self._metrics) & {"importance"}:
+                self._complaints.say(
+                    "importance is absent", 'it is measured on a probe, and not with `source="batch"`'
+                )
         self._sampler = Sampler(
             models, metrics, self._layers, self._rank, self._special_token_ids, self._max_queries,
-            trainer.precision_plugin.forward_context, self._complaints,
+            self._loss_fn, trainer.precision_plugin.forward_context, self._complaints,
         )  # fmt: skip
         self._sampler.start = self._run.start
         self._sampler.prefer(self._run.models)
@@ -371,7 +384,9 @@ class GeometryMonitor(AnyCallback):
         self._sampler.weighs = self._weighs(final)
         error: Exception | None
         try:
-            error = self._sampler.replay(self._inputs.share(self._sampler.device))
+            weigh = "importance" in self._metrics
+            weigh = weigh and (final or self._run.samples % self._importance_every == 0)
+            error = self._sampler.replay(self._inputs.share(self._sampler.device), weigh=weigh)
         except Exception as failure:  # the other ranks wait all the same
             error = failure
         self._conclude(trainer, step, error, started, final=final)
@@ -404,7 +419,7 @@ class GeometryMonitor(AnyCallback):
             record = self._record(computed, step, started, final)
             self.last_record = record
             run.samples += 1
-            # those of metrics on a slower clock stay
+            # those of metrics on a slower clock stay: a resumed run's EarlyStopping needs them
             run.summaries |= {f"{self._name}/{key}": value for key, value in record.summaries().items()}
             trainer.callback_metrics.update(_tensors(run.summaries))
             if trainer.is_global_zero:

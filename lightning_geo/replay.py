@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -84,22 +85,32 @@ def replay_depth() -> int:
 
 
 @contextlib.contextmanager
-def undisturbed(model: nn.Module, *, evaluate: bool = True, start: int | RandomState = 0) -> Iterator[None]:
-    """Let ``model`` run without gradient, eagerly, and put everything back afterwards.
+def undisturbed(
+    model: nn.Module, *, evaluate: bool = True, start: int | RandomState = 0, gradient: bool = False
+) -> Iterator[None]:
+    """Let ``model`` run eagerly, and put everything back afterwards.
 
     Args:
         model: What is going to run.
         evaluate: In eval mode; else in the mode that it is in.
         start: Where random numbers start, a seed or an earlier state.
+        gradient: Whether a graph is kept, for ``torch.autograd.grad`` inside the context: it reaches no
+            parameter, and no backward hook of the user's runs.
     """
     global _depth
     with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
+        if gradient:
+            stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.set_grad_enabled(gradient))
         stack.enter_context(_random_numbers_from(start, device_of(model)))
         stack.enter_context(_same_state(model))
         if evaluate:
             for module in model.modules():
                 module.training = False  # the flag alone: a `train()` of the user's may do more
+        if gradient:
+            for module in model.modules():  # `_same_state` puts them back
+                module._backward_hooks = OrderedDict()
+                module._backward_pre_hooks = OrderedDict()
         if is_compiled(model):  # compiled code would ignore the hooks
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         _depth += 1

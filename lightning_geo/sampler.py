@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_geo.complaints import Complaints
 from lightning_geo.compute import Bases, Computed
+from lightning_geo.importance import LossFunction, NoLossError
 from lightning_geo.measure import LayerChoice, Measurement, special_tokens
 from lightning_geo.observed import ITSELF, choose
 from lightning_geo.probe import Share, on_call
@@ -35,6 +36,7 @@ class Sampler:
         rank: Dimensions of the subspaces.
         special_token_ids: Input ids that count as special.
         max_queries: Query rows to measure per sequence; None for all.
+        loss_fn: What ``importance`` is importance to; None for the model's own loss.
         forward_context: The trainer's precision.
         complaints: Where failures go.
     """
@@ -47,6 +49,7 @@ class Sampler:
         rank: int,
         special_token_ids: Iterable[int] | None,
         max_queries: int | None,
+        loss_fn: LossFunction | None,
         forward_context: Context,
         complaints: Complaints,
     ) -> None:
@@ -60,11 +63,14 @@ class Sampler:
         self.weighs = True
         #: weights at the run's start by model: filled in by the first sample that measures their drift
         self.start: dict[str, dict[str, dict[str, Tensor]]] = {}
+        self._loss_fn = loss_fn
         self._forward_context = forward_context
         self._complaints = complaints
         self._chosen = False
         self._measurement: Measurement | None = None
         self._failure: Exception | None = None
+        #: why a model's importance could not be measured, by name
+        self._unweighed: dict[str, Exception] = {}
         self._watching = contextlib.ExitStack()
         self._shadows: list[tuple[str, Call, RandomState]] = []
         self._shadow_seconds = 0.0
@@ -82,11 +88,12 @@ class Sampler:
 
     # -- source "probe"
 
-    def replay(self, share: Share) -> Exception | None:
+    def replay(self, share: Share, *, weigh: bool = False) -> Exception | None:
         """Measure the models on recorded calls; returns what went wrong.
 
         Args:
             share: On the models' device.
+            weigh: Whether to measure importance too.
         """
         try:
             measurement = self._measurement = self._begin()
@@ -95,9 +102,21 @@ class Sampler:
                 for recorded in calls:
                     if recorded.model in self.models:
                         self._run(measurement, recorded.model, recorded.call)
+            if weigh:
+                self._weigh(measurement, share)
         except Exception as error:
             return error
         return self._first_failure(measurement)
+
+    def _weigh(self, measurement: Measurement, share: Share) -> None:
+        """A failure costs the importance, not the sample: other ranks may have succeeded."""
+        self._unweighed = {}
+        for name, model in self.models.items():
+            calls = [recorded for recorded in share.calls if recorded.model == name]
+            try:
+                measurement.weigh(model, calls, name, self._loss_fn, self._forward_context)
+            except Exception as error:
+                self._unweighed[name] = error
 
     def _run(
         self,
@@ -249,6 +268,12 @@ class Sampler:
                     "softmax over [batch, head, query, key], so that its numbers are absent"
                 ),
             )
+        for name in self.models:
+            error = self._unweighed.pop(name, None)
+            if isinstance(error, NoLossError):
+                self._complaints.say("importance is absent", str(error))
+            elif error is not None:
+                self._complaints.report("importance could not be measured", error)
         known = any("special_mass" in arrays for arrays in computed.stacks.values())
         for name, roles in measurement.unprojected.items():
             self._complaints.say(

@@ -25,6 +25,7 @@ __all__ = [
     "compares_vectors",
     "is_standard_error",
     "lookup",
+    "needs_probe",
     "select",
     "spec_of",
     "standard_error",
@@ -72,7 +73,7 @@ class MetricSpec:
     source: str
     kind: Literal[
         "row", "sequence", "tokens", "directions", "moments", "heads", "bases",
-        "weights", "scores", "reads", "counts",
+        "weights", "scores", "reads", "counts", "slopes",
     ]  # fmt: skip
     parts: tuple[str, ...] = ()
     range: tuple[float | None, float | None] = (None, None)
@@ -149,6 +150,11 @@ def compares_samples(stored_name: str) -> bool:
 def compares_vectors(stored_name: str) -> bool:
     """Whether a metric needs another sample of the same inputs (``drift``, ``velocity``)."""
     return spec_of(stored_name).name in ("drift", "velocity")
+
+
+def needs_probe(stored_name: str) -> bool:
+    """Whether a metric cannot be had from a training batch: it compares samples, or differentiates."""
+    return compares_vectors(stored_name) or spec_of(stored_name).kind == "slopes"
 
 
 def select(metrics: Iterable[str] | str | None = None) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -423,6 +423,16 @@ class SampleStatistics:
             self._measure_stream(layer, "input", block.input, block.mask)
         if block.output is not None:
             self._measure_stream(layer, "output", block.output, block.mask, block.input)
+
+    def importance(self, by_call: Mapping[CallKey, Tensor], device: torch.device) -> None:
+        """Count the importance [H] of heads to one sequence's loss.
+
+        Without any, room is made for it: whatever happens to a rank's sequences, its layout has to be that
+        of the others.
+        """
+        for key, layer in self.layers.items():
+            value = by_call.get(key, torch.full((layer.heads,), torch.nan, device=device))
+            layer.add_values("importance", ("importance",), value[None, None])
 
     def zero(self) -> None:
         """Keep the layout, count nothing."""

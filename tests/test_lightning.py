@@ -21,9 +21,11 @@ from programs import packages
 
 #: Every argument of the monitor, as a YAML file may give it, but those that exclude others and ``baseline``.
 ARGUMENTS: dict[str, Any] = {
-    "every_n_steps": 2, "metrics": ["entropy", "metric:cone", "drift"], "layers": "layers", "rank": 2,
+    "every_n_steps": 2, "metrics": ["entropy", "metric:cone", "drift", "importance"],
+    "layers": "layers", "rank": 2,
     "source": "probe", "probe": {"class_path": "programs.packages.Inputs"}, "probe_size": 2,
     "probe_in_checkpoint": False, "module": "encoder", "special_token_ids": [0, 1], "max_queries": 4,
+    "weights_every_n_samples": 2, "importance_every_n_samples": 3, "loss_fn": "programs.packages.loss",
     "scalars": "head", "strict": True, "name": "yaml",
 }  # fmt: skip
 
@@ -70,7 +72,7 @@ def test_a_command_line_takes_every_argument(tmp_path: Path, wrap: Any) -> None:
     (monitor,) = (c for c in trainer.callbacks if isinstance(c, GeometryMonitor))
     history = load_history(tmp_path / "lightning_geo", "yaml")
     assert history.steps.tolist() == [0, 2, 4]
-    assert {"entropy", "cone", "drift"} <= {key.partition(".")[0] for key in history}
+    assert {"entropy", "cone", "drift", "importance"} <= {key.partition(".")[0] for key in history}
     assert "yaml/entropy" in trainer.callback_metrics
     assert monitor.state_dict()["probe"] is None
 

@@ -29,6 +29,7 @@ SAME = {
     "one_sequence": [0, 3, 6],  # rank 1 has nothing to replay
     "two_towers": [0, 3, 6],  # rank 1 has a share of the one model only
     "given": [0, 3, 6],
+    "importance": [0, 3, 6],  # rank 1 weighs one of two models
     "batch": [0, 2],  # two batches per step
     "sharded": [0, 2, 4],
     "resumed": [0, 2, 4, 6, 8],

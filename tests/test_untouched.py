@@ -197,6 +197,8 @@ CASES: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     "compiled root": (InPlace, {}),
     "compiled as a whole": (compiled_as_a_whole, {}),
 }
+#: Where the model's recorded call has no loss of its own: it is given no labels, or returns logits alone.
+WITHOUT_LOSS = ("compiled loss",)
 #: Where the way in which the probe is recorded could matter.
 BOTH_WAYS = ("bert", "accumulation", "manual", "writes", "compiled in place")
 INDUCTOR = [
@@ -267,6 +269,20 @@ def test_several_monitors_disturb_neither_training_nor_each_other(tmp_path: Path
 def test_a_shuffling_dataloader_as_probe_draws_nothing(tmp_path: Path) -> None:
     monitor = GeometryMonitor(7, probe=loader(9, shuffle=True, seed=5), strict=True, special_token_ids=[1])
     assert_same(train(tmp_path, "bert", False, monitor), bare(tmp_path, "bert", False))
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=INDUCTOR if "inductor" in case else ()) for case in CASES]
+)
+def test_a_backward_of_our_own_leaves_training_untouched(case: str, tmp_path: Path) -> None:
+    monitor = GeometryMonitor(
+        7, metrics=["importance", "head"], importance_every_n_samples=1, probe_size=6, strict=True
+    )
+    sanity = case == "compiled as a whole"
+    assert_same(train(tmp_path, case, sanity, monitor), bare(tmp_path, case, sanity))
+    assert monitor.last_record is not None
+    known = any(key.endswith("importance") for key in monitor.last_record)
+    assert known is (case not in WITHOUT_LOSS)
 
 
 SAME_NUMBERS: dict[str, Callable[[], nn.Module]] = {

@@ -13,6 +13,7 @@ from lightning_geo.functional.cone import cone_index, mean_cosine
 from lightning_geo.functional.entropy import key_entropy, normalized_entropy
 from lightning_geo.functional.gates import gate_labels
 from lightning_geo.functional.head import complementarity, head_similarity, linear_cka, redundancy
+from lightning_geo.functional.importance import head_importance
 from lightning_geo.functional.paper import von_neumann_entropy
 from lightning_geo.functional.projection import HeadReads, projection_strength
 from lightning_geo.functional.registry import METRIC_FUNCTIONS, computes, metric_function
@@ -51,6 +52,7 @@ __all__ = [
     "cone_index",
     "effective_rank",
     "gate_labels",
+    "head_importance",
     "head_moments",
     "head_similarity",
     "key_entropy",

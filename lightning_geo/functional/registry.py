@@ -18,6 +18,8 @@ directions ``fn(total, valid, directed)``, what                     ``[...]``, o
 moments    ``fn(eigenvalues)``: ``[..., d]``, descending, >= 0      ``[...]``
 heads      ``fn(covariance)``: ``[H, D, H, D]``, centred            ``[H]`` or scalar, as the axes
                                                                     of the spec say
+slopes     ``fn(slope)``: ``[H]``, the derivative of one sequence's  ``[H]``, one per sequence
+           loss by a factor 1 on each head's output
 bases      ``fn(u, v)``: ``[..., d, r]`` each, orthonormal columns; ``[...]``
            the caller decides which pair (query and key, now and
            baseline, now and before)

@@ -15,7 +15,7 @@ from lightning_geo.taps.call import AttentionCall
 
 __all__ = ["observe_routed"]
 
-Observe = Callable[[nn.Module, Callable[[], AttentionCall]], None]
+Observe = Callable[[nn.Module, Callable[[], AttentionCall], Any], Any]
 
 
 @contextmanager
@@ -26,7 +26,8 @@ def observe_routed(observe: Observe, running: Callable[[], Any]) -> Iterator[Non
     its own, and a *new* name would lose the padding mask, which is made by name.
 
     Args:
-        observe: Takes the calling module and what translates the call.
+        observe: Takes the calling module, what translates the call, and its result; returns what the module
+            gets.
         running: Context in which the original function runs; what it calls inside is not seen twice.
     """
     library = sys.modules.get("transformers.modeling_utils")
@@ -46,8 +47,9 @@ def observe_routed(observe: Observe, running: Callable[[], Any]) -> Iterator[Non
             with running():
                 result = attend(module, query, key, value, attention_mask, *args, **kwargs)
             inputs = (query, key, value, attention_mask, *args)
-            observe(module, lambda: _call(attn_implementation, attend, module, inputs, kwargs, result))
-            return result
+            return observe(
+                module, lambda: _call(attn_implementation, attend, module, inputs, kwargs, result), result
+            )
 
         return observed
 

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from lightning_geo.taps.call import AttentionCall
 
-__all__ = ["multi_head_call", "sdpa_call"]
+__all__ = ["MULTI_HEAD", "multi_head_call", "sdpa_call"]
 
-_MULTI_HEAD = inspect.signature(F.multi_head_attention_forward)
+#: Arguments of ``F.multi_head_attention_forward`` by name.
+MULTI_HEAD = inspect.signature(F.multi_head_attention_forward)
 
 
 def sdpa_call(
@@ -48,7 +49,7 @@ def multi_head_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> AttentionC
     so that query, key and value are projected once more, and the heads' outputs computed again
     without dropout: about half of the call's own cost, on samples only.
     """
-    given = _MULTI_HEAD.bind(*args, **kwargs)
+    given = MULTI_HEAD.bind(*args, **kwargs)
     given.apply_defaults()
     a = given.arguments
     query, key, value = a["query"], a["key"], a["value"]

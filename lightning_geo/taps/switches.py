@@ -21,14 +21,14 @@ _WATCHED = {F.scaled_dot_product_attention, F.multi_head_attention_forward, *TRA
 
 
 class Listener(Protocol):
-    """A tap, as seen from here. Neither method raises."""
+    """A tap, as seen from here. Neither method raises; both return what the model is to get."""
 
     busy: bool
 
-    def routed(self, module: nn.Module, translate: Callable[[], AttentionCall]) -> None:
+    def routed(self, module: nn.Module, translate: Callable[[], AttentionCall], result: Any) -> Any:
         """Transformers ran an attention function for ``module``."""
 
-    def function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+    def function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
         """A torch function returned."""
 
 
@@ -60,13 +60,15 @@ class Switches:
             if not self._listeners:
                 self._on.close()
 
-    def _routed(self, module: nn.Module, translate: Callable[[], AttentionCall]) -> None:
+    def _routed(self, module: nn.Module, translate: Callable[[], AttentionCall], result: Any) -> Any:
         for listener in self._listeners:
-            listener.routed(module, translate)
+            result = listener.routed(module, translate, result)
+        return result
 
-    def _function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+    def _function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
         for listener in self._listeners:
-            listener.function(func, args, kwargs, result)
+            result = listener.function(func, args, kwargs, result)
+        return result
 
     @contextlib.contextmanager
     def _unseen(self) -> Iterator[None]:
@@ -100,7 +102,7 @@ def _without_fast_path() -> Iterator[None]:
 class _Functions(TorchFunctionMode):
     """Show ``see`` the torch functions that attention is made of, after they have run."""
 
-    def __init__(self, see: Callable[..., None]) -> None:
+    def __init__(self, see: Callable[..., Any]) -> None:
         super().__init__()
         self._see = see
 
@@ -108,7 +110,7 @@ class _Functions(TorchFunctionMode):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         if func in _WATCHED:
-            self._see(func, args, kwargs, result)
+            result = self._see(func, args, kwargs, result)
         return result
 
 

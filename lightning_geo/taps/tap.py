@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -27,6 +28,7 @@ from lightning_geo.taps.projections import (
     is_linear,
     output_source,
 )
+from lightning_geo.taps.scaling import check_scalable, scale_multi_head, scale_result
 from lightning_geo.taps.sdpa import multi_head_call, sdpa_call
 from lightning_geo.taps.switches import SWITCHES
 from lightning_geo.taps.tree import clean_name, elements_of
@@ -40,8 +42,13 @@ _OTHER_SEQUENCE = ("key_value_states", "encoder_hidden_states", "memory", "conte
 class Observer(Protocol):
     """What a tap reports to. Everything runs without gradient, autocast or torch function modes."""
 
-    def attention(self, key: CallKey, call: AttentionCall) -> None:
-        """One attention was computed."""
+    def attention(self, key: CallKey, call: AttentionCall) -> Tensor | None:
+        """One attention was computed.
+
+        Returns:
+            What to multiply the heads' outputs with before the model goes on, [B or 1, H]; ``None``, as
+            whatever only looks on says, to leave them as they are.
+        """
 
     def attention_module(self, key: CallKey, output: Tensor, mask: Tensor | None) -> None:
         """The module that computed it returned hidden states [B, N, d]."""
@@ -82,7 +89,8 @@ class Tap:
 
     Nothing of the model changes: forward hooks that return nothing, and while it runs a torch
     function mode and a lookup of transformers, all removed whatever happened. A failure while
-    observing is kept in ``failures``, and the model's forward goes on.
+    observing is kept in ``failures``, and the model's forward goes on. Only an observer that asks
+    for it changes what the model computes: see :meth:`Observer.attention`.
 
     Args:
         model: The observed model.
@@ -117,6 +125,8 @@ class Tap:
         self.busy = False
         #: the depth of replays that is observed: one's own, not another monitor's in between
         self._depth = 0
+        #: the call whose result is to be scaled, and by what
+        self._scaling: tuple[AttentionCall, Tensor] | None = None
         self._tracer = SoftmaxTracer(self._see)
         elements = {name: elements_of(name, self.modules) for name in self.modules}
         self._listed = {name for name, found in elements.items() if found}
@@ -150,6 +160,7 @@ class Tap:
         self._query_masks.clear()
         self._tracer.clear()
         self._awaiting = None
+        self._scaling = None
 
     # -- modules start and end
 
@@ -219,13 +230,32 @@ class Tap:
 
     # -- attention happens
 
-    def routed(self, module: nn.Module, translate: Callable[[], AttentionCall]) -> None:
+    def routed(self, module: nn.Module, translate: Callable[[], AttentionCall], result: Any) -> Any:
         """Transformers ran an attention function for ``module``."""
         self._harmless(self._routed)(module, translate)
+        return self._scaled(result, scale_result)
 
-    def function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+    def function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
         """A torch function returned."""
         self._harmless(self._function)(func, args, kwargs, result)
+        if func is F.multi_head_attention_forward:
+            return self._scaled(result, functools.partial(scale_multi_head, args=args, kwargs=kwargs))
+        return self._scaled(result, scale_result)
+
+    def _scaled(self, result: Any, scale: Callable[[Any, AttentionCall, Tensor], Any]) -> Any:
+        """What the model gets: the result itself, unless the observer asked for another."""
+        if self._scaling is None:
+            return result
+        (call, factor), self._scaling = self._scaling, None
+        busy, self.busy = self.busy, True
+        try:
+            with torch._C.DisableTorchFunction():
+                return scale(result, call, factor)
+        except Exception as error:
+            self.failures.append(error)
+            return result
+        finally:
+            self.busy = busy
 
     def _routed(self, module: nn.Module, translate: Callable[[], AttentionCall]) -> None:
         with self._observing():
@@ -267,7 +297,10 @@ class Tap:
                 if not call.cross or outer.query_mask is None:
                     outer.query_mask = call.query_mask
                 outer.sequence_first = frame.sequence_first
-            self._observer.attention(key, call)
+            factor = self._observer.attention(key, call)
+            if factor is not None:
+                check_scalable(key, call, factor)
+                self._scaling = call, factor
             if self._projection_observer is not None:
                 self._project(key, call, self._projection_observer)
 

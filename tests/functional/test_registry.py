@@ -107,6 +107,8 @@ def arguments(spec: MetricSpec, call: Call) -> tuple[tuple[object, ...], tuple[i
         x = torch.randn(BATCH, TOKENS, 20, generator=generator)
         weight = torch.randn(KEY_HEADS, WIDTH, 20, generator=generator)
         return (HeadReads(x, weight, mask=call.key_mask, heads=HEADS),), (BATCH, HEADS)
+    if spec.kind == "slopes":
+        return (torch.randn(HEADS, generator=generator),), (HEADS,)
     assert spec.kind == "bases"
     u, v = torch.linalg.qr(torch.randn(2, HEADS, WIDTH, 2, generator=generator)).Q
     return (u, v), (HEADS,)

@@ -71,6 +71,7 @@ CASES = {
     "head_similarity": (HEADS,),
     "redundancy": (HEADS,),
     "complementarity": (HEADS,),
+    "head_importance": (X,),
 }
 
 
@@ -80,8 +81,9 @@ def outputs(result: torch.Tensor | tuple[torch.Tensor, ...]) -> tuple[torch.Tens
 
 def test_every_public_function_is_held_to_the_promises():
     elsewhere = {
-        "METRIC_FUNCTIONS", "AttentionStatistics", "HeadMoments", "StreamStatistics",
-        "attention_statistics", "computes", "head_moments", "metric_function", "stream_statistics",
+        "METRIC_FUNCTIONS", "AttentionStatistics", "HeadMoments", "HeadReads", "HeadWeights",
+        "StreamStatistics", "attention_statistics", "computes", "gate_labels", "head_moments",
+        "metric_function", "projection_strength", "stream_statistics", "von_neumann_entropy",
     }  # fmt: skip
     assert set(CASES) == set(F.__all__) - elsewhere
 

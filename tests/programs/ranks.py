@@ -292,6 +292,9 @@ SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
     ),
     "two_towers": lambda d: fit(d, GeometryMonitor(3), TwoTowers()),
     "given": shared_loader,
+    "importance": lambda d: fit(
+        d, GeometryMonitor(3, metrics=["entropy", "importance"], importance_every_n_samples=1), TwoTowers()
+    ),
     "resumed": resumed,
     "dropping": dropping,
     "fails_in_replay": lambda d: failing_fit(d, "probe", nn.Embedding, "forward"),

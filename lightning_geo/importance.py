@@ -1,0 +1,79 @@
+"""Importance of heads: a small forward of each sequence, and a backward to the heads' outputs alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_geo.functional import head_importance
+from lightning_geo.heads import HeadFactors, scaled_heads
+from lightning_geo.probe import ProbeCall
+from lightning_geo.replay import Call, undisturbed
+from lightning_geo.taps import CallKey, Tap
+
+__all__ = ["LossFunction", "NoLossError", "importances", "loss_of"]
+
+#: ``(output, *args, **kwargs)`` of one call of the observed model -> its loss.
+LossFunction = Callable[..., Any]
+
+
+class NoLossError(LookupError):
+    """The model's call gives no loss, and nobody said how to compute one."""
+
+
+def loss_of(output: Any, call: Call, loss_fn: LossFunction | None) -> Tensor:
+    """Return the loss of one call: what ``loss_fn`` makes of it, or the model's own.
+
+    Args:
+        output: What the model returned.
+        call: What it was given.
+        loss_fn: Called as ``loss_fn(output, *args, **kwargs)``.
+
+    Raises:
+        NoLossError: If there is no loss.
+        TypeError: If it is not a tensor of one number.
+    """
+    loss: Any
+    if loss_fn is not None:
+        loss = loss_fn(output, *call.args, **call.kwargs)
+    else:
+        loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    if loss is None:
+        raise NoLossError(
+            "the observed model's recorded call returns no `loss` (transformers models return one where they "
+            "are given `labels`); pass them, or give `loss_fn=`"
+        )
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        got = f"one of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise TypeError(f"Expected the loss to be a tensor of one number but got {got}.")
+    return loss
+
+
+def importances(
+    model: nn.Module,
+    recorded: ProbeCall,
+    loss_fn: LossFunction | None = None,
+    context: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> Iterator[dict[CallKey, Tensor]]:
+    """Yield the importance of every head, [H] by attention call, for one sequence after the other.
+
+    Each runs alone, so that its loss is its own however the model averages over a batch; a call that
+    cannot be divided counts as one sequence. The model is left as it was, its gradients included.
+
+    Raises:
+        NoLossError: If there is no loss.
+        Exception: Whatever the model's forward or backward raises.
+    """
+    tap = Tap(model)
+    rows = range(recorded.rows) if recorded.divisible else range(1)
+    for row in rows:
+        call = recorded.take(slice(row, row + 1)).call
+        factors = HeadFactors()
+        with undisturbed(model, gradient=True), scaled_heads(tap, factors):
+            with context():
+                loss = loss_of(model(*call.args, **call.kwargs), call, loss_fn)
+            slopes = factors.slopes(loss)
+        yield {key: head_importance(slope[0]) for key, slope in slopes.items()}
