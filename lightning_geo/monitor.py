@@ -55,7 +55,8 @@ class GeometryMonitor(AnyCallback):
         max_overhead: Share of the run's time that samples may take (0.01 for one per cent), instead: they
             become rarer where they are dear. Which steps were taken is in the record.
         metrics: Families or single metrics; ``None`` for the families ``entropy``, ``pattern``, ``cone``,
-            ``subspace``, ``stream`` and ``head``. The others are measured where they are named.
+            ``subspace``, ``stream`` and ``head``. ``weights``, ``projection``, ``gates``, ``paper`` and
+            ``importance`` are measured where they are named.
         layers: Layer indices, or a regular expression on module names; ``None`` for all.
         rank: Dimensions of the subspaces that are compared, at most half a head.
         source: ``"probe"`` replays fixed inputs in eval mode; ``"batch"`` observes the training
@@ -70,8 +71,9 @@ class GeometryMonitor(AnyCallback):
         max_queries: Query rows to measure per sequence, drawn at random: linear cost on long sequences.
             Means over rows are then estimates with standard errors (``record["entropy.stderr"]``),
             ``max_logit`` and ``key_entropy`` are absent. ``None`` measures all.
-        weights_every_n_samples: Samples between those that measure the family ``weights`` too (default 10):
-            weights move slowly. The first and the last sample always do.
+        weights_every_n_samples: Samples between those that measure too what needs the parameters alone
+            (``weights``, the angles of ``projection``; default 10): weights move slowly. The first and
+            the last sample always do.
         importance_every_n_samples: Samples from one with ``importance`` to the next; the run's first and last
             sample have it too. Each costs a forward and a backward of every sequence of the probe.
         loss_fn: What ``importance`` is importance to, ``loss_fn(output, *args, **kwargs)`` of one call of the
