@@ -62,7 +62,7 @@ class Measurement:
         with reuse_scratch(), self._taps[name].open(self._statistics[name]) as tap:
             yield tap
 
-    def weigh(
+    def add_importance(
         self,
         model: nn.Module,
         calls: Sequence[ProbeCall],
@@ -246,7 +246,7 @@ def measure(
         )
     measurement.check_layers()
     if "importance" in names:
-        measurement.weigh(model, [ProbeCall.of("", call)], loss_fn=loss_fn)
+        measurement.add_importance(model, [ProbeCall.of("", call)], loss_fn=loss_fn)
     computed = measurement.compute()
     structure = {"model": type(model).__name__, "stacks": computed.structure}
     cost = time.perf_counter() - started
