@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightning_geo.schema import ROLES, STAGES, MetricSpec
+from lightning_geo.schema import GATES, MIXED, ROLES, STAGES, MetricSpec
 
 __all__ = ["CATALOG"]
 
@@ -160,7 +160,114 @@ _IMPORTANCE = [
                default=False),
 ]  # fmt: skip
 
+_SAPONATI = "Saponati et al. 2025, arXiv 2502.10927"
+_RV = "RV coefficient, Robert & Escoufier 1976"
+
+_WEIGHTS = [
+    MetricSpec(f"{level}{name}", "weights", axes, "1", formula.replace("M", matrix), meaning, _SAPONATI,
+               "weights", range=(-1.0, 1.0), headline=("symmetry",) * (f"{level}{name}" == "symmetry"),
+               self_attention=True, default=False)
+    for name, formula, meaning in (
+        ("symmetry", "tr(MM) / ‖M‖²_F, M = W_qᵀ W_k",
+         "1: tokens score each other alike both ways, as bidirectional training brings; about 0: random "
+         "weights; −1: one way excludes the other."),
+        ("directionality",
+         "(C − R)/(C + R), C what column norms of M exceed their mean + 2 std by, R the rows'",
+         "A rise: few directions decide for keys; a fall: for queries."),
+    )
+    for level, axes, matrix in (("", _HEAD, "M"), ("layer_", _LAYER, "ΣM"))
+] + [
+    MetricSpec(f"{pair}_{name}", "weights", _HEAD, unit, formula.format(matrix), meaning.format(verb), source,
+               "weights", range=range, headline=(f"{pair}_{name}",) * (name == "effective_rank"),
+               default=False)
+    for pair, matrix, verb in (("qk", "W_qᵀ W_k", "compares"), ("ov", "W_vᵀ W_o", "moves"))
+    for name, unit, formula, meaning, source, range in (
+        ("effective_rank", "dimensions", "exp(entropy of σ/Σσ), σ the singular values of {}",
+         "A fall: the head {} along fewer directions.", _ROY, (1.0, None)),
+        ("stable_rank", "dimensions", "Σσ² / σ₁², σ the singular values of {}",
+         "Near 1: one direction decides what the head {}.", "Rudelson & Vershynin 2007", (1.0, None)),
+        ("norm", "1", "‖{}‖_F", "A rise: what the head {} weighs more, whatever the inputs.",
+         "Frobenius norm", (0.0, None)),
+    )
+] + [
+    MetricSpec("read_overlap", "weights", _HEAD, "1",
+               "largest tr(A_h A_h') / (‖A_h‖ ‖A_h'‖) with another head, A = WᵀW",
+               "Near 1: another head of the layer reads the same directions.", _RV, "weights",
+               ("query", "key", "value"), (0.0, 1.0), default=False),
+    MetricSpec("write_overlap", "weights", _HEAD, "1", "the same of W_o",
+               "Near 1: another head of the layer writes the same directions.", _RV, "weights",
+               range=(0.0, 1.0), default=False),
+    MetricSpec("weight_drift", "weights", _HEAD, "1",
+               "1 − tr(A A₀) / (‖A‖ ‖A₀‖), A = WᵀW now, A₀ at the run's start",
+               "How far training has turned what the head reads or writes: 0 not at all.", _RV, "weights",
+               ROLES, (0.0, 1.0), tuple(f"weight_drift.{r}" for r in ROLES), default=False),
+]  # fmt: skip
+
+_PROJECTION = [
+    MetricSpec("projection_strength", "projection", _HEAD, "1",
+               "mean ‖P x‖²/‖x‖², P onto the rows of W, x what W is given; chance level head_dim/width",
+               "A rise: tokens move into what the head reads.", _PAPER, "reads", ("query", "key", "value"),
+               (0.0, 1.0), tuple(f"projection_strength.{r}" for r in ("query", "key", "value")),
+               default=False),
+] + [
+    MetricSpec(f"{role}_value_angle", "projection", _HEAD, "radians",
+               f"mean principal angle between the row spaces of W_{role[0]} and W_v",
+               meaning, "Björck & Golub 1973", "weights", range=(0.0, 1.5709), self_attention=role == "query",
+               default=False)
+    for role, meaning in (
+        ("query", "A fall: the head moves what it asks with."),
+        ("key", "A fall: the head moves what it is found by."),
+    )
+] + [
+    MetricSpec("score_norm_share", "projection", _HEAD, "1",
+               "Cov(t, ln|q·k|) / Var(ln|q·k|) over visible pairs, t = ln‖q‖, ln‖k‖ or ln|cos|",
+               "The three add to 1; a rise of a length's share: long vectors decide, wherever they point.",
+               "covariance shares of a sum", "scores", ("query", "key", "direction"), default=False),
+]  # fmt: skip
+
+_GATES = [
+    MetricSpec("gate", "gates", _HEAD, "1",
+               "how far a head is inside each gate's threshold: the least fulfilled of its conditions",
+               "The gate of the largest margin, if it is not negative, is the head's; a change of sign: the "
+               "head becomes another, or mixed.", _PAPER, "scores", GATES, (-1.0, 1.0), self_attention=True,
+               default=False),
+    MetricSpec("gate_count", "gates", _LAYER, "heads", "heads of the layer whose gate it is",
+               "A rise: more heads of the layer do the same kind of thing.", _PAPER, "counts",
+               (*GATES, MIXED), (0.0, None), tuple(f"gate_count.{g}" for g in (*GATES, MIXED)),
+               self_attention=True, default=False),
+]  # fmt: skip
+
+_PAPERS_OWN = [
+    MetricSpec("score_entropy", "paper", _HEAD, "nats",
+               "−Σ h ln h, h a 20-bin histogram of q·k over visible pairs, between their extremes",
+               "A fall: a few scores lie far from all others; near ln 20: they spread evenly.",
+               _PAPER, "scores", range=(0.0, None), default=False),
+] + [
+    MetricSpec(f"von_neumann_entropy{suffix}", "paper", _HEAD, "nats",
+               f"−Σ a ln a, a = {share}, λ the eigenvalues of {matrix}", meaning, _PAPER, "scores",
+               range=(0.0, None), self_attention=True, default=False)
+    for symmetry, matrix in (("", "QKᵀ"), (".symmetric", "(QKᵀ + KQᵀ)/2"))
+    for suffix, share, meaning in (
+        (symmetry, "|λ|² / Σ|λ|²", "A fall: the scores of a sequence come down to fewer directions."),
+        (f"{symmetry}.paper", "|λ| / √Σ|λ|²",
+         "The authors' own normalisation, to lay beside their figures: no entropy, since Σa is not 1."),
+    )
+]  # fmt: skip
+
 #: Every metric by name, in the order in which records list them.
 CATALOG: dict[str, MetricSpec] = {
-    spec.name: spec for spec in (*_ENTROPY, *_PATTERN, *_CONE, *_SUBSPACE, *_STREAM, *_HEADS, *_IMPORTANCE)
+    spec.name: spec
+    for spec in (
+        *_ENTROPY,
+        *_PATTERN,
+        *_CONE,
+        *_SUBSPACE,
+        *_STREAM,
+        *_HEADS,
+        *_WEIGHTS,
+        *_PROJECTION,
+        *_GATES,
+        *_IMPORTANCE,
+        *_PAPERS_OWN,
+    )
 }

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_geo.functional import head_similarity, principal_subspace
 from lightning_geo.functional.registry import metric_function
-from lightning_geo.schema import ROLES, spec_of, standard_error
+from lightning_geo.schema import GATES, ROLES, spec_of, standard_error
 from lightning_geo.statistics import LayerStatistics, SampleStatistics
 from lightning_geo.taps import CallKey, Layout
 
@@ -33,6 +33,8 @@ class Computed:
     stacks: dict[str, dict[str, NDArray[Any]]] = field(default_factory=dict)
     bases: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     similarities: dict[str, Tensor] = field(default_factory=dict)
+    #: stack -> metric -> [layer, head, head], what the heads of a layer have in common by their weights
+    overlaps: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     structure: dict[str, Any] = field(default_factory=dict)
     #: modules with activations that are not finite -> their layer, as ``stack/layer``
     broken: dict[str, str] = field(default_factory=dict)
@@ -44,6 +46,9 @@ class Computed:
             result[stack] = {f"basis.{role}": basis.cpu().numpy() for role, basis in roles.items()}
         for stack, similarity in self.similarities.items():
             result.setdefault(stack, {})["head_similarity"] = similarity.cpu().numpy()
+        for stack, overlaps in self.overlaps.items():
+            pairs = {f"pairs.{name}": overlap.cpu().numpy() for name, overlap in overlaps.items()}
+            result.setdefault(stack, {}).update(pairs)
         return result
 
 
@@ -77,8 +82,10 @@ def compute(
                 continue
             layers[index], modules[index] = sample.layers[key], key.module
             block = sample.blocks.get((layout.blocks[key], key), LayerStatistics())
-            for name, value in {**layers[index].mean_values(), **block.mean_values()}.items():
+            values = layers[index].mean_values()
+            for name, value in {**values, **block.mean_values()}.items():
                 pieces.append((stack, name, index, value))
+            pieces.extend((stack, name, index, count) for name, count in _counts(values, metrics))
             pieces.extend((stack, _BROKEN, index, flag) for flag in _broken(layers[index]))
         if not layers:
             continue
@@ -89,8 +96,22 @@ def compute(
         result.bases[stack] = {role: _stack_bases(b, size, max(heads)) for role, b in bases.items()}
         _compare_bases(stack, result.bases[stack], metrics, baseline, previous, pieces)
         _heads(stack, joint, metrics, max(heads), result, pieces)
+        found = {
+            index: sample.overlaps[key] for key, (owner, index) in layout.layers.items()
+            if owner == stack and index in layers and key in sample.overlaps
+        }  # fmt: skip
+        _keep_overlaps(stack, found, heads, result)
     _to_host(pieces, metrics, result)
     return result
+
+
+def _counts(values: dict[str, Tensor], metrics: tuple[str, ...]) -> list[tuple[str, Tensor]]:
+    """How many heads are which gate."""
+    margins = [values[f"gate.{gate}"] for gate in GATES if f"gate.{gate}" in values]
+    if len(margins) < len(GATES):
+        return []
+    counted = [name for name in metrics if spec_of(name).kind == "counts"]
+    return [(name, metric_function(name)(torch.stack(margins), name.rpartition(".")[2])) for name in counted]
 
 
 def _broken(layer: LayerStatistics) -> list[Tensor]:
@@ -189,6 +210,19 @@ def _heads(
             result.similarities[stack] = covariance.new_full((size, heads, heads), torch.nan)
         own = covariance.shape[0]
         result.similarities[stack][index, :own, :own] = head_similarity(covariance)
+
+
+def _keep_overlaps(
+    stack: str, found: dict[int, dict[str, Tensor]], heads: list[int], result: Computed
+) -> None:
+    for index, overlaps in found.items():
+        for name, overlap in overlaps.items():
+            shared = heads[index] // overlap.shape[0]  # grouped queries share a key's numbers
+            overlap = overlap.repeat_interleave(shared, dim=0).repeat_interleave(shared, dim=1)
+            kept = result.overlaps.setdefault(stack, {})
+            if name not in kept:
+                kept[name] = overlap.new_full((len(heads), max(heads), max(heads)), torch.nan)
+            kept[name][index, : heads[index], : heads[index]] = overlap
 
 
 def _to_host(pieces: list[tuple[str, str, int, Tensor]], metrics: tuple[str, ...], result: Computed) -> None:

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_geo.arguments import check_positive, check_token_ids
 from lightning_geo.complaints import ArgumentError
@@ -37,6 +37,7 @@ class Measurement:
         layers: Layer indices, or a regular expression on the paths of attention modules.
         rank: Dimensions of the subspaces.
         max_queries: Query rows to measure per sequence, drawn at random; None for all of them.
+        start: Weights at the run's start by model, see :class:`~lightning_geo.statistics.SampleStatistics`.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Measurement:
         layers: LayerChoice = None,
         rank: int = 8,
         max_queries: int | None = None,
+        start: dict[str, dict[str, dict[str, Tensor]]] | None = None,
     ) -> None:
         self._metrics = metrics
         self._layers = layers
@@ -54,7 +56,10 @@ class Measurement:
         for tap in taps.values():
             tap.failures.clear()
             tap.seconds = 0.0
-        self._statistics = {name: SampleStatistics(metrics, max_queries, name) for name in taps}
+        start = {} if start is None else start
+        self._statistics = {
+            name: SampleStatistics(metrics, max_queries, name, start.setdefault(name, {})) for name in taps
+        }
 
     @contextmanager
     def observe(self, name: str = "") -> Iterator[Tap]:
@@ -107,6 +112,11 @@ class Measurement:
     def unobserved(self) -> dict[str, str]:
         """Modules that look like attention but showed none: path and class."""
         return {name: kind for tap in self._taps.values() for name, kind in tap.unobserved.items()}
+
+    @property
+    def unprojected(self) -> dict[str, list[str]]:
+        """Attention modules and the roles whose projections could not be found."""
+        return {name: roles for tap in self._taps.values() for name, roles in tap.unprojected.items()}
 
     @property
     def observed(self) -> list[str]:
@@ -198,12 +208,14 @@ def measure(
     """Measure the geometry of a model's attention on one batch, as the monitor does on its probe.
 
     The model runs once, in eval mode and without gradient; its flags, buffers and the random number
-    generators are as before when it returns. ``drift`` and ``velocity`` are absent: they compare samples.
+    generators are as before when it returns. ``drift``, ``velocity`` and ``weight_drift`` are absent: they
+    compare samples.
 
     Args:
         model: Any module that computes attention.
         batch: A mapping is keyword arguments, a tuple positional ones, a tensor the one argument.
-        metrics: Families or single names; default everything but ``importance``, which needs a loss.
+        metrics: Families or single names; ``None`` for the families entropy, pattern, cone, subspace, stream
+            and head. ``importance`` needs a loss.
         layers: Layer indices, or a regular expression on module paths; default all.
         rank: Dimensions of the subspaces that are compared, at most half a head.
         special_token_ids: Input ids that count as special tokens; default those of ``model.config``.
@@ -230,8 +242,8 @@ def measure(
     names = tuple(name for name in select(metrics) if not compares_samples(name))
     if not names:
         raise ValueError(
-            f"Expected `metrics` to name more than `drift` and `velocity` but got {metrics!r}: they compare "
-            "samples, and this is one."
+            "Expected `metrics` to name more than `drift`, `velocity` and `weight_drift` but got "
+            f"{metrics!r}: they compare samples, and this is one."
         )
     measurement = Measurement({"": Tap(model, special_tokens(model, special_token_ids))}, names, layers, rank)
     call = Call.from_batch(batch).to(device_of(model))

@@ -54,9 +54,9 @@ class GeometryMonitor(AnyCallback):
         schedule: ``step -> bool`` instead.
         max_overhead: Share of the run's time that samples may take (0.01 for one per cent), instead: they
             become rarer where they are dear. Which steps were taken is in the record.
-        metrics: Families (``entropy``, ``pattern``, ``cone``, ``subspace``, ``stream``, ``head``,
-            ``importance``) or single metrics; ``None`` for everything but ``importance``, which takes a
-            backward of its own.
+        metrics: Families or single metrics; ``None`` for the families ``entropy``, ``pattern``, ``cone``,
+            ``subspace``, ``stream`` and ``head``. Others (``weights``, ``importance``, …) are measured where
+            they are named.
         layers: Layer indices, or a regular expression on module names; ``None`` for all.
         rank: Dimensions of the subspaces that are compared, at most half a head.
         source: ``"probe"`` replays fixed inputs in eval mode; ``"batch"`` observes the training
@@ -71,6 +71,8 @@ class GeometryMonitor(AnyCallback):
         max_queries: Query rows to measure per sequence, drawn at random: linear cost on long sequences.
             Means over rows are then estimates with standard errors (``record["entropy.stderr"]``),
             ``max_logit`` and ``key_entropy`` are absent. ``None`` measures all.
+        weights_every_n_samples: Samples between those that measure the family ``weights`` too (default 10):
+            weights move slowly. The first and the last sample always do.
         importance_every_n_samples: Samples from one with ``importance`` to the next; the run's first and last
             sample have it too. Each costs a forward and a backward of every sequence of the probe.
         loss_fn: What ``importance`` is importance to, ``loss_fn(output, *args, **kwargs)`` of one call of the
@@ -104,6 +106,7 @@ class GeometryMonitor(AnyCallback):
         baseline: str | os.PathLike[str] | None = None,
         special_token_ids: list[int] | None = None,
         max_queries: int | None = None,
+        weights_every_n_samples: int = 10,
         importance_every_n_samples: int = 5,
         loss_fn: Callable[..., Any] | None = None,
         scalars: Literal["model", "layer", "head"] = "layer",
@@ -118,6 +121,7 @@ class GeometryMonitor(AnyCallback):
         check_positive("importance_every_n_samples", importance_every_n_samples)
         if max_queries is not None:
             check_positive("max_queries", max_queries)
+        check_positive("weights_every_n_samples", weights_every_n_samples)
         check_token_ids(special_token_ids)
         check_name(name)
         self._schedule = Schedule(every_n_steps, schedule)
@@ -139,6 +143,7 @@ class GeometryMonitor(AnyCallback):
         self._baseline_run = baseline
         self._special_token_ids = special_token_ids
         self._max_queries = max_queries
+        self._weights_every_n_samples = weights_every_n_samples
         self._importance_every = importance_every_n_samples
         self._loss_fn = loss_fn
         self._scalars = scalars
@@ -197,6 +202,7 @@ class GeometryMonitor(AnyCallback):
             models, metrics, self._layers, self._rank, self._special_token_ids, self._max_queries,
             self._loss_fn, trainer.precision_plugin.forward_context, self._complaints,
         )  # fmt: skip
+        self._sampler.start = self._run.start
         self._sampler.prefer(self._run.models)
         if self._run.baseline is None and self._baseline_run is not None:
             self._run.baseline = bases_of(self._baseline_run)
@@ -265,6 +271,7 @@ class GeometryMonitor(AnyCallback):
             return
         if not self._replays:
             self._pending = True
+            self._sampler.weighs = self._weighs()
             self._sampler.watch(anew=anew)
         elif anew:
             self._pending = self._inputs.probe is None
@@ -375,6 +382,7 @@ class GeometryMonitor(AnyCallback):
     def _replay(self, trainer: Any, step: int, *, final: bool = False) -> None:
         started = time.perf_counter()
         assert self._sampler is not None
+        self._sampler.weighs = self._weighs(final)
         error: Exception | None
         try:
             due = final or self._run.samples % self._importance_every == 0
@@ -383,6 +391,10 @@ class GeometryMonitor(AnyCallback):
         except Exception as failure:  # the other ranks wait all the same
             error = failure
         self._conclude(trainer, step, error, started, final=final)
+
+    def _weighs(self, final: bool = False) -> bool:
+        """Whether the next sample measures the weights too."""
+        return final or self._run.samples % self._weights_every_n_samples == 0
 
     def _conclude(
         self, trainer: Any, step: int, error: Exception | None, started: float, *, final: bool = False
@@ -408,7 +420,7 @@ class GeometryMonitor(AnyCallback):
             record = self._record(computed, step, started, final)
             self.last_record = record
             run.samples += 1
-            # importance is not in every sample: a resumed run's EarlyStopping needs the last one
+            # those of metrics on a slower clock stay
             run.summaries |= {f"{self._name}/{key}": value for key, value in record.summaries().items()}
             trainer.callback_metrics.update(_tensors(run.summaries))
             if trainer.is_global_zero:

@@ -17,6 +17,7 @@ from lightning_geo.measure import LayerChoice, Measurement, special_tokens
 from lightning_geo.observed import ITSELF, choose
 from lightning_geo.probe import Share, on_call
 from lightning_geo.replay import Call, RandomState, device_of, has_fast_path, is_compiled, undisturbed
+from lightning_geo.schema import spec_of
 from lightning_geo.statistics import reduce_over_ranks
 from lightning_geo.taps import Tap
 
@@ -56,8 +57,13 @@ class Sampler:
         self._taps = {
             n: Tap(model, special_tokens(model, special_token_ids)) for n, model in self.models.items()
         }
-        self._settings = (metrics, layers, rank, max_queries)
+        self._metrics = metrics
+        self._settings = (layers, rank, max_queries)
         self._loss_fn = loss_fn
+        #: whether the next sample measures the weights too
+        self.weighs = True
+        #: weights at the run's start by model: filled in by the first sample that measures their drift
+        self.start: dict[str, dict[str, dict[str, Tensor]]] = {}
         self._forward_context = forward_context
         self._complaints = complaints
         self._chosen = False
@@ -170,6 +176,8 @@ class Sampler:
         Before the optimizer changes the weights, but after backward, which may need the buffers as they are.
         """
         shadows, self._shadows = self._shadows, []
+        if not shadows:
+            return
         started = time.perf_counter()
         try:
             for name, call, start in shadows:
@@ -198,7 +206,9 @@ class Sampler:
     # -- both
 
     def _begin(self) -> Measurement:
-        return Measurement({name: self._taps[name] for name in self.models}, *self._settings)
+        metrics = tuple(m for m in self._metrics if self.weighs or spec_of(m).kind != "weights")
+        taps = {name: self._taps[name] for name in self.models}
+        return Measurement(taps, metrics, *self._settings, start=self.start)
 
     def _first_failure(self, measurement: Measurement) -> Exception | None:
         if measurement.failures:
@@ -265,7 +275,13 @@ class Sampler:
             elif error is not None:
                 self._complaints.report("importance could not be measured", error)
         known = any("special_mass" in arrays for arrays in computed.stacks.values())
-        if "special_mass" in self._settings[0] and measurement.takes_ids and not known:
+        for name, roles in measurement.unprojected.items():
+            self._complaints.say(
+                f"the projections of {name} could not be told",
+                f"nothing that ran before or after its attention gives its {', '.join(roles)}, or the "
+                "parameters are quantised or sharded; what is computed from them is absent",
+            )
+        if "special_mass" in self._metrics and measurement.takes_ids and not known:
             self._complaints.say(
                 "special_mass is absent",
                 "the model's config names no bos, eos, cls or sep token; give `special_token_ids=`",

@@ -15,11 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "GATES",
+    "MIXED",
     "ROLES",
     "STAGES",
     "GeometryRecord",
     "MetricSpec",
     "compares_samples",
+    "compares_vectors",
     "is_standard_error",
     "lookup",
     "needs_probe",
@@ -30,6 +33,10 @@ __all__ = [
 
 ROLES = ("query", "key", "value", "output")
 STAGES = ("input", "attention", "output")
+
+#: What heads can be, see :mod:`lightning_geo.functional.gates`; and what they are where nothing fits.
+GATES = ("open", "closed", "instance", "backward", "forward", "directional", "cluster")
+MIXED = "mixed"
 
 _ERROR = ".stderr"
 
@@ -54,7 +61,7 @@ class MetricSpec:
         summary: How a model number is made of layers and heads, and sequences merged.
         kind: What it is computed from, see :mod:`lightning_geo.functional.registry`.
         self_attention: Defined only where queries and keys are the same tokens.
-        default: Whether it is measured where nobody says what to measure.
+        default: Whether it is measured where nobody says which metrics.
     """
 
     name: str
@@ -64,7 +71,10 @@ class MetricSpec:
     formula: str
     meaning: str
     source: str
-    kind: Literal["row", "sequence", "tokens", "directions", "moments", "heads", "bases", "slopes"]
+    kind: Literal[
+        "row", "sequence", "tokens", "directions", "moments", "heads", "bases",
+        "weights", "scores", "reads", "counts", "slopes",
+    ]  # fmt: skip
     parts: tuple[str, ...] = ()
     range: tuple[float | None, float | None] = (None, None)
     headline: tuple[str, ...] = ()
@@ -133,13 +143,18 @@ def _error_of(spec: MetricSpec) -> MetricSpec:
 
 
 def compares_samples(stored_name: str) -> bool:
+    """Whether a metric needs another sample (``drift``, ``velocity``, ``weight_drift``)."""
+    return compares_vectors(stored_name) or spec_of(stored_name).name == "weight_drift"
+
+
+def compares_vectors(stored_name: str) -> bool:
     """Whether a metric needs another sample of the same inputs (``drift``, ``velocity``)."""
     return spec_of(stored_name).name in ("drift", "velocity")
 
 
 def needs_probe(stored_name: str) -> bool:
     """Whether a metric cannot be had from a training batch: it compares samples, or differentiates."""
-    return compares_samples(stored_name) or spec_of(stored_name).kind == "slopes"
+    return compares_vectors(stored_name) or spec_of(stored_name).kind == "slopes"
 
 
 def select(metrics: Iterable[str] | str | None = None) -> tuple[str, ...]:
@@ -148,8 +163,7 @@ def select(metrics: Iterable[str] | str | None = None) -> tuple[str, ...]:
     A name that is both a family and a metric means the family; ``metric:entropy`` means the one.
 
     Args:
-        metrics: Families, metric names, stored names; ``None`` for everything but what has to be asked for
-            (``importance``).
+        metrics: Families, metric names, stored names; ``None`` for everything that is measured by default.
 
     Raises:
         ValueError: If a name is unknown (the nearest one is suggested) or nothing is selected.
@@ -181,7 +195,7 @@ def select(metrics: Iterable[str] | str | None = None) -> tuple[str, ...]:
     if not wanted:
         raise ValueError(
             "Expected `metrics` to name at least one metric or family, but got none. "
-            "Leave it out to measure everything."
+            "Leave it out to measure what is measured by default."
         )
     return tuple(name for name in every if name in wanted)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from torch import Tensor
+
 from lightning_geo.compute import Bases
 
 __all__ = ["RunState"]
@@ -24,6 +26,7 @@ class RunState:
         samples: How many were taken.
         cost: Seconds that they took.
         elapsed: Seconds that the run took.
+        start: Weights at the run's start on the CPU, by model, attention module and role.
     """
 
     baseline: Bases | None = None
@@ -35,6 +38,7 @@ class RunState:
     samples: int = 0
     cost: float = 0.0
     elapsed: float = 0.0
+    start: dict[str, dict[str, dict[str, Tensor]]] = field(default_factory=dict)
 
     def state_dict(self) -> dict[str, Any]:
         """Its fields by name."""

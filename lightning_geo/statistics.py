@@ -8,9 +8,10 @@ second moment.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,24 +21,37 @@ from torch import Tensor
 from lightning_geo.functional import (
     AttentionStatistics,
     HeadMoments,
+    HeadReads,
+    HeadWeights,
     StreamStatistics,
     attention_statistics,
     head_moments,
+    key_entropy,
     masked_mean,
     stream_statistics,
 )
 from lightning_geo.functional._tensors import exact_dtype
+from lightning_geo.functional.attention import attention_problem
+from lightning_geo.functional.gates import gate_shares
 from lightning_geo.functional.registry import metric_function, reads_of
 from lightning_geo.functional.stream import mean_over_tokens
+from lightning_geo.kernels import AttentionProblem, attention
+from lightning_geo.kernels.pairs import near_and_mutual, norm_shares
 from lightning_geo.ranks import world_size
 from lightning_geo.rows import draw_rows, variance_of_mean
-from lightning_geo.schema import ROLES, spec_of, standard_error
-from lightning_geo.taps import AttentionCall, BlockCall, CallKey
+from lightning_geo.schema import GATES, ROLES, spec_of, standard_error
+from lightning_geo.taps import AttentionCall, BlockCall, CallKey, Projections
 
 __all__ = ["LayerStatistics", "SampleStatistics", "reduce_over_ranks"]
 
 #: Largest width for which the d×d second moment of all heads' outputs is kept by default.
 GRAM_MAX_WIDTH = 1024
+
+#: Sequences of a sample, on each rank, from which metrics of kind ``scores`` are taken.
+SCORED_SEQUENCES = 2
+
+#: How many tokens away near context is.
+NEAR = 4
 
 
 @dataclass
@@ -131,6 +145,45 @@ class _Observed:
         return self.statistics.received
 
 
+@dataclass(frozen=True)
+class _Scores:
+    """What metric functions of kind ``scores`` read."""
+
+    #: from queries and keys as they are, None where they could not be told
+    products: AttentionProblem | None
+    #: whose softmax is the attention
+    attended: AttentionProblem
+    key_mask: Tensor | None
+
+    @property
+    def problem(self) -> AttentionProblem:
+        assert self.products is not None
+        return self.products
+
+    @functools.cached_property
+    def norm_shares(self) -> Tensor:
+        return norm_shares(self.problem)
+
+    @functools.cached_property
+    def shares(self) -> dict[str, Tensor]:
+        wanted = {
+            "entropy",
+            "visible_keys",
+            "first_mass",
+            "self_mass",
+            "special_mass",
+            "received",
+            "logsumexp",
+        }
+        found = attention(replace(self.attended, wanted=frozenset(wanted)))
+        assert found.logsumexp is not None
+        assert found.received is not None
+        planes = {name: plane for name, plane in vars(found).items() if plane is not None}
+        planes |= near_and_mutual(self.attended, found.logsumexp, found.live, NEAR)
+        received = key_entropy(found.received, self.key_mask)
+        return gate_shares(planes, received)
+
+
 class SampleStatistics:
     """Turns what the tap sees into statistics; the tap's observer.
 
@@ -138,9 +191,16 @@ class SampleStatistics:
         metrics: Stored names to measure.
         max_queries: Query rows to measure per sequence, drawn at random; None for all of them.
         seed: Which ones.
+        start: Weights at the run's start, by attention module and role; what is missing is filled in.
     """
 
-    def __init__(self, metrics: Iterable[str], max_queries: int | None = None, seed: str = "") -> None:
+    def __init__(
+        self,
+        metrics: Iterable[str],
+        max_queries: int | None = None,
+        seed: str = "",
+        start: dict[str, dict[str, Tensor]] | None = None,
+    ) -> None:
         self._max_queries = max_queries
         self._seed = seed
         self.layers: dict[CallKey, LayerStatistics] = {}
@@ -159,6 +219,69 @@ class SampleStatistics:
         if "qk_alignment" in spectral:
             self._roles = [r for r in ROLES if r in {*self._roles, "query", "key"}]
         self._gram = bool(kinds.get("heads"))
+        self._scores = kinds.get("scores", [])
+        if kinds.get("counts"):  # of what heads' margins say
+            every = [f"gate.{gate}" for gate in GATES]
+            self._scores = [*every, *(name for name in self._scores if name not in every)]
+        #: sequences of each call that the metrics of kind ``scores`` have had
+        self._scored: dict[CallKey, int] = {}
+        self._reads = kinds.get("reads", [])
+        #: real queries and real keys of the calls whose projections are still to be told
+        self._real: dict[CallKey, tuple[Tensor | None, Tensor | None]] = {}
+        self._weights = kinds.get("weights", [])
+        #: whether anything here is computed from projections
+        self.reads_projections = bool(self._weights or self._reads)
+        self._weighed: set[CallKey] = set()
+        self._start = {} if start is None else start
+        #: RV coefficients of heads' weights, call -> metric -> [h, h]: no sums, the same on every rank
+        self.overlaps: dict[CallKey, dict[str, Tensor]] = {}
+
+    def projections(self, key: CallKey, projections: Projections) -> None:
+        """Measure the weights, once in a sample however often they are used, and what they were given."""
+        layer = self.layers.get(key)
+        real = self._real.pop(key, (None, None))
+        weighing = bool(self._weights) and key not in self._weighed
+        if layer is None or not (weighing or self._reads):
+            return
+        weights = projections.weights()
+        for name in self._reads:
+            role = name.rpartition(".")[2]
+            read, mask = projections.read(role), real[role != "query"]
+            if role not in weights or read is None or not (mask is None or mask.shape == read[0].shape[:2]):
+                continue
+            given = HeadReads(read[0], weights[role], *read[1:], mask, layer.heads)
+            layer.add_values(f"reads.{role}", (name,), metric_function(name)(given)[None])
+        if weighing:
+            self._weighed.add(key)
+            self._measure_weights(layer, key, weights)
+
+    def _measure_weights(self, layer: LayerStatistics, key: CallKey, weights: dict[str, Tensor]) -> None:
+        names = [
+            n for n in self._weights
+            if set(reads_of(n)) <= set(weights) and not (key.cross and spec_of(n).self_attention)
+        ]  # fmt: skip
+        drifting = [n.rpartition(".")[2] for n in names if spec_of(n).name == "weight_drift"]
+        heads = HeadWeights(**weights, heads=layer.heads, start=self._start_of(key, weights, drifting))
+        values = {name: _of_part(name, heads) for name in names}
+        for group, axes in (("weights.head", 2), ("weights.layer", 1)):
+            mine = tuple(name for name in names if len(spec_of(name).axes) == axes)
+            if mine:  # as those of one sequence: ranks have the same
+                layer.add_values(group, mine, torch.stack([values[name] for name in mine])[:, None])
+        pairs = {"read_overlap.query": "query", "read_overlap.key": "key", "read_overlap.value": "value",
+                 "write_overlap": "output"}  # fmt: skip
+        self.overlaps[key] = {name: heads.overlap(role) for name, role in pairs.items() if name in names}
+
+    def _start_of(self, key: CallKey, weights: dict[str, Tensor], roles: Iterable[str]) -> dict[str, Tensor]:
+        """The weights at the start, by role: these, where there was none before."""
+        kept = self._start.setdefault(f"{key.module}{'.cross' * key.cross}", {}) if roles else {}
+        start = {}
+        for role in roles:
+            if role not in kept:
+                kept[role] = weights[role].detach().to("cpu", copy=True).contiguous()
+                start[role] = weights[role]
+            else:
+                start[role] = kept[role]
+        return start
 
     def attention(self, key: CallKey, call: AttentionCall) -> None:
         """Measure one attention call."""
@@ -166,6 +289,9 @@ class SampleStatistics:
         layer.heads = (call.scores if call.query is None else call.query).shape[1]  # type: ignore[union-attr]
         moments = self._measure_vectors(layer, call)
         self._measure_rows(layer, call, moments, f"{self._seed} {key}")
+        self._measure_scores(layer, key, call)
+        if self._reads:
+            self._real[key] = call.query_mask, call.key_mask()
 
     def _measure_rows(
         self, layer: LayerStatistics, call: AttentionCall, moments: dict[str, HeadMoments], seed: str
@@ -207,6 +333,34 @@ class SampleStatistics:
             seen = _Observed(moments["query"], moments["key"], call.key_mask(), statistics)
             values = torch.stack([metric_function(name)(seen) for name in sequences])
             layer.add_values("sequence", sequences, torch.where(broken, torch.nan, values))
+
+    def _measure_scores(self, layer: LayerStatistics, key: CallKey, call: AttentionCall) -> None:
+        """Measure what needs every score more than once, on a rank's first sequences alone."""
+        known = call.query is not None and call.key is not None
+        names = [
+            n for n in self._scores
+            if not (spec_of(n).self_attention and (call.cross or call.lengths[1] != call.lengths[2]))
+            and (known or reads_of(n) == ("attended",))
+        ]  # fmt: skip
+        count = min(SCORED_SEQUENCES - self._scored.get(key, 0), call.lengths[0])
+        if not names or count <= 0:
+            return
+        self._scored[key] = self._scored.get(key, 0) + count
+        query, keys, masks = _attended(call)
+        attended = attention_problem(query, keys, **_options(call, masks))
+        products: AttentionProblem | None = attended
+        if call.scores is not None:
+            products = None
+            if call.query is not None and call.key is not None:
+                products = attention_problem(call.query, call.key, **_options(call, masks))
+        mask = call.key_mask()
+        scores = _Scores(
+            None if products is None else products.first_sequences(count),
+            attended.first_sequences(count),
+            None if mask is None else mask[:count],
+        )
+        values = torch.stack([_of_part(name, scores) for name in names])
+        layer.add_values("scores", tuple(names), values)
 
     def _measure_vectors(self, layer: LayerStatistics, call: AttentionCall) -> dict[str, HeadMoments]:
         """Measure what the four roles' vectors look like; returns what rows may need of it."""
@@ -282,6 +436,8 @@ class SampleStatistics:
 
     def zero(self) -> None:
         """Keep the layout, count nothing."""
+        self._weighed.clear()
+        self._scored.clear()
         for layer in self.everything():
             layer.sums = {name: torch.zeros_like(value) for name, value in layer.sums.items()}
             layer.maxima = {name: torch.full_like(v, -torch.inf) for name, v in layer.maxima.items()}
@@ -306,6 +462,12 @@ def _planes(names: Iterable[str], statistics: AttentionStatistics | StreamStatis
     return planes
 
 
+def _of_part(name: str, given: HeadWeights | _Scores) -> Tensor:
+    parts = (name.rpartition(".")[2],) if spec_of(name).parts else ()
+    values: Tensor = metric_function(name)(given, *parts)
+    return values
+
+
 def _add_cones(
     layer: LayerStatistics,
     stage: str,
@@ -320,6 +482,14 @@ def _add_cones(
 
 def call_statistics(call: AttentionCall, wanted: Iterable[str], rows: Tensor | None) -> AttentionStatistics:
     """Those statistics of one observed call, of all rows or of some, through the public function."""
+    query, key, masks = _attended(call)
+    return attention_statistics(
+        query, key, **{**_options(call, masks), "statistics": wanted, "queries": rows}
+    )
+
+
+def _attended(call: AttentionCall) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
+    """Queries, keys and masks whose softmax is the call's attention."""
     query, key, masks = call.query, call.key, call.masks
     if call.scores is not None:  # they are all a mask, on products that are zero
         batch, heads, queries, keys = call.scores.shape
@@ -328,21 +498,24 @@ def call_statistics(call: AttentionCall, wanted: Iterable[str], rows: Tensor | N
         masks = (call.scores,)
     assert query is not None
     assert key is not None
-    return attention_statistics(
-        query,
-        key,
-        mask=masks or None,
-        is_causal=call.is_causal,
-        causal_alignment=call.causal_alignment,
-        query_mask=call.query_mask,
-        window=call.window,
-        sinks=call.sinks,
-        special=call.special,
-        scale=call.scale,
-        softcap=call.softcap,
-        statistics=wanted,
-        queries=rows,
-    )
+    return query, key, masks
+
+
+def _options(call: AttentionCall, masks: tuple[Any, ...]) -> dict[str, Any]:
+    """How a call's scores come about, apart from queries and keys."""
+    return {
+        "mask": masks or None,
+        "is_causal": call.is_causal,
+        "causal_alignment": call.causal_alignment,
+        "query_mask": call.query_mask,
+        "window": call.window,
+        "sinks": call.sinks,
+        "special": call.special,
+        "scale": call.scale,
+        "softcap": call.softcap,
+        "statistics": None,
+        "queries": None,
+    }
 
 
 def reduce_over_ranks(samples: list[SampleStatistics], ok: bool, device: torch.device) -> bool:

@@ -261,7 +261,7 @@ def test_two_calls_give_the_same_record_whatever_the_generators_hold(batch: dict
         ({"metrics": ["entropi"]}, r"`metrics` .* got 'entropi'\. Did you mean 'entropy'"),
         ({"metrics": "effective_rnk"}, "Did you mean 'effective_rank'"),
         ({"metrics": []}, "`metrics` to name at least one"),
-        ({"metrics": ["drift"]}, "`metrics` to name more than `drift` and `velocity`"),
+        ({"metrics": ["drift"]}, "`metrics` to name more than `drift`, `velocity` and `weight_drift`"),
         ({"layers": 3}, r"`layers` to match at least one layer but got 3.*\{'layers': 3\}"),
         ({"layers": [7, 9]}, r"`layers` to match at least one layer but got \[7, 9\]"),
         ({"layers": "decoder"}, "`layers` to match the name of a module but 'decoder'"),

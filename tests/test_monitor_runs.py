@@ -6,6 +6,7 @@ import copy
 import csv
 import logging
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from torch.utils.data import default_collate
 from lightning_geo import GeometryHistory, GeometryMonitor, GeometryRecord, load_history, measure
 from lightning_geo.functional import subspace_distance
 from lightning_geo.schema import compares_samples, lookup
+from lightning_geo.statistics import SampleStatistics
 from lit import Causal, Classifier, Lit, fit, loader, sequences
 
 
@@ -274,3 +276,18 @@ def test_a_baseline_without_bases_is_refused(tmp_path: Path) -> None:
     fit(tmp_path, Classifier(), GeometryMonitor(metrics="entropy", strict=True), steps=1)
     with pytest.raises(ValueError, match="`baseline` to be a run that measured `drift`"):
         fit(tmp_path, Classifier(), GeometryMonitor(baseline=tmp_path / "lightning_geo"))
+
+
+@pytest.mark.parametrize("source", ["probe", "batch"])
+def test_the_cost_of_a_sample_is_that_of_observing_too(
+    source: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attention = SampleStatistics.attention
+
+    def slow(*args: Any) -> None:
+        time.sleep(0.2)
+        attention(*args)
+
+    monkeypatch.setattr(SampleStatistics, "attention", slow)
+    fit(tmp_path, Classifier(), GeometryMonitor(every_n_steps=2, source=source), steps=3)
+    assert (history_of(tmp_path).facts["cost_seconds"] >= 0.4).all()  # two layers

@@ -53,7 +53,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     # what may leave a rank behind comes last
-    scenarios = [*SAME, "collectives", "dropping", *FAILING, "strict"]
+    scenarios = [*SAME, "budget", "collectives", "dropping", *FAILING, "strict"]
     assert set(scenarios) == set(ranks.SCENARIOS)
     command = [sys.executable, "-m", "programs.ranks", str(directory), *scenarios]
     processes = []
@@ -106,6 +106,13 @@ def test_two_processes_record_what_one_does(directory: Path, tmp_path: Path, sce
         assert_same(theirs, mirrored, 0.0)
     assert first["loss"] != second["loss"]  # they did have different inputs
     np.testing.assert_allclose(np.mean([first["loss"], second["loss"]], 0), one["loss"], 1e-4)
+
+
+def test_ranks_whose_clocks_disagree_sample_the_same_steps(directory: Path) -> None:
+    first, second = ([record.step for record in result["records"]] for result in results(directory, "budget"))
+    assert first == second
+    assert first[0] == 0
+    assert first[-1] == 12
 
 
 @pytest.mark.parametrize("scenario", [*SAME, *FAILING])

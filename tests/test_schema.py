@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_geo.catalog import CATALOG
-from lightning_geo.schema import ROLES, STAGES, GeometryRecord, lookup, select, spec_of
+from lightning_geo.schema import GATES, MIXED, ROLES, STAGES, GeometryRecord, lookup, select, spec_of
 from sinks.records import make_record
 
 FAMILIES = {spec.family for spec in CATALOG.values()}
@@ -21,7 +21,8 @@ def test_every_metric_says_what_it_is(spec: object) -> None:
     spec = CATALOG[spec.name]  # type: ignore[attr-defined]
     assert all((spec.unit, spec.formula, spec.meaning.endswith("."), spec.source))
     assert spec.axes in (("layer",), ("layer", "head"))
-    assert spec.parts in ((), ROLES, STAGES)
+    known = STAGES, ("query", "key", "direction"), GATES, (*GATES, MIXED)
+    assert set(spec.parts) <= {*ROLES} or spec.parts in known
     assert set(spec.headline) <= set(spec.stored_names)
     low, high = spec.range
     assert low is None or high is None or low < high
@@ -31,9 +32,9 @@ def test_stored_names_are_unique_and_lead_back_to_their_metric() -> None:
     stored = [name for spec in CATALOG.values() for name in spec.stored_names]
     assert len(set(stored)) == len(stored)
     assert tuple(stored) == select(sorted(FAMILIES))
-    asked_for = {name for spec in CATALOG.values() if not spec.default for name in spec.stored_names}
-    assert select() == tuple(name for name in stored if name not in asked_for)
-    assert asked_for == {"importance"}
+    measured = {spec.family for spec in CATALOG.values() if spec.default}
+    assert select() == select(sorted(measured)), "a family is measured by default as a whole or not at all"
+    assert measured == {"entropy", "pattern", "cone", "subspace", "stream", "head"}
     for spec in CATALOG.values():
         assert all(spec_of(name) is spec for name in spec.stored_names)
     with pytest.raises(KeyError):
@@ -49,6 +50,7 @@ def test_stored_names_are_unique_and_lead_back_to_their_metric() -> None:
         (["drift.key", "metric:entropy"], ["entropy", "drift.key"]),  # in the order of the table
         ("metric:cone", ["cone.input", "cone.attention", "cone.output", "cone.head"]),
         ("head", ["redundancy", "complementarity"]),
+        ("write_overlap", ["write_overlap"]),  # named, though it is not measured by default
     ],
 )
 def test_select_resolves_families_metrics_and_parts(wanted: str | list[str], names: list[str] | None) -> None:

@@ -240,7 +240,8 @@ def _natural(text: str) -> list[tuple[int, str]]:
 
 def _ordered(names: Iterable[str]) -> list[str]:
     """In the order of the catalog; unknown names behind."""
-    from lightning_geo.schema import select
+    from lightning_geo.catalog import CATALOG
 
-    place = {name: index for index, name in enumerate(select())}
+    stored = (name for spec in CATALOG.values() for name in spec.stored_names)
+    place = {name: index for index, name in enumerate(stored)}
     return sorted(names, key=lambda name: (place.get(name, len(place)), name))

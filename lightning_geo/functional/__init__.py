@@ -11,8 +11,11 @@ from lightning_geo.functional._tensors import masked_mean
 from lightning_geo.functional.attention import attention_statistics
 from lightning_geo.functional.cone import cone_index, mean_cosine
 from lightning_geo.functional.entropy import key_entropy, normalized_entropy
+from lightning_geo.functional.gates import gate_labels
 from lightning_geo.functional.head import complementarity, head_similarity, linear_cka, redundancy
 from lightning_geo.functional.importance import head_importance
+from lightning_geo.functional.paper import von_neumann_entropy
+from lightning_geo.functional.projection import HeadReads, projection_strength
 from lightning_geo.functional.registry import METRIC_FUNCTIONS, computes, metric_function
 from lightning_geo.functional.stream import (
     kurtosis,
@@ -33,18 +36,22 @@ from lightning_geo.functional.subspace import (
     subspace_distance,
     top_share,
 )
+from lightning_geo.functional.weights import HeadWeights
 from lightning_geo.kernels import AttentionStatistics, HeadMoments, StreamStatistics
 
 __all__ = [
     "METRIC_FUNCTIONS",
     "AttentionStatistics",
     "HeadMoments",
+    "HeadReads",
+    "HeadWeights",
     "StreamStatistics",
     "attention_statistics",
     "complementarity",
     "computes",
     "cone_index",
     "effective_rank",
+    "gate_labels",
     "head_importance",
     "head_moments",
     "head_similarity",
@@ -59,6 +66,7 @@ __all__ = [
     "principal_angles",
     "principal_subspace",
     "projection_similarity",
+    "projection_strength",
     "qk_cosine",
     "redundancy",
     "skewness",
@@ -68,4 +76,5 @@ __all__ = [
     "token_norm",
     "top_share",
     "update_ratio",
+    "von_neumann_entropy",
 ]

@@ -23,6 +23,14 @@ slopes     ``fn(slope)``: ``[H]``, the derivative of one sequence's  ``[H]``, on
 bases      ``fn(u, v)``: ``[..., d, r]`` each, orthonormal columns; ``[...]``
            the caller decides which pair (query and key, now and
            baseline, now and before)
+weights    ``fn(weights)``, a ``HeadWeights``; ``fn(weights, part)``  ``[H]`` or scalar, as the axes
+           where the spec has parts. ``reads`` names the roles       of the spec say
+           that it needs; a part is one
+scores     ``fn(scores)``, an :class:`ObservedScores`;              ``[B, H]``, one per sequence
+           ``fn(scores, part)`` where the spec has parts
+counts     ``fn(margins, part)``, what heads' gates are: ``[7, H]``  scalar
+reads      ``fn(reads)``, a ``HeadReads`` of the role that is       ``[B, H]``, one per sequence
+           the part
 ========== ======================================================== ===============================
 
 A function needs no line in ``functional/__init__.py`` unless users are to call it by hand; only
@@ -41,9 +49,9 @@ from lightning_geo.catalog import CATALOG
 from lightning_geo.schema import spec_of
 
 if TYPE_CHECKING:
-    from lightning_geo.kernels import HeadMoments
+    from lightning_geo.kernels import AttentionProblem, HeadMoments
 
-__all__ = ["METRIC_FUNCTIONS", "ObservedCall", "computes", "metric_function", "reads_of"]
+__all__ = ["METRIC_FUNCTIONS", "ObservedCall", "ObservedScores", "computes", "metric_function", "reads_of"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Tensor])
 
@@ -73,13 +81,30 @@ class ObservedCall(Protocol):
         """``[B, H, Nk]``, the attention that each key receives, for functions that read it."""
 
 
+class ObservedScores(Protocol):
+    """What a function of kind ``scores`` may read of one attention call."""
+
+    @property
+    def problem(self) -> AttentionProblem:
+        """Queries and keys as attention used them, and which pairs are visible."""
+
+    @property
+    def norm_shares(self) -> Tensor:
+        """``[3, B, H]``, what :func:`lightning_geo.kernels.pairs.norm_shares` returns."""
+
+    @property
+    def shares(self) -> dict[str, Tensor]:
+        """``[B, H]`` each, what :func:`lightning_geo.functional.gates.gate_shares` returns."""
+
+
 def computes(name: str, reads: tuple[str, ...] = ()) -> Callable[[_Function], _Function]:
     """Register the decorated function as the one that computes the catalog's metric ``name``.
 
     Args:
         name: Name of a :class:`~lightning_geo.schema.MetricSpec` in the catalog.
-        reads: Fields of ``AttentionStatistics`` (of ``StreamStatistics`` for kind ``tokens``) that it
-            needs: what nothing reads is not computed.
+        reads: Fields of ``AttentionStatistics`` (of ``StreamStatistics`` for kind ``tokens``, roles for kind
+            ``weights``, ``"attended"`` for kind ``scores`` where softmax is enough) that it needs: what
+            nothing reads is not computed.
 
     Returns:
         A decorator that returns its function unchanged.
@@ -115,7 +140,7 @@ def computes(name: str, reads: tuple[str, ...] = ()) -> Callable[[_Function], _F
 
 
 def reads_of(name: str) -> tuple[str, ...]:
-    """Return which fields of ``AttentionStatistics`` or ``StreamStatistics`` a metric is computed from.
+    """Return which fields of ``AttentionStatistics`` or ``StreamStatistics``, or which roles, it needs.
 
     Example:
         >>> reads_of("normalized_entropy"), reads_of("distance"), reads_of("stable_rank")
@@ -123,6 +148,8 @@ def reads_of(name: str) -> tuple[str, ...]:
     """
     spec = spec_of(name)
     own = (spec.name,) if spec.kind in ("row", "tokens") else ()
+    if spec.kind == "weights" and spec.parts:
+        return (name.rpartition(".")[2],)
     return _READS.get(spec.name, own)
 
 

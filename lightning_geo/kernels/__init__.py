@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor
 
 from lightning_geo.kernels.blocks import BlockRule, mask_rows
@@ -41,6 +42,9 @@ Backend = Literal["auto", "triton", "compiled", "chunked", "reference"]
 BACKENDS = get_args(Backend)
 
 _log = logging.getLogger(__name__)
+
+#: What failed unexpectedly, and with what; it is not tried again.
+_FAILED: dict[tuple[str, str], str] = {}
 
 #: Operation -> backend -> module and function.
 _FUNCTIONS = {
@@ -74,7 +78,7 @@ def attention(problem: AttentionProblem, backend: Backend = "auto") -> Attention
     Returns:
         Its statistics; float64 planes from ``"reference"``, float32 else.
     """
-    statistics: AttentionStatistics = _function("attention", backend, problem.query, problem)(problem)
+    statistics: AttentionStatistics = _run("attention", backend, problem.query.device, problem)
     return statistics
 
 
@@ -86,8 +90,7 @@ def stream_statistics(
     backend: Backend = "auto",
 ) -> StreamStatistics:
     """See :func:`lightning_geo.kernels.vectors.stream_statistics`, on any backend."""
-    arguments = x, mask, before, wanted
-    result: StreamStatistics = _function("stream_statistics", backend, x, *arguments)(*arguments)
+    result: StreamStatistics = _run("stream_statistics", backend, x.device, x, mask, before, wanted)
     return result
 
 
@@ -95,29 +98,45 @@ def head_moments(
     x: Tensor, mask: Tensor | None, wanted: frozenset[str], backend: Backend = "auto"
 ) -> HeadMoments:
     """See :func:`lightning_geo.kernels.vectors.head_moments`, on any backend."""
-    result: HeadMoments = _function("head_moments", backend, x, x, mask, wanted)(x, mask, wanted)
+    result: HeadMoments = _run("head_moments", backend, x.device, x, mask, wanted)
     return result
 
 
-def _function(operation: str, backend: str, example: Tensor, *arguments: object) -> Callable[..., Any]:
-    """The backend's function for these arguments, or the next that can take them.
+def _run(operation: str, backend: str, device: torch.device, *arguments: object) -> Any:
+    """Run an operation on a backend, or on the next one that can take these arguments.
 
-    What was picked and why is in this module's debug logging.
+    What was picked and why is in this module's debug logging. A kernel that fails all the same (a compiler,
+    a device that nobody tried) costs one warning where nobody asked for it by name, and no number.
     """
-    functions = _FUNCTIONS[operation]
-    if backend == "auto":
-        backend = "triton" if example.device.type == "cuda" else "chunked"
-    reason: str | None = "it has no such function"
-    if backend in functions:
-        name, function = functions[backend]
-        try:  # imported only where wanted: compilers take their time
-            module = importlib.import_module(f"lightning_geo.kernels.{name}")
-            reason = module.unsupported(operation, *arguments) if hasattr(module, "unsupported") else None
-        except ImportError as error:
-            reason = str(error)
-        if reason is None:
-            _log.debug("%s: backend %s for tensors on %s", operation, backend, example.device)
-            picked: Callable[..., Any] = getattr(module, function)
-            return picked
-    _log.debug("%s: backend chunked, since %s cannot take it: %s", operation, backend, reason)
-    return _function(operation, "chunked", example, *arguments)
+    picked = ("triton" if device.type == "cuda" else "chunked") if backend == "auto" else backend
+    function, reason = _function(operation, picked, *arguments)
+    if function is not None:
+        _log.debug("%s: backend %s for tensors on %s", operation, picked, device)
+        try:
+            return function(*arguments)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            if backend != "auto" or picked == "chunked":
+                raise
+            reason = _FAILED[operation, picked] = f"{type(error).__name__}: {error}"
+            _log.warning("%s: %s kernels fail here, torch does it instead: %s", operation, picked, reason)
+    _log.debug("%s: backend chunked, since %s cannot take it: %s", operation, picked, reason)
+    return _run(operation, "chunked", device, *arguments)
+
+
+def _function(
+    operation: str, backend: str, *arguments: object
+) -> tuple[Callable[..., Any] | None, str | None]:
+    """A backend's function for these arguments, or why there is none."""
+    if backend not in _FUNCTIONS[operation]:
+        return None, "it has no such function"
+    if (operation, backend) in _FAILED:
+        return None, _FAILED[operation, backend]
+    name, function = _FUNCTIONS[operation][backend]
+    try:  # imported only where wanted: compilers take their time
+        module = importlib.import_module(f"lightning_geo.kernels.{name}")
+    except ImportError as error:
+        return None, str(error)
+    reason = module.unsupported(operation, *arguments) if hasattr(module, "unsupported") else None
+    return (getattr(module, function), None) if reason is None else (None, reason)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from torch import Tensor
 
@@ -61,6 +61,23 @@ class AttentionProblem:
         """B, H, and how many rows are measured: the shape of all planes."""
         batch, heads, queries = self.query.shape[:3]
         return batch, heads, queries if self.rows is None else self.rows.shape[1]
+
+    def first_sequences(self, count: int) -> AttentionProblem:
+        """The same call for the first sequences alone."""
+
+        def first(x: Tensor | None) -> Tensor | None:
+            return x if x is None or x.shape[0] == 1 else x[:count]
+
+        return replace(
+            self,
+            query=self.query[:count],
+            key=self.key[:count],
+            # a rule is evaluated where it is needed
+            masks=tuple(m if isinstance(m, BlockRule) or m.shape[0] == 1 else m[:count] for m in self.masks),
+            query_mask=first(self.query_mask),
+            special=first(self.special),
+            rows=first(self.rows),
+        )
 
     @property
     def keys(self) -> int:

@@ -1,7 +1,8 @@
 """How attention is observed: one file per way that it is computed, one for the module tree."""
 
 from lightning_geo.taps.call import AttentionCall, BlockCall, CallKey
+from lightning_geo.taps.projections import Projections
 from lightning_geo.taps.tap import Observer, Tap
 from lightning_geo.taps.tree import Layout, lay_out
 
-__all__ = ["AttentionCall", "BlockCall", "CallKey", "Layout", "Observer", "Tap", "lay_out"]
+__all__ = ["AttentionCall", "BlockCall", "CallKey", "Layout", "Observer", "Projections", "Tap", "lay_out"]

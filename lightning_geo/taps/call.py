@@ -40,6 +40,9 @@ class AttentionCall:
         query_mask: [B, Nq] bool, real tokens; ``None`` where nothing says.
         special: [B, Nk] bool, special tokens among the keys.
         sequence_first: Whether the module's hidden states are [N, B, d].
+        parameters: role -> weight ``[features, d]`` (of the output: ``[d, features]``), where the call itself
+            was given them.
+        inputs: role -> what these were multiplied with ``[B, N, d]``.
     """
 
     query: Tensor | None
@@ -58,6 +61,8 @@ class AttentionCall:
     query_mask: Tensor | None = None
     special: Tensor | None = None
     sequence_first: bool = False
+    parameters: dict[str, Tensor] | None = None
+    inputs: dict[str, Tensor] | None = None
 
     @property
     def lengths(self) -> tuple[int, int, int]:
@@ -67,6 +72,12 @@ class AttentionCall:
         assert self.query is not None
         assert self.key is not None
         return self.query.shape[0], self.query.shape[2], self.key.shape[2]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Number and size of the heads of every role, 0 where it could not be told."""
+        roles = (self.query, self.key, self.value, self.output)
+        return tuple(n for x in roles for n in ((0, 0) if x is None else (x.shape[1], x.shape[3])))
 
     @property
     def device(self) -> torch.device:

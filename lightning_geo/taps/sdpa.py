@@ -86,7 +86,12 @@ def multi_head_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> AttentionC
                 else m for m in masks]  # fmt: skip
     bias = functools.reduce(torch.add, additive) if additive else None
     output = F.scaled_dot_product_attention(q, k, v, bias)
-    return AttentionCall(q, k, v, output, masks=masks, cross=cross)
+    parameters = dict(zip(("query", "key", "value", "output"), (*weights, a["out_proj_weight"]), strict=True))
+    tokens = (x.transpose(0, 1) for x in (query, key, value))
+    inputs = dict(zip(("query", "key", "value"), tokens, strict=True))
+    return AttentionCall(
+        q, k, v, output, masks=masks, cross=cross, parameters=parameters, inputs=None if extra else inputs
+    )
 
 
 def _multi_head_masks(

@@ -8,15 +8,26 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_geo.replay import replay_depth
+from lightning_geo.schema import ROLES
 from lightning_geo.taps.by_hand import SoftmaxTracer
 from lightning_geo.taps.call import AttentionCall, BlockCall, CallKey
+from lightning_geo.taps.projections import (
+    Projections,
+    Run,
+    Source,
+    drop_inner,
+    find_sources,
+    given_sources,
+    is_linear,
+    output_source,
+)
 from lightning_geo.taps.scaling import check_scalable, scale_multi_head, scale_result
 from lightning_geo.taps.sdpa import multi_head_call, sdpa_call
 from lightning_geo.taps.switches import SWITCHES
@@ -46,6 +57,15 @@ class Observer(Protocol):
         """A list item with attention inside returned."""
 
 
+class ProjectionObserver(Observer, Protocol):
+    """What may also be told the parameters before and after an attention: finding them costs something."""
+
+    reads_projections: bool
+
+    def projections(self, key: CallKey, projections: Projections) -> None:
+        """Where that attention's queries, keys and values came from, and where its outputs went."""
+
+
 @dataclass
 class _Frame:
     """A module that is running, and what happened inside so far."""
@@ -60,6 +80,8 @@ class _Frame:
     query_mask: Tensor | None = None
     sequence_first: bool = False
     traced: bool = False
+    x: Tensor | None = None
+    linears: list[Run] = field(default_factory=list)
 
 
 class Tap:
@@ -86,7 +108,14 @@ class Tap:
         self.takes_ids = False
         #: modules that look like attention and ran without showing any: path -> class name
         self.unobserved: dict[str, str] = {}
+        #: attention modules and the roles whose projections could not be found
+        self.unprojected: dict[str, list[str]] = {}
+        self._linear = {name for name, module in self.modules.items() if is_linear(module)}
+        #: by attention module and whether it is crossed: the sizes of its heads, and what was found for them
+        self._sources: dict[tuple[str, bool], tuple[tuple[int, ...], dict[str, Source]]] = {}
+        self._awaiting: tuple[CallKey, AttentionCall, list[Run]] | None = None
         self._observer: Observer
+        self._projection_observer: ProjectionObserver | None = None
         self._special_ids = tuple(special_token_ids)
         self._devices = sorted({p.device.type for p in model.parameters()} | {"cpu"})
         self._names = {id(module): name for name, module in self.modules.items()}
@@ -109,6 +138,8 @@ class Tap:
     def open(self, observer: Observer) -> Iterator[Tap]:
         """Show ``observer`` what happens until the context ends."""
         self._observer, self._depth = observer, replay_depth()
+        wanted = getattr(observer, "reads_projections", False)
+        self._projection_observer = cast(ProjectionObserver, observer) if wanted else None
         leave = self._harmless(self._leave)
         handles = []
         try:
@@ -129,6 +160,7 @@ class Tap:
         self._query_masks.clear()
         self._tracer.clear()
         self._scaling = None
+        self._awaiting = None
 
     # -- modules start and end
 
@@ -151,6 +183,9 @@ class Tap:
                 if name in self._items or name not in self._listed:
                     frame.input = _hidden_states((*args, *kwargs.values()))
             self.takes_ids |= frame.input_ids is not None
+            if name in self._linear and self._projection_observer is not None and args:
+                frame.x = args[0]
+                self._take_up(module, args[0])
             self._frames.append(frame)
 
         return hook
@@ -165,7 +200,13 @@ class Tap:
             self._tracer.flush()
         if frame.name in self._items:
             self._tracer.clear()
+            self._settle()
         self._frames.pop()
+        if frame.x is not None and isinstance(result, Tensor) and self._frames:
+            # outside of layers there are larger ones, the last being the vocabulary's
+            if not self._items or any(outer.name in self._items for outer in self._frames):
+                self._frames[-1].linears.append(Run(frame.name.rpartition(".")[2], module, frame.x, result))
+            return
         if not self._frames:
             SWITCHES.disconnect(self)
         if frame.keys:
@@ -260,6 +301,59 @@ class Tap:
             if factor is not None:
                 check_scalable(key, call, factor)
                 self._scaling = call, factor
+            if self._projection_observer is not None:
+                self._project(key, call, self._projection_observer)
+
+    # -- projections
+
+    def _project(self, key: CallKey, call: AttentionCall, observer: ProjectionObserver) -> None:
+        """Find the projections before this attention, once for each module, and wait for the one behind."""
+        self._settle()
+        runs = [run for frame in self._inside() for run in frame.linears]
+        if call.parameters is not None:
+            observer.projections(key, Projections(given_sources(call), runs, call))
+            return
+        place = key.module, key.cross
+        known, found = self._sources.get(place, (None, {}))
+        if known != call.sizes:
+            found = find_sources(runs, call)
+            self._sources[place] = call.sizes, found
+            self._awaiting = key, call, runs
+            return
+        observer.projections(key, Projections(found, runs, call))
+
+    def _inside(self) -> list[_Frame]:
+        """The modules that are running within the innermost list item, that included."""
+        for index in range(len(self._frames) - 1, -1, -1):
+            if self._frames[index].name in self._items:
+                return self._frames[index:]
+        return self._frames
+
+    def _take_up(self, module: nn.Module, x: Any) -> None:
+        """A linear module starts: it may be the one that the last attention waits for."""
+        if self._awaiting is None or not isinstance(x, Tensor):
+            return
+        key, call, _ = self._awaiting
+        with self._observing():
+            source = None if call.output is None else output_source(module, x, call.output)
+            if source is not None:
+                self._sources[key.module, key.cross][1]["output"] = source
+                self._settle()
+
+    def _settle(self) -> None:
+        """Whatever was found by now is what there is."""
+        if self._awaiting is None or self._projection_observer is None:
+            return
+        key, call, runs = self._awaiting
+        self._awaiting = None
+        _, found = self._sources[key.module, key.cross]
+        with self._observing():
+            drop_inner(found, cross=key.cross)
+        missing = [role for role in ROLES if role not in found]
+        if missing:
+            self.unprojected[key.module] = missing
+        with self._observing():
+            self._projection_observer.projections(key, Projections(found, runs, call))
 
     def _special(self, batch: int, keys: int) -> Tensor | None:
         if not self._special_ids:

@@ -19,6 +19,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="fewer repeats")
+    parser.add_argument("--plot", help="picture of how the cost grows")
     args = parser.parse_args()
     sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
     import sampled_step
@@ -29,7 +30,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     print(f"torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}")
-    kernels.main(5 if args.quick else 15)
+    kernels.main(5 if args.quick else 15, args.plot)
     sampled_step.main(9 if args.quick else 25)
 
 

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import re
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -65,44 +68,95 @@ def ratios(
     return result
 
 
-def extra_memory(batch: int, length: int) -> float:
-    """MiB that a chunked call adds to the process at most."""
-    query, key = torch.randn(2, batch, HEADS, length, WIDTH)
-    clear, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+def extra_memory(batch: int, length: int, heads: int) -> float:
+    """MiB that a chunked call adds to a fresh process at most."""
+    command = [sys.executable, __file__, *map(str, (batch, length, heads))]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
-    def memory(kind: str) -> float:
-        found = re.search(rf"{kind}:\s+(\d+) kB", status.read_text())
-        return int(found[1]) / 1024 if found else float("nan")
 
-    clear.write_text("5")  # the high-water mark starts anew
-    before = memory("VmRSS")
+def _extra_memory(batch: int, length: int, heads: int) -> float:
+    query, key = torch.randn(2, batch, heads, length, WIDTH)
+    attention_statistics(query[:1, :1, :8], key[:1, :1, :8])  # code and thread pools are no part of it
+    before = _memory("VmRSS")
     attention_statistics(query, key)
-    return memory("VmHWM") - before
+    return _memory("VmHWM") - before
 
 
-def main(repeats: int = 15) -> None:
-    """Print the tables."""
+def _memory(kind: str) -> float:
+    found = re.search(rf"{kind}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(found[1]) / 1024 if found else float("nan")
+
+
+def main(repeats: int = 15, plot: str | None = None) -> None:
+    """Print the tables; draw the second one where asked to."""
     threads = torch.get_num_threads()
     print(f"\nFull set with received mass / SDPA forward; fp32, 12 heads of 64, {threads} threads\n")
     print("| N | B | chunked | compiled | entropy alone | dense | dense / chunked | extra memory |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for length in (128, 512, 1024):
         batch = 4096 // length
-        memory = extra_memory(batch, length)
+        memory = extra_memory(batch, length, HEADS)
         found = ratios(batch, length, list(WAYS), repeats)
         cells = [f"{found[name]:.2f}" for name in WAYS]
         speedup = found["dense"] / found["chunked"]
         print(f"| {length} | {batch} | {' | '.join(cells)} | {speedup:.1f} | {memory:.0f} MiB |", flush=True)
-    print("\nHow the cost grows: one sequence, chunked / SDPA forward\n")
-    print("| N | heads | ratio | seconds | extra memory |")
-    print("| --- | --- | --- | --- | --- |")
-    for length, heads in ((128, 12), (512, 12), (2048, 12), (2048, 4), (2048, 32), (8192, 12), (16384, 4)):
-        query, key = torch.randn(2, 1, heads, length, WIDTH)
-        memory = extra_memory(1, length) if heads == HEADS and length <= 8192 else float("nan")
-        ratio = ratios(1, length, ["chunked"], 3 if length > 4096 else repeats, heads)["chunked"]
-        took = seconds(lambda q=query, k=key: attention_statistics(q, k))  # type: ignore[misc]
-        print(f"| {length} | {heads} | {ratio:.2f} | {took:.3f} | {memory:.0f} MiB |", flush=True)
+    print("\nHow the cost grows: one sequence, chunked\n")
+    print("| N | heads | seconds | SDPA forward | 256 rows alone | extra memory |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    points = [growth(length, 12, 5) for length in (128, 256, 512, 1024, 2048, 4096)]
+    points += [growth(length, 4, 3) for length in (8192, 16384)]
+    points += [growth(1024, heads, 5) for heads in (4, 32)]
+    if plot is not None:
+        draw(points, plot)
+
+
+class Point(NamedTuple):
+    """Medians of seconds: the full set, the attention itself, the full set of 256 rows."""
+
+    length: int
+    heads: int
+    statistics: float
+    attention: float
+    rows: float
+
+
+def growth(length: int, heads: int, repeats: int) -> Point:
+    """Measure one sequence and print its row."""
+    query, key, value = torch.randn(3, 1, heads, length, WIDTH)
+    rows = torch.randperm(length)[None, :256]
+    ways: list[Callable[[], object]] = [
+        lambda: attention_statistics(query, key),
+        lambda: F.scaled_dot_product_attention(query, key, value),
+        lambda: attention_statistics(query, key, queries=rows),
+    ]
+    took = [[seconds(way) for way in ways] for _ in range(repeats + 1)][1:]
+    point = Point(length, heads, *(statistics.median(column) for column in zip(*took, strict=True)))
+    memory = extra_memory(1, length, heads)
+    cells = " | ".join(f"{value:.4f}" for value in point[2:])
+    print(f"| {length} | {heads} | {cells} | {memory:.0f} MiB |", flush=True)
+    return point
+
+
+def draw(points: Sequence[Point], path: str) -> None:
+    """The points with 12 heads, and those with 4, over the length."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6.4, 4), dpi=110)
+    labels = {"statistics": "all statistics", "attention": "SDPA forward", "rows": "all statistics, 256 rows"}
+    for (field, label), colour in zip(labels.items(), ("C0", "0.4", "C1"), strict=True):
+        ordered = sorted(points, key=lambda point: point.length)
+        # four heads by twelve: per head, so that one line holds both
+        line = [(p.length, getattr(p, field) / p.heads * 1e3) for p in ordered]
+        axes.plot(*zip(*line, strict=True), marker="o", color=colour, label=label)
+    axes.set(xscale="log", yscale="log", xlabel="sequence length", ylabel="milliseconds per head")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path)
 
 
 if __name__ == "__main__":
-    main()
+    print(_extra_memory(*map(int, sys.argv[1:])))

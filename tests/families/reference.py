@@ -100,6 +100,8 @@ class _StayDouble(TorchFunctionMode):
                 return args[0]
             if kwargs.get("dtype") == torch.float32:
                 kwargs = {**kwargs, "dtype": torch.float64}
+        if func is Tensor.matmul:  # transformers 5.17 casts positions to float32 for RoPE
+            args = tuple(x.double() for x in args)
         return func(*args, **kwargs)
 
 

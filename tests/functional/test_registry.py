@@ -9,6 +9,8 @@ from lightning_geo import catalog
 from lightning_geo.functional import (
     METRIC_FUNCTIONS,
     HeadMoments,
+    HeadReads,
+    HeadWeights,
     attention_statistics,
     computes,
     head_moments,
@@ -16,7 +18,9 @@ from lightning_geo.functional import (
     stream_statistics,
 )
 from lightning_geo.functional.registry import reads_of
-from lightning_geo.schema import MetricSpec
+from lightning_geo.kernels import AttentionProblem
+from lightning_geo.kernels.pairs import norm_shares
+from lightning_geo.schema import GATES, MetricSpec
 
 BATCH, HEADS, KEY_HEADS, TOKENS, WIDTH = 2, 4, 2, 6, 5
 
@@ -31,6 +35,19 @@ class Call:
     @property
     def received(self) -> torch.Tensor:
         return self.statistics.received
+
+
+@dataclasses.dataclass
+class Scores:
+    problem: AttentionProblem
+
+    @property
+    def norm_shares(self) -> torch.Tensor:
+        return norm_shares(self.problem)
+
+    @property
+    def shares(self) -> dict[str, torch.Tensor]:
+        return {gate: torch.rand(BATCH, HEADS) for gate in GATES}
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +90,23 @@ def arguments(spec: MetricSpec, call: Call) -> tuple[tuple[object, ...], tuple[i
         x = torch.randn(40, HEADS * WIDTH, generator=generator)
         covariance = (x.T @ x).reshape(HEADS, WIDTH, HEADS, WIDTH)
         return (covariance,), (HEADS,) if "head" in spec.axes else ()
+    if spec.kind == "weights":
+        query, output = torch.randn(2, HEADS, WIDTH, 20, generator=generator)
+        key, value, start = torch.randn(3, KEY_HEADS, WIDTH, 20, generator=generator)
+        weights = HeadWeights(query, key, value, output, start={"key": start, "value": start, "query": output,
+                              "output": query})  # fmt: skip
+        return (weights, *spec.parts[:1]), (HEADS,) if "head" in spec.axes else ()
+    if spec.kind == "scores":
+        query = torch.randn(BATCH, HEADS, TOKENS, WIDTH, generator=generator)
+        key = torch.randn(BATCH, KEY_HEADS, TOKENS, WIDTH, generator=generator)
+        scores = Scores(AttentionProblem(query, key, 1.0, query_mask=call.key_mask))
+        return (scores, *spec.parts[:1]), (BATCH, HEADS)
+    if spec.kind == "counts":
+        return (torch.rand(len(GATES), HEADS, generator=generator), *spec.parts[:1]), ()
+    if spec.kind == "reads":
+        x = torch.randn(BATCH, TOKENS, 20, generator=generator)
+        weight = torch.randn(KEY_HEADS, WIDTH, 20, generator=generator)
+        return (HeadReads(x, weight, mask=call.key_mask, heads=HEADS),), (BATCH, HEADS)
     if spec.kind == "slopes":
         return (torch.randn(HEADS, generator=generator),), (HEADS,)
     assert spec.kind == "bases"

@@ -277,6 +277,12 @@ def shared_loader(directory: Path) -> dict[str, Any]:
     return fit(directory, GeometryMonitor(3, probe=data, module="model"), Module())
 
 
+def budget(directory: Path) -> dict[str, Any]:
+    """The ranks' clocks disagree on what a sample costs."""
+    monitor = GeometryMonitor(max_overhead=0.3 if rank() == 0 else 0.9)
+    return fit(directory, monitor, Module(), steps=12)
+
+
 SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "validation": lambda d: fit(d, GeometryMonitor(2), Module(), validate=True),
     "training": lambda d: fit(d, GeometryMonitor(2, probe_size=5), Module()),
@@ -298,6 +304,7 @@ SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "fails_in_first_replay": lambda d: failing_fit(d, "probe", SampleStatistics, "attention", at=0),
     "fails_in_first_observation": lambda d: failing_fit(d, "batch", Sampler, "_begin", at=0),
     "fails_in_packing": lambda d: failing_fit(d, "batch", SampleStatistics, "named"),
+    "budget": budget,
     "collectives": collectives,
     "sharded": sharded,
     "strict": strict_fit,

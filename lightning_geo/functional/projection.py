@@ -1,0 +1,124 @@
+"""How strongly tokens lie in what a head reads, and whether it moves what it compares.
+
+A head's *read subspace* is the row space of its weight ``[D, d]``: the directions of the stream that change
+its queries, keys or values at all. There are two ways to ask how much of a token lies in it. Weighted by the
+weight itself, ‖W x‖²/‖x‖², is what ``query_norm`` says already, up to the bias and the token's length, and
+a larger weight makes it larger. Unweighted, ‖P x‖²/‖x‖² with the orthogonal projection P, is a share between
+0 and 1 that no scale of the weight changes, with D/d for a token in a random direction: that one is measured.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_geo.functional._tensors import exact_dtype, masked_mean
+from lightning_geo.functional.registry import ObservedScores, computes
+from lightning_geo.functional.weights import HeadWeights, whitener
+from lightning_geo.kernels.precision import exactly
+from lightning_geo.kernels.scratch import scratch
+
+__all__ = ["HeadReads", "projection_strength"]
+
+
+@dataclass(frozen=True)
+class HeadReads:
+    """What one role's projection was given, and what it made of it.
+
+    Args:
+        x: ``[B, N, d]``, what the projection received.
+        weight: ``[h, D, d]``, its rows per head.
+        y: ``[B, N, h, D]``, W x plus the bias; ``None`` to compute it.
+        bias: ``[h, D]``, what is in ``y`` besides; ``None`` for nothing.
+        mask: Bool ``[B, N]``, True = real token; None if all are.
+        heads: H, a multiple of h: where query heads share a key head, its numbers are repeated.
+    """
+
+    x: Tensor
+    weight: Tensor
+    y: Tensor | None = None
+    bias: Tensor | None = None
+    mask: Tensor | None = None
+    heads: int | None = None
+
+
+@computes("projection_strength")
+def projection_strength(reads: HeadReads) -> Tensor:
+    r"""Share of tokens that lies in a head's read subspace.
+
+    .. math:: \frac{1}{n} \sum_i \frac{\|P x_i\|^2}{\|x_i\|^2}
+
+    Args:
+        reads: One role's.
+
+    Returns:
+        ``[B, H]`` in [0, 1], D/d for tokens in random directions; NaN for sequences without real tokens.
+
+    Source: The geometry of BERT, arXiv 2502.12033 (subspace selection).
+
+    Example:
+        >>> x = torch.tensor([[[3.0, 4.0, 0.0]]])
+        >>> projection_strength(HeadReads(x, 7 * torch.eye(3)[None, :1]))
+        tensor([[0.3600]])
+    """
+    x, weight = reads.x.float(), reads.weight
+    y = torch.einsum("bnd,hkd->bnhk", x, weight.float()) if reads.y is None else reads.y.float()
+    # ‖P x‖ = ‖(W Wᵀ)^-½ W x‖
+    white = whitener(weight).to(y.dtype)
+    rows = y.flatten(0, 1).transpose(0, 1)  # [h, B N, D]
+    offset = white.new_zeros(1) if reads.bias is None or reads.y is None else (
+        reads.bias.to(white.dtype)[:, None] @ white
+    )  # fmt: skip
+    with exactly(x.device):
+        out = scratch("inside", tuple(rows.shape), rows)
+        rows = torch.baddbmm(offset.expand(rows.shape[0], 1, rows.shape[2]), rows, white, beta=-1, out=out)
+    inside = torch.linalg.vector_norm(rows, dim=-1)
+    length = torch.linalg.vector_norm(x, dim=-1)
+    inside = inside.unflatten(1, length.shape).transpose(0, 1)
+    share = (inside / length[:, None]).square().clamp(max=1)
+    mask = None if reads.mask is None else reads.mask[:, None]
+    values = masked_mean(share, mask)
+    return values.repeat_interleave((reads.heads or values.shape[1]) // values.shape[1], dim=1)
+
+
+def _mean_angle(weights: HeadWeights, one: str, other: str) -> Tensor:
+    """Mean principal angle ``[H]`` between two roles' read subspaces, radians."""
+    first, second = (whitener(weights[role]) for role in (one, other))
+    across = weights.across(one, other, exact_dtype(weights[one]))
+    cosines = torch.linalg.svdvals(weights.each(first).mT @ across @ weights.each(second)).clamp(max=1)
+    angle: Tensor = cosines.acos().mean(-1).clamp(max=math.pi / 2).to(weights[one].dtype)
+    return angle
+
+
+@computes("query_value_angle", reads=("query", "value"))
+def query_value_angle(weights: HeadWeights) -> Tensor:
+    """Mean principal angle ``[H]`` between what a head's queries and its values read, radians."""
+    return _mean_angle(weights, "query", "value")
+
+
+@computes("key_value_angle", reads=("key", "value"))
+def key_value_angle(weights: HeadWeights) -> Tensor:
+    """Mean principal angle ``[H]`` between what a head's keys and its values read, radians."""
+    return _mean_angle(weights, "key", "value")
+
+
+@computes("score_norm_share")
+def score_norm_share(scores: ObservedScores, part: str) -> Tensor:
+    r"""How scores come to differ: by the queries' lengths, by the keys', or by direction.
+
+    .. math:: \mathrm{Cov}(t, \ln|s|) \,/\, \mathrm{Var}(\ln|s|), \quad
+              \ln|s| = \ln\|q\| + \ln\|k\| + \ln|\cos|
+
+    over visible pairs, t being one of the three terms.
+
+    Args:
+        scores: The attention call.
+        part: ``"query"``, ``"key"`` or ``"direction"``.
+
+    Returns:
+        ``[B, H]``; the three add to 1, and one can be negative. NaN where all scores are alike.
+    """
+    return scores.norm_shares[("query", "key", "direction").index(part)]

@@ -1,0 +1,213 @@
+"""The mass that keys receive: a second pass with keys as rows, which needs no atomics."""
+
+import triton
+import triton.language as tl
+
+from lightning_geo.kernels.triton_masks import HIDDEN, apply_key_row, apply_mask, in_band
+from lightning_geo.kernels.triton_rows import exponents, load_block, scaled_scores, sum_classes
+
+__all__ = ["columns_kernel"]
+
+
+@triton.jit
+def _add_tile(
+    tile,
+    k,
+    received,
+    column,
+    query,
+    rows,
+    key_row,
+    mask_a,
+    mask_b,
+    softmax,
+    query_n,
+    query_d,
+    a_q,
+    a_k,
+    b_q,
+    b_k,
+    keys,
+    measured,
+    offset,
+    left,
+    right,
+    plane,
+    scale,
+    softcap,
+    factor,
+    CHECK: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    UPCAST: tl.constexpr,
+    PRECISION: tl.constexpr,
+    SCALED: tl.constexpr,
+    CAPPED: tl.constexpr,
+    LEFT: tl.constexpr,
+    RIGHT: tl.constexpr,
+    CHOSEN: tl.constexpr,
+    KEY_ROW: tl.constexpr,
+    MASK_A: tl.constexpr,
+    MASK_A_ROWS: tl.constexpr,
+    MASK_B: tl.constexpr,
+    MASK_B_ROWS: tl.constexpr,
+):
+    """Add what a block of rows gives. With CHECK rows may be beyond the last or outside a key's band."""
+    slot = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    inside = slot < measured
+    if CHECK:
+        base = tl.load(softmax + slot, mask=inside, other=-HIDDEN)
+        share = tl.load(softmax + plane + slot, mask=inside, other=0.0)
+    else:
+        base = tl.load(softmax + slot)
+        share = tl.load(softmax + plane + slot)
+    row = slot
+    if CHOSEN:
+        row = tl.load(rows + slot, mask=inside, other=0).to(tl.int32)
+    elif CHECK:
+        row = tl.where(inside, slot, 0)
+    row64 = row.to(tl.int64)
+    channels = tl.arange(0, BLOCK_D)
+    pointers = query + (row64 * query_n)[:, None] + channels[None, :] * query_d
+    # rows that give nothing are not even read: they may hold NaN
+    q = load_block(pointers, share > 0, channels, D, BLOCK_D, True, UPCAST)
+    s = tl.dot(k, tl.trans(q), input_precision=PRECISION)
+    s = scaled_scores(s, scale, softcap, SCALED, CAPPED)
+    index = tl.minimum(column, keys - 1)[:, None].to(tl.int64)
+    if KEY_ROW != 0:
+        s = apply_key_row(s, tl.load(key_row + column)[:, None], KEY_ROW)
+    s = apply_mask(s, mask_a, row64[None, :], index, a_q, a_k, MASK_A, MASK_A_ROWS, GUARD=KEY_ROW != 0)
+    s = apply_mask(s, mask_b, row64[None, :], index, b_q, b_k, MASK_B, MASK_B_ROWS, GUARD=True)
+    if MASK_A == 2:  # a float mask may hold NaN for such rows, too
+        s = tl.where((share > 0)[None, :], s, HIDDEN)
+    if CHECK and (LEFT or RIGHT):
+        visible = in_band((row + offset)[None, :], column[:, None], left, right, LEFT, RIGHT)
+        s = tl.where(visible, s, HIDDEN)
+    e = tl.exp2(exponents(s, base[None, :], factor, SCALED)) * share[None, :]
+    return received + sum_classes(e, BLOCK_N, BLOCK_M)
+
+
+@triton.jit
+def columns_kernel(
+    query,
+    key,
+    rows,
+    key_row,
+    mask_a,
+    mask_b,
+    softmax,
+    damaged,
+    received,
+    query_b,
+    query_h,
+    query_n,
+    query_d,
+    key_b,
+    key_h,
+    key_n,
+    key_d,
+    row_b,
+    row_h,
+    a_b,
+    a_h,
+    a_q,
+    a_k,
+    b_b,
+    b_h,
+    b_q,
+    b_k,
+    heads,
+    group,
+    keys,
+    measured,
+    offset,
+    left,
+    right,
+    plane,
+    scale,
+    softcap,
+    factor,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    UPCAST: tl.constexpr,
+    PRECISION: tl.constexpr,
+    SCALED: tl.constexpr,
+    CAPPED: tl.constexpr,
+    LEFT: tl.constexpr,
+    RIGHT: tl.constexpr,
+    CHOSEN: tl.constexpr,
+    KEY_ROW: tl.constexpr,
+    MASK_A: tl.constexpr,
+    MASK_A_ROWS: tl.constexpr,
+    MASK_B: tl.constexpr,
+    MASK_B_ROWS: tl.constexpr,
+):
+    """What a block of keys of one head receives, from what :func:`rows_kernel` left of each row."""
+    blocks = tl.cdiv(keys, BLOCK_N)
+    pid = tl.program_id(0)
+    block = pid % blocks  # under causality the first have the most rows
+    flat = pid // blocks
+    head = flat % heads
+    batch = flat // heads
+    batch64 = batch.to(tl.int64)
+    query += batch64 * query_b + head.to(tl.int64) * query_h
+    key += batch64 * key_b + (head // group).to(tl.int64) * key_h
+    key_row += batch64 * row_b + head.to(tl.int64) * row_h
+    mask_a += batch64 * a_b + head.to(tl.int64) * a_h
+    mask_b += batch64 * b_b + head.to(tl.int64) * b_h
+    softmax += flat.to(tl.int64) * measured
+    rows += batch64 * measured
+
+    first = block * BLOCK_N
+    last = tl.minimum(first + BLOCK_N, keys) - 1
+    column = first + tl.arange(0, BLOCK_N)
+    channels = tl.arange(0, BLOCK_D)
+    pointers = key + (column.to(tl.int64) * key_n)[:, None] + channels[None, :] * key_d
+    k = load_block(pointers, column < keys, channels, D, BLOCK_D, True, UPCAST)
+
+    # rows [begin, stop) see any of the keys, [a, b) all of them
+    begin = 0
+    stop = measured
+    a = 0
+    b = measured
+    if not CHOSEN:
+        if RIGHT:
+            begin = tl.minimum(tl.maximum(first - right - offset, 0), measured)
+            a = tl.minimum(tl.maximum(last - right - offset, 0), measured)
+        if LEFT:
+            stop = tl.maximum(tl.minimum(last + left - offset + 1, measured), begin)
+            b = tl.maximum(tl.minimum(first + left - offset + 1, measured), 0)
+    elif LEFT or RIGHT:
+        b = 0
+    begin = begin // BLOCK_M
+    stop = tl.cdiv(stop, BLOCK_M)
+    a = tl.maximum(tl.minimum(tl.cdiv(a, BLOCK_M), stop), begin)
+    b = tl.maximum(tl.minimum(b // BLOCK_M, stop), a)
+
+    total = tl.zeros([BLOCK_N, 8], tl.float32)
+    for tile in range(a, b):
+        total = _add_tile(
+            tile, k, total, column, query, rows, key_row, mask_a, mask_b, softmax, query_n, query_d,
+            a_q, a_k, b_q, b_k, keys, measured, offset, left, right, plane, scale, softcap, factor,
+            False, D, BLOCK_D, BLOCK_M, BLOCK_N, UPCAST, PRECISION, SCALED, CAPPED, LEFT, RIGHT, CHOSEN,
+            KEY_ROW, MASK_A, MASK_A_ROWS, MASK_B, MASK_B_ROWS,
+        )  # fmt: skip
+    for step in range((a - begin) + (stop - b)):
+        tile = begin + step
+        tile = tl.where(tile >= a, tile + (b - a), tile)
+        total = _add_tile(
+            tile, k, total, column, query, rows, key_row, mask_a, mask_b, softmax, query_n, query_d,
+            a_q, a_k, b_q, b_k, keys, measured, offset, left, right, plane, scale, softcap, factor,
+            True, D, BLOCK_D, BLOCK_M, BLOCK_N, UPCAST, PRECISION, SCALED, CAPPED, LEFT, RIGHT, CHOSEN,
+            KEY_ROW, MASK_A, MASK_A_ROWS, MASK_B, MASK_B_ROWS,
+        )  # fmt: skip
+    mass = tl.sum(total, 1)
+    # a NaN here means a NaN key that no live row sees, for otherwise the head is damaged
+    mass = tl.where(mass == mass, mass, 0.0)
+    broken = tl.load(damaged + flat) != 0
+    mass = tl.where(broken, float("nan"), mass)
+    tl.store(received + flat.to(tl.int64) * keys + column, mass, mask=column < keys)

@@ -1,0 +1,214 @@
+"""Statistics of token vectors as Triton kernels: one read of the vectors, then sums over a few partial ones.
+
+This module loads without Triton, so that it can say why it cannot take a call.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_geo.kernels.precision import exactly
+from lightning_geo.kernels.triton import DTYPES, Launch, as_bytes, missing, on_device, strides
+from lightning_geo.kernels.vectors import HeadMoments, StreamStatistics
+
+__all__ = ["head_moments", "moments_launch", "stream_launch", "stream_statistics", "unsupported"]
+
+# programs that keep a large device busy; partial sums are one vector per program, so not many more
+_PROGRAMS = 2048
+
+
+def unsupported(
+    operation: str, x: Tensor, mask: Tensor | None, *rest: Tensor | frozenset[str] | None
+) -> str | None:
+    """Say why these kernels cannot take a call; None if they can.
+
+    Args:
+        operation: ``"stream_statistics"`` or ``"head_moments"``.
+        x: Its vectors.
+        mask: Its mask.
+        rest: Its other arguments: the block's input for the stream, and what is wanted.
+    """
+    reason = missing(x.device)
+    if reason is not None:
+        return reason
+    for tensor in (x, *rest):
+        if isinstance(tensor, Tensor) and tensor.dtype not in DTYPES:
+            return f"a dtype of {tensor.dtype}"
+    if x.numel() == 0:
+        return "it has no tokens"
+    most = 16384 if operation == "stream_statistics" else 128
+    if x.shape[-1] > most:
+        return f"vectors of {x.shape[-1]} features, above {most}"
+    return None
+
+
+def stream_statistics(
+    x: Tensor, mask: Tensor | None, before: Tensor | None, wanted: frozenset[str]
+) -> StreamStatistics:
+    """Do what :func:`lightning_geo.kernels.vectors.stream_statistics` does."""
+    with torch.no_grad(), on_device(x.device):
+        launch, result, sums, directed = stream_launch(x, mask, before, wanted)
+        launch.run()
+        if sums is None or directed is None:
+            return result
+        return StreamStatistics(
+            **{**vars(result), "directions": sums.sum(1), "directed": directed.sum(1)},
+        )
+
+
+def stream_launch(
+    x: Tensor, mask: Tensor | None, before: Tensor | None, wanted: frozenset[str]
+) -> tuple[Launch, StreamStatistics, Tensor | None, Tensor | None]:
+    """Prepare the kernel, the planes that it fills, and its partial sums, ``[B, chunks, …]`` each."""
+    from lightning_geo.kernels import triton_moments
+
+    batch, tokens, width = x.shape
+    block = max(16, _power(width))
+    # a warp per row where a row fits: sums over features then stay within it
+    warps = min(8, max(1, block // 1024))
+    rows = max(1, min(4, 1024 * warps // block))
+    steps, chunks = _split(batch, tokens, rows)
+    names = [
+        name
+        for name in ("norm", "skewness", "kurtosis", "update_ratio")
+        if name in wanted and not (name == "update_ratio" and before is None)
+    ]
+    planes = x.new_empty(max(1, len(names)), batch, tokens, dtype=torch.float32)
+    finite = x.new_empty(batch, tokens, dtype=torch.bool)
+    directions = "directions" in wanted
+    sums = x.new_empty(batch, chunks, width, dtype=torch.float32) if directions else None
+    directed = x.new_empty(batch, chunks, dtype=torch.float32) if directions else None
+    start = x if before is None else before
+    launch = Launch(
+        triton_moments.stream_kernel,
+        batch * chunks,
+        {
+            "x": x,
+            "before": start,
+            "mask": x if mask is None else as_bytes(mask.contiguous()),
+            "planes": planes,
+            "finite": as_bytes(finite),
+            "sums": planes if sums is None else sums,
+            "directed": planes if directed is None else directed,
+            **strides("x", "bnd", x),
+            **strides("before", "bnd", start),
+            "tokens": tokens,
+            "chunks": chunks,
+            "plane": batch * tokens,
+        },
+        {
+            "D": width,
+            "BLOCK_D": block,
+            "ROWS": rows,
+            "STEPS": steps,
+            "MASKED": mask is not None,
+            "DIRECTIONS": directions,
+            **{
+                name.upper(): names.index(name) if name in names else -1
+                for name in ("norm", "skewness", "kurtosis", "update_ratio")
+            },
+        },
+        {"num_warps": warps, "enable_fp_fusion": True},
+    )
+    valid = torch.ones_like(finite) if mask is None else mask
+    result = StreamStatistics(valid, finite, **dict(zip(names, planes, strict=False)))
+    return launch, result, sums, directed
+
+
+def head_moments(x: Tensor, mask: Tensor | None, wanted: frozenset[str]) -> HeadMoments:
+    """Do what :func:`lightning_geo.kernels.vectors.head_moments` does."""
+    with torch.no_grad(), on_device(x.device), exactly(x.device):
+        launch, norm, partial = moments_launch(x, mask, wanted)
+        launch.run()
+        valid = x.new_ones(x.shape[0], x.shape[2], dtype=torch.bool) if mask is None else mask
+        fields: dict[str, Tensor] = {} if norm is None else {"norm": norm}
+        if "sums" in partial:
+            fields |= {"directions": partial["sums"].sum(1), "directed": partial["directed"].sum(1)}
+        if "counts" in partial:
+            fields |= _merge(partial["counts"].flatten(), partial["means"].flatten(0, 1), partial["scatters"])
+        return HeadMoments(valid, **fields)
+
+
+def moments_launch(
+    x: Tensor, mask: Tensor | None, wanted: frozenset[str]
+) -> tuple[Launch, Tensor | None, dict[str, Tensor]]:
+    """Prepare the kernel, the norms that it fills, and its partial moments, ``[B, chunks, …]`` each."""
+    from lightning_geo.kernels import triton_moments
+
+    batch, heads, tokens, width = x.shape
+    block = max(16, _power(width))
+    scatter, directions = "scatter" in wanted, "directions" in wanted
+    # a wide product leaves registers for fewer tokens
+    rows = (64 if block <= 64 else 32) if scatter else max(4, 2048 // block)
+    # D x D numbers are written per program: it must read many more
+    steps, chunks = _split(batch * heads, tokens, rows, fewest=8 * block // rows if scatter else 1)
+    new = x.new_empty
+    norm = new(batch, heads, tokens, dtype=torch.float32) if "norm" in wanted else None
+    partial: dict[str, Tensor] = {}
+    lead = (batch, chunks, heads)
+    if directions:
+        partial |= {
+            "sums": new(*lead, width, dtype=torch.float32),
+            "directed": new(lead, dtype=torch.float32),
+        }
+    if scatter:
+        partial |= {
+            "counts": new(lead[:2], dtype=torch.float32),
+            "means": new(*lead, width, dtype=torch.float32),
+            "scatters": new(*lead, width, width, dtype=torch.float32),
+        }
+    unused = x if norm is None else norm
+    launch = Launch(
+        triton_moments.moments_kernel,
+        batch * chunks * heads,
+        {
+            "x": x,
+            "mask": x if mask is None else as_bytes(mask.contiguous()),
+            "norms": unused,
+            **{
+                name: partial.get(name, unused)
+                for name in ("sums", "directed", "counts", "means", "scatters")
+            },
+            **strides("x", "bhnd", x),
+            "heads": heads,
+            "tokens": tokens,
+            "chunks": chunks,
+        },
+        {
+            "D": width,
+            "BLOCK_D": block,
+            "ROWS": rows,
+            "STEPS": steps,
+            "MASKED": mask is not None,
+            "NORM": norm is not None,
+            "DIRECTIONS": directions,
+            "SCATTER": scatter,
+        },
+        {"num_warps": 8 if scatter and block > 64 else 4, "num_stages": 2, "enable_fp_fusion": True},
+    )
+    return launch, norm, partial
+
+
+def _merge(counts: Tensor, means: Tensor, scatters: Tensor) -> dict[str, Tensor]:
+    """Merge moments about their own means (Chan, Golub & LeVeque 1983), those of P parts."""
+    count = counts.sum()
+    weight = counts[:, None, None]
+    # about the first part's mean: their differences are small where the mean itself is large
+    pilot = means[0]
+    mean = pilot + (weight * (means - pilot)).sum(0) / count.clamp(min=1)
+    apart = ((means - mean) * weight.sqrt()).transpose(0, 1)
+    scatter = scatters.flatten(0, 1).sum(0) + apart.mT @ apart
+    return {"count": count, "mean": torch.where(count > 0, mean, 0.0), "scatter": scatter}
+
+
+def _split(sequences: int, tokens: int, rows: int, fewest: int = 1) -> tuple[int, int]:
+    """Steps per program, a power of two so that few kernels are compiled, and programs per sequence."""
+    wanted = max(fewest, tokens * sequences // (rows * _PROGRAMS))
+    steps = min(_power(wanted), 64, _power(-(-tokens // rows)))
+    return steps, -(-tokens // (rows * steps))
+
+
+def _power(n: int) -> int:
+    """The power of two at or above n."""
+    return 1 << max(0, n - 1).bit_length()

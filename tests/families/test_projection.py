@@ -1,0 +1,163 @@
+"""The family ``projection`` against full projectors and score matrices in float64, through ``measure``."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from scipy.linalg import subspace_angles
+from torch import nn
+
+from families.dense import READERS, Heads
+from families.models import FAMILIES
+from families.reference import Layer, layers_of
+from lightning_geo import measure
+from lightning_geo.kernels import AttentionProblem
+from lightning_geo.kernels.pairs import norm_shares
+
+Array = NDArray[np.float64]
+CASES = [
+    (name, padding)
+    for name in READERS
+    for padding in FAMILIES[name].paddings
+    # torch's fast path hides what its layers are given once there is padding
+    if padding != "left" and (name, padding) != ("transformer_encoder", "right")
+]
+
+
+def _given(
+    model: nn.Module, batch: dict[str, torch.Tensor], block: nn.Module, stack: str
+) -> dict[str, Array]:
+    """What the attention module of a block is given by role: [B, N, d]."""
+    found: dict[str, Array] = {}
+    names = {"q": "query", "k": "key", "v": "value"}
+    cross = stack.endswith(".cross")
+
+    def hook(name: str) -> object:
+        def see(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+            roles = [names[name[0]]] if name[0] in "qkv" and "_key_" not in name else names.values()
+            for role in ["query", "key", "value"] if name in ("query_key_value", "c_attn") else roles:
+                found[role] = args[0].numpy()
+
+        return see
+
+    handles = []
+    for path, module in block.named_modules():
+        last = path.rpartition(".")[2]
+        if ("EncDec" in path or "encoder_attn" in path) != cross:
+            continue
+        if isinstance(module, nn.MultiheadAttention):
+            handles.append(
+                module.register_forward_pre_hook(
+                    lambda _, args: found.update(
+                        zip(("query", "key", "value"), (a.numpy() for a in args), strict=True)
+                    )
+                )
+            )
+        elif hasattr(module, "weight") and last in (
+            "q", "k", "v", "query", "key", "value", "q_proj", "k_proj", "v_proj", "query_key_value", "c_attn",
+        ):  # fmt: skip
+            handles.append(module.register_forward_pre_hook(hook(last)))
+    with torch.no_grad():
+        model(**batch)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def _strength(x: Array, weight: Array, valid: Array) -> Array:
+    """[h]: by the full d×d projector of each head."""
+    values = []
+    for w in weight:
+        projector = np.linalg.pinv(w) @ w
+        shares = np.linalg.norm(x @ projector, axis=-1) ** 2 / np.linalg.norm(x, axis=-1) ** 2
+        values.append(np.mean([share[rows].mean() for share, rows in zip(shares, valid, strict=True)]))
+    return np.array(values)
+
+
+def _angle(one: Array, other: Array, heads: int) -> Array:
+    one, other = (np.repeat(w, heads // len(w), axis=0) for w in (one, other))
+    return np.array([subspace_angles(a.T, b.T).mean() for a, b in zip(one, other, strict=True)])
+
+
+def _shares(layer: Layer) -> Array:
+    """[3, head] over the first two sequences."""
+    assert layer.query is not None
+    assert layer.key is not None
+    found = []
+    for b in range(2):
+        seen = layer.visible[b] & layer.queries[b][:, None]
+        rows = []
+        for query, key in zip(layer.query[b], layer.key[b], strict=True):
+            score = np.log(np.abs(query @ key.T))[seen]
+            lengths = [np.log(np.linalg.norm(x, axis=-1)) for x in (query, key)]
+            long, wide = lengths[0][:, None] + 0 * seen, lengths[1] + 0 * seen
+            terms = [long[seen], wide[seen], score - long[seen] - wide[seen]]
+            rows.append([np.cov(term, score)[0, 1] / np.var(score, ddof=1) for term in terms])
+        found.append(np.array(rows).T)
+    return np.mean(found, axis=0)
+
+
+@pytest.mark.parametrize(("name", "padding"), CASES)
+def test_every_metric_is_that_of_full_matrices(name: str, padding: str) -> None:
+    family = FAMILIES[name]
+    model = family.build(family.implementations[0]).double()
+    batch = {k: v.double() if v.is_floating_point() else v for k, v in family.batch(padding).items()}
+    record = measure(model, batch, metrics="projection")
+    layers = layers_of(name, padding)
+    for stack, (blocks, read) in READERS[name].items():
+        for index, block in enumerate(model.get_submodule(blocks)):
+            arrays = {metric: values[index] for metric, values in record.stacks[stack].items()}
+            weights: Heads = read(block)
+            layer, heads = layers[stack][index], len(weights["query"])
+            given = _given(model, batch, block, stack)
+            for role in ("query", "key", "value"):
+                valid = layer.queries if role == "query" else layer.keys
+                expected = np.repeat(
+                    _strength(given[role], weights[role], valid), heads // len(weights[role])
+                )
+                np.testing.assert_allclose(arrays.pop(f"projection_strength.{role}"), expected, rtol=1e-4)
+            if not layer.cross:
+                angle = _angle(weights["query"], weights["value"], heads)
+                np.testing.assert_allclose(arrays.pop("query_value_angle"), angle, rtol=1e-5)
+            angle = _angle(weights["key"], weights["value"], heads)
+            np.testing.assert_allclose(arrays.pop("key_value_angle"), angle, rtol=1e-5)
+            if layer.query is None:  # torch's own layers do not tell the reference
+                continue
+            for part, shares in zip(("query", "key", "direction"), _shares(layer), strict=True):
+                np.testing.assert_allclose(arrays.pop(f"score_norm_share.{part}"), shares, atol=1e-4)
+            assert not arrays
+
+
+def test_single_precision_is_as_good() -> None:
+    family = FAMILIES["gpt_neox"]
+    single = measure(family.build("sdpa"), family.batch("right"), metrics="projection")
+    double = measure(family.build("sdpa").double(), family.batch("right"), metrics="projection")
+    for name in single:
+        np.testing.assert_allclose(single[name], double[name], rtol=1e-3, atol=1e-3, err_msg=name)
+
+
+def test_adapters_count_and_dimensions_that_are_not_there_do_not() -> None:
+    family = FAMILIES["bert"]
+    model = family.build("sdpa")
+    with torch.no_grad():  # of 8 dimensions of head 1, 3 are left
+        model.encoder.layer[0].attention.self.query.weight[11:16] = 0.0
+    record = measure(model, family.batch("none"), metrics="projection")
+    [(blocks, read)] = READERS["bert"].values()
+    block = model.get_submodule(blocks)[0]
+    given = _given(model, family.batch("none"), block, "encoder")
+    expected = _strength(given["query"].astype(np.float64), read(block)["query"], np.ones((3, 12), bool))
+    np.testing.assert_allclose(record["projection_strength.query"][0], expected, rtol=1e-4)
+
+
+def test_shares_do_not_depend_on_tiles() -> None:
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(2, 4, 9, 5, generator=generator)
+    key = torch.randn(2, 2, 11, 5, generator=generator)
+    problem = AttentionProblem(query, key, 0.1, offset=2, right=0)
+    whole = norm_shares(problem)
+    torch.testing.assert_close(norm_shares(problem, 1), whole)
+    torch.testing.assert_close(whole.sum(0), torch.ones(2, 4))
+    flat = AttentionProblem(torch.ones(1, 1, 4, 2), torch.ones(1, 1, 4, 2), 1.0)
+    assert norm_shares(flat).isnan().all()

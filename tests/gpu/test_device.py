@@ -1,0 +1,150 @@
+"""The Triton kernels on a CUDA device: the whole table of cases, determinism, memory errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernels import test_vectors as vectors
+from kernels.cases import CASES, problem_of
+from kernels.comparison import as_arrays, assert_agree
+from lightning_geo import kernels
+from lightning_geo.functional import attention_statistics
+from lightning_geo.kernels import MOMENTS, STREAM, AttentionProblem, AttentionStatistics, triton_vectors
+from lightning_geo.kernels.reference import reference
+from lightning_geo.kernels.triton import attention, missing, unsupported
+
+_reason = missing(torch.device("cuda")) if torch.cuda.is_available() else "no CUDA device"
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(_reason is not None, reason=str(_reason))]
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+TAKEN = [name for name in CASES if not name.startswith(("block_", "no_")) and name != "float64"]
+
+
+def moved(problem: AttentionProblem, device: str) -> AttentionProblem:
+    def move(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(move(item) for item in value)
+        if not isinstance(value, Tensor):
+            return value
+        # strides of its own: a copy to another device keeps only dense ones
+        base = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=device)
+        return base.copy_(value) if 0 not in value.stride() else value.to(device)
+
+    fields = {field.name: move(getattr(problem, field.name)) for field in dataclasses.fields(problem)}
+    return AttentionProblem(**fields)
+
+
+def on_cpu(statistics: AttentionStatistics) -> AttentionStatistics:
+    values = {f.name: getattr(statistics, f.name) for f in dataclasses.fields(statistics)}
+    return AttentionStatistics(**{name: None if v is None else v.cpu() for name, v in values.items()})
+
+
+def rounded(name: str, dtype: torch.dtype) -> AttentionProblem:
+    problem = problem_of(CASES[name]())
+    if {problem.query.dtype, problem.key.dtype} == {torch.float32}:
+        problem = dataclasses.replace(problem, query=problem.query.to(dtype), key=problem.key.to(dtype))
+    return problem
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", TAKEN)
+def test_agrees_with_the_oracle(name: str, dtype: torch.dtype) -> None:
+    problem = rounded(name, dtype)
+    there = moved(problem, "cuda")
+    assert unsupported("attention", there) is None
+    assert_agree(on_cpu(attention(there)), as_arrays(reference(problem)))
+
+
+@pytest.mark.parametrize("width", [16, 40, 64, 80, 96, 128, 160, 256])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("tokens", [197, 515])
+def test_tiles_of_the_table(width: int, dtype: torch.dtype, tokens: int) -> None:
+    """Whole and cut tiles of the sizes that are really used."""
+    generator = torch.Generator().manual_seed(0)
+    query, key = torch.randn(2, 1, 4, tokens, width, generator=generator).to(dtype)
+    keep = torch.arange(tokens)[None] < tokens - 30
+    rows = torch.randint(0, tokens, (1, 100), generator=generator)
+    for options in (
+        {},
+        {"is_causal": True, "special": ~keep},
+        {"mask": keep[:, None, None], "query_mask": keep},
+        {"mask": torch.rand(tokens, tokens, generator=generator) > 0.3},
+        {"mask": torch.randn(1, 4, tokens, tokens, generator=generator), "softcap": 20.0},
+        {"is_causal": True, "queries": rows, "window": 60},
+    ):
+        problem = problem_of({"query": query, "key": key, **options})
+        assert_agree(on_cpu(attention(moved(problem, "cuda"))), as_arrays(reference(problem)))
+
+
+@pytest.mark.parametrize("name", ["causal_long", "several_masks", "sinks", "bfloat16", "long_left_padding"])
+def test_two_runs_agree_bitwise(name: str) -> None:
+    problem = moved(rounded(name, torch.bfloat16), "cuda")
+    first, second = as_arrays(on_cpu(attention(problem))), as_arrays(on_cpu(attention(problem)))
+    for field, values in first.items():
+        assert values.tobytes() == second[field].tobytes(), field
+
+
+@pytest.mark.parametrize("name", vectors.CASES)
+def test_vectors_agree_with_the_oracle(name: str) -> None:
+    x, mask = vectors.CASES[name]()
+    there, where = x.cuda(), None if mask is None else mask.cuda()
+
+    def on_cpu(result: Any) -> Any:
+        fields = {f.name: getattr(result, f.name) for f in dataclasses.fields(result)}
+        return type(result)(**{name: None if v is None else v.cpu() for name, v in fields.items()})
+
+    wanted = frozenset(MOMENTS)
+    if triton_vectors.unsupported("head_moments", there, where, wanted) is None:
+        got = on_cpu(triton_vectors.head_moments(there, where, wanted))
+        vectors.assert_agree(got, kernels.head_moments(x, mask, wanted, "reference"))
+    stream = frozenset(STREAM)
+    got = on_cpu(triton_vectors.stream_statistics(there[:, 0], where, there[:, 0].flip(-1), stream))
+    expected = kernels.stream_statistics(x[:, 0], mask, x[:, 0].flip(-1), stream, "chunked")
+    vectors.assert_agree(got, expected, 1e-4)
+
+
+def test_positions_are_exact_in_long_rows() -> None:
+    keys = 70_000
+    query, key = torch.full((1, 1, 1, 16), 5.0), torch.zeros(1, 1, keys, 16)
+    key[0, 0, 65_432] = 5.0
+    got = attention_statistics(query.cuda().bfloat16(), key.cuda().bfloat16(), backend="triton")
+    assert got.distance is not None
+    assert abs(got.distance.item() - 65_432) < 0.1
+
+
+SANITIZED = """
+import sys
+sys.path[:0] = [{tests!r}, {root!r}]
+import torch
+from gpu.test_device import moved, rounded
+from lightning_geo.kernels.triton import attention
+for name in ("causal_long", "several_masks", "mask_full", "special_tokens_grouped", "window_past_the_keys"):
+    attention(moved(rounded(name, torch.bfloat16), "cuda"))
+torch.cuda.synchronize()
+"""
+
+
+def test_the_sanitizer_finds_nothing() -> None:
+    sanitizer = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
+    if sanitizer is None:
+        pytest.skip("compute-sanitizer is not installed")
+    tests = Path(__file__).parents[1]
+    program = SANITIZED.format(tests=str(tests), root=str(tests.parent))
+    run = subprocess.run(
+        [sanitizer, "--tool", "memcheck", "--error-exitcode", "1", sys.executable, "-c", program],
+        capture_output=True, text=True, check=False,
+        # every tensor an allocation of its own: reading past one is then seen
+        env={**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+    )  # fmt: skip
+    assert run.returncode == 0, (run.stdout + run.stderr)[-4000:]
+    assert "0 errors" in run.stdout

@@ -1,0 +1,65 @@
+"""Which backend runs: what one cannot take, or fails at, goes to the next."""
+
+from __future__ import annotations
+
+import sys
+import types
+
+import pytest
+import torch
+
+from kernels.cases import CASES, problem_of
+from lightning_geo import kernels
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """A kernel that breaks when it runs, where ``auto`` would pick it."""
+    module = types.ModuleType("lightning_geo.kernels.failing")
+    calls = []
+
+    def attention(problem):
+        calls.append(problem)
+        raise RuntimeError("no kernel image is available")
+
+    module.attention = attention
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(kernels._FUNCTIONS["attention"], "triton", ("failing", "attention"))
+    monkeypatch.setattr(kernels, "_FAILED", {})
+    return calls
+
+
+class OnDevice:
+    """Says that a problem's tensors are on a GPU."""
+
+    type = "cuda"
+
+
+def test_a_kernel_that_fails_is_warned_about_once_and_not_tried_again(failing, caplog):
+    problem = problem_of(CASES["plain"]())
+    expected = kernels.attention(problem, "chunked").entropy
+    for _ in range(2):
+        got = kernels._run("attention", "auto", OnDevice(), problem)
+        assert torch.equal(got.entropy, expected)
+    assert len(failing) == 1
+    assert caplog.text.count("no kernel image is available") == 1
+
+
+def test_a_backend_that_is_asked_for_by_name_may_say_what_is_wrong(failing):
+    with pytest.raises(RuntimeError, match="no kernel image"):
+        kernels.attention(problem_of(CASES["plain"]()), "triton")
+
+
+def test_a_backend_without_the_operation_leaves_it_to_torch(caplog):
+    x = torch.randn(1, 3, 4)
+    with caplog.at_level("DEBUG", "lightning_geo.kernels"):
+        got = kernels.stream_statistics(x, None, None, frozenset({"norm"}), "compiled")
+    assert got.norm is not None
+    assert "since compiled cannot take it: it has no such function" in caplog.text
+
+
+def test_triton_is_for_gpus():
+    problem = problem_of(CASES["plain"]())
+    reason = kernels._function("attention", "triton", problem)[1]
+    assert reason is not None
+    assert torch.equal(kernels.attention(problem, "triton").entropy, kernels.attention(problem).entropy)

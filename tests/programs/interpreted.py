@@ -1,0 +1,151 @@
+"""Runs the Triton kernels on CPU tensors, in Triton's interpreter, against the oracle.
+
+Prints one line of JSON per check: its name and what went wrong, or null; arguments are parts of the names of
+the checks to run. The interpreter is chosen when
+Triton is first imported, hence a program of its own.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+import dataclasses
+import json
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+
+from kernels import test_vectors as vectors  # noqa: E402
+from kernels.cases import CASES, problem_of, qk  # noqa: E402
+from kernels.comparison import as_arrays, assert_agree, assert_float32  # noqa: E402
+from lightning_geo import kernels  # noqa: E402
+from lightning_geo.kernels import MOMENTS, STATISTICS, STREAM, AttentionProblem, triton_vectors  # noqa: E402
+from lightning_geo.kernels.reference import reference  # noqa: E402
+from lightning_geo.kernels.triton import attention, unsupported  # noqa: E402
+from lightning_geo.kernels.triton_tiles import Tile, Tiles  # noqa: E402
+
+#: Small enough to cut the cases' 13 tokens nowhere and their 203 everywhere; the interpreter needs some 10 ms
+#: a tile of any size.
+TILES = Tiles(Tile(16, 16), Tile(16, 16))
+
+#: Cases with rows at odd positions, for chosen rows.
+CHOSEN = (
+    "plain", "causal", "causal_more_queries_bottom_right", "window_two_sided", "window_past_the_keys",
+    "grouped_heads_causal_padded", "mask_full", "bias_per_head", "several_masks", "query_mask_with_holes",
+    "nan_query", "nan_in_rows_that_see_keys", "sinks", "float16",
+)  # fmt: skip
+
+
+def agrees(problem: AttentionProblem, tiles: Tiles | None = TILES) -> None:
+    reason = unsupported("attention", problem)
+    assert reason is None, f"unsupported: {reason}"
+    got = attention(problem, tiles)
+    assert_float32(got)
+    assert_agree(got, as_arrays(reference(problem)))
+
+
+def chosen(name: str) -> AttentionProblem:
+    """A case with rows in any order, some twice."""
+    problem = problem_of(CASES[name]())
+    generator = torch.Generator().manual_seed(0)
+    shape = (problem.query.shape[0], 18)
+    return dataclasses.replace(
+        problem, rows=torch.randint(0, problem.query.shape[2], shape, generator=generator)
+    )
+
+
+def checks() -> dict[str, Callable[[], None]]:
+    found: dict[str, Callable[[], None]] = {}
+    for name, build in CASES.items():
+        problem = problem_of(build())
+        if unsupported("attention", problem) is None:
+            found[name] = lambda problem=problem: agrees(problem)
+    for name in CHOSEN:
+        found[f"chosen rows: {name}"] = lambda name=name: agrees(chosen(name))
+    everything = problem_of({**CASES["sinks"](), "special": CASES["special_tokens"]()["special"]})
+    for name in STATISTICS:
+        part = dataclasses.replace(everything, wanted=frozenset([name]))
+        found[f"only: {name}"] = lambda part=part: agrees(part)
+    masked = dataclasses.replace(
+        problem_of(CASES["mask_full"]()), wanted=frozenset(["visible_keys", "entropy"])
+    )
+    found["only: counted keys"] = lambda: agrees(masked)
+    # tiles that are not square, as on a device
+    oblong = Tiles(Tile(16, 32), Tile(32, 16))
+    for name in ("more_keys_bottom_right", "window_and_mask", "sliding_window", "mask_left_padding_causal"):
+        found[f"oblong: {name}"] = lambda name=name: agrees(problem_of(CASES[name]()), oblong)
+    for dim in (3, 24, 100):
+        problem = problem_of({**qk(batch=1, heads=2, dim=dim), "is_causal": True})
+        found[f"head_dim {dim}"] = lambda problem=problem: agrees(problem)
+    for name in (*vectors.CASES, "many_tokens", "wide_stream"):
+        found[f"stream: {name}"] = lambda name=name: stream_agrees(name)
+        found[f"moments: {name}"] = lambda name=name: moments_agree(name)
+    found["tiles from the table"] = lambda: agrees(problem_of(CASES["causal"]()), None)
+    found["by name"] = by_name
+    return found
+
+
+def vector_case(name: str) -> tuple[Tensor, Tensor | None]:
+    if name == "many_tokens":  # several steps per program, several programs per sequence
+        return vectors.tokens(2, 2, 1100, 8, mean=10.0), torch.arange(1100) < torch.tensor([[1100], [700]])
+    if name == "wide_stream":  # several warps per token
+        return vectors.tokens(2, 1, 5, 2500), None
+    return vectors.CASES[name]()
+
+
+def stream_agrees(name: str) -> None:
+    x, mask = vector_case(name)
+    x = x[:, 0]
+    for before in (None, (x.flip(-1) * 1.5 + 0.1)):
+        for wanted in (frozenset(STREAM), frozenset(["directions"]), frozenset(["kurtosis", "update_ratio"])):
+            reason = triton_vectors.unsupported("stream_statistics", x, mask, before, wanted)
+            assert reason is None, f"unsupported: {reason}"
+            got = triton_vectors.stream_statistics(upcast(x), mask, upcast(before), wanted)
+            expected = kernels.stream_statistics(x, mask, before, wanted, "chunked")
+            vectors.assert_agree(got, expected, 1e-4)
+
+
+def moments_agree(name: str) -> None:
+    x, mask = vector_case(name)
+    for wanted in (frozenset(MOMENTS), frozenset(["directions"]), frozenset(["scatter"])):
+        if triton_vectors.unsupported("head_moments", x, mask, wanted) is not None:
+            assert x.shape[-1] > 128
+            continue
+        got = triton_vectors.head_moments(upcast(x), mask, wanted)
+        vectors.assert_agree(got, kernels.head_moments(x, mask, wanted, "reference"))
+
+
+def upcast(x: Tensor | None) -> Tensor | None:
+    """The interpreter's bfloat16 arithmetic is wrong."""
+    return x.float() if x is not None and x.dtype == torch.bfloat16 else x
+
+
+def by_name() -> None:
+    """The public dispatch reaches the kernels, and passes on what they cannot take."""
+    problem = problem_of(CASES["causal"]())
+    assert_agree(kernels.attention(problem, "triton"), as_arrays(reference(problem)))
+    problem = problem_of(CASES["block_causal"]())
+    assert_agree(kernels.attention(problem, "triton"), as_arrays(reference(problem)))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")  # numpy's, about the NaN that some cases are there for
+    some = sys.argv[1:]
+    for name, check in checks().items():
+        if some and not any(part in name for part in some):
+            continue
+        error = None
+        try:
+            check()
+        except Exception as reason:  # each is reported under its name
+            error = f"{type(reason).__name__}: {reason}"[:3000]
+        print(json.dumps([name, error]), flush=True)
