@@ -267,6 +267,7 @@ CATALOG: dict[str, MetricSpec] = {
         *_WEIGHTS,
         *_PROJECTION,
         *_GATES,
+        *_IMPORTANCE,
         *_PAPERS_OWN,
         *_IMPORTANCE,
     )

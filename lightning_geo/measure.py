@@ -67,7 +67,7 @@ class Measurement:
         with reuse_scratch(), self._taps[name].open(self._statistics[name]) as tap:
             yield tap
 
-    def weigh(
+    def add_importance(
         self,
         model: nn.Module,
         calls: Sequence[ProbeCall],
@@ -215,7 +215,7 @@ def measure(
         model: Any module that computes attention.
         batch: A mapping is keyword arguments, a tuple positional ones, a tensor the one argument.
         metrics: Families or single names; ``None`` for the families entropy, pattern, cone, subspace, stream
-            and head.
+            and head. ``importance`` needs a loss.
         layers: Layer indices, or a regular expression on module paths; default all.
         rank: Dimensions of the subspaces that are compared, at most half a head.
         special_token_ids: Input ids that count as special tokens; default those of ``model.config``.
@@ -258,7 +258,7 @@ def measure(
         )
     measurement.check_layers()
     if "importance" in names:
-        measurement.weigh(model, [ProbeCall.of("", call)], loss_fn=loss_fn)
+        measurement.add_importance(model, [ProbeCall.of("", call)], loss_fn=loss_fn)
     computed = measurement.compute()
     structure = {"model": type(model).__name__, "stacks": computed.structure}
     cost = time.perf_counter() - started

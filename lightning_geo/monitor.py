@@ -195,7 +195,7 @@ class GeometryMonitor(AnyCallback):
         metrics = self._metrics
         if not self._replays:  # two batches of the same weights differ as much as 60 steps of training do
             metrics = tuple(m for m in metrics if not needs_probe(m))
-            if set(metrics) & {"importance"} != set(self._metrics) & {"importance"}:
+            if "importance" in self._metrics:
                 self._complaints.say(
                     "importance is absent", 'it is measured on a probe, and not with `source="batch"`'
                 )
@@ -386,9 +386,9 @@ class GeometryMonitor(AnyCallback):
         self._sampler.weighs = self._weighs(final)
         error: Exception | None
         try:
-            weigh = "importance" in self._metrics
-            weigh = weigh and (final or self._run.samples % self._importance_every == 0)
-            error = self._sampler.replay(self._inputs.share(self._sampler.device), weigh=weigh)
+            due = final or self._run.samples % self._importance_every == 0
+            share = self._inputs.share(self._sampler.device)
+            error = self._sampler.replay(share, importance=due and "importance" in self._metrics)
         except Exception as failure:  # the other ranks wait all the same
             error = failure
         self._conclude(trainer, step, error, started, final=final)

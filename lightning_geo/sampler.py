@@ -70,7 +70,7 @@ class Sampler:
         self._measurement: Measurement | None = None
         self._failure: Exception | None = None
         #: why a model's importance could not be measured, by name
-        self._unweighed: dict[str, Exception] = {}
+        self._importance_failures: dict[str, Exception] = {}
         self._watching = contextlib.ExitStack()
         self._shadows: list[tuple[str, Call, RandomState]] = []
         self._shadow_seconds = 0.0
@@ -88,12 +88,12 @@ class Sampler:
 
     # -- source "probe"
 
-    def replay(self, share: Share, *, weigh: bool = False) -> Exception | None:
+    def replay(self, share: Share, *, importance: bool = False) -> Exception | None:
         """Measure the models on recorded calls; returns what went wrong.
 
         Args:
             share: On the models' device.
-            weigh: Whether to measure importance too.
+            importance: Whether to measure it too.
         """
         try:
             measurement = self._measurement = self._begin()
@@ -102,21 +102,21 @@ class Sampler:
                 for recorded in calls:
                     if recorded.model in self.models:
                         self._run(measurement, recorded.model, recorded.call)
-            if weigh:
-                self._weigh(measurement, share)
+            if importance:
+                self._add_importance(measurement, share)
         except Exception as error:
             return error
         return self._first_failure(measurement)
 
-    def _weigh(self, measurement: Measurement, share: Share) -> None:
+    def _add_importance(self, measurement: Measurement, share: Share) -> None:
         """A failure costs the importance, not the sample: other ranks may have succeeded."""
-        self._unweighed = {}
+        self._importance_failures = {}
         for name, model in self.models.items():
             calls = [recorded for recorded in share.calls if recorded.model == name]
             try:
-                measurement.weigh(model, calls, name, self._loss_fn, self._forward_context)
+                measurement.add_importance(model, calls, name, self._loss_fn, self._forward_context)
             except Exception as error:
-                self._unweighed[name] = error
+                self._importance_failures[name] = error
 
     def _run(
         self,
@@ -269,7 +269,7 @@ class Sampler:
                 ),
             )
         for name in self.models:
-            error = self._unweighed.pop(name, None)
+            error = self._importance_failures.pop(name, None)
             if isinstance(error, NoLossError):
                 self._complaints.say("importance is absent", str(error))
             elif error is not None:

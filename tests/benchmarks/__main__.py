@@ -22,15 +22,14 @@ def main() -> None:
     parser.add_argument("--plot", help="picture of how the cost grows")
     args = parser.parse_args()
     sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+    import attention_cost
     import sampled_step
-
-    import kernels
 
     torch.set_num_threads(args.threads)
     warnings.simplefilter("ignore")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     print(f"torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}")
-    kernels.main(5 if args.quick else 15, args.plot)
+    attention_cost.main(5 if args.quick else 15, args.plot)
     sampled_step.main(9 if args.quick else 25)
 
 

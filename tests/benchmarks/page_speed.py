@@ -1,4 +1,4 @@
-"""How quick the Geometry tab is: run as ``python tests/benchmarks/dashboard.py --layers 80 --heads 64``.
+"""How quick the Geometry tab is: run as ``python tests/benchmarks/page_speed.py --layers 80 --heads 64``.
 
 Writes a run of random numbers, opens it in TensorBoard and headless Chromium, and prints how long choosing a
 metric takes until it is on screen, and how long a repaint takes while the slider moves.

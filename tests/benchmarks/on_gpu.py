@@ -1,4 +1,4 @@
-"""Everything that needs a GPU, in one command: ``python tests/benchmarks/gpu.py``.
+"""Everything that needs a GPU, in one command: ``python tests/benchmarks/on_gpu.py``.
 
 Runs the tests of ``tests/gpu``, then measures and prints tables: the statistics of an attention call against
 the FlashAttention forward that they watch, against what eager attention with entropies costs, how cost and
