@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from lightning_geo.call_statistics import call_statistics
 from lightning_geo.heads import HeadFactors, scaled_heads
 from lightning_geo.measure import Measurement
 from lightning_geo.probe import ProbeCall
@@ -18,7 +19,6 @@ from lightning_geo.pruning import Head
 from lightning_geo.replay import Call, device_of, undisturbed
 from lightning_geo.schema import select
 from lightning_geo.silencing import Silencer
-from lightning_geo.statistics import call_statistics
 from lightning_geo.taps import AttentionCall, CallKey, Tap
 
 __all__ = ["Explanation", "explain"]

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from lightning_geo.functional import head_similarity, principal_subspace
 from lightning_geo.functional.registry import metric_function
+from lightning_geo.layer_statistics import LayerStatistics
 from lightning_geo.schema import GATES, ROLES, spec_of, standard_error
-from lightning_geo.statistics import LayerStatistics, SampleStatistics
+from lightning_geo.statistics import SampleStatistics
 from lightning_geo.taps import CallKey, Layout
 
 __all__ = ["Bases", "Computed", "compute"]

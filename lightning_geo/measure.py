@@ -18,9 +18,10 @@ from lightning_geo.importance import LossFunction, importances
 from lightning_geo.kernels.scratch import reuse_scratch
 from lightning_geo.observed import check_layers
 from lightning_geo.probe import ProbeCall
+from lightning_geo.reduction import reduce_over_ranks
 from lightning_geo.replay import Call, device_of, undisturbed
 from lightning_geo.schema import GeometryRecord, compares_samples, select
-from lightning_geo.statistics import SampleStatistics, reduce_over_ranks
+from lightning_geo.statistics import SampleStatistics
 from lightning_geo.taps import CallKey, Layout, Tap, lay_out
 
 __all__ = ["LayerChoice", "Measurement", "measure", "special_tokens"]

@@ -16,9 +16,9 @@ from lightning_geo.importance import LossFunction, NoLossError
 from lightning_geo.measure import LayerChoice, Measurement, special_tokens
 from lightning_geo.observed import ITSELF, choose
 from lightning_geo.probe import Share, on_call
+from lightning_geo.reduction import reduce_over_ranks
 from lightning_geo.replay import Call, RandomState, device_of, has_fast_path, is_compiled, undisturbed
 from lightning_geo.schema import spec_of
-from lightning_geo.statistics import reduce_over_ranks
 from lightning_geo.taps import Tap
 
 __all__ = ["Sampler"]

@@ -1,187 +1,38 @@
-"""Mergeable statistics of one sample: they add over sequences, micro-batches and ranks.
-
-Per layer, everything is either a sum (float64, so that raw second moments survive a large mean)
-or a maximum. A metric of kind ``row``, ``sequence`` or ``tokens`` is kept as the sum of its
-per-sequence values and the number of sequences that had one; covariances as count, sum and raw
-second moment.
-"""
+"""From what the tap sees of one model to the mergeable statistics of one sample."""
 
 from __future__ import annotations
 
-import functools
-import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from lightning_geo.call_statistics import ObservedRows, ObservedScores, call_statistics, observed_scores
 from lightning_geo.functional import (
     AttentionStatistics,
     HeadMoments,
     HeadReads,
     HeadWeights,
     StreamStatistics,
-    attention_statistics,
     head_moments,
-    key_entropy,
     masked_mean,
     stream_statistics,
 )
-from lightning_geo.functional._tensors import exact_dtype
-from lightning_geo.functional.attention import attention_problem
-from lightning_geo.functional.gates import gate_shares
 from lightning_geo.functional.registry import metric_function, reads_of
 from lightning_geo.functional.stream import mean_over_tokens
-from lightning_geo.kernels import AttentionProblem, attention
-from lightning_geo.kernels.pairs import near_and_mutual, norm_shares
-from lightning_geo.ranks import world_size
+from lightning_geo.layer_statistics import LayerStatistics
 from lightning_geo.rows import draw_rows, variance_of_mean
-from lightning_geo.schema import GATES, ROLES, spec_of, standard_error
+from lightning_geo.schema import GATES, ROLES, spec_of
 from lightning_geo.taps import AttentionCall, BlockCall, CallKey, Projections
 
-__all__ = ["LayerStatistics", "SampleStatistics", "reduce_over_ranks"]
+__all__ = ["SampleStatistics"]
 
 #: Largest width for which the d×d second moment of all heads' outputs is kept by default.
 GRAM_MAX_WIDTH = 1024
 
 #: Sequences of a sample, on each rank, from which metrics of kind ``scores`` are taken.
 SCORED_SEQUENCES = 2
-
-#: How many tokens away near context is.
-NEAR = 4
-
-
-@dataclass
-class LayerStatistics:
-    """Sums and maxima of one layer by name; ``names`` says which metrics a stacked one holds."""
-
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    maxima: dict[str, Tensor] = field(default_factory=dict)
-    names: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    heads: int = 0
-
-    def add(self, name: str, value: Tensor) -> None:
-        """Add to a sum."""
-        value = value.to(exact_dtype(value))
-        self.sums[name] = self.sums[name] + value if name in self.sums else value
-
-    def add_values(
-        self, group: str, names: tuple[str, ...], values: Tensor, variances: Tensor | None = None
-    ) -> None:
-        """Add per-sequence values [P, B, ...] of P metrics; one that is not finite does not count.
-
-        Args:
-            group: Which of a layer's groups of metrics they are.
-            names: Of the P metrics.
-            values: Their means.
-            variances: Of these means, where they are estimates.
-        """
-        if not names:
-            return
-        defined = values.isfinite()
-        self.names[group] = names
-        self.add(f"{group}.total", torch.where(defined, values, 0.0).sum(1))
-        self.add(f"{group}.count", defined.sum(1))
-        if variances is not None:
-            self.add(f"{group}.variance", torch.where(defined, variances, 0.0).sum(1))
-
-    def add_maximum(self, name: str, values: Tensor) -> None:
-        """Take the largest of per-sequence values [B, H]."""
-        value = torch.where(values.isfinite(), values, -torch.inf).amax(0)
-        self.maxima[name] = torch.maximum(self.maxima[name], value) if name in self.maxima else value
-
-    def add_moments(self, name: str, moments: HeadMoments) -> None:
-        """Add count, sum and raw second moment of vectors."""
-        count, mean, scatter = moments.count, moments.mean, moments.scatter
-        assert count is not None
-        assert mean is not None
-        assert scatter is not None
-        mean = mean.to(exact_dtype(mean))
-        self.add(f"{name}.count", count)
-        self.add(f"{name}.sum", mean * count)
-        self.add(f"{name}.second", scatter + count * mean[:, :, None] * mean[:, None, :])
-
-    def covariance(self, name: str) -> Tensor | None:
-        """Centred covariance [h, D, D] in float64, NaN for fewer than two tokens; ``None`` if absent."""
-        if f"{name}.count" not in self.sums:
-            return None
-        count, total, second = (self.sums[f"{name}.{part}"] for part in ("count", "sum", "second"))
-        count = torch.where(count > 1, count.to(total.dtype), torch.nan)
-        mean = total / count
-        return torch.baddbmm(second / count, mean[:, :, None], mean[:, None, :], alpha=-1)
-
-    def mean_values(self) -> dict[str, Tensor]:
-        """Mean over sequences of every metric kept by value, and the maxima; NaN if there was none.
-
-        Estimates come with their standard errors: sequences are the strata of one sample of rows.
-        """
-        values: dict[str, Tensor] = {}
-        for group, names in self.names.items():
-            count = self.sums[f"{group}.count"]
-            values.update(zip(names, self.sums[f"{group}.total"] / count, strict=True))
-            if f"{group}.variance" in self.sums:
-                errors = self.sums[f"{group}.variance"].sqrt() / count
-                values.update(zip(map(standard_error, names), errors, strict=True))
-        for name, value in self.maxima.items():
-            values[name] = torch.where(value.isfinite(), value, torch.nan)
-        return values
-
-
-@dataclass(frozen=True)
-class _Observed:
-    """What metric functions of kind ``sequence`` read (see ``functional.registry``)."""
-
-    query: HeadMoments
-    key: HeadMoments
-    key_mask: Tensor | None
-    statistics: AttentionStatistics
-
-    @property
-    def received(self) -> Tensor:
-        assert self.statistics.received is not None
-        return self.statistics.received
-
-
-@dataclass(frozen=True)
-class _Scores:
-    """What metric functions of kind ``scores`` read."""
-
-    #: from queries and keys as they are, None where they could not be told
-    products: AttentionProblem | None
-    #: whose softmax is the attention
-    attended: AttentionProblem
-    key_mask: Tensor | None
-
-    @property
-    def problem(self) -> AttentionProblem:
-        assert self.products is not None
-        return self.products
-
-    @functools.cached_property
-    def norm_shares(self) -> Tensor:
-        return norm_shares(self.problem)
-
-    @functools.cached_property
-    def shares(self) -> dict[str, Tensor]:
-        wanted = {
-            "entropy",
-            "visible_keys",
-            "first_mass",
-            "self_mass",
-            "special_mass",
-            "received",
-            "logsumexp",
-        }
-        found = attention(replace(self.attended, wanted=frozenset(wanted)))
-        assert found.logsumexp is not None
-        assert found.received is not None
-        planes = {name: plane for name, plane in vars(found).items() if plane is not None}
-        planes |= near_and_mutual(self.attended, found.logsumexp, found.live, NEAR)
-        received = key_entropy(found.received, self.key_mask)
-        return gate_shares(planes, received)
 
 
 class SampleStatistics:
@@ -330,7 +181,7 @@ class SampleStatistics:
             layer.add_maximum(name, torch.where(broken, torch.nan, values))
         sequences = tuple(name for name in self._sequences if name in names)
         if sequences and "query" in moments and "key" in moments:
-            seen = _Observed(moments["query"], moments["key"], call.key_mask(), statistics)
+            seen = ObservedRows(moments["query"], moments["key"], call.key_mask(), statistics)
             values = torch.stack([metric_function(name)(seen) for name in sequences])
             layer.add_values("sequence", sequences, torch.where(broken, torch.nan, values))
 
@@ -346,19 +197,7 @@ class SampleStatistics:
         if not names or count <= 0:
             return
         self._scored[key] = self._scored.get(key, 0) + count
-        query, keys, masks = _attended(call)
-        attended = attention_problem(query, keys, **_options(call, masks))
-        products: AttentionProblem | None = attended
-        if call.scores is not None:
-            products = None
-            if call.query is not None and call.key is not None:
-                products = attention_problem(call.query, call.key, **_options(call, masks))
-        mask = call.key_mask()
-        scores = _Scores(
-            None if products is None else products.first_sequences(count),
-            attended.first_sequences(count),
-            None if mask is None else mask[:count],
-        )
+        scores = observed_scores(call, count)
         values = torch.stack([_of_part(name, scores) for name in names])
         layer.add_values("scores", tuple(names), values)
 
@@ -462,7 +301,7 @@ def _planes(names: Iterable[str], statistics: AttentionStatistics | StreamStatis
     return planes
 
 
-def _of_part(name: str, given: HeadWeights | _Scores) -> Tensor:
+def _of_part(name: str, given: HeadWeights | ObservedScores) -> Tensor:
     parts = (name.rpartition(".")[2],) if spec_of(name).parts else ()
     values: Tensor = metric_function(name)(given, *parts)
     return values
@@ -478,97 +317,3 @@ def _add_cones(
     directions = statistics.directions, valid, statistics.directed
     values = torch.stack([metric_function(name)(*directions) for name in names])
     layer.add_values(stage, tuple(names), values)
-
-
-def call_statistics(call: AttentionCall, wanted: Iterable[str], rows: Tensor | None) -> AttentionStatistics:
-    """Those statistics of one observed call, of all rows or of some, through the public function."""
-    query, key, masks = _attended(call)
-    return attention_statistics(
-        query, key, **{**_options(call, masks), "statistics": wanted, "queries": rows}
-    )
-
-
-def _attended(call: AttentionCall) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
-    """Queries, keys and masks whose softmax is the call's attention."""
-    query, key, masks = call.query, call.key, call.masks
-    if call.scores is not None:  # they are all a mask, on products that are zero
-        batch, heads, queries, keys = call.scores.shape
-        query = call.scores.new_zeros(1).expand(batch, heads, queries, 1)
-        key = call.scores.new_zeros(1).expand(batch, heads, keys, 1)
-        masks = (call.scores,)
-    assert query is not None
-    assert key is not None
-    return query, key, masks
-
-
-def _options(call: AttentionCall, masks: tuple[Any, ...]) -> dict[str, Any]:
-    """How a call's scores come about, apart from queries and keys."""
-    return {
-        "mask": masks or None,
-        "is_causal": call.is_causal,
-        "causal_alignment": call.causal_alignment,
-        "query_mask": call.query_mask,
-        "window": call.window,
-        "sinks": call.sinks,
-        "special": call.special,
-        "scale": call.scale,
-        "softcap": call.softcap,
-        "statistics": None,
-        "queries": None,
-    }
-
-
-def reduce_over_ranks(samples: list[SampleStatistics], ok: bool, device: torch.device) -> bool:
-    """Merge the statistics of all ranks, in place: every rank makes the same collectives.
-
-    A small one agrees on whether every rank has a sample and all have the same layout; then one
-    sum and one maximum over flat buffers.
-
-    Args:
-        samples: This rank's statistics.
-        ok: Whether this rank's sample is whole.
-        device: Where the process group's backend communicates.
-
-    Returns:
-        Whether the sample is valid; the same on every rank.
-    """
-    if world_size() == 1:
-        return ok
-    digest, failure = 0, None
-    buffers: list[tuple[Any, list[tuple[dict[str, Tensor], str]], Tensor]] = []
-    try:
-        if ok:
-            digest, buffers = _pack(samples, device)
-    except Exception as error:  # no memory left, say: the other ranks wait for this one all the same
-        ok, failure = False, error
-    mine = torch.tensor([int(ok), digest], dtype=torch.int64, device=device)
-    everyone = [torch.empty_like(mine) for _ in range(world_size())]
-    dist.all_gather(everyone, mine)
-    if failure is not None:
-        raise failure
-    if not all(bool(other[0]) and int(other[1]) == digest for other in everyone):
-        return False
-    for operation, slots, flat in buffers:
-        dist.all_reduce(flat, operation)
-        pieces = torch.split(flat, [store[name].numel() for store, name in slots])
-        for (store, name), piece in zip(slots, pieces, strict=True):
-            store[name] = piece.view(store[name].shape)
-    return True
-
-
-def _pack(
-    samples: list[SampleStatistics], device: torch.device
-) -> tuple[int, list[tuple[Any, list[tuple[dict[str, Tensor], str]], Tensor]]]:
-    """A digest of the layout; per operation, the places in the statistics that it reduces and one buffer."""
-    layers = [(i, key, layer) for i, sample in enumerate(samples) for key, layer in sample.named()]
-    # names too: other layers of the same shapes (layer drop) must not be added up
-    layout: list[Any] = [(i, tuple(key), sorted(layer.names.items())) for i, key, layer in layers]
-    buffers = []
-    for kind, operation in (("sums", dist.ReduceOp.SUM), ("maxima", dist.ReduceOp.MAX)):
-        stores: list[dict[str, Tensor]] = [getattr(layer, kind) for *_, layer in layers]
-        slots = [(store, name) for store in stores for name in sorted(store)]
-        layout.append([(name, tuple(store[name].shape)) for store, name in slots])
-        if slots:
-            flat = torch.cat([store[name].flatten() for store, name in slots]).to(device)
-            buffers.append((operation, slots, flat))
-    return int.from_bytes(hashlib.sha256(repr(layout).encode()).digest()[:7], "big"), buffers

@@ -17,7 +17,7 @@ import torch
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor, nn
 
-from lightning_geo import GeometryMonitor, load_history, statistics
+from lightning_geo import GeometryMonitor, call_statistics, load_history
 from lit import Classifier, Lit, bert, fit, loader
 from same import assert_same, outcome, traces
 
@@ -134,14 +134,14 @@ def failing_schedule(step: int) -> bool:
 def measurement_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """From the third attention call on."""
     calls = iter(range(10**6))
-    original = statistics.attention_statistics
+    original = call_statistics.attention_statistics
 
     def attend(*args: Any, **options: Any) -> Any:
         if next(calls) > 2:
             raise ArithmeticError("an unlucky number")
         return original(*args, **options)
 
-    monkeypatch.setattr(statistics, "attention_statistics", attend)
+    monkeypatch.setattr(call_statistics, "attention_statistics", attend)
 
 
 @pytest.fixture

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lightning_geo.functional import attention_statistics, cone_index, head_moments
+from lightning_geo.layer_statistics import LayerStatistics
+from lightning_geo.reduction import reduce_over_ranks
 from lightning_geo.schema import compares_samples, select
-from lightning_geo.statistics import LayerStatistics, SampleStatistics, reduce_over_ranks
+from lightning_geo.statistics import SampleStatistics
 from lightning_geo.taps import AttentionCall, BlockCall, CallKey
 
 KEY = CallKey("layers.0.attention")

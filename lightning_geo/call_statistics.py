@@ -1,0 +1,136 @@
+"""One observed attention call as metric functions read it, see :mod:`lightning_geo.functional.registry`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from lightning_geo.functional import (
+    AttentionStatistics,
+    HeadMoments,
+    attention_statistics,
+    key_entropy,
+)
+from lightning_geo.functional.attention import attention_problem
+from lightning_geo.functional.gates import gate_shares
+from lightning_geo.kernels import AttentionProblem, attention
+from lightning_geo.kernels.pairs import near_and_mutual, norm_shares
+from lightning_geo.taps import AttentionCall
+
+__all__ = ["ObservedRows", "ObservedScores", "call_statistics", "observed_scores"]
+
+#: How many tokens away near context is.
+NEAR = 4
+
+
+@dataclass(frozen=True)
+class ObservedRows:
+    """What metric functions of kind ``sequence`` read (see ``functional.registry``)."""
+
+    query: HeadMoments
+    key: HeadMoments
+    key_mask: Tensor | None
+    statistics: AttentionStatistics
+
+    @property
+    def received(self) -> Tensor:
+        assert self.statistics.received is not None
+        return self.statistics.received
+
+
+@dataclass(frozen=True)
+class ObservedScores:
+    """What metric functions of kind ``scores`` read."""
+
+    #: from queries and keys as they are, None where they could not be told
+    products: AttentionProblem | None
+    #: whose softmax is the attention
+    attended: AttentionProblem
+    key_mask: Tensor | None
+
+    @property
+    def problem(self) -> AttentionProblem:
+        assert self.products is not None
+        return self.products
+
+    @functools.cached_property
+    def norm_shares(self) -> Tensor:
+        return norm_shares(self.problem)
+
+    @functools.cached_property
+    def shares(self) -> dict[str, Tensor]:
+        wanted = {
+            "entropy",
+            "visible_keys",
+            "first_mass",
+            "self_mass",
+            "special_mass",
+            "received",
+            "logsumexp",
+        }
+        found = attention(replace(self.attended, wanted=frozenset(wanted)))
+        assert found.logsumexp is not None
+        assert found.received is not None
+        planes = {name: plane for name, plane in vars(found).items() if plane is not None}
+        planes |= near_and_mutual(self.attended, found.logsumexp, found.live, NEAR)
+        received = key_entropy(found.received, self.key_mask)
+        return gate_shares(planes, received)
+
+
+def call_statistics(call: AttentionCall, wanted: Iterable[str], rows: Tensor | None) -> AttentionStatistics:
+    """Those statistics of one observed call, of all rows or of some, through the public function."""
+    query, key, masks = _attended(call)
+    return attention_statistics(
+        query, key, **{**_options(call, masks), "statistics": wanted, "queries": rows}
+    )
+
+
+def observed_scores(call: AttentionCall, count: int) -> ObservedScores:
+    """The scores of a call's first sequences."""
+    query, keys, masks = _attended(call)
+    attended = attention_problem(query, keys, **_options(call, masks))
+    products: AttentionProblem | None = attended
+    if call.scores is not None:
+        products = None
+        if call.query is not None and call.key is not None:
+            products = attention_problem(call.query, call.key, **_options(call, masks))
+    mask = call.key_mask()
+    return ObservedScores(
+        None if products is None else products.first_sequences(count),
+        attended.first_sequences(count),
+        None if mask is None else mask[:count],
+    )
+
+
+def _attended(call: AttentionCall) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
+    """Queries, keys and masks whose softmax is the call's attention."""
+    query, key, masks = call.query, call.key, call.masks
+    if call.scores is not None:  # they are all a mask, on products that are zero
+        batch, heads, queries, keys = call.scores.shape
+        query = call.scores.new_zeros(1).expand(batch, heads, queries, 1)
+        key = call.scores.new_zeros(1).expand(batch, heads, keys, 1)
+        masks = (call.scores,)
+    assert query is not None
+    assert key is not None
+    return query, key, masks
+
+
+def _options(call: AttentionCall, masks: tuple[Any, ...]) -> dict[str, Any]:
+    """How a call's scores come about, apart from queries and keys."""
+    return {
+        "mask": masks or None,
+        "is_causal": call.is_causal,
+        "causal_alignment": call.causal_alignment,
+        "query_mask": call.query_mask,
+        "window": call.window,
+        "sinks": call.sinks,
+        "special": call.special,
+        "scale": call.scale,
+        "softcap": call.softcap,
+        "statistics": None,
+        "queries": None,
+    }
