@@ -190,13 +190,15 @@ class RowSums:
         live = self._live(Tile(*(slice(None),) * 4))
         total, sinks = self.sums[_TOTAL], problem.sinks
         finite = torch.isfinite(total) & torch.isfinite(self.sums[_MOMENT])
-        defined = live & finite
+        undefined = ~(live & finite)
         logarithm = total.log()
         # centred at the peak: exact at any offset of the scores
-        entropy = (logarithm - self.sums[_MOMENT] / total).clamp(min=0)
-        planes = torch.stack([self.peak + logarithm, entropy, 1.0 / total, self.peak])
-        planes = torch.where(defined, torch.cat([planes, self.sums / total]), torch.nan)
-        planes = self.rows.restore(planes)
+        entropy = (logarithm - self.sums[_MOMENT] / total).clamp_(min=0)
+        own = torch.stack([self.peak + logarithm, entropy, 1.0 / total, self.peak])
+        planes = [  # in place: on long sequences these planes are what takes memory
+            *self.rows.restore(own.masked_fill_(undefined, torch.nan)),
+            *self.rows.restore(self.sums.div_(total.clone()).masked_fill_(undefined, torch.nan)),
+        ]
         names = ("logsumexp", "entropy", "max_probability", "max_logit", *SUMS)
         fields = dict(zip(names, planes, strict=True))
         del fields["total"], fields["moment"]
