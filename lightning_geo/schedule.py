@@ -101,13 +101,16 @@ class OverheadBudget:
 
         Args:
             step: Ascending from call to call.
-            spent: Seconds that samples have cost.
-            samples: How many there were.
+            spent: Seconds that samples have cost, those that were dropped included.
+            samples: How many there were, without those.
             agree: Makes all ranks decide alike.
         """
         if step < self._next:
             return False
-        wait = 0 if samples == 0 else agree(self._wait(step, spent, spent / samples))
+        if spent == 0:  # where nothing can be sampled, it is not tried at every step
+            self._next = step + _FIRST_LOOK
+            return True
+        wait = agree(self._wait(step, spent, spent / max(samples, 1)))
         self._next = step + max(wait, 1)
         return wait == 0
 

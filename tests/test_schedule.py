@@ -91,11 +91,26 @@ def test_ranks_decide_alike():
     budget = OverheadBudget(0.1, clock=lambda: run.now)
     budget.start(0)
     assert budget(0, 0.0, 0)
-    assert budget(1, 1.0, 1, lambda wait: 0)  # rank 0 says now, whatever this clock shows
+    assert budget(8, 1.0, 1, lambda wait: 0)  # rank 0 says now, whatever this clock shows
     run.now += 1000.0
-    assert not budget(2, 1.0, 2, lambda wait: 5)
-    assert not budget(6, 1.0, 2, lambda wait: 0)
-    assert budget(7, 1.0, 2, lambda wait: 0)
+    assert not budget(9, 1.0, 2, lambda wait: 5)
+    assert not budget(13, 1.0, 2, lambda wait: 0)
+    assert budget(14, 1.0, 2, lambda wait: 0)
+
+
+def test_samples_that_are_dropped_cost_as_well():
+    run = Run()
+    budget = OverheadBudget(0.1, clock=lambda: run.now)
+    budget.start(0)
+    tried = []
+    for step in range(200):
+        if budget(step, run.spent, samples=0):
+            tried.append(step)
+            run.now += 1.0
+            run.spent += 1.0
+        run.now += 0.1
+    assert tried[0] == 0
+    assert run.spent <= 0.1 * (run.now - 100.0)
 
 
 @pytest.mark.parametrize("share", [0, 1, -0.1, 1.5, True, "1%"])
