@@ -12,7 +12,6 @@ from torch import Tensor
 from lightning_geo.functional import (
     AttentionStatistics,
     HeadMoments,
-    attention_statistics,
     key_entropy,
 )
 from lightning_geo.functional.attention import attention_problem
@@ -82,11 +81,11 @@ class ObservedScores:
 
 
 def call_statistics(call: AttentionCall, wanted: Iterable[str], rows: Tensor | None) -> AttentionStatistics:
-    """Those statistics of one observed call, of all rows or of some, through the public function."""
+    """Those statistics of one observed call, of all rows or of some."""
     query, key, masks = _attended(call)
-    return attention_statistics(
-        query, key, **{**_options(call, masks), "statistics": wanted, "queries": rows}
-    )
+    problem = attention_problem(query, key, **{**_options(call, masks), "statistics": wanted})
+    # rows that were drawn here exist: to check them the host would wait for the device
+    return attention(replace(problem, rows=rows))
 
 
 def observed_scores(call: AttentionCall, count: int) -> ObservedScores:

@@ -134,14 +134,14 @@ def failing_schedule(step: int) -> bool:
 def measurement_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """From the third attention call on."""
     calls = iter(range(10**6))
-    original = call_statistics.attention_statistics
+    original = call_statistics.attention
 
     def attend(*args: Any, **options: Any) -> Any:
         if next(calls) > 2:
             raise ArithmeticError("an unlucky number")
         return original(*args, **options)
 
-    monkeypatch.setattr(call_statistics, "attention_statistics", attend)
+    monkeypatch.setattr(call_statistics, "attention", attend)
 
 
 @pytest.fixture

@@ -168,24 +168,33 @@ def _scatter(x: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
     """Count, mean and scatter of ``[B, N, H, D]`` over real tokens."""
     heads, width = x.shape[2:]
     x = x.flatten(2).flatten(0, 1)
-    if mask is None:
-        count = torch.tensor(x.shape[0], device=x.device)
-        centred = scratch("centred", tuple(x.shape), x)
-        source = x
-    else:  # what is padding is not even read: it may hold anything
-        real = mask.flatten().nonzero().squeeze(-1)
-        count = torch.tensor(real.shape[0], device=x.device)
-        centred = scratch("centred", (real.shape[0], x.shape[1]), x)
-        source = torch.index_select(x, 0, real, out=centred)
+    real = None if mask is None else mask.flatten()
+    if real is not None and x.device.type == "cpu":  # padding is not even read
+        return _scatter_of(x, real.nonzero().squeeze(-1), None, heads, width)
+    # elsewhere the host would wait for the number of real tokens
+    return _scatter_of(x, None, real, heads, width)
+
+
+def _scatter_of(
+    x: Tensor, rows: Tensor | None, real: Tensor | None, heads: int, width: int
+) -> dict[str, Tensor]:
+    """Count, mean and scatter of ``[T, H * D]``, of some rows, or of those that are real."""
+    count = torch.tensor(x.shape[0] if rows is None else rows.shape[0], device=x.device)
+    centred = scratch("centred", (x.shape[0] if rows is None else rows.shape[0], x.shape[1]), x)
+    source = x if rows is None else torch.index_select(x, 0, rows, out=centred)
+    if real is not None:
+        count, source = real.sum(), torch.where(real[:, None], x, 0.0)  # padding may hold NaN
     mean = source.sum(0) / count.clamp(min=1)
     # centred before the product: float32 would lose a small spread around a large mean
     torch.sub(source, mean, out=centred)
+    if real is not None:
+        centred.mul_(real[:, None])
     scatter = _gram(centred.view(-1, heads, width).transpose(0, 1))
     return {"count": count, "mean": mean.view(heads, width), "scatter": scatter}
 
 
 def sum_directions(x: Tensor, norm: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Add up the unit vectors of real tokens, as one weighted sum: nothing of the size of ``x`` is made.
+    """Add up the unit vectors of real tokens, as one weighted sum.
 
     Args:
         x: ``[..., n, d]``.
@@ -216,7 +225,10 @@ def _wide(x: Tensor) -> Tensor:
 
 def _without_padding(x: Tensor, norm: Tensor, mask: Tensor) -> Tensor:
     """``x``, whose padding may be multiplied by zero: NaN and infinity there would outlive that."""
-    return x if bool(norm.isfinite().all()) else torch.where(mask[..., None], x, 0.0)
+    # looking first saves a pass, but on other devices the host would wait for the answer
+    if x.device.type == "cpu" and bool(norm.isfinite().all()):
+        return x
+    return torch.where(mask[..., None], x, 0.0)
 
 
 def _shape(x: Tensor) -> dict[str, Tensor]:
