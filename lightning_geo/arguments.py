@@ -36,7 +36,9 @@ def check_token_ids(ids: object) -> None:
         raise TypeError(f"Expected `special_token_ids` to be a list of token ids but got {ids!r}.")
 
 
-def check_source(source: str, metrics: Sequence[str], probe: object, baseline: object) -> None:
+def check_source(
+    source: str, metrics: Sequence[str], probe: object, baseline: object, loss_fn: object
+) -> None:
     """Raise ``ValueError`` where one argument makes another useless.
 
     Args:
@@ -44,10 +46,11 @@ def check_source(source: str, metrics: Sequence[str], probe: object, baseline: o
         metrics: Stored names.
         probe: As given to the monitor.
         baseline: As given to the monitor.
+        loss_fn: As given to the monitor.
     """
     drifts = any(spec_of(name).name == "drift" for name in metrics)
     if source == "batch":
-        for name, given in (("probe", probe), ("baseline", baseline)):
+        for name, given in (("probe", probe), ("baseline", baseline), ("loss_fn", loss_fn)):
             if given is not None:
                 raise ValueError(
                     f'Expected `{name}` only with `source="probe"` but got both `{name}` and '
@@ -55,7 +58,7 @@ def check_source(source: str, metrics: Sequence[str], probe: object, baseline: o
                 )
         if all(map(needs_probe, metrics)):
             raise ValueError(
-                "Expected `metrics` to name more than `drift`, `velocity` and `importance` with "
+                "Expected `metrics` to name more than `drift` and `velocity` with "
                 f'`source="batch"` but got {tuple(metrics)}: they need a probe. Use `source="probe"`.'
             )
     elif baseline is not None and not drifts:

@@ -30,7 +30,7 @@ def given_probe(given: Any, size: int, sampler: Sampler) -> Probe:
     reasons = []
     for name in sampler.models:
         probe = Probe([ProbeCall.of(name, call) for call in calls])
-        failure = sampler.replay(Share(probe.calls).to(sampler.device))
+        failure = sampler.replay(Share(probe.calls).to(sampler.device), ())
         if failure is None:
             return probe
         reasons.append(f"{name or 'the module itself'}: {type(failure).__name__}: {failure}")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lightning_geo.functional import head_importance
@@ -14,14 +15,26 @@ from lightning_geo.probe import ProbeCall
 from lightning_geo.replay import Call, undisturbed
 from lightning_geo.taps import CallKey, Tap
 
-__all__ = ["LossFunction", "NoLossError", "importances", "loss_of"]
+__all__ = ["ComparingLossError", "LossFunction", "NoImportanceError", "NoLossError", "importances", "loss_of"]
 
 #: ``(output, *args, **kwargs)`` of one call of the observed model -> its loss.
 LossFunction = Callable[..., Any]
 
 
-class NoLossError(LookupError):
+#: How far the loss of a batch may be off those of its sequences: rounding and random masks are no comparison.
+_SLACK = 0.1
+
+
+class NoImportanceError(LookupError):
+    """There is no importance to be had here, for a reason that is nobody's failure."""
+
+
+class NoLossError(NoImportanceError):
     """The model's call gives no loss, and nobody said how to compute one."""
+
+
+class ComparingLossError(NoImportanceError):
+    """The loss is one of several sequences together, and has no part for each."""
 
 
 def loss_of(output: Any, call: Call, loss_fn: LossFunction | None) -> Tensor:
@@ -57,18 +70,20 @@ def importances(
     recorded: ProbeCall,
     loss_fn: LossFunction | None = None,
     context: Callable[[], AbstractContextManager[object]] = nullcontext,
-) -> Iterator[dict[CallKey, Tensor]]:
-    """Yield the importance of every head, [H] by attention call, for one sequence after the other.
+) -> list[dict[CallKey, Tensor]]:
+    """Return the importance of every head, [1, H] by attention call, for one sequence after the other.
 
     Each runs alone, so that its loss is its own however the model averages over a batch; a call that
     cannot be divided counts as one sequence. The model is left as it was, its gradients included.
 
     Raises:
         NoLossError: If there is no loss.
+        ComparingLossError: If the loss of the sequences together does not come of those of each.
         Exception: Whatever the model's forward or backward raises.
     """
     tap = Tap(model)
     rows = range(recorded.rows) if recorded.divisible else range(1)
+    found, losses = [], []
     for row in rows:
         call = recorded.take(slice(row, row + 1)).call
         factors = HeadFactors()
@@ -76,4 +91,27 @@ def importances(
             with context():
                 loss = loss_of(model(*call.args, **call.kwargs), call, loss_fn)
             slopes = factors.slopes(loss)
-        yield {key: head_importance(slope[0]) for key, slope in slopes.items()}
+        losses.append(loss.detach())
+        found.append({key: head_importance(slope) for key, slope in slopes.items()})
+    if len(rows) > 1:
+        call = recorded.call
+        with undisturbed(model), context():
+            together = loss_of(model(*call.args, **call.kwargs), call, loss_fn)
+        _check_divisible(float(together), torch.stack(losses).flatten().tolist())
+    return found
+
+
+def _check_divisible(together: float, alone: Sequence[float]) -> None:
+    """Raise unless the loss of a batch is a mean, however weighted, or the sum of those of its sequences.
+
+    In-batch negatives, or a variance over the batch, are not there when a sequence runs alone: what its loss
+    then says is about something else. (One that is not finite says nothing, and spoils no number.)
+    """
+    slack = _SLACK * max(map(abs, (together, *alone)))
+    mean = min(alone) - slack <= together <= max(alone) + slack
+    if together - together == 0 and not mean and abs(together - sum(alone)) > slack:
+        raise ComparingLossError(
+            f"the loss of {len(alone)} sequences together is {together:.4g}, no mean of those of each alone "
+            f"({min(alone):.4g} to {max(alone):.4g}): it compares sequences, as contrastive losses do, and "
+            'has no part for each. In a run, `source="batch"` takes training\'s own backward'
+        )

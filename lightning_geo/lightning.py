@@ -10,10 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pytorch_lightning import Callback
-    from torch import nn
+    from torch import Tensor, nn
     from typing_extensions import Self
 
-__all__ = ["AnyCallback", "adopt", "batches_done", "class_name", "lightning_logger", "steps_taken"]
+__all__ = [
+    "AnyCallback",
+    "adopt",
+    "batches_done",
+    "class_name",
+    "lightning_logger",
+    "loss_factor",
+    "steps_taken",
+]
 
 _PACKAGES = ("pytorch_lightning", "lightning.pytorch")
 
@@ -85,3 +93,24 @@ def class_name(module: nn.Module) -> str:
     """As the user knows it: compiled and sharded modules have classes of their own."""
     classes = type(getattr(module, "_orig_mod", module)).__mro__
     return next(c.__name__ for c in classes if not c.__name__.startswith("FSDP"))
+
+
+def loss_factor(trainer: Any, loss: Tensor) -> Tensor | None:
+    """What Lightning multiplied a step's loss with before backward, so that gradients are that much larger.
+
+    Args:
+        trainer: Of the step.
+        loss: What backward begins from.
+
+    Returns:
+        The loss scale of the precision plugin over ``accumulate_grad_batches``; ``None`` where an engine of
+        its own (DeepSpeed) scales.
+    """
+    if any(base.__name__ == "DeepSpeedStrategy" for base in type(trainer.strategy).__mro__):
+        return None
+    factor: Tensor = loss.detach().float().new_ones(())
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    if scaler is not None:
+        factor = scaler.scale(factor)  # on the device: to read the number would be to wait for it
+    scaled: Tensor = factor / trainer.accumulate_grad_batches
+    return scaled

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from lightning_geo.replay import Call, device_of, undisturbed
 from lightning_geo.schema import GeometryRecord, compares_samples, select
 from lightning_geo.statistics import SampleStatistics
 from lightning_geo.taps import CallKey, Layout, Tap, lay_out
+from lightning_geo.training_slopes import TrainingSlopes
 
 __all__ = ["LayerChoice", "Measurement", "measure", "special_tokens"]
 
@@ -63,36 +64,35 @@ class Measurement:
         }
 
     @contextmanager
-    def observe(self, name: str = "") -> Iterator[Tap]:
-        """Everything that the model of that name computes inside belongs to the sample."""
-        with reuse_scratch(), self._taps[name].open(self._statistics[name]) as tap:
+    def observe(self, name: str = "", slopes: TrainingSlopes | None = None) -> Iterator[Tap]:
+        """Everything that the model of that name computes inside belongs to the sample.
+
+        Args:
+            name: The model's.
+            slopes: What is to hear the backward of what is computed.
+        """
+        statistics = self._statistics[name]
+        statistics.listen = None if slopes is None else slopes.listen
+        with reuse_scratch(), self._taps[name].open(statistics) as tap:
             yield tap
 
     def add_importance(
-        self,
-        model: nn.Module,
-        calls: Sequence[ProbeCall],
-        name: str = "",
-        loss_fn: LossFunction | None = None,
-        context: Callable[[], AbstractContextManager[object]] = nullcontext,
+        self, found: Iterable[Mapping[CallKey, Tensor]], device: torch.device, name: str = ""
     ) -> None:
-        """Measure the importance of the heads of the model of that name, seen before, to its loss.
+        """Count importance for the model of that name, which was observed before.
 
         Args:
-            model: The model itself.
-            calls: What it is given, on its device; none on a rank that has no sequence.
+            found: [sequence, head] by attention call; nothing on a rank that has no sequence.
+            device: The model's.
             name: The model's.
-            loss_fn: See :func:`lightning_geo.importance.loss_of`.
-            context: In which the model runs.
 
         Raises:
-            NoLossError: If a call gives no loss.
+            Exception: What taking from ``found`` raises; the layout is that of other ranks all the same.
         """
         statistics = self._statistics[name]
-        statistics.importance({}, device_of(model))
-        for call in calls:
-            for by_call in importances(model, call, loss_fn, context):
-                statistics.importance(by_call, device_of(model))
+        statistics.expect_importance(device)
+        for by_call in found:
+            statistics.importance(by_call)
 
     @property
     def failures(self) -> list[Exception]:
@@ -259,7 +259,8 @@ def measure(
         )
     measurement.check_layers()
     if "importance" in names:
-        measurement.add_importance(model, [ProbeCall.of("", call)], loss_fn=loss_fn)
+        found = importances(model, ProbeCall.of("", call), loss_fn)
+        measurement.add_importance(found, device_of(model))
     computed = measurement.compute()
     structure = {"model": type(model).__name__, "stacks": computed.structure}
     cost = time.perf_counter() - started

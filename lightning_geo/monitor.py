@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -15,16 +15,24 @@ from lightning_geo.arguments import check_name, check_one_of, check_positive, ch
 from lightning_geo.baseline import bases_of, check_bases
 from lightning_geo.complaints import Complaints
 from lightning_geo.compute import Computed
-from lightning_geo.lightning import AnyCallback, batches_done, class_name, lightning_logger, steps_taken
+from lightning_geo.lightning import (
+    AnyCallback,
+    batches_done,
+    class_name,
+    lightning_logger,
+    loss_factor,
+    steps_taken,
+)
 from lightning_geo.observed import candidates, check_layers
 from lightning_geo.outlets import Outlets
 from lightning_geo.ranks import from_rank_zero
 from lightning_geo.recording import ProbeSource
 from lightning_geo.replay import is_compiled_function
 from lightning_geo.sampler import Sampler
-from lightning_geo.schedule import OverheadBudget, Schedule
+from lightning_geo.schedule import OverheadBudget, Schedule, SlowClocks
 from lightning_geo.schema import GeometryRecord, needs_probe, select
 from lightning_geo.state import RunState
+from lightning_geo.text import some
 
 __all__ = ["GeometryMonitor"]
 
@@ -75,9 +83,9 @@ class GeometryMonitor(AnyCallback):
             (``weights``, the angles of ``projection``; default 10): weights move slowly. The first and
             the last sample always do.
         importance_every_n_samples: Samples from one with ``importance`` to the next; the run's first and last
-            sample have it too. Each costs a forward and a backward of every sequence of the probe.
-        loss_fn: What ``importance`` is importance to, ``loss_fn(output, *args, **kwargs)`` of one call of the
-            observed model; ``None`` for the ``loss`` that the model itself returns.
+            sample have it too. On a probe each costs a forward and a backward of every sequence.
+        loss_fn: What ``importance`` on a probe is importance to, ``loss_fn(output, *args, **kwargs)`` of one
+            call of the observed model; ``None`` for the ``loss`` that the model itself returns.
         scalars: Finest scalars: ``"model"``, ``"layer"`` (headline metrics) or ``"head"``.
         strict: Raise whatever goes wrong instead of warning once.
         name: First part of all tags; give each of two monitors its own.
@@ -119,13 +127,15 @@ class GeometryMonitor(AnyCallback):
         check_one_of("scalars", scalars, ("model", "layer", "head"))
         check_positive("rank", rank)
         check_positive("probe_size", probe_size)
-        check_positive("importance_every_n_samples", importance_every_n_samples)
         if max_queries is not None:
             check_positive("max_queries", max_queries)
-        check_positive("weights_every_n_samples", weights_every_n_samples)
         check_token_ids(special_token_ids)
         check_name(name)
         self._schedule = Schedule(every_n_steps, schedule)
+        self._clocks = SlowClocks(
+            weights_every_n_samples=weights_every_n_samples,
+            importance_every_n_samples=importance_every_n_samples,
+        )
         self._budget = None if max_overhead is None else OverheadBudget(max_overhead)
         if self._budget is not None and (every_n_steps is not None or schedule is not None):
             raise ValueError(
@@ -133,7 +143,7 @@ class GeometryMonitor(AnyCallback):
                 "the budget decides which steps are sampled."
             )
         self._metrics = select(metrics)
-        check_source(source, self._metrics, probe, baseline)
+        check_source(source, self._metrics, probe, baseline, loss_fn)
         self._layers = layers
         self._rank = rank
         self._source = source
@@ -144,8 +154,6 @@ class GeometryMonitor(AnyCallback):
         self._baseline_run = baseline
         self._special_token_ids = special_token_ids
         self._max_queries = max_queries
-        self._weights_every_n_samples = weights_every_n_samples
-        self._importance_every = importance_every_n_samples
         self._loss_fn = loss_fn
         self._scalars = scalars
         self._strict = strict
@@ -192,16 +200,9 @@ class GeometryMonitor(AnyCallback):
         self._replays = source == "probe"
         models = candidates(pl_module, self._module)
         check_layers(self._layers, pl_module, *models.values())
-        metrics = self._metrics
-        if not self._replays:  # two batches of the same weights differ as much as 60 steps of training do
-            metrics = tuple(m for m in metrics if not needs_probe(m))
-            if "importance" in self._metrics:
-                self._complaints.say(
-                    "importance is absent", 'it is measured on a probe, and not with `source="batch"`'
-                )
         self._sampler = Sampler(
-            models, metrics, self._layers, self._rank, self._special_token_ids, self._max_queries,
-            self._loss_fn, trainer.precision_plugin.forward_context, self._complaints,
+            models, self._layers, self._rank, self._special_token_ids, self._max_queries, self._loss_fn,
+            trainer.precision_plugin.forward_context, self._complaints,
         )  # fmt: skip
         self._sampler.start = self._run.start
         self._sampler.prefer(self._run.models)
@@ -272,8 +273,7 @@ class GeometryMonitor(AnyCallback):
             return
         if not self._replays:
             self._pending = True
-            self._sampler.weighs = self._weighs()
-            self._sampler.watch(anew=anew)
+            self._sampler.watch(self._due_metrics() if anew else None)
         elif anew:
             self._pending = self._inputs.probe is None
             if not self._pending:
@@ -291,16 +291,21 @@ class GeometryMonitor(AnyCallback):
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
         """Stop observing: gradient checkpointing calls attention again in backward."""
-        if self._sampler is not None:
-            self._sampler.pause()
+        if self._sampler is None:
+            return
+        self._sampler.pause()
+        if self._pending and not self._replays:
+            with self._complaints.about("training's backward could not be heard"):
+                self._sampler.differentiates(loss_factor(trainer, loss))
 
     def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
         """Run what compiled code hid, and go on observing where more forward may follow."""
         if self._replays or self._sampler is None or not self._pending:
             return
+        self._sampler.differentiates(None)
         self._sampler.run_shadows()
         if not pl_module.automatic_optimization:
-            self._sampler.watch(anew=False)
+            self._sampler.watch()
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Take the first sample where the probe was recorded from this very step's batches."""
@@ -374,7 +379,7 @@ class GeometryMonitor(AnyCallback):
     def _stop(self) -> None:
         self._inputs.stop()
         if self._sampler is not None:
-            self._sampler.pause()
+            self._sampler.stop()
         self._eagerly.close()
         self._pending = False
 
@@ -383,19 +388,19 @@ class GeometryMonitor(AnyCallback):
     def _replay(self, trainer: Any, step: int, *, final: bool = False) -> None:
         started = time.perf_counter()
         assert self._sampler is not None
-        self._sampler.weighs = self._weighs(final)
         error: Exception | None
         try:
-            due = final or self._run.samples % self._importance_every == 0
             share = self._inputs.share(self._sampler.device)
-            error = self._sampler.replay(share, importance=due and "importance" in self._metrics)
+            error = self._sampler.replay(share, self._due_metrics(final=final))
         except Exception as failure:  # the other ranks wait all the same
             error = failure
         self._conclude(trainer, step, error, started, final=final)
 
-    def _weighs(self, final: bool = False) -> bool:
-        """Whether the next sample measures the weights too."""
-        return final or self._run.samples % self._weights_every_n_samples == 0
+    def _due_metrics(self, *, final: bool = False) -> tuple[str, ...]:
+        """What the next sample measures."""
+        # two batches of the same weights differ as much as 60 steps of training do
+        possible = (name for name in self._metrics if self._replays or not needs_probe(name))
+        return self._clocks.due(possible, self._run.samples, final=final)
 
     def _conclude(
         self, trainer: Any, step: int, error: Exception | None, started: float, *, final: bool = False
@@ -410,7 +415,7 @@ class GeometryMonitor(AnyCallback):
                 self._complaints.report(
                     "activations are not finite",
                     FloatingPointError(
-                        f"NaN or infinity in {_some(computed.broken)}; what it spoils has no value"
+                        f"NaN or infinity in {some(computed.broken)}; what it spoils has no value"
                     ),
                     f"first at step {step}",
                 )
@@ -466,9 +471,3 @@ class GeometryMonitor(AnyCallback):
 
 def _tensors(values: Mapping[str, float]) -> dict[str, torch.Tensor]:
     return {name: torch.tensor(value) for name, value in values.items()}
-
-
-def _some(names: Iterable[str]) -> str:
-    """The first few, and how many more."""
-    names = list(names)
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -6,13 +6,15 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
 from lightning_geo.complaints import Complaints
 from lightning_geo.compute import Bases, Computed
-from lightning_geo.importance import LossFunction, NoLossError
+from lightning_geo.gaps import by_reason, report_gaps, report_importance
+from lightning_geo.importance import LossFunction, NoImportanceError, importances
 from lightning_geo.measure import LayerChoice, Measurement, special_tokens
 from lightning_geo.observed import ITSELF, choose
 from lightning_geo.probe import Share, on_call
@@ -20,8 +22,14 @@ from lightning_geo.reduction import reduce_over_ranks
 from lightning_geo.replay import Call, RandomState, device_of, has_fast_path, is_compiled, undisturbed
 from lightning_geo.schema import spec_of
 from lightning_geo.taps import Tap
+from lightning_geo.training_slopes import TrainingSlopes
 
 __all__ = ["Sampler"]
+
+#: Why training's backward says nothing of heads.
+_COMPILED = (
+    "the model is compiled, or may take PyTorch's fused path: training's backward shows no heads there"
+)
 
 Context = Callable[[], AbstractContextManager[object]]
 
@@ -31,7 +39,6 @@ class Sampler:
 
     Args:
         candidates: Modules that may be observed by name; the first sample shows which do attend.
-        metrics: Stored names.
         layers: See :class:`~lightning_geo.measure.Measurement`.
         rank: Dimensions of the subspaces.
         special_token_ids: Input ids that count as special.
@@ -44,7 +51,6 @@ class Sampler:
     def __init__(
         self,
         candidates: Mapping[str, nn.Module],
-        metrics: tuple[str, ...],
         layers: LayerChoice,
         rank: int,
         special_token_ids: Iterable[int] | None,
@@ -57,10 +63,9 @@ class Sampler:
         self._taps = {
             n: Tap(model, special_tokens(model, special_token_ids)) for n, model in self.models.items()
         }
-        self._metrics = metrics
         self._settings = (layers, rank, max_queries)
-        #: whether the next sample measures the weights too
-        self.weighs = True
+        #: stored names of what the sample in the making measures
+        self._due: tuple[str, ...] = ()
         #: weights at the run's start by model: filled in by the first sample that measures their drift
         self.start: dict[str, dict[str, dict[str, Tensor]]] = {}
         self._loss_fn = loss_fn
@@ -69,6 +74,8 @@ class Sampler:
         self._chosen = False
         self._measurement: Measurement | None = None
         self._failure: Exception | None = None
+        #: what hears training's backward by model, where importance is measured so
+        self._slopes: dict[str, TrainingSlopes] = {}
         #: why a model's importance could not be measured, by name
         self._importance_failures: dict[str, Exception] = {}
         self._watching = contextlib.ExitStack()
@@ -88,13 +95,14 @@ class Sampler:
 
     # -- source "probe"
 
-    def replay(self, share: Share, *, importance: bool = False) -> Exception | None:
+    def replay(self, share: Share, metrics: tuple[str, ...]) -> Exception | None:
         """Measure the models on recorded calls; returns what went wrong.
 
         Args:
             share: On the models' device.
-            importance: Whether to measure it too.
+            metrics: Stored names of those that are due.
         """
+        self._due = metrics
         try:
             measurement = self._measurement = self._begin()
             for calls in (share.uncounted, share.calls):
@@ -102,7 +110,7 @@ class Sampler:
                 for recorded in calls:
                     if recorded.model in self.models:
                         self._run(measurement, recorded.model, recorded.call)
-            if importance:
+            if self._weighs_heads:
                 self._add_importance(measurement, share)
         except Exception as error:
             return error
@@ -112,9 +120,13 @@ class Sampler:
         """A failure costs the importance, not the sample: other ranks may have succeeded."""
         self._importance_failures = {}
         for name, model in self.models.items():
-            calls = [recorded for recorded in share.calls if recorded.model == name]
+            found = (
+                importances(model, recorded, self._loss_fn, self._forward_context)
+                for recorded in share.calls
+                if recorded.model == name
+            )
             try:
-                measurement.add_importance(model, calls, name, self._loss_fn, self._forward_context)
+                measurement.add_importance(chain.from_iterable(found), self.device, name)
             except Exception as error:
                 self._importance_failures[name] = error
 
@@ -137,21 +149,31 @@ class Sampler:
 
     # -- source "batch"
 
-    def watch(self, *, anew: bool) -> None:
-        """Observe what the models compute from now on, as a new sample or as more of the last one.
+    def watch(self, metrics: tuple[str, ...] | None = None) -> None:
+        """Observe what the models compute from now on.
 
         What goes wrong is kept for the sample's end, which every rank has to reach.
+
+        Args:
+            metrics: Stored names of those that are due in a new sample; None for more of the last one.
         """
         self.pause()
         try:
-            if anew or self._measurement is None:
+            if metrics is not None or self._measurement is None:
+                self._forget()
+                self._importance_failures = {}
+                self._due = self._due if metrics is None else metrics
                 self._failure, self._measurement, self._shadow_seconds = None, self._begin(), 0.0
             shadowed = any(is_compiled(model) or has_fast_path(model) for model in self.models.values())
             for name, model in self.models.items():
                 if shadowed:
                     self._watching.callback(on_call(model, self._shadow(name)))
-                else:
-                    self._watching.enter_context(self._measurement.observe(name))
+                    self._importance_failures[name] = NoImportanceError(_COMPILED)
+                    continue
+                slopes = self._slopes.setdefault(name, TrainingSlopes()) if self._weighs_heads else None
+                if slopes is not None:
+                    self._watching.callback(on_call(model, slopes.begins))
+                self._watching.enter_context(self._measurement.observe(name, slopes))
         except Exception as error:
             self._failure = self._failure or error
             self.pause()
@@ -169,6 +191,34 @@ class Sampler:
     def pause(self) -> None:
         """Stop observing; harmless when done twice."""
         self._watching.close()
+
+    def differentiates(self, factor: float | Tensor | None) -> None:
+        """A backward of training's begins, from a loss times ``factor``; or has ended, without one."""
+        for slopes in self._slopes.values():
+            slopes.factor = factor
+
+    def stop(self) -> None:
+        """Leave nothing behind in the models or in what they computed; harmless when done twice."""
+        self.pause()
+        self._forget()
+
+    def _add_what_was_heard(self, measurement: Measurement, names: Iterable[str]) -> None:
+        """Of training's own backward; again, a failure costs the importance alone."""
+        for name in names:
+            slopes = self._slopes.get(name)
+            if slopes is None:
+                continue
+            try:
+                measurement.add_importance(slopes.importances(), self.device, name)
+                if slopes.absences:
+                    self._importance_failures[name] = NoImportanceError(by_reason(slopes.absences))
+            except Exception as error:
+                self._importance_failures[name] = error
+
+    def _forget(self) -> None:
+        for slopes in self._slopes.values():
+            slopes.close()
+        self._slopes.clear()
 
     def run_shadows(self) -> None:
         """What shows nothing of its attention runs once more on what it was given, eagerly.
@@ -206,9 +256,12 @@ class Sampler:
     # -- both
 
     def _begin(self) -> Measurement:
-        metrics = tuple(m for m in self._metrics if self.weighs or spec_of(m).kind != "weights")
         taps = {name: self._taps[name] for name in self.models}
-        return Measurement(taps, metrics, *self._settings, start=self.start)
+        return Measurement(taps, self._due, *self._settings, start=self.start)
+
+    @property
+    def _weighs_heads(self) -> bool:
+        return any(spec_of(name).kind == "slopes" for name in self._due)
 
     def _first_failure(self, measurement: Measurement) -> Exception | None:
         if measurement.failures:
@@ -245,8 +298,11 @@ class Sampler:
                 names = names or measurement.observed
                 measurement.keep(names)
                 measurement.check_layers()
+            self._add_what_was_heard(measurement, names)
         except Exception as failure:
             error = failure
+        finally:
+            self._forget()
         if measurement is None or error is not None:
             reduce_over_ranks([], False, self.device)
             raise error or RuntimeError("nothing was observed")
@@ -255,34 +311,8 @@ class Sampler:
         self.prefer(names)
         self._chosen = True
         computed = measurement.compute(baseline, previous)
-        self._report_gaps(measurement, computed)
+        report_gaps(measurement, computed, self._due, self._complaints)
+        if self._weighs_heads:
+            failures = [e for name in names if (e := self._importance_failures.get(name)) is not None]
+            report_importance(failures, computed, self._complaints)
         return computed
-
-    def _report_gaps(self, measurement: Measurement, computed: Computed) -> None:
-        """Say what is absent from the numbers, and why."""
-        for name, kind in measurement.unobserved.items():
-            self._complaints.report(
-                f"no attention could be observed in {name} ({kind})",
-                LookupError(
-                    "it computes attention in a way that shows neither scaled_dot_product_attention nor a "
-                    "softmax over [batch, head, query, key], so that its numbers are absent"
-                ),
-            )
-        for name in self.models:
-            error = self._importance_failures.pop(name, None)
-            if isinstance(error, NoLossError):
-                self._complaints.say("importance is absent", str(error))
-            elif error is not None:
-                self._complaints.report("importance could not be measured", error)
-        known = any("special_mass" in arrays for arrays in computed.stacks.values())
-        for name, roles in measurement.unprojected.items():
-            self._complaints.say(
-                f"the projections of {name} could not be told",
-                f"nothing that ran before or after its attention gives its {', '.join(roles)}, or the "
-                "parameters are quantised or sharded; what is computed from them is absent",
-            )
-        if "special_mass" in self._metrics and measurement.takes_ids and not known:
-            self._complaints.say(
-                "special_mass is absent",
-                "the model's config names no bos, eos, cls or sep token; give `special_token_ids=`",
-            )

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-__all__ = ["OverheadBudget", "Schedule"]
+from lightning_geo.arguments import check_positive
+from lightning_geo.schema import spec_of
+
+__all__ = ["OverheadBudget", "Schedule", "SlowClocks"]
 
 DEFAULT_INTERVAL = 50
 
@@ -56,6 +59,35 @@ class Schedule:
         if step == 0 or self._schedule is None:
             return step % self._interval == 0
         return bool(self._schedule(step))
+
+
+class SlowClocks:
+    """Which metrics a sample measures: some cost much, or change slowly.
+
+    The run's first and last sample measure them all.
+
+    Args:
+        weights_every_n_samples: From one sample with what needs the parameters alone to the next.
+        importance_every_n_samples: The same for ``importance``.
+
+    Raises:
+        ValueError: If one is no positive integer.
+
+    Example:
+        >>> clocks = SlowClocks(weights_every_n_samples=2, importance_every_n_samples=3)
+        >>> [clocks.due(("entropy", "symmetry", "importance"), samples) for samples in (1, 2)]
+        [('entropy',), ('entropy', 'symmetry')]
+    """
+
+    def __init__(self, *, weights_every_n_samples: int, importance_every_n_samples: int) -> None:
+        check_positive("weights_every_n_samples", weights_every_n_samples)
+        check_positive("importance_every_n_samples", importance_every_n_samples)
+        #: kind of metric -> samples from one to the next
+        self._intervals = {"weights": weights_every_n_samples, "slopes": importance_every_n_samples}
+
+    def due(self, metrics: Iterable[str], samples: int, *, final: bool = False) -> tuple[str, ...]:
+        """Those of ``metrics`` to measure after so many samples of the run."""
+        return tuple(m for m in metrics if final or samples % self._intervals.get(spec_of(m).kind, 1) == 0)
 
 
 class OverheadBudget:

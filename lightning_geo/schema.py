@@ -22,7 +22,6 @@ __all__ = [
     "GeometryRecord",
     "MetricSpec",
     "compares_samples",
-    "compares_vectors",
     "is_standard_error",
     "lookup",
     "needs_probe",
@@ -144,17 +143,12 @@ def _error_of(spec: MetricSpec) -> MetricSpec:
 
 def compares_samples(stored_name: str) -> bool:
     """Whether a metric needs another sample (``drift``, ``velocity``, ``weight_drift``)."""
-    return compares_vectors(stored_name) or spec_of(stored_name).name == "weight_drift"
-
-
-def compares_vectors(stored_name: str) -> bool:
-    """Whether a metric needs another sample of the same inputs (``drift``, ``velocity``)."""
-    return spec_of(stored_name).name in ("drift", "velocity")
+    return needs_probe(stored_name) or spec_of(stored_name).name == "weight_drift"
 
 
 def needs_probe(stored_name: str) -> bool:
-    """Whether a metric cannot be had from a training batch: it compares samples, or differentiates."""
-    return compares_vectors(stored_name) or spec_of(stored_name).kind == "slopes"
+    """Whether a metric needs another sample of the same inputs (``drift``, ``velocity``)."""
+    return spec_of(stored_name).name in ("drift", "velocity")
 
 
 def select(metrics: Iterable[str] | str | None = None) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from lightning_geo.functional.stream import mean_over_tokens
 from lightning_geo.layer_statistics import LayerStatistics
 from lightning_geo.rows import draw_rows, variance_of_mean
 from lightning_geo.schema import GATES, ROLES, spec_of
-from lightning_geo.taps import AttentionCall, BlockCall, CallKey, Projections
+from lightning_geo.taps import AttentionCall, BlockCall, CallKey, Projections, SlopeHook
 
 __all__ = ["SampleStatistics"]
 
@@ -86,6 +86,8 @@ class SampleStatistics:
         self._start = {} if start is None else start
         #: RV coefficients of heads' weights, call -> metric -> [h, h]: no sums, the same on every rank
         self.overlaps: dict[CallKey, dict[str, Tensor]] = {}
+        #: says what is to listen for the gradient at an attention call; None where nothing is
+        self.listen: Callable[[CallKey, AttentionCall], SlopeHook] | None = None
 
     def projections(self, key: CallKey, projections: Projections) -> None:
         """Measure the weights, once in a sample however often they are used, and what they were given."""
@@ -134,8 +136,8 @@ class SampleStatistics:
                 start[role] = kept[role]
         return start
 
-    def attention(self, key: CallKey, call: AttentionCall) -> None:
-        """Measure one attention call."""
+    def attention(self, key: CallKey, call: AttentionCall) -> SlopeHook | None:
+        """Measure one attention call; what it returns listens to training's gradient."""
         layer = self.layers.setdefault(key, LayerStatistics())
         layer.heads = (call.scores if call.query is None else call.query).shape[1]  # type: ignore[union-attr]
         moments = self._measure_vectors(layer, call)
@@ -143,6 +145,7 @@ class SampleStatistics:
         self._measure_scores(layer, key, call)
         if self._reads:
             self._real[key] = call.query_mask, call.key_mask()
+        return None if self.listen is None else self.listen(key, call)
 
     def _measure_rows(
         self, layer: LayerStatistics, call: AttentionCall, moments: dict[str, HeadMoments], seed: str
@@ -263,15 +266,17 @@ class SampleStatistics:
         if block.output is not None:
             self._measure_stream(layer, "output", block.output, block.mask, block.input)
 
-    def importance(self, by_call: Mapping[CallKey, Tensor], device: torch.device) -> None:
-        """Count the importance [H] of heads to one sequence's loss.
+    def importance(self, by_call: Mapping[CallKey, Tensor]) -> None:
+        """Count the importance [sequence, head] of heads to the losses of sequences."""
+        for key, value in by_call.items():
+            if key in self.layers:
+                self.layers[key].add_values("importance", ("importance",), value[None])
 
-        Without any, room is made for it: whatever happens to a rank's sequences, its layout has to be that
-        of the others.
-        """
-        for key, layer in self.layers.items():
-            value = by_call.get(key, torch.full((layer.heads,), torch.nan, device=device))
-            layer.add_values("importance", ("importance",), value[None, None])
+    def expect_importance(self, device: torch.device) -> None:
+        """Make room for it: whatever happens to a rank's sequences, all ranks need the same layout."""
+        for layer in self.layers.values():
+            none = torch.full((1, 1, layer.heads), torch.nan, device=device)
+            layer.add_values("importance", ("importance",), none)
 
     def zero(self) -> None:
         """Keep the layout, count nothing."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-__all__ = ["moment", "number", "plain", "table"]
+__all__ = ["moment", "number", "plain", "some", "table"]
 
 
 def plain(text: object) -> str:
@@ -72,3 +72,14 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -
         ).rstrip()
         for line in lines
     )
+
+
+def some(names: Iterable[str]) -> str:
+    """Name the first few, and say how many more there are.
+
+    Example:
+        >>> some("abcde")
+        'a, b, c and 2 more'
+    """
+    names = list(names)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

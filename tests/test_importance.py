@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch.utils.data import default_collate
 from families.models import FAMILIES
 from lightning_geo import GeometryMonitor, load_history, measure
 from lightning_geo.heads import HeadFactors, scaled_heads
-from lightning_geo.importance import NoLossError
+from lightning_geo.importance import ComparingLossError, NoLossError
 from lightning_geo.taps import Tap
 from lit import Causal, Classifier, Lit, bert, fit, loader, sequences
 from projections import CASES, HEADS, PROJECTIONS, by_head, weight_of
@@ -244,14 +245,70 @@ def test_a_run_without_loss_says_so_once_and_has_all_else(tmp_path: Path) -> Non
     assert (given.last_record["importance"] > 0).all()
 
 
-def test_training_batches_have_none(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match='`importance` with `source="batch"`'):
-        GeometryMonitor(source="batch", metrics="importance")
-    monitor = GeometryMonitor(1, source="batch", metrics=["importance", "entropy"])
-    with pytest.warns(UserWarning, match="importance is absent: it is measured on a probe"):
-        fit(tmp_path, Classifier(), monitor, steps=2)
+class Pairs(nn.Module):
+    """Texts and their twins, each to be told from the batch's other ones."""
+
+    def __init__(self, negatives: str) -> None:
+        super().__init__()
+        self.bert = bert(dropout=0.0, initializer_range=0.3).bert
+        self.negatives = negatives
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, **_: Tensor) -> Any:
+        one, other = (
+            nn.functional.normalize(self.bert(ids, attention_mask).last_hidden_state.mean(1), dim=-1)
+            for ids in (input_ids, input_ids.flip(1))
+        )
+        similarity = 5.0 * one @ other.T
+        if self.negatives == "softmax":
+            loss = nn.functional.cross_entropy(similarity, torch.arange(len(one)))
+        elif self.negatives == "sigmoid":
+            sign = 2.0 * torch.eye(len(one)) - 1
+            loss = -nn.functional.logsigmoid(sign * similarity).sum() / len(one)
+        elif self.negatives == "variance":
+            loss = -one.std(0).mean()
+        else:
+            loss = -similarity.diagonal().mean()
+        return SimpleNamespace(loss=loss)
+
+
+@pytest.mark.parametrize("negatives", ["softmax", "sigmoid"])
+def test_a_loss_that_compares_sequences_gives_no_number(negatives: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    batch = default_collate(sequences(4))
+    with pytest.raises(
+        ComparingLossError, match=r"4 sequences together is .*, no mean .* compares sequences"
+    ):
+        measure(Pairs(negatives), batch, metrics="importance")
+    monitor = GeometryMonitor(1, metrics=["importance", "metric:entropy"], probe_size=4)
+    with pytest.warns(UserWarning, match="importance is absent: the loss of 4 sequences together is"):
+        fit(tmp_path, Lit(lambda: Pairs(negatives)), monitor, steps=2)
     assert monitor.last_record is not None
-    assert "importance" not in monitor.last_record
+    assert list(monitor.last_record) == ["entropy"]
+
+
+@pytest.mark.parametrize("negatives", ["softmax", "variance"])
+def test_a_loss_that_a_single_sequence_does_not_have_gives_no_number(negatives: str, tmp_path: Path) -> None:
+    """Constant, or not finite: with a probe of one sequence there is nothing to compare with."""
+    torch.manual_seed(0)
+    assert "importance" not in measure(
+        Pairs(negatives), default_collate(sequences(1)), metrics=["importance", "metric:entropy"]
+    )
+    monitor = GeometryMonitor(1, metrics=["importance", "metric:entropy"], probe_size=1)
+    with pytest.warns(UserWarning, match="importance is absent: no head changes the loss of a sequence"):
+        fit(tmp_path, Lit(lambda: Pairs(negatives)), monitor, steps=2)
+    assert monitor.last_record is not None
+    assert list(monitor.last_record) == ["entropy"]
+
+
+def test_means_and_sums_over_sequences_are_no_comparison() -> None:
+    torch.manual_seed(0)
+    model, batch = Pairs("none"), default_collate(sequences(4))
+    mean = measure(model, batch, metrics="importance")["importance"]
+    total = measure(model, batch, metrics="importance", loss_fn=lambda output, input_ids, **_: (
+        output.loss * len(input_ids)
+    ))["importance"]  # fmt: skip
+    assert (mean > 0).all()
+    np.testing.assert_allclose(total, mean, rtol=1e-5)
 
 
 def test_a_failure_costs_the_importance_alone(tmp_path: Path) -> None:

@@ -360,7 +360,9 @@ def test_drift_is_against_the_baseline_that_was_given(tmp_path: Path) -> None:
         ({"special_token_ids": 5}, "`special_token_ids` to be a list of token ids but got 5"),
         ({"source": "batch", "probe": torch.ones(2)}, '`probe` only with `source="probe"`'),
         ({"source": "batch", "baseline": "runs"}, '`baseline` only with `source="probe"`'),
-        ({"source": "batch", "metrics": "drift"}, "`metrics` to name more than `drift`, `velocity` and"),
+        ({"source": "batch", "loss_fn": print}, '`loss_fn` only with `source="probe"`'),
+        ({"source": "batch", "metrics": "drift"}, "`metrics` to name more than `drift` and `velocity` with"),
+        ({"weights_every_n_samples": 1.5}, "`weights_every_n_samples` to be an integer of at least 1"),
         ({"importance_every_n_samples": 0}, "`importance_every_n_samples` to be an integer of at least 1"),
         (
             {"metrics": "entropy", "baseline": "runs"},

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_geo.schedule import OverheadBudget, Schedule
+from lightning_geo.schedule import OverheadBudget, Schedule, SlowClocks
 
 
 @pytest.mark.parametrize(
@@ -117,3 +117,18 @@ def test_samples_that_are_dropped_cost_as_well():
 def test_a_bad_budget_is_named(share):
     with pytest.raises(ValueError, match="`max_overhead` to be a share of the run's time between 0 and 1"):
         OverheadBudget(share)
+
+
+def test_slower_metrics_have_their_samples_and_the_last():
+    clocks = SlowClocks(weights_every_n_samples=4, importance_every_n_samples=2)
+    names = ("entropy", "symmetry", "query_value_angle", "importance")
+    due = [clocks.due(names, samples) for samples in range(6)]
+    assert [s for s in range(6) if "symmetry" in due[s]] == [0, 4]
+    assert [s for s in range(6) if "query_value_angle" in due[s]] == [0, 4]
+    assert [s for s in range(6) if "importance" in due[s]] == [0, 2, 4]
+    assert all("entropy" in metrics for metrics in due)
+    assert clocks.due(names, 5, final=True) == names
+    with pytest.raises(
+        ValueError, match="`importance_every_n_samples` to be an integer of at least 1 but got 0"
+    ):
+        SlowClocks(weights_every_n_samples=4, importance_every_n_samples=0)

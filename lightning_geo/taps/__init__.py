@@ -2,7 +2,18 @@
 
 from lightning_geo.taps.call import AttentionCall, BlockCall, CallKey
 from lightning_geo.taps.projections import Projections
+from lightning_geo.taps.slopes import SlopeHook
 from lightning_geo.taps.tap import Observer, Tap
 from lightning_geo.taps.tree import Layout, lay_out
 
-__all__ = ["AttentionCall", "BlockCall", "CallKey", "Layout", "Observer", "Projections", "Tap", "lay_out"]
+__all__ = [
+    "AttentionCall",
+    "BlockCall",
+    "CallKey",
+    "Layout",
+    "Observer",
+    "Projections",
+    "SlopeHook",
+    "Tap",
+    "lay_out",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from torch import Tensor
 from lightning_geo.taps.call import AttentionCall, CallKey
 from lightning_geo.taps.sdpa import MULTI_HEAD, multi_head_call
 
-__all__ = ["check_scalable", "scale_multi_head", "scale_result"]
+__all__ = ["HeadView", "check_scalable", "scale_multi_head", "scale_result"]
 
 
 def check_scalable(key: CallKey, call: AttentionCall, factor: Tensor) -> None:
@@ -30,6 +31,40 @@ def check_scalable(key: CallKey, call: AttentionCall, factor: Tensor) -> None:
         )
 
 
+@dataclass(frozen=True)
+class HeadView:
+    """How what an attention function returned is seen head by head, [B, H, N, D].
+
+    Args:
+        stride: Of what was returned.
+        seen: Shape of the view.
+        seen_stride: Its strides.
+        offset: Where it begins.
+    """
+
+    stride: tuple[int, ...]
+    seen: tuple[int, ...]
+    seen_stride: tuple[int, ...]
+    offset: int
+
+    @classmethod
+    def of(cls, result: Tensor, seen: Tensor) -> HeadView:
+        """Find it, given both.
+
+        Raises:
+            LookupError: If ``seen`` is not the result seen in another way.
+        """
+        same = seen.untyped_storage().data_ptr() == result.untyped_storage().data_ptr()
+        if not same or seen.numel() != result.numel():
+            raise LookupError("the heads' outputs are no view of what the attention function returned")
+        offset = int(seen.storage_offset()) - int(result.storage_offset())
+        return cls(result.stride(), tuple(seen.shape), seen.stride(), offset)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """See another tensor of the result's shape and strides in the same way."""
+        return x.as_strided(self.seen, self.seen_stride, int(x.storage_offset()) + self.offset)
+
+
 def scale_result(result: Any, call: AttentionCall, factor: Tensor) -> Any:
     """Return an attention function's result with every head's output multiplied by its factor.
 
@@ -45,15 +80,11 @@ def scale_result(result: Any, call: AttentionCall, factor: Tensor) -> Any:
     """
     if isinstance(result, tuple):
         return scale_result(result[0], call, factor), *result[1:]
-    seen = call.output
-    assert seen is not None
-    fresh = result.clone()
-    if seen.untyped_storage().data_ptr() != result.untyped_storage().data_ptr() or (
-        fresh.stride() != result.stride() or seen.numel() != result.numel()
-    ):
-        raise LookupError("the heads' outputs are no view of what the attention function returned")
-    offset = int(seen.storage_offset()) - int(result.storage_offset())
-    fresh.as_strided(seen.shape, seen.stride(), offset).mul_(factor[:, :, None, None])
+    assert call.output is not None
+    view, fresh = HeadView.of(result, call.output), result.clone()
+    if fresh.stride() != view.stride:
+        raise LookupError("the heads' outputs lie in memory in a way that a copy does not keep")
+    view(fresh).mul_(factor[:, :, None, None])
     return fresh
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -30,6 +29,7 @@ from lightning_geo.taps.projections import (
 )
 from lightning_geo.taps.scaling import check_scalable, scale_multi_head, scale_result
 from lightning_geo.taps.sdpa import multi_head_call, sdpa_call
+from lightning_geo.taps.slopes import SlopeHook
 from lightning_geo.taps.switches import SWITCHES
 from lightning_geo.taps.tree import clean_name, elements_of
 
@@ -42,12 +42,12 @@ _OTHER_SEQUENCE = ("key_value_states", "encoder_hidden_states", "memory", "conte
 class Observer(Protocol):
     """What a tap reports to. Everything runs without gradient, autocast or torch function modes."""
 
-    def attention(self, key: CallKey, call: AttentionCall) -> Tensor | None:
+    def attention(self, key: CallKey, call: AttentionCall) -> Tensor | SlopeHook | None:
         """One attention was computed.
 
         Returns:
-            What to multiply the heads' outputs with before the model goes on, [B or 1, H]; ``None``, as
-            whatever only looks on says, to leave them as they are.
+            What to multiply the heads' outputs with before the model goes on, [B or 1, H]; or what listens to
+            their gradient, which changes nothing; ``None`` to leave them alone.
         """
 
     def attention_module(self, key: CallKey, output: Tensor, mask: Tensor | None) -> None:
@@ -125,8 +125,8 @@ class Tap:
         self.busy = False
         #: the depth of replays that is observed: one's own, not another monitor's in between
         self._depth = 0
-        #: the call whose result is to be scaled, and by what
-        self._scaling: tuple[AttentionCall, Tensor] | None = None
+        #: the call whose result is to be scaled, or listened at, and by what
+        self._answer: tuple[AttentionCall, Tensor | SlopeHook] | None = None
         self._tracer = SoftmaxTracer(self._see)
         elements = {name: elements_of(name, self.modules) for name in self.modules}
         self._listed = {name for name, found in elements.items() if found}
@@ -160,7 +160,7 @@ class Tap:
         self._query_masks.clear()
         self._tracer.clear()
         self._awaiting = None
-        self._scaling = None
+        self._answer = None
 
     # -- modules start and end
 
@@ -233,24 +233,27 @@ class Tap:
     def routed(self, module: nn.Module, translate: Callable[[], AttentionCall], result: Any) -> Any:
         """Transformers ran an attention function for ``module``."""
         self._harmless(self._routed)(module, translate)
-        return self._scaled(result, scale_result)
+        return self._answered(result)
 
     def function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
         """A torch function returned."""
         self._harmless(self._function)(func, args, kwargs, result)
-        if func is F.multi_head_attention_forward:
-            return self._scaled(result, functools.partial(scale_multi_head, args=args, kwargs=kwargs))
-        return self._scaled(result, scale_result)
+        return self._answered(result, (args, kwargs) if func is F.multi_head_attention_forward else None)
 
-    def _scaled(self, result: Any, scale: Callable[[Any, AttentionCall, Tensor], Any]) -> Any:
+    def _answered(self, result: Any, multi_head: tuple[tuple[Any, ...], dict[str, Any]] | None = None) -> Any:
         """What the model gets: the result itself, unless the observer asked for another."""
-        if self._scaling is None:
+        if self._answer is None:
             return result
-        (call, factor), self._scaling = self._scaling, None
+        (call, answer), self._answer = self._answer, None
         busy, self.busy = self.busy, True
         try:
             with torch._C.DisableTorchFunction():
-                return scale(result, call, factor)
+                if isinstance(answer, SlopeHook):
+                    answer.attach(result, call, multi_head)
+                    return result
+                if multi_head is not None:
+                    return scale_multi_head(result, call, answer, *multi_head)
+                return scale_result(result, call, answer)
         except Exception as error:
             self.failures.append(error)
             return result
@@ -297,10 +300,14 @@ class Tap:
                 if not call.cross or outer.query_mask is None:
                     outer.query_mask = call.query_mask
                 outer.sequence_first = frame.sequence_first
-            factor = self._observer.attention(key, call)
-            if factor is not None:
-                check_scalable(key, call, factor)
-                self._scaling = call, factor
+            answer = self._observer.attention(key, call)
+            if isinstance(answer, Tensor):
+                check_scalable(key, call, answer)
+            elif answer is not None and call.output is None:
+                answer.absence = "its heads' outputs cannot be told from what the model computes"
+                answer = None
+            if answer is not None:
+                self._answer = call, answer
             if self._projection_observer is not None:
                 self._project(key, call, self._projection_observer)
 

@@ -1,0 +1,66 @@
+"""What is absent from a sample's numbers is said once, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from lightning_geo.complaints import Complaints
+from lightning_geo.compute import Computed
+from lightning_geo.importance import NoImportanceError
+from lightning_geo.measure import Measurement
+from lightning_geo.text import some
+
+__all__ = ["by_reason", "report_gaps", "report_importance"]
+
+
+def by_reason(absences: Mapping[str, str]) -> str:
+    """Modules and the reason of each, those of one reason together."""
+    together: dict[str, list[str]] = {}
+    for name, reason in absences.items():
+        together.setdefault(reason, []).append(name)
+    return "; ".join(f"in {some(names)}: {reason}" for reason, names in together.items())
+
+
+def report_gaps(
+    measurement: Measurement, computed: Computed, metrics: Sequence[str], complaints: Complaints
+) -> None:
+    """Say which modules could not be observed, and what is missing for some metrics."""
+    for name, kind in measurement.unobserved.items():
+        complaints.report(
+            f"no attention could be observed in {name} ({kind})",
+            LookupError(
+                "it computes attention in a way that shows neither scaled_dot_product_attention nor a "
+                "softmax over [batch, head, query, key], so that its numbers are absent"
+            ),
+        )
+    for name, roles in measurement.unprojected.items():
+        complaints.say(
+            f"the projections of {name} could not be told",
+            f"nothing that ran before or after its attention gives its {', '.join(roles)}, or the "
+            "parameters are quantised or sharded; what is computed from them is absent",
+        )
+    known = any("special_mass" in arrays for arrays in computed.stacks.values())
+    if "special_mass" in metrics and measurement.takes_ids and not known:
+        complaints.say(
+            "special_mass is absent",
+            "the model's config names no bos, eos, cls or sep token; give `special_token_ids=`",
+        )
+
+
+def report_importance(failures: Iterable[Exception], computed: Computed, complaints: Complaints) -> None:
+    """Say why there is no importance, or none in part, in a sample that was to have it."""
+    present = any("importance" in arrays for arrays in computed.stacks.values())
+    absent = f"importance is absent{' in part' * present}"
+    failures = list(failures)
+    for error in failures:
+        if isinstance(error, NoImportanceError):
+            complaints.say(absent, str(error))
+        else:
+            complaints.report("importance could not be measured", error)
+    if not present and not failures:
+        complaints.say(
+            absent,
+            "no head changes the loss of a sequence, or its gradient is not finite. A loss that compares the "
+            "sequences of a batch (contrastive) is constant for one alone; training's own, which "
+            '`source="batch"` takes, may have been scaled too high for its precision',
+        )
