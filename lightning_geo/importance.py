@@ -95,7 +95,8 @@ def importances(
         found.append({key: head_importance(slope) for key, slope in slopes.items()})
     if len(rows) > 1:
         call = recorded.call
-        with undisturbed(model), context():
+        # observed too, since that may change how the model computes: torch's encoder has a fast path
+        with undisturbed(model), scaled_heads(tap, lambda key, attention: None), context():
             together = loss_of(model(*call.args, **call.kwargs), call, loss_fn)
         _check_divisible(float(together), torch.stack(losses).flatten().tolist())
     return found

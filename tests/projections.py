@@ -53,8 +53,8 @@ def weight_of(model: nn.Module, path: str, layer: int) -> nn.Parameter:
     return model.get_submodule(path.replace("*", str(layer))).weight  # type: ignore[return-value]
 
 
-def by_head(model: nn.Module, path: str, layer: int, values: Tensor) -> Tensor:
+def by_head(model: nn.Module, path: str, layer: int, values: Tensor, heads: int = HEADS) -> Tensor:
     """What a tensor like the projection's weight holds for each head's features: [H, out, head size]."""
     module = model.get_submodule(path.replace("*", str(layer)))
     columns = values.T if isinstance(module, Conv1D) else values
-    return columns.unflatten(1, (HEADS, -1)).transpose(0, 1)
+    return columns.unflatten(1, (heads, -1)).transpose(0, 1)

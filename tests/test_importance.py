@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import default_collate
 
 from families.models import FAMILIES
+from families.packaged import PACKAGED
 from lightning_geo import GeometryMonitor, load_history, measure
 from lightning_geo.heads import HeadFactors, scaled_heads
 from lightning_geo.importance import ComparingLossError, NoLossError
@@ -35,9 +36,8 @@ def vars_of(output: Any) -> list[Tensor]:
     return [value for value in values if isinstance(value, Tensor)]
 
 
-def expected(name: str, implementation: str, batch: dict[str, Tensor], path: str, layer: int) -> Tensor:
+def expected(model: nn.Module, batch: dict[str, Tensor], path: str, layer: int, heads: int = HEADS) -> Tensor:
     """[H]: to scale a head's output is to scale the weights that read it, ⟨o, ∂L/∂o⟩ = ⟨W_O, ∂L/∂W_O⟩."""
-    model = FAMILIES[name].build(implementation)
     found = []
     rows = len(next(iter(batch.values())))
     for row in range(rows):
@@ -46,7 +46,7 @@ def expected(name: str, implementation: str, batch: dict[str, Tensor], path: str
         spread(model(**one)).backward()
         weight = weight_of(model, path, layer)
         assert weight.grad is not None
-        found.append(by_head(model, path, layer, (weight * weight.grad).detach()).sum((1, 2)).abs())
+        found.append(by_head(model, path, layer, (weight * weight.grad).detach(), heads).sum((1, 2)).abs())
     return torch.stack(found).mean(0)
 
 
@@ -58,10 +58,20 @@ def test_full_autograd_gives_the_same(name: str, implementation: str) -> None:
     assert set(record.stacks) == {stack for stack, _ in PROJECTIONS[name]}
     for stack, path in PROJECTIONS[name]:
         for layer in range(2):
-            theirs = expected(name, implementation, batch, path, layer)
+            theirs = expected(family.build(implementation), batch, path, layer)
             ours = record.stacks[stack]["importance"][layer]
             assert ours.shape == (HEADS,)
             np.testing.assert_allclose(ours, theirs, rtol=2e-3, atol=1e-4 * float(theirs.max()))
+
+
+def test_full_autograd_gives_the_same_on_the_packaged_bert() -> None:
+    batch = PACKAGED.batch("right")
+    ours = measure(PACKAGED.build("sdpa"), batch, metrics="importance", loss_fn=spread)["importance"]
+    assert ours.shape == (6, 12)
+    model = PACKAGED.build("eager").double()
+    for layer in range(6):
+        theirs = expected(model, batch, "encoder.layer.*.attention.output.dense", layer, heads=12)
+        np.testing.assert_allclose(ours[layer], theirs, rtol=1e-4)
 
 
 @pytest.mark.parametrize("norm_first", [True, False])

@@ -30,6 +30,7 @@ SAME = {
     "two_towers": [0, 3, 6],  # rank 1 has a share of the one model only
     "given": [0, 3, 6],
     "importance": [0, 3, 6],  # rank 1 weighs one of two models
+    "importance_of_batches": [0, 2],  # from each rank's own backward
     "batch": [0, 2],  # two batches per step
     "sharded": [0, 2, 4],
     "resumed": [0, 2, 4, 6, 8],
@@ -163,3 +164,4 @@ def test_sharded_parameters_switch_to_the_training_batch_and_say_so(directory: P
     for result in results(directory, "sharded"):
         assert any('`source="batch"` is used' in warning for warning in result["warnings"])
         assert all(record.probe == "" and "drift" not in record for record in result["records"])
+        assert all((record["importance"] > 0).all() for record in result["records"])

@@ -18,7 +18,7 @@ from pytorch_lightning.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
 
-from families.models import FAMILIES
+from families.packaged import EVERY
 from lightning_geo import GeometryMonitor, measure
 from lightning_geo.measure import Measurement
 from lightning_geo.taps import Tap
@@ -28,7 +28,7 @@ from projections import CASES
 from same import traces
 
 METRICS = ["importance", "metric:entropy"]
-WINDOWS = [("swin", "sdpa"), ("swin", "eager")]
+OTHERS = [("swin", "sdpa"), ("swin", "eager"), ("packaged_bert", "sdpa")]
 
 
 def of_rows(output: Any, *_: Any, **__: Any) -> Tensor:
@@ -57,9 +57,9 @@ def heard(model: nn.Module, batch: dict[str, Tensor], factor: float = 1.0) -> Me
     return measurement
 
 
-@pytest.mark.parametrize(("name", "implementation"), [*CASES, *WINDOWS])
+@pytest.mark.parametrize(("name", "implementation"), [*CASES, *OTHERS])
 def test_one_backward_of_a_batch_tells_what_each_sequence_alone_does(name: str, implementation: str) -> None:
-    family = FAMILIES[name]
+    family = EVERY[name]
     model, batch = family.build(implementation), family.batch(family.paddings[-1])
     alone = measure(model, batch, metrics="importance", loss_fn=of_rows)
     together = heard(model, batch, 64.0).compute()

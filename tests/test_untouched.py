@@ -16,6 +16,8 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from lightning_geo import GeometryMonitor
+from lightning_geo.catalog import CATALOG
+from lightning_geo.schema import spec_of
 from lit import Causal, Classifier, Lit, bert, fit, loader
 from same import assert_same, assert_same_records, outcome, records, traces
 
@@ -199,6 +201,10 @@ CASES: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
 }
 #: Where the model's recorded call has no loss of its own: it is given no labels, or returns logits alone.
 WITHOUT_LOSS = ("compiled loss",)
+#: Where training's own backward does not show the gradient of heads' outputs.
+WITHOUT_GRADIENT = ("checkpointing, reentrant", "encoder", "frozen teacher", "compiled", "compiled in place",
+                    "compiled by inductor", "compiled blocks", "compiled forward", "compiled and not",
+                    "compiled root")  # fmt: skip
 #: Where the way in which the probe is recorded could matter.
 BOTH_WAYS = ("bert", "accumulation", "manual", "writes", "compiled in place")
 INDUCTOR = [
@@ -271,18 +277,27 @@ def test_a_shuffling_dataloader_as_probe_draws_nothing(tmp_path: Path) -> None:
     assert_same(train(tmp_path, "bert", False, monitor), bare(tmp_path, "bert", False))
 
 
+@pytest.mark.parametrize("source", ["probe", "batch"])
 @pytest.mark.parametrize(
     "case", [pytest.param(case, marks=INDUCTOR if "inductor" in case else ()) for case in CASES]
 )
-def test_a_backward_of_our_own_leaves_training_untouched(case: str, tmp_path: Path) -> None:
+def test_every_family_leaves_training_untouched(case: str, source: Any, tmp_path: Path) -> None:
+    """Backwards of our own and hooks in training's, projections told from what runs, weights kept."""
+    whole = case == "compiled as a whole"
     monitor = GeometryMonitor(
-        7, metrics=["importance", "head"], importance_every_n_samples=1, probe_size=6, strict=True
-    )
-    sanity = case == "compiled as a whole"
-    assert_same(train(tmp_path, case, sanity, monitor), bare(tmp_path, case, sanity))
+        7, metrics=sorted({spec.family for spec in CATALOG.values()}), source=source, probe_size=6,
+        importance_every_n_samples=1, weights_every_n_samples=1, special_token_ids=[1],
+        strict=not (whole and source == "batch"),
+    )  # fmt: skip
+    assert_same(train(tmp_path, case, whole, monitor), bare(tmp_path, case, whole))
+    if whole and source == "batch":
+        assert monitor.last_record is None  # sealed
+        return
     assert monitor.last_record is not None
-    known = any(key.endswith("importance") for key in monitor.last_record)
-    assert known is (case not in WITHOUT_LOSS)
+    measured = {spec_of(key.rpartition("/")[2]).family for key in monitor.last_record}
+    unknown = WITHOUT_LOSS if source == "probe" else WITHOUT_GRADIENT
+    assert {"weights", "projection", "paper", "gates"} <= measured
+    assert ("importance" in measured) is (case not in unknown)
 
 
 SAME_NUMBERS: dict[str, Callable[[], nn.Module]] = {

@@ -80,6 +80,8 @@ _T5, _CROSS = "layer.0.SelfAttention", "layer.1.EncDecAttention"
 READERS: dict[str, dict[str, tuple[str, Callable[[Any], Heads]]]] = {
     "bert": {"encoder": ("encoder.layer", separate(
         f"{_BERT}.query", f"{_BERT}.key", f"{_BERT}.value", "attention.output.dense"))},
+    "packaged_bert": {"encoder": ("encoder.layer", separate(
+        f"{_BERT}.query", f"{_BERT}.key", f"{_BERT}.value", "attention.output.dense", heads=12, shared=12))},
     "gpt2": {"h": ("h", gpt2)},
     "gpt_neox": {"layers": ("layers", gpt_neox)},
     "falcon": {"h": ("h", falcon)},
@@ -128,7 +130,8 @@ def _ranks(m: Array) -> tuple[float, float, float]:
 
 def rv(a: Array, b: Array) -> float:
     """RV coefficient of two d×d matrices."""
-    return float(np.trace(a @ b) / np.sqrt(np.trace(a @ a) * np.trace(b @ b)))
+    products = [np.sum(one * other.T) for one, other in ((a, b), (a, a), (b, b))]  # traces
+    return float(products[0] / np.sqrt(products[1] * products[2]))
 
 
 def in_stream(w: Array) -> Array:

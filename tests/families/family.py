@@ -43,6 +43,7 @@ class Stack:
         biased: Whether the attention module returns a position bias before its probabilities.
         softcap: Of the scores, 0 for none.
         sequence_first: Whether hidden states are [N, B, d].
+        head_size: Features of a head.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Stack:
     biased: bool = False
     softcap: float = 0.0
     sequence_first: bool = False
+    head_size: int = 8
 
     @property
     def is_cross(self) -> bool:

@@ -24,10 +24,9 @@ from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from families.family import Batch, Family, Stack
-from families.models import FAMILIES
+from families.packaged import EVERY
 
 Array = NDArray[Any]
-HEAD_SIZE = 8
 
 
 @dataclass
@@ -41,7 +40,7 @@ class Layer:
         block_input: [B', N, d], what the layer is given; ``block_output`` what it returns.
         tokens: [B', N] bool, the real tokens among those.
         attended: [B, Nq, d], what the attention module returns.
-        query, key, value: [B, H, N, 8]; ``None`` where the reference cannot tell.
+        query, key, value: [B, H, N, head size]; ``None`` where the reference cannot tell.
         scores: [B, H, Nq, Nk] before the mask; ``None`` likewise.
     """
 
@@ -73,7 +72,7 @@ class _Seen:
 @functools.cache
 def layers_of(name: str, padding: str) -> dict[str, list[Layer]]:
     """Run the family's eager twin in float64: ``stack -> layers``."""
-    family = FAMILIES[name]
+    family = EVERY[name]
     model = family.build("eager").double()
     batch = {k: v.double() if v.is_floating_point() else v for k, v in family.batch(padding).items()}
     wanted = {"output_attentions": True} if isinstance(model, PreTrainedModel) else {}
@@ -251,7 +250,7 @@ def _heads(seen: _Seen, role: str, stack: Stack) -> Array | None:
     if not isinstance(seen.rotated, tuple):
         return None  # gptj rotates in another layout
     turned = _numpy(seen.rotated["qk".index(role)])
-    if turned.shape[-1] < HEAD_SIZE:  # phi rotates a part of each head
+    if turned.shape[-1] < stack.head_size:  # phi rotates a part of each head
         assert plain is not None
         turned = np.concatenate([turned, plain[..., turned.shape[-1] :]], axis=-1)
     return turned
@@ -267,7 +266,7 @@ def _projected(seen: _Seen, role: str, stack: Stack) -> Array | None:
         flat = flat.chunk(3, dim=-1)[index]
     if stack.sequence_first:
         flat = flat.transpose(0, 1)
-    heads = flat.unflatten(-1, (-1, HEAD_SIZE))
+    heads = flat.unflatten(-1, (-1, stack.head_size))
     if len(stack.projections) == 1 and stack.fused == "interleaved":
         heads = heads[..., index::3, :]
     if len(stack.projections) == 1 and stack.fused == "multi-query":

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from families.expected import probabilities
 from families.models import FAMILIES
+from families.packaged import EVERY
 from families.reference import Layer, layers_of
 from lightning_geo import measure
 from lightning_geo.functional import gate_labels
@@ -32,8 +33,9 @@ NAMES = (
     "gemma2",
     "mistral",
     "gpt_oss",
+    "packaged_bert",
 )
-CASES = [(name, padding) for name in NAMES for padding in FAMILIES[name].paddings]
+CASES = [(name, padding) for name in NAMES for padding in EVERY[name].paddings]
 
 
 def _shares(p: Array, visible: Array, real: Array, keys: Array) -> dict[str, float]:
@@ -81,7 +83,7 @@ def expected(layer: Layer) -> Array:
 
 @pytest.mark.parametrize(("name", "padding"), CASES)
 def test_margins_and_counts_are_those_of_the_full_matrices(name: str, padding: str) -> None:
-    family = FAMILIES[name]
+    family = EVERY[name]
     record = measure(family.build(family.implementations[0]), family.batch(padding), metrics="gates")
     for stack, layers in layers_of(name, padding).items():
         if layers[0].cross:

@@ -8,14 +8,15 @@ import torch
 from numpy.typing import NDArray
 
 from families.models import FAMILIES
+from families.packaged import EVERY
 from families.reference import Layer, layers_of
 from lightning_geo import measure
 from lightning_geo.functional import von_neumann_entropy
 from lightning_geo.kernels import AttentionProblem
 from lightning_geo.kernels.pairs import score_histogram
 
-NAMES = ("bert", "gpt2", "gpt_neox", "llama", "t5", "vit", "deberta_v2", "mistral")
-CASES = [(name, padding) for name in NAMES for padding in FAMILIES[name].paddings]
+NAMES = ("bert", "gpt2", "gpt_neox", "llama", "t5", "vit", "deberta_v2", "mistral", "packaged_bert")
+CASES = [(name, padding) for name in NAMES for padding in EVERY[name].paddings]
 
 
 def _entropy(shares: NDArray[np.float64]) -> float:
@@ -51,7 +52,7 @@ def expected(layer: Layer) -> dict[str, NDArray[np.float64]]:
 
 @pytest.mark.parametrize(("name", "padding"), CASES)
 def test_every_metric_is_that_of_the_full_matrix(name: str, padding: str) -> None:
-    family = FAMILIES[name]
+    family = EVERY[name]
     model = family.build(family.implementations[0]).double()
     batch = {k: v.double() if v.is_floating_point() else v for k, v in family.batch(padding).items()}
     record = measure(model, batch, metrics="paper")

@@ -11,6 +11,7 @@ from torch import nn
 
 from families.dense import READERS, Heads
 from families.models import FAMILIES
+from families.packaged import EVERY
 from families.reference import Layer, layers_of
 from lightning_geo import measure
 from lightning_geo.kernels import AttentionProblem
@@ -20,7 +21,7 @@ Array = NDArray[np.float64]
 CASES = [
     (name, padding)
     for name in READERS
-    for padding in FAMILIES[name].paddings
+    for padding in EVERY[name].paddings
     # torch's fast path hides what its layers are given once there is padding
     if padding != "left" and (name, padding) != ("transformer_encoder", "right")
 ]
@@ -101,7 +102,7 @@ def _shares(layer: Layer) -> Array:
 
 @pytest.mark.parametrize(("name", "padding"), CASES)
 def test_every_metric_is_that_of_full_matrices(name: str, padding: str) -> None:
-    family = FAMILIES[name]
+    family = EVERY[name]
     model = family.build(family.implementations[0]).double()
     batch = {k: v.double() if v.is_floating_point() else v for k, v in family.batch(padding).items()}
     record = measure(model, batch, metrics="projection")

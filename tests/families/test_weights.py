@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModel
 from families.dense import READERS, drift, expected, overlaps, separate
 from families.family import floats, text
 from families.models import FAMILIES
+from families.packaged import EVERY
 from lightning_geo import measure
 from lightning_geo.measure import Measurement
 from lightning_geo.schema import select
@@ -32,7 +33,7 @@ def assert_is(arrays: dict[str, np.ndarray], layer: int, wanted: dict[str, np.nd
 
 @pytest.mark.parametrize("name", READERS)
 def test_every_metric_is_that_of_the_full_matrices(name: str) -> None:
-    family = FAMILIES[name]
+    family = EVERY[name]
     model = family.build(family.implementations[0])
     padding = "right" if "right" in family.paddings else "none"
     record = measure(model, family.batch(padding), metrics="weights")

@@ -267,7 +267,9 @@ def sharded(directory: Path) -> dict[str, Any]:
             data_parallel_size=2, tensor_parallel_size=1, process_group_backend="gloo"
         )
     source: Any = "probe" if world_size() > 1 else "batch"  # that the monitor does so by itself is the point
-    return fit(directory, GeometryMonitor(2, source=source), Sharded(), **options)
+    metrics = ["entropy", "subspace", "importance"]
+    monitor = GeometryMonitor(2, metrics=metrics, source=source, importance_every_n_samples=1)
+    return fit(directory, monitor, Sharded(), **options)
 
 
 def shared_loader(directory: Path) -> dict[str, Any]:
@@ -294,6 +296,13 @@ SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "given": shared_loader,
     "importance": lambda d: fit(
         d, GeometryMonitor(3, metrics=["entropy", "importance"], importance_every_n_samples=1), TwoTowers()
+    ),
+    "importance_of_batches": lambda d: fit(
+        d,
+        GeometryMonitor(2, metrics=["entropy", "importance"], source="batch", importance_every_n_samples=1),
+        Module(),
+        accumulate_grad_batches=2,
+        steps=4,
     ),
     "resumed": resumed,
     "dropping": dropping,
