@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -24,8 +24,8 @@ class _Heard:
     key: CallKey
     sequences: int
     hook: SlopeHook
-    #: [sequence, head], one of each backward that came through
-    slopes: list[Tensor] = field(default_factory=list)
+    #: [sequence, head], once there was a backward
+    slopes: Tensor | None = None
 
 
 class TrainingSlopes:
@@ -61,7 +61,7 @@ class TrainingSlopes:
             else:
                 # attention in windows has several rows of one sequence, one after the other
                 slopes = slopes.unflatten(0, (heard.sequences, -1)).sum(1)
-                heard.slopes.append(slopes * heard.sequences / self.factor)
+                heard.slopes = slopes * heard.sequences / self.factor
 
         hook = SlopeHook(tell)
         heard = _Heard(key, self._sequences or 1, hook)
@@ -73,8 +73,8 @@ class TrainingSlopes:
     def importances(self) -> Iterator[dict[CallKey, Tensor]]:
         """Yield the importance of the heads, [sequence, head] by attention call, as far as it is known."""
         for heard in self._heard:
-            if self._absence(heard) is None:
-                yield {heard.key: head_importance(heard.slopes[0])}
+            if heard.slopes is not None and heard.hook.absence is None:
+                yield {heard.key: head_importance(heard.slopes)}
 
     @property
     def absences(self) -> dict[str, str]:
@@ -84,11 +84,8 @@ class TrainingSlopes:
 
     @staticmethod
     def _absence(heard: _Heard) -> str | None:
-        if heard.hook.absence is not None:
-            return heard.hook.absence
-        if len(heard.slopes) > 1:
-            return "several losses were differentiated through one forward"
-        return None if heard.slopes else "training's backward did not come through it"
+        silent = "training's backward did not come through it" if heard.slopes is None else None
+        return heard.hook.absence or silent
 
     def close(self) -> None:
         """Remove every hook; harmless when done twice."""

@@ -22,11 +22,11 @@ class SlopeHook:
     """Tells ⟨o, ∂L/∂o⟩ of every head of one attention call when a backward comes through it.
 
     A hook on the tensor that computing the attention returned: it reads the gradient and returns nothing, so
-    that forward and backward are what they were, to the last bit. Until it is told or removed it keeps o
-    alive, as autograd mostly does anyway.
+    that forward and backward are what they were, to the last bit. It keeps o alive until then, as autograd
+    mostly does anyway.
 
     Args:
-        tell: Given [B, H] at each backward, L being what is differentiated.
+        tell: Given [B, H] at the first backward, L being what is differentiated.
     """
 
     def __init__(self, tell: Callable[[Tensor], None]) -> None:
@@ -60,10 +60,14 @@ class SlopeHook:
         except LookupError as error:
             self.absence = str(error)
             return
-        version = output._version
+        held, version = [output], output._version
 
         def hear(gradient: Tensor) -> None:
             try:
+                if not held:
+                    self.absence = "several losses were differentiated through one forward"
+                    return
+                output = held.pop()
                 if output._version != version:
                     self.absence = "the model changes its heads' outputs in place"
                     return
