@@ -195,7 +195,17 @@ def _compare_bases(
         values = metric_function(name)(first, second.to(first.device))
         if second is first:  # against itself: rounding is no drift, but NaN stays
             values = values * 0.0
+        elif spec.name != "qk_alignment":
+            # a layer that lost heads has numbered them anew: no head is to be compared with another
+            same = _last_head(first) == _last_head(second.to(first.device))
+            values = values.masked_fill(~same[:, None], torch.nan)
         pieces.extend((stack, name, index, row) for index, row in enumerate(values))
+
+
+def _last_head(bases: Tensor) -> Tensor:
+    """[layer], one more than the number of each layer's last head that has a basis."""
+    there = ~bases.isnan().flatten(2).all(-1)
+    return (there * torch.arange(1, there.shape[1] + 1, device=there.device)).amax(1)
 
 
 def _heads(

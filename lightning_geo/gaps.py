@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from lightning_geo.complaints import Complaints
 from lightning_geo.compute import Computed
@@ -10,7 +11,7 @@ from lightning_geo.importance import NoImportanceError
 from lightning_geo.measure import Measurement
 from lightning_geo.text import some
 
-__all__ = ["by_reason", "report_gaps", "report_importance"]
+__all__ = ["by_reason", "report_gaps", "report_importance", "report_other_heads"]
 
 
 def by_reason(absences: Mapping[str, str]) -> str:
@@ -44,6 +45,28 @@ def report_gaps(
         complaints.say(
             "special_mass is absent",
             "the model's config names no bos, eos, cls or sep token; give `special_token_ids=`",
+        )
+
+
+def report_other_heads(before: Mapping[str, Any], now: Mapping[str, Any], complaints: Complaints) -> None:
+    """Say that layers have other heads than in the sample before, as after pruning.
+
+    Args:
+        before: Structure of the stacks at the sample before.
+        now: Structure of the stacks now.
+        complaints: Where it goes.
+    """
+    changed = [
+        f"{stack}/{layer} ({old} to {new})"
+        for stack in before.keys() & now.keys()
+        for layer, (old, new) in enumerate(zip(before[stack]["heads"], now[stack]["heads"], strict=False))
+        if old != new and old and new  # a layer that was left out has none
+    ]
+    if changed:
+        complaints.say(
+            "the number of heads changed",
+            f"in {some(sorted(changed))}. The heads that are left are numbered anew, so none continues an "
+            "earlier one; what compares heads with earlier ones is absent there",
         )
 
 

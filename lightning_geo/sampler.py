@@ -7,13 +7,14 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_geo.complaints import Complaints
 from lightning_geo.compute import Bases, Computed
-from lightning_geo.gaps import by_reason, report_gaps, report_importance
+from lightning_geo.gaps import by_reason, report_gaps, report_importance, report_other_heads
 from lightning_geo.importance import LossFunction, NoImportanceError, importances
 from lightning_geo.measure import LayerChoice, Measurement, special_tokens
 from lightning_geo.observed import ITSELF, choose
@@ -76,6 +77,8 @@ class Sampler:
         self._failure: Exception | None = None
         #: what hears training's backward by model, where importance is measured so
         self._slopes: dict[str, TrainingSlopes] = {}
+        #: stacks of the last sample, see Computed
+        self._structure: dict[str, Any] = {}
         #: why a model's importance could not be measured, by name
         self._importance_failures: dict[str, Exception] = {}
         self._watching = contextlib.ExitStack()
@@ -312,6 +315,8 @@ class Sampler:
         self._chosen = True
         computed = measurement.compute(baseline, previous)
         report_gaps(measurement, computed, self._due, self._complaints)
+        report_other_heads(self._structure, computed.structure, self._complaints)
+        self._structure = computed.structure
         if self._weighs_heads:
             failures = [e for name in names if (e := self._importance_failures.get(name)) is not None]
             report_importance(failures, computed, self._complaints)

@@ -85,12 +85,14 @@ def projection_strength(reads: HeadReads) -> Tensor:
 
 
 def _mean_angle(weights: HeadWeights, one: str, other: str) -> Tensor:
-    """Mean principal angle ``[H]`` between two roles' read subspaces, radians."""
+    """Mean principal angle ``[H]`` between two roles' read subspaces, radians; NaN for broken heads."""
     first, second = (whitener(weights[role]) for role in (one, other))
     across = weights.across(one, other, exact_dtype(weights[one]))
-    cosines = torch.linalg.svdvals(weights.each(first).mT @ across @ weights.each(second)).clamp(max=1)
+    product = weights.each(first).mT @ across @ weights.each(second)
+    finite = product.isfinite().all(-1).all(-1)  # of others no singular value can be computed
+    cosines = torch.linalg.svdvals(torch.where(finite[:, None, None], product, 0.0)).clamp(max=1)
     angle: Tensor = cosines.acos().mean(-1).clamp(max=math.pi / 2).to(weights[one].dtype)
-    return angle
+    return torch.where(finite, angle, torch.nan)
 
 
 @computes("query_value_angle", reads=("query", "value"))

@@ -98,7 +98,7 @@ class Tap:
     """
 
     def __init__(self, model: nn.Module, special_token_ids: Iterable[int] = ()) -> None:
-        self.modules = {clean_name(name): module for name, module in model.named_modules()}
+        self._model = model
         self.failures: list[Exception] = []
         #: seconds that observing took
         self.seconds = 0.0
@@ -110,7 +110,6 @@ class Tap:
         self.unobserved: dict[str, str] = {}
         #: attention modules and the roles whose projections could not be found
         self.unprojected: dict[str, list[str]] = {}
-        self._linear = {name for name, module in self.modules.items() if is_linear(module)}
         #: by attention module and whether it is crossed: the sizes of its heads, and what was found for them
         self._sources: dict[tuple[str, bool], tuple[tuple[int, ...], dict[str, Source]]] = {}
         self._awaiting: tuple[CallKey, AttentionCall, list[Run]] | None = None
@@ -118,7 +117,6 @@ class Tap:
         self._projection_observer: ProjectionObserver | None = None
         self._special_ids = tuple(special_token_ids)
         self._devices = sorted({p.device.type for p in model.parameters()} | {"cpu"})
-        self._names = {id(module): name for name, module in self.modules.items()}
         self._frames: list[_Frame] = []
         self._repeats: dict[str, int] = {}
         self._query_masks: dict[tuple[int, int], Tensor | None] = {}
@@ -128,6 +126,15 @@ class Tap:
         #: the call whose result is to be scaled, or listened at, and by what
         self._answer: tuple[AttentionCall, Tensor | SlopeHook] | None = None
         self._tracer = SoftmaxTracer(self._see)
+        self._learn_modules()
+
+    def _learn_modules(self) -> None:
+        """Look at what the model is made of; again once modules were replaced, as to prune heads does."""
+        self._known = list(self._model.modules())
+        self._sources.clear()
+        self.modules = {clean_name(name): module for name, module in self._model.named_modules()}
+        self._names = {id(module): name for name, module in self.modules.items()}
+        self._linear = {name for name, module in self.modules.items() if is_linear(module)}
         elements = {name: elements_of(name, self.modules) for name in self.modules}
         self._listed = {name for name, found in elements.items() if found}
         self._items = {found[-1].name for found in elements.values() if found}
@@ -140,6 +147,8 @@ class Tap:
         self._observer, self._depth = observer, replay_depth()
         wanted = getattr(observer, "reads_projections", False)
         self._projection_observer = cast(ProjectionObserver, observer) if wanted else None
+        if list(map(id, self._model.modules())) != list(map(id, self._known)):
+            self._learn_modules()
         leave = self._harmless(self._leave)
         handles = []
         try:
