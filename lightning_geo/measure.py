@@ -224,7 +224,8 @@ def measure(
             itself returns.
 
     Returns:
-        A record; ``record["entropy"]`` is a float32 array [layer, head].
+        A record; ``record["entropy"]`` is a float32 array [layer, head]. Its ``matrices`` hold the bases and
+        the similarities of heads, as a run's first and last record do.
 
     Raises:
         ValueError: If a metric is unknown, nothing matches ``layers``, or no attention was seen.
@@ -264,4 +265,6 @@ def measure(
     computed = measurement.compute()
     structure = {"model": type(model).__name__, "stacks": computed.structure}
     cost = time.perf_counter() - started
-    return GeometryRecord(computed.stacks, structure, wall_time=time.time(), cost_seconds=cost)
+    return GeometryRecord(
+        computed.stacks, structure, computed.matrices(), wall_time=time.time(), cost_seconds=cost
+    )

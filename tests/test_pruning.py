@@ -9,11 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from torch.utils.data import default_collate
 
-from lightning_geo import GeometryHistory, GeometryMonitor, GeometryRecord, load_history, pruning_plan
+from lightning_geo import (
+    GeometryHistory,
+    GeometryMonitor,
+    GeometryRecord,
+    load_history,
+    measure,
+    pruning_plan,
+)
 from lightning_geo.cli import main
 from lightning_geo.pruning import Head
-from lit import Classifier, fit
+from lit import Classifier, bert, fit, sequences
 
 
 def history(
@@ -103,3 +111,10 @@ def test_the_command_prints_the_ranking(tmp_path: Path, capsys: pytest.CaptureFi
     assert [entry["remove"] for entry in found["ranking"]] == [True] * 2 + [False] * 6
     assert main(["heads", str(run), "--fraction", "2"]) == 2
     assert "within (0, 1) but got 2.0" in capsys.readouterr().err
+
+
+def test_a_record_measured_by_hand_is_enough() -> None:
+    record = measure(bert(), default_collate(sequences(4)), metrics=["importance", "head"])
+    plan = pruning_plan(GeometryHistory([record]), 0.5)
+    assert plan.similarities
+    assert len(plan.heads) == record["importance"].size // 2

@@ -19,7 +19,7 @@ from lightning_geo.kernels.problem import AttentionProblem, AttentionStatistics
 from lightning_geo.kernels.scratch import scratch
 from lightning_geo.kernels.tiles import Plan, Rows, Tile
 
-__all__ = ["SUMS", "TILE_SCORES", "RowSums", "chunked", "statistics_by_tile"]
+__all__ = ["SUMS", "TILE_SCORES", "WHOLE", "RowSums", "chunked", "statistics_by_tile"]
 
 #: Scores per tile, 4 MiB in float32: smaller ones pay for dispatch, larger ones leave the caches.
 TILE_SCORES = 1 << 20
@@ -56,11 +56,13 @@ def statistics_by_tile(
 
 
 #: Sums over a row's keys of e = exp(score - peak): of all, of those before the row's position, of those
-#: after, of all times their distance; of single keys; of special tokens; of e (score - peak); and √Σe².
-SUMS = ("total", "backward_mass", "forward_mass", "distance", "previous_mass", "self_mass", "next_mass",
-         "first_mass", "special_mass", "moment", "norm")  # fmt: skip
-_TOTAL, _LINEAR, _SINGLE = 0, slice(0, 4), slice(4, 8)
-_SPECIAL, _MOMENT, _NORM = 8, 9, 10
+#: after, of all times their distance; of e (score - peak); √Σe²; of single keys; and of special tokens.
+SUMS = ("total", "backward_mass", "forward_mass", "distance", "moment", "norm", "previous_mass", "self_mass",
+         "next_mass", "first_mass", "special_mass")  # fmt: skip
+_TOTAL, _LINEAR, _MOMENT, _NORM = 0, slice(0, 4), 4, 5
+_SINGLE, _SPECIAL = slice(6, 10), 10
+#: Those that need a whole row.
+WHOLE = slice(0, 6)
 
 
 class RowSums:
@@ -79,9 +81,9 @@ class RowSums:
         self.real = problem.query_mask
         if self.real is not None:
             self.real = self.rows.take(self.real, 1)
-        self.picks = any(map(self.wants, ("previous_mass", "self_mass", "next_mass", "first_mass")))
+        picks = any(map(self.wants, ("previous_mass", "self_mass", "next_mass", "first_mass")))
+        self.singles = _single_keys(problem, self.rows) if picks else None
         self.weighs = any(map(self.wants, ("backward_mass", "forward_mass", "distance")))
-        self.first_key = first_keys(problem) if self.wants("first_mass") else None
         self.weights = _LinearWeights(problem, plan.rows) if self.weighs else None
 
     def add(self, batch: slice, key_heads: slice) -> None:
@@ -142,8 +144,8 @@ class RowSums:
             share = torch.where(self._live(tile), 1.0 / self.sums[_TOTAL][at], 0.0)
             received = torch.bmm(share.view(batch * heads, 1, rows), flat).view(batch, heads, columns)
             self.received[tile.batch, tile.heads, tile.columns] += received
-        if self.picks:
-            self._pick(tile, e)
+        if self.singles is not None:
+            self._pick(tile, e, self.singles)
         if self.problem.special is not None and self.wants("special_mass"):
             special = self.problem.special[tile.batch, None, None, tile.columns].to(torch.float32)
             special = special.expand(-1, heads, -1, -1).reshape(batch * heads, 1, columns)
@@ -153,7 +155,7 @@ class RowSums:
         """Turn scores into e = exp(score - peak), in place, and enter what sums over whole rows give."""
         at = tile[:3]
         peak = scores.amax(-1, keepdim=True)
-        exponent = torch.sub(scores, peak, out=_view(self.tiles[1], tile.shape))
+        exponent = torch.sub(scores, peak, out=self.other_tile(scores))
         e = torch.mul(exponent, _LOG2E, out=scores).exp2_()
         self.peak[at] = peak.squeeze(-1)
         if self.wants("concentration"):
@@ -166,22 +168,21 @@ class RowSums:
             self.sums[_MOMENT][at] = exponent.mul_(e).sum(-1)
         return e
 
+    def other_tile(self, scores: Tensor) -> Tensor:
+        """The second buffer, in the shape of the tile in the first one."""
+        return _view(self.tiles[1], scores.shape)
+
     def _live(self, tile: Tile) -> Tensor:
         live = self.visible[tile[:3]] > 0
         return live if self.real is None else live & self.real[tile.batch, None, tile.rows]
 
-    def _pick(self, tile: Tile, e: Tensor) -> None:
-        """Read single keys of each row: those next to its own position, and the sequence's first."""
-        batch, heads, rows, columns = tile.shape
-        sequences = tile.batch if self.rows.positions.shape[0] > 1 else slice(None)
-        own = self.rows.positions[sequences, tile.rows]
-        steps = torch.tensor([-1, 0, 1], device=own.device)
-        column = (own[..., None] + steps).expand(batch, -1, -1)
-        first = own.new_zeros(batch) if self.first_key is None else self.first_key[tile.batch]
-        column = torch.cat([column, first[:, None, None].expand(-1, rows, 1)], -1) - tile.columns.start
-        inside = ((column >= 0) & (column < columns))[:, None]
-        index = column.clamp(0, columns - 1)[:, None].expand(-1, heads, -1, -1)
-        found = torch.where(inside, e.gather(-1, index), 0.0)
+    def _pick(self, tile: Tile, e: Tensor, singles: Tensor) -> None:
+        """Read single keys of each row."""
+        sequences = tile.batch if singles.shape[0] > 1 else slice(None)
+        column = singles[sequences, :, tile.rows] - tile.columns.start
+        index = column.clamp(0, e.shape[3] - 1)
+        inside = (index == column).to(e.dtype)
+        found = e.gather(-1, index.expand(*e.shape[:3], -1)).mul_(inside)
         self.sums[_SINGLE, tile.batch, tile.heads, tile.rows] = found.permute(3, 0, 1, 2)
 
     def statistics(self) -> AttentionStatistics:
@@ -212,6 +213,15 @@ class RowSums:
             fields["received"] = self.received.masked_fill(broken, torch.nan)
         live, visible = self.rows.restore(live), self.rows.restore(self.visible)
         return AttentionStatistics(live, visible, **fields).only(problem.wanted)
+
+
+def _single_keys(problem: AttentionProblem, rows: Rows) -> Tensor:
+    """Keys that rows read alone, ``[B or 1, 1, rows, 4]``: next to their own position, and the first."""
+    position = rows.positions
+    first = first_keys(problem) if "first_mass" in problem.wanted else position.new_zeros(1)
+    batch = len(first) if len(position) == 1 else len(position)
+    parts = [position - 1, position, position + 1, first[:, None].expand(-1, rows.count)]
+    return torch.stack([part.expand(batch, -1) for part in parts], -1)[:, None]
 
 
 class _LinearWeights:

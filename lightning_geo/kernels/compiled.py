@@ -1,4 +1,4 @@
-"""The portable backend with its tile compiled by inductor: two passes over the scores instead of ten.
+"""The portable backend with its tile compiled by inductor: one pass over the scores instead of ten.
 
 Opt-in: compiling takes a C++ compiler and, where inductor's cache is cold, some twenty seconds.
 """
@@ -12,15 +12,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lightning_geo.kernels.chunked import SUMS, TILE_SCORES, RowSums, statistics_by_tile
+from lightning_geo.kernels.chunked import TILE_SCORES, WHOLE, RowSums, statistics_by_tile
 from lightning_geo.kernels.problem import AttentionProblem, AttentionStatistics
 from lightning_geo.kernels.tiles import Tile
 
 __all__ = ["compiled", "unsupported"]
-
-#: What the compiled tile sums up, in its order.
-_SUMMED = ("total", "backward_mass", "forward_mass", "distance", "moment", "norm")
-_INDEX = [SUMS.index(name) for name in _SUMMED]
 
 _log = logging.getLogger(__name__)
 
@@ -47,7 +43,7 @@ def _no_compiler() -> str | None:
     """Why nothing can be compiled here, tried once; None if it can."""
     try:
         with torch.no_grad():
-            _tile()(torch.zeros(2, 3, 5), torch.zeros(3), torch.zeros(5))
+            _tile()(torch.zeros(3, 5), torch.zeros(3), torch.zeros(5), torch.zeros(3, 5))
     except Exception as error:  # inductor wraps whatever the compiler says
         reason = (
             f"inductor cannot compile here ({type(error).__name__}: {str(error).strip().splitlines()[0]})"
@@ -61,48 +57,49 @@ def _no_compiler() -> str | None:
 
 
 @functools.cache
-def _tile() -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]:
+def _tile() -> Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
     # lengths differ from call to call: one graph for all of them
     return torch.compile(_reduce, dynamic=True)
 
 
-def _reduce(scores: Tensor, position: Tensor, column: Tensor) -> tuple[Tensor, ...]:
-    """The peaks of ``[n, rows, columns]``, and the sums of ``_SUMMED``; scores become e = exp(score - peak).
+def _reduce(scores: Tensor, position: Tensor, column: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
+    """The peaks of ``[rows, columns]``, and ``[6, rows]``: the sums that need whole rows.
+
+    All that is computed has the same two axes, and ``e`` is not the memory of the scores: only then does
+    inductor make one loop over rows of it, which reads a row twice from the nearest cache and writes it once.
 
     Args:
         scores: After masks.
-        position: Key position of each row, ``[rows]`` or ``[n, rows]``, in float32.
-        column: Key position of each column, in float32.
+        position: Key position of each row, ``[rows]`` in float32.
+        column: Key position of each column, ``[columns]`` in float32.
+        e: Becomes exp(score - peak), ``[rows, columns]``.
     """
     peak = scores.amax(-1, keepdim=True)
     exponent = scores - peak
-    e = torch.exp(exponent)  # inductor's is faster than its exp2
-    ahead = column - position[..., None]
-    side = torch.sign(ahead)  # a product where a condition would cost twice as much
-    beside, difference = (e * side.abs()).sum(-1), (e * side).sum(-1)
+    exponential = torch.exp(exponent)  # inductor's is faster than its exp2
+    ahead = column - position[:, None]
+    zero = torch.zeros_like(exponential)
     sums = (
-        e.sum(-1),
-        (beside - difference) / 2,
-        (beside + difference) / 2,
-        (e * ahead.abs()).sum(-1),
-        (e * exponent).sum(-1),
-        (e * e).sum(-1).sqrt(),
+        exponential.sum(-1),
+        torch.where(ahead < 0, exponential, zero).sum(-1),
+        torch.where(ahead > 0, exponential, zero).sum(-1),
+        (exponential * ahead.abs()).sum(-1),
+        (exponential * exponent).sum(-1),
+        (exponential * exponential).sum(-1).sqrt(),
     )
-    scores.copy_(e)  # new memory would cost more than all of the above
-    return peak.squeeze(-1), *sums
+    e.copy_(exponential)
+    return peak.squeeze(-1), torch.stack(sums)
 
 
 class _CompiledRowSums(RowSums):
     def exponentials(self, tile: Tile, scores: Tensor) -> Tensor:
         batch, heads, rows, columns = tile.shape
         position = self.rows.positions
-        if position.shape[0] == 1:
-            position = position[0, tile.rows]
-        else:
-            position = position[tile.batch, None, tile.rows].expand(-1, heads, -1).reshape(-1, rows)
+        sequences = tile.batch if position.shape[0] > 1 else slice(None)
+        position = position[sequences, None, tile.rows].expand(batch, heads, -1).to(torch.float32)
         column = torch.arange(tile.columns.start, tile.columns.stop, dtype=torch.float32)
-        peak, *sums = _tile()(scores.view(-1, rows, columns), position.to(torch.float32), column)
+        e = self.other_tile(scores)
+        peak, sums = _tile()(scores.view(-1, columns), position.reshape(-1), column, e.view(-1, columns))
         self.peak[tile[:3]] = peak.view(batch, heads, rows)
-        for index, values in zip(_INDEX, sums, strict=True):
-            self.sums[index][tile[:3]] = values.view(batch, heads, rows)
-        return scores
+        self.sums[WHOLE, tile.batch, tile.heads, tile.rows] = sums.view(-1, batch, heads, rows)
+        return e

@@ -120,6 +120,8 @@ class Plan(NamedTuple):
         row = max(1, problem.group_size) * _widest(problem, _MOST_ROWS)
         rows = min(_MOST_ROWS, max(_FEW_ROWS, scores // (key_heads * row)), problem.rows_shape[2])
         rows = max(1, min(rows, scores // row))
+        if rows > _FEW_ROWS:  # the matrix product goes by as many
+            rows -= rows % _FEW_ROWS
         fitting = max(1, scores // (row * rows))
         if fitting < key_heads:
             return cls(1, fitting, rows)
