@@ -18,6 +18,7 @@ __all__ = [
     "adopt",
     "batches_done",
     "class_name",
+    "is_sharded",
     "lightning_logger",
     "loss_factor",
     "steps_taken",
@@ -95,6 +96,15 @@ def class_name(module: nn.Module) -> str:
     return next(c.__name__ for c in classes if not c.__name__.startswith("FSDP"))
 
 
+def is_sharded(trainer: Any) -> bool:
+    """Whether parameters are split over ranks, so that an inner module cannot be called on its own."""
+    return _has_strategy(trainer, "FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")
+
+
+def _has_strategy(trainer: Any, *names: str) -> bool:
+    return any(base.__name__ in names for base in type(trainer.strategy).__mro__)
+
+
 def loss_factor(trainer: Any, loss: Tensor) -> Tensor | None:
     """What Lightning multiplied a step's loss with before backward, so that gradients are that much larger.
 
@@ -106,7 +116,7 @@ def loss_factor(trainer: Any, loss: Tensor) -> Tensor | None:
         The loss scale of the precision plugin over ``accumulate_grad_batches``; ``None`` where an engine of
         its own (DeepSpeed) scales.
     """
-    if any(base.__name__ == "DeepSpeedStrategy" for base in type(trainer.strategy).__mro__):
+    if _has_strategy(trainer, "DeepSpeedStrategy"):
         return None
     factor: Tensor = loss.detach().float().new_ones(())
     scaler = getattr(trainer.precision_plugin, "scaler", None)

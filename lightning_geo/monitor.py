@@ -19,6 +19,7 @@ from lightning_geo.lightning import (
     AnyCallback,
     batches_done,
     class_name,
+    is_sharded,
     lightning_logger,
     loss_factor,
     steps_taken,
@@ -35,9 +36,6 @@ from lightning_geo.state import RunState
 from lightning_geo.text import some
 
 __all__ = ["GeometryMonitor"]
-
-#: Strategies that shard parameters: an inner module cannot be called on its own.
-_SHARDED = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")
 
 #: What a LightningModule that was compiled as a whole keeps to itself.
 _SEALED = (
@@ -191,13 +189,10 @@ class GeometryMonitor(AnyCallback):
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Check what can be checked before anything runs; from here on the module is complete."""
-        source = self._source
-        strategy = type(trainer.strategy)
-        if source == "probe" and any(base.__name__ in _SHARDED for base in strategy.__mro__):
+        self._replays = self._source == "probe" and not is_sharded(trainer)
+        if self._source == "probe" and not self._replays:
             said = 'cannot replay an inner module: `source="batch"` is used'
-            self._complaints.say(f"{strategy.__name__} {said}")
-            source = "batch"
-        self._replays = source == "probe"
+            self._complaints.say(f"{type(trainer.strategy).__name__} {said}")
         models = candidates(pl_module, self._module)
         check_layers(self._layers, pl_module, *models.values())
         self._sampler = Sampler(
@@ -324,15 +319,7 @@ class GeometryMonitor(AnyCallback):
         if self._inputs.probe is not None:
             self._replay(trainer, self._step)
             return
-        reasons = [f"{name or 'the module'}: {why}" for name, why in self._inputs.passed_over.items()]
-        self._complaints.report(
-            "there is no probe",
-            LookupError(
-                "the trainer has called no module that may be observed, or with nothing that could be kept. "
-                "If training calls a method other than the module itself, give `probe=` or `module=`. Calls "
-                f"passed over: {'; '.join(reasons) or 'none'}"
-            ),
-        )
+        self._complaints.report("there is no probe", self._inputs.missing())
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -92,10 +91,15 @@ class ProbeSource:
         self._complaints.say("the checkpoint's probe differs from this run's, so that drift starts anew")
         return True
 
-    @property
-    def passed_over(self) -> Mapping[str, str]:
-        """Why calls could not be recorded, by model."""
-        return {} if self._recorder is None else self._recorder.passed_over
+    def missing(self) -> LookupError:
+        """Why there is no probe, and what to do."""
+        passed = {} if self._recorder is None else self._recorder.passed_over
+        reasons = [f"{name or 'the module'}: {why}" for name, why in passed.items()]
+        return LookupError(
+            "the trainer has called no module that may be observed, or with nothing that could be kept. "
+            "If training calls a method other than the module itself, give `probe=` or `module=`. Calls "
+            f"passed over: {'; '.join(reasons) or 'none'}"
+        )
 
     def state_dict(self, *, inputs: bool) -> dict[str, Any]:
         """The probe's inputs, if they may be kept, and its fingerprint."""
