@@ -85,9 +85,6 @@ class Measurement:
             found: [sequence, head] by attention call; nothing on a rank that has no sequence.
             device: The model's.
             name: The model's.
-
-        Raises:
-            Exception: What taking from ``found`` raises; the layout is that of other ranks all the same.
         """
         statistics = self._statistics[name]
         statistics.expect_importance(device)
@@ -229,7 +226,7 @@ def measure(
 
     Raises:
         ValueError: If a metric is unknown, nothing matches ``layers``, or no attention was seen.
-        LookupError: If ``importance`` is asked for and there is no loss.
+        LookupError: If ``importance`` is asked for and there is no loss, or one that compares sequences.
 
     Example:
         >>> model = torch.nn.TransformerEncoder(

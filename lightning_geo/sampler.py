@@ -123,15 +123,13 @@ class Sampler:
         """A failure costs the importance, not the sample: other ranks may have succeeded."""
         self._importance_failures = {}
         for name, model in self.models.items():
-            found = (
-                importances(model, recorded, self._loss_fn, self._forward_context)
-                for recorded in share.calls
-                if recorded.model == name
-            )
+            found = []
             try:
-                measurement.add_importance(chain.from_iterable(found), self.device, name)
+                calls = [recorded for recorded in share.calls if recorded.model == name]
+                found = [importances(model, c, self._loss_fn, self._forward_context) for c in calls]
             except Exception as error:
                 self._importance_failures[name] = error
+            measurement.add_importance(chain.from_iterable(found), self.device, name)
 
     def _run(
         self,
@@ -207,16 +205,15 @@ class Sampler:
 
     def _add_what_was_heard(self, measurement: Measurement, names: Iterable[str]) -> None:
         """Of training's own backward; again, a failure costs the importance alone."""
-        for name in names:
-            slopes = self._slopes.get(name)
-            if slopes is None:
-                continue
+        for name in (name for name in names if name in self._slopes):
+            slopes, found = self._slopes[name], []
             try:
-                measurement.add_importance(slopes.importances(), self.device, name)
+                found = list(slopes.importances())
                 if slopes.absences:
                     self._importance_failures[name] = NoImportanceError(by_reason(slopes.absences))
             except Exception as error:
                 self._importance_failures[name] = error
+            measurement.add_importance(found, self.device, name)
 
     def _forget(self) -> None:
         for slopes in self._slopes.values():

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from torch.utils.data import default_collate
+from torch.utils.data import DataLoader, default_collate
 
 from families.models import FAMILIES
 from families.packaged import PACKAGED
@@ -294,6 +294,12 @@ def test_a_loss_that_compares_sequences_gives_no_number(negatives: str, tmp_path
         fit(tmp_path, Lit(lambda: Pairs(negatives)), monitor, steps=2)
     assert monitor.last_record is not None
     assert list(monitor.last_record) == ["entropy"]
+    # a call of a single sequence cannot be told, but those beside it are
+    probe = DataLoader(sequences(5), batch_sampler=[[0], [1, 2, 3, 4]])  # type: ignore[arg-type]
+    monitor = GeometryMonitor(1, metrics=["importance", "metric:entropy"], probe=probe)
+    with pytest.warns(UserWarning, match="importance is absent: the loss of 4 sequences together is"):
+        fit(tmp_path / "given", Lit(lambda: Pairs(negatives)), monitor, steps=1)
+    assert list(monitor.last_record) == ["entropy"]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("negatives", ["softmax", "variance"])
