@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -36,7 +37,7 @@ class RankedHead:
         similarity: Largest linear CKA of its output with a head of its layer that is removed later, NaN where
             there is none or none is known.
         similar: That head's number.
-        score: What the order is by: its importance, and what it takes over from heads removed before.
+        score: What the order is by: its importance, less up to half where that other head says the same.
         reason: In words.
     """
 
@@ -78,13 +79,16 @@ class PruningPlan:
 
 
 def pruning_plan(history: GeometryHistory, fraction: float = 0.3) -> PruningPlan:
-    """Rank a run's heads by how little their removal should cost, and mark the first ones for removal.
+    r"""Rank a run's heads by how little their removal should cost, and mark the first ones for removal.
 
-    Heads go one by one, always the one with the smallest score, at first its importance. The share s of a
-    removed head's score passes to the head of its layer that is most like it among those still there, s
-    being their similarity (linear CKA of the outputs): of two heads that say the same one goes, and the other
-    then stands in for both and stays. A plan is a guess to first order: :func:`~lightning_geo.evaluate_plan`
-    checks it by doing.
+    Heads go one by one, always the one with the smallest score
+
+    .. math:: \text{importance} \cdot (1 - s / 2)
+
+    with s its similarity (linear CKA of the outputs) to the head of its layer that is most like it among
+    those still there: what another head says too is missed less. Of two that say the same one goes early,
+    and the other then counts in full. A plan is a guess to first order:
+    :func:`~lightning_geo.evaluate_plan` checks it by doing.
 
     Args:
         history: Of a run that measured ``importance``; its last sample that has some is used, with the
@@ -101,15 +105,15 @@ def pruning_plan(history: GeometryHistory, fraction: float = 0.3) -> PruningPlan
 
     Example:
         >>> from lightning_geo import GeometryRecord
-        >>> importance = np.array([[0.5, 0.55, 0.6, 0.4]])
+        >>> importance = np.array([[0.9, 1.0, 0.6, 0.7]])
         >>> twins = np.eye(4)[None]
         >>> twins[0, 0, 1] = twins[0, 1, 0] = 0.95
         >>> structure = {"stacks": {"encoder": {"heads": [4]}}}
         >>> record = GeometryRecord(
         ...     {"encoder": {"importance": importance}}, structure, {"encoder": {"head_similarity": twins}})
-        >>> plan = pruning_plan(GeometryHistory([record]), 0.75)
-        >>> [head.head for head in plan.heads]  # of the twins 0 and 1 the one, not both
-        [3, 0, 2]
+        >>> plan = pruning_plan(GeometryHistory([record]), 0.5)
+        >>> [head.head for head in plan.heads]  # of the important twins 0 and 1 the one, not both
+        [0, 2]
     """
     if isinstance(fraction, bool) or not isinstance(fraction, (int, float)):
         raise TypeError(f"Expected `fraction` to be a number but got {type(fraction).__name__}.")
@@ -147,44 +151,52 @@ def _ranked(importance: dict[str, NDArray[Any]], similarity: dict[str, NDArray[A
         for stack, values in importance.items()
         for layer, head in np.argwhere(np.isfinite(values))
     }
-    left, order = dict(own), sorted(own.values())
+    left: dict[tuple[str, int], set[int]] = {}
+    for head in own:
+        left.setdefault(head[:2], set()).add(head.head)
+
+    def judged(head: Head) -> tuple[float, Head, float, int | None]:
+        like, other = _most_like(head, left[head[:2]], similarity)
+        shared = 0.0 if other is None else max(like, 0.0)
+        return own[head] * (1 - shared / 2), head, like, other
+
+    ranking, order = [], sorted(own.values())
     twins: dict[Head, list[int]] = {}
-    ranking = []
-    while left:
-        head = min(left, key=lambda h: (left[h], h))
-        score = left.pop(head)
-        like, other = _most_like(head, left, similarity)
-        if other is not None:
-            left[other] += like * score
-            if like >= _ALIKE:
-                twins.setdefault(other, []).append(head.head)
+    waiting = [judged(head)[:2] for head in own]
+    heapq.heapify(waiting)
+    while waiting:
+        known, head = heapq.heappop(waiting)
+        score, _, like, other = judged(head)
+        if score > known:  # a head that was like it went meanwhile; scores only grow
+            heapq.heappush(waiting, (score, head))
+            continue
+        left[head[:2]].remove(head.head)
+        if other is not None and like >= _ALIKE:
+            twins.setdefault(head._replace(head=other), []).append(head.head)
         reason = _reason(own[head], order, like, other, sorted(twins.get(head, [])))
-        similar = None if other is None else other.head
-        ranking.append(RankedHead(head, own[head], like, similar, score, reason))
+        ranking.append(RankedHead(head, own[head], like, other, score, reason))
     return ranking
 
 
-def _most_like(
-    head: Head, left: dict[Head, float], similarity: dict[str, NDArray[Any]]
-) -> tuple[float, Head | None]:
+def _most_like(head: Head, left: set[int], similarity: dict[str, NDArray[Any]]) -> tuple[float, int | None]:
     """The head of the same layer that can best stand in, and how similar it is."""
     if head.stack not in similarity:
         return math.nan, None
     row = similarity[head.stack][head.layer, head.head]
-    others = [other for other in left if other[:2] == head[:2] and np.isfinite(row[other.head])]
+    others = [other for other in sorted(left) if other != head.head and np.isfinite(row[other])]
     if not others:
         return math.nan, None
-    most = max(others, key=lambda other: row[other.head])
-    return float(row[most.head]), most
+    most = max(others, key=lambda other: row[other])
+    return float(row[most]), most
 
 
-def _reason(value: float, order: list[float], like: float, other: Head | None, twins: list[int]) -> str:
+def _reason(value: float, order: list[float], like: float, other: int | None, twins: list[int]) -> str:
     place = order.index(value) + 1
     middle = order[len(order) // 2]
     times = f", {number(value / middle)} of the median" if middle else ""
     parts = [f"importance {place} of {len(order)} from below{times}"]
     if other is not None and like >= _ALIKE:
-        parts.append(f"head {other.head} says much the same ({like:.2f})")
+        parts.append(f"head {other} says much the same ({like:.2f})")
     if twins:
         parts.append(f"stands in for head{'s' * (len(twins) > 1)} {', '.join(map(str, twins))}")
     return "; ".join(parts)
