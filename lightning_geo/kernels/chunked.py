@@ -91,8 +91,8 @@ class RowSums:
         problem = self.problem
         shared = problem.group_size
         heads = slice(key_heads.start * shared, key_heads.stop * shared)
-        query = self.rows.take(problem.query[batch, heads], 2, batch=batch).to(torch.float32)
-        key = problem.key[batch, key_heads].to(torch.float32).flatten(0, 1)
+        query = _compact("query", self.rows.take(problem.query[batch, heads], 2, batch=batch))
+        key = _compact("key", problem.key[batch, key_heads]).flatten(0, 1)
         # Cauchy-Schwarz; a NaN compares False
         bound = torch.linalg.vector_norm(query) * torch.linalg.vector_norm(key)
         tame = float(bound) * abs(problem.scale) < _TAME_SCORE
@@ -258,6 +258,13 @@ class _LinearWeights:
         for sequences, weights, part in shares:
             linear = torch.bmm(weights, part.permute(1, 2, 0)).permute(1, 2, 0)
             sums[:, sequences, tile.heads, tile.rows] = linear.reshape(4, -1, heads, count)
+
+
+def _compact(name: str, x: Tensor) -> Tensor:
+    """In float32 and in order, for products and for norms: itself if it is that already."""
+    if x.dtype == torch.float32 and x.is_contiguous():
+        return x
+    return scratch(name, tuple(x.shape), x, torch.float32).copy_(x)
 
 
 def _view(buffer: Tensor, shape: tuple[int, ...]) -> Tensor:

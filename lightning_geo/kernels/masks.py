@@ -79,7 +79,9 @@ def _seen(problem: AttentionProblem, rows: Rows, tile: Tile) -> Tensor:
     """Bool ``[B or 1, columns]``: which keys any live row of the tile may attend to."""
     visible = (~is_hidden(bias_of(problem, rows, tile))).any(dim=1)
     if problem.query_mask is not None:
-        visible = visible & problem.query_mask[:, tile.rows, None]
+        real = problem.query_mask[:, tile.rows, None]
+        # where all rows see the same keys, whether there is one at all
+        visible = visible & (real if visible.shape[1] > 1 else real.any(dim=1, keepdim=True))
     return visible.any(dim=1).expand(-1, tile.shape[3])
 
 

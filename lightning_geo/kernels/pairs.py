@@ -11,30 +11,35 @@ from lightning_geo.kernels.chunked import TILE_SCORES
 from lightning_geo.kernels.masks import bias_of, is_hidden
 from lightning_geo.kernels.precision import exactly
 from lightning_geo.kernels.problem import AttentionProblem
+from lightning_geo.kernels.scratch import scratch
 from lightning_geo.kernels.tiles import Plan, Rows, Tile
 
 __all__ = ["near_and_mutual", "norm_shares", "score_histogram"]
 
 
 def _tiles(problem: AttentionProblem, tile_scores: int) -> Iterator[tuple[Tile, Tensor, Tensor]]:
-    """Dot products ``[b, h, rows, columns]`` without scale, softcap and bias, and which pairs are visible."""
+    """Dot products ``[b, h, rows, columns]`` without scale, softcap and bias, and which pairs are hidden.
+
+    The products are the caller's to change; what is hidden is bool, each axis of the tile's size or 1.
+    """
     plan, rows = Plan.of(problem, tile_scores), Rows(problem)
     shared = problem.group_size
     for batch, key_heads in plan.groups(problem):
         heads = slice(key_heads.start * shared, key_heads.stop * shared)
         query = problem.query[batch, heads].to(torch.float32)
-        key = problem.key[batch, key_heads].to(torch.float32)
+        key = problem.key[batch, key_heads].to(torch.float32).flatten(0, 1)
         for start in range(0, query.shape[2], plan.rows):
             part = slice(start, min(start + plan.rows, query.shape[2]))
             tile = Tile(batch, heads, part, rows.band(part))
             if not tile.shape[3]:
                 continue
-            grouped = query[:, :, part].unflatten(1, (-1, shared)).flatten(2, 3)
-            products = (grouped @ key[:, :, tile.columns].mT).view(tile.shape)
-            visible = ~is_hidden(bias_of(problem, rows, tile)).expand(tile.shape)
+            grouped = query[:, :, part].unflatten(1, (-1, shared)).flatten(2, 3).flatten(0, 1)
+            out = scratch("products", (*grouped.shape[:2], tile.shape[3]), query)
+            products = torch.bmm(grouped, key[:, tile.columns].mT, out=out).view(tile.shape)
+            hidden = is_hidden(bias_of(problem, rows, tile))
             if problem.query_mask is not None:
-                visible = visible & problem.query_mask[batch, None, part, None]
-            yield tile, products, visible
+                hidden = hidden | ~problem.query_mask[batch, None, part, None]
+            yield tile, products, hidden
 
 
 def score_histogram(problem: AttentionProblem, bins: int, tile_scores: int = TILE_SCORES) -> Tensor:
@@ -52,19 +57,20 @@ def score_histogram(problem: AttentionProblem, bins: int, tile_scores: int = TIL
         shape = problem.rows_shape[:2]
         lowest = problem.query.new_full(shape, torch.inf, dtype=torch.float32)
         highest = torch.full_like(lowest, -torch.inf)
-        for tile, products, visible in _tiles(problem, tile_scores):
+        for tile, products, hidden in _tiles(problem, tile_scores):
             at = tile[:2]
-            lowest[at] = torch.minimum(lowest[at], products.where(visible, torch.inf).amin((2, 3)))
-            highest[at] = torch.maximum(highest[at], products.where(visible, -torch.inf).amax((2, 3)))
+            lowest[at] = torch.minimum(lowest[at], products.masked_fill_(hidden, torch.inf).amin((2, 3)))
+            highest[at] = torch.maximum(highest[at], products.masked_fill_(hidden, -torch.inf).amax((2, 3)))
         width = (highest - lowest)[..., None, None]
         counts = torch.zeros(*shape, bins, dtype=torch.float32, device=products.device)
-        for tile, products, visible in _tiles(problem, tile_scores):
+        for tile, products, hidden in _tiles(problem, tile_scores):
             at = tile[:2]
-            place = (products - lowest[at][..., None, None]) / torch.where(width[at] > 0, width[at], 1.0)
-            place = place.mul_(bins).nan_to_num_(0.0).clamp_(0, bins - 1).to(torch.int64)
-            counts[at] += torch.zeros_like(counts[at]).scatter_add_(
-                -1, place.flatten(2), visible.flatten(2).to(torch.float32)
+            place = products.sub_(lowest[at][..., None, None]).div_(
+                torch.where(width[at] > 0, width[at], 1.0)
             )
+            place = place.mul_(bins).nan_to_num_(0.0).clamp_(0, bins - 1).to(torch.int64)
+            counted = (~hidden).to(torch.float32).expand(tile.shape)
+            counts[at] += torch.zeros_like(counts[at]).scatter_add_(-1, place.flatten(2), counted.flatten(2))
         return torch.where(width[..., 0].isfinite(), counts, torch.nan).double()
 
 
@@ -82,17 +88,29 @@ def norm_shares(problem: AttentionProblem, tile_scores: int = TILE_SCORES) -> Te
     with torch.no_grad(), exactly(problem.query.device):
         dtype = torch.float32 if problem.query.device.type == "mps" else torch.float64
         sums = problem.query.new_zeros(7, *problem.rows_shape[:2], dtype=dtype)
-        lengths = [torch.linalg.vector_norm(x.float(), dim=-1).log() for x in (problem.query, problem.key)]
-        for tile, products, visible in _tiles(problem, tile_scores):
+        queries, keys = (
+            torch.linalg.vector_norm(x.float(), dim=-1).log() for x in (problem.query, problem.key)
+        )
+        # where a vector is zero or not finite, so are its products: it is told by them
+        queries, keys = (torch.where(x.isfinite(), x, 0.0) for x in (queries, keys))
+        keys = keys.repeat_interleave(problem.group_size, dim=1)
+        queries, keys = queries.to(dtype), keys.to(dtype)
+        for tile, products, hidden in _tiles(problem, tile_scores):
             batch, heads, rows, columns = tile
-            defined = visible & (products != 0)
-            score = torch.where(defined, products.abs().log(), 0.0)
-            query = lengths[0][batch, heads, rows, None]
-            key = lengths[1].repeat_interleave(problem.group_size, dim=1)[batch, heads, None, columns]
-            # where a vector is zero its products are, and nothing is added
-            query, key = (torch.where(defined, x, 0.0) for x in (query, key))
-            parts = (defined, score, score.square(), query, key, query * score, key * score)
-            sums[:, batch, heads] += torch.stack([x.sum((2, 3), dtype=dtype) for x in parts])
+            # a product of 0 stands for every pair without a logarithm; one of 1 has the logarithm 0
+            products.masked_fill_(hidden, 0.0)
+            absent = torch.eq(products, 0.0, out=scratch("absent", tile.shape, products))
+            score = products.abs_().add_(absent).log_()
+            # over a tile's row or column in float32, from there on in more
+            by_row, by_column = ([x.sum(dim).to(dtype) for x in (absent, score)] for dim in (-1, -2))
+            query, key = queries[batch, heads, rows], keys[batch, heads, columns]
+            defined = [
+                size - absent for size, absent in ((tile.shape[3], by_row[0]), (tile.shape[2], by_column[0]))
+            ]
+            square = torch.linalg.vector_norm(score, dim=-1).to(dtype).square()
+            parts = (defined[0], by_row[1], square, query * defined[0], key * defined[1],
+                     query * by_row[1], key * by_column[1])  # fmt: skip
+            sums[:, batch, heads] += torch.stack([x.sum(-1) for x in parts])
         count, score, square, query, key, with_query, with_key = sums
         variance = square / count - (score / count).square()
         by_query = (with_query / count - query * score / count.square()) / variance
@@ -123,30 +141,48 @@ def near_and_mutual(
         # rows that do not count have no probabilities
         offset = torch.where(live, logsumexp.float(), torch.inf)
         sums = problem.query.new_zeros(4, *problem.rows_shape[:2], dtype=torch.float32)
-        every = slice(0, count)
+        # how far apart two tokens may be of which one sees the other
+        bounded = problem.left is not None and problem.right is not None
+        reach = max(problem.left or 0, problem.right or 0) if bounded else count
         index = torch.arange(count, device=problem.query.device)
         for batch, key_heads in plan.groups(problem):
             heads = slice(key_heads.start * problem.group_size, key_heads.stop * problem.group_size)
             query = problem.query[batch, heads].float()
             key = problem.key[batch, key_heads].float().repeat_interleave(problem.group_size, dim=1)
-
-            def attend(r: slice, c: slice, at: tuple[slice, slice] = (batch, heads),
-                       q: Tensor = query, k: Tensor = key) -> Tensor:  # fmt: skip
-                scores = q[:, :, r] @ k[:, :, c].mT * problem.scale
-                if problem.softcap is not None:
-                    scores = problem.softcap * torch.tanh(scores / problem.softcap)
-                scores += bias_of(problem, rows, Tile(*at, r, c))
-                return scores.sub_(offset[at][:, :, r, None]).exp_()
-
+            given = offset[batch, heads]
             for start in range(0, count, plan.rows):
-                part = slice(start, min(start + plan.rows, count))
-                here = attend(part, every)
-                ahead = index - index[part, None]
-                masks = ((ahead < 0) & (ahead >= -near), (ahead > 0) & (ahead <= near))
-                total = here.square().sum((2, 3))
-                back, forth = ((here * mask).sum((2, 3)) for mask in masks)
-                mutual = (here * attend(every, part).mT).masked_fill_(ahead == 0, 0.0).sum((2, 3))
-                sums[:, batch, heads] += torch.stack([back, forth, mutual, total])
+                late = slice(start, min(start + plan.rows, count))
+                early = slice(max(0, start - reach), late.stop)
+                shape = (*query.shape[:2], late.stop - start, late.stop - early.start)
+                # each two tokens once: what the later gives the earlier, and what it is given by it
+                biases = (
+                    bias_of(problem, rows, Tile(batch, heads, late, early)),
+                    bias_of(problem, rows, Tile(batch, heads, early, late)).mT,
+                )
+                back, forth = (
+                    torch.matmul(x[:, :, late], y[:, :, early].mT, out=scratch(name, shape, query))
+                    for name, x, y in (("back", query, key), ("forth", key, query))
+                )
+                for p, bias, norm in zip(
+                    (back, forth), biases, (given[:, :, late, None], given[:, :, None, early]), strict=True
+                ):
+                    p.mul_(problem.scale)
+                    if problem.softcap is not None:
+                        p.div_(problem.softcap).tanh_().mul_(problem.softcap)
+                    p.add_(bias).sub_(norm).exp_()
+                square = late.start - early.start
+                own = back[..., square:].diagonal(dim1=-2, dim2=-1).square().sum(-1)
+                for p in (back, forth):
+                    p[..., square:].tril_(-1)
+                close = slice(max(0, square - near), None)
+                distance = index[late, None] - index[early][close]
+                inside = (distance <= near).to(back.dtype)
+                flat = back.flatten(2), forth.flatten(2)
+                sums[:, batch, heads] += torch.stack([
+                    (back[..., close] * inside).sum((2, 3)), (forth[..., close] * inside).sum((2, 3)),
+                    2 * torch.linalg.vecdot(*flat),
+                    own + sum(torch.linalg.vector_norm(p, dim=-1).square() for p in flat),
+                ])  # fmt: skip
         counted = live.sum(-1)
         back, forth, mutual, total = sums
         return {"backward": back / counted, "forward": forth / counted, "cluster": mutual / total}

@@ -239,7 +239,9 @@ def _shape(x: Tensor) -> dict[str, Tensor]:
     first = scratch("deviation", tuple(x.shape), x) if reused else None
     second = scratch("square", tuple(x.shape), x) if reused else None
     deviation = torch.sub(x, mean, out=first)
-    variance = torch.mul(deviation, deviation, out=second).mean(-1, keepdim=True)
+    width = x.shape[-1]
+    # a norm reads what a mean of squares would have to write first
+    variance = torch.linalg.vector_norm(deviation, dim=-1, keepdim=True).square() / width
     # A token whose features are all equal has no shape; rounding of its mean must not give it one
     # (the threshold is scipy.stats.skew's).
     constant = variance <= (torch.finfo(x.dtype).resolution * mean).square()
@@ -247,7 +249,7 @@ def _shape(x: Tensor) -> dict[str, Tensor]:
     z = torch.mul(deviation, torch.where(constant, 1.0, variance).rsqrt(), out=first)
     square = torch.mul(z, z, out=second)
     skewness = torch.mul(z, square, out=first).mean(-1)
-    kurtosis = torch.mul(square, square, out=second).mean(-1) - 3
+    kurtosis = torch.linalg.vector_norm(square, dim=-1).square() / width - 3
     shape = {"skewness": skewness, "kurtosis": kurtosis}
     return {name: torch.where(constant[..., 0], torch.nan, plane) for name, plane in shape.items()}
 

@@ -23,6 +23,7 @@ def main() -> None:
     args = parser.parse_args()
     sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
     import attention_cost
+    import families_cost
     import sampled_step
 
     torch.set_num_threads(args.threads)
@@ -31,6 +32,7 @@ def main() -> None:
     print(f"torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}")
     attention_cost.main(5 if args.quick else 15, args.plot)
     sampled_step.main(9 if args.quick else 25)
+    families_cost.main(5 if args.quick else 15)
 
 
 if __name__ == "__main__":

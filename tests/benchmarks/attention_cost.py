@@ -77,12 +77,13 @@ def extra_memory(batch: int, length: int, heads: int) -> float:
 def _extra_memory(batch: int, length: int, heads: int) -> float:
     query, key = torch.randn(2, batch, heads, length, WIDTH)
     attention_statistics(query[:1, :1, :8], key[:1, :1, :8])  # code and thread pools are no part of it
-    before = _memory("VmRSS")
+    before = process_memory("VmRSS")
     attention_statistics(query, key)
-    return _memory("VmHWM") - before
+    return process_memory("VmHWM") - before
 
 
-def _memory(kind: str) -> float:
+def process_memory(kind: str) -> float:
+    """MiB of this process: VmRSS now, VmHWM at most."""
     found = re.search(rf"{kind}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     return int(found[1]) / 1024 if found else float("nan")
 

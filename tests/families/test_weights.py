@@ -49,8 +49,8 @@ def test_nothing_is_measured_that_nobody_asks_for() -> None:
 
 
 def test_layers_of_any_width_are_summed_in_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightning_geo.functional.weights._TILE", 12)  # 32 is 12 + 12 + 8
-    monkeypatch.setattr("lightning_geo.functional.weights._ROWS", 8)  # one head at a time
+    monkeypatch.setattr("lightning_geo.functional.head_weights._TILE", 12)  # 32 is 12 + 12 + 8
+    monkeypatch.setattr("lightning_geo.functional.head_weights._ROWS", 8)  # one head at a time
     test_every_metric_is_that_of_the_full_matrices("gpt_neox")
     test_every_metric_is_that_of_the_full_matrices("llama")
 

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import itertools
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,18 +11,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from lightning_geo.functional import (
-    effective_rank,
-    head_moments,
-    metric_function,
-    participation_ratio,
     principal_angles,
     principal_subspace,
     projection_similarity,
-    qk_cosine,
-    stable_rank,
     subspace_distance,
-    token_norm,
-    top_share,
 )
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -41,63 +31,6 @@ def tilted(rng: np.random.Generator, width: int, angles: np.ndarray) -> tuple[np
     u, aside = both[:, :rank], both[:, rank:]
     v = u * np.cos(angles) + aside * np.sin(angles)
     return u @ basis(rng, rank, rank), v @ basis(rng, rank, rank)
-
-
-# ---- spectra ----
-
-
-@given(
-    seed=SEEDS,
-    lead=st.lists(st.integers(1, 3), max_size=2),
-    d=st.integers(1, 20),
-    decay=st.floats(0, 5),
-    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]),
-)
-def test_ranks_agree_with_definitions_and_keep_their_order(seed, lead, d, decay, dtype):
-    rng = np.random.default_rng(seed)
-    spectrum = rng.gamma(1.0, size=(*lead, d)) * np.exp(-decay * np.arange(d)) + 1e-12
-    eigenvalues = torch.tensor(spectrum).to(dtype)
-    exact = eigenvalues.double().numpy()
-    tolerance = {"rtol": 1e-10 if dtype == torch.float64 else 2e-6}
-    got = {
-        "stable": stable_rank(eigenvalues),
-        "participation": participation_ratio(eigenvalues),
-        "effective": metric_function("effective_rank.query")(eigenvalues),
-    }
-    sigma = np.sqrt(exact)
-    np.testing.assert_allclose(got["effective"], np.exp(scipy.stats.entropy(sigma, axis=-1)), **tolerance)
-    np.testing.assert_allclose(got["participation"], exact.sum(-1) ** 2 / (exact**2).sum(-1), **tolerance)
-    np.testing.assert_allclose(got["stable"], exact.sum(-1) / exact.max(-1), **tolerance)
-    np.testing.assert_allclose(top_share(eigenvalues), exact.max(-1) / exact.sum(-1), **tolerance)
-    np.testing.assert_allclose(
-        effective_rank(eigenvalues), np.exp(scipy.stats.entropy(exact, axis=-1)), **tolerance
-    )
-    chain = [torch.ones(lead), *got.values(), torch.full(lead, float(d))]
-    for low, high in itertools.pairwise(chain):
-        assert (low <= high * (1 + 1e-5)).all()
-
-
-RANKS = (effective_rank, participation_ratio, stable_rank, top_share)
-
-
-@pytest.mark.parametrize("function", RANKS)
-def test_ranks_ignore_scale_order_and_rounding_below_zero(function):
-    spectrum = torch.tensor([5.0, 3.0, 0.5, 0.0])
-    torch.testing.assert_close(function(spectrum * 1e-18), function(spectrum))
-    torch.testing.assert_close(function(spectrum * 1e18), function(spectrum))
-    torch.testing.assert_close(function(spectrum.flip(-1)), function(spectrum))
-    torch.testing.assert_close(function(torch.tensor([5.0, 3.0, 0.5, -1e-7])), function(spectrum))
-    torch.testing.assert_close(function(torch.ones(7)), torch.tensor(1 / 7 if function is top_share else 7.0))
-    torch.testing.assert_close(function(torch.tensor([2.0, 0.0])), torch.tensor(1.0))
-
-
-@pytest.mark.parametrize("function", RANKS)
-def test_ranks_of_nothing_are_nan(function):
-    spectra = torch.tensor([[0.0, 0.0], [1.0, 1.0], [torch.nan, 1.0], [-1e-9, 0.0]])
-    assert function(spectra).isnan().tolist() == [True, False, True, True]
-
-
-# ---- principal subspace ----
 
 
 @given(
@@ -240,59 +173,6 @@ def test_chance_level_is_rank_over_width():
     assert abs(projection_similarity(u, v).mean().item() - 8 / 32) < 0.005
 
 
-# ---- queries and keys ----
-
-
-@given(
-    seed=SEEDS,
-    batch=st.integers(1, 2),
-    key_heads=st.integers(1, 2),
-    group=st.integers(1, 3),
-    lengths=st.tuples(st.integers(1, 5), st.integers(1, 5)),
-    keep=st.sampled_from([0.3, 1.0]),
-    dtype=st.sampled_from([torch.float64, torch.bfloat16]),
-)
-def test_query_and_key_numbers_agree_with_loops(seed, batch, key_heads, group, lengths, keep, dtype):
-    rng = np.random.default_rng(seed)
-    nq, nk = lengths
-    query = torch.tensor(rng.normal(1, 1, (batch, key_heads * group, nq, 4))).to(dtype)
-    key = torch.tensor(rng.normal(1, 1, (batch, key_heads, nk, 4))).to(dtype)
-    query_mask, key_mask = (torch.tensor(rng.random((batch, n)) < keep) for n in lengths)
-    query.transpose(1, 2)[~query_mask] = torch.nan
-    key.transpose(1, 2)[~key_mask] = torch.inf
-    call = SimpleNamespace(query=head_moments(query, query_mask), key=head_moments(key, key_mask))
-    got = {name: metric_function(name)(call) for name in ("qk_cosine", "query_norm", "key_norm")}
-    for b, h in np.ndindex(batch, key_heads * group):
-        qs = query[b, h][query_mask[b]].double().numpy()
-        ks = key[b, h // group][key_mask[b]].double().numpy()
-        cosines = [q @ k / np.linalg.norm(q) / np.linalg.norm(k) for q in qs for k in ks]
-        expected = {
-            "qk_cosine": np.mean(cosines) if cosines else np.nan,
-            "query_norm": np.mean(np.linalg.norm(qs, axis=-1)) if len(qs) else np.nan,
-            "key_norm": np.mean(np.linalg.norm(ks, axis=-1)) if len(ks) else np.nan,
-        }
-        for name, value in expected.items():
-            np.testing.assert_allclose(float(got[name][b, h]), value, rtol=1e-5, atol=1e-5)
-
-
-def test_cosines_are_not_taken_beyond_one_by_rounding():
-    x = torch.randn(500, 1, 1, 17, generator=torch.Generator().manual_seed(0)).expand(500, 1, 33, 17)
-    assert qk_cosine(x, 3 * x).max() == 1
-    assert qk_cosine(x, -3 * x).min() == -1
-
-
-def test_without_masks_every_token_counts():
-    generator = torch.Generator().manual_seed(0)
-    query, key = torch.randn(2, 4, 5, 8, generator=generator), torch.randn(2, 2, 3, 8, generator=generator)
-    call = SimpleNamespace(query=head_moments(query), key=head_moments(key))
-    pairs = torch.cosine_similarity(query[:, :, :, None], key.repeat_interleave(2, 1)[:, :, None], dim=-1)
-    torch.testing.assert_close(metric_function("qk_cosine")(call), pairs.mean((-2, -1)))
-    torch.testing.assert_close(metric_function("query_norm")(call), token_norm(query))
-    torch.testing.assert_close(metric_function("key_norm")(call), token_norm(key)[:, [0, 0, 1, 1]])
-
-
-# ---- bad input ----
-
 E = torch.eye(4)
 
 
@@ -327,33 +207,6 @@ E = torch.eye(4)
             lambda: principal_subspace(E[:2], 1),
             ValueError,
             r"`covariance` to have shape \[..., d, d\] but got \[2, 4\]",
-        ),
-        (
-            lambda: effective_rank(torch.tensor(1.0)),
-            ValueError,
-            r"`singular_values` to have shape \[..., d\] but got \[\]",
-        ),
-        (lambda: stable_rank(torch.ones(3).long()), TypeError, "`eigenvalues` to be a floating point tensor"),
-        (
-            lambda: qk_cosine(torch.ones(3, 5, 2), torch.ones(2, 5, 2)),
-            ValueError,
-            "multiple of the number of key heads but got 3 and 2",
-        ),
-        (
-            lambda: qk_cosine(torch.ones(3, 5, 2), torch.ones(3, 5, 1)),
-            ValueError,
-            r"agree in D.*\[3, 5, 2\] and \[3, 5, 1\]",
-        ),
-        (lambda: qk_cosine(torch.ones(2, 3, 5, 2), torch.ones(3, 5, 2)), ValueError, "agree in D"),
-        (
-            lambda: qk_cosine(torch.ones(3, 3, 5, 2), torch.ones(3, 3, 5, 2), torch.ones(3, 3, 5).bool()),
-            ValueError,
-            "`query_mask`",
-        ),
-        (
-            lambda: qk_cosine(torch.ones(2, 3, 5, 2), torch.ones(2, 3, 5, 2), None, torch.ones(2, 5)),
-            TypeError,
-            "`key_mask`",
         ),
     ],
 )
