@@ -6,82 +6,34 @@ import contextlib
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_geo.replay import replay_depth
-from lightning_geo.schema import ROLES
 from lightning_geo.taps.by_hand import SoftmaxTracer
 from lightning_geo.taps.call import AttentionCall, BlockCall, CallKey
-from lightning_geo.taps.projections import (
-    Projections,
-    Run,
-    Source,
-    drop_inner,
-    find_sources,
-    given_sources,
-    is_linear,
-    output_source,
+from lightning_geo.taps.frames import (
+    OTHER_SEQUENCE,
+    Frame,
+    batch_first,
+    fitting,
+    heads_named_by,
+    hidden_states,
+    input_ids_in,
 )
+from lightning_geo.taps.observer import Observer, ProjectionObserver
+from lightning_geo.taps.projections import Run, is_linear
 from lightning_geo.taps.scaling import check_scalable, scale_multi_head, scale_result
 from lightning_geo.taps.sdpa import multi_head_call, sdpa_call
+from lightning_geo.taps.search import ProjectionSearch
 from lightning_geo.taps.slopes import SlopeHook
 from lightning_geo.taps.switches import SWITCHES
 from lightning_geo.taps.tree import clean_name, elements_of
 
 __all__ = ["Observer", "Tap"]
-
-#: Keyword arguments by which modules are given another sequence to attend to.
-_OTHER_SEQUENCE = ("key_value_states", "encoder_hidden_states", "memory", "context")
-
-
-class Observer(Protocol):
-    """What a tap reports to. Everything runs without gradient, autocast or torch function modes."""
-
-    def attention(self, key: CallKey, call: AttentionCall) -> Tensor | SlopeHook | None:
-        """One attention was computed.
-
-        Returns:
-            What to multiply the heads' outputs with before the model goes on, [B or 1, H]; or what listens to
-            their gradient, which changes nothing; ``None`` to leave them alone.
-        """
-
-    def attention_module(self, key: CallKey, output: Tensor, mask: Tensor | None) -> None:
-        """The module that computed it returned hidden states [B, N, d]."""
-
-    def block(self, block: BlockCall) -> None:
-        """A list item with attention inside returned."""
-
-
-class ProjectionObserver(Observer, Protocol):
-    """What may also be told the parameters before and after an attention: finding them costs something."""
-
-    reads_projections: bool
-
-    def projections(self, key: CallKey, projections: Projections) -> None:
-        """Where that attention's queries, keys and values came from, and where its outputs went."""
-
-
-@dataclass
-class _Frame:
-    """A module that is running, and what happened inside so far."""
-
-    name: str
-    module: nn.Module
-    input: Tensor | None = None
-    input_ids: Tensor | None = None
-    cross: bool = False
-    keys: list[CallKey] = field(default_factory=list)
-    issued: CallKey | None = None
-    query_mask: Tensor | None = None
-    sequence_first: bool = False
-    traced: bool = False
-    x: Tensor | None = None
-    linears: list[Run] = field(default_factory=list)
 
 
 class Tap:
@@ -108,16 +60,11 @@ class Tap:
         self.takes_ids = False
         #: modules that look like attention and ran without showing any: path -> class name
         self.unobserved: dict[str, str] = {}
-        #: attention modules and the roles whose projections could not be found
-        self.unprojected: dict[str, list[str]] = {}
-        #: by attention module and whether it is crossed: the sizes of its heads, and what was found for them
-        self._sources: dict[tuple[str, bool], tuple[tuple[int, ...], dict[str, Source]]] = {}
-        self._awaiting: tuple[CallKey, AttentionCall, list[Run]] | None = None
         self._observer: Observer
-        self._projection_observer: ProjectionObserver | None = None
+        self._search = ProjectionSearch(self._observing)
         self._special_ids = tuple(special_token_ids)
         self._devices = sorted({p.device.type for p in model.parameters()} | {"cpu"})
-        self._frames: list[_Frame] = []
+        self._frames: list[Frame] = []
         self._repeats: dict[str, int] = {}
         self._query_masks: dict[tuple[int, int], Tensor | None] = {}
         self.busy = False
@@ -131,7 +78,7 @@ class Tap:
     def _learn_modules(self) -> None:
         """Look at what the model is made of; again once modules were replaced, as to prune heads does."""
         self._known = list(self._model.modules())
-        self._sources.clear()
+        self._search.forget()
         self.modules = {clean_name(name): module for name, module in self._model.named_modules()}
         self._names = {id(module): name for name, module in self.modules.items()}
         self._linear = {name for name, module in self.modules.items() if is_linear(module)}
@@ -141,12 +88,17 @@ class Tap:
         #: modules that own a list of layers: when one starts, its layers are counted anew
         self._owners = {found[0].parent.rpartition(".")[0] for found in elements.values() if found} | {""}
 
+    @property
+    def unprojected(self) -> dict[str, list[str]]:
+        """Attention modules and the roles whose projections could not be found."""
+        return self._search.missing
+
     @contextlib.contextmanager
     def open(self, observer: Observer) -> Iterator[Tap]:
         """Show ``observer`` what happens until the context ends."""
         self._observer, self._depth = observer, replay_depth()
         wanted = getattr(observer, "reads_projections", False)
-        self._projection_observer = cast(ProjectionObserver, observer) if wanted else None
+        self._search.observer = cast(ProjectionObserver, observer) if wanted else None
         if list(map(id, self._model.modules())) != list(map(id, self._known)):
             self._learn_modules()
         leave = self._harmless(self._leave)
@@ -168,7 +120,7 @@ class Tap:
         self._frames.clear()
         self._query_masks.clear()
         self._tracer.clear()
-        self._awaiting = None
+        self._search.start_over()
         self._answer = None
 
     # -- modules start and end
@@ -185,16 +137,16 @@ class Tap:
             if name in self._owners:
                 prefix = f"{name}." if name else ""
                 self._repeats = {k: n for k, n in self._repeats.items() if not k.startswith(prefix)}
-            frame = _Frame(name, module)
-            frame.cross = any(kwargs.get(key) is not None for key in _OTHER_SEQUENCE)
+            frame = Frame(name, module)
+            frame.cross = any(kwargs.get(key) is not None for key in OTHER_SEQUENCE)
             with torch._C.DisableTorchFunction():  # looking at tensors is no event for the mode
-                frame.input_ids = _input_ids(args, kwargs)
+                frame.input_ids = input_ids_in(args, kwargs)
                 if name in self._items or name not in self._listed:
-                    frame.input = _hidden_states((*args, *kwargs.values()))
+                    frame.input = hidden_states((*args, *kwargs.values()))
             self.takes_ids |= frame.input_ids is not None
-            if name in self._linear and self._projection_observer is not None and args:
+            if name in self._linear and self._search.observer is not None and args:
                 frame.x = args[0]
-                self._take_up(module, args[0])
+                self._search.linear_starts(module, args[0])
             self._frames.append(frame)
 
         return hook
@@ -209,7 +161,7 @@ class Tap:
             self._tracer.flush()
         if frame.name in self._items:
             self._tracer.clear()
-            self._settle()
+            self._search.settle()
         self._frames.pop()
         if frame.x is not None and isinstance(result, Tensor) and self._frames:
             # outside of layers there are larger ones, the last being the vocabulary's
@@ -221,20 +173,18 @@ class Tap:
         if frame.keys:
             with self._observing():
                 values = tuple(result.values()) if isinstance(result, Mapping) else result
-                self._report(
-                    frame, _hidden_states(values if isinstance(values, (tuple, list)) else (values,))
-                )
+                self._report(frame, hidden_states(values if isinstance(values, (tuple, list)) else (values,)))
         elif re.search(r"att(entio)?n$", type(module).__name__, re.IGNORECASE):
             self.unobserved[frame.name] = type(module).__name__
 
-    def _report(self, frame: _Frame, output: Tensor | None) -> None:
-        before, after = (_batch_first(x, frame) for x in (frame.input, output))
+    def _report(self, frame: Frame, output: Tensor | None) -> None:
+        before, after = (batch_first(x, frame) for x in (frame.input, output))
         if frame.issued is not None and after is not None:
-            self._observer.attention_module(frame.issued, after, _fitting(frame.query_mask, after))
+            self._observer.attention_module(frame.issued, after, fitting(frame.query_mask, after))
         if frame.name in self._items or (frame.issued is not None and frame.name not in self._listed):
             if after is None or before is None or before.shape != after.shape:
                 before = None
-            mask = None if after is None else _fitting(frame.query_mask, after)
+            mask = None if after is None else fitting(frame.query_mask, after)
             self._observer.block(BlockCall(frame.name, tuple(frame.keys), before, after, mask))
 
     # -- attention happens
@@ -282,7 +232,7 @@ class Tap:
         elif func is F.multi_head_attention_forward:
             with self._observing():
                 self._see(multi_head_call(args, kwargs))
-        elif self._tracer.see(func, args, kwargs, result, _heads(self._frames[-1].module)):
+        elif self._tracer.see(func, args, kwargs, result, heads_named_by(self._frames[-1].module)):
             # where softmax is a module of its own, the attention is its parent's
             inside = isinstance(self._frames[-1].module, nn.Softmax) and len(self._frames) > 1
             self._frames[-2 if inside else -1].traced = True
@@ -317,59 +267,15 @@ class Tap:
                 answer = None
             if answer is not None:
                 self._answer = call, answer
-            if self._projection_observer is not None:
-                self._project(key, call, self._projection_observer)
+            if self._search.observer is not None:
+                self._search.attention(key, call, [run for f in self._inside() for run in f.linears])
 
-    # -- projections
-
-    def _project(self, key: CallKey, call: AttentionCall, observer: ProjectionObserver) -> None:
-        """Find the projections before this attention, once for each module, and wait for the one behind."""
-        self._settle()
-        runs = [run for frame in self._inside() for run in frame.linears]
-        if call.parameters is not None:
-            observer.projections(key, Projections(given_sources(call), runs, call))
-            return
-        place = key.module, key.cross
-        known, found = self._sources.get(place, (None, {}))
-        if known != call.sizes:
-            found = find_sources(runs, call)
-            self._sources[place] = call.sizes, found
-            self._awaiting = key, call, runs
-            return
-        observer.projections(key, Projections(found, runs, call))
-
-    def _inside(self) -> list[_Frame]:
+    def _inside(self) -> list[Frame]:
         """The modules that are running within the innermost list item, that included."""
         for index in range(len(self._frames) - 1, -1, -1):
             if self._frames[index].name in self._items:
                 return self._frames[index:]
         return self._frames
-
-    def _take_up(self, module: nn.Module, x: Any) -> None:
-        """A linear module starts: it may be the one that the last attention waits for."""
-        if self._awaiting is None or not isinstance(x, Tensor):
-            return
-        key, call, _ = self._awaiting
-        with self._observing():
-            source = None if call.output is None else output_source(module, x, call.output)
-            if source is not None:
-                self._sources[key.module, key.cross][1]["output"] = source
-                self._settle()
-
-    def _settle(self) -> None:
-        """Whatever was found by now is what there is."""
-        if self._awaiting is None or self._projection_observer is None:
-            return
-        key, call, runs = self._awaiting
-        self._awaiting = None
-        _, found = self._sources[key.module, key.cross]
-        with self._observing():
-            drop_inner(found, cross=key.cross)
-        missing = [role for role in ROLES if role not in found]
-        if missing:
-            self.unprojected[key.module] = missing
-        with self._observing():
-            self._projection_observer.projections(key, Projections(found, runs, call))
 
     def _special(self, batch: int, keys: int) -> Tensor | None:
         if not self._special_ids:
@@ -407,33 +313,3 @@ class Tap:
         finally:
             self.busy = busy
             self.seconds += 0.0 if busy else time.perf_counter() - started
-
-
-def _heads(module: nn.Module) -> int | None:
-    """How many heads an attention module says that it has."""
-    names = ("num_heads", "num_attention_heads", "n_heads", "n_head")
-    found = (getattr(module, name, None) for name in names)
-    return next((n for n in found if isinstance(n, int)), None)
-
-
-def _hidden_states(values: Iterable[Any]) -> Tensor | None:
-    """First floating point tensor with batch, token and feature axes."""
-    for value in values:
-        if isinstance(value, Tensor) and value.is_floating_point() and value.dim() in (3, 4):
-            return value.flatten(1, 2) if value.dim() == 4 else value
-    return None
-
-
-def _input_ids(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-    ids = kwargs.get("input_ids", args[0] if args else None)
-    integer = isinstance(ids, Tensor) and not ids.is_floating_point() and ids.dim() == 2
-    return ids if integer else None
-
-
-def _batch_first(x: Tensor | None, frame: _Frame) -> Tensor | None:
-    return x.transpose(0, 1) if x is not None and frame.sequence_first else x
-
-
-def _fitting(mask: Tensor | None, x: Tensor) -> Tensor | None:
-    """The mask, where it is about the tokens of ``x`` (not so for Swin's windows)."""
-    return mask if mask is not None and mask.shape == x.shape[:2] else None

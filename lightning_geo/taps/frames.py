@@ -1,0 +1,73 @@
+"""Modules that are running, and what their arguments and results say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_geo.taps.call import CallKey
+from lightning_geo.taps.projections import Run
+
+__all__ = [
+    "OTHER_SEQUENCE",
+    "Frame",
+    "batch_first",
+    "fitting",
+    "heads_named_by",
+    "hidden_states",
+    "input_ids_in",
+]
+
+#: Keyword arguments by which modules are given another sequence to attend to.
+OTHER_SEQUENCE = ("key_value_states", "encoder_hidden_states", "memory", "context")
+
+
+@dataclass
+class Frame:
+    """A module that is running, and what happened inside so far."""
+
+    name: str
+    module: nn.Module
+    input: Tensor | None = None
+    input_ids: Tensor | None = None
+    cross: bool = False
+    keys: list[CallKey] = field(default_factory=list)
+    issued: CallKey | None = None
+    query_mask: Tensor | None = None
+    sequence_first: bool = False
+    traced: bool = False
+    x: Tensor | None = None
+    linears: list[Run] = field(default_factory=list)
+
+
+def heads_named_by(module: nn.Module) -> int | None:
+    """How many heads an attention module says that it has."""
+    names = ("num_heads", "num_attention_heads", "n_heads", "n_head")
+    found = (getattr(module, name, None) for name in names)
+    return next((n for n in found if isinstance(n, int)), None)
+
+
+def hidden_states(values: Iterable[Any]) -> Tensor | None:
+    """First floating point tensor with batch, token and feature axes."""
+    for value in values:
+        if isinstance(value, Tensor) and value.is_floating_point() and value.dim() in (3, 4):
+            return value.flatten(1, 2) if value.dim() == 4 else value
+    return None
+
+
+def input_ids_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    ids = kwargs.get("input_ids", args[0] if args else None)
+    integer = isinstance(ids, Tensor) and not ids.is_floating_point() and ids.dim() == 2
+    return ids if integer else None
+
+
+def batch_first(x: Tensor | None, frame: Frame) -> Tensor | None:
+    return x.transpose(0, 1) if x is not None and frame.sequence_first else x
+
+
+def fitting(mask: Tensor | None, x: Tensor) -> Tensor | None:
+    """The mask, where it is about the tokens of ``x`` (not so for Swin's windows)."""
+    return mask if mask is not None and mask.shape == x.shape[:2] else None
