@@ -269,6 +269,5 @@ CATALOG: dict[str, MetricSpec] = {
         *_GATES,
         *_IMPORTANCE,
         *_PAPERS_OWN,
-        *_IMPORTANCE,
     )
 }
