@@ -233,7 +233,7 @@ def _gates(gates: HeadGates, several: bool) -> str:
         f"<h3>What the heads do{where}: {changed.sum()} of {(gates.labels[-1] >= 0).sum()} changed their gate"
         f'</h3><div class="pictures">{"".join(pictures)}</div><ul class="two">{items}{more}</ul>'
         '<p class="note">Dots: heads in the list. A change is listed if the head still is the new gate at '
-        f"the next sample, and the new margin came to lead the old one by {LEAD} or more; mixed has margin 0. "
+        f"the next sample, and the new margin came to lead the old one by {LEAD} or more (mixed: 0). "
         "In brackets how far the head was inside the new gate then, and at the end of its stay; of a mixed "
         "one, how far from the nearest.</p>"
     )
