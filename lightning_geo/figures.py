@@ -21,11 +21,9 @@ __all__ = ["bars", "classes", "evolution", "legend", "lines", "matrix"]
 
 Array = NDArray[np.float64]
 
-# blue, light grey, orange: told apart by every common kind of colour blindness
-_DIVERGING = np.array(
-    [(5, 48, 97), (33, 102, 172), (103, 169, 207), (209, 229, 240), (240, 240, 240),
-     (253, 219, 179), (241, 163, 64), (179, 88, 6), (127, 59, 8)], np.float64
-)  # fmt: skip
+# blue below, light grey, orange above (ColorBrewer's Blues and Oranges, Apache-2.0): told apart by every
+# common kind of colour blindness; the dashboard's colour.js has the same, which a test compares
+_DIVERGING = "08306b 08519c 2171b5 6baed6 c6dbef f7f7f7 fdd0a2 fd8d3c d94801 a63603 7f2704"
 # Okabe & Ito's colours, as the dashboard draws lines; the last, a grey, is of what fits nothing
 _CLASSES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8c6bb1", "#7f7f7f")
 _POINTS = 300  # of a curve; more are not seen
@@ -101,19 +99,21 @@ def legend(names: Sequence[str], title: str) -> str:
     return _svg(title, 190, 26 + 18 * len(names), "".join(parts))
 
 
-def evolution(values: Array, steps: NDArray[np.int64], title: str, low: float, high: float) -> str:
+def evolution(
+    values: Array, steps: NDArray[np.int64], title: str, low: float, high: float, *, diverging: bool = False
+) -> str:
     """Return [sample, layer] as a picture: layers run down, samples to the right."""
     thin = _thinned(len(values), _POINTS)
     shown = values[thin].T
     rows = len(shown)
     cell = max(2.0, min(_FIELD[1] / rows, 22.0))
     wide, tall = 300.0, cell * rows
-    body = _field(shown, low, high, wide, tall, False)
+    body = _field(shown, low, high, wide, tall, diverging)
     ends = (
         f'<text x="34" y="{tall + 34:.0f}">step {steps[0]}</text>'
         f'<text x="{34 + wide:.0f}" y="{tall + 34:.0f}" class="e">{steps[-1]}</text>'
     )
-    bar = _bar(wide + 44, max(tall, 60), low, high, False)
+    bar = _bar(wide + 44, max(tall, 60), low, high, diverging)
     return _svg(title, wide + 92, tall + 52, body + _row_names(rows, cell) + ends + bar)
 
 
@@ -213,8 +213,9 @@ def _coloured(values: Array, low: float, high: float, diverging: bool) -> NDArra
 
 
 def _diverging() -> NDArray[np.uint8]:
-    place = np.linspace(0, len(_DIVERGING) - 1, 240)
-    channels = [np.interp(place, np.arange(len(_DIVERGING)), channel) for channel in _DIVERGING.T]
+    points = np.array([list(bytes.fromhex(colour)) for colour in _DIVERGING.split()], np.float64)
+    place = np.linspace(0, len(points) - 1, 240)
+    channels = [np.interp(place, np.arange(len(points)), channel) for channel in points.T]
     return np.asarray(np.stack(channels, axis=1).round(), np.uint8)
 
 

@@ -275,16 +275,20 @@ def _card(runs: Sequence[Run], change: Change) -> str:
     if of.values.ndim == 3:
         by_layer = _over_heads(of)
         if not of.name.startswith("drift"):  # it is 0 at the start
-            pictures.append(matrix(of.values[start], f"step {steps[start]}", low, high))
-        pictures.append(matrix(of.values[end], f"step {steps[end]}", low, high))
+            pictures.append(
+                matrix(of.values[start], f"step {steps[start]}", low, high, diverging=of.spec.signed)
+            )
+        pictures.append(matrix(of.values[end], f"step {steps[end]}", low, high, diverging=of.spec.signed))
         if len(runs) == 2 and (other := _same(runs[1], of)) is not None:
             last = other.values[-1]
-            pictures.append(matrix(last, f"B, step {runs[1].history.steps[-1]}", low, high))
+            title = f"B, step {runs[1].history.steps[-1]}"
+            pictures.append(matrix(last, title, low, high, diverging=of.spec.signed))
         if not of.name.startswith("drift"):
             pictures.append(matrix(change.cells, "change", -most, most, diverging=True))
     else:
         by_layer = of.values
-    pictures.append(evolution(by_layer, steps, "each layer over the run", *_range(by_layer)))
+    ends = (low, high) if of.spec.signed else _range(by_layer)
+    pictures.append(evolution(by_layer, steps, "each layer over the run", *ends, diverging=of.spec.signed))
     pictures.append(_curves(runs, of))
     spec = of.spec
     unit = "" if spec.unit == "1" else f", in {spec.unit}"
@@ -331,6 +335,9 @@ def _over_heads(of: Series) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 def _limits(of: Series) -> tuple[float, float]:
     """Ends of the colour bar, the same for start and end: all that a metric may take, if it takes half."""
     low, high = _range(of.values)
+    if of.spec.signed:  # 0 has to be in the middle
+        high = max(-low, high)
+        low = -high
     least, most = of.spec.range
     if least is not None and most is not None and high - low > (most - least) / 2:
         return least, most

@@ -6,12 +6,15 @@ import base64
 import io
 import re
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from lightning_geo import figures
 from lightning_geo.figures import bars, classes, evolution, legend, lines, matrix
+from lightning_geo.sinks import pictures as loggers
 from lightning_geo.sinks.pictures import colours
 
 _SVG = "{http://www.w3.org/2000/svg}"
@@ -62,6 +65,20 @@ def test_classes_have_the_colours_of_their_legend() -> None:
         assert label < 0 or bytes(shown[at][:3]) == colours[label]
     assert "url(#absent)" in svg
     assert len(list(parsed(svg).iter(f"{_SVG}circle"))) == 2
+
+
+def test_the_dashboard_has_the_same_colours() -> None:
+    script = (Path(figures.__file__).parent / "dashboard" / "static" / "colour.js").read_text(
+        encoding="utf-8"
+    )
+    for name, ours in (
+        ("VIRIDIS", loggers._VIRIDIS),
+        ("DIVERGING", figures._DIVERGING),
+        ("LINES", " ".join(figures._CLASSES)),
+    ):
+        theirs = re.search(rf"const {name} =(.+?);", script, re.DOTALL)
+        assert theirs is not None
+        assert re.findall("[0-9a-f]{6}", theirs[1]) == re.findall("[0-9a-f]{6}", ours)
 
 
 def test_evolution_has_layers_down_and_samples_right() -> None:
