@@ -17,7 +17,7 @@ h1{font-size:26px;margin:0 0 12px}h2{font-size:20px;margin:34px 0 8px;border-bot
 h3{font-size:16px;margin:16px 0 4px}p{margin:4px 0}ul{margin:6px 0;padding-left:22px}li{margin:5px 0;
 max-width:95ch}
 .two{columns:2 27em}.two li{break-inside:avoid;margin:2px 0}
-.note{color:var(--soft);font-size:13px}.wide{overflow-x:auto}
+.note{color:var(--soft);font-size:13px}.wide{overflow-x:auto;margin:8px 0}
 table{border-collapse:collapse;font-size:13.5px;overflow-wrap:normal}
 td,th{padding:3px 12px 3px 0;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
 th{color:var(--soft);font-weight:600}.n td:not(:first-child),.n th:not(:first-child){text-align:right}
