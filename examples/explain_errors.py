@@ -59,7 +59,9 @@ def main() -> None:
         raise SystemExit("The model gets every text right: there is nothing to explain.")
     [batch] = batches(wrong, batch_size=len(wrong.labels))
     reference = batches(training.pick(range(args.references)), batch_size=16)
-    explanations = explain(model, batch, wrong.labels, reference=reference)
+    marks = [tokenizer.cls_token_id, tokenizer.sep_token_id]
+    special = [mark for mark in marks if mark is not None]
+    explanations = explain(model, batch, wrong.labels, reference=reference, special_token_ids=special)
 
     random = np.random.default_rng(args.seed)
     by_blame, by_chance = [], []

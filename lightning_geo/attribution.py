@@ -11,13 +11,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from lightning_geo.arguments import check_token_ids
 from lightning_geo.call_statistics import call_statistics
+from lightning_geo.gate_changes import NAMES, head_gates
 from lightning_geo.heads import HeadFactors, scaled_heads
-from lightning_geo.measure import Measurement
+from lightning_geo.history import GeometryHistory
+from lightning_geo.measure import Measurement, special_tokens
 from lightning_geo.probe import ProbeCall
 from lightning_geo.pruning import Head
 from lightning_geo.replay import Call, device_of, undisturbed
-from lightning_geo.schema import select
+from lightning_geo.schema import GeometryRecord, select
 from lightning_geo.silencing import Silencer
 from lightning_geo.taps import AttentionCall, CallKey, Tap
 
@@ -27,6 +30,7 @@ __all__ = ["Explanation", "explain"]
 GEOMETRY = select(
     ["metric:normalized_entropy", "max_probability", "self_mass", "first_mass", "distance", "cone.head"]
 )
+_MARGINS = select("metric:gate")
 Array = NDArray[np.float64]
 
 
@@ -43,6 +47,11 @@ class Explanation:
             away from ``target``.
         errors: ``stack -> [layer]``: the margin lost by silencing all heads of the layer, minus the sum of
             their contributions. Where it is large beside them, first order says little about that layer.
+        gates: ``stack -> [layer, head]``: what kind of thing the head does on this example, one of ``open``,
+            ``closed``, ``instance``, ``backward``, ``forward``, ``directional``, ``cluster``, ``mixed`` (see
+            :mod:`lightning_geo.functional.gates`); empty where that is not defined, as in cross-attention.
+        gate_margins: ``stack -> [layer, head]``: how far the head is inside its gate; of a mixed one how far
+            from the nearest, negative.
         attended: ``stack -> [layer, head, key]``: share of the head's attention that each key receives.
         unusual: ``stack -> metric -> [layer, head]``: the head's geometry here as a z-score against correctly
             predicted examples; empty without any.
@@ -56,6 +65,8 @@ class Explanation:
     margin: float
     contributions: dict[str, Array]
     errors: dict[str, Array]
+    gates: dict[str, NDArray[np.str_]]
+    gate_margins: dict[str, Array]
     attended: dict[str, Array]
     unusual: dict[str, dict[str, Array]] = field(default_factory=dict)
     references: int = 0
@@ -78,6 +89,7 @@ def explain(
     contrast: int | Sequence[int] | Tensor | None = None,
     *,
     reference: Iterable[Mapping[str, Any]] | None = None,
+    special_token_ids: Iterable[int] | None = None,
 ) -> list[Explanation]:
     """Trace the margin between two classes to single heads, example by example.
 
@@ -93,6 +105,8 @@ def explain(
             which for a wrong prediction is the predicted one.
         reference: Batches with ``labels``: the correctly predicted of them are what the geometry of the
             example's heads is compared with.
+        special_token_ids: Input ids that count as special tokens, on which ``closed`` heads park; default
+            those of ``model.config``, which BERT's does not name.
 
     Returns:
         One explanation for each example.
@@ -100,8 +114,10 @@ def explain(
     Raises:
         ValueError: If the model returns no such logits, a class is none of them, or the examples cannot be
             told apart.
+        TypeError: If ``special_token_ids`` are no integers.
         LookupError: If the outputs of some heads cannot be told.
     """
+    check_token_ids(special_token_ids)
     call = Call.from_batch(batch).to(device_of(model))
     recorded = ProbeCall.of("", call)
     if not recorded.divisible:
@@ -113,9 +129,16 @@ def explain(
     rows = recorded.rows
     targets, contrasts = _classes("target", target, rows), _classes("contrast", contrast, rows)
     usual = _usual(model, reference) if reference is not None else None
+    special = special_tokens(model, special_token_ids)
     return [
         _explain(
-            model, recorded.take(slice(row, row + 1)).call, silencer, targets[row], contrasts[row], usual
+            model,
+            recorded.take(slice(row, row + 1)).call,
+            silencer,
+            targets[row],
+            contrasts[row],
+            usual,
+            special,
         )
         for row in range(rows)
     ]
@@ -151,7 +174,7 @@ def _classes(name: str, given: Any, rows: int) -> list[int | None]:
 
 def _explain(
     model: nn.Module, call: Call, silencer: Silencer, target: int | None, contrast: int | None,
-    usual: _Usual | None,
+    usual: _Usual | None, special: tuple[int, ...],
 ) -> Explanation:  # fmt: skip
     factors = HeadFactors()
     attended: dict[CallKey, Tensor] = {}
@@ -197,10 +220,12 @@ def _explain(
         errors[stack][layer] = lost - np.nansum(contributions[stack][layer])
     ids = call.kwargs.get("input_ids", call.args[0] if call.args else None)
     tokens = tuple(map(int, ids[0])) if isinstance(ids, Tensor) and not ids.is_floating_point() else ()
-    unusual = {} if usual is None else usual.compare(_geometry(model, call))
+    geometry = _geometry(model, call, (*GEOMETRY, *_MARGINS), special)
+    gates, margins = _gates(geometry, structure)
+    unusual = {} if usual is None else usual.compare(geometry)
     references = 0 if usual is None else usual.count
-    return Explanation(target, contrast, predicted, float(margin), contributions, errors, shares, unusual,
-                       references, tokens)  # fmt: skip
+    return Explanation(target, contrast, predicted, float(margin), contributions, errors, gates, margins,
+                       shares, unusual, references, tokens)  # fmt: skip
 
 
 def _known(value: int, logits: Tensor, name: str) -> int:
@@ -215,14 +240,30 @@ def _known(value: int, logits: Tensor, name: str) -> int:
 Geometry = dict[str, dict[str, NDArray[Any]]]
 
 
-def _geometry(model: nn.Module, call: Call) -> Geometry:
+def _geometry(
+    model: nn.Module, call: Call, metrics: tuple[str, ...] = GEOMETRY, special: tuple[int, ...] = ()
+) -> Geometry:
     """``stack -> metric -> [layer, head]`` of one example."""
-    measurement = Measurement({"": Tap(model)}, GEOMETRY)
+    measurement = Measurement({"": Tap(model, special)}, metrics)
     with undisturbed(model), measurement.observe():
         model(*call.args, **call.kwargs)
     if measurement.failures:
         raise measurement.failures[0]
     return measurement.compute().stacks
+
+
+def _gates(
+    geometry: Geometry, structure: Mapping[str, Sequence[int]]
+) -> tuple[dict[str, NDArray[np.str_]], dict[str, Array]]:
+    """Name and margin of each head's gate, by stack."""
+    shapes = {stack: (len(heads), max(heads)) for stack, heads in structure.items()}
+    names = {stack: np.full(shape, "", f"<U{max(map(len, NAMES))}") for stack, shape in shapes.items()}
+    margins = {stack: np.full(shape, np.nan) for stack, shape in shapes.items()}
+    for found in head_gates(GeometryHistory([GeometryRecord(geometry)])):
+        for layer, head in np.argwhere(found.labels[0] >= 0):
+            names[found.stack][layer, head] = NAMES[found.labels[0, layer, head]]
+            margins[found.stack][layer, head] = found.margin(0, layer, head)
+    return names, margins
 
 
 @dataclass

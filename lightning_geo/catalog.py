@@ -123,7 +123,7 @@ _SUBSPACE = [
                range=(0.0, None)),
     MetricSpec("qk_cosine", "subspace", _HEAD, "1", "mean over all (i, j) of cos(q_i, k_j)",
                "Away from 0: queries and keys share a common offset; scores grow through angle.",
-               "Henry et al. 2020 (QK-norm)", "sequence", range=(-1.0, 1.0)),
+               "Henry et al. 2020 (QK-norm)", "sequence", range=(-1.0, 1.0), signed=True),
 ]  # fmt: skip
 
 _STREAM = [
@@ -158,7 +158,7 @@ _RV = "RV coefficient, Robert & Escoufier 1976"
 _WEIGHTS = [
     MetricSpec(f"{level}{name}", "weights", axes, "1", formula.replace("M", matrix), meaning, _SAPONATI,
                "weights", range=(-1.0, 1.0), headline=("symmetry",) * (f"{level}{name}" == "symmetry"),
-               self_attention=True, default=False)
+               self_attention=True, default=False, signed=True)
     for name, formula, meaning in (
         ("symmetry", "tr(MM) / ‖M‖²_F, M = W_qᵀ W_k",
          "1: tokens score each other alike both ways, as bidirectional training brings; about 0: random "
@@ -214,7 +214,8 @@ _PROJECTION = [
     MetricSpec("score_norm_share", "projection", _HEAD, "1",
                "Cov(t, ln|q·k|) / Var(ln|q·k|) over visible pairs, t = ln‖q‖, ln‖k‖ or ln|cos|",
                "The three add to 1; a rise of a length's share: long vectors decide, wherever they point.",
-               "covariance shares of a sum", "scores", ("query", "key", "direction"), default=False),
+               "covariance shares of a sum", "scores", ("query", "key", "direction"), default=False,
+               signed=True),
 ]  # fmt: skip
 
 _GATES = [
@@ -222,7 +223,7 @@ _GATES = [
                "how far a head is inside each gate's threshold: the least fulfilled of its conditions",
                "The gate of the largest margin, if it is not negative, is the head's; a change of sign: the "
                "head becomes another, or mixed.", _PAPER, "scores", GATES, (-1.0, 1.0), self_attention=True,
-               default=False),
+               default=False, signed=True),
     MetricSpec("gate_count", "gates", _LAYER, "heads", "heads of the layer whose gate it is",
                "A rise: more heads of the layer do the same kind of thing.", _PAPER, "counts",
                (*GATES, MIXED), (0.0, None), tuple(f"gate_count.{g}" for g in (*GATES, MIXED)),

@@ -71,15 +71,20 @@ def _heads(e: Explanation, tokens: list[str]) -> str:
     several = len(e.contributions) > 1
     rows = [
         (f"{head.stack}/{head.layer}" if several else head.layer, head.head, number(value, signed=True),
-         _looked_at(e, head, tokens), _unusual(e, head))
+         _gate(e, head), _looked_at(e, head, tokens), _unusual(e, head))
         for head, value in e.blamed(10)
     ]  # fmt: skip
     if not rows:
         return "<p>No head pushed the margin down.</p>"
-    header = ("layer", "head", "contribution", "looked most at")
+    header = ("layer", "head", "contribution", "gate", "looked most at")
     if not e.unusual:
-        return _table(header, [row[:4] for row in rows])
+        return _table(header, [row[:5] for row in rows])
     return _table((*header, f"unusual against {e.references} correct examples"), rows)
+
+
+def _gate(e: Explanation, head: Head) -> str:
+    name, margin = (of[head.stack][head.layer, head.head] for of in (e.gates, e.gate_margins))
+    return f"{name} ({margin:.2f})".replace("-", "−") if name else "not defined"
 
 
 def _looked_at(e: Explanation, head: Head, tokens: list[str]) -> str:
@@ -125,6 +130,11 @@ def _reading() -> str:
         "head were silenced: negative where it pushed away from the class that it should be. The error of a "
         "layer is what silencing all its heads really costs, minus the sum of their contributions: where it "
         "is large, first order says little about that layer.</p>"
+        "<p>A head's gate is what kind of thing it does on this example: open (attends to nearly all alike), "
+        "closed (parked on special tokens or the first), instance (each token itself), backward or forward "
+        "(near tokens on one side), directional (all tokens look at the same few), cluster (groups that look "
+        "at each other), or mixed. In brackets how far it is inside that gate's threshold, between 0 and 1; "
+        "of a mixed head how far from the nearest, negative.</p>"
         "<p>This attributes a margin to heads. It does not prove that a head causes the error, nor that the "
         "model would be better without it; and a token that a head looks at need not be one that it uses.</p>"
     )

@@ -17,15 +17,15 @@ from numpy.typing import NDArray
 from lightning_geo.sinks.pictures import colours
 from lightning_geo.text import number
 
-__all__ = ["bars", "evolution", "lines", "matrix"]
+__all__ = ["bars", "classes", "evolution", "legend", "lines", "matrix"]
 
 Array = NDArray[np.float64]
 
-# blue, light grey, orange: told apart by every common kind of colour blindness
-_DIVERGING = np.array(
-    [(5, 48, 97), (33, 102, 172), (103, 169, 207), (209, 229, 240), (240, 240, 240),
-     (253, 219, 179), (241, 163, 64), (179, 88, 6), (127, 59, 8)], np.float64
-)  # fmt: skip
+# blue below, light grey, orange above (ColorBrewer's Blues and Oranges, Apache-2.0): told apart by every
+# common kind of colour blindness; the dashboard's colour.js has the same, which a test compares
+_DIVERGING = "08306b 08519c 2171b5 6baed6 c6dbef f7f7f7 fdd0a2 fd8d3c d94801 a63603 7f2704"
+# Okabe & Ito's colours, as the dashboard draws lines; the last, a grey, is of what fits nothing
+_CLASSES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8c6bb1", "#7f7f7f")
 _POINTS = 300  # of a curve; more are not seen
 _FIELD = (190, 150)  # pixels of a matrix
 
@@ -62,19 +62,58 @@ def matrix(
     )
 
 
-def evolution(values: Array, steps: NDArray[np.int64], title: str, low: float, high: float) -> str:
+def classes(labels: NDArray[np.int64], title: str, marked: NDArray[np.bool_] | None = None) -> str:
+    """Return [layer, head] of class numbers as a picture; what is negative has none and is hatched.
+
+    Args:
+        labels: Layers run down, heads to the right; :func:`legend` says what the colours are.
+        title: Line above.
+        marked: [layer, head], cells to put a dot on.
+    """
+    rows, cols = labels.shape
+    cell = max(2.0, min(_FIELD[0] / cols, _FIELD[1] / rows, 22.0))
+    wide, tall = cell * cols, cell * rows
+    table = np.array([list(bytes.fromhex(colour[1:])) for colour in _CLASSES], np.uint8)
+    opaque = np.where(labels >= 0, 255, 0).astype(np.uint8)
+    body = _image(np.concatenate([table[labels.clip(0)], opaque[..., None]], axis=-1), wide, tall)
+    for row, col in np.argwhere(marked) if marked is not None else ():
+        x, y = 34 + (col + 0.5) * cell, 20 + (row + 0.5) * cell
+        body += f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="{min(cell / 5, 3.5):.1f}"/>'
+    names = _row_names(rows, cell) + _column_names(cols, cell, tall)
+    under = f'<text x="{34 + wide / 2:.0f}" y="{tall + 46:.0f}" class="m">head</text>'
+    return _svg(title, wide + 46, tall + 52, body + names + under)
+
+
+def legend(names: Sequence[str], title: str) -> str:
+    """Return what the colours of :func:`classes` mean, a line for each class.
+
+    Args:
+        names: Of the classes, in the order of their numbers; at most eight.
+        title: Line above.
+    """
+    parts = []
+    for index, (name, colour) in enumerate(zip(names, _CLASSES, strict=False)):
+        y = 22 + 18 * index
+        parts.append(f'<rect x="4" y="{y}" width="12" height="12" fill="{colour}"/>')
+        parts.append(f'<text x="22" y="{y + 10}">{escape(name)}</text>')
+    return _svg(title, 190, 26 + 18 * len(names), "".join(parts))
+
+
+def evolution(
+    values: Array, steps: NDArray[np.int64], title: str, low: float, high: float, *, diverging: bool = False
+) -> str:
     """Return [sample, layer] as a picture: layers run down, samples to the right."""
     thin = _thinned(len(values), _POINTS)
     shown = values[thin].T
     rows = len(shown)
     cell = max(2.0, min(_FIELD[1] / rows, 22.0))
     wide, tall = 300.0, cell * rows
-    body = _field(shown, low, high, wide, tall, False)
+    body = _field(shown, low, high, wide, tall, diverging)
     ends = (
         f'<text x="34" y="{tall + 34:.0f}">step {steps[0]}</text>'
         f'<text x="{34 + wide:.0f}" y="{tall + 34:.0f}" class="e">{steps[-1]}</text>'
     )
-    bar = _bar(wide + 44, max(tall, 60), low, high, False)
+    bar = _bar(wide + 44, max(tall, 60), low, high, diverging)
     return _svg(title, wide + 92, tall + 52, body + _row_names(rows, cell) + ends + bar)
 
 
@@ -155,12 +194,14 @@ def _svg(title: str, width: float, height: float, body: str) -> str:
 
 
 def _field(values: Array, low: float, high: float, wide: float, tall: float, diverging: bool) -> str:
+    return _image(_coloured(values, low, high, diverging), wide, tall)
+
+
+def _image(pixels: NDArray[np.uint8], wide: float, tall: float) -> str:
+    """One pixel for each cell, hatched where they are transparent."""
     box = f'x="34" y="20" width="{wide:.1f}" height="{tall:.1f}"'
-    hatched = "" if np.isfinite(values).all() else f'<rect {box} fill="url(#absent)"/>'
-    return (
-        f'{hatched}<image {box} preserveAspectRatio="none" class="px" '
-        f'href="{_png(_coloured(values, low, high, diverging))}"/>'
-    )
+    hatched = "" if pixels[..., 3].all() else f'<rect {box} fill="url(#absent)"/>'
+    return f'{hatched}<image {box} preserveAspectRatio="none" class="px" href="{_png(pixels)}"/>'
 
 
 def _coloured(values: Array, low: float, high: float, diverging: bool) -> NDArray[np.uint8]:
@@ -172,8 +213,9 @@ def _coloured(values: Array, low: float, high: float, diverging: bool) -> NDArra
 
 
 def _diverging() -> NDArray[np.uint8]:
-    place = np.linspace(0, len(_DIVERGING) - 1, 240)
-    channels = [np.interp(place, np.arange(len(_DIVERGING)), channel) for channel in _DIVERGING.T]
+    points = np.array([list(bytes.fromhex(colour)) for colour in _DIVERGING.split()], np.float64)
+    place = np.linspace(0, len(points) - 1, 240)
+    channels = [np.interp(place, np.arange(len(points)), channel) for channel in points.T]
     return np.asarray(np.stack(channels, axis=1).round(), np.uint8)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_geo.gate_changes import head_gates, lasting_changes
 from lightning_geo.history import GeometryHistory
 from lightning_geo.runs import Series, series
 from lightning_geo.schema import ROLES, compares_samples
@@ -113,9 +115,16 @@ def layer_changes(found: Sequence[Change]) -> list[tuple[str, NDArray[np.float64
 def findings(history: GeometryHistory) -> list[Finding]:
     """Return what a reader should know about a run, most telling first."""
     found = changes(history)
-    if not found:
+    if len(history) == 1:
         return [Finding(f"There is one sample, at step {history.steps[0]}: nothing can have changed yet.")]
-    return [*_layers(found), *_drift(found), *_metrics(found), *_heads(history), *_settled(history)]
+    return [
+        *_layers(found),
+        *_drift(found),
+        *_metrics(found),
+        *_heads(history),
+        *_gates(history),
+        *_settled(history),
+    ]
 
 
 def _layers(found: Sequence[Change]) -> Iterator[Finding]:
@@ -200,6 +209,21 @@ def _heads(history: GeometryHistory) -> Iterator[Finding]:
         else:
             kind = f"that look at practically a single key (normalised entropy below {_FOCUSED})"
         yield Finding(f"Heads{where} {kind}: {after} of {heads} at the end, {before} at the start.", of.key)
+
+
+def _gates(history: GeometryHistory) -> Iterator[Finding]:
+    for gates in head_gates(history):
+        found = lasting_changes(gates)
+        if len(gates.steps) < 2:
+            continue
+        where = f" of {gates.stack}" if len(history.stacks) > 1 else ""
+        heads = len({(change.layer, change.head) for change in found})
+        ways = Counter((change.before, change.after) for change in found).most_common(3)
+        most = "; most often " + ", ".join(f"{a} → {b} ({count})" for (a, b), count in ways) if ways else ""
+        total = int((gates.labels[-1] >= 0).sum())
+        yield Finding(
+            f"Heads{where} that became another kind of gate, lastingly: {heads} of {total}{most}.", "gate"
+        )
 
 
 def _settled(history: GeometryHistory) -> Iterator[Finding]:

@@ -9,8 +9,17 @@ import numpy as np
 
 from lightning_geo import __version__
 from lightning_geo.compare import Comparison, Difference, compare
-from lightning_geo.figures import bars, evolution, lines, matrix
+from lightning_geo.figures import bars, classes, evolution, legend, lines, matrix
 from lightning_geo.findings import Change, change_of, changes, findings, layer_changes, sentence
+from lightning_geo.gate_changes import (
+    LEAD,
+    NAMES,
+    GateChange,
+    HeadGates,
+    different_gates,
+    head_gates,
+    lasting_changes,
+)
 from lightning_geo.history import GeometryHistory
 from lightning_geo.report_style import HEAD, PATTERNS
 from lightning_geo.runs import Run, Series, describe_layout, series, series_of
@@ -19,6 +28,8 @@ from lightning_geo.text import moment, number
 __all__ = ["report"]
 
 _MAPS = 6  # differences drawn for each further run
+_GATES_APART = 10  # heads listed whose gates differ between runs
+_GATE_CHANGES = 40  # listed; what is left is counted
 _COMPARED = 4  # further runs with pictures of their own; a file has to stay small
 
 
@@ -89,6 +100,7 @@ def _comparisons(runs: Sequence[Run], comparisons: Sequence[Comparison]) -> str:
         parts.append(
             "<ul>" + "".join(f"<li>{escape(text)}</li>" for text in _difference_lines(found)) + "</ul>"
         )
+        parts.append(_different_gates(runs[0].history, run.history, found))
         parts.append(_difference_table(found))
         if place < _COMPARED:
             parts.append(_difference_maps(found))
@@ -122,6 +134,27 @@ def _difference_lines(found: Comparison) -> Iterable[str]:
     at = " and ".join(str(step) for step in dict.fromkeys(found.steps))
     yield f"Aligned by step ({found.alignment.how}) and compared at step {at}."
     yield from found.notes
+
+
+def _different_gates(a: GeometryHistory, b: GeometryHistory, found: Comparison) -> str:
+    both, different = different_gates(a, b, found.steps)
+    if not both:
+        return ""
+    said = f"<p>{len(different)} of {both} heads have another gate in B than in A"
+    rows = [
+        (f"{d.stack}/{d.layer}" if len(a.stacks) > 1 else d.layer, d.head, d.a, d.b, _margin(d.lead))
+        for d in different[:_GATES_APART]
+    ]
+    if not rows:
+        return f"{said}.</p>"
+    return (
+        f"{said}, most clearly these:</p>"
+        + _html_table(("layer", "head", "A", "B", "by"), rows)
+        + (
+            '<p class="note">by: how far the margin of its own gate leads that of the other run\'s, in the '
+            "run where that is less. Near 0 the head is on the threshold in one of them.</p>"
+        )
+    )
 
 
 def _difference_table(found: Comparison) -> str:
@@ -174,7 +207,47 @@ def _changed(run: Run, *, with_name: bool) -> str:
         pictures.append(
             matrix(change.of.values[-1], f"{change.of.key} at the end", 0.0, _top(change.of.values))
         )
-    return f'<h2>{title}</h2><ul>{items}</ul><div class="pictures">{"".join(pictures)}</div>'
+    body = f'<ul>{items}</ul><div class="pictures">{"".join(pictures)}</div>'
+    return f"<h2>{title}</h2>{body}{''.join(_gates(gates, several) for gates in head_gates(run.history))}"
+
+
+def _gates(gates: HeadGates, several: bool) -> str:
+    """What each head is at the first and the last sample, and which changed for good."""
+    found = lasting_changes(gates)
+    first, last = gates.counts(0), gates.counts(-1)
+    names = [f"{name}: {first.get(name, 0)}, then {last.get(name, 0)}" for name in NAMES]
+    changed = np.zeros(gates.labels.shape[1:], bool)
+    for change in found:
+        changed[change.layer, change.head] = True
+    pictures = [
+        classes(gates.labels[0], f"step {gates.steps[0]}"),
+        classes(gates.labels[-1], f"step {gates.steps[-1]}", changed),
+        legend(names, "heads, first and last"),
+    ]
+    # the clearest ones if they are too many, by step all the same
+    shown = sorted(found, key=lambda change: -change.lead)[:_GATE_CHANGES]
+    items = "".join(f"<li>{escape(_change_line(c))}</li>" for c in found if c in shown)
+    more = f"<li>and {len(found) - len(shown)} less clear ones</li>" if len(found) > len(shown) else ""
+    where = f" of {escape(gates.stack)}" if several else ""
+    return (
+        f"<h3>What the heads do{where}: {changed.sum()} of {(gates.labels[-1] >= 0).sum()} changed their gate"
+        f'</h3><div class="pictures">{"".join(pictures)}</div><ul class="two">{items}{more}</ul>'
+        '<p class="note">Dots: heads in the list. A change is listed if the head still is the new gate at '
+        f"the next sample, and the new margin came to lead the old one by {LEAD} or more (mixed: 0). "
+        "In brackets how far the head was inside the new gate then, and at the end of its stay; of a mixed "
+        "one, how far from the nearest.</p>"
+    )
+
+
+def _change_line(change: GateChange) -> str:
+    return (
+        f"layer {change.layer} head {change.head}: {change.before} → {change.after} at step {change.step} "
+        f"(margin {_margin(change.margin)}, later {_margin(change.last)})"
+    )
+
+
+def _margin(value: float) -> str:
+    return f"{value:.2f}".replace("-", "−")
 
 
 def _top(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> float:
@@ -202,16 +275,20 @@ def _card(runs: Sequence[Run], change: Change) -> str:
     if of.values.ndim == 3:
         by_layer = _over_heads(of)
         if not of.name.startswith("drift"):  # it is 0 at the start
-            pictures.append(matrix(of.values[start], f"step {steps[start]}", low, high))
-        pictures.append(matrix(of.values[end], f"step {steps[end]}", low, high))
+            pictures.append(
+                matrix(of.values[start], f"step {steps[start]}", low, high, diverging=of.spec.signed)
+            )
+        pictures.append(matrix(of.values[end], f"step {steps[end]}", low, high, diverging=of.spec.signed))
         if len(runs) == 2 and (other := _same(runs[1], of)) is not None:
             last = other.values[-1]
-            pictures.append(matrix(last, f"B, step {runs[1].history.steps[-1]}", low, high))
+            title = f"B, step {runs[1].history.steps[-1]}"
+            pictures.append(matrix(last, title, low, high, diverging=of.spec.signed))
         if not of.name.startswith("drift"):
             pictures.append(matrix(change.cells, "change", -most, most, diverging=True))
     else:
         by_layer = of.values
-    pictures.append(evolution(by_layer, steps, "each layer over the run", *_range(by_layer)))
+    ends = (low, high) if of.spec.signed else _range(by_layer)
+    pictures.append(evolution(by_layer, steps, "each layer over the run", *ends, diverging=of.spec.signed))
     pictures.append(_curves(runs, of))
     spec = of.spec
     unit = "" if spec.unit == "1" else f", in {spec.unit}"
@@ -258,6 +335,9 @@ def _over_heads(of: Series) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 def _limits(of: Series) -> tuple[float, float]:
     """Ends of the colour bar, the same for start and end: all that a metric may take, if it takes half."""
     low, high = _range(of.values)
+    if of.spec.signed:  # 0 has to be in the middle
+        high = max(-low, high)
+        low = -high
     least, most = of.spec.range
     if least is not None and most is not None and high - low > (most - least) / 2:
         return least, most

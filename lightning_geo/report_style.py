@@ -16,7 +16,8 @@ font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;overflow-wrap
 h1{font-size:26px;margin:0 0 12px}h2{font-size:20px;margin:34px 0 8px;border-bottom:1px solid var(--line)}
 h3{font-size:16px;margin:16px 0 4px}p{margin:4px 0}ul{margin:6px 0;padding-left:22px}li{margin:5px 0;
 max-width:95ch}
-.note{color:var(--soft);font-size:13px}.wide{overflow-x:auto}
+.two{columns:2 27em}.two li{break-inside:avoid;margin:2px 0}
+.note{color:var(--soft);font-size:13px}.wide{overflow-x:auto;margin:8px 0}
 table{border-collapse:collapse;font-size:13.5px;overflow-wrap:normal}
 td,th{padding:3px 12px 3px 0;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
 th{color:var(--soft);font-weight:600}.n td:not(:first-child),.n th:not(:first-child){text-align:right}
@@ -30,6 +31,7 @@ svg text{font:11px system-ui,sans-serif;fill:var(--soft)}svg .t{font-weight:600;
 fill:var(--ink)}
 svg .e{text-anchor:end}svg .m{text-anchor:middle}.px{image-rendering:pixelated}
 .axis{fill:none;stroke:var(--line)}.band{fill:var(--c0);opacity:.18}.bar{fill:var(--c0)}
+.dot{fill:#fff;stroke:#000;stroke-width:1}
 .l0,.l1,.l2,.l3,.l4,.l5{fill:none;stroke-width:2}.l0{stroke:var(--c0)}.l1{stroke:var(--c1);
 stroke-dasharray:7 3}
 .l2{stroke:var(--c2);stroke-dasharray:2 3}.l3{stroke:var(--c3);stroke-dasharray:9 3 2 3}

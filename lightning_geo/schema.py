@@ -61,6 +61,7 @@ class MetricSpec:
         kind: What it is computed from, see :mod:`lightning_geo.functional.registry`.
         self_attention: Defined only where queries and keys are the same tokens.
         default: Whether it is measured where nobody says which metrics.
+        signed: Whether its sign says most: its colours diverge from 0.
     """
 
     name: str
@@ -80,6 +81,7 @@ class MetricSpec:
     summary: Literal["mean", "max"] = "mean"
     self_attention: bool = False
     default: bool = True
+    signed: bool = False
 
     @property
     def stored_names(self) -> tuple[str, ...]:

@@ -15,6 +15,8 @@ from lightning_geo import explain, measure
 from lightning_geo.attribution import GEOMETRY
 from lightning_geo.cli import main
 from lightning_geo.explanation_page import explanation_page
+from lightning_geo.functional import gate_labels
+from lightning_geo.schema import GATES, MIXED
 from lit import bert, sequences
 from same import traces
 
@@ -94,6 +96,28 @@ def test_what_a_head_looks_at_is_the_attention_that_keys_receive(batch: dict[str
             ours = explanation.attended["bert.encoder"][layer]
             np.testing.assert_allclose(ours, theirs, atol=1e-5)
         assert explanation.input_ids == tuple(one["input_ids"][0].tolist())
+
+
+def test_gates_are_those_of_measuring_the_example_alone(model: nn.Module, batch: dict[str, Tensor]) -> None:
+    special = [int(batch["input_ids"][1, 0])]
+    explanation = explain(model, batch, 0, special_token_ids=special)[1]
+    record = measure(
+        model, {k: v[1:2] for k, v in batch.items()}, metrics="metric:gate", special_token_ids=special
+    )
+    margins = np.stack([record[f"gate.{gate}"] for gate in GATES])
+    labels = gate_labels(torch.from_numpy(margins))
+    [names], [found] = explanation.gates.values(), explanation.gate_margins.values()
+    assert names.tolist() == [[(*GATES, MIXED)[label] for label in row] for row in labels.tolist()]
+    np.testing.assert_allclose(found, margins.max(0), atol=1e-6)
+    page = explanation_page([explanation])
+    [(worst, _)] = explanation.blamed(1)
+    shown = f"{names[worst.layer, worst.head]} ({found[worst.layer, worst.head]:.2f})".replace("-", "−")
+    assert f"<td>{shown}</td>" in page
+
+
+def test_bad_token_ids_are_refused(model: nn.Module, batch: dict[str, Tensor]) -> None:
+    with pytest.raises(TypeError, match="special_token_ids"):
+        explain(model, batch, 0, special_token_ids="[CLS]")  # type: ignore[arg-type]
 
 
 def test_unusual_is_a_z_score_against_correct_examples(model: nn.Module, batch: dict[str, Tensor]) -> None:

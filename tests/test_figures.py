@@ -6,12 +6,15 @@ import base64
 import io
 import re
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lightning_geo.figures import bars, evolution, lines, matrix
+from lightning_geo import figures
+from lightning_geo.figures import bars, classes, evolution, legend, lines, matrix
+from lightning_geo.sinks import pictures as loggers
 from lightning_geo.sinks.pictures import colours
 
 _SVG = "{http://www.w3.org/2000/svg}"
@@ -50,6 +53,34 @@ def test_differences_have_a_light_middle() -> None:
     assert shown[2, 0] > shown[2, 2] + 50  # orange
 
 
+def test_classes_have_the_colours_of_their_legend() -> None:
+    labels = np.array([[0, 7, -1], [3, 3, 1]])
+    svg = classes(labels, "x", np.array([[False, True, False], [False, False, True]]))
+    shown = pixels(svg)
+    key = parsed(legend([f"class {i}" for i in range(8)], "x"))
+    colours = [bytes.fromhex(rect.attrib["fill"][1:]) for rect in key.iter(f"{_SVG}rect")]
+    assert len(set(colours)) == 8
+    for at, label in np.ndenumerate(labels):
+        assert shown[at][3] == (255 if label >= 0 else 0)
+        assert label < 0 or bytes(shown[at][:3]) == colours[label]
+    assert "url(#absent)" in svg
+    assert len(list(parsed(svg).iter(f"{_SVG}circle"))) == 2
+
+
+def test_the_dashboard_has_the_same_colours() -> None:
+    script = (Path(figures.__file__).parent / "dashboard" / "static" / "colour.js").read_text(
+        encoding="utf-8"
+    )
+    for name, ours in (
+        ("VIRIDIS", loggers._VIRIDIS),
+        ("DIVERGING", figures._DIVERGING),
+        ("LINES", " ".join(figures._CLASSES)),
+    ):
+        theirs = re.search(rf"const {name} =(.+?);", script, re.DOTALL)
+        assert theirs is not None
+        assert re.findall("[0-9a-f]{6}", theirs[1]) == re.findall("[0-9a-f]{6}", ours)
+
+
 def test_evolution_has_layers_down_and_samples_right() -> None:
     values = np.arange(12.0).reshape(4, 3)  # [sample, layer]
     shown = pixels(evolution(values, np.arange(4), "x", 0.0, 11.0))
@@ -80,6 +111,9 @@ def test_bars_are_as_long_as_their_numbers() -> None:
 def test_names_are_text() -> None:
     hostile = '<script>alert(1)</script>"&'
     curves = [(hostile, np.arange(2), np.arange(2.0))] * 2
-    for svg in (lines(curves, hostile), matrix(np.ones((2, 2)), hostile, 0, 1), bars(np.ones(2), hostile)):
+    for svg in (
+        lines(curves, hostile), matrix(np.ones((2, 2)), hostile, 0, 1), bars(np.ones(2), hostile),
+        classes(np.ones((2, 2), int), hostile), legend([hostile], hostile),
+    ):  # fmt: skip
         assert "<script" not in svg
         assert parsed(svg).attrib["aria-label"] == hostile

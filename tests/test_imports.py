@@ -36,6 +36,7 @@ LIGHT = [
     "lightning_geo.figures",
     "lightning_geo.findings",
     "lightning_geo.follow",
+    "lightning_geo.gate_changes",
     "lightning_geo.history",
     "lightning_geo.pruning",
     "lightning_geo.report",

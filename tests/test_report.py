@@ -136,6 +136,12 @@ def test_other_shapes_are_drawn(tmp_path: Path) -> None:
         assert_loads_nothing(Page(report([one])))
 
 
+def test_a_metric_whose_sign_says_most_has_zero_in_the_middle() -> None:
+    page = report([run(metrics=["symmetry"])])
+    assert ">+1.000<" in page
+    assert ">−1.000<" in page
+
+
 def test_different_models_are_refused() -> None:
     with pytest.raises(RunError, match="different models"):
         report([run(), run(layers=5)])

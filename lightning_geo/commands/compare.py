@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lightning_geo.compare import Comparison, Row, SubspaceDistance
+from lightning_geo.gate_changes import different_gates
 from lightning_geo.runs import Run, describe_layout
 from lightning_geo.text import number, plain, table
 
@@ -39,6 +40,7 @@ def as_text(runs: Sequence[Run], comparisons: Sequence[Comparison], *, chosen: b
     for run, comparison in zip(runs[1:], comparisons, strict=True):
         sections += [_facts(runs[0], run, comparison), _differences(comparison, chosen), _layers(comparison)]
         sections += [_subspaces(comparison.subspaces)] if comparison.subspaces else []
+        sections += _gates(runs[0], run, comparison)
     return "\n\n".join(sections)
 
 
@@ -100,13 +102,34 @@ def _subspaces(subspaces: Iterable[SubspaceDistance]) -> str:
     return f"{title}\n{table(('subspace', 'step', 'mean', 'largest', 'layer', 'head'), rows)}"
 
 
+def _gates(a: Run, b: Run, comparison: Comparison) -> list[str]:
+    both, found = different_gates(a.history, b.history, comparison.steps)
+    if not both:
+        return []
+    title = f"Heads with another gate in B than in A: {len(found)} of {both}"
+    if not found:
+        return [f"{title}."]
+    several = len(a.history.stacks) > 1
+    rows = [
+        (plain(f"{d.stack}/{d.layer}") if several else str(d.layer), str(d.head), d.a, d.b, f"{d.lead:.2f}")
+        for d in found[:ROWS]
+    ]
+    cells = table(("layer", "head", "A", "B", "by"), rows)
+    note = (
+        "by: lead of its own gate's margin over that of the other run's gate, in the run where that is less."
+    )
+    return [f"{title}, the clearest first:\n{cells}\n{note}"]
+
+
 def as_json(runs: Sequence[Run], comparisons: Sequence[Comparison]) -> str:
     """Return everything as one JSON object; what is not finite is null."""
-    found = [_comparison(run, comparison) for run, comparison in zip(runs[1:], comparisons, strict=True)]
+    found = [
+        _comparison(runs[0], run, comparison) for run, comparison in zip(runs[1:], comparisons, strict=True)
+    ]
     return json.dumps({"reference": run_facts(runs[0]), "comparisons": found}, indent=1)
 
 
-def _comparison(run: Run, comparison: Comparison) -> dict[str, Any]:
+def _comparison(a: Run, run: Run, comparison: Comparison) -> dict[str, Any]:
     return {
         "run": run_facts(run),
         "aligned": comparison.alignment.how,
@@ -123,6 +146,7 @@ def _comparison(run: Run, comparison: Comparison) -> dict[str, Any]:
              "distance": [[finite(d) for d in row] for row in s.distance.tolist()]}
             for s in comparison.subspaces
         ],
+        "gates": [as_object(d) for d in different_gates(a.history, run.history, comparison.steps)[1]],
     }  # fmt: skip
 
 

@@ -48,7 +48,9 @@ def page_of(
         ]
     batch = dict(tokenizer(list(texts), truncation=True, padding=True, return_tensors="pt"))
     try:
-        found = explain(classifier, batch, target, contrast, reference=known)
+        found = explain(
+            classifier, batch, target, contrast, reference=known, special_token_ids=_parked_on(tokenizer)
+        )
     except ValueError as error:
         raise RunError(str(error)) from error
     tokens = [
@@ -57,6 +59,12 @@ def page_of(
     ]
     names = getattr(classifier.config, "id2label", {})
     return explanation_page(found, tokens, [names.get(i, str(i)) for i in range(len(names))])
+
+
+def _parked_on(tokenizer: Any) -> list[int]:
+    """Ids of the marks that a text begins, ends or is divided with."""
+    marks = (getattr(tokenizer, f"{name}_token_id", None) for name in ("cls", "sep", "bos", "eos"))
+    return sorted({mark for mark in marks if mark is not None})
 
 
 def _labelled(path: Path) -> list[tuple[int, str]]:

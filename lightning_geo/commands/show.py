@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lightning_geo.gate_changes import head_gates, lasting_changes
 from lightning_geo.history import GeometryHistory
 from lightning_geo.runs import Run, describe_layout, series
 from lightning_geo.text import moment, number, plain, table
@@ -64,6 +65,13 @@ def _facts(run: Run) -> str:
         ("taken", f"{when(history)}, {np.median(facts['cost_seconds']):.2f} s a sample (median)"),
         ("bases", f"kept at steps {', '.join(map(str, kept))}" if kept else "none kept"),
     ]
+    for gates in head_gates(history):
+        last, changed = gates.counts(-1), {(c.layer, c.head) for c in lasting_changes(gates)}
+        where = f"{gates.stack}: " if len(history.stacks) > 1 else ""
+        counts = ", ".join(f"{count} {name}" for name, count in last.items())
+        lines.append(
+            ("gates", f"{where}{counts}; {len(changed)} of {sum(last.values())} heads changed theirs")
+        )
     return "\n".join(f"{name:8} {plain(value)}" for name, value in lines)
 
 

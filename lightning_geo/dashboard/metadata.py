@@ -52,7 +52,7 @@ def describe(metric: str) -> dict[str, Any]:
     try:
         spec = spec_of(metric)
     except KeyError:  # written by a newer version
-        return facts | {"axes": (), "unit": "1", "formula": "", "meaning": "", "source": "",
+        return facts | {"axes": (), "unit": "1", "formula": "", "meaning": "", "source": "", "signed": False,
                         "range": (None, None), "summary": "mean", "headline": False}  # fmt: skip
-    names = ("family", "axes", "unit", "formula", "meaning", "source", "range", "summary")
+    names = ("family", "axes", "unit", "formula", "meaning", "source", "range", "summary", "signed")
     return facts | {name: getattr(spec, name) for name in names} | {"headline": metric in spec.headline}

@@ -90,11 +90,13 @@ def pictures(record: GeometryRecord, name: str = "geometry") -> Iterator[tuple[s
         record: One sample.
         name: The monitor's name.
     """
+    drawn: set[tuple[str, str]] = set()
     for stack, metric, spec, values in headlines(record):
         columns, label = None, metric
         if values.ndim == 1:
-            if not spec.parts:
+            if not spec.parts or (stack, spec.name) in drawn:
                 continue
+            drawn.add((stack, spec.name))
             arrays = record.stacks[stack]
             columns = tuple(part for part in spec.parts if f"{spec.name}.{part}" in arrays)
             values, label = np.stack([arrays[f"{spec.name}.{part}"] for part in columns], axis=1), spec.name
@@ -138,10 +140,14 @@ def draw(
     text.put((8, 20), f"step {step}:  {used}" + ("" if spec.unit == "1" else f" {spec.unit}"), 13)
     for row in _ticks(rows, tall):
         text.put((left - 5, top + (row + 0.5) * tall), str(row), 13, "rm")
+    # names that are wider than their columns take two lines, by turns
+    crowded = columns is not None and max(map(_font(13).getlength, columns)) > wide
     for col in range(cols) if columns else _ticks(cols, wide, 20):
-        text.put((left + (col + 0.5) * wide, bottom + 3), columns[col] if columns else str(col), 13, "ma")
+        where = (left + (col + 0.5) * wide, bottom + 3 + (13 if crowded and col % 2 else 0))
+        text.put(where, columns[col] if columns else str(col), 10 if crowded else 13, "ma")
     text.put((12, (top + bottom) / 2), "layer", 13, "mm", turned=True)
-    text.put(((left + right) / 2, bottom + 17), "stage" if columns else "head", 13, "ma")
+    if not crowded:
+        text.put(((left + right) / 2, bottom + 17), "stage" if columns else "head", 13, "ma")
     for share in (0.0, 0.5, 1.0):
         where = (bar_right + 4, top + (1 - share) * (bar_height - 1))
         text.put(where, _number(low + share * (high - low)), 13, "lm")

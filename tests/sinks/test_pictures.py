@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lightning_geo.catalog import CATALOG
-from lightning_geo.schema import spec_of
+from lightning_geo.schema import select, spec_of
 from lightning_geo.sinks.pictures import PictureSchedule, colours, draw, pictures, png
 from sinks.records import make_record
 
@@ -172,3 +172,12 @@ def test_the_last_sample_always_has_pictures() -> None:
     assert schedule.due(0)
     assert not schedule.due(1)
     assert schedule.due(1, final=True)
+
+
+def test_parts_of_a_metric_of_layers_share_one_picture() -> None:
+    record = make_record(metrics=select("metric:gate_count"))
+    [(tag, picture)] = pictures(record)
+    assert tag == "geometry_gates/gate_count"
+    grey = pixels(picture)[TOP + 2 * 58 :, LEFT - 10 : LEFT + 250].min(axis=(1, 2)) < 128
+    lines = np.flatnonzero(np.diff(np.concatenate([[False], grey, [False]]).astype(int)) == 1)
+    assert len(lines) == 2  # eight names by turns on two lines

@@ -238,17 +238,17 @@ export class App {
       const ends = range === "step" ? shown.map(extent) : series.map((s) => this._changes(s));
       return ended(ends, true);
     }
-    if (range === "fixed" && low !== null && high !== null) return scale(low, high);
-    if (range === "step") return ended(shown.map(extent), false);
-    return ended(series.map((s) => this._extent(s)), false);
+    if (range === "fixed" && low !== null && high !== null) return scale(low, high, spec.signed);
+    if (range === "step") return ended(shown.map(extent), spec.signed);
+    return ended(series.map((s) => this._extent(s)), spec.signed);
   }
 
   /** The colours of values that were made of a metric's, by their extents. */
   scaleOf(extents) {
     const { range, change } = this.state;
     const [low, high] = this.spec.range;
-    if (!change && range === "fixed" && low !== null && high !== null) return scale(low, high);
-    return ended(extents, change);
+    if (!change && range === "fixed" && low !== null && high !== null) return scale(low, high, this.spec.signed);
+    return ended(extents, change || this.spec.signed);
   }
 
   _extent(series) {
