@@ -67,7 +67,8 @@ class LayerStatistics:
         mean = mean.to(exact_dtype(mean))
         self.add(f"{name}.count", count)
         self.add(f"{name}.sum", mean * count)
-        self.add(f"{name}.second", scatter + count * mean[:, :, None] * mean[:, None, :])
+        second = scatter.to(mean.dtype)
+        self.add(f"{name}.second", torch.addcmul(second, (mean * count)[:, :, None], mean[:, None, :]))
 
     def covariance(self, name: str) -> Tensor | None:
         """Centred covariance [h, D, D] in float64, NaN for fewer than two tokens; ``None`` if absent."""
@@ -76,7 +77,7 @@ class LayerStatistics:
         count, total, second = (self.sums[f"{name}.{part}"] for part in ("count", "sum", "second"))
         count = torch.where(count > 1, count.to(total.dtype), torch.nan)
         mean = total / count
-        return torch.baddbmm(second / count, mean[:, :, None], mean[:, None, :], alpha=-1)
+        return (second / count).addcmul_(mean[:, :, None], mean[:, None, :], value=-1)
 
     def mean_values(self) -> dict[str, Tensor]:
         """Mean over sequences of every metric kept by value, and the maxima; NaN if there was none.
