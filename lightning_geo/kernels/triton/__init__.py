@@ -1,7 +1,7 @@
 """Triton kernels for CUDA devices: the statistics of attention calls, hidden states and role vectors.
 
-The modules that the host runs (``plan``, ``launch``, ``masks``, ``tiles``, ``vectors``) load without Triton, so
-that they can say why a call cannot be taken. The kernels are in ``rows`` with ``shares``, ``columns`` and
+The modules that the host runs (``plan``, ``launch``, ``masks``, ``tiles``, ``vectors``) load without Triton,
+so that they can say why a call cannot be taken. The kernels are in ``rows`` with ``shares``, ``columns`` and
 ``visibility``, which have ``scores`` in common, and in ``moments``.
 """
 

@@ -169,15 +169,15 @@ def columns_kernel(
     total = tl.zeros([BLOCK_N, 8], tl.float32)
     for tile in range(a, b):
         total = _add_tile(
-            tile, k, total, column, query, rows, scoring, softmax, query_n, query_d, keys, measured, offset, plane,
-            False, D, BLOCK_D, BLOCK_M, BLOCK_N, UPCAST, PRECISION, RULES, CHOSEN,
+            tile, k, total, column, query, rows, scoring, softmax, query_n, query_d, keys, measured,
+            offset, plane, False, D, BLOCK_D, BLOCK_M, BLOCK_N, UPCAST, PRECISION, RULES, CHOSEN,
         )  # fmt: skip
     for step in range((a - begin) + (stop - b)):
         tile = begin + step
         tile = tl.where(tile >= a, tile + (b - a), tile)
         total = _add_tile(
-            tile, k, total, column, query, rows, scoring, softmax, query_n, query_d, keys, measured, offset, plane,
-            True, D, BLOCK_D, BLOCK_M, BLOCK_N, UPCAST, PRECISION, RULES, CHOSEN,
+            tile, k, total, column, query, rows, scoring, softmax, query_n, query_d, keys, measured,
+            offset, plane, True, D, BLOCK_D, BLOCK_M, BLOCK_N, UPCAST, PRECISION, RULES, CHOSEN,
         )  # fmt: skip
     mass = tl.sum(total, 1)
     # a NaN here means a NaN key that no live row sees, for otherwise the head is damaged

@@ -15,7 +15,16 @@ from torch import Tensor
 from lightning_geo.kernels.masks import HIDDEN_BELOW
 from lightning_geo.kernels.problem import AttentionProblem
 
-__all__ = ["BOOL_MASK", "CAUSAL", "FLOAT_MASK", "HIDDEN_SCORE", "Rules", "key_row_of", "row_masks", "rules_of"]
+__all__ = [
+    "BOOL_MASK",
+    "CAUSAL",
+    "FLOAT_MASK",
+    "HIDDEN_SCORE",
+    "Rules",
+    "key_row_of",
+    "row_masks",
+    "rules_of",
+]
 
 #: Score of a hidden key: finite, so that no inf - inf arises, and a power of two, so that a product with
 #: it is exact: a fused multiply-add must find it equal to itself.
@@ -30,7 +39,7 @@ CAUSAL = 2
 
 @dataclass(frozen=True)
 class Rules:
-    """How dot products become scores: what a kernel is compiled for, its one constexpr argument of the kind.
+    """How dot products become scores: one constexpr argument that a kernel is compiled for.
 
     Args:
         scaled: Scores are scaled before masks; else the scale is in the exponent's factor.

@@ -391,15 +391,22 @@ def rows_kernel(
             some = start + tl.arange(0, 16)
             places = query + (row64 * query_n)[:, None] + some[None, :] * query_d
             part = tl.load(places, mask=(some < D)[None, :], other=0.0).to(tl.float32)
-            dots_p = dot_step(
-                dots_p, part, key, index_p, inside_p, some, key_n, key_d, D, PREVIOUS_MASS >= 0
-            )
+            dots_p = dot_step(dots_p, part, key, index_p, inside_p, some, key_n, key_d, D, PREVIOUS_MASS >= 0)
             dots_s = dot_step(dots_s, part, key, index_s, inside_s, some, key_n, key_d, D, SELF_MASS >= 0)
             dots_n = dot_step(dots_n, part, key, index_n, inside_n, some, key_n, key_d, D, NEXT_MASS >= 0)
             dots_f = dot_step(dots_f, part, key, index_f, inside_f, some, key_n, key_d, D, FIRST_MASS >= 0)
         if PREVIOUS_MASS >= 0:
             found = share_of(
-                tl.sum(dots_p, 1), position - 1, index_p, inside_p, row64, position, base, mass, scoring, RULES
+                tl.sum(dots_p, 1),
+                position - 1,
+                index_p,
+                inside_p,
+                row64,
+                position,
+                base,
+                mass,
+                scoring,
+                RULES,
             )
             _store(planes, plane, at, found, defined, inside, PREVIOUS_MASS)
         if SELF_MASS >= 0:
@@ -409,12 +416,30 @@ def rows_kernel(
             _store(planes, plane, at, found, defined, inside, SELF_MASS)
         if NEXT_MASS >= 0:
             found = share_of(
-                tl.sum(dots_n, 1), position + 1, index_n, inside_n, row64, position, base, mass, scoring, RULES
+                tl.sum(dots_n, 1),
+                position + 1,
+                index_n,
+                inside_n,
+                row64,
+                position,
+                base,
+                mass,
+                scoring,
+                RULES,
             )
             _store(planes, plane, at, found, defined, inside, NEXT_MASS)
         if FIRST_MASS >= 0:
             found = share_of(
-                tl.sum(dots_f, 1), first_column, index_f, inside_f, row64, position, base, mass, scoring, RULES
+                tl.sum(dots_f, 1),
+                first_column,
+                index_f,
+                inside_f,
+                row64,
+                position,
+                base,
+                mass,
+                scoring,
+                RULES,
             )
             _store(planes, plane, at, found, defined, inside, FIRST_MASS)
     if VISIBLE_KEYS >= 0:

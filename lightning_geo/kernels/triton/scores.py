@@ -170,10 +170,10 @@ def masked_scores(
 ):
     """Turn dot products into scores, ``HIDDEN`` where any mask hides the key.
 
-    ``row`` (int64) and ``position`` go along the axis QUERIES of ``dots``, ``column`` and ``index``, the same in
-    int64 and clamped to keys that exist, along KEYS; -1 for both where each score has a row and a key of its
-    own. With VEILED the first mask is in ``dots`` already: ``veil`` is ``HIDDEN`` where it hides. Without BAND
-    causality and window are known to hide nothing.
+    ``row`` (int64) and ``position`` go along the axis QUERIES of ``dots``, ``column`` and ``index``, the same
+    in int64 and clamped to keys that exist, along KEYS; -1 for both where each score has a row and a key of
+    its own. With VEILED the first mask is in ``dots`` already: ``veil`` is ``HIDDEN`` where it hides. Without
+    BAND causality and window are known to hide nothing.
     """
     s = _scaled_scores(dots, scoring, RULES)
     if VEILED:
