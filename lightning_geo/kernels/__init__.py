@@ -55,12 +55,12 @@ _FUNCTIONS = {
         "reference": ("reference", "reference"),
     },
     "stream_statistics": {
-        "triton": ("triton_vectors", "stream_statistics"),
+        "triton": ("triton.vectors", "stream_statistics"),
         "chunked": ("vectors", "stream_statistics"),
         "reference": ("reference", "reference_stream"),
     },
     "head_moments": {
-        "triton": ("triton_vectors", "head_moments"),
+        "triton": ("triton.vectors", "head_moments"),
         "chunked": ("vectors", "head_moments"),
         "reference": ("reference", "reference_moments"),
     },

@@ -19,9 +19,10 @@ from kernels.cases import CASES, problem_of
 from kernels.comparison import as_arrays, assert_agree
 from lightning_geo import kernels
 from lightning_geo.functional import attention_statistics
-from lightning_geo.kernels import MOMENTS, STREAM, AttentionProblem, AttentionStatistics, triton_vectors
+from lightning_geo.kernels import MOMENTS, STREAM, AttentionProblem, AttentionStatistics
 from lightning_geo.kernels.reference import reference
 from lightning_geo.kernels.triton import attention, missing, unsupported
+from lightning_geo.kernels.triton import vectors as vectors_on_triton
 
 _reason = missing(torch.device("cuda")) if torch.cuda.is_available() else "no CUDA device"
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(_reason is not None, reason=str(_reason))]
@@ -104,11 +105,11 @@ def test_vectors_agree_with_the_oracle(name: str) -> None:
         return type(result)(**{name: None if v is None else v.cpu() for name, v in fields.items()})
 
     wanted = frozenset(MOMENTS)
-    if triton_vectors.unsupported("head_moments", there, where, wanted) is None:
-        got = on_cpu(triton_vectors.head_moments(there, where, wanted))
+    if vectors_on_triton.unsupported("head_moments", there, where, wanted) is None:
+        got = on_cpu(vectors_on_triton.head_moments(there, where, wanted))
         vectors.assert_agree(got, kernels.head_moments(x, mask, wanted, "reference"))
     stream = frozenset(STREAM)
-    got = on_cpu(triton_vectors.stream_statistics(there[:, 0], where, there[:, 0].flip(-1), stream))
+    got = on_cpu(vectors_on_triton.stream_statistics(there[:, 0], where, there[:, 0].flip(-1), stream))
     expected = kernels.stream_statistics(x[:, 0], mask, x[:, 0].flip(-1), stream, "chunked")
     vectors.assert_agree(got, expected, 1e-4)
 

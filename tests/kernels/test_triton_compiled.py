@@ -11,8 +11,8 @@ import torch
 
 from lightning_geo.kernels import MOMENTS, STATISTICS, STREAM
 from lightning_geo.kernels.triton import Launch, launches
-from lightning_geo.kernels.triton_tiles import Tile, Tiles
-from lightning_geo.kernels.triton_vectors import moments_launch, stream_launch
+from lightning_geo.kernels.triton.tiles import Tile, Tiles
+from lightning_geo.kernels.triton.vectors import moments_launch, stream_launch
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed: it is for Linux only", allow_module_level=True)

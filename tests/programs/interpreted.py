@@ -28,10 +28,11 @@ from kernels import test_vectors as vectors  # noqa: E402
 from kernels.cases import CASES, problem_of, qk  # noqa: E402
 from kernels.comparison import as_arrays, assert_agree, assert_float32  # noqa: E402
 from lightning_geo import kernels  # noqa: E402
-from lightning_geo.kernels import MOMENTS, STATISTICS, STREAM, AttentionProblem, triton_vectors  # noqa: E402
+from lightning_geo.kernels import MOMENTS, STATISTICS, STREAM, AttentionProblem  # noqa: E402
 from lightning_geo.kernels.reference import reference  # noqa: E402
 from lightning_geo.kernels.triton import attention, unsupported  # noqa: E402
-from lightning_geo.kernels.triton_tiles import Tile, Tiles  # noqa: E402
+from lightning_geo.kernels.triton import vectors as vectors_on_triton  # noqa: E402
+from lightning_geo.kernels.triton.tiles import Tile, Tiles  # noqa: E402
 
 #: Small enough to cut the cases' 13 tokens nowhere and their 203 everywhere; the interpreter needs some 10 ms
 #: a tile of any size.
@@ -107,9 +108,9 @@ def stream_agrees(name: str) -> None:
     x = x[:, 0]
     for before in (None, (x.flip(-1) * 1.5 + 0.1)):
         for wanted in (frozenset(STREAM), frozenset(["directions"]), frozenset(["kurtosis", "update_ratio"])):
-            reason = triton_vectors.unsupported("stream_statistics", x, mask, before, wanted)
+            reason = vectors_on_triton.unsupported("stream_statistics", x, mask, before, wanted)
             assert reason is None, f"unsupported: {reason}"
-            got = triton_vectors.stream_statistics(upcast(x), mask, upcast(before), wanted)
+            got = vectors_on_triton.stream_statistics(upcast(x), mask, upcast(before), wanted)
             expected = kernels.stream_statistics(x, mask, before, wanted, "chunked")
             vectors.assert_agree(got, expected, 1e-4)
 
@@ -117,10 +118,10 @@ def stream_agrees(name: str) -> None:
 def moments_agree(name: str) -> None:
     x, mask = vector_case(name)
     for wanted in (frozenset(MOMENTS), frozenset(["directions"]), frozenset(["scatter"])):
-        if triton_vectors.unsupported("head_moments", x, mask, wanted) is not None:
+        if vectors_on_triton.unsupported("head_moments", x, mask, wanted) is not None:
             assert x.shape[-1] > 128
             continue
-        got = triton_vectors.head_moments(upcast(x), mask, wanted)
+        got = vectors_on_triton.head_moments(upcast(x), mask, wanted)
         vectors.assert_agree(got, kernels.head_moments(x, mask, wanted, "reference"))
 
 

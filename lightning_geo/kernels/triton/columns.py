@@ -3,10 +3,19 @@
 import triton
 import triton.language as tl
 
-from lightning_geo.kernels.triton_masks import HIDDEN, apply_key_row, apply_mask, in_band
-from lightning_geo.kernels.triton_rows import exponents, load_block, scaled_scores, sum_classes
+from lightning_geo.kernels.triton.masks import FLOAT_MASK
+from lightning_geo.kernels.triton.scores import (
+    HIDDEN,
+    Scoring,
+    exponents,
+    load_block,
+    masked_scores,
+    sum_classes,
+)
 
 __all__ = ["columns_kernel"]
+
+_FLOAT = tl.constexpr(FLOAT_MASK)
 
 
 @triton.jit
@@ -17,25 +26,14 @@ def _add_tile(
     column,
     query,
     rows,
-    key_row,
-    mask_a,
-    mask_b,
+    scoring,
     softmax,
     query_n,
     query_d,
-    a_q,
-    a_k,
-    b_q,
-    b_k,
     keys,
     measured,
     offset,
-    left,
-    right,
     plane,
-    scale,
-    softcap,
-    factor,
     CHECK: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -43,16 +41,8 @@ def _add_tile(
     BLOCK_N: tl.constexpr,
     UPCAST: tl.constexpr,
     PRECISION: tl.constexpr,
-    SCALED: tl.constexpr,
-    CAPPED: tl.constexpr,
-    LEFT: tl.constexpr,
-    RIGHT: tl.constexpr,
+    RULES: tl.constexpr,
     CHOSEN: tl.constexpr,
-    KEY_ROW: tl.constexpr,
-    MASK_A: tl.constexpr,
-    MASK_A_ROWS: tl.constexpr,
-    MASK_B: tl.constexpr,
-    MASK_B_ROWS: tl.constexpr,
 ):
     """Add what a block of rows gives. With CHECK rows may be beyond the last or outside a key's band."""
     slot = tile * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -74,18 +64,13 @@ def _add_tile(
     # rows that give nothing are not even read: they may hold NaN
     q = load_block(pointers, share > 0, channels, D, BLOCK_D, True, UPCAST)
     s = tl.dot(k, tl.trans(q), input_precision=PRECISION)
-    s = scaled_scores(s, scale, softcap, SCALED, CAPPED)
-    index = tl.minimum(column, keys - 1)[:, None].to(tl.int64)
-    if KEY_ROW != 0:
-        s = apply_key_row(s, tl.load(key_row + column)[:, None], KEY_ROW)
-    s = apply_mask(s, mask_a, row64[None, :], index, a_q, a_k, MASK_A, MASK_A_ROWS, GUARD=KEY_ROW != 0)
-    s = apply_mask(s, mask_b, row64[None, :], index, b_q, b_k, MASK_B, MASK_B_ROWS, GUARD=True)
-    if MASK_A == 2:  # a float mask may hold NaN for such rows, too
+    index = tl.minimum(column, keys - 1).to(tl.int64)
+    s = masked_scores(
+        s, s, row64, row + offset, column, index, scoring, RULES, QUERIES=1, KEYS=0, BAND=CHECK, VEILED=False
+    )
+    if RULES.a == _FLOAT:  # a float mask may hold NaN for such rows, too
         s = tl.where((share > 0)[None, :], s, HIDDEN)
-    if CHECK and (LEFT or RIGHT):
-        visible = in_band((row + offset)[None, :], column[:, None], left, right, LEFT, RIGHT)
-        s = tl.where(visible, s, HIDDEN)
-    e = tl.exp2(exponents(s, base[None, :], factor, SCALED)) * share[None, :]
+    e = tl.exp2(exponents(s, base[None, :], scoring.factor, RULES.scaled)) * share[None, :]
     return received + sum_classes(e, BLOCK_N, BLOCK_M)
 
 
@@ -135,16 +120,8 @@ def columns_kernel(
     BLOCK_N: tl.constexpr,
     UPCAST: tl.constexpr,
     PRECISION: tl.constexpr,
-    SCALED: tl.constexpr,
-    CAPPED: tl.constexpr,
-    LEFT: tl.constexpr,
-    RIGHT: tl.constexpr,
+    RULES: tl.constexpr,
     CHOSEN: tl.constexpr,
-    KEY_ROW: tl.constexpr,
-    MASK_A: tl.constexpr,
-    MASK_A_ROWS: tl.constexpr,
-    MASK_B: tl.constexpr,
-    MASK_B_ROWS: tl.constexpr,
 ):
     """What a block of keys of one head receives, from what :func:`rows_kernel` left of each row."""
     blocks = tl.cdiv(keys, BLOCK_N)
@@ -159,6 +136,7 @@ def columns_kernel(
     key_row += batch64 * row_b + head.to(tl.int64) * row_h
     mask_a += batch64 * a_b + head.to(tl.int64) * a_h
     mask_b += batch64 * b_b + head.to(tl.int64) * b_h
+    scoring = Scoring(key_row, mask_a, a_q, a_k, mask_b, b_q, b_k, left, right, scale, softcap, factor)
     softmax += flat.to(tl.int64) * measured
     rows += batch64 * measured
 
@@ -175,13 +153,13 @@ def columns_kernel(
     a = 0
     b = measured
     if not CHOSEN:
-        if RIGHT:
+        if RULES.right != 0:
             begin = tl.minimum(tl.maximum(first - right - offset, 0), measured)
             a = tl.minimum(tl.maximum(last - right - offset, 0), measured)
-        if LEFT:
+        if RULES.left:
             stop = tl.maximum(tl.minimum(last + left - offset + 1, measured), begin)
             b = tl.maximum(tl.minimum(first + left - offset + 1, measured), 0)
-    elif LEFT or RIGHT:
+    elif RULES.left or RULES.right != 0:
         b = 0
     begin = begin // BLOCK_M
     stop = tl.cdiv(stop, BLOCK_M)
@@ -191,19 +169,15 @@ def columns_kernel(
     total = tl.zeros([BLOCK_N, 8], tl.float32)
     for tile in range(a, b):
         total = _add_tile(
-            tile, k, total, column, query, rows, key_row, mask_a, mask_b, softmax, query_n, query_d,
-            a_q, a_k, b_q, b_k, keys, measured, offset, left, right, plane, scale, softcap, factor,
-            False, D, BLOCK_D, BLOCK_M, BLOCK_N, UPCAST, PRECISION, SCALED, CAPPED, LEFT, RIGHT, CHOSEN,
-            KEY_ROW, MASK_A, MASK_A_ROWS, MASK_B, MASK_B_ROWS,
+            tile, k, total, column, query, rows, scoring, softmax, query_n, query_d, keys, measured,
+            offset, plane, False, D, BLOCK_D, BLOCK_M, BLOCK_N, UPCAST, PRECISION, RULES, CHOSEN,
         )  # fmt: skip
     for step in range((a - begin) + (stop - b)):
         tile = begin + step
         tile = tl.where(tile >= a, tile + (b - a), tile)
         total = _add_tile(
-            tile, k, total, column, query, rows, key_row, mask_a, mask_b, softmax, query_n, query_d,
-            a_q, a_k, b_q, b_k, keys, measured, offset, left, right, plane, scale, softcap, factor,
-            True, D, BLOCK_D, BLOCK_M, BLOCK_N, UPCAST, PRECISION, SCALED, CAPPED, LEFT, RIGHT, CHOSEN,
-            KEY_ROW, MASK_A, MASK_A_ROWS, MASK_B, MASK_B_ROWS,
+            tile, k, total, column, query, rows, scoring, softmax, query_n, query_d, keys, measured,
+            offset, plane, True, D, BLOCK_D, BLOCK_M, BLOCK_N, UPCAST, PRECISION, RULES, CHOSEN,
         )  # fmt: skip
     mass = tl.sum(total, 1)
     # a NaN here means a NaN key that no live row sees, for otherwise the head is damaged

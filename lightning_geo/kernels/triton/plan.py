@@ -6,84 +6,39 @@ modules beside it.
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
 import math
-import os
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_geo.kernels.blocks import BlockRule
-from lightning_geo.kernels.masks import HIDDEN_BELOW
 from lightning_geo.kernels.problem import STATISTICS, AttentionProblem, AttentionStatistics
-from lightning_geo.kernels.triton_tiles import Tiles, tiles_for
+from lightning_geo.kernels.triton.launch import (
+    DTYPES,
+    Launch,
+    as_bytes,
+    interpreted,
+    missing,
+    on_device,
+    strides,
+)
+from lightning_geo.kernels.triton.masks import key_row_of, row_masks, rules_of
+from lightning_geo.kernels.triton.tiles import Tile, Tiles, tiles_for
 
-__all__ = [
-    "DTYPES",
-    "Launch",
-    "as_bytes",
-    "attention",
-    "launches",
-    "missing",
-    "on_device",
-    "strides",
-    "unsupported",
-]
+__all__ = ["attention", "launches", "unsupported"]
 
 _LOG2E = math.log2(math.e)
 
-#: What the kernels read.
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-
 # what the kernels for rows write, one plane each
 _PLANES = tuple(name for name in STATISTICS if name != "received")
-
-#: Score of a hidden key: ``triton_masks.HIDDEN`` for code that must do without Triton.
-HIDDEN_SCORE = -(2.0**100)
 
 # a multiple of all tiles' keys
 _PITCH = 128
 
 # factors of the exponent for which bare dot products can be hidden without overflow
 _TAME_FACTORS = (1e-3, 64.0)
-
-
-class Launch(NamedTuple):
-    """One kernel with its arguments."""
-
-    kernel: Any
-    programs: int
-    arguments: Mapping[str, Any]
-    constants: Mapping[str, Any]
-    options: Mapping[str, Any]
-
-    def run(self) -> None:
-        """Start it on the current device."""
-        self.kernel[(self.programs,)](**self.arguments, **self.constants, **self.options)
-
-
-def missing(device: torch.device) -> str | None:
-    """Say what keeps Triton's kernels from running on a device; None if nothing does."""
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed"
-    if not _interpreted():
-        if device.type != "cuda":
-            return f"tensors are on {device}, not on a CUDA device"
-        if torch.version.hip is not None:
-            return "the device is no NVIDIA GPU"
-        if torch.cuda.get_device_capability(device) < (8, 0):
-            return f"{torch.cuda.get_device_name(device)} has a compute capability below 8.0"
-    return None
-
-
-def on_device(device: torch.device) -> AbstractContextManager[object]:
-    """Make a CUDA device the current one, which kernels are launched on."""
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def unsupported(operation: str, problem: AttentionProblem) -> str | None:
@@ -106,7 +61,7 @@ def unsupported(operation: str, problem: AttentionProblem) -> str | None:
         return "it has no rows"
     if any(isinstance(mask, BlockRule) for mask in problem.masks):
         return "a BlockMask"
-    if len(_slots(problem)) > 2:
+    if len(row_masks(problem)) > 2:
         return f"{len(problem.masks)} masks that do not fit into two"
     return None
 
@@ -143,76 +98,22 @@ def launches(
     return _Plan(problem, capability, tiles).launches()
 
 
-def _interpreted() -> bool:
-    return os.environ.get("TRITON_INTERPRET") == "1"
-
-
-def _slots(problem: AttentionProblem) -> list[Tensor]:
-    """The masks that differ between rows, float ones first, bool ones merged where that makes none larger."""
-    masks = [mask for mask in problem.masks if isinstance(mask, Tensor) and mask.shape[2] > 1]
-    floats = [mask for mask in masks if mask.dtype != torch.bool]
-    bools: list[Tensor] = []
-    for mask in masks:
-        if mask.dtype == torch.bool:
-            for i, other in enumerate(bools):
-                shape = torch.broadcast_shapes(mask.shape, other.shape)
-                if math.prod(shape) <= max(mask.numel(), other.numel()):
-                    bools[i] = mask & other
-                    break
-            else:
-                bools.append(mask)
-    return floats + bools
-
-
-def _key_row(problem: AttentionProblem, pitch: int) -> tuple[Tensor | None, bool]:
-    """The masks that are the same for all rows as ``[B or 1, H or 1, pitch]``, and whether they add anything.
-
-    float32, so that a thread reads several at once; ``HIDDEN`` where a key is hidden, and beyond the last.
-    """
-    hidden: Tensor | None = None
-    bias: Tensor | None = None
-    for mask in problem.masks:
-        if isinstance(mask, Tensor) and mask.shape[2] == 1:
-            row = mask[:, :, 0]
-            if mask.dtype == torch.bool:
-                part = ~row
-            else:
-                part = row <= HIDDEN_BELOW
-                row = row.to(torch.float32).masked_fill(part, 0.0)
-                bias = row if bias is None else bias + row
-            hidden = part if hidden is None else hidden | part
-    if hidden is None:
-        return None, False
-    row = torch.zeros_like(hidden, dtype=torch.float32) if bias is None else bias
-    row = row.masked_fill(hidden, HIDDEN_SCORE)
-    row = row.expand(*row.shape[:2], problem.keys)
-    return F.pad(row, (0, pitch - problem.keys), value=HIDDEN_SCORE), bias is not None
-
-
-def _right(problem: AttentionProblem) -> int:
-    from lightning_geo.kernels.triton_masks import CAUSAL
-
-    return 0 if problem.right is None else CAUSAL.value if problem.right == 0 else 1
-
-
 class _Plan:
     """What the kernels of one problem have in common."""
 
     def __init__(self, problem: AttentionProblem, capability: tuple[int, int], tiles: Tiles | None) -> None:
-        from lightning_geo.kernels import triton_masks
-
         self.problem = problem
         query, key = problem.query, problem.key
         same = query.dtype == key.dtype
-        interpreted_bfloat16 = _interpreted() and torch.bfloat16 in (query.dtype, key.dtype)
+        interpreted_bfloat16 = interpreted() and torch.bfloat16 in (query.dtype, key.dtype)
         self.upcast = not same or interpreted_bfloat16  # bfloat16 arithmetic is wrong in the interpreter
         dtype = torch.float32 if self.upcast else query.dtype
         width = query.shape[3]
         block = max(16, 1 << (width - 1).bit_length())
-        masks = _slots(problem)
+        masks = row_masks(problem)
         # rows of keys reach to the end of any tile
         self.pitch = -(-problem.keys // _PITCH) * _PITCH
-        key_row, biased = _key_row(problem, self.pitch)
+        key_row, biased = key_row_of(problem, self.pitch)
         factor = problem.scale * _LOG2E
         # bare dot products save a multiplication per score; float masks and caps need scores
         scaled = (
@@ -226,22 +127,15 @@ class _Plan:
             "left": problem.left or 0,
             "right": problem.right or 0,
         }
-        self.band_flags = {"LEFT": problem.left is not None, "RIGHT": _right(problem)}
         self.masks: dict[str, Any] = {
             "key_row": query if key_row is None else key_row,
             **strides("row", "bh", None if key_row is None else key_row[..., 0]),
         }
-        self.mask_flags: dict[str, Any] = {"KEY_ROW": 0 if key_row is None else 2 if biased else 1}
+        self.rules = rules_of(problem, masks, 0 if key_row is None else 2 if biased else 1, scaled)
         for slot, name in enumerate("ab"):
             mask = masks[slot] if slot < len(masks) else None
-            kind = 0
-            if mask is not None:
-                is_bool = mask.dtype == torch.bool
-                kind = (triton_masks.BOOL_MASK if is_bool else triton_masks.FLOAT_MASK).value
             self.masks[f"mask_{name}"] = query if mask is None else as_bytes(mask)
             self.masks |= strides(name, "bhqk", mask)
-            self.mask_flags[f"MASK_{name.upper()}"] = kind
-            self.mask_flags[f"MASK_{name.upper()}_ROWS"] = mask is not None and mask.shape[2] > 1
         self.scores = {
             "scale": problem.scale / (problem.softcap or 1.0),
             "softcap": problem.softcap or 1.0,
@@ -253,15 +147,13 @@ class _Plan:
             "UPCAST": self.upcast,
             # three TF32 products keep float32's digits on tensor cores
             "PRECISION": "tf32x3" if dtype == torch.float32 else "tf32",
-            "SCALED": scaled,
-            "CAPPED": problem.softcap is not None,
         }
         hungry = bool(problem.masks) or (self._asked("special_mass") and block > 64)
         self.tiles = tiles or tiles_for(block, dtype, capability, hungry, bool(masks))
         together = masks if key_row is None else [*masks, key_row]
         self.mask_heads = max((mask.shape[1] for mask in together), default=1)
         # whether rows differ in which keys they may see
-        self.per_row = any(self.band_flags.values()) or bool(masks)
+        self.per_row = problem.left is not None or problem.right is not None or bool(masks)
         self.count = self._asked("visible_keys") and bool(problem.masks)
         self.planes = [name for name in _PLANES if self._asked(name)]
 
@@ -293,7 +185,7 @@ class _Plan:
         return todo, AttentionStatistics(live=live, received=received, **fields)
 
     def _visibility(self, count: bool) -> tuple[Launch, Tensor, Tensor]:
-        from lightning_geo.kernels import triton_masks
+        from lightning_geo.kernels.triton.visibility import visibility_kernel
 
         problem = self.problem
         batch, _, queries, _ = problem.query.shape
@@ -302,7 +194,7 @@ class _Plan:
         first = problem.query.new_full((batch,), problem.keys, dtype=torch.int32)
         tile = (32, 128)
         launch = Launch(
-            triton_masks.visibility_kernel,
+            visibility_kernel,
             batch * self.mask_heads * -(-rows // tile[0]),
             {
                 "query_mask": self._flags(problem.query_mask),
@@ -321,8 +213,7 @@ class _Plan:
                 "FIRST": self._asked("first_mass"),
                 "BLOCK_M": tile[0],
                 "BLOCK_N": tile[1],
-                **self.band_flags,
-                **self.mask_flags,
+                "RULES": self.rules,
             },
             {"num_warps": 4},
         )
@@ -337,7 +228,7 @@ class _Plan:
         softmax: Tensor | None,
         damaged: Tensor | None,
     ) -> Launch:
-        from lightning_geo.kernels import triton_rows
+        from lightning_geo.kernels.triton.rows import rows_kernel
 
         problem = self.problem
         counted = counts if self.count else None
@@ -346,7 +237,7 @@ class _Plan:
         }
         tile = self.tiles.rows
         return Launch(
-            triton_rows.rows_kernel,
+            rows_kernel,
             problem.rows_shape[0] * problem.rows_shape[1] * -(-problem.rows_shape[2] // tile.queries),
             {
                 **self._inputs(),
@@ -375,12 +266,12 @@ class _Plan:
         )
 
     def _columns(self, softmax: Tensor | None, damaged: Tensor | None, received: Tensor) -> Launch:
-        from lightning_geo.kernels import triton_columns
+        from lightning_geo.kernels.triton.columns import columns_kernel
 
         problem = self.problem
         tile = self.tiles.columns
         return Launch(
-            triton_columns.columns_kernel,
+            columns_kernel,
             received.shape[0] * received.shape[1] * -(-problem.keys // tile.keys),
             {**self._inputs(), "softmax": softmax, "damaged": damaged, "received": received},
             self._tile_constants(tile),
@@ -406,11 +297,10 @@ class _Plan:
             **self.scores,
         }
 
-    def _tile_constants(self, tile: Any) -> dict[str, Any]:
+    def _tile_constants(self, tile: Tile) -> dict[str, Any]:
         return {
             **self.dots,
-            **self.band_flags,
-            **self.mask_flags,
+            "RULES": self.rules,
             "CHOSEN": self.problem.rows is not None,
             "BLOCK_M": tile.queries,
             "BLOCK_N": tile.keys,
@@ -426,19 +316,6 @@ class _Plan:
         return self.problem.query if flags is None else as_bytes(flags.contiguous())
 
 
-def as_bytes(mask: Tensor) -> Tensor:
-    """View flags as bytes, which kernels read and write; anything else stays."""
-    return mask.view(torch.uint8) if mask.dtype == torch.bool else mask
-
-
-def strides(name: str, axes: str, tensor: Tensor | None) -> dict[str, int]:
-    """Strides by argument name, 0 along axes of size 1, which are read for every index."""
-    if tensor is None:
-        return {f"{name}_{axis}": 0 for axis in axes}
-    steps = zip(axes, tensor.shape, tensor.stride(), strict=True)
-    return {f"{name}_{axis}": stride if size > 1 else 0 for axis, size, stride in steps}
-
-
-def _options(tile: Any) -> dict[str, Any]:
+def _options(tile: Tile) -> dict[str, Any]:
     # Triton 3.10 has fused multiply-adds off by default: a quarter more instructions
     return {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True}

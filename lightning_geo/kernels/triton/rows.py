@@ -14,68 +14,23 @@ threads, and sums over a tile stay within a thread. They cross threads once, at 
 import triton
 import triton.language as tl
 
-from lightning_geo.kernels.triton_masks import CAUSAL, HIDDEN, apply_key_row, apply_mask, in_band
+from lightning_geo.kernels.triton.masks import CAUSAL
+from lightning_geo.kernels.triton.scores import (
+    BOOL,
+    HIDDEN,
+    Scoring,
+    base_of,
+    exponents,
+    load_block,
+    masked_scores,
+    sum_classes,
+)
+from lightning_geo.kernels.triton.shares import dot_step, share_of
 
-__all__ = ["base_of", "exponents", "load_block", "rows_kernel", "scaled_scores", "sum_classes"]
+__all__ = ["rows_kernel"]
 
 _LN2 = tl.constexpr(0.6931471805599453)
-_LOG2E = tl.constexpr(1.4426950408889634)
-
-
-@triton.jit
-def load_block(
-    pointers,
-    inside,
-    channels,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    CHECK: tl.constexpr,
-    UPCAST: tl.constexpr,
-):
-    """Load [n, BLOCK_D] vectors, 0 beyond D and, with ``CHECK``, where not ``inside``."""
-    if CHECK and D != BLOCK_D:
-        values = tl.load(pointers, mask=inside[:, None] & (channels < D)[None, :], other=0.0)
-    elif CHECK:
-        values = tl.load(pointers, mask=inside[:, None], other=0.0)
-    elif D != BLOCK_D:
-        values = tl.load(pointers, mask=(channels < D)[None, :], other=0.0)
-    else:
-        values = tl.load(pointers)
-    return values.to(tl.float32) if UPCAST else values
-
-
-@triton.jit
-def scaled_scores(dots, scale, softcap, SCALED: tl.constexpr, CAPPED: tl.constexpr):
-    """Turn dot products into scores before masks; bare ones stay, their scale is in the exponent's factor.
-
-    With a cap, ``scale`` is divided by it.
-    """
-    if SCALED:
-        dots = dots * scale
-    if CAPPED:
-        # tanh from 2^-|x|: no overflow, and infinite scores end at the cap
-        decay = tl.exp2(tl.abs(dots) * (-2.0 * _LOG2E))
-        bent = softcap * (1.0 - decay) / (1.0 + decay)
-        dots = tl.where(dots < 0, -bent, bent)
-    return dots
-
-
-@triton.jit
-def base_of(peak, factor, SCALED: tl.constexpr):
-    """Find what :func:`exponents` take from scores."""
-    return peak if SCALED else peak * factor
-
-
-@triton.jit
-def exponents(s, base, factor, SCALED: tl.constexpr):
-    """Exponents of 2: 0 at the peak, but for the rounding of ``base``."""
-    return (s - base) * factor if SCALED else tl.fma(s, factor, -base)
-
-
-@triton.jit
-def sum_classes(values, M: tl.constexpr, N: tl.constexpr):
-    """Sum [M, N] over the columns of each class: [M, 8]."""
-    return tl.sum(tl.reshape(values, [M, N // 8, 8]), 1)
+_CAUSAL = tl.constexpr(CAUSAL)
 
 
 @triton.jit
@@ -92,9 +47,7 @@ def _tile(
     q,
     key,
     special,
-    key_row,
-    mask_a,
-    mask_b,
+    scoring,
     row,
     position,
     peak,
@@ -107,16 +60,7 @@ def _tile(
     marked,
     key_n,
     key_d,
-    a_q,
-    a_k,
-    b_q,
-    b_k,
     keys,
-    left,
-    right,
-    scale,
-    softcap,
-    factor,
     KIND: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -125,15 +69,7 @@ def _tile(
     TAIL: tl.constexpr,
     UPCAST: tl.constexpr,
     PRECISION: tl.constexpr,
-    SCALED: tl.constexpr,
-    CAPPED: tl.constexpr,
-    LEFT: tl.constexpr,
-    RIGHT: tl.constexpr,
-    KEY_ROW: tl.constexpr,
-    MASK_A: tl.constexpr,
-    MASK_A_ROWS: tl.constexpr,
-    MASK_B: tl.constexpr,
-    MASK_B_ROWS: tl.constexpr,
+    RULES: tl.constexpr,
     SQUARES: tl.constexpr,
     SIDES: tl.constexpr,
     DISTANCE: tl.constexpr,
@@ -153,48 +89,27 @@ def _tile(
     index = tl.minimum(column, keys - 1) if KIND == 0 and TAIL else column
     # A dense mask of flags enters as the product's accumulator: so it takes the layout of the product. The
     # other way round, every sum over the tile would be shuffled across threads.
-    FLAGS: tl.constexpr = MASK_A == 1 and MASK_A_ROWS
-    if FLAGS:
-        places = mask_a + (row * a_q)[:, None] + (index.to(tl.int64) * a_k)[None, :]
+    VEILED: tl.constexpr = RULES.a == BOOL and RULES.a_rows
+    if VEILED:
+        places = scoring.mask_a + (row * scoring.a_q)[:, None] + (index.to(tl.int64) * scoring.a_k)[None, :]
         veil = tl.where(tl.load(places) != 0, 0.0, HIDDEN)
         s = tl.dot(q, tl.trans(k), veil, input_precision=PRECISION)
     else:
         s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-    s = scaled_scores(s, scale, softcap, SCALED, CAPPED)
-    if FLAGS:
-        s = tl.where(veil == HIDDEN, HIDDEN, s)
-    if KEY_ROW != 0:
-        # its bias leaves what is hidden hidden, unless it is a NaN
-        hide = apply_key_row(s, tl.load(key_row + column)[None, :], KEY_ROW)
-        s = tl.where(s == HIDDEN, HIDDEN, hide) if FLAGS and KEY_ROW == 2 else hide
-    if MASK_A != 0 and not FLAGS:
-        s = apply_mask(
-            s,
-            mask_a,
-            row[:, None],
-            index[None, :].to(tl.int64),
-            a_q,
-            a_k,
-            MASK_A,
-            MASK_A_ROWS,
-            GUARD=KEY_ROW != 0,
-        )
-    if MASK_B != 0:
-        s = apply_mask(
-            s, mask_b, row[:, None], index[None, :].to(tl.int64), b_q, b_k, MASK_B, MASK_B_ROWS, GUARD=True
-        )
-    if KIND == 0 and TAIL and KEY_ROW == 0:
+    s = masked_scores(
+        s, veil if VEILED else s, row, position, column, index.to(tl.int64), scoring, RULES,
+        QUERIES=0, KEYS=1, BAND=KIND == 0, VEILED=VEILED,
+    )  # fmt: skip
+    if KIND == 0 and TAIL and RULES.key_row == 0:
         s = tl.where((column < keys)[None, :], s, HIDDEN)
-    if KIND == 0 and (LEFT or RIGHT):
-        s = tl.where(in_band(position[:, None], column[None, :], left, right, LEFT, RIGHT), s, HIDDEN)
 
     new = tl.maximum(peak, tl.max(s, 1))
-    base = base_of(new, factor, SCALED)
-    shift = base_of(peak, factor, SCALED) - base
-    if SCALED:
-        shift *= factor
+    base = base_of(new, scoring.factor, RULES.scaled)
+    shift = base_of(peak, scoring.factor, RULES.scaled) - base
+    if RULES.scaled:
+        shift *= scoring.factor
     decay = tl.exp2(shift)[:, None]
-    t = exponents(s, base[:, None], factor, SCALED)
+    t = exponents(s, base[:, None], scoring.factor, RULES.scaled)
     e = tl.exp2(t)
 
     mass = sum_classes(e, BLOCK_M, BLOCK_N)
@@ -211,7 +126,7 @@ def _tile(
             before += mass
         elif KIND == 0:
             before += sum_classes(tl.where(ahead < 0, e, 0.0), BLOCK_M, BLOCK_N)
-    if SIDES and RIGHT != CAUSAL:
+    if SIDES and RULES.right != _CAUSAL:
         after = decay * after
         if KIND > 0:
             after += mass
@@ -227,60 +142,6 @@ def _tile(
         weight = tl.load(special + column)[None, :]
         marked = decay * marked + sum_classes(e * weight, BLOCK_M, BLOCK_N)
     return new, total, moment, squares, before, after, distance, marked
-
-
-@triton.jit
-def _dot_step(dots, q, key, index, inside, channels, key_n, key_d, D: tl.constexpr, WANTED: tl.constexpr):
-    if WANTED:
-        pointers = key + (index * key_n)[:, None] + channels[None, :] * key_d
-        k = tl.load(pointers, mask=inside[:, None] & (channels < D)[None, :], other=0.0)
-        dots += q * k.to(tl.float32)
-    return dots
-
-
-@triton.jit
-def _share(
-    dot,
-    column,
-    index,
-    inside,
-    key_row,
-    mask_a,
-    mask_b,
-    row,
-    position,
-    base,
-    total,
-    a_q,
-    a_k,
-    b_q,
-    b_k,
-    left,
-    right,
-    scale,
-    softcap,
-    factor,
-    SCALED: tl.constexpr,
-    CAPPED: tl.constexpr,
-    LEFT: tl.constexpr,
-    RIGHT: tl.constexpr,
-    KEY_ROW: tl.constexpr,
-    MASK_A: tl.constexpr,
-    MASK_A_ROWS: tl.constexpr,
-    MASK_B: tl.constexpr,
-    MASK_B_ROWS: tl.constexpr,
-):
-    """Probability of one key per row, from its dot product; 0 where it is hidden or does not exist."""
-    s = scaled_scores(dot, scale, softcap, SCALED, CAPPED)
-    if KEY_ROW != 0:
-        s = apply_key_row(s, tl.load(key_row + index), KEY_ROW)
-    s = apply_mask(s, mask_a, row, index, a_q, a_k, MASK_A, MASK_A_ROWS, GUARD=KEY_ROW != 0)
-    s = apply_mask(s, mask_b, row, index, b_q, b_k, MASK_B, MASK_B_ROWS, GUARD=True)
-    if LEFT or RIGHT:
-        inside = inside & in_band(position, column, left, right, LEFT, RIGHT)
-    s = tl.where(inside, s, HIDDEN)
-    # this dot product is summed in another order than the tile's: not above 1 for that
-    return tl.minimum(tl.exp2(exponents(s, base, factor, SCALED)) / total, 1.0)
 
 
 @triton.jit
@@ -347,17 +208,9 @@ def rows_kernel(
     TAIL: tl.constexpr,
     UPCAST: tl.constexpr,
     PRECISION: tl.constexpr,
-    SCALED: tl.constexpr,
-    CAPPED: tl.constexpr,
-    LEFT: tl.constexpr,
-    RIGHT: tl.constexpr,
+    RULES: tl.constexpr,
     CHOSEN: tl.constexpr,
     QUERY_MASK: tl.constexpr,
-    KEY_ROW: tl.constexpr,
-    MASK_A: tl.constexpr,
-    MASK_A_ROWS: tl.constexpr,
-    MASK_B: tl.constexpr,
-    MASK_B_ROWS: tl.constexpr,
     COUNTED: tl.constexpr,
     RECEIVED: tl.constexpr,
     VISIBLE_KEYS: tl.constexpr,
@@ -383,7 +236,7 @@ def rows_kernel(
     blocks = tl.cdiv(measured, BLOCK_M)
     pid = tl.program_id(0)
     block = pid % blocks
-    if RIGHT:  # the longest first, so that no long one is left for the end
+    if RULES.right != 0:  # the longest first, so that no long one is left for the end
         block = blocks - 1 - block
     head = (pid // blocks) % heads
     batch = (pid // blocks) // heads
@@ -394,6 +247,7 @@ def rows_kernel(
     mask_b += batch64 * b_b + head.to(tl.int64) * b_h
     key_row += batch64 * row_b + head.to(tl.int64) * row_h
     special += batch64 * pitch
+    scoring = Scoring(key_row, mask_a, a_q, a_k, mask_b, b_q, b_k, left, right, scale, softcap, factor)
 
     # ---- rows
     slot = block * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -417,25 +271,25 @@ def rows_kernel(
     any_real = highest >= lowest
     begin = 0
     stop = keys
-    if LEFT:
+    if RULES.left:
         begin = tl.minimum(tl.maximum(lowest - left, 0), keys)
-    if RIGHT:
+    if RULES.right != 0:
         stop = tl.maximum(tl.minimum(highest + right + 1, keys), begin)
     begin = tl.where(any_real, begin, 0) // BLOCK_N
     stop = tl.cdiv(tl.where(any_real, stop, 0), BLOCK_N)
     # whole tiles [a, b) lie before all rows and [c, d) after them, and no row's band cuts them
     a = begin
-    if LEFT:
+    if RULES.left:
         a = tl.minimum(tl.cdiv(tl.maximum(highest - left, 0), BLOCK_N), stop)
         a = tl.maximum(a, begin)
     limit = keys
-    if RIGHT:
+    if RULES.right != 0:
         limit = tl.minimum(keys, tl.maximum(lowest + right + 1, 0))
     if SIDES or DISTANCE >= 0:
         b = tl.minimum(tl.maximum(lowest, 0), limit) // BLOCK_N
         b = tl.maximum(tl.minimum(b, stop), a)
         c = tl.minimum(tl.maximum(tl.cdiv(tl.maximum(highest + 1, 0), BLOCK_N), b), stop)
-        if LEFT:
+        if RULES.left:
             c = tl.maximum(c, a)
         d = tl.maximum(tl.minimum(limit // BLOCK_N, stop), c)
     else:  # nobody asks on which side a key lies
@@ -453,11 +307,9 @@ def rows_kernel(
     marked = tl.zeros([BLOCK_M, 8], tl.float32)
     for tile in range(a, b):
         peak, total, moment, squares, before, after, distance, marked = _tile(
-            tile, q, key, special, key_row, mask_a, mask_b, row64, position,
-            peak, total, moment, squares, before, after, distance, marked,
-            key_n, key_d, a_q, a_k, b_q, b_k, keys, left, right, scale, softcap, factor,
-            -1, D, BLOCK_D, BLOCK_M, BLOCK_N, TAIL, UPCAST, PRECISION, SCALED, CAPPED, LEFT, RIGHT,
-            KEY_ROW, MASK_A, MASK_A_ROWS, MASK_B, MASK_B_ROWS,
+            tile, q, key, special, scoring, row64, position,
+            peak, total, moment, squares, before, after, distance, marked, key_n, key_d, keys,
+            -1, D, BLOCK_D, BLOCK_M, BLOCK_N, TAIL, UPCAST, PRECISION, RULES,
             CONCENTRATION >= 0, SIDES, DISTANCE >= 0, SPECIAL_MASS >= 0,
         )  # fmt: skip
     for step in range((a - begin) + (c - b) + (stop - d)):
@@ -465,21 +317,17 @@ def rows_kernel(
         tile = tl.where(tile >= a, tile + (b - a), tile)
         tile = tl.where(tile >= c, tile + (d - c), tile)
         peak, total, moment, squares, before, after, distance, marked = _tile(
-            tile, q, key, special, key_row, mask_a, mask_b, row64, position,
-            peak, total, moment, squares, before, after, distance, marked,
-            key_n, key_d, a_q, a_k, b_q, b_k, keys, left, right, scale, softcap, factor,
-            0, D, BLOCK_D, BLOCK_M, BLOCK_N, TAIL, UPCAST, PRECISION, SCALED, CAPPED, LEFT, RIGHT,
-            KEY_ROW, MASK_A, MASK_A_ROWS, MASK_B, MASK_B_ROWS,
+            tile, q, key, special, scoring, row64, position,
+            peak, total, moment, squares, before, after, distance, marked, key_n, key_d, keys,
+            0, D, BLOCK_D, BLOCK_M, BLOCK_N, TAIL, UPCAST, PRECISION, RULES,
             CONCENTRATION >= 0, SIDES, DISTANCE >= 0, SPECIAL_MASS >= 0,
         )  # fmt: skip
-    if (SIDES or DISTANCE >= 0) and RIGHT != CAUSAL:
+    if (SIDES or DISTANCE >= 0) and RULES.right != _CAUSAL:
         for tile in range(c, d):
             peak, total, moment, squares, before, after, distance, marked = _tile(
-                tile, q, key, special, key_row, mask_a, mask_b, row64, position,
-                peak, total, moment, squares, before, after, distance, marked,
-                key_n, key_d, a_q, a_k, b_q, b_k, keys, left, right, scale, softcap, factor,
-                1, D, BLOCK_D, BLOCK_M, BLOCK_N, TAIL, UPCAST, PRECISION, SCALED, CAPPED, LEFT, RIGHT,
-                KEY_ROW, MASK_A, MASK_A_ROWS, MASK_B, MASK_B_ROWS,
+                tile, q, key, special, scoring, row64, position,
+                peak, total, moment, squares, before, after, distance, marked, key_n, key_d, keys,
+                1, D, BLOCK_D, BLOCK_M, BLOCK_N, TAIL, UPCAST, PRECISION, RULES,
                 CONCENTRATION >= 0, SIDES, DISTANCE >= 0, SPECIAL_MASS >= 0,
             )  # fmt: skip
 
@@ -490,7 +338,7 @@ def rows_kernel(
     alive = real & ((peak > 0.5 * HIDDEN) | (spread != spread))
     finite = (mass + spread) - (mass + spread) == 0.0
     defined = alive & finite
-    base = base_of(peak, factor, SCALED)
+    base = base_of(peak, factor, RULES.scaled)
     share = 1.0 / mass
     at = (batch * heads + head).to(tl.int64) * measured + slot
     tl.store(live + at, alive.to(tl.int8), mask=inside)
@@ -501,15 +349,15 @@ def rows_kernel(
         broken = tl.max((alive & ~finite).to(tl.int32), 0)
         tl.store(damaged + batch * heads + head, 1, mask=broken != 0)
 
-    logsumexp = base + tl.log2(mass) * _LN2 if SCALED else (base + tl.log2(mass)) * _LN2
+    logsumexp = base + tl.log2(mass) * _LN2 if RULES.scaled else (base + tl.log2(mass)) * _LN2
     _store(planes, plane, at, logsumexp, defined, inside, LOGSUMEXP)
     entropy = (tl.log2(mass) + spread * share) * _LN2
     _store(planes, plane, at, tl.maximum(entropy, 0.0), defined, inside, ENTROPY)
     if CONCENTRATION >= 0:
         _store(planes, plane, at, tl.sum(squares, 1) * share * share, defined, inside, CONCENTRATION)
-    top = tl.minimum(tl.exp2(exponents(peak, base, factor, SCALED)) * share, 1.0)
+    top = tl.minimum(tl.exp2(exponents(peak, base, factor, RULES.scaled)) * share, 1.0)
     _store(planes, plane, at, top, defined, inside, MAX_PROBABILITY)
-    _store(planes, plane, at, peak if SCALED else peak * scale, defined, inside, MAX_LOGIT)
+    _store(planes, plane, at, peak if RULES.scaled else peak * scale, defined, inside, MAX_LOGIT)
     if SIDES:
         _store(planes, plane, at, tl.sum(before, 1) * share, defined, inside, BACKWARD_MASS)
         _store(planes, plane, at, tl.sum(after, 1) * share, defined, inside, FORWARD_MASS)
@@ -543,39 +391,56 @@ def rows_kernel(
             some = start + tl.arange(0, 16)
             places = query + (row64 * query_n)[:, None] + some[None, :] * query_d
             part = tl.load(places, mask=(some < D)[None, :], other=0.0).to(tl.float32)
-            dots_p = _dot_step(
-                dots_p, part, key, index_p, inside_p, some, key_n, key_d, D, PREVIOUS_MASS >= 0
-            )
-            dots_s = _dot_step(dots_s, part, key, index_s, inside_s, some, key_n, key_d, D, SELF_MASS >= 0)
-            dots_n = _dot_step(dots_n, part, key, index_n, inside_n, some, key_n, key_d, D, NEXT_MASS >= 0)
-            dots_f = _dot_step(dots_f, part, key, index_f, inside_f, some, key_n, key_d, D, FIRST_MASS >= 0)
+            dots_p = dot_step(dots_p, part, key, index_p, inside_p, some, key_n, key_d, D, PREVIOUS_MASS >= 0)
+            dots_s = dot_step(dots_s, part, key, index_s, inside_s, some, key_n, key_d, D, SELF_MASS >= 0)
+            dots_n = dot_step(dots_n, part, key, index_n, inside_n, some, key_n, key_d, D, NEXT_MASS >= 0)
+            dots_f = dot_step(dots_f, part, key, index_f, inside_f, some, key_n, key_d, D, FIRST_MASS >= 0)
         if PREVIOUS_MASS >= 0:
-            found = _share(
-                tl.sum(dots_p, 1), position - 1, index_p, inside_p, key_row, mask_a, mask_b, row64, position,
-                base, mass, a_q, a_k, b_q, b_k, left, right, scale, softcap, factor,
-                SCALED, CAPPED, LEFT, RIGHT, KEY_ROW, MASK_A, MASK_A_ROWS, MASK_B, MASK_B_ROWS,
-            )  # fmt: skip
+            found = share_of(
+                tl.sum(dots_p, 1),
+                position - 1,
+                index_p,
+                inside_p,
+                row64,
+                position,
+                base,
+                mass,
+                scoring,
+                RULES,
+            )
             _store(planes, plane, at, found, defined, inside, PREVIOUS_MASS)
         if SELF_MASS >= 0:
-            found = _share(
-                tl.sum(dots_s, 1), position, index_s, inside_s, key_row, mask_a, mask_b, row64, position,
-                base, mass, a_q, a_k, b_q, b_k, left, right, scale, softcap, factor,
-                SCALED, CAPPED, LEFT, RIGHT, KEY_ROW, MASK_A, MASK_A_ROWS, MASK_B, MASK_B_ROWS,
-            )  # fmt: skip
+            found = share_of(
+                tl.sum(dots_s, 1), position, index_s, inside_s, row64, position, base, mass, scoring, RULES
+            )
             _store(planes, plane, at, found, defined, inside, SELF_MASS)
         if NEXT_MASS >= 0:
-            found = _share(
-                tl.sum(dots_n, 1), position + 1, index_n, inside_n, key_row, mask_a, mask_b, row64, position,
-                base, mass, a_q, a_k, b_q, b_k, left, right, scale, softcap, factor,
-                SCALED, CAPPED, LEFT, RIGHT, KEY_ROW, MASK_A, MASK_A_ROWS, MASK_B, MASK_B_ROWS,
-            )  # fmt: skip
+            found = share_of(
+                tl.sum(dots_n, 1),
+                position + 1,
+                index_n,
+                inside_n,
+                row64,
+                position,
+                base,
+                mass,
+                scoring,
+                RULES,
+            )
             _store(planes, plane, at, found, defined, inside, NEXT_MASS)
         if FIRST_MASS >= 0:
-            found = _share(
-                tl.sum(dots_f, 1), first_column, index_f, inside_f, key_row, mask_a, mask_b, row64, position,
-                base, mass, a_q, a_k, b_q, b_k, left, right, scale, softcap, factor,
-                SCALED, CAPPED, LEFT, RIGHT, KEY_ROW, MASK_A, MASK_A_ROWS, MASK_B, MASK_B_ROWS,
-            )  # fmt: skip
+            found = share_of(
+                tl.sum(dots_f, 1),
+                first_column,
+                index_f,
+                inside_f,
+                row64,
+                position,
+                base,
+                mass,
+                scoring,
+                RULES,
+            )
             _store(planes, plane, at, found, defined, inside, FIRST_MASS)
     if VISIBLE_KEYS >= 0:
         if COUNTED:
@@ -583,9 +448,9 @@ def rows_kernel(
         else:
             nearest = tl.zeros([BLOCK_M], tl.int32)
             farthest = nearest + (keys - 1)
-            if LEFT:
+            if RULES.left:
                 nearest = tl.maximum(position - left, 0)
-            if RIGHT:
+            if RULES.right != 0:
                 farthest = tl.minimum(position + right, keys - 1)
             visible = tl.maximum(farthest - nearest + 1, 0).to(tl.float32)
         tl.store(planes + plane * VISIBLE_KEYS + at, visible, mask=inside)

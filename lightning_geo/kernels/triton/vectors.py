@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_geo.kernels.precision import exactly
-from lightning_geo.kernels.triton import DTYPES, Launch, as_bytes, missing, on_device, strides
+from lightning_geo.kernels.triton.launch import DTYPES, Launch, as_bytes, missing, on_device, strides
 from lightning_geo.kernels.vectors import HeadMoments, StreamStatistics
 
 __all__ = ["head_moments", "moments_launch", "stream_launch", "stream_statistics", "unsupported"]
@@ -61,7 +61,7 @@ def stream_launch(
     x: Tensor, mask: Tensor | None, before: Tensor | None, wanted: frozenset[str]
 ) -> tuple[Launch, StreamStatistics, Tensor | None, Tensor | None]:
     """Prepare the kernel, the planes that it fills, and its partial sums, ``[B, chunks, …]`` each."""
-    from lightning_geo.kernels import triton_moments
+    from lightning_geo.kernels.triton import moments
 
     batch, tokens, width = x.shape
     block = max(16, _power(width))
@@ -81,7 +81,7 @@ def stream_launch(
     directed = x.new_empty(batch, chunks, dtype=torch.float32) if directions else None
     start = x if before is None else before
     launch = Launch(
-        triton_moments.stream_kernel,
+        moments.stream_kernel,
         batch * chunks,
         {
             "x": x,
@@ -134,7 +134,7 @@ def moments_launch(
     x: Tensor, mask: Tensor | None, wanted: frozenset[str]
 ) -> tuple[Launch, Tensor | None, dict[str, Tensor]]:
     """Prepare the kernel, the norms that it fills, and its partial moments, ``[B, chunks, …]`` each."""
-    from lightning_geo.kernels import triton_moments
+    from lightning_geo.kernels.triton import moments
 
     batch, heads, tokens, width = x.shape
     block = max(16, _power(width))
@@ -160,7 +160,7 @@ def moments_launch(
         }
     unused = x if norm is None else norm
     launch = Launch(
-        triton_moments.moments_kernel,
+        moments.moments_kernel,
         batch * chunks * heads,
         {
             "x": x,

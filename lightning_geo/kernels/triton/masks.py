@@ -1,0 +1,117 @@
+"""Masks as the kernels read them: at most two that differ between rows, and one row of keys for the rest.
+
+This module loads without Triton.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_geo.kernels.masks import HIDDEN_BELOW
+from lightning_geo.kernels.problem import AttentionProblem
+
+__all__ = [
+    "BOOL_MASK",
+    "CAUSAL",
+    "FLOAT_MASK",
+    "HIDDEN_SCORE",
+    "Rules",
+    "key_row_of",
+    "row_masks",
+    "rules_of",
+]
+
+#: Score of a hidden key: finite, so that no inf - inf arises, and a power of two, so that a product with
+#: it is exact: a fused multiply-add must find it equal to itself.
+HIDDEN_SCORE = -(2.0**100)
+
+#: The kinds of a mask slot; 0 is an empty one.
+BOOL_MASK, FLOAT_MASK = 1, 2
+
+#: A right side that ends at the row's own position; 0 is an open one, 1 any other.
+CAUSAL = 2
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How dot products become scores: one constexpr argument that a kernel is compiled for.
+
+    Args:
+        scaled: Scores are scaled before masks; else the scale is in the exponent's factor.
+        capped: There is a softcap.
+        left: A window ends on the left.
+        right: 0, 1 or ``CAUSAL``.
+        key_row: 0 without a row of keys, 1 where it only hides, 2 where it adds a bias, too.
+        a: Kind of the first mask slot.
+        a_rows: It differs between rows.
+        b: Kind of the second.
+        b_rows: It differs between rows.
+    """
+
+    scaled: bool
+    capped: bool
+    left: bool
+    right: int
+    key_row: int
+    a: int
+    a_rows: bool
+    b: int
+    b_rows: bool
+
+
+def rules_of(problem: AttentionProblem, masks: list[Tensor], key_row: int, scaled: bool) -> Rules:
+    """Read the rules off a problem and its masks."""
+    kinds = [BOOL_MASK if mask.dtype == torch.bool else FLOAT_MASK for mask in masks] + [0, 0]
+    per_row = [mask.shape[2] > 1 for mask in masks] + [False, False]
+    right = 0 if problem.right is None else CAUSAL if problem.right == 0 else 1
+    return Rules(
+        scaled, problem.softcap is not None, problem.left is not None, right, key_row,
+        kinds[0], per_row[0], kinds[1], per_row[1],
+    )  # fmt: skip
+
+
+def row_masks(problem: AttentionProblem) -> list[Tensor]:
+    """The masks that differ between rows, float ones first, bool ones merged where that makes none larger."""
+    masks = [mask for mask in problem.masks if isinstance(mask, Tensor) and mask.shape[2] > 1]
+    floats = [mask for mask in masks if mask.dtype != torch.bool]
+    bools: list[Tensor] = []
+    for mask in masks:
+        if mask.dtype == torch.bool:
+            for i, other in enumerate(bools):
+                shape = torch.broadcast_shapes(mask.shape, other.shape)
+                if math.prod(shape) <= max(mask.numel(), other.numel()):
+                    bools[i] = mask & other
+                    break
+            else:
+                bools.append(mask)
+    return floats + bools
+
+
+def key_row_of(problem: AttentionProblem, pitch: int) -> tuple[Tensor | None, bool]:
+    """The masks that are the same for all rows as ``[B or 1, H or 1, pitch]``, and whether they add anything.
+
+    float32, so that a thread reads several at once; ``HIDDEN`` where a key is hidden, and beyond the last.
+    """
+    hidden: Tensor | None = None
+    bias: Tensor | None = None
+    for mask in problem.masks:
+        if isinstance(mask, Tensor) and mask.shape[2] == 1:
+            row = mask[:, :, 0]
+            if mask.dtype == torch.bool:
+                part = ~row
+            else:
+                part = row <= HIDDEN_BELOW
+                row = row.to(torch.float32).masked_fill(part, 0.0)
+                bias = row if bias is None else bias + row
+            hidden = part if hidden is None else hidden | part
+    if hidden is None:
+        return None, False
+    row = torch.zeros_like(hidden, dtype=torch.float32) if bias is None else bias
+    row = row.masked_fill(hidden, HIDDEN_SCORE)
+    row = row.expand(*row.shape[:2], problem.keys)
+    return F.pad(row, (0, pitch - problem.keys), value=HIDDEN_SCORE), bias is not None
