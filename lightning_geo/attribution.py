@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from lightning_geo.arguments import check_token_ids
 from lightning_geo.call_statistics import call_statistics
-from lightning_geo.gate_changes import NAMES, head_gates
+from lightning_geo.gate_changes import head_gates
 from lightning_geo.heads import HeadFactors, scaled_heads
 from lightning_geo.history import GeometryHistory
 from lightning_geo.measure import Measurement, special_tokens
 from lightning_geo.probe import ProbeCall
 from lightning_geo.pruning import Head
 from lightning_geo.replay import Call, device_of, undisturbed
-from lightning_geo.schema import GeometryRecord, select
+from lightning_geo.schema import KINDS, GeometryRecord, select
 from lightning_geo.silencing import Silencer
 from lightning_geo.taps import AttentionCall, CallKey, Tap
 
@@ -257,11 +257,11 @@ def _gates(
 ) -> tuple[dict[str, NDArray[np.str_]], dict[str, Array]]:
     """Name and margin of each head's gate, by stack."""
     shapes = {stack: (len(heads), max(heads)) for stack, heads in structure.items()}
-    names = {stack: np.full(shape, "", f"<U{max(map(len, NAMES))}") for stack, shape in shapes.items()}
+    names = {stack: np.full(shape, "", f"<U{max(map(len, KINDS))}") for stack, shape in shapes.items()}
     margins = {stack: np.full(shape, np.nan) for stack, shape in shapes.items()}
     for found in head_gates(GeometryHistory([GeometryRecord(geometry)])):
         for layer, head in np.argwhere(found.labels[0] >= 0):
-            names[found.stack][layer, head] = NAMES[found.labels[0, layer, head]]
+            names[found.stack][layer, head] = KINDS[found.labels[0, layer, head]]
             margins[found.stack][layer, head] = found.margin(0, layer, head)
     return names, margins
 

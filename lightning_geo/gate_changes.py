@@ -10,22 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_geo.history import GeometryHistory
-from lightning_geo.schema import GATES, MIXED
+from lightning_geo.schema import GATES, KINDS, gate_labels
 
 __all__ = [
     "LEAD",
-    "NAMES",
     "GateChange",
     "GateDifference",
     "HeadGates",
     "different_gates",
     "head_gates",
-    "labels_of",
     "lasting_changes",
 ]
-
-#: What a head can be, in the order of labels.
-NAMES = (*GATES, MIXED)
 
 #: A new gate's margin has to exceed the old one's by so much, or the head still is what it was. Of the 73
 #: times that a label changed in 60 steps of fine-tuning the packaged BERT (13 samples), 21 are left.
@@ -38,9 +33,9 @@ class HeadGates(NamedTuple):
     Args:
         stack: Stack of layers.
         steps: [sample].
-        margins: [sample, layer, head, 8] in the order of :data:`NAMES`; that of ``mixed`` is 0, which the
+        margins: [sample, layer, head, 8] in the order of ``KINDS``; that of ``mixed`` is 0, which the
             others have to reach.
-        labels: [sample, layer, head] indices of ``NAMES``; -1 where a head has no gate.
+        labels: [sample, layer, head] indices of ``KINDS``; -1 where a head has no gate.
     """
 
     stack: str
@@ -51,7 +46,7 @@ class HeadGates(NamedTuple):
     def counts(self, sample: int) -> dict[str, int]:
         """How many heads are what at a sample; what none is is left out."""
         found = Counter(self.labels[sample][self.labels[sample] >= 0].tolist())
-        return {name: found[label] for label, name in enumerate(NAMES) if found[label]}
+        return {name: found[label] for label, name in enumerate(KINDS) if found[label]}
 
     def margin(self, sample: int, layer: int, head: int) -> float:
         """How far a head is inside its gate; of a mixed one how far it is from the nearest: negative."""
@@ -107,31 +102,14 @@ class GateDifference(NamedTuple):
     lead: float
 
 
-def labels_of(margins: NDArray[np.float64]) -> NDArray[np.int64]:
-    """The gate of each head, as :func:`lightning_geo.functional.gate_labels` tells it.
-
-    Args:
-        margins: [..., 8] in the order of :data:`NAMES`, that of ``mixed`` 0.
-
-    Returns:
-        [...] indices of ``NAMES``; -1 where margins are NaN.
-
-    Example:
-        >>> labels_of(np.array([[0.1, 0.05, -1, -1, -1, -1, -1, 0], [-0.2, -0.1, -1, -1, -1, -1, -1, 0]]))
-        array([0, 7])
-    """
-    unknown = np.isnan(margins).any(axis=-1)
-    return np.where(unknown, -1, np.nan_to_num(margins, nan=-np.inf).argmax(axis=-1))
-
-
 def head_gates(history: GeometryHistory) -> Iterator[HeadGates]:
     """Yield the gates of each stack of a run that measured all margins of the family ``gates``."""
     for stack, arrays in history.stacks.items():
         if any(f"gate.{gate}" not in arrays for gate in GATES):
             continue
         margins = np.stack([arrays[f"gate.{gate}"].astype(np.float64) for gate in GATES], axis=-1)
+        labels = gate_labels(margins)
         margins = np.concatenate([margins, np.zeros((*margins.shape[:-1], 1))], axis=-1)
-        labels = labels_of(margins)
         measured = (labels >= 0).any(axis=(1, 2))
         if measured.any():
             yield HeadGates(stack, history.steps[measured], margins[measured], labels[measured])
@@ -166,7 +144,7 @@ def _of_head(gates: HeadGates, known: NDArray[np.intp], layer: int, head: int) -
         first, last = (gates.margin(int(known[at]), layer, head) for at in (start, end - 1))
         step = int(gates.steps[known[start]])
         yield GateChange(
-            gates.stack, layer, head, step, NAMES[now], NAMES[new], first, last, lead
+            gates.stack, layer, head, step, KINDS[now], KINDS[new], first, last, lead
         )  # fmt: skip
         now = new
 
@@ -210,5 +188,5 @@ def different_gates(
             x, y = labels[:, layer, head]
             mine, theirs = first.margins[at[0], layer, head], second.margins[at[1], layer, head]
             lead = float(min(mine[x] - mine[y], theirs[y] - theirs[x]))
-            found.append(GateDifference(first.stack, int(layer), int(head), NAMES[x], NAMES[y], lead))
+            found.append(GateDifference(first.stack, int(layer), int(head), KINDS[x], KINDS[y], lead))
     return both, sorted(found, key=lambda difference: -difference.lead)

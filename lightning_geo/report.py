@@ -13,7 +13,6 @@ from lightning_geo.figures import bars, classes, evolution, legend, lines, matri
 from lightning_geo.findings import Change, change_of, changes, findings, layer_changes, sentence
 from lightning_geo.gate_changes import (
     LEAD,
-    NAMES,
     GateChange,
     HeadGates,
     different_gates,
@@ -23,6 +22,7 @@ from lightning_geo.gate_changes import (
 from lightning_geo.history import GeometryHistory
 from lightning_geo.report_style import HEAD, PATTERNS
 from lightning_geo.runs import Run, Series, describe_layout, series, series_of
+from lightning_geo.schema import KINDS
 from lightning_geo.text import moment, number
 
 __all__ = ["report"]
@@ -215,7 +215,7 @@ def _gates(gates: HeadGates, several: bool) -> str:
     """What each head is at the first and the last sample, and which changed for good."""
     found = lasting_changes(gates)
     first, last = gates.counts(0), gates.counts(-1)
-    names = [f"{name}: {first.get(name, 0)}, then {last.get(name, 0)}" for name in NAMES]
+    names = [f"{name}: {first.get(name, 0)}, then {last.get(name, 0)}" for name in KINDS]
     changed = np.zeros(gates.labels.shape[1:], bool)
     for change in found:
         changed[change.layer, change.head] = True

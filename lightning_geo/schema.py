@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 
 __all__ = [
     "GATES",
+    "KINDS",
     "MIXED",
     "ROLES",
     "STAGES",
     "GeometryRecord",
     "MetricSpec",
     "compares_samples",
+    "gate_labels",
     "is_standard_error",
     "lookup",
     "needs_probe",
@@ -36,6 +38,8 @@ STAGES = ("input", "attention", "output")
 #: What heads can be, see :mod:`lightning_geo.functional.gates`; and what they are where nothing fits.
 GATES = ("open", "closed", "instance", "backward", "forward", "directional", "cluster")
 MIXED = "mixed"
+#: What a head can be, in the order of labels.
+KINDS = (*GATES, MIXED)
 
 _ERROR = ".stderr"
 
@@ -278,6 +282,27 @@ class GeometryRecord:
         several = len(self.stacks) > 1
         return [f"{s}/{n}" if several else n for s, arrays in self.stacks.items() for n in arrays]
 
+    def gates(self, stack: str | None = None) -> NDArray[np.str_]:
+        """What each head is, by its margins of the family ``gates``.
+
+        Args:
+            stack: Of which stack; may be left out where there is one.
+
+        Returns:
+            [layer, head] names of ``KINDS``; empty where a head has no gate.
+
+        Raises:
+            KeyError: If the margins were not measured.
+
+        Example:
+            >>> margins = {f"gate.{gate}": np.full((1, 2), -0.2) for gate in GATES}
+            >>> margins["gate.closed"][0, 1] = 0.1
+            >>> GeometryRecord({"encoder": margins}).gates().tolist()
+            [['mixed', 'closed']]
+        """
+        labels = gate_labels(self["gate" if stack is None else f"{stack}/gate"])
+        return np.array([*KINDS, ""])[labels]
+
     def facts(self) -> dict[str, Any]:
         """Everything but the arrays, as JSON-serialisable values."""
         names = ("structure", "step", "epoch", "batches_seen", "wall_time", "cost_seconds", "probe")
@@ -293,3 +318,21 @@ class GeometryRecord:
                 reduce = np.max if spec_of(key.rpartition("/")[2]).summary == "max" else np.mean
                 result[key] = float(reduce(finite))
         return result
+
+
+def gate_labels(margins: NDArray[Any]) -> NDArray[np.int64]:
+    """The gate of each head, as :func:`lightning_geo.functional.gate_labels` tells it, without torch.
+
+    Args:
+        margins: [..., 7] in the order of :data:`GATES`.
+
+    Returns:
+        [...] indices of :data:`KINDS`; -1 where margins are NaN.
+
+    Example:
+        >>> gate_labels(np.array([[0.1, 0.05, -1, -1, -1, -1, -1], [-0.2, -0.1, -1, -1, -1, -1, -1]]))
+        array([0, 7])
+    """
+    best, unknown = margins.max(axis=-1), np.isnan(margins).any(axis=-1)
+    label = np.where(best < 0, len(GATES), margins.argmax(axis=-1))
+    return np.where(unknown, -1, label)

@@ -6,16 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_geo import GeometryHistory, GeometryRecord
+from lightning_geo import GeometryHistory, GeometryRecord, functional
 from lightning_geo.commands import compare as compared
 from lightning_geo.commands import show
 from lightning_geo.compare import compare
 from lightning_geo.findings import findings
-from lightning_geo.functional import gate_labels
-from lightning_geo.gate_changes import NAMES, different_gates, head_gates, labels_of, lasting_changes
+from lightning_geo.gate_changes import different_gates, head_gates, lasting_changes
 from lightning_geo.report import report
 from lightning_geo.runs import Run
-from lightning_geo.schema import GATES
+from lightning_geo.schema import GATES, KINDS, gate_labels
 from test_report import Page
 
 OPEN, CLOSED = 0, 1
@@ -50,10 +49,9 @@ def changes(**course: list[float]) -> list[tuple[int, str, str]]:
 def test_labels_are_those_of_the_metric() -> None:
     margins = np.random.default_rng(0).normal(0, 0.3, (7, 50, 20)).round(1)  # with ties and zeros
     margins[2, :3] = np.nan
-    padded = np.concatenate([np.moveaxis(margins, 0, -1), np.zeros((50, 20, 1))], axis=-1)
-    theirs = gate_labels(torch.from_numpy(margins)).numpy()
-    np.testing.assert_array_equal(labels_of(padded), theirs)
-    assert set(theirs.ravel()) == {-1, *range(len(NAMES))}
+    theirs = functional.gate_labels(torch.from_numpy(margins)).numpy()
+    np.testing.assert_array_equal(gate_labels(np.moveaxis(margins, 0, -1)), theirs)
+    assert set(theirs.ravel()) == {-1, *range(len(KINDS))}
 
 
 def test_a_lasting_change_is_dated_by_its_first_sample() -> None:
