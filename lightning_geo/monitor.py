@@ -424,7 +424,7 @@ class GeometryMonitor(AnyCallback):
     def _record(self, computed: Computed, step: int, started: float, final: bool) -> GeometryRecord:
         assert self._sampler is not None
         run = self._run
-        first = run.samples == 0 or run.baseline is None
+        first = run.samples == 0
         if self._replays:
             run.previous = {s: {r: u.cpu() for r, u in roles.items()} for s, roles in computed.bases.items()}
         if run.baseline is None:

@@ -149,6 +149,15 @@ def test_the_last_sample_is_a_measurement_of_the_final_weights(
     assert "velocity" not in first
 
 
+@pytest.mark.parametrize(
+    ("source", "kept"), [("probe", [True, False, False, True]), ("batch", [True, False, False])]
+)
+def test_bases_are_kept_at_the_ends_alone(source: Any, kept: list[bool], tmp_path: Path) -> None:
+    fit(tmp_path, Classifier(), GeometryMonitor(1, source=source), steps=3)
+    history = load_history(tmp_path / "lightning_geo")
+    assert [bool(history.record(sample).matrices) for sample in range(len(history))] == kept
+
+
 def test_a_step_of_several_batches_is_one_measurement_of_them_all(tmp_path: Path) -> None:
     module = Classifier(dropout=0.0)
     alone = measure(module.model, joined(*itertools.islice(loader(), 3)), special_token_ids=[1])

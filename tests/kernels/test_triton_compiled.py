@@ -39,6 +39,8 @@ def options(kind: str) -> dict[str, Any]:
         return torch.empty(shape, dtype=torch.bool, device="meta")
 
     common = {"sinks": torch.empty(HEADS, device="meta"), "special": flags(BATCH, TOKENS)}
+    if kind == "plain":
+        return common
     if kind == "causal":
         return {**common, "right": 0}
     padded = {**common, "masks": (flags(BATCH, 1, 1, TOKENS),), "query_mask": flags(BATCH, TOKENS)}
@@ -75,6 +77,9 @@ def attention_launches(capability: int, width: int, dtype: torch.dtype, kind: st
     [
         *((c, w, torch.bfloat16, kind) for c in (80, 90) for w in (64, 128) for kind in ("causal", "padded")),
         *((c, 64, torch.float16, "causal") for c in (80, 90)),
+        (90, 64, torch.bfloat16, "plain"),
+        (90, 128, torch.bfloat16, "plain"),
+        (80, 64, torch.bfloat16, "plain"),
         (90, 64, torch.bfloat16, "dense"),
         (90, 64, torch.bfloat16, "bias"),
         (90, 64, torch.bfloat16, "capped"),

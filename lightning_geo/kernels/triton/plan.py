@@ -148,7 +148,9 @@ class _Plan:
             # three TF32 products keep float32's digits on tensor cores
             "PRECISION": "tf32x3" if dtype == torch.float32 else "tf32",
         }
-        hungry = bool(problem.masks) or (self._asked("special_mass") and block > 64)
+        # what spilled in larger tiles, compiled ahead of time
+        banded = problem.left is not None or problem.right is not None
+        hungry = bool(problem.masks) or (self._asked("special_mass") and (block > 64 or not banded))
         self.tiles = tiles or tiles_for(block, dtype, capability, hungry, bool(masks))
         together = masks if key_row is None else [*masks, key_row]
         self.mask_heads = max((mask.shape[1] for mask in together), default=1)
