@@ -18,6 +18,10 @@ __all__ = ["Head", "PruningPlan", "RankedHead", "pruning_plan"]
 #: From this similarity (linear CKA) on, a reason names the other head.
 _ALIKE = 0.5
 
+#: From this one on, heads begin to count as the same. Less is no duplicate: in the last layer of a BERT
+#: fine-tuned on news all heads are alike by 0.9, and to remove one for it costs more than one less alike.
+_SAME = 0.95
+
 
 class Head(NamedTuple):
     """A head of a stack, counted from 0."""
@@ -37,7 +41,7 @@ class RankedHead:
         similarity: Largest linear CKA of its output with a head of its layer that is removed later, NaN where
             there is none or none is known.
         similar: That head's number.
-        score: What the order is by: its importance, less up to half where that other head says the same.
+        score: What the order is by: its importance, less up to half if that other head says the same.
         reason: In words.
     """
 
@@ -83,12 +87,11 @@ def pruning_plan(history: GeometryHistory, fraction: float = 0.3) -> PruningPlan
 
     Heads go one by one, always the one with the smallest score
 
-    .. math:: \text{importance} \cdot (1 - s / 2)
+    .. math:: \text{importance} \cdot (1 - r / 2), \quad r = \max(0, (s - 0.95) / 0.05)
 
     with s its similarity (linear CKA of the outputs) to the head of its layer that is most like it among
-    those still there: what another head says too is missed less. Of two that say the same one goes early,
-    and the other then counts in full. A plan is a guess to first order:
-    :func:`~lightning_geo.evaluate_plan` checks it by doing.
+    those still there. Of two that say the same one goes early, and the other then counts in full. A plan is
+    a guess to first order: :func:`~lightning_geo.evaluate_plan` checks it by doing.
 
     Args:
         history: Of a run that measured ``importance``; its last sample that has some is used, with the
@@ -107,7 +110,7 @@ def pruning_plan(history: GeometryHistory, fraction: float = 0.3) -> PruningPlan
         >>> from lightning_geo import GeometryRecord
         >>> importance = np.array([[0.9, 1.0, 0.6, 0.7]])
         >>> twins = np.eye(4)[None]
-        >>> twins[0, 0, 1] = twins[0, 1, 0] = 0.95
+        >>> twins[0, 0, 1] = twins[0, 1, 0] = 1.0
         >>> structure = {"stacks": {"encoder": {"heads": [4]}}}
         >>> record = GeometryRecord(
         ...     {"encoder": {"importance": importance}}, structure, {"encoder": {"head_similarity": twins}})
@@ -157,8 +160,8 @@ def _ranked(importance: dict[str, NDArray[Any]], similarity: dict[str, NDArray[A
 
     def judged(head: Head) -> tuple[float, Head, float, int | None]:
         like, other = _most_like(head, left[head[:2]], similarity)
-        shared = 0.0 if other is None else max(like, 0.0)
-        return own[head] * (1 - shared / 2), head, like, other
+        repeated = 0.0 if other is None else max(0.0, (like - _SAME) / (1 - _SAME))
+        return own[head] * (1 - repeated / 2), head, like, other
 
     ranking, order = [], sorted(own.values())
     twins: dict[Head, list[int]] = {}
@@ -171,7 +174,7 @@ def _ranked(importance: dict[str, NDArray[Any]], similarity: dict[str, NDArray[A
             heapq.heappush(waiting, (score, head))
             continue
         left[head[:2]].remove(head.head)
-        if other is not None and like >= _ALIKE:
+        if other is not None and like >= _SAME:
             twins.setdefault(head._replace(head=other), []).append(head.head)
         reason = _reason(own[head], order, like, other, sorted(twins.get(head, [])))
         ranking.append(RankedHead(head, own[head], like, other, score, reason))
@@ -196,7 +199,8 @@ def _reason(value: float, order: list[float], like: float, other: int | None, tw
     times = f", {number(value / middle)} of the median" if middle else ""
     parts = [f"importance {place} of {len(order)} from below{times}"]
     if other is not None and like >= _ALIKE:
-        parts.append(f"head {other} says much the same ({like:.2f})")
+        same = "says the same" if like >= _SAME else "is like it"
+        parts.append(f"head {other} {same} ({like:.2f})")
     if twins:
         parts.append(f"stands in for head{'s' * (len(twins) > 1)} {', '.join(map(str, twins))}")
     return "; ".join(parts)

@@ -56,10 +56,10 @@ def test_without_similar_heads_the_order_is_that_of_importance() -> None:
 def test_a_redundant_important_pair_loses_one_and_not_both() -> None:
     importance = np.array([[0.9, 1.0, 0.6, 0.7], [0.8, 0.85, 1.1, 1.2]])
     plan = pruning_plan(history(importance, alike(2, 4, (0, 0, 1, 0.98))), 0.5)
-    assert [tuple(head)[1:] for head in plan.heads] == [(0, 0), (0, 2), (0, 3), (1, 0)]
+    assert [tuple(head)[1:] for head in plan.heads] == [(0, 2), (0, 0), (0, 3), (1, 0)]
     removed, stays = (next(r for r in plan.ranking if r.head[1:] == (0, h)) for h in (0, 1))
-    assert "head 1 says much the same (0.98)" in removed.reason
-    assert removed.score == pytest.approx(0.9 * (1 - 0.98 / 2))
+    assert "head 1 says the same (0.98)" in removed.reason
+    assert removed.score == pytest.approx(0.9 * (1 - 0.6 / 2))
     assert "stands in for head 0" in stays.reason
     assert stays.score == 1.0  # nobody is like it any more
     alone = pruning_plan(history(importance), 0.5)
@@ -76,14 +76,15 @@ def test_of_a_group_that_says_the_same_one_stays() -> None:
 
 @given(
     arrays(float, (2, 5), elements=floats(0, 10, width=32)),
-    arrays(float, (2, 5, 5), elements=floats(0, 1, width=32)),
+    arrays(float, (2, 5, 5), elements=floats(0.875, 1, width=32)),
 )
 def test_always_the_smallest_score_of_those_left(importance: NDArray[Any], pairs: NDArray[Any]) -> None:
     similarity = np.maximum(pairs, pairs.swapaxes(1, 2))
 
     def score(layer: int, head: int) -> float:
         others = [similarity[layer, head, h] for at, h in left if at == layer and h != head]
-        return float(importance[layer, head] * (1 - max(others, default=0.0) / 2))
+        repeated = max((max(others, default=0.0) - 0.95) / 0.05, 0.0)
+        return float(importance[layer, head] * (1 - repeated / 2))
 
     left = [(layer, head) for layer in range(2) for head in range(5)]
     for ranked in pruning_plan(history(importance, similarity), 0.5).ranking:

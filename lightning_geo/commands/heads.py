@@ -27,7 +27,7 @@ def as_text(name: str, plan: PruningPlan) -> str:
     width = max(map(len, lines))
     body = [f"{line.ljust(width)}  {why}" for line, why in zip(lines, whys, strict=True)]
     how = (
-        "importance, less up to half of it where a head that stays says the same"
+        "importance, less up to half of it where another head says the same"
         if plan.similarities
         else "importance alone: this sample kept no similarity of heads"
     )
