@@ -48,8 +48,8 @@ def draw(curve: PruningCurve, path: Path) -> None:
     figure, axis = plt.subplots(figsize=(7, 3.6), layout="constrained")
     for seed in curve.random:
         axis.plot(x, [curve.whole, *seed], color="0.75", linewidth=1, label="random (10 orders)")
-    axis.plot(x, [curve.whole, *curve.importance], "--", color="#c2570c", label="importance alone")
-    axis.plot(x, [curve.whole, *curve.plan], color="#0a62a8", linewidth=2, label="plan")
+    axis.plot(x, [curve.whole, *curve.plan], color="#0a62a8", linewidth=3, label="plan")
+    axis.plot(x, [curve.whole, *curve.importance], "--", color="#f2a65a", label="importance alone")
     axis.set(xlabel=f"heads removed, of {curve.total}", ylabel="validation accuracy", xlim=(0, curve.total))
     shown = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
     axis.legend(shown.values(), shown.keys(), frameon=False)

@@ -243,7 +243,8 @@ _PAPERS_OWN = [
     for suffix, share, meaning in (
         (symmetry, "|λ|² / Σ|λ|²", "A fall: the scores of a sequence come down to fewer directions."),
         (f"{symmetry}.paper", "|λ| / √Σ|λ|²",
-         "The authors' own normalisation, to lay beside their figures: no entropy, since Σa is not 1."),
+         "A rise: scores spread over more directions. The authors' own normalisation, to lay beside their "
+         "figures: no entropy, since Σa is not 1."),
     )
 ]  # fmt: skip
 
