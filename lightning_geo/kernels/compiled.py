@@ -42,8 +42,11 @@ def unsupported(operation: str, problem: AttentionProblem) -> str | None:
 def _no_compiler() -> str | None:
     """Why nothing can be compiled here, tried once; None if it can."""
     try:
+        # by the first sizes that it sees inductor decides whether threads are worth it, and which are equal
+        rows, columns = 384, 512
+        tile = torch.zeros(rows, columns)
         with torch.no_grad():
-            _tile()(torch.zeros(3, 5), torch.zeros(3), torch.zeros(5), torch.zeros(3, 5))
+            _tile()(tile, torch.zeros(rows), torch.zeros(columns), torch.empty_like(tile))
     except Exception as error:  # inductor wraps whatever the compiler says
         reason = (
             f"inductor cannot compile here ({type(error).__name__}: {str(error).strip().splitlines()[0]})"

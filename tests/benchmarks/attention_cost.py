@@ -148,7 +148,8 @@ def draw(points: Sequence[Point], path: str) -> None:
     figure, axes = plt.subplots(figsize=(6.4, 4), dpi=110)
     labels = {"statistics": "all statistics", "attention": "SDPA forward", "rows": "all statistics, 256 rows"}
     for (field, label), colour in zip(labels.items(), ("C0", "0.4", "C1"), strict=True):
-        ordered = sorted(points, key=lambda point: point.length)
+        first = {point.length: point for point in reversed(points)}  # one of each length
+        ordered = sorted(first.values(), key=lambda point: point.length)
         # four heads by twelve: per head, so that one line holds both
         line = [(p.length, getattr(p, field) / p.heads * 1e3) for p in ordered]
         axes.plot(*zip(*line, strict=True), marker="o", color=colour, label=label)
