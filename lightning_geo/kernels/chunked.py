@@ -19,7 +19,7 @@ from lightning_geo.kernels.problem import AttentionProblem, AttentionStatistics
 from lightning_geo.kernels.scratch import scratch
 from lightning_geo.kernels.tiles import Plan, Rows, Tile
 
-__all__ = ["SUMS", "TILE_SCORES", "WHOLE", "RowSums", "chunked", "statistics_by_tile"]
+__all__ = ["TILE_SCORES", "WHOLE", "RowSums", "chunked", "statistics_by_tile"]
 
 #: Scores per tile, 4 MiB in float32: smaller ones pay for dispatch, larger ones leave the caches.
 TILE_SCORES = 1 << 20
@@ -83,8 +83,8 @@ class RowSums:
             self.real = self.rows.take(self.real, 1)
         picks = any(map(self.wants, ("previous_mass", "self_mass", "next_mass", "first_mass")))
         self.singles = _single_keys(problem, self.rows) if picks else None
-        self.weighs = any(map(self.wants, ("backward_mass", "forward_mass", "distance")))
-        self.weights = _LinearWeights(problem, plan.rows) if self.weighs else None
+        weighs = any(map(self.wants, ("backward_mass", "forward_mass", "distance")))
+        self.weights = _LinearWeights(problem, plan.rows) if weighs else None
 
     def add(self, batch: slice, key_heads: slice) -> None:
         """Go through all rows of a group of heads."""
