@@ -1,6 +1,7 @@
 """How attention is observed: one file per way that it is computed, one for the module tree."""
 
 from lightning_geo.taps.call import AttentionCall, BlockCall, CallKey
+from lightning_geo.taps.coverage import Coverage
 from lightning_geo.taps.projections import Projections
 from lightning_geo.taps.slopes import SlopeHook
 from lightning_geo.taps.tap import Observer, Tap
@@ -10,6 +11,7 @@ __all__ = [
     "AttentionCall",
     "BlockCall",
     "CallKey",
+    "Coverage",
     "Layout",
     "Observer",
     "Projections",

@@ -16,13 +16,15 @@ class CallKey(NamedTuple):
 
     Args:
         module: Path of the module that computes it, from the observed model.
-        repeat: How often that module ran before in the same forward (ALBERT shares one module).
+        repeat: How often that module's layer ran before in the same forward (ALBERT shares one).
         cross: Whether keys come from another sequence than queries.
+        part: Which of several attentions that the module computes in one run (differential attention).
     """
 
     module: str
     repeat: int = 0
     cross: bool = False
+    part: int = 0
 
 
 @dataclass

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lightning_geo.replay import replay_depth
 from lightning_geo.taps.by_hand import SoftmaxTracer
 from lightning_geo.taps.call import AttentionCall, BlockCall, CallKey
+from lightning_geo.taps.coverage import Coverage
 from lightning_geo.taps.frames import (
     OTHER_SEQUENCE,
     Frame,
@@ -52,6 +53,8 @@ class Tap:
     def __init__(self, model: nn.Module, special_token_ids: Iterable[int] = ()) -> None:
         self._model = model
         self.failures: list[Exception] = []
+        #: what was seen and what of it was measured
+        self.coverage = Coverage()
         #: seconds that observing took
         self.seconds = 0.0
         #: whether the model itself was called, rather than modules in it
