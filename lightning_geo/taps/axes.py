@@ -110,18 +110,20 @@ def find_axes(x: Tensor, declared: int | None, tokens: Sequence[int]) -> Axes:
         return _of_one_axis(lead[0], rows, declared, tokens)
     total = math.prod(lead)
     # where one head's rows are the tokens, there is no axis of heads
-    if declared in (None, 1) and any(total * rows == n for n in tokens) and 1 not in lead[-1:]:
+    if declared in (None, 1) and any(total * rows == n for n in tokens):
         return Axes(None)
     sized = [i for i, n in enumerate(lead) if n == declared]
     counted = [i for i, n in enumerate(lead) if any(total // n * rows == t for t in tokens)]
     both = [i for i in sized if i in counted]
+    if both and declared == 1:
+        return Axes(None)
     candidates = both or (counted if declared is None else [] if counted else sized)
     if len(candidates) > 1:
         near = [i for i in candidates if lead[i] > 1 and x.stride(i) == x.shape[-1] * x.stride(-1)]
         candidates = near if len(near) == 1 else [1] if len(lead) == 2 else []
     if len(candidates) == 1:
         return Axes(candidates[0])
-    if not sized and declared == 1:
+    if declared == 1 and not counted:
         return Axes(None)
     if len(lead) == 2 and not sized and (declared is None or not tokens or 1 in counted):
         return Axes(1)

@@ -34,6 +34,8 @@ class Scores:
         first: Axis (negative) of the product's first factor's rows.
         second: Axis of its second factor's.
         product: The product of queries and keys that it began as; None where parts were joined or cut.
+        given: Its two factors, or those of the first part.
+        keys: How many columns are the product's, where columns without key were put behind (learned sinks).
         terms: What was added to it or hides in it since.
         opaque: Whether something else was done to it that may hide keys.
         number: Order among products: of several that are added up, the first is content with content.
@@ -43,6 +45,8 @@ class Scores:
     second: int
     product: Product | None
     number: int
+    given: tuple[Tensor, Tensor]
+    keys: int | None = None
     terms: tuple[Term, ...] = ()
     opaque: bool = False
 
@@ -69,18 +73,26 @@ class Softmax:
     place: str
     query: Tensor | None
     key: Tensor | None
-    given: tuple[Tensor | None, Tensor | None] = (None, None)
+    given: tuple[Tensor, Tensor]
     emitted: bool = False
     used: bool = False
 
 
 @dataclass(frozen=True)
 class Probabilities:
-    """What is known of a tensor that holds attention probabilities."""
+    """What is known of a tensor that holds attention probabilities.
+
+    Args:
+        rows: Axis (negative) of queries.
+        columns: Axis of keys.
+        softmaxes: What it was computed from.
+        whole: Whether it still has all columns, those without key aside.
+    """
 
     rows: int
     columns: int
     softmaxes: tuple[Softmax, ...]
+    whole: bool = True
 
 
 @dataclass
@@ -160,15 +172,18 @@ class SoftmaxTracer:
                 rows, columns = probabilities.rows, probabilities.columns
                 found = None if product is None else product.with_values(side, rows, columns)
                 if found is not None:
-                    self._multiplied(probabilities, *found, result)
+                    value, output = found if probabilities.whole else (None, None)
+                    self._multiplied(probabilities, value, output, result)
                 else:
                     _use(probabilities)
         if product is not None and known == [None, None]:
             terms = added_term(func, args, kwargs, result)
-            self._known.set(result, Scores(*product.axes, product, next(self._numbers), terms))
+            self._known.set(
+                result, Scores(*product.axes, product, next(self._numbers), product.factors, terms=terms)
+            )
 
     def _multiplied(
-        self, probabilities: Probabilities, value: Tensor, output: Tensor, product: Tensor
+        self, probabilities: Probabilities, value: Tensor | None, output: Tensor | None, product: Tensor
     ) -> None:
         fresh = tuple(s for s in probabilities.softmaxes if not s.emitted)
         for softmax in fresh:
@@ -190,12 +205,10 @@ class SoftmaxTracer:
             return
         swapped = columns == known.first
         rows = known.second if swapped else known.first
-        query = key = None
-        given: tuple[Tensor | None, Tensor | None] = (None, None)
-        if known.product is not None:
-            (query, key), given = known.product.rows, known.product.factors
-            if swapped:
-                query, key, given = key, query, (given[1], given[0])
+        query, key = (None, None) if known.product is None else known.product.rows
+        given = known.given
+        if swapped:
+            query, key, given = key, query, (given[1], given[0])
         laid_out = scores.movedim((rows, columns), (-2, -1))
         softmax = Softmax(laid_out, known, (rows, columns), self.place(), query, key, given)
         self._waiting.append(softmax)
@@ -231,8 +244,12 @@ class SoftmaxTracer:
                 axes = axes_after(func, args, kwargs, x, y, (probabilities.rows, probabilities.columns))
                 if axes is None or y.shape[axes[0]] != x.shape[probabilities.rows]:
                     _use(Probabilities(0, 0, softmaxes))
-                else:
-                    self._known.set(y, Probabilities(*axes, softmaxes))
+                    continue
+                keys = softmaxes[0].known.keys
+                whole = y.shape[axes[1]] == x.shape[probabilities.columns] or (
+                    keys == y.shape[axes[1]] and _begins_at_front(func, args, probabilities.columns)
+                )
+                self._known.set(y, Probabilities(*axes, softmaxes, probabilities.whole and whole))
                 continue
             x, scores = min(
                 ((x, s) for x, s in given if isinstance(s, Scores)), key=lambda pair: pair[1].number
@@ -281,6 +298,26 @@ def added_term(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result:
         return ()
     added = args[0] if args else kwargs["input"]
     return (Term(added, result.shape, (-2, -1)),) if 0 < added.dim() <= result.dim() else ()
+
+
+def _keys_before(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], x: Tensor, columns: int
+) -> int | None:
+    """How many columns are keys where scores were joined with columns that are no product's."""
+    parts = args[0] if args else kwargs.get("tensors")
+    dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
+    if func not in (torch.cat, torch.concat) or parts[0] is not x or _negative(dim, x) != columns:
+        return None
+    return x.shape[columns]
+
+
+def _begins_at_front(func: Any, args: tuple[Any, ...], columns: int) -> bool:
+    """Whether it is ``p[..., :n]``."""
+    if func is not Tensor.__getitem__ or columns != -1:
+        return False
+    index = args[1] if isinstance(args[1], tuple) else (args[1],)
+    last = index[-1]
+    return isinstance(last, slice) and last.start in (None, 0) and last.step in (None, 1)
 
 
 def _use(known: Scores | Probabilities | None) -> None:

@@ -76,14 +76,16 @@ def between_channels(call: AttentionCall, tokens: Sequence[int]) -> bool:
         call: One attention call.
         tokens: How many tokens the running modules were given.
     """
-    query = call.query
-    if query is None:
+    query, key = call.query, call.key
+    if query is None or key is None:
         return False
-    batch, _, rows, inner = query.shape
-    if batch * inner not in tokens or inner == 1:
+    batch, inner = query.shape[0], query.shape[-1]
+    if inner == 1 or batch * inner not in tokens:
         return False
-    # features lie next to each other in memory, where a projection made them
-    return batch * rows not in tokens or (rows == inner and query.stride(-2) < query.stride(-1))
+    if batch * query.shape[2] not in tokens and batch * key.shape[2] not in tokens:
+        return True
+    # as many of one as of the other: features lie next to each other in memory, where a projection made them
+    return inner == key.shape[2] and all(x.stride(-2) < x.stride(-1) for x in (query, key))
 
 
 def gatherer(

@@ -99,9 +99,8 @@ def keys_seen(mask: Tensor | BlockMask, queries: int, keys: int, front: int = 0)
     """Tell the keys that are tokens from padding, by who may attend to them.
 
     A padded key is one that no query sees but, where masks keep rows from being empty, its own. Causal masks
-    show the last key to its own query alone, padding or not: it is what the key before it is. A token that
-    sees itself alone and is seen by nobody else is a document of its own, unless padding reaches from it to
-    an end of the row.
+    show the last token to its own query alone: it is one if the token before it is. A token that sees itself
+    alone and is seen by nobody else is a document of its own, unless it lies at an end of the row.
 
     Args:
         mask: [B or 1, H or 1, Nq or 1, Nk or 1], bool or additive with -inf where it hides; or a BlockMask.
@@ -117,6 +116,7 @@ def keys_seen(mask: Tensor | BlockMask, queries: int, keys: int, front: int = 0)
     seen_by: Tensor | None = None  # how many queries see each key
     own: list[Tensor] = []
     alone: list[Tensor] = []
+    live: list[Tensor] = []
     later: Tensor | None = None
     start = front
     for rows in rows_of(mask, queries, keys):
@@ -126,12 +126,14 @@ def keys_seen(mask: Tensor | BlockMask, queries: int, keys: int, front: int = 0)
         start += rows.shape[1]
         itself = rows.gather(-1, place.clamp(max=keys - 1)[None, :, None].expand(len(rows), -1, 1))[..., 0]
         own.append(itself & (place < keys))
-        alone.append(own[-1] & (rows.sum(-1) == 1))
+        seen = rows.sum(-1)
+        alone.append(own[-1] & (seen == 1))
+        live.append(seen > 0)
         ahead = (rows & (torch.arange(keys, device=rows.device) > place[:, None])).flatten(1).any(-1)
         later = ahead if later is None else later | ahead
     assert seen_by is not None
     assert later is not None
-    return _tokens(seen_by, _as_keys(own, keys, front), _as_keys(alone, keys, front), later)
+    return _tokens(seen_by, *(_as_keys(flags, keys, front) for flags in (own, alone, live)), later)
 
 
 def rows_of(mask: Tensor | BlockMask, queries: int, keys: int) -> Iterator[Tensor]:
@@ -154,12 +156,22 @@ def _as_keys(rows: list[Tensor], keys: int, front: int) -> Tensor:
     return result
 
 
-def _tokens(seen_by: Tensor, itself: Tensor, alone: Tensor, later: Tensor) -> Tensor:
-    """Decide by how many queries see a key, whether its own does, and whether that one sees it alone."""
+def _tokens(seen_by: Tensor, itself: Tensor, alone: Tensor, live: Tensor, later: Tensor) -> Tensor:
+    """Decide by how many queries see a key, and by what its own and later queries see.
+
+    Args:
+        seen_by: [B, Nk], how many queries see a key.
+        itself: Whether its own query does.
+        alone: Whether that one sees nothing else.
+        live: Whether its own query sees anything.
+        later: [B], whether any query sees a key after its own.
+    """
     others = seen_by > itself
-    before = others[:, -2] if others.shape[-1] > 1 else torch.ones_like(later)
-    last = itself[:, -1] & ~later & before
-    others = torch.cat([others[:, :-1], (others[:, -1] | last)[:, None]], -1)
+    # in a causal mask the last token is seen by its own query alone, since later ones are padding
+    busy = (live & ~alone).to(torch.int64)
+    after = busy.flip(-1).cumsum(-1).flip(-1) - busy
+    before = torch.cat([torch.ones_like(others[:, :1]), others[:, :-1]], -1)
+    others = others | (itself & ~alone & ~later[:, None] & (after == 0) & before)
     padded = (~others).to(torch.uint8)
     at_an_end = padded.cumprod(-1) | padded.flip(-1).cumprod(-1).flip(-1)
     tokens = others | (itself & alone & ~others & ~at_an_end.bool())

@@ -44,8 +44,8 @@ def _call(
     scores, lead = softmax.scores, softmax.scores.shape[:-2]
     known_axes = softmax.query is not None and softmax.query.shape[:-2] == lead
     found = axes(softmax.query if known_axes else scores)
-    if attention.value is not None and attention.value.shape[-2] < scores.shape[-1]:
-        scores = scores[..., : attention.value.shape[-2]]  # columns without key: learned attention sinks
+    if softmax.known.keys is not None and attention.value is not None:
+        scores = scores[..., : attention.value.shape[-2]]  # without the columns that have no key
     whole = found(scores)
     roles = {
         "query": softmax.query, "key": softmax.key, "value": attention.value, "output": attention.output,
