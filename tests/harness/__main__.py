@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from harness.checking import check
 
 
-def survey(strategy: Any, count: int, start: int, verbose: bool) -> None:
+def survey(strategy: Any, check: Callable[[Any], None], count: int, start: int, verbose: bool) -> None:
     """Draw ``count`` descriptions and print how many of each value fail."""
     drawn: Counter[tuple[str, Any]] = Counter()
     failed: Counter[tuple[str, Any]] = Counter()
@@ -25,7 +26,9 @@ def survey(strategy: Any, count: int, start: int, verbose: bool) -> None:
     )  # fmt: skip
     @given(strategy)
     def one(description: Any) -> None:
-        values = [(f.name, getattr(description, f.name)) for f in fields(description) if f.type in ("str", "bool")]
+        values = [
+            (f.name, getattr(description, f.name)) for f in fields(description) if f.type in ("str", "bool")
+        ]
         drawn.update(values)
         try:
             check(description)
@@ -44,11 +47,17 @@ def survey(strategy: Any, count: int, start: int, verbose: bool) -> None:
 
 
 if __name__ == "__main__":
-    from harness import drawing
+    from harness import drawing, families
 
-    every = {"sdpa": drawing.sdpa(), "by_hand": drawing.by_hand(), "flex": drawing.flex(),
-             "modules": drawing.modules()}  # fmt: skip
+    every = {
+        "sdpa": (drawing.sdpa(), check),
+        "sdpa_axes": (drawing.sdpa_axes(), check),
+        "by_hand": (drawing.by_hand(), check),
+        "flex": (drawing.flex(), check),
+        "modules": (drawing.modules(), check),
+        "families": (families.families(), families.check_family),
+    }
     chosen = sys.argv[3].split(",") if len(sys.argv) > 3 else list(every)
     for name in chosen:
         print(f"=== {name}")
-        survey(every[name], int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0, "-v" in sys.argv)
+        survey(*every[name], int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0, "-v" in sys.argv)

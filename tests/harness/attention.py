@@ -32,6 +32,10 @@ class Seen:
         cross: Whether keys are of a memory.
         bias: [1, H or 1, Nq, Nk], or None.
         part: Whether it is one head of several modules that belong to ``module``.
+        value: [B, H, Nk, D], repeated likewise; None where outputs are not of this attention alone.
+        output: [B, H, Nq, D], what the model made of them: the truth must give the same. [B, Nq, d] after
+            ``project``, where heads do not show.
+        project: What the outputs of heads went through.
     """
 
     module: nn.Module
@@ -41,6 +45,9 @@ class Seen:
     cross: bool
     bias: Tensor | None = None
     part: bool = False
+    value: Tensor | None = None
+    output: Tensor | None = None
+    project: nn.Linear | None = None
 
 
 _log: list[Seen] | None = None  # outside of every module: a model that is measured writes nothing
@@ -85,7 +92,12 @@ class Attention(nn.Module):
     """
 
     def __init__(
-        self, d: Description, plan: Plan, layer: int, cross: bool = False, owner: list[nn.Module] | None = None
+        self,
+        d: Description,
+        plan: Plan,
+        layer: int,
+        cross: bool = False,
+        owner: list[nn.Module] | None = None,
     ) -> None:
         super().__init__()
         self.d, self.plan, self.cross, self.owner = d, plan, cross, owner
@@ -98,7 +110,11 @@ class Attention(nn.Module):
         if d.projection == "fused" and not cross and d.source != "normed":
             self.qkv = nn.Linear(width, sizes[0] + 2 * sizes[1])
         else:
-            self.q, self.k, self.v = nn.Linear(width, sizes[0]), nn.Linear(width, sizes[1]), nn.Linear(width, sizes[1])
+            self.q, self.k, self.v = (
+                nn.Linear(width, sizes[0]),
+                nn.Linear(width, sizes[1]),
+                nn.Linear(width, sizes[1]),
+            )
         if self.twice:
             self.q2, self.k2 = nn.Linear(width, sizes[0]), nn.Linear(width, sizes[1])
         if owner is None:
@@ -119,7 +135,10 @@ class Attention(nn.Module):
         if past is not None:
             k, v = (torch.cat([old.transpose(1, 2), new], 1) for old, new in zip(past, (k, v), strict=True))
         if d.keys == "prefix" and not self.cross:
-            k, v = (torch.cat([p.expand(len(x), -1, -1, -1), t], 1) for p, t in zip(self.prefix, (k, v), strict=True))
+            k, v = (
+                torch.cat([p.expand(len(x), -1, -1, -1), t], 1)
+                for p, t in zip(self.prefix, (k, v), strict=True)
+            )
         k, v = self._repeated(k), self._repeated(v)
         q, k, v = (arrange(t, d) for t in (q, k, v))
         if self.channels:
@@ -127,12 +146,12 @@ class Attention(nn.Module):
         if d.parts == "discarded":
             (k @ q.transpose(-1, -2) / math.sqrt(d.head_size)).softmax(-1)
         if not self.twice:
-            return self._close(self._attend(q, k, v, mask))
+            return self._close(self._attended(q, k, v, mask))
         q2, k2 = (arrange(t, d) for t in (self._heads(self.q2(x)), self._repeated(self._heads(self.k2(x)))))
         if d.parts == "joint":
             p = self._probabilities(q, k, mask) - 0.5 * self._probabilities(q2, k2, mask)
             return self._close(self._weigh(p, v))
-        return self._close(self._attend(q, k, v, mask) - 0.5 * self._attend(q2, k2, v, mask))
+        return self._close(self._attended(q, k, v, mask) - 0.5 * self._attended(q2, k2, v, mask))
 
     def _project(self, x: Tensor, other: Tensor) -> tuple[Tensor, ...]:
         if hasattr(self, "qkv"):
@@ -164,11 +183,21 @@ class Attention(nn.Module):
     def _scale(self) -> float:
         return self.d.head_size**-0.5
 
+    def _plain(self, x: Tensor) -> Tensor:
+        """[B, H, N, D], repeated where heads share them."""
+        x = restore(x, self.d, flat=False).transpose(1, 2)
+        return x.repeat_interleave(self.heads_ // x.shape[1], 1)
+
+    def _attended(self, q: Tensor, k: Tensor, v: Tensor, mask: Any) -> Tensor:
+        output = self._attend(q, k, v, mask)
+        if _log is not None:
+            _log[-1].value, _log[-1].output = self._plain(v).double(), self._plain(output).double()
+        return output
+
     def _note(self, q: Tensor, k: Tensor, bias: Tensor | None) -> None:
         if _log is None:
             return
-        q, k = (restore(t, self.d, flat=False).transpose(1, 2) for t in (q, k))
-        k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
+        q, k = self._plain(q), self._plain(k)
         owner = self if self.owner is None else self.owner[0]
         note(Seen(owner, q, k, self._scale, self.cross, bias, self.owner is not None))
 
@@ -224,11 +253,15 @@ class Attention(nn.Module):
         factor = 1.0 if d.scale == "query" else self._scale
         if d.how == "baddbmm":
             start = q.new_zeros(1, 1, 1) if bias is None else arrange_mask(bias, d)
-            scores = torch.baddbmm(start.expand(len(q), q.shape[1], k.shape[1]), q, k.transpose(1, 2), alpha=factor)
+            scores = torch.baddbmm(
+                start.expand(len(q), q.shape[1], k.shape[1]), q, k.transpose(1, 2), alpha=factor
+            )
         else:
             scores = _product(q, k, d)
             scores = scores / math.sqrt(d.head_size) if d.scale == "given" else scores * factor
-            if bias is not None and (d.between == "sequential" or d.values in ("none", "masked_fill", "where")):
+            if bias is not None and (
+                d.between == "sequential" or d.values in ("none", "masked_fill", "where", "eye")
+            ):
                 scores = scores + arrange_mask(bias, d)
         if isinstance(mask, Tensor):
             mask = arrange_mask(mask, d)
@@ -239,7 +272,7 @@ class Attention(nn.Module):
             else:
                 scores = scores.masked_fill(~mask, float("-inf"))
         p = self._softmax(scores)
-        return torch.nan_to_num(p) if d.padding == "left" and d.structure == "causal" else p
+        return torch.nan_to_num(p) if d.blind else p
 
     def _softmax(self, scores: Tensor) -> Tensor:
         name = self.d.softmax
@@ -281,6 +314,7 @@ class HeadList(nn.Module):
 
     def __init__(self, d: Description, plan: Plan, layer: int, cross: bool = False) -> None:
         super().__init__()
+        self.d = d
         declare(self, d, d.heads)
         owner: list[nn.Module] = [self]
         self.heads = nn.ModuleList([Attention(d, plan, layer, cross, owner) for _ in range(d.heads)])

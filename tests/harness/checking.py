@@ -1,4 +1,4 @@
-"""A record against the truth: every number right, on its row; every missing one allowed to be, and said why."""
+"""A record against the truth: every number right and on its row, or absent by leave and with a reason."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ def check(d: Description) -> None:
     built = build(d)
     truth = truth_of(built)
     result = measured(built.model, built.batch)
-    faults = compare(result, truth, d.allowed_absent(), d.tolerance, some_left_out=d.parts.startswith("channels"))
+    faults = compare(
+        result, truth, d.allowed_absent(), d.tolerance, some_left_out=d.parts.startswith("channels")
+    )
     if faults:
         more = [f"… and {len(faults) - 8} more"] if len(faults) > 8 else []
         raise Wrong("\n".join([f"{d!r}", *faults[:8], *more]))
@@ -75,17 +77,23 @@ def compare(
         truth: All attentions between tokens, in the order in which they were computed.
         allowed: Metrics that may be absent, if a reason is given.
         tolerance: Of numbers, relative to 1 or to themselves where they are larger.
-        some_left_out: Whether the model also computes attention that must not have numbers, which is to be said.
+        some_left_out: Whether the model also computes attention that must have no numbers, but a reason.
     """
     if isinstance(result, Exception):
         return _refused(result, truth, allowed)
     rows = _rows(result)
-    faults = [f"a row of stack {row.stack!r} without the name of a module: {row.index}" for row in rows if not row.module]
+    faults = [
+        f"a row of stack {row.stack!r} without the name of a module: {row.index}"
+        for row in rows
+        if not row.module
+    ]
     left_out = _left_out(result)
     if some_left_out and not left_out:
         faults.append("the channels' attention is left out without a reason")
     pairs, extra = _match(rows, truth)
-    faults += [f"numbers of nothing that was computed: {row.stack}[{row.index}], {row.module!r}" for row in extra]
+    faults += [
+        f"numbers of nothing that was computed: {row.stack}[{row.index}], {row.module!r}" for row in extra
+    ]
     for one, row in pairs:
         where = f"{one.path!r} attention {one.order}"
         if row is not None:
@@ -123,7 +131,9 @@ def _rows(record: Any) -> list[Row]:
     for stack, structure in record.structure["stacks"].items():
         arrays = {name: record.stacks[stack][name] for name in KNOWN if name in record.stacks.get(stack, {})}
         for index, (module, heads) in enumerate(zip(structure["modules"], structure["heads"], strict=True)):
-            numbers = {name: array[index] for name, array in arrays.items() if np.isfinite(array[index]).any()}
+            numbers = {
+                name: array[index] for name, array in arrays.items() if np.isfinite(array[index]).any()
+            }
             if module is not None or numbers:
                 rows.append(Row(stack, index, module or "", heads, numbers))
     return rows
@@ -173,7 +183,9 @@ def _differences(
         got = None if row is None else row.numbers.get(name)
         if got is None:
             if defined.any() and name not in allowed:
-                faults.append(f"{name}: expected {_shown(expected)}, got nothing{' (a reason is given)' * said}")
+                faults.append(
+                    f"{name}: expected {_shown(expected)}, got nothing{' (a reason is given)' * said}"
+                )
             elif defined.any() and not said:
                 faults.append(f"{name}: expected {_shown(expected)}, got nothing, without a reason")
             continue

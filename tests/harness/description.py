@@ -32,14 +32,14 @@ class Description:
     Args:
         how: sdpa, matmul, einsum, baddbmm, flex, mha, or torch's encoder and decoder.
         softmax: By hand: functional, torch, method, float32, module, sequential.
-        scale: default; given (sdpa, flex: a number; by hand: the product is divided); query: scaled beforehand.
+        scale: default; given (sdpa: a number; by hand: the product is divided); query: scaled beforehand.
         between: By hand: sequential computes a position bias in an ``nn.Sequential`` before softmax.
         axes: bhnd, bnhd, folded [B·H, N, D], folded_h_major [H·B, N, D], single [B, N, D], list (one module a
             head), heads_first [H, B, N, D], windows_bwhnd, windows_bhwnd, grouped [B, Hk, G, N, D].
         declared: The attribute that says how many heads there are.
         projection: separate linear modules, or one fused.
         grouping: How keys come to as many heads as queries: none, repeat, expand, enable_gqa.
-        structure: full, causal, window, sparse (rows need not see themselves).
+        structure: full, causal, window, sparse (rows need not see themselves), shifted (Swin's last window).
         lengths: Real tokens of each sequence, where ``padding`` is not none.
         told: What the model is called with: none, int, bool (``attention_mask``), key_padding_mask, lengths.
         values: What hides: none, bool, eye (bool or eye), masked_fill, where, inf, min, a number,
@@ -129,6 +129,13 @@ class Description:
         the truth is of the exact products.
         """
         return 2e-4 if self.dtype != "bfloat16" else 0.1 if self.how in BY_HAND else 2e-2
+
+    @property
+    def blind(self) -> bool:
+        """Whether rows of padding may see nothing at all."""
+        return self.padding != "none" and (
+            self.structure == "window" or (self.structure == "causal" and self.padding == "left")
+        )
 
     def is_channels(self, layer: int) -> bool:
         """Whether that layer attends from channel to channel: no attention between tokens."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from harness.description import BY_HAND, WINDOWS, Description
 
-__all__ = ["by_hand", "flex", "modules", "sdpa"]
+__all__ = ["by_hand", "flex", "modules", "scattered", "sdpa", "sdpa_axes"]
 
 T = TypeVar("T")
 Draw = Callable[[st.SearchStrategy[Any]], Any]
@@ -27,7 +28,7 @@ class Drawing:
 
     def __init__(self, draw: Draw, how: str) -> None:
         self.draw = draw
-        self.is_: dict[str, Any] = {"how": how, "seed": draw(st.integers(0, 999))}
+        self.is_: dict[str, Any] = {"how": how, "seed": draw(st.integers(0, 99))}
 
     def one_of(self, name: str, values: Sequence[T]) -> T:
         """Draw one of the values; simple ones come first, so that shrinking ends there."""
@@ -46,7 +47,9 @@ class Drawing:
         self.one_of("batch", (1, 2, 3, 4))
         self.one_of("layers", (1, 2, 3))
         self.one_of("head_size", (8, 4))
-        heads = self.one_of("heads", (1,) if axis == "single" else (2, 3, 4, 1) if axis != "grouped" else (4, 2, 6))
+        heads = self.one_of(
+            "heads", (1,) if axis == "single" else (2, 3, 4, 1) if axis != "grouped" else (4, 2, 6)
+        )
         self.is_["kv_heads"] = heads
         if axis in WINDOWS:
             windows = self.one_of("windows", (2, 3, 4))
@@ -161,11 +164,11 @@ class Drawing:
         if not d.self_too:
             self.is_["values"] = hiding[0]
         elif not hides:
-            self.one_of("values", ("none", *hiding))
+            self.one_of("values", ("none", *hiding) if d.how != "sdpa" or d.bias == "none" else hiding)
         else:
             values = list(hiding)
             plain = d.how == "sdpa" and d.axes in ("bhnd", "folded", "heads_first", "single", "list")
-            if plain and d.structure == "causal" and d.packed == "none":
+            if plain and d.structure == "causal" and d.packed == "none" and d.bias == "none":
                 if d.padding == "none" and d.extra == 0:
                     values += ["is_causal"]
                     values += ["upper_left", "lower_right"] if d.axes == "bhnd" else []
@@ -184,8 +187,15 @@ class Drawing:
 
         A causal mask whose last token is padding that sees itself is the causal mask of a longer sequence.
         """
+        if d.structure == "sparse" or (d.how == "sdpa" and d.bias != "none"):
+            return False
         decided = told or (d.structure == "full" and d.length > 2 and min(d.lengths, default=0) > 1)
-        allowed = d.source in ("self", "normed") and d.keys == "own" and d.packed == "none" and d.axes not in WINDOWS
+        allowed = (
+            d.source in ("self", "normed")
+            and d.keys == "own"
+            and d.packed == "none"
+            and d.axes not in WINDOWS
+        )
         return d.padding != "none" and d.how in ("sdpa", *BY_HAND) and decided and allowed
 
     def shape(self) -> None:
@@ -211,7 +221,9 @@ class Drawing:
     def parts(self) -> None:
         d = self.done()
         kinds = ["one", "one", "one"]
-        plain = d.source == "self" and d.keys == "own" and d.axes in ("bhnd", "folded") and d.grouping == "none"
+        plain = (
+            d.source == "self" and d.keys == "own" and d.axes in ("bhnd", "folded") and d.grouping == "none"
+        )
         if plain and d.how in ("sdpa", "matmul", "einsum", "baddbmm"):
             kinds += ["differential"] + ["joint"] * (d.how in BY_HAND) + ["discarded"] * (d.axes == "bhnd")
             if d.how != "baddbmm" and d.axes == "bhnd":
@@ -230,18 +242,51 @@ class Drawing:
             trees = [t for t in trees if t not in ("sequential", "stages", "nested")]
         self.one_of("tree", trees)
 
-    def precision(self, names: Sequence[str] = ("float32", "float32", "float32", "float64", "bfloat16")) -> None:
+    def precision(
+        self, names: Sequence[str] = ("float32", "float32", "float32", "float64", "bfloat16")
+    ) -> None:
         d = self.done()
         if d.tree == "scripted" or d.bias == "alibi":
             names = [n for n in names if n != "bfloat16"]
         self.one_of("dtype", names)
 
 
+def scattered(
+    strategy: Callable[..., st.SearchStrategy[Description]],
+) -> Callable[[], st.SearchStrategy[Description]]:
+    """Examples far from one another, as far as hypothesis lets us choose.
+
+    After each example hypothesis tries five more in which one draw is copied over another: with descriptions
+    these are nearly the same model again. Inside a collection of unique elements it does not.
+    """
+
+    @functools.wraps(strategy)
+    def alone() -> st.SearchStrategy[Description]:
+        return st.lists(strategy(), min_size=1, max_size=1, unique_by=repr).map(lambda drawn: drawn[0])
+
+    return alone
+
+
+_AXES = ("folded", "folded_h_major", "single", "list", "heads_first", *WINDOWS, "grouped")
+
+
+@scattered
 @st.composite
 def sdpa(draw: Draw) -> Description:
-    """Models that call ``F.scaled_dot_product_attention``."""
+    """Models that call ``F.scaled_dot_product_attention`` on [B, H, N, D]."""
+    return _sdpa(draw, ("bhnd",))
+
+
+@scattered
+@st.composite
+def sdpa_axes(draw: Draw) -> Description:
+    """Models that call it on other axes."""
+    return _sdpa(draw, _AXES)
+
+
+def _sdpa(draw: Draw, axes: Sequence[str]) -> Description:
     x = Drawing(draw, "sdpa")
-    x.sizes(("bhnd", "bhnd", "folded", "folded_h_major", "single", "list", "heads_first", *WINDOWS, "grouped"))
+    x.sizes(axes)
     x.grouped()
     x.sequences()
     x.one_of("scale", ("default", "given"))
@@ -260,19 +305,20 @@ def _alibi(x: Drawing) -> None:
     x.one_of("bias", ("none", "none", "alibi") if fits else ("none",))
 
 
+@scattered
 @st.composite
 def by_hand(draw: Draw) -> Description:
     """Models that call softmax themselves."""
     how = draw(st.sampled_from(BY_HAND))
     x = Drawing(draw, how)
-    axes = ("bhnd", "folded", "folded_h_major", "single", "list", "heads_first", *WINDOWS, "grouped")
+    axes = ("bhnd",) * 4 + _AXES
     x.sizes({"einsum": ("bnhd", *axes), "baddbmm": ("folded", "folded", "folded_h_major")}.get(how, axes))
     x.grouped()
     x.sequences()
     x.one_of("softmax", ("functional", "torch", "method", "float32", "module", "sequential"))
     x.one_of("scale", ("default",) if how == "baddbmm" else ("default", "given", "query"))
     d = x.done()
-    if how != "baddbmm" and not d.crosses and d.keys == "own":
+    if how != "baddbmm" and d.axes != "bnhd" and not d.crosses and d.keys == "own":
         x.one_of("between", ("none", "none", "sequential"))
     x.is_["bias"] = "none"
     if x.is_.get("between", "none") == "none":
@@ -285,6 +331,7 @@ def by_hand(draw: Draw) -> Description:
     return x.done()
 
 
+@scattered
 @st.composite
 def flex(draw: Draw) -> Description:
     """Models that call ``flex_attention``."""
@@ -299,6 +346,7 @@ def flex(draw: Draw) -> Description:
     return x.done()
 
 
+@scattered
 @st.composite
 def modules(draw: Draw) -> Description:
     """Models that use ``nn.MultiheadAttention``, or torch's encoder and decoder."""
@@ -335,17 +383,14 @@ def modules(draw: Draw) -> Description:
 
 
 def _modules_masks(x: Drawing) -> None:
-    """A row that sees nothing is NaN in torch's modules: then numbers hide, or nothing does but the padding."""
-    d = x.done()
-    blind = d.padding == "left" and d.structure in ("causal", "window")
-    if blind and d.how != "mha":
+    """Rows that see nothing are NaN in torch's modules: there, finite numbers hide."""
+    if x.done().blind and x.is_["how"] != "mha":
         x.is_["structure"] = "full"
-        blind = False
     d = x.done()
     hides = d.structure != "full" or d.padding != "none"
     if not hides:
         x.is_["values"] = "none"
-    elif blind:
+    elif d.blind:
         x.one_of("values", ("-10000", "-1000", "-100"))
     else:
         x.one_of("values", ("bool", "inf", "-10000", "-1000", "-100"))

@@ -1,4 +1,4 @@
-"""From a description to a model, its inputs, and what it computes: where modules hang and how they are called."""
+"""From a description to a model, its inputs and its attentions: where modules hang, how they are called."""
 
 from __future__ import annotations
 
@@ -198,8 +198,10 @@ def build(d: Description) -> Built:
         model = Model(d, plan)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                if parameter.dim() > 1 and "mlp" not in name and "norm" not in name:
-                    parameter.mul_(2)
+                if parameter.dim() > 1 and any(
+                    part in ("q", "k", "q2", "k2", "qkv", "in_proj_weight") for part in name.split(".")
+                ):
+                    parameter.mul_(2)  # heads that differ, and scores far from those that hide
         model = model.to(dtype).eval()
         batch = _batch(d, plan, dtype)
     if d.tree == "compiled":
@@ -245,7 +247,7 @@ def run(built: Built) -> list[Layer]:
     paths = {module: path for path, module in model.named_modules()}
     layers: list[Layer] = []
     repeats: dict[str, int] = {}
-    for seen in _joined(log):
+    for seen in _joined(log, d):
         path = paths[seen.module]
         seen.cross = seen.cross or "multihead_attn" in path or ".reader." in f"{path}."
         repeat = repeats[path] = repeats.get(path, -1) + 1
@@ -253,15 +255,17 @@ def run(built: Built) -> list[Layer]:
     return layers
 
 
-def _joined(log: list[Seen]) -> list[Seen]:
+def _joined(log: list[Seen], d: Description) -> list[Seen]:
     """Heads that are modules of their own become one attention."""
     joined: list[Seen] = []
     for seen in log:
         last = joined[-1] if joined else None
-        if seen.part and last is not None and last.module is seen.module and last.query.shape[1] < seen.module.d.heads:  # type: ignore[operator]
-            last.query, last.key = torch.cat([last.query, seen.query], 1), torch.cat([last.key, seen.key], 1)
-            if last.bias is not None and seen.bias is not None:
-                last.bias = torch.cat([last.bias, seen.bias], 1)
+        same = seen.part and last is not None and last.module is seen.module
+        if same and last.query.shape[1] < d.heads:
+            for name in ("query", "key", "bias", "value", "output"):
+                pair = getattr(last, name), getattr(seen, name)
+                if all(x is not None for x in pair):
+                    setattr(last, name, torch.cat(pair, 1))
         else:
             joined.append(seen)
     return joined
@@ -272,7 +276,7 @@ def _index(d: Description, path: str, repeat: int) -> int | None:
     if d.tree == "repeated" and d.parts == "one":
         return repeat
     if d.tree == "attributes":
-        return "abcd".index(path[0])
+        return None if d.crosses else "abcd".index(path[0])
     numbers = [int(part) for part in path.split(".") if part.isdigit()]
     if d.tree == "nested":
         return 2 * numbers[0] + numbers[1]

@@ -18,6 +18,10 @@ def examples(count: int) -> Callable[[Any], Any]:
         derandomize=not deep,
         deadline=None,
         database=None,
-        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example],
+        suppress_health_check=[
+            HealthCheck.too_slow,
+            HealthCheck.data_too_large,
+            HealthCheck.large_base_example,
+        ],
         phases=(Phase.explicit, Phase.generate, Phase.shrink),
     )

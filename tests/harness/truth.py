@@ -1,6 +1,6 @@
 """The numbers of one attention in float64, as DESIGN defines them: dense matrices and loops over sequences.
 
-Nothing here imports lightning_geo. A metric that is not defined is NaN; one that the harness cannot tell is missing.
+Nothing here imports lightning_geo. What is not defined is NaN; what the harness cannot tell is missing.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from harness.description import ENTROPY, PATTERN
+from harness.description import ENTROPY, PATTERN, Description
 from harness.models import Built, Layer, run
 
 __all__ = ["Facts", "Truth", "numbers", "truth_of"]
@@ -101,8 +101,24 @@ def _facts(built: Built, layer: Layer) -> Facts:
     p = torch.softmax(scores.masked_fill(~visible, -torch.inf), -1)
     rows = p[documents[:, None].expand(p.shape[:3]) > 0]
     assert bool(rows.isfinite().all()), f"the harness made a row that sees nothing, or is not finite: {d}"
+    _check_the_model(d, layer, p, documents > 0)
     offset = 0 if seen.cross else plan.offset
     return Facts(p, visible, documents, key_documents, offset, seen.cross, scores)
+
+
+def _check_the_model(d: Description, layer: Layer, p: Tensor, real: Tensor) -> None:
+    """These probabilities give the model's own outputs: masks and axes of the harness are what they claim."""
+    seen = layer.seen
+    if seen.value is None or seen.output is None or d.dtype == "bfloat16":
+        return
+    mine, output = p @ seen.value, seen.output
+    if seen.project is not None:
+        weight, bias = seen.project.weight.detach().double(), seen.project.bias.detach().double()
+        mine = mine.transpose(1, 2).flatten(2) @ weight.T + bias
+        off = (mine - output)[real].abs().max()
+    else:
+        off = (mine - output).transpose(1, 2)[real].abs().max()
+    assert off < 1e-3, f"the harness's own model does not compute what the truth says, by {off:.3g}: {d}"
 
 
 def numbers(facts: Facts) -> Numbers:
@@ -133,7 +149,9 @@ def numbers(facts: Facts) -> Numbers:
                 "first_mass": first[None], "backward_mass": j < i, "forward_mass": j > i,
                 "distance": np.abs(i - j),
             }  # fmt: skip
-            planes |= {name: (q * np.broadcast_to(w, (queries, keys))[rows]).sum(-1) for name, w in weights.items()}
+            planes |= {
+                name: (q * np.broadcast_to(w, (queries, keys))[rows]).sum(-1) for name, w in weights.items()
+            }
         for name, plane in planes.items():
             values.setdefault(name, []).append(_mean(plane))
         values.setdefault("key_entropy", []).append(_spread(received))

@@ -42,7 +42,9 @@ class Plan:
 def plan_of(d: Description) -> Plan:
     """Derive it from the description alone."""
     sequences, length = d.batch * d.windows, d.window_length
-    real = _real(d.lengths, d.batch, length, d.padding) if d.windows == 1 else torch.ones(sequences, length) > 0
+    real = (
+        _real(d.lengths, d.batch, length, d.padding) if d.windows == 1 else torch.ones(sequences, length) > 0
+    )
     documents = None
     if d.packed != "none":
         documents = torch.zeros(d.batch, length, dtype=torch.long)
@@ -90,14 +92,14 @@ def _structure(d: Description, real: Tensor, documents: Tensor | None) -> Tensor
 
 
 def _sparse(d: Description, real: Tensor) -> Tensor:
-    """Random keys: no row need see itself, yet every real key is seen by another real row, every row sees one."""
+    """Random keys: no row need see itself, yet another real row sees every real key, and every row sees one."""
     generator = torch.Generator().manual_seed(d.seed)
     batch, length = real.shape
     visible = torch.rand(batch, length, length, generator=generator) < 0.4
     for b in range(batch):
         rows = real[b].nonzero().flatten()
         visible[b, rows, rows.roll(1)] = True  # in a circle, so each is seen by its neighbour
-        visible[b, ~real[b]] = visible[b, rows[0]]
+        visible[b, ~real[b]] = visible[b, rows[0]].clone()
     return visible[:, None]
 
 
