@@ -1,11 +1,8 @@
-"""Attention modules of the harness, and the log in which they write what they computed when one is open."""
+"""Attention modules of the harness."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,61 +12,10 @@ from torch import Tensor, nn
 
 from harness.axes import arrange, restore
 from harness.description import BY_HAND, Description
+from harness.log import Seen, last_seen, note
 from harness.visibility import Plan, arrange_mask
 
-__all__ = ["Attention", "HeadList", "Seen", "note", "recording"]
-
-
-@dataclass
-class Seen:
-    """One attention between tokens, float64 where it counts.
-
-    Args:
-        module: That computes it.
-        query: [B, H, Nq, D].
-        key: [B, H, Nk, D], repeated where heads share them.
-        scale: Of their products.
-        cross: Whether keys are of a memory.
-        bias: [1, H or 1, Nq, Nk], or None.
-        part: Whether it is one head of several modules that belong to ``module``.
-        value: [B, H, Nk, D], repeated likewise; None where outputs are not of this attention alone.
-        output: [B, H, Nq, D], what the model made of them: the truth must give the same. [B, Nq, d] after
-            ``project``, where heads do not show.
-        project: What the outputs of heads went through.
-    """
-
-    module: nn.Module
-    query: Tensor
-    key: Tensor
-    scale: float
-    cross: bool
-    bias: Tensor | None = None
-    part: bool = False
-    value: Tensor | None = None
-    output: Tensor | None = None
-    project: nn.Linear | None = None
-
-
-_log: list[Seen] | None = None  # outside of every module: a model that is measured writes nothing
-
-
-@contextmanager
-def recording() -> Iterator[list[Seen]]:
-    """Collect what attention modules compute while the context is open."""
-    global _log
-    _log = []
-    try:
-        yield _log
-    finally:
-        _log = None
-
-
-def note(seen: Seen) -> None:
-    """Write it down where a log is open."""
-    if _log is not None:
-        seen.query, seen.key = seen.query.detach().double(), seen.key.detach().double()
-        seen.bias = None if seen.bias is None else seen.bias.detach().double()
-        _log.append(seen)
+__all__ = ["Attention", "HeadList"]
 
 
 def declare(module: nn.Module, d: Description, heads: int) -> None:
@@ -190,13 +136,12 @@ class Attention(nn.Module):
 
     def _attended(self, q: Tensor, k: Tensor, v: Tensor, mask: Any) -> Tensor:
         output = self._attend(q, k, v, mask)
-        if _log is not None:
-            _log[-1].value, _log[-1].output = self._plain(v).double(), self._plain(output).double()
+        seen = last_seen()
+        if seen is not None:
+            seen.value, seen.output = self._plain(v).double(), self._plain(output).double()
         return output
 
     def _note(self, q: Tensor, k: Tensor, bias: Tensor | None) -> None:
-        if _log is None:
-            return
         q, k = self._plain(q), self._plain(k)
         owner = self if self.owner is None else self.owner[0]
         note(Seen(owner, q, k, self._scale, self.cross, bias, self.owner is not None))

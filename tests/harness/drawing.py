@@ -10,13 +10,12 @@ from hypothesis import strategies as st
 
 from harness.description import BY_HAND, WINDOWS, Description
 
-__all__ = ["by_hand", "flex", "modules", "scattered", "sdpa", "sdpa_axes"]
+__all__ = ["Draw", "Drawing", "scattered"]
 
 T = TypeVar("T")
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 
 _DECLARED = ("num_heads", "heads", "n_head", "num_attention_heads", "config", "none")
-_NUMBERS = ("-10000", "-1000", "-100")
 _TREES = (
     "list", "sequential", "stages", "nested", "forward", "repeated", "checkpoint", "checkpoint_reentrant",
     "checkpoint_forward", "scripted", "attributes",
@@ -154,6 +153,12 @@ class Drawing:
             names = names[:3]
         self.one_of("told", names)
 
+    def alibi(self) -> None:
+        """A bias that grows with distance."""
+        d = self.done()
+        fits = d.axes != "list" and not d.crosses and d.heads > 1
+        self.one_of("bias", ("none", "none", "alibi") if fits else ("none",))
+
     # -- masks
 
     def mask(self, hiding: Sequence[str]) -> None:
@@ -265,137 +270,3 @@ def scattered(
         return st.lists(strategy(), min_size=1, max_size=1, unique_by=repr).map(lambda drawn: drawn[0])
 
     return alone
-
-
-_AXES = ("folded", "folded_h_major", "single", "list", "heads_first", *WINDOWS, "grouped")
-
-
-@scattered
-@st.composite
-def sdpa(draw: Draw) -> Description:
-    """Models that call ``F.scaled_dot_product_attention`` on [B, H, N, D]."""
-    return _sdpa(draw, ("bhnd",))
-
-
-@scattered
-@st.composite
-def sdpa_axes(draw: Draw) -> Description:
-    """Models that call it on other axes."""
-    return _sdpa(draw, _AXES)
-
-
-def _sdpa(draw: Draw, axes: Sequence[str]) -> Description:
-    x = Drawing(draw, "sdpa")
-    x.sizes(axes)
-    x.grouped()
-    x.sequences()
-    x.one_of("scale", ("default", "given"))
-    _alibi(x)
-    floats = ("inf", "min", "-10000") if x.is_["bias"] == "alibi" else ("inf", "min", *_NUMBERS)
-    x.mask(floats if x.is_["bias"] == "alibi" else ("bool", *floats))
-    x.parts()
-    x.tree()
-    x.precision()
-    return x.done()
-
-
-def _alibi(x: Drawing) -> None:
-    d = x.done()
-    fits = d.axes != "list" and not d.crosses and d.heads > 1
-    x.one_of("bias", ("none", "none", "alibi") if fits else ("none",))
-
-
-@scattered
-@st.composite
-def by_hand(draw: Draw) -> Description:
-    """Models that call softmax themselves."""
-    how = draw(st.sampled_from(BY_HAND))
-    x = Drawing(draw, how)
-    axes = ("bhnd",) * 4 + _AXES
-    x.sizes({"einsum": ("bnhd", *axes), "baddbmm": ("folded", "folded", "folded_h_major")}.get(how, axes))
-    x.grouped()
-    x.sequences()
-    x.one_of("softmax", ("functional", "torch", "method", "float32", "module", "sequential"))
-    x.one_of("scale", ("default",) if how == "baddbmm" else ("default", "given", "query"))
-    d = x.done()
-    if how != "baddbmm" and d.axes != "bnhd" and not d.crosses and d.keys == "own":
-        x.one_of("between", ("none", "none", "sequential"))
-    x.is_["bias"] = "none"
-    if x.is_.get("between", "none") == "none":
-        _alibi(x)
-    numbers = () if x.is_["bias"] == "alibi" else ("-1000", "-100")
-    x.mask(("masked_fill", "where", "inf", "min", "-10000", *numbers))
-    x.parts()
-    x.tree()
-    x.precision()
-    return x.done()
-
-
-@scattered
-@st.composite
-def flex(draw: Draw) -> Description:
-    """Models that call ``flex_attention``."""
-    x = Drawing(draw, "flex")
-    x.sizes(("bhnd",))
-    x.grouped()
-    x.sequences()
-    _alibi(x)
-    x.mask(("bool",))
-    x.tree()
-    x.precision(("float32",))
-    return x.done()
-
-
-@scattered
-@st.composite
-def modules(draw: Draw) -> Description:
-    """Models that use ``nn.MultiheadAttention``, or torch's encoder and decoder."""
-    how = draw(st.sampled_from(("mha", "mha", "encoder", "decoder")))
-    x = Drawing(draw, how)
-    x.sizes(("bhnd",))
-    x.is_["declared"] = "none"
-    x.one_of("batch_first", (True, False))
-    if how == "decoder":
-        x.one_of("source", ("memory_position", "memory_keyword"))
-        x.memory()
-        x.is_["self_too"] = True
-        x.structure("decoder")
-        x.is_["structure"] = "causal" if x.is_["structure"] == "sparse" else x.is_["structure"]
-    elif how == "encoder":
-        x.one_of("structure", ("full", "causal", "window"))
-    else:
-        kind = x.one_of("source", ("self", "self", "normed", "memory_position", "memory_keyword"))
-        if kind.startswith("memory"):
-            x.memory()
-        x.structure("mha")
-        if kind in ("self", "normed"):
-            x.one_of("keys", ("own", "own", "bias_kv", "zero_attn"))
-        x.one_of("need_weights", (False, True))
-    if how != "mha":
-        x.one_of("norm_first", (False, True))
-    if x.is_["length"] > 1:
-        x.padding("modules")
-    _modules_masks(x)
-    if how == "mha":
-        x.tree()
-    x.precision(("float32", "float32", "float64", "bfloat16"))
-    return x.done()
-
-
-def _modules_masks(x: Drawing) -> None:
-    """Rows that see nothing are NaN in torch's modules: there, finite numbers hide."""
-    if x.done().blind and x.is_["how"] != "mha":
-        x.is_["structure"] = "full"
-    d = x.done()
-    hides = d.structure != "full" or d.padding != "none"
-    if not hides:
-        x.is_["values"] = "none"
-    elif d.blind:
-        x.one_of("values", ("-10000", "-1000", "-100"))
-    else:
-        x.one_of("values", ("bool", "inf", "-10000", "-1000", "-100"))
-    x.one_of("shape", ("qk", "bhqk") if d.how == "mha" else ("qk",))
-    if d.padding != "none":
-        x.one_of("padding_mask", (True, False) if d.how == "mha" else (True,))
-    if not d.self_too:
-        x.is_["values"] = "bool"

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from harness.attention import Attention, HeadList, Seen, recording
+from harness.attention import Attention, HeadList
 from harness.description import MODULES, Description
+from harness.log import Seen, recording
 from harness.modules import MultiHead, TorchStack, watch
 from harness.visibility import Plan, encode, plan_of
 

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness.attention import Seen, note
 from harness.description import MODULES, Description
+from harness.log import Seen, note
 from harness.visibility import Plan, encode
 
 __all__ = ["MultiHead", "TorchStack", "watch"]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 
-from harness import drawing, families
+from harness import families, strategies
 from harness.checking import Wrong, check, compare, measured
 from harness.description import ENTROPY, PATTERN, Description
 from harness.models import build
@@ -48,7 +48,7 @@ VALUES = {
     "inputs": "embeddings ids",
     "dtype": "float32 float64 bfloat16",
 }
-STRATEGIES = [drawing.sdpa, drawing.sdpa_axes, drawing.by_hand, drawing.flex, drawing.modules]
+STRATEGIES = [strategies.sdpa, strategies.sdpa_axes, strategies.by_hand, strategies.flex, strategies.modules]
 
 
 def draws(strategy: Any, count: int) -> list[Any]:
@@ -87,7 +87,9 @@ def test_every_value_of_every_dimension_is_drawn() -> None:
 
 
 def test_examples_are_far_from_one_another() -> None:
-    kinds = {(d.how, d.axes, d.structure, d.padding, d.tree, d.values) for d in draws(drawing.by_hand(), 200)}
+    kinds = {
+        (d.how, d.axes, d.structure, d.padding, d.tree, d.values) for d in draws(strategies.by_hand(), 200)
+    }
     assert len(kinds) > 150
 
 
@@ -111,7 +113,7 @@ def test_a_model_computes_what_its_truth_says(strategy: Callable[[], Any]) -> No
 
 
 def test_a_description_is_all_there_is() -> None:
-    for d in draws(drawing.by_hand(), 20):
+    for d in draws(strategies.by_hand(), 20):
         again = eval(repr(d), {"Description": Description})
         assert again == d
         one, other = build(d), build(again)

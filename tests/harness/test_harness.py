@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import given
 
-from harness import drawing
+from harness import strategies
 from harness.checking import check
 from harness.description import Description
 from harness.families import FamilyDescription, check_family, families
@@ -12,31 +12,31 @@ from harness.profiles import examples
 
 
 @examples(60)
-@given(drawing.sdpa())
+@given(strategies.sdpa())
 def test_scaled_dot_product_attention(description: Description) -> None:
     check(description)
 
 
 @examples(50)
-@given(drawing.sdpa_axes())
+@given(strategies.sdpa_axes())
 def test_scaled_dot_product_attention_on_other_axes(description: Description) -> None:
     check(description)
 
 
 @examples(80)
-@given(drawing.by_hand())
+@given(strategies.by_hand())
 def test_attention_by_hand(description: Description) -> None:
     check(description)
 
 
 @examples(20)
-@given(drawing.flex())
+@given(strategies.flex())
 def test_flex_attention(description: Description) -> None:
     check(description)
 
 
 @examples(50)
-@given(drawing.modules())
+@given(strategies.modules())
 def test_modules_of_torch(description: Description) -> None:
     check(description)
 

@@ -92,7 +92,7 @@ def _structure(d: Description, real: Tensor, documents: Tensor | None) -> Tensor
 
 
 def _sparse(d: Description, real: Tensor) -> Tensor:
-    """Random keys: no row need see itself, yet another real row sees every real key, and every row sees one."""
+    """Random keys: no row need see itself, yet another real row sees every real key."""
     generator = torch.Generator().manual_seed(d.seed)
     batch, length = real.shape
     visible = torch.rand(batch, length, length, generator=generator) < 0.4
