@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -36,19 +36,20 @@ class Axes:
 
     Args:
         heads: Index of the axis of heads among the leading axes; None where there is one head without axis.
-        folded: Heads in the axis ``heads`` where it holds batch and heads in one, batch first; else 0.
+        folded: Heads in the first axis where it holds batch and heads in one; else 0.
+        heads_first: Whether heads vary slower there.
     """
 
     heads: int | None
     folded: int = 0
+    heads_first: bool = False
 
     def __call__(self, x: Tensor) -> Tensor:
         """[*lead, rows, columns] to [B, H, rows, columns]; fewer heads than queries have stay fewer."""
         if x.dim() == 2:
             return x[None, None]
         if self.folded:
-            # keys of grouped heads have fewer heads, but as many sequences
-            return x.unflatten(0, (-1, self.folded))
+            return self._unfolded(x, x.shape[0] // self.folded)
         if self.heads is None:
             return x.flatten(0, -3).unsqueeze(1)
         x = x.movedim(self.heads, -3)
@@ -61,7 +62,12 @@ class Axes:
         batch = queries.shape[0] // self.folded
         if x.shape[0] % batch or self.folded % (x.shape[0] // batch):
             raise UnknownAxesError("the keys' heads and batch are one axis that fits neither")
-        return x.unflatten(0, (batch, -1))
+        return self._unfolded(x, batch)
+
+    def _unfolded(self, x: Tensor, batch: int) -> Tensor:
+        return (
+            x.unflatten(0, (-1, batch)).transpose(0, 1) if self.heads_first else x.unflatten(0, (batch, -1))
+        )
 
     def mask(self, mask: Tensor, lead: Sequence[int]) -> Tensor:
         """A mask that broadcasts over the leading axes ``lead``, to [B or 1, H or 1, Nq or 1, Nk or 1]."""
@@ -69,8 +75,9 @@ class Axes:
             mask = mask.reshape((1,) * (2 - mask.dim()) + tuple(mask.shape))
         mask = mask[(None,) * (len(lead) + 2 - mask.dim())]
         if not lead or self.folded:
-            whole = self.folded and mask.shape[0] != 1
-            return mask.unflatten(0, (-1, self.folded)) if whole else mask.reshape(1, 1, *mask.shape[-2:])
+            if self.folded and mask.shape[0] != 1:
+                return self._unfolded(mask, mask.shape[0] // self.folded)
+            return mask.reshape(1, 1, *mask.shape[-2:])
         if self.heads is None:
             mask = mask.unsqueeze(len(lead))
             sizes = [*lead, 1]
@@ -82,7 +89,12 @@ class Axes:
         return mask.expand(*sizes[:-1], *mask.shape[-3:]).flatten(0, -4)
 
 
-def find_axes(x: Tensor, declared: int | None, tokens: Sequence[int]) -> Axes:
+def find_axes(
+    x: Tensor,
+    declared: int | None,
+    tokens: Sequence[int],
+    heads_first: Callable[[Tensor, int], bool | None] = lambda x, heads: None,
+) -> Axes:
     """Tell heads from batch in queries (or probabilities) ``[*lead, queries, columns]``.
 
     A module that declares its heads decides, as far as sizes allow. The number of tokens in the layer's input
@@ -93,21 +105,29 @@ def find_axes(x: Tensor, declared: int | None, tokens: Sequence[int]) -> Axes:
     Args:
         x: What attention was given for queries.
         declared: Heads that the module declares; None if it does not.
-        tokens: How many tokens the modules that enclose the call were given, the closest to the call first.
+        tokens: How many tokens the modules that enclose the call were given.
+        heads_first: Tells whether heads vary slower than sequences where both are the first of three axes.
 
     Raises:
         UnknownAxesError: If nothing decides.
 
     Example:
         >>> import torch
-        >>> find_axes(torch.zeros(6, 5, 8), declared=3, tokens=[10])  # batch and heads in one axis
-        Axes(heads=0, folded=3)
+        >>> find_axes(torch.zeros(2, 3, 5, 8), declared=3, tokens=[10])
+        Axes(heads=1, folded=0, heads_first=False)
     """
     lead, rows = x.shape[:-2], x.shape[-2]
     if not lead:
         return Axes(None)
     if len(lead) == 1:
-        return _of_one_axis(lead[0], rows, declared, tokens)
+        heads = _heads_in(lead[0], rows, declared, tokens)
+        order = heads_first(x, heads) if heads not in (1, lead[0]) else False
+        if order is None:
+            raise UnknownAxesError(
+                f"batch and heads are one axis of {lead[0]}, and which of them comes first cannot be told. "
+                "Call attention with [batch, heads, tokens, features]"
+            )
+        return Axes(0, heads, order) if heads > 1 else Axes(None)
     total = math.prod(lead)
     # where one head's rows are the tokens, there is no axis of heads
     if declared in (None, 1) and any(total * rows == n for n in tokens):
@@ -134,21 +154,19 @@ def find_axes(x: Tensor, declared: int | None, tokens: Sequence[int]) -> Axes:
     )
 
 
-def _of_one_axis(size: int, rows: int, declared: int | None, tokens: Sequence[int]) -> Axes:
-    """[sequences, N, D] of one head, or batch and heads in one axis."""
+def _heads_in(size: int, rows: int, declared: int | None, tokens: Sequence[int]) -> int:
+    """How many heads the first of three axes holds: 1 in [sequences, N, D], H in [sequences · H, N, D]."""
     heads = declared or 1
     if heads > 1 and size % heads == 0 and any(size * rows == n * heads for n in tokens):
-        return Axes(0, heads)
-    if any(size * rows == n for n in tokens):
-        return Axes(None)
+        return heads
+    if declared == 1 or any(size * rows == n for n in tokens):
+        return 1
     if declared is None:
         folded = {size * rows // n for n in tokens if n and size * rows % n == 0 and size * rows > n}
         if len(folded) == 1 and size % (heads := folded.pop()) == 0:
-            return Axes(0, heads)
-    if declared == 1:
-        return Axes(None)
-    if not tokens and declared is not None and size % declared == 0:
-        return Axes(0, declared)
+            return heads
+    elif not tokens and size % declared == 0:
+        return declared
     raise UnknownAxesError(
         f"whether the first of three axes ({size}) holds sequences or their heads cannot be told. Give the "
         "module an attribute `num_heads`, or call attention with [batch, heads, tokens, features]"

@@ -17,6 +17,7 @@ from lightning_geo.taps.axes import Axes, UnknownAxesError, declared_heads, find
 from lightning_geo.taps.by_hand import SoftmaxTracer, WrittenAttention
 from lightning_geo.taps.call import AttentionCall, BlockCall, CallKey
 from lightning_geo.taps.coverage import Coverage
+from lightning_geo.taps.folds import Folds
 from lightning_geo.taps.frames import (
     Frame,
     batch_first,
@@ -93,6 +94,7 @@ class Tap:
         #: the call whose result is to be scaled, or listened at, and by what
         self._answer: tuple[AttentionCall, Tensor | SlopeHook] | None = None
         self._origins = Origins()
+        self._folds = Folds()
         self._masks = MaskReader()
         self._tracer = SoftmaxTracer(self._written, lambda: self._frames[-1].name)
         self._learn_modules()
@@ -151,6 +153,7 @@ class Tap:
         self._runs.clear()
         self._tracer.clear()
         self._origins.clear()
+        self._folds.clear()
         self._masks.clear()
         self._search.start_over()
         self._answer = None
@@ -343,6 +346,7 @@ class Tap:
         else:
             self._use_parameters(args)
             self._origins.follow(func, args, kwargs, result)
+            self._folds.follow(func, args, kwargs, result)
             self._tracer.see(func, args, kwargs, result)
 
     def _use_parameters(self, args: tuple[Any, ...]) -> None:
@@ -357,7 +361,7 @@ class Tap:
     def _axes(self, x: Tensor) -> Axes:
         """Which axis of queries is heads."""
         declared = next((n for f in reversed(self._inside()) if (n := declared_heads(f.module))), None)
-        return find_axes(x, declared, tokens_in(self._frames, x.shape))
+        return find_axes(x, declared, tokens_in(self._frames, x.shape), self._folds.heads_first)
 
     def _written(self, attention: WrittenAttention, place: str | None = None) -> None:
         """An attention was recognised in products and softmaxes."""

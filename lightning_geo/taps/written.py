@@ -94,8 +94,8 @@ def _mask(
         return axes.mask(mask, lead)
     if before == tuple(scores.shape[:2]):
         return mask
-    if before == (math.prod(scores.shape[:2]),):
-        return Axes(0, scores.shape[1]).mask(mask, before)
+    if before == (math.prod(scores.shape[:2]),) and mask.shape[0] == 1:
+        return mask[None]
     return None
 
 

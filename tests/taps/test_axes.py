@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from lightning_geo.taps.axes import Axes, UnknownAxesError, declared_heads, find_axes
+from lightning_geo.taps.folds import Folds
 
 SIZES = st.integers(1, 4)
 
@@ -38,7 +42,7 @@ def laid_out(draw: st.DrawFn) -> tuple[Tensor, Tensor, int | None, list[int]]:
 @given(laid_out())
 def test_every_layout_becomes_batch_and_heads(case: tuple[Tensor, Tensor, int | None, list[int]]) -> None:
     q, canonical, declared, tokens = case
-    found = find_axes(q, declared, tokens)(q)
+    found = find_axes(q, declared, tokens, lambda x, heads: False)(q)
     # where sizes agree, axes may be told apart by memory alone: nothing but their order may then differ
     if found.shape == canonical.shape:
         lead = q.shape[:-2]
@@ -71,6 +75,7 @@ def test_one_head_in_windows_is_no_axis_of_heads() -> None:
     [
         ((6, 5, 4), None, []),  # [B, N, D] or [B*H, N, D]
         ((6, 5, 4), 4, [7]),
+        ((6, 5, 4), 3, [10]),  # [B*H, N, D] or [H*B, N, D]
         ((2, 3, 7, 5, 4), None, []),
         ((2, 3, 7, 5, 4), 4, [50]),
     ],
@@ -109,3 +114,33 @@ def test_modules_declare_heads_by_many_names(name: str) -> None:
     assert declared_heads(holder) == 4
     module.heads = nn.ModuleList()  # no number: nothing is declared by it
     assert declared_heads(module) == (None if name == "heads" else 6)
+
+
+@pytest.mark.parametrize(
+    ("fold", "heads_first"),
+    [
+        (lambda x: x.view(2, 5, 3, 4).transpose(1, 2).reshape(6, 5, 4), False),
+        (lambda x: x.view(2, 5, 3, 4).permute(2, 0, 1, 3).contiguous().view(-1, 5, 4), True),
+        (lambda x: torch.cat(x.split(4, 2), 0), True),
+        (lambda x: x.transpose(0, 1).contiguous().view(5, 6, 4).transpose(0, 1) * 2, False),
+        (lambda x: x.view(2, 5, 3, 4).transpose(1, 2).flatten(0, 1).softmax(-1), False),
+    ],
+)
+def test_where_axes_were_joined_tells_their_order(fold: Any, heads_first: bool) -> None:
+    folds = Folds()
+    x = torch.arange(120.0).view(2, 5, 12)
+
+    class Following(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            folds.follow(func, args, kwargs or {}, result)
+            return result
+
+    with Following():
+        q = fold(x)
+    assert folds.heads_first(q, 3) is heads_first
+    assert folds.heads_first(torch.zeros(6, 5, 4), 3) is None
+    found = find_axes(q, 3, [10], folds.heads_first)(q)
+    if not (q.min() >= 0 and q.max() <= 1):  # not of the softmax
+        scaled = q.flatten()[1] - q.flatten()[0]
+        assert (found / scaled).equal(x.view(2, 5, 3, 4).transpose(1, 2))

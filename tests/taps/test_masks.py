@@ -22,7 +22,9 @@ def test_a_constant_that_is_set_apart_hides(value: float, width: float, seed: in
     generator = torch.Generator().manual_seed(seed)
     hidden = torch.rand(2, 1, N, N, generator=generator) < 0.4
     bias = (torch.rand(2, 1, N, N, generator=generator) - 0.5) * width
-    mask = (torch.zeros(2, 1, N, N).masked_fill(hidden, value) + bias).clamp(min=torch.finfo(torch.float32).min)
+    mask = (torch.zeros(2, 1, N, N).masked_fill(hidden, value) + bias).clamp(
+        min=torch.finfo(torch.float32).min
+    )
     result = with_hidden(mask)
     assert (result == -torch.inf).equal(hidden)
     assert result[~hidden].equal(mask[~hidden])
@@ -38,7 +40,9 @@ def test_a_bias_that_grows_with_distance_hides_nothing(slope: float, keys: int) 
 def test_a_constant_hides_beside_a_bias_that_grows() -> None:
     distance = (torch.arange(N)[:, None] - torch.arange(N)).abs().float()
     hidden = torch.arange(N) >= 6
-    assert (with_hidden(-distance + torch.where(hidden, -1000.0, 0.0)) == -torch.inf).equal(hidden.expand(N, N))
+    assert (with_hidden(-distance + torch.where(hidden, -1000.0, 0.0)) == -torch.inf).equal(
+        hidden.expand(N, N)
+    )
 
 
 def test_nan_is_kept_and_hides_nothing() -> None:
