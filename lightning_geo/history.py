@@ -69,7 +69,10 @@ class GeometryHistory:
         return len(self.steps)
 
     def __getitem__(self, key: str) -> NDArray[Any]:
-        """Return [sample, layer, head] of a metric; roles and stages of a bare name are on a last axis."""
+        """Return [sample, layer, head] of a metric; roles and stages of a bare name are on a last axis.
+
+        A bare name means the main stack where the others are its parts (``encoder.part2``).
+        """
         return lookup(self.stacks, key)
 
     def __contains__(self, key: str) -> bool:

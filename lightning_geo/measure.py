@@ -147,7 +147,8 @@ class Measurement:
             if len(self._statistics) > 1:
                 layers = {k: (f"{name}.{stack}", i) for k, (stack, i) in layout.layers.items()}
                 sizes = {f"{name}.{stack}": size for stack, size in layout.sizes.items()}
-                layout = Layout(layers, layout.blocks, sizes)
+                rows = {f"{name}.{stack}": paths for stack, paths in layout.rows.items()}
+                layout = Layout(layers, layout.blocks, sizes, rows)
             chosen = self._chooser(layout, name)
             part = compute(statistics, layout, self._metrics, self._rank, chosen, baseline, previous)
             for mine, new in zip(vars(merged).values(), vars(part).values(), strict=True):

@@ -7,6 +7,7 @@ Data model: a *record* holds all metrics of one sample, per stack and stored nam
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -42,6 +43,8 @@ MIXED = "mixed"
 KINDS = (*GATES, MIXED)
 
 _ERROR = ".stderr"
+#: What the names of stacks end with that hold further attentions, or further runs, of another stack's layers.
+_PART = re.compile(r"(\.(part|run)\d+)+$")
 
 Stacks = Mapping[str, Mapping[str, NDArray[Any]]]
 
@@ -203,10 +206,16 @@ def select(metrics: Iterable[str] | str | None = None) -> tuple[str, ...]:
 def lookup(stacks: Stacks, key: str) -> NDArray[Any]:
     """Find ``key`` (``entropy``, ``effective_rank``, ``decoder.cross/entropy``) among stacks.
 
-    A metric with roles or stages, asked for by its bare name, is stacked on a last axis.
+    A metric with roles or stages, asked for by its bare name, is stacked on a last axis. A bare name means
+    the main stack where the others are its parts or further runs: ``entropy`` is ``encoder/entropy`` beside
+    ``encoder.part2/entropy`` (the second attention of the same modules) or ``encoder.run2/entropy``.
 
     Raises:
-        KeyError: If there is no such metric, or several stacks have it.
+        KeyError: If there is no such metric, or several stacks have it that are not parts of one.
+
+    Example:
+        >>> lookup({"encoder": {"entropy": np.ones(2)}, "encoder.part2": {"entropy": np.zeros(2)}}, "entropy")
+        array([1., 1.])
     """
     stack, _, metric = key.rpartition("/")
     candidates = [stack] if stack else list(stacks)
@@ -217,6 +226,8 @@ def lookup(stacks: Stacks, key: str) -> NDArray[Any]:
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise KeyError(f"No metric {key!r}.{hint} Stacks: {list(stacks)}; metrics: {names}.")
     if len(holders) > 1:
+        holders = [s for s in holders if _main_stack(s) == s or _main_stack(s) not in stacks] or holders
+    if len(holders) > 1:
         raise KeyError(
             f"{metric!r} is ambiguous: this model has several stacks. "
             f"Ask for one of {[f'{s}/{metric}' for s in holders]}."
@@ -224,6 +235,11 @@ def lookup(stacks: Stacks, key: str) -> NDArray[Any]:
     arrays = stacks[holders[0]]
     names = _part_names(arrays, metric)
     return arrays[metric] if names == [metric] else np.stack([arrays[n] for n in names], axis=-1)
+
+
+def _main_stack(stack: str) -> str:
+    """The stack of which this one holds parts or further runs; itself where it holds none."""
+    return _PART.sub("", stack)
 
 
 def _part_names(arrays: Mapping[str, NDArray[Any]], metric: str) -> list[str]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lightning_geo.replay import replay_depth
 from lightning_geo.taps.by_hand import SoftmaxTracer
-from lightning_geo.taps.call import AttentionCall, BlockCall, CallKey
+from lightning_geo.taps.call import AttentionCall, BlockCall
 from lightning_geo.taps.coverage import Coverage
 from lightning_geo.taps.frames import (
     OTHER_SEQUENCE,
@@ -27,6 +27,7 @@ from lightning_geo.taps.frames import (
 )
 from lightning_geo.taps.observer import Observer, ProjectionObserver
 from lightning_geo.taps.projections import Run, is_linear
+from lightning_geo.taps.runs import RunCounter
 from lightning_geo.taps.scaling import check_scalable, scale_multi_head, scale_result
 from lightning_geo.taps.sdpa import multi_head_call, sdpa_call
 from lightning_geo.taps.search import ProjectionSearch
@@ -68,7 +69,6 @@ class Tap:
         self._special_ids = tuple(special_token_ids)
         self._devices = sorted({p.device.type for p in model.parameters()} | {"cpu"})
         self._frames: list[Frame] = []
-        self._repeats: dict[str, int] = {}
         self._query_masks: dict[tuple[int, int], Tensor | None] = {}
         self.busy = False
         #: the depth of replays that is observed: one's own, not another monitor's in between
@@ -88,8 +88,12 @@ class Tap:
         elements = {name: elements_of(name, self.modules) for name in self.modules}
         self._listed = {name for name, found in elements.items() if found}
         self._items = {found[-1].name for found in elements.values() if found}
-        #: modules that own a list of layers: when one starts, its layers are counted anew
-        self._owners = {found[0].parent.rpartition(".")[0] for found in elements.values() if found} | {""}
+        owners = {found[0].parent.rpartition(".")[0] for found in elements.values() if found} | {""}
+        innermost = {name: found[-1].name if found else name for name, found in elements.items()}
+        self._runs = RunCounter(innermost, owners)
+        #: items that hold a list themselves: an attention beside that list is a layer of its own
+        self._stages = {e.name for found in elements.values() for e in found[:-1]}
+        self._beside = {n for n, item in innermost.items() if item in self._stages and n != item}
 
     @property
     def unprojected(self) -> dict[str, list[str]]:
@@ -137,14 +141,12 @@ class Tap:
                 self.called = True
             if not self._frames:
                 SWITCHES.connect(self)
-            if name in self._owners:
-                prefix = f"{name}." if name else ""
-                self._repeats = {k: n for k, n in self._repeats.items() if not k.startswith(prefix)}
+            self._runs.starts(name)
             frame = Frame(name, module)
             frame.cross = any(kwargs.get(key) is not None for key in OTHER_SEQUENCE)
             with torch._C.DisableTorchFunction():  # looking at tensors is no event for the mode
                 frame.input_ids = input_ids_in(args, kwargs)
-                if name in self._items or name not in self._listed:
+                if name in self._items or name in self._beside or name not in self._listed:
                     frame.input = hidden_states((*args, *kwargs.values()))
             self.takes_ids |= frame.input_ids is not None
             if name in self._linear and self._search.observer is not None and args:
@@ -184,7 +186,8 @@ class Tap:
         before, after = (batch_first(x, frame) for x in (frame.input, output))
         if frame.issued is not None and after is not None:
             self._observer.attention_module(frame.issued, after, fitting(frame.query_mask, after))
-        if frame.name in self._items or (frame.issued is not None and frame.name not in self._listed):
+        alone = frame.name in self._beside or frame.name not in self._listed
+        if frame.name in self._items or (frame.issued is not None and alone):
             if after is None or before is None or before.shape != after.shape:
                 before = None
             mask = None if after is None else fitting(frame.query_mask, after)
@@ -247,15 +250,14 @@ class Tap:
             frame = self._frames[-1]
             name = frame.name if name is None else name
             call.cross = call.cross or frame.cross
-            repeat = self._repeats[name] = self._repeats.get(name, -1) + 1
-            key = CallKey(name, repeat, call.cross)
+            key = self._runs.key(name, cross=call.cross)
             batch, queries, keys = call.lengths
             if call.cross:  # its own mask tells which keys are padding, not which queries
                 call.query_mask = self._query_masks.get((batch, queries))
             else:
                 call.query_mask = self._query_masks[batch, queries] = call.valid_queries()
                 call.special = self._special(batch, keys)
-            frame.issued = key
+            frame.issued = frame.issued or key  # of several parts, the module's output is the first one's
             frame.sequence_first = getattr(frame.module, "batch_first", True) is False
             for outer in self._frames:
                 outer.keys.append(key)
