@@ -39,7 +39,9 @@ class GeometryHistory:
     Attributes:
         steps: [sample] optimizer steps.
         stacks: ``stack -> stored name -> [sample, ...]``, NaN where a sample lacks the metric.
-        facts: ``epoch``, ``batches_seen``, ``wall_time``, ``cost_seconds``, ``probe``, each [sample].
+        facts: ``epoch``, ``batches_seen``, ``wall_time``, ``cost_seconds``, ``probe`` and ``coverage`` (the
+            share of attention calls that were measured; ``record(i).coverage`` says what was left out), each
+            [sample].
         structure: Model class, modules and heads of each layer, as of the last sample.
 
     Example:
@@ -56,6 +58,7 @@ class GeometryHistory:
         self.path = path
         self.steps: NDArray[np.int64] = np.array([record.step for record in records], np.int64)
         self.facts = {fact: np.array([getattr(record, fact) for record in records]) for fact in _FACTS}
+        self.facts["coverage"] = np.array([record.coverage_share for record in records])
         self.structure = records[-1].structure
         self.stacks: dict[str, dict[str, NDArray[Any]]] = {}
         # a dict keeps the order in which records list their metrics

@@ -440,6 +440,9 @@ class GeometryMonitor(AnyCallback):
             wall_time=time.time(),
             cost_seconds=time.perf_counter() - started,
             probe=self._inputs.fingerprint,
+            coverage=self._sampler.coverage.as_dict(),
+            # once a key, always a key: a chart that ends where all is well again would mislead
+            coverage_shown=f"{self._name}/coverage" in run.summaries,
         )
 
     # -- checkpoints

@@ -22,7 +22,7 @@ from lightning_geo.probe import Share, on_call
 from lightning_geo.reduction import reduce_over_ranks
 from lightning_geo.replay import Call, RandomState, device_of, has_fast_path, is_compiled, undisturbed
 from lightning_geo.schema import spec_of
-from lightning_geo.taps import Tap
+from lightning_geo.taps import Coverage, Tap, name_of
 from lightning_geo.training_slopes import TrainingSlopes
 
 __all__ = ["Sampler"]
@@ -81,6 +81,8 @@ class Sampler:
         self._structure: dict[str, Any] = {}
         #: why a model's importance could not be measured, by name
         self._importance_failures: dict[str, Exception] = {}
+        #: what the last sample saw of attention, over all ranks
+        self.coverage = Coverage()
         self._watching = contextlib.ExitStack()
         self._shadows: list[tuple[str, Call, RandomState]] = []
         self._shadow_seconds = 0.0
@@ -90,6 +92,11 @@ class Sampler:
         names = list(names)
         if names and set(names) <= set(self.models):
             self.models = {name: self.models[name] for name in names}
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the models for a person: the LightningModule itself, or ``module=``, goes by its class."""
+        return [name_of(name, model) for name, model in self.models.items()]
 
     @property
     def device(self) -> torch.device:
@@ -267,7 +274,9 @@ class Sampler:
         if measurement.failures:
             return measurement.failures[0]
         if not measurement.observed:
-            names = ", ".join(f"{name or 'the module itself'}" for name in self.models)
+            names = ", ".join(self.names)
+            if measurement.reasons:
+                return LookupError(f"all attention seen in {names} was left out, {measurement.reasons}")
             return LookupError(
                 f"no attention was seen in {names}. Attention-like modules that ran: "
                 f"{measurement.unobserved or 'none'}. Name the model with `module=`"
@@ -311,6 +320,7 @@ class Sampler:
         self.prefer(names)
         self._chosen = True
         computed = measurement.compute(baseline, previous)
+        self.coverage = measurement.coverage
         report_gaps(measurement, computed, self._due, self._complaints)
         report_other_heads(self._structure, computed.structure, self._complaints)
         self._structure = computed.structure

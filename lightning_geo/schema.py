@@ -263,6 +263,9 @@ class GeometryRecord:
         wall_time: Seconds since the Unix epoch.
         cost_seconds: What taking the sample cost, sinks of the sample before included.
         probe: Fingerprint of the inputs; equal fingerprints mean equal inputs. Empty for batches.
+        coverage: Attention calls ``seen`` and ``measured`` by all ranks, and ``left_out``: reason -> modules
+            (on the rank that wrote the record). Empty where nobody counted.
+        coverage_shown: Whether the share is a summary even where it is 1, because it was less before.
 
     Example:
         >>> record = GeometryRecord({"encoder": {"entropy": np.ones((2, 4), np.float32)}})
@@ -279,6 +282,8 @@ class GeometryRecord:
     wall_time: float = 0.0
     cost_seconds: float = 0.0
     probe: str = ""
+    coverage: dict[str, Any] = field(default_factory=dict)
+    coverage_shown: bool = False
 
     def __getitem__(self, key: str) -> NDArray[Any]:
         return lookup(self.stacks, key)
@@ -321,11 +326,29 @@ class GeometryRecord:
 
     def facts(self) -> dict[str, Any]:
         """Everything but the arrays, as JSON-serialisable values."""
-        names = ("structure", "step", "epoch", "batches_seen", "wall_time", "cost_seconds", "probe")
+        names = (
+            "structure", "step", "epoch", "batches_seen", "wall_time", "cost_seconds", "probe", "coverage",
+        )  # fmt: skip
         return {name: getattr(self, name) for name in names}
 
+    @property
+    def coverage_share(self) -> float:
+        """Measured attention calls over seen ones; NaN where nobody counted.
+
+        Example:
+            >>> GeometryRecord({}, coverage={"seen": 4, "measured": 3, "left_out": {}}).coverage_share
+            0.75
+        """
+        seen, measured = self.coverage.get("seen"), self.coverage.get("measured")
+        if not isinstance(seen, int) or not isinstance(measured, int) or seen < 1:  # read from a file
+            return float("nan")
+        return measured / seen
+
     def summaries(self) -> dict[str, float]:
-        """One number per metric for the whole model; metrics without a value are left out."""
+        """One number per metric for the whole model; metrics without a value are left out.
+
+        ``coverage`` is the share of attention calls that were measured, where it is less than 1.
+        """
         result = {}
         for key in (key for key in self.keys() if not is_standard_error(key)):
             values = self[key]
@@ -333,6 +356,9 @@ class GeometryRecord:
             if finite.size:
                 reduce = np.max if spec_of(key.rpartition("/")[2]).summary == "max" else np.mean
                 result[key] = float(reduce(finite))
+        share = self.coverage_share
+        if np.isfinite(share) and (share != 1 or self.coverage_shown):
+            result["coverage"] = share
         return result
 
 

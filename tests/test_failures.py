@@ -148,7 +148,7 @@ def measurement_fails(monkeypatch: pytest.MonkeyPatch) -> None:
 def full_disk() -> Iterator[None]:
     """No file of this process can grow beyond what three samples need."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_500, limits[1]))
     yield
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
@@ -238,7 +238,7 @@ CASES = {
         LookupError, [], module=lambda: Lit(Headless), source="batch",
     ),
     "unknown attention": Case(
-        r"no attention could be observed in strange \(LinearAttention\): LookupError: it computes",
+        r"no attention could be observed in strange \(LinearAttention\): LookupError: It computes",
         LookupError, ALL, module=lambda: Lit(Strange),
     ),
     "model that cannot be replayed": Case(

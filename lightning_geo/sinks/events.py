@@ -43,7 +43,7 @@ _MATRICES = "matrices"
 _DTYPES = {"<f4": DT_FLOAT, "<f2": DT_HALF, "<f8": DT_DOUBLE}
 _KINDS_OF_FACTS: dict[str, tuple[type, ...]] = {
     "structure": (dict,), "step": (int,), "epoch": (int,), "batches_seen": (int,),
-    "wall_time": (int, float), "cost_seconds": (int, float), "probe": (str,),
+    "wall_time": (int, float), "cost_seconds": (int, float), "probe": (str,), "coverage": (dict,),
 }  # fmt: skip
 _KINDS = {dtype: kind for kind, dtype in _DTYPES.items()}
 

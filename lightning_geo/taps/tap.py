@@ -33,7 +33,7 @@ from lightning_geo.taps.sdpa import multi_head_call, sdpa_call
 from lightning_geo.taps.search import ProjectionSearch
 from lightning_geo.taps.slopes import SlopeHook
 from lightning_geo.taps.switches import SWITCHES
-from lightning_geo.taps.tree import clean_name, elements_of
+from lightning_geo.taps.tree import clean_name, elements_of, name_of
 
 __all__ = ["Observer", "Tap"]
 
@@ -94,6 +94,10 @@ class Tap:
         #: items that hold a list themselves: an attention beside that list is a layer of its own
         self._stages = {e.name for found in elements.values() for e in found[:-1]}
         self._beside = {n for n, item in innermost.items() if item in self._stages and n != item}
+
+    def name_of(self, path: str, prefix: str = "") -> str:
+        """Name one of the model's modules for a person; see :func:`lightning_geo.taps.tree.name_of`."""
+        return name_of(path, self._model, prefix)
 
     @property
     def unprojected(self) -> dict[str, list[str]]:
@@ -246,6 +250,7 @@ class Tap:
     def _see(self, call: AttentionCall, name: str | None = None) -> None:
         if not self._frames:
             return  # not of the observed model
+        self.coverage.seen += 1
         with self._observing():
             frame = self._frames[-1]
             name = frame.name if name is None else name
@@ -265,6 +270,7 @@ class Tap:
                     outer.query_mask = call.query_mask
                 outer.sequence_first = frame.sequence_first
             answer = self._observer.attention(key, call)
+            self.coverage.measured += 1
             if isinstance(answer, Tensor):
                 check_scalable(key, call, answer)
             elif answer is not None and call.output is None:

@@ -12,7 +12,7 @@ from torch import nn
 from lightning_geo.taps.call import CallKey
 from lightning_geo.taps.rows import PlacedCalls, elements_of, place_calls
 
-__all__ = ["Layout", "clean_name", "elements_of", "lay_out"]
+__all__ = ["Layout", "clean_name", "elements_of", "lay_out", "name_of"]
 
 #: Path components that wrappers add: compile, FSDP, checkpointing, DDP. A run with them and one
 #: without must give the same names, or they could not be compared.
@@ -30,6 +30,22 @@ def clean_name(path: str) -> str:
     """
     parts = [part for part in path.split(".") if part not in _WRAPPERS]
     return ".".join(parts).removeprefix(_PEFT)
+
+
+def name_of(path: str, model: nn.Module, prefix: str = "") -> str:
+    """Name a module for a person: by its path, the observed model itself by its class.
+
+    Args:
+        path: From the observed model; empty for itself.
+        model: The observed model.
+        prefix: Name of the observed model, where there are several.
+
+    Example:
+        >>> name_of("", nn.Linear(1, 1)), name_of("layers.0", nn.Linear(1, 1), "text")
+        ('Linear', 'text.layers.0')
+    """
+    joined = ".".join(part for part in (prefix, path) if part)
+    return joined or type(getattr(model, "_orig_mod", model)).__name__
 
 
 @dataclass(frozen=True)
@@ -76,7 +92,7 @@ def lay_out(calls: Iterable[CallKey], modules: dict[str, nn.Module]) -> Layout:
             stack = names[parent] + place.variant
             layout.layers[call], layout.blocks[call] = (stack, place.layer), place.block
             layout.sizes[stack] = len(group.rows)
-            layout.rows[stack] = tuple(row or type(modules[""]).__name__ for row in group.rows)
+            layout.rows[stack] = tuple(name_of(row, modules[""]) for row in group.rows)
     return layout
 
 
