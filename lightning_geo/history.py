@@ -174,10 +174,11 @@ def load_history(path: str | os.PathLike[str], name: str | None = None) -> Geome
         FileNotFoundError: If there is no event file.
         ValueError: If none holds the geometry, or several monitors did and ``name`` does not say which.
     """
-    from lightning_geo.sinks.events import parse_record, started_at
+    from lightning_geo.sinks.events import parse_dropped, parse_record, started_at
 
     files, skipped = event_files(Path(path))
     monitors: dict[str, list[GeometryRecord]] = {}
+    dropped: dict[str, str] = {}
     others: set[str] = set()
     for file in files:
         for event in _events(file):
@@ -190,6 +191,9 @@ def load_history(path: str | os.PathLike[str], name: str | None = None) -> Geome
                 continue
             try:
                 found = parse_record(event)
+                if (none := parse_dropped(event)) is not None:
+                    dropped[none.monitor] = str(none)
+                    continue
             except ValueError as error:
                 skipped.append(f"{file}: skipped a sample ({error})")
                 continue
@@ -202,6 +206,10 @@ def load_history(path: str | os.PathLike[str], name: str | None = None) -> Geome
     if skipped:
         shown = "; ".join(skipped[:5]) + (f"; and {len(skipped) - 5} more" if len(skipped) > 5 else "")
         warnings.warn(f"{os.fspath(path)!r} was read but for what is damaged. {shown}.", stacklevel=2)
+    samples = [monitor for monitor, records in monitors.items() if records]
+    lost = [said for monitor, said in dropped.items() if name in (None, monitor) and monitor not in samples]
+    if lost and (name is not None or not samples):
+        raise ValueError(f"No sample in {os.fspath(path)!r}. {' '.join(lost)}")
     name = _monitor(path, name, monitors, files, others, skipped)
     return GeometryHistory(monitors[name], name, os.fspath(path))
 

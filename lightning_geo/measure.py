@@ -196,6 +196,9 @@ class Measurement:
                 layout = Layout(layers, layout.blocks, sizes, rows)
             chosen = self._chooser(layout, name)
             part = compute(statistics, layout, self._metrics, self._rank, chosen, baseline, previous)
+            prefix = self._prefix(name)
+            if prefix:  # two towers have modules of the same names
+                part.broken = {f"{prefix}.{module}": place for module, place in part.broken.items()}
             for mine, new in zip(vars(merged).values(), vars(part).values(), strict=True):
                 mine.update(new)
         return merged
@@ -219,7 +222,13 @@ class Measurement:
         layouts = {name: lay_out(s.layers, self._taps[name].modules) for name, s in self._statistics.items()}
         if any(self._chooser(layout, name)(key) for name, layout in layouts.items() for key in layout.layers):
             return
-        modules = sorted({key.module for layout in layouts.values() for key in layout.layers})
+        modules = sorted(
+            {
+                self._taps[name].name_of(key.module, self._prefix(name))
+                for name, layout in layouts.items()
+                for key in layout.layers
+            }
+        )
         sizes = {stack: size for layout in layouts.values() for stack, size in layout.sizes.items()}
         raise ArgumentError(
             f"Expected `layers` to match at least one layer but got {self._layers!r}. "

@@ -18,6 +18,7 @@ import pytest
 import lightning_geo
 from lightning_geo import load_history
 from lightning_geo.cli import main
+from lightning_geo.sinks.events import Dropped
 from lightning_geo.sinks.record_file import RecordFile
 from sinks.records import make_record
 from test_runs import write
@@ -45,6 +46,25 @@ def test_the_command_is_installed_under_its_name() -> None:
     project = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
     [(module, function)] = re.findall(r'^lightning-geo = "([\w.]+):(\w+)"$', project, re.MULTILINE)
     assert getattr(importlib.import_module(module), function) is main
+
+
+# -- a run without samples
+
+
+@pytest.mark.parametrize("name", ["show", "compare", "report"])
+def test_a_run_that_dropped_all_samples_is_not_said_to_have_had_no_monitor(
+    name: str, tmp_path: Path, capsys: Out
+) -> None:
+    for run in ("a", "b"):
+        sink = RecordFile(tmp_path / run, "geometry")
+        for number in (1, 2):
+            sink.note(Dropped("geometry", number, f"LookupError: no heads, time {number}"), 50 * number)
+        sink.close()
+    assert main([name, str(tmp_path / "a"), str(tmp_path / "b")]) == 2
+    assert (
+        "GeometryMonitor 'geometry' was there but dropped all 2 samples: LookupError: no heads, time 2"
+        in (capsys.readouterr().err)
+    )
 
 
 # -- compare

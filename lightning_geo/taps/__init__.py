@@ -5,7 +5,7 @@ from lightning_geo.taps.coverage import UNOBSERVED, Coverage
 from lightning_geo.taps.projections import Projections
 from lightning_geo.taps.slopes import SlopeHook
 from lightning_geo.taps.tap import Observer, Tap
-from lightning_geo.taps.tree import Layout, lay_out, name_of
+from lightning_geo.taps.tree import Layout, lay_out, looks_like_attention, name_of
 
 __all__ = [
     "UNOBSERVED",
@@ -19,5 +19,6 @@ __all__ = [
     "SlopeHook",
     "Tap",
     "lay_out",
+    "looks_like_attention",
     "name_of",
 ]

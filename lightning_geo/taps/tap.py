@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, cast
@@ -33,7 +32,7 @@ from lightning_geo.taps.sdpa import multi_head_call, sdpa_call
 from lightning_geo.taps.search import ProjectionSearch
 from lightning_geo.taps.slopes import SlopeHook
 from lightning_geo.taps.switches import SWITCHES
-from lightning_geo.taps.tree import clean_name, elements_of, name_of
+from lightning_geo.taps.tree import clean_name, elements_of, looks_like_attention, name_of
 
 __all__ = ["Observer", "Tap"]
 
@@ -142,7 +141,8 @@ class Tap:
                 return
             if not name:
                 self._start_over()
-                self.called = True
+                # strategies such as DDP run a whole training step through the LightningModule's own call
+                self.called |= getattr(module.forward, "__name__", "") != "wrapped_forward"
             if not self._frames:
                 SWITCHES.connect(self)
             self._runs.starts(name)
@@ -183,7 +183,7 @@ class Tap:
             with self._observing():
                 values = tuple(result.values()) if isinstance(result, Mapping) else result
                 self._report(frame, hidden_states(values if isinstance(values, (tuple, list)) else (values,)))
-        elif re.search(r"att(entio)?n$", type(module).__name__, re.IGNORECASE):
+        elif looks_like_attention(module):
             self.unobserved[frame.name] = type(module).__name__
 
     def _report(self, frame: Frame, output: Tensor | None) -> None:
@@ -272,7 +272,7 @@ class Tap:
             answer = self._observer.attention(key, call)
             self.coverage.measured += 1
             if isinstance(answer, Tensor):
-                check_scalable(key, call, answer)
+                check_scalable(self.name_of(key.module), call, answer)
             elif answer is not None and call.output is None:
                 answer.absence = "its heads' outputs cannot be told from what the model computes"
                 answer = None

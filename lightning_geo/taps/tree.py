@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from torch import nn
 from lightning_geo.taps.call import CallKey
 from lightning_geo.taps.rows import PlacedCalls, elements_of, place_calls
 
-__all__ = ["Layout", "clean_name", "elements_of", "lay_out", "name_of"]
+__all__ = ["Layout", "clean_name", "elements_of", "lay_out", "looks_like_attention", "name_of"]
 
 #: Path components that wrappers add: compile, FSDP, checkpointing, DDP. A run with them and one
 #: without must give the same names, or they could not be compared.
@@ -30,6 +31,11 @@ def clean_name(path: str) -> str:
     """
     parts = [part for part in path.split(".") if part not in _WRAPPERS]
     return ".".join(parts).removeprefix(_PEFT)
+
+
+def looks_like_attention(module: nn.Module) -> bool:
+    """Whether a module is an attention by the name of its class."""
+    return re.search(r"att(entio)?n$", type(module).__name__, re.IGNORECASE) is not None
 
 
 def name_of(path: str, model: nn.Module, prefix: str = "") -> str:
