@@ -219,12 +219,13 @@ class Sampler:
 
     def _add_what_was_heard(self, measurement: Measurement, names: Iterable[str]) -> None:
         """Of training's own backward; again, a failure costs the importance alone."""
+        names = list(names)
         for name in (name for name in names if name in self._slopes):
             slopes, found = self._slopes[name], []
             try:
                 found = list(slopes.importances())
                 if slopes.absences:
-                    prefix = name if len(self.models) > 1 else ""
+                    prefix = name if len(names) > 1 else ""
                     absences = {
                         name_of(module, self.models[name], prefix): reason
                         for module, reason in slopes.absences.items()

@@ -67,6 +67,19 @@ def test_a_run_that_dropped_all_samples_is_not_said_to_have_had_no_monitor(
     )
 
 
+def test_show_says_what_was_left_out(tmp_path: Path, capsys: Out) -> None:
+    sink = RecordFile(tmp_path, "geometry")
+    coverage = {"seen": 4, "measured": 3, "left_out": {"Its heads cannot be told.": ["layers.0", "layers.1"]}}
+    sink.write(make_record(0, coverage=coverage))
+    assert main(["show", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "coverage 75% of attention calls measured at the last sample" in out
+    assert "left out in layers.0, layers.1: Its heads cannot be told." in out
+    sink.write(make_record(50, coverage={"seen": 4, "measured": 4, "left_out": {}}))
+    assert main(["show", str(tmp_path)]) == 0
+    assert "coverage" not in capsys.readouterr().out
+
+
 # -- compare
 
 
