@@ -83,7 +83,7 @@ class ObservedScores:
 def call_statistics(call: AttentionCall, wanted: Iterable[str], rows: Tensor | None) -> AttentionStatistics:
     """Those statistics of one observed call, of all rows or of some."""
     query, key, masks = _attended(call)
-    problem = attention_problem(query, key, **{**_options(call, masks), "statistics": wanted})
+    problem = _problem(query, key, call, masks, wanted)
     # rows that were drawn here exist: to check them the host would wait for the device
     return attention(replace(problem, rows=rows))
 
@@ -91,13 +91,13 @@ def call_statistics(call: AttentionCall, wanted: Iterable[str], rows: Tensor | N
 def observed_scores(call: AttentionCall, count: int) -> ObservedScores:
     """The scores of a call's first sequences."""
     query, keys, masks = _attended(call)
-    attended = attention_problem(query, keys, **_options(call, masks))
+    attended = _problem(query, keys, call, masks)
     products: AttentionProblem | None = attended
     if call.scores is not None:
         products = None
         if call.query is not None and call.key is not None:
-            products = attention_problem(call.query, call.key, **_options(call, masks))
-    mask = call.key_mask()
+            products = _problem(call.query, call.key, call, masks)
+    mask = call.key_mask
     return ObservedScores(
         None if products is None else products.first_sequences(count),
         attended.first_sequences(count),
@@ -112,24 +112,33 @@ def _attended(call: AttentionCall) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
         batch, heads, queries, keys = call.scores.shape
         query = call.scores.new_zeros(1).expand(batch, heads, queries, 1)
         key = call.scores.new_zeros(1).expand(batch, heads, keys, 1)
-        masks = (call.scores,)
+        masks = (call.scores, *call.masks)
     assert query is not None
     assert key is not None
     return query, key, masks
 
 
-def _options(call: AttentionCall, masks: tuple[Any, ...]) -> dict[str, Any]:
-    """How a call's scores come about, apart from queries and keys."""
-    return {
-        "mask": masks or None,
-        "is_causal": call.is_causal,
-        "causal_alignment": call.causal_alignment,
-        "query_mask": call.query_mask,
-        "window": call.window,
-        "sinks": call.sinks,
-        "special": call.special,
-        "scale": call.scale,
-        "softcap": call.softcap,
-        "statistics": None,
-        "queries": None,
-    }
+def _problem(
+    query: Tensor,
+    key: Tensor,
+    call: AttentionCall,
+    masks: tuple[Any, ...],
+    wanted: Iterable[str] | None = None,
+) -> AttentionProblem:
+    """The call in the form of the kernels, with these queries, keys and masks."""
+    problem = attention_problem(
+        query,
+        key,
+        mask=masks or None,
+        is_causal=call.is_causal,
+        causal_alignment="top_left",
+        query_mask=call.query_mask,
+        window=call.window,
+        sinks=call.sinks,
+        special=call.special,
+        scale=call.scale,
+        softcap=call.softcap,
+        statistics=wanted,
+        queries=None,
+    )
+    return replace(problem, offset=call.offset or 0)

@@ -140,12 +140,12 @@ class SampleStatistics:
     def attention(self, key: CallKey, call: AttentionCall) -> SlopeHook | None:
         """Measure one attention call; what it returns listens to training's gradient."""
         layer = self.layers.setdefault(key, LayerStatistics())
-        layer.heads = (call.scores if call.query is None else call.query).shape[1]  # type: ignore[union-attr]
+        layer.heads = call.heads
         moments = self._measure_vectors(layer, call)
         self._measure_rows(layer, call, moments, f"{self._seed} {key}")
         self._measure_scores(layer, key, call)
         if self._reads:
-            self._real[key] = call.query_mask, call.key_mask()
+            self._real[key] = call.query_mask, call.key_mask
         return None if self.listen is None else self.listen(key, call)
 
     def _measure_rows(
@@ -158,7 +158,7 @@ class SampleStatistics:
         names = [
             name
             for name in (*self._rows, *self._maxima, *self._sequences)
-            if not (call.cross and spec_of(name).self_attention)
+            if not (call.offset is None and spec_of(name).self_attention)
             # what is no mean over rows cannot be told from some of them
             and (sample is None or (name in self._rows) or not reads_of(name))
         ]
@@ -185,7 +185,7 @@ class SampleStatistics:
             layer.add_maximum(name, torch.where(broken, torch.nan, values))
         sequences = tuple(name for name in self._sequences if name in names)
         if sequences and "query" in moments and "key" in moments:
-            seen = ObservedRows(moments["query"], moments["key"], call.key_mask(), statistics)
+            seen = ObservedRows(moments["query"], moments["key"], call.key_mask, statistics)
             values = torch.stack([metric_function(name)(seen) for name in sequences])
             layer.add_values("sequence", sequences, torch.where(broken, torch.nan, values))
 
@@ -194,7 +194,7 @@ class SampleStatistics:
         known = call.query is not None and call.key is not None
         names = [
             n for n in self._scores
-            if not (spec_of(n).self_attention and (call.cross or call.lengths[1] != call.lengths[2]))
+            if not (spec_of(n).self_attention and (call.offset != 0 or call.lengths[1] != call.lengths[2]))
             and (known or reads_of(n) == ("attended",))
         ]  # fmt: skip
         count = min(SCORED_SEQUENCES - self._scored.get(key, 0), call.lengths[0])
@@ -220,7 +220,7 @@ class SampleStatistics:
                 wanted.add("directions")
             if x is None or not wanted:
                 continue
-            mask = call.query_mask if role in ("query", "output") else call.key_mask()
+            mask = call.query_mask if role in ("query", "output") else call.key_mask
             found[role] = moments = head_moments(x, mask, statistics=wanted)
             if "scatter" in wanted:
                 layer.add_moments(role, moments)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 from hypothesis import settings
 
@@ -11,4 +13,6 @@ torch.set_num_threads(1)
 # Derandomised: the same examples in every run, so that a red build is the change's fault.
 # No deadline: the first call of a torch function is slow, and time is no property.
 settings.register_profile("lightning_geo", derandomize=True, deadline=None, max_examples=60)
-settings.load_profile("lightning_geo")
+# For hours, with new examples each time: `--hypothesis-profile=deep`, or by the environment.
+settings.register_profile("deep", derandomize=False, deadline=None, max_examples=20_000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "lightning_geo"))

@@ -31,7 +31,7 @@ def call_of(rows: slice = slice(None), *, heads: int = 4, kv_heads: int = 2) -> 
     p = torch.softmax(torch.einsum("bhid,bhjd->bhij", query, key.repeat_interleave(heads // kv_heads, 1)), -1)
     output = p @ value.repeat_interleave(heads // kv_heads, 1)
     parts = (x[rows] + 3 for x in (query, key, value, output))
-    return AttentionCall(*parts, masks=(valid[rows][:, None, None],), query_mask=valid[rows])
+    return AttentionCall(*parts, masks=(valid[rows][:, None, None],), query_mask=valid[rows], key_mask=valid[rows])
 
 
 def block_of(rows: slice = slice(None)) -> BlockCall:

@@ -2,155 +2,364 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_geo.taps.call import AttentionCall
+from lightning_geo.taps.origins import tensors_in
+from lightning_geo.taps.products import Product, is_product, product_of
+from lightning_geo.taps.tensor_table import TensorTable
+from lightning_geo.taps.terms import Term, keeps_visibility, term_of
 
-__all__ = ["TRACED", "SoftmaxTracer"]
+__all__ = ["Softmax", "SoftmaxTracer", "WrittenAttention"]
 
-_ADDING: frozenset[Any] = frozenset({torch.baddbmm, Tensor.baddbmm})
-_MATMULS: frozenset[Any] = _ADDING | {
-    torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__, torch.einsum,
-}  # fmt: skip
-_SOFTMAX: frozenset[Any] = frozenset({F.softmax, torch.softmax, Tensor.softmax})
-#: What :meth:`SoftmaxTracer.see` wants to see.
-TRACED = _MATMULS | _SOFTMAX
+_SOFTMAX: frozenset[Any] = frozenset({F.softmax, torch.softmax, Tensor.softmax, torch.special.softmax})
+_SWAPS: frozenset[Any] = frozenset({
+    torch.transpose, Tensor.transpose, torch.swapaxes, Tensor.swapaxes, torch.swapdims, Tensor.swapdims,
+})  # fmt: skip
+_PERMUTATIONS: frozenset[Any] = frozenset({torch.permute, Tensor.permute})
+_MATRIX_SWAPS: frozenset[Any] = frozenset({Tensor.mT.__get__, Tensor.T.__get__, Tensor.t, torch.t})
 
 
-class SoftmaxTracer:
-    """Recognises attention in a stream of torch functions.
-
-    The scores are what softmax over the last axis of a 4-D tensor is given (3-D with batch and heads
-    in one, where the module says how many heads), provided that a matrix product of their shape came
-    before; the head outputs are the next product that starts from probabilities of that shape. With
-    several products before the softmax (deberta adds two for relative positions), the first is
-    content with content.
+@dataclass(frozen=True)
+class Scores:
+    """What is known of a tensor that holds the scores of an attention, before its softmax.
 
     Args:
-        emit: Called with each finished attention call.
+        first: Axis (negative) of the product's first factor's rows.
+        second: Axis of its second factor's.
+        product: The product of queries and keys that it began as; None where parts were joined or cut.
+        given: Its two factors, or those of the first part.
+        keys: How many columns are the product's, where columns without key were put behind (learned sinks).
+        terms: What was added to it or hides in it since.
+        opaque: Whether something else was done to it that may hide keys.
+        number: Order among products: of several that are added up, the first is content with content.
     """
 
-    def __init__(self, emit: Callable[[AttentionCall], None]) -> None:
-        self._emit = emit
-        self._products: list[tuple[torch.Size, Tensor | None, Tensor | None]] = []
-        self._pending: Tensor | None = None
+    first: int
+    second: int
+    product: Product | None
+    number: int
+    given: tuple[Tensor, Tensor]
+    keys: int | None = None
+    terms: tuple[Term, ...] = ()
+    opaque: bool = False
 
-    def flush(self) -> None:
-        """A module ended: scores that still wait for their product are emitted alone."""
-        if self._pending is not None:
-            self._finish(None, None)
+
+@dataclass(eq=False)
+class Softmax:
+    """One softmax over scores.
+
+    Args:
+        scores: As it was given them, rows before columns: [..., Nq, Nk].
+        known: What is known of them.
+        axes: Their axes of queries and keys before they were laid out so.
+        place: Path of the module that it ran in.
+        query: Their product's queries [..., Nq, D]; None where it is not known.
+        key: Its keys [..., Nk, D].
+        given: What queries and keys are views of.
+        emitted: Whether its product with values was seen.
+        used: Whether something else was computed from its probabilities.
+    """
+
+    scores: Tensor
+    known: Scores
+    axes: tuple[int, int]
+    place: str
+    query: Tensor | None
+    key: Tensor | None
+    given: tuple[Tensor, Tensor]
+    emitted: bool = False
+    used: bool = False
+
+
+@dataclass(frozen=True)
+class Probabilities:
+    """What is known of a tensor that holds attention probabilities.
+
+    Args:
+        rows: Axis (negative) of queries.
+        columns: Axis of keys.
+        softmaxes: What it was computed from.
+        whole: Whether it still has all columns, those without key aside.
+    """
+
+    rows: int
+    columns: int
+    softmaxes: tuple[Softmax, ...]
+    whole: bool = True
+
+
+@dataclass
+class WrittenAttention:
+    """An attention that was recognised: softmaxes whose probabilities are multiplied with values.
+
+    Args:
+        softmaxes: Several where a module combines them before the product (differential attention).
+        value: [..., Nk, Dv]; None where it is not known.
+        output: [..., Nq, Dv], the product itself laid out.
+        product: The product as the model has it.
+    """
+
+    softmaxes: tuple[Softmax, ...]
+    value: Tensor | None = None
+    output: Tensor | None = None
+    product: Tensor | None = None
+
+
+@dataclass
+class SoftmaxTracer:
+    """Recognises attention by what tensors are computed from, whatever else runs in between.
+
+    The scores come from a batched matrix product, through functions that keep rows and columns; softmax runs
+    over one of these two axes; and its probabilities are multiplied with values. A softmax that is not
+    multiplied with anything is no attention; one that is used in another way is emitted alone at the end of
+    its layer, where nothing else in it is.
+
+    Args:
+        emit: Called with each attention as soon as it is multiplied with values.
+        place: Tells the path of the module that is running.
+    """
+
+    emit: Callable[[WrittenAttention], None]
+    place: Callable[[], str]
+    _known: TensorTable[Scores | Probabilities] = field(default_factory=TensorTable)
+    _waiting: list[Softmax] = field(default_factory=list)
+    _numbers: itertools.count[int] = field(default_factory=itertools.count)
+
+    def unmultiplied(self, path: str) -> list[Softmax]:
+        """Softmaxes of a module that ends whose probabilities were used, but not in a product with values."""
+        within = [s for s in self._waiting if not path or s.place == path or s.place.startswith(f"{path}.")]
+        self._waiting = [softmax for softmax in self._waiting if softmax not in within]
+        return [softmax for softmax in within if softmax.used]
 
     def clear(self) -> None:
         """Forget what was seen, and every tensor with it."""
-        self._products.clear()
-        self._pending = None
+        self._known.clear()
+        self._waiting.clear()
 
-    def see(
-        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, heads: int | None = None
-    ) -> bool:
-        """Take one torch function and its result; whether it was the softmax of an attention.
-
-        ``heads`` of the running module tells batch and heads apart where they are one axis.
-        """
-        if func in _MATMULS:
-            product = _product(func, args, kwargs, result)
-            if product is None:
-                return False
-            left, right, result = product
-            if self._pending is not None and left is not None and _fits(left.shape, self._pending):
-                self._finish(right, result)
+    def see(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        """A torch function returned."""
+        if is_product(func):
+            self._product(func, args, kwargs, result)
+        elif len(self._known):
+            given = [
+                (x, known) for x in tensors_in(args, kwargs) if (known := self._known.get(x)) is not None
+            ]
+            if not given:
+                return
+            if func in _SOFTMAX:
+                self._softmax(args, kwargs, result)
+            elif func is Tensor.__setitem__:
+                self._assigned(args)
             else:
-                self._products.append((result.shape, left, right))
-        elif func in _SOFTMAX and result.dim() in (3, 4):
-            scores = args[0] if args else kwargs["input"]
-            dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
-            over_keys = dim in (-1, scores.dim() - 1)
-            if scores.dim() == 3 and heads and scores.shape[0] % heads == 0:
-                scores = scores.unflatten(0, (-1, heads))
-            known = over_keys and scores.dim() == 4
-            if known and any(_fits(shape, scores) for shape, _, _ in self._products):
-                self.flush()
-                self._pending = scores
-                return True
-        return False
+                self._carry(func, args, kwargs, result, given)
 
-    def _finish(self, value: Tensor | None, output: Tensor | None) -> None:
-        scores, self._pending = self._pending, None
-        assert scores is not None
-        batch, heads, queries, keys = scores.shape
-        query = key = None
-        for shape, left, right in self._products:
-            if left is not None and right is not None and _fits(shape, scores):
-                query = _heads(left, batch, heads)
-                key = _heads(right.transpose(-2, -1), batch, heads)
-                break
-        self._products.clear()
-        self._emit(
-            AttentionCall(
-                query=query,
-                key=key,
-                value=None if value is None else _heads(value, batch, heads),
-                output=None if output is None else _heads(output, batch, heads),
-                scores=scores,
-                cross=queries != keys,
+    # -- products
+
+    def _product(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> None:
+        product = product_of(func, args, kwargs, result)
+        known = [
+            self._known.get(x) for x in (tensors_in(args, kwargs) if product is None else product.factors)
+        ]
+        for side, probabilities in enumerate(known):
+            if isinstance(probabilities, Probabilities):
+                rows, columns = probabilities.rows, probabilities.columns
+                found = None if product is None else product.with_values(side, rows, columns)
+                if found is not None:
+                    value, output = found if probabilities.whole else (None, None)
+                    self._multiplied(probabilities, value, output, result)
+                else:
+                    _use(probabilities)
+        if product is not None and known == [None, None]:
+            terms = added_term(func, args, kwargs, result)
+            self._known.set(
+                result, Scores(*product.axes, product, next(self._numbers), product.factors, terms=terms)
             )
-        )
+
+    def _multiplied(
+        self, probabilities: Probabilities, value: Tensor | None, output: Tensor | None, product: Tensor
+    ) -> None:
+        fresh = tuple(s for s in probabilities.softmaxes if not s.emitted)
+        for softmax in fresh:
+            softmax.emitted = True
+        self._waiting = [softmax for softmax in self._waiting if not softmax.emitted]
+        if fresh:
+            self.emit(WrittenAttention(fresh, value, output, product))
+
+    # -- softmax
+
+    def _softmax(self, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> None:
+        scores: Tensor = args[0] if args else kwargs["input"]
+        known = self._known.get(scores)
+        dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
+        if not isinstance(known, Scores) or not isinstance(dim, int):
+            return
+        columns = dim - scores.dim() if dim >= 0 else dim
+        if columns not in (known.first, known.second):
+            return
+        swapped = columns == known.first
+        rows = known.second if swapped else known.first
+        query, key = (None, None) if known.product is None else known.product.rows
+        given = known.given
+        if swapped:
+            query, key, given = key, query, (given[1], given[0])
+        laid_out = scores.movedim((rows, columns), (-2, -1))
+        softmax = Softmax(laid_out, known, (rows, columns), self.place(), query, key, given)
+        self._waiting.append(softmax)
+        self._known.set(result, Probabilities(rows, columns, (softmax,)))
+
+    # -- everything else
+
+    def _assigned(self, args: tuple[Any, ...]) -> None:
+        """``scores[mask] = value``."""
+        x, index, value = args
+        known = self._known.get(x)
+        if isinstance(known, Scores):
+            whole = isinstance(index, Tensor) and index.dtype == torch.bool and index.shape == x.shape
+            axes = known.first, known.second
+            term = term_of(Tensor.masked_fill, (x, index, value), {}, x, axes) if whole else None
+            terms = known.terms if term is None else (*known.terms, term)
+            self._known.set(x, replace(known, terms=terms, opaque=known.opaque or term is None))
+
+    def _carry(
+        self,
+        func: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        result: Any,
+        given: list[tuple[Tensor, Scores | Probabilities]],
+    ) -> None:
+        """What is known of a function's arguments holds of its results, where these keep the two axes."""
+        probable = [(x, known) for x, known in given if isinstance(known, Probabilities)]
+        softmaxes = tuple(dict.fromkeys(s for _, known in probable for s in known.softmaxes))
+        for y in filter(_is_float, result if isinstance(result, (tuple, list)) else [result]):
+            if softmaxes:
+                x, probabilities = probable[0]
+                axes = axes_after(func, args, kwargs, x, y, (probabilities.rows, probabilities.columns))
+                if axes is None or y.shape[axes[0]] != x.shape[probabilities.rows]:
+                    _use(Probabilities(0, 0, softmaxes))
+                    continue
+                keys = softmaxes[0].known.keys
+                whole = y.shape[axes[1]] == x.shape[probabilities.columns] or (
+                    keys == y.shape[axes[1]] and _begins_at_front(func, args, probabilities.columns)
+                )
+                self._known.set(y, Probabilities(*axes, softmaxes, probabilities.whole and whole))
+                continue
+            x, scores = min(
+                ((x, s) for x, s in given if isinstance(s, Scores)), key=lambda pair: pair[1].number
+            )
+            scores = self._with_terms(func, args, kwargs, x, scores, given)
+            axes = axes_after(func, args, kwargs, x, y, (scores.first, scores.second))
+            if axes is None:
+                self._known.drop(y)
+                continue
+            whole = all(
+                y.shape[a] == x.shape[b] for a, b in zip(axes, (scores.first, scores.second), strict=True)
+            )
+            self._known.set(
+                y,
+                replace(
+                    scores, first=axes[0], second=axes[1], product=scores.product if whole else None,
+                    terms=scores.terms if whole else (), opaque=scores.opaque or not whole,
+                ),
+            )  # fmt: skip
+
+    def _with_terms(
+        self,
+        func: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        x: Tensor,
+        scores: Scores,
+        given: list[tuple[Tensor, Scores | Probabilities]],
+    ) -> Scores:
+        """The scores with what this function adds to them, or hides."""
+        others = [other for y, other in given if y is not x and isinstance(other, Scores)]
+        if others:  # two products are added: what hides in either hides in the sum
+            terms = tuple(term for other in others for term in other.terms)
+            return replace(
+                scores, terms=scores.terms + terms, opaque=scores.opaque or any(o.opaque for o in others)
+            )
+        term = term_of(func, args, kwargs, x, (scores.first, scores.second))
+        if term is not None:
+            return replace(scores, terms=(*scores.terms, term))
+        return scores if keeps_visibility(func, args, kwargs, x) else replace(scores, opaque=True)
 
 
-def _product(
-    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor
-) -> tuple[Tensor | None, Tensor | None, Tensor] | None:
-    """A batched product as [..., rows, inner], [..., inner, columns], [..., rows, columns]."""
-    given = [*args, *kwargs.values()]
-    if func is torch.einsum:
-        operands = given[1] if isinstance(given[1], (list, tuple)) else given[1:]
-        if len(operands) != 2:  # not understood, but it may have made scores
-            return None, None, result
-        return _einsum(given[0], operands[0], operands[1], result)
-    if func in _ADDING:
-        given = given[1:]
-    factors = [x for x in given if isinstance(x, Tensor) and x.dim() >= 3]
-    return (factors[0], factors[1], result) if len(factors) >= 2 else None
+def added_term(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> tuple[Term, ...]:
+    """The first argument of ``baddbmm``, which is added to the product."""
+    if "baddbmm" not in getattr(func, "__name__", ""):
+        return ()
+    added = args[0] if args else kwargs["input"]
+    return (Term(added, result.shape, (-2, -1)),) if 0 < added.dim() <= result.dim() else ()
 
 
-def _einsum(
-    equation: str, first: Tensor, second: Tensor, result: Tensor
-) -> tuple[Tensor | None, Tensor | None, Tensor]:
-    """Permute what einsum multiplied (``bihd,bjhd->bhij``) into a batched product, rows first."""
-    operands, _, out = equation.replace(" ", "").partition("->")
-    one, _, two = operands.partition(",")
-    rows, columns = set(out) & set(one) - set(two), set(out) & set(two) - set(one)
-    inner = set(one) & set(two) - set(out)
-    letters = set(one) | set(two) | set(out)
-    if any(len(axes) != 1 for axes in (rows, columns, inner)) or not all(c.isalpha() for c in letters):
-        return None, None, result
-    (row,), (column,), (summed,) = rows, columns, inner
-    if out.index(row) > out.index(column):
-        one, two, first, second, row, column = two, one, second, first, column, row
-    batch = "".join(c for c in out if c not in (row, column))
-    if len(one) != len(batch) + 2 or len(two) != len(batch) + 2:
-        return None, None, result
-    left, right, product = (
-        x.permute([named.index(c) for c in batch + axes])
-        for x, named, axes in (
-            (first, one, row + summed), (second, two, summed + column), (result, out, row + column)
-        )
-    )  # fmt: skip
-    return left, right, product
+def _keys_before(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], x: Tensor, columns: int
+) -> int | None:
+    """How many columns are keys where scores were joined with columns that are no product's."""
+    parts = args[0] if args else kwargs.get("tensors")
+    dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
+    if func not in (torch.cat, torch.concat) or parts[0] is not x or _negative(dim, x) != columns:
+        return None
+    return x.shape[columns]
 
 
-def _fits(shape: torch.Size, scores: Tensor) -> bool:
-    """Same matrices, whether batch and heads are one axis or two."""
-    return shape[-2:] == scores.shape[-2:] and shape.numel() == scores.numel()
+def _begins_at_front(func: Any, args: tuple[Any, ...], columns: int) -> bool:
+    """Whether it is ``p[..., :n]``."""
+    if func is not Tensor.__getitem__ or columns != -1:
+        return False
+    index = args[1] if isinstance(args[1], tuple) else (args[1],)
+    last = index[-1]
+    return isinstance(last, slice) and last.start in (None, 0) and last.step in (None, 1)
 
 
-def _heads(x: Tensor, batch: int, heads: int) -> Tensor | None:
-    """[B, h, N, D] or [B*h, N, D] to [B, h, N, D], h dividing H; ``None`` where it is neither."""
-    if x.dim() == 4:
-        return x if x.shape[0] == batch and heads % x.shape[1] == 0 else None
-    return x.unflatten(0, (batch, -1)) if x.dim() == 3 and x.shape[0] % batch == 0 else None
+def _use(known: Scores | Probabilities | None) -> None:
+    if isinstance(known, Probabilities):
+        for softmax in known.softmaxes:
+            softmax.used = True
+
+
+def _is_float(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.is_floating_point()
+
+
+def axes_after(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], x: Tensor, y: Tensor, axes: tuple[int, int]
+) -> tuple[int, int] | None:
+    """Where two axes (negative) of an argument are in a function's result; None where they are lost.
+
+    Args:
+        func: The function.
+        args: Its positional arguments.
+        kwargs: The others.
+        x: The argument.
+        y: The result.
+        axes: In ``x``.
+    """
+    options = [*args[1:], *kwargs.values()]
+    if func in _SWAPS or func in _MATRIX_SWAPS:
+        one, two = options if func in _SWAPS else (-1, -2)
+        swapped = {_negative(one, x): _negative(two, x), _negative(two, x): _negative(one, x)}
+        return swapped.get(axes[0], axes[0]), swapped.get(axes[1], axes[1])
+    if func in _PERMUTATIONS:
+        order = options[0] if isinstance(options[0], (tuple, list)) else options
+        places = {_negative(old, x): new - x.dim() for new, old in enumerate(order)}
+        return places[axes[0]], places[axes[1]]
+    if y.dim() == x.dim():
+        # the same layout, be it of fewer sequences, heads or keys
+        changed = [i - x.dim() for i in range(x.dim()) if x.shape[i] != y.shape[i]]
+        return axes if set(changed) <= {*axes} or x.numel() != y.numel() else None
+    if set(axes) == {-2, -1} and y.dim() >= 2 and y.shape[-2:] == x.shape[-2:]:
+        return axes  # leading axes joined, split, added or indexed
+    return None
+
+
+def _negative(axis: int, x: Tensor) -> int:
+    return axis - x.dim() if axis >= 0 else axis

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,10 +36,16 @@ class AttentionCall:
         key: [B, Hk, Nk, D], Hk dividing H.
         value: [B, Hk, Nk, Dv].
         output: Per-head outputs [B, H, Nq, Dv].
-        masks: What hides or biases scores: bool (True = attend), additive float, or ``BlockMask``.
+        masks: What hides or biases scores [B or 1, H or 1, Nq or 1, Nk or 1]: bool (True = attend), additive
+            float, or ``BlockMask``. Beside ``scores``, which hold every bias, bool masks alone.
         scores: [B, H, Nq, Nk] as given to softmax, from models that compute it by hand; then
             query, key, value and output may be ``None`` (they could not be told).
+        is_causal: Whether keys after a query's own are hidden: those after ``offset + i`` from query i.
+        offset: Keys before that of query 0, which are in front of the sequence (a cache, a prefix); ``None``
+            where queries have no place among the keys: in cross-attention, or where nothing tells it.
+        cross: Whether keys come from another sequence than queries.
         query_mask: [B, Nq] bool, real tokens; ``None`` where nothing says.
+        key_mask: [B, Nk] bool, likewise.
         special: [B, Nk] bool, special tokens among the keys.
         sequence_first: Whether the module's hidden states are [N, B, d].
         parameters: role -> weight ``[features, d]`` (of the output: ``[d, features]``), where the call itself
@@ -54,13 +60,14 @@ class AttentionCall:
     masks: tuple[Any, ...] = ()
     scores: Tensor | None = None
     is_causal: bool = False
-    causal_alignment: Literal["top_left", "bottom_right"] = "top_left"
+    offset: int | None = 0
     window: tuple[int, int] | None = None
     scale: float | None = None
     softcap: float | None = None
     sinks: Tensor | None = None
     cross: bool = False
     query_mask: Tensor | None = None
+    key_mask: Tensor | None = None
     special: Tensor | None = None
     sequence_first: bool = False
     parameters: dict[str, Tensor] | None = None
@@ -76,6 +83,13 @@ class AttentionCall:
         return self.query.shape[0], self.query.shape[2], self.key.shape[2]
 
     @property
+    def heads(self) -> int:
+        """Heads of the queries."""
+        tensor = self.query if self.scores is None else self.scores
+        assert tensor is not None
+        return tensor.shape[1]
+
+    @property
     def sizes(self) -> tuple[int, ...]:
         """Number and size of the heads of every role, 0 where it could not be told."""
         roles = (self.query, self.key, self.value, self.output)
@@ -88,38 +102,6 @@ class AttentionCall:
         assert tensor is not None
         return tensor.device
 
-    def valid_queries(self) -> Tensor | None:
-        """Rows that are tokens: in self-attention a padded token may not attend to itself.
-
-        Returns:
-            [B, Nq] bool, or ``None`` where every row is one.
-        """
-        batch, queries, keys = self.lengths
-        if self.cross or queries != keys:
-            return None
-        valid: Tensor | None = None
-        for mask in (*self.masks, self.scores):
-            diagonal = _diagonal(mask, queries)
-            if diagonal is not None:
-                diagonal = diagonal.expand(batch, queries)
-                # a mask that hides every token from itself says nothing about padding
-                diagonal = diagonal | ~diagonal.any()
-                valid = diagonal if valid is None else valid & diagonal
-        return valid
-
-    def key_mask(self) -> Tensor | None:
-        """Keys that are tokens [B, Nk] bool: the queries' in self-attention, the mask's else."""
-        batch, queries, keys = self.lengths
-        if not self.cross and queries == keys:
-            return self.query_mask
-        visible: Tensor | None = None
-        for mask in self.masks:
-            # every query of a cross-attention sees the same keys, so that one row tells
-            if isinstance(mask, Tensor) and mask.shape[-1] == keys and mask.dim() >= 2:
-                row = _visible(mask[..., 0, :]).expand(batch, keys)
-                visible = row if visible is None else visible & row
-        return visible
-
 
 @dataclass
 class BlockCall:
@@ -130,27 +112,3 @@ class BlockCall:
     input: Tensor | None
     output: Tensor | None
     mask: Tensor | None
-
-
-def _diagonal(mask: Any, length: int) -> Tensor | None:
-    """[B or 1, N] bool: may token i attend to itself?"""
-    from lightning_geo.kernels import mask_rows
-
-    if mask is None:
-        return None
-    if not isinstance(mask, Tensor):  # BlockMask
-        positions = torch.arange(length, device=mask.kv_num_blocks.device)
-        return mask_rows(mask, positions, positions)
-    if mask.dim() < 2 or mask.shape[-1] == 1:
-        return None
-    # two dimensions are [Nq, Nk] for every caller but flash, whose tap has made it [B, 1, 1, Nk]
-    rows = mask[..., 0, :] if mask.shape[-2] == 1 else mask.diagonal(dim1=-2, dim2=-1)
-    return _visible(rows)
-
-
-def _visible(rows: Tensor) -> Tensor:
-    """[B, H, N], [H, N] or [N] of a mask to [B or 1, N] bool: visible to any head."""
-    from lightning_geo.kernels import HIDDEN_BELOW
-
-    visible = rows if rows.dtype == torch.bool else rows > HIDDEN_BELOW
-    return visible.flatten(0, -2).any(0)[None] if visible.dim() < 3 else visible.any(dim=1)

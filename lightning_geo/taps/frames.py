@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lightning_geo.taps.call import CallKey
 from lightning_geo.taps.projections import Run
 
 __all__ = [
-    "OTHER_SEQUENCE",
     "Frame",
     "batch_first",
     "fitting",
-    "heads_named_by",
+    "given_to",
     "hidden_states",
     "input_ids_in",
+    "tokens_in",
 ]
-
-#: Keyword arguments by which modules are given another sequence to attend to.
-OTHER_SEQUENCE = ("key_value_states", "encoder_hidden_states", "memory", "context")
 
 
 @dataclass
@@ -33,21 +33,55 @@ class Frame:
     module: nn.Module
     input: Tensor | None = None
     input_ids: Tensor | None = None
-    cross: bool = False
+    #: arguments by name
+    given: dict[str, Any] = field(default_factory=dict)
+    #: whether it was called past its ``__call__``, so that what it was given and returned is not known
+    implied: bool = False
     keys: list[CallKey] = field(default_factory=list)
     issued: CallKey | None = None
     query_mask: Tensor | None = None
     sequence_first: bool = False
-    traced: bool = False
     x: Tensor | None = None
     linears: list[Run] = field(default_factory=list)
+    #: attention calls that wait for its end: parts of one attention
+    held: list[Any] = field(default_factory=list)
+    #: whether an outer module holds what it computed
+    gathered: bool = False
 
 
-def heads_named_by(module: nn.Module) -> int | None:
-    """How many heads an attention module says that it has."""
-    names = ("num_heads", "num_attention_heads", "n_heads", "n_head")
-    found = (getattr(module, name, None) for name in names)
-    return next((n for n in found if isinstance(n, int)), None)
+@functools.lru_cache(maxsize=1024)
+def _positional(kind: type[nn.Module]) -> tuple[str, ...]:
+    """Names of the positional parameters of a module class's ``forward``."""
+    try:
+        parameters = inspect.signature(kind.forward).parameters.values()
+    except (TypeError, ValueError):
+        return ()
+    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return tuple(names[1:])
+
+
+def given_to(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a module's call by name; those without one by position."""
+    names = _positional(type(module))
+    return {**{names[i] if i < len(names) else str(i): x for i, x in enumerate(args)}, **kwargs}
+
+
+def tokens_in(frames: Iterable[Frame], shape: torch.Size) -> list[int]:
+    """How many tokens each tensor of hidden states holds that running modules were given.
+
+    Args:
+        frames: The running modules.
+        shape: Of the queries; a module that was given just these says nothing of what their axes are.
+    """
+    found: list[int] = []
+    for frame in frames:
+        for x in frame.given.values():
+            if isinstance(x, Tensor) and x.is_floating_point() and 2 <= x.dim() <= 5 and x.shape != shape:
+                features = {x.shape[-1]} | ({x.shape[1]} if x.dim() in (4, 5) else set())
+                found += [x.numel() // n for n in features if n]
+        if frame.input_ids is not None:
+            found.append(frame.input_ids.numel())
+    return found
 
 
 def hidden_states(values: Iterable[Any]) -> Tensor | None:

@@ -6,7 +6,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -74,18 +74,20 @@ def _call(
     batch, heads, queries = query.shape[:3]
     causal = options.get("is_causal")
     causal = getattr(module, "is_causal", True) if causal is None else causal
-    alignment: Literal["top_left", "bottom_right"] = "top_left"
-    window = None
+    offset, window = 0, None
     if "flash" in name:
-        alignment = "bottom_right"
+        offset = key.shape[2] - queries  # the last query sees the last key
         if options.get("sliding_window") is not None:
             window = (options["sliding_window"] - 1,) * 2
         if isinstance(mask, Tensor) and mask.dim() == 2:
-            mask = mask[:, None, None, -key.shape[2] :].bool()
+            mask = mask[:, None, None, -key.shape[2] :] > 0
     elif name.endswith("eager") or "flex" in name:
         causal = False  # there, the mask says it all
     else:
         causal = causal and mask is None and queries > 1
+        if causal and key.shape[2] != queries:  # aligned at the top left, wherever the queries stand
+            mask = torch.ones(1, 1, queries, key.shape[2], dtype=torch.bool, device=query.device).tril()
+            causal = False
     if isinstance(mask, Tensor) and mask.shape[-1] > key.shape[2]:
         mask = mask[..., : key.shape[2]]
     return AttentionCall(
@@ -95,12 +97,11 @@ def _call(
         output=_per_head(output, batch, heads, queries),
         masks=tuple(m for m in (mask, options.get("position_bias")) if m is not None),
         is_causal=bool(causal),
-        causal_alignment=alignment,
+        offset=offset,
         window=window,
         scale=options.get("scaling"),
         softcap=options.get("softcap"),
         sinks=options.get("s_aux"),
-        cross=bool(getattr(module, "is_cross_attention", False)),
     )
 
 

@@ -105,7 +105,7 @@ def scale_multi_head(
     a = given.arguments
     if a["training"] and a["dropout_p"] > 0:
         raise LookupError("nn.MultiheadAttention with dropout in training mode cannot be repeated")
-    output = multi_head_call(args, kwargs).output  # with a graph, unlike the one that was observed
+    output = multi_head_call(args, kwargs)[0].output  # with a graph, unlike the one that was observed
     assert output is not None
     scaled = (output * factor[:, :, None, None]).permute(2, 0, 1, 3).flatten(2)
     projected = F.linear(scaled, a["out_proj_weight"], a["out_proj_bias"])

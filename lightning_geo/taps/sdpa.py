@@ -4,57 +4,81 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.bias import CausalBias, CausalVariant
 
+from lightning_geo.taps.axes import Axes, UnknownAxesError
 from lightning_geo.taps.call import AttentionCall
 
-__all__ = ["MULTI_HEAD", "multi_head_call", "sdpa_call"]
+__all__ = ["MULTI_HEAD", "multi_head_call", "multi_head_inputs", "sdpa_call"]
 
 #: Arguments of ``F.multi_head_attention_forward`` by name.
 MULTI_HEAD = inspect.signature(F.multi_head_attention_forward)
 
 
 def sdpa_call(
+    axes: Callable[[Tensor], Axes],
     output: Tensor, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
     dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
 ) -> AttentionCall:  # fmt: skip
-    """Translate one call of ``scaled_dot_product_attention``; missing leading axes become 1."""
-    query, key, value, output = (_four(x) for x in (query, key, value, output))
+    """Translate one call of ``scaled_dot_product_attention``.
+
+    Args:
+        axes: Tells which of the queries' axes is heads; the other arguments are the function's result and
+            arguments.
+    """
+    if query.is_nested:
+        raise UnknownAxesError("nested tensors are not read. Pad them, or use position ids that start again")
+    found = axes(query)
+    mask = None if attn_mask is None else plain_mask(attn_mask)
+    lengths = query.shape[-2], key.shape[-2]
+    if is_causal and lengths[0] != lengths[1]:  # aligned at the top left, wherever the queries stand
+        mask, is_causal = torch.ones(lengths, dtype=torch.bool, device=query.device).tril(), False
     return AttentionCall(
-        query=query,
-        key=key,
-        value=value,
-        output=output,
-        masks=() if attn_mask is None else (attn_mask,),
+        query=found(query),
+        key=found.grouped(key, query),
+        value=found.grouped(value, query),
+        output=found(output),
+        masks=() if mask is None else (found.mask(mask, query.shape[:-2]),),
         is_causal=is_causal,
         scale=scale,
     )
 
 
-def _four(x: Tensor) -> Tensor:
-    """[..., H, N, D] to [B, H, N, D]."""
-    if x.dim() == 4:
-        return x
-    return x[None].expand(1, *x.shape) if x.dim() == 3 else x.reshape(-1, *x.shape[-3:])
+def plain_mask(mask: Tensor) -> Tensor:
+    """A mask as a tensor of its entries: the objects of ``torch.nn.attention.bias`` are empty tensors."""
+    if not isinstance(mask, CausalBias):
+        return mask
+    shape = mask.seq_len_q, mask.seq_len_kv
+    below = shape[1] - shape[0] if mask.variant == CausalVariant.LOWER_RIGHT else 0
+    return torch.ones(shape, dtype=torch.bool, device=mask.device).tril(below)
 
 
-def multi_head_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> AttentionCall:
+def multi_head_inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Hidden states of queries and of keys among the arguments of ``F.multi_head_attention_forward``."""
+    given = MULTI_HEAD.bind(*args, **kwargs).arguments
+    return given["query"], given["key"]
+
+
+def multi_head_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[AttentionCall, bool]:
     """Translate one call of ``F.multi_head_attention_forward`` from its arguments.
 
     The function shows nothing of its inside (entering the mode again would recurse without end),
     so that query, key and value are projected once more, and the heads' outputs computed again
     without dropout: about half of the call's own cost, on samples only.
+
+    Returns:
+        The call, and whether keys that belong to no token were put behind the others.
     """
     given = MULTI_HEAD.bind(*args, **kwargs)
     given.apply_defaults()
     a = given.arguments
     query, key, value = a["query"], a["key"], a["value"]
-    # the same tokens may come as two tensors: two views, or normalised twice
-    cross = key is not query and not torch.equal(key, query)
     if query.dim() == 2:  # unbatched
         query, key, value = (x.unsqueeze(1) for x in (query, key, value))
     _, batch, width = query.shape
@@ -89,9 +113,10 @@ def multi_head_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> AttentionC
     parameters = dict(zip(("query", "key", "value", "output"), (*weights, a["out_proj_weight"]), strict=True))
     tokens = (x.transpose(0, 1) for x in (query, key, value))
     inputs = dict(zip(("query", "key", "value"), tokens, strict=True))
-    return AttentionCall(
-        q, k, v, output, masks=masks, cross=cross, parameters=parameters, inputs=None if extra else inputs
+    call = AttentionCall(
+        q, k, v, output, masks=masks, parameters=parameters, inputs=None if extra else inputs
     )
+    return call, bool(extra)
 
 
 def _multi_head_masks(

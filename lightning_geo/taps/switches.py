@@ -7,17 +7,16 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
-from lightning_geo.taps.by_hand import TRACED
 from lightning_geo.taps.call import AttentionCall
 from lightning_geo.taps.routed import observe_routed
 
 __all__ = ["SWITCHES", "Listener"]
 
-_WATCHED = {F.scaled_dot_product_attention, F.multi_head_attention_forward, *TRACED}
+#: Results of functions that only look at a tensor.
+_PLAIN = frozenset({bool, int, float, str, torch.Size, torch.dtype, torch.device, torch.layout})
 
 
 class Listener(Protocol):
@@ -100,7 +99,7 @@ def _without_fast_path() -> Iterator[None]:
 
 
 class _Functions(TorchFunctionMode):
-    """Show ``see`` the torch functions that attention is made of, after they have run."""
+    """Show ``see`` the torch functions that a model is made of, after they have run."""
 
     def __init__(self, see: Callable[..., Any]) -> None:
         super().__init__()
@@ -109,9 +108,11 @@ class _Functions(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if func in _WATCHED:
-            result = self._see(func, args, kwargs, result)
-        return result
+        if torch.compiler.is_compiling():  # traced, it would become part of somebody's compiled code
+            return result
+        if type(result) in _PLAIN or (result is None and func is not Tensor.__setitem__):
+            return result
+        return self._see(func, args, kwargs, result)
 
 
 #: The process's.

@@ -12,29 +12,41 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_geo.replay import replay_depth
-from lightning_geo.taps.by_hand import SoftmaxTracer
-from lightning_geo.taps.call import AttentionCall, BlockCall
+from lightning_geo.taps.axes import Axes, UnknownAxesError, declared_heads, find_axes
+from lightning_geo.taps.by_hand import SoftmaxTracer, WrittenAttention
+from lightning_geo.taps.call import AttentionCall, BlockCall, CallKey
 from lightning_geo.taps.coverage import Coverage
 from lightning_geo.taps.frames import (
-    OTHER_SEQUENCE,
     Frame,
     batch_first,
     fitting,
-    heads_named_by,
+    given_to,
     hidden_states,
     input_ids_in,
+    tokens_in,
 )
+from lightning_geo.taps.gathering import Held, between_channels, gatherer, resolve
+from lightning_geo.taps.masks import MaskReader
 from lightning_geo.taps.observer import Observer, ProjectionObserver
+from lightning_geo.taps.origins import Origins, tensors_in
+from lightning_geo.taps.positions import set_positions
 from lightning_geo.taps.projections import Run, is_linear
-from lightning_geo.taps.runs import RunCounter
 from lightning_geo.taps.scaling import check_scalable, scale_multi_head, scale_result
-from lightning_geo.taps.sdpa import multi_head_call, sdpa_call
+from lightning_geo.taps.sdpa import multi_head_call, multi_head_inputs, sdpa_call
 from lightning_geo.taps.search import ProjectionSearch
 from lightning_geo.taps.slopes import SlopeHook
 from lightning_geo.taps.switches import SWITCHES
+from lightning_geo.taps.tokens import set_token_masks, special_tokens_of
 from lightning_geo.taps.tree import clean_name, elements_of, looks_like_attention, name_of
+from lightning_geo.taps.written import written_calls
 
 __all__ = ["Observer", "Tap"]
+
+_CHANNELS = "it is attention between channels, not between tokens, for which these metrics are not defined"
+_PAST_CALL = (
+    "the layer was run as `layer.forward(x)`, past its hooks, so that its input and output are absent. Call "
+    "`layer(x)`"
+)
 
 
 class Tap:
@@ -68,13 +80,20 @@ class Tap:
         self._special_ids = tuple(special_token_ids)
         self._devices = sorted({p.device.type for p in model.parameters()} | {"cpu"})
         self._frames: list[Frame] = []
-        self._query_masks: dict[tuple[int, int], Tensor | None] = {}
+        #: attention module -> its layer's run, how often that ran before, and its attentions in this run
+        self._runs: dict[str, tuple[Frame, int, int]] = {}
+        #: real tokens of sequences, as self-attention tells them: source, batch and length -> [B, N]
+        self._query_masks: dict[tuple[int | None, int, int], Tensor | None] = {}
+        #: names of the model's arguments by source
+        self._arguments: dict[int, str] = {}
         self.busy = False
         #: the depth of replays that is observed: one's own, not another monitor's in between
         self._depth = 0
         #: the call whose result is to be scaled, or listened at, and by what
         self._answer: tuple[AttentionCall, Tensor | SlopeHook] | None = None
-        self._tracer = SoftmaxTracer(self._see)
+        self._origins = Origins()
+        self._masks = MaskReader()
+        self._tracer = SoftmaxTracer(self._written, lambda: self._frames[-1].name)
         self._learn_modules()
 
     def _learn_modules(self) -> None:
@@ -87,12 +106,19 @@ class Tap:
         elements = {name: elements_of(name, self.modules) for name in self.modules}
         self._listed = {name for name, found in elements.items() if found}
         self._items = {found[-1].name for found in elements.values() if found}
-        owners = {found[0].parent.rpartition(".")[0] for found in elements.values() if found} | {""}
-        innermost = {name: found[-1].name if found else name for name, found in elements.items()}
-        self._runs = RunCounter(innermost, owners)
+        #: modules that own a list of layers: when one starts, its layers are counted anew
+        self._owners = {found[0].parent.rpartition(".")[0] for found in elements.values() if found} | {""}
         #: items that hold a list themselves: an attention beside that list is a layer of its own
-        self._stages = {e.name for found in elements.values() for e in found[:-1]}
-        self._beside = {n for n, item in innermost.items() if item in self._stages and n != item}
+        stages = {e.name for found in elements.values() for e in found[:-1]}
+        innermost = {name: found[-1].name for name, found in elements.items() if found}
+        self._beside = {name for name, item in innermost.items() if item in stages and name != item}
+        #: parameter -> the innermost list item that it belongs to
+        self._item_of = {
+            id(parameter): elements[name][-1].name
+            for name, module in self.modules.items()
+            if elements[name]
+            for parameter in module.parameters(recurse=False)
+        }
 
     def name_of(self, path: str, prefix: str = "") -> str:
         """Name one of the model's modules for a person; see :func:`lightning_geo.taps.tree.name_of`."""
@@ -129,7 +155,10 @@ class Tap:
         SWITCHES.disconnect(self)
         self._frames.clear()
         self._query_masks.clear()
+        self._runs.clear()
         self._tracer.clear()
+        self._origins.clear()
+        self._masks.clear()
         self._search.start_over()
         self._answer = None
 
@@ -139,52 +168,103 @@ class Tap:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if self.busy or self._depth != replay_depth():
                 return
-            if not name:
-                self._start_over()
-                # strategies such as DDP run a whole training step through the LightningModule's own call
-                self.called |= getattr(module.forward, "__name__", "") != "wrapped_forward"
-            if not self._frames:
-                SWITCHES.connect(self)
-            self._runs.starts(name)
-            frame = Frame(name, module)
-            frame.cross = any(kwargs.get(key) is not None for key in OTHER_SEQUENCE)
             with torch._C.DisableTorchFunction():  # looking at tensors is no event for the mode
-                frame.input_ids = input_ids_in(args, kwargs)
-                if name in self._items or name in self._beside or name not in self._listed:
-                    frame.input = hidden_states((*args, *kwargs.values()))
-            self.takes_ids |= frame.input_ids is not None
-            if name in self._linear and self._search.observer is not None and args:
-                frame.x = args[0]
-                self._search.linear_starts(module, args[0])
-            self._frames.append(frame)
+                self._begin(name, module, args, kwargs)
 
         return hook
+
+    def _begin(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not name:
+            self._start_over()
+            # strategies such as DDP run a whole training step through the LightningModule's own call
+            self.called |= getattr(module.forward, "__name__", "") != "wrapped_forward"
+        frame = Frame(name, module, given=given_to(module, args, kwargs))
+        if self._frames:
+            self._imply(name)
+        else:
+            SWITCHES.connect(self)
+            self._origins.make(self._model.buffers())
+            for argument, value in frame.given.items():
+                found = list(
+                    tensors_in([value, *value.values()] if isinstance(value, Mapping) else [value], {})
+                )
+                self._origins.give(found)
+                for x in found:
+                    origin = self._origins.of(x)
+                    if origin is not None:
+                        self._arguments[origin.source] = argument
+        if name in self._owners:
+            prefix = f"{name}." if name else ""
+            self._runs = {k: run for k, run in self._runs.items() if not k.startswith(prefix)}
+        frame.input_ids = input_ids_in(args, kwargs)
+        if name in self._items or name in self._beside or name not in self._listed:
+            frame.input = hidden_states((*args, *kwargs.values()))
+        self.takes_ids |= frame.input_ids is not None
+        if name in self._linear and self._search.observer is not None and args:
+            frame.x = args[0]
+            self._search.linear_starts(module, args[0])
+        self._frames.append(frame)
+
+    def _imply(self, name: str) -> None:
+        """A module starts, or its parameters are used: those around it that were not called run as well."""
+        while self._frames[-1].implied and not name.startswith(f"{self._frames[-1].name}."):
+            self._end()
+        around = self._frames[-1].name
+        if not name.startswith(f"{around}." if around else ""):
+            return  # shared with what is running
+        parts = name.split(".")
+        for depth in range(around.count(".") + 2 if around else 1, len(parts)):
+            path = ".".join(parts[:depth])
+            module = self.modules.get(path)
+            if module is not None and type(module).forward is not nn.Module.forward:
+                self._frames.append(Frame(path, module, implied=True))
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], result: Any) -> None:
         if self.busy or self._depth != replay_depth() or all(f.module is not module for f in self._frames):
             return
-        while self._frames[-1].module is not module:
-            self._frames.pop()
+        with torch._C.DisableTorchFunction():
+            while self._frames[-1].module is not module:
+                self._end()
+            self._end(result)
+
+    def _end(self, result: Any = None) -> None:
+        """The innermost running module ends."""
         frame = self._frames[-1]
-        if frame.traced:
-            self._tracer.flush()
+        with self._observing():
+            self._settle(frame)
         if frame.name in self._items:
-            self._tracer.clear()
             self._search.settle()
         self._frames.pop()
         if frame.x is not None and isinstance(result, Tensor) and self._frames:
             # outside of layers there are larger ones, the last being the vocabulary's
             if not self._items or any(outer.name in self._items for outer in self._frames):
-                self._frames[-1].linears.append(Run(frame.name.rpartition(".")[2], module, frame.x, result))
+                self._frames[-1].linears.append(
+                    Run(frame.name.rpartition(".")[2], frame.module, frame.x, result)
+                )
             return
         if not self._frames:
             SWITCHES.disconnect(self)
-        if frame.keys:
+        if frame.implied:
+            if frame.keys and frame.name in self._items:
+                self.coverage.leave_out(frame.name, _PAST_CALL)
+        elif frame.keys:
             with self._observing():
                 values = tuple(result.values()) if isinstance(result, Mapping) else result
                 self._report(frame, hidden_states(values if isinstance(values, (tuple, list)) else (values,)))
-        elif looks_like_attention(module):
-            self.unobserved[frame.name] = type(module).__name__
+        elif looks_like_attention(frame.module) and not frame.gathered:
+            self.unobserved[frame.name] = type(frame.module).__name__
+
+    def _settle(self, frame: Frame) -> None:
+        """Show what waited for the end of a module: parts of one attention, softmaxes used in odd ways."""
+        held, frame.held = frame.held, []
+        if held:
+            self._show_all(frame, held)
+        if len(self._frames) == 1 or (
+            frame.name in self._items and not isinstance(frame.module, (nn.Softmax, nn.Sequential))
+        ):
+            for softmax in self._tracer.unmultiplied(frame.name):
+                if softmax.place not in {key.module for key in frame.keys}:
+                    self._written(WrittenAttention((softmax,)), softmax.place)
 
     def _report(self, frame: Frame, output: Tensor | None) -> None:
         before, after = (batch_first(x, frame) for x in (frame.input, output))
@@ -201,12 +281,24 @@ class Tap:
 
     def routed(self, module: nn.Module, translate: Callable[[], AttentionCall], result: Any) -> Any:
         """Transformers ran an attention function for ``module``."""
-        self._harmless(self._routed)(module, translate)
+        self._harmless(self._routed)(module, translate, result)
         return self._answered(result)
 
     def function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
         """A torch function returned."""
-        self._harmless(self._function)(func, args, kwargs, result)
+        if self.busy or not self._frames:
+            return result
+        started = time.perf_counter()
+        try:
+            with torch.no_grad():
+                self._function(func, args, kwargs, result)
+        except UnknownAxesError as error:
+            self._leave_out(str(error))
+        except Exception as error:
+            self.failures.append(error)
+        self.seconds += time.perf_counter() - started
+        if self._answer is None:
+            return result
         return self._answered(result, (args, kwargs) if func is F.multi_head_attention_forward else None)
 
     def _answered(self, result: Any, multi_head: tuple[tuple[Any, ...], dict[str, Any]] | None = None) -> Any:
@@ -229,57 +321,159 @@ class Tap:
         finally:
             self.busy = busy
 
-    def _routed(self, module: nn.Module, translate: Callable[[], AttentionCall]) -> None:
-        with self._observing():
-            self._see(translate(), self._names.get(id(module)))
-
-    def _function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-        if self.busy:
-            return
-        if func is F.scaled_dot_product_attention:
-            with self._observing():
-                self._see(sdpa_call(result, *args, **kwargs))
-        elif func is F.multi_head_attention_forward:
-            with self._observing():
-                self._see(multi_head_call(args, kwargs))
-        elif self._tracer.see(func, args, kwargs, result, heads_named_by(self._frames[-1].module)):
-            # where softmax is a module of its own, the attention is its parent's
-            inside = isinstance(self._frames[-1].module, nn.Softmax) and len(self._frames) > 1
-            self._frames[-2 if inside else -1].traced = True
-
-    def _see(self, call: AttentionCall, name: str | None = None) -> None:
+    def _routed(self, module: nn.Module, translate: Callable[[], AttentionCall], result: Any) -> None:
         if not self._frames:
             return  # not of the observed model
-        self.coverage.seen += 1
         with self._observing():
-            frame = self._frames[-1]
-            name = frame.name if name is None else name
-            call.cross = call.cross or frame.cross
-            key = self._runs.key(name, cross=call.cross)
-            batch, queries, keys = call.lengths
-            if call.cross:  # its own mask tells which keys are padding, not which queries
-                call.query_mask = self._query_masks.get((batch, queries))
-            else:
-                call.query_mask = self._query_masks[batch, queries] = call.valid_queries()
-                call.special = self._special(batch, keys)
-            frame.issued = frame.issued or key  # of several parts, the module's output is the first one's
-            frame.sequence_first = getattr(frame.module, "batch_first", True) is False
-            for outer in self._frames:
+            call = translate()
+            query, key = self._origins.of(call.query), self._origins.of(call.key)
+            self._origins.attended(call.query, result)
+            name = self._names.get(id(module), self._frames[-1].name)
+            self._see(Held(call, name, query, key, result))
+
+    def _function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        """Follow a torch function; attention that it computes is seen."""
+        if func is F.scaled_dot_product_attention:
+            with self._observing():
+                call = sdpa_call(self._axes, result, *args, **kwargs)
+                inputs = [*args, *(kwargs[name] for name in ("query", "key") if name in kwargs)]
+                query, key = (self._origins.of(x) for x in inputs[:2])
+                self._origins.attended(inputs[0], result)
+                self._see(Held(call, self._frames[-1].name, query, key, result))
+        elif func is F.multi_head_attention_forward:
+            with self._observing():
+                call, behind = multi_head_call(args, kwargs)
+                inputs = multi_head_inputs(args, kwargs)
+                query, key = (self._origins.of(x) for x in inputs)
+                self._origins.attended(inputs[0], result)
+                self._see(
+                    Held(call, self._frames[-1].name, query, key, result, (args, kwargs), behind=behind)
+                )
+        else:
+            self._use_parameters(args)
+            self._origins.follow(func, args, kwargs, result)
+            self._tracer.see(func, args, kwargs, result)
+
+    def _use_parameters(self, args: tuple[Any, ...]) -> None:
+        """A layer whose parameters are used from outside runs, although it was not called."""
+        for x in args:
+            if isinstance(x, nn.Parameter):
+                item = self._item_of.get(id(x))
+                if item is not None and all(frame.name != item for frame in self._frames):
+                    with self._observing():
+                        self._imply(f"{item}.")
+
+    def _axes(self, x: Tensor) -> Axes:
+        """Which axis of queries is heads."""
+        declared = next((n for f in reversed(self._inside()) if (n := declared_heads(f.module))), None)
+        return find_axes(x, declared, tokens_in(self._frames, x.shape))
+
+    def _written(self, attention: WrittenAttention, place: str | None = None) -> None:
+        """An attention was recognised in products and softmaxes."""
+        with self._observing():
+            calls = written_calls(attention, self._axes, self._masks)
+            for softmax, call in zip(attention.softmaxes, calls, strict=True):
+                query, key = self._origins.of(softmax.given[0]), self._origins.of(softmax.given[1])
+                if attention.product is not None:
+                    self._origins.attended(softmax.given[0], attention.product)
+                name = self._frames[-1].name if place is None else place
+                self._see(Held(call, name, query, key, attention.product))
+
+    def _leave_out(self, reason: str, name: str | None = None) -> None:
+        """Count an attention call that cannot be measured."""
+        self.coverage.seen += 1
+        self.coverage.leave_out(self._frames[-1].name if name is None else name, reason)
+
+    def _see(self, held: Held) -> None:
+        """An attention was computed: show it, or hold it until the others that it belongs to are there."""
+        call = held.call
+        module = self.modules.get(held.module, self._frames[-1].module)
+        set_positions(call, module, self._frames, held.query, held.key, behind=held.behind)
+        shape = call.lengths[0], call.heads
+        call.masks = tuple(self._masks.laid_out(mask, shape) for mask in call.masks)
+        if between_channels(call, tokens_in(self._frames, torch.Size())):
+            self._leave_out(_CHANNELS, held.module)
+            return
+        owner = gatherer(held, self._inside(), self._frames, self.modules)
+        if owner is None:
+            self._show(held)
+            return
+        if owner.held and not owner.held[-1].beside(held):
+            waited, owner.held = owner.held, []
+            self._show_all(owner, waited)
+        owner.held.append(held)
+        for frame in self._frames[self._frames.index(owner) + 1 :]:
+            frame.gathered = True
+
+    def _show_all(self, frame: Frame, held: list[Held]) -> None:
+        """Show what was held, parts of one attention as one."""
+        resolved = resolve(frame, held, tokens_in([frame], torch.Size()))
+        for one in resolved.calls:
+            self._show(one, more=one is not resolved.calls[0] and resolved.shares)
+        if resolved.reason:
+            self._leave_out(resolved.reason, frame.name)
+
+    def _show(self, held: Held, *, more: bool = False) -> None:
+        """Show the observer one attention call.
+
+        Args:
+            held: It, and what is known of it.
+            more: Whether it holds more sequences of the call that was shown before.
+        """
+        call = held.call
+        key = self._key(held, more=more)
+        batch, queries, _ = call.lengths
+        source = None if held.query is None else held.query.source
+        names = tuple(None if o is None else self._arguments.get(o.source) for o in (held.query, held.key))
+        place = source, batch, queries
+        set_token_masks(call, self._frames, (names[0], names[1]), self._masks, self._query_masks.get(place))
+        if not call.cross:
+            self._query_masks[place] = call.query_mask
+        call.special = special_tokens_of(self._frames, self._special_ids, call)
+        frame = self._frames[-1]
+        frame.issued = frame.issued or key  # of several parts, the module's output is the first one's
+        frame.sequence_first = getattr(frame.module, "batch_first", True) is False
+        for outer in self._frames:
+            if key not in outer.keys:
                 outer.keys.append(key)
-                if not call.cross or outer.query_mask is None:
-                    outer.query_mask = call.query_mask
-                outer.sequence_first = frame.sequence_first
-            answer = self._observer.attention(key, call)
-            self.coverage.measured += 1
-            if isinstance(answer, Tensor):
-                check_scalable(self.name_of(key.module), call, answer)
-            elif answer is not None and call.output is None:
-                answer.absence = "its heads' outputs cannot be told from what the model computes"
-                answer = None
-            if answer is not None:
-                self._answer = call, answer
-            if self._search.observer is not None:
-                self._search.attention(key, call, [run for f in self._inside() for run in f.linears])
+            if not call.cross or outer.query_mask is None:
+                outer.query_mask = call.query_mask
+            outer.sequence_first = frame.sequence_first
+        self.coverage.seen += 1
+        answer = self._observer.attention(key, call)
+        self.coverage.measured += 1
+        if isinstance(answer, Tensor):
+            check_scalable(self.name_of(key.module), call, answer)
+        elif answer is not None and call.output is None:
+            answer.absence = "its heads' outputs cannot be told from what the model computes"
+            answer = None
+        if answer is not None:
+            self._ask(held, answer)
+        if self._search.observer is not None:
+            self._search.attention(key, call, [run for f in self._inside() for run in f.linears])
+
+    def _ask(self, held: Held, answer: Tensor | SlopeHook) -> None:
+        """Have a call's result scaled or listened at; one that was held is the model's already."""
+        if held.late and isinstance(answer, Tensor):
+            raise LookupError(
+                f"{self.name_of(held.module)!r} computes its heads one by one: they cannot be scaled"
+            )
+        if held.late and isinstance(answer, SlopeHook):
+            answer.attach(held.result, held.call, held.multi_head)
+            return
+        self._answer = held.call, answer
+
+    def _key(self, held: Held, *, more: bool) -> CallKey:
+        """Number the call: by the runs of its layer, and within a run by its module's attentions."""
+        run = next((f for f in reversed(self._frames) if f.name in self._items), None)
+        run = run or next((f for f in self._frames if f.name == held.module), self._frames[0])
+        before, repeat, part = self._runs.get(held.module, (None, -1, 0))
+        if before is not run:
+            repeat, part = repeat + 1, 0
+        elif not more:
+            part += 1
+        self._runs[held.module] = run, repeat, part
+        return CallKey(held.module, repeat, held.call.cross, part)
 
     def _inside(self) -> list[Frame]:
         """The modules that are running within the innermost list item, that included."""
@@ -287,15 +481,6 @@ class Tap:
             if self._frames[index].name in self._items:
                 return self._frames[index:]
         return self._frames
-
-    def _special(self, batch: int, keys: int) -> Tensor | None:
-        if not self._special_ids:
-            return None
-        for frame in reversed(self._frames):
-            if frame.input_ids is not None and frame.input_ids.shape == (batch, keys):
-                ids = torch.tensor(self._special_ids, device=frame.input_ids.device)
-                return torch.isin(frame.input_ids, ids)
-        return None
 
     # -- contexts
 
@@ -305,6 +490,8 @@ class Tap:
         def guarded(*args: Any) -> None:
             try:
                 function(*args)
+            except UnknownAxesError as error:
+                self._leave_out(str(error))
             except Exception as error:
                 self.failures.append(error)
 

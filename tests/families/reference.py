@@ -35,7 +35,7 @@ class Layer:
 
     Args:
         probabilities: [B, H, Nq, Nk], before renormalising: with sinks, rows sum to less than 1.
-        visible: [B, Nq, Nk] bool, from the padding, causal and window structure alone.
+        visible: [B, Nq, Nk] bool, from the padding, causal and window structure (Swin's: from its mask).
         queries: [B, Nq] bool, real tokens. ``keys``: [B, Nk] bool.
         block_input: [B', N, d], what the layer is given; ``block_output`` what it returns.
         tokens: [B', N] bool, the real tokens among those.
@@ -182,6 +182,8 @@ def _layers(family: Family, stack: Stack, batch: Batch, output: Any, seen: list[
         valid = _valid(batch, stack.tokens, sequences, queries)
         valid_keys = _valid(batch, stack.keys, sequences, keys)
         visible = valid_keys[:, None, :] & _pattern(stack, index, queries, keys)
+        if "w" in one.projected:  # -100 between windows that a shift brought together
+            visible = visible & (_numpy(one.projected["w"])[:, 0] > -50)
         assert one.block is not None
         entered, left = one.block
         attended = one.result[0]
@@ -228,10 +230,7 @@ def _valid(batch: Batch, entry: str, sequences: int, length: int) -> Array:
 
 
 def _pattern(stack: Stack, layer: int, queries: int, keys: int) -> Array:
-    """[1, Nq, Nk] bool: what causality and windows leave.
-
-    The -100 that Swin adds between shifted windows is a bias like others: it hides nothing.
-    """
+    """[1, Nq, Nk] bool: what causality and windows leave."""
     i, j = np.arange(queries)[:, None], np.arange(keys)[None, :]
     allowed = np.ones((queries, keys), dtype=bool)
     if stack.causal:

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_geo import GeometryRecord, measure
-from lightning_geo.taps.runs import RunCounter
 
 HEADS, WIDTH = 2, 8
 
@@ -185,22 +184,3 @@ def test_weights_of_a_part_are_those_that_it_uses() -> None:
     assert not np.allclose(record["symmetry"], record["layers.part2/symmetry"], atol=1e-3)
     np.testing.assert_allclose(same["symmetry"], record["layers.part2/symmetry"], atol=1e-5)
     np.testing.assert_allclose(same["layers.part2/symmetry"], same["symmetry"], atol=1e-5)
-
-
-def test_runs_are_counted_anew_when_the_owner_of_the_layers_starts() -> None:
-    counter = RunCounter({"enc.layers.0.attn": "enc.layers.0", "enc.layers.0": "enc.layers.0"}, {"", "enc"})
-    for _ in range(2):
-        counter.starts("enc")
-        for run in range(2):
-            counter.starts("enc.layers.0")
-            for part in range(2):
-                assert counter.key("enc.layers.0.attn", cross=False) == (
-                    "enc.layers.0.attn", run, False, part
-                )  # fmt: skip
-
-
-def test_runs_of_a_layer_that_is_called_by_forward_are_those_of_its_attention() -> None:
-    counter = RunCounter({"layers.0.attn": "layers.0"}, {""})
-    for run in range(3):
-        counter.starts("layers.0.attn")
-        assert counter.key("layers.0.attn", cross=False).repeat == run

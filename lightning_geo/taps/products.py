@@ -1,0 +1,130 @@
+"""Batched matrix products, however they are written: which rows, columns and factors they have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Product", "is_product", "product_of"]
+
+_ADDING: frozenset[Any] = frozenset({torch.baddbmm, Tensor.baddbmm, Tensor.baddbmm_})
+_PRODUCTS: frozenset[Any] = _ADDING | {
+    torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__, Tensor.__rmatmul__, torch.einsum,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Product:
+    """One batched product of two tensors.
+
+    Args:
+        factors: The two tensors as they were given.
+        result: What it gave.
+        letters: Of the factors and the result, as in einsum; empty for matmul.
+    """
+
+    factors: tuple[Tensor, Tensor]
+    result: Tensor
+    letters: tuple[str, str, str] = ("", "", "")
+
+    @property
+    def axes(self) -> tuple[int, int]:
+        """Axes (negative) of the result: the first factor's rows, the second's."""
+        if not self.letters[0]:
+            return -2, -1
+        out = self.letters[2]
+        return tuple(out.index(self._own(side)) - len(out) for side in (0, 1))  # type: ignore[return-value]
+
+    @property
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """Both factors as [..., rows, inner], the leading axes in the result's order."""
+        if not self.letters[0]:
+            return self.factors[0], self.factors[1].mT
+        lead = "".join(c for c in self.letters[2] if c not in (self._own(0), self._own(1)))
+        (inner,) = set(self.letters[0]) & set(self.letters[1]) - set(self.letters[2])
+        one, two = (
+            _arranged(self.factors[side], self.letters[side], lead, self._own(side) + inner)
+            for side in (0, 1)
+        )
+        return one, two
+
+    def with_values(self, side: int, rows: int, columns: int) -> tuple[Tensor, Tensor] | None:
+        """What probabilities were multiplied with, if the factor ``side`` is that.
+
+        Args:
+            side: Which of the factors holds probabilities.
+            rows: Its axis of queries.
+            columns: Its axis of keys.
+
+        Returns:
+            Values [..., Nk, D] and outputs [..., Nq, D], in the order of the probabilities' leading axes;
+            None if the product does not sum over keys.
+        """
+        other = self.factors[1 - side]
+        if not self.letters[0]:
+            if (side, rows, columns) == (0, -2, -1):
+                return other, self.result
+            return (other.mT, self.result.mT) if (side, rows, columns) == (1, -1, -2) else None
+        mine, theirs, out = self.letters[side], self.letters[1 - side], self.letters[2]
+        row, column = mine[rows], mine[columns]
+        feature = set(theirs) & set(out) - set(mine)
+        if column not in theirs or column in out or row in theirs or row not in out or len(feature) != 1:
+            return None
+        lead = "".join(c for c in mine if c not in (row, column))
+        if not set(lead) <= set(out) or not set(theirs) <= {*lead, column, *feature}:
+            return None
+        (feature_letter,) = feature
+        return (
+            _arranged(other, theirs, lead, column + feature_letter),
+            _arranged(self.result, out, lead, row + feature_letter),
+        )
+
+    def _own(self, side: int) -> str:
+        """The letter that only this factor gives to the result."""
+        (letter,) = set(self.letters[side]) & set(self.letters[2]) - set(self.letters[1 - side])
+        return letter
+
+
+def is_product(func: Any) -> bool:
+    """Whether a torch function multiplies batches of matrices."""
+    return func in _PRODUCTS
+
+
+def product_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> Product | None:
+    """Read a product; None where it is none of two batches of matrices."""
+    given = [*args, *kwargs.values()]
+    if func is torch.einsum:
+        operands = given[1] if isinstance(given[1], (list, tuple)) else given[1:]
+        return _einsum(given[0], operands, result) if isinstance(given[0], str) else None
+    if func in _ADDING:
+        given = given[1:]
+    factors = [x for x in given if isinstance(x, Tensor) and x.dim() >= 3]
+    if func is Tensor.__rmatmul__:
+        factors.reverse()
+    return Product((factors[0], factors[1]), result) if len(factors) == 2 else None
+
+
+def _einsum(equation: str, operands: Any, result: Tensor) -> Product | None:
+    names, arrow, out = equation.replace(" ", "").partition("->")
+    letters = names.split(",")
+    if not arrow or len(operands) != 2 or not all(c.isalpha() for c in "".join([*letters, out])):
+        return None
+    if any(len(set(word)) != len(word) or len(word) < 3 for word in letters):
+        return None
+    one, two = (set(word) for word in letters)
+    whole = set(out)
+    if any(len(axes) != 1 for axes in (one & whole - two, two & whole - one, one & two - whole)):
+        return None
+    return Product((operands[0], operands[1]), result, (letters[0], letters[1], out))
+
+
+def _arranged(x: Tensor, letters: str, lead: str, last: str) -> Tensor:
+    """Permute to the axes ``lead + last``, with size 1 where it lacks a leading one."""
+    x = x.permute([letters.index(c) for c in lead + last if c in letters])
+    for i, letter in enumerate(lead):
+        if letter not in letters:
+            x = x.unsqueeze(i)
+    return x

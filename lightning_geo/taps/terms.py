@@ -1,0 +1,83 @@
+"""What models add to scores or hide in them between the product and the softmax."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["Term", "keeps_visibility", "term_of"]
+
+_ADD: frozenset[Any] = frozenset({
+    torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__iadd__, Tensor.__radd__,
+})  # fmt: skip
+_SUBTRACT: frozenset[Any] = frozenset({
+    torch.sub, torch.subtract, Tensor.sub, Tensor.sub_, Tensor.__sub__, Tensor.__isub__,
+})  # fmt: skip
+_FILL: frozenset[Any] = frozenset({torch.masked_fill, Tensor.masked_fill, Tensor.masked_fill_})
+_WHERE: frozenset[Any] = frozenset({torch.where, Tensor.where})
+
+#: A fill value below it hides.
+_HIDING = -50.0
+
+
+@dataclass(frozen=True)
+class Term:
+    """A mask as it was applied to scores.
+
+    Args:
+        mask: Bool, True where a key stays visible; or additive. Broadcastable to ``shape``.
+        shape: Of the scores at that time.
+        axes: Their two axes of rows and columns at that time.
+    """
+
+    mask: Tensor
+    shape: torch.Size
+    axes: tuple[int, int]
+
+
+def term_of(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], scores: Tensor, axes: tuple[int, int]
+) -> Term | None:
+    """Read what a function did to scores with these axes; None where it is no mask."""
+    given = [*args, *kwargs.values()]
+    others = [x for x in given if isinstance(x, Tensor) and x is not scores]
+    mask: Tensor | None = None
+    if func in _ADD or func in _SUBTRACT:
+        if len(others) == 1 and others[0].is_floating_point() and "alpha" not in kwargs:
+            subtracted = func in _SUBTRACT and given[0] is scores
+            mask = -others[0] if subtracted else others[0]
+    elif func in _FILL and len(given) == 3:
+        if _hides(given[2]):
+            mask = ~given[1].bool()
+    elif func in _WHERE and len(given) == 3:
+        condition, yes, no = (given[1], given[0], given[2]) if func is Tensor.where else given
+        if yes is scores and _hides(no):
+            mask = condition.bool()
+        elif no is scores and _hides(yes):
+            mask = ~condition.bool()
+    if mask is None or mask.dim() > scores.dim() or mask.dim() == 0:
+        return None
+    return Term(mask, scores.shape, axes)
+
+
+def keeps_visibility(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], scores: Tensor) -> bool:
+    """Whether a function that is no mask cannot hide keys either: it takes no other tensor of many values."""
+    name = getattr(func, "__name__", "")
+    if func in _ADD or func in _SUBTRACT or "mul" in name or "div" in name:
+        return True
+    if func in (F.dropout, torch.clamp, Tensor.clamp):
+        return True
+    return not any(
+        isinstance(x, Tensor) and x is not scores and x.numel() > 1 for x in (*args, *kwargs.values())
+    )
+
+
+def _hides(value: Any) -> bool:
+    """Whether scores are filled with something that hides; on a device, a tensor is taken for that."""
+    if isinstance(value, Tensor):
+        return value.device.type != "cpu" or bool((value <= _HIDING).all())
+    return isinstance(value, (int, float)) and value <= _HIDING

@@ -1,0 +1,170 @@
+"""Which tokens are real: what the model was told, else what masks hide from everybody."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_geo.kernels import HIDDEN_BELOW
+from lightning_geo.taps.call import AttentionCall
+from lightning_geo.taps.frames import Frame
+from lightning_geo.taps.masks import MaskReader, rows_of
+
+__all__ = ["keys_by_masks", "set_token_masks", "special_tokens_of", "told_tokens"]
+
+#: Names by which models are told the padding of a sequence, by the role of the sequence.
+_TOLD = {
+    "source": ("attention_mask", "padding_mask", "key_padding_mask", "src_key_padding_mask"),
+    "target": ("decoder_attention_mask", "decoder_padding_mask", "tgt_key_padding_mask"),
+    "memory": ("encoder_attention_mask", "encoder_padding_mask", "memory_key_padding_mask"),
+}
+_TARGETS = ("decoder_", "tgt", "target", "labels")
+_MEMORIES = ("encoder_", "memory")
+
+
+def role_of(argument: str) -> str:
+    """The role of the sequence that an argument of the model's holds, from its name."""
+    if argument.startswith(_TARGETS):
+        return "target"
+    return "memory" if argument.startswith(_MEMORIES) else "source"
+
+
+def told_tokens(
+    frames: Sequence[Frame], argument: str | None, batch: int, length: int, *, memory: bool = False
+) -> tuple[Tensor | None, bool]:
+    """What running modules were told of the padding of a sequence, the closest to the call first.
+
+    Args:
+        frames: The running modules, outermost first.
+        argument: Name of the model's argument that the sequence comes from; None where it is not known.
+        batch: Sequences.
+        length: Tokens of each.
+        memory: Whether it is what a cross-attention attends to.
+
+    Returns:
+        [B, N] bool, True for real tokens, or None; and whether its polarity is certain: masks named by
+        padding are True for padding by PyTorch's convention, but some mean the opposite.
+    """
+    if argument is None:
+        return None, True
+    role = role_of(argument)
+    for frame in reversed(frames):
+        names = _TOLD[role]
+        whole = any(name in frame.given for name in ("decoder_input_ids", *_TOLD["target"]))
+        if role == "target" and not whole:
+            names = _TOLD["source"]  # inside a decoder, its own padding goes by the plain name
+        elif memory and not (whole and role == "source"):
+            names = _TOLD["memory"]  # and there the plain name is not that of what it attends to
+        for name in names:
+            mask = frame.given.get(name)
+            if isinstance(mask, Tensor) and mask.shape == (batch, length):
+                return _real(mask, padding="padding" in name), "padding" not in name
+    return None, True
+
+
+def _real(mask: Tensor, *, padding: bool) -> Tensor:
+    if mask.dtype == torch.bool:
+        return ~mask if padding else mask
+    if mask.is_floating_point():  # 0 and -inf are additive, 0 and 1 flags
+        additive = (mask < 0).any() | torch.tensor(padding, device=mask.device)
+        return torch.where(additive, mask > HIDDEN_BELOW, mask > 0)
+    return mask == 0 if padding else mask > 0
+
+
+def keys_by_masks(call: AttentionCall, reader: MaskReader) -> Tensor | None:
+    """Keys that some query other than the key's own sees under the call's masks; None if there are no masks.
+
+    Returns:
+        bool [B, Nk].
+    """
+    batch, queries, keys = call.lengths
+    found: Tensor | None = None
+    for mask in call.masks:
+        front = 0 if call.offset is None else call.offset
+        if call.cross or call.offset is None:
+            seen = reader.once("any row", mask, lambda m: _any_row(m, queries, keys))
+        else:
+            seen = reader.seen(mask, queries, keys, front)
+        seen = seen.expand(batch, keys)
+        found = seen if found is None else found & seen
+    return found
+
+
+def _any_row(mask: Any, queries: int, keys: int) -> Tensor:
+    """[B or 1, Nk]: keys that any query sees."""
+    found: Tensor | None = None
+    for rows in rows_of(mask, queries, keys):
+        seen = rows.any(-2)
+        found = seen if found is None else found | seen
+    assert found is not None
+    return found.expand(-1, keys)
+
+
+def set_token_masks(
+    call: AttentionCall,
+    frames: Sequence[Frame],
+    arguments: tuple[str | None, str | None],
+    reader: MaskReader,
+    known_queries: Tensor | None,
+) -> None:
+    """Fill in ``query_mask`` and ``key_mask``.
+
+    Args:
+        call: With its masks, ``cross`` and ``offset``.
+        frames: The running modules, outermost first.
+        arguments: Names of the model's arguments that queries and keys come from.
+        reader: Of masks.
+        known_queries: Real tokens of the queries' sequence, as an earlier self-attention told them.
+    """
+    batch, queries, keys = call.lengths
+    seen = keys_by_masks(call, reader)
+    told_keys, certain = told_tokens(frames, arguments[1], batch, keys, memory=call.cross)
+    if told_keys is not None and not certain and seen is not None:
+        told_keys = _consistent(told_keys, seen)
+    if call.cross or call.offset is None:
+        told_queries, _ = told_tokens(frames, arguments[0], batch, queries)
+        call.query_mask = told_queries if told_queries is not None else known_queries
+        call.key_mask = told_keys if told_keys is not None else seen
+        return
+    own = slice(call.offset, call.offset + queries)
+    told, certain = told_tokens(frames, arguments[0], batch, queries)
+    if told is not None and not certain and seen is not None:
+        told = _consistent(told, seen[:, own])
+    if told is None and told_keys is not None:
+        told = told_keys[:, own]
+    call.query_mask = told if told is not None else None if seen is None else seen[:, own]
+    if queries == keys:
+        call.key_mask = call.query_mask
+    elif call.query_mask is not None:
+        around = (
+            torch.ones(batch, keys, dtype=torch.bool, device=call.device) if seen is None else seen.clone()
+        )
+        around[:, own] = call.query_mask
+        call.key_mask = around
+
+
+def _consistent(told: Tensor, seen: Tensor) -> Tensor:
+    """The mask, or its opposite where masks hide just what it calls real."""
+    wrong, opposite = (seen & ~told).any(), (seen & told).any()
+    return torch.where(wrong & ~opposite, ~told, told)
+
+
+def special_tokens_of(frames: Iterable[Frame], ids: tuple[int, ...], call: AttentionCall) -> Tensor | None:
+    """[B, Nk] bool: which keys are special tokens, where a running module was given the ids."""
+    batch, queries, keys = call.lengths
+    if not ids or call.cross or call.offset is None:
+        return None
+    for frame in reversed(list(frames)):
+        given = frame.input_ids
+        if given is None or given.shape not in ((batch, queries), (batch, keys)):
+            continue
+        special = torch.isin(given, torch.tensor(ids, device=given.device))
+        if given.shape[1] != keys:
+            whole = special.new_zeros(batch, keys)
+            whole[:, call.offset : call.offset + queries] = special
+            special = whole
+        return special
+    return None

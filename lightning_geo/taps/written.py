@@ -1,0 +1,125 @@
+"""From an attention that was recognised in matrix products and softmaxes to attention calls."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_geo.taps.axes import Axes, UnknownAxesError
+from lightning_geo.taps.by_hand import Softmax, WrittenAttention
+from lightning_geo.taps.call import AttentionCall
+from lightning_geo.taps.masks import MaskReader, visible
+from lightning_geo.taps.terms import Term
+
+__all__ = ["assembled", "written_calls"]
+
+
+def written_calls(
+    attention: WrittenAttention, axes: Callable[[Tensor], Axes], reader: MaskReader
+) -> list[AttentionCall]:
+    """One call for each softmax; values and outputs are told where there is one.
+
+    Args:
+        attention: What was recognised.
+        axes: Tells which axis of queries, or of scores, is heads.
+        reader: Of masks.
+
+    Raises:
+        UnknownAxesError: If the axes cannot be told.
+    """
+    calls = [_call(softmax, attention, axes, reader) for softmax in attention.softmaxes]
+    if len(calls) > 1:
+        for call in calls:
+            call.value = call.output = None
+    return calls
+
+
+def _call(
+    softmax: Softmax, attention: WrittenAttention, axes: Callable[[Tensor], Axes], reader: MaskReader
+) -> AttentionCall:
+    scores, lead = softmax.scores, softmax.scores.shape[:-2]
+    known_axes = softmax.query is not None and softmax.query.shape[:-2] == lead
+    found = axes(softmax.query if known_axes else scores)
+    if softmax.known.keys is not None and attention.value is not None:
+        scores = scores[..., : attention.value.shape[-2]]  # without the columns that have no key
+    whole = found(scores)
+    roles = {
+        "query": softmax.query, "key": softmax.key, "value": attention.value, "output": attention.output,
+    }  # fmt: skip
+    heads = {name: _heads(x, found, lead, whole) for name, x in roles.items()}
+    if heads["key"] is not None and heads["key"].shape[2] != whole.shape[3]:
+        heads["query"] = heads["key"] = None
+    if heads["output"] is not None and heads["output"].shape[1:3] != whole.shape[1:3]:
+        heads["output"] = None
+    masks = [
+        _mask(term, softmax.axes, found, lead, whole, reader) if {*term.axes} == {*softmax.axes} else None
+        for term in softmax.known.terms
+    ]
+    if softmax.known.opaque or any(mask is None for mask in masks):
+        masks = [visible(whole)]
+    return AttentionCall(**heads, masks=tuple(masks), scores=whole)
+
+
+def _heads(x: Tensor | None, axes: Axes, lead: torch.Size, scores: Tensor) -> Tensor | None:
+    """[..., N, D] to [B, h, N, D], h dividing H; None where it is neither."""
+    if x is None:
+        return None
+    batch, heads = scores.shape[:2]
+    try:
+        if x.dim() == len(lead) + 2:
+            x = axes.grouped(x, scores.flatten(0, 1)) if axes.folded else axes(x)
+        elif x.dim() == 3 and x.shape[0] % batch == 0:
+            x = x.unflatten(0, (batch, -1))
+    except (UnknownAxesError, RuntimeError):
+        return None
+    if x.dim() == 4 and x.shape[0] == 1 and batch > 1:
+        x = x.expand(batch, -1, -1, -1)
+    return x if x.dim() == 4 and x.shape[0] == batch and heads % x.shape[1] == 0 else None
+
+
+def _mask(
+    term: Term, places: tuple[int, int], axes: Axes, lead: torch.Size, scores: Tensor, reader: MaskReader
+) -> Tensor | None:
+    """The keys that a term shows, bool [B or 1, H or 1, Nq or 1, Nk or 1]; None if it cannot be laid out."""
+    mask = term.mask if term.mask.dtype == torch.bool else visible(reader.hiding(term.mask))
+    mask = mask[(None,) * (len(term.shape) - mask.dim())].movedim(places, (-2, -1))
+    before = tuple(n for i, n in enumerate(term.shape) if i - len(term.shape) not in places)
+    if any(m not in (1, n) for m, n in zip(mask.shape[-2:], scores.shape[-2:], strict=True)):
+        return None
+    if before == tuple(lead):
+        return axes.mask(mask, lead)
+    if before == tuple(scores.shape[:2]):
+        return mask
+    if before == (math.prod(scores.shape[:2]),):
+        return Axes(0, scores.shape[1]).mask(mask, before)
+    return None
+
+
+def assembled(pieces: list[AttentionCall]) -> AttentionCall:
+    """One call from several that hold some of the query rows each, in order.
+
+    Which key is which is not known any more: rows are filled up with hidden keys to one length.
+
+    Args:
+        pieces: Calls with scores, of the same sequences and heads.
+    """
+    batch = min(piece.lengths[0] for piece in pieces)
+    width = max(piece.lengths[2] for piece in pieces)
+    rows = []
+    for piece in pieces:
+        scores = F.pad(_hidden(piece), (0, width - piece.lengths[2]), value=-torch.inf)
+        # blocks of rows that stood beside the sequences come one after another
+        rows.append(scores.unflatten(0, (batch, -1)).transpose(1, 2).flatten(2, 3))
+    return AttentionCall(None, None, None, None, scores=torch.cat(rows, dim=2), offset=None)
+
+
+def _hidden(piece: AttentionCall) -> Tensor:
+    assert piece.scores is not None
+    scores = piece.scores
+    for mask in piece.masks:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return scores
