@@ -24,10 +24,11 @@ class Complaints:
         self.strict = strict
         self._said: set[tuple[str, type | None]] = set()
 
-    def say(self, what: str, details: str = "", kind: type | None = None) -> None:
-        """Warn, once for each ``what`` and kind of error."""
-        if (what, kind) not in self._said:
-            self._said.add((what, kind))
+    def say(self, what: str, details: str = "", kind: type | None = None, once: str | None = None) -> None:
+        """Warn, once for each ``what`` (or ``once``, where it is given) and kind of error."""
+        key = (what if once is None else once, kind)
+        if key not in self._said:
+            self._said.add(key)
             warnings.warn(f"GeometryMonitor: {what}{details and ': '}{details}", stacklevel=3)
 
     def report(self, what: str, error: Exception, when: str = "") -> None:

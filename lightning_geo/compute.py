@@ -77,11 +77,12 @@ def compute(
     pieces: list[tuple[str, str, int, Tensor]] = []
     for stack, size in layout.sizes.items():
         layers: dict[int, LayerStatistics] = {}
-        modules: list[str | None] = [None] * size
+        # of a layer without attention, the path of the list item; its heads are 0
+        modules = list(layout.rows[stack])
         for key, (owner, index) in layout.layers.items():
             if owner != stack or key not in sample.layers or not chosen(key):
                 continue
-            layers[index], modules[index] = sample.layers[key], key.module
+            layers[index], modules[index] = sample.layers[key], key.module or modules[index]
             block = sample.blocks.get((layout.blocks[key], key), LayerStatistics())
             values = layers[index].mean_values()
             for name, value in {**values, **block.mean_values()}.items():

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from lightning_geo.history import event_files
 from lightning_geo.schema import GeometryRecord
-from lightning_geo.sinks.events import parse_record, started_at
+from lightning_geo.sinks.events import parse_dropped, parse_record, started_at
 from lightning_geo.sinks.frames import Damage, read_frames
 
 __all__ = ["Follower", "News"]
@@ -68,10 +68,13 @@ class Follower:
             try:
                 event = Event.FromString(data)
                 found = parse_record(event)
+                dropped = parse_dropped(event)
             except (DecodeError, ValueError) as error:
                 yield News(said=f"{file}: skipped an event ({error or 'no TensorBoard event'})")
                 continue
             if found:
                 yield News(*found)
+            elif dropped is not None:
+                yield News(said=str(dropped))
             elif (start := started_at(event)) is not None:
                 yield News(said=f"resumed at step {start}: later samples of before are void")

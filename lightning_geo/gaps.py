@@ -9,6 +9,7 @@ from lightning_geo.complaints import Complaints
 from lightning_geo.compute import Computed
 from lightning_geo.importance import NoImportanceError
 from lightning_geo.measure import Measurement
+from lightning_geo.taps import UNOBSERVED
 from lightning_geo.text import some
 
 __all__ = ["by_reason", "report_gaps", "report_importance", "report_other_heads"]
@@ -25,15 +26,15 @@ def by_reason(absences: Mapping[str, str]) -> str:
 def report_gaps(
     measurement: Measurement, computed: Computed, metrics: Sequence[str], complaints: Complaints
 ) -> None:
-    """Say which modules could not be observed, and what is missing for some metrics."""
+    """Say which modules could not be observed, which calls were left out, and what some metrics lack."""
     for name, kind in measurement.unobserved.items():
         complaints.report(
             f"no attention could be observed in {name} ({kind})",
-            LookupError(
-                "it computes attention in a way that shows neither scaled_dot_product_attention nor a "
-                "softmax over [batch, head, query, key], so that its numbers are absent"
-            ),
+            LookupError(UNOBSERVED),
         )
+    for reason, modules in measurement.coverage.left_out.items():
+        if reason != UNOBSERVED:
+            complaints.say(f"attention was left out in {some(modules)}", reason, once=reason)
     for name, roles in measurement.unprojected.items():
         complaints.say(
             f"the projections of {name} could not be told",

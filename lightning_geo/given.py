@@ -11,6 +11,7 @@ from lightning_geo.probe import Probe, ProbeCall, Share, probe_from
 from lightning_geo.ranks import rank, world_size
 from lightning_geo.replay import Call, undisturbed
 from lightning_geo.sampler import Sampler
+from lightning_geo.taps import name_of
 
 __all__ = ["given_probe"]
 
@@ -33,7 +34,8 @@ def given_probe(given: Any, size: int, sampler: Sampler) -> Probe:
         failure = sampler.replay(Share(probe.calls).to(sampler.device), ())
         if failure is None:
             return probe
-        reasons.append(f"{name or 'the module itself'}: {type(failure).__name__}: {failure}")
+        named = name_of(name, sampler.models[name])
+        reasons.append(f"{named}: {type(failure).__name__}: {failure}")
     raise ArgumentError(
         "Expected `probe` to be inputs that the observed model takes (a mapping is keyword arguments, a "
         f"tuple positional ones, a tensor the one argument) but every candidate failed. {' | '.join(reasons)}"

@@ -39,7 +39,9 @@ class GeometryHistory:
     Attributes:
         steps: [sample] optimizer steps.
         stacks: ``stack -> stored name -> [sample, ...]``, NaN where a sample lacks the metric.
-        facts: ``epoch``, ``batches_seen``, ``wall_time``, ``cost_seconds``, ``probe``, each [sample].
+        facts: ``epoch``, ``batches_seen``, ``wall_time``, ``cost_seconds``, ``probe`` and ``coverage`` (the
+            share of attention calls that were measured; ``record(i).coverage`` says what was left out), each
+            [sample].
         structure: Model class, modules and heads of each layer, as of the last sample.
 
     Example:
@@ -56,6 +58,7 @@ class GeometryHistory:
         self.path = path
         self.steps: NDArray[np.int64] = np.array([record.step for record in records], np.int64)
         self.facts = {fact: np.array([getattr(record, fact) for record in records]) for fact in _FACTS}
+        self.facts["coverage"] = np.array([record.coverage_share for record in records])
         self.structure = records[-1].structure
         self.stacks: dict[str, dict[str, NDArray[Any]]] = {}
         # a dict keeps the order in which records list their metrics
@@ -69,7 +72,10 @@ class GeometryHistory:
         return len(self.steps)
 
     def __getitem__(self, key: str) -> NDArray[Any]:
-        """Return [sample, layer, head] of a metric; roles and stages of a bare name are on a last axis."""
+        """Return [sample, layer, head] of a metric; roles and stages of a bare name are on a last axis.
+
+        A bare name means the main stack where the others are its parts (``encoder.part2``).
+        """
         return lookup(self.stacks, key)
 
     def __contains__(self, key: str) -> bool:
@@ -168,10 +174,11 @@ def load_history(path: str | os.PathLike[str], name: str | None = None) -> Geome
         FileNotFoundError: If there is no event file.
         ValueError: If none holds the geometry, or several monitors did and ``name`` does not say which.
     """
-    from lightning_geo.sinks.events import parse_record, started_at
+    from lightning_geo.sinks.events import parse_dropped, parse_record, started_at
 
     files, skipped = event_files(Path(path))
     monitors: dict[str, list[GeometryRecord]] = {}
+    dropped: dict[str, str] = {}
     others: set[str] = set()
     for file in files:
         for event in _events(file):
@@ -184,6 +191,9 @@ def load_history(path: str | os.PathLike[str], name: str | None = None) -> Geome
                 continue
             try:
                 found = parse_record(event)
+                if (none := parse_dropped(event)) is not None:
+                    dropped[none.monitor] = str(none)
+                    continue
             except ValueError as error:
                 skipped.append(f"{file}: skipped a sample ({error})")
                 continue
@@ -196,6 +206,10 @@ def load_history(path: str | os.PathLike[str], name: str | None = None) -> Geome
     if skipped:
         shown = "; ".join(skipped[:5]) + (f"; and {len(skipped) - 5} more" if len(skipped) > 5 else "")
         warnings.warn(f"{os.fspath(path)!r} was read but for what is damaged. {shown}.", stacklevel=2)
+    samples = [monitor for monitor, records in monitors.items() if records]
+    lost = [said for monitor, said in dropped.items() if name in (None, monitor) and monitor not in samples]
+    if lost and (name is not None or not samples):
+        raise ValueError(f"No sample in {os.fspath(path)!r}. {' '.join(lost)}")
     name = _monitor(path, name, monitors, files, others, skipped)
     return GeometryHistory(monitors[name], name, os.fspath(path))
 

@@ -22,7 +22,8 @@ from lightning_geo.reduction import reduce_over_ranks
 from lightning_geo.replay import Call, device_of, undisturbed
 from lightning_geo.schema import GeometryRecord, compares_samples, select
 from lightning_geo.statistics import SampleStatistics
-from lightning_geo.taps import CallKey, Layout, Tap, lay_out
+from lightning_geo.taps import UNOBSERVED, CallKey, Coverage, Layout, Tap, lay_out
+from lightning_geo.text import some
 from lightning_geo.training_slopes import TrainingSlopes
 
 __all__ = ["LayerChoice", "Measurement", "measure", "special_tokens"]
@@ -55,9 +56,12 @@ class Measurement:
         self._layers = layers
         self._rank = rank
         self._taps = dict(taps)
+        self._merged: Coverage | None = None
         for tap in taps.values():
             tap.failures.clear()
             tap.seconds = 0.0
+            tap.coverage = Coverage()
+            tap.unobserved.clear()
         start = {} if start is None else start
         self._statistics = {
             name: SampleStatistics(metrics, max_queries, name, start.setdefault(name, {})) for name in taps
@@ -108,13 +112,51 @@ class Measurement:
 
     @property
     def unobserved(self) -> dict[str, str]:
-        """Modules that look like attention but showed none: path and class."""
-        return {name: kind for tap in self._taps.values() for name, kind in tap.unobserved.items()}
+        """Modules that look like attention but showed none, for no reason that is known: name and class."""
+        found: dict[str, str] = {}
+        for name, tap in self._taps.items():
+            left_out = [f"{module}." for modules in tap.coverage.left_out.values() for module in modules]
+            for path, kind in tap.unobserved.items():
+                if not any(module.startswith(f"{path}." * bool(path)) for module in left_out):
+                    found[tap.name_of(path, self._prefix(name))] = kind
+        return found
+
+    @property
+    def coverage(self) -> Coverage:
+        """Attention calls seen, measured and left out, of all models; of all ranks once they are merged."""
+        if self._merged is not None:
+            return self._merged
+        merged = Coverage()
+        for name, tap in self._taps.items():
+            own = tap.coverage
+            named = {
+                reason: [tap.name_of(path, self._prefix(name)) for path in modules]
+                for reason, modules in own.left_out.items()
+            }
+            merged.merge(Coverage(own.seen, own.measured, named))
+        for module in self.unobserved:  # seen to run, though nothing in it could be seen
+            merged.seen += 1
+            merged.leave_out(module, UNOBSERVED)
+        return merged
+
+    def _prefix(self, name: str) -> str:
+        """What stands before the names of a model's modules: its own name, where there are several."""
+        return name if len(self._taps) > 1 else ""
+
+    @property
+    def reasons(self) -> str:
+        """Why attention that was seen was left out, with the modules; empty where none was."""
+        left_out = {reason: m for reason, m in self.coverage.left_out.items() if reason != UNOBSERVED}
+        return "; ".join(f"in {some(modules)}: {reason}" for reason, modules in left_out.items())
 
     @property
     def unprojected(self) -> dict[str, list[str]]:
         """Attention modules and the roles whose projections could not be found."""
-        return {name: roles for tap in self._taps.values() for name, roles in tap.unprojected.items()}
+        return {
+            tap.name_of(path, self._prefix(name)): roles
+            for name, tap in self._taps.items()
+            for path, roles in tap.unprojected.items()
+        }
 
     @property
     def observed(self) -> list[str]:
@@ -132,12 +174,15 @@ class Measurement:
 
     def reduce(self, ok: bool, device: torch.device) -> bool:
         """Merge over ranks; whether the sample is valid on all of them."""
-        return reduce_over_ranks(list(self._statistics.values()), ok, device)
+        self._merged = self.coverage
+        return reduce_over_ranks(list(self._statistics.values()), ok, device, self._merged)
 
     def discard_values(self) -> None:
         """Keep the layout but count nothing: what a rank without inputs brings to the sum."""
         for statistics in self._statistics.values():
             statistics.zero()
+        for tap in self._taps.values():
+            tap.coverage.seen = tap.coverage.measured = 0
 
     def compute(self, baseline: Bases | None = None, previous: Bases | None = None) -> Computed:
         """Derive all metrics; see :func:`lightning_geo.compute.compute`."""
@@ -147,9 +192,13 @@ class Measurement:
             if len(self._statistics) > 1:
                 layers = {k: (f"{name}.{stack}", i) for k, (stack, i) in layout.layers.items()}
                 sizes = {f"{name}.{stack}": size for stack, size in layout.sizes.items()}
-                layout = Layout(layers, layout.blocks, sizes)
+                rows = {f"{name}.{stack}": paths for stack, paths in layout.rows.items()}
+                layout = Layout(layers, layout.blocks, sizes, rows)
             chosen = self._chooser(layout, name)
             part = compute(statistics, layout, self._metrics, self._rank, chosen, baseline, previous)
+            prefix = self._prefix(name)
+            if prefix:  # two towers have modules of the same names
+                part.broken = {f"{prefix}.{module}": place for module, place in part.broken.items()}
             for mine, new in zip(vars(merged).values(), vars(part).values(), strict=True):
                 mine.update(new)
         return merged
@@ -173,7 +222,13 @@ class Measurement:
         layouts = {name: lay_out(s.layers, self._taps[name].modules) for name, s in self._statistics.items()}
         if any(self._chooser(layout, name)(key) for name, layout in layouts.items() for key in layout.layers):
             return
-        modules = sorted({key.module for layout in layouts.values() for key in layout.layers})
+        modules = sorted(
+            {
+                self._taps[name].name_of(key.module, self._prefix(name))
+                for name, layout in layouts.items()
+                for key in layout.layers
+            }
+        )
         sizes = {stack: size for layout in layouts.values() for stack, size in layout.sizes.items()}
         raise ArgumentError(
             f"Expected `layers` to match at least one layer but got {self._layers!r}. "
@@ -251,6 +306,11 @@ def measure(
     if measurement.failures:
         raise measurement.failures[0]
     if not measurement.observed:
+        if measurement.reasons:
+            raise ValueError(
+                f"Expected attention in `model` that can be measured but all that {type(model).__name__} "
+                f"showed was left out, {measurement.reasons}"
+            )
         raise ValueError(
             f"Expected `model` to compute attention but {type(model).__name__} showed none. "
             f"Attention-like modules that ran: {measurement.unobserved or 'none'}."
@@ -263,5 +323,6 @@ def measure(
     structure = {"model": type(model).__name__, "stacks": computed.structure}
     cost = time.perf_counter() - started
     return GeometryRecord(
-        computed.stacks, structure, computed.matrices(), wall_time=time.time(), cost_seconds=cost
-    )
+        computed.stacks, structure, computed.matrices(), wall_time=time.time(), cost_seconds=cost,
+        coverage=measurement.coverage.as_dict(),
+    )  # fmt: skip

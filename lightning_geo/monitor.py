@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -32,6 +32,7 @@ from lightning_geo.replay import is_compiled_function
 from lightning_geo.sampler import Sampler
 from lightning_geo.schedule import OverheadBudget, Schedule, SlowClocks
 from lightning_geo.schema import GeometryRecord, needs_probe, select
+from lightning_geo.sinks.events import Dropped
 from lightning_geo.state import RunState
 from lightning_geo.text import some
 
@@ -237,8 +238,11 @@ class GeometryMonitor(AnyCallback):
             self._start_bases_anew()
         if not self._sealed:
             self._start_recording()
+        elif self._sampler is None:
+            self._note_dropped(trainer, step, LookupError(_SEALED))
         elif self._replays and self._inputs.probe is None:
             self._stop()
+            self._note_dropped(trainer, step, LookupError(_SEALED))
             self._complaints.report("there is no probe", LookupError(_SEALED))
             self._sampler = None
 
@@ -319,7 +323,10 @@ class GeometryMonitor(AnyCallback):
         if self._inputs.probe is not None:
             self._replay(trainer, self._step)
             return
-        self._complaints.report("there is no probe", self._inputs.missing())
+        assert self._sampler is not None
+        missing = self._inputs.missing(self._sampler)
+        self._note_dropped(trainer, self._step, missing)
+        self._complaints.report("there is no probe", missing)
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -378,7 +385,8 @@ class GeometryMonitor(AnyCallback):
         error: Exception | None
         try:
             share = self._inputs.share(self._sampler.device)
-            error = self._sampler.replay(share, self._due_metrics(final=final))
+            due = self._due_metrics(final=final)
+            error = self._sampler.replay(share, due, self._inputs.unrecorded)
         except Exception as failure:  # the other ranks wait all the same
             error = failure
         self._conclude(trainer, step, error, started, final=final)
@@ -396,7 +404,8 @@ class GeometryMonitor(AnyCallback):
         assert self._sampler is not None
         run = self._run
         run.step = step
-        with self._complaints.about("a sample was dropped", f"first at step {step}"):
+        about = self._complaints.about("a sample was dropped", f"first at step {step}")
+        with about, self._noting(trainer, step):
             computed = self._sampler.conclude(error, run.baseline, run.previous)
             if computed.broken:
                 self._complaints.report(
@@ -421,6 +430,23 @@ class GeometryMonitor(AnyCallback):
                 self._outlets.write(record, final=final)
         run.cost += time.perf_counter() - started
 
+    @contextlib.contextmanager
+    def _noting(self, trainer: Any, step: int) -> Iterator[None]:
+        """Let a run without samples say that the monitor was there, and why it has none."""
+        try:
+            yield
+        except Exception as error:
+            self._note_dropped(trainer, step, error)
+            raise
+
+    def _note_dropped(self, trainer: Any, step: int, error: Exception) -> None:
+        if self._run.samples == 0:
+            self._run.dropped += 1
+            if trainer.is_global_zero:
+                self._outlets.open(trainer, self._resumed_at)
+                reason = f"{type(error).__name__}: {error}"
+                self._outlets.note(Dropped(self._name, self._run.dropped, reason), step)
+
     def _record(self, computed: Computed, step: int, started: float, final: bool) -> GeometryRecord:
         assert self._sampler is not None
         run = self._run
@@ -440,6 +466,9 @@ class GeometryMonitor(AnyCallback):
             wall_time=time.time(),
             cost_seconds=time.perf_counter() - started,
             probe=self._inputs.fingerprint,
+            coverage=self._sampler.coverage.as_dict(),
+            # once a key, always a key: a chart that ends where all is well again would mislead
+            coverage_shown=f"{self._name}/coverage" in run.summaries,
         )
 
     # -- checkpoints

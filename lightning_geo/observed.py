@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from torch import nn
 
-from lightning_geo.taps.tree import clean_name
+from lightning_geo.taps.tree import clean_name, name_of
 
 __all__ = ["ITSELF", "candidates", "check_layers", "choose"]
 
@@ -66,7 +66,7 @@ def check_layers(layers: int | str | Sequence[int] | None, *roots: nn.Module) ->
             raise ValueError(
                 f"Expected `layers` to be a regular expression but {layers!r} is none: {error}."
             ) from error
-        names = [clean_name(name) for root in roots for name, _ in root.named_modules()]
+        names = [name_of(clean_name(name), root) for root in roots for name, _ in root.named_modules()]
         if not any(map(pattern.search, names)):
             raise ValueError(
                 f"Expected `layers` to match the name of a module but {layers!r} matches none of "

@@ -7,7 +7,8 @@ from typing import Any
 
 from lightning_geo.complaints import Complaints
 from lightning_geo.schema import GeometryRecord
-from lightning_geo.sinks import Sink, open_sinks
+from lightning_geo.sinks import RecordSink, Sink, open_sinks
+from lightning_geo.sinks.events import Dropped
 from lightning_geo.sinks.tags import Level
 
 __all__ = ["Outlets"]
@@ -49,6 +50,13 @@ class Outlets:
         for sink in self._sinks or []:
             with self._complaints.about(f"writing to {sink.where} failed"):
                 sink.write(record, final=final)
+
+    def note(self, dropped: Dropped, step: int) -> None:
+        """Leave in the run's record that the monitor was there, though it has no sample."""
+        for sink in self._sinks or []:
+            if isinstance(sink, RecordSink):
+                with self._complaints.about(f"writing to {sink.where} failed"):
+                    sink.note(dropped, step)
 
     def close(self) -> None:
         """Close what was opened; the next fit opens anew."""

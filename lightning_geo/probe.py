@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -191,7 +192,7 @@ class CallRecorder:
             try:
                 # what the sanity check passes are inference tensors, of no use to a later forward
                 with torch.inference_mode(False), torch.no_grad():
-                    call = ProbeCall.of(name, Call(tuple(_copy(list(args))), _copy(kwargs)))
+                    call = ProbeCall.of(name, _kept(self._candidates[name], args, kwargs))
                     self._calls.append(call.take(slice(self._size - rows)))
             except Exception as error:  # the model is running: it is not to see this
                 self.passed_over[name] = str(error)
@@ -268,6 +269,26 @@ def _first(calls: Iterable[ProbeCall], size: int) -> Iterator[ProbeCall]:
         if rows < size:
             yield call.take(slice(size - rows))
             taken[call.model] = rows + call.rows
+
+
+def _kept(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    """Copy the arguments of one call.
+
+    Raises:
+        TypeError: If one cannot be kept, with its name and what to do.
+    """
+    names = list(inspect.signature(module.forward).parameters)
+    named = [(names[i] if i < len(names) else str(i), value) for i, value in enumerate(args)]
+    copies = []
+    for name, value in [*named, *kwargs.items()]:
+        try:
+            copies.append(_copy(value))
+        except TypeError as error:
+            raise TypeError(
+                f"{error} (`{name}`). Pass tensors, numbers, strings, None and containers of them, give "
+                '`probe=`, or observe training itself with `source="batch"`'
+            ) from error
+    return Call(tuple(copies[: len(args)]), dict(zip(kwargs, copies[len(args) :], strict=True)))
 
 
 def _copy(value: Any) -> Any:

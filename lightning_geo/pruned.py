@@ -169,7 +169,7 @@ def _output_projections(model: nn.Module, call: Call, keys: Iterable[CallKey]) -
         if key not in found:
             raise ValueError(
                 f"Expected a `model` whose heads go into a linear output projection as they are, but that of "
-                f"{key.module!r} was not found. Silence its heads instead: `evaluate_plan`."
+                f"{tap.name_of(key.module)!r} was not found. Silence its heads instead: `evaluate_plan`."
             )
         places[key] = _Place(tap.modules[key.module], found[key], *shapes[key])
     if len({id(place.projection) for place in places.values()}) < len(places):

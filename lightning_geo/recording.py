@@ -31,6 +31,8 @@ class ProbeSource:
         self._recorder: CallRecorder | None = None
         self._share: Share | None = None
         self._known: str | None = None
+        #: observed models of which no call could be recorded -> why
+        self.unrecorded: dict[str, str] = {}
         self.probe: Probe | None = None
 
     @property
@@ -74,6 +76,8 @@ class ProbeSource:
             return False
         with self._complaints.about("the probe could not be recorded"):
             other = self._adopt(Probe.gather(recorder.calls, self._size))
+        kept = [] if self.probe is None else self.probe.models
+        self.unrecorded = {n: why for n, why in recorder.passed_over.items() if n not in kept}
         if self.probe is not None:
             self.stop()
         return other
@@ -91,14 +95,13 @@ class ProbeSource:
         self._complaints.say("the checkpoint's probe differs from this run's, so that drift starts anew")
         return True
 
-    def missing(self) -> LookupError:
+    def missing(self, sampler: Sampler) -> LookupError:
         """Why there is no probe, and what to do."""
-        passed = {} if self._recorder is None else self._recorder.passed_over
-        reasons = [f"{name or 'the module'}: {why}" for name, why in passed.items()]
+        if self.unrecorded:
+            return LookupError(f"no call could be recorded. {sampler.because(self.unrecorded)}")
         return LookupError(
-            "the trainer has called no module that may be observed, or with nothing that could be kept. "
-            "If training calls a method other than the module itself, give `probe=` or `module=`. Calls "
-            f"passed over: {'; '.join(reasons) or 'none'}"
+            "the trainer has called no module that may be observed. If training calls a method other than "
+            "the module itself, give `probe=` or `module=`"
         )
 
     def state_dict(self, *, inputs: bool) -> dict[str, Any]:

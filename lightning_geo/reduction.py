@@ -11,11 +11,14 @@ from torch import Tensor
 
 from lightning_geo.ranks import world_size
 from lightning_geo.statistics import SampleStatistics
+from lightning_geo.taps import Coverage
 
 __all__ = ["reduce_over_ranks"]
 
 
-def reduce_over_ranks(samples: list[SampleStatistics], ok: bool, device: torch.device) -> bool:
+def reduce_over_ranks(
+    samples: list[SampleStatistics], ok: bool, device: torch.device, coverage: Coverage | None = None
+) -> bool:
     """Merge the statistics of all ranks, in place: every rank makes the same collectives.
 
     A small one agrees on whether every rank has a sample and all have the same layout; then one
@@ -25,6 +28,7 @@ def reduce_over_ranks(samples: list[SampleStatistics], ok: bool, device: torch.d
         samples: This rank's statistics.
         ok: Whether this rank's sample is whole.
         device: Where the process group's backend communicates.
+        coverage: What this rank saw and measured; counts are added up, reasons stay this rank's own.
 
     Returns:
         Whether the sample is valid; the same on every rank.
@@ -38,13 +42,17 @@ def reduce_over_ranks(samples: list[SampleStatistics], ok: bool, device: torch.d
             digest, buffers = _pack(samples, device)
     except Exception as error:  # no memory left, say: the other ranks wait for this one all the same
         ok, failure = False, error
-    mine = torch.tensor([int(ok), digest], dtype=torch.int64, device=device)
+    counts = (0, 0) if coverage is None else (coverage.seen, coverage.measured)
+    mine = torch.tensor([int(ok), digest, *counts], dtype=torch.int64, device=device)
     everyone = [torch.empty_like(mine) for _ in range(world_size())]
     dist.all_gather(everyone, mine)
     if failure is not None:
         raise failure
-    if not all(bool(other[0]) and int(other[1]) == digest for other in everyone):
+    answers = torch.stack(everyone).tolist()
+    if not all(valid and layout == digest for valid, layout, *_ in answers):
         return False
+    if coverage is not None:
+        coverage.seen, coverage.measured = (sum(counts) for counts in list(zip(*answers, strict=True))[2:])
     for operation, slots, flat in buffers:
         dist.all_reduce(flat, operation)
         pieces = torch.split(flat, [store[name].numel() for store, name in slots])

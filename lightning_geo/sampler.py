@@ -22,7 +22,7 @@ from lightning_geo.probe import Share, on_call
 from lightning_geo.reduction import reduce_over_ranks
 from lightning_geo.replay import Call, RandomState, device_of, has_fast_path, is_compiled, undisturbed
 from lightning_geo.schema import spec_of
-from lightning_geo.taps import Tap
+from lightning_geo.taps import Coverage, Tap, looks_like_attention, name_of
 from lightning_geo.training_slopes import TrainingSlopes
 
 __all__ = ["Sampler"]
@@ -60,6 +60,8 @@ class Sampler:
         forward_context: Context,
         complaints: Complaints,
     ) -> None:
+        self._candidates = dict(candidates)
+        #: those of them that are observed
         self.models = dict(candidates)
         self._taps = {
             n: Tap(model, special_tokens(model, special_token_ids)) for n, model in self.models.items()
@@ -81,6 +83,10 @@ class Sampler:
         self._structure: dict[str, Any] = {}
         #: why a model's importance could not be measured, by name
         self._importance_failures: dict[str, Exception] = {}
+        #: models of which the probe has no call -> why
+        self._unrecorded: dict[str, str] = {}
+        #: what the last sample saw of attention, over all ranks
+        self.coverage = Coverage()
         self._watching = contextlib.ExitStack()
         self._shadows: list[tuple[str, Call, RandomState]] = []
         self._shadow_seconds = 0.0
@@ -92,20 +98,28 @@ class Sampler:
             self.models = {name: self.models[name] for name in names}
 
     @property
+    def names(self) -> list[str]:
+        """Names of the models for a person: the LightningModule itself, or ``module=``, goes by its class."""
+        return [name_of(name, model) for name, model in self.models.items()]
+
+    @property
     def device(self) -> torch.device:
         """Where the models are."""
         return device_of(next(iter(self.models.values())))
 
     # -- source "probe"
 
-    def replay(self, share: Share, metrics: tuple[str, ...]) -> Exception | None:
+    def replay(
+        self, share: Share, metrics: tuple[str, ...], unrecorded: Mapping[str, str] | None = None
+    ) -> Exception | None:
         """Measure the models on recorded calls; returns what went wrong.
 
         Args:
             share: On the models' device.
             metrics: Stored names of those that are due.
+            unrecorded: Models of which no call could be recorded -> why.
         """
-        self._due = metrics
+        self._due, self._unrecorded = metrics, dict(unrecorded or {})
         try:
             measurement = self._measurement = self._begin()
             for calls in (share.uncounted, share.calls):
@@ -205,12 +219,18 @@ class Sampler:
 
     def _add_what_was_heard(self, measurement: Measurement, names: Iterable[str]) -> None:
         """Of training's own backward; again, a failure costs the importance alone."""
+        names = list(names)
         for name in (name for name in names if name in self._slopes):
             slopes, found = self._slopes[name], []
             try:
                 found = list(slopes.importances())
                 if slopes.absences:
-                    self._importance_failures[name] = NoImportanceError(by_reason(slopes.absences))
+                    prefix = name if len(names) > 1 else ""
+                    absences = {
+                        name_of(module, self.models[name], prefix): reason
+                        for module, reason in slopes.absences.items()
+                    }
+                    self._importance_failures[name] = NoImportanceError(by_reason(absences))
             except Exception as error:
                 self._importance_failures[name] = error
             measurement.add_importance(found, self.device, name)
@@ -267,12 +287,35 @@ class Sampler:
         if measurement.failures:
             return measurement.failures[0]
         if not measurement.observed:
-            names = ", ".join(f"{name or 'the module itself'}" for name in self.models)
+            names = ", ".join(self.names)
+            if self._unrecorded:
+                because = self.because(self._unrecorded)
+                return LookupError(f"what was recorded shows no attention, and the rest was not. {because}")
+            if measurement.reasons:
+                return LookupError(f"all attention seen in {names} was left out, {measurement.reasons}")
             return LookupError(
                 f"no attention was seen in {names}. Attention-like modules that ran: "
                 f"{measurement.unobserved or 'none'}. Name the model with `module=`"
             )
         return None
+
+    def because(self, reasons: Mapping[str, str]) -> str:
+        """Name models and the reason of each, for a person."""
+        named = ((name_of(name, self._candidates[name]), reason) for name, reason in reasons.items())
+        return "; ".join(f"{name}: {reason}" for name, reason in named)
+
+    def _report_unrecorded(self, names: Iterable[str]) -> None:
+        """Say which models the record lacks because their calls could not be kept."""
+        names = list(names)
+        lacking = {}
+        for name, reason in self._unrecorded.items():
+            # a LightningModule that only passes on to its one child is no loss, nor is a loss function
+            lost = len(names) > 1 if name == ITSELF else ITSELF not in names
+            if lost and any(looks_like_attention(m) for m in self._candidates[name].modules()):
+                lacking[name] = reason
+        if lacking:
+            said = "its calls could not be recorded, so that the record lacks it, or measures its parts alone"
+            self._complaints.say(f"{said}. {self.because(lacking)}")
 
     def conclude(self, error: Exception | None, baseline: Bases | None, previous: Bases | None) -> Computed:
         """Merge the sample over ranks and derive its metrics.
@@ -308,9 +351,12 @@ class Sampler:
             raise error or RuntimeError("nothing was observed")
         if not measurement.reduce(True, self.device):
             raise RuntimeError("another rank could not take this sample, or saw other layers")
+        if not self._chosen:
+            self._report_unrecorded(names)
         self.prefer(names)
         self._chosen = True
         computed = measurement.compute(baseline, previous)
+        self.coverage = measurement.coverage
         report_gaps(measurement, computed, self._due, self._complaints)
         report_other_heads(self._structure, computed.structure, self._complaints)
         self._structure = computed.structure

@@ -7,6 +7,7 @@ Data model: a *record* holds all metrics of one sample, per stack and stored nam
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -42,6 +43,8 @@ MIXED = "mixed"
 KINDS = (*GATES, MIXED)
 
 _ERROR = ".stderr"
+#: What the names of stacks end with that hold further attentions, or further runs, of another stack's layers.
+_PART = re.compile(r"(\.(part|run)\d+)+$")
 
 Stacks = Mapping[str, Mapping[str, NDArray[Any]]]
 
@@ -203,10 +206,16 @@ def select(metrics: Iterable[str] | str | None = None) -> tuple[str, ...]:
 def lookup(stacks: Stacks, key: str) -> NDArray[Any]:
     """Find ``key`` (``entropy``, ``effective_rank``, ``decoder.cross/entropy``) among stacks.
 
-    A metric with roles or stages, asked for by its bare name, is stacked on a last axis.
+    A metric with roles or stages, asked for by its bare name, is stacked on a last axis. A bare name means
+    the main stack where the others are its parts or further runs: ``entropy`` is ``encoder/entropy`` beside
+    ``encoder.part2/entropy`` (the second attention of the same modules) or ``encoder.run2/entropy``.
 
     Raises:
-        KeyError: If there is no such metric, or several stacks have it.
+        KeyError: If there is no such metric, or several stacks have it that are not parts of one.
+
+    Example:
+        >>> lookup({"encoder": {"entropy": np.ones(2)}, "encoder.part2": {"entropy": np.zeros(2)}}, "entropy")
+        array([1., 1.])
     """
     stack, _, metric = key.rpartition("/")
     candidates = [stack] if stack else list(stacks)
@@ -217,6 +226,8 @@ def lookup(stacks: Stacks, key: str) -> NDArray[Any]:
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise KeyError(f"No metric {key!r}.{hint} Stacks: {list(stacks)}; metrics: {names}.")
     if len(holders) > 1:
+        holders = [s for s in holders if _main_stack(s) == s or _main_stack(s) not in stacks] or holders
+    if len(holders) > 1:
         raise KeyError(
             f"{metric!r} is ambiguous: this model has several stacks. "
             f"Ask for one of {[f'{s}/{metric}' for s in holders]}."
@@ -224,6 +235,11 @@ def lookup(stacks: Stacks, key: str) -> NDArray[Any]:
     arrays = stacks[holders[0]]
     names = _part_names(arrays, metric)
     return arrays[metric] if names == [metric] else np.stack([arrays[n] for n in names], axis=-1)
+
+
+def _main_stack(stack: str) -> str:
+    """The stack of which this one holds parts or further runs; itself where it holds none."""
+    return _PART.sub("", stack)
 
 
 def _part_names(arrays: Mapping[str, NDArray[Any]], metric: str) -> list[str]:
@@ -247,6 +263,9 @@ class GeometryRecord:
         wall_time: Seconds since the Unix epoch.
         cost_seconds: What taking the sample cost, sinks of the sample before included.
         probe: Fingerprint of the inputs; equal fingerprints mean equal inputs. Empty for batches.
+        coverage: Attention calls ``seen`` and ``measured`` by all ranks, and ``left_out``: reason -> modules
+            (on the rank that wrote the record). Empty where nobody counted.
+        coverage_shown: Whether the share is a summary even where it is 1, because it was less before.
 
     Example:
         >>> record = GeometryRecord({"encoder": {"entropy": np.ones((2, 4), np.float32)}})
@@ -263,6 +282,8 @@ class GeometryRecord:
     wall_time: float = 0.0
     cost_seconds: float = 0.0
     probe: str = ""
+    coverage: dict[str, Any] = field(default_factory=dict)
+    coverage_shown: bool = False
 
     def __getitem__(self, key: str) -> NDArray[Any]:
         return lookup(self.stacks, key)
@@ -305,11 +326,29 @@ class GeometryRecord:
 
     def facts(self) -> dict[str, Any]:
         """Everything but the arrays, as JSON-serialisable values."""
-        names = ("structure", "step", "epoch", "batches_seen", "wall_time", "cost_seconds", "probe")
+        names = (
+            "structure", "step", "epoch", "batches_seen", "wall_time", "cost_seconds", "probe", "coverage",
+        )  # fmt: skip
         return {name: getattr(self, name) for name in names}
 
+    @property
+    def coverage_share(self) -> float:
+        """Measured attention calls over seen ones; NaN where nobody counted.
+
+        Example:
+            >>> GeometryRecord({}, coverage={"seen": 4, "measured": 3, "left_out": {}}).coverage_share
+            0.75
+        """
+        seen, measured = self.coverage.get("seen"), self.coverage.get("measured")
+        if not isinstance(seen, int) or not isinstance(measured, int) or seen < 1:  # read from a file
+            return float("nan")
+        return measured / seen
+
     def summaries(self) -> dict[str, float]:
-        """One number per metric for the whole model; metrics without a value are left out."""
+        """One number per metric for the whole model; metrics without a value are left out.
+
+        ``coverage`` is the share of attention calls that were measured, where it is less than 1.
+        """
         result = {}
         for key in (key for key in self.keys() if not is_standard_error(key)):
             values = self[key]
@@ -317,6 +356,9 @@ class GeometryRecord:
             if finite.size:
                 reduce = np.max if spec_of(key.rpartition("/")[2]).summary == "max" else np.mean
                 result[key] = float(reduce(finite))
+        share = self.coverage_share
+        if np.isfinite(share) and (share != 1 or self.coverage_shown):
+            result["coverage"] = share
         return result
 
 

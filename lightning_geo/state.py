@@ -27,6 +27,7 @@ class RunState:
         cost: Seconds that they took.
         elapsed: Seconds that the run took.
         start: Weights at the run's start on the CPU, by model, attention module and role.
+        dropped: How many samples failed before the first that did not.
     """
 
     baseline: Bases | None = None
@@ -39,6 +40,7 @@ class RunState:
     cost: float = 0.0
     elapsed: float = 0.0
     start: dict[str, dict[str, dict[str, Tensor]]] = field(default_factory=dict)
+    dropped: int = 0
 
     def state_dict(self) -> dict[str, Any]:
         """Its fields by name."""

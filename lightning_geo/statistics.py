@@ -126,7 +126,8 @@ class SampleStatistics:
 
     def _start_of(self, key: CallKey, weights: dict[str, Tensor], roles: Iterable[str]) -> dict[str, Tensor]:
         """The weights at the start, by role: these, where there was none before."""
-        kept = self._start.setdefault(f"{key.module}{'.cross' * key.cross}", {}) if roles else {}
+        part = f".part{key.part + 1}" * (key.part > 0)
+        kept = self._start.setdefault(f"{key.module}{'.cross' * key.cross}{part}", {}) if roles else {}
         start = {}
         for role in roles:
             if role not in kept:

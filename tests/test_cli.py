@@ -18,6 +18,7 @@ import pytest
 import lightning_geo
 from lightning_geo import load_history
 from lightning_geo.cli import main
+from lightning_geo.sinks.events import Dropped
 from lightning_geo.sinks.record_file import RecordFile
 from sinks.records import make_record
 from test_runs import write
@@ -45,6 +46,38 @@ def test_the_command_is_installed_under_its_name() -> None:
     project = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
     [(module, function)] = re.findall(r'^lightning-geo = "([\w.]+):(\w+)"$', project, re.MULTILINE)
     assert getattr(importlib.import_module(module), function) is main
+
+
+# -- a run without samples
+
+
+@pytest.mark.parametrize("name", ["show", "compare", "report"])
+def test_a_run_that_dropped_all_samples_is_not_said_to_have_had_no_monitor(
+    name: str, tmp_path: Path, capsys: Out
+) -> None:
+    for run in ("a", "b"):
+        sink = RecordFile(tmp_path / run, "geometry")
+        for number in (1, 2):
+            sink.note(Dropped("geometry", number, f"LookupError: no heads, time {number}"), 50 * number)
+        sink.close()
+    assert main([name, str(tmp_path / "a"), str(tmp_path / "b")]) == 2
+    assert (
+        "GeometryMonitor 'geometry' was there but dropped all 2 samples: LookupError: no heads, time 2"
+        in (capsys.readouterr().err)
+    )
+
+
+def test_show_says_what_was_left_out(tmp_path: Path, capsys: Out) -> None:
+    sink = RecordFile(tmp_path, "geometry")
+    coverage = {"seen": 4, "measured": 3, "left_out": {"Its heads cannot be told.": ["layers.0", "layers.1"]}}
+    sink.write(make_record(0, coverage=coverage))
+    assert main(["show", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "coverage 75% of attention calls measured at the last sample" in out
+    assert "left out in layers.0, layers.1: Its heads cannot be told." in out
+    sink.write(make_record(50, coverage={"seen": 4, "measured": 4, "left_out": {}}))
+    assert main(["show", str(tmp_path)]) == 0
+    assert "coverage" not in capsys.readouterr().out
 
 
 # -- compare

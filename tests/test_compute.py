@@ -36,7 +36,10 @@ def computed(
     for index, call in calls.items():
         sample.attention(KEYS[index], call)
     layout = Layout(
-        {KEYS[i]: ("stack", i) for i in calls}, {KEYS[i]: f"layers.{i}" for i in calls}, {"stack": 3}
+        {KEYS[i]: ("stack", i) for i in calls},
+        {KEYS[i]: f"layers.{i}" for i in calls},
+        {"stack": 3},
+        {"stack": ("layers.0", "layers.1", "layers.2")},
     )
     bases = None if earlier is None else earlier.bases
     return compute(sample, layout, metrics, rank, chosen, bases, bases)
@@ -44,7 +47,9 @@ def computed(
 
 def test_layers_without_attention_are_rows_without_a_value() -> None:
     result = computed({0: call_of(0), 2: call_of(1)})
-    assert result.structure == {"stack": {"modules": ["layers.0", None, "layers.2"], "heads": [4, 0, 4]}}
+    assert result.structure == {
+        "stack": {"modules": ["layers.0", "layers.1", "layers.2"], "heads": [4, 0, 4]}
+    }
     arrays = result.stacks["stack"]
     assert list(arrays) == [name for name in select() if name in arrays]
     for name, array in arrays.items():
@@ -90,7 +95,7 @@ def test_layers_that_are_not_chosen_are_absent() -> None:
     for name, array in some.stacks["stack"].items():
         np.testing.assert_array_equal(array[1], whole.stacks["stack"][name][1])
         assert np.isnan(array[[0, 2]]).all()
-    assert some.structure["stack"]["modules"] == [None, "layers.1", None]
+    assert some.structure["stack"] == {"modules": ["layers.0", "layers.1", "layers.2"], "heads": [0, 4, 0]}
     assert computed(calls, chosen=lambda key: False).stacks == {}
 
 

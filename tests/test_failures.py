@@ -110,6 +110,17 @@ class Unrecordable(Lit):
         return self.model(**batch, extra=object()).loss  # type: ignore[no-any-return]
 
 
+class Criticised(Unrecordable):
+    """Calls a part without attention too, with what a probe can keep."""
+
+    def __init__(self, build: Callable[[], nn.Module]) -> None:
+        super().__init__(build)
+        self.criterion = nn.Sequential(nn.Identity())
+
+    def loss(self, batch: dict[str, Tensor]) -> Tensor:
+        return self.criterion(super().loss(batch))  # type: ignore[no-any-return]
+
+
 class Extra(nn.Module):
     """Takes an argument that it does not need."""
 
@@ -148,7 +159,7 @@ def measurement_fails(monkeypatch: pytest.MonkeyPatch) -> None:
 def full_disk() -> Iterator[None]:
     """No file of this process can grow beyond what three samples need."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_500, limits[1]))
     yield
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
@@ -195,7 +206,7 @@ class Case:
 
 
 ALL = list(range(STEPS + 1))
-NO_PROBE = "there is no probe: LookupError: the trainer has called no module"
+NO_PROBE = "there is no probe: LookupError: "
 CASES = {
     "logger that raises": Case(
         "writing to Down: .* failed: ConnectionError: the server is down",
@@ -238,17 +249,26 @@ CASES = {
         LookupError, [], module=lambda: Lit(Headless), source="batch",
     ),
     "unknown attention": Case(
-        r"no attention could be observed in strange \(LinearAttention\): LookupError: it computes",
+        r"no attention could be observed in strange \(LinearAttention\): LookupError: It computes",
         LookupError, ALL, module=lambda: Lit(Strange),
     ),
     "model that cannot be replayed": Case(
         "a sample was dropped: NotImplementedError: made for training alone",
         NotImplementedError, [], module=lambda: Lit(TrainOnly),
     ),
-    "call by method": Case(f"{NO_PROBE}.*passed over: none", LookupError, [], module=lambda: ByMethod(bert)),
+    "call by method": Case(
+        f"{NO_PROBE}the trainer has called no module that may be observed",
+        LookupError, [], module=lambda: ByMethod(bert)
+    ),
     "call that cannot be kept": Case(
-        f"{NO_PROBE}.*passed over: model: an argument of type object cannot be kept",
+        f"{NO_PROBE}no call could be recorded. model: an argument of type object cannot be kept "
+        r"\(`extra`\)\. Pass tensors",
         LookupError, [], module=lambda: Unrecordable(Extra),
+    ),
+    "only what has no attention can be recorded": Case(
+        "a sample was dropped: LookupError: what was recorded shows no attention, and the rest was not. "
+        r"model: an argument of type object cannot be kept \(`extra`\)",
+        LookupError, [], module=lambda: Criticised(Extra),
     ),
 }  # fmt: skip
 
@@ -272,8 +292,11 @@ def test_said_once_while_training_goes_on(name: str, tmp_path: Path, request: py
     if case.samples:
         history = load_history((*places, tmp_path / "lightning_geo")[0])
         assert history.steps.tolist() == case.samples
-    else:
-        assert not list(tmp_path.glob("lightning_geo/*"))
+    elif name != "blocked directory":  # the run says that the monitor was there, and why it has no sample
+        there = r"^No sample in .* 'geometry' was there but dropped all \d+ sample"
+        with pytest.raises(ValueError, match=there) as no:
+            load_history(tmp_path / "lightning_geo")
+        assert re.search(case.said[0].partition(": ")[2].partition(r" \(first")[0], str(no.value))
     if name == "full disk":  # and the other destination got all
         rows = list(csv.DictReader((places[0] / "metrics.csv").open()))
         assert [int(row["step"]) for row in rows if row["geometry/entropy"]] == ALL

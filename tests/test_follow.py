@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_geo.follow import Follower
+from lightning_geo.sinks.events import Dropped
 from lightning_geo.sinks.frames import frame
 from lightning_geo.sinks.record_file import RecordFile
 from sinks.records import make_record
@@ -74,3 +75,10 @@ def test_damage_costs_itself_alone(tmp_path: Path) -> None:
         end.write(frame(b"\xff" * 40))
     [said] = steps_of(follower)
     assert "skipped an event" in str(said)
+
+
+def test_dropped_samples_are_said(tmp_path: Path) -> None:
+    sink = RecordFile(tmp_path, "geometry")
+    sink.note(Dropped("geometry", 1, "no heads"), 0)
+    [said] = steps_of(Follower(tmp_path))
+    assert said == "GeometryMonitor 'geometry' was there but dropped all 1 sample: no heads"

@@ -16,7 +16,13 @@ from torch.utils.tensorboard import SummaryWriter
 from lightning_geo import GeometryHistory, GeometryRecord, load_history
 from lightning_geo.schema import ROLES
 from lightning_geo.sinks import open_sinks
-from lightning_geo.sinks.events import file_version, record_event, session_start
+from lightning_geo.sinks.events import (
+    Dropped,
+    dropped_event,
+    file_version,
+    record_event,
+    session_start,
+)
 from lightning_geo.sinks.frames import frame
 from lightning_geo.sinks.record_file import RecordFile
 from sinks.records import assert_same, make_record
@@ -368,3 +374,41 @@ def test_a_run_that_was_wholly_replaced_by_a_start_is_no_run(tmp_path: Path) -> 
 def test_a_record_is_mapped_by_name() -> None:
     history = GeometryHistory([GeometryRecord({"encoder": {"entropy": np.ones((1, 2), np.float32)}})])
     assert {key: history[key].shape for key in history} == {"entropy": (1, 1, 2)}
+
+
+# -- runs without samples
+
+
+def test_a_sample_after_dropped_ones_makes_the_run_one_like_others(tmp_path: Path) -> None:
+    sink = RecordFile(tmp_path, "geometry")
+    sink.note(Dropped("geometry", 1, "no memory"), 0)
+    sink.write(make_record(50, metrics=SMALL))
+    sink.note(Dropped("other", 3, "no heads"), 60)
+    assert load_history(tmp_path).steps.tolist() == [50]
+    with pytest.raises(ValueError, match="'other' was there but dropped all 3 samples: no heads"):
+        load_history(tmp_path, "other")
+    with pytest.raises(ValueError, match="one of the run's monitors"):
+        load_history(tmp_path, "third")
+
+
+def test_of_several_monitors_that_dropped_all_each_gives_its_reason(tmp_path: Path) -> None:
+    sink = RecordFile(tmp_path, "geometry")
+    sink.note(Dropped("a", 1, "first"), 0)
+    sink.note(Dropped("b", 2, "second"), 0)
+    with pytest.raises(
+        ValueError, match=r"'a' was there but dropped all 1 sample: first.*'b' .* 2 samples: second"
+    ):
+        load_history(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{}", b"[1]", b"null", b'{"monitor": "a", "samples": "many", "reason": ""}']
+)
+def test_a_damaged_mark_of_dropped_samples_is_skipped(tmp_path: Path, content: bytes) -> None:
+    event = dropped_event(Dropped("geometry", 1, "why"), 0)
+    event.summary.value[0].tensor.string_val[0] = content
+    sink = RecordFile(tmp_path, "geometry")
+    sink.write(make_record(50, metrics=SMALL))
+    sink._append(event)
+    with pytest.warns(UserWarning, match="skipped a sample"):
+        assert load_history(tmp_path).steps.tolist() == [50]

@@ -102,6 +102,26 @@ def test_several_stacks_must_be_named() -> None:
     assert "entropy" in record  # only one has it now
 
 
+def test_a_part_or_a_further_run_never_makes_a_bare_name_ambiguous() -> None:
+    names, metrics = ("encoder", "encoder.part2", "encoder.run2.part3"), select("drift")
+    stacks = make_record(stacks=names, metrics=metrics).stacks
+    np.testing.assert_array_equal(lookup(stacks, "drift"), lookup(stacks, "encoder/drift"))
+    second = stacks["encoder.part2"]["drift.key"]
+    np.testing.assert_array_equal(lookup(stacks, "encoder.part2/drift.key"), second)
+    del stacks["encoder"]["drift.key"]
+    with pytest.raises(KeyError, match="several stacks"):  # which of the parts?
+        lookup(stacks, "drift.key")
+    stacks["decoder"] = stacks["encoder"]
+    with pytest.raises(KeyError, match=r"one of \['encoder/drift.query', 'decoder/drift.query'\]"):
+        lookup(stacks, "drift.query")
+
+
+def test_a_part_whose_main_stack_is_not_there_is_a_stack_like_others() -> None:
+    stacks = make_record(stacks=("text.part2", "image"), metrics=["entropy"]).stacks
+    with pytest.raises(KeyError, match="several stacks"):
+        lookup(stacks, "entropy")
+
+
 @pytest.mark.parametrize("key", ["entropi", "decoder/entropy", "", "drift.queries"])
 def test_what_is_not_there_is_a_key_error_that_lists_what_is(key: str) -> None:
     stacks = make_record(metrics=["entropy"]).stacks

@@ -9,7 +9,7 @@ import numpy as np
 from lightning_geo.gate_changes import head_gates, lasting_changes
 from lightning_geo.history import GeometryHistory
 from lightning_geo.runs import Run, describe_layout, series
-from lightning_geo.text import moment, number, plain, table
+from lightning_geo.text import moment, number, plain, some, table
 
 __all__ = ["as_text"]
 
@@ -63,6 +63,7 @@ def _facts(run: Run) -> str:
             f"{probe(history)}" + ("" if len(set(facts["probe"])) == 1 else " (it changed within the run)"),
         ),
         ("taken", f"{when(history)}, {np.median(facts['cost_seconds']):.2f} s a sample (median)"),
+        *_coverage(history),
         ("bases", f"kept at steps {', '.join(map(str, kept))}" if kept else "none kept"),
     ]
     for gates in head_gates(history):
@@ -73,6 +74,20 @@ def _facts(run: Run) -> str:
             ("gates", f"{where}{counts}; {len(changed)} of {sum(last.values())} heads changed theirs")
         )
     return "\n".join(f"{name:8} {plain(value)}" for name, value in lines)
+
+
+def _coverage(history: GeometryHistory) -> list[tuple[str, str]]:
+    """What the last sample left out, where it did."""
+    last = history.record(-1)
+    if not last.coverage_share < 1:
+        return []
+    left_out = last.coverage.get("left_out")
+    reasons = left_out.items() if isinstance(left_out, dict) else ()
+    lines = [f"{last.coverage_share:.0%} of attention calls measured at the last sample"]
+    lines += [
+        f"left out in {some(modules)}: {reason}" for reason, modules in reasons if isinstance(modules, list)
+    ]
+    return [("coverage" if not number else "", line) for number, line in enumerate(lines)]
 
 
 def _metrics(history: GeometryHistory) -> str:

@@ -9,16 +9,17 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from lightning_geo.schema import GeometryRecord
+from lightning_geo.sinks.events import Dropped
 from lightning_geo.sinks.pictures import PictureSchedule
 from lightning_geo.sinks.record_file import RecordFile
 from lightning_geo.sinks.scalars import ScalarSink
 from lightning_geo.sinks.tags import Level
 from lightning_geo.sinks.wandb import WandbSink
 
-__all__ = ["Sink", "open_sinks"]
+__all__ = ["RecordSink", "Sink", "open_sinks"]
 
 
 class Sink(Protocol):
@@ -32,6 +33,14 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """Release what the sink itself opened."""
+
+
+@runtime_checkable
+class RecordSink(Sink, Protocol):
+    """A sink that may hold the run's full record."""
+
+    def note(self, dropped: Dropped, step: int) -> None:
+        """Write that a sample was dropped, in a run that has none yet."""
 
 
 def open_sinks(

@@ -4,14 +4,16 @@ One event holds one sample of one monitor. Its summary has one tensor per metric
 ``lightning_geo/<name>/<stack>/<metric>``, one per basis or head-pair matrix, tagged
 ``lightning_geo/<name>/matrices/<stack>/<matrix>``, and the facts as JSON in ``lightning_geo/<name>/record``.
 A resumed run begins with TensorBoard's own session start and, for readers that are not shown it (what
-TensorBoard's data provider gives to plugins), an empty tensor ``lightning_geo/<name>/session``.
+TensorBoard's data provider gives to plugins), an empty tensor ``lightning_geo/<name>/session``. As long as a
+run has no sample, each one that was dropped leaves its number and the reason, as JSON in
+``lightning_geo/<name>/dropped``: the monitor was there.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +27,11 @@ from lightning_geo.schema import GeometryRecord
 
 __all__ = [
     "PLUGIN",
+    "Dropped",
+    "dropped_event",
     "facts_tag",
     "file_version",
+    "parse_dropped",
     "parse_record",
     "record_event",
     "session_events",
@@ -40,10 +45,11 @@ _FORMAT = 1
 _FACTS = "record"
 _SESSION = "session"
 _MATRICES = "matrices"
+_DROPPED = "dropped"
 _DTYPES = {"<f4": DT_FLOAT, "<f2": DT_HALF, "<f8": DT_DOUBLE}
 _KINDS_OF_FACTS: dict[str, tuple[type, ...]] = {
     "structure": (dict,), "step": (int,), "epoch": (int,), "batches_seen": (int,),
-    "wall_time": (int, float), "cost_seconds": (int, float), "probe": (str,),
+    "wall_time": (int, float), "cost_seconds": (int, float), "probe": (str,), "coverage": (dict,),
 }  # fmt: skip
 _KINDS = {dtype: kind for kind, dtype in _DTYPES.items()}
 
@@ -138,6 +144,54 @@ def _to_tensor(values: NDArray[Any]) -> Any:
 def _to_array(tensor: Any) -> NDArray[Any]:
     shape = [dim.size for dim in tensor.tensor_shape.dim]
     return np.frombuffer(tensor.tensor_content, _KINDS[tensor.dtype]).reshape(shape)
+
+
+class Dropped(NamedTuple):
+    """What a monitor left of a run in which it had no sample yet.
+
+    Args:
+        monitor: Its name.
+        samples: How many it dropped.
+        reason: Of the last one.
+    """
+
+    monitor: str
+    samples: int
+    reason: str
+
+    def __str__(self) -> str:
+        """One sentence for a person."""
+        samples = f"{self.samples} sample" + "s" * (self.samples != 1)
+        return f"GeometryMonitor {self.monitor!r} was there but dropped all {samples}: {self.reason}"
+
+
+def dropped_event(dropped: Dropped, step: int) -> Any:
+    """Return the event that says that a monitor was there and dropped what it measured."""
+    event = Event(step=step, wall_time=time.time())
+    content = json.dumps({"format": _FORMAT, **dropped._asdict()}, separators=(",", ":"))
+    tensor = TensorProto(dtype=DT_STRING, string_val=[content.encode()])
+    _add(event, f"{PLUGIN}/{dropped.monitor}/{_DROPPED}", tensor)
+    return event
+
+
+def parse_dropped(event: Any) -> Dropped | None:
+    """Return what a monitor without samples left, or None for any other event.
+
+    Raises:
+        ValueError: If the event claims to be one but is not.
+    """
+    for value in event.summary.value:
+        if (
+            value.tag.startswith(f"{PLUGIN}/")
+            and value.tag.endswith(f"/{_DROPPED}")
+            and value.tag.count("/") == 2
+        ):
+            try:
+                found = json.loads(value.tensor.string_val[0])
+                return Dropped(str(found["monitor"]), int(found["samples"]), str(found["reason"]))
+            except (KeyError, TypeError, IndexError, RecursionError) as error:
+                raise ValueError(f"it does not say what was dropped: {error}") from error
+    return None
 
 
 def file_version() -> Any:

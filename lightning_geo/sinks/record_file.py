@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from lightning_geo.schema import GeometryRecord
-from lightning_geo.sinks.events import file_version, record_event, session_events
+from lightning_geo.sinks.events import Dropped, dropped_event, file_version, record_event, session_events
 from lightning_geo.sinks.frames import frame
 
 __all__ = ["RecordFile"]
@@ -53,6 +53,10 @@ class RecordFile:
     def write(self, record: GeometryRecord, *, final: bool = False) -> None:
         """Write one sample."""
         self._append(record_event(record, self._name))
+
+    def note(self, dropped: Dropped, step: int) -> None:
+        """Write that a sample was dropped, in a run that has none yet."""
+        self._append(dropped_event(dropped, step))
 
     def _append(self, *events: Any) -> None:
         file, first = self._file, self._file is None

@@ -8,7 +8,7 @@ from typing import Any
 from tensorboard.compat.proto.event_pb2 import Event
 
 from lightning_geo.schema import GeometryRecord
-from lightning_geo.sinks.events import record_event, session_events
+from lightning_geo.sinks.events import Dropped, dropped_event, record_event, session_events
 from lightning_geo.sinks.layout import add_layout, charts, written_layout
 from lightning_geo.sinks.pictures import PictureSchedule, pictures, png
 from lightning_geo.sinks.tags import Level, scalars
@@ -75,6 +75,13 @@ class TensorBoardSink:
                 image.colorspace = 3
                 image.encoded_image_string = png(picture)
             self._send(writer, event, record)
+
+    def note(self, dropped: Dropped, step: int) -> None:
+        """Write that a sample was dropped, in a run that has none yet."""
+        if self._with_record:
+            writer = self._experiment._get_file_writer()
+            writer.add_event(_as_its_own(writer, dropped_event(dropped, step)), step=step)
+            writer.flush()
 
     @staticmethod
     def _send(writer: Any, event: Any, record: GeometryRecord) -> None:

@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Coverage"]
+__all__ = ["UNOBSERVED", "Coverage"]
+
+#: Why a module that looks like attention gave no numbers.
+UNOBSERVED = (
+    "It computes attention in a way that shows neither scaled_dot_product_attention nor a softmax over "
+    "[batch, head, query, key], so that its numbers are absent. If the model has another implementation "
+    "(`attn_implementation`, a flag for fused kernels), choose that."
+)
 
 
 @dataclass

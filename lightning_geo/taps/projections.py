@@ -210,8 +210,9 @@ def find_sources(runs: Sequence[Run], call: AttentionCall) -> dict[str, Source]:
         if call.query is not None:
             heads = call.query.shape[1]
         candidates = [c for run in runs for c in _candidates(run, x, heads, role)]
-        taken = [(one.run, one.source.chosen) for one in found.values()]
-        free = [c for c in candidates if (c.run, c.source.chosen) not in taken]
+        # by identity: a module that ran twice has two runs, and tensors in them have no truth value
+        taken = [(id(one.run), one.source.chosen) for one in found.values()]
+        free = [c for c in candidates if (id(c.run), c.source.chosen) not in taken]
         match = next((c for c in candidates if _same(c, x)), None)
         if match is None and role != "value":
             match = next((c for c in free if _same_lengths(c, x)), None)

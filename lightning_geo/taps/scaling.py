@@ -8,26 +8,30 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_geo.taps.call import AttentionCall, CallKey
+from lightning_geo.taps.call import AttentionCall
 from lightning_geo.taps.sdpa import MULTI_HEAD, multi_head_call
 
 __all__ = ["HeadView", "check_scalable", "scale_multi_head", "scale_result"]
 
 
-def check_scalable(key: CallKey, call: AttentionCall, factor: Tensor) -> None:
+def check_scalable(name: str, call: AttentionCall, factor: Tensor) -> None:
     """Raise unless the heads' outputs are known and the factor has one number for each.
+
+    Args:
+        name: Of the module that computes the attention.
+        call: The attention.
+        factor: [B or 1, H].
 
     Raises:
         LookupError: If the outputs could not be told from what the model computed.
         ValueError: If the factor is of another shape.
     """
     if call.output is None:
-        raise LookupError(f"the outputs of the heads of {key.module!r} cannot be told, so not be changed")
+        raise LookupError(f"the outputs of the heads of {name!r} cannot be told, so not be changed")
     batch, heads = call.output.shape[:2]
     if factor.dim() != 2 or factor.shape[0] not in (1, batch) or factor.shape[1] != heads:
         raise ValueError(
-            f"Expected the factor of {key.module!r} to be [{batch} or 1, {heads}] but got "
-            f"{list(factor.shape)}."
+            f"Expected the factor of {name!r} to be [{batch} or 1, {heads}] but got {list(factor.shape)}."
         )
 
 

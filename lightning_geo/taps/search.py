@@ -39,8 +39,9 @@ class ProjectionSearch:
         #: attention modules and the roles whose projections could not be found
         self.missing: dict[str, list[str]] = {}
         self._observing = observing
-        #: by attention module and whether it is crossed: the sizes of its heads, and what was found for them
-        self._sources: dict[tuple[str, bool], tuple[tuple[int, ...], dict[str, Source]]] = {}
+        #: by attention module, whether it is crossed and which part: the sizes of its heads, and what was
+        #: found for them
+        self._sources: dict[tuple[str, bool, int], tuple[tuple[int, ...], dict[str, Source]]] = {}
         self._awaiting: tuple[CallKey, AttentionCall, list[Run]] | None = None
 
     def forget(self) -> None:
@@ -65,7 +66,7 @@ class ProjectionSearch:
         if call.parameters is not None:
             self.observer.projections(key, Projections(given_sources(call), runs, call))
             return
-        place = key.module, key.cross
+        place = key.module, key.cross, key.part
         known, found = self._sources.get(place, (None, {}))
         if known != call.sizes:
             found = find_sources(runs, call)
@@ -82,7 +83,7 @@ class ProjectionSearch:
         with self._observing():
             source = None if call.output is None else output_source(module, x, call.output)
             if source is not None:
-                self._sources[key.module, key.cross][1]["output"] = source
+                self._sources[key.module, key.cross, key.part][1]["output"] = source
                 self.settle()
 
     def settle(self) -> None:
@@ -91,7 +92,7 @@ class ProjectionSearch:
             return
         key, call, runs = self._awaiting
         self._awaiting = None
-        _, found = self._sources[key.module, key.cross]
+        _, found = self._sources[key.module, key.cross, key.part]
         with self._observing():
             drop_inner(found, cross=key.cross)
             missing = [role for role in ROLES if role not in found]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, cast
@@ -39,7 +38,7 @@ from lightning_geo.taps.search import ProjectionSearch
 from lightning_geo.taps.slopes import SlopeHook
 from lightning_geo.taps.switches import SWITCHES
 from lightning_geo.taps.tokens import set_token_masks, special_tokens_of
-from lightning_geo.taps.tree import clean_name, elements_of
+from lightning_geo.taps.tree import clean_name, elements_of, looks_like_attention, name_of
 from lightning_geo.taps.written import written_calls
 
 __all__ = ["Observer", "Tap"]
@@ -111,6 +110,10 @@ class Tap:
         self._items = {found[-1].name for found in elements.values() if found}
         #: modules that own a list of layers: when one starts, its layers are counted anew
         self._owners = {found[0].parent.rpartition(".")[0] for found in elements.values() if found} | {""}
+        #: items that hold a list themselves: an attention beside that list is a layer of its own
+        stages = {e.name for found in elements.values() for e in found[:-1]}
+        innermost = {name: found[-1].name for name, found in elements.items() if found}
+        self._beside = {name for name, item in innermost.items() if item in stages and name != item}
         #: parameter -> the innermost list item that it belongs to
         self._item_of = {
             id(parameter): elements[name][-1].name
@@ -118,6 +121,10 @@ class Tap:
             if elements[name]
             for parameter in module.parameters(recurse=False)
         }
+
+    def name_of(self, path: str, prefix: str = "") -> str:
+        """Name one of the model's modules for a person; see :func:`lightning_geo.taps.tree.name_of`."""
+        return name_of(path, self._model, prefix)
 
     @property
     def unprojected(self) -> dict[str, list[str]]:
@@ -172,7 +179,8 @@ class Tap:
     def _begin(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not name:
             self._start_over()
-            self.called = True
+            # strategies such as DDP run a whole training step through the LightningModule's own call
+            self.called |= getattr(module.forward, "__name__", "") != "wrapped_forward"
         frame = Frame(name, module, given=given_to(module, args, kwargs))
         if self._frames:
             self._imply(name)
@@ -192,7 +200,7 @@ class Tap:
             prefix = f"{name}." if name else ""
             self._runs = {k: run for k, run in self._runs.items() if not k.startswith(prefix)}
         frame.input_ids = input_ids_in(args, kwargs)
-        if name in self._items or name not in self._listed:
+        if name in self._items or name in self._beside or name not in self._listed:
             frame.input = hidden_states((*args, *kwargs.values()))
         self.takes_ids |= frame.input_ids is not None
         if name in self._linear and self._search.observer is not None and args:
@@ -246,7 +254,7 @@ class Tap:
             with self._observing():
                 values = tuple(result.values()) if isinstance(result, Mapping) else result
                 self._report(frame, hidden_states(values if isinstance(values, (tuple, list)) else (values,)))
-        elif re.search(r"att(entio)?n$", type(frame.module).__name__, re.IGNORECASE) and not frame.gathered:
+        elif looks_like_attention(frame.module) and not frame.gathered:
             self.unobserved[frame.name] = type(frame.module).__name__
 
     def _settle(self, frame: Frame) -> None:
@@ -265,7 +273,8 @@ class Tap:
         before, after = (batch_first(x, frame) for x in (frame.input, output))
         if frame.issued is not None and after is not None:
             self._observer.attention_module(frame.issued, after, fitting(frame.query_mask, after))
-        if frame.name in self._items or (frame.issued is not None and frame.name not in self._listed):
+        alone = frame.name in self._beside or frame.name not in self._listed
+        if frame.name in self._items or (frame.issued is not None and alone):
             if after is None or before is None or before.shape != after.shape:
                 before = None
             mask = None if after is None else fitting(frame.query_mask, after)
@@ -426,7 +435,7 @@ class Tap:
             self._query_masks[place] = call.query_mask
         call.special = special_tokens_of(self._frames, self._special_ids, call)
         frame = self._frames[-1]
-        frame.issued = key
+        frame.issued = frame.issued or key  # of several parts, the module's output is the first one's
         frame.sequence_first = getattr(frame.module, "batch_first", True) is False
         for outer in self._frames:
             if key not in outer.keys:
@@ -438,7 +447,7 @@ class Tap:
         answer = self._observer.attention(key, call)
         self.coverage.measured += 1
         if isinstance(answer, Tensor):
-            check_scalable(key, call, answer)
+            check_scalable(self.name_of(key.module), call, answer)
         elif answer is not None and call.output is None:
             answer.absence = "its heads' outputs cannot be told from what the model computes"
             answer = None
@@ -450,7 +459,9 @@ class Tap:
     def _ask(self, held: Held, answer: Tensor | SlopeHook) -> None:
         """Have a call's result scaled or listened at; one that was held is the model's already."""
         if held.late and isinstance(answer, Tensor):
-            raise LookupError(f"{held.module!r} computes its heads one by one: they cannot be scaled")
+            raise LookupError(
+                f"{self.name_of(held.module)!r} computes its heads one by one: they cannot be scaled"
+            )
         if held.late and isinstance(answer, SlopeHook):
             answer.attach(held.result, held.call, held.multi_head)
             return

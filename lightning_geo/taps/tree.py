@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import nn
 
 from lightning_geo.taps.call import CallKey
+from lightning_geo.taps.rows import PlacedCalls, elements_of, place_calls
 
-__all__ = ["Layout", "clean_name", "elements_of", "lay_out"]
+__all__ = ["Layout", "clean_name", "elements_of", "lay_out", "looks_like_attention", "name_of"]
 
 #: Path components that wrappers add: compile, FSDP, checkpointing, DDP. A run with them and one
 #: without must give the same names, or they could not be compared.
@@ -29,17 +33,25 @@ def clean_name(path: str) -> str:
     return ".".join(parts).removeprefix(_PEFT)
 
 
-@dataclass(frozen=True)
-class Element:
-    """One item of an ``nn.ModuleList`` or ``nn.Sequential``."""
+def looks_like_attention(module: nn.Module) -> bool:
+    """Whether a module is an attention by the name of its class."""
+    return re.search(r"att(entio)?n$", type(module).__name__, re.IGNORECASE) is not None
 
-    parent: str
-    index: int
 
-    @property
-    def name(self) -> str:
-        """Path of the item."""
-        return f"{self.parent}.{self.index}".removeprefix(".")
+def name_of(path: str, model: nn.Module, prefix: str = "") -> str:
+    """Name a module for a person: by its path, the observed model itself by its class.
+
+    Args:
+        path: From the observed model; empty for itself.
+        model: The observed model.
+        prefix: Name of the observed model, where there are several.
+
+    Example:
+        >>> name_of("", nn.Linear(1, 1)), name_of("layers.0", nn.Linear(1, 1), "text")
+        ('Linear', 'text.layers.0')
+    """
+    joined = ".".join(part for part in (prefix, path) if part)
+    return joined or type(getattr(model, "_orig_mod", model)).__name__
 
 
 @dataclass(frozen=True)
@@ -47,98 +59,63 @@ class Layout:
     """Where every attention call of a model goes.
 
     Args:
-        layers: ``call -> (stack, layer)``.
+        layers: ``call -> (stack, layer)``; no two calls have the same.
         blocks: ``call -> path of the block whose input and output belong to that layer``.
         sizes: ``stack -> number of layers``, those without attention included.
+        rows: ``stack -> path of the list item or module behind each layer``, the model itself by its class.
     """
 
     layers: dict[CallKey, tuple[str, int]]
     blocks: dict[CallKey, str]
     sizes: dict[str, int]
-
-
-def elements_of(name: str, modules: dict[str, nn.Module]) -> list[Element]:
-    """List items that enclose the module ``name``, outermost first."""
-    parts = name.split(".")
-    found = []
-    for depth, part in enumerate(parts):
-        parent = ".".join(parts[:depth])
-        if part.isdigit() and isinstance(modules.get(parent), (nn.ModuleList, nn.Sequential)):
-            found.append(Element(parent, int(part)))
-    return found
+    rows: dict[str, tuple[str, ...]]
 
 
 def lay_out(calls: Iterable[CallKey], modules: dict[str, nn.Module]) -> Layout:
     """Number the attention calls of one forward.
 
-    A layer is an item of the outermost list in which every item has one self-attention and one
-    cross-attention at most: a T5 block, not the sublayers listed in it; a Swin block, not a stage.
+    A layer is an item of the outermost list: a T5 block, not the sublayers listed in it. An item with
+    several self-attentions (or several cross-attentions), some of them in a deeper list, is a stage: each
+    item of the deeper list is a layer, and so is each attention module beside that list, in the order of
+    ``named_modules``. An item that holds several self-attentions itself is a layer of several stacks, named
+    by the modules. Several attentions of one module within one run of its layer are parts: the first is the
+    stack's own, the others go to ``<stack>.part2`` and so on, under the same layer number. Layers that all
+    run several times are numbered by call order; where only some do, further runs go to ``<stack>.run2``.
 
     Args:
         calls: In the order in which they were made.
-        modules: The observed model's modules by cleaned path.
+        modules: The observed model's modules by cleaned path, in the order of ``named_modules``.
     """
-    groups: dict[str, list[CallKey]] = {}
+    groups: dict[str | None, list[CallKey]] = {}
     for call in calls:
         elements = elements_of(call.module, modules)
-        groups.setdefault(elements[0].parent if elements else "", []).append(call)
-    names = _stack_names(list(groups))
-    layers: dict[CallKey, tuple[str, int]] = {}
-    blocks: dict[CallKey, str] = {}
-    sizes: dict[str, int] = {}
-    for parent, members in groups.items():
-        numbered, count = _number(members, modules)
-        for call, (index, block, variant) in numbered.items():
-            stack = names[parent] + variant
-            layers[call], blocks[call] = (stack, index), block
-            sizes[stack] = max(sizes.get(stack, 0), count)
-    return Layout(layers, blocks, sizes)
+        groups.setdefault(elements[0].parent if elements else None, []).append(call)
+    placed = {parent: place_calls(members, modules, parent) for parent, members in groups.items()}
+    names = _stack_names(placed)
+    layout = Layout({}, {}, {}, {})
+    for parent, group in placed.items():
+        for call, place in group.places.items():
+            stack = names[parent] + place.variant
+            layout.layers[call], layout.blocks[call] = (stack, place.layer), place.block
+            layout.sizes[stack] = len(group.rows)
+            layout.rows[stack] = tuple(name_of(row, modules[""]) for row in group.rows)
+    return layout
 
 
-def _number(
-    calls: list[CallKey], modules: dict[str, nn.Module]
-) -> tuple[dict[CallKey, tuple[int, str, str]], int]:
-    """Number the calls below one outermost list: ``call -> (layer, block, stack suffix)``."""
-    order = {name: i for i, name in enumerate(modules)}
-    elements = {call: elements_of(call.module, modules) for call in calls}
-    if not all(elements.values()):  # no list above: every module is a layer of its own
-        unique = sorted({call.module for call in calls}, key=order.__getitem__)
-        return {c: (unique.index(c.module), c.module, ".cross" * c.cross) for c in calls}, len(unique)
-
-    depth = 0
-    while _crowded(calls, elements, depth) and all(len(e) > depth + 1 for e in elements.values()):
-        depth += 1
-    parents = sorted({e[depth].parent for e in elements.values()}, key=order.__getitem__)
-    offsets, count = {}, 0
-    for parent in parents:
-        offsets[parent] = count
-        count += len(modules[parent])  # type: ignore[arg-type]
-
-    crowded = _crowded(calls, elements, depth)
-    repeated = any(call.repeat for call in calls)
-    numbered, seen = {}, dict[str, int]()
-    for call in calls:
-        element = elements[call][depth]
-        variant = ".cross" * call.cross
-        if not variant and crowded:  # two kinds of self-attention in one layer: told apart by name
-            variant = "." + call.module.removeprefix(element.name + ".").split(".")[0]
-        index = offsets[element.parent] + element.index
-        if repeated:
-            index = seen[variant] = seen.get(variant, -1) + 1
-        numbered[call] = (index, element.name, variant)
-    return numbered, max(seen.values()) + 1 if repeated else count
-
-
-def _crowded(calls: list[CallKey], elements: dict[CallKey, list[Element]], depth: int) -> bool:
-    """Whether one item at this depth holds two different self- (or cross-) attention modules."""
-    owners: dict[tuple[str, bool], str] = {}
-    return any(owners.setdefault((elements[c][depth].name, c.cross), c.module) != c.module for c in calls)
-
-
-def _stack_names(parents: list[str]) -> dict[str, str]:
+def _stack_names(placed: dict[str | None, PlacedCalls]) -> dict[str | None, str]:
     """Name stacks by what holds their list; by the list itself where that is not unique."""
-    holders = [parent.rpartition(".")[0] for parent in parents]
-    return {
-        parent: (holder if holder and holders.count(holder) == 1 else parent) or "model"
-        for parent, holder in zip(parents, holders, strict=True)
-    }
+    holders = {parent: (parent or "").rpartition(".")[0] for parent in placed}
+    counts = Counter(holders.values())
+    names: dict[str | None, str] = {}
+    taken: set[str] = set()
+    for parent, group in placed.items():
+        holder, own = holders[parent], parent or "model"
+        numbered = (f"{own}{number}" for number in itertools.count(2))
+        short = [holder] if holder and counts[holder] == 1 else []
+        for name in itertools.chain(short, [own], numbered):
+            stacks = {name + variant for variant in group.variants}
+            if not stacks & taken:
+                break
+        names[parent] = name
+        taken |= stacks
+    return names

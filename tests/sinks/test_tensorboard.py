@@ -21,6 +21,7 @@ from tensorboard.util import tensor_util
 
 from lightning_geo import load_history
 from lightning_geo.sinks import open_sinks
+from lightning_geo.sinks.events import Dropped
 from lightning_geo.sinks.tags import scalars
 from sinks.records import assert_same, make_record
 
@@ -214,3 +215,19 @@ def test_of_two_writers_the_first_holds_the_record(tmp_path: Path) -> None:
     assert_same(load_history(loggers[0].log_dir).record(0), record)
     with pytest.raises(ValueError, match="only tags such as"):
         load_history(loggers[1].log_dir)
+
+
+@pytest.mark.parametrize("writer", ["torch", "tensorboardX"])
+def test_dropped_samples_are_marked_where_the_record_is(tmp_path: Path, writer: str) -> None:
+    loggers: list[Any] = [TensorBoardLogger(tmp_path, name=name, version="") for name in ("first", "second")]
+    if writer == "tensorboardX":
+        experiment = tensorboardX.SummaryWriter(str(tmp_path / "first"))
+        loggers[0] = SimpleNamespace(experiment=experiment)
+    for sink in open_sinks(loggers):
+        sink.note(Dropped("geometry", 3, "no heads"), 7)  # type: ignore[attr-defined]
+    if writer == "tensorboardX":
+        experiment.close()
+    with pytest.raises(ValueError, match="'geometry' was there but dropped all 3 samples: no heads"):
+        load_history(tmp_path / "first")
+    with pytest.raises(ValueError, match="Was the monitor among"):
+        load_history(tmp_path / "second")
