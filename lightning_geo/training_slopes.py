@@ -54,7 +54,12 @@ class TrainingSlopes:
         """Return what is to listen at one attention call."""
 
         def tell(slopes: Tensor) -> None:
-            if self.factor is None:
+            if call.documents is not None:
+                hook.absence = (
+                    "its rows hold several documents, whose gradients the training loss adds up; "
+                    'with `source="probe"` each document runs alone'
+                )
+            elif self.factor is None:
                 hook.absence = "its backward was not Lightning's, so that nobody knows what scaled the loss"
             elif slopes.shape[0] % heard.sequences:
                 hook.absence = f"its batch of {slopes.shape[0]} is no multiple of {heard.sequences} sequences"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_geo.taps.call import AttentionCall
+from lightning_geo.taps.documents import flash_documents
 
 __all__ = ["observe_routed"]
 
@@ -75,8 +76,9 @@ def _call(
     causal = options.get("is_causal")
     causal = getattr(module, "is_causal", True) if causal is None else causal
     alignment: Literal["top_left", "bottom_right"] = "top_left"
-    window = None
+    window = cumulative = restarts = None
     if "flash" in name:
+        cumulative, restarts = flash_documents(options, batch, mask)
         alignment = "bottom_right"
         if options.get("sliding_window") is not None:
             window = (options["sliding_window"] - 1,) * 2
@@ -101,6 +103,8 @@ def _call(
         softcap=options.get("softcap"),
         sinks=options.get("s_aux"),
         cross=bool(getattr(module, "is_cross_attention", False)),
+        cumulative=cumulative,
+        restarts=restarts,
     )
 
 

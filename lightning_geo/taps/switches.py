@@ -14,10 +14,11 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode
 from lightning_geo.taps.by_hand import TRACED
 from lightning_geo.taps.call import AttentionCall
 from lightning_geo.taps.routed import observe_routed
+from lightning_geo.taps.varlen import VARLEN
 
 __all__ = ["SWITCHES", "Listener"]
 
-_WATCHED = {F.scaled_dot_product_attention, F.multi_head_attention_forward, *TRACED}
+_WATCHED = {F.scaled_dot_product_attention, F.multi_head_attention_forward, *TRACED, *VARLEN}
 
 
 class Listener(Protocol):

@@ -16,14 +16,16 @@ from lightning_geo.replay import replay_depth
 from lightning_geo.taps.by_hand import SoftmaxTracer
 from lightning_geo.taps.call import AttentionCall, BlockCall, CallKey
 from lightning_geo.taps.coverage import Coverage
+from lightning_geo.taps.documents import Documents, PackedCallError, evidence_in
 from lightning_geo.taps.frames import (
     OTHER_SEQUENCE,
     Frame,
     batch_first,
     fitting,
     heads_named_by,
-    hidden_states,
+    in_rows,
     input_ids_in,
+    token_states,
 )
 from lightning_geo.taps.observer import Observer, ProjectionObserver
 from lightning_geo.taps.projections import Run, is_linear
@@ -33,6 +35,7 @@ from lightning_geo.taps.search import ProjectionSearch
 from lightning_geo.taps.slopes import SlopeHook
 from lightning_geo.taps.switches import SWITCHES
 from lightning_geo.taps.tree import clean_name, elements_of
+from lightning_geo.taps.varlen import VARLEN, varlen_call
 
 __all__ = ["Observer", "Tap"]
 
@@ -70,6 +73,7 @@ class Tap:
         self._frames: list[Frame] = []
         self._repeats: dict[str, int] = {}
         self._query_masks: dict[tuple[int, int], Tensor | None] = {}
+        self._documents = Documents()
         self.busy = False
         #: the depth of replays that is observed: one's own, not another monitor's in between
         self._depth = 0
@@ -122,6 +126,7 @@ class Tap:
         SWITCHES.disconnect(self)
         self._frames.clear()
         self._query_masks.clear()
+        self._documents.start_over()
         self._tracer.clear()
         self._search.start_over()
         self._answer = None
@@ -136,6 +141,7 @@ class Tap:
                 self._start_over()
                 self.called = True
             if not self._frames:
+                self._documents.start_over()
                 SWITCHES.connect(self)
             if name in self._owners:
                 prefix = f"{name}." if name else ""
@@ -144,8 +150,9 @@ class Tap:
             frame.cross = any(kwargs.get(key) is not None for key in OTHER_SEQUENCE)
             with torch._C.DisableTorchFunction():  # looking at tensors is no event for the mode
                 frame.input_ids = input_ids_in(args, kwargs)
+                frame.evidence = evidence_in(module, args, kwargs)
                 if name in self._items or name not in self._listed:
-                    frame.input = hidden_states((*args, *kwargs.values()))
+                    frame.input = token_states((*args, *kwargs.values()))
             self.takes_ids |= frame.input_ids is not None
             if name in self._linear and self._search.observer is not None and args:
                 frame.x = args[0]
@@ -176,19 +183,27 @@ class Tap:
         if frame.keys:
             with self._observing():
                 values = tuple(result.values()) if isinstance(result, Mapping) else result
-                self._report(frame, hidden_states(values if isinstance(values, (tuple, list)) else (values,)))
+                self._report(frame, token_states(values if isinstance(values, (tuple, list)) else (values,)))
         elif re.search(r"att(entio)?n$", type(module).__name__, re.IGNORECASE):
             self.unobserved[frame.name] = type(module).__name__
 
     def _report(self, frame: Frame, output: Tensor | None) -> None:
-        before, after = (batch_first(x, frame) for x in (frame.input, output))
-        if frame.issued is not None and after is not None:
-            self._observer.attention_module(frame.issued, after, fitting(frame.query_mask, after))
-        if frame.name in self._items or (frame.issued is not None and frame.name not in self._listed):
-            if after is None or before is None or before.shape != after.shape:
-                before = None
-            mask = None if after is None else fitting(frame.query_mask, after)
-            self._observer.block(BlockCall(frame.name, tuple(frame.keys), before, after, mask))
+        before, after = (in_rows(batch_first(x, frame), frame.documents) for x in (frame.input, output))
+        if after is None or before is None or before.shape != after.shape:
+            before = None
+        mask = None if after is None else fitting(frame.query_mask, after)
+        parts = [(before, after, mask)]
+        if after is not None and frame.documents is not None and frame.documents.holds(after):
+            inputs = frame.documents.split_hidden(after if before is None else before)
+            outputs = frame.documents.split_hidden(after, mask)
+            parts = [
+                (None if before is None else x, y, m) for (x, _), (y, m) in zip(inputs, outputs, strict=True)
+            ]
+        for before, after, mask in parts:
+            if frame.issued is not None and after is not None:
+                self._observer.attention_module(frame.issued, after, mask)
+            if frame.name in self._items or (frame.issued is not None and frame.name not in self._listed):
+                self._observer.block(BlockCall(frame.name, tuple(frame.keys), before, after, mask))
 
     # -- attention happens
 
@@ -235,6 +250,12 @@ class Tap:
         elif func is F.multi_head_attention_forward:
             with self._observing():
                 self._see(multi_head_call(args, kwargs))
+        elif func in VARLEN:
+            with self._observing():
+                try:
+                    self._see(varlen_call(func, args, kwargs, result))
+                except PackedCallError as error:
+                    self.coverage.leave_out(self._frames[-1].name, str(error))
         elif self._tracer.see(func, args, kwargs, result, heads_named_by(self._frames[-1].module)):
             # where softmax is a module of its own, the attention is its parent's
             inside = isinstance(self._frames[-1].module, nn.Softmax) and len(self._frames) > 1
@@ -255,12 +276,19 @@ class Tap:
             else:
                 call.query_mask = self._query_masks[batch, queries] = call.valid_queries()
                 call.special = self._special(batch, keys)
+            try:
+                call.documents = self._documents.of(call, [outer.evidence for outer in self._frames])
+            except PackedCallError as error:
+                self.coverage.leave_out(name, str(error))
+                return
             frame.issued = key
             frame.sequence_first = getattr(frame.module, "batch_first", True) is False
             for outer in self._frames:
                 outer.keys.append(key)
                 if not call.cross or outer.query_mask is None:
                     outer.query_mask = call.query_mask
+                if not call.cross or outer.documents is None:
+                    outer.documents = call.documents
                 outer.sequence_first = frame.sequence_first
             answer = self._observer.attention(key, call)
             if isinstance(answer, Tensor):
@@ -284,9 +312,9 @@ class Tap:
         if not self._special_ids:
             return None
         for frame in reversed(self._frames):
-            if frame.input_ids is not None and frame.input_ids.shape == (batch, keys):
+            if frame.input_ids is not None and _are_of(frame.input_ids, batch, keys):
                 ids = torch.tensor(self._special_ids, device=frame.input_ids.device)
-                return torch.isin(frame.input_ids, ids)
+                return torch.isin(frame.input_ids.view(batch, keys), ids)
         return None
 
     # -- contexts
@@ -316,3 +344,8 @@ class Tap:
         finally:
             self.busy = busy
             self.seconds += 0.0 if busy else time.perf_counter() - started
+
+
+def _are_of(ids: Tensor, batch: int, keys: int) -> bool:
+    """Whether these are the ids of all keys: the rows may have been laid one after the other since."""
+    return ids.shape == (batch, keys) or (batch == 1 and ids.numel() == keys)
