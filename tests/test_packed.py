@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_geo import measure
+from lightning_geo.statistics import SampleStatistics
+from lightning_geo.taps import Tap
 from packed_models import (
     FIRST,
     LENGTHS,
@@ -57,6 +59,15 @@ def test_flattened_rows_are_their_documents(name: str, implementation: str, leng
     packed = measure(build(name, implementation, single=single), flattened(given), special_token_ids=SPECIAL)
     assert_same(packed, alone)
     assert "special_mass" in packed
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral"])
+def test_flex_attention(name: str) -> None:
+    """A ``BlockMask`` is a rule; so are those of its documents, windows included."""
+    given = documents()
+    alone = measure(build(name, single=True), padded(given), special_token_ids=SPECIAL)
+    model = build(name, "flex_attention", single=True)
+    assert_same(measure(model, flattened(given), special_token_ids=SPECIAL), alone)
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "modernbert"])
@@ -206,21 +217,19 @@ def test_document_numbers_in_the_padding_mask(how: str, causal: bool) -> None:
 
 
 @pytest.fixture
-def varlen(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def varlen() -> Iterator[None]:
     """``varlen_attn`` on the CPU: the operator is the true one, its kernel :func:`dense`."""
-    module = pytest.importorskip("torch.nn.attention.varlen")
+    pytest.importorskip("torch.nn.attention.varlen")
 
-    def kernel(
-        q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, *more: Any, **options: Any
-    ) -> Any:
-        names = ("max_q", "max_k", "is_causal", "scale", "window_size")
+    def kernel(q: Tensor, k: Tensor, v: Tensor, *more: Any, **options: Any) -> Any:
+        names = ("cu_seq_q", "cu_seq_k", "max_q", "max_k", "is_causal", "scale", "window_size")
         given = {**dict(zip(names, more, strict=False)), **options}
         window = tuple(given.get("window_size") or (-1, -1))
-        output = dense(q, k, v, (cu_q, cu_k), bool(given.get("is_causal")), window, given.get("scale"))
+        bounds = given["cu_seq_q"], given["cu_seq_k"]
+        output = dense(q, k, v, bounds, bool(given.get("is_causal")), window, given.get("scale"))
         return output, torch.zeros(q.shape[1], len(q)), torch.zeros(2, dtype=torch.uint64)
 
     with torch.library._scoped_library("torch_attn", "IMPL") as library:
-        del module
         library.impl("_varlen_attn", kernel, "CPU", allow_override=True)
         yield
 
@@ -238,3 +247,75 @@ def test_varlen_attention(causal: bool, shape: tuple[int, ...]) -> None:
     alone = measure(reference, padded(given), special_token_ids=SPECIAL)
     batch = {"input_ids": torch.cat(given).view(shape), "cu_seqlens": bounds}
     assert_same(measure(model, batch, special_token_ids=SPECIAL), alone)
+
+
+class Crossed(nn.Module):
+    """Queries of one packed row attend to keys of another; grouped heads, a window where one is given."""
+
+    def __init__(self, window: tuple[int, int] = (-1, -1), packed: bool = True) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.query, self.key = nn.Linear(16, 32), nn.Linear(16, 32)
+        self.window, self.packed = window, packed
+
+    def forward(
+        self, x: Tensor, memory: Tensor, cu_seqlens: Tensor | None = None, cu_seqlens_k: Tensor | None = None,
+        mask: Tensor | None = None, used: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        from torch.nn.attention.varlen import varlen_attn
+
+        q = self.query(x).unflatten(-1, (4, 8))
+        k, v = self.key(memory).unflatten(-1, (2, 2, 8)).unbind(-3)
+        if not self.packed:
+            q, k, v = (y.transpose(1, 2) for y in (q, k, v))
+            mixed = F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=True)
+            return mixed.transpose(1, 2).flatten(2)
+        longest = int(cu_seqlens.diff().max()), int(cu_seqlens_k.diff().max())
+        return varlen_attn(
+            q, k, v, cu_seqlens, cu_seqlens_k, *longest, window_size=self.window, enable_gqa=True,
+            seqused_k=used,
+        ).flatten(1)  # fmt: skip
+
+
+def crossed(queries: tuple[int, ...], keys: tuple[int, ...]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Arguments of :class:`Crossed`, packed and one document at a time."""
+    x, memory = (torch.randn(sum(n), 16, generator=torch.Generator().manual_seed(3)) for n in (queries, keys))
+    bounds = [torch.tensor([0, *np.cumsum(n)], dtype=torch.int32) for n in (queries, keys)]
+    packed = {"x": x, "memory": memory, "cu_seqlens": bounds[0], "cu_seqlens_k": bounds[1]}
+    rows = [
+        nn.utils.rnn.pad_sequence(y.split(n), batch_first=True) for y, n in ((x, queries), (memory, keys))
+    ]
+    mask = torch.arange(max(keys)) < torch.tensor(keys)[:, None]
+    return packed, {"x": rows[0], "memory": rows[1], "mask": mask[:, None, None]}
+
+
+@pytest.mark.usefixtures("varlen")
+def test_cross_attention_of_packed_rows() -> None:
+    """Equally many queries each, so that unpacked there is no padded query, which nothing would tell."""
+    packed, alone = crossed((4, 4, 4), (7, 2, 11))
+    metrics = ["entropy", "cone", "effective_rank", "key_norm"]
+    ours = measure(Crossed(), packed, metrics=[*metrics, "pattern"])  # no position in another sequence
+    assert_same(ours, measure(Crossed(packed=False), alone, metrics=metrics))
+
+
+@pytest.mark.usefixtures("varlen")
+@pytest.mark.parametrize("case", ["causal", "cache"])
+def test_what_cannot_be_divided_is_absent_with_the_reason(case: str) -> None:
+    packed, _ = crossed((4, 4), (7, 2))
+    tap = Tap(Holder(Crossed((-1, 0) if case == "causal" else (-1, -1))))
+    used = torch.tensor([7, 2], dtype=torch.int32) if case == "cache" else None
+    with torch.no_grad(), tap.open(SampleStatistics(["entropy"])):
+        tap._model(**packed, used=used)
+    assert not tap.failures
+    ((reason, modules),) = tap.coverage.left_out.items()
+    assert modules == ["inner"]
+    assert ("other numbers of queries than of keys" if case == "causal" else "lie in a cache") in reason
+
+
+class Holder(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.inner(*args, **kwargs)

@@ -124,6 +124,9 @@ class Packing:
             Each with query, key, value and output ``[documents, H, longest, D]`` and a ``query_mask``.
         """
         longest = max(stop - start for start, stop in self.queries)
+        # with keys of other lengths no query has a position among them
+        equal = all(q[1] - q[0] == k[1] - k[0] for q, k in zip(self.queries, self.keys, strict=True))
+        call = call if equal else replace(call, cross=True)
         return [_part(call, bucket, longest) for bucket in self._buckets]
 
     def holds(self, x: Tensor | None) -> bool:
