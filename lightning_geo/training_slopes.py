@@ -47,7 +47,7 @@ class TrainingSlopes:
         """The observed model is about to be called with these."""
         self._sequences = None
         with contextlib.suppress(Exception):  # the model is running: it is not to see this
-            call = ProbeCall.of("", Call(args, kwargs))
+            call = ProbeCall.of("", Call(args, kwargs), packed=False)
             self._sequences = call.rows if call.divisible else 1
 
     def listen(self, key: CallKey, call: AttentionCall) -> SlopeHook:

@@ -23,7 +23,15 @@ from lightning_geo.taps.call import AttentionCall
 from lightning_geo.taps.packing import Packing
 from lightning_geo.taps.spans import Array, Spans, from_cumulative, from_numbers, from_positions, is_packed
 
-__all__ = ["Documents", "Evidence", "PackedCallError", "evidence_in", "flash_documents"]
+__all__ = [
+    "Documents",
+    "Evidence",
+    "PackedCallError",
+    "claimed_documents",
+    "evidence_in",
+    "flash_documents",
+    "kind_of",
+]
 
 #: Names of arguments by kind of evidence; only integers and bools are looked at.
 _NAMES = {
@@ -51,7 +59,13 @@ class Evidence(NamedTuple):
 
 
 @functools.lru_cache(maxsize=1024)
-def _kind(name: str) -> Kind | None:
+def kind_of(name: str) -> Kind | None:
+    """Which kind of evidence an argument of that name is; ``None`` for none.
+
+    Example:
+        >>> kind_of("cu_seq_lens_q"), kind_of("position_ids"), kind_of("input_ids")
+        ('cumulative', 'positions', None)
+    """
     found = (kind for kind, pattern in _NAMES.items() if re.fullmatch(pattern, name, re.IGNORECASE))
     return next(found, None)
 
@@ -64,7 +78,7 @@ def evidence_in(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     for value in (*args, *kwargs.values()):
         if isinstance(value, Mapping):
             named += [(str(name), item) for name, item in value.items()]
-    kinds = ((_kind(name), value) for name, value in named if _may_tell(value))
+    kinds = ((kind_of(name), value) for name, value in named if _may_tell(value))
     return tuple(Evidence(kind, value) for kind, value in kinds if kind is not None)
 
 
@@ -103,6 +117,46 @@ def flash_documents(
     if isinstance(positions, Tensor) and batch == 1 and positions.dim() == 2 and positions.shape[-1] > 1:
         return None, positions
     return None, None
+
+
+def claimed_documents(evidence: Iterable[tuple[Kind, Array]], batch: int, length: int) -> Iterator[Spans]:
+    """What arguments say of the documents in ``[batch, length]`` rows, the strongest kind first.
+
+    Args:
+        evidence: Kinds and values; those that are not about rows like these are passed over.
+        batch: Rows.
+        length: Tokens of each.
+
+    Yields:
+        Spans, none of them empty or longer than its row, where some row holds several documents.
+    """
+    of_kind: dict[Kind, list[tuple[Array, int]]] = {}
+    for kind, array in evidence:
+        if kind == "cumulative":
+            of_kind.setdefault(kind, []).append((array, 1))
+        elif _covers(kind, array.shape, batch, length):
+            planes = array.shape[0] if array.ndim == 3 else 1
+            plane = np.broadcast_to(array[0] if array.ndim == 3 else array, (batch, length))
+            of_kind.setdefault(kind, []).append((plane, planes))
+    masks = [array for array, _ in of_kind.get("mask", ())]
+    real = next((mask != 0 for mask in masks), None)
+    found: list[Spans | None] = []
+    found += [from_cumulative(array, batch * length) for array, _ in of_kind.get("cumulative", ())]
+    found += [from_numbers(mask, is_mask=True) for mask in masks]
+    found += [from_numbers(array, is_mask=False) for array, _ in of_kind.get("numbers", ())]
+    found += [from_positions(array, real, planes=n) for array, n in of_kind.get("positions", ())]
+    for spans in found:
+        filled = [] if spans is None else [span for span in spans if span[1] > span[0]]
+        inside = all(start // length == (stop - 1) // length for start, stop in filled)
+        if inside and is_packed(filled, length):
+            yield filled
+
+
+def _covers(kind: Kind, shape: tuple[int, ...], batch: int, length: int) -> bool:
+    """Whether an argument says something of every token of rows like these."""
+    if kind == "positions":
+        return shape[-2:] in ((batch, length), (1, length)) or shape == (length,)
+    return shape == (batch, length) or (batch == 1 and shape == (length,))
 
 
 class Documents:
@@ -209,27 +263,8 @@ class Documents:
         return None
 
     def _claims(self, evidence: Sequence[Evidence], batch: int, length: int) -> Iterator[Spans]:
-        """What the arguments say, the strongest kind first, where it is about rows like these."""
-        fitting = [e for e in evidence if e.kind == "cumulative" or _rows_of(e, batch, length)]
-        arrays = self._read([e.tensor for e in fitting])
-        of_kind: dict[Kind, list[tuple[Array, int]]] = {}
-        for e, array in zip(fitting, arrays, strict=True):
-            planes = array.shape[0] if array.ndim == 3 else 1
-            if e.kind != "cumulative":
-                array = np.broadcast_to(array[0] if array.ndim == 3 else array, (batch, length))
-            of_kind.setdefault(e.kind, []).append((array, planes))
-        masks = [array for array, _ in of_kind.get("mask", ())]
-        real = next((mask != 0 for mask in masks), None)
-        found: list[Spans | None] = []
-        found += [from_cumulative(array, batch * length) for array, _ in of_kind.get("cumulative", ())]
-        found += [from_numbers(mask, is_mask=True) for mask in masks]
-        found += [from_numbers(array, is_mask=False) for array, _ in of_kind.get("numbers", ())]
-        found += [from_positions(array, real, planes=n) for array, n in of_kind.get("positions", ())]
-        for spans in found:
-            filled = [] if spans is None else [span for span in spans if span[1] > span[0]]
-            inside = all(start // length == (stop - 1) // length for start, stop in filled)
-            if inside and is_packed(filled, length):
-                yield filled
+        arrays = self._read([e.tensor for e in evidence])
+        return claimed_documents([(e.kind, x) for e, x in zip(evidence, arrays, strict=True)], batch, length)
 
     def _check_cross(self, call: AttentionCall, evidence: Sequence[Evidence], hiding: Sequence[Any]) -> None:
         """Queries of packed rows that see each other keys: nothing says which keys are a document's.
@@ -273,14 +308,6 @@ def _identity(x: Any) -> tuple[Any, ...]:
     if not isinstance(x, Tensor):
         return (id(x),)
     return x.data_ptr(), x.storage_offset(), tuple(x.shape), x.stride(), x.dtype, _version(x)
-
-
-def _rows_of(evidence: Evidence, batch: int, length: int) -> bool:
-    """Whether the argument says something of every token of rows like these."""
-    shape = tuple(evidence.tensor.shape)
-    if evidence.kind == "positions":
-        return shape[-2:] in ((batch, length), (1, length)) or shape == (length,)
-    return shape in ((batch, length), (length,) if batch == 1 else (batch, length))
 
 
 # -- whether documents are apart
