@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_geo.replay import Call
-from lightning_geo.taps.documents import claimed_documents, kind_of
+from lightning_geo.taps.evidence import claimed_documents, kind_of
 from lightning_geo.taps.spans import Spans
 
 __all__ = ["CallSequences", "documents_taken", "tokens_of_documents"]

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_geo.taps.call import CallKey
-from lightning_geo.taps.documents import Evidence
+from lightning_geo.taps.evidence import Evidence
 from lightning_geo.taps.packing import Packing
 from lightning_geo.taps.projections import Run
 

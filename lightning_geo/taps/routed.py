@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_geo.taps.call import AttentionCall
-from lightning_geo.taps.documents import flash_documents
+from lightning_geo.taps.evidence import flash_documents
 
 __all__ = ["observe_routed"]
 

@@ -16,7 +16,8 @@ from lightning_geo.replay import replay_depth
 from lightning_geo.taps.by_hand import SoftmaxTracer
 from lightning_geo.taps.call import AttentionCall, BlockCall, CallKey
 from lightning_geo.taps.coverage import Coverage
-from lightning_geo.taps.documents import Documents, PackedCallError, evidence_in
+from lightning_geo.taps.documents import Documents, PackedCallError
+from lightning_geo.taps.evidence import evidence_in
 from lightning_geo.taps.frames import (
     OTHER_SEQUENCE,
     Frame,
