@@ -65,7 +65,7 @@ class ProbeCall:
         chosen = range(self.rows)[rows]
         call, spans = documents_taken(self.call, documents, chosen)
         tokens = tuple(self.sequences.tokens[i] for i in chosen)
-        sequences = CallSequences(True, (1,) * len(tokens), tokens, spans)
+        sequences = CallSequences(True, (1,) * len(tokens), tokens, spans, packed=len(tokens) > 1)
         return ProbeCall(self.model, call, len(tokens), True, sequences)
 
     def digests(self) -> list[bytes]:

@@ -57,7 +57,11 @@ class CallSequences:
         rows = sizes[0] if sizes else 1
         divisible = len(set(sizes)) == 1
         shape = _row_shape(call)
-        spans = next(_claims(call, *shape), None) if packed and shape is not None else None
+        spans = None
+        if packed and shape is not None:
+            spans = next(_claims(call, *shape), None)
+            if spans is None and shape[0] == 1 and _has_lengths(call) and _can_be_cut(call, shape[1]):
+                spans = [(0, shape[1])]  # a row of one document among packed ones
         if shape is None or spans is None:
             known = packed and shape is not None and shape[0] == rows
             tokens = _real_tokens(call, shape) if known and shape is not None else [0] * rows
@@ -66,9 +70,8 @@ class CallSequences:
             return cls(False, (rows,), (sum(tokens),))
         batch, length = shape
         if batch == 1 and _can_be_cut(call, length):
-            return cls(
-                True, (1,) * len(spans), tuple(stop - start for start, stop in spans), spans, packed=True
-            )
+            lengths = tuple(stop - start for start, stop in spans)
+            return cls(True, (1,) * len(spans), lengths, spans, packed=len(spans) > 1)
         counts, tokens = [0] * batch, [0] * batch
         for start, stop in spans:
             counts[start // length] += 1
@@ -115,23 +118,34 @@ def documents_taken(call: Call, documents: Spans, chosen: Sequence[int]) -> tupl
 
 
 def tokens_of_documents(call: Call, documents: Spans) -> list[dict[str, list[Tensor]]]:
-    """Each document's own entries of every tensor, by argument: the same however documents were packed.
+    """Each document's own entries of every tensor, by argument: those that it would have in a row of its own.
 
-    Document numbers and cumulative lengths are left out: they tell what else is in the row.
+    Cumulative lengths are left out, and document numbers begin anew: they tell what else is in the row.
     """
     length = _length(call)
-    found: list[dict[str, list[Tensor]]] = []
-    for start, stop in documents:
-        mine: dict[str, list[Tensor]] = {}
-        for name, value in [*((str(i), x) for i, x in enumerate(call.args)), *_named(Call((), call.kwargs))]:
-            if kind_of(name) in ("cumulative", "mask", "numbers") or re.fullmatch(_LONGEST, name):
-                continue
-            for x in Call((value,)).tensors():
-                for axis in (_token_axes(x, length) or ()) if x.dim() else ():
-                    x = x.narrow(axis, start, stop - start)
-                mine.setdefault(name, []).append(x)
-        found.append(mine)
-    return found
+    named = [*((str(i), x) for i, x in enumerate(call.args)), *call.kwargs.items()]
+    return [
+        {name: tensors for name, x in named if (tensors := list(_own(name, x, length, span)))}
+        for span in documents
+    ]
+
+
+def _own(name: str, value: Any, length: int, span: tuple[int, int]) -> Iterator[Tensor]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _own(str(key), item, length, span)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _own(name, item, length, span)
+    elif isinstance(value, Tensor) and kind_of(name) != "cumulative" and not re.fullmatch(_LONGEST, name):
+        axes = _token_axes(value, length) if value.dim() else None
+        for axis in axes or ():
+            value = value.narrow(axis, span[0], span[1] - span[0])
+        if axes and 0 not in axes and value.shape[0] == 1:
+            value = value[0]
+        if kind_of(name) in ("mask", "numbers") and not value.is_floating_point() and value.dim() == 1:
+            value = torch.ones_like(value) if kind_of(name) == "mask" else value - value.min()
+        yield value
 
 
 def _named(call: Call) -> Iterator[tuple[str, Any]]:
@@ -158,6 +172,10 @@ def _row_shape(call: Call) -> tuple[int, int] | None:
     if main.dim() == 2:
         return main.shape[0], main.shape[1]
     return (1, main.shape[0]) if flat and main.dim() == 1 else None
+
+
+def _has_lengths(call: Call) -> bool:
+    return any(kind_of(name) == "cumulative" and isinstance(x, Tensor) for name, x in _named(call))
 
 
 def _length(call: Call) -> int:
