@@ -319,3 +319,35 @@ class Holder(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.inner(*args, **kwargs)
+
+
+class Pooling(Hand):
+    """Its layers return every second token: nobody knows which document one is of."""
+
+    class Pool(nn.Module):
+        def __init__(self, layer: nn.Module) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, *args: Any) -> Tensor:
+            return self.layer(*args)[:, ::2]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([self.Pool(self.layers[0])])
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.layers[0](self.embed(input_ids), apart(attention_mask), None)
+
+
+def test_hidden_states_of_other_tokens_are_absent_with_the_reason() -> None:
+    numbers = numbers_of((3, 5))
+    tap, statistics = Tap(Pooling()), SampleStatistics(["entropy", "cone.attention", "cone.output", "norm"])
+    with torch.no_grad(), tap.open(statistics):
+        tap._model(numbers + 5, numbers)
+    assert not tap.failures
+    assert list(tap.coverage.left_out.values()) == [["layers.0"]]
+    assert "not the tokens of the packed rows" in next(iter(tap.coverage.left_out))
+    assert not statistics.blocks
+    (layer,) = statistics.layers.values()
+    assert {"row", "attention"} <= layer.names.keys()

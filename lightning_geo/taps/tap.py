@@ -189,12 +189,18 @@ class Tap:
             self.unobserved[frame.name] = type(module).__name__
 
     def _report(self, frame: Frame, output: Tensor | None) -> None:
+        if frame.issued is None and frame.name not in self._items:
+            return
         before, after = (in_rows(batch_first(x, frame), frame.documents) for x in (frame.input, output))
         if after is None or before is None or before.shape != after.shape:
             before = None
         mask = None if after is None else fitting(frame.query_mask, after)
         parts = [(before, after, mask)]
-        if after is not None and frame.documents is not None and frame.documents.holds(after):
+        if after is not None and frame.documents is not None:
+            if not frame.documents.holds(after):
+                reason = "its hidden states are not the tokens of the packed rows that its attention saw"
+                self.coverage.leave_out(frame.name, reason)
+                return
             inputs = frame.documents.split_hidden(after if before is None else before)
             outputs = frame.documents.split_hidden(after, mask)
             parts = [
@@ -315,7 +321,7 @@ class Tap:
         for frame in reversed(self._frames):
             if frame.input_ids is not None and _are_of(frame.input_ids, batch, keys):
                 ids = torch.tensor(self._special_ids, device=frame.input_ids.device)
-                return torch.isin(frame.input_ids.view(batch, keys), ids)
+                return torch.isin(frame.input_ids.reshape(batch, keys), ids)
         return None
 
     # -- contexts
