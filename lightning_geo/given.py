@@ -16,18 +16,19 @@ from lightning_geo.taps import name_of
 __all__ = ["given_probe"]
 
 
-def given_probe(given: Any, size: int, sampler: Sampler) -> Probe:
+def given_probe(given: Any, size: int, tokens: int | None, sampler: Sampler) -> Probe:
     """Find out which candidate takes what was given; on every rank.
 
     Args:
         given: A batch or a dataloader.
         size: Sequences to take of a dataloader.
+        tokens: Tokens to take of a dataloader; None for no limit.
         sampler: Knows the candidates.
 
     Raises:
         ArgumentError: If none takes it.
     """
-    calls = _calls(given, size, sampler)
+    calls = _calls(given, size, tokens, sampler)
     reasons = []
     for name in sampler.models:
         probe = Probe([ProbeCall.of(name, call) for call in calls])
@@ -42,14 +43,14 @@ def given_probe(given: Any, size: int, sampler: Sampler) -> Probe:
     )
 
 
-def _calls(given: Any, size: int, sampler: Sampler) -> list[Call]:
+def _calls(given: Any, size: int, tokens: int | None, sampler: Sampler) -> list[Call]:
     """Rank 0's, on every rank: a dataloader that shuffles yields other sequences on each."""
     box: list[Any] = [None]
     if rank() == 0:
         try:
             # to begin a dataloader is to draw a random number
             with undisturbed(next(iter(sampler.models.values()))):
-                box = [probe_from(given, size)]
+                box = [probe_from(given, size, tokens)]
         except Exception as error:
             box = [ArgumentError(f"Expected `probe` to be a batch or a dataloader but {error}.")]
     if world_size() > 1:

@@ -78,14 +78,14 @@ def importances(
 
     Raises:
         NoLossError: If there is no loss.
+        NoImportanceError: If documents of one row cannot run alone.
         ComparingLossError: If the loss of the sequences together does not come of those of each.
         Exception: Whatever the model's forward or backward raises.
     """
     tap = Tap(model)
-    rows = range(recorded.rows) if recorded.divisible else range(1)
+    sequences = _one_by_one(recorded)
     found, losses = [], []
-    for row in rows:
-        call = recorded.take(slice(row, row + 1)).call
+    for call in sequences:
         factors = HeadFactors()
         with undisturbed(model, gradient=True), scaled_heads(tap, factors):
             with context():
@@ -93,13 +93,36 @@ def importances(
             slopes = factors.slopes(loss)
         losses.append(loss.detach())
         found.append({key: head_importance(slope) for key, slope in slopes.items()})
-    if len(rows) > 1:
+    if len(sequences) > 1:
         call = recorded.call
         # observed too, since that may change how the model computes: torch's encoder has a fast path
         with undisturbed(model), scaled_heads(tap, lambda key, attention: None), context():
             together = loss_of(model(*call.args, **call.kwargs), call, loss_fn)
         _check_divisible(float(together), torch.stack(losses).flatten().tolist())
     return found
+
+
+def _one_by_one(recorded: ProbeCall) -> list[Call]:
+    """A call for each sequence, or document.
+
+    Raises:
+        NoImportanceError: If documents of one row cannot run alone: their losses would be added up.
+    """
+    parts = (
+        [recorded.take(slice(i, i + 1)) for i in range(recorded.rows)] if recorded.divisible else [recorded]
+    )
+    calls = []
+    for part in parts:
+        if part.sequences.documents is not None:
+            calls += [part.take(slice(i, i + 1)).call for i in range(part.rows)]
+        elif part.sequences.packed:
+            raise NoImportanceError(
+                "its rows hold several documents, and an argument that is not divided by token keeps each of "
+                "them from running alone"
+            )
+        else:
+            calls.append(part.call)
+    return calls
 
 
 def _check_divisible(together: float, alone: Sequence[float]) -> None:

@@ -69,7 +69,9 @@ class GeometryMonitor(AnyCallback):
         source: ``"probe"`` replays fixed inputs in eval mode; ``"batch"`` observes the training
             forward itself: no extra forward, but batch noise, and no ``drift`` and ``velocity``.
         probe: A batch or a dataloader to use as the probe; ``None`` records it from the run.
-        probe_size: Sequences in the probe, over all ranks.
+        probe_size: Sequences in the probe, over all ranks; where rows are packed, documents are sequences.
+        probe_tokens: Real tokens in the probe, over all ranks: a run with long sequences keeps fewer of them,
+            but at least one. A call that cannot be divided is kept whole. ``None`` for no limit.
         probe_in_checkpoint: Whether checkpoints carry the probe's inputs, so that a resumed run
             goes on with the same.
         module: Name of the observed model in the LightningModule; ``None`` finds it.
@@ -109,6 +111,7 @@ class GeometryMonitor(AnyCallback):
         source: Literal["probe", "batch"] = "probe",
         probe: Any = None,
         probe_size: int = 16,
+        probe_tokens: int | None = 16_384,
         probe_in_checkpoint: bool = True,
         module: str | None = None,
         baseline: str | os.PathLike[str] | None = None,
@@ -126,6 +129,8 @@ class GeometryMonitor(AnyCallback):
         check_one_of("scalars", scalars, ("model", "layer", "head"))
         check_positive("rank", rank)
         check_positive("probe_size", probe_size)
+        if probe_tokens is not None:
+            check_positive("probe_tokens", probe_tokens)
         if max_queries is not None:
             check_positive("max_queries", max_queries)
         check_token_ids(special_token_ids)
@@ -147,7 +152,7 @@ class GeometryMonitor(AnyCallback):
         self._rank = rank
         self._source = source
         self._given_probe = probe
-        self._probe_size = probe_size
+        self._probe_limits = probe_size, probe_tokens
         self._probe_in_checkpoint = probe_in_checkpoint
         self._module = module
         self._baseline_run = baseline
@@ -165,7 +170,7 @@ class GeometryMonitor(AnyCallback):
     def _reset(self) -> None:
         """Forget the run."""
         self._run = RunState()
-        self._inputs = ProbeSource(self._given_probe, self._probe_size, self._complaints)
+        self._inputs = ProbeSource(self._given_probe, *self._probe_limits, self._complaints)
         self._sampler: Sampler | None = None
         self._replays = self._source == "probe"
         self._resumed_at: int | None = None

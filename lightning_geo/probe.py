@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import inspect
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from lightning_geo.probe_limits import within, within_over_ranks
 from lightning_geo.ranks import world_size
 from lightning_geo.replay import Call, replay_depth
+from lightning_geo.sequences import CallSequences, documents_taken, tokens_of_documents
 
 __all__ = ["CallRecorder", "Probe", "ProbeCall", "Share", "on_call", "probe_from"]
 
@@ -26,20 +28,24 @@ class ProbeCall:
     Args:
         model: Prefix of the observed model.
         call: Its arguments, on the CPU.
-        rows: Sequences in it.
-        divisible: Whether all its tensors have the sequences on their first axis.
+        rows: Sequences in it; parts that it can be divided into where it is divisible.
+        divisible: Whether it can be divided: all its tensors have the sequences on their first axis, or its
+            only row holds documents, and every tensor has an entry for each token.
+        sequences: Counts of its parts.
     """
 
     model: str
     call: Call
     rows: int
     divisible: bool
+    sequences: CallSequences
 
     @classmethod
-    def of(cls, model: str, call: Call) -> ProbeCall:
-        """Count the sequences of a call."""
-        sizes = [x.shape[0] for x in call.tensors() if x.dim() > 0]
-        return cls(model, call, sizes[0] if sizes else 1, len(set(sizes)) == 1)
+    def of(cls, model: str, call: Call, *, packed: bool = True) -> ProbeCall:
+        """Count the sequences of a call; without ``packed`` its rows, which reads no tensor."""
+        sequences = CallSequences.of(call, packed=packed)
+        rows = len(sequences.counts) if sequences.divisible else sequences.counts[0]
+        return cls(model, call, rows, sequences.divisible, sequences)
 
     @property
     def kind(self) -> tuple[object, ...]:
@@ -48,16 +54,26 @@ class ProbeCall:
 
     def to(self, device: torch.device) -> ProbeCall:
         """Move its tensors."""
-        return ProbeCall(self.model, self.call.to(device), self.rows, self.divisible)
+        return replace(self, call=self.call.to(device))
 
     def take(self, rows: slice) -> ProbeCall:
         """Some of its sequences; all of them where it is not divisible."""
         if not self.divisible:
             return self
-        return ProbeCall.of(self.model, self.call.map(lambda x: x[rows] if x.dim() else x))
+        documents = self.sequences.documents
+        if documents is None:
+            return ProbeCall.of(self.model, self.call.map(lambda x: x[rows] if x.dim() else x))
+        chosen = range(self.rows)[rows]
+        call, spans = documents_taken(self.call, documents, chosen)
+        tokens = tuple(self.sequences.tokens[i] for i in chosen)
+        sequences = CallSequences(True, (1,) * len(tokens), tokens, spans, packed=len(tokens) > 1)
+        return ProbeCall(self.model, call, len(tokens), True, sequences)
 
     def digests(self) -> list[bytes]:
         """One digest per sequence, padding left out where an attention mask tells it."""
+        if self.sequences.documents is not None:
+            parts = tokens_of_documents(self.call, self.sequences.documents)
+            return [_digest(part, slice(None), None) for part in parts]
         named = {**{str(i): x for i, x in enumerate(self.call.args)}, **self.call.kwargs}
         mask = named.get("attention_mask")
         if not (self.divisible and isinstance(mask, Tensor) and mask.dim() == 2):
@@ -139,15 +155,19 @@ class Probe:
         )
 
     @classmethod
-    def gather(cls, calls: Sequence[ProbeCall], size: int) -> Probe | None:
-        """Join what all ranks recorded, cut to ``size`` sequences per model; ``None`` if nobody has any."""
+    def gather(cls, calls: Sequence[ProbeCall], size: int, tokens: int | None = None) -> Probe | None:
+        """Join what all ranks recorded, within ``size`` sequences and ``tokens`` tokens per model.
+
+        Returns:
+            ``None`` if nobody has any.
+        """
         everyone: list[list[ProbeCall]] = [list(calls)]
         if world_size() > 1:
             everyone = [[] for _ in range(world_size())]
             dist.all_gather_object(everyone, list(calls))
+        everyone = within_over_ranks(everyone, size, tokens)
         longest = max(map(len, everyone))
-        in_order = [mine[i] for i in range(longest) for mine in everyone if i < len(mine)]
-        joined = list(_first(in_order, size))
+        joined = [mine[i] for i in range(longest) for mine in everyone if i < len(mine)]
         return cls(joined) if joined else None
 
 
@@ -157,11 +177,13 @@ class CallRecorder:
     Args:
         candidates: Modules by prefix.
         size: Sequences to record of each.
+        tokens: Tokens to record of each, see :func:`~lightning_geo.probe_limits.within`; None for no limit.
     """
 
-    def __init__(self, candidates: Mapping[str, nn.Module], size: int) -> None:
+    def __init__(self, candidates: Mapping[str, nn.Module], size: int, tokens: int | None = None) -> None:
         self._candidates = candidates
-        self._size = size
+        self._limits = size, tokens
+        self._complete: set[str] = set()
         self._handles: list[Any] = []
         self._calls: list[ProbeCall] = []
         #: why calls were passed over, by prefix
@@ -185,15 +207,18 @@ class CallRecorder:
 
     def _hook(self, name: str) -> Callable[[tuple[Any, ...], dict[str, Any]], None]:
         def record(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            rows = sum(call.rows for call in self._calls if call.model == name)
             # what another monitor replays is no call of the trainer's
-            if rows >= self._size or replay_depth():
+            if name in self._complete or replay_depth():
                 return
             try:
                 # what the sanity check passes are inference tensors, of no use to a later forward
                 with torch.inference_mode(False), torch.no_grad():
                     call = ProbeCall.of(name, _kept(self._candidates[name], args, kwargs))
-                    self._calls.append(call.take(slice(self._size - rows)))
+                    before = [call for call in self._calls if call.model == name]
+                    kept, complete = within(before, call, *self._limits)
+                    self._calls += kept
+                    if complete:
+                        self._complete.add(name)
             except Exception as error:  # the model is running: it is not to see this
                 self.passed_over[name] = str(error)
 
@@ -245,8 +270,8 @@ class _ToldCall:
         return self.compiled(*args, **kwargs)
 
 
-def probe_from(given: Any, size: int) -> list[Call]:
-    """Calls from what a user gave as ``probe``: one batch, or a dataloader's first.
+def probe_from(given: Any, size: int, tokens: int | None = None) -> list[Call]:
+    """Calls from what a user gave as ``probe``: one batch whole, or a dataloader's first.
 
     Raises:
         TypeError: If nothing in it can be kept.
@@ -255,20 +280,14 @@ def probe_from(given: Any, size: int) -> list[Call]:
     calls: list[ProbeCall] = []
     for batch in given if loader else [given]:
         call = Call.from_batch(batch)
-        calls.append(ProbeCall.of("", Call(tuple(_copy(list(call.args))), _copy(call.kwargs))))
-        if sum(c.rows for c in calls) >= size:
+        kept = ProbeCall.of("", Call(tuple(_copy(list(call.args))), _copy(call.kwargs)))
+        if not loader:
+            return [kept.call]
+        parts, complete = within(calls, kept, size, tokens)
+        calls += parts
+        if complete:
             break
-    return [c.call for c in (_first(calls, size) if loader else calls)]
-
-
-def _first(calls: Iterable[ProbeCall], size: int) -> Iterator[ProbeCall]:
-    """Calls until there are ``size`` sequences of each model, the last one cut."""
-    taken: dict[str, int] = {}
-    for call in calls:
-        rows = taken.get(call.model, 0)
-        if rows < size:
-            yield call.take(slice(size - rows))
-            taken[call.model] = rows + call.rows
+    return [c.call for c in calls]
 
 
 def _kept(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:

@@ -21,12 +21,14 @@ class ProbeSource:
     Args:
         given: A batch or dataloader; None records the run's first calls.
         size: Sequences, over all ranks.
+        tokens: Tokens, over all ranks; None for no limit.
         complaints: Where failures go.
     """
 
-    def __init__(self, given: Any, size: int, complaints: Complaints) -> None:
+    def __init__(self, given: Any, size: int, tokens: int | None, complaints: Complaints) -> None:
         self._given = given
         self._size = size
+        self._tokens = tokens
         self._complaints = complaints
         self._recorder: CallRecorder | None = None
         self._share: Share | None = None
@@ -60,13 +62,13 @@ class ProbeSource:
         """
         if self._given is None or self.probe is not None:
             return False
-        return self._adopt(given_probe(self._given, self._size, sampler))
+        return self._adopt(given_probe(self._given, self._size, self._tokens, sampler))
 
     def start(self, sampler: Sampler) -> None:
         """Record the trainer's calls from now on, unless there is a probe."""
         if self.probe is None and self._given is None and self._recorder is None:
             mine = len(range(rank(), self._size, world_size()))
-            self._recorder = CallRecorder(sampler.models, mine)
+            self._recorder = CallRecorder(sampler.models, mine, self._tokens)
             self._recorder.start()
 
     def finish(self) -> bool:
@@ -75,7 +77,7 @@ class ProbeSource:
         if recorder is None:
             return False
         with self._complaints.about("the probe could not be recorded"):
-            other = self._adopt(Probe.gather(recorder.calls, self._size))
+            other = self._adopt(Probe.gather(recorder.calls, self._size, self._tokens))
         kept = [] if self.probe is None else self.probe.models
         self.unrecorded = {n: why for n, why in recorder.passed_over.items() if n not in kept}
         if self.probe is not None:

@@ -77,8 +77,8 @@ class SampleStatistics:
         #: sequences of each call that the metrics of kind ``scores`` have had
         self._scored: dict[CallKey, int] = {}
         self._reads = kinds.get("reads", [])
-        #: real queries and real keys of the calls whose projections are still to be told
-        self._real: dict[CallKey, tuple[Tensor | None, Tensor | None]] = {}
+        #: sequences that they had before the packed call whose documents are being shown
+        self._scored_before: dict[CallKey, int] = {}
         self._weights = kinds.get("weights", [])
         #: whether anything here is computed from projections
         self.reads_projections = bool(self._weights or self._reads)
@@ -92,18 +92,17 @@ class SampleStatistics:
     def projections(self, key: CallKey, projections: Projections) -> None:
         """Measure the weights, once in a sample however often they are used, and what they were given."""
         layer = self.layers.get(key)
-        real = self._real.pop(key, (None, None))
+        call = projections.call
         weighing = bool(self._weights) and key not in self._weighed
         if layer is None or not (weighing or self._reads):
             return
         weights = projections.weights()
         for name in self._reads:
             role = name.rpartition(".")[2]
-            read, mask = projections.read(role), real[role != "query"]
-            if role not in weights or read is None or not (mask is None or mask.shape == read[0].shape[:2]):
-                continue
-            given = HeadReads(read[0], weights[role], *read[1:], mask, layer.heads)
-            layer.add_values(f"reads.{role}", (name,), metric_function(name)(given)[None])
+            read = projections.read(role)
+            if call is not None and role in weights and read is not None:
+                for part in _reads_by_document(call, role, read, weights[role], layer.heads):
+                    layer.add_values(f"reads.{role}", (name,), metric_function(name)(part)[None])
         if weighing:
             self._weighed.add(key)
             self._measure_weights(layer, key, weights)
@@ -141,26 +140,29 @@ class SampleStatistics:
         """Measure one attention call; what it returns listens to training's gradient."""
         layer = self.layers.setdefault(key, LayerStatistics())
         layer.heads = call.heads
-        moments = self._measure_vectors(layer, call)
-        self._measure_rows(layer, call, moments, f"{self._seed} {key}")
-        self._measure_scores(layer, key, call)
-        if self._reads:
-            self._real[key] = call.query_mask, call.key_mask
+        self._scored_before[key] = self._scored.get(key, 0)
+        for part in call.by_document():
+            moments = self._measure_vectors(layer, part)
+            self._measure_rows(layer, part, moments, f"{self._seed} {key}")
+            self._measure_scores(layer, key, part)
         return None if self.listen is None else self.listen(key, call)
 
     def _measure_rows(
         self, layer: LayerStatistics, call: AttentionCall, moments: dict[str, HeadMoments], seed: str
     ) -> None:
-        sample = None
+        sample, sampled = None, False
         if self._max_queries is not None:
             batch, queries, _ = call.lengths
             sample = draw_rows(batch, queries, call.query_mask, self._max_queries, seed, call.device)
+            # a short document beside long ones: a metric of some documents alone would be none of the call's
+            longest = queries if call.portion is None else call.portion.longest
+            sampled = longest > self._max_queries
         names = [
             name
             for name in (*self._rows, *self._maxima, *self._sequences)
             if not (call.offset is None and spec_of(name).self_attention)
             # what is no mean over rows cannot be told from some of them
-            and (sample is None or (name in self._rows) or not reads_of(name))
+            and (not sampled or (name in self._rows) or not reads_of(name))
         ]
         if not names:
             return
@@ -197,7 +199,11 @@ class SampleStatistics:
             if not (spec_of(n).self_attention and (call.offset != 0 or call.lengths[1] != call.lengths[2]))
             and (known or reads_of(n) == ("attended",))
         ]  # fmt: skip
-        count = min(SCORED_SEQUENCES - self._scored.get(key, 0), call.lengths[0])
+        if call.portion is None:
+            count = min(SCORED_SEQUENCES - self._scored.get(key, 0), call.lengths[0])
+        else:  # documents come by length: the first ones may be in several batches
+            left = SCORED_SEQUENCES - self._scored_before[key]
+            count = sum(number < left for number in call.portion.numbers)
         if not names or count <= 0:
             return
         self._scored[key] = self._scored.get(key, 0) + count
@@ -283,6 +289,7 @@ class SampleStatistics:
         """Keep the layout, count nothing."""
         self._weighed.clear()
         self._scored.clear()
+        self._scored_before.clear()
         for layer in self.everything():
             layer.sums = {name: torch.zeros_like(value) for name, value in layer.sums.items()}
             layer.maxima = {name: torch.full_like(v, -torch.inf) for name, v in layer.maxima.items()}
@@ -305,6 +312,28 @@ def _planes(names: Iterable[str], statistics: AttentionStatistics | StreamStatis
         if all(field is not None for field in fields):
             planes[name] = metric_function(name)(*fields)
     return planes
+
+
+def _reads_by_document(
+    call: AttentionCall,
+    role: str,
+    read: tuple[Tensor, Tensor | None, Tensor | None],
+    weight: Tensor,
+    heads: int,
+) -> list[HeadReads]:
+    """What a role's projection was given, by sequence or by document; nothing where the tokens are others."""
+    x, y, bias = read
+    mask = call.query_mask if role == "query" else call.key_mask
+    if mask is not None and mask.shape != x.shape[:2]:
+        return []
+    if call.documents is None:
+        return [HeadReads(x, weight, y, bias, mask, heads)]
+    if x.shape[:2] != (call.lengths[0], call.lengths[2 if role != "query" else 1]):
+        return []
+    keys = role != "query"
+    xs = call.documents.split_hidden(x, mask, keys=keys)
+    ys = [(None, None)] * len(xs) if y is None else call.documents.split_hidden(y, keys=keys)
+    return [HeadReads(a, weight, b, bias, m, heads) for (a, m), (b, _) in zip(xs, ys, strict=True)]
 
 
 def _of_part(name: str, given: HeadWeights | ObservedScores) -> Tensor:

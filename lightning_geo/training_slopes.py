@@ -47,14 +47,19 @@ class TrainingSlopes:
         """The observed model is about to be called with these."""
         self._sequences = None
         with contextlib.suppress(Exception):  # the model is running: it is not to see this
-            call = ProbeCall.of("", Call(args, kwargs))
+            call = ProbeCall.of("", Call(args, kwargs), packed=False)
             self._sequences = call.rows if call.divisible else 1
 
     def listen(self, key: CallKey, call: AttentionCall) -> SlopeHook:
         """Return what is to listen at one attention call."""
 
         def tell(slopes: Tensor) -> None:
-            if self.factor is None:
+            if call.documents is not None:
+                hook.absence = (
+                    "its rows hold several documents, whose gradients the training loss adds up; "
+                    'with `source="probe"` each document runs alone'
+                )
+            elif self.factor is None:
                 hook.absence = "its backward was not Lightning's, so that nobody knows what scaled the loss"
             elif slopes.shape[0] % heard.sequences:
                 hook.absence = f"its batch of {slopes.shape[0]} is no multiple of {heard.sequences} sequences"

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_geo.taps.packing import Packing, Portion
+
 __all__ = ["AttentionCall", "BlockCall", "CallKey"]
 
 
@@ -51,6 +53,11 @@ class AttentionCall:
         parameters: role -> weight ``[features, d]`` (of the output: ``[d, features]``), where the call itself
             was given them.
         inputs: role -> what these were multiplied with ``[B, N, d]``.
+        cumulative: Cumulative lengths of the queries' and the keys' documents, where the attention function
+            was given them and lets no document see another.
+        restarts: Position ids ``[1, N]`` from which the attention function makes such documents itself.
+        documents: The documents that its rows hold; ``None`` where every row is one sequence.
+        portion: Which of a packed call's documents this is; ``None`` for a call as it was made.
     """
 
     query: Tensor | None
@@ -72,6 +79,14 @@ class AttentionCall:
     sequence_first: bool = False
     parameters: dict[str, Tensor] | None = None
     inputs: dict[str, Tensor] | None = None
+    cumulative: tuple[Tensor, Tensor] | None = None
+    restarts: Tensor | None = None
+    documents: Packing | None = None
+    portion: Portion | None = None
+
+    def by_document(self) -> list[AttentionCall]:
+        """The calls that documents would have made alone; itself where every row is one sequence."""
+        return [self] if self.documents is None else self.documents.split(self)
 
     @property
     def lengths(self) -> tuple[int, int, int]:

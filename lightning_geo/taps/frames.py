@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_geo.taps.call import CallKey
+from lightning_geo.taps.evidence import Evidence
+from lightning_geo.taps.packing import Packing
 from lightning_geo.taps.projections import Run
 
 __all__ = [
@@ -20,7 +22,9 @@ __all__ = [
     "fitting",
     "given_to",
     "hidden_states",
+    "in_rows",
     "input_ids_in",
+    "token_states",
     "tokens_in",
 ]
 
@@ -47,6 +51,8 @@ class Frame:
     held: list[Any] = field(default_factory=list)
     #: whether an outer module holds what it computed
     gathered: bool = False
+    evidence: tuple[Evidence, ...] = ()
+    documents: Packing | None = None
 
 
 @functools.lru_cache(maxsize=1024)
@@ -92,14 +98,29 @@ def hidden_states(values: Iterable[Any]) -> Tensor | None:
     return None
 
 
+def token_states(values: Iterable[Any]) -> Tensor | None:
+    """Hidden states; those of rows laid one after the other, ``[tokens, d]``, where there are no others."""
+    values = tuple(values)
+    flat = (x for x in values if isinstance(x, Tensor) and x.is_floating_point() and x.dim() == 2)
+    states = hidden_states(values)
+    return next(flat, None) if states is None else states
+
+
+def in_rows(x: Tensor | None, documents: Packing | None) -> Tensor | None:
+    """``[B, N, d]``, or ``[tokens, d]`` as one row of documents; ``None`` where they are not those tokens."""
+    if x is None or x.dim() > 2:
+        return x
+    return x[None] if documents is not None and documents.holds(x[None]) else None
+
+
 def input_ids_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
     ids = kwargs.get("input_ids", args[0] if args else None)
-    integer = isinstance(ids, Tensor) and not ids.is_floating_point() and ids.dim() == 2
+    integer = isinstance(ids, Tensor) and not ids.is_floating_point() and ids.dim() in (1, 2)
     return ids if integer else None
 
 
 def batch_first(x: Tensor | None, frame: Frame) -> Tensor | None:
-    return x.transpose(0, 1) if x is not None and frame.sequence_first else x
+    return x.transpose(0, 1) if x is not None and x.dim() > 2 and frame.sequence_first else x
 
 
 def fitting(mask: Tensor | None, x: Tensor) -> Tensor | None:

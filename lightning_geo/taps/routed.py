@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_geo.taps.call import AttentionCall
+from lightning_geo.taps.evidence import flash_documents
 
 __all__ = ["observe_routed"]
 
@@ -74,8 +75,9 @@ def _call(
     batch, heads, queries = query.shape[:3]
     causal = options.get("is_causal")
     causal = getattr(module, "is_causal", True) if causal is None else causal
-    offset, window = 0, None
+    offset, window, cumulative, restarts = 0, None, None, None
     if "flash" in name:
+        cumulative, restarts = flash_documents(options, batch, mask)
         offset = key.shape[2] - queries  # the last query sees the last key
         if options.get("sliding_window") is not None:
             window = (options["sliding_window"] - 1,) * 2
@@ -102,6 +104,8 @@ def _call(
         scale=options.get("scaling"),
         softcap=options.get("softcap"),
         sinks=options.get("s_aux"),
+        cumulative=cumulative,
+        restarts=restarts,
     )
 
 

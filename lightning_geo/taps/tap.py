@@ -16,14 +16,17 @@ from lightning_geo.taps.axes import Axes, UnknownAxesError, declared_heads, find
 from lightning_geo.taps.by_hand import SoftmaxTracer, WrittenAttention
 from lightning_geo.taps.call import AttentionCall, BlockCall, CallKey
 from lightning_geo.taps.coverage import Coverage
+from lightning_geo.taps.documents import Documents, PackedCallError
+from lightning_geo.taps.evidence import evidence_in
 from lightning_geo.taps.folds import Folds
 from lightning_geo.taps.frames import (
     Frame,
     batch_first,
     fitting,
     given_to,
-    hidden_states,
+    in_rows,
     input_ids_in,
+    token_states,
     tokens_in,
 )
 from lightning_geo.taps.gathering import Held, between_channels, gatherer, resolve
@@ -37,13 +40,15 @@ from lightning_geo.taps.sdpa import multi_head_call, multi_head_inputs, sdpa_cal
 from lightning_geo.taps.search import ProjectionSearch
 from lightning_geo.taps.slopes import SlopeHook
 from lightning_geo.taps.switches import SWITCHES
-from lightning_geo.taps.tokens import set_token_masks, special_tokens_of
+from lightning_geo.taps.tokens import keys_by_masks, set_token_masks, special_tokens_of
 from lightning_geo.taps.tree import clean_name, elements_of, looks_like_attention, name_of
+from lightning_geo.taps.varlen import VARLEN, varlen_call, varlen_inputs
 from lightning_geo.taps.written import written_calls
 
 __all__ = ["Observer", "Tap"]
 
 _CHANNELS = "it is attention between channels, not between tokens, for which these metrics are not defined"
+_OTHER_TOKENS = "its hidden states are not the tokens of the packed rows that its attention saw"
 _PAST_CALL = (
     "the layer was run as `layer.forward(x)`, past its hooks, so that its input and output are absent. Call "
     "`layer(x)`"
@@ -95,6 +100,7 @@ class Tap:
         self._origins = Origins()
         self._folds = Folds()
         self._masks = MaskReader()
+        self._documents = Documents()
         self._tracer = SoftmaxTracer(self._written, lambda: self._frames[-1].name)
         self._learn_modules()
 
@@ -162,6 +168,7 @@ class Tap:
         self._origins.clear()
         self._folds.clear()
         self._masks.clear()
+        self._documents.start_over()
         self._search.start_over()
         self._answer = None
 
@@ -200,8 +207,9 @@ class Tap:
             prefix = f"{name}." if name else ""
             self._runs = {k: run for k, run in self._runs.items() if not k.startswith(prefix)}
         frame.input_ids = input_ids_in(args, kwargs)
+        frame.evidence = evidence_in(module, args, kwargs)
         if name in self._items or name in self._beside or name not in self._listed:
-            frame.input = hidden_states((*args, *kwargs.values()))
+            frame.input = token_states((*args, *kwargs.values()))
         self.takes_ids |= frame.input_ids is not None
         if name in self._linear and self._search.observer is not None and args:
             frame.x = args[0]
@@ -253,7 +261,7 @@ class Tap:
         elif frame.keys:
             with self._observing():
                 values = tuple(result.values()) if isinstance(result, Mapping) else result
-                self._report(frame, hidden_states(values if isinstance(values, (tuple, list)) else (values,)))
+                self._report(frame, token_states(values if isinstance(values, (tuple, list)) else (values,)))
         elif looks_like_attention(frame.module) and not frame.gathered:
             self.unobserved[frame.name] = type(frame.module).__name__
 
@@ -270,15 +278,29 @@ class Tap:
                     self._written(WrittenAttention((softmax,)), softmax.place)
 
     def _report(self, frame: Frame, output: Tensor | None) -> None:
-        before, after = (batch_first(x, frame) for x in (frame.input, output))
-        if frame.issued is not None and after is not None:
-            self._observer.attention_module(frame.issued, after, fitting(frame.query_mask, after))
+        """Show what a module that attends was given and returned, by sequence or by document."""
         alone = frame.name in self._beside or frame.name not in self._listed
-        if frame.name in self._items or (frame.issued is not None and alone):
-            if after is None or before is None or before.shape != after.shape:
-                before = None
-            mask = None if after is None else fitting(frame.query_mask, after)
-            self._observer.block(BlockCall(frame.name, tuple(frame.keys), before, after, mask))
+        is_block = frame.name in self._items or (frame.issued is not None and alone)
+        if frame.issued is None and not is_block:
+            return
+        before, after = (in_rows(batch_first(x, frame), frame.documents) for x in (frame.input, output))
+        if after is None or before is None or before.shape != after.shape:
+            before = None
+        mask = None if after is None else fitting(frame.query_mask, after)
+        parts = [(before, after, mask)]
+        if after is not None and frame.documents is not None:
+            if not frame.documents.holds(after):
+                self.coverage.leave_out(frame.name, _OTHER_TOKENS)
+                return
+            inputs = frame.documents.split_hidden(after if before is None else before)
+            outputs = frame.documents.split_hidden(after, mask)
+            pairs = zip(inputs, outputs, strict=True)
+            parts = [(None if before is None else x, y, real) for (x, _), (y, real) in pairs]
+        for before, after, mask in parts:
+            if frame.issued is not None and after is not None:
+                self._observer.attention_module(frame.issued, after, mask)
+            if is_block:
+                self._observer.block(BlockCall(frame.name, tuple(frame.keys), before, after, mask))
 
     # -- attention happens
 
@@ -295,7 +317,7 @@ class Tap:
         try:
             with torch.no_grad():
                 self._function(func, args, kwargs, result)
-        except UnknownAxesError as error:
+        except (UnknownAxesError, PackedCallError) as error:
             self._leave_out(str(error))
         except Exception as error:
             self.failures.append(error)
@@ -352,6 +374,12 @@ class Tap:
                 self._see(
                     Held(call, self._frames[-1].name, query, key, result, (args, kwargs), behind=behind)
                 )
+        elif func in VARLEN:
+            with self._observing():
+                call = varlen_call(func, args, kwargs, result)
+                query, key = (self._origins.of(x) for x in varlen_inputs(func, args, kwargs))
+                self._origins.attended(varlen_inputs(func, args, kwargs)[0], result)
+                self._see(Held(call, self._frames[-1].name, query, key, result))
         else:
             self._use_parameters(args)
             self._origins.follow(func, args, kwargs, result)
@@ -425,12 +453,21 @@ class Tap:
             more: Whether it holds more sequences of the call that was shown before.
         """
         call = held.call
-        key = self._key(held, more=more)
         batch, queries, _ = call.lengths
         source = None if held.query is None else held.query.source
         names = tuple(None if o is None else self._arguments.get(o.source) for o in (held.query, held.key))
         place = source, batch, queries
-        set_token_masks(call, self._frames, (names[0], names[1]), self._masks, self._query_masks.get(place))
+        known = self._query_masks.get(place)
+        told = set_token_masks(call, self._frames, (names[0], names[1]), self._masks, known)
+        try:
+            call.documents = self._documents.of(call, [frame.evidence for frame in self._frames])
+        except PackedCallError as error:
+            self._leave_out(str(error), held.module)
+            return
+        if call.documents is not None and not told:
+            # a token that nobody but itself sees is a document, not padding
+            call.query_mask = call.key_mask = keys_by_masks(call, self._masks, alone=True)
+        key = self._key(held, more=more)
         if not call.cross:
             self._query_masks[place] = call.query_mask
         call.special = special_tokens_of(self._frames, self._special_ids, call)
@@ -442,6 +479,8 @@ class Tap:
                 outer.keys.append(key)
             if not call.cross or outer.query_mask is None:
                 outer.query_mask = call.query_mask
+            if not call.cross or outer.documents is None:
+                outer.documents = call.documents
             outer.sequence_first = frame.sequence_first
         self.coverage.seen += 1
         answer = self._observer.attention(key, call)
@@ -494,7 +533,7 @@ class Tap:
         def guarded(*args: Any) -> None:
             try:
                 function(*args)
-            except UnknownAxesError as error:
+            except (UnknownAxesError, PackedCallError) as error:
                 self._leave_out(str(error))
             except Exception as error:
                 self.failures.append(error)

@@ -74,8 +74,13 @@ def _real(mask: Tensor, *, padding: bool) -> Tensor:
     return mask == 0 if padding else mask > 0
 
 
-def keys_by_masks(call: AttentionCall, reader: MaskReader) -> Tensor | None:
+def keys_by_masks(call: AttentionCall, reader: MaskReader, *, alone: bool = False) -> Tensor | None:
     """Keys that some query other than the key's own sees under the call's masks; None if there are no masks.
+
+    Args:
+        call: The call.
+        reader: Of its masks.
+        alone: Whether a key that its own query alone sees counts too.
 
     Returns:
         bool [B, Nk].
@@ -84,7 +89,7 @@ def keys_by_masks(call: AttentionCall, reader: MaskReader) -> Tensor | None:
     found: Tensor | None = None
     for mask in call.masks:
         front = 0 if call.offset is None else call.offset
-        if call.cross or call.offset is None:
+        if alone or call.cross or call.offset is None:
             seen = reader.once("any row", mask, lambda m: _any_row(m, queries, keys))
         else:
             seen = reader.seen(mask, queries, keys, front)
@@ -109,8 +114,8 @@ def set_token_masks(
     arguments: tuple[str | None, str | None],
     reader: MaskReader,
     known_queries: Tensor | None,
-) -> None:
-    """Fill in ``query_mask`` and ``key_mask``.
+) -> bool:
+    """Fill in ``query_mask`` and ``key_mask``; whether the model was told the queries'.
 
     Args:
         call: With its masks, ``cross`` and ``offset``.
@@ -128,7 +133,7 @@ def set_token_masks(
         told_queries, _ = told_tokens(frames, arguments[0], batch, queries)
         call.query_mask = told_queries if told_queries is not None else known_queries
         call.key_mask = told_keys if told_keys is not None else seen
-        return
+        return told_queries is not None
     own = slice(call.offset, call.offset + queries)
     told, certain = told_tokens(frames, arguments[0], batch, queries)
     if told is not None and not certain and seen is not None:
@@ -144,6 +149,7 @@ def set_token_masks(
         )
         around[:, own] = call.query_mask
         call.key_mask = around
+    return told is not None
 
 
 def _consistent(told: Tensor, seen: Tensor) -> Tensor:
@@ -159,7 +165,11 @@ def special_tokens_of(frames: Iterable[Frame], ids: tuple[int, ...], call: Atten
         return None
     for frame in reversed(list(frames)):
         given = frame.input_ids
-        if given is None or given.shape not in ((batch, queries), (batch, keys)):
+        if given is None:
+            continue
+        if batch == 1 and given.numel() in (queries, keys):  # rows laid one after the other
+            given = given.reshape(1, -1)
+        if given.shape not in ((batch, queries), (batch, keys)):
             continue
         special = torch.isin(given, torch.tensor(ids, device=given.device))
         if given.shape[1] != keys:
