@@ -18,7 +18,7 @@ Check = Callable[[Any], None]
 
 
 def outcome(one: Check, description: Any) -> str | None:
-    """The first thing that is wrong; empty where nothing is, None where the harness cannot make such a model."""
+    """The first thing that is wrong; empty where nothing is, None where there is no such model."""
     try:
         one(description)
     except Wrong as error:
@@ -29,12 +29,20 @@ def outcome(one: Check, description: Any) -> str | None:
 
 
 def reduced(one: Check, description: Any) -> Any:
-    """Set dimensions back to what is plain, one after the other, as long as something is wrong."""
+    """Set dimensions back to what is plain, one after the other, as long as something is wrong.
+
+    What the model is told about its padding stays: without, nobody might know of it.
+    """
     again = True
     while again:
         again = False
         for field in fields(description):
-            if getattr(description, field.name) == field.default or field.name in ("how", "name"):
+            if getattr(description, field.name) == field.default or field.name in (
+                "how",
+                "name",
+                "told",
+                "structure",
+            ):
                 continue
             plainer = replace(description, **{field.name: field.default})
             if outcome(one, plainer):
@@ -43,7 +51,7 @@ def reduced(one: Check, description: Any) -> Any:
 
 
 def survey(strategy: Any, one: Check, count: int, start: int) -> None:
-    """Draw ``count`` descriptions and print the failures, reduced and grouped by the dimensions that are left."""
+    """Draw ``count`` descriptions and print the failures, reduced and grouped by what is left."""
     failed: list[Any] = []
 
     @seed(start)

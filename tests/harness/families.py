@@ -79,7 +79,7 @@ class FamilyDescription:
     def real(self) -> Tensor:
         """[B, N] bool, tokens."""
         position = torch.arange(self.length)[None]
-        if not self.lengths:
+        if self.padding == "none":
             return torch.ones(self.batch, self.length, dtype=torch.bool)
         count = torch.tensor(self.lengths)[:, None]
         return position < count if self.padding == "right" else position >= self.length - count

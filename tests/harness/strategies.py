@@ -35,10 +35,8 @@ def _sdpa(draw: Draw, axes: Sequence[str]) -> Description:
     x.sequences()
     x.one_of("scale", ("default", "given"))
     x.alibi()
-    floats = (
-        ("inf", "min", "-10000") if x.is_["bias"] == "alibi" else ("inf", "min", "-10000", "-1000", "-100")
-    )
-    x.mask(floats if x.is_["bias"] == "alibi" else ("bool", *floats))
+    numbers = ("inf", "min", "-10000", "-1000", "-100")
+    x.mask(numbers[:3] if x.is_["bias"] == "alibi" else ("bool", *numbers))
     x.parts()
     x.tree()
     x.precision()

@@ -109,7 +109,7 @@ def _facts(built: Built, layer: Layer) -> Facts:
 def _check_the_model(d: Description, layer: Layer, p: Tensor, real: Tensor) -> None:
     """These probabilities give the model's own outputs: masks and axes of the harness are what they claim."""
     seen = layer.seen
-    if seen.value is None or seen.output is None or d.dtype == "bfloat16":
+    if seen.value is None or seen.output is None:
         return
     mine, output = p @ seen.value, seen.output
     if seen.project is not None:
@@ -118,7 +118,8 @@ def _check_the_model(d: Description, layer: Layer, p: Tensor, real: Tensor) -> N
         off = (mine - output)[real].abs().max()
     else:
         off = (mine - output).transpose(1, 2)[real].abs().max()
-    assert off < 1e-3, f"the harness's own model does not compute what the truth says, by {off:.3g}: {d}"
+    bound = 0.15 if d.dtype == "bfloat16" else 1e-3
+    assert off < bound, f"the harness's own model does not compute what the truth says, by {off:.3g}: {d}"
 
 
 def numbers(facts: Facts) -> Numbers:
