@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import sys
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -111,13 +112,38 @@ def undisturbed(
             for module in model.modules():  # `_same_state` puts them back
                 module._backward_hooks = OrderedDict()
                 module._backward_pre_hooks = OrderedDict()
-        if is_compiled(model):  # compiled code would ignore the hooks
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(eagerly())  # compiled code would ignore the hooks
         _depth += 1
         try:
             yield
         finally:
             _depth -= 1
+
+
+#: The compiler's stances outside of those that :func:`eagerly` set.
+_stances: list[str] = []
+
+
+@contextlib.contextmanager
+def eagerly() -> Iterator[None]:
+    """Run what is compiled eagerly: models, and functions such as a compiled ``flex_attention``."""
+    if "torch._dynamo" not in sys.modules:  # nothing can be compiled, and to import it takes seconds
+        yield
+        return
+    current = getattr(torch._dynamo.eval_frame, "_stance", None)
+    _stances.append(getattr(current, "stance", "default"))
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        _stances.pop()
+
+
+@contextlib.contextmanager
+def as_compiled() -> Iterator[None]:
+    """Undo :func:`eagerly` for one attention function, of which no inside is observed."""
+    with torch.compiler.set_stance(_stances[0]) if _stances else contextlib.nullcontext():
+        yield
 
 
 @dataclass(frozen=True)

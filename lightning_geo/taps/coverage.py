@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Coverage"]
+__all__ = ["Coverage", "LeftOutError"]
+
+
+class LeftOutError(Exception):
+    """An attention call that gives no numbers; the message is the reason, and the sample goes on."""
 
 
 @dataclass

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lightning_geo.replay import replay_depth
 from lightning_geo.taps.by_hand import SoftmaxTracer
 from lightning_geo.taps.call import AttentionCall, BlockCall, CallKey
-from lightning_geo.taps.coverage import Coverage
+from lightning_geo.taps.coverage import Coverage, LeftOutError
 from lightning_geo.taps.frames import (
     OTHER_SEQUENCE,
     Frame,
@@ -192,8 +192,8 @@ class Tap:
 
     # -- attention happens
 
-    def routed(self, module: nn.Module, translate: Callable[[], AttentionCall], result: Any) -> Any:
-        """Transformers ran an attention function for ``module``."""
+    def routed(self, module: nn.Module | None, translate: Callable[[], AttentionCall], result: Any) -> Any:
+        """Transformers ran an attention function for ``module``, or the running one called flex_attention."""
         self._harmless(self._routed)(module, translate)
         return self._answered(result)
 
@@ -222,9 +222,21 @@ class Tap:
         finally:
             self.busy = busy
 
-    def _routed(self, module: nn.Module, translate: Callable[[], AttentionCall]) -> None:
+    def _routed(self, module: nn.Module | None, translate: Callable[[], AttentionCall]) -> None:
+        name = self._names.get(id(module))
         with self._observing():
-            self._see(translate(), self._names.get(id(module)))
+            try:
+                call = translate()
+            except LeftOutError as error:
+                self._leave_out(name, str(error))
+                return
+            self._see(call, name)
+
+    def _leave_out(self, name: str | None, reason: str) -> None:
+        """Count an attention call of a module, by default the running one, that gives no numbers."""
+        if self._frames:
+            self.coverage.seen += 1
+            self.coverage.leave_out(self._frames[-1].name if name is None else name, reason)
 
     def _function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         if self.busy:
