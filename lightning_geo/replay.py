@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import random
-import sys
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,10 +14,12 @@ import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
+from lightning_geo.compiled import eagerly
+
 #: They change their way of computing when a torch function mode is on; the numbers are not quite the same.
 _FUSED = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
 
-__all__ = ["Call", "is_compiled", "undisturbed"]
+__all__ = ["Call", "undisturbed"]
 
 
 @dataclass
@@ -51,24 +52,11 @@ class Call:
         return found
 
 
-def is_compiled(model: nn.Module) -> bool:
-    """Whether any module runs through ``torch.compile``: wrapped, in place, or its ``forward`` alone."""
-    return any(
-        hasattr(m, "_orig_mod") or m._compiled_call_impl is not None or is_compiled_function(m.forward)
-        for m in model.modules()
-    )
-
-
 def has_fast_path(model: nn.Module) -> bool:
     """Whether PyTorch may run its fused inference path inside, which being observed turns off."""
     fused = [m for m in model.modules() if isinstance(m, _FUSED)]
     # a frozen one is likely to be switched to eval mode on the way
     return any(not m.training or not any(p.requires_grad for p in m.parameters()) for m in fused)
-
-
-def is_compiled_function(function: Any) -> bool:
-    """Whether ``torch.compile`` made it."""
-    return hasattr(function, "_torchdynamo_orig_callable")
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -118,32 +106,6 @@ def undisturbed(
             yield
         finally:
             _depth -= 1
-
-
-#: The compiler's stances outside of those that :func:`eagerly` set.
-_stances: list[str] = []
-
-
-@contextlib.contextmanager
-def eagerly() -> Iterator[None]:
-    """Run what is compiled eagerly: models, and functions such as a compiled ``flex_attention``."""
-    if "torch._dynamo" not in sys.modules:  # nothing can be compiled, and to import it takes seconds
-        yield
-        return
-    current = getattr(torch._dynamo.eval_frame, "_stance", None)
-    _stances.append(getattr(current, "stance", "default"))
-    try:
-        with torch.compiler.set_stance("force_eager"):
-            yield
-    finally:
-        _stances.pop()
-
-
-@contextlib.contextmanager
-def as_compiled() -> Iterator[None]:
-    """Undo :func:`eagerly` for one attention function, of which no inside is observed."""
-    with torch.compiler.set_stance(_stances[0]) if _stances else contextlib.nullcontext():
-        yield
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_geo.compiled import compiles_attention
 from lightning_geo.complaints import Complaints
 from lightning_geo.compute import Bases, Computed
 from lightning_geo.gaps import by_reason, report_gaps, report_importance, report_other_heads
@@ -20,7 +21,7 @@ from lightning_geo.measure import LayerChoice, Measurement, special_tokens
 from lightning_geo.observed import ITSELF, choose
 from lightning_geo.probe import Share, on_call
 from lightning_geo.reduction import reduce_over_ranks
-from lightning_geo.replay import Call, RandomState, device_of, has_fast_path, is_compiled, undisturbed
+from lightning_geo.replay import Call, RandomState, device_of, has_fast_path, undisturbed
 from lightning_geo.schema import spec_of
 from lightning_geo.taps import Tap
 from lightning_geo.training_slopes import TrainingSlopes
@@ -165,7 +166,9 @@ class Sampler:
                 self._importance_failures = {}
                 self._due = self._due if metrics is None else metrics
                 self._failure, self._measurement, self._shadow_seconds = None, self._begin(), 0.0
-            shadowed = any(is_compiled(model) or has_fast_path(model) for model in self.models.values())
+            shadowed = any(
+                compiles_attention(model) or has_fast_path(model) for model in self.models.values()
+            )
             for name, model in self.models.items():
                 if shadowed:
                     self._watching.callback(on_call(model, self._shadow(name)))

@@ -11,15 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_geo.replay import (
-    Call,
-    RandomState,
-    device_of,
-    has_fast_path,
-    is_compiled,
-    replay_depth,
-    undisturbed,
-)
+from lightning_geo.compiled import is_compiled
+from lightning_geo.replay import Call, RandomState, device_of, has_fast_path, replay_depth, undisturbed
 from lit import bert
 
 
@@ -166,7 +159,7 @@ def test_compiled_modules_are_told_and_run_eagerly(build: Callable[[], nn.Module
     model = nn.Sequential(build())
     assert is_compiled(model) is compiled
     with undisturbed(model):
-        assert (torch._dynamo.eval_frame._stance.stance == "force_eager") is compiled
+        assert torch._dynamo.eval_frame._stance.stance == "force_eager"  # functions may be compiled too
         model(torch.ones(2, 2))
     assert torch._dynamo.eval_frame._stance.stance == "default"
 

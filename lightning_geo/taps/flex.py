@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_geo.replay import eagerly, replay_depth
+from lightning_geo.compiled import eagerly
+from lightning_geo.replay import replay_depth
 from lightning_geo.taps.call import AttentionCall
 from lightning_geo.taps.coverage import LeftOutError
 from lightning_geo.taps.fused_flex import fused_flex, with_blocks

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_geo.replay import as_compiled
+from lightning_geo.compiled import as_compiled
 
 __all__ = ["fused_flex", "with_blocks"]
 

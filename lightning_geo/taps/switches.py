@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
-from lightning_geo.replay import as_compiled
+from lightning_geo.compiled import as_compiled
 from lightning_geo.taps.by_hand import TRACED
 from lightning_geo.taps.call import AttentionCall
 from lightning_geo.taps.flex import observe_flex

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,46 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
+from flexible import Model, entropy, plain, probabilities
 from lightning_geo import measure
 from lightning_geo.heads import scaled_heads
 from lightning_geo.replay import undisturbed
 from lightning_geo.taps import Tap
 from same import traces
 
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 NAMES = ("setup_compilation_env", "_set_compilation_env", "flex_attention_hop", "flex_attention")
 ORIGINALS = {name: getattr(library, name, None) for name in NAMES}
-
-
-class Block(nn.Module):
-    """Attention whose inner function is given: 4 heads of 8, ``shared`` of them for keys and values."""
-
-    def __init__(self, attend: Attend, shared: int = 4) -> None:
-        super().__init__()
-        self.q, self.kv, self.attend, self.num_heads = nn.Linear(32, 32), nn.Linear(32, 16 * shared), attend, 4
-        with torch.no_grad():
-            self.q.weight.mul_(4)
-
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q = self.q(x).unflatten(-1, (4, 8)).transpose(1, 2)
-        k, v = self.kv(x).unflatten(-1, (2, -1, 8)).permute(2, 0, 3, 1, 4)
-        return q, k, v
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.attend(*self.project(x)).transpose(1, 2).flatten(2)
-
-
-class Model(nn.Module):
-    def __init__(self, *attends: Attend, shared: int = 4) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.layers = nn.ModuleList(Block(attend, shared) for attend in attends)
-        self.requires_grad_(False)  # on the CPU, flex attention refuses to be differentiated
-
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers:
-            x = layer(x)
-        return x
 
 
 @pytest.fixture
@@ -67,30 +36,14 @@ def _clean() -> Iterator[None]:
     assert traces(nn.Module()) == []
 
 
-def probabilities(block: nn.Module, x: Tensor, visible: Tensor | None = None, scale: float = 8**-0.5) -> Tensor:
-    """Of one block, in float64."""
-    assert isinstance(block, Block)
-    with torch.no_grad():
-        q, k, _ = (part.double() for part in block.project(x))
-    scores = q @ k.repeat_interleave(4 // k.shape[1], 1).transpose(-1, -2) * scale
-    return (scores if visible is None else scores.masked_fill(~visible, -torch.inf)).softmax(-1)
-
-
-def entropy(p: Tensor) -> np.ndarray[Any, Any]:
-    """[H], over all rows."""
-    return torch.special.entr(p).sum(-1).mean((0, 2)).numpy()
-
-
-def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return flex_attention(q, k, v)
-
-
 def test_entropy_is_that_of_the_model(x: Tensor) -> None:
     model = Model(plain, plain)
     record = measure(model, x, metrics=["entropy", "cone"])
     first = model.layers[0](x).detach()
     np.testing.assert_allclose(record["entropy"][0], entropy(probabilities(model.layers[0], x)), atol=1e-5)
-    np.testing.assert_allclose(record["entropy"][1], entropy(probabilities(model.layers[1], first)), atol=1e-5)
+    np.testing.assert_allclose(
+        record["entropy"][1], entropy(probabilities(model.layers[1], first)), atol=1e-5
+    )
     _, _, v = model.layers[0].project(x)
     output = F.normalize(probabilities(model.layers[0], x) @ v.detach().double(), dim=-1)
     cone = output.mean(2).norm(dim=-1).mean(0).numpy()
@@ -225,11 +178,10 @@ def test_an_error_of_the_function_reaches_the_model(x: Tensor, replay: bool) -> 
     mask = create_block_mask(lambda b, h, q, k: k <= q, None, None, 12, 12, device="cpu")
     mask.mask_mod = fail
     model, shown = Model(lambda q, k, v: flex_attention(q, k, v, block_mask=mask)), Shown()
-    with torch.no_grad(), pytest.raises(Exception, match="mask"):
-        if replay:
-            with undisturbed(model), Tap(model).open(shown):
-                model(x)
-        else:
-            with Tap(model).open(shown):
-                model(x)
+    with (
+        pytest.raises(ArithmeticError, match="mask") if replay else pytest.raises(Exception, match="mask"),
+        undisturbed(model) if replay else torch.no_grad(),
+        Tap(model).open(shown),
+    ):
+        model(x)
     assert shown.outputs == []
