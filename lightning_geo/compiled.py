@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightning_geo.scripted import is_scripted
+
 __all__ = ["as_compiled", "compiles_attention", "eagerly", "is_compiled", "is_compiled_function"]
 
 #: Functions by which attention is computed.
@@ -22,6 +24,7 @@ def is_compiled(model: nn.Module) -> bool:
     return any(
         hasattr(m, "_orig_mod") or m._compiled_call_impl is not None or is_compiled_function(m.forward)
         for m in model.modules()
+        if not is_scripted(m)
     )
 
 

@@ -112,6 +112,21 @@ class Measurement:
         return {name: kind for tap in self._taps.values() for name, kind in tap.unobserved.items()}
 
     @property
+    def scripted(self) -> list[str]:
+        """TorchScript modules that compute attention, by path."""
+        return [name or "the model itself" for tap in self._taps.values() for name in tap.scripted]
+
+    def why_nothing(self) -> str:
+        """Why no attention was seen."""
+        said = f"Attention-like modules that ran: {self.unobserved or 'none'}."
+        if self.scripted:
+            said += (
+                f" TorchScript computes attention in {', '.join(self.scripted)} and hides its inside: "
+                "observe the module before `torch.jit.script`."
+            )
+        return said
+
+    @property
     def unprojected(self) -> dict[str, list[str]]:
         """Attention modules and the roles whose projections could not be found."""
         return {name: roles for tap in self._taps.values() for name, roles in tap.unprojected.items()}
@@ -253,7 +268,7 @@ def measure(
     if not measurement.observed:
         raise ValueError(
             f"Expected `model` to compute attention but {type(model).__name__} showed none. "
-            f"Attention-like modules that ran: {measurement.unobserved or 'none'}."
+            f"{measurement.why_nothing()}"
         )
     measurement.check_layers()
     if "importance" in names:

@@ -15,6 +15,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from lightning_geo.compiled import eagerly
+from lightning_geo.scripted import is_scripted, keep_state
 
 #: They change their way of computing when a torch function mode is on; the numbers are not quite the same.
 _FUSED = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
@@ -158,9 +159,14 @@ def _same_state(model: nn.Module) -> Iterator[None]:
     Dynamic RoPE keeps frequencies in a buffer and the length that they are for in an attribute;
     quantisation observers, caches and counters do the like.
     """
-    places = [place for m in model.modules() for place in (m._buffers, vars(m))]
+    modules = list(model.modules())
+    scripted = [m for m in modules if is_scripted(m)]
+    restore = [keep_state(m) for m in scripted]
+    python = [m for m in modules if not is_scripted(m)]
+    places = [place for m in python for place in (m._buffers, vars(m))] + [vars(m) for m in scripted]
     before = [dict(place) for place in places]
     values = [value for place in before for value in place.values()]
+    values += [buffer for m in scripted for buffer in m.buffers(recurse=False)]
     tensors = [(x, x.clone(), x._version) for x in values if isinstance(x, Tensor) and not x.is_inference()]
     generators = [(x, x.get_state()) for x in values if isinstance(x, torch.Generator)]
     try:
@@ -170,6 +176,8 @@ def _same_state(model: nn.Module) -> Iterator[None]:
             for name in place.keys() - content.keys():
                 del place[name]
             place.update(content)
+        for put_back in restore:
+            put_back()
         for tensor, copy, version in tensors:
             if tensor._version != version:
                 tensor.copy_(copy)

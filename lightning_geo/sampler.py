@@ -272,8 +272,7 @@ class Sampler:
         if not measurement.observed:
             names = ", ".join(f"{name or 'the module itself'}" for name in self.models)
             return LookupError(
-                f"no attention was seen in {names}. Attention-like modules that ran: "
-                f"{measurement.unobserved or 'none'}. Name the model with `module=`"
+                f"no attention was seen in {names}. {measurement.why_nothing()} Name the model with `module=`"
             )
         return None
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_geo.replay import replay_depth
+from lightning_geo.scripted import is_scripted, scripted_attention
 from lightning_geo.taps.by_hand import SoftmaxTracer
 from lightning_geo.taps.call import AttentionCall, BlockCall, CallKey
 from lightning_geo.taps.coverage import Coverage, LeftOutError
@@ -34,7 +35,12 @@ from lightning_geo.taps.slopes import SlopeHook
 from lightning_geo.taps.switches import SWITCHES
 from lightning_geo.taps.tree import clean_name, elements_of
 
-__all__ = ["Observer", "Tap"]
+__all__ = ["SCRIPTED", "Observer", "Tap"]
+
+#: Why a scripted module's attention gives no numbers.
+SCRIPTED = (
+    "its module is TorchScript, which shows nothing of its inside; observe it before `torch.jit.script`"
+)
 
 
 class Tap:
@@ -61,6 +67,8 @@ class Tap:
         self.called = False
         #: whether any module takes token ids
         self.takes_ids = False
+        #: paths of TorchScript modules that compute attention
+        self.scripted: list[str] = []
         #: modules that look like attention and ran without showing any: path -> class name
         self.unobserved: dict[str, str] = {}
         self._observer: Observer
@@ -83,6 +91,7 @@ class Tap:
         self._known = list(self._model.modules())
         self._search.forget()
         self.modules = {clean_name(name): module for name, module in self._model.named_modules()}
+        self.scripted = scripted_attention(self.modules)
         self._names = {id(module): name for name, module in self.modules.items()}
         self._linear = {name for name, module in self.modules.items() if is_linear(module)}
         elements = {name: elements_of(name, self.modules) for name in self.modules}
@@ -108,6 +117,8 @@ class Tap:
         handles = []
         try:
             for name, module in self.modules.items():
+                if is_scripted(module):
+                    continue  # it takes no hooks
                 enter = self._harmless(self._enter(name))
                 handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
                 handles.append(module.register_forward_hook(leave, always_call=True))
@@ -137,6 +148,7 @@ class Tap:
                 self.called = True
             if not self._frames:
                 SWITCHES.connect(self)
+                self._leave_out_scripted(name)
             if name in self._owners:
                 prefix = f"{name}." if name else ""
                 self._repeats = {k: n for k, n in self._repeats.items() if not k.startswith(prefix)}
@@ -231,6 +243,13 @@ class Tap:
                 self._leave_out(name, str(error))
                 return
             self._see(call, name)
+
+    def _leave_out_scripted(self, root: str) -> None:
+        """The attention of TorchScript modules inside one that starts: nothing tells whether it runs."""
+        for name in self.scripted:
+            if name.startswith(f"{root}." if root else ""):
+                self.coverage.seen += 1
+                self.coverage.leave_out(name, SCRIPTED)
 
     def _leave_out(self, name: str | None, reason: str) -> None:
         """Count an attention call of a module, by default the running one, that gives no numbers."""
