@@ -260,7 +260,8 @@ def measure(
             f"{metrics!r}: they compare samples, and this is one."
         )
     measurement = Measurement({"": Tap(model, special_tokens(model, special_token_ids))}, names, layers, rank)
-    call = Call.from_batch(batch).to(device_of(model))
+    call = Call.from_batch(batch)
+    call = call.to(device_of(model, call))
     with undisturbed(model), measurement.observe():
         model(*call.args, **call.kwargs)
     if measurement.failures:
@@ -273,7 +274,7 @@ def measure(
     measurement.check_layers()
     if "importance" in names:
         found = importances(model, ProbeCall.of("", call), loss_fn)
-        measurement.add_importance(found, device_of(model))
+        measurement.add_importance(found, device_of(model, call))
     computed = measurement.compute()
     structure = {"model": type(model).__name__, "stacks": computed.structure}
     cost = time.perf_counter() - started

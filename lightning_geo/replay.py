@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -60,10 +61,30 @@ def has_fast_path(model: nn.Module) -> bool:
     return any(not m.training or not any(p.requires_grad for p in m.parameters()) for m in fused)
 
 
-def device_of(model: nn.Module) -> torch.device:
-    """Where the model's first parameter (or buffer) is."""
-    tensor = next((t for t in (*model.parameters(), *model.buffers())), None)
-    return torch.device("cpu") if tensor is None else tensor.device
+def device_of(model: nn.Module, call: Call | None = None) -> torch.device:
+    """Where the model computes; never ``meta``, where accelerate leaves placeholders of offloaded parameters.
+
+    Args:
+        model: The model.
+        call: What it is given, whose device decides where the model's own is unknown.
+    """
+    hooks = (getattr(module, "_hf_hook", None) for module in model.modules())
+    named = (device for hook in hooks if (device := _execution_device(hook)) is not None)
+    given = () if call is None else call.tensors()
+    tensors = (x.device for x in itertools.chain(model.parameters(), model.buffers(), given))
+    known = (device for device in itertools.chain(named, tensors) if device.type != "meta")
+    return next(known, torch.device("cpu"))
+
+
+def _execution_device(hook: Any) -> torch.device | None:
+    """Where a hook of accelerate runs its module; None where it does not say, or is no such hook."""
+    for part in getattr(hook, "hooks", (hook,)):  # several in a row
+        device = getattr(part, "execution_device", None)
+        if isinstance(device, int):
+            return torch.device("cuda", device)
+        if isinstance(device, (str, torch.device)):
+            return torch.device(device)
+    return None
 
 
 _depth = 0

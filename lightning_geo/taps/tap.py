@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_geo.replay import replay_depth
+from lightning_geo.replay import device_of, replay_depth
 from lightning_geo.scripted import is_scripted, scripted_attention
 from lightning_geo.taps.by_hand import SoftmaxTracer
 from lightning_geo.taps.call import AttentionCall, BlockCall, CallKey
@@ -74,7 +74,8 @@ class Tap:
         self._observer: Observer
         self._search = ProjectionSearch(self._observing)
         self._special_ids = tuple(special_token_ids)
-        self._devices = sorted({p.device.type for p in model.parameters()} | {"cpu"})
+        devices = {p.device.type for p in model.parameters()} | {"cpu", device_of(model).type}
+        self._devices = sorted(devices - {"meta"})
         self._frames: list[Frame] = []
         self._repeats: dict[str, int] = {}
         self._query_masks: dict[tuple[int, int], Tensor | None] = {}
