@@ -263,7 +263,7 @@ def measure(
     call = Call.from_batch(batch)
     call = call.to(device_of(model, call))
     with undisturbed(model), measurement.observe():
-        model(*call.args, **call.kwargs)
+        call.run(model)
     if measurement.failures:
         raise measurement.failures[0]
     if not measurement.observed:

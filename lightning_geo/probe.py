@@ -12,10 +12,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from lightning_geo.call_state import holds_state
 from lightning_geo.ranks import world_size
 from lightning_geo.replay import Call, replay_depth
 
-__all__ = ["CallRecorder", "Probe", "ProbeCall", "Share", "on_call", "probe_from"]
+__all__ = ["CallRecorder", "Probe", "ProbeCall", "Share", "on_call", "probe_from", "rows_of"]
 
 
 @dataclass
@@ -26,7 +27,7 @@ class ProbeCall:
         model: Prefix of the observed model.
         call: Its arguments, on the CPU.
         rows: Sequences in it.
-        divisible: Whether all its tensors have the sequences on their first axis.
+        divisible: Whether all its tensors have the sequences on their first axis, and it brings no cache.
     """
 
     model: str
@@ -37,8 +38,8 @@ class ProbeCall:
     @classmethod
     def of(cls, model: str, call: Call) -> ProbeCall:
         """Count the sequences of a call."""
-        sizes = [x.shape[0] for x in call.tensors() if x.dim() > 0]
-        return cls(model, call, sizes[0] if sizes else 1, len(set(sizes)) == 1)
+        rows, same = rows_of(call)
+        return cls(model, call, rows, same and not holds_state([*call.args, call.kwargs]))
 
     @property
     def kind(self) -> tuple[object, ...]:
@@ -63,6 +64,12 @@ class ProbeCall:
             mask = None
         rows = range(self.rows) if self.divisible else [slice(None)]
         return [_digest(named, row, mask) for row in rows]
+
+
+def rows_of(call: Call) -> tuple[int, bool]:
+    """How many sequences there are, and whether all tensors have them on their first axis."""
+    sizes = [x.shape[0] for x in call.tensors() if x.dim() > 0]
+    return (sizes[0] if sizes else 1), len(set(sizes)) == 1
 
 
 @dataclass

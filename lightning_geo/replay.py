@@ -15,6 +15,7 @@ import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
+from lightning_geo.call_state import independent
 from lightning_geo.compiled import eagerly
 from lightning_geo.scripted import is_scripted, keep_state
 
@@ -52,6 +53,15 @@ class Call:
         found: list[Tensor] = []
         self.map(found.append)
         return found
+
+    def independent(self) -> Call:
+        """The same call, whose caches and containers are its own."""
+        return Call(*independent(self.args, self.kwargs))
+
+    def run(self, model: nn.Module) -> Any:
+        """Call ``model``, as often as wanted: what it changes in its arguments is a copy."""
+        call = self.independent()
+        return model(*call.args, **call.kwargs)
 
 
 def has_fast_path(model: nn.Module) -> bool:

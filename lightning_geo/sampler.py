@@ -147,7 +147,7 @@ class Sampler:
             self._forward_context(),
             measurement.observe(name),
         ):
-            model(*call.args, **call.kwargs)
+            call.run(model)
 
     # -- source "batch"
 
@@ -186,7 +186,8 @@ class Sampler:
         def keep(args: tuple[object, ...], kwargs: dict[str, object]) -> None:
             try:
                 start = RandomState.now(self.device)
-                self._shadows.append((name, Call(args, kwargs).map(Tensor.detach), start))
+                # as they are now: the forward that begins may make a cache longer
+                self._shadows.append((name, Call(args, kwargs).map(Tensor.detach).independent(), start))
             except Exception as error:  # the model is running: it is not to see this
                 self._failure = error
 
