@@ -59,8 +59,10 @@ def _attends(value: Any) -> bool:
 
 
 def is_compiled_function(function: Any) -> bool:
-    """Whether ``torch.compile`` made it."""
-    return hasattr(function, "_torchdynamo_orig_callable")
+    """Whether ``torch.compile`` made it, and not ``torch.compiler.disable``, which marks functions alike."""
+    return hasattr(function, "_torchdynamo_orig_callable") and not getattr(
+        function, "_torchdynamo_disable", False
+    )
 
 
 #: The compiler's stances outside of those that :func:`eagerly` set.

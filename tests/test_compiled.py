@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import flex_attention
 
 from lightning_geo.compiled import as_compiled, compiles_attention, eagerly
+from lit import bert
 
 
 class Plain(nn.Module):
@@ -61,7 +62,12 @@ def test_compiled_attention_is_found(
     hold: Callable[[Any], nn.Module], function: Callable[..., Any], attends: bool
 ) -> None:
     assert not compiles_attention(nn.Sequential(hold(function)))
+    assert not compiles_attention(nn.Sequential(hold(torch.compiler.disable(function))))
     assert compiles_attention(nn.Sequential(hold(torch.compile(function, backend="eager")))) is attends
+
+
+def test_models_of_transformers_hold_none() -> None:
+    assert not compiles_attention(bert())
 
 
 def test_looking_runs_no_code_of_what_a_model_holds() -> None:
