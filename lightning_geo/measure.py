@@ -57,6 +57,7 @@ class Measurement:
         self._taps = dict(taps)
         for tap in taps.values():
             tap.failures.clear()
+            tap.passed_over = 0
             tap.seconds = 0.0
         start = {} if start is None else start
         self._statistics = {
@@ -64,16 +65,19 @@ class Measurement:
         }
 
     @contextmanager
-    def observe(self, name: str = "", slopes: TrainingSlopes | None = None) -> Iterator[Tap]:
+    def observe(
+        self, name: str = "", slopes: TrainingSlopes | None = None, *, training: bool = False
+    ) -> Iterator[Tap]:
         """Everything that the model of that name computes inside belongs to the sample.
 
         Args:
             name: The model's.
             slopes: What is to hear the backward of what is computed.
+            training: Whether calls count only where they are part of training.
         """
         statistics = self._statistics[name]
         statistics.listen = None if slopes is None else slopes.listen
-        with reuse_scratch(), self._taps[name].open(statistics) as tap:
+        with reuse_scratch(), self._taps[name].open(statistics, training=training) as tap:
             yield tap
 
     def add_importance(
@@ -112,6 +116,15 @@ class Measurement:
         return {name: kind for tap in self._taps.values() for name, kind in tap.unobserved.items()}
 
     @property
+    def passed_over(self) -> int:
+        """Calls that were no part of training."""
+        return sum(tap.passed_over for tap in self._taps.values())
+
+    def pass_over(self, name: str) -> None:
+        """Count such a call of the model of that name."""
+        self._taps[name].passed_over += 1
+
+    @property
     def scripted(self) -> list[str]:
         """TorchScript modules that compute attention, by path."""
         return [name or "the model itself" for tap in self._taps.values() for name in tap.scripted]
@@ -119,6 +132,11 @@ class Measurement:
     def why_nothing(self) -> str:
         """Why no attention was seen."""
         said = f"Attention-like modules that ran: {self.unobserved or 'none'}."
+        if self.passed_over:
+            said = (
+                "Every call of the model ran under `no_grad`, so that none is part of training; "
+                '`source="probe"` measures such a model.'
+            )
         if self.scripted:
             said += (
                 f" TorchScript computes attention in {', '.join(self.scripted)} and hides its inside: "

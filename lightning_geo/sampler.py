@@ -24,6 +24,7 @@ from lightning_geo.reduction import reduce_over_ranks
 from lightning_geo.replay import Call, RandomState, device_of, has_fast_path, undisturbed
 from lightning_geo.schema import spec_of
 from lightning_geo.taps import Tap
+from lightning_geo.taps.training import begins_training
 from lightning_geo.training_slopes import TrainingSlopes
 
 __all__ = ["Sampler"]
@@ -177,7 +178,7 @@ class Sampler:
                 slopes = self._slopes.setdefault(name, TrainingSlopes()) if self._weighs_heads else None
                 if slopes is not None:
                     self._watching.callback(on_call(model, slopes.begins))
-                self._watching.enter_context(self._measurement.observe(name, slopes))
+                self._watching.enter_context(self._measurement.observe(name, slopes, training=True))
         except Exception as error:
             self._failure = self._failure or error
             self.pause()
@@ -185,6 +186,10 @@ class Sampler:
     def _shadow(self, name: str) -> Callable[..., None]:
         def keep(args: tuple[object, ...], kwargs: dict[str, object]) -> None:
             try:
+                if not begins_training():
+                    if self._measurement is not None:
+                        self._measurement.pass_over(name)
+                    return
                 start = RandomState.now(self.device)
                 # as they are now: the forward that begins may make a cache longer
                 self._shadows.append((name, Call(args, kwargs).map(Tensor.detach).independent(), start))

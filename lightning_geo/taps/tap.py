@@ -33,6 +33,7 @@ from lightning_geo.taps.sdpa import multi_head_call, sdpa_call
 from lightning_geo.taps.search import ProjectionSearch
 from lightning_geo.taps.slopes import SlopeHook
 from lightning_geo.taps.switches import SWITCHES
+from lightning_geo.taps.training import begins_training
 from lightning_geo.taps.tree import clean_name, elements_of
 
 __all__ = ["SCRIPTED", "Observer", "Tap"]
@@ -80,6 +81,11 @@ class Tap:
         self._repeats: dict[str, int] = {}
         self._query_masks: dict[tuple[int, int], Tensor | None] = {}
         self.busy = False
+        #: calls that were no part of training, and counted for nothing
+        self.passed_over = 0
+        self._training = False
+        #: the module whose call does not count, once for each of its calls that are running
+        self._passing: list[nn.Module] = []
         #: the depth of replays that is observed: one's own, not another monitor's in between
         self._depth = 0
         #: the call whose result is to be scaled, or listened at, and by what
@@ -107,9 +113,14 @@ class Tap:
         return self._search.missing
 
     @contextlib.contextmanager
-    def open(self, observer: Observer) -> Iterator[Tap]:
-        """Show ``observer`` what happens until the context ends."""
-        self._observer, self._depth = observer, replay_depth()
+    def open(self, observer: Observer, *, training: bool = False) -> Iterator[Tap]:
+        """Show ``observer`` what happens until the context ends.
+
+        Args:
+            observer: What is shown.
+            training: Whether calls count only where they are part of training.
+        """
+        self._observer, self._depth, self._training = observer, replay_depth(), training
         wanted = getattr(observer, "reads_projections", False)
         self._search.observer = cast(ProjectionObserver, observer) if wanted else None
         if list(map(id, self._model.modules())) != list(map(id, self._known)):
@@ -133,6 +144,7 @@ class Tap:
         """Drop every reference to the model's activations."""
         SWITCHES.disconnect(self)
         self._frames.clear()
+        self._passing.clear()
         self._query_masks.clear()
         self._tracer.clear()
         self._search.start_over()
@@ -142,7 +154,7 @@ class Tap:
 
     def _enter(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if self.busy or self._depth != replay_depth():
+            if self.busy or self._depth != replay_depth() or self._passes_over(module):
                 return
             if not name:
                 self._start_over()
@@ -167,7 +179,25 @@ class Tap:
 
         return hook
 
+    def _passes_over(self, module: nn.Module) -> bool:
+        """Whether a module starts in a call that does not count, or borrowed its call for a whole step."""
+        if self._passing:
+            if module is self._passing[0]:
+                self._passing.append(module)
+            return True
+        if module is self._model and getattr(module.forward, "__name__", "") == "wrapped_forward":
+            return True  # of Lightning, for a strategy that wraps the module: what it calls inside counts
+        if self._frames or not self._training or begins_training():
+            return False
+        self._passing.append(module)
+        self.passed_over += 1
+        return True
+
     def _leave(self, module: nn.Module, args: tuple[Any, ...], result: Any) -> None:
+        if self._passing and not self.busy and self._depth == replay_depth():
+            if module is self._passing[0]:
+                self._passing.pop()
+            return
         if self.busy or self._depth != replay_depth() or all(f.module is not module for f in self._frames):
             return
         while self._frames[-1].module is not module:
