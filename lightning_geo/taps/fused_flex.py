@@ -13,6 +13,9 @@ from lightning_geo.compiled import as_compiled
 
 __all__ = ["fused_flex", "with_blocks"]
 
+#: Where eager code would need memory for all scores at once, and the compiler has a kernel that does not.
+_DEVICES = ("cuda",)
+
 #: Options that ``flex_attention`` adds to those that it is given, and refuses to be given.
 _OWN_OPTIONS = ("OUTPUT_LOGSUMEXP", "OUTPUT_MAX")
 
@@ -30,7 +33,7 @@ def fused_flex(
         Output, and the two statistics that nobody asked for; ``None`` where eager code has to do it.
     """
     query = given["query"]
-    if not query.is_cuda or given.get("return_lse") or given.get("return_aux") is not None:
+    if query.device.type not in _DEVICES or given.get("return_lse") or given.get("return_aux") is not None:
         return None
     options = {k: v for k, v in given["kernel_options"].items() if k not in _OWN_OPTIONS}
     if options.get("BACKEND") == "AUTO":

@@ -17,7 +17,7 @@ from flexible import Model, entropy, plain, probabilities
 from lightning_geo import measure
 from lightning_geo.heads import scaled_heads
 from lightning_geo.replay import undisturbed
-from lightning_geo.taps import Tap
+from lightning_geo.taps import Tap, fused_flex
 from same import traces
 
 NAMES = ("setup_compilation_env", "_set_compilation_env", "flex_attention_hop", "flex_attention")
@@ -114,6 +114,41 @@ def test_compiled_function(x: Tensor) -> None:
     model = Model(lambda q, k, v: compiled(q, k, v))
     found = measure(model, x, metrics=["entropy"])["entropy"][0]
     np.testing.assert_allclose(found, entropy(probabilities(model.layers[0], x)), atol=1e-5)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_compiled_function_may_be_computed_by_a_kernel(
+    x: Tensor, fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU; where the kernel cannot be made, eagerly."""
+    mask = create_block_mask(lambda b, h, q, k: k <= q, None, None, 12, 12, device="cpu")
+    compiled, used, compile_ = torch.compile(flex_attention), [], torch.compile
+
+    def kernel(function: Any, **options: Any) -> Any:
+        if options:  # flex attention itself compiles too
+            return compile_(function, **options)
+
+        def attend(*args: Any) -> Tensor:
+            used.append(len(args))
+            if fails:
+                raise RuntimeError("no compiler")
+            return made(*args)  # type: ignore[no-any-return]
+
+        made = compile_(function, backend="eager")
+        return attend
+
+    monkeypatch.setattr(fused_flex, "_DEVICES", ("cpu",))
+    monkeypatch.setattr(torch, "compile", kernel)
+    fused_flex._compiled.cache_clear()
+    options = {"BLOCK_M": 32}
+    model = Model(lambda q, k, v: compiled(q, k, v, block_mask=mask, scale=0.3, kernel_options=options))
+    record = measure(model, x, metrics=["entropy", "cone"])
+    fused_flex._compiled.cache_clear()
+    assert len(used) == 1
+    p = probabilities(model.layers[0], x, torch.ones(12, 12, dtype=torch.bool).tril(), 0.3)
+    np.testing.assert_allclose(record["entropy"][0], entropy(p), atol=1e-5)
+    output = F.normalize(p @ model.layers[0].project(x)[2].double(), dim=-1)
+    np.testing.assert_allclose(record["cone.head"][0], output.mean(2).norm(dim=-1).mean(0), atol=1e-5)
 
 
 def test_score_mod_is_left_out_and_said(x: Tensor) -> None:
