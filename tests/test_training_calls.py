@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -43,7 +45,9 @@ def plain(step: Any, batch: dict[str, Tensor]) -> Tensor:
 
 def shuffled(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """Other sequences of the same shape."""
-    return {**batch, "input_ids": batch["input_ids"].flip(1)}
+    mask = torch.ones_like(batch["attention_mask"])
+    mask[:, 4:] = 0  # much lower entropy
+    return {**batch, "input_ids": batch["input_ids"].flip(1), "attention_mask": mask}
 
 
 def sample(directory: Path, module: Lit, **options: Any) -> GeometryRecord:
@@ -123,6 +127,27 @@ def test_a_pass_without_gradient_does_not_count(compute: Loss, manual: bool, tmp
             measure(before, BATCH, metrics="importance", special_token_ids=[1])["importance"],
             rtol=1e-3,
         )
+
+
+@pytest.fixture
+def one_process() -> Iterator[None]:
+    """Leaves no process group and no variable of its address behind."""
+    before = set(os.environ)
+    yield
+    for name in set(os.environ) - before:
+        del os.environ[name]
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_process")
+def test_a_step_that_a_strategy_calls_through_its_wrapper(tmp_path: Path) -> None:
+    """Under DDP the whole training step runs inside of a call of the LightningModule."""
+    module = Steps(lambda: bert(dropout=0.0), no_grad_before)
+    before = copy.deepcopy(module.model)
+    record = sample(tmp_path, module, strategy="ddp", devices=1, use_distributed_sampler=False)
+    assert list(record.structure["stacks"]) == ["bert.encoder"]
+    assert_is_that_of(before, record)
 
 
 def test_two_passes_with_gradient_both_count(tmp_path: Path) -> None:
