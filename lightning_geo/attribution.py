@@ -186,7 +186,7 @@ def _explain(
         return factors(key, attention)
 
     with undisturbed(model, gradient=True), scaled_heads(Tap(model), look):
-        logits = logits_of(model(*call.args, **call.kwargs))[0]
+        logits = logits_of(call.run(model))[0]
         predicted = int(logits.argmax())
         assert target is not None
         if contrast is None:
@@ -215,7 +215,7 @@ def _explain(
     for stack, layer in silencer.places.values():
         heads = [Head(stack, layer, head) for head in range(structure[stack][layer])]
         with undisturbed(model), silencer.silenced(heads):
-            silent = logits_of(model(*call.args, **call.kwargs))[0]
+            silent = logits_of(call.run(model))[0]
         lost = float(margin) - float(silent[target] - silent[contrast])
         errors[stack][layer] = lost - np.nansum(contributions[stack][layer])
     ids = call.kwargs.get("input_ids", call.args[0] if call.args else None)
@@ -246,7 +246,7 @@ def _geometry(
     """``stack -> metric -> [layer, head]`` of one example."""
     measurement = Measurement({"": Tap(model, special)}, metrics)
     with undisturbed(model), measurement.observe():
-        model(*call.args, **call.kwargs)
+        call.run(model)
     if measurement.failures:
         raise measurement.failures[0]
     return measurement.compute().stacks
@@ -300,7 +300,7 @@ def _usual(model: nn.Module, reference: Iterable[Mapping[str, Any]]) -> _Usual:
     usual = _Usual()
     for call, label in _examples(model, reference):
         with undisturbed(model):
-            predicted = int(logits_of(model(*call.args, **call.kwargs))[0].argmax())
+            predicted = int(logits_of(call.run(model))[0].argmax())
         if predicted == label:
             usual.add(_geometry(model, call))
     return usual

@@ -39,7 +39,7 @@ def report_gaps(
         complaints.say(
             f"the projections of {name} could not be told",
             f"nothing that ran before or after its attention gives its {', '.join(roles)}, or the "
-            "parameters are quantised or sharded; what is computed from them is absent",
+            "parameters are quantised, sharded or offloaded; what is computed from them is absent",
         )
     known = any("special_mass" in arrays for arrays in computed.stacks.values())
     if "special_mass" in metrics and measurement.takes_ids and not known:

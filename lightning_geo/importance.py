@@ -89,7 +89,7 @@ def importances(
         factors = HeadFactors()
         with undisturbed(model, gradient=True), scaled_heads(tap, factors):
             with context():
-                loss = loss_of(model(*call.args, **call.kwargs), call, loss_fn)
+                loss = loss_of(call.run(model), call, loss_fn)
             slopes = factors.slopes(loss)
         losses.append(loss.detach())
         found.append({key: head_importance(slope) for key, slope in slopes.items()})
@@ -97,7 +97,7 @@ def importances(
         call = recorded.call
         # observed too, since that may change how the model computes: torch's encoder has a fast path
         with undisturbed(model), scaled_heads(tap, lambda key, attention: None), context():
-            together = loss_of(model(*call.args, **call.kwargs), call, loss_fn)
+            together = loss_of(call.run(model), call, loss_fn)
         _check_divisible(float(together), torch.stack(losses).flatten().tolist())
     return found
 

@@ -59,6 +59,7 @@ class Measurement:
         self._merged: Coverage | None = None
         for tap in taps.values():
             tap.failures.clear()
+            tap.passed_over = 0
             tap.seconds = 0.0
             tap.coverage = Coverage()
             tap.unobserved.clear()
@@ -68,16 +69,19 @@ class Measurement:
         }
 
     @contextmanager
-    def observe(self, name: str = "", slopes: TrainingSlopes | None = None) -> Iterator[Tap]:
+    def observe(
+        self, name: str = "", slopes: TrainingSlopes | None = None, *, training: bool = False
+    ) -> Iterator[Tap]:
         """Everything that the model of that name computes inside belongs to the sample.
 
         Args:
             name: The model's.
             slopes: What is to hear the backward of what is computed.
+            training: Whether calls count only where they are part of training.
         """
         statistics = self._statistics[name]
         statistics.listen = None if slopes is None else slopes.listen
-        with reuse_scratch(), self._taps[name].open(statistics) as tap:
+        with reuse_scratch(), self._taps[name].open(statistics, training=training) as tap:
             yield tap
 
     def add_importance(
@@ -148,6 +152,35 @@ class Measurement:
         """Why attention that was seen was left out, with the modules; empty where none was."""
         left_out = {reason: m for reason, m in self.coverage.left_out.items() if reason != UNOBSERVED}
         return "; ".join(f"in {some(modules)}: {reason}" for reason, modules in left_out.items())
+
+    @property
+    def passed_over(self) -> int:
+        """Calls that were no part of training."""
+        return sum(tap.passed_over for tap in self._taps.values())
+
+    def pass_over(self, name: str) -> None:
+        """Count such a call of the model of that name."""
+        self._taps[name].passed_over += 1
+
+    @property
+    def scripted(self) -> list[str]:
+        """TorchScript modules that compute attention, by path."""
+        return [name or "the model itself" for tap in self._taps.values() for name in tap.scripted]
+
+    def why_nothing(self) -> str:
+        """Why no attention was seen."""
+        said = f"Attention-like modules that ran: {self.unobserved or 'none'}."
+        if self.passed_over:
+            said = (
+                "Every call of the model ran under `no_grad`, so that none is part of training; "
+                '`source="probe"` measures such a model.'
+            )
+        if self.scripted:
+            said += (
+                f" TorchScript computes attention in {', '.join(self.scripted)} and hides its inside: "
+                "observe the module before `torch.jit.script`."
+            )
+        return said
 
     @property
     def unprojected(self) -> dict[str, list[str]]:
@@ -300,9 +333,10 @@ def measure(
             f"{metrics!r}: they compare samples, and this is one."
         )
     measurement = Measurement({"": Tap(model, special_tokens(model, special_token_ids))}, names, layers, rank)
-    call = Call.from_batch(batch).to(device_of(model))
+    call = Call.from_batch(batch)
+    call = call.to(device_of(model, call))
     with undisturbed(model), measurement.observe():
-        model(*call.args, **call.kwargs)
+        call.run(model)
     if measurement.failures:
         raise measurement.failures[0]
     if not measurement.observed:
@@ -313,12 +347,12 @@ def measure(
             )
         raise ValueError(
             f"Expected `model` to compute attention but {type(model).__name__} showed none. "
-            f"Attention-like modules that ran: {measurement.unobserved or 'none'}."
+            f"{measurement.why_nothing()}"
         )
     measurement.check_layers()
     if "importance" in names:
         found = importances(model, ProbeCall.of("", call), loss_fn)
-        measurement.add_importance(found, device_of(model))
+        measurement.add_importance(found, device_of(model, call))
     computed = measurement.compute()
     structure = {"model": type(model).__name__, "stacks": computed.structure}
     cost = time.perf_counter() - started

@@ -13,6 +13,7 @@ import torch
 
 from lightning_geo.arguments import check_name, check_one_of, check_positive, check_source, check_token_ids
 from lightning_geo.baseline import bases_of, check_bases
+from lightning_geo.compiled import is_compiled_function
 from lightning_geo.complaints import Complaints
 from lightning_geo.compute import Computed
 from lightning_geo.lightning import (
@@ -28,7 +29,6 @@ from lightning_geo.observed import candidates, check_layers
 from lightning_geo.outlets import Outlets
 from lightning_geo.ranks import from_rank_zero
 from lightning_geo.recording import ProbeSource
-from lightning_geo.replay import is_compiled_function
 from lightning_geo.sampler import Sampler
 from lightning_geo.schedule import OverheadBudget, Schedule, SlowClocks
 from lightning_geo.schema import GeometryRecord, needs_probe, select

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from torch import nn
 
+from lightning_geo.scripted import is_scripted
 from lightning_geo.taps.tree import clean_name, name_of
 
 __all__ = ["ITSELF", "candidates", "check_layers", "choose"]
@@ -20,7 +21,7 @@ def candidates(root: nn.Module, module: str | None) -> dict[str, nn.Module]:
     """Modules that may be observed: the named one, or the direct children and the root itself.
 
     Raises:
-        ValueError: If ``module`` names nothing.
+        ValueError: If ``module`` names nothing, or nothing that can be observed.
     """
     if module is not None:
         named = dict(root.named_modules())
@@ -30,8 +31,17 @@ def candidates(root: nn.Module, module: str | None) -> dict[str, nn.Module]:
                 f"Expected `module` to name a module of {type(root).__name__} but got {module!r}. "
                 f"Nearest names: {near or sorted(dict(root.named_children()))}."
             )
+        if is_scripted(named[module]):
+            raise ValueError(
+                f"Expected `module` to name a module that runs in Python but {module!r} is TorchScript, "
+                "which shows nothing of its inside."
+            )
         return {ITSELF: named[module]}
-    children = {name: child for name, child in root.named_children() if any(child.children())}
+    children = {
+        name: child
+        for name, child in root.named_children()
+        if any(child.children()) and not is_scripted(child)
+    }
     return {**children, ITSELF: root}
 
 

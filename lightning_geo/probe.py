@@ -13,12 +13,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from lightning_geo.call_state import holds_state
 from lightning_geo.probe_limits import within, within_over_ranks
 from lightning_geo.ranks import world_size
 from lightning_geo.replay import Call, replay_depth
 from lightning_geo.sequences import CallSequences, documents_taken, tokens_of_documents
 
-__all__ = ["CallRecorder", "Probe", "ProbeCall", "Share", "on_call", "probe_from"]
+__all__ = ["CallRecorder", "Probe", "ProbeCall", "Share", "on_call", "probe_from", "rows_of"]
 
 
 @dataclass
@@ -30,7 +31,8 @@ class ProbeCall:
         call: Its arguments, on the CPU.
         rows: Sequences in it; parts that it can be divided into where it is divisible.
         divisible: Whether it can be divided: all its tensors have the sequences on their first axis, or its
-            only row holds documents, and every tensor has an entry for each token.
+            only row holds documents, and every tensor has an entry for each token;
+            never where it brings a cache.
         sequences: Counts of its parts.
     """
 
@@ -44,8 +46,9 @@ class ProbeCall:
     def of(cls, model: str, call: Call, *, packed: bool = True) -> ProbeCall:
         """Count the sequences of a call; without ``packed`` its rows, which reads no tensor."""
         sequences = CallSequences.of(call, packed=packed)
-        rows = len(sequences.counts) if sequences.divisible else sequences.counts[0]
-        return cls(model, call, rows, sequences.divisible, sequences)
+        divisible = sequences.divisible and not holds_state([*call.args, call.kwargs])
+        rows = len(sequences.counts) if divisible else sequences.counts[0]
+        return cls(model, call, rows, divisible, sequences)
 
     @property
     def kind(self) -> tuple[object, ...]:
@@ -80,6 +83,12 @@ class ProbeCall:
             mask = None
         rows = range(self.rows) if self.divisible else [slice(None)]
         return [_digest(named, row, mask) for row in rows]
+
+
+def rows_of(call: Call) -> tuple[int, bool]:
+    """How many sequences there are, and whether all tensors have them on their first axis."""
+    sizes = [x.shape[0] for x in call.tensors() if x.dim() > 0]
+    return (sizes[0] if sizes else 1), len(set(sizes)) == 1
 
 
 @dataclass

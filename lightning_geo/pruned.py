@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,7 +81,7 @@ def apply_plan(
     silencer = Silencer(model, call)
     silencer.check(plan)
     with undisturbed(model), silencer.silenced(plan.heads):
-        wanted = _tensors(model(*call.args, **call.kwargs))
+        wanted = _tensors(call.run(model))
     pruned = copy.deepcopy(model)
     gone: dict[CallKey, list[int]] = {key: [] for key in silencer.places}
     for key, (stack, layer) in silencer.places.items():
@@ -93,7 +93,7 @@ def apply_plan(
             _shrink(place, gone[key])
     try:
         with undisturbed(pruned):
-            got = _tensors(pruned(*call.args, **call.kwargs))
+            got = _tensors(call.run(pruned))
         same = len(got) == len(wanted) and all(map(_close, got, wanted))
     except (RuntimeError, ValueError) as error:
         raise ValueError(_REFUSED.format(type(model).__name__, "runs no longer")) from error
@@ -160,7 +160,7 @@ def _output_projections(model: nn.Module, call: Call, keys: Iterable[CallKey]) -
     handles = [m.register_forward_pre_hook(compare) for m in linear]
     try:
         with undisturbed(model), scaled_heads(tap, note):
-            model(*call.args, **call.kwargs)
+            call.run(model)
     finally:
         for handle in handles:
             handle.remove()
@@ -231,16 +231,16 @@ def _times(models: tuple[nn.Module, nn.Module], call: Call, repeats: int) -> tup
     taken: tuple[list[float], list[float]] = [], []
     for _ in range(repeats + 1):
         for model, seconds in zip(models, taken, strict=True):
-            seconds.append(_time(lambda model=model: model(*call.args, **call.kwargs), model))  # type: ignore[misc]
+            seconds.append(_time(call.independent(), model))
     first, second = (sorted(seconds[1:])[repeats // 2] for seconds in taken)
     return first, second
 
 
-def _time(run: Callable[[], Any], model: nn.Module) -> float:
+def _time(call: Call, model: nn.Module) -> float:
     device = device_of(model)
     with undisturbed(model):
         started = time.perf_counter()
-        run()
+        model(*call.args, **call.kwargs)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return time.perf_counter() - started

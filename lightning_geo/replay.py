@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -14,10 +15,14 @@ import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
+from lightning_geo.call_state import independent
+from lightning_geo.compiled import eagerly
+from lightning_geo.scripted import is_scripted, keep_state
+
 #: They change their way of computing when a torch function mode is on; the numbers are not quite the same.
 _FUSED = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
 
-__all__ = ["Call", "is_compiled", "undisturbed"]
+__all__ = ["Call", "undisturbed"]
 
 
 @dataclass
@@ -49,13 +54,14 @@ class Call:
         self.map(found.append)
         return found
 
+    def independent(self) -> Call:
+        """The same call, whose caches and containers are its own."""
+        return Call(*independent(self.args, self.kwargs))
 
-def is_compiled(model: nn.Module) -> bool:
-    """Whether any module runs through ``torch.compile``: wrapped, in place, or its ``forward`` alone."""
-    return any(
-        hasattr(m, "_orig_mod") or m._compiled_call_impl is not None or is_compiled_function(m.forward)
-        for m in model.modules()
-    )
+    def run(self, model: nn.Module) -> Any:
+        """Call ``model``, as often as wanted: what it changes in its arguments is a copy."""
+        call = self.independent()
+        return model(*call.args, **call.kwargs)
 
 
 def has_fast_path(model: nn.Module) -> bool:
@@ -65,15 +71,30 @@ def has_fast_path(model: nn.Module) -> bool:
     return any(not m.training or not any(p.requires_grad for p in m.parameters()) for m in fused)
 
 
-def is_compiled_function(function: Any) -> bool:
-    """Whether ``torch.compile`` made it."""
-    return hasattr(function, "_torchdynamo_orig_callable")
+def device_of(model: nn.Module, call: Call | None = None) -> torch.device:
+    """Where the model computes; never ``meta``, where accelerate leaves placeholders of offloaded parameters.
+
+    Args:
+        model: The model.
+        call: What it is given, whose device decides where the model's own is unknown.
+    """
+    hooks = (getattr(module, "_hf_hook", None) for module in model.modules())
+    named = (device for hook in hooks if (device := _execution_device(hook)) is not None)
+    given = () if call is None else call.tensors()
+    tensors = (x.device for x in itertools.chain(model.parameters(), model.buffers(), given))
+    known = (device for device in itertools.chain(named, tensors) if device.type != "meta")
+    return next(known, torch.device("cpu"))
 
 
-def device_of(model: nn.Module) -> torch.device:
-    """Where the model's first parameter (or buffer) is."""
-    tensor = next((t for t in (*model.parameters(), *model.buffers())), None)
-    return torch.device("cpu") if tensor is None else tensor.device
+def _execution_device(hook: Any) -> torch.device | None:
+    """Where a hook of accelerate runs its module; None where it does not say, or is no such hook."""
+    for part in getattr(hook, "hooks", (hook,)):  # several in a row
+        device = getattr(part, "execution_device", None)
+        if isinstance(device, int):
+            return torch.device("cuda", device)
+        if isinstance(device, (str, torch.device)):
+            return torch.device(device)
+    return None
 
 
 _depth = 0
@@ -111,8 +132,7 @@ def undisturbed(
             for module in model.modules():  # `_same_state` puts them back
                 module._backward_hooks = OrderedDict()
                 module._backward_pre_hooks = OrderedDict()
-        if is_compiled(model):  # compiled code would ignore the hooks
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(eagerly())  # compiled code would ignore the hooks
         _depth += 1
         try:
             yield
@@ -170,9 +190,14 @@ def _same_state(model: nn.Module) -> Iterator[None]:
     Dynamic RoPE keeps frequencies in a buffer and the length that they are for in an attribute;
     quantisation observers, caches and counters do the like.
     """
-    places = [place for m in model.modules() for place in (m._buffers, vars(m))]
+    modules = list(model.modules())
+    scripted = [m for m in modules if is_scripted(m)]
+    restore = [keep_state(m) for m in scripted]
+    python = [m for m in modules if not is_scripted(m)]
+    places = [place for m in python for place in (m._buffers, vars(m))] + [vars(m) for m in scripted]
     before = [dict(place) for place in places]
     values = [value for place in before for value in place.values()]
+    values += [buffer for m in scripted for buffer in m.buffers(recurse=False)]
     tensors = [(x, x.clone(), x._version) for x in values if isinstance(x, Tensor) and not x.is_inference()]
     generators = [(x, x.get_state()) for x in values if isinstance(x, torch.Generator)]
     try:
@@ -182,6 +207,8 @@ def _same_state(model: nn.Module) -> Iterator[None]:
             for name in place.keys() - content.keys():
                 del place[name]
             place.update(content)
+        for put_back in restore:
+            put_back()
         for tensor, copy, version in tensors:
             if tensor._version != version:
                 tensor.copy_(copy)

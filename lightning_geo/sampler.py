@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_geo.compiled import compiles_attention
 from lightning_geo.complaints import Complaints
 from lightning_geo.compute import Bases, Computed
 from lightning_geo.gaps import by_reason, report_gaps, report_importance, report_other_heads
@@ -20,9 +21,10 @@ from lightning_geo.measure import LayerChoice, Measurement, special_tokens
 from lightning_geo.observed import ITSELF, choose
 from lightning_geo.probe import Share, on_call
 from lightning_geo.reduction import reduce_over_ranks
-from lightning_geo.replay import Call, RandomState, device_of, has_fast_path, is_compiled, undisturbed
+from lightning_geo.replay import Call, RandomState, device_of, has_fast_path, undisturbed
 from lightning_geo.schema import spec_of
 from lightning_geo.taps import Coverage, Tap, looks_like_attention, name_of
+from lightning_geo.taps.training import begins_training
 from lightning_geo.training_slopes import TrainingSlopes
 
 __all__ = ["Sampler"]
@@ -160,7 +162,7 @@ class Sampler:
             self._forward_context(),
             measurement.observe(name),
         ):
-            model(*call.args, **call.kwargs)
+            call.run(model)
 
     # -- source "batch"
 
@@ -179,7 +181,9 @@ class Sampler:
                 self._importance_failures = {}
                 self._due = self._due if metrics is None else metrics
                 self._failure, self._measurement, self._shadow_seconds = None, self._begin(), 0.0
-            shadowed = any(is_compiled(model) or has_fast_path(model) for model in self.models.values())
+            shadowed = any(
+                compiles_attention(model) or has_fast_path(model) for model in self.models.values()
+            )
             for name, model in self.models.items():
                 if shadowed:
                     self._watching.callback(on_call(model, self._shadow(name)))
@@ -188,7 +192,7 @@ class Sampler:
                 slopes = self._slopes.setdefault(name, TrainingSlopes()) if self._weighs_heads else None
                 if slopes is not None:
                     self._watching.callback(on_call(model, slopes.begins))
-                self._watching.enter_context(self._measurement.observe(name, slopes))
+                self._watching.enter_context(self._measurement.observe(name, slopes, training=True))
         except Exception as error:
             self._failure = self._failure or error
             self.pause()
@@ -196,8 +200,13 @@ class Sampler:
     def _shadow(self, name: str) -> Callable[..., None]:
         def keep(args: tuple[object, ...], kwargs: dict[str, object]) -> None:
             try:
+                if not begins_training():
+                    if self._measurement is not None:
+                        self._measurement.pass_over(name)
+                    return
                 start = RandomState.now(self.device)
-                self._shadows.append((name, Call(args, kwargs).map(Tensor.detach), start))
+                # as they are now: the forward that begins may make a cache longer
+                self._shadows.append((name, Call(args, kwargs).map(Tensor.detach).independent(), start))
             except Exception as error:  # the model is running: it is not to see this
                 self._failure = error
 
@@ -294,8 +303,7 @@ class Sampler:
             if measurement.reasons:
                 return LookupError(f"all attention seen in {names} was left out, {measurement.reasons}")
             return LookupError(
-                f"no attention was seen in {names}. Attention-like modules that ran: "
-                f"{measurement.unobserved or 'none'}. Name the model with `module=`"
+                f"no attention was seen in {names}. {measurement.why_nothing()} Name the model with `module=`"
             )
         return None
 

@@ -45,7 +45,7 @@ class Silencer:
             counts[key] = shown.shape[1]
 
         with undisturbed(model), scaled_heads(self._tap, note):
-            model(*call.args, **call.kwargs)
+            call.run(model)
         if not counts:
             raise ValueError(f"Expected `model` to compute attention but {type(model).__name__} showed none.")
         layout = lay_out(counts, self._tap.modules)
@@ -197,7 +197,7 @@ def _quality(
     for batch in batches:
         call = Call.from_batch(batch)
         with undisturbed(model), silencer.silenced(silent):
-            output = model(*call.args, **call.kwargs)
+            output = call.run(model)
         values = torch.as_tensor(metric(output, batch), dtype=torch.float64)
         rows = len(next(iter(call.tensors()))) if values.dim() == 0 else values.numel()
         total += float(values.mean()) * rows

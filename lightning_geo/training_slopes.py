@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_geo.functional import head_importance
-from lightning_geo.probe import ProbeCall
+from lightning_geo.probe import rows_of
 from lightning_geo.replay import Call
 from lightning_geo.taps import AttentionCall, CallKey, SlopeHook
 
@@ -47,8 +47,8 @@ class TrainingSlopes:
         """The observed model is about to be called with these."""
         self._sequences = None
         with contextlib.suppress(Exception):  # the model is running: it is not to see this
-            call = ProbeCall.of("", Call(args, kwargs), packed=False)
-            self._sequences = call.rows if call.divisible else 1
+            rows, divisible = rows_of(Call(args, kwargs))
+            self._sequences = rows if divisible else 1
 
     def listen(self, key: CallKey, call: AttentionCall) -> SlopeHook:
         """Return what is to listen at one attention call."""

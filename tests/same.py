@@ -29,7 +29,7 @@ def outcome(runner: pl.Trainer, module: pl.LightningModule) -> dict[str, Any]:
             result |= {f"optimizer/{index}/{parameter}/{key}": value for key, value in state.items()}
     result |= {f"loss/{index}": loss for index, loss in enumerate(module.losses)}
     result |= {f"training/{name}": m.training for name, m in module.named_modules()}
-    result |= {f"buffers/{name}": sorted(m._buffers) for name, m in module.named_modules()}
+    result |= {f"buffers/{name}": sorted(m._buffers.keys()) for name, m in module.named_modules()}
     result |= {"torch": torch.get_rng_state(), "python": python, "numpy": repr(legacy)}
     return result
 

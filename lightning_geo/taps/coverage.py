@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["UNOBSERVED", "Coverage"]
+__all__ = ["UNOBSERVED", "Coverage", "LeftOutError"]
 
 #: Why a module that looks like attention gave no numbers.
 UNOBSERVED = (
@@ -13,6 +13,10 @@ UNOBSERVED = (
     "[batch, head, query, key], so that its numbers are absent. If the model has another implementation "
     "(`attn_implementation`, a flag for fused kernels), choose that."
 )
+
+
+class LeftOutError(Exception):
+    """An attention call that gives no numbers; the message is the reason, and the sample goes on."""
 
 
 @dataclass

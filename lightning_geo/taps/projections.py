@@ -150,13 +150,15 @@ def effective_weight(module: nn.Module) -> Tensor | None:
     """``[out, in]``, what the module multiplies with: base and LoRA adapters together.
 
     Returns:
-        ``None`` for quantised and sharded weights, and for adapters that are more than an addition.
+        ``None`` for quantised, sharded or offloaded weights, and adapters that are more than an addition.
     """
     base = getattr(module, "base_layer", None)
     if isinstance(base, nn.Module):
         return _adapted(module, base)
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor) or weight.dim() != 2 or not weight.is_floating_point():
+        return None
+    if weight.is_meta:
         return None
     if type(module).__name__ == "Conv1D":
         return weight.T

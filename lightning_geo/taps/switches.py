@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
+from lightning_geo.compiled import as_compiled
 from lightning_geo.taps.call import AttentionCall
+from lightning_geo.taps.flex import observe_flex
 from lightning_geo.taps.routed import observe_routed
 
 __all__ = ["SWITCHES", "Listener"]
@@ -24,8 +26,8 @@ class Listener(Protocol):
 
     busy: bool
 
-    def routed(self, module: nn.Module, translate: Callable[[], AttentionCall], result: Any) -> Any:
-        """Transformers ran an attention function for ``module``."""
+    def routed(self, module: nn.Module | None, translate: Callable[[], AttentionCall], result: Any) -> Any:
+        """Transformers ran an attention function for ``module``, or the running one called flex_attention."""
 
     def function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
         """A torch function returned."""
@@ -48,6 +50,7 @@ class Switches:
             with contextlib.ExitStack() as stack:
                 stack.enter_context(_without_fast_path())
                 stack.enter_context(observe_routed(self._routed, self._unseen))
+                stack.enter_context(observe_flex(self._flex, self._unwatched))
                 stack.enter_context(self._mode)
                 self._on = stack.pop_all()
         self._listeners.append(listener)
@@ -64,6 +67,12 @@ class Switches:
             result = listener.routed(module, translate, result)
         return result
 
+    def _flex(self, translate: Callable[[], AttentionCall], result: Any) -> Any:
+        for listener in self._listeners:
+            if not listener.busy:  # else part of a call that was seen: transformers' own
+                result = listener.routed(None, translate, result)
+        return result
+
     def _function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
         for listener in self._listeners:
             result = listener.function(func, args, kwargs, result)
@@ -75,16 +84,24 @@ class Switches:
         before = [(listener, listener.busy) for listener in self._listeners]
         for listener, _ in before:
             listener.busy = True
+        try:
+            with self._unwatched(), as_compiled():
+                yield
+        finally:
+            for listener, busy in before:
+                listener.busy = busy
+
+    @contextlib.contextmanager
+    def _unwatched(self) -> Iterator[None]:
+        """Without our mode: flex attention compiles what it runs, which the mode would disturb."""
         ours = _get_current_function_mode() is self._mode
-        if ours:  # flex attention compiles what it runs, which the mode would disturb
+        if ours:
             self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
         try:
             yield
         finally:
             if ours:
                 self._mode.__enter__()  # type: ignore[no-untyped-call]
-            for listener, busy in before:
-                listener.busy = busy
 
 
 @contextlib.contextmanager

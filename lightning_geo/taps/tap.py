@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_geo.replay import replay_depth
+from lightning_geo.replay import device_of, replay_depth
+from lightning_geo.scripted import is_scripted, scripted_attention
 from lightning_geo.taps.axes import Axes, UnknownAxesError, declared_heads, find_axes
 from lightning_geo.taps.by_hand import SoftmaxTracer, WrittenAttention
 from lightning_geo.taps.call import AttentionCall, BlockCall, CallKey
-from lightning_geo.taps.coverage import Coverage
+from lightning_geo.taps.coverage import Coverage, LeftOutError
 from lightning_geo.taps.documents import Documents, PackedCallError
 from lightning_geo.taps.evidence import evidence_in
 from lightning_geo.taps.folds import Folds
@@ -41,11 +42,17 @@ from lightning_geo.taps.search import ProjectionSearch
 from lightning_geo.taps.slopes import SlopeHook
 from lightning_geo.taps.switches import SWITCHES
 from lightning_geo.taps.tokens import keys_by_masks, set_token_masks, special_tokens_of
+from lightning_geo.taps.training import begins_training
 from lightning_geo.taps.tree import clean_name, elements_of, looks_like_attention, name_of
 from lightning_geo.taps.varlen import VARLEN, varlen_call, varlen_inputs
 from lightning_geo.taps.written import written_calls
 
-__all__ = ["Observer", "Tap"]
+__all__ = ["SCRIPTED", "Observer", "Tap"]
+
+#: Why a scripted module's attention gives no numbers.
+SCRIPTED = (
+    "its module is TorchScript, which shows nothing of its inside; observe it before `torch.jit.script`"
+)
 
 _CHANNELS = "it is attention between channels, not between tokens, for which these metrics are not defined"
 _OTHER_TOKENS = "its hidden states are not the tokens of the packed rows that its attention saw"
@@ -79,12 +86,15 @@ class Tap:
         self.called = False
         #: whether any module takes token ids
         self.takes_ids = False
+        #: paths of TorchScript modules that compute attention
+        self.scripted: list[str] = []
         #: modules that look like attention and ran without showing any: path -> class name
         self.unobserved: dict[str, str] = {}
         self._observer: Observer
         self._search = ProjectionSearch(self._observing)
         self._special_ids = tuple(special_token_ids)
-        self._devices = sorted({p.device.type for p in model.parameters()} | {"cpu"})
+        devices = {p.device.type for p in model.parameters()} | {"cpu", device_of(model).type}
+        self._devices = sorted(devices - {"meta"})
         self._frames: list[Frame] = []
         #: attention module -> its layer's run, how often that ran before, and its attentions in this run
         self._runs: dict[str, tuple[Frame, int, int]] = {}
@@ -93,6 +103,11 @@ class Tap:
         #: names of the model's arguments by source
         self._arguments: dict[int, str] = {}
         self.busy = False
+        #: calls that were no part of training, and counted for nothing
+        self.passed_over = 0
+        self._training = False
+        #: the module whose call does not count, once for each of its calls that are running
+        self._passing: list[nn.Module] = []
         #: the depth of replays that is observed: one's own, not another monitor's in between
         self._depth = 0
         #: the call whose result is to be scaled, or listened at, and by what
@@ -109,6 +124,7 @@ class Tap:
         self._known = list(self._model.modules())
         self._search.forget()
         self.modules = {clean_name(name): module for name, module in self._model.named_modules()}
+        self.scripted = scripted_attention(self.modules)
         self._names = {id(module): name for name, module in self.modules.items()}
         self._linear = {name for name, module in self.modules.items() if is_linear(module)}
         elements = {name: elements_of(name, self.modules) for name in self.modules}
@@ -138,9 +154,14 @@ class Tap:
         return self._search.missing
 
     @contextlib.contextmanager
-    def open(self, observer: Observer) -> Iterator[Tap]:
-        """Show ``observer`` what happens until the context ends."""
-        self._observer, self._depth = observer, replay_depth()
+    def open(self, observer: Observer, *, training: bool = False) -> Iterator[Tap]:
+        """Show ``observer`` what happens until the context ends.
+
+        Args:
+            observer: What is shown.
+            training: Whether calls count only where they are part of training.
+        """
+        self._observer, self._depth, self._training = observer, replay_depth(), training
         wanted = getattr(observer, "reads_projections", False)
         self._search.observer = cast(ProjectionObserver, observer) if wanted else None
         if list(map(id, self._model.modules())) != list(map(id, self._known)):
@@ -149,6 +170,8 @@ class Tap:
         handles = []
         try:
             for name, module in self.modules.items():
+                if is_scripted(module):
+                    continue  # it takes no hooks
                 enter = self._harmless(self._enter(name))
                 handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
                 handles.append(module.register_forward_hook(leave, always_call=True))
@@ -162,6 +185,7 @@ class Tap:
         """Drop every reference to the model's activations."""
         SWITCHES.disconnect(self)
         self._frames.clear()
+        self._passing.clear()
         self._query_masks.clear()
         self._runs.clear()
         self._tracer.clear()
@@ -176,7 +200,7 @@ class Tap:
 
     def _enter(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if self.busy or self._depth != replay_depth():
+            if self.busy or self._depth != replay_depth() or self._passes_over(module):
                 return
             with torch._C.DisableTorchFunction():  # looking at tensors is no event for the mode
                 self._begin(name, module, args, kwargs)
@@ -186,13 +210,13 @@ class Tap:
     def _begin(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not name:
             self._start_over()
-            # strategies such as DDP run a whole training step through the LightningModule's own call
-            self.called |= getattr(module.forward, "__name__", "") != "wrapped_forward"
+            self.called = True
         frame = Frame(name, module, given=given_to(module, args, kwargs))
         if self._frames:
             self._imply(name)
         else:
             SWITCHES.connect(self)
+            self._leave_out_scripted(name)
             self._origins.make(self._model.buffers())
             for argument, value in frame.given.items():
                 found = list(
@@ -230,7 +254,25 @@ class Tap:
             if module is not None and type(module).forward is not nn.Module.forward:
                 self._frames.append(Frame(path, module, implied=True))
 
+    def _passes_over(self, module: nn.Module) -> bool:
+        """Whether a module starts in a call that does not count, or borrowed its call for a whole step."""
+        if self._passing:
+            if module is self._passing[0]:
+                self._passing.append(module)
+            return True
+        if module is self._model and getattr(module.forward, "__name__", "") == "wrapped_forward":
+            return True  # of Lightning, for a strategy that wraps the module: what it calls inside counts
+        if self._frames or not self._training or begins_training():
+            return False
+        self._passing.append(module)
+        self.passed_over += 1
+        return True
+
     def _leave(self, module: nn.Module, args: tuple[Any, ...], result: Any) -> None:
+        if self._passing and not self.busy and self._depth == replay_depth():
+            if module is self._passing[0]:
+                self._passing.pop()
+            return
         if self.busy or self._depth != replay_depth() or all(f.module is not module for f in self._frames):
             return
         with torch._C.DisableTorchFunction():
@@ -304,8 +346,8 @@ class Tap:
 
     # -- attention happens
 
-    def routed(self, module: nn.Module, translate: Callable[[], AttentionCall], result: Any) -> Any:
-        """Transformers ran an attention function for ``module``."""
+    def routed(self, module: nn.Module | None, translate: Callable[[], AttentionCall], result: Any) -> Any:
+        """Transformers ran an attention function for ``module``, or the running one called flex_attention."""
         self._harmless(self._routed)(module, translate, result)
         return self._answered(result)
 
@@ -317,7 +359,7 @@ class Tap:
         try:
             with torch.no_grad():
                 self._function(func, args, kwargs, result)
-        except (UnknownAxesError, PackedCallError) as error:
+        except (LeftOutError, UnknownAxesError, PackedCallError) as error:
             self._leave_out(str(error))
         except Exception as error:
             self.failures.append(error)
@@ -346,7 +388,13 @@ class Tap:
         finally:
             self.busy = busy
 
-    def _routed(self, module: nn.Module, translate: Callable[[], AttentionCall], result: Any) -> None:
+    def _leave_out_scripted(self, root: str) -> None:
+        """The attention of TorchScript modules inside one that starts: nothing tells whether it runs."""
+        for name in self.scripted:
+            if name.startswith(f"{root}." if root else ""):
+                self._leave_out(SCRIPTED, name)
+
+    def _routed(self, module: nn.Module | None, translate: Callable[[], AttentionCall], result: Any) -> None:
         if not self._frames:
             return  # not of the observed model
         with self._observing():
@@ -533,7 +581,7 @@ class Tap:
         def guarded(*args: Any) -> None:
             try:
                 function(*args)
-            except (UnknownAxesError, PackedCallError) as error:
+            except (LeftOutError, UnknownAxesError, PackedCallError) as error:
                 self._leave_out(str(error))
             except Exception as error:
                 self.failures.append(error)

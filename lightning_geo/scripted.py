@@ -1,0 +1,67 @@
+"""TorchScript modules: they run outside of Python, so that nothing of their inside can be observed."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["is_scripted", "keep_state", "scripted_attention"]
+
+_FUSED = "aten::scaled_dot_product_attention"
+_SOFTMAX = ("aten::softmax", "aten::_softmax")
+_PRODUCTS = ("aten::matmul", "aten::bmm", "aten::baddbmm", "aten::einsum")
+
+
+def is_scripted(module: nn.Module) -> bool:
+    """Whether ``torch.jit.script`` or ``torch.jit.trace`` made it: it takes no hooks."""
+    return isinstance(module, torch.jit.ScriptModule)
+
+
+def scripted_attention(modules: Mapping[str, nn.Module]) -> list[str]:
+    """Return the paths of the TorchScript modules whose own code computes attention, by their graphs.
+
+    Args:
+        modules: By path.
+    """
+    found = [name for name, module in modules.items() if is_scripted(module) and _attends(module)]
+    # the graph of a module contains those of its children: the innermost ones attend
+    return [
+        name for name in found
+        if not any(other != name and other.startswith(f"{name}." if name else "") for other in found)
+    ]  # fmt: skip
+
+
+def _attends(module: Any) -> bool:
+    try:
+        graph = module.inlined_graph
+    except (AttributeError, RuntimeError):  # it has no forward of its own
+        return False
+
+    def calls(*kinds: str) -> bool:
+        return any(graph.findAllNodes(kind, True) for kind in kinds)
+
+    return calls(_FUSED) or (calls(*_SOFTMAX) and calls(*_PRODUCTS))
+
+
+def keep_state(module: Any) -> Callable[[], None]:
+    """Return what puts back the attributes that a TorchScript module's forward, or a mode flag, changes.
+
+    They are not in the module's ``__dict__``. Tensors that are changed in place are the caller's task.
+    """
+    names: tuple[str, ...] = ()
+    with contextlib.suppress(AttributeError, RuntimeError):
+        names = tuple(module._concrete_type.get_attributes())
+    before = {name: module._c.getattr(name) for name in (*names, "training") if module._c.hasattr(name)}
+
+    def restore() -> None:
+        for name, value in before.items():
+            now = module._c.getattr(name)
+            same = now is value if isinstance(value, Tensor) or isinstance(now, Tensor) else now == value
+            if not same:
+                module._c.setattr(name, value)
+
+    return restore
