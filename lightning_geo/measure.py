@@ -70,7 +70,12 @@ class Measurement:
 
     @contextmanager
     def observe(
-        self, name: str = "", slopes: TrainingSlopes | None = None, *, training: bool = False
+        self,
+        name: str = "",
+        slopes: TrainingSlopes | None = None,
+        *,
+        training: bool = False,
+        twin: nn.Module | None = None,
     ) -> Iterator[Tap]:
         """Everything that the model of that name computes inside belongs to the sample.
 
@@ -78,10 +83,11 @@ class Measurement:
             name: The model's.
             slopes: What is to hear the backward of what is computed.
             training: Whether calls count only where they are part of training.
+            twin: A copy of the model that runs in its place.
         """
         statistics = self._statistics[name]
         statistics.listen = None if slopes is None else slopes.listen
-        with reuse_scratch(), self._taps[name].open(statistics, training=training) as tap:
+        with reuse_scratch(), self._taps[name].open(statistics, training=training, twin=twin) as tap:
             yield tap
 
     def add_importance(

@@ -107,7 +107,12 @@ def replay_depth() -> int:
 
 @contextlib.contextmanager
 def undisturbed(
-    model: nn.Module, *, evaluate: bool = True, start: int | RandomState = 0, gradient: bool = False
+    model: nn.Module,
+    *,
+    evaluate: bool = True,
+    start: int | RandomState = 0,
+    gradient: bool = False,
+    state: bool = True,
 ) -> Iterator[None]:
     """Let ``model`` run eagerly, and put everything back afterwards.
 
@@ -117,6 +122,8 @@ def undisturbed(
         start: Where random numbers start, a seed or an earlier state.
         gradient: Whether a graph is kept, for ``torch.autograd.grad`` inside the context: it reaches no
             parameter, and no backward hook of the user's runs.
+        state: Whether the model's state is put back; a copy that is thrown away keeps none, but for
+            TorchScript modules, which it shares.
     """
     global _depth
     with contextlib.ExitStack() as stack:
@@ -124,7 +131,7 @@ def undisturbed(
             stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.set_grad_enabled(gradient))
         stack.enter_context(_random_numbers_from(start, device_of(model)))
-        stack.enter_context(_same_state(model))
+        stack.enter_context(_same_state([m for m in model.modules() if state or is_scripted(m)]))
         if evaluate:
             for module in model.modules():
                 module.training = False  # the flag alone: a `train()` of the user's may do more
@@ -184,13 +191,12 @@ def _random_numbers_from(start: int | RandomState, device: torch.device) -> Iter
 
 
 @contextlib.contextmanager
-def _same_state(model: nn.Module) -> Iterator[None]:
+def _same_state(modules: list[nn.Module]) -> Iterator[None]:
     """Put back buffers and attributes that forward writes, in place or anew, even in eval.
 
     Dynamic RoPE keeps frequencies in a buffer and the length that they are for in an attribute;
     quantisation observers, caches and counters do the like.
     """
-    modules = list(model.modules())
     scripted = [m for m in modules if is_scripted(m)]
     restore = [keep_state(m) for m in scripted]
     python = [m for m in modules if not is_scripted(m)]

@@ -21,7 +21,8 @@ from lightning_geo.measure import LayerChoice, Measurement, special_tokens
 from lightning_geo.observed import ITSELF, choose
 from lightning_geo.probe import Share, on_call
 from lightning_geo.reduction import reduce_over_ranks
-from lightning_geo.replay import Call, RandomState, device_of, has_fast_path, undisturbed
+from lightning_geo.replay import Call, RandomState, device_of, has_fast_path
+from lightning_geo.replica import Replica
 from lightning_geo.schema import spec_of
 from lightning_geo.taps import Coverage, Tap, looks_like_attention, name_of
 from lightning_geo.taps.training import begins_training
@@ -68,6 +69,7 @@ class Sampler:
         self._taps = {
             n: Tap(model, special_tokens(model, special_token_ids)) for n, model in self.models.items()
         }
+        self._replicas = {n: Replica(model, n, complaints) for n, model in self.models.items()}
         self._settings = (layers, rank, max_queries)
         #: stored names of what the sample in the making measures
         self._due: tuple[str, ...] = ()
@@ -138,11 +140,12 @@ class Sampler:
     def _add_importance(self, measurement: Measurement, share: Share) -> None:
         """A failure costs the importance, not the sample: other ranks may have succeeded."""
         self._importance_failures = {}
-        for name, model in self.models.items():
+        for name in self.models:
             found = []
             try:
-                calls = [recorded for recorded in share.calls if recorded.model == name]
-                found = [importances(model, c, self._loss_fn, self._forward_context) for c in calls]
+                for call in (recorded for recorded in share.calls if recorded.model == name):
+                    with self._replicas[name].running() as model:
+                        found.append(importances(model, call, self._loss_fn, self._forward_context))
             except Exception as error:
                 self._importance_failures[name] = error
             measurement.add_importance(chain.from_iterable(found), self.device, name)
@@ -156,11 +159,12 @@ class Sampler:
         evaluate: bool = True,
         start: int | RandomState = 0,
     ) -> None:
-        model = self.models[name]
+        replica = self._replicas[name]
+        replica.try_out(call.run, self._forward_context)
         with (
-            undisturbed(model, evaluate=evaluate, start=start),
+            replica.running(evaluate=evaluate, start=start) as model,
             self._forward_context(),
-            measurement.observe(name),
+            measurement.observe(name, twin=model),
         ):
             call.run(model)
 

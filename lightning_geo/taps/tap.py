@@ -122,10 +122,8 @@ class Tap:
     def _learn_modules(self) -> None:
         """Look at what the model is made of; again once modules were replaced, as to prune heads does."""
         self._known = list(self._model.modules())
-        self._search.forget()
         self.modules = {clean_name(name): module for name, module in self._model.named_modules()}
         self.scripted = scripted_attention(self.modules)
-        self._names = {id(module): name for name, module in self.modules.items()}
         self._linear = {name for name, module in self.modules.items() if is_linear(module)}
         elements = {name: elements_of(name, self.modules) for name in self.modules}
         self._listed = {name for name, found in elements.items() if found}
@@ -136,11 +134,20 @@ class Tap:
         stages = {e.name for found in elements.values() for e in found[:-1]}
         innermost = {name: found[-1].name for name, found in elements.items() if found}
         self._beside = {name for name, item in innermost.items() if item in stages and name != item}
+        self._innermost = innermost
+        self._find_again(self._model)
+
+    def _find_again(self, model: nn.Module) -> None:
+        """Know the modules of the model, or of a copy of it, by the names that were learnt."""
+        self._model = model
+        self._search.forget()
+        self.modules = {clean_name(name): module for name, module in model.named_modules()}
+        self._names = {id(module): name for name, module in self.modules.items()}
         #: parameter -> the innermost list item that it belongs to
         self._item_of = {
-            id(parameter): elements[name][-1].name
+            id(parameter): self._innermost[name]
             for name, module in self.modules.items()
-            if elements[name]
+            if name in self._innermost
             for parameter in module.parameters(recurse=False)
         }
 
@@ -154,21 +161,27 @@ class Tap:
         return self._search.missing
 
     @contextlib.contextmanager
-    def open(self, observer: Observer, *, training: bool = False) -> Iterator[Tap]:
+    def open(
+        self, observer: Observer, *, training: bool = False, twin: nn.Module | None = None
+    ) -> Iterator[Tap]:
         """Show ``observer`` what happens until the context ends.
 
         Args:
             observer: What is shown.
             training: Whether calls count only where they are part of training.
+            twin: A copy of the model that runs in its place.
         """
         self._observer, self._depth, self._training = observer, replay_depth(), training
         wanted = getattr(observer, "reads_projections", False)
         self._search.observer = cast(ProjectionObserver, observer) if wanted else None
         if list(map(id, self._model.modules())) != list(map(id, self._known)):
             self._learn_modules()
+        model, twin = self._model, self._model if twin is None else twin
         leave = self._harmless(self._leave)
         handles = []
         try:
+            if twin is not model:
+                self._find_again(twin)
             for name, module in self.modules.items():
                 if is_scripted(module):
                     continue  # it takes no hooks
@@ -180,6 +193,8 @@ class Tap:
             for handle in handles:
                 handle.remove()
             self._start_over()
+            if twin is not model:
+                self._find_again(model)
 
     def _start_over(self) -> None:
         """Drop every reference to the model's activations."""
