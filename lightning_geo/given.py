@@ -31,7 +31,8 @@ def given_probe(given: Any, size: int, tokens: int | None, sampler: Sampler) -> 
     calls = _calls(given, size, tokens, sampler)
     reasons = []
     for name in sampler.models:
-        probe = Probe([ProbeCall.of(name, call) for call in calls])
+        recorded = [ProbeCall.of(name, call) for call in calls]
+        probe = Probe([c if not c.divisible or sampler.divides(c) else c.whole() for c in recorded])
         failure = sampler.replay(Share(probe.calls).to(sampler.device), ())
         if failure is None:
             return probe

@@ -52,6 +52,8 @@ def loss_of(output: Any, call: Call, loss_fn: LossFunction | None) -> Tensor:
     loss: Any
     if loss_fn is not None:
         loss = loss_fn(output, *call.args, **call.kwargs)
+    elif call.method and isinstance(output, Tensor):
+        loss = output  # what a step returns is its loss
     else:
         loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
     if loss is None:
@@ -70,11 +72,19 @@ def importances(
     recorded: ProbeCall,
     loss_fn: LossFunction | None = None,
     context: Callable[[], AbstractContextManager[object]] = nullcontext,
+    observed: nn.Module | None = None,
 ) -> list[dict[CallKey, Tensor]]:
     """Return the importance of every head, [1, H] by attention call, for one sequence after the other.
 
     Each runs alone, so that its loss is its own however the model averages over a batch; a call that
     cannot be divided counts as one sequence. The model is left as it was, its gradients included.
+
+    Args:
+        model: What is called.
+        recorded: With what.
+        loss_fn: See :func:`loss_of`.
+        context: The precision.
+        observed: The module in it whose heads are looked at; None for all of it.
 
     Raises:
         NoLossError: If there is no loss.
@@ -82,7 +92,7 @@ def importances(
         ComparingLossError: If the loss of the sequences together does not come of those of each.
         Exception: Whatever the model's forward or backward raises.
     """
-    tap = Tap(model)
+    tap = Tap(model if observed is None else observed)
     sequences = _one_by_one(recorded)
     found, losses = [], []
     for call in sequences:

@@ -202,6 +202,10 @@ class Measurement:
         """Names of the models that showed attention."""
         return [name for name, statistics in self._statistics.items() if statistics.layers]
 
+    def attends(self, name: str, path: str) -> bool:
+        """Whether a module of that model showed attention, or one in it."""
+        return any(f"{key.module}.".startswith(f"{path}.") for key in self._statistics[name].layers)
+
     def called(self, name: str) -> bool:
         """Whether that model itself was called, not modules in it alone."""
         return self._taps[name].called

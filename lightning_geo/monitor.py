@@ -16,6 +16,7 @@ from lightning_geo.baseline import bases_of, check_bases
 from lightning_geo.compiled import is_compiled_function
 from lightning_geo.complaints import Complaints
 from lightning_geo.compute import Computed
+from lightning_geo.dependence import NoDataError
 from lightning_geo.lightning import (
     AnyCallback,
     batches_done,
@@ -177,6 +178,8 @@ class GeometryMonitor(AnyCallback):
         self._began = 0
         self._step, self._epoch, self._batches = -1, 0, 0
         self._pending = False
+        #: whether a sample was lost because there is nothing to replay: the next step makes up for it
+        self._overdue = False
         self._sealed = False
         self._eagerly = contextlib.ExitStack()
         self._started = time.perf_counter()
@@ -203,7 +206,7 @@ class GeometryMonitor(AnyCallback):
         check_layers(self._layers, pl_module, *models.values())
         self._sampler = Sampler(
             models, self._layers, self._rank, self._special_token_ids, self._max_queries, self._loss_fn,
-            trainer.precision_plugin.forward_context, self._complaints,
+            trainer.precision_plugin.forward_context, self._complaints, pl_module,
         )  # fmt: skip
         self._sampler.start = self._run.start
         self._sampler.prefer(self._run.models)
@@ -220,6 +223,17 @@ class GeometryMonitor(AnyCallback):
         if self._sealed:  # compiled as a whole, its models' calls show only where nothing is compiled
             self._eagerly.enter_context(torch.compiler.set_stance("force_eager"))
         self._start_recording()
+
+    def on_validation_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Record what the sanity check calls."""
+        if self._inputs.records and trainer.sanity_checking:
+            self._inputs.step_begins("validation_step", batch, batch_idx)
+
+    def on_validation_batch_end(self, trainer: Any, pl_module: Any, *_: Any, **__: Any) -> None:
+        """Leave the models alone between batches."""
+        self._inputs.step_ends()
 
     def on_sanity_check_end(self, trainer: Any, pl_module: Any) -> None:
         """Use what was recorded."""
@@ -272,16 +286,24 @@ class GeometryMonitor(AnyCallback):
         anew, self._step = step != self._step, step
         if anew:
             self._epoch, self._batches = trainer.current_epoch, batches_done(trainer)
-        due = step != self._run.step and self._is_due(step) if anew else self._pending
-        if self._sampler is None or not due:
+        due = step != self._run.step and (self._is_due(step) or self._overdue) if anew else self._pending
+        if self._sampler is None:
             return
-        if not self._replays:
-            self._pending = True
-            self._sampler.watch(self._due_metrics() if anew else None)
-        elif anew:
+        if self._inputs.records and (due or step == self._began):
+            if anew:
+                self._sampler.remember()
+            self._inputs.step_begins("training_step", batch, batch_idx)
+        if not due:
+            return
+        if self._replays and anew:
             self._pending = self._inputs.probe is None
             if not self._pending:
                 self._replay(trainer, step)
+        if not self._replays:  # from the start, or because there is nothing to replay
+            self._pending, self._overdue = True, False
+            if self._sampler.dependence is not None:
+                self._sampler.dependence.step_begins(batch)
+            self._sampler.watch(self._due_metrics() if anew else None)
 
     def _is_due(self, step: int) -> bool:
         due = False
@@ -297,6 +319,8 @@ class GeometryMonitor(AnyCallback):
         """Stop observing: gradient checkpointing calls attention again in backward."""
         if self._sampler is None:
             return
+        if pl_module.automatic_optimization:
+            self._inputs.step_ends()
         self._sampler.pause()
         if self._pending and not self._replays:
             with self._complaints.about("training's backward could not be heard"):
@@ -337,6 +361,7 @@ class GeometryMonitor(AnyCallback):
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Conclude a sample taken from the step's own batches."""
+        self._inputs.step_ends()
         if self._replays and not pl_module.automatic_optimization:
             self._sample_what_was_recorded(trainer)  # a step is a batch, with or without an update
         if self._replays or not self._pending or self._sampler is None:
@@ -395,6 +420,7 @@ class GeometryMonitor(AnyCallback):
         except Exception as failure:  # the other ranks wait all the same
             error = failure
         self._conclude(trainer, step, error, started, final=final)
+        self._sampler.forget()
 
     def _due_metrics(self, *, final: bool = False) -> tuple[str, ...]:
         """What the next sample measures."""
@@ -411,7 +437,11 @@ class GeometryMonitor(AnyCallback):
         run.step = step
         about = self._complaints.about("a sample was dropped", f"first at step {step}")
         with about, self._noting(trainer, step):
-            computed = self._sampler.conclude(error, run.baseline, run.previous)
+            try:
+                computed = self._sampler.conclude(error, run.baseline, run.previous)
+            except NoDataError as reason:
+                self._observe_batches(reason)
+                return
             if computed.broken:
                 self._complaints.report(
                     "activations are not finite",
@@ -434,6 +464,15 @@ class GeometryMonitor(AnyCallback):
                 self._outlets.open(trainer, self._resumed_at)
                 self._outlets.write(record, final=final)
         run.cost += time.perf_counter() - started
+
+    def _observe_batches(self, reason: NoDataError) -> None:
+        """Observe training itself from now on: what could be replayed does not begin at the data."""
+        self._complaints.say(
+            'there is nothing to replay that begins at the data: `source="batch"` is used', str(reason)
+        )
+        self._replays, self._overdue = False, True
+        self._inputs.stop()
+        self._inputs.probe = None
 
     @contextlib.contextmanager
     def _noting(self, trainer: Any, step: int) -> Iterator[None]:

@@ -1,25 +1,24 @@
-"""The probe: records calls of the observed models and replays the same ones at every sample."""
+"""The probe: the calls of the observed models that are replayed at every sample."""
 
 from __future__ import annotations
 
 import hashlib
 import inspect
-import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_geo.call_state import holds_state
 from lightning_geo.probe_limits import within, within_over_ranks
 from lightning_geo.ranks import world_size
-from lightning_geo.replay import Call, replay_depth
+from lightning_geo.replay import Call
 from lightning_geo.sequences import CallSequences, documents_taken, tokens_of_documents
 
-__all__ = ["CallRecorder", "Probe", "ProbeCall", "Share", "on_call", "probe_from", "rows_of"]
+__all__ = ["Probe", "ProbeCall", "Share", "copied", "kept_call", "probe_from", "rows_of"]
 
 
 @dataclass
@@ -53,11 +52,19 @@ class ProbeCall:
     @property
     def kind(self) -> tuple[object, ...]:
         """Calls of a kind run through the same layers."""
-        return self.model, len(self.call.args), *sorted(self.call.kwargs)
+        return self.model, self.call.method, len(self.call.args), *sorted(self.call.kwargs)
 
     def to(self, device: torch.device) -> ProbeCall:
         """Move its tensors."""
         return replace(self, call=self.call.to(device))
+
+    def whole(self) -> ProbeCall:
+        """The same call, not to be divided."""
+        if not self.divisible:
+            return self
+        counts, tokens = (sum(self.sequences.counts),), (sum(self.sequences.tokens),)
+        sequences = CallSequences(False, counts, tokens, packed=self.sequences.packed)
+        return replace(self, rows=counts[0], divisible=False, sequences=sequences)
 
     def take(self, rows: slice) -> ProbeCall:
         """Some of its sequences; all of them where it is not divisible."""
@@ -65,7 +72,9 @@ class ProbeCall:
             return self
         documents = self.sequences.documents
         if documents is None:
-            return ProbeCall.of(self.model, self.call.map(lambda x: x[rows] if x.dim() else x))
+            # a view would keep the whole batch, and put it into checkpoints
+            with torch.inference_mode(False), torch.no_grad():
+                return ProbeCall.of(self.model, self.call.map(lambda x: x[rows].clone() if x.dim() else x))
         chosen = range(self.rows)[rows]
         call, spans = documents_taken(self.call, documents, chosen)
         tokens = tuple(self.sequences.tokens[i] for i in chosen)
@@ -78,6 +87,8 @@ class ProbeCall:
             parts = tokens_of_documents(self.call, self.sequences.documents)
             return [_digest(part, slice(None), None) for part in parts]
         named = {**{str(i): x for i, x in enumerate(self.call.args)}, **self.call.kwargs}
+        if self.call.method and isinstance(named.get("0"), Mapping):
+            named |= named.pop("0")  # a step's batch: its entries are what a model's keyword arguments are
         mask = named.get("attention_mask")
         if not (self.divisible and isinstance(mask, Tensor) and mask.dim() == 2):
             mask = None
@@ -127,14 +138,21 @@ class Probe:
         return list(dict.fromkeys(call.model for call in self.calls))
 
     def share(self, rank: int, world_size: int) -> Share:
-        """What one rank replays: every ``world_size``-th sequence, and call where they cannot be divided."""
+        """What one rank replays: every ``world_size``-th sequence, counted through all calls of a model.
+
+        A call that cannot be divided counts as one.
+        """
         mine: list[ProbeCall] = []
         others: list[ProbeCall] = []
-        whole = itertools.count()
+        dealt: dict[str, int] = {}
         for call in self.calls:
-            if call.divisible and call.rows > rank:
-                mine.append(call.take(slice(rank, None, world_size)))
-            elif not call.divisible and next(whole) % world_size == rank:
+            before = dealt.get(call.model, 0)
+            dealt[call.model] = before + (call.rows if call.divisible else 1)
+            first = (rank - before) % world_size
+            if call.divisible and call.rows > first:
+                whole = world_size == 1
+                mine.append(call if whole else call.take(slice(first, None, world_size)))
+            elif not call.divisible and first == 0:
                 mine.append(call)
             else:
                 others.append(call.take(slice(1)))
@@ -152,16 +170,23 @@ class Probe:
         """Plain containers and tensors only: what a checkpoint can be loaded with safely."""
         return {
             "calls": [
-                {"model": c.model, "args": list(c.call.args), "kwargs": c.call.kwargs} for c in self.calls
+                {
+                    "model": c.model, "args": list(c.call.args), "kwargs": c.call.kwargs,
+                    "method": c.call.method, "divisible": c.divisible,
+                }
+                for c in self.calls
             ]
         }
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> Probe:
         """Inverse of :meth:`state_dict`."""
-        return cls(
-            [ProbeCall.of(c["model"], Call(tuple(c["args"]), dict(c["kwargs"]))) for c in state["calls"]]
-        )
+        calls = []
+        for c in state["calls"]:
+            call = Call(tuple(c["args"]), dict(c["kwargs"]), c.get("method", ""))
+            recorded = ProbeCall.of(c["model"], call)
+            calls.append(recorded if c.get("divisible", True) else recorded.whole())
+        return cls(calls)
 
     @classmethod
     def gather(cls, calls: Sequence[ProbeCall], size: int, tokens: int | None = None) -> Probe | None:
@@ -180,105 +205,6 @@ class Probe:
         return cls(joined) if joined else None
 
 
-class CallRecorder:
-    """Records the first calls that the trainer makes of the candidates for observed models.
-
-    Args:
-        candidates: Modules by prefix.
-        size: Sequences to record of each.
-        tokens: Tokens to record of each, see :func:`~lightning_geo.probe_limits.within`; None for no limit.
-    """
-
-    def __init__(self, candidates: Mapping[str, nn.Module], size: int, tokens: int | None = None) -> None:
-        self._candidates = candidates
-        self._limits = size, tokens
-        self._complete: set[str] = set()
-        self._handles: list[Any] = []
-        self._calls: list[ProbeCall] = []
-        #: why calls were passed over, by prefix
-        self.passed_over: dict[str, str] = {}
-
-    @property
-    def calls(self) -> list[ProbeCall]:
-        """What was recorded."""
-        return self._calls
-
-    def start(self) -> None:
-        """Watch the candidates' calls."""
-        if not self._handles:
-            self._handles = [on_call(module, self._hook(name)) for name, module in self._candidates.items()]
-
-    def stop(self) -> None:
-        """Leave the candidates alone; harmless when done twice."""
-        for remove in self._handles:
-            remove()
-        self._handles = []
-
-    def _hook(self, name: str) -> Callable[[tuple[Any, ...], dict[str, Any]], None]:
-        def record(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            # what another monitor replays is no call of the trainer's
-            if name in self._complete or replay_depth():
-                return
-            try:
-                # what the sanity check passes are inference tensors, of no use to a later forward
-                with torch.inference_mode(False), torch.no_grad():
-                    call = ProbeCall.of(name, _kept(self._candidates[name], args, kwargs))
-                    before = [call for call in self._calls if call.model == name]
-                    kept, complete = within(before, call, *self._limits)
-                    self._calls += kept
-                    if complete:
-                        self._complete.add(name)
-            except Exception as error:  # the model is running: it is not to see this
-                self.passed_over[name] = str(error)
-
-        return record
-
-
-def on_call(
-    module: nn.Module, function: Callable[[tuple[Any, ...], dict[str, Any]], None]
-) -> Callable[[], None]:
-    """Run ``function(args, kwargs)`` before every call of ``module``; returns what undoes it.
-
-    A module compiled in place runs its hooks inside the compiled code, so there the compiled call
-    itself is wrapped: the graph stays as it is.
-    """
-    if module._compiled_call_impl is None:
-
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if torch.compiler.is_compiling():
-                return  # inside somebody's compiled code: no part of it
-            if getattr(module.forward, "__name__", "forward") != "wrapped_forward":
-                function(args, kwargs)  # else Lightning borrows the module's call for a whole step
-
-        return module.register_forward_pre_hook(hook, with_kwargs=True).remove
-
-    call = module._compiled_call_impl
-    if not isinstance(call, _ToldCall):
-        call = module._compiled_call_impl = _ToldCall(call)
-    call.listeners.append(function)
-
-    def undo() -> None:
-        if function in call.listeners:
-            call.listeners.remove(function)
-        if not call.listeners and module._compiled_call_impl is call:
-            module._compiled_call_impl = call.compiled
-
-    return undo
-
-
-class _ToldCall:
-    """A compiled call that tells listeners of its arguments first; of several, any may go first."""
-
-    def __init__(self, compiled: Callable[..., Any]) -> None:
-        self.compiled = compiled
-        self.listeners: list[Callable[[tuple[Any, ...], dict[str, Any]], None]] = []
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        for listener in tuple(self.listeners):
-            listener(args, kwargs)
-        return self.compiled(*args, **kwargs)
-
-
 def probe_from(given: Any, size: int, tokens: int | None = None) -> list[Call]:
     """Calls from what a user gave as ``probe``: one batch whole, or a dataloader's first.
 
@@ -289,7 +215,7 @@ def probe_from(given: Any, size: int, tokens: int | None = None) -> list[Call]:
     calls: list[ProbeCall] = []
     for batch in given if loader else [given]:
         call = Call.from_batch(batch)
-        kept = ProbeCall.of("", Call(tuple(_copy(list(call.args))), _copy(call.kwargs)))
+        kept = ProbeCall.of("", Call(tuple(copied(list(call.args))), copied(call.kwargs)))
         if not loader:
             return [kept.call]
         parts, complete = within(calls, kept, size, tokens)
@@ -299,18 +225,18 @@ def probe_from(given: Any, size: int, tokens: int | None = None) -> list[Call]:
     return [c.call for c in calls]
 
 
-def _kept(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-    """Copy the arguments of one call.
+def kept_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    """Copy the arguments of one call of a function.
 
     Raises:
         TypeError: If one cannot be kept, with its name and what to do.
     """
-    names = list(inspect.signature(module.forward).parameters)
+    names = list(inspect.signature(function).parameters)
     named = [(names[i] if i < len(names) else str(i), value) for i, value in enumerate(args)]
     copies = []
     for name, value in [*named, *kwargs.items()]:
         try:
-            copies.append(_copy(value))
+            copies.append(copied(value))
         except TypeError as error:
             raise TypeError(
                 f"{error} (`{name}`). Pass tensors, numbers, strings, None and containers of them, give "
@@ -319,7 +245,7 @@ def _kept(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> C
     return Call(tuple(copies[: len(args)]), dict(zip(kwargs, copies[len(args) :], strict=True)))
 
 
-def _copy(value: Any) -> Any:
+def copied(value: Any) -> Any:
     """Copy to plain containers on the CPU.
 
     Raises:
@@ -330,12 +256,12 @@ def _copy(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Mapping):
-        return {str(key): _copy(item) for key, item in value.items()}
+        return {str(key): copied(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return (
-            type(value)(_copy(item) for item in value)
+            type(value)(copied(item) for item in value)
             if type(value) in (list, tuple)
-            else tuple(map(_copy, value))
+            else tuple(map(copied, value))
         )
     raise TypeError(f"an argument of type {type(value).__name__} cannot be kept")
 

@@ -8,8 +8,10 @@ import torch
 
 from lightning_geo.complaints import Complaints
 from lightning_geo.given import given_probe
-from lightning_geo.probe import CallRecorder, Probe, Share
+from lightning_geo.observed import ITSELF
+from lightning_geo.probe import Probe, Share
 from lightning_geo.ranks import rank, world_size
+from lightning_geo.recorder import CallRecorder
 from lightning_geo.sampler import Sampler
 
 __all__ = ["ProbeSource"]
@@ -31,6 +33,7 @@ class ProbeSource:
         self._tokens = tokens
         self._complaints = complaints
         self._recorder: CallRecorder | None = None
+        self._sampler: Sampler | None = None
         self._share: Share | None = None
         self._known: str | None = None
         #: observed models of which no call could be recorded -> why
@@ -65,21 +68,41 @@ class ProbeSource:
         return self._adopt(given_probe(self._given, self._size, self._tokens, sampler))
 
     def start(self, sampler: Sampler) -> None:
-        """Record the trainer's calls from now on, unless there is a probe."""
+        """Record the trainer's steps from now on, unless there is a probe."""
         if self.probe is None and self._given is None and self._recorder is None:
             mine = len(range(rank(), self._size, world_size()))
-            self._recorder = CallRecorder(sampler.models, mine, self._tokens)
-            self._recorder.start()
+            self._sampler = sampler
+            self._recorder = CallRecorder(
+                sampler.models, mine, self._tokens, sampler.root, sampler.dependence
+            )
+
+    @property
+    def records(self) -> bool:
+        """Whether the trainer's steps are recorded."""
+        return self._recorder is not None
+
+    def step_begins(self, method: str, batch: Any, batch_idx: int) -> None:
+        """A step of the LightningModule is about to be called; see :class:`CallRecorder`."""
+        if self._recorder is not None:
+            self._recorder.step_begins(method, batch, batch_idx)
+
+    def step_ends(self) -> None:
+        """Leave the models alone until the next step, so that no copy of them has a hook."""
+        if self._recorder is not None:
+            self._recorder.stop()
 
     def finish(self) -> bool:
         """Use what was recorded, or go on recording; whether it is other than the checkpoint's."""
-        recorder, other = self._recorder, False
-        if recorder is None:
+        recorder, sampler, other = self._recorder, self._sampler, False
+        if recorder is None or sampler is None:
             return False
         with self._complaints.about("the probe could not be recorded"):
-            other = self._adopt(Probe.gather(recorder.calls, self._size, self._tokens))
+            calls = recorder.settled(sampler.divides)
+            other = self._adopt(Probe.gather(calls, self._size, self._tokens))
         kept = [] if self.probe is None else self.probe.models
         self.unrecorded = {n: why for n, why in recorder.passed_over.items() if n not in kept}
+        if self.probe is None and recorder.passed_over_outside:
+            self.unrecorded[ITSELF] = recorder.passed_over_outside
         if self.probe is not None:
             self.stop()
         return other
@@ -88,7 +111,7 @@ class ProbeSource:
         """Leave the models alone; harmless when done twice."""
         if self._recorder is not None:
             self._recorder.stop()
-            self._recorder = None
+            self._recorder = self._sampler = None
 
     def _adopt(self, probe: Probe | None) -> bool:
         self.probe, self._share = probe, None

@@ -27,10 +27,18 @@ __all__ = ["Call", "undisturbed"]
 
 @dataclass
 class Call:
-    """Arguments of one call of a model."""
+    """Arguments of one call of a model.
+
+    Args:
+        args: Positional ones.
+        kwargs: Those by keyword.
+        method: What is called instead of the observed model itself: a step of the LightningModule that it is
+            in, by name, or its ``forward``.
+    """
 
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
+    method: str = ""
 
     @classmethod
     def from_batch(cls, batch: Any) -> Call:
@@ -42,7 +50,7 @@ class Call:
     def map(self, function: Any) -> Call:
         """Apply ``function`` to every tensor."""
         args, kwargs = apply_to_collection([list(self.args), dict(self.kwargs)], Tensor, function)
-        return Call(tuple(args), kwargs)
+        return Call(tuple(args), kwargs, self.method)
 
     def to(self, device: torch.device) -> Call:
         """Move every tensor."""
@@ -56,12 +64,13 @@ class Call:
 
     def independent(self) -> Call:
         """The same call, whose caches and containers are its own."""
-        return Call(*independent(self.args, self.kwargs))
+        return Call(*independent(self.args, self.kwargs), self.method)
 
     def run(self, model: nn.Module) -> Any:
         """Call ``model``, as often as wanted: what it changes in its arguments is a copy."""
         call = self.independent()
-        return model(*call.args, **call.kwargs)
+        function = model if call.method in ("", "forward") else getattr(model, call.method)
+        return function(*call.args, **call.kwargs)
 
 
 def has_fast_path(model: nn.Module) -> bool:

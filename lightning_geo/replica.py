@@ -98,7 +98,8 @@ class Replica:
         """Yield what stands for the model, for as long as the context lasts.
 
         Args:
-            **options: See :func:`~lightning_geo.replay.undisturbed`.
+            **options: See :func:`~lightning_geo.replay.undisturbed`. With ``gradient`` a copy's own parameters
+                need none all the same, so that no graph is kept.
         """
         if not self._copies:
             with self._in_place(self._written, **options) as model:
@@ -108,6 +109,11 @@ class Replica:
         before = _places(twin)
         try:
             with undisturbed(twin, state=False, **options), _without_global_hooks():
+                if options.get("gradient"):
+                    shared = set(map(id, self._model.parameters()))  # quantised ones, see `twin_of`
+                    for parameter, _, _ in before.values():
+                        if id(parameter) not in shared:
+                            parameter.requires_grad_(False)
                 yield twin
         finally:
             written = _changed(twin, before) - (self._written or set())

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -15,17 +16,20 @@ from torch import Tensor, nn
 from lightning_geo.compiled import compiles_attention
 from lightning_geo.complaints import Complaints
 from lightning_geo.compute import Bases, Computed
+from lightning_geo.dependence import Dependence, NoDataError
+from lightning_geo.division import divides
 from lightning_geo.gaps import by_reason, report_gaps, report_importance, report_other_heads
 from lightning_geo.importance import LossFunction, NoImportanceError, importances
 from lightning_geo.measure import LayerChoice, Measurement, special_tokens
 from lightning_geo.observed import ITSELF, choose
-from lightning_geo.probe import Share, on_call
+from lightning_geo.probe import ProbeCall, Share
 from lightning_geo.reduction import reduce_over_ranks
 from lightning_geo.replay import Call, RandomState, device_of, has_fast_path
 from lightning_geo.replica import Replica
 from lightning_geo.schema import spec_of
 from lightning_geo.taps import Coverage, Tap, looks_like_attention, name_of
 from lightning_geo.taps.training import begins_training
+from lightning_geo.told import on_call
 from lightning_geo.training_slopes import TrainingSlopes
 
 __all__ = ["Sampler"]
@@ -50,6 +54,7 @@ class Sampler:
         loss_fn: What ``importance`` is importance to; None for the model's own loss.
         forward_context: The trainer's precision.
         complaints: Where failures go.
+        root: The LightningModule that they are in; None if it does not matter.
     """
 
     def __init__(
@@ -62,14 +67,26 @@ class Sampler:
         loss_fn: LossFunction | None,
         forward_context: Context,
         complaints: Complaints,
+        root: nn.Module | None = None,
     ) -> None:
         self._candidates = dict(candidates)
+        self.root = root
+        #: what tells calls that are given data from others
+        self.dependence = None if root is None else Dependence(root, candidates)
         #: those of them that are observed
         self.models = dict(candidates)
         self._taps = {
             n: Tap(model, special_tokens(model, special_token_ids)) for n, model in self.models.items()
         }
         self._replicas = {n: Replica(model, n, complaints) for n, model in self.models.items()}
+        #: of the LightningModule, whose own calls are replayed where a model's do not begin at the data
+        self._outside: Replica | None = None
+        self._path = ""
+        if root is not None:
+            own = next((r for n, r in self._replicas.items() if self.models[n] is root), None)
+            self._outside = Replica(root, "", complaints) if own is None else own
+            named = self.models.get(ITSELF, root)
+            self._path = next((path for path, module in root.named_modules() if module is named), "")
         self._settings = (layers, rank, max_queries)
         #: stored names of what the sample in the making measures
         self._due: tuple[str, ...] = ()
@@ -79,6 +96,7 @@ class Sampler:
         self._forward_context = forward_context
         self._complaints = complaints
         self._chosen = False
+        self._replaying = False
         self._measurement: Measurement | None = None
         self._failure: Exception | None = None
         #: what hears training's backward by model, where importance is measured so
@@ -123,29 +141,71 @@ class Sampler:
             metrics: Stored names of those that are due.
             unrecorded: Models of which no call could be recorded -> why.
         """
-        self._due, self._unrecorded = metrics, dict(unrecorded or {})
+        self._due, self._unrecorded, self._replaying = metrics, dict(unrecorded or {}), True
         try:
             measurement = self._measurement = self._begin()
             for calls in (share.uncounted, share.calls):
                 measurement.discard_values()
                 for recorded in calls:
                     if recorded.model in self.models:
-                        self._run(measurement, recorded.model, recorded.call)
+                        self._replay_one(measurement, recorded)
             if self._weighs_heads:
                 self._add_importance(measurement, share)
         except Exception as error:
             return error
         return self._first_failure(measurement)
 
+    def _replay_one(self, measurement: Measurement, recorded: ProbeCall) -> None:
+        """Run one recorded call; until the models are chosen a step that needs its trainer may fail."""
+        method = recorded.call.method
+        try:
+            self._run(measurement, recorded.model, recorded.call)
+        except Exception as error:
+            if not method or self._chosen:
+                raise
+            self._unrecorded[ITSELF] = f"{type(error).__name__}: {error} (in a replay of its {method})"
+
+    def _stand_in(self, call: Call, name: str) -> Replica:
+        """What is replayed: the model, or the LightningModule that it is in."""
+        replica = self._outside if call.method else self._replicas[name]
+        assert replica is not None
+        return replica
+
+    def _observed(self, ran: nn.Module, call: Call) -> nn.Module:
+        """What is observed of what is replayed."""
+        return ran.get_submodule(self._path) if call.method else ran
+
+    def divides(self, recorded: ProbeCall) -> bool:
+        """Whether the first axis of a call holds sequences; see :func:`~lightning_geo.division.divides`."""
+        call = recorded.to(self.device)
+        return divides(self._stand_in(call.call, call.model), call, self._forward_context)
+
+    def remember(self) -> None:
+        """Keep what the step that begins is entered with, for a sample that is taken at its end."""
+        for replica in self._everyone():
+            replica.remember()
+
+    def forget(self) -> None:
+        """Replay the models as they are."""
+        for replica in self._everyone():
+            replica.forget()
+
+    def _everyone(self) -> list[Replica]:
+        outside = [] if self._outside is None else [self._outside]
+        return list(dict.fromkeys([*(self._replicas[name] for name in self.models), *outside]))
+
     def _add_importance(self, measurement: Measurement, share: Share) -> None:
         """A failure costs the importance, not the sample: other ranks may have succeeded."""
         self._importance_failures = {}
         for name in self.models:
-            found = []
+            found, parts = [], []
             try:
-                for call in (recorded for recorded in share.calls if recorded.model == name):
-                    with self._replicas[name].running() as model:
-                        found.append(importances(model, call, self._loss_fn, self._forward_context))
+                for recorded in (recorded for recorded in share.calls if recorded.model == name):
+                    call = recorded.call
+                    with self._stand_in(call, name).running() as model:
+                        seen = self._observed(model, call)
+                        parts.append(importances(model, recorded, self._loss_fn, self._forward_context, seen))
+                found = parts
             except Exception as error:
                 self._importance_failures[name] = error
             measurement.add_importance(chain.from_iterable(found), self.device, name)
@@ -159,12 +219,14 @@ class Sampler:
         evaluate: bool = True,
         start: int | RandomState = 0,
     ) -> None:
-        replica = self._replicas[name]
+        replica = self._stand_in(call, name)
         replica.try_out(call.run, self._forward_context)
+        # what a step computes with gradients off is no part of training, as in source "batch"
+        step = call.method not in ("", "forward")
         with (
-            replica.running(evaluate=evaluate, start=start) as model,
+            replica.running(evaluate=evaluate, start=start, gradient=step) as model,
             self._forward_context(),
-            measurement.observe(name, twin=model),
+            measurement.observe(name, training=step, twin=self._observed(model, call)),
         ):
             call.run(model)
 
@@ -179,6 +241,7 @@ class Sampler:
             metrics: Stored names of those that are due in a new sample; None for more of the last one.
         """
         self.pause()
+        self._replaying = False
         try:
             if metrics is not None or self._measurement is None:
                 self._forget()
@@ -188,7 +251,12 @@ class Sampler:
             shadowed = any(
                 compiles_attention(model) or has_fast_path(model) for model in self.models.values()
             )
+            if self.dependence is not None and not self._chosen:
+                for undo in self.dependence.listen():
+                    self._watching.callback(undo)
             for name, model in self.models.items():
+                if self.dependence is not None and not self._chosen:
+                    self._watching.callback(on_call(model, partial(self.dependence.note, name)))
                 if shadowed:
                     self._watching.callback(on_call(model, self._shadow(name)))
                     self._importance_failures[name] = NoImportanceError(_COMPILED)
@@ -292,6 +360,33 @@ class Sampler:
         taps = {name: self._taps[name] for name in self.models}
         return Measurement(taps, self._due, *self._settings, start=self.start)
 
+    def _choose(self, measurement: Measurement) -> list[str]:
+        """The models that are observed from now on.
+
+        Raises:
+            NoDataError: If one that attends is given what depends on parameters, and nothing around it could be
+                replayed.
+        """
+        observed = measurement.observed
+        named = self.dependence is not None and self.models.get(ITSELF) is self.root
+        fed = [n for n in self.dependence.found if n in self.models and n != ITSELF] if named else []
+        if any(self._attends(measurement, name) for name in fed):
+            if ITSELF in observed:
+                return [ITSELF]
+            if self._replaying:
+                reason = self._unrecorded.get(ITSELF, "no call of the LightningModule was recorded")
+                reasons = {n: "what it is given depends on parameters" for n in fed} | {ITSELF: reason}
+                raise NoDataError(self.because(reasons))
+        # the root encloses its children, but is observed itself only where it was called
+        return choose(n for n in observed if n != ITSELF or measurement.called(n)) or observed
+
+    def _attends(self, measurement: Measurement, name: str) -> bool:
+        if ITSELF in measurement.observed:
+            return measurement.attends(ITSELF, name)
+        return name in measurement.observed or any(
+            looks_like_attention(m) for m in self._candidates[name].modules()
+        )
+
     @property
     def _weighs_heads(self) -> bool:
         return any(spec_of(name).kind == "slopes" for name in self._due)
@@ -301,6 +396,8 @@ class Sampler:
             return measurement.failures[0]
         if not measurement.observed:
             names = ", ".join(self.names)
+            if ITSELF in self._unrecorded and self._replaying:
+                raise NoDataError(self.because({ITSELF: self._unrecorded[ITSELF]}))
             if self._unrecorded:
                 because = self.because(self._unrecorded)
                 return LookupError(f"what was recorded shows no attention, and the rest was not. {because}")
@@ -348,9 +445,7 @@ class Sampler:
             if measurement is None:
                 measurement = self._begin()
             if error is None and not self._chosen:
-                # the root encloses its children, but is observed itself only where it was called
-                names = choose(n for n in measurement.observed if n != ITSELF or measurement.called(n))
-                names = names or measurement.observed
+                names = self._choose(measurement)
                 measurement.keep(names)
                 measurement.check_layers()
             self._add_what_was_heard(measurement, names)

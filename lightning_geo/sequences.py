@@ -113,7 +113,7 @@ def documents_taken(call: Call, documents: Spans, chosen: Sequence[int]) -> tupl
         return value
 
     args = tuple(cut("", value) for value in call.args)
-    taken = Call(args, {name: cut(name, value) for name, value in call.kwargs.items()})
+    taken = Call(args, {name: cut(name, value) for name, value in call.kwargs.items()}, call.method)
     return taken, list(itertools.pairwise(bounds))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import AttentionInterface
 
 from lightning_geo import load_history
-from lightning_geo.probe import _ToldCall
+from lightning_geo.told import _ToldCall
 from lightning_geo.schema import GeometryRecord
 
 GET_INTERFACE = AttentionInterface.get_interface

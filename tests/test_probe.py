@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lightning_geo.probe import CallRecorder, Probe, ProbeCall, probe_from
+from lightning_geo.probe import Probe, ProbeCall, probe_from
+from lightning_geo.recorder import CallRecorder
 from lightning_geo.replay import Call, undisturbed
 
 
