@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -21,8 +22,8 @@ class NoDataError(LookupError):
 class Dependence:
     """Tells calls that are given data from those whose inputs depend on parameters.
 
-    An input is data if it is a number of a vocabulary, lies in the memory of the step's batch, or was there
-    before anything with parameters ran in the step. All else may depend on parameters, and counts as if it did.
+    An input is data if it is not floating point, lies in the memory of the step's batch, or was there before
+    anything with parameters ran in the step. All else may depend on parameters, and counts as if it did.
 
     Args:
         root: The LightningModule.
@@ -65,6 +66,15 @@ class Dependence:
         self._ran.clear()
         self._batch = {_memory(x) for x in Call((batch,)).tensors()}
 
+    def noting(self, name: str) -> Callable[[tuple[Any, ...], dict[str, Any]], None]:
+        """What is to be told of a model's calls."""
+
+        def note(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            with contextlib.suppress(Exception):  # the model is running: it is not to see this
+                self.note(name, args, kwargs)
+
+        return note
+
     def note(self, name: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Look at a call of a model; whether its inputs may depend on parameters.
 
@@ -80,7 +90,8 @@ class Dependence:
         unknown = [x for x in tensors if x.is_floating_point() or x.is_complex()]
         if not dependent and any(_memory(x) not in self._batch for x in unknown):
             path = "" if name is None else self._paths[name]
-            dependent = (self._own and bool(path)) or any(not path or not _within(ran, path) for ran in self._ran)
+            others = [ran for ran in self._ran if not path or not _within(ran, path)]
+            dependent = bool(others) or (self._own and bool(path))
         if dependent and name is not None:
             self.found.add(name)
         return dependent

@@ -353,9 +353,7 @@ class GeometryMonitor(AnyCallback):
             self._replay(trainer, self._step)
             return
         assert self._sampler is not None
-        missing = self._inputs.missing(self._sampler)
-        self._note_dropped(trainer, self._step, missing)
-        self._complaints.report("there is no probe", missing)
+        self._observe_batches(self._inputs.missing(self._sampler))
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -465,7 +463,7 @@ class GeometryMonitor(AnyCallback):
                 self._outlets.write(record, final=final)
         run.cost += time.perf_counter() - started
 
-    def _observe_batches(self, reason: NoDataError) -> None:
+    def _observe_batches(self, reason: LookupError) -> None:
         """Observe training itself from now on: what could be replayed does not begin at the data."""
         self._complaints.say(
             'there is nothing to replay that begins at the data: `source="batch"` is used', str(reason)

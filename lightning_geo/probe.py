@@ -164,15 +164,20 @@ class Probe:
     def only(self, models: Iterable[str]) -> Probe:
         """The calls of these models; itself where there are no others."""
         wanted = set(models)
-        return self if wanted >= set(self.models) else Probe([c for c in self.calls if c.model in wanted])
+        lacking = wanted - {c.model for c in self.calls if not c.call.method}
+        kept = [c for c in self.calls if (lacking if c.call.method else c.model in wanted)]
+        return self if len(kept) == len(self.calls) else Probe(kept)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain containers and tensors only: what a checkpoint can be loaded with safely."""
         return {
             "calls": [
                 {
-                    "model": c.model, "args": list(c.call.args), "kwargs": c.call.kwargs,
-                    "method": c.call.method, "divisible": c.divisible,
+                    "model": c.model,
+                    "args": list(c.call.args),
+                    "kwargs": c.call.kwargs,
+                    "method": c.call.method,
+                    "divisible": c.divisible,
                 }
                 for c in self.calls
             ]

@@ -136,9 +136,10 @@ class CallRecorder:
         Args:
             divides: Whether a call's first axis holds sequences, by what its model computes.
         """
-        chosen = [(n, m) for n, m in self._kept if not m and (n, m) not in self._dependent]
-        dependent = any(not method for _, method in self._dependent)
-        if (dependent or not chosen) and (ITSELF, "") not in chosen:
+        chosen: list[_Key] = [(n, m) for n, m in self._kept if not m and (n, m) not in self._dependent]
+        lacking = any(not method for _, method in self._dependent)
+        lacking = lacking or any((name, "") not in self._kept for name in self.passed_over)
+        if (lacking or not chosen) and (ITSELF, "") not in chosen:
             outside = [key for key in self._kept if key[1] and key not in self._dependent]
             chosen += sorted(outside, key=lambda key: key[1] != "forward")[:1]
         found = []

@@ -89,8 +89,8 @@ class Replica:
             self._entered = None
             self._complaints.say(
                 f"{self._name} cannot be copied for a replay",
-                f"{type(error).__name__}: {error}. It is replayed in place: buffers, attributes and parameters "
-                "are put back, what its forward changes inside of other objects is not",
+                f"{type(error).__name__}: {error}. It is replayed in place: buffers, attributes and "
+                "parameters are put back, what its forward changes inside of other objects is not",
             )
 
     @contextlib.contextmanager
@@ -98,7 +98,7 @@ class Replica:
         """Yield what stands for the model, for as long as the context lasts.
 
         Args:
-            **options: See :func:`~lightning_geo.replay.undisturbed`. With ``gradient`` a copy's own parameters
+            **options: See :func:`~lightning_geo.replay.undisturbed`. With ``gradient`` a copy's parameters
                 need none all the same, so that no graph is kept.
         """
         if not self._copies:
@@ -157,8 +157,8 @@ class Replica:
             named = [f"{name_of(path, self._model)} ({hook})" for path, hook in hooks.items()]
             self._complaints.say(
                 "forward hooks were left out of replays",
-                f"{some(named)}. What they gather stays training's own; if they change what the model computes, "
-                '`source="batch"` measures it with them',
+                f"{some(named)}. What they gather stays training's own; if they change what the model "
+                'computes, `source="batch"` measures it with them',
             )
 
 

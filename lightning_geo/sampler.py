@@ -6,7 +6,6 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -81,12 +80,14 @@ class Sampler:
         self._replicas = {n: Replica(model, n, complaints) for n, model in self.models.items()}
         #: of the LightningModule, whose own calls are replayed where a model's do not begin at the data
         self._outside: Replica | None = None
-        self._path = ""
+        self._paths: dict[str, str] = {}
         if root is not None:
             own = next((r for n, r in self._replicas.items() if self.models[n] is root), None)
             self._outside = Replica(root, "", complaints) if own is None else own
-            named = self.models.get(ITSELF, root)
-            self._path = next((path for path, module in root.named_modules() if module is named), "")
+            paths = {id(module): path for path, module in root.named_modules()}
+            self._paths = {name: paths.get(id(model), "") for name, model in self.models.items()}
+        #: models of which the probe holds calls of their own
+        self._called: set[str] = set()
         self._settings = (layers, rank, max_queries)
         #: stored names of what the sample in the making measures
         self._due: tuple[str, ...] = ()
@@ -144,11 +145,12 @@ class Sampler:
         self._due, self._unrecorded, self._replaying = metrics, dict(unrecorded or {}), True
         try:
             measurement = self._measurement = self._begin()
+            recorded_calls = (*share.uncounted, *share.calls)
+            self._called = {recorded.model for recorded in recorded_calls if not recorded.call.method}
             for calls in (share.uncounted, share.calls):
                 measurement.discard_values()
                 for recorded in calls:
-                    if recorded.model in self.models:
-                        self._replay_one(measurement, recorded)
+                    self._replay_one(measurement, recorded)
             if self._weighs_heads:
                 self._add_importance(measurement, share)
         except Exception as error:
@@ -159,11 +161,17 @@ class Sampler:
         """Run one recorded call; until the models are chosen a step that needs its trainer may fail."""
         method = recorded.call.method
         try:
-            self._run(measurement, recorded.model, recorded.call)
+            self._run(measurement, self._shown_by(recorded), recorded.call)
         except Exception as error:
             if not method or self._chosen:
                 raise
             self._unrecorded[ITSELF] = f"{type(error).__name__}: {error} (in a replay of its {method})"
+
+    def _shown_by(self, recorded: ProbeCall) -> list[str]:
+        """The models that a call shows: of the LightningModule's, all that have no calls of their own."""
+        if recorded.call.method:
+            return [name for name in self.models if name not in self._called]
+        return [recorded.model] if recorded.model in self.models else []
 
     def _stand_in(self, call: Call, name: str) -> Replica:
         """What is replayed: the model, or the LightningModule that it is in."""
@@ -171,9 +179,9 @@ class Sampler:
         assert replica is not None
         return replica
 
-    def _observed(self, ran: nn.Module, call: Call) -> nn.Module:
-        """What is observed of what is replayed."""
-        return ran.get_submodule(self._path) if call.method else ran
+    def _observed(self, ran: nn.Module, call: Call, name: str) -> nn.Module:
+        """The model in what is replayed."""
+        return ran.get_submodule(self._paths[name]) if call.method else ran
 
     def divides(self, recorded: ProbeCall) -> bool:
         """Whether the first axis of a call holds sequences; see :func:`~lightning_geo.division.divides`."""
@@ -200,10 +208,10 @@ class Sampler:
         for name in self.models:
             found, parts = [], []
             try:
-                for recorded in (recorded for recorded in share.calls if recorded.model == name):
+                for recorded in (recorded for recorded in share.calls if name in self._shown_by(recorded)):
                     call = recorded.call
                     with self._stand_in(call, name).running() as model:
-                        seen = self._observed(model, call)
+                        seen = self._observed(model, call, name)
                         parts.append(importances(model, recorded, self._loss_fn, self._forward_context, seen))
                 found = parts
             except Exception as error:
@@ -213,21 +221,26 @@ class Sampler:
     def _run(
         self,
         measurement: Measurement,
-        name: str,
+        names: list[str],
         call: Call,
         *,
         evaluate: bool = True,
         start: int | RandomState = 0,
     ) -> None:
-        replica = self._stand_in(call, name)
+        if not names:
+            return
+        replica = self._stand_in(call, names[0])
         replica.try_out(call.run, self._forward_context)
         # what a step computes with gradients off is no part of training, as in source "batch"
         step = call.method not in ("", "forward")
         with (
             replica.running(evaluate=evaluate, start=start, gradient=step) as model,
             self._forward_context(),
-            measurement.observe(name, training=step, twin=self._observed(model, call)),
+            contextlib.ExitStack() as stack,
         ):
+            for name in names:
+                twin = self._observed(model, call, name)
+                stack.enter_context(measurement.observe(name, training=step, twin=twin))
             call.run(model)
 
     # -- source "batch"
@@ -256,7 +269,7 @@ class Sampler:
                     self._watching.callback(undo)
             for name, model in self.models.items():
                 if self.dependence is not None and not self._chosen:
-                    self._watching.callback(on_call(model, partial(self.dependence.note, name)))
+                    self._watching.callback(on_call(model, self.dependence.noting(name)))
                 if shadowed:
                     self._watching.callback(on_call(model, self._shadow(name)))
                     self._importance_failures[name] = NoImportanceError(_COMPILED)
@@ -333,7 +346,7 @@ class Sampler:
         try:
             for name, call, start in shadows:
                 if self._failure is None and self._measurement is not None:
-                    self._run(self._measurement, name, call, evaluate=False, start=start)
+                    self._run(self._measurement, [name], call, evaluate=False, start=start)
         except Exception as error:
             self._failure = error
         self._shadow_seconds += time.perf_counter() - started
@@ -364,18 +377,18 @@ class Sampler:
         """The models that are observed from now on.
 
         Raises:
-            NoDataError: If one that attends is given what depends on parameters, and nothing around it could be
-                replayed.
+            NoDataError: If one that attends is given what depends on parameters, and nothing around it could
+                be replayed.
         """
         observed = measurement.observed
-        named = self.dependence is not None and self.models.get(ITSELF) is self.root
-        fed = [n for n in self.dependence.found if n in self.models and n != ITSELF] if named else []
+        found = set() if self.dependence is None else self.dependence.found & self.models.keys()
+        fed = sorted(found - {ITSELF}) if self.models.get(ITSELF) is self.root else []
         if any(self._attends(measurement, name) for name in fed):
             if ITSELF in observed:
                 return [ITSELF]
             if self._replaying:
                 reason = self._unrecorded.get(ITSELF, "no call of the LightningModule was recorded")
-                reasons = {n: "what it is given depends on parameters" for n in fed} | {ITSELF: reason}
+                reasons = dict.fromkeys(fed, "what it is given depends on parameters") | {ITSELF: reason}
                 raise NoDataError(self.because(reasons))
         # the root encloses its children, but is observed itself only where it was called
         return choose(n for n in observed if n != ITSELF or measurement.called(n)) or observed
