@@ -202,6 +202,10 @@ class Measurement:
         """Names of the models that showed attention."""
         return [name for name, statistics in self._statistics.items() if statistics.layers]
 
+    def score(self, name: str, sequences: int) -> None:
+        """How many sequences, the first ones, to take the metrics of single scores from."""
+        self._statistics[name].scored = sequences
+
     def attends(self, name: str, path: str) -> bool:
         """Whether a module of that model showed attention, or one in it."""
         return any(f"{key.module}.".startswith(f"{path}.") for key in self._statistics[name].layers)

@@ -45,6 +45,9 @@ _SEALED = (
     "model inside instead (`self.model.compile()` in `configure_model`), or give `probe=`"
 )
 
+#: Samples without any attention after which none is to be expected.
+_IN_VAIN = 3
+
 
 class GeometryMonitor(AnyCallback):
     """Watch the geometry of attention while a transformer trains.
@@ -178,11 +181,18 @@ class GeometryMonitor(AnyCallback):
         self._began = 0
         self._step, self._epoch, self._batches = -1, 0, 0
         self._pending = False
+        #: samples that saw no attention, before the first that did
+        self._vain = 0
         #: whether a sample was lost because there is nothing to replay: the next step makes up for it
         self._overdue = False
         self._sealed = False
         self._eagerly = contextlib.ExitStack()
         self._started = time.perf_counter()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle of the monitor keeps: its arguments and its run's state, but no model."""
+        state = {**vars(self), "_sampler": None, "_pending": False}
+        return state | {"_eagerly": contextlib.ExitStack()}
 
     @property
     def state_key(self) -> str:
@@ -378,7 +388,8 @@ class GeometryMonitor(AnyCallback):
         self._stop()
         self._run.ended = True
         step, self._batches = steps_taken(trainer), batches_done(trainer)
-        if self._replays and self._inputs.probe is not None and self._run.step != step:
+        known = self._sampler is not None and self._inputs.probe is not None
+        if self._replays and known and self._run.step != step:
             self._replay(trainer, step, final=True)
         run = self._run
         if run.samples and trainer.is_global_zero:
@@ -418,7 +429,8 @@ class GeometryMonitor(AnyCallback):
         except Exception as failure:  # the other ranks wait all the same
             error = failure
         self._conclude(trainer, step, error, started, final=final)
-        self._sampler.forget()
+        if self._sampler is not None:
+            self._sampler.forget()
 
     def _due_metrics(self, *, final: bool = False) -> tuple[str, ...]:
         """What the next sample measures."""
@@ -431,7 +443,7 @@ class GeometryMonitor(AnyCallback):
     ) -> None:
         """Merge the sample over ranks, make its record, send it everywhere."""
         assert self._sampler is not None
-        run = self._run
+        run, samples = self._run, self._run.samples
         run.step = step
         about = self._complaints.about("a sample was dropped", f"first at step {step}")
         with about, self._noting(trainer, step):
@@ -462,6 +474,17 @@ class GeometryMonitor(AnyCallback):
                 self._outlets.open(trainer, self._resumed_at)
                 self._outlets.write(record, final=final)
         run.cost += time.perf_counter() - started
+        if run.samples == samples == 0:
+            self._give_up_in_vain()
+
+    def _give_up_in_vain(self) -> None:
+        """Stop to look for attention after a few samples that saw none; the same on every rank."""
+        assert self._sampler is not None
+        self._vain += self._sampler.saw_nothing
+        if from_rank_zero(int(self._vain >= _IN_VAIN), self._sampler.device):
+            self._complaints.say(f"no attention was seen in {_IN_VAIN} samples, so that no more are taken")
+            self._stop()
+            self._inputs.probe = self._sampler = None
 
     def _observe_batches(self, reason: LookupError) -> None:
         """Observe training itself from now on: what could be replayed does not begin at the data."""

@@ -29,6 +29,10 @@ class Outlets:
         self._complaints = complaints
         self._sinks: list[Sink] | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy, or a pickle, has no file open."""
+        return {**vars(self), "_sinks": None}
+
     @property
     def places(self) -> str:
         """Where to look, for a person."""

@@ -109,14 +109,18 @@ class Share:
     Args:
         calls: Its own.
         uncounted: One of each kind of which it has none: ranks merge only what has the same layers.
+        scored: By model, how many of its sequences are among the probe's first two, whose single scores are
+            looked at.
     """
 
     calls: list[ProbeCall]
     uncounted: list[ProbeCall] = field(default_factory=list)
+    scored: dict[str, int] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> Share:
         """Move its tensors."""
-        return Share([call.to(device) for call in self.calls], [call.to(device) for call in self.uncounted])
+        calls, uncounted = ([c.to(device) for c in some] for some in (self.calls, self.uncounted))
+        return Share(calls, uncounted, self.scored)
 
 
 class Probe:
@@ -145,10 +149,19 @@ class Probe:
         mine: list[ProbeCall] = []
         others: list[ProbeCall] = []
         dealt: dict[str, int] = {}
+        scored: dict[str, int] = {}
+        sequences: dict[str, int] = {}
         for call in self.calls:
             before = dealt.get(call.model, 0)
             dealt[call.model] = before + (call.rows if call.divisible else 1)
             first = (rank - before) % world_size
+            start = sequences.get(call.model, 0)
+            for index, count in enumerate(call.sequences.counts):
+                if (index - first) % world_size == 0 if call.divisible else first == 0:
+                    among = min(count, max(0, SCORED_SEQUENCES - start))
+                    scored[call.model] = scored.get(call.model, 0) + among
+                start += count
+            sequences[call.model] = start
             if call.divisible and call.rows > first:
                 whole = world_size == 1
                 mine.append(call if whole else call.take(slice(first, None, world_size)))
@@ -159,7 +172,7 @@ class Probe:
         missing = {call.kind: call for call in others}
         for call in mine:
             missing.pop(call.kind, None)
-        return Share(mine, list(missing.values()))
+        return Share(mine, list(missing.values()), scored)
 
     def only(self, models: Iterable[str]) -> Probe:
         """The calls of these models; itself where there are no others."""

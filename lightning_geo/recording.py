@@ -40,6 +40,10 @@ class ProbeSource:
         self.unrecorded: dict[str, str] = {}
         self.probe: Probe | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy, or a pickle, records nothing."""
+        return {**vars(self), "_recorder": None, "_sampler": None}
+
     @property
     def fingerprint(self) -> str:
         """The probe's; empty without one."""

@@ -97,6 +97,8 @@ class Sampler:
         self._forward_context = forward_context
         self._complaints = complaints
         self._chosen = False
+        #: whether the last sample showed no attention at all
+        self.saw_nothing = False
         self._replaying = False
         self._measurement: Measurement | None = None
         self._failure: Exception | None = None
@@ -146,6 +148,8 @@ class Sampler:
         try:
             measurement = self._measurement = self._begin()
             recorded_calls = (*share.uncounted, *share.calls)
+            for name in self.models:
+                measurement.score(name, share.scored.get(name, 0))
             self._called = {recorded.model for recorded in recorded_calls if not recorded.call.method}
             for calls in (share.uncounted, share.calls):
                 measurement.discard_values()
@@ -454,6 +458,7 @@ class Sampler:
         """
         measurement, self._measurement, self._failure = self._measurement, None, None
         names = list(self.models)
+        self.saw_nothing = measurement is not None and not measurement.observed
         try:
             if measurement is None:
                 measurement = self._begin()

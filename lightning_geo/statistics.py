@@ -76,6 +76,8 @@ class SampleStatistics:
             self._scores = [*every, *(name for name in self._scores if name not in every)]
         #: sequences of each call that the metrics of kind ``scores`` have had
         self._scored: dict[CallKey, int] = {}
+        #: sequences, the first ones, whose single scores are looked at
+        self.scored = SCORED_SEQUENCES
         self._reads = kinds.get("reads", [])
         #: sequences that they had before the packed call whose documents are being shown
         self._scored_before: dict[CallKey, int] = {}
@@ -192,7 +194,7 @@ class SampleStatistics:
             layer.add_values("sequence", sequences, torch.where(broken, torch.nan, values))
 
     def _measure_scores(self, layer: LayerStatistics, key: CallKey, call: AttentionCall) -> None:
-        """Measure what needs every score more than once, on a rank's first sequences alone."""
+        """Measure what needs every score more than once, on the first sequences alone."""
         known = call.query is not None and call.key is not None
         names = [
             n for n in self._scores
@@ -200,10 +202,14 @@ class SampleStatistics:
             and (known or reads_of(n) == ("attended",))
         ]  # fmt: skip
         if call.portion is None:
-            count = min(SCORED_SEQUENCES - self._scored.get(key, 0), call.lengths[0])
+            count = min(self.scored - self._scored.get(key, 0), call.lengths[0])
         else:  # documents come by length: the first ones may be in several batches
-            left = SCORED_SEQUENCES - self._scored_before[key]
+            left = self.scored - self._scored_before[key]
             count = sum(number < left for number in call.portion.numbers)
+        if names and count <= 0 and key not in self._scored:  # all ranks need the same layout
+            self._scored[key] = 0
+            none = torch.full((len(names), 1, layer.heads), torch.nan, device=call.device)
+            layer.add_values("scores", tuple(names), none)
         if not names or count <= 0:
             return
         self._scored[key] = self._scored.get(key, 0) + count
