@@ -38,14 +38,19 @@ class Axes:
         heads: Index of the axis of heads among the leading axes; None where there is one head without axis.
         folded: Heads in the first axis where it holds batch and heads in one; else 0.
         heads_first: Whether heads vary slower there.
+        groups: Whether heads are two axes, groups and the heads of each, the first of which is ``heads``.
     """
 
     heads: int | None
     folded: int = 0
     heads_first: bool = False
+    groups: bool = False
 
     def __call__(self, x: Tensor) -> Tensor:
         """[*lead, rows, columns] to [B, H, rows, columns]; fewer heads than queries have stay fewer."""
+        if self.groups:
+            assert self.heads is not None
+            return Axes(self.heads)(x.flatten(self.heads, self.heads + 1))
         if x.dim() == 2:
             return x[None, None]
         if self.folded:
@@ -74,6 +79,14 @@ class Axes:
         if mask.dim() < 2:
             mask = mask.reshape((1,) * (2 - mask.dim()) + tuple(mask.shape))
         mask = mask[(None,) * (len(lead) + 2 - mask.dim())]
+        if self.groups:
+            assert self.heads is not None
+            first, after = self.heads, self.heads + 2
+            sizes = tuple(lead[first:after])
+            if tuple(mask.shape[first:after]) != (1, 1):
+                mask = mask.expand(*mask.shape[:first], *sizes, *mask.shape[after:])
+            joined = (*lead[:first], sizes[0] * sizes[1], *lead[after:])
+            return Axes(first).mask(mask.flatten(first, first + 1), joined)
         if not lead or self.folded:
             if self.folded and mask.shape[0] != 1:
                 return self._unfolded(mask, mask.shape[0] // self.folded)
@@ -105,7 +118,7 @@ def find_axes(
     Args:
         x: What attention was given for queries.
         declared: Heads that the module declares; None if it does not.
-        tokens: How many tokens the modules that enclose the call were given.
+        tokens: How many tokens modules around the call were given, those of its layer first, from outside in.
         heads_first: Tells whether heads vary slower than sequences where both are the first of three axes.
 
     Raises:
@@ -129,13 +142,21 @@ def find_axes(
             )
         return Axes(0, heads, order) if heads > 1 else Axes(None)
     total = math.prod(lead)
-    # where one head's rows are the tokens, there is no axis of heads
-    if declared in (None, 1) and any(total * rows == n for n in tokens):
-        return Axes(None)
     sized = [i for i, n in enumerate(lead) if n == declared]
-    counted = [i for i, n in enumerate(lead) if any(total // n * rows == t for t in tokens)]
+    # the outermost module whose tokens agree with any reading decides: inner ones may be given parts
+    for n in tokens:
+        if declared in (None, 1) and total * rows == n:
+            return Axes(None)  # one head's rows are the tokens: there is no axis of heads
+        counted = [i for i, size in enumerate(lead) if total // size * rows == n]
+        if counted:
+            break
+    else:
+        counted = []
+    pairs = [i for i in range(len(lead) - 1) if lead[i] * lead[i + 1] == declared]
+    if not sized and len(pairs) == 1 and (not tokens or total // (declared or 1) * rows in tokens):
+        return Axes(pairs[0], groups=True)
     both = [i for i in sized if i in counted]
-    if both and declared == 1:
+    if declared == 1 and (both or not counted):
         return Axes(None)
     candidates = both or (counted if declared is None else [] if counted else sized)
     if len(candidates) > 1:
@@ -143,8 +164,6 @@ def find_axes(
         candidates = near if len(near) == 1 else [1] if len(lead) == 2 else []
     if len(candidates) == 1:
         return Axes(candidates[0])
-    if declared == 1 and not counted:
-        return Axes(None)
     if len(lead) == 2 and not sized and (declared is None or not tokens or 1 in counted):
         return Axes(1)
     said = "declares none" if declared is None else f"declares {declared}"
@@ -156,16 +175,21 @@ def find_axes(
 
 def _heads_in(size: int, rows: int, declared: int | None, tokens: Sequence[int]) -> int:
     """How many heads the first of three axes holds: 1 in [sequences, N, D], H in [sequences · H, N, D]."""
-    heads = declared or 1
-    if heads > 1 and size % heads == 0 and any(size * rows == n * heads for n in tokens):
-        return heads
-    if declared == 1 or any(size * rows == n for n in tokens):
+    if declared == 1:
         return 1
-    if declared is None:
-        folded = {size * rows // n for n in tokens if n and size * rows % n == 0 and size * rows > n}
-        if len(folded) == 1 and size % (heads := folded.pop()) == 0:
-            return heads
-    elif not tokens and size % declared == 0:
+    for n in tokens:
+        if declared is not None and size % declared == 0 and size * rows == n * declared:
+            return declared
+        if size * rows == n:
+            return 1
+        if (
+            declared is None
+            and 0 < n < size * rows
+            and size * rows % n == 0
+            and size % (size * rows // n) == 0
+        ):
+            return size * rows // n
+    if declared is not None and not tokens and size % declared == 0:
         return declared
     raise UnknownAxesError(
         f"whether the first of three axes ({size}) holds sequences or their heads cannot be told. Give the "

@@ -100,7 +100,7 @@ def keys_seen(mask: Tensor | BlockMask, queries: int, keys: int, front: int = 0)
 
     A padded key is one that no query sees but, where masks keep rows from being empty, its own. Causal masks
     show the last token to its own query alone: it is one if the token before it is. A token that sees itself
-    alone and is seen by nobody else is a document of its own, unless it lies at an end of the row.
+    alone and is seen by nobody else is a document of its own, unless several lie at an end of some row.
 
     Args:
         mask: [B or 1, H or 1, Nq or 1, Nk or 1], bool or additive with -inf where it hides; or a BlockMask.
@@ -173,7 +173,9 @@ def _tokens(seen_by: Tensor, itself: Tensor, alone: Tensor, live: Tensor, later:
     before = torch.cat([torch.ones_like(others[:, :1]), others[:, :-1]], -1)
     others = others | (itself & ~alone & ~later[:, None] & (after == 0) & before)
     padded = (~others).to(torch.uint8)
-    at_an_end = padded.cumprod(-1) | padded.flip(-1).cumprod(-1).flip(-1)
-    tokens = others | (itself & alone & ~others & ~at_an_end.bool())
+    front, back = padded.cumprod(-1), padded.flip(-1).cumprod(-1).flip(-1)
+    # one at an end is padding where another sequence has more there, or where it does not see itself
+    at_an_end = sum(run * (run.sum(-1, keepdim=True).amax() > 1) for run in (front, back))
+    tokens = others | (itself & alone & ~others & (at_an_end == 0))
     # where everybody sees itself alone, there is no padding to be known
     return tokens | (itself & ~tokens.any(-1, keepdim=True))

@@ -123,7 +123,9 @@ def _einsum(equation: str, operands: Any, result: Tensor) -> Product | None:
 
 def _arranged(x: Tensor, letters: str, lead: str, last: str) -> Tensor:
     """Permute to the axes ``lead + last``, with size 1 where it lacks a leading one."""
-    x = x.permute([letters.index(c) for c in lead + last if c in letters])
+    order = [letters.index(c) for c in lead + last if c in letters]
+    if order != sorted(order):  # else it is the tensor itself: what is known of it is known of no view
+        x = x.permute(order)
     for i, letter in enumerate(lead):
         if letter not in letters:
             x = x.unsqueeze(i)

@@ -55,6 +55,10 @@ SCRIPTED = (
 )
 
 _CHANNELS = "it is attention between channels, not between tokens, for which these metrics are not defined"
+_AGAIN = (
+    "it attends twice with the same queries and keys, to other values: its values and outputs are those of "
+    "the first time alone"
+)
 _OTHER_TOKENS = "its hidden states are not the tokens of the packed rows that its attention saw"
 _PAST_CALL = (
     "the layer was run as `layer.forward(x)`, past its hooks, so that its input and output are absent. Call "
@@ -445,8 +449,10 @@ class Tap:
 
     def _axes(self, x: Tensor) -> Axes:
         """Which axis of queries is heads."""
-        declared = next((n for f in reversed(self._inside()) if (n := declared_heads(f.module))), None)
-        return find_axes(x, declared, tokens_in(self._frames, x.shape), self._folds.heads_first)
+        inside = self._inside()
+        declared = next((n for f in reversed(inside) if (n := declared_heads(f.module))), None)
+        outside = reversed(self._frames[: len(self._frames) - len(inside)])
+        return find_axes(x, declared, tokens_in([*inside, *outside], x), self._folds.heads_first)
 
     def _written(self, attention: WrittenAttention, place: str | None = None) -> None:
         """An attention was recognised in products and softmaxes."""
@@ -471,9 +477,15 @@ class Tap:
         set_positions(call, module, self._frames, held.query, held.key, behind=held.behind)
         shape = call.lengths[0], call.heads
         call.masks = tuple(self._masks.laid_out(mask, shape) for mask in call.masks)
-        if between_channels(call, tokens_in(self._frames, torch.Size())):
+        if between_channels(call, tokens_in(self._frames)):
             self._leave_out(_CHANNELS, held.module)
             return
+        running = self._frames[-1]
+        if call.query is not None and any(call.query is q and call.key is k for q, k in running.attended):
+            self.coverage.leave_out(held.module, _AGAIN)
+            return
+        if call.query is not None and call.key is not None:
+            running.attended.append((call.query, call.key))
         owner = gatherer(held, self._inside(), self._frames, self.modules)
         if owner is None:
             self._show(held)
@@ -487,7 +499,7 @@ class Tap:
 
     def _show_all(self, frame: Frame, held: list[Held]) -> None:
         """Show what was held, parts of one attention as one."""
-        resolved = resolve(frame, held, tokens_in([frame], torch.Size()))
+        resolved = resolve(frame, held, tokens_in([frame]))
         for one in resolved.calls:
             self._show(one, more=one is not resolved.calls[0] and resolved.shares)
         if resolved.reason:

@@ -33,7 +33,13 @@ def role_of(argument: str) -> str:
 
 
 def told_tokens(
-    frames: Sequence[Frame], argument: str | None, batch: int, length: int, *, memory: bool = False
+    frames: Sequence[Frame],
+    argument: str | None,
+    batch: int,
+    length: int,
+    *,
+    memory: bool = False,
+    cross: bool = False,
 ) -> tuple[Tensor | None, bool]:
     """What running modules were told of the padding of a sequence, the closest to the call first.
 
@@ -43,6 +49,7 @@ def told_tokens(
         batch: Sequences.
         length: Tokens of each.
         memory: Whether it is what a cross-attention attends to.
+        cross: Whether it is asked for in a cross-attention, whose own mask is about the memory.
 
     Returns:
         [B, N] bool, True for real tokens, or None; and whether its polarity is certain: masks named by
@@ -51,7 +58,7 @@ def told_tokens(
     if argument is None:
         return None, True
     role = role_of(argument)
-    for frame in reversed(frames):
+    for depth, frame in reversed(list(enumerate(frames))):
         names = _TOLD[role]
         whole = any(name in frame.given for name in ("decoder_input_ids", *_TOLD["target"]))
         if role == "target" and not whole:
@@ -59,6 +66,8 @@ def told_tokens(
         elif memory and not (whole and role == "source"):
             names = _TOLD["memory"]  # and there the plain name is not that of what it attends to
         for name in names:
+            if cross and depth and name == "key_padding_mask" and not memory:
+                continue
             mask = frame.given.get(name)
             if isinstance(mask, Tensor) and mask.shape == (batch, length):
                 return _real(mask, padding="padding" in name), "padding" not in name
@@ -130,7 +139,7 @@ def set_token_masks(
     if told_keys is not None and not certain and seen is not None:
         told_keys = _consistent(told_keys, seen)
     if call.cross or call.offset is None:
-        told_queries, _ = told_tokens(frames, arguments[0], batch, queries)
+        told_queries, _ = told_tokens(frames, arguments[0], batch, queries, cross=call.cross)
         call.query_mask = told_queries if told_queries is not None else known_queries
         call.key_mask = told_keys if told_keys is not None else seen
         return told_queries is not None
