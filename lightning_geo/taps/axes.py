@@ -46,6 +46,12 @@ class Axes:
     heads_first: bool = False
     groups: bool = False
 
+    def is_next_to_features(self, x: Tensor) -> bool:
+        """Whether the last axis of heads lies in memory as a projection lays it out."""
+        assert self.heads is not None
+        last = self.heads + self.groups
+        return x.shape[last] > 1 and x.stride(last) == x.shape[-1] * x.stride(-1)
+
     def __call__(self, x: Tensor) -> Tensor:
         """[*lead, rows, columns] to [B, H, rows, columns]; fewer heads than queries have stay fewer."""
         if self.groups:
@@ -142,35 +148,46 @@ def find_axes(
             )
         return Axes(0, heads, order) if heads > 1 else Axes(None)
     total = math.prod(lead)
-    sized = [i for i, n in enumerate(lead) if n == declared]
+    counted: list[int] = []
     # the outermost module whose tokens agree with any reading decides: inner ones may be given parts
     for n in tokens:
         if declared in (None, 1) and total * rows == n:
+            if declared is None and len(lead) == 2 and lead[1] > 1 and lead[0] * x.shape[-1] == n:
+                break  # or attention between as many channels
             return Axes(None)  # one head's rows are the tokens: there is no axis of heads
         counted = [i for i, size in enumerate(lead) if total // size * rows == n]
         if counted:
             break
-    else:
-        counted = []
-    pairs = [i for i in range(len(lead) - 1) if lead[i] * lead[i + 1] == declared]
-    if not sized and len(pairs) == 1 and (not tokens or total // (declared or 1) * rows in tokens):
-        return Axes(pairs[0], groups=True)
-    both = [i for i in sized if i in counted]
-    if declared == 1 and (both or not counted):
+    if declared == 1 and (not counted or any(lead[i] == 1 for i in counted)):
         return Axes(None)
-    candidates = both or (counted if declared is None else [] if counted else sized)
-    if len(candidates) > 1:
-        near = [i for i in candidates if lead[i] > 1 and x.stride(i) == x.shape[-1] * x.stride(-1)]
-        candidates = near if len(near) == 1 else [1] if len(lead) == 2 else []
-    if len(candidates) == 1:
-        return Axes(candidates[0])
-    if len(lead) == 2 and not sized and (declared is None or not tokens or 1 in counted):
+    readings = _readings(
+        lead, declared, counted, whole=not tokens or total // (declared or 1) * rows in tokens
+    )
+    if len(readings) > 1:  # the features of a projection lie next to its last axis of heads
+        near = [r for r in readings if r.is_next_to_features(x)]
+        readings = near if len(near) == 1 else [Axes(1)] if len(lead) == 2 else []
+    if len(readings) == 1:
+        return readings[0]
+    if len(lead) == 2 and declared not in lead and (declared is None or not tokens or 1 in counted):
         return Axes(1)
     said = "declares none" if declared is None else f"declares {declared}"
     raise UnknownAxesError(
         f"which axis of {list(x.shape)} is heads cannot be told: the module {said}. Give it an attribute "
         "`num_heads`, or call attention with [batch, heads, tokens, features]"
     )
+
+
+def _readings(lead: Sequence[int], declared: int | None, counted: list[int], *, whole: bool) -> list[Axes]:
+    """Which axes may be heads, by what is declared and by which leave as many rows as there are tokens."""
+    if declared is None:
+        return [Axes(i) for i in counted]
+    sized = [i for i, n in enumerate(lead) if n == declared]
+    if counted:
+        sized = [i for i in sized if i in counted]
+    pairs = [
+        i for i in range(len(lead) - 1) if lead[i] * lead[i + 1] == declared and 1 not in lead[i : i + 2]
+    ]
+    return [Axes(i) for i in sized] + [Axes(i, groups=True) for i in pairs if whole]
 
 
 def _heads_in(size: int, rows: int, declared: int | None, tokens: Sequence[int]) -> int:

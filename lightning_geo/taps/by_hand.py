@@ -33,7 +33,8 @@ class Scores:
     Args:
         first: Axis (negative) of the product's first factor's rows.
         second: Axis of its second factor's.
-        product: The product of queries and keys that it began as; None where parts were joined or cut.
+        product: The product of queries and keys that it began as; None where it is not whole.
+        parts: Products of the same queries that were joined along the columns; empty where there is one.
         given: Its two factors, or those of the first part.
         keys: How many columns are the product's, where columns without key were put behind (learned sinks).
         terms: What was added to it or hides in it since.
@@ -47,6 +48,7 @@ class Scores:
     number: int
     given: tuple[Tensor, Tensor]
     keys: int | None = None
+    parts: tuple[Product, ...] = ()
     terms: tuple[Term, ...] = ()
     opaque: bool = False
 
@@ -206,6 +208,8 @@ class SoftmaxTracer:
         swapped = columns == known.first
         rows = known.second if swapped else known.first
         query, key = (None, None) if known.product is None else known.product.rows
+        if known.parts:
+            query, key = _joined_rows(known.parts, scores.shape[:-2])
         given = known.given
         if swapped:
             query, key, given = key, query, (given[1], given[0])
@@ -251,24 +255,20 @@ class SoftmaxTracer:
                 )
                 self._known.set(y, Probabilities(*axes, softmaxes, probabilities.whole and whole))
                 continue
-            x, scores = min(
-                ((x, s) for x, s in given if isinstance(s, Scores)), key=lambda pair: pair[1].number
-            )
-            scores = self._with_terms(func, args, kwargs, x, scores, given)
-            axes = axes_after(func, args, kwargs, x, y, (scores.first, scores.second))
+            pairs = [(x, known) for x, known in given if isinstance(known, Scores)]
+            x, scores = min(pairs, key=lambda pair: pair[1].number)
+            before = scores.first, scores.second
+            axes = axes_after(func, args, kwargs, x, y, before)
             if axes is None:
                 self._known.drop(y)
                 continue
-            whole = all(
-                y.shape[a] == x.shape[b] for a, b in zip(axes, (scores.first, scores.second), strict=True)
-            )
-            self._known.set(
-                y,
-                replace(
-                    scores, first=axes[0], second=axes[1], product=scores.product if whole else None,
-                    terms=scores.terms if whole else (), opaque=scores.opaque or not whole,
-                ),
-            )  # fmt: skip
+            scores = self._with_terms(func, args, kwargs, x, scores, given)
+            if any(y.shape[a] != x.shape[b] for a, b in zip(axes, before, strict=True)):
+                keys = _keys_before(func, args, kwargs, x, before[1]) if len(given) == 1 else None
+                product = None if keys is None else scores.product  # else parts were joined, or cut
+                parts = _joined_products(func, args, kwargs, pairs, before[1])
+                scores = replace(scores, product=product, keys=keys, parts=parts, terms=(), opaque=True)
+            self._known.set(y, replace(scores, first=axes[0], second=axes[1]))
 
     def _with_terms(
         self,
@@ -309,6 +309,30 @@ def _keys_before(
     if func not in (torch.cat, torch.concat) or parts[0] is not x or _negative(dim, x) != columns:
         return None
     return x.shape[columns]
+
+
+def _joined_rows(parts: tuple[Product, ...], lead: torch.Size) -> tuple[Tensor, Tensor]:
+    """Queries, and the keys of all parts one after the other."""
+    keys = [part.rows[1] for part in parts]
+    return parts[0].rows[0], torch.cat([key.expand(*lead, *key.shape[-2:]) for key in keys], dim=-2)
+
+
+def _joined_products(
+    func: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    pairs: list[tuple[Tensor, Scores]],
+    columns: int,
+) -> tuple[Product, ...]:
+    """Products that were joined, in order; nothing if one is not known or has other queries."""
+    parts = args[0] if args else kwargs.get("tensors")
+    dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
+    if func not in (torch.cat, torch.concat) or _negative(dim, pairs[0][0]) != columns or len(pairs) < 2:
+        return ()
+    products = [next((s.product for x, s in pairs if x is part), None) for part in parts]
+    known = tuple(product for product in products if product is not None)
+    same = all(product.factors[0] is known[0].factors[0] for product in known)
+    return known if len(known) == len(products) and same else ()
 
 
 def _begins_at_front(func: Any, args: tuple[Any, ...], columns: int) -> bool:

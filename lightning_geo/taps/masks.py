@@ -129,7 +129,8 @@ def keys_seen(mask: Tensor | BlockMask, queries: int, keys: int, front: int = 0)
         seen = rows.sum(-1)
         alone.append(own[-1] & (seen == 1))
         live.append(seen > 0)
-        ahead = (rows & (torch.arange(keys, device=rows.device) > place[:, None])).flatten(1).any(-1)
+        column = torch.arange(keys, device=rows.device)
+        ahead = (rows & (column > place[:, None]) & (column < front + queries)).flatten(1).any(-1)
         later = ahead if later is None else later | ahead
     assert seen_by is not None
     assert later is not None
@@ -166,7 +167,7 @@ def _tokens(seen_by: Tensor, itself: Tensor, alone: Tensor, live: Tensor, later:
         live: Whether its own query sees anything.
         later: [B], whether any query sees a key after its own.
     """
-    others = seen_by > itself
+    others, seen = seen_by > itself, seen_by > 0
     # in a causal mask the last token is seen by its own query alone, since later ones are padding
     busy = (live & ~alone).to(torch.int64)
     after = busy.flip(-1).cumsum(-1).flip(-1) - busy
@@ -177,5 +178,7 @@ def _tokens(seen_by: Tensor, itself: Tensor, alone: Tensor, live: Tensor, later:
     # one at an end is padding where another sequence has more there, or where it does not see itself
     at_an_end = sum(run * (run.sum(-1, keepdim=True).amax() > 1) for run in (front, back))
     tokens = others | (itself & alone & ~others & (at_an_end == 0))
+    # where padding does not see itself, what does is no padding
+    tokens = tokens | (itself & (~seen).any(-1, keepdim=True))
     # where everybody sees itself alone, there is no padding to be known
     return tokens | (itself & ~tokens.any(-1, keepdim=True))

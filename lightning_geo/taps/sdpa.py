@@ -39,10 +39,16 @@ def sdpa_call(
     lengths = query.shape[-2], key.shape[-2]
     if is_causal and lengths[0] != lengths[1]:  # aligned at the top left, wherever the queries stand
         mask, is_causal = torch.ones(lengths, dtype=torch.bool, device=query.device).tril(), False
+    q, k, v = found(query), found.grouped(key, query), found.grouped(value, query)
+    if any(x.shape[0] != q.shape[0] or q.shape[1] % x.shape[1] for x in (k, v)):
+        raise UnknownAxesError(
+            f"queries {list(query.shape)} and keys {list(key.shape)} do not fit together as batch and heads. "
+            "Call attention with [batch, heads, tokens, features]"
+        )
     return AttentionCall(
-        query=found(query),
-        key=found.grouped(key, query),
-        value=found.grouped(value, query),
+        query=q,
+        key=k,
+        value=v,
         output=found(output),
         masks=() if mask is None else (found.mask(mask, query.shape[:-2]),),
         is_causal=is_causal,

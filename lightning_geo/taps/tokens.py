@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_geo.kernels import HIDDEN_BELOW
 from lightning_geo.taps.call import AttentionCall
 from lightning_geo.taps.frames import Frame
-from lightning_geo.taps.masks import MaskReader, rows_of
+from lightning_geo.taps.masks import MaskReader, rows_of, visible, with_hidden
 
 __all__ = ["keys_by_masks", "set_token_masks", "special_tokens_of", "told_tokens"]
 
@@ -79,7 +78,7 @@ def _real(mask: Tensor, *, padding: bool) -> Tensor:
         return ~mask if padding else mask
     if mask.is_floating_point():  # 0 and -inf are additive, 0 and 1 flags
         additive = (mask < 0).any() | torch.tensor(padding, device=mask.device)
-        return torch.where(additive, mask > HIDDEN_BELOW, mask > 0)
+        return torch.where(additive, visible(with_hidden(mask)), mask > 0)
     return mask == 0 if padding else mask > 0
 
 

@@ -122,4 +122,30 @@ def _hidden(piece: AttentionCall) -> Tensor:
     scores = piece.scores
     for mask in piece.masks:
         scores = scores.masked_fill(~mask, -torch.inf)
-    return scores
+    return scores if piece.key is None else _each_key_once(scores, piece.key)
+
+
+def _each_key_once(scores: Tensor, key: Tensor) -> Tensor:
+    """Merge the columns of one key: rows that pick blocks of keys (BigBird) may pick a block twice.
+
+    The probabilities of its columns belong together. Keys are told apart by their projection on a random
+    direction.
+
+    Args:
+        scores: [B, H, rows, columns].
+        key: [B, Hk, columns, D].
+
+    Returns:
+        Scores like these, with all that a key has in one column and -inf in its others.
+    """
+    direction = torch.rand(key.shape[-1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    marks = key.to(torch.float64) @ direction.to(key.device)
+    marks = marks.repeat_interleave(scores.shape[1] // key.shape[1], dim=1)
+    ordered, order = marks.sort(dim=-1, stable=True)
+    fresh = torch.cat([torch.ones_like(ordered[..., :1], dtype=torch.bool), ordered.diff(dim=-1) != 0], -1)
+    groups = torch.zeros_like(order).scatter(-1, order, fresh.cumsum(-1) - 1)
+    peak = scores.amax(-1, keepdim=True)
+    weights = torch.zeros_like(scores).scatter_add(
+        -1, groups[..., None, :].expand_as(scores), (scores - peak).exp()
+    )
+    return weights.log() + peak

@@ -78,7 +78,7 @@ def test_padding_is_what_no_other_query_sees(
         mask = mask | EYE
     if causal and itself and not both:  # one padded token at the end is no other than a last token
         real[:, -1] |= torch.tensor([n == N - 1 for n in lengths]) & torch.tensor(not left)
-    if both and itself and min(lengths) >= N - 1:  # nor is one that is alone
+    if itself and (both or (left and causal)) and min(lengths) >= N - 1:  # nor is one that is alone
         real[:] = True
     given_mask = torch.zeros(mask.shape).masked_fill(~mask, -torch.inf) if bias else mask
     assert keys_seen(given_mask, N, N).expand(len(lengths), N).equal(real)
