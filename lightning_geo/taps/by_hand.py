@@ -178,7 +178,7 @@ class SoftmaxTracer:
                     self._multiplied(probabilities, value, output, result)
                 else:
                     _use(probabilities)
-        if product is not None and known == [None, None]:
+        if product is not None and not any(isinstance(one, Probabilities) for one in known):
             terms = added_term(func, args, kwargs, result)
             self._known.set(
                 result, Scores(*product.axes, product, next(self._numbers), product.factors, terms=terms)

@@ -116,7 +116,8 @@ def _einsum(equation: str, operands: Any, result: Tensor) -> Product | None:
         return None
     one, two = (set(word) for word in letters)
     whole = set(out)
-    if not (one & whole - two and two & whole - one) or len(one & two - whole) != 1:
+    own = len(one & whole - two), len(two & whole - one)
+    if min(own) != 1 or len(one & two - whole) != 1:  # else the leading axes would not be the same
         return None
     return Product((operands[0], operands[1]), result, (letters[0], letters[1], out))
 
