@@ -46,8 +46,8 @@ class Frame:
     sequence_first: bool = False
     x: Tensor | None = None
     linears: list[Run] = field(default_factory=list)
-    #: queries and keys that it attended with
-    attended: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    #: queries and keys of its last attention
+    attended: tuple[Tensor | None, Tensor | None] | None = None
     #: attention calls that wait for its end: parts of one attention
     held: list[Any] = field(default_factory=list)
     #: whether an outer module holds what it computed

@@ -15,7 +15,7 @@ from torch.nn.attention.bias import CausalBias, CausalVariant
 from lightning_geo.taps.axes import Axes, UnknownAxesError
 from lightning_geo.taps.call import AttentionCall
 
-__all__ = ["MULTI_HEAD", "multi_head_call", "multi_head_inputs", "sdpa_call"]
+__all__ = ["MULTI_HEAD", "multi_head_call", "multi_head_inputs", "sdpa_call", "sdpa_inputs"]
 
 #: Arguments of ``F.multi_head_attention_forward`` by name.
 MULTI_HEAD = inspect.signature(F.multi_head_attention_forward)
@@ -54,6 +54,12 @@ def sdpa_call(
         is_causal=is_causal,
         scale=scale,
     )
+
+
+def sdpa_inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Queries and keys among the arguments of ``scaled_dot_product_attention``."""
+    query, key = [*args, *(kwargs[name] for name in ("query", "key") if name in kwargs)][:2]
+    return query, key
 
 
 def plain_mask(mask: Tensor) -> Tensor:
