@@ -64,7 +64,9 @@ class Axes:
         if self.heads is None:
             return x.flatten(0, -3).unsqueeze(1)
         x = x.movedim(self.heads, -3)
-        return x if x.dim() == 4 else x.flatten(0, -4) if x.dim() > 4 else x[None]
+        if x.dim() < 4:
+            x = x[None]
+        return x if x.dim() == 4 else x.flatten(0, -4)
 
     def grouped(self, x: Tensor, queries: Tensor) -> Tensor:
         """The same for keys and values, whose folded axis holds fewer heads where heads are grouped."""
@@ -76,9 +78,8 @@ class Axes:
         return self._unfolded(x, batch)
 
     def _unfolded(self, x: Tensor, batch: int) -> Tensor:
-        return (
-            x.unflatten(0, (-1, batch)).transpose(0, 1) if self.heads_first else x.unflatten(0, (batch, -1))
-        )
+        found: Tensor = x.unflatten(0, (-1, batch) if self.heads_first else (batch, -1))
+        return found.transpose(0, 1) if self.heads_first else found
 
     def mask(self, mask: Tensor, lead: Sequence[int]) -> Tensor:
         """A mask that broadcasts over the leading axes ``lead``, to [B or 1, H or 1, Nq or 1, Nk or 1]."""
@@ -88,10 +89,10 @@ class Axes:
         if self.groups:
             assert self.heads is not None
             first, after = self.heads, self.heads + 2
-            sizes = tuple(lead[first:after])
+            groups, each = lead[first:after]
             if tuple(mask.shape[first:after]) != (1, 1):
-                mask = mask.expand(*mask.shape[:first], *sizes, *mask.shape[after:])
-            joined = (*lead[:first], sizes[0] * sizes[1], *lead[after:])
+                mask = mask.expand(*mask.shape[:first], groups, each, *mask.shape[after:])
+            joined = (*lead[:first], groups * each, *lead[after:])
             return Axes(first).mask(mask.flatten(first, first + 1), joined)
         if not lead or self.folded:
             if self.folded and mask.shape[0] != 1:

@@ -11,6 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_geo.taps.carrying import (
+    added_term,
+    axes_after,
+    begins_at_front,
+    joined_products,
+    joined_rows,
+    keys_before,
+)
 from lightning_geo.taps.origins import tensors_in
 from lightning_geo.taps.products import Product, is_product, product_of
 from lightning_geo.taps.tensor_table import TensorTable
@@ -19,11 +27,6 @@ from lightning_geo.taps.terms import Term, keeps_visibility, term_of
 __all__ = ["Softmax", "SoftmaxTracer", "WrittenAttention"]
 
 _SOFTMAX: frozenset[Any] = frozenset({F.softmax, torch.softmax, Tensor.softmax, torch.special.softmax})
-_SWAPS: frozenset[Any] = frozenset({
-    torch.transpose, Tensor.transpose, torch.swapaxes, Tensor.swapaxes, torch.swapdims, Tensor.swapdims,
-})  # fmt: skip
-_PERMUTATIONS: frozenset[Any] = frozenset({torch.permute, Tensor.permute})
-_MATRIX_SWAPS: frozenset[Any] = frozenset({Tensor.mT.__get__, Tensor.T.__get__, Tensor.t, torch.t})
 
 
 @dataclass(frozen=True)
@@ -209,7 +212,7 @@ class SoftmaxTracer:
         rows = known.second if swapped else known.first
         query, key = (None, None) if known.product is None else known.product.rows
         if known.parts:
-            query, key = _joined_rows(known.parts, scores.shape[:-2])
+            query, key = joined_rows(known.parts, scores.shape[:-2])
         given = known.given
         if swapped:
             query, key, given = key, query, (given[1], given[0])
@@ -251,7 +254,7 @@ class SoftmaxTracer:
                     continue
                 keys = softmaxes[0].known.keys
                 whole = y.shape[axes[1]] == x.shape[probabilities.columns] or (
-                    keys == y.shape[axes[1]] and _begins_at_front(func, args, probabilities.columns)
+                    keys == y.shape[axes[1]] and begins_at_front(func, args, probabilities.columns)
                 )
                 self._known.set(y, Probabilities(*axes, softmaxes, probabilities.whole and whole))
                 continue
@@ -264,9 +267,10 @@ class SoftmaxTracer:
                 continue
             scores = self._with_terms(func, args, kwargs, x, scores, given)
             if any(y.shape[a] != x.shape[b] for a, b in zip(axes, before, strict=True)):
-                keys = _keys_before(func, args, kwargs, x, before[1]) if len(given) == 1 else None
+                keys = keys_before(func, args, kwargs, x, before[1]) if len(given) == 1 else None
                 product = None if keys is None else scores.product  # else parts were joined, or cut
-                parts = _joined_products(func, args, kwargs, pairs, before[1])
+                products = [(part, one.product) for part, one in pairs]
+                parts = joined_products(func, args, kwargs, products, before[1])
                 scores = replace(scores, product=product, keys=keys, parts=parts, terms=(), opaque=True)
             self._known.set(y, replace(scores, first=axes[0], second=axes[1]))
 
@@ -292,58 +296,6 @@ class SoftmaxTracer:
         return scores if keeps_visibility(func, args, kwargs, x) else replace(scores, opaque=True)
 
 
-def added_term(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> tuple[Term, ...]:
-    """The first argument of ``baddbmm``, which is added to the product."""
-    if "baddbmm" not in getattr(func, "__name__", ""):
-        return ()
-    added = args[0] if args else kwargs["input"]
-    return (Term(added, result.shape, (-2, -1)),) if 0 < added.dim() <= result.dim() else ()
-
-
-def _keys_before(
-    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], x: Tensor, columns: int
-) -> int | None:
-    """How many columns are keys where scores were joined with columns that are no product's."""
-    parts = args[0] if args else kwargs.get("tensors")
-    dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
-    if func not in (torch.cat, torch.concat) or parts[0] is not x or _negative(dim, x) != columns:
-        return None
-    return x.shape[columns]
-
-
-def _joined_rows(parts: tuple[Product, ...], lead: torch.Size) -> tuple[Tensor, Tensor]:
-    """Queries, and the keys of all parts one after the other."""
-    keys = [part.rows[1] for part in parts]
-    return parts[0].rows[0], torch.cat([key.expand(*lead, *key.shape[-2:]) for key in keys], dim=-2)
-
-
-def _joined_products(
-    func: Any,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    pairs: list[tuple[Tensor, Scores]],
-    columns: int,
-) -> tuple[Product, ...]:
-    """Products that were joined, in order; nothing if one is not known or has other queries."""
-    parts = args[0] if args else kwargs.get("tensors")
-    dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
-    if func not in (torch.cat, torch.concat) or _negative(dim, pairs[0][0]) != columns or len(pairs) < 2:
-        return ()
-    products = [next((s.product for x, s in pairs if x is part), None) for part in parts]
-    known = tuple(product for product in products if product is not None)
-    same = all(product.factors[0] is known[0].factors[0] for product in known)
-    return known if len(known) == len(products) and same else ()
-
-
-def _begins_at_front(func: Any, args: tuple[Any, ...], columns: int) -> bool:
-    """Whether it is ``p[..., :n]``."""
-    if func is not Tensor.__getitem__ or columns != -1:
-        return False
-    index = args[1] if isinstance(args[1], tuple) else (args[1],)
-    last = index[-1]
-    return isinstance(last, slice) and last.start in (None, 0) and last.step in (None, 1)
-
-
 def _use(known: Scores | Probabilities | None) -> None:
     if isinstance(known, Probabilities):
         for softmax in known.softmaxes:
@@ -352,38 +304,3 @@ def _use(known: Scores | Probabilities | None) -> None:
 
 def _is_float(x: Any) -> bool:
     return isinstance(x, Tensor) and x.is_floating_point()
-
-
-def axes_after(
-    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], x: Tensor, y: Tensor, axes: tuple[int, int]
-) -> tuple[int, int] | None:
-    """Where two axes (negative) of an argument are in a function's result; None where they are lost.
-
-    Args:
-        func: The function.
-        args: Its positional arguments.
-        kwargs: The others.
-        x: The argument.
-        y: The result.
-        axes: In ``x``.
-    """
-    options = [*args[1:], *kwargs.values()]
-    if func in _SWAPS or func in _MATRIX_SWAPS:
-        one, two = options if func in _SWAPS else (-1, -2)
-        swapped = {_negative(one, x): _negative(two, x), _negative(two, x): _negative(one, x)}
-        return swapped.get(axes[0], axes[0]), swapped.get(axes[1], axes[1])
-    if func in _PERMUTATIONS:
-        order = options[0] if isinstance(options[0], (tuple, list)) else options
-        places = {_negative(old, x): new - x.dim() for new, old in enumerate(order)}
-        return places[axes[0]], places[axes[1]]
-    if y.dim() == x.dim():
-        # the same layout, be it of fewer sequences, heads or keys
-        changed = [i - x.dim() for i in range(x.dim()) if x.shape[i] != y.shape[i]]
-        return axes if set(changed) <= {*axes} or x.numel() != y.numel() else None
-    if set(axes) == {-2, -1} and y.dim() >= 2 and y.shape[-2:] == x.shape[-2:]:
-        return axes  # leading axes joined, split, added or indexed
-    return None
-
-
-def _negative(axis: int, x: Tensor) -> int:
-    return axis - x.dim() if axis >= 0 else axis

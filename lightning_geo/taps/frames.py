@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,10 +57,10 @@ class Frame:
 
 
 @functools.lru_cache(maxsize=1024)
-def _positional(kind: type[nn.Module]) -> tuple[str, ...]:
+def _positional(kind: Hashable) -> tuple[str, ...]:
     """Names of the positional parameters of a module class's ``forward``."""
     try:
-        parameters = inspect.signature(kind.forward).parameters.values()
+        parameters = inspect.signature(kind.forward).parameters.values()  # type: ignore[attr-defined]
     except (TypeError, ValueError):
         return ()
     names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
@@ -69,7 +69,7 @@ def _positional(kind: type[nn.Module]) -> tuple[str, ...]:
 
 def given_to(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a module's call by name; those without one by position."""
-    names = _positional(type(module))
+    names = _positional(type(module))  # type: ignore[arg-type] # a class is hashable
     return {**{names[i] if i < len(names) else str(i): x for i, x in enumerate(args)}, **kwargs}
 
 

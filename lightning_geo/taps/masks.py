@@ -134,7 +134,8 @@ def keys_seen(mask: Tensor | BlockMask, queries: int, keys: int, front: int = 0)
         later = ahead if later is None else later | ahead
     assert seen_by is not None
     assert later is not None
-    return _tokens(seen_by, *(_as_keys(flags, keys, front) for flags in (own, alone, live)), later)
+    itself, by_itself, busy = (_as_keys(flags, keys, front) for flags in (own, alone, live))
+    return _tokens(seen_by, itself, by_itself, busy, later)
 
 
 def rows_of(mask: Tensor | BlockMask, queries: int, keys: int) -> Iterator[Tensor]:

@@ -42,26 +42,24 @@ def _call(
     softmax: Softmax, attention: WrittenAttention, axes: Callable[[Tensor], Axes], reader: MaskReader
 ) -> AttentionCall:
     scores, lead = softmax.scores, softmax.scores.shape[:-2]
-    known_axes = softmax.query is not None and softmax.query.shape[:-2] == lead
-    found = axes(softmax.query if known_axes else scores)
+    query = softmax.query
+    found = axes(scores if query is None or query.shape[:-2] != lead else query)
     if softmax.known.keys is not None and attention.value is not None:
         scores = scores[..., : attention.value.shape[-2]]  # without the columns that have no key
     whole = found(scores)
-    roles = {
-        "query": softmax.query, "key": softmax.key, "value": attention.value, "output": attention.output,
-    }  # fmt: skip
-    heads = {name: _heads(x, found, lead, whole) for name, x in roles.items()}
-    if heads["key"] is not None and heads["key"].shape[2] != whole.shape[3]:
-        heads["query"] = heads["key"] = None
-    if heads["output"] is not None and heads["output"].shape[1:3] != whole.shape[1:3]:
-        heads["output"] = None
+    roles = softmax.query, softmax.key, attention.value, attention.output
+    q, k, v, output = (_heads(x, found, lead, whole) for x in roles)
+    if k is not None and k.shape[2] != whole.shape[3]:
+        q = k = None
+    if output is not None and output.shape[1:3] != whole.shape[1:3]:
+        output = None
     masks = [
         _mask(term, softmax.axes, found, lead, whole, reader) if {*term.axes} == {*softmax.axes} else None
         for term in softmax.known.terms
     ]
     if softmax.known.opaque or any(mask is None for mask in masks):
         masks = [visible(whole)]
-    return AttentionCall(**heads, masks=tuple(masks), scores=whole)
+    return AttentionCall(q, k, v, output, masks=tuple(masks), scores=whole)
 
 
 def _heads(x: Tensor | None, axes: Axes, lead: torch.Size, scores: Tensor) -> Tensor | None:
