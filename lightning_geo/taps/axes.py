@@ -114,6 +114,7 @@ def find_axes(
     declared: int | None,
     tokens: Sequence[int],
     heads_first: Callable[[Tensor, int], bool | None] = lambda x, heads: None,
+    keys: int = 0,
 ) -> Axes:
     """Tell heads from batch in queries (or probabilities) ``[*lead, queries, columns]``.
 
@@ -127,6 +128,7 @@ def find_axes(
         declared: Heads that the module declares; None if it does not.
         tokens: How many tokens modules around the call were given, those of its layer first, from outside in.
         heads_first: Tells whether heads vary slower than sequences where both are the first of three axes.
+        keys: How many keys there are; where queries are pooled, these are the layer's tokens. 0 if unknown.
 
     Raises:
         UnknownAxesError: If nothing decides.
@@ -156,7 +158,7 @@ def find_axes(
             if declared is None and len(lead) == 2 and lead[1] > 1 and lead[0] * x.shape[-1] == n:
                 break  # or attention between as many channels
             return Axes(None)  # one head's rows are the tokens: there is no axis of heads
-        counted = [i for i, size in enumerate(lead) if total // size * rows == n]
+        counted = [i for i, size in enumerate(lead) if n in (total // size * rows, total // size * keys)]
         if counted:
             break
     if declared == 1 and (not counted or any(lead[i] == 1 for i in counted)):
