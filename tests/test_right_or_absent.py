@@ -133,6 +133,22 @@ def test_queries_behind_a_cache_keep_their_places() -> None:
         close(record, name, 0, expected)
 
 
+def test_a_cache_of_fixed_size_has_no_positions_and_it_is_said() -> None:
+    """Its keys end in rows that hold nothing yet: nothing but their mask tells."""
+    model, tokens = llama(), ids()
+    cache = transformers.StaticCache(config=model.config, max_cache_len=20)
+    with torch.no_grad():
+        model(input_ids=tokens[:, :5], past_key_values=cache)
+    batch = {"input_ids": tokens[:, 5:], "past_key_values": cache}
+    record = measure(model, batch, metrics=["entropy", "pattern"])
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        p = model(input_ids=tokens, output_attentions=True).attentions[0][:, :, 5:]
+    close(record, "entropy", 0, entropy_of(p))
+    assert "self_mass" not in record.stacks["model"]
+    assert any("stand among its keys" in reason for reason in record.coverage["left_out"])
+
+
 class Reader(nn.Module):
     """One ``nn.MultiheadAttention`` whose queries, keys and values are given."""
 

@@ -56,6 +56,10 @@ _AGAIN = (
     "it attends twice with the same queries and keys, to other values: its values and outputs are those of "
     "the first time alone"
 )
+_NO_PLACE = (
+    "where its queries stand among its keys cannot be told, so that metrics of positions (`self_mass`, "
+    "`distance`, …) are absent"
+)
 _OTHER_TOKENS = "its hidden states are not the tokens of the packed rows that its attention saw"
 _PAST_CALL = (
     "the layer was run as `layer.forward(x)`, past its hooks, so that its input and output are absent. Call "
@@ -440,6 +444,8 @@ class Tap:
         except PackedCallError as error:
             self._leave_out(str(error), held.module)
             return
+        if call.offset is None and not call.cross:
+            self.coverage.leave_out(held.module, _NO_PLACE)
         key = self._stack.key(held.module, cross=call.cross, more=more)
         self._stack.note(key, call)
         self.coverage.seen += 1
