@@ -136,7 +136,7 @@ def find_axes(
     Example:
         >>> import torch
         >>> find_axes(torch.zeros(2, 3, 5, 8), declared=3, tokens=[10])
-        Axes(heads=1, folded=0, heads_first=False)
+        Axes(heads=1, folded=0, heads_first=False, groups=False)
     """
     lead, rows = x.shape[:-2], x.shape[-2]
     if not lead:
