@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_geo.compiled import compiles_attention
-from lightning_geo.complaints import Complaints
+from lightning_geo.complaints import Complaints, let_go
 from lightning_geo.compute import Bases, Computed
 from lightning_geo.gaps import by_reason, report_gaps, report_importance, report_other_heads
 from lightning_geo.importance import LossFunction, NoImportanceError, importances
@@ -132,7 +132,7 @@ class Sampler:
             if self._weighs_heads:
                 self._add_importance(measurement, share)
         except Exception as error:
-            return error
+            return let_go(error)
         return self._first_failure(measurement)
 
     def _add_importance(self, measurement: Measurement, share: Share) -> None:
@@ -144,7 +144,7 @@ class Sampler:
                 calls = [recorded for recorded in share.calls if recorded.model == name]
                 found = [importances(model, c, self._loss_fn, self._forward_context) for c in calls]
             except Exception as error:
-                self._importance_failures[name] = error
+                self._importance_failures[name] = let_go(error)
             measurement.add_importance(chain.from_iterable(found), self.device, name)
 
     def _run(
@@ -194,7 +194,7 @@ class Sampler:
                     self._watching.callback(on_call(model, slopes.begins))
                 self._watching.enter_context(self._measurement.observe(name, slopes, training=True))
         except Exception as error:
-            self._failure = self._failure or error
+            self._failure = self._failure or let_go(error)
             self.pause()
 
     def _shadow(self, name: str) -> Callable[..., None]:
@@ -208,7 +208,7 @@ class Sampler:
                 # as they are now: the forward that begins may make a cache longer
                 self._shadows.append((name, Call(args, kwargs).map(Tensor.detach).independent(), start))
             except Exception as error:  # the model is running: it is not to see this
-                self._failure = error
+                self._failure = let_go(error)
 
         return keep
 
@@ -241,7 +241,7 @@ class Sampler:
                     }
                     self._importance_failures[name] = NoImportanceError(by_reason(absences))
             except Exception as error:
-                self._importance_failures[name] = error
+                self._importance_failures[name] = let_go(error)
             measurement.add_importance(found, self.device, name)
 
     def _forget(self) -> None:
@@ -263,7 +263,7 @@ class Sampler:
                 if self._failure is None and self._measurement is not None:
                     self._run(self._measurement, name, call, evaluate=False, start=start)
         except Exception as error:
-            self._failure = error
+            self._failure = let_go(error)
         self._shadow_seconds += time.perf_counter() - started
 
     @property

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_geo.complaints import let_go
 from lightning_geo.replay import device_of, replay_depth
 from lightning_geo.scripted import is_scripted, scripted_attention
 from lightning_geo.taps.axes import Axes, UnknownAxesError, declared_heads, find_axes
@@ -67,8 +68,8 @@ class Tap:
 
     Nothing of the model changes: forward hooks that return nothing, and while it runs a torch
     function mode and a lookup of transformers, all removed whatever happened. A failure while
-    observing is kept in ``failures``, and the model's forward goes on. Only an observer that asks
-    for it changes what the model computes: see :meth:`Observer.attention`.
+    observing is kept in ``failures`` and ends the observing; the model's forward goes on. Only an
+    observer that asks for it changes what the model computes: see :meth:`Observer.attention`.
 
     Args:
         model: The observed model.
@@ -182,8 +183,12 @@ class Tap:
             self._start_over()
 
     def _start_over(self) -> None:
-        """Drop every reference to the model's activations."""
+        """Be as before the model ran."""
         SWITCHES.disconnect(self)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drop every reference to the model's activations."""
         self._frames.clear()
         self._passing.clear()
         self._query_masks.clear()
@@ -195,6 +200,16 @@ class Tap:
         self._documents.start_over()
         self._search.start_over()
         self._answer = None
+
+    def _fail(self, error: Exception) -> None:
+        """Keep what went wrong, without the activations that its frames hold, and look at nothing more."""
+        self.failures.append(let_go(error))
+        running = [frame.module for frame in self._frames[:1]]
+        if not running:
+            SWITCHES.disconnect(self)
+        self._forget()
+        # the switches stay on until the outermost module ends: others may be on top of them by now
+        self._passing = running
 
     # -- modules start and end
 
@@ -260,6 +275,8 @@ class Tap:
             if module is self._passing[0]:
                 self._passing.append(module)
             return True
+        if self.failures:
+            return True  # the sample is lost: what else it sees would cost time and memory for nothing
         if module is self._model and getattr(module.forward, "__name__", "") == "wrapped_forward":
             return True  # of Lightning, for a strategy that wraps the module: what it calls inside counts
         if self._frames or not self._training or begins_training():
@@ -272,6 +289,8 @@ class Tap:
         if self._passing and not self.busy and self._depth == replay_depth():
             if module is self._passing[0]:
                 self._passing.pop()
+                if self.failures and not self._passing:
+                    SWITCHES.disconnect(self)
             return
         if self.busy or self._depth != replay_depth() or all(f.module is not module for f in self._frames):
             return
@@ -362,7 +381,7 @@ class Tap:
         except (LeftOutError, UnknownAxesError, PackedCallError) as error:
             self._leave_out(str(error))
         except Exception as error:
-            self.failures.append(error)
+            self._fail(error)
         self.seconds += time.perf_counter() - started
         if self._answer is None:
             return result
@@ -383,7 +402,7 @@ class Tap:
                     return scale_multi_head(result, call, answer, *multi_head)
                 return scale_result(result, call, answer)
         except Exception as error:
-            self.failures.append(error)
+            self._fail(error)
             return result
         finally:
             self.busy = busy
@@ -584,7 +603,7 @@ class Tap:
             except (LeftOutError, UnknownAxesError, PackedCallError) as error:
                 self._leave_out(str(error))
             except Exception as error:
-                self.failures.append(error)
+                self._fail(error)
 
         return guarded
 
