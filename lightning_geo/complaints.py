@@ -22,7 +22,7 @@ def let_go(error: Exception) -> Exception:
     """Return an exception that can be kept for long: without the frames that raised it.
 
     A traceback holds every local variable of its frames and of those that called them: the activations of
-    all layers, as long as the exception lives. Its text takes its place, so that ``strict`` still shows where.
+    all layers, as long as the exception lives. Its text takes its place: ``strict`` still shows where it was.
     """
     if error.__traceback__ is not None and not isinstance(error.__cause__, _RaisedAt):
         with contextlib.suppress(Exception):  # no memory left, say

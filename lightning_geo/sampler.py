@@ -17,6 +17,7 @@ from lightning_geo.complaints import Complaints, let_go
 from lightning_geo.compute import Bases, Computed
 from lightning_geo.gaps import by_reason, report_gaps, report_importance, report_other_heads
 from lightning_geo.importance import LossFunction, NoImportanceError, importances
+from lightning_geo.kernels import retry_failed
 from lightning_geo.measure import LayerChoice, Measurement, special_tokens
 from lightning_geo.observed import ITSELF, choose
 from lightning_geo.probe import Share, on_call
@@ -62,6 +63,7 @@ class Sampler:
         forward_context: Context,
         complaints: Complaints,
     ) -> None:
+        retry_failed()
         self._candidates = dict(candidates)
         #: those of them that are observed
         self.models = dict(candidates)
