@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from itertools import chain
 from typing import Any
 
 import torch
@@ -128,9 +127,9 @@ class Sampler:
             measurement = self._measurement = self._begin()
             for calls in (share.uncounted, share.calls):
                 measurement.discard_values()
-                for recorded in calls:
-                    if recorded.model in self.models:
-                        self._run(measurement, recorded.model, recorded.call)
+                for name in self.models:
+                    mine = [(recorded.call, 0) for recorded in calls if recorded.model == name]
+                    self._run(measurement, name, mine)
             if self._weighs_heads:
                 self._add_importance(measurement, share)
         except Exception as error:
@@ -144,27 +143,27 @@ class Sampler:
             found = []
             try:
                 calls = [recorded for recorded in share.calls if recorded.model == name]
-                found = [importances(model, c, self._loss_fn, self._forward_context) for c in calls]
+                found = importances(model, calls, self._loss_fn, self._forward_context)
             except Exception as error:
                 self._importance_failures[name] = let_go(error)
-            measurement.add_importance(chain.from_iterable(found), self.device, name)
+            measurement.add_importance(found, self.device, name)
 
     def _run(
         self,
         measurement: Measurement,
         name: str,
-        call: Call,
+        calls: Sequence[tuple[Call, int | RandomState]],
         *,
         evaluate: bool = True,
-        start: int | RandomState = 0,
     ) -> None:
+        """Run calls of one model, each from where its random numbers start; hooks are installed once."""
+        if not calls:
+            return
         model = self.models[name]
-        with (
-            undisturbed(model, evaluate=evaluate, start=start),
-            self._forward_context(),
-            measurement.observe(name),
-        ):
-            call.run(model)
+        with measurement.observe(name, replays=True):
+            for call, start in calls:
+                with undisturbed(model, evaluate=evaluate, start=start), self._forward_context():
+                    call.run(model)
 
     # -- source "batch"
 
@@ -261,9 +260,10 @@ class Sampler:
             return
         started = time.perf_counter()
         try:
-            for name, call, start in shadows:
+            for name in self.models:
+                mine = [(call, start) for owner, call, start in shadows if owner == name]
                 if self._failure is None and self._measurement is not None:
-                    self._run(self._measurement, name, call, evaluate=False, start=start)
+                    self._run(self._measurement, name, mine, evaluate=False)
         except Exception as error:
             self._failure = let_go(error)
         self._shadow_seconds += time.perf_counter() - started

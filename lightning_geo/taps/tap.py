@@ -155,14 +155,15 @@ class Tap:
         return self._search.missing
 
     @contextlib.contextmanager
-    def open(self, observer: Observer, *, training: bool = False) -> Iterator[Tap]:
+    def open(self, observer: Observer, *, training: bool = False, replays: bool = False) -> Iterator[Tap]:
         """Show ``observer`` what happens until the context ends.
 
         Args:
             observer: What is shown.
             training: Whether calls count only where they are part of training.
+            replays: Whether replays that begin inside are shown, rather than what runs between them.
         """
-        self._observer, self._depth, self._training = observer, replay_depth(), training
+        self._observer, self._depth, self._training = observer, replay_depth() + replays, training
         wanted = getattr(observer, "reads_projections", False)
         self._search.observer = cast(ProjectionObserver, observer) if wanted else None
         if list(map(id, self._model.modules())) != list(map(id, self._known)):
