@@ -14,7 +14,13 @@ from torch import Tensor, nn
 from lightning_geo.compiled import compiles_attention
 from lightning_geo.complaints import Complaints, let_go
 from lightning_geo.compute import Bases, Computed
-from lightning_geo.gaps import by_reason, report_gaps, report_importance, report_other_heads
+from lightning_geo.gaps import (
+    by_reason,
+    report_gaps,
+    report_importance,
+    report_kept_weights,
+    report_other_heads,
+)
 from lightning_geo.importance import LossFunction, NoImportanceError, importances
 from lightning_geo.kernels import retry_failed
 from lightning_geo.measure import LayerChoice, Measurement, special_tokens
@@ -368,6 +374,7 @@ class Sampler:
         computed = measurement.compute(baseline, previous)
         self.coverage = measurement.coverage
         report_gaps(measurement, computed, self._due, self._complaints)
+        report_kept_weights(self.start, self._complaints)
         report_other_heads(self._structure, computed.structure, self._complaints)
         self._structure = computed.structure
         if self._weighs_heads:
