@@ -61,7 +61,8 @@ def _read(run: str | os.PathLike[str]) -> dict[str, dict[str, Tensor]]:
         raise ArgumentError(f"Expected `baseline` to be the directory of a run but {error}") from error
     for index in range(len(history)):
         bases = {
-            stack: {name.removeprefix(_PREFIX): torch.from_numpy(array.copy()) for name, array in arrays.items()}
+            stack: {name.removeprefix(_PREFIX): torch.from_numpy(array.copy())
+                    for name, array in arrays.items()}
             for stack, arrays in history.record(index).matrices.items()
         }  # fmt: skip
         if any(bases.values()):
