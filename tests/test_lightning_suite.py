@@ -82,8 +82,8 @@ def test_it_finds_what_fails_and_what_trains_differently(
     assert capsys.readouterr().out.splitlines() == [
         f"fails beside a monitor: {at}wants_no_monitor",
         f"trains differently beside a monitor: {at}is_trained_differently",
-        "5 tests pass beside a callback that does nothing. Beside a monitor 1 of them fail; of 2 fits those of "
-        "1 tests end differently",
+        "5 tests pass beside a callback that does nothing. Beside a monitor 1 of them fail; of 2 fits those "
+        "of 1 tests end differently",
     ]
 
 
