@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_geo.complaints import let_go
 from lightning_geo.replay import device_of, replay_depth
 from lightning_geo.scripted import is_scripted
 from lightning_geo.taps.axes import Axes, UnknownAxesError
@@ -72,8 +73,8 @@ class Tap:
 
     Nothing of the model changes: forward hooks that return nothing, and while it runs a torch
     function mode and a lookup of transformers, all removed whatever happened. A failure while
-    observing is kept in ``failures``, and the model's forward goes on. Only an observer that asks
-    for it changes what the model computes: see :meth:`Observer.attention`.
+    observing is kept in ``failures`` and ends the observing; the model's forward goes on. Only an
+    observer that asks for it changes what the model computes: see :meth:`Observer.attention`.
 
     Args:
         model: The observed model.
@@ -131,14 +132,15 @@ class Tap:
         return self._search.missing
 
     @contextlib.contextmanager
-    def open(self, observer: Observer, *, training: bool = False) -> Iterator[Tap]:
+    def open(self, observer: Observer, *, training: bool = False, replays: bool = False) -> Iterator[Tap]:
         """Show ``observer`` what happens until the context ends.
 
         Args:
             observer: What is shown.
             training: Whether calls count only where they are part of training.
+            replays: Whether replays that begin inside are shown, rather than what runs between them.
         """
-        self._observer, self._depth, self._training = observer, replay_depth(), training
+        self._observer, self._depth, self._training = observer, replay_depth() + replays, training
         wanted = getattr(observer, "reads_projections", False)
         self._search.observer = cast(ProjectionObserver, observer) if wanted else None
         if not self._stack.tree.is_of(self._model):
@@ -160,14 +162,28 @@ class Tap:
             self._start_over()
 
     def _start_over(self) -> None:
-        """Drop every reference to the model's activations."""
+        """Be as before the model ran."""
         SWITCHES.disconnect(self)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drop every reference to the model's activations."""
         self._stack.clear()
         self._passing.clear()
         self._tracer.clear()
         self._evidence.clear()
         self._search.start_over()
         self._answer = None
+
+    def _fail(self, error: Exception) -> None:
+        """Keep what went wrong, without the activations that its frames hold, and look at nothing more."""
+        self.failures.append(let_go(error))
+        running = [frame.module for frame in self._stack.frames[:1]]
+        if not running:
+            SWITCHES.disconnect(self)
+        self._forget()
+        # the switches stay on until the outermost module ends: others may be on top of them by now
+        self._passing = running
 
     # -- modules start and end
 
@@ -214,6 +230,8 @@ class Tap:
             if module is self._passing[0]:
                 self._passing.append(module)
             return True
+        if self.failures:
+            return True  # the sample is lost: what else it sees would cost time and memory for nothing
         if module is self._model and getattr(module.forward, "__name__", "") == "wrapped_forward":
             return True  # of Lightning, for a strategy that wraps the module: what it calls inside counts
         if self._stack.frames or not self._training or begins_training():
@@ -226,6 +244,8 @@ class Tap:
         if self._passing and not self.busy and self._depth == replay_depth():
             if module is self._passing[0]:
                 self._passing.pop()
+                if self.failures and not self._passing:
+                    SWITCHES.disconnect(self)
             return
         if self.busy or self._depth != replay_depth() or not self._stack.runs(module):
             return
@@ -315,7 +335,7 @@ class Tap:
         except (LeftOutError, UnknownAxesError, PackedCallError) as error:
             self._leave_out(str(error))
         except Exception as error:
-            self.failures.append(error)
+            self._fail(error)
         self.seconds += time.perf_counter() - started
         if self._answer is None:
             return result
@@ -336,7 +356,7 @@ class Tap:
                     return scale_multi_head(result, call, answer, *multi_head)
                 return scale_result(result, call, answer)
         except Exception as error:
-            self.failures.append(error)
+            self._fail(error)
             return result
         finally:
             self.busy = busy
@@ -484,7 +504,7 @@ class Tap:
             except (LeftOutError, UnknownAxesError, PackedCallError) as error:
                 self._leave_out(str(error))
             except Exception as error:
-                self.failures.append(error)
+                self._fail(error)
 
         return guarded
 
