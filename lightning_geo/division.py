@@ -59,6 +59,11 @@ def _shapes(
             batch, _, keys = attention.lengths
             found.append((batch, keys))
 
-    with replica.running() as model, scaled_heads(Tap(model), look), context():
+    with (
+        replica.running() as model,
+        scaled_heads(Tap(model), look, replays=True),
+        replica.once(model),
+        context(),
+    ):
         call.run(model)
     return found

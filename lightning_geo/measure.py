@@ -75,6 +75,7 @@ class Measurement:
         slopes: TrainingSlopes | None = None,
         *,
         training: bool = False,
+        replays: bool = False,
         twin: nn.Module | None = None,
     ) -> Iterator[Tap]:
         """Everything that the model of that name computes inside belongs to the sample.
@@ -83,11 +84,13 @@ class Measurement:
             name: The model's.
             slopes: What is to hear the backward of what is computed.
             training: Whether calls count only where they are part of training.
+            replays: Whether replays that begin inside belong to it, rather than what runs between them.
             twin: A copy of the model that runs in its place.
         """
         statistics = self._statistics[name]
         statistics.listen = None if slopes is None else slopes.listen
-        with reuse_scratch(), self._taps[name].open(statistics, training=training, twin=twin) as tap:
+        tap = self._taps[name]
+        with reuse_scratch(), tap.open(statistics, training=training, replays=replays, twin=twin):
             yield tap
 
     def add_importance(
@@ -365,7 +368,7 @@ def measure(
         )
     measurement.check_layers()
     if "importance" in names:
-        found = importances(model, ProbeCall.of("", call), loss_fn)
+        found = importances(model, [ProbeCall.of("", call)], loss_fn)
         measurement.add_importance(found, device_of(model, call))
     computed = measurement.compute()
     structure = {"model": type(model).__name__, "stacks": computed.structure}

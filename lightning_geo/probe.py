@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lightning_geo.call_state import holds_state
-from lightning_geo.probe_limits import within, within_over_ranks
+from lightning_geo.probe_limits import SCORED_SEQUENCES, within, within_over_ranks
 from lightning_geo.ranks import world_size
 from lightning_geo.replay import Call
 from lightning_geo.sequences import CallSequences, documents_taken, tokens_of_documents
@@ -149,7 +149,7 @@ class Probe:
         mine: list[ProbeCall] = []
         others: list[ProbeCall] = []
         dealt: dict[str, int] = {}
-        scored: dict[str, int] = {}
+        scored = dict.fromkeys(self.models, 0)
         sequences: dict[str, int] = {}
         for call in self.calls:
             before = dealt.get(call.model, 0)
@@ -159,7 +159,7 @@ class Probe:
             for index, count in enumerate(call.sequences.counts):
                 if (index - first) % world_size == 0 if call.divisible else first == 0:
                     among = min(count, max(0, SCORED_SEQUENCES - start))
-                    scored[call.model] = scored.get(call.model, 0) + among
+                    scored[call.model] += among
                 start += count
             sequences[call.model] = start
             if call.divisible and call.rows > first:

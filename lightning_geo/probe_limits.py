@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lightning_geo.probe import ProbeCall
 
-__all__ = ["within", "within_over_ranks"]
+__all__ = ["SCORED_SEQUENCES", "within", "within_over_ranks"]
+
+#: Sequences of a probe, over all ranks, from which metrics of kind ``scores`` are taken; of a training batch,
+#: on each rank.
+SCORED_SEQUENCES = 2
 
 
 def within(

@@ -163,12 +163,16 @@ class RandomState:
     python: Any
     numpy: Any
     cpu: Tensor
-    accelerator: Tensor | None
+    accelerator: list[Tensor] | None
 
     @classmethod
     def now(cls, device: torch.device) -> RandomState:
         """Those of this moment."""
-        accelerator = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        accelerator = None
+        if device.type in ("cuda", "xpu"):  # a forward may draw on any of the devices
+            accelerator = torch.get_device_module(device).get_rng_state_all()
+        elif device.type == "mps":
+            accelerator = [torch.mps.get_rng_state()]
         return cls(random.getstate(), np.random.get_state(), torch.get_rng_state(), accelerator)  # noqa: NPY002
 
     def restore(self, device: torch.device) -> None:
@@ -176,8 +180,12 @@ class RandomState:
         random.setstate(self.python)
         np.random.set_state(self.numpy)  # noqa: NPY002
         torch.set_rng_state(self.cpu)
-        if self.accelerator is not None:
-            torch.cuda.set_rng_state(self.accelerator, device)
+        if self.accelerator is None:
+            return
+        if device.type == "mps":
+            torch.mps.set_rng_state(self.accelerator[0])
+        else:
+            torch.get_device_module(device).set_rng_state_all(self.accelerator)
 
 
 @contextlib.contextmanager
@@ -191,9 +199,9 @@ def _random_numbers_from(start: int | RandomState, device: torch.device) -> Iter
             np.random.seed(start)  # noqa: NPY002
             # not torch.manual_seed: it would also seed the devices whose state is not kept
             torch.default_generator.manual_seed(start)
-            if device.type == "cuda":
-                with torch.cuda.device(device):
-                    torch.cuda.manual_seed(start)
+            if device.type != "cpu" and before.accelerator is not None:
+                seed = torch.get_device_module(device)
+                (seed.manual_seed if device.type == "mps" else seed.manual_seed_all)(start)
         yield
     finally:
         before.restore(device)

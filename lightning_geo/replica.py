@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import pickle
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
@@ -11,18 +12,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
+from torch.utils.data import DataLoader, Dataset
 
 from lightning_geo.complaints import Complaints
 from lightning_geo.replay import device_of, undisturbed
 from lightning_geo.scripted import is_scripted
 from lightning_geo.taps import name_of
 from lightning_geo.text import some
-from lightning_geo.twin import foreign_hooks, is_lightning, needed_hooks, quiet, twin_of
+from lightning_geo.twin import foreign_among, foreign_hooks, is_lightning, needed_hooks, quiet, twin_of
 
 __all__ = ["Replica"]
 
 #: Hooks that torch calls for the modules of a whole process.
 _GLOBAL = ("_global_forward_pre_hooks", "_global_forward_hooks", "_global_forward_hooks_always_called")
+
+
+#: What a module consists of, apart from its attributes.
+_TREE = ("_parameters", "_buffers", "_modules", "_trainer", *vars(nn.Module()))
 
 
 class _SharesError(RuntimeError):
@@ -49,6 +55,8 @@ class Replica:
         self._copies = True
         #: names of parameters that its forward writes; None until a trial has shown them
         self._written: set[str] | None = None
+        #: whether one call leaves nothing in a copy that the next could notice
+        self.reusable = False
         self._entered: nn.Module | None = None
 
     @property
@@ -78,13 +86,14 @@ class Replica:
         self._say_hooks()
         try:
             twin = twin_of(self.model, None if _has_room(self._model) else ())
-            before = _places(twin)
-            with undisturbed(twin, state=False), _without_global_hooks(), context(), _apart(self._model):
+            before, memory = _places(twin), _memory(twin)
+            with undisturbed(twin), _without_global_hooks(), context(), _apart(self._model):
                 run(twin)
             self._written = _changed(twin, before) | _other_values(twin, self.model)
+            self.reusable = not self._written and memory is not None and memory == _memory(twin)
         except Exception as error:
-            with self._in_place(None) as model, context():
-                run(model)  # raises where the model is at fault
+            with self._in_place(None), context():
+                run(self._model)  # raises where the model is at fault
             self._copies = False
             self._entered = None
             self._complaints.say(
@@ -94,27 +103,15 @@ class Replica:
             )
 
     @contextlib.contextmanager
-    def running(self, **options: Any) -> Iterator[nn.Module]:
-        """Yield what stands for the model, for as long as the context lasts.
-
-        Args:
-            **options: See :func:`~lightning_geo.replay.undisturbed`. With ``gradient`` a copy's parameters
-                need none all the same, so that no graph is kept.
-        """
+    def running(self) -> Iterator[nn.Module]:
+        """Yield what stands for the model, for as long as the context lasts: each call is made in `once`."""
         if not self._copies:
-            with self._in_place(self._written, **options) as model:
-                yield model
+            yield self._model
             return
         twin = twin_of(self.model, self._written or ())
         before = _places(twin)
         try:
-            with undisturbed(twin, state=False, **options), _without_global_hooks():
-                if options.get("gradient"):
-                    shared = set(map(id, self._model.parameters()))  # quantised ones, see `twin_of`
-                    for parameter, _, _ in before.values():
-                        if id(parameter) not in shared:
-                            parameter.requires_grad_(False)
-                yield twin
+            yield twin
         finally:
             written = _changed(twin, before) - (self._written or set())
             if written:
@@ -125,7 +122,28 @@ class Replica:
                 )
 
     @contextlib.contextmanager
-    def _in_place(self, written: Collection[str] | None, **options: Any) -> Iterator[nn.Module]:
+    def once(self, model: nn.Module, *, frozen: bool = False, **options: Any) -> Iterator[None]:
+        """Inside, the stand-in is run.
+
+        Args:
+            model: As :meth:`running` yields it.
+            frozen: Whether a copy's parameters need no gradient, so that with ``gradient`` no graph is kept.
+            **options: See :func:`~lightning_geo.replay.undisturbed`.
+        """
+        if model is self._model:
+            with self._in_place(self._written, **options):
+                yield
+            return
+        if frozen:
+            shared = set(map(id, self._model.parameters()))  # quantised ones, see `twin_of`
+            for parameter in model.parameters():
+                if id(parameter) not in shared:
+                    parameter.requires_grad_(False)
+        with undisturbed(model, **options), _without_global_hooks():
+            yield
+
+    @contextlib.contextmanager
+    def _in_place(self, written: Collection[str] | None, **options: Any) -> Iterator[None]:
         """Run the model itself, and put back what is known to change."""
         model = self._model
         guarded = [
@@ -138,11 +156,11 @@ class Replica:
             with undisturbed(model, **options), _without_global_hooks():
                 for module in model.modules():  # `undisturbed` puts these back too
                     if not is_scripted(module):
-                        module._forward_hooks = OrderedDict(needed_hooks(module._forward_hooks))
-                        module._forward_pre_hooks = OrderedDict(needed_hooks(module._forward_pre_hooks))
+                        module._forward_hooks = OrderedDict(_kept_hooks(module._forward_hooks))
+                        module._forward_pre_hooks = OrderedDict(_kept_hooks(module._forward_pre_hooks))
                     if is_lightning(module):
                         quiet(module)
-                yield model
+                yield
             self._written = changed if written is None else set(written)
         finally:
             for name, parameter, data, copy in guarded:
@@ -160,6 +178,26 @@ class Replica:
                 f"{some(named)}. What they gather stays training's own; if they change what the model "
                 'computes, `source="batch"` measures it with them',
             )
+
+
+def _kept_hooks(hooks: dict[int, Any]) -> dict[int, Any]:
+    """Those that a model computes with, and one's own; in order."""
+    foreign = foreign_among(hooks)
+    return {key: hook for key, hook in hooks.items() if key not in foreign}
+
+
+def _memory(twin: nn.Module) -> bytes | None:
+    """What a copy keeps beside tensors and plain values, which are put back; None if none can tell."""
+    plain = (type(None), bool, int, float, complex, str, bytes, Tensor, nn.Module, Dataset, DataLoader)
+    kept = [
+        {k: v for k, v in vars(m).items() if k not in _TREE and not isinstance(v, plain)}
+        for m in twin.modules()
+        if not is_scripted(m)
+    ]
+    try:
+        return pickle.dumps(kept)
+    except Exception:
+        return None
 
 
 def _places(twin: nn.Module) -> dict[str, tuple[nn.Parameter, int, int]]:

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_geo.compiled import compiles_attention
-from lightning_geo.complaints import Complaints
+from lightning_geo.complaints import Complaints, let_go
 from lightning_geo.compute import Bases, Computed
 from lightning_geo.dependence import Dependence, NoDataError
 from lightning_geo.division import divides
-from lightning_geo.gaps import by_reason, report_gaps, report_importance, report_other_heads
+from lightning_geo.gaps import (
+    by_reason,
+    report_gaps,
+    report_importance,
+    report_kept_weights,
+    report_other_heads,
+)
 from lightning_geo.importance import LossFunction, NoImportanceError, importances
+from lightning_geo.kernels import retry_failed
 from lightning_geo.measure import LayerChoice, Measurement, special_tokens
 from lightning_geo.observed import ITSELF, choose
 from lightning_geo.probe import ProbeCall, Share
@@ -39,6 +45,9 @@ _COMPILED = (
 )
 
 Context = Callable[[], AbstractContextManager[object]]
+
+#: Calls, and where random numbers start in each: a seed or an earlier state.
+Calls = Sequence[tuple[Call, int | RandomState]]
 
 
 class Sampler:
@@ -68,6 +77,7 @@ class Sampler:
         complaints: Complaints,
         root: nn.Module | None = None,
     ) -> None:
+        retry_failed()
         self._candidates = dict(candidates)
         self.root = root
         #: what tells calls that are given data from others
@@ -149,33 +159,43 @@ class Sampler:
             measurement = self._measurement = self._begin()
             recorded_calls = (*share.uncounted, *share.calls)
             for name in self.models:
-                measurement.score(name, share.scored.get(name, 0))
+                measurement.score(name, share.scored.get(name, share.scored.get(ITSELF, 0)))
             self._called = {recorded.model for recorded in recorded_calls if not recorded.call.method}
             for calls in (share.uncounted, share.calls):
                 measurement.discard_values()
-                for recorded in calls:
-                    self._replay_one(measurement, recorded)
+                for name in self.models:
+                    mine: Calls = [(r.call, 0) for r in calls if r.model == name and not r.call.method]
+                    self._run(measurement, [name], mine)
+                self._replay_outside(measurement, [(r.call, 0) for r in calls if r.call.method])
             if self._weighs_heads:
                 self._add_importance(measurement, share)
         except Exception as error:
-            return error
+            return let_go(error)
         return self._first_failure(measurement)
 
-    def _replay_one(self, measurement: Measurement, recorded: ProbeCall) -> None:
-        """Run one recorded call; until the models are chosen a step that needs its trainer may fail."""
-        method = recorded.call.method
+    def _replay_outside(self, measurement: Measurement, calls: Calls) -> None:
+        """Run the LightningModule's calls; until models are chosen a step that needs its trainer may fail."""
         try:
-            self._run(measurement, self._shown_by(recorded), recorded.call)
+            self._run(measurement, self._uncalled, calls)
         except Exception as error:
-            if not method or self._chosen:
+            if self._chosen:
                 raise
+            method = calls[0][0].method
             self._unrecorded[ITSELF] = f"{type(error).__name__}: {error} (in a replay of its {method})"
 
+    @property
+    def _uncalled(self) -> list[str]:
+        """The models that the LightningModule's calls show: those that have no calls of their own."""
+        return [name for name in self.models if name not in self._called]
+
     def _shown_by(self, recorded: ProbeCall) -> list[str]:
-        """The models that a call shows: of the LightningModule's, all that have no calls of their own."""
-        if recorded.call.method:
-            return [name for name in self.models if name not in self._called]
-        return [recorded.model] if recorded.model in self.models else []
+        """The models that a call shows."""
+        return self._uncalled if recorded.call.method else [recorded.model]
+
+    def _together(self, calls: list[ProbeCall]) -> list[list[ProbeCall]]:
+        """Those of one model's calls that the same copy may run, one after the other."""
+        reusable = bool(calls) and self._stand_in(calls[0].call, calls[0].model).reusable
+        return [calls] if reusable else [[call] for call in calls]
 
     def _stand_in(self, call: Call, name: str) -> Replica:
         """What is replayed: the model, or the LightningModule that it is in."""
@@ -212,40 +232,48 @@ class Sampler:
         for name in self.models:
             found, parts = [], []
             try:
-                for recorded in (recorded for recorded in share.calls if name in self._shown_by(recorded)):
-                    call = recorded.call
-                    with self._stand_in(call, name).running() as model:
-                        seen = self._observed(model, call, name)
-                        parts.append(importances(model, recorded, self._loss_fn, self._forward_context, seen))
+                for calls in self._together([r for r in share.calls if name in self._shown_by(r)]):
+                    replica = self._stand_in(calls[0].call, name)
+                    with replica.running() as model:
+                        seen = self._observed(model, calls[0].call, name)
+                        loss_fn, context = self._loss_fn, self._forward_context
+                        parts += importances(model, calls, loss_fn, context, seen, replica.once)
                 found = parts
             except Exception as error:
-                self._importance_failures[name] = error
-            measurement.add_importance(chain.from_iterable(found), self.device, name)
+                self._importance_failures[name] = let_go(error)
+            measurement.add_importance(found, self.device, name)
 
     def _run(
         self,
         measurement: Measurement,
         names: list[str],
-        call: Call,
+        calls: Calls,
         *,
         evaluate: bool = True,
-        start: int | RandomState = 0,
     ) -> None:
-        if not names:
+        """Run calls that show these models, each from where its random numbers start.
+
+        Hooks are installed once for all of them, or for each where the model remembers its calls.
+        """
+        if not names or not calls:
             return
-        replica = self._stand_in(call, names[0])
-        replica.try_out(call.run, self._forward_context)
+        first = calls[0][0]
+        replica = self._stand_in(first, names[0])
+        replica.try_out(first.run, self._forward_context)
         # what a step computes with gradients off is no part of training, as in source "batch"
-        step = call.method not in ("", "forward")
-        with (
-            replica.running(evaluate=evaluate, start=start, gradient=step) as model,
-            self._forward_context(),
-            contextlib.ExitStack() as stack,
-        ):
-            for name in names:
-                twin = self._observed(model, call, name)
-                stack.enter_context(measurement.observe(name, training=step, twin=twin))
-            call.run(model)
+        step = first.method not in ("", "forward")
+        for group in [calls] if replica.reusable else [[call] for call in calls]:
+            with replica.running() as model, contextlib.ExitStack() as stack:
+                for name in names:
+                    twin = self._observed(model, first, name)
+                    stack.enter_context(measurement.observe(name, training=step, replays=True, twin=twin))
+                for call, start in group:
+                    options: dict[str, Any] = {"evaluate": evaluate, "start": start}
+                    with (
+                        replica.once(model, gradient=step, frozen=step, **options),
+                        self._forward_context(),
+                    ):
+                        call.run(model)
 
     # -- source "batch"
 
@@ -283,7 +311,7 @@ class Sampler:
                     self._watching.callback(on_call(model, slopes.begins))
                 self._watching.enter_context(self._measurement.observe(name, slopes, training=True))
         except Exception as error:
-            self._failure = self._failure or error
+            self._failure = self._failure or let_go(error)
             self.pause()
 
     def _shadow(self, name: str) -> Callable[..., None]:
@@ -297,7 +325,7 @@ class Sampler:
                 # as they are now: the forward that begins may make a cache longer
                 self._shadows.append((name, Call(args, kwargs).map(Tensor.detach).independent(), start))
             except Exception as error:  # the model is running: it is not to see this
-                self._failure = error
+                self._failure = let_go(error)
 
         return keep
 
@@ -330,7 +358,7 @@ class Sampler:
                     }
                     self._importance_failures[name] = NoImportanceError(by_reason(absences))
             except Exception as error:
-                self._importance_failures[name] = error
+                self._importance_failures[name] = let_go(error)
             measurement.add_importance(found, self.device, name)
 
     def _forget(self) -> None:
@@ -348,11 +376,12 @@ class Sampler:
             return
         started = time.perf_counter()
         try:
-            for name, call, start in shadows:
+            for name in self.models:
+                mine = [(call, start) for owner, call, start in shadows if owner == name]
                 if self._failure is None and self._measurement is not None:
-                    self._run(self._measurement, [name], call, evaluate=False, start=start)
+                    self._run(self._measurement, [name], mine, evaluate=False)
         except Exception as error:
-            self._failure = error
+            self._failure = let_go(error)
         self._shadow_seconds += time.perf_counter() - started
 
     @property
@@ -483,6 +512,7 @@ class Sampler:
         computed = measurement.compute(baseline, previous)
         self.coverage = measurement.coverage
         report_gaps(measurement, computed, self._due, self._complaints)
+        report_kept_weights(self.start, self._complaints)
         report_other_heads(self._structure, computed.structure, self._complaints)
         self._structure = computed.structure
         if self._weighs_heads:

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from lightning_geo.compiled import is_compiled_function
 from lightning_geo.scripted import is_scripted
 
-__all__ = ["foreign_hooks", "is_lightning", "needed_hooks", "quiet", "twin_of"]
+__all__ = ["foreign_among", "foreign_hooks", "is_lightning", "needed_hooks", "quiet", "twin_of"]
 
 #: Packages whose hooks are part of what a model computes: norms and masks of weights, adapters, offloading.
 _COMPUTING = (
@@ -131,11 +131,15 @@ def foreign_hooks(model: nn.Module) -> dict[str, str]:
     found = {}
     for path, module in model.named_modules():
         for name in _FORWARD_HOOKS if not is_scripted(module) else ():
-            hooks = getattr(module, name)
-            for hook in hooks.keys() - needed_hooks(hooks).keys():
-                if not _package_of(hooks[hook]).startswith("lightning_geo"):
-                    found[path] = getattr(_function_of(hooks[hook]), "__qualname__", repr(hooks[hook]))
+            for hook in foreign_among(getattr(module, name)).values():
+                found[path] = getattr(_function_of(hook), "__qualname__", repr(hook))
     return found
+
+
+def foreign_among(hooks: dict[int, Any]) -> dict[int, Any]:
+    """Those that are neither part of what the model computes nor ours."""
+    own = ("lightning_geo", *_COMPUTING)
+    return {key: hook for key, hook in hooks.items() if not _package_of(hook).startswith(own)}
 
 
 def _function_of(hook: Any) -> Any:

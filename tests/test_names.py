@@ -124,13 +124,26 @@ def test_both_sources_and_strategies_give_the_same_names(name: str, strategy: st
 
 
 class Kept(Towers):
-    """One of its towers is handed what a probe cannot keep."""
+    """One of its towers is handed what a probe cannot keep: it comes with the batch, or is made of it."""
 
-    def loss(self, batch: dict[str, Tensor]) -> Tensor:
+    def __init__(self, *, early: bool) -> None:
+        super().__init__()
+        self.image, self.early = Unwraps(3), early
+        self.image.layers[0][0].__class__ = type("SelfAttention", (Attention,), {})
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        return {**batch, "wrapped": self.wrap(batch)} if self.early else batch
+
+    @staticmethod
+    def wrap(batch: dict[str, Tensor]) -> object:
         class Wrapped:
             content = batch["input_ids"]
 
-        return self.text(batch["input_ids"]).mean() - self.image(Wrapped()).square().mean()
+        return Wrapped()
+
+    def loss(self, batch: dict[str, Any]) -> Tensor:
+        wrapped = batch["wrapped"] if self.early else self.wrap(batch)
+        return self.text(batch["input_ids"]).mean() - self.image(wrapped).square().mean()
 
 
 class Unwraps(Part):
@@ -139,13 +152,15 @@ class Unwraps(Part):
 
 
 def test_a_tower_of_which_no_call_can_be_recorded_is_said_to_be_missing(tmp_path: Path) -> None:
-    module = Kept()
-    module.image = Unwraps(3)
-    module.image.layers[0][0].__class__ = type("SelfAttention", (Attention,), {})
     said = r"record lacks it.*image: an argument of type Wrapped cannot be kept \(`x`\)\. Pass tensors"
     with pytest.warns(UserWarning, match=said):
-        record = sample(tmp_path, module)
+        record = sample(tmp_path, Kept(early=True))
     assert list(record.stacks) == ["layers"]
+
+
+def test_a_tower_of_which_no_call_can_be_recorded_is_shown_by_the_step(tmp_path: Path) -> None:
+    record = sample(tmp_path, Kept(early=False))
+    assert list(record.stacks) == ["text.layers", "image.layers"]
 
 
 def messages(run: Callable[[], Any]) -> str:
@@ -206,8 +221,8 @@ def test_the_importance_of_a_frozen_model_is_absent_in_a_named_module(tmp_path: 
             return torch.optim.SGD(self.image.parameters(), lr=0.1)
 
         def loss(self, batch: dict[str, Tensor]) -> Tensor:
-            with torch.no_grad():
-                extra = self.pool(self.image.embed(batch["input_ids"]))
+            self.pool.requires_grad_(False)
+            extra = self.pool(self.image.embed(batch["input_ids"]).detach())
             return self.image(batch["input_ids"]).mean() + extra.mean()
 
     monitor = GeometryMonitor(1, source="batch", module="pool", metrics=["importance", "metric:entropy"])
