@@ -114,7 +114,7 @@ def find_axes(
     declared: int | None,
     tokens: Sequence[int],
     heads_first: Callable[[Tensor, int], bool | None] = lambda x, heads: None,
-    keys: int = 0,
+    key: Tensor | None = None,
 ) -> Axes:
     """Tell heads from batch in queries (or probabilities) ``[*lead, queries, columns]``.
 
@@ -128,7 +128,8 @@ def find_axes(
         declared: Heads that the module declares; None if it does not.
         tokens: How many tokens modules around the call were given, those of its layer first, from outside in.
         heads_first: Tells whether heads vary slower than sequences where both are the first of three axes.
-        keys: How many keys there are; where queries are pooled, these are the layer's tokens. 0 if unknown.
+        key: What attention was given for keys: where queries are pooled, these are the layer's tokens, and
+            where heads are grouped, they have fewer of them.
 
     Raises:
         UnknownAxesError: If nothing decides.
@@ -150,13 +151,16 @@ def find_axes(
                 "Call attention with [batch, heads, tokens, features]"
             )
         return Axes(0, heads, order) if heads > 1 else Axes(None)
-    total = math.prod(lead)
+    grouped = _axis_of_groups(lead, key, declared) if declared or len(lead) == 2 else None
+    if grouped is not None:
+        return Axes(grouped)
+    total, keys = math.prod(lead), 0 if key is None else key.shape[-2]
     counted: list[int] = []
     # the outermost module whose tokens agree with any reading decides: inner ones may be given parts
     for n in tokens:
+        if declared is None and len(lead) == 2 and lead[0] * x.shape[-1] == n != lead[0] * rows:
+            break  # or attention between channels
         if declared in (None, 1) and total * rows == n:
-            if declared is None and len(lead) == 2 and lead[1] > 1 and lead[0] * x.shape[-1] == n:
-                break  # or attention between as many channels
             return Axes(None)  # one head's rows are the tokens: there is no axis of heads
         counted = [i for i, size in enumerate(lead) if n in (total // size * rows, total // size * keys)]
         if counted:
@@ -178,6 +182,18 @@ def find_axes(
         f"which axis of {list(x.shape)} is heads cannot be told: the module {said}. Give it an attribute "
         "`num_heads`, or call attention with [batch, heads, tokens, features]"
     )
+
+
+def _axis_of_groups(lead: Sequence[int], key: Tensor | None, declared: int | None) -> int | None:
+    """The one axis of which keys have less than queries: several heads of these share one of those."""
+    if key is None or key.dim() != len(lead) + 2:
+        return None
+    fewer = [(i, n, k) for i, (n, k) in enumerate(zip(lead, key.shape, strict=False)) if n != k]
+    if len(fewer) != 1:
+        return None
+    ((axis, queries, keys),) = fewer
+    shared = keys > 0 and queries % keys == 0 and (axis > 0 or keys > 1)  # else one sequence of keys for all
+    return axis if shared and declared in (None, queries) else None
 
 
 def _readings(lead: Sequence[int], declared: int | None, counted: list[int], *, whole: bool) -> list[Axes]:

@@ -405,8 +405,8 @@ class Tap:
             self._evidence.follow(func, args, kwargs, result)
             self._tracer.see(func, args, kwargs, result)
 
-    def _axes(self, x: Tensor, keys: int) -> Axes:
-        return self._evidence.axes(x, keys, self._stack)
+    def _axes(self, x: Tensor, key: Tensor | None) -> Axes:
+        return self._evidence.axes(x, key, self._stack)
 
     def _written(self, attention: WrittenAttention, place: str | None = None) -> None:
         """An attention was recognised in products and softmaxes."""
