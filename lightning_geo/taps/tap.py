@@ -292,6 +292,7 @@ class Tap:
             for softmax in self._tracer.unmultiplied(frame.name):
                 if softmax.place not in {key.module for key in frame.keys}:
                     self._written(WrittenAttention((softmax,)), softmax.place)
+                softmax.let_go()
 
     def _report(self, frame: Frame, output: Tensor | None) -> None:
         """Show what a module that attends was given and returned, by sequence or by document."""
