@@ -162,9 +162,11 @@ def find_axes(
             break  # or attention between channels
         if declared in (None, 1) and total * rows == n:
             return Axes(None)  # one head's rows are the tokens: there is no axis of heads
-        counted = [i for i, size in enumerate(lead) if n in (total // size * rows, total // size * keys)]
-        if counted:
+        found = [i for i, size in enumerate(lead) if n in (total // size * rows, total // size * keys)]
+        if found and (declared is None or any(lead[i] == declared for i in found)):
+            counted = found
             break
+        counted = counted or found
     if declared == 1 and (not counted or any(lead[i] == 1 for i in counted)):
         return Axes(None)
     readings = _readings(
