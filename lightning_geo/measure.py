@@ -23,6 +23,7 @@ from lightning_geo.replay import Call, device_of, undisturbed
 from lightning_geo.schema import GeometryRecord, compares_samples, select
 from lightning_geo.statistics import SampleStatistics
 from lightning_geo.taps import UNOBSERVED, CallKey, Coverage, Layout, Tap, lay_out
+from lightning_geo.taps.axes import config_of
 from lightning_geo.text import some
 from lightning_geo.training_slopes import TrainingSlopes
 
@@ -273,7 +274,7 @@ def special_tokens(model: nn.Module, given: Iterable[int] | None) -> tuple[int, 
     """Ids of special tokens: the given ones, or the bos, eos, cls and sep that the config names."""
     if given is not None:
         return tuple(given)
-    config = getattr(model, "config", None)
+    config = config_of(model)
     found: list[int] = []
     for name in ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"):
         value = getattr(config, name, None)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -18,6 +19,7 @@ from lightning_geo.complaints import Complaints
 from lightning_geo.compute import Computed
 from lightning_geo.lightning import (
     AnyCallback,
+    after_the_others,
     batches_done,
     class_name,
     is_sharded,
@@ -27,7 +29,7 @@ from lightning_geo.lightning import (
 )
 from lightning_geo.observed import candidates, check_layers
 from lightning_geo.outlets import Outlets
-from lightning_geo.ranks import from_rank_zero
+from lightning_geo.ranks import failure_of_any_rank, from_rank_zero, on_all_ranks, rank
 from lightning_geo.recording import ProbeSource
 from lightning_geo.sampler import Sampler
 from lightning_geo.schedule import OverheadBudget, Schedule, SlowClocks
@@ -35,6 +37,7 @@ from lightning_geo.schema import GeometryRecord, needs_probe, select
 from lightning_geo.sinks.events import Dropped
 from lightning_geo.state import RunState
 from lightning_geo.text import some
+from lightning_geo.turns import Turns
 
 __all__ = ["GeometryMonitor"]
 
@@ -43,6 +46,20 @@ _SEALED = (
     "the LightningModule is compiled as a whole, which hides the calls of the models in it. Compile the "
     "model inside instead (`self.model.compile()` in `configure_model`), or give `probe=`"
 )
+
+Hook = TypeVar("Hook", bound=Callable[..., None])
+
+
+def _hook(hook: Hook) -> Hook:
+    """A hook of the callback: on its own Trainer's run, and what fails in it does not stop training."""
+
+    @functools.wraps(hook)
+    def run(self: GeometryMonitor, trainer: Any, *args: Any, **kwargs: Any) -> None:
+        self._turns.to(trainer, self, self._reset)
+        with self._complaints.about(f"`{hook.__name__}` failed"):
+            hook(self, trainer, *args, **kwargs)
+
+    return run  # type: ignore[return-value]
 
 
 class GeometryMonitor(AnyCallback):
@@ -140,8 +157,8 @@ class GeometryMonitor(AnyCallback):
             weights_every_n_samples=weights_every_n_samples,
             importance_every_n_samples=importance_every_n_samples,
         )
-        self._budget = None if max_overhead is None else OverheadBudget(max_overhead)
-        if self._budget is not None and (every_n_steps is not None or schedule is not None):
+        self._max_overhead = max_overhead
+        if max_overhead is not None and (every_n_steps is not None or schedule is not None):
             raise ValueError(
                 "Expected `max_overhead` alone, or `every_n_steps` or `schedule` without it, but got both: "
                 "the budget decides which steps are sampled."
@@ -162,13 +179,16 @@ class GeometryMonitor(AnyCallback):
         self._scalars = scalars
         self._strict = strict
         self._name = name
-        self.last_record: GeometryRecord | None = None
         self._complaints = Complaints(strict)
-        self._outlets = Outlets(name, scalars, self._complaints)
+        settings = set(vars(self))
         self._reset()
+        self._turns = Turns(frozenset(set(vars(self)) - settings))
 
     def _reset(self) -> None:
-        """Forget the run."""
+        """Start a new run: all that is set here belongs to one run of one Trainer."""
+        self.last_record: GeometryRecord | None = None
+        self._budget = None if self._max_overhead is None else OverheadBudget(self._max_overhead)
+        self._outlets = Outlets(self._name, self._scalars, self._complaints)
         self._run = RunState()
         self._inputs = ProbeSource(self._given_probe, *self._probe_limits, self._complaints)
         self._sampler: Sampler | None = None
@@ -178,6 +198,7 @@ class GeometryMonitor(AnyCallback):
         self._step, self._epoch, self._batches = -1, 0, 0
         self._pending = False
         self._sealed = False
+        self._last: AnyCallback | None = None
         self._eagerly = contextlib.ExitStack()
         self._started = time.perf_counter()
 
@@ -188,11 +209,18 @@ class GeometryMonitor(AnyCallback):
 
     # -- the run begins
 
+    @_hook
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Start anew, unless `fit` is called again to go on; a checkpoint's state comes afterwards."""
-        if stage == "fit" and steps_taken(trainer) == 0:
+        if stage != "fit":
+            return
+        self._complaints.late = False
+        self._stop()
+        self._outlets.close()  # where an earlier fit ended without any of the hooks that do so
+        if steps_taken(trainer) == 0:
             self._reset()
 
+    @_hook
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Check what can be checked before anything runs; from here on the module is complete."""
         self._replays = self._source == "probe" and not is_sharded(trainer)
@@ -201,12 +229,20 @@ class GeometryMonitor(AnyCallback):
             self._complaints.say(f"{type(trainer.strategy).__name__} {said}")
         models = candidates(pl_module, self._module)
         check_layers(self._layers, pl_module, *models.values())
-        self._sampler = Sampler(
-            models, self._layers, self._rank, self._special_token_ids, self._max_queries, self._loss_fn,
-            trainer.precision_plugin.forward_context, self._complaints,
-        )  # fmt: skip
-        self._sampler.start = self._run.start
-        self._sampler.prefer(self._run.models)
+        sampler, failure = None, None
+        try:
+            sampler = Sampler(
+                models, self._layers, self._rank, self._special_token_ids, self._max_queries, self._loss_fn,
+                trainer.precision_plugin.forward_context, self._complaints,
+            )  # fmt: skip
+            sampler.start = self._run.start
+            sampler.prefer(self._run.models)
+        except Exception as error:
+            sampler, failure = None, error
+        if not on_all_ranks(failure is None, trainer.strategy.root_device):
+            sampler = None  # on every rank: samples are merged over all of them
+            self._complaints.report("the models cannot be observed", failure_of_any_rank(failure))
+        self._sampler = sampler
         if self._run.baseline is None and self._baseline_run is not None:
             self._run.baseline = bases_of(self._baseline_run)
         self._sealed = is_compiled_function(pl_module.training_step)
@@ -215,17 +251,20 @@ class GeometryMonitor(AnyCallback):
             self._sampler = None
         self._started = time.perf_counter()
 
+    @_hook
     def on_sanity_check_start(self, trainer: Any, pl_module: Any) -> None:
         """Record the probe from the validation data: runs over the same data then share it."""
         if self._sealed:  # compiled as a whole, its models' calls show only where nothing is compiled
             self._eagerly.enter_context(torch.compiler.set_stance("force_eager"))
         self._start_recording()
 
+    @_hook
     def on_sanity_check_end(self, trainer: Any, pl_module: Any) -> None:
         """Use what was recorded."""
         self._eagerly.close()
         self._use_recorded()
 
+    @_hook
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Go on from a checkpoint, or try the given probe."""
         step = self._began = steps_taken(trainer)
@@ -266,12 +305,14 @@ class GeometryMonitor(AnyCallback):
 
     # -- steps
 
+    @_hook
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Sample the weights that enter this step, or start to observe its forward."""
         step = steps_taken(trainer)
         anew, self._step = step != self._step, step
         if anew:
             self._epoch, self._batches = trainer.current_epoch, batches_done(trainer)
+            self._complaints.late = step != self._began
         due = step != self._run.step and self._is_due(step) if anew else self._pending
         if self._sampler is None or not due:
             return
@@ -284,15 +325,26 @@ class GeometryMonitor(AnyCallback):
                 self._replay(trainer, step)
 
     def _is_due(self, step: int) -> bool:
-        due = False
-        with self._complaints.about("`schedule` failed", f"first at step {step}"):
-            if self._budget is None:
+        if self._sampler is None:
+            return False
+        agree = partial(from_rank_zero, device=self._sampler.device)
+        if self._budget is not None:
+            return self._budget(step, self._run.cost, self._run.samples, agree)
+        if not self._schedule.given:
+            return self._schedule(step)
+        due, failure = False, None
+        if rank() == 0:
+            # asked here alone: a sample that some ranks take and others do not leaves the first ones waiting
+            try:
                 due = self._schedule(step)
-            elif self._sampler is not None:
-                agree = partial(from_rank_zero, device=self._sampler.device)
-                due = self._budget(step, self._run.cost, self._run.samples, agree)
+            except Exception as error:
+                failure = error
+        due = bool(agree(int(due)))
+        if failure is not None:
+            self._complaints.report("`schedule` failed", failure, f"first at step {step}")
         return due
 
+    @_hook
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
         """Stop observing: gradient checkpointing calls attention again in backward."""
         if self._sampler is None:
@@ -302,6 +354,7 @@ class GeometryMonitor(AnyCallback):
             with self._complaints.about("training's backward could not be heard"):
                 self._sampler.differentiates(loss_factor(trainer, loss))
 
+    @_hook
     def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
         """Run what compiled code hid, and go on observing where more forward may follow."""
         if self._replays or self._sampler is None or not self._pending:
@@ -311,12 +364,14 @@ class GeometryMonitor(AnyCallback):
         if not pl_module.automatic_optimization:
             self._sampler.watch()
 
+    @_hook
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Take the first sample where the probe was recorded from this very step's batches."""
         if self._replays:
             self._sample_what_was_recorded(trainer)
         elif self._pending and self._sampler is not None and self._run.samples == 0:
-            self._sampler.check_layers()
+            with self._complaints.about("a sample was dropped", f"first at step {self._step}"):
+                self._sampler.check_layers()
 
     def _sample_what_was_recorded(self, trainer: Any) -> None:
         if self._pending or self._step == self._began:
@@ -333,6 +388,7 @@ class GeometryMonitor(AnyCallback):
         self._note_dropped(trainer, self._step, missing)
         self._complaints.report("there is no probe", missing)
 
+    @_hook
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -350,10 +406,17 @@ class GeometryMonitor(AnyCallback):
 
     # -- the run ends
 
+    @_hook
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Measure the final weights and say what it all cost."""
+        """Measure the final weights once all callbacks are done: weight averaging replaces them here."""
         self._stop()
+        self._complaints.late = True
         self._run.ended = True
+        self._last = after_the_others(trainer, lambda: self._finish(trainer))
+
+    @_hook
+    def _finish(self, trainer: Any) -> None:
+        """Take the last sample and say what it all cost."""
         step, self._batches = steps_taken(trainer), batches_done(trainer)
         if self._replays and self._inputs.probe is not None and self._run.step != step:
             self._replay(trainer, step, final=True)
@@ -365,15 +428,23 @@ class GeometryMonitor(AnyCallback):
                 f"({100 * run.cost / max(whole, 1e-9):.1f} % of the run). {self._outlets.places}"
             )
 
+    @_hook
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Leave nothing behind in the model."""
-        self._stop()
+        """Leave nothing behind, in the model or open: Lightning calls no `teardown` after an exception."""
+        self._end(trainer)
 
+    @_hook
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Close what was opened."""
         if stage == "fit":
-            self._stop()
-            self._outlets.close()
+            self._end(trainer)
+
+    def _end(self, trainer: Any) -> None:
+        self._stop()
+        self._outlets.close()
+        if self._last is not None:
+            trainer.callbacks[:] = [callback for callback in trainer.callbacks if callback is not self._last]
+            self._last = None
 
     def _stop(self) -> None:
         self._inputs.stop()
@@ -485,9 +556,18 @@ class GeometryMonitor(AnyCallback):
         return self._run.state_dict() | self._inputs.state_dict(inputs=self._probe_in_checkpoint)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where the checkpoint was written."""
-        self._run = RunState.from_state_dict(state_dict)
-        self._inputs.load_state_dict(state_dict)
+        """Go on where the checkpoint was written, or start anew from one that another version wrote."""
+        try:
+            run = RunState.from_state_dict(state_dict)
+            self._inputs.load_state_dict(state_dict)
+        except Exception as error:
+            self._inputs = ProbeSource(self._given_probe, *self._probe_limits, self._complaints)
+            self._complaints.say(
+                "the checkpoint's state of the monitor cannot be used",
+                f"{type(error).__name__}: {error}. Probe, baseline and costs start anew",
+            )
+        else:
+            self._run = run
 
 
 def _tensors(values: Mapping[str, float]) -> dict[str, torch.Tensor]:

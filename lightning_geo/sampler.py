@@ -20,6 +20,7 @@ from lightning_geo.importance import LossFunction, NoImportanceError, importance
 from lightning_geo.measure import LayerChoice, Measurement, special_tokens
 from lightning_geo.observed import ITSELF, choose
 from lightning_geo.probe import Share, on_call
+from lightning_geo.ranks import everyones, failure_of_any_rank
 from lightning_geo.reduction import reduce_over_ranks
 from lightning_geo.replay import Call, RandomState, device_of, has_fast_path, undisturbed
 from lightning_geo.schema import spec_of
@@ -354,11 +355,16 @@ class Sampler:
             error = failure
         finally:
             self._forget()
-        if measurement is None or error is not None:
-            reduce_over_ranks([], False, self.device)
-            raise error or RuntimeError("nothing was observed")
-        if not measurement.reduce(True, self.device):
-            raise RuntimeError("another rank could not take this sample, or saw other layers")
+        whole = False
+        try:
+            if measurement is None or error is not None:
+                reduce_over_ranks([], False, self.device)
+            else:
+                whole = measurement.reduce(True, self.device)
+        except Exception as failure:
+            error = failure
+        if measurement is None or not whole:
+            raise failure_of_any_rank(error)
         if not self._chosen:
             self._report_unrecorded(names)
         self.prefer(names)
@@ -370,5 +376,17 @@ class Sampler:
         self._structure = computed.structure
         if self._weighs_heads:
             failures = [e for name in names if (e := self._importance_failures.get(name)) is not None]
-            report_importance(failures, computed, self._complaints)
+            report_importance(failures + _failures_elsewhere(failures), computed, self._complaints)
         return computed
+
+
+def _failures_elsewhere(failures: list[Exception]) -> list[Exception]:
+    """Why other ranks have no importance, each reason once; to be called on every rank."""
+    here = [(isinstance(error, NoImportanceError), str(error)) for error in failures]
+    found: dict[tuple[bool, str], Exception] = {}
+    for index, theirs in enumerate(everyones(here)):
+        for known, text in theirs:
+            if (known, text) not in here:
+                error = NoImportanceError(text) if known else RuntimeError(f"rank {index}: {text}")
+                found.setdefault((known, text), error)
+    return list(found.values())
