@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_geo.arguments import check_positive, check_token_ids
+from lightning_geo.clock import Stopwatch
 from lightning_geo.complaints import ArgumentError
 from lightning_geo.compute import Bases, Computed, compute
 from lightning_geo.importance import LossFunction, importances
@@ -61,7 +62,7 @@ class Measurement:
         for tap in taps.values():
             tap.failures.clear()
             tap.passed_over = 0
-            tap.seconds = 0.0
+            tap.stopwatch = Stopwatch()
             tap.coverage = Coverage()
             tap.unobserved.clear()
         start = {} if start is None else start
@@ -108,7 +109,7 @@ class Measurement:
     @property
     def seconds(self) -> float:
         """What observing took."""
-        return sum(tap.seconds for tap in self._taps.values())
+        return sum(tap.stopwatch.seconds for tap in self._taps.values())
 
     @property
     def takes_ids(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +15,7 @@ import torch
 
 from lightning_geo.arguments import check_name, check_one_of, check_positive, check_source, check_token_ids
 from lightning_geo.baseline import bases_of, check_bases
+from lightning_geo.clock import seconds_on
 from lightning_geo.compiled import is_compiled_function
 from lightning_geo.complaints import Complaints
 from lightning_geo.compute import Computed
@@ -273,13 +275,14 @@ class GeometryMonitor(AnyCallback):
         self._run.ended = False
         if self._resumed_at is not None and trainer.is_global_zero:
             # now, so that what is void ends before anything that this session logs
-            self._outlets.open(trainer, self._resumed_at)
+            self._open(trainer)
         trainer.callback_metrics.update(_tensors(self._run.summaries))
         if self._budget is not None:
             self._budget.before = self._run.elapsed
             self._budget.start(step)
         if self._replays and self._sampler is not None and self._inputs.take_given(self._sampler):
             self._start_bases_anew()
+        self._try_layers()
         if not self._sealed:
             self._start_recording()
         elif self._sampler is None:
@@ -297,6 +300,13 @@ class GeometryMonitor(AnyCallback):
     def _use_recorded(self) -> None:
         if self._inputs.finish():
             self._start_bases_anew()
+
+    def _try_layers(self) -> None:
+        """Find a wrong `layers` as soon as there is a probe: the first sample may be dropped, or far off."""
+        if self._layers is None or self._sampler is None or self._complaints.late:
+            return
+        if self._replays and self._inputs.probe is not None:
+            self._sampler.try_layers(self._inputs.share(self._sampler.device))
 
     def _start_bases_anew(self) -> None:
         """The probe is another one than the checkpoint's: its subspaces are not to be compared."""
@@ -371,12 +381,13 @@ class GeometryMonitor(AnyCallback):
             self._sample_what_was_recorded(trainer)
         elif self._pending and self._sampler is not None and self._run.samples == 0:
             with self._complaints.about("a sample was dropped", f"first at step {self._step}"):
-                self._sampler.check_layers()
+                self._sampler.check_layers()  # before the first update, rather than at the sample's end
 
     def _sample_what_was_recorded(self, trainer: Any) -> None:
         if self._pending or self._step == self._began:
             # at a session's first step too, due or not: a resumed run then records what a fresh one did
             self._use_recorded()
+            self._try_layers()
         if not self._pending:
             return
         self._pending = False
@@ -401,7 +412,7 @@ class GeometryMonitor(AnyCallback):
         self._sampler.run_shadows()  # where backward was not Lightning's
         if not trainer.fit_loop._should_accumulate():
             self._pending = False
-            started = time.perf_counter() - self._sampler.seconds
+            started = seconds_on(self._sampler.device) - self._sampler.seconds
             self._conclude(trainer, self._step, self._sampler.failure(), started)
 
     # -- the run ends
@@ -453,11 +464,18 @@ class GeometryMonitor(AnyCallback):
         self._eagerly.close()
         self._pending = False
 
+    def _open(self, trainer: Any) -> None:
+        """Open the loggers; without one, all monitors of a run share the directory of its record."""
+        monitors = [c for c in trainer.callbacks if isinstance(c, GeometryMonitor)]
+        versions = [version for m in (self, *monitors) if (version := m._run.version) is not None]
+        self._outlets.open(trainer, self._resumed_at, next(iter(versions), None))
+        self._run.version = self._outlets.version or self._run.version
+
     # -- samples
 
     def _replay(self, trainer: Any, step: int, *, final: bool = False) -> None:
-        started = time.perf_counter()
         assert self._sampler is not None
+        started = seconds_on(self._sampler.device)
         error: Exception | None
         try:
             share = self._inputs.share(self._sampler.device)
@@ -498,13 +516,12 @@ class GeometryMonitor(AnyCallback):
             record = self._record(computed, step, started, final)
             self.last_record = record
             run.samples += 1
-            # those of metrics on a slower clock stay: a resumed run's EarlyStopping needs them
-            run.summaries |= {f"{self._name}/{key}": value for key, value in record.summaries().items()}
+            run.summaries = self._summaries(record, self._sampler.due)
             trainer.callback_metrics.update(_tensors(run.summaries))
             if trainer.is_global_zero:
-                self._outlets.open(trainer, self._resumed_at)
+                self._open(trainer)
                 self._outlets.write(record, final=final)
-        run.cost += time.perf_counter() - started
+        run.cost += seconds_on(self._sampler.device) - started
 
     @contextlib.contextmanager
     def _noting(self, trainer: Any, step: int) -> Iterator[None]:
@@ -519,9 +536,18 @@ class GeometryMonitor(AnyCallback):
         if self._run.samples == 0:
             self._run.dropped += 1
             if trainer.is_global_zero:
-                self._outlets.open(trainer, self._resumed_at)
+                self._open(trainer)
                 reason = f"{type(error).__name__}: {error}"
                 self._outlets.note(Dropped(self._name, self._run.dropped, reason), step)
+
+    def _summaries(self, record: GeometryRecord, due: tuple[str, ...]) -> dict[str, float]:
+        """Model summaries by tag: the sample's, NaN for one that was due and has no value any more.
+
+        Those of metrics on a slower clock stay: a resumed run's EarlyStopping needs them.
+        """
+        lost = {tag for tag in self._run.summaries if tag.rpartition("/")[2] in due}
+        values = {f"{self._name}/{key}": value for key, value in record.summaries().items()}
+        return {**self._run.summaries, **dict.fromkeys(lost, math.nan), **values}
 
     def _record(self, computed: Computed, step: int, started: float, final: bool) -> GeometryRecord:
         assert self._sampler is not None
@@ -540,7 +566,7 @@ class GeometryMonitor(AnyCallback):
             epoch=self._epoch,
             batches_seen=self._batches,
             wall_time=time.time(),
-            cost_seconds=time.perf_counter() - started,
+            cost_seconds=seconds_on(self._sampler.device) - started,
             probe=self._inputs.fingerprint,
             coverage=self._sampler.coverage.as_dict(),
             # once a key, always a key: a chart that ends where all is well again would mislead

@@ -67,6 +67,4 @@ def failure_of_any_rank(error: Exception | None) -> Exception:
     others = "; ".join(f"rank {index}: {said}" for index, said in enumerate(everyone) if said is not None)
     if error is not None:
         return error
-    return RuntimeError(
-        f"another rank failed ({others})" if others else "ranks saw other layers"
-    )
+    return RuntimeError(f"another rank failed ({others})" if others else "ranks saw other layers")

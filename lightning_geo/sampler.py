@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from itertools import chain
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_geo.clock import seconds_on
 from lightning_geo.compiled import compiles_attention
 from lightning_geo.complaints import Complaints
 from lightning_geo.compute import Bases, Computed
@@ -99,6 +99,11 @@ class Sampler:
         names = list(names)
         if names and set(names) <= set(self.models):
             self.models = {name: self.models[name] for name in names}
+
+    @property
+    def due(self) -> tuple[str, ...]:
+        """Stored names of what the last sample was to measure."""
+        return self._due
 
     @property
     def names(self) -> list[str]:
@@ -258,14 +263,14 @@ class Sampler:
         shadows, self._shadows = self._shadows, []
         if not shadows:
             return
-        started = time.perf_counter()
+        started = seconds_on(self.device)
         try:
             for name, call, start in shadows:
                 if self._failure is None and self._measurement is not None:
                     self._run(self._measurement, name, call, evaluate=False, start=start)
         except Exception as error:
             self._failure = error
-        self._shadow_seconds += time.perf_counter() - started
+        self._shadow_seconds += seconds_on(self.device) - started
 
     @property
     def seconds(self) -> float:
@@ -274,8 +279,13 @@ class Sampler:
 
     def check_layers(self) -> None:
         """Raise if ``layers`` matches nothing of what was seen so far."""
-        if self._measurement is not None and self._measurement.observed:
+        if self._measurement is not None and self._measurement.observed and self.failure() is None:
             self._measurement.check_layers()
+
+    def try_layers(self, share: Share) -> None:
+        """Raise if ``layers`` matches nothing that runs on recorded calls; nothing is measured."""
+        if self.replay(share, ()) is None:  # what cannot run is said when it is sampled
+            self.check_layers()
 
     def failure(self) -> Exception | None:
         """What went wrong since the sample began."""
