@@ -358,6 +358,8 @@ class Sampler:
                 # the root encloses its children, but is observed itself only where it was called
                 names = choose(n for n in measurement.observed if n != ITSELF or measurement.called(n))
                 names = names or measurement.observed
+                if not names:  # there is nothing yet that `layers` could fail to match
+                    raise LookupError("nothing was observed")
                 measurement.keep(names)
                 measurement.check_layers()
             self._add_what_was_heard(measurement, names)
