@@ -40,17 +40,23 @@ def align(a: NDArray[np.int64], b: NDArray[np.int64]) -> Alignment:
         >>> align(np.array([0, 10, 20]), np.array([0, 11, 19])).how
         '3 pairs of nearest steps, at most 1 apart, 0 to 20'
     """
-    gaps = np.abs(a[:, None] - b[None, :])
-    of_a, of_b = gaps.argmin(axis=1), gaps.argmin(axis=0)
+    of_a, of_b = _nearest(a, b), _nearest(b, a)
     near_a = np.flatnonzero(of_b[of_a] == np.arange(len(a)))
     near_b = of_a[near_a]
     common, at_a, at_b = np.intersect1d(a, b, return_indices=True)
     if 2 * len(common) >= len(near_a):
         plural = "s" if len(common) > 1 else ""
         return Alignment(at_a, at_b, f"{len(common)} common step{plural}, {_span(common)}")
-    apart = int(gaps[near_a, near_b].max())
+    apart = int(np.abs(a[near_a] - b[near_b]).max())
     how = f"{len(near_a)} pairs of nearest steps, at most {apart} apart, {_span(a[near_a])}"
     return Alignment(near_a, near_b, how)
+
+
+def _nearest(steps: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.intp]:
+    """Of each step, the index of the nearest of the others, the earlier of two; both are ascending."""
+    after = np.searchsorted(others, steps).clip(max=len(others) - 1)
+    before = (after - 1).clip(min=0)
+    return np.where(np.abs(steps - others[before]) <= np.abs(steps - others[after]), before, after)
 
 
 def _span(steps: NDArray[np.int64]) -> str:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from lightning_geo.complaints import ArgumentError
-from lightning_geo.history import load_history
+from lightning_geo.history import read_history
+from lightning_geo.ranks import rank, world_size
+from lightning_geo.schema import GeometryRecord
 
 __all__ = ["bases_of", "check_bases"]
 
@@ -19,20 +23,46 @@ _PREFIX = "basis."
 def bases_of(run: str | os.PathLike[str]) -> dict[str, dict[str, Tensor]]:
     """Read the bases of a run's first sample: ``stack -> role -> [layer, head, feature, component]``.
 
+    Rank 0 reads, and the others get its bases: every rank calls this.
+
     Args:
         run: Directory of the run.
 
     Raises:
         ArgumentError: If the run cannot be read or kept no bases.
     """
+    box: list[Any] = [None]
+    if rank() == 0:
+        try:
+            box = [_read(run)]
+        except Exception as error:
+            box = [error]
+    if world_size() > 1:
+        dist.broadcast_object_list(box)
+    if isinstance(box[0], Exception):
+        raise box[0]
+    bases: dict[str, dict[str, Tensor]] = box[0]
+    return bases
+
+
+def _bases_alone(record: GeometryRecord) -> GeometryRecord:
+    """What there is to keep of a record: a run of thousands of samples has bases in the fewest."""
+    matrices = {
+        stack: {name: array for name, array in arrays.items() if name.startswith(_PREFIX)}
+        for stack, arrays in record.matrices.items()
+    }
+    return GeometryRecord({}, {}, matrices, step=record.step)
+
+
+def _read(run: str | os.PathLike[str]) -> dict[str, dict[str, Tensor]]:
     try:
-        history = load_history(run)
+        history = read_history(run, None, _bases_alone)
     except (OSError, ValueError) as error:
         raise ArgumentError(f"Expected `baseline` to be the directory of a run but {error}") from error
     for index in range(len(history)):
         bases = {
             stack: {name.removeprefix(_PREFIX): torch.from_numpy(array.copy())
-                    for name, array in arrays.items() if name.startswith(_PREFIX)}
+                    for name, array in arrays.items()}
             for stack, arrays in history.record(index).matrices.items()
         }  # fmt: skip
         if any(bases.values()):

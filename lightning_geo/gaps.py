@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from lightning_geo.complaints import Complaints
 from lightning_geo.compute import Computed
 from lightning_geo.importance import NoImportanceError
@@ -12,7 +14,11 @@ from lightning_geo.measure import Measurement
 from lightning_geo.taps import UNOBSERVED
 from lightning_geo.text import some
 
-__all__ = ["by_reason", "report_gaps", "report_importance", "report_other_heads"]
+__all__ = ["by_reason", "report_gaps", "report_importance", "report_kept_weights", "report_other_heads"]
+
+
+#: How many bytes of a run's first weights are kept without a word.
+KEPT_BYTES = 1 << 28
 
 
 def by_reason(absences: Mapping[str, str]) -> str:
@@ -68,6 +74,26 @@ def report_other_heads(before: Mapping[str, Any], now: Mapping[str, Any], compla
             "the number of heads changed",
             f"in {some(sorted(changed))}. The heads that are left are numbered anew, so none continues an "
             "earlier one; what compares heads with earlier ones is absent there",
+        )
+
+
+def report_kept_weights(
+    start: Mapping[str, Mapping[str, Mapping[str, Tensor]]], complaints: Complaints
+) -> None:
+    """Say how much memory the weights take that ``weight_drift`` is against, where that is much.
+
+    Args:
+        start: Weights by model, attention module and role.
+        complaints: Where it goes.
+    """
+    kept = [x for modules in start.values() for roles in modules.values() for x in roles.values()]
+    size = sum(x.numel() * x.element_size() for x in kept)
+    if size > KEPT_BYTES:
+        complaints.say(
+            "weight_drift keeps the attention weights of the run's start",
+            f"{size / 1e9:.2f} GB in the memory of every rank and in every checkpoint. Leave `weight_drift` "
+            "out of `metrics` if that is too much",
+            once="weight_drift keeps",
         )
 
 

@@ -30,17 +30,18 @@ class _Scaling:
 
 
 @contextlib.contextmanager
-def scaled_heads(tap: Tap, factor: Factor) -> Iterator[None]:
+def scaled_heads(tap: Tap, factor: Factor, *, replays: bool = False) -> Iterator[None]:
     """Inside, whatever the tapped model computes has its heads' outputs multiplied.
 
     Args:
         tap: Of the model.
         factor: What to multiply the outputs of one attention call with, [B or 1, H]; ``None`` for nothing.
+        replays: Whether this is done in replays that begin inside, rather than between them.
 
     Raises:
         Exception: Afterwards, if an attention could not be changed: what the model returned is void then.
     """
-    with tap.open(_Scaling(factor)):
+    with tap.open(_Scaling(factor), replays=replays):
         yield
     if tap.failures:
         raise tap.failures[0]

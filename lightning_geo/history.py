@@ -7,7 +7,7 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import xarray
 
-__all__ = ["EVENT_FILES", "GeometryHistory", "event_files", "load_history"]
+__all__ = ["EVENT_FILES", "GeometryHistory", "event_files", "load_history", "read_history"]
 
 _FACTS = ("epoch", "batches_seen", "wall_time", "cost_seconds", "probe")
 
@@ -174,6 +174,23 @@ def load_history(path: str | os.PathLike[str], name: str | None = None) -> Geome
         FileNotFoundError: If there is no event file.
         ValueError: If none holds the geometry, or several monitors did and ``name`` does not say which.
     """
+    return read_history(path, name, lambda record: record, stacklevel=3)
+
+
+def read_history(
+    path: str | os.PathLike[str],
+    name: str | None,
+    keep: Callable[[GeometryRecord], GeometryRecord],
+    stacklevel: int = 2,
+) -> GeometryHistory:
+    """Read a run as :func:`load_history` does, but keep a part of each record alone.
+
+    Args:
+        path: See there.
+        name: See there.
+        keep: The part, with the record's step.
+        stacklevel: Of the warning about damage.
+    """
     from lightning_geo.sinks.events import parse_dropped, parse_record, started_at
 
     files, skipped = event_files(place(path))
@@ -202,12 +219,14 @@ def load_history(path: str | os.PathLike[str], name: str | None = None) -> Geome
             if found:
                 records = monitors.setdefault(found[0], [])
                 _drop(records, found[1].step)
-                records.append(found[1])
+                records.append(keep(found[1]))
             elif len(others) < 10:
                 others.update(value.tag for value in event.summary.value)
     if skipped:
         shown = "; ".join(skipped[:5]) + (f"; and {len(skipped) - 5} more" if len(skipped) > 5 else "")
-        warnings.warn(f"{os.fspath(path)!r} was read but for what is damaged. {shown}.", stacklevel=2)
+        warnings.warn(
+            f"{os.fspath(path)!r} was read but for what is damaged. {shown}.", stacklevel=stacklevel
+        )
     samples = [monitor for monitor, records in monitors.items() if records]
     lost = [said for monitor, said in dropped.items() if name in (None, monitor) and monitor not in samples]
     if lost and (name is not None or not samples):

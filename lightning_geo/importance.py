@@ -13,7 +13,7 @@ from lightning_geo.functional import head_importance
 from lightning_geo.heads import HeadFactors, scaled_heads
 from lightning_geo.probe import ProbeCall
 from lightning_geo.replay import Call, undisturbed
-from lightning_geo.taps import CallKey, Tap
+from lightning_geo.taps import AttentionCall, CallKey, Tap
 
 __all__ = ["ComparingLossError", "LossFunction", "NoImportanceError", "NoLossError", "importances", "loss_of"]
 
@@ -67,7 +67,7 @@ def loss_of(output: Any, call: Call, loss_fn: LossFunction | None) -> Tensor:
 
 def importances(
     model: nn.Module,
-    recorded: ProbeCall,
+    calls: Sequence[ProbeCall],
     loss_fn: LossFunction | None = None,
     context: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> list[dict[CallKey, Tensor]]:
@@ -82,24 +82,72 @@ def importances(
         ComparingLossError: If the loss of the sequences together does not come of those of each.
         Exception: Whatever the model's forward or backward raises.
     """
-    tap = Tap(model)
-    sequences = _one_by_one(recorded)
-    found, losses = [], []
-    for call in sequences:
-        factors = HeadFactors()
-        with undisturbed(model, gradient=True), scaled_heads(tap, factors):
-            with context():
-                loss = loss_of(call.run(model), call, loss_fn)
-            slopes = factors.slopes(loss)
-        losses.append(loss.detach())
-        found.append({key: head_importance(slope) for key, slope in slopes.items()})
-    if len(sequences) > 1:
-        call = recorded.call
-        # observed too, since that may change how the model computes: torch's encoder has a fast path
-        with undisturbed(model), scaled_heads(tap, lambda key, attention: None), context():
-            together = loss_of(call.run(model), call, loss_fn)
-        _check_divisible(float(together), torch.stack(losses).flatten().tolist())
-    return found
+    if not calls:
+        return []
+    differentiated = _Differentiated(model, loss_fn, context)
+    with differentiated.tapped():
+        return [found for recorded in calls for found in differentiated.sequences(recorded)]
+
+
+class _Differentiated:
+    """One model whose losses are differentiated by its heads' outputs.
+
+    Args:
+        model: The model.
+        loss_fn: See :func:`loss_of`.
+        context: The trainer's precision.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction | None,
+        context: Callable[[], AbstractContextManager[object]],
+    ) -> None:
+        self._model = model
+        self._loss_fn = loss_fn
+        self._context = context
+        self._tap = Tap(model)
+        #: of the sequence that runs; None where all run together
+        self._factors: HeadFactors | None = None
+
+    def tapped(self) -> AbstractContextManager[None]:
+        """Inside, its heads' outputs are multiplied with factors: hooks are installed once for all calls."""
+        return scaled_heads(self._tap, self._factor, replays=True)
+
+    def _factor(self, key: CallKey, call: AttentionCall) -> Tensor | None:
+        return None if self._factors is None else self._factors(key, call)
+
+    def sequences(self, recorded: ProbeCall) -> list[dict[CallKey, Tensor]]:
+        """Importance to the loss of each sequence of a call."""
+        found, losses = [], []
+        alone = _one_by_one(recorded)
+        for call in alone:
+            factors = self._factors = HeadFactors()
+            with undisturbed(self._model, gradient=True):
+                loss = self._loss(call)
+                slopes = factors.slopes(loss)
+            losses.append(loss.detach())
+            found.append({key: head_importance(slope) for key, slope in slopes.items()})
+        if len(alone) > 1:
+            self._factors = None
+            # observed too, since that may change how the model computes: torch's encoder has a fast path
+            with undisturbed(self._model):
+                together = self._loss(recorded.call)
+            _check_divisible(float(together), torch.stack(losses).flatten().tolist())
+        return found
+
+    def _loss(self, call: Call) -> Tensor:
+        """The loss of one call.
+
+        Raises:
+            Exception: If a head could not be multiplied: the loss is void then.
+        """
+        with self._context():
+            loss = loss_of(call.run(self._model), call, self._loss_fn)
+        if self._tap.failures:
+            raise self._tap.failures[0]
+        return loss
 
 
 def _one_by_one(recorded: ProbeCall) -> list[Call]:

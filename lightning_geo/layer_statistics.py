@@ -47,6 +47,8 @@ class LayerStatistics:
         if not names:
             return
         defined = values.isfinite()
+        # calls of one layer may have different metrics: sums of other names must not be added up
+        group = f"{group}({' '.join(names)})"
         self.names[group] = names
         self.add(f"{group}.total", torch.where(defined, values, 0.0).sum(1))
         self.add(f"{group}.count", defined.sum(1))
@@ -85,12 +87,32 @@ class LayerStatistics:
         Estimates come with their standard errors: sequences are the strata of one sample of rows.
         """
         values: dict[str, Tensor] = {}
-        for group, names in self.names.items():
-            count = self.sums[f"{group}.count"]
-            values.update(zip(names, self.sums[f"{group}.total"] / count, strict=True))
-            if f"{group}.variance" in self.sums:
-                errors = self.sums[f"{group}.variance"].sqrt() / count
-                values.update(zip(map(standard_error, names), errors, strict=True))
+        kinds: dict[str, list[str]] = {}
+        for group in self.names:
+            kinds.setdefault(group.partition("(")[0], []).append(group)
+        for groups in kinds.values():
+            names, count, total, variance = self._together(groups)
+            values.update(zip(names, total / count, strict=True))
+            if variance is not None:
+                values.update(zip(map(standard_error, names), variance.sqrt() / count, strict=True))
         for name, value in self.maxima.items():
             values[name] = torch.where(value.isfinite(), value, torch.nan)
         return values
+
+    def _together(self, groups: list[str]) -> tuple[tuple[str, ...], Tensor, Tensor, Tensor | None]:
+        """Names, counts, totals and variances of groups of one kind, added up where names are in several."""
+        if len(groups) == 1:
+            group = groups[0]
+            count, total = self.sums[f"{group}.count"], self.sums[f"{group}.total"]
+            return self.names[group], count, total, self.sums.get(f"{group}.variance")
+        names = tuple(dict.fromkeys(name for group in groups for name in self.names[group]))
+
+        def added(part: str) -> Tensor:
+            rows: dict[str, Tensor] = {}
+            for group in groups:
+                for name, value in zip(self.names[group], self.sums[f"{group}.{part}"], strict=True):
+                    rows[name] = rows[name] + value if name in rows else value
+            return torch.stack([rows[name] for name in names])
+
+        estimated = f"{groups[0]}.variance" in self.sums
+        return names, added("count"), added("total"), added("variance") if estimated else None

@@ -72,7 +72,12 @@ class Measurement:
 
     @contextmanager
     def observe(
-        self, name: str = "", slopes: TrainingSlopes | None = None, *, training: bool = False
+        self,
+        name: str = "",
+        slopes: TrainingSlopes | None = None,
+        *,
+        training: bool = False,
+        replays: bool = False,
     ) -> Iterator[Tap]:
         """Everything that the model of that name computes inside belongs to the sample.
 
@@ -80,10 +85,11 @@ class Measurement:
             name: The model's.
             slopes: What is to hear the backward of what is computed.
             training: Whether calls count only where they are part of training.
+            replays: Whether replays that begin inside belong to it, rather than what runs between them.
         """
         statistics = self._statistics[name]
         statistics.listen = None if slopes is None else slopes.listen
-        with reuse_scratch(), self._taps[name].open(statistics, training=training) as tap:
+        with reuse_scratch(), self._taps[name].open(statistics, training=training, replays=replays) as tap:
             yield tap
 
     def add_importance(
@@ -353,7 +359,7 @@ def measure(
         )
     measurement.check_layers()
     if "importance" in names:
-        found = importances(model, ProbeCall.of("", call), loss_fn)
+        found = importances(model, [ProbeCall.of("", call)], loss_fn)
         measurement.add_importance(found, device_of(model, call))
     computed = measurement.compute()
     structure = {"model": type(model).__name__, "stacks": computed.structure}

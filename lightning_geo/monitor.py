@@ -98,7 +98,7 @@ class GeometryMonitor(AnyCallback):
         special_token_ids: Input ids that count as special; ``None`` asks the model's config.
         max_queries: Query rows to measure per sequence, drawn at random: linear cost on long sequences.
             Means over rows are then estimates with standard errors (``record["entropy.stderr"]``),
-            ``max_logit`` and ``key_entropy`` are absent. ``None`` measures all.
+            ``max_logit`` and ``key_entropy`` are absent, however short sequences are. ``None`` measures all.
         weights_every_n_samples: Samples between those that measure too what needs the parameters alone
             (``weights``, the angles of ``projection``; default 10): weights move slowly. The first and
             the last sample always do.

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from itertools import chain
 from typing import Any
 
 import torch
@@ -13,10 +12,17 @@ from torch import Tensor, nn
 
 from lightning_geo.clock import seconds_on
 from lightning_geo.compiled import compiles_attention
-from lightning_geo.complaints import Complaints
+from lightning_geo.complaints import Complaints, let_go
 from lightning_geo.compute import Bases, Computed
-from lightning_geo.gaps import by_reason, report_gaps, report_importance, report_other_heads
+from lightning_geo.gaps import (
+    by_reason,
+    report_gaps,
+    report_importance,
+    report_kept_weights,
+    report_other_heads,
+)
 from lightning_geo.importance import LossFunction, NoImportanceError, importances
+from lightning_geo.kernels import retry_failed
 from lightning_geo.measure import LayerChoice, Measurement, special_tokens
 from lightning_geo.observed import ITSELF, choose
 from lightning_geo.probe import Share, on_call
@@ -63,6 +69,7 @@ class Sampler:
         forward_context: Context,
         complaints: Complaints,
     ) -> None:
+        retry_failed()
         self._candidates = dict(candidates)
         #: those of them that are observed
         self.models = dict(candidates)
@@ -132,13 +139,13 @@ class Sampler:
             measurement = self._measurement = self._begin()
             for calls in (share.uncounted, share.calls):
                 measurement.discard_values()
-                for recorded in calls:
-                    if recorded.model in self.models:
-                        self._run(measurement, recorded.model, recorded.call)
+                for name in self.models:
+                    mine = [(recorded.call, 0) for recorded in calls if recorded.model == name]
+                    self._run(measurement, name, mine)
             if self._weighs_heads:
                 self._add_importance(measurement, share)
         except Exception as error:
-            return error
+            return let_go(error)
         return self._first_failure(measurement)
 
     def _add_importance(self, measurement: Measurement, share: Share) -> None:
@@ -148,27 +155,27 @@ class Sampler:
             found = []
             try:
                 calls = [recorded for recorded in share.calls if recorded.model == name]
-                found = [importances(model, c, self._loss_fn, self._forward_context) for c in calls]
+                found = importances(model, calls, self._loss_fn, self._forward_context)
             except Exception as error:
-                self._importance_failures[name] = error
-            measurement.add_importance(chain.from_iterable(found), self.device, name)
+                self._importance_failures[name] = let_go(error)
+            measurement.add_importance(found, self.device, name)
 
     def _run(
         self,
         measurement: Measurement,
         name: str,
-        call: Call,
+        calls: Sequence[tuple[Call, int | RandomState]],
         *,
         evaluate: bool = True,
-        start: int | RandomState = 0,
     ) -> None:
+        """Run calls of one model, each from where its random numbers start; hooks are installed once."""
+        if not calls:
+            return
         model = self.models[name]
-        with (
-            undisturbed(model, evaluate=evaluate, start=start),
-            self._forward_context(),
-            measurement.observe(name),
-        ):
-            call.run(model)
+        with measurement.observe(name, replays=True):
+            for call, start in calls:
+                with undisturbed(model, evaluate=evaluate, start=start), self._forward_context():
+                    call.run(model)
 
     # -- source "batch"
 
@@ -200,7 +207,7 @@ class Sampler:
                     self._watching.callback(on_call(model, slopes.begins))
                 self._watching.enter_context(self._measurement.observe(name, slopes, training=True))
         except Exception as error:
-            self._failure = self._failure or error
+            self._failure = self._failure or let_go(error)
             self.pause()
 
     def _shadow(self, name: str) -> Callable[..., None]:
@@ -214,7 +221,7 @@ class Sampler:
                 # as they are now: the forward that begins may make a cache longer
                 self._shadows.append((name, Call(args, kwargs).map(Tensor.detach).independent(), start))
             except Exception as error:  # the model is running: it is not to see this
-                self._failure = error
+                self._failure = let_go(error)
 
         return keep
 
@@ -247,7 +254,7 @@ class Sampler:
                     }
                     self._importance_failures[name] = NoImportanceError(by_reason(absences))
             except Exception as error:
-                self._importance_failures[name] = error
+                self._importance_failures[name] = let_go(error)
             measurement.add_importance(found, self.device, name)
 
     def _forget(self) -> None:
@@ -265,11 +272,12 @@ class Sampler:
             return
         started = seconds_on(self.device)
         try:
-            for name, call, start in shadows:
+            for name in self.models:
+                mine = [(call, start) for owner, call, start in shadows if owner == name]
                 if self._failure is None and self._measurement is not None:
-                    self._run(self._measurement, name, call, evaluate=False, start=start)
+                    self._run(self._measurement, name, mine, evaluate=False)
         except Exception as error:
-            self._failure = error
+            self._failure = let_go(error)
         self._shadow_seconds += seconds_on(self.device) - started
 
     @property
@@ -384,6 +392,7 @@ class Sampler:
         computed = measurement.compute(baseline, previous)
         self.coverage = measurement.coverage
         report_gaps(measurement, computed, self._due, self._complaints)
+        report_kept_weights(self.start, self._complaints)
         report_other_heads(self._structure, computed.structure, self._complaints)
         self._structure = computed.structure
         if self._weighs_heads:

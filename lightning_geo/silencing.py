@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -145,8 +146,8 @@ def evaluate_plan(
     """Silence a plan's heads for real and say what it costs, beside random heads and importance alone.
 
     A silenced head gives zero to its output projection, in eval mode, whatever computes the attention;
-    the model is left as it was. Every point is a pass over the data, ``seeds + 2`` of them for each number
-    of heads.
+    the model is left as it was. The data are read once, a batch at a time, and every batch runs once for each
+    point: ``seeds + 2`` of them for each number of heads.
 
     Args:
         model: The module that the monitor observed, or one of the same kind.
@@ -162,44 +163,44 @@ def evaluate_plan(
     """
     check_positive("seeds", seeds)
     device = device_of(model)
-    batches = [Call((batch,)).to(device).args[0] for batch in dataloader]
-    if not batches:
+    batches = (Call((batch,)).to(device).args[0] for batch in dataloader)
+    first = next(batches, None)
+    if first is None:
         raise ValueError("Expected `dataloader` to yield batches but it is empty.")
-    silencer = Silencer(model, Call.from_batch(batches[0]))
+    silencer = Silencer(model, Call.from_batch(first))
     silencer.check(plan)
     heads = [ranked.head for ranked in plan.ranking]
     if removed is None:
         removed = sorted({max(1, round(plan.count * quarter / 4)) for quarter in (1, 2, 3, 4)})
     if not removed or not all(0 < n <= len(heads) for n in removed):
         raise ValueError(f"Expected `removed` to be numbers from 1 to {len(heads)} but got {removed}.")
-
-    def quality(silent: Sequence[Head]) -> float:
-        return _quality(model, batches, silencer, silent, metric)
-
     known = sorted(heads)  # the same random orders whatever the plan
-    orders = [
+    orders = [heads, plan.by_importance]
+    orders += [
         [known[i] for i in np.random.default_rng(seed).permutation(len(known))] for seed in range(seeds)
     ]
-    return PruningCurve(
-        np.array(removed),
-        len(heads),
-        quality(()),
-        np.array([quality(heads[:n]) for n in removed]),
-        np.array([quality(plan.by_importance[:n]) for n in removed]),
-        np.array([[quality(order[:n]) for n in removed] for order in orders]),
-    )
+    points = [order[:n] for order in orders for n in removed]
+    whole, *qualities = _qualities(model, itertools.chain((first,), batches), silencer, [[], *points], metric)
+    by_order = np.array(qualities).reshape(len(orders), len(removed))
+    return PruningCurve(np.array(removed), len(heads), whole, by_order[0], by_order[1], by_order[2:])
 
 
-def _quality(
-    model: nn.Module, batches: Sequence[Any], silencer: Silencer, silent: Sequence[Head], metric: Metric
-) -> float:
-    total, count = 0.0, 0
+def _qualities(
+    model: nn.Module,
+    batches: Iterable[Any],
+    silencer: Silencer,
+    points: Sequence[Sequence[Head]],
+    metric: Metric,
+) -> list[float]:
+    """Quality with each of several sets of heads silenced: of the data, one batch is held at a time."""
+    totals, counts = [0.0] * len(points), [0] * len(points)
     for batch in batches:
         call = Call.from_batch(batch)
-        with undisturbed(model), silencer.silenced(silent):
-            output = call.run(model)
-        values = torch.as_tensor(metric(output, batch), dtype=torch.float64)
-        rows = len(next(iter(call.tensors()))) if values.dim() == 0 else values.numel()
-        total += float(values.mean()) * rows
-        count += rows
-    return total / count
+        for point, silent in enumerate(points):
+            with undisturbed(model), silencer.silenced(silent):
+                output = call.run(model)
+            values = torch.as_tensor(metric(output, batch), dtype=torch.float64)
+            rows = len(next(iter(call.tensors()))) if values.dim() == 0 else values.numel()
+            totals[point] += float(values.mean()) * rows
+            counts[point] += rows
+    return [total / count for total, count in zip(totals, counts, strict=True)]

@@ -22,6 +22,7 @@ from lightning_geo.functional import (
 from lightning_geo.functional.registry import metric_function, reads_of
 from lightning_geo.functional.stream import mean_over_tokens
 from lightning_geo.layer_statistics import LayerStatistics
+from lightning_geo.ranks import rank
 from lightning_geo.rows import draw_rows, variance_of_mean
 from lightning_geo.schema import GATES, ROLES, spec_of
 from lightning_geo.taps import AttentionCall, BlockCall, CallKey, Projections, SlopeHook
@@ -41,7 +42,7 @@ class SampleStatistics:
     Args:
         metrics: Stored names to measure.
         max_queries: Query rows to measure per sequence, drawn at random; None for all of them.
-        seed: Which ones.
+        seed: Which ones, beside the number of the call, its module and this process's rank.
         start: Weights at the run's start, by attention module and role; what is missing is filled in.
     """
 
@@ -54,6 +55,8 @@ class SampleStatistics:
     ) -> None:
         self._max_queries = max_queries
         self._seed = seed
+        #: attention calls of each module so far, documents of different lengths counted apart
+        self._drawn: dict[CallKey, int] = {}
         self.layers: dict[CallKey, LayerStatistics] = {}
         #: path of a list item and the call that it belongs to -> statistics of input and output
         self.blocks: dict[tuple[str, CallKey], LayerStatistics] = {}
@@ -143,26 +146,26 @@ class SampleStatistics:
         self._scored_before[key] = self._scored.get(key, 0)
         for part in call.by_document():
             moments = self._measure_vectors(layer, part)
-            self._measure_rows(layer, part, moments, f"{self._seed} {key}")
+            number = self._drawn[key] = self._drawn.get(key, 0) + 1
+            # errors add up as those of independent draws, so no call, rank or layer may draw as another does
+            self._measure_rows(layer, part, moments, f"{self._seed} rank {rank()} call {number} {key}")
             self._measure_scores(layer, key, part)
         return None if self.listen is None else self.listen(key, call)
 
     def _measure_rows(
         self, layer: LayerStatistics, call: AttentionCall, moments: dict[str, HeadMoments], seed: str
     ) -> None:
-        sample, sampled = None, False
+        sample = None
         if self._max_queries is not None:
             batch, queries, _ = call.lengths
             sample = draw_rows(batch, queries, call.query_mask, self._max_queries, seed, call.device)
-            # a short document beside long ones: a metric of some documents alone would be none of the call's
-            longest = queries if call.portion is None else call.portion.longest
-            sampled = longest > self._max_queries
         names = [
             name
             for name in (*self._rows, *self._maxima, *self._sequences)
             if not (call.offset is None and spec_of(name).self_attention)
-            # what is no mean over rows cannot be told from some of them
-            and (not sampled or (name in self._rows) or not reads_of(name))
+            # some rows do not tell what is no mean over rows; where other calls are short enough to measure
+            # all of theirs, a value would be that of the short calls alone
+            and (self._max_queries is None or name in self._rows or not reads_of(name))
         ]
         if not names:
             return
@@ -180,7 +183,11 @@ class SampleStatistics:
             stacked = torch.stack([planes[name] for name in rows])
             counted = live & ~stacked.isnan()
             values = torch.where(broken, torch.nan, masked_mean(stacked, counted))
-            variances = None if sample is None else variance_of_mean(stacked, counted, sample.fraction)
+            variances = None
+            if sample is not None:
+                variances = variance_of_mean(stacked, counted, sample.fraction)
+            elif self._max_queries is not None:
+                variances = torch.zeros_like(values)  # exact; ranks with longer calls have the same sums
             layer.add_values("row", rows, values, variances)
         for name in (name for name in self._maxima if name in planes):
             values = torch.where(live, planes[name], -torch.inf).amax(-1)
@@ -288,6 +295,7 @@ class SampleStatistics:
     def zero(self) -> None:
         """Keep the layout, count nothing."""
         self._weighed.clear()
+        self._drawn.clear()
         self._scored.clear()
         self._scored_before.clear()
         for layer in self.everything():

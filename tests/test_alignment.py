@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,6 +27,18 @@ def test_pairs_are_equal_steps_or_each_others_nearest(a: list[int], b: list[int]
         for x, y in pairs:
             assert abs(x - y) == min(abs(x - other) for other in b) == min(abs(other - y) for other in a)
         assert f"at most {max(abs(x - y) for x, y in pairs)} apart" in found.how
+
+
+def test_memory_grows_with_the_samples_not_with_their_pairs() -> None:
+    a, b = np.arange(0, 400_000, 100), np.arange(0, 400_000, 101)
+    tracemalloc.start()
+    try:
+        found = align(a, b)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(found.a) > 3000
+    assert peak < 100 * (a.nbytes + b.nbytes)  # all pairs take 4,000 times as much
 
 
 def test_equal_steps_are_enough_where_there_are_many() -> None:

@@ -38,7 +38,7 @@ def leave_out(monkeypatch: pytest.MonkeyPatch) -> LeaveOut:
     chosen: list[Callable[[str], bool]] = []
 
     def see(self: Tap, *args: Any, **options: Any) -> None:
-        module = self._frames[-1].name
+        module = self._stack.frames[-1].name
         if any(choose(module) for choose in chosen):
             self.coverage.seen += 1
             self.coverage.leave_out(module, REASON)

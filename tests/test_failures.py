@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import re
 import resource
 import warnings
@@ -324,3 +325,35 @@ def test_strict_raises_and_cleans_up(name: str, tmp_path: Path, request: pytest.
         case.fit(tmp_path, module, case.monitor(strict=True))
     assert traces(module) == []
     assert len(module.losses) < 2 * STEPS
+
+
+class Unlucky(ArithmeticError):
+    """Raised inside the monitor."""
+
+
+@pytest.mark.parametrize("kind", ["probe", "batch", "importance"])
+def test_what_failed_holds_no_frames_while_training_goes_on(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A frame holds the activations that it worked on, and those of all frames above it."""
+    found: list[list[Unlucky]] = []
+
+    def fail(*args: Any, **options: Any) -> Any:
+        raise Unlucky("no")
+
+    class Look(pl.Callback):
+        def look(self, *args: Any, **options: Any) -> None:
+            everywhere = [x for x in gc.get_objects() if isinstance(x, Unlucky)]
+            found.append([x for x in everywhere if x.__traceback__ is not None])
+
+        on_train_batch_end = on_before_backward = on_before_optimizer_step = look
+
+    if kind == "importance":
+        options: dict[str, Any] = {"metrics": ["importance"], "loss_fn": fail}
+    else:
+        options = {"source": kind}
+        monkeypatch.setattr(call_statistics, "attention", fail)
+    with pytest.warns(UserWarning, match="Unlucky: no"):
+        fit(tmp_path, Lit(bert), GeometryMonitor(1, **options), Look(), steps=2)
+    assert len(found) >= 6
+    assert not any(found)

@@ -24,7 +24,8 @@ ARGUMENTS: dict[str, Any] = {
     "every_n_steps": 2, "metrics": ["entropy", "metric:cone", "drift", "importance"],
     "layers": "layers", "rank": 2,
     "source": "probe", "probe": {"class_path": "programs.packages.Inputs"}, "probe_size": 2,
-    "probe_in_checkpoint": False, "module": "encoder", "special_token_ids": [0, 1], "max_queries": 4,
+    "probe_tokens": 64, "probe_in_checkpoint": False, "module": "encoder", "special_token_ids": [0, 1],
+    "max_queries": 4,
     "weights_every_n_samples": 2, "importance_every_n_samples": 3, "loss_fn": "programs.packages.loss",
     "scalars": "head", "strict": True, "name": "yaml",
 }  # fmt: skip

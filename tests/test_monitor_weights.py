@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -86,3 +87,23 @@ def test_no_weights_are_kept_that_nobody_compares_with(tmp_path: Path) -> None:
     watch = GeometryMonitor(every_n_steps=1, metrics=["symmetry"], strict=True)
     run(tmp_path, watch, Lit(bert), 1)
     assert not any(watch.state_dict()["start"].values())
+
+
+def test_how_much_memory_kept_weights_take_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once, with the size, and only where it is large."""
+    watch = monitor(weights_every_n_samples=1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run(tmp_path / "small", watch, Lit(bert), 2)
+        assert not [w for w in caught if "weight_drift" in str(w.message)]
+        kept = [x for modules in watch._run.start.values() for r in modules.values() for x in r.values()]
+        size = sum(x.nbytes for x in kept)
+        assert size == 2 * 4 * 32 * 32 * 4  # four matrices of two layers
+        monkeypatch.setattr("lightning_geo.gaps.KEPT_BYTES", size - 1)
+        run(tmp_path / "large", monitor(weights_every_n_samples=1), Lit(bert), 2)
+    [said] = [str(w.message) for w in caught if "weight_drift" in str(w.message)]
+    assert f"{size / 1e9:.2f} GB" in said
+    monkeypatch.setattr("lightning_geo.gaps.KEPT_BYTES", size)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*weight_drift")
+        run(tmp_path / "limit", monitor(weights_every_n_samples=1), Lit(bert), 2)

@@ -206,8 +206,8 @@ def test_the_importance_of_a_frozen_model_is_absent_in_a_named_module(tmp_path: 
             return torch.optim.SGD(self.image.parameters(), lr=0.1)
 
         def loss(self, batch: dict[str, Tensor]) -> Tensor:
-            with torch.no_grad():
-                extra = self.pool(self.image.embed(batch["input_ids"]))
+            self.pool.requires_grad_(False)
+            extra = self.pool(self.image.embed(batch["input_ids"]).detach())
             return self.image(batch["input_ids"]).mean() + extra.mean()
 
     monitor = GeometryMonitor(1, source="batch", module="pool", metrics=["importance", "metric:entropy"])

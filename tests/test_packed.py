@@ -350,4 +350,4 @@ def test_hidden_states_of_other_tokens_are_absent_with_the_reason() -> None:
     assert "not the tokens of the packed rows" in next(iter(tap.coverage.left_out))
     assert not statistics.blocks
     (layer,) = statistics.layers.values()
-    assert {"row", "attention"} <= layer.names.keys()
+    assert {"row(entropy)", "attention(cone.attention)"} <= layer.names.keys()

@@ -28,9 +28,8 @@ def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MemoryFi
     """An empty memory file system; nothing may appear in the working directory."""
     monkeypatch.chdir(tmp_path)
     system = fsspec.filesystem("memory")
-    system.store.clear()
+    system.rm("/", recursive=True)
     yield system
-    system.store.clear()
     assert not [path.name for path in tmp_path.iterdir() if path.name.startswith("memory")]
 
 
@@ -89,7 +88,7 @@ def test_runs_and_baselines_behind_urls(capsys: pytest.CaptureFixture[str]) -> N
 def test_a_report_of_a_url(tmp_path: Path) -> None:
     fit("memory://root", Classifier(), monitor(), steps=2)
     assert main(["report", "memory://root", "-o", str(tmp_path / "report.html")]) == 0
-    assert "version_0" in (tmp_path / "report.html").read_text()
+    assert "normalized_entropy" in (tmp_path / "report.html").read_text()
 
 
 def test_a_run_behind_a_url_is_followed() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -127,6 +128,98 @@ def test_intervals_cover_the_exact_value():
         mean, spread = np.mean(estimates[name], 0), np.std(estimates[name], 0)
         # unbiased: the mean of 1,000 estimates within 4.5 of its own standard errors, for every head
         assert np.all(np.abs(mean - exact[name]) <= 4.5 * spread / 1000**0.5 + 1e-6), name
+
+
+def causal_calls(generator: torch.Generator, lengths: list[int]) -> list[AttentionCall]:
+    """One sequence each, of scores so small that entropy grows as ln(position): position alone decides."""
+    calls = []
+    for length in lengths:
+        query, key = (torch.randn(1, 2, length, 8, generator=generator) * 0.1 for _ in range(2))
+        mask = torch.ones(length, length).tril().bool()
+        calls.append(AttentionCall(query, key, None, None, masks=(mask,)))
+    return calls
+
+
+def ranks_and_layers(
+    monkeypatch: pytest.MonkeyPatch, calls: list[list[AttentionCall]], max_queries: int | None, name: str
+) -> dict[str, np.ndarray]:
+    """Entropy [layer, head] and its error, of what each rank was shown in every layer, merged over ranks."""
+    model = torch.nn.Linear(1, 1)
+    samples = []
+    for rank, mine in enumerate(calls):
+        monkeypatch.setattr("lightning_geo.statistics.rank", lambda rank=rank: rank, raising=False)
+        measurement = Measurement({name: Tap(model)}, select(["metric:entropy"]), max_queries=max_queries)
+        samples.append(measurement._statistics[name])
+        for call in mine:
+            for layer in range(6):
+                samples[-1].attention(CallKey(f"layers.{layer}"), call)
+    first, *others = (sample.layers for sample in samples)
+    for layer, statistics in first.items():
+        for other in others:
+            assert other[layer].sums.keys() == statistics.sums.keys()  # else ranks drop the sample
+            for key, value in other[layer].sums.items():
+                statistics.add(key, value)
+    values = [statistics.mean_values() for statistics in first.values()]
+    return {key: torch.stack([value[key] for value in values]).numpy() for key in values[0]}
+
+
+def test_intervals_cover_over_calls_ranks_and_layers(monkeypatch):
+    """Draws must differ from call to call, rank to rank and layer to layer for errors to shrink with them."""
+    generator = torch.Generator().manual_seed(0)
+    calls = [causal_calls(generator, [80, 80, 24, 8]) for _ in range(4)]
+    exact = ranks_and_layers(monkeypatch, calls, None, "")["entropy"]
+    hits, errors = [], []
+    for draw in range(100):
+        got = ranks_and_layers(monkeypatch, calls, 16, f"run {draw}")
+        errors.append((got["entropy"] - exact) / got["entropy.stderr"])
+        hits.append(np.abs(errors[-1]) <= 1.96)
+    assert 0.93 <= np.mean(hits) <= 0.97
+    # layers that drew alike would err alike, and the error of their mean would not shrink
+    of_layers = np.stack(errors)[..., 0]
+    together = of_layers.mean(1).std() * of_layers.shape[1] ** 0.5
+    assert 0.8 <= together <= 1.25
+
+
+def test_rows_stay_the_same_at_every_sample(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    calls = [causal_calls(generator, [40, 40, 60]) for _ in range(2)]
+    first, second = (ranks_and_layers(monkeypatch, calls, 8, "") for _ in range(2))
+    for name in ("entropy", "entropy.stderr"):
+        np.testing.assert_array_equal(first[name], second[name])
+
+
+def test_calls_that_are_run_but_not_counted_move_no_draw():
+    """A rank that lacks a kind of call runs one to show its layers: what it counts keeps its rows."""
+    calls = causal_calls(torch.Generator().manual_seed(0), [60, 40])
+    alone, after = (SampleStatistics(METRICS, 8) for _ in range(2))
+    after.attention(CallKey("layer"), calls[0])
+    after.zero()
+    for sample in (alone, after):
+        sample.attention(CallKey("layer"), calls[1])
+    values = [sample.layers[CallKey("layer")].mean_values() for sample in (alone, after)]
+    assert values[0].keys() == values[1].keys()
+    for name in values[0]:
+        torch.testing.assert_close(values[0][name], values[1][name], rtol=0, atol=0, equal_nan=True)
+
+
+def test_calls_of_unequal_length_are_all_counted():
+    """Means over rows stand for all rows; what is no such mean is absent, also beside short calls."""
+    short, long = activations(), causal_calls(torch.Generator().manual_seed(0), [200])[0]
+    metrics = select(["entropy", "pattern", "query_norm", "qk_cosine"])
+    for calls in ((short, long), (long, short), (short,)):
+        calls = [dataclasses.replace(c, query=c.query[:, :2], key=c.key[:, :2]) for c in calls]
+        some, full = (SampleStatistics(metrics, size) for size in (96, None))
+        for sample in (some, full):
+            for call in calls:
+                sample.attention(CallKey("layer"), call)
+        got, whole = (sample.layers[CallKey("layer")].mean_values() for sample in (some, full))
+        assert {"max_logit", "key_entropy"} <= whole.keys()
+        assert not {"max_logit", "key_entropy"} & got.keys()
+        assert {"entropy", "query_norm", "qk_cosine"} <= got.keys()
+        np.testing.assert_allclose(got["query_norm"], whole["query_norm"], rtol=1e-5)
+        error = (got["entropy"] - whole["entropy"]).abs()
+        assert (error <= 4 * got["entropy.stderr"] + 1e-6).all()
+        assert (got["entropy.stderr"] > 0).all() == (len(calls) > 1)
 
 
 def test_what_is_no_mean_over_rows_is_exact_or_absent():

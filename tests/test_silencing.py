@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -172,6 +175,28 @@ def test_the_curve_is_what_zeroed_weights_give() -> None:
         zero(model, heads[point])
         assert curve.plan[point] == pytest.approx(quality(), abs=1e-5)
     assert "50 %" in str(curve)
+
+
+def test_one_batch_is_held_at_a_time() -> None:
+    """Nor is the data read twice: what yields it may be a generator."""
+    alive: list[weakref.ref[Tensor]] = []
+    most = 0
+
+    def batches() -> Iterator[Any]:
+        nonlocal most
+        for batch in loader(24, batch_size=4):
+            alive.append(weakref.ref(batch["input_ids"]))
+            gc.collect()
+            most = max(most, sum(ref() is not None for ref in alive))
+            yield batch
+
+    plan = plan_of([Head("bert.encoder", 1, 0)], {"bert.encoder": [4, 4]}, 1)
+    torch.manual_seed(0)
+    model = bert()
+    streamed = evaluate_plan(model, batches(), plan, right, seeds=1)
+    assert len(alive) == 6
+    assert most <= 3  # the next one, the one at work, and the first, which the loop still names
+    assert str(streamed) == str(evaluate_plan(model, list(loader(24, batch_size=4)), plan, right, seeds=1))
 
 
 def zero(model: nn.Module, head: Head) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -123,7 +124,7 @@ def test_a_broken_sequence_does_not_count(bad: float, role: str) -> None:
     layer = sample.layers[KEY]
     heads = 2 if role == "key" else 1  # its head, or those that share the key
     assert layer.sums["broken"] == heads
-    assert layer.sums["row.count"].tolist()[0] == [3] * heads + [4] * (4 - heads)
+    assert layer.sums["row(entropy self_mass).count"].tolist()[0] == [3] * heads + [4] * (4 - heads)
     values, expected = layer.mean_values(), whole.layers[KEY].mean_values()
     for name in ("entropy", "self_mass", "max_logit"):
         np.testing.assert_allclose(values[name][:heads], expected[name][:heads], rtol=1e-6, err_msg=name)
@@ -151,7 +152,30 @@ def test_zeroed_statistics_keep_their_layout_and_add_nothing() -> None:
         assert all(not value.any() for value in layer.sums.values())
         assert all((value == -torch.inf).all() for value in layer.maxima.values())
     sample.attention(KEY, call_of())
-    assert sample.layers[KEY].sums["row.total"].equal(whole.layers[KEY].sums["row.total"])
+    [total] = [name for name in whole.layers[KEY].sums if name.startswith("row(") and name.endswith(".total")]
+    assert sample.layers[KEY].sums[total].equal(whole.layers[KEY].sums[total])
+
+
+def test_calls_that_have_other_metrics_are_counted_together() -> None:
+    """Where queries of one call have no place among its keys, pattern is that of the other calls."""
+    metrics = select(["entropy", "pattern", "gates"])
+    calls = call_of(slice(0, 2)), dataclasses.replace(call_of(slice(2, 4)), offset=None)
+    alone = [SampleStatistics(metrics) for _ in calls]
+    both = [SampleStatistics(metrics) for _ in calls]
+    for sample, call in zip(alone, calls, strict=True):
+        sample.attention(KEY, call)
+    for sample, order in zip(both, (calls, calls[::-1]), strict=True):
+        for call in order:
+            sample.attention(KEY, call)
+    first, second = (sample.layers[KEY].mean_values() for sample in alone)
+    assert "self_mass" in first
+    assert "self_mass" not in second
+    for sample in both:
+        assert sample.layers[KEY].names.keys() == both[0].layers[KEY].names.keys()  # as ranks need it
+        values = sample.layers[KEY].mean_values()
+        assert values.keys() == first.keys() | second.keys()
+        torch.testing.assert_close(values["entropy"], (first["entropy"] + second["entropy"]) / 2)
+        torch.testing.assert_close(values["self_mass"], first["self_mass"])
 
 
 def test_alone_there_is_nothing_to_reduce() -> None:
@@ -166,9 +190,9 @@ def test_only_what_was_asked_for_is_kept() -> None:
         sample = sample_of(slice(0, 4), metrics=select(list(metrics)))
         return {name for layer in sample.everything() for name in (*layer.sums, *layer.maxima)}
 
-    assert kept("metric:entropy") == {"broken", "row.total", "row.count"}
+    assert kept("metric:entropy") == {"broken", "row(entropy).total", "row(entropy).count"}
     assert kept("max_logit") == {"broken", "max_logit"}
-    assert kept("norm") == {"tokens.total", "tokens.count"}
+    assert kept("norm") == {"tokens(norm).total", "tokens(norm).count"}
     assert kept("effective_rank.value") == {"value.count", "value.sum", "value.second"}
     assert kept("qk_alignment") == {f"{r}.{p}" for r in ("query", "key") for p in ("count", "sum", "second")}
     assert kept("redundancy") == {"heads.count", "heads.sum", "heads.second"}

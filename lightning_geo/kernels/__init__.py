@@ -34,6 +34,7 @@ __all__ = [
     "attention",
     "head_moments",
     "mask_rows",
+    "retry_failed",
     "stream_statistics",
     "sum_directions",
 ]
@@ -43,8 +44,8 @@ BACKENDS = get_args(Backend)
 
 _log = logging.getLogger(__name__)
 
-#: What failed unexpectedly, and with what; it is not tried again.
-_FAILED: dict[tuple[str, str], str] = {}
+#: What failed unexpectedly, see :func:`_attempt`, and how; it is not tried again before :func:`retry_failed`.
+_FAILED: dict[tuple[object, ...], str] = {}
 
 #: Operation -> backend -> module and function.
 _FUNCTIONS = {
@@ -106,7 +107,8 @@ def _run(operation: str, backend: str, device: torch.device, *arguments: object)
     """Run an operation on a backend, or on the next one that can take these arguments.
 
     What was picked and why is in this module's debug logging. A kernel that fails all the same (a compiler,
-    a device that nobody tried) costs one warning where nobody asked for it by name, and no number.
+    a device that nobody tried) costs one warning where nobody asked for it by name, and no number. It is left
+    out from then on for calls of its operation, dtype, width and device; others still run on that backend.
     """
     picked = ("triton" if device.type == "cuda" else "chunked") if backend == "auto" else backend
     function, reason = _function(operation, picked, *arguments)
@@ -119,10 +121,26 @@ def _run(operation: str, backend: str, device: torch.device, *arguments: object)
         except Exception as error:
             if backend != "auto" or picked == "chunked":
                 raise
-            reason = _FAILED[operation, picked] = f"{type(error).__name__}: {error}"
-            _log.warning("%s: %s kernels fail here, torch does it instead: %s", operation, picked, reason)
+            attempt = _attempt(operation, picked, arguments[0])
+            reason = _FAILED[attempt] = f"{type(error).__name__}: {error}"
+            what = " ".join(map(str, attempt[2:]))
+            _log.warning(
+                "%s: %s kernels fail for %s, torch does it instead: %s", operation, picked, what, reason
+            )
     _log.debug("%s: backend chunked, since %s cannot take it: %s", operation, picked, reason)
     return _run(operation, "chunked", device, *arguments)
+
+
+def retry_failed() -> None:
+    """Let backends run again what they failed at: another run may have more memory, or another driver."""
+    _FAILED.clear()
+
+
+def _attempt(operation: str, backend: str, given: object) -> tuple[object, ...]:
+    """What a failure says something about: backend, dtype, width and device."""
+    x = given.query if isinstance(given, AttentionProblem) else given
+    assert isinstance(x, Tensor)
+    return operation, backend, x.dtype, f"width {x.shape[-1]}", x.device
 
 
 def _function(
@@ -131,8 +149,9 @@ def _function(
     """A backend's function for these arguments, or why there is none."""
     if backend not in _FUNCTIONS[operation]:
         return None, "it has no such function"
-    if (operation, backend) in _FAILED:
-        return None, _FAILED[operation, backend]
+    attempt = _attempt(operation, backend, arguments[0])
+    if attempt in _FAILED:
+        return None, _FAILED[attempt]
     name, function = _FUNCTIONS[operation][backend]
     try:  # imported only where wanted: compilers take their time
         module = importlib.import_module(f"lightning_geo.kernels.{name}")

@@ -47,14 +47,25 @@ class Axes:
         heads: Index of the axis of heads among the leading axes; None where there is one head without axis.
         folded: Heads in the first axis where it holds batch and heads in one; else 0.
         heads_first: Whether heads vary slower there.
+        groups: Whether heads are two axes, groups and the heads of each, the first of which is ``heads``.
     """
 
     heads: int | None
     folded: int = 0
     heads_first: bool = False
+    groups: bool = False
+
+    def is_next_to_features(self, x: Tensor) -> bool:
+        """Whether the last axis of heads lies in memory as a projection lays it out."""
+        assert self.heads is not None
+        last = self.heads + self.groups
+        return x.shape[last] > 1 and x.stride(last) == x.shape[-1] * x.stride(-1)
 
     def __call__(self, x: Tensor) -> Tensor:
         """[*lead, rows, columns] to [B, H, rows, columns]; fewer heads than queries have stay fewer."""
+        if self.groups:
+            assert self.heads is not None
+            return Axes(self.heads)(x.flatten(self.heads, self.heads + 1))
         if x.dim() == 2:
             return x[None, None]
         if self.folded:
@@ -62,7 +73,9 @@ class Axes:
         if self.heads is None:
             return x.flatten(0, -3).unsqueeze(1)
         x = x.movedim(self.heads, -3)
-        return x if x.dim() == 4 else x.flatten(0, -4) if x.dim() > 4 else x[None]
+        if x.dim() < 4:
+            x = x[None]
+        return x if x.dim() == 4 else x.flatten(0, -4)
 
     def grouped(self, x: Tensor, queries: Tensor) -> Tensor:
         """The same for keys and values, whose folded axis holds fewer heads where heads are grouped."""
@@ -74,15 +87,22 @@ class Axes:
         return self._unfolded(x, batch)
 
     def _unfolded(self, x: Tensor, batch: int) -> Tensor:
-        return (
-            x.unflatten(0, (-1, batch)).transpose(0, 1) if self.heads_first else x.unflatten(0, (batch, -1))
-        )
+        found: Tensor = x.unflatten(0, (-1, batch) if self.heads_first else (batch, -1))
+        return found.transpose(0, 1) if self.heads_first else found
 
     def mask(self, mask: Tensor, lead: Sequence[int]) -> Tensor:
         """A mask that broadcasts over the leading axes ``lead``, to [B or 1, H or 1, Nq or 1, Nk or 1]."""
         if mask.dim() < 2:
             mask = mask.reshape((1,) * (2 - mask.dim()) + tuple(mask.shape))
         mask = mask[(None,) * (len(lead) + 2 - mask.dim())]
+        if self.groups:
+            assert self.heads is not None
+            first, after = self.heads, self.heads + 2
+            groups, each = lead[first:after]
+            if tuple(mask.shape[first:after]) != (1, 1):
+                mask = mask.expand(*mask.shape[:first], groups, each, *mask.shape[after:])
+            joined = (*lead[:first], groups * each, *lead[after:])
+            return Axes(first).mask(mask.flatten(first, first + 1), joined)
         if not lead or self.folded:
             if self.folded and mask.shape[0] != 1:
                 return self._unfolded(mask, mask.shape[0] // self.folded)
@@ -103,6 +123,7 @@ def find_axes(
     declared: int | None,
     tokens: Sequence[int],
     heads_first: Callable[[Tensor, int], bool | None] = lambda x, heads: None,
+    keys: int = 0,
 ) -> Axes:
     """Tell heads from batch in queries (or probabilities) ``[*lead, queries, columns]``.
 
@@ -114,8 +135,9 @@ def find_axes(
     Args:
         x: What attention was given for queries.
         declared: Heads that the module declares; None if it does not.
-        tokens: How many tokens the modules that enclose the call were given.
+        tokens: How many tokens modules around the call were given, those of its layer first, from outside in.
         heads_first: Tells whether heads vary slower than sequences where both are the first of three axes.
+        keys: How many keys there are; where queries are pooled, these are the layer's tokens. 0 if unknown.
 
     Raises:
         UnknownAxesError: If nothing decides.
@@ -123,7 +145,7 @@ def find_axes(
     Example:
         >>> import torch
         >>> find_axes(torch.zeros(2, 3, 5, 8), declared=3, tokens=[10])
-        Axes(heads=1, folded=0, heads_first=False)
+        Axes(heads=1, folded=0, heads_first=False, groups=False)
     """
     lead, rows = x.shape[:-2], x.shape[-2]
     if not lead:
@@ -138,23 +160,27 @@ def find_axes(
             )
         return Axes(0, heads, order) if heads > 1 else Axes(None)
     total = math.prod(lead)
-    # where one head's rows are the tokens, there is no axis of heads
-    if declared in (None, 1) and any(total * rows == n for n in tokens):
+    counted: list[int] = []
+    # the outermost module whose tokens agree with any reading decides: inner ones may be given parts
+    for n in tokens:
+        if declared in (None, 1) and total * rows == n:
+            if declared is None and len(lead) == 2 and lead[1] > 1 and lead[0] * x.shape[-1] == n:
+                break  # or attention between as many channels
+            return Axes(None)  # one head's rows are the tokens: there is no axis of heads
+        counted = [i for i, size in enumerate(lead) if n in (total // size * rows, total // size * keys)]
+        if counted:
+            break
+    if declared == 1 and (not counted or any(lead[i] == 1 for i in counted)):
         return Axes(None)
-    sized = [i for i, n in enumerate(lead) if n == declared]
-    counted = [i for i, n in enumerate(lead) if any(total // n * rows == t for t in tokens)]
-    both = [i for i in sized if i in counted]
-    if both and declared == 1:
-        return Axes(None)
-    candidates = both or (counted if declared is None else [] if counted else sized)
-    if len(candidates) > 1:
-        near = [i for i in candidates if lead[i] > 1 and x.stride(i) == x.shape[-1] * x.stride(-1)]
-        candidates = near if len(near) == 1 else [1] if len(lead) == 2 else []
-    if len(candidates) == 1:
-        return Axes(candidates[0])
-    if declared == 1 and not counted:
-        return Axes(None)
-    if len(lead) == 2 and not sized and (declared is None or not tokens or 1 in counted):
+    readings = _readings(
+        lead, declared, counted, whole=not tokens or total // (declared or 1) * rows in tokens
+    )
+    if len(readings) > 1:  # the features of a projection lie next to its last axis of heads
+        near = [r for r in readings if r.is_next_to_features(x)]
+        readings = near if len(near) == 1 else [Axes(1)] if len(lead) == 2 else []
+    if len(readings) == 1:
+        return readings[0]
+    if len(lead) == 2 and declared not in lead and (declared is None or not tokens or 1 in counted):
         return Axes(1)
     said = "declares none" if declared is None else f"declares {declared}"
     raise UnknownAxesError(
@@ -163,18 +189,36 @@ def find_axes(
     )
 
 
+def _readings(lead: Sequence[int], declared: int | None, counted: list[int], *, whole: bool) -> list[Axes]:
+    """Which axes may be heads, by what is declared and by which leave as many rows as there are tokens."""
+    if declared is None:
+        return [Axes(i) for i in counted]
+    sized = [i for i, n in enumerate(lead) if n == declared]
+    if counted:
+        sized = [i for i in sized if i in counted]
+    pairs = [
+        i for i in range(len(lead) - 1) if lead[i] * lead[i + 1] == declared and 1 not in lead[i : i + 2]
+    ]
+    return [Axes(i) for i in sized] + [Axes(i, groups=True) for i in pairs if whole]
+
+
 def _heads_in(size: int, rows: int, declared: int | None, tokens: Sequence[int]) -> int:
     """How many heads the first of three axes holds: 1 in [sequences, N, D], H in [sequences · H, N, D]."""
-    heads = declared or 1
-    if heads > 1 and size % heads == 0 and any(size * rows == n * heads for n in tokens):
-        return heads
-    if declared == 1 or any(size * rows == n for n in tokens):
+    if declared == 1:
         return 1
-    if declared is None:
-        folded = {size * rows // n for n in tokens if n and size * rows % n == 0 and size * rows > n}
-        if len(folded) == 1 and size % (heads := folded.pop()) == 0:
-            return heads
-    elif not tokens and size % declared == 0:
+    for n in tokens:
+        if declared is not None and size % declared == 0 and size * rows == n * declared:
+            return declared
+        if size * rows == n:
+            return 1
+        if (
+            declared is None
+            and 0 < n < size * rows
+            and size * rows % n == 0
+            and size % (size * rows // n) == 0
+        ):
+            return size * rows // n
+    if declared is not None and not tokens and size % declared == 0:
         return declared
     raise UnknownAxesError(
         f"whether the first of three axes ({size}) holds sequences or their heads cannot be told. Give the "

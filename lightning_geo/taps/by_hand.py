@@ -11,6 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_geo.taps.carrying import (
+    added_term,
+    axes_after,
+    begins_at_front,
+    joined_products,
+    joined_rows,
+    keys_before,
+)
 from lightning_geo.taps.origins import tensors_in
 from lightning_geo.taps.products import Product, is_product, product_of
 from lightning_geo.taps.tensor_table import TensorTable
@@ -19,11 +27,6 @@ from lightning_geo.taps.terms import Term, keeps_visibility, term_of
 __all__ = ["Softmax", "SoftmaxTracer", "WrittenAttention"]
 
 _SOFTMAX: frozenset[Any] = frozenset({F.softmax, torch.softmax, Tensor.softmax, torch.special.softmax})
-_SWAPS: frozenset[Any] = frozenset({
-    torch.transpose, Tensor.transpose, torch.swapaxes, Tensor.swapaxes, torch.swapdims, Tensor.swapdims,
-})  # fmt: skip
-_PERMUTATIONS: frozenset[Any] = frozenset({torch.permute, Tensor.permute})
-_MATRIX_SWAPS: frozenset[Any] = frozenset({Tensor.mT.__get__, Tensor.T.__get__, Tensor.t, torch.t})
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,8 @@ class Scores:
     Args:
         first: Axis (negative) of the product's first factor's rows.
         second: Axis of its second factor's.
-        product: The product of queries and keys that it began as; None where parts were joined or cut.
+        product: The product of queries and keys that it began as; None where it is not whole.
+        parts: Products of the same queries that were joined along the columns; empty where there is one.
         given: Its two factors, or those of the first part.
         keys: How many columns are the product's, where columns without key were put behind (learned sinks).
         terms: What was added to it or hides in it since.
@@ -47,6 +51,7 @@ class Scores:
     number: int
     given: tuple[Tensor, Tensor]
     keys: int | None = None
+    parts: tuple[Product, ...] = ()
     terms: tuple[Term, ...] = ()
     opaque: bool = False
 
@@ -176,7 +181,7 @@ class SoftmaxTracer:
                     self._multiplied(probabilities, value, output, result)
                 else:
                     _use(probabilities)
-        if product is not None and known == [None, None]:
+        if product is not None and not any(isinstance(one, Probabilities) for one in known):
             terms = added_term(func, args, kwargs, result)
             self._known.set(
                 result, Scores(*product.axes, product, next(self._numbers), product.factors, terms=terms)
@@ -206,6 +211,8 @@ class SoftmaxTracer:
         swapped = columns == known.first
         rows = known.second if swapped else known.first
         query, key = (None, None) if known.product is None else known.product.rows
+        if known.parts:
+            query, key = joined_rows(known.parts, scores.shape[:-2])
         given = known.given
         if swapped:
             query, key, given = key, query, (given[1], given[0])
@@ -247,28 +254,25 @@ class SoftmaxTracer:
                     continue
                 keys = softmaxes[0].known.keys
                 whole = y.shape[axes[1]] == x.shape[probabilities.columns] or (
-                    keys == y.shape[axes[1]] and _begins_at_front(func, args, probabilities.columns)
+                    keys == y.shape[axes[1]] and begins_at_front(func, args, probabilities.columns)
                 )
                 self._known.set(y, Probabilities(*axes, softmaxes, probabilities.whole and whole))
                 continue
-            x, scores = min(
-                ((x, s) for x, s in given if isinstance(s, Scores)), key=lambda pair: pair[1].number
-            )
-            scores = self._with_terms(func, args, kwargs, x, scores, given)
-            axes = axes_after(func, args, kwargs, x, y, (scores.first, scores.second))
+            pairs = [(x, known) for x, known in given if isinstance(known, Scores)]
+            x, scores = min(pairs, key=lambda pair: pair[1].number)
+            before = scores.first, scores.second
+            axes = axes_after(func, args, kwargs, x, y, before)
             if axes is None:
                 self._known.drop(y)
                 continue
-            whole = all(
-                y.shape[a] == x.shape[b] for a, b in zip(axes, (scores.first, scores.second), strict=True)
-            )
-            self._known.set(
-                y,
-                replace(
-                    scores, first=axes[0], second=axes[1], product=scores.product if whole else None,
-                    terms=scores.terms if whole else (), opaque=scores.opaque or not whole,
-                ),
-            )  # fmt: skip
+            scores = self._with_terms(func, args, kwargs, x, scores, given)
+            if any(y.shape[a] != x.shape[b] for a, b in zip(axes, before, strict=True)):
+                keys = keys_before(func, args, kwargs, x, before[1]) if len(given) == 1 else None
+                product = None if keys is None else scores.product  # else parts were joined, or cut
+                products = [(part, one.product) for part, one in pairs]
+                parts = joined_products(func, args, kwargs, products, before[1])
+                scores = replace(scores, product=product, keys=keys, parts=parts, terms=(), opaque=True)
+            self._known.set(y, replace(scores, first=axes[0], second=axes[1]))
 
     def _with_terms(
         self,
@@ -292,34 +296,6 @@ class SoftmaxTracer:
         return scores if keeps_visibility(func, args, kwargs, x) else replace(scores, opaque=True)
 
 
-def added_term(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> tuple[Term, ...]:
-    """The first argument of ``baddbmm``, which is added to the product."""
-    if "baddbmm" not in getattr(func, "__name__", ""):
-        return ()
-    added = args[0] if args else kwargs["input"]
-    return (Term(added, result.shape, (-2, -1)),) if 0 < added.dim() <= result.dim() else ()
-
-
-def _keys_before(
-    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], x: Tensor, columns: int
-) -> int | None:
-    """How many columns are keys where scores were joined with columns that are no product's."""
-    parts = args[0] if args else kwargs.get("tensors")
-    dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
-    if func not in (torch.cat, torch.concat) or parts[0] is not x or _negative(dim, x) != columns:
-        return None
-    return x.shape[columns]
-
-
-def _begins_at_front(func: Any, args: tuple[Any, ...], columns: int) -> bool:
-    """Whether it is ``p[..., :n]``."""
-    if func is not Tensor.__getitem__ or columns != -1:
-        return False
-    index = args[1] if isinstance(args[1], tuple) else (args[1],)
-    last = index[-1]
-    return isinstance(last, slice) and last.start in (None, 0) and last.step in (None, 1)
-
-
 def _use(known: Scores | Probabilities | None) -> None:
     if isinstance(known, Probabilities):
         for softmax in known.softmaxes:
@@ -328,38 +304,3 @@ def _use(known: Scores | Probabilities | None) -> None:
 
 def _is_float(x: Any) -> bool:
     return isinstance(x, Tensor) and x.is_floating_point()
-
-
-def axes_after(
-    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], x: Tensor, y: Tensor, axes: tuple[int, int]
-) -> tuple[int, int] | None:
-    """Where two axes (negative) of an argument are in a function's result; None where they are lost.
-
-    Args:
-        func: The function.
-        args: Its positional arguments.
-        kwargs: The others.
-        x: The argument.
-        y: The result.
-        axes: In ``x``.
-    """
-    options = [*args[1:], *kwargs.values()]
-    if func in _SWAPS or func in _MATRIX_SWAPS:
-        one, two = options if func in _SWAPS else (-1, -2)
-        swapped = {_negative(one, x): _negative(two, x), _negative(two, x): _negative(one, x)}
-        return swapped.get(axes[0], axes[0]), swapped.get(axes[1], axes[1])
-    if func in _PERMUTATIONS:
-        order = options[0] if isinstance(options[0], (tuple, list)) else options
-        places = {_negative(old, x): new - x.dim() for new, old in enumerate(order)}
-        return places[axes[0]], places[axes[1]]
-    if y.dim() == x.dim():
-        # the same layout, be it of fewer sequences, heads or keys
-        changed = [i - x.dim() for i in range(x.dim()) if x.shape[i] != y.shape[i]]
-        return axes if set(changed) <= {*axes} or x.numel() != y.numel() else None
-    if set(axes) == {-2, -1} and y.dim() >= 2 and y.shape[-2:] == x.shape[-2:]:
-        return axes  # leading axes joined, split, added or indexed
-    return None
-
-
-def _negative(axis: int, x: Tensor) -> int:
-    return axis - x.dim() if axis >= 0 else axis

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lightning_geo.taps.call import CallKey
@@ -47,6 +46,8 @@ class Frame:
     sequence_first: bool = False
     x: Tensor | None = None
     linears: list[Run] = field(default_factory=list)
+    #: queries and keys of its last attention
+    attended: tuple[Tensor | None, Tensor | None] | None = None
     #: attention calls that wait for its end: parts of one attention
     held: list[Any] = field(default_factory=list)
     #: whether an outer module holds what it computed
@@ -56,10 +57,10 @@ class Frame:
 
 
 @functools.lru_cache(maxsize=1024)
-def _positional(kind: type[nn.Module]) -> tuple[str, ...]:
+def _positional(kind: Hashable) -> tuple[str, ...]:
     """Names of the positional parameters of a module class's ``forward``."""
     try:
-        parameters = inspect.signature(kind.forward).parameters.values()
+        parameters = inspect.signature(kind.forward).parameters.values()  # type: ignore[attr-defined]
     except (TypeError, ValueError):
         return ()
     names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
@@ -68,26 +69,33 @@ def _positional(kind: type[nn.Module]) -> tuple[str, ...]:
 
 def given_to(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a module's call by name; those without one by position."""
-    names = _positional(type(module))
+    names = _positional(type(module))  # type: ignore[arg-type] # a class is hashable
     return {**{names[i] if i < len(names) else str(i): x for i, x in enumerate(args)}, **kwargs}
 
 
-def tokens_in(frames: Iterable[Frame], shape: torch.Size) -> list[int]:
+def tokens_in(frames: Iterable[Frame], query: Tensor | None = None) -> list[int]:
     """How many tokens each tensor of hidden states holds that running modules were given.
 
     Args:
         frames: The running modules.
-        shape: Of the queries; a module that was given just these says nothing of what their axes are.
+        query: What attention was given for queries: it says nothing of its own axes.
     """
     found: list[int] = []
     for frame in frames:
-        for x in frame.given.values():
-            if isinstance(x, Tensor) and x.is_floating_point() and 2 <= x.dim() <= 5 and x.shape != shape:
-                features = {x.shape[-1]} | ({x.shape[1]} if x.dim() in (4, 5) else set())
-                found += [x.numel() // n for n in features if n]
+        for name, x in frame.given.items():
+            if not isinstance(x, Tensor) or not x.is_floating_point() or not 2 <= x.dim() <= 5:
+                continue
+            if "mask" in name or "bias" in name or (query is not None and _is_part(x, query)):
+                continue
+            features = [x.shape[-1]] + ([x.shape[1]] if x.dim() == 4 else [])
+            found += [x.numel() // n for n in features if n]
         if frame.input_ids is not None:
             found.append(frame.input_ids.numel())
     return found
+
+
+def _is_part(x: Tensor, query: Tensor) -> bool:
+    return x is query or (x.shape == query.shape and x.data_ptr() == query.data_ptr())
 
 
 def hidden_states(values: Iterable[Any]) -> Tensor | None:

@@ -80,7 +80,7 @@ def between_channels(call: AttentionCall, tokens: Sequence[int]) -> bool:
     if query is None or key is None:
         return False
     batch, inner = query.shape[0], query.shape[-1]
-    if inner == 1 or batch * inner not in tokens:
+    if batch * inner not in tokens:
         return False
     if batch * query.shape[2] not in tokens and batch * key.shape[2] not in tokens:
         return True

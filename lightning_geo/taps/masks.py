@@ -100,7 +100,7 @@ def keys_seen(mask: Tensor | BlockMask, queries: int, keys: int, front: int = 0)
 
     A padded key is one that no query sees but, where masks keep rows from being empty, its own. Causal masks
     show the last token to its own query alone: it is one if the token before it is. A token that sees itself
-    alone and is seen by nobody else is a document of its own, unless it lies at an end of the row.
+    alone and is seen by nobody else is a document of its own, unless several lie at an end of some row.
 
     Args:
         mask: [B or 1, H or 1, Nq or 1, Nk or 1], bool or additive with -inf where it hides; or a BlockMask.
@@ -129,11 +129,13 @@ def keys_seen(mask: Tensor | BlockMask, queries: int, keys: int, front: int = 0)
         seen = rows.sum(-1)
         alone.append(own[-1] & (seen == 1))
         live.append(seen > 0)
-        ahead = (rows & (torch.arange(keys, device=rows.device) > place[:, None])).flatten(1).any(-1)
+        column = torch.arange(keys, device=rows.device)
+        ahead = (rows & (column > place[:, None]) & (column < front + queries)).flatten(1).any(-1)
         later = ahead if later is None else later | ahead
     assert seen_by is not None
     assert later is not None
-    return _tokens(seen_by, *(_as_keys(flags, keys, front) for flags in (own, alone, live)), later)
+    itself, by_itself, busy = (_as_keys(flags, keys, front) for flags in (own, alone, live))
+    return _tokens(seen_by, itself, by_itself, busy, later)
 
 
 def rows_of(mask: Tensor | BlockMask, queries: int, keys: int) -> Iterator[Tensor]:
@@ -166,14 +168,18 @@ def _tokens(seen_by: Tensor, itself: Tensor, alone: Tensor, live: Tensor, later:
         live: Whether its own query sees anything.
         later: [B], whether any query sees a key after its own.
     """
-    others = seen_by > itself
+    others, seen = seen_by > itself, seen_by > 0
     # in a causal mask the last token is seen by its own query alone, since later ones are padding
     busy = (live & ~alone).to(torch.int64)
     after = busy.flip(-1).cumsum(-1).flip(-1) - busy
     before = torch.cat([torch.ones_like(others[:, :1]), others[:, :-1]], -1)
     others = others | (itself & ~alone & ~later[:, None] & (after == 0) & before)
     padded = (~others).to(torch.uint8)
-    at_an_end = padded.cumprod(-1) | padded.flip(-1).cumprod(-1).flip(-1)
-    tokens = others | (itself & alone & ~others & ~at_an_end.bool())
+    front, back = padded.cumprod(-1), padded.flip(-1).cumprod(-1).flip(-1)
+    # one at an end is padding where another sequence has more there, or where it does not see itself
+    at_an_end = sum(run * (run.sum(-1, keepdim=True).amax() > 1) for run in (front, back))
+    tokens = others | (itself & alone & ~others & (at_an_end == 0))
+    # where padding does not see itself, what does is no padding
+    tokens = tokens | (itself & (~seen).any(-1, keepdim=True))
     # where everybody sees itself alone, there is no padding to be known
     return tokens | (itself & ~tokens.any(-1, keepdim=True))

@@ -83,9 +83,9 @@ class Product:
         )
 
     def _own(self, side: int) -> str:
-        """The letter that only this factor gives to the result."""
-        (letter,) = set(self.letters[side]) & set(self.letters[2]) - set(self.letters[1 - side])
-        return letter
+        """The letter of this factor's rows: the last in the result that the other factor has not."""
+        other = self.letters[1 - side]
+        return [c for c in self.letters[2] if c in self.letters[side] and c not in other][-1]
 
 
 def is_product(func: Any) -> bool:
@@ -116,14 +116,17 @@ def _einsum(equation: str, operands: Any, result: Tensor) -> Product | None:
         return None
     one, two = (set(word) for word in letters)
     whole = set(out)
-    if any(len(axes) != 1 for axes in (one & whole - two, two & whole - one, one & two - whole)):
+    own = len(one & whole - two), len(two & whole - one)
+    if min(own) != 1 or len(one & two - whole) != 1:  # else the leading axes would not be the same
         return None
     return Product((operands[0], operands[1]), result, (letters[0], letters[1], out))
 
 
 def _arranged(x: Tensor, letters: str, lead: str, last: str) -> Tensor:
     """Permute to the axes ``lead + last``, with size 1 where it lacks a leading one."""
-    x = x.permute([letters.index(c) for c in lead + last if c in letters])
+    order = [letters.index(c) for c in lead + last if c in letters]
+    if order != sorted(order):  # else it is the tensor itself: what is known of it is known of no view
+        x = x.permute(order)
     for i, letter in enumerate(lead):
         if letter not in letters:
             x = x.unsqueeze(i)

@@ -15,39 +15,51 @@ from torch.nn.attention.bias import CausalBias, CausalVariant
 from lightning_geo.taps.axes import Axes, UnknownAxesError
 from lightning_geo.taps.call import AttentionCall
 
-__all__ = ["MULTI_HEAD", "multi_head_call", "multi_head_inputs", "sdpa_call"]
+__all__ = ["MULTI_HEAD", "multi_head_call", "multi_head_inputs", "sdpa_call", "sdpa_inputs"]
 
 #: Arguments of ``F.multi_head_attention_forward`` by name.
 MULTI_HEAD = inspect.signature(F.multi_head_attention_forward)
 
 
 def sdpa_call(
-    axes: Callable[[Tensor], Axes],
+    axes: Callable[[Tensor, int], Axes],
     output: Tensor, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
     dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
 ) -> AttentionCall:  # fmt: skip
     """Translate one call of ``scaled_dot_product_attention``.
 
     Args:
-        axes: Tells which of the queries' axes is heads; the other arguments are the function's result and
-            arguments.
+        axes: Tells which of the queries' axes is heads, given how many keys there are. The other arguments
+            are the function's result and its own arguments.
     """
     if query.is_nested:
         raise UnknownAxesError("nested tensors are not read. Pad them, or use position ids that start again")
-    found = axes(query)
+    found = axes(query, key.shape[-2])
     mask = None if attn_mask is None else plain_mask(attn_mask)
     lengths = query.shape[-2], key.shape[-2]
     if is_causal and lengths[0] != lengths[1]:  # aligned at the top left, wherever the queries stand
         mask, is_causal = torch.ones(lengths, dtype=torch.bool, device=query.device).tril(), False
+    q, k, v = found(query), found.grouped(key, query), found.grouped(value, query)
+    if any(x.shape[0] != q.shape[0] or q.shape[1] % x.shape[1] for x in (k, v)):
+        raise UnknownAxesError(
+            f"queries {list(query.shape)} and keys {list(key.shape)} do not fit together as batch and heads. "
+            "Call attention with [batch, heads, tokens, features]"
+        )
     return AttentionCall(
-        query=found(query),
-        key=found.grouped(key, query),
-        value=found.grouped(value, query),
+        query=q,
+        key=k,
+        value=v,
         output=found(output),
         masks=() if mask is None else (found.mask(mask, query.shape[:-2]),),
         is_causal=is_causal,
         scale=scale,
     )
+
+
+def sdpa_inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Queries and keys among the arguments of ``scaled_dot_product_attention``."""
+    query, key = [*args, *(kwargs[name] for name in ("query", "key") if name in kwargs)][:2]
+    return query, key
 
 
 def plain_mask(mask: Tensor) -> Tensor:

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_geo.kernels import HIDDEN_BELOW
 from lightning_geo.taps.call import AttentionCall
 from lightning_geo.taps.frames import Frame
-from lightning_geo.taps.masks import MaskReader, rows_of
+from lightning_geo.taps.masks import MaskReader, rows_of, visible, with_hidden
 
 __all__ = ["keys_by_masks", "set_token_masks", "special_tokens_of", "told_tokens"]
 
@@ -33,8 +32,14 @@ def role_of(argument: str) -> str:
 
 
 def told_tokens(
-    frames: Sequence[Frame], argument: str | None, batch: int, length: int, *, memory: bool = False
-) -> tuple[Tensor | None, bool]:
+    frames: Sequence[Frame],
+    argument: str | None,
+    batch: int,
+    length: int,
+    *,
+    memory: bool = False,
+    cross: bool = False,
+) -> Tensor | None:
     """What running modules were told of the padding of a sequence, the closest to the call first.
 
     Args:
@@ -43,35 +48,53 @@ def told_tokens(
         batch: Sequences.
         length: Tokens of each.
         memory: Whether it is what a cross-attention attends to.
+        cross: Whether it is asked for in a cross-attention, whose own mask is about the memory.
 
     Returns:
-        [B, N] bool, True for real tokens, or None; and whether its polarity is certain: masks named by
-        padding are True for padding by PyTorch's convention, but some mean the opposite.
+        [B, N] bool, True for real tokens by the name's convention: one named by padding is True for padding.
     """
     if argument is None:
-        return None, True
+        return None
     role = role_of(argument)
-    for frame in reversed(frames):
+    for depth, frame in reversed(list(enumerate(frames))):
         names = _TOLD[role]
         whole = any(name in frame.given for name in ("decoder_input_ids", *_TOLD["target"]))
         if role == "target" and not whole:
             names = _TOLD["source"]  # inside a decoder, its own padding goes by the plain name
         elif memory and not (whole and role == "source"):
             names = _TOLD["memory"]  # and there the plain name is not that of what it attends to
-        for name in names:
+        for name in (*_of_its_own(argument), *names):
+            if cross and depth and name == "key_padding_mask" and not memory:
+                continue
             mask = frame.given.get(name)
-            if isinstance(mask, Tensor) and mask.shape == (batch, length):
-                return _real(mask, padding="padding" in name), "padding" not in name
-    return None, True
+            if (
+                isinstance(mask, Tensor)
+                and mask.shape == (batch, length)
+                and _is_about(name, argument, frame)
+            ):
+                return _real(mask, padding="padding" in name)
+    return None
+
+
+def _of_its_own(argument: str) -> tuple[str, ...]:
+    """The mask that goes with an argument by its name: ``visual_attention_mask`` with ``visual_feats``."""
+    prefix, _, rest = argument.partition("_")
+    return (f"{prefix}_attention_mask",) if rest and prefix not in ("input", "inputs") else ()
+
+
+def _is_about(name: str, argument: str, frame: Frame) -> bool:
+    """Whether a plainly named mask is about this argument: where there are ids, it is about these."""
+    ids = [n for n in ("input_ids", "inputs_embeds") if frame.given.get(n) is not None]
+    return name != "attention_mask" or not ids or argument in ids
 
 
 def _real(mask: Tensor, *, padding: bool) -> Tensor:
     if mask.dtype == torch.bool:
         return ~mask if padding else mask
-    if mask.is_floating_point():  # 0 and -inf are additive, 0 and 1 flags
-        additive = (mask < 0).any() | torch.tensor(padding, device=mask.device)
-        return torch.where(additive, mask > HIDDEN_BELOW, mask > 0)
-    return mask == 0 if padding else mask > 0
+    if not mask.is_floating_point():
+        return mask == 0 if padding else mask > 0
+    additive = visible(with_hidden(mask))  # 0 and -inf; an attention mask may also hold 0 and 1
+    return additive if padding else torch.where((mask < 0).any(), additive, mask > 0)
 
 
 def keys_by_masks(call: AttentionCall, reader: MaskReader, *, alone: bool = False) -> Tensor | None:
@@ -126,18 +149,15 @@ def set_token_masks(
     """
     batch, queries, keys = call.lengths
     seen = keys_by_masks(call, reader)
-    told_keys, certain = told_tokens(frames, arguments[1], batch, keys, memory=call.cross)
-    if told_keys is not None and not certain and seen is not None:
-        told_keys = _consistent(told_keys, seen)
+    told_keys = _consistent(told_tokens(frames, arguments[1], batch, keys, memory=call.cross), seen)
     if call.cross or call.offset is None:
-        told_queries, _ = told_tokens(frames, arguments[0], batch, queries)
+        told_queries = told_tokens(frames, arguments[0], batch, queries, cross=call.cross)
         call.query_mask = told_queries if told_queries is not None else known_queries
         call.key_mask = told_keys if told_keys is not None else seen
         return told_queries is not None
     own = slice(call.offset, call.offset + queries)
-    told, certain = told_tokens(frames, arguments[0], batch, queries)
-    if told is not None and not certain and seen is not None:
-        told = _consistent(told, seen[:, own])
+    told = told_tokens(frames, arguments[0], batch, queries)
+    told = _consistent(told, None if seen is None else seen[:, own])
     if told is None and told_keys is not None:
         told = told_keys[:, own]
     call.query_mask = told if told is not None else None if seen is None else seen[:, own]
@@ -152,10 +172,12 @@ def set_token_masks(
     return told is not None
 
 
-def _consistent(told: Tensor, seen: Tensor) -> Tensor:
-    """The mask, or its opposite where masks hide just what it calls real."""
-    wrong, opposite = (seen & ~told).any(), (seen & told).any()
-    return torch.where(wrong & ~opposite, ~told, told)
+def _consistent(told: Tensor | None, seen: Tensor | None) -> Tensor | None:
+    """The mask as told, or its opposite where the call's masks hide just what it calls real."""
+    if told is None or seen is None:
+        return told
+    wrong, right = (seen & ~told).any(), (seen & told).any()
+    return torch.where(wrong & ~right, ~told, told)
 
 
 def special_tokens_of(frames: Iterable[Frame], ids: tuple[int, ...], call: AttentionCall) -> Tensor | None:

@@ -19,13 +19,13 @@ __all__ = ["assembled", "written_calls"]
 
 
 def written_calls(
-    attention: WrittenAttention, axes: Callable[[Tensor], Axes], reader: MaskReader
+    attention: WrittenAttention, axes: Callable[[Tensor, int], Axes], reader: MaskReader
 ) -> list[AttentionCall]:
     """One call for each softmax; values and outputs are told where there is one.
 
     Args:
         attention: What was recognised.
-        axes: Tells which axis of queries, or of scores, is heads.
+        axes: Tells which axis of queries, or of scores, is heads, given how many keys there are.
         reader: Of masks.
 
     Raises:
@@ -39,29 +39,27 @@ def written_calls(
 
 
 def _call(
-    softmax: Softmax, attention: WrittenAttention, axes: Callable[[Tensor], Axes], reader: MaskReader
+    softmax: Softmax, attention: WrittenAttention, axes: Callable[[Tensor, int], Axes], reader: MaskReader
 ) -> AttentionCall:
     scores, lead = softmax.scores, softmax.scores.shape[:-2]
-    known_axes = softmax.query is not None and softmax.query.shape[:-2] == lead
-    found = axes(softmax.query if known_axes else scores)
+    query = softmax.query
+    found = axes(scores if query is None or query.shape[:-2] != lead else query, scores.shape[-1])
     if softmax.known.keys is not None and attention.value is not None:
         scores = scores[..., : attention.value.shape[-2]]  # without the columns that have no key
     whole = found(scores)
-    roles = {
-        "query": softmax.query, "key": softmax.key, "value": attention.value, "output": attention.output,
-    }  # fmt: skip
-    heads = {name: _heads(x, found, lead, whole) for name, x in roles.items()}
-    if heads["key"] is not None and heads["key"].shape[2] != whole.shape[3]:
-        heads["query"] = heads["key"] = None
-    if heads["output"] is not None and heads["output"].shape[1:3] != whole.shape[1:3]:
-        heads["output"] = None
+    roles = softmax.query, softmax.key, attention.value, attention.output
+    q, k, v, output = (_heads(x, found, lead, whole) for x in roles)
+    if k is not None and k.shape[2] != whole.shape[3]:
+        q = k = None
+    if output is not None and output.shape[1:3] != whole.shape[1:3]:
+        output = None
     masks = [
         _mask(term, softmax.axes, found, lead, whole, reader) if {*term.axes} == {*softmax.axes} else None
         for term in softmax.known.terms
     ]
     if softmax.known.opaque or any(mask is None for mask in masks):
         masks = [visible(whole)]
-    return AttentionCall(**heads, masks=tuple(masks), scores=whole)
+    return AttentionCall(q, k, v, output, masks=tuple(masks), scores=whole)
 
 
 def _heads(x: Tensor | None, axes: Axes, lead: torch.Size, scores: Tensor) -> Tensor | None:
@@ -122,4 +120,30 @@ def _hidden(piece: AttentionCall) -> Tensor:
     scores = piece.scores
     for mask in piece.masks:
         scores = scores.masked_fill(~mask, -torch.inf)
-    return scores
+    return scores if piece.key is None else _each_key_once(scores, piece.key)
+
+
+def _each_key_once(scores: Tensor, key: Tensor) -> Tensor:
+    """Merge the columns of one key: rows that pick blocks of keys (BigBird) may pick a block twice.
+
+    The probabilities of its columns belong together. Keys are told apart by their projection on a random
+    direction.
+
+    Args:
+        scores: [B, H, rows, columns].
+        key: [B, Hk, columns, D].
+
+    Returns:
+        Scores like these, with all that a key has in one column and -inf in its others.
+    """
+    direction = torch.rand(key.shape[-1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    marks = key.to(torch.float64) @ direction.to(key.device)
+    marks = marks.repeat_interleave(scores.shape[1] // key.shape[1], dim=1)
+    ordered, order = marks.sort(dim=-1, stable=True)
+    fresh = torch.cat([torch.ones_like(ordered[..., :1], dtype=torch.bool), ordered.diff(dim=-1) != 0], -1)
+    groups = torch.zeros_like(order).scatter(-1, order, fresh.cumsum(-1) - 1)
+    peak = scores.amax(-1, keepdim=True)
+    weights = torch.zeros_like(scores).scatter_add(
+        -1, groups[..., None, :].expand_as(scores), (scores - peak).exp()
+    )
+    return weights.log() + peak

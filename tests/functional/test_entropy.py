@@ -72,7 +72,7 @@ def test_key_entropy_extremes():
         key_entropy(stripe), torch.tensor([0.0, 1.0, torch.nan, torch.nan]), equal_nan=True
     )
     for keys in (6, 7, 10):  # unclamped, rounding takes these above 1
-        assert key_entropy(torch.full((1, keys), 1 / 3)).item() == 1
+        assert 1 - 1e-6 < key_entropy(torch.full((1, keys), 1 / 3)).item() <= 1
     assert key_entropy(stripe[:, :1]).isnan().all()
 
 

@@ -27,7 +27,7 @@ class Wrong(AssertionError):
 
 @dataclass
 class Row:
-    """One layer of a record's stack that has a module or a number."""
+    """One layer of a record's stack that has heads or a number."""
 
     stack: str
     index: int
@@ -134,7 +134,7 @@ def _rows(record: Any) -> list[Row]:
             numbers = {
                 name: array[index] for name, array in arrays.items() if np.isfinite(array[index]).any()
             }
-            if module is not None or numbers:
+            if heads or numbers:  # else a layer without attention
                 rows.append(Row(stack, index, module or "", heads, numbers))
     return rows
 

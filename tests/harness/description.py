@@ -154,6 +154,8 @@ class Description:
             return everything
         if self.parts == "joint":
             return everything
+        if self.how == "flex" and self.bias != "none":  # a score_mod, which is any function
+            return everything
         if self.keys in ("bias_kv", "zero_attn"):
             return frozenset(PATTERN)
         if self.keys == "prefix" and self.structure != "causal":  # in front or behind: keys alone do not tell

@@ -47,7 +47,7 @@ class Drawing:
         self.one_of("layers", (1, 2, 3))
         self.one_of("head_size", (8, 4))
         heads = self.one_of(
-            "heads", (1,) if axis == "single" else (2, 3, 4, 1) if axis != "grouped" else (4, 2, 6)
+            "heads", {"single": (1,), "grouped": (4, 2, 6), "list": (2, 3, 4)}.get(axis, (2, 3, 4, 1))
         )
         self.is_["kv_heads"] = heads
         if axis in WINDOWS:

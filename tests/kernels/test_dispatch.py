@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from kernels.cases import CASES, problem_of
-from lightning_geo import kernels
+from lightning_geo import GeometryMonitor, kernels
+from lit import Lit, bert, fit
 
 
 @pytest.fixture
@@ -43,6 +44,27 @@ def test_a_kernel_that_fails_is_warned_about_once_and_not_tried_again(failing, c
         assert torch.equal(got.entropy, expected)
     assert len(failing) == 1
     assert caplog.text.count("no kernel image is available") == 1
+    assert "attention: triton kernels fail for torch.float32 width 8 cpu" in caplog.text
+
+
+def test_a_failure_speaks_for_its_kind_of_call_alone(failing):
+    def run(**changes):
+        query, key = (torch.randn(1, 1, 4, changes.get("width", 8)).to(changes.get("dtype")) for _ in "qk")
+        kernels._run("attention", "auto", OnDevice(), kernels.AttentionProblem(query, key, 1.0))
+        x = torch.randn(1, 4, 8)
+        kernels._run("stream_statistics", "auto", OnDevice(), x, None, None, frozenset({"norm"}))
+        return len(failing)
+
+    assert [run(), run(), run(width=16), run(dtype=torch.float64), run(), run(width=16)] == [1, 1, 2, 3, 3, 3]
+
+
+def test_another_run_tries_again(failing, tmp_path):
+    problem = problem_of(CASES["plain"]())
+    for count in (1, 2):
+        fit(tmp_path, Lit(bert), GeometryMonitor(50, metrics=["norm"]), steps=1)
+        for _ in range(2):
+            kernels._run("attention", "auto", OnDevice(), problem)
+        assert len(failing) == count
 
 
 def test_a_backend_that_is_asked_for_by_name_may_say_what_is_wrong(failing):

@@ -19,7 +19,7 @@ SIZES = st.integers(1, 4)
 
 @st.composite
 def laid_out(draw: st.DrawFn) -> tuple[Tensor, Tensor, int | None, list[int]]:
-    """Queries in some layout, the same as [B, H, N, D], the declared heads, and tokens of the module's input."""
+    """Queries in some layout, the same as [B, H, N, D], the declared heads, and the tokens."""
     batch, heads, rows, windows = (draw(SIZES) for _ in range(4))
     layout = draw(st.sampled_from(["BHND", "folded", "single", "BWHND", "BHWND", "HBND"]))
     if layout == "single":

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import traceback
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,10 +12,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode, _get_current_function_mode
 from torch.utils.data import default_collate
 
 from lightning_geo.replay import undisturbed
 from lightning_geo.taps import AttentionCall, BlockCall, CallKey, Tap
+from lightning_geo.taps.switches import SWITCHES
 from lit import bert, sequences
 from same import traces
 
@@ -111,7 +116,79 @@ def test_an_observer_that_fails_costs_the_model_nothing(model: nn.Module, batch:
     expected = model(**batch).loss
     with tap.open(Notes(fails=True)):
         assert model(**batch).loss.equal(expected)
-    assert [str(failure) for failure in tap.failures] == ["no", "no"]
+        assert not SWITCHES._listeners  # what runs behind the model computes as without us
+    assert [str(failure) for failure in tap.failures] == ["no"]
+
+
+@pytest.mark.parametrize("kind", ["plain", "chained", "attribute"])
+def test_a_failure_that_is_kept_pins_no_activations(
+    model: nn.Module, batch: dict[str, Tensor], kind: str
+) -> None:
+    """Not its own layer's, nor, by the frames above it, those of all layers."""
+    kept: list[weakref.ref[Tensor]] = []
+
+    class Failing(Notes):
+        def attention(self, key: CallKey, call: AttentionCall) -> None:
+            query = call.query
+            assert query is not None
+            kept.append(weakref.ref(query))
+            if kind == "attribute":
+                _ = query.no_such_attribute  # type: ignore[attr-defined]
+            try:
+                raise ValueError(f"no {query.shape}")
+            except ValueError as error:
+                if kind == "plain":
+                    raise
+                raise RuntimeError("no") from error
+
+    def watch(module: nn.Module, args: object, result: Tensor) -> None:
+        kept.append(weakref.ref(result))
+
+    layers = model.bert.encoder.layer  # type: ignore[attr-defined, union-attr]
+    handles = [layer.attention.self.query.register_forward_hook(watch) for layer in layers]
+    tap, enabled = Tap(model), gc.isenabled()
+    gc.disable()  # no cycle may hold them either
+    try:
+        with torch.no_grad(), tap.open(Failing()):
+            model(**batch)
+            model(**batch)
+            assert len(tap.failures) == 1
+            assert len(kept) == 5  # one call seen, and the two layers' queries twice
+            assert [ref() for ref in kept] == [None] * 5
+    finally:
+        for handle in handles:
+            handle.remove()
+        if enabled:
+            gc.enable()
+    said = "".join(traceback.format_exception(tap.failures[0]))
+    assert "in attention" in said  # its place is known all the same
+
+
+def test_a_tap_that_failed_leaves_others_on(model: nn.Module, batch: dict[str, Tensor]) -> None:
+    """Their functions, and modes that the model itself enters, are told in the same order as before."""
+
+    class Mode(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            return func(*args, **(kwargs or {}))
+
+    def enter(module: nn.Module, args: object) -> None:
+        modes.append(Mode())
+        modes[-1].__enter__()
+
+    def leave(module: nn.Module, args: object, result: object) -> None:
+        assert _get_current_function_mode() is modes[-1]
+        modes.pop().__exit__(None, None, None)
+
+    modes: list[Mode] = []
+    layers = model.bert.encoder.layer  # type: ignore[attr-defined, union-attr]
+    handles = [layer.register_forward_pre_hook(enter) for layer in layers]
+    handles += [layer.register_forward_hook(leave) for layer in layers]
+    notes = Notes()
+    with Tap(model).open(Notes(fails=True)), Tap(model).open(notes), Tap(model).open(Notes(fails=True)):
+        model(**batch)
+    for handle in handles:
+        handle.remove()
+    assert notes.seen == ONCE
 
 
 @pytest.mark.parametrize("inside", ["bert.encoder.layer.1.attention", "bert.embeddings", ""])
