@@ -77,7 +77,7 @@ class GeometryMonitor(AnyCallback):
 
     Args:
         every_n_steps: Optimizer steps between samples (default 50); step 0 is always a sample.
-        schedule: ``step -> bool`` instead; asked on rank 0 alone, whose answer goes to the others at each step.
+        schedule: ``step -> bool`` instead; asked on rank 0 alone, which answers for the others at each step.
         max_overhead: Share of the run's time that samples may take (0.01 for one per cent), instead: they
             become rarer where they are dear. Which steps were taken is in the record.
         metrics: Families or single metrics; ``None`` for the families ``entropy``, ``pattern``, ``cone``,
