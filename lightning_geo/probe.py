@@ -205,8 +205,11 @@ class CallRecorder:
 
     def start(self) -> None:
         """Watch the candidates' calls."""
-        if not self._handles:
-            self._handles = [on_call(module, self._hook(name)) for name, module in self._candidates.items()]
+        for name, module in self._candidates.items() if not self._handles else ():
+            try:
+                self._handles.append(on_call(module, self._hook(name)))
+            except Exception as error:  # some modules, as TorchScript's, take no hook
+                self.passed_over[name] = f"its calls cannot be watched ({type(error).__name__}: {error})"
 
     def stop(self) -> None:
         """Leave the candidates alone; harmless when done twice."""

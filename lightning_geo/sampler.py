@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_geo.clock import seconds_on
 from lightning_geo.compiled import compiles_attention
 from lightning_geo.complaints import Complaints, let_go
 from lightning_geo.compute import Bases, Computed
@@ -26,6 +26,7 @@ from lightning_geo.kernels import retry_failed
 from lightning_geo.measure import LayerChoice, Measurement, special_tokens
 from lightning_geo.observed import ITSELF, choose
 from lightning_geo.probe import Share, on_call
+from lightning_geo.ranks import everyones, failure_of_any_rank
 from lightning_geo.reduction import reduce_over_ranks
 from lightning_geo.replay import Call, RandomState, device_of, has_fast_path, undisturbed
 from lightning_geo.schema import spec_of
@@ -105,6 +106,11 @@ class Sampler:
         names = list(names)
         if names and set(names) <= set(self.models):
             self.models = {name: self.models[name] for name in names}
+
+    @property
+    def due(self) -> tuple[str, ...]:
+        """Stored names of what the last sample was to measure."""
+        return self._due
 
     @property
     def names(self) -> list[str]:
@@ -264,7 +270,7 @@ class Sampler:
         shadows, self._shadows = self._shadows, []
         if not shadows:
             return
-        started = time.perf_counter()
+        started = seconds_on(self.device)
         try:
             for name in self.models:
                 mine = [(call, start) for owner, call, start in shadows if owner == name]
@@ -272,7 +278,7 @@ class Sampler:
                     self._run(self._measurement, name, mine, evaluate=False)
         except Exception as error:
             self._failure = let_go(error)
-        self._shadow_seconds += time.perf_counter() - started
+        self._shadow_seconds += seconds_on(self.device) - started
 
     @property
     def seconds(self) -> float:
@@ -281,8 +287,13 @@ class Sampler:
 
     def check_layers(self) -> None:
         """Raise if ``layers`` matches nothing of what was seen so far."""
-        if self._measurement is not None and self._measurement.observed:
+        if self._measurement is not None and self._measurement.observed and self.failure() is None:
             self._measurement.check_layers()
+
+    def try_layers(self, share: Share) -> None:
+        """Raise if ``layers`` matches nothing that runs on recorded calls; nothing is measured."""
+        if self.replay(share, ()) is None:  # what cannot run is said when it is sampled
+            self.check_layers()
 
     def failure(self) -> Exception | None:
         """What went wrong since the sample began."""
@@ -355,6 +366,8 @@ class Sampler:
                 # the root encloses its children, but is observed itself only where it was called
                 names = choose(n for n in measurement.observed if n != ITSELF or measurement.called(n))
                 names = names or measurement.observed
+                if not names:  # there is nothing yet that `layers` could fail to match
+                    raise LookupError("nothing was observed")
                 measurement.keep(names)
                 measurement.check_layers()
             self._add_what_was_heard(measurement, names)
@@ -362,11 +375,16 @@ class Sampler:
             error = failure
         finally:
             self._forget()
-        if measurement is None or error is not None:
-            reduce_over_ranks([], False, self.device)
-            raise error or RuntimeError("nothing was observed")
-        if not measurement.reduce(True, self.device):
-            raise RuntimeError("another rank could not take this sample, or saw other layers")
+        whole = False
+        try:
+            if measurement is None or error is not None:
+                reduce_over_ranks([], False, self.device)
+            else:
+                whole = measurement.reduce(True, self.device)
+        except Exception as failure:
+            error = failure
+        if measurement is None or not whole:
+            raise failure_of_any_rank(error)
         if not self._chosen:
             self._report_unrecorded(names)
         self.prefer(names)
@@ -379,5 +397,17 @@ class Sampler:
         self._structure = computed.structure
         if self._weighs_heads:
             failures = [e for name in names if (e := self._importance_failures.get(name)) is not None]
-            report_importance(failures, computed, self._complaints)
+            report_importance(failures + _failures_elsewhere(failures), computed, self._complaints)
         return computed
+
+
+def _failures_elsewhere(failures: list[Exception]) -> list[Exception]:
+    """Why other ranks have no importance, each reason once; to be called on every rank."""
+    here = [(isinstance(error, NoImportanceError), str(error)) for error in failures]
+    found: dict[tuple[bool, str], Exception] = {}
+    for index, theirs in enumerate(everyones(here)):
+        for known, text in theirs:
+            if (known, text) not in here:
+                error = NoImportanceError(text) if known else RuntimeError(f"rank {index}: {text}")
+                found.setdefault((known, text), error)
+    return list(found.values())

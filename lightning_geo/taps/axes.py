@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["Axes", "UnknownAxesError", "declared_heads", "find_axes"]
+__all__ = ["Axes", "UnknownAxesError", "config_of", "declared_heads", "find_axes"]
 
 _NAMES = ("num_heads", "num_attention_heads", "n_heads", "n_head", "nhead", "nheads", "heads", "num_head",
           "attention_heads", "encoder_attention_heads", "decoder_attention_heads")  # fmt: skip
@@ -18,9 +19,17 @@ class UnknownAxesError(LookupError):
     """Nothing says which axis is heads."""
 
 
+def config_of(module: nn.Module) -> Any:
+    """A module's ``config``; None where it has none, or a property of that name fails."""
+    try:
+        return getattr(module, "config", None)
+    except Exception:
+        return None
+
+
 def declared_heads(module: nn.Module) -> int | None:
     """How many heads a module says that it has: an attribute of its own, or of its config."""
-    for holder in (module, getattr(module, "config", None)):
+    for holder in (module, config_of(module)):
         if holder is None:
             continue
         for name in _NAMES:

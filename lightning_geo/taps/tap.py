@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, cast
 
@@ -11,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_geo.clock import Stopwatch
 from lightning_geo.complaints import let_go
 from lightning_geo.replay import device_of, replay_depth
 from lightning_geo.scripted import is_scripted
@@ -86,8 +86,8 @@ class Tap:
         self.failures: list[Exception] = []
         #: what was seen and what of it was measured
         self.coverage = Coverage()
-        #: seconds that observing took
-        self.seconds = 0.0
+        #: what observing took
+        self.stopwatch = Stopwatch()
         #: whether the model itself was called, rather than modules in it
         self.called = False
         #: whether any module takes token ids
@@ -329,7 +329,7 @@ class Tap:
         """A torch function returned."""
         if self.busy or not self._stack.frames:
             return result
-        started = time.perf_counter()
+        started = self.stopwatch.start()
         try:
             with torch.no_grad():
                 self._function(func, args, kwargs, result)
@@ -337,7 +337,7 @@ class Tap:
             self._leave_out(str(error))
         except Exception as error:
             self._fail(error)
-        self.seconds += time.perf_counter() - started
+        self.stopwatch.stop(started)
         if self._answer is None:
             return result
         return self._answered(result, (args, kwargs) if func is F.multi_head_attention_forward else None)
@@ -512,7 +512,7 @@ class Tap:
     @contextlib.contextmanager
     def _observing(self) -> Iterator[None]:
         """Run our own work: without gradient, in full precision, and seen by nobody."""
-        busy, self.busy, started = self.busy, True, time.perf_counter()
+        busy, self.busy, started = self.busy, True, self.stopwatch.start()
         try:
             with contextlib.ExitStack() as stack:
                 stack.enter_context(torch.no_grad())
@@ -522,4 +522,5 @@ class Tap:
                 yield
         finally:
             self.busy = busy
-            self.seconds += 0.0 if busy else time.perf_counter() - started
+            if not busy:
+                self.stopwatch.stop(started)
