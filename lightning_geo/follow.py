@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 from lightning_geo.history import event_files
+from lightning_geo.places import Place, place
 from lightning_geo.schema import GeometryRecord
 from lightning_geo.sinks.events import parse_dropped, parse_record, started_at
 from lightning_geo.sinks.frames import Damage, read_frames
@@ -39,8 +39,8 @@ class Follower:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._path = Path(path)
-        self._offsets: dict[Path, int] = {}
+        self._path = place(path)
+        self._offsets: dict[Place, int] = {}
 
     def poll(self) -> Iterator[News]:
         """Yield what arrived since the last call; an event that is not wholly written waits for the next."""
@@ -51,7 +51,7 @@ class Follower:
         for file in files:
             yield from self._new_in(file)
 
-    def _new_in(self, file: Path) -> Iterator[News]:
+    def _new_in(self, file: Place) -> Iterator[News]:
         from google.protobuf.message import DecodeError
         from tensorboard.compat.proto.event_pb2 import Event
 
@@ -77,4 +77,4 @@ class Follower:
             elif dropped is not None:
                 yield News(said=str(dropped))
             elif (start := started_at(event)) is not None:
-                yield News(said=f"resumed at step {start}: later samples of before are void")
+                yield News(said=f"resumed at step {start[0]}: later samples of before are void")

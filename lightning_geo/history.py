@@ -8,12 +8,12 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_geo.places import Place, place
 from lightning_geo.schema import GeometryRecord, lookup
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def load_history(path: str | os.PathLike[str], name: str | None = None) -> Geome
     later-written sample of the same or a lower step. Damaged events are skipped with a warning.
 
     Args:
-        path: Directory of a run: TensorBoard's (``lightning_logs/version_0``), W&B's
+        path: Directory of a run, or its URL for fsspec: TensorBoard's (``lightning_logs/version_0``), W&B's
             (``wandb/offline-run-…``, together with the runs that it resumed), any other that holds
             the record; or one event file.
         name: Name of the monitor; needed if the run had several.
@@ -193,7 +193,7 @@ def read_history(
     """
     from lightning_geo.sinks.events import parse_dropped, parse_record, started_at
 
-    files, skipped = event_files(Path(path))
+    files, skipped = event_files(place(path))
     monitors: dict[str, list[GeometryRecord]] = {}
     dropped: dict[str, str] = {}
     others: set[str] = set()
@@ -203,8 +203,10 @@ def read_history(
                 skipped.append(event)
                 continue
             if (start := started_at(event)) is not None:
-                for records in monitors.values():
-                    _drop(records, start)
+                step, of = start
+                for monitor, records in monitors.items():
+                    if of in (None, monitor):
+                        _drop(records, step)
                 continue
             try:
                 found = parse_record(event)
@@ -233,7 +235,7 @@ def read_history(
     return GeometryHistory(monitors[name], name, os.fspath(path))
 
 
-def _events(file: Path) -> Iterator[Any]:
+def _events(file: Place) -> Iterator[Any]:
     """The events of a file; in place of one that cannot be read, a string that says so."""
     from google.protobuf.message import DecodeError
     from tensorboard.compat.proto.event_pb2 import Event
@@ -259,7 +261,7 @@ def _monitor(
     path: str | os.PathLike[str],
     name: str | None,
     monitors: dict[str, list[GeometryRecord]],
-    files: list[Path],
+    files: list[Place],
     others: set[str],
     skipped: list[str],
 ) -> str:
@@ -278,7 +280,7 @@ def _monitor(
     return names[0] if name is None else name
 
 
-def event_files(path: Path) -> tuple[list[Path], list[str]]:
+def event_files(path: Place) -> tuple[list[Place], list[str]]:
     """Return the event files of a run in the order in which they were begun, and what was passed over.
 
     Args:
@@ -293,7 +295,7 @@ def event_files(path: Path) -> tuple[list[Path], list[str]]:
     if not path.exists():
         raise FileNotFoundError(f"Expected `path` to be a run's directory, but {str(path)!r} does not exist.")
     folders = _folders(path)
-    inside = path.resolve() if folders == [path] else folders[0].resolve().parents[1]
+    inside = path.resolve() if folders == [path] else folders[0].resolve().parent.parent
     found = [file for folder in folders for file in folder.glob(EVENT_FILES) if file.is_file()]
     files = [file for file in found if file.resolve().is_relative_to(inside)]
     skipped = [
@@ -318,7 +320,7 @@ def event_files(path: Path) -> tuple[list[Path], list[str]]:
     )
 
 
-def _folders(path: Path) -> list[Path]:
+def _folders(path: Place) -> list[Place]:
     """Directories that hold a run's event files: W&B begins a new one each time that it resumes a run."""
     run = path.resolve()  # `latest-run` is a link
     run = run.parent if run.name == "files" else run
@@ -329,7 +331,7 @@ def _folders(path: Path) -> list[Path]:
     return sessions or [run / "files"]  # somebody renamed the directory
 
 
-def _begun(file: Path) -> tuple[int, float, str]:
+def _begun(file: Place) -> tuple[int, float, str]:
     second = re.search(r"tfevents\.(\d+)", file.name)
     first = next(_events(file), "")
     return int(second[1]) if second else 0, 0.0 if isinstance(first, str) else first.wall_time, file.name

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import logging
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AnyCallback",
     "adopt",
+    "after_the_others",
     "batches_done",
     "class_name",
     "is_sharded",
@@ -66,6 +68,31 @@ adopt()
 
 def _installed(package: str) -> bool:
     return importlib.util.find_spec(package.partition(".")[0]) is not None
+
+
+class _Afterwards(AnyCallback):
+    """Stands behind all other callbacks while Lightning calls their `on_train_end`."""
+
+    def __init__(self, function: Callable[[], object]) -> None:
+        super().__init__()
+        self._function = function
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        self._function()
+
+
+def after_the_others(trainer: Any, function: Callable[[], object]) -> AnyCallback:
+    """Run ``function`` once every callback has had its `on_train_end`; to be called from one's own.
+
+    Lightning goes through the list of callbacks itself, so that one that is added on the way has its turn
+    (checked on 2.6). Afterwards the model is moved to the CPU: no later hook could measure it.
+
+    Returns:
+        What was added; the caller takes it out again.
+    """
+    last = _Afterwards(function)
+    trainer.callbacks.append(last)
+    return last
 
 
 def lightning_logger(trainer: Any) -> logging.Logger:

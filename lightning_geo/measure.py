@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_geo.arguments import check_positive, check_token_ids
+from lightning_geo.clock import Stopwatch
 from lightning_geo.complaints import ArgumentError
 from lightning_geo.compute import Bases, Computed, compute
 from lightning_geo.importance import LossFunction, importances
@@ -23,6 +24,7 @@ from lightning_geo.replay import Call, device_of, undisturbed
 from lightning_geo.schema import GeometryRecord, compares_samples, select
 from lightning_geo.statistics import SampleStatistics
 from lightning_geo.taps import UNOBSERVED, CallKey, Coverage, Layout, Tap, lay_out
+from lightning_geo.taps.axes import config_of
 from lightning_geo.text import some
 from lightning_geo.training_slopes import TrainingSlopes
 
@@ -60,7 +62,7 @@ class Measurement:
         for tap in taps.values():
             tap.failures.clear()
             tap.passed_over = 0
-            tap.seconds = 0.0
+            tap.stopwatch = Stopwatch()
             tap.coverage = Coverage()
             tap.unobserved.clear()
         start = {} if start is None else start
@@ -116,7 +118,7 @@ class Measurement:
     @property
     def seconds(self) -> float:
         """What observing took."""
-        return sum(tap.seconds for tap in self._taps.values())
+        return sum(tap.stopwatch.seconds for tap in self._taps.values())
 
     @property
     def takes_ids(self) -> bool:
@@ -290,7 +292,7 @@ def special_tokens(model: nn.Module, given: Iterable[int] | None) -> tuple[int, 
     """Ids of special tokens: the given ones, or the bos, eos, cls and sep that the config names."""
     if given is not None:
         return tuple(given)
-    config = getattr(model, "config", None)
+    config = config_of(model)
     found: list[int] = []
     for name in ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"):
         value = getattr(config, name, None)

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 
 from lightning_geo.arguments import check_name, check_one_of, check_positive, check_source, check_token_ids
 from lightning_geo.baseline import bases_of, check_bases
+from lightning_geo.clock import seconds_on
 from lightning_geo.compiled import is_compiled_function
 from lightning_geo.complaints import Complaints
 from lightning_geo.compute import Computed
 from lightning_geo.dependence import NoDataError
 from lightning_geo.lightning import (
     AnyCallback,
+    after_the_others,
     batches_done,
     class_name,
     is_sharded,
@@ -28,7 +32,7 @@ from lightning_geo.lightning import (
 )
 from lightning_geo.observed import candidates, check_layers
 from lightning_geo.outlets import Outlets
-from lightning_geo.ranks import from_rank_zero
+from lightning_geo.ranks import failure_of_any_rank, from_rank_zero, on_all_ranks, rank
 from lightning_geo.recording import ProbeSource
 from lightning_geo.sampler import Sampler
 from lightning_geo.schedule import OverheadBudget, Schedule, SlowClocks
@@ -36,6 +40,7 @@ from lightning_geo.schema import GeometryRecord, needs_probe, select
 from lightning_geo.sinks.events import Dropped
 from lightning_geo.state import RunState
 from lightning_geo.text import some
+from lightning_geo.turns import Turns
 
 __all__ = ["GeometryMonitor"]
 
@@ -47,6 +52,20 @@ _SEALED = (
 
 #: Samples without any attention after which none is to be expected.
 _IN_VAIN = 3
+
+Hook = TypeVar("Hook", bound=Callable[..., None])
+
+
+def _hook(hook: Hook) -> Hook:
+    """A hook of the callback: on its own Trainer's run, and what fails in it does not stop training."""
+
+    @functools.wraps(hook)
+    def run(self: GeometryMonitor, trainer: Any, *args: Any, **kwargs: Any) -> None:
+        self._turns.to(trainer, self, self._reset)
+        with self._complaints.about(f"`{hook.__name__}` failed"):
+            hook(self, trainer, *args, **kwargs)
+
+    return run  # type: ignore[return-value]
 
 
 class GeometryMonitor(AnyCallback):
@@ -62,7 +81,7 @@ class GeometryMonitor(AnyCallback):
 
     Args:
         every_n_steps: Optimizer steps between samples (default 50); step 0 is always a sample.
-        schedule: ``step -> bool`` instead.
+        schedule: ``step -> bool`` instead; asked on rank 0 alone, which answers for the others at each step.
         max_overhead: Share of the run's time that samples may take (0.01 for one per cent), instead: they
             become rarer where they are dear. Which steps were taken is in the record.
         metrics: Families or single metrics; ``None`` for the families ``entropy``, ``pattern``, ``cone``,
@@ -144,8 +163,8 @@ class GeometryMonitor(AnyCallback):
             weights_every_n_samples=weights_every_n_samples,
             importance_every_n_samples=importance_every_n_samples,
         )
-        self._budget = None if max_overhead is None else OverheadBudget(max_overhead)
-        if self._budget is not None and (every_n_steps is not None or schedule is not None):
+        self._max_overhead = max_overhead
+        if max_overhead is not None and (every_n_steps is not None or schedule is not None):
             raise ValueError(
                 "Expected `max_overhead` alone, or `every_n_steps` or `schedule` without it, but got both: "
                 "the budget decides which steps are sampled."
@@ -166,13 +185,16 @@ class GeometryMonitor(AnyCallback):
         self._scalars = scalars
         self._strict = strict
         self._name = name
-        self.last_record: GeometryRecord | None = None
         self._complaints = Complaints(strict)
-        self._outlets = Outlets(name, scalars, self._complaints)
+        settings = set(vars(self))
         self._reset()
+        self._turns = Turns(frozenset(set(vars(self)) - settings))
 
     def _reset(self) -> None:
-        """Forget the run."""
+        """Start a new run: all that is set here belongs to one run of one Trainer."""
+        self.last_record: GeometryRecord | None = None
+        self._budget = None if self._max_overhead is None else OverheadBudget(self._max_overhead)
+        self._outlets = Outlets(self._name, self._scalars, self._complaints)
         self._run = RunState()
         self._inputs = ProbeSource(self._given_probe, *self._probe_limits, self._complaints)
         self._sampler: Sampler | None = None
@@ -186,6 +208,7 @@ class GeometryMonitor(AnyCallback):
         #: whether a sample was lost because there is nothing to replay: the next step makes up for it
         self._overdue = False
         self._sealed = False
+        self._last: AnyCallback | None = None
         self._eagerly = contextlib.ExitStack()
         self._started = time.perf_counter()
 
@@ -201,11 +224,18 @@ class GeometryMonitor(AnyCallback):
 
     # -- the run begins
 
+    @_hook
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Start anew, unless `fit` is called again to go on; a checkpoint's state comes afterwards."""
-        if stage == "fit" and steps_taken(trainer) == 0:
+        if stage != "fit":
+            return
+        self._complaints.late = False
+        self._stop()
+        self._outlets.close()  # where an earlier fit ended without any of the hooks that do so
+        if steps_taken(trainer) == 0:
             self._reset()
 
+    @_hook
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Check what can be checked before anything runs; from here on the module is complete."""
         self._replays = self._source == "probe" and not is_sharded(trainer)
@@ -214,12 +244,20 @@ class GeometryMonitor(AnyCallback):
             self._complaints.say(f"{type(trainer.strategy).__name__} {said}")
         models = candidates(pl_module, self._module)
         check_layers(self._layers, pl_module, *models.values())
-        self._sampler = Sampler(
-            models, self._layers, self._rank, self._special_token_ids, self._max_queries, self._loss_fn,
-            trainer.precision_plugin.forward_context, self._complaints, pl_module,
-        )  # fmt: skip
-        self._sampler.start = self._run.start
-        self._sampler.prefer(self._run.models)
+        sampler, failure = None, None
+        try:
+            sampler = Sampler(
+                models, self._layers, self._rank, self._special_token_ids, self._max_queries, self._loss_fn,
+                trainer.precision_plugin.forward_context, self._complaints, pl_module,
+            )  # fmt: skip
+            sampler.start = self._run.start
+            sampler.prefer(self._run.models)
+        except Exception as error:
+            sampler, failure = None, error
+        if not on_all_ranks(failure is None, trainer.strategy.root_device):
+            sampler = None  # on every rank: samples are merged over all of them
+            self._complaints.report("the models cannot be observed", failure_of_any_rank(failure))
+        self._sampler = sampler
         if self._run.baseline is None and self._baseline_run is not None:
             self._run.baseline = bases_of(self._baseline_run)
         self._sealed = is_compiled_function(pl_module.training_step)
@@ -228,12 +266,14 @@ class GeometryMonitor(AnyCallback):
             self._sampler = None
         self._started = time.perf_counter()
 
+    @_hook
     def on_sanity_check_start(self, trainer: Any, pl_module: Any) -> None:
         """Record the probe from the validation data: runs over the same data then share it."""
         if self._sealed:  # compiled as a whole, its models' calls show only where nothing is compiled
             self._eagerly.enter_context(torch.compiler.set_stance("force_eager"))
         self._start_recording()
 
+    @_hook
     def on_validation_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
@@ -241,15 +281,18 @@ class GeometryMonitor(AnyCallback):
         if self._inputs.records and trainer.sanity_checking:
             self._inputs.step_begins("validation_step", batch, batch_idx)
 
+    @_hook
     def on_validation_batch_end(self, trainer: Any, pl_module: Any, *_: Any, **__: Any) -> None:
         """Leave the models alone between batches."""
         self._inputs.step_ends()
 
+    @_hook
     def on_sanity_check_end(self, trainer: Any, pl_module: Any) -> None:
         """Use what was recorded."""
         self._eagerly.close()
         self._use_recorded()
 
+    @_hook
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Go on from a checkpoint, or try the given probe."""
         step = self._began = steps_taken(trainer)
@@ -258,13 +301,14 @@ class GeometryMonitor(AnyCallback):
         self._run.ended = False
         if self._resumed_at is not None and trainer.is_global_zero:
             # now, so that what is void ends before anything that this session logs
-            self._outlets.open(trainer, self._resumed_at)
+            self._open(trainer)
         trainer.callback_metrics.update(_tensors(self._run.summaries))
         if self._budget is not None:
             self._budget.before = self._run.elapsed
             self._budget.start(step)
         if self._replays and self._sampler is not None and self._inputs.take_given(self._sampler):
             self._start_bases_anew()
+        self._try_layers()
         if not self._sealed:
             self._start_recording()
         elif self._sampler is None:
@@ -283,6 +327,13 @@ class GeometryMonitor(AnyCallback):
         if self._inputs.finish():
             self._start_bases_anew()
 
+    def _try_layers(self) -> None:
+        """Find a wrong `layers` as soon as there is a probe: the first sample may be dropped, or far off."""
+        if self._layers is None or self._sampler is None or self._complaints.late:
+            return
+        if self._replays and self._inputs.probe is not None:
+            self._sampler.try_layers(self._inputs.share(self._sampler.device))
+
     def _start_bases_anew(self) -> None:
         """The probe is another one than the checkpoint's: its subspaces are not to be compared."""
         self._run.previous = None
@@ -290,12 +341,14 @@ class GeometryMonitor(AnyCallback):
 
     # -- steps
 
+    @_hook
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Sample the weights that enter this step, or start to observe its forward."""
         step = steps_taken(trainer)
         anew, self._step = step != self._step, step
         if anew:
             self._epoch, self._batches = trainer.current_epoch, batches_done(trainer)
+            self._complaints.late = step != self._began
         due = step != self._run.step and (self._is_due(step) or self._overdue) if anew else self._pending
         if self._sampler is None:
             return
@@ -316,15 +369,26 @@ class GeometryMonitor(AnyCallback):
             self._sampler.watch(self._due_metrics() if anew else None)
 
     def _is_due(self, step: int) -> bool:
-        due = False
-        with self._complaints.about("`schedule` failed", f"first at step {step}"):
-            if self._budget is None:
+        if self._sampler is None:
+            return False
+        agree = partial(from_rank_zero, device=self._sampler.device)
+        if self._budget is not None:
+            return self._budget(step, self._run.cost, self._run.samples, agree)
+        if not self._schedule.given:
+            return self._schedule(step)
+        due, failure = False, None
+        if rank() == 0:
+            # asked here alone: a sample that some ranks take and others do not leaves the first ones waiting
+            try:
                 due = self._schedule(step)
-            elif self._sampler is not None:
-                agree = partial(from_rank_zero, device=self._sampler.device)
-                due = self._budget(step, self._run.cost, self._run.samples, agree)
+            except Exception as error:
+                failure = error
+        due = bool(agree(int(due)))
+        if failure is not None:
+            self._complaints.report("`schedule` failed", failure, f"first at step {step}")
         return due
 
+    @_hook
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
         """Stop observing: gradient checkpointing calls attention again in backward."""
         if self._sampler is None:
@@ -336,6 +400,7 @@ class GeometryMonitor(AnyCallback):
             with self._complaints.about("training's backward could not be heard"):
                 self._sampler.differentiates(loss_factor(trainer, loss))
 
+    @_hook
     def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
         """Run what compiled code hid, and go on observing where more forward may follow."""
         if self._replays or self._sampler is None or not self._pending:
@@ -345,17 +410,20 @@ class GeometryMonitor(AnyCallback):
         if not pl_module.automatic_optimization:
             self._sampler.watch()
 
+    @_hook
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Take the first sample where the probe was recorded from this very step's batches."""
         if self._replays:
             self._sample_what_was_recorded(trainer)
         elif self._pending and self._sampler is not None and self._run.samples == 0:
-            self._sampler.check_layers()
+            with self._complaints.about("a sample was dropped", f"first at step {self._step}"):
+                self._sampler.check_layers()  # before the first update, rather than at the sample's end
 
     def _sample_what_was_recorded(self, trainer: Any) -> None:
         if self._pending or self._step == self._began:
             # at a session's first step too, due or not: a resumed run then records what a fresh one did
             self._use_recorded()
+            self._try_layers()
         if not self._pending:
             return
         self._pending = False
@@ -365,6 +433,7 @@ class GeometryMonitor(AnyCallback):
         assert self._sampler is not None
         self._observe_batches(self._inputs.missing(self._sampler))
 
+    @_hook
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -378,15 +447,22 @@ class GeometryMonitor(AnyCallback):
         self._sampler.run_shadows()  # where backward was not Lightning's
         if not trainer.fit_loop._should_accumulate():
             self._pending = False
-            started = time.perf_counter() - self._sampler.seconds
+            started = seconds_on(self._sampler.device) - self._sampler.seconds
             self._conclude(trainer, self._step, self._sampler.failure(), started)
 
     # -- the run ends
 
+    @_hook
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Measure the final weights and say what it all cost."""
+        """Measure the final weights once all callbacks are done: weight averaging replaces them here."""
         self._stop()
+        self._complaints.late = True
         self._run.ended = True
+        self._last = after_the_others(trainer, lambda: self._finish(trainer))
+
+    @_hook
+    def _finish(self, trainer: Any) -> None:
+        """Take the last sample and say what it all cost."""
         step, self._batches = steps_taken(trainer), batches_done(trainer)
         known = self._sampler is not None and self._inputs.probe is not None
         if self._replays and known and self._run.step != step:
@@ -399,15 +475,23 @@ class GeometryMonitor(AnyCallback):
                 f"({100 * run.cost / max(whole, 1e-9):.1f} % of the run). {self._outlets.places}"
             )
 
+    @_hook
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Leave nothing behind in the model."""
-        self._stop()
+        """Leave nothing behind, in the model or open: Lightning calls no `teardown` after an exception."""
+        self._end(trainer)
 
+    @_hook
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Close what was opened."""
         if stage == "fit":
-            self._stop()
-            self._outlets.close()
+            self._end(trainer)
+
+    def _end(self, trainer: Any) -> None:
+        self._stop()
+        self._outlets.close()
+        if self._last is not None:
+            trainer.callbacks[:] = [callback for callback in trainer.callbacks if callback is not self._last]
+            self._last = None
 
     def _stop(self) -> None:
         self._inputs.stop()
@@ -416,11 +500,18 @@ class GeometryMonitor(AnyCallback):
         self._eagerly.close()
         self._pending = False
 
+    def _open(self, trainer: Any) -> None:
+        """Open the loggers; without one, all monitors of a run share the directory of its record."""
+        monitors = [c for c in trainer.callbacks if isinstance(c, GeometryMonitor)]
+        versions = [version for m in (self, *monitors) if (version := m._run.version) is not None]
+        self._outlets.open(trainer, self._resumed_at, next(iter(versions), None))
+        self._run.version = self._outlets.version or self._run.version
+
     # -- samples
 
     def _replay(self, trainer: Any, step: int, *, final: bool = False) -> None:
-        started = time.perf_counter()
         assert self._sampler is not None
+        started = seconds_on(self._sampler.device)
         error: Exception | None
         try:
             share = self._inputs.share(self._sampler.device)
@@ -467,13 +558,12 @@ class GeometryMonitor(AnyCallback):
             record = self._record(computed, step, started, final)
             self.last_record = record
             run.samples += 1
-            # those of metrics on a slower clock stay: a resumed run's EarlyStopping needs them
-            run.summaries |= {f"{self._name}/{key}": value for key, value in record.summaries().items()}
+            run.summaries = self._summaries(record, self._sampler.due)
             trainer.callback_metrics.update(_tensors(run.summaries))
             if trainer.is_global_zero:
-                self._outlets.open(trainer, self._resumed_at)
+                self._open(trainer)
                 self._outlets.write(record, final=final)
-        run.cost += time.perf_counter() - started
+        run.cost += seconds_on(self._sampler.device) - started
         if run.samples == samples == 0:
             self._give_up_in_vain()
 
@@ -508,9 +598,18 @@ class GeometryMonitor(AnyCallback):
         if self._run.samples == 0:
             self._run.dropped += 1
             if trainer.is_global_zero:
-                self._outlets.open(trainer, self._resumed_at)
+                self._open(trainer)
                 reason = f"{type(error).__name__}: {error}"
                 self._outlets.note(Dropped(self._name, self._run.dropped, reason), step)
+
+    def _summaries(self, record: GeometryRecord, due: tuple[str, ...]) -> dict[str, float]:
+        """Model summaries by tag: the sample's, NaN for one that was due and has no value any more.
+
+        Those of metrics on a slower clock stay: a resumed run's EarlyStopping needs them.
+        """
+        lost = {tag for tag in self._run.summaries if tag.rpartition("/")[2] in due}
+        values = {f"{self._name}/{key}": value for key, value in record.summaries().items()}
+        return {**self._run.summaries, **dict.fromkeys(lost, math.nan), **values}
 
     def _record(self, computed: Computed, step: int, started: float, final: bool) -> GeometryRecord:
         assert self._sampler is not None
@@ -529,7 +628,7 @@ class GeometryMonitor(AnyCallback):
             epoch=self._epoch,
             batches_seen=self._batches,
             wall_time=time.time(),
-            cost_seconds=time.perf_counter() - started,
+            cost_seconds=seconds_on(self._sampler.device) - started,
             probe=self._inputs.fingerprint,
             coverage=self._sampler.coverage.as_dict(),
             # once a key, always a key: a chart that ends where all is well again would mislead
@@ -545,9 +644,18 @@ class GeometryMonitor(AnyCallback):
         return self._run.state_dict() | self._inputs.state_dict(inputs=self._probe_in_checkpoint)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where the checkpoint was written."""
-        self._run = RunState.from_state_dict(state_dict)
-        self._inputs.load_state_dict(state_dict)
+        """Go on where the checkpoint was written, or start anew from one that another version wrote."""
+        try:
+            run = RunState.from_state_dict(state_dict)
+            self._inputs.load_state_dict(state_dict)
+        except Exception as error:
+            self._inputs = ProbeSource(self._given_probe, *self._probe_limits, self._complaints)
+            self._complaints.say(
+                "the checkpoint's state of the monitor cannot be used",
+                f"{type(error).__name__}: {error}. Probe, baseline and costs start anew",
+            )
+        else:
+            self._run = run
 
 
 def _tensors(values: Mapping[str, float]) -> dict[str, torch.Tensor]:

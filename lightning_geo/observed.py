@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from torch import nn
 
+from lightning_geo.complaints import ArgumentError, ArgumentTypeError
 from lightning_geo.scripted import is_scripted
 from lightning_geo.taps.tree import clean_name, name_of
 
@@ -21,18 +22,18 @@ def candidates(root: nn.Module, module: str | None) -> dict[str, nn.Module]:
     """Modules that may be observed: the named one, or the direct children and the root itself.
 
     Raises:
-        ValueError: If ``module`` names nothing, or nothing that can be observed.
+        ArgumentError: If ``module`` names nothing, or nothing that can be observed.
     """
     if module is not None:
         named = dict(root.named_modules())
         if module not in named:
             near = difflib.get_close_matches(module, [n for n in named if n], n=3)
-            raise ValueError(
+            raise ArgumentError(
                 f"Expected `module` to name a module of {type(root).__name__} but got {module!r}. "
                 f"Nearest names: {near or sorted(dict(root.named_children()))}."
             )
         if is_scripted(named[module]):
-            raise ValueError(
+            raise ArgumentError(
                 f"Expected `module` to name a module that runs in Python but {module!r} is TorchScript, "
                 "which shows nothing of its inside."
             )
@@ -64,8 +65,8 @@ def check_layers(layers: int | str | Sequence[int] | None, *roots: nn.Module) ->
         roots: Modules from which paths may start.
 
     Raises:
-        ValueError: If it is no pattern, or matches no module name.
-        TypeError: If it is something else.
+        ArgumentError: If it is no pattern, or matches no module name.
+        ArgumentTypeError: If it is something else.
     """
     if layers is None:
         return
@@ -73,16 +74,18 @@ def check_layers(layers: int | str | Sequence[int] | None, *roots: nn.Module) ->
         try:
             pattern = re.compile(layers)
         except re.error as error:
-            raise ValueError(
+            raise ArgumentError(
                 f"Expected `layers` to be a regular expression but {layers!r} is none: {error}."
             ) from error
         names = [name_of(clean_name(name), root) for root in roots for name, _ in root.named_modules()]
         if not any(map(pattern.search, names)):
-            raise ValueError(
+            raise ArgumentError(
                 f"Expected `layers` to match the name of a module but {layers!r} matches none of "
                 f"{len(names)}, such as {names[-1]!r}."
             )
         return
     indices = layers if isinstance(layers, (list, tuple, range, set)) else [layers]
     if not indices or not all(isinstance(i, int) and i >= 0 for i in indices):
-        raise TypeError(f"Expected `layers` to be a pattern or layer indices from 0 on but got {layers!r}.")
+        raise ArgumentTypeError(
+            f"Expected `layers` to be a pattern or layer indices from 0 on but got {layers!r}."
+        )

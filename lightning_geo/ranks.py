@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 
-__all__ = ["from_rank_zero", "rank", "world_size"]
+__all__ = ["everyones", "failure_of_any_rank", "from_rank_zero", "on_all_ranks", "rank", "world_size"]
 
 
 def world_size() -> int:
@@ -30,3 +32,39 @@ def from_rank_zero(value: int, device: torch.device) -> int:
     shared = torch.tensor(value, dtype=torch.int64, device=device)
     dist.broadcast(shared, 0)
     return int(shared)
+
+
+def on_all_ranks(ok: bool, device: torch.device) -> bool:
+    """Whether ``ok`` holds on every rank: what one of them cannot do is done by none, or the others wait.
+
+    Args:
+        ok: This rank's.
+        device: Where the process group's backend communicates.
+    """
+    if world_size() == 1:
+        return ok
+    shared = torch.tensor(int(ok), dtype=torch.int64, device=device)
+    dist.all_reduce(shared, dist.ReduceOp.MIN)
+    return bool(shared)
+
+
+def everyones(value: Any) -> list[Any]:
+    """Every rank's value, in the order of ranks; anything that can be pickled."""
+    if world_size() == 1:
+        return [value]
+    found: list[Any] = [None] * world_size()
+    dist.all_gather_object(found, value)
+    return found
+
+
+def failure_of_any_rank(error: Exception | None) -> Exception:
+    """This rank's error, or one that names the others': rank 0 alone warns and has to know of them all.
+
+    Args:
+        error: This rank's; ``None`` where another failed, or they do not fit together.
+    """
+    everyone = everyones(None if error is None else f"{type(error).__name__}: {error}")
+    others = "; ".join(f"rank {index}: {said}" for index, said in enumerate(everyone) if said is not None)
+    if error is not None:
+        return error
+    return RuntimeError(f"another rank failed ({others})" if others else "ranks saw other layers")

@@ -65,7 +65,11 @@ class CallRecorder:
         """Watch the candidates' calls."""
         if self._handles:
             return
-        self._handles = [on_call(module, self._hook(name)) for name, module in self._candidates.items()]
+        for name, module in self._candidates.items():
+            try:
+                self._handles.append(on_call(module, self._hook(name)))
+            except Exception as error:  # some modules, as TorchScript's, take no hook
+                self.passed_over[name] = f"its calls cannot be watched ({type(error).__name__}: {error})"
         if self._root is not None and all(m is not self._root for m in self._candidates.values()):
             self._handles.append(on_call(self._root, self._hook(ITSELF, "forward")))
         if self._dependence is not None:

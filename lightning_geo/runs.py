@@ -7,13 +7,13 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lightning_geo.history import EVENT_FILES, GeometryHistory, load_history
+from lightning_geo.places import Place, named, place, walk
 from lightning_geo.schema import MetricSpec, spec_of
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "layout",
     "names_of",
     "open_runs",
+    "opened",
     "series",
     "series_of",
 ]
@@ -45,7 +46,7 @@ class Run:
     """
 
     name: str
-    path: Path
+    path: Place
     history: GeometryHistory
 
 
@@ -128,7 +129,7 @@ def describe_layout(history: GeometryHistory) -> str:
     return f"{history.structure.get('model', 'unknown model')} ({', '.join(parts)})"
 
 
-def find_runs(path: str | os.PathLike[str]) -> list[Path]:
+def find_runs(path: str | os.PathLike[str]) -> list[Place]:
     """Return the directories of the runs at and below ``path``, sorted.
 
     A directory with event files is a run, as in TensorBoard; of W&B's directories of one resumed run, the
@@ -136,27 +137,25 @@ def find_runs(path: str | os.PathLike[str]) -> list[Path]:
     ``path`` is found without them.
 
     Args:
-        path: Directory of one run or of several, or one event file.
+        path: Directory of one run or of several, or one event file; or a URL that fsspec knows.
 
     Raises:
         RunError: If it does not exist or there is no event file in it.
     """
-    root = Path(path)
+    root = opened(path)
     if root.is_file():
         return [root]
     if not root.is_dir():
         raise RunError(f"{os.fspath(path)!r} does not exist.")
-    found: list[Path] = []
-    of_wandb: dict[str, Path] = {}
+    found: list[Place] = []
+    of_wandb: dict[str, Place] = {}
     # the path itself may be a link: somebody named it
-    for folder, subfolders, files in os.walk(root.resolve() if root.is_symlink() else root):
-        subfolders.sort()
+    for here, files in walk(root.resolve() if root.is_symlink() else root):
         if not fnmatch.filter(files, EVENT_FILES):
             continue
-        here = Path(folder)
-        logs = sorted(here.parent.glob("run-*.wandb")) if here.name == "files" else []
+        logs = [log.name for log in here.parent.glob("run-*.wandb")] if here.name == "files" else []
         if logs:
-            of_wandb[logs[0].name] = here.parent
+            of_wandb[min(logs)] = here.parent
         else:
             found.append(here)
     found += of_wandb.values()
@@ -164,7 +163,19 @@ def find_runs(path: str | os.PathLike[str]) -> list[Path]:
         content = sorted(entry.name for entry in root.iterdir())[:10]
         held = f"holds {', '.join(content)}" if content else "is empty"
         raise RunError(f"{os.fspath(path)!r} has no event file (*tfevents*) in or below it: it {held}.")
-    return sorted(found)
+    return sorted(found, key=named)
+
+
+def opened(path: str | os.PathLike[str]) -> Place:
+    """Return where a path or URL leads.
+
+    Raises:
+        RunError: If it is a URL that fsspec cannot open.
+    """
+    try:
+        return place(path)
+    except (ImportError, ValueError) as error:
+        raise RunError(f"{os.fspath(path)!r} cannot be opened: {error}.") from error
 
 
 def open_runs(
@@ -183,10 +194,10 @@ def open_runs(
         RunError: If a path has no run with geometry.
     """
     notes: list[str] = []
-    opened: list[list[tuple[Path, GeometryHistory]]] = []
+    opened: list[list[tuple[Place, GeometryHistory]]] = []
     for path in paths:
         found = find_runs(path)
-        here: list[tuple[Path, GeometryHistory]] = []
+        here: list[tuple[Place, GeometryHistory]] = []
         failures: list[str] = []
         for folder in found:
             with warnings.catch_warnings(record=True) as caught:
@@ -210,16 +221,17 @@ def open_runs(
     return [[Run(next(names), folder, history) for folder, history in here] for here in opened], notes
 
 
-def names_of(paths: Sequence[Path]) -> list[str]:
+def names_of(paths: Sequence[Place]) -> list[str]:
     """Return each path below the directory that all share: everyone's last folder is ``version_0``.
 
     Example:
+        >>> from pathlib import Path
         >>> names_of([Path("runs/bert/version_0"), Path("runs/lora/version_0")])
         ['bert/version_0', 'lora/version_0']
         >>> names_of([Path("runs/bert/version_0")])
         ['bert/version_0']
     """
-    folders = [Path(os.path.abspath(path)) for path in paths]
+    folders = [named(path) for path in paths]
     if len(set(folders)) == 1:
         return ["/".join(folder.parts[-2:]) for folder in folders]
     shared = os.path.commonpath(folders)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_geo.clock import seconds_on
 from lightning_geo.compiled import compiles_attention
 from lightning_geo.complaints import Complaints, let_go
 from lightning_geo.compute import Bases, Computed
@@ -28,6 +28,7 @@ from lightning_geo.kernels import retry_failed
 from lightning_geo.measure import LayerChoice, Measurement, special_tokens
 from lightning_geo.observed import ITSELF, choose
 from lightning_geo.probe import ProbeCall, Share
+from lightning_geo.ranks import everyones, failure_of_any_rank
 from lightning_geo.reduction import reduce_over_ranks
 from lightning_geo.replay import Call, RandomState, device_of, has_fast_path
 from lightning_geo.replica import Replica
@@ -131,6 +132,11 @@ class Sampler:
         names = list(names)
         if names and set(names) <= set(self.models):
             self.models = {name: self.models[name] for name in names}
+
+    @property
+    def due(self) -> tuple[str, ...]:
+        """Stored names of what the last sample was to measure."""
+        return self._due
 
     @property
     def names(self) -> list[str]:
@@ -374,7 +380,7 @@ class Sampler:
         shadows, self._shadows = self._shadows, []
         if not shadows:
             return
-        started = time.perf_counter()
+        started = seconds_on(self.device)
         try:
             for name in self.models:
                 mine = [(call, start) for owner, call, start in shadows if owner == name]
@@ -382,7 +388,7 @@ class Sampler:
                     self._run(self._measurement, [name], mine, evaluate=False)
         except Exception as error:
             self._failure = let_go(error)
-        self._shadow_seconds += time.perf_counter() - started
+        self._shadow_seconds += seconds_on(self.device) - started
 
     @property
     def seconds(self) -> float:
@@ -391,8 +397,13 @@ class Sampler:
 
     def check_layers(self) -> None:
         """Raise if ``layers`` matches nothing of what was seen so far."""
-        if self._measurement is not None and self._measurement.observed:
+        if self._measurement is not None and self._measurement.observed and self.failure() is None:
             self._measurement.check_layers()
+
+    def try_layers(self, share: Share) -> None:
+        """Raise if ``layers`` matches nothing that runs on recorded calls; nothing is measured."""
+        if self.replay(share, ()) is None:  # what cannot run is said when it is sampled
+            self.check_layers()
 
     def failure(self) -> Exception | None:
         """What went wrong since the sample began."""
@@ -443,7 +454,7 @@ class Sampler:
         if not measurement.observed:
             names = ", ".join(self.names)
             if ITSELF in self._unrecorded and self._replaying:
-                raise NoDataError(self.because({ITSELF: self._unrecorded[ITSELF]}))
+                return NoDataError(self.because({ITSELF: self._unrecorded[ITSELF]}))
             if self._unrecorded:
                 because = self.because(self._unrecorded)
                 return LookupError(f"what was recorded shows no attention, and the rest was not. {because}")
@@ -493,6 +504,8 @@ class Sampler:
                 measurement = self._begin()
             if error is None and not self._chosen:
                 names = self._choose(measurement)
+                if not names:  # there is nothing yet that `layers` could fail to match
+                    raise LookupError("nothing was observed")
                 measurement.keep(names)
                 measurement.check_layers()
             self._add_what_was_heard(measurement, names)
@@ -500,11 +513,18 @@ class Sampler:
             error = failure
         finally:
             self._forget()
-        if measurement is None or error is not None:
-            reduce_over_ranks([], False, self.device)
-            raise error or RuntimeError("nothing was observed")
-        if not measurement.reduce(True, self.device):
-            raise RuntimeError("another rank could not take this sample, or saw other layers")
+        whole = False
+        try:
+            if measurement is None or error is not None:
+                reduce_over_ranks([], False, self.device)
+            else:
+                whole = measurement.reduce(True, self.device)
+        except Exception as failure:
+            error = failure
+        if measurement is None or not whole:
+            failure = failure_of_any_rank(error)
+            # all ranks or none go on without a probe
+            raise NoDataError(str(failure)) if any(everyones(isinstance(error, NoDataError))) else failure
         if not self._chosen:
             self._report_unrecorded(names)
         self.prefer(names)
@@ -517,5 +537,17 @@ class Sampler:
         self._structure = computed.structure
         if self._weighs_heads:
             failures = [e for name in names if (e := self._importance_failures.get(name)) is not None]
-            report_importance(failures, computed, self._complaints)
+            report_importance(failures + _failures_elsewhere(failures), computed, self._complaints)
         return computed
+
+
+def _failures_elsewhere(failures: list[Exception]) -> list[Exception]:
+    """Why other ranks have no importance, each reason once; to be called on every rank."""
+    here = [(isinstance(error, NoImportanceError), str(error)) for error in failures]
+    found: dict[tuple[bool, str], Exception] = {}
+    for index, theirs in enumerate(everyones(here)):
+        for known, text in theirs:
+            if (known, text) not in here:
+                error = NoImportanceError(text) if known else RuntimeError(f"rank {index}: {text}")
+                found.setdefault((known, text), error)
+    return list(found.values())

@@ -54,6 +54,11 @@ class Schedule:
         self._interval = interval
         self._schedule = schedule
 
+    @property
+    def given(self) -> bool:
+        """Whether a function decides, which may do so differently on each rank."""
+        return self._schedule is not None
+
     def __call__(self, step: int) -> bool:
         """Whether the sample at this step is due."""
         if step == 0 or self._schedule is None:

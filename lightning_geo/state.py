@@ -11,6 +11,9 @@ from lightning_geo.compute import Bases
 
 __all__ = ["RunState"]
 
+#: Changes with what the fields of a checkpoint's state mean.
+FORMAT = 1
+
 
 @dataclass
 class RunState:
@@ -28,6 +31,7 @@ class RunState:
         elapsed: Seconds that the run took.
         start: Weights at the run's start on the CPU, by model, attention module and role.
         dropped: How many samples failed before the first that did not.
+        version: Name of the directory of the run's record, where no logger has a place for it.
     """
 
     baseline: Bases | None = None
@@ -41,12 +45,22 @@ class RunState:
     elapsed: float = 0.0
     start: dict[str, dict[str, dict[str, Tensor]]] = field(default_factory=dict)
     dropped: int = 0
+    version: str | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Its fields by name."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        return {"format": FORMAT} | {f.name: getattr(self, f.name) for f in fields(self)}
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> RunState:
-        """Inverse of :meth:`state_dict`; what is missing is as in a new run."""
-        return cls(**{f.name: state[f.name] for f in fields(cls) if f.name in state})
+        """Inverse of :meth:`state_dict`.
+
+        Raises:
+            ValueError: If another version wrote it.
+        """
+        if state.get("format") != FORMAT:
+            raise ValueError(
+                f"it has format {state.get('format')!r}, which another version of lightning_geo wrote; "
+                f"this one reads {FORMAT}"
+            )
+        return cls(**{f.name: state[f.name] for f in fields(cls)})

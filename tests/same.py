@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from transformers.modeling_utils import AttentionInterface
 
 from lightning_geo import load_history
-from lightning_geo.told import _ToldCall
 from lightning_geo.schema import GeometryRecord
+from lightning_geo.told import _ToldCall
 
 GET_INTERFACE = AttentionInterface.get_interface
 
@@ -70,7 +70,7 @@ def traces(module: nn.Module) -> list[str]:
 
 def records(directory: Path, name: str | None = None) -> list[GeometryRecord]:
     """What a run without a logger recorded."""
-    history = load_history(directory / "lightning_geo", name)
+    history = load_history(directory / "lightning_geo" / "version_0", name)
     return [history.record(index) for index in range(len(history))]
 
 

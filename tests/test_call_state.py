@@ -148,7 +148,7 @@ def test_calls_with_a_cache_in_training(compiled: bool, tmp_path: Path) -> None:
     alone = run(tmp_path / "alone", compiled)
     monitor = GeometryMonitor(every_n_steps=1, source="batch", module="model", strict=True)
     assert_same(run(tmp_path / "watched", compiled, monitor), alone)
-    found = load_history(tmp_path / "watched" / "lightning_geo")["entropy"]
+    found = load_history(tmp_path / "watched" / "lightning_geo" / "version_0")["entropy"]
     torch.manual_seed(0)
     model = gpt2(dropout=0.0, attn_implementation="eager").eval()
     ids = torch.randint(3, 60, (12, 10), generator=torch.Generator().manual_seed(1))[:4]

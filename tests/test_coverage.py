@@ -191,7 +191,7 @@ def test_a_run_that_lacks_nothing_has_no_such_chart(tmp_path: Path) -> None:
     monitor = GeometryMonitor(1, metrics="metric:entropy")
     runner = fit(tmp_path, Classifier(), monitor, steps=2, data=loader(8))
     assert "geometry/coverage" not in runner.callback_metrics
-    assert load_history(tmp_path / "lightning_geo").facts["coverage"].tolist() == [1.0] * 3
+    assert load_history(tmp_path / "lightning_geo" / "version_0").facts["coverage"].tolist() == [1.0] * 3
 
 
 def test_a_run_in_which_all_is_left_out_says_why(tmp_path: Path, leave_out: LeaveOut) -> None:

@@ -214,7 +214,7 @@ CASES = {
         ConnectionError, ALL, loggers=tensorboard_and(Down),
     ),
     "blocked directory": Case(
-        "writing to record: .* failed: (FileExists|NotADirectory)Error", OSError, [], fixture="blocked"
+        "the record could not be opened: (FileExists|NotADirectory)Error", OSError, [], fixture="blocked"
     ),
     "full disk": Case(
         "writing to record: .* failed: OSError: .*File too large", OSError, [0, 1, 2], fixture="full_disk",
@@ -291,12 +291,12 @@ def test_said_once_while_training_goes_on(name: str, tmp_path: Path, request: py
     assert traces(module) == []
     places = [p for p in (tmp_path / "board" / "version_0", tmp_path / "other" / "version_0") if p.exists()]
     if case.samples:
-        history = load_history((*places, tmp_path / "lightning_geo")[0])
+        history = load_history((*places, tmp_path / "lightning_geo" / "version_0")[0])
         assert history.steps.tolist() == case.samples
     elif name != "blocked directory":  # the run says that the monitor was there, and why it has no sample
         there = r"^No sample in .* 'geometry' was there but dropped all \d+ sample"
         with pytest.raises(ValueError, match=there) as no:
-            load_history(tmp_path / "lightning_geo")
+            load_history(tmp_path / "lightning_geo" / "version_0")
         assert re.search(case.said[0].partition(": ")[2].partition(r" \(first")[0], str(no.value))
     if name == "full disk":  # and the other destination got all
         rows = list(csv.DictReader((places[0] / "metrics.csv").open()))
@@ -307,7 +307,7 @@ def test_NaN_costs_the_numbers_that_it_spoils_and_no_others(tmp_path: Path) -> N
     monitor = GeometryMonitor(1, special_token_ids=[1])
     with pytest.warns(UserWarning, match="not finite"):
         fit(tmp_path, Lit(poisoned), monitor, steps=1, data=loader(8), validation=loader(8))
-    first = load_history(tmp_path / "lightning_geo").record(0)
+    first = load_history(tmp_path / "lightning_geo" / "version_0").record(0)
     assert np.isfinite(first["entropy"]).all(1).tolist() == [True, True, False]
     assert np.isfinite(first["effective_rank.query"]).all(1).tolist() == [True, True, False]
     assert np.isfinite(first["effective_rank.value"]).all(1).tolist() == [True, False, False]

@@ -56,7 +56,7 @@ def test_a_new_session_is_said(tmp_path: Path) -> None:
     (tmp_path / "events.out.tfevents.1").write_bytes(first)
     assert steps_of(follower) == [0, 10, 20]
     (tmp_path / "events.out.tfevents.2").write_bytes(second)
-    said, _, step = steps_of(follower)
+    said, step = steps_of(follower)
     assert "resumed at step 10" in str(said)
     assert step == 10
 

@@ -21,7 +21,7 @@ from lightning_geo.sinks.events import (
     dropped_event,
     file_version,
     record_event,
-    session_start,
+    session_event,
 )
 from lightning_geo.sinks.frames import frame
 from lightning_geo.sinks.record_file import RecordFile
@@ -181,12 +181,27 @@ def test_any_history_of_restarts_has_each_step_once_from_the_session_that_reache
     assert dict(zip(history.steps.tolist(), seeds(history), strict=True)) == expected
 
 
+def test_a_session_of_one_monitor_voids_no_sample_of_another(tmp_path: Path) -> None:
+    write_session(tmp_path, [0, 50, 100])
+    write_session(tmp_path, [0, 50, 100], name="other")
+    write_session(tmp_path, [100], resumed_at=50, seed=1)
+    assert load_history(tmp_path, "geometry").steps.tolist() == [0, 100]
+    assert load_history(tmp_path, "other").steps.tolist() == [0, 50, 100]
+
+
+def test_tensorboards_purge_voids_samples_too(tmp_path: Path) -> None:
+    write_session(tmp_path, [0, 50, 100])
+    writer = SummaryWriter(str(tmp_path), purge_step=60)
+    writer.close()
+    assert load_history(tmp_path).steps.tolist() == [0, 50]
+
+
 def test_sessions_of_one_second_are_read_in_the_order_in_which_they_began(tmp_path: Path) -> None:
     # file names hold whole seconds, then host and process, which may sort the other way
     for host, seed, resumed_at in (("zebra", 1, None), ("ant", 2, 100)):
         events = [file_version(), record_event(make_record(100, metrics=SMALL, seed=seed), "geometry")]
         if resumed_at is not None:
-            events.insert(1, session_start(resumed_at))
+            events.insert(1, session_event(resumed_at, "geometry"))
         content = b"".join(frame(event.SerializeToString()) for event in events)
         (tmp_path / f"events.out.tfevents.1700000000.{host}.1.0").write_bytes(content)
     assert seeds(load_history(tmp_path)) == [2]
@@ -365,7 +380,9 @@ def test_a_file_of_garbage_has_no_readable_summary(tmp_path: Path, content: byte
 
 def test_a_run_that_was_wholly_replaced_by_a_start_is_no_run(tmp_path: Path) -> None:
     write_session(tmp_path, [20])
-    content = b"".join(frame(event.SerializeToString()) for event in (file_version(), session_start(0)))
+    content = b"".join(
+        frame(event.SerializeToString()) for event in (file_version(), session_event(0, "geometry"))
+    )
     (tmp_path / "events.out.tfevents.9999999999.z").write_bytes(content)
     with pytest.raises(ValueError, match="GeometryMonitor"):
         load_history(tmp_path)

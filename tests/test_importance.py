@@ -222,7 +222,7 @@ def test_a_run_measures_it_on_its_own_clock(tmp_path: Path) -> None:
     )
     module = Classifier(dropout=0.0)
     runner = fit(tmp_path, module, monitor, steps=5, validation=loader(8))
-    history = load_history(tmp_path / "lightning_geo")
+    history = load_history(tmp_path / "lightning_geo" / "version_0")
     known = np.isfinite(history["importance"]).any(axis=(1, 2))
     assert [int(step) for step in history.steps[known]] == [0, 3, 5]
     batch = default_collate([loader(8).dataset[i] for i in range(4)])
@@ -244,7 +244,7 @@ def test_a_run_without_loss_says_so_once_and_has_all_else(tmp_path: Path) -> Non
     said = [str(w.message) for w in caught if "importance" in str(w.message)]
     assert len(said) == 1
     assert "importance is absent: the observed model's recorded call returns no `loss`" in said[0]
-    history = load_history(tmp_path / "lightning_geo")
+    history = load_history(tmp_path / "lightning_geo" / "version_0")
     assert len(history) == 4
     assert "entropy" in history
     assert "importance" not in history

@@ -67,11 +67,11 @@ def test_a_trainer_takes_it(tmp_path: Path, wrap: Any) -> None:
 )
 def test_a_command_line_takes_every_argument(tmp_path: Path, wrap: Any) -> None:
     packages.fit("pytorch_lightning", tmp_path / "baseline", GeometryMonitor(2, rank=2, module="encoder"))
-    baseline = tmp_path / "baseline" / "lightning_geo"
+    baseline = tmp_path / "baseline" / "lightning_geo" / "version_0"
     given = wrap(entry(**ARGUMENTS, baseline=str(baseline)))
     trainer = packages.command_line("pytorch_lightning", tmp_path, given)
     (monitor,) = (c for c in trainer.callbacks if isinstance(c, GeometryMonitor))
-    history = load_history(tmp_path / "lightning_geo", "yaml")
+    history = load_history(tmp_path / "lightning_geo" / "version_0", "yaml")
     assert history.steps.tolist() == [0, 2, 4]
     assert {"entropy", "cone", "drift", "importance"} <= {key.partition(".")[0] for key in history}
     assert "yaml/entropy" in trainer.callback_metrics
@@ -88,7 +88,7 @@ def test_a_command_line_takes_every_argument(tmp_path: Path, wrap: Any) -> None:
 )
 def test_a_command_line_takes_a_schedule(tmp_path: Path, schedule: Any) -> None:
     packages.command_line("pytorch_lightning", tmp_path, entry(schedule=schedule))
-    assert load_history(tmp_path / "lightning_geo").steps.tolist() == [0, 3, 4]
+    assert load_history(tmp_path / "lightning_geo" / "version_0").steps.tolist() == [0, 3, 4]
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,7 @@ def test_the_last_sample_is_a_measurement_of_the_final_weights(
 )
 def test_bases_are_kept_at_the_ends_alone(source: Any, kept: list[bool], tmp_path: Path) -> None:
     fit(tmp_path, Classifier(), GeometryMonitor(1, source=source), steps=3)
-    history = load_history(tmp_path / "lightning_geo")
+    history = load_history(tmp_path / "lightning_geo" / "version_0")
     assert [bool(history.record(sample).matrices) for sample in range(len(history))] == kept
 
 
@@ -330,7 +330,7 @@ def test_special_tokens_are_the_given_or_those_of_the_config(
 def test_drift_is_against_the_baseline_that_was_given(tmp_path: Path) -> None:
     data = {"validation": loader(8, seed=3), "steps": 1}
     fit(tmp_path / "old", Classifier(seed=0), GeometryMonitor(9, rank=3, **QUIET), **data)
-    baseline = tmp_path / "old" / "lightning_geo"
+    baseline = tmp_path / "old" / "lightning_geo" / "version_0"
     for seed in (0, 1):
         monitor = GeometryMonitor(9, rank=3, baseline=baseline, **QUIET)
         fit(tmp_path / str(seed), Classifier(seed=seed), monitor, **data)

@@ -35,7 +35,7 @@ def batch_of(first: int, last: int, **data: Any) -> dict[str, Tensor]:
 
 def history_of(directory: Path, name: str | None = None) -> GeometryHistory:
     """Where the record goes without a logger."""
-    return load_history(directory / "lightning_geo", name)
+    return load_history(directory / "lightning_geo" / "version_0", name)
 
 
 def assert_close(ours: GeometryRecord, theirs: GeometryRecord) -> None:
@@ -187,7 +187,7 @@ def test_a_line_says_what_it_cost_and_where_the_record_is(
     with caplog.at_level(logging.INFO, "pytorch_lightning"):
         fit(tmp_path, Classifier(), monitor, steps=5)
     (line,) = (r for r in caplog.records if r.levelname == "INFO" and "GeometryMonitor" in r.getMessage())
-    place = re.escape(str(tmp_path / "lightning_geo"))
+    place = re.escape(str(tmp_path / "lightning_geo" / "version_0"))
     pattern = rf"GeometryMonitor: (\d) samples in (\d+\.\d) s \((\d+\.\d) % of the run\)\. .*{place}"
     said = re.fullmatch(pattern, line.getMessage())
     assert said, line.getMessage()
@@ -239,7 +239,7 @@ def earlier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one step."""
     directory = tmp_path_factory.mktemp("earlier")
     fit(directory, Classifier(), GeometryMonitor(special_token_ids=[1], strict=True), steps=1)
-    return directory / "lightning_geo"
+    return directory / "lightning_geo" / "version_0"
 
 
 @pytest.mark.parametrize("seed", [0, 5])
@@ -275,7 +275,7 @@ def test_a_baseline_without_bases_is_refused(tmp_path: Path) -> None:
         fit(tmp_path, Classifier(), GeometryMonitor(baseline=tmp_path))
     fit(tmp_path, Classifier(), GeometryMonitor(metrics="entropy", strict=True), steps=1)
     with pytest.raises(ValueError, match="`baseline` to be a run that measured `drift`"):
-        fit(tmp_path, Classifier(), GeometryMonitor(baseline=tmp_path / "lightning_geo"))
+        fit(tmp_path, Classifier(), GeometryMonitor(baseline=tmp_path / "lightning_geo" / "version_0"))
 
 
 @pytest.mark.parametrize("source", ["probe", "batch"])

@@ -105,7 +105,7 @@ def sample(path: Path, lit: Lit, **options: Any) -> GeometryRecord:
     strategy = options.pop("strategy", "auto")
     monitor = GeometryMonitor(1, metrics=["metric:entropy"], **options)
     fit(path, lit, monitor, steps=2, strategy=strategy)
-    history = load_history(path / "lightning_geo")
+    history = load_history(path / "lightning_geo" / "version_0")
     assert history.steps.tolist()[:2] == [0, 1]
     return history.record(0)
 

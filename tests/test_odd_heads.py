@@ -93,7 +93,7 @@ def test_heads_pruned_during_training_are_compared_with_none_before(source: Any,
             assert np.isfinite(record[name]).sum() == 6, name
     if source == "probe":
         assert_measured_anew(kept[-1], module)
-    history = load_history(tmp_path / "lightning_geo")
+    history = load_history(tmp_path / "lightning_geo" / "version_0")
     assert history["importance"].shape[1:] == (2, 4)
 
 

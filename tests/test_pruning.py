@@ -121,7 +121,7 @@ def test_a_run_without_importance_says_how_to_get_it() -> None:
 def test_the_command_prints_the_ranking(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     monitor = GeometryMonitor(2, metrics=["importance", "head"], probe_size=4)
     fit(tmp_path, Classifier(), monitor, steps=2)
-    run = tmp_path / "lightning_geo"
+    run = tmp_path / "lightning_geo" / "version_0"
     plan = pruning_plan(load_history(run), 0.25)
     assert plan.similarities
     assert main(["heads", str(run), "--fraction", "0.25"]) == 0

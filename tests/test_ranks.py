@@ -54,7 +54,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     # what may leave a rank behind comes last
-    scenarios = [*SAME, "budget", "collectives", "dropping", *FAILING, "strict"]
+    scenarios = [*SAME, "budget", "schedule", "unprepared", "collectives", "dropping", *FAILING, "strict"]
     assert set(scenarios) == set(ranks.SCENARIOS)
     command = [sys.executable, "-m", "programs.ranks", str(directory), *scenarios]
     processes = []
@@ -116,6 +116,23 @@ def test_ranks_whose_clocks_disagree_sample_the_same_steps(directory: Path) -> N
     assert first[-1] == 12
 
 
+def test_a_schedule_of_the_users_is_asked_on_rank_0_alone(directory: Path) -> None:
+    """It says something else on rank 1, where it fails later on."""
+    first, second = results(directory, "schedule")
+    for result in (first, second):
+        assert [record.step for record in result["records"]] == [0, 2, 4, 6]
+        assert result["warnings"] == []
+
+
+def test_a_rank_that_cannot_prepare_leaves_nobody_waiting(directory: Path) -> None:
+    untouched = results(directory, "training")
+    for rank, result in enumerate(results(directory, "unprepared")):
+        assert result["records"] == []
+        assert result["steps"] == 6
+        assert result["loss"] == untouched[rank]["loss"]
+    assert any("cannot be observed" in said for said in results(directory, "unprepared")[0]["warnings"])
+
+
 @pytest.mark.parametrize("scenario", [*SAME, *FAILING])
 def test_callback_metrics_are_everywhere_and_files_from_rank_0_alone(directory: Path, scenario: str) -> None:
     first, second = results(directory, scenario)
@@ -137,22 +154,27 @@ def test_a_rank_that_fails_costs_all_ranks_that_sample_and_nothing_else(
     for rank, result in enumerate(results(directory, scenario)):
         assert [record.step for record in result["records"]] == FAILING[scenario]
         assert result["loss"] == untouched[rank]["loss"]
-        (warning,) = result["warnings"]
-        assert ("injected" if rank == 1 else "another rank") in warning
+        if rank == 0:  # rank 1, which failed, leaves it to rank 0 to say so
+            (warning,) = result["warnings"]
+            assert "another rank failed (rank 1: RuntimeError: injected)" in warning
+        else:
+            assert result["warnings"] == []
 
 
 def test_a_rank_that_fails_under_strict_stops_all_of_them(directory: Path) -> None:
     first, second = results(directory, "strict")
-    assert "another rank" in first["raised"]
+    assert "another rank failed" in first["raised"]
     assert second["raised"] == "injected"
 
 
 def test_layers_of_equal_shape_are_not_mixed_up(directory: Path) -> None:
     """At step 2 rank 0 ran layers 1 and 2, rank 1 layers 0 and 2."""
-    for result in results(directory, "dropping"):
+    first, second = results(directory, "dropping")
+    for result in (first, second):
         assert [record.step for record in result["records"]] == [0, 4]
-        (warning,) = result["warnings"]
-        assert "saw other layers" in warning
+    (warning,) = first["warnings"]
+    assert "saw other layers" in warning
+    assert second["warnings"] == []
 
 
 def test_a_sample_takes_three_collectives(directory: Path) -> None:
@@ -161,7 +183,9 @@ def test_a_sample_takes_three_collectives(directory: Path) -> None:
 
 
 def test_sharded_parameters_switch_to_the_training_batch_and_say_so(directory: Path) -> None:
-    for result in results(directory, "sharded"):
-        assert any('`source="batch"` is used' in warning for warning in result["warnings"])
+    first, second = results(directory, "sharded")
+    assert any('`source="batch"` is used' in warning for warning in first["warnings"])
+    assert second["warnings"] == []
+    for result in (first, second):
         assert all(record.probe == "" and "drift" not in record for record in result["records"])
         assert all((record["importance"] > 0).all() for record in result["records"])

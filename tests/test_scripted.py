@@ -166,5 +166,5 @@ def test_training_is_as_without(source: str, tmp_path: Path) -> None:
     alone = train(tmp_path / "alone")
     monitor = GeometryMonitor(every_n_steps=1, source=source, metrics=["entropy", "stream"], strict=True)
     assert_same(train(tmp_path / "watched", monitor), alone)
-    entropy = load_history(tmp_path / "watched" / "lightning_geo")["entropy"]
+    entropy = load_history(tmp_path / "watched" / "lightning_geo" / "version_0")["entropy"]
     assert entropy.shape[1:] == (3, 2)  # the end is in the list

@@ -6,13 +6,13 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
 from lightning_geo.follow import Follower
 from lightning_geo.history import GeometryHistory
-from lightning_geo.runs import RunError, find_runs, series
+from lightning_geo.places import Place, modified
+from lightning_geo.runs import RunError, find_runs, opened, series
 from lightning_geo.schema import GeometryRecord
 from lightning_geo.text import number, plain
 
@@ -24,27 +24,29 @@ _HEADER = 20  # lines between two headers
 _WIDTH = 9  # of a number
 
 
-def newest(path: str | os.PathLike[str]) -> Path:
+def newest(path: str | os.PathLike[str]) -> Place:
     """Return the run at or below a path that was written to last; the path itself where there is none yet.
 
     Raises:
         RunError: If the path does not exist.
     """
-    if not Path(path).exists():
+    where = opened(path)
+    if not where.exists():
         raise RunError(f"{os.fspath(path)!r} does not exist.")
     try:
         runs = find_runs(path)
     except RunError:
-        return Path(path)
+        return where
 
-    def written(run: Path) -> float:
-        files = [run] if run.is_file() else [f for f in run.rglob("*tfevents*") if f.is_file()]
-        return max((file.stat().st_mtime for file in files), default=0.0)
+    def written(run: Place) -> float:
+        if run.is_file():
+            return modified(run)
+        return max((modified(file) for file in run.rglob("*tfevents*") if file.is_file()), default=0.0)
 
     return max(runs, key=written)
 
 
-def follow(path: Path, monitor: str | None = None, interval: float = 1.0) -> Iterator[str]:
+def follow(path: Place, monitor: str | None = None, interval: float = 1.0) -> Iterator[str]:
     """Yield lines for a terminal, without end: the last samples of before, then each as it arrives.
 
     Args:

@@ -6,20 +6,24 @@ Loggers are told apart by what their ``experiment`` is able to do, since ``pytor
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
 from lightning_geo.schema import GeometryRecord
 from lightning_geo.sinks.events import Dropped
 from lightning_geo.sinks.pictures import PictureSchedule
 from lightning_geo.sinks.record_file import RecordFile
-from lightning_geo.sinks.scalars import ScalarSink
+from lightning_geo.sinks.scalars import ScalarSink, place_of
 from lightning_geo.sinks.tags import Level
 from lightning_geo.sinks.wandb import WandbSink
 
 __all__ = ["RecordSink", "Sink", "open_sinks"]
+
+About = Callable[[str], AbstractContextManager[None]]
 
 
 class Sink(Protocol):
@@ -48,9 +52,10 @@ def open_sinks(
     *,
     name: str = "geometry",
     level: Level = "layer",
-    directory: str | os.PathLike[str] | None = None,
+    directory: Callable[[], str | os.PathLike[str]] | None = None,
     max_steps: float | None = None,
     resumed_at: int | None = None,
+    about: About = lambda what: contextlib.nullcontext(),
 ) -> list[Sink]:
     """Return the sinks of a run: one per logger, and one for the record where no logger holds it.
 
@@ -62,43 +67,67 @@ def open_sinks(
         loggers: Lightning loggers.
         name: The monitor's name.
         level: Finest scalars, ``"model"``, ``"layer"`` or ``"head"``.
-        directory: Where the record goes if no logger has a place for it; ``None`` for nowhere.
+        directory: Makes the place for the record if no logger has one; ``None`` for nowhere.
         max_steps: Length of the run in optimizer steps, -1 or ``None`` if it is not known.
         resumed_at: Step of the checkpoint that the run resumed from; ``None`` for a fresh run.
+        about: Context in which one destination is opened, so that one that fails costs no other.
     """
-    sinks: list[Sink] = []
-    record: Callable[[], RecordFile] | None = None  # made only where no TensorBoard writer holds it
-    recorded = False
-    record_at: str | os.PathLike[str] | None = None
-    wandb_folder: str | None = None
-    places: list[str | os.PathLike[str]] = []
+    found = _Found(name, level, max_steps, resumed_at)
     for logger in loggers:
-        experiment = _experiment(logger)
-        schedule = PictureSchedule(max_steps)
+        with about(f"the logger {type(logger).__name__} could not be opened"):
+            found.add(logger)
+    for sink in found.sinks if found.wandb_folder is not None else ():
+        if isinstance(sink, WandbSink):  # a disabled run, which has none, has nowhere to put a report
+            sink.record_at = found.record_at or found.wandb_folder
+    if not found.recorded:
+        with about("the record could not be opened"):
+            record = found.record
+            if record is None and (found.places or directory is not None):
+                where = found.places[0] if found.places else directory()  # type: ignore[misc]
+                record = functools.partial(RecordFile, where, name, resumed_at=resumed_at)
+            if record is not None:
+                found.sinks.append(record())
+    return found.sinks
+
+
+class _Found:
+    """What the loggers of a run offer so far."""
+
+    def __init__(self, name: str, level: Level, max_steps: float | None, resumed_at: int | None) -> None:
+        self._name, self._level = name, level
+        self._max_steps, self._resumed_at = max_steps, resumed_at
+        self.sinks: list[Sink] = []
+        #: whether a TensorBoard writer holds the record, and where
+        self.recorded = False
+        self.record_at: str | os.PathLike[str] | None = None
+        self.record: Callable[[], RecordFile] | None = None
+        self.wandb_folder: str | None = None
+        self.places: list[str] = []
+
+    def add(self, logger: Any) -> None:
+        """Open a logger's sink; where that fails nothing of the logger is kept."""
+        experiment, name = _experiment(logger), self._name
+        schedule = PictureSchedule(self._max_steps)
         if _can(experiment, "_get_file_writer"):
             from lightning_geo.sinks.tensorboard import TensorBoardSink  # needs tensorboard to be installed
 
-            sinks.append(TensorBoardSink(experiment, name, level, schedule, not recorded, resumed_at))
-            record_at = record_at or experiment._get_file_writer().get_logdir()
-            recorded = True
+            first = not self.recorded
+            sink = TensorBoardSink(experiment, name, self._level, schedule, first, self._resumed_at)
+            self.record_at = self.record_at or experiment._get_file_writer().get_logdir()
+            self.sinks.append(sink)
+            self.recorded = True
         elif _can(experiment, "log", "define_metric", "save"):
-            sinks.append(WandbSink(experiment, name, level, schedule, resumed=resumed_at is not None))
-            if record is None and not experiment.disabled:  # a disabled run has a temporary directory
-                folder = wandb_folder = os.path.abspath(experiment.dir)
+            resumed = self._resumed_at is not None
+            self.sinks.append(WandbSink(experiment, name, self._level, schedule, resumed=resumed))
+            if self.record is None and not experiment.disabled:  # a disabled run has a temporary directory
+                folder = self.wandb_folder = os.path.abspath(experiment.dir)
                 upload = functools.partial(experiment.save, base_path=folder, policy="end")
-                record = functools.partial(RecordFile, folder, name, resumed_at=resumed_at, on_open=upload)
+                options: dict[str, Any] = {"resumed_at": self._resumed_at, "on_open": upload}
+                self.record = functools.partial(RecordFile, folder, name, **options)
         else:
-            sinks.append(ScalarSink(logger, name, level))
-            place = getattr(logger, "log_dir", None)
-            places += [place] if isinstance(place, str) else []
-    if wandb_folder is not None:  # a disabled run, which has none, has nowhere to put a report
-        for sink in sinks:
-            if isinstance(sink, WandbSink):
-                sink.record_at = record_at or wandb_folder
-    places += [directory] if directory is not None else []
-    if record is None and places:
-        record = functools.partial(RecordFile, places[0], name, resumed_at=resumed_at)
-    return sinks if recorded or record is None else [*sinks, record()]
+            self.sinks.append(ScalarSink(logger, name, self._level))
+            place = place_of(logger, "log_dir")
+            self.places += [place] if place is not None else []
 
 
 def _experiment(logger: Any) -> Any:

@@ -3,10 +3,9 @@
 One event holds one sample of one monitor. Its summary has one tensor per metric, tagged
 ``lightning_geo/<name>/<stack>/<metric>``, one per basis or head-pair matrix, tagged
 ``lightning_geo/<name>/matrices/<stack>/<matrix>``, and the facts as JSON in ``lightning_geo/<name>/record``.
-A resumed run begins with TensorBoard's own session start and, for readers that are not shown it (what
-TensorBoard's data provider gives to plugins), an empty tensor ``lightning_geo/<name>/session``. As long as a
-run has no sample, each one that was dropped leaves its number and the reason, as JSON in
-``lightning_geo/<name>/dropped``: the monitor was there.
+A resumed run begins with an empty tensor ``lightning_geo/<name>/session``: what the monitor wrote before at
+or after its step is void. As long as a run has no sample, each one that was dropped leaves its number and the
+reason, as JSON in ``lightning_geo/<name>/dropped``: the monitor was there.
 """
 
 from __future__ import annotations
@@ -34,8 +33,7 @@ __all__ = [
     "parse_dropped",
     "parse_record",
     "record_event",
-    "session_events",
-    "session_start",
+    "session_event",
     "session_tag",
     "started_at",
 ]
@@ -199,21 +197,26 @@ def file_version() -> Any:
     return Event(wall_time=time.time(), file_version="brain.Event:2")
 
 
-def session_start(step: int) -> Any:
-    """Return the first event of a resumed run: what was written before at or after ``step`` is void."""
-    return Event(step=step, wall_time=time.time(), session_log=SessionLog(status=SessionLog.START))
+def session_event(step: int, name: str) -> Any:
+    """Return what a resumed session of a monitor begins with: its samples at or after ``step`` are void.
 
-
-def session_events(step: int, name: str) -> list[Any]:
-    """Return what a resumed run begins with: from ``step`` on, all that was written before is void.
-
-    The session start is there twice: TensorBoard takes the first one in a directory for the run's own start.
+    No session start of TensorBoard's: that would void the user's own scalars too, whose steps may count
+    something else.
     """
     mark = Event(step=step, wall_time=time.time())
     _add(mark, session_tag(name), _to_tensor(np.zeros(0, np.float32)))
-    return [session_start(step), session_start(step), mark]
+    return mark
 
 
-def started_at(event: Any) -> int | None:
-    """Return the step of a session-start event, or None for any other event."""
-    return int(event.step) if event.session_log.status == SessionLog.START else None
+def started_at(event: Any) -> tuple[int, str | None] | None:
+    """Return the step at which a session takes over and its monitor, or None for any other event.
+
+    TensorBoard's own session start (``SummaryWriter(purge_step=)``) is one of every monitor: None.
+    """
+    if event.session_log.status == SessionLog.START:
+        return int(event.step), None
+    for value in event.summary.value:
+        parts = value.tag.split("/")
+        if len(parts) == 3 and parts[0] == PLUGIN and parts[2] == _SESSION:
+            return int(event.step), parts[1]
+    return None

@@ -17,6 +17,8 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_geo.places import place
+
 __all__ = ["Damage", "frame", "masked_crc32c", "read_frames"]
 
 _POLYNOMIAL = 0x82F63B78  # Castagnoli, bit-reversed
@@ -126,8 +128,8 @@ def read_frames(path: str | os.PathLike[str], start: int = 0) -> Iterator[bytes 
         path: An event file.
         start: Offset of the first event that is read, in bytes.
     """
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
+    with place(path).open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
         offset = start
         while offset < size:
             end = _end(file, offset)

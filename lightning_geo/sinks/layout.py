@@ -9,7 +9,6 @@ from __future__ import annotations
 import mmap
 import os
 import re
-from pathlib import Path
 from typing import Any
 
 from tensorboard.compat.proto.event_pb2 import Event
@@ -18,6 +17,7 @@ from tensorboard.compat.proto.types_pb2 import DT_STRING
 from tensorboard.plugins.custom_scalar.layout_pb2 import Chart, Layout, MultilineChartContent
 from tensorboard.plugins.custom_scalar.metadata import CONFIG_SUMMARY_TAG, create_summary_metadata
 
+from lightning_geo.places import Place, Remote, place
 from lightning_geo.schema import GeometryRecord
 from lightning_geo.sinks.frames import Damage, read_frames
 from lightning_geo.sinks.tags import group, headlines
@@ -57,7 +57,8 @@ def written_layout(directory: str | os.PathLike[str]) -> Any | None:
         directory: Directory of the run's event files; one that is not on this machine's disk has none.
     """
     found = None
-    for path in sorted(Path(directory).glob("*tfevents*")):
+    files: list[Place] = [*place(directory).glob("*tfevents*")]
+    for path in sorted(files, key=str):
         left = _count(path)
         for data in read_frames(path) if left else ():
             if isinstance(data, Damage) or _TAG not in data:
@@ -71,7 +72,10 @@ def written_layout(directory: str | os.PathLike[str]) -> Any | None:
     return found
 
 
-def _count(path: Path) -> int:
+def _count(path: Place) -> int:
+    if isinstance(path, Remote):
+        with path.open() as remote:
+            return remote.read().count(_TAG)
     if not path.stat().st_size:
         return 0
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:

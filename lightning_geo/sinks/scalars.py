@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from lightning_geo.schema import GeometryRecord
 from lightning_geo.sinks.tags import Level, scalars
 
-__all__ = ["ScalarSink"]
+__all__ = ["ScalarSink", "place_of"]
 
 
 class ScalarSink:
@@ -23,8 +24,8 @@ class ScalarSink:
         self._logger = logger
         self._name = name
         self._level = level
-        place = getattr(logger, "log_dir", None) or getattr(logger, "save_dir", None)
-        self.where = f"{type(logger).__name__}: {place}" if isinstance(place, str) else type(logger).__name__
+        place = place_of(logger, "log_dir") or place_of(logger, "save_dir")
+        self.where = type(logger).__name__ if place is None else f"{type(logger).__name__}: {place}"
 
     def write(self, record: GeometryRecord, *, final: bool = False) -> None:
         """Log one sample."""
@@ -32,3 +33,12 @@ class ScalarSink:
 
     def close(self) -> None:
         """Leave the logger open."""
+
+
+def place_of(logger: Any, name: str) -> str | None:
+    """Return a directory that a logger says it has; None where it has none, or fails when it is asked."""
+    try:
+        place = getattr(logger, name, None)
+    except Exception:  # the directory of a server that is down: its metrics may still arrive
+        return None
+    return os.fspath(place) if isinstance(place, (str, os.PathLike)) else None

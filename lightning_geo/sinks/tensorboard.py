@@ -8,7 +8,7 @@ from typing import Any
 from tensorboard.compat.proto.event_pb2 import Event
 
 from lightning_geo.schema import GeometryRecord
-from lightning_geo.sinks.events import Dropped, dropped_event, record_event, session_events
+from lightning_geo.sinks.events import Dropped, dropped_event, record_event, session_event
 from lightning_geo.sinks.layout import add_layout, charts, written_layout
 from lightning_geo.sinks.pictures import PictureSchedule, pictures, png
 from lightning_geo.sinks.tags import Level, scalars
@@ -46,10 +46,10 @@ class TensorBoardSink:
         self._with_record = with_record
         self._started = False
         if resumed_at is not None:
-            # at once: it voids all that stands in the run from its step on, what this session logs included
+            # at once: what is void ends before anything that this session writes
             writer = experiment._get_file_writer()
-            for event in session_events(resumed_at, name):
-                writer.add_event(_as_its_own(writer, event))
+            mark = _as_its_own(writer, session_event(resumed_at, name))
+            writer.add_event(mark, step=resumed_at)
             writer.flush()
         self.where = f"TensorBoard: tensorboard --logdir {experiment._get_file_writer().get_logdir()}"
 

@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from lightning_geo.places import size_of
 from lightning_geo.schema import GeometryRecord
 from lightning_geo.sinks.pictures import PictureSchedule, pictures
 from lightning_geo.sinks.tags import Level, scalars
@@ -112,7 +113,7 @@ class WandbSink:
         from lightning_geo.runs import Run
 
         where = Path(self.record_at)
-        size = sum(file.stat().st_size for file in event_files(where)[0])
+        size = sum(map(size_of, event_files(where)[0]))
         if size > _READ:
             warnings.warn(
                 f"W&B gets no report on a record of {size / 1e6:,.0f} MB, which takes a while to read. "

@@ -1,4 +1,14 @@
-"""How attention is observed: one file per way that it is computed, one for the module tree."""
+"""How attention is observed, without the model noticing.
+
+- What runs: ``tap`` (life cycle, hooks, events), ``module_stack`` and ``frames`` (modules that are running),
+  ``switches`` (what is on for the whole process meanwhile), ``training`` (which calls count).
+- Ways that attention is computed, one file each: ``sdpa``, ``routed`` (transformers), ``flex``, ``varlen``;
+  and by hand: ``products``, ``by_hand``, ``carrying``, ``terms``, ``written``; ``gathering`` joins parts.
+- What a call is, one source of evidence each, gathered in ``call_evidence``: ``tokens``, ``axes``, ``folds``,
+  ``positions``, ``origins``, ``masks``; ``documents``, ``evidence``, ``spans``, ``isolation``, ``packing``.
+- Where it goes: ``call``, ``observer``, ``coverage``; ``tree`` and ``rows`` number layers; ``search`` and
+  ``projections`` find weights; ``scaling`` and ``slopes`` act on heads and listen to their gradient.
+"""
 
 from lightning_geo.taps.call import AttentionCall, BlockCall, CallKey
 from lightning_geo.taps.coverage import UNOBSERVED, Coverage

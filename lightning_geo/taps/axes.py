@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["Axes", "UnknownAxesError", "declared_heads", "find_axes"]
+__all__ = ["Axes", "UnknownAxesError", "config_of", "declared_heads", "find_axes"]
 
 _NAMES = ("num_heads", "num_attention_heads", "n_heads", "n_head", "nhead", "nheads", "heads", "num_head",
           "attention_heads", "encoder_attention_heads", "decoder_attention_heads")  # fmt: skip
@@ -18,9 +19,17 @@ class UnknownAxesError(LookupError):
     """Nothing says which axis is heads."""
 
 
+def config_of(module: nn.Module) -> Any:
+    """A module's ``config``; None where it has none, or a property of that name fails."""
+    try:
+        return getattr(module, "config", None)
+    except Exception:
+        return None
+
+
 def declared_heads(module: nn.Module) -> int | None:
     """How many heads a module says that it has: an attribute of its own, or of its config."""
-    for holder in (module, getattr(module, "config", None)):
+    for holder in (module, config_of(module)):
         if holder is None:
             continue
         for name in _NAMES:
@@ -114,7 +123,7 @@ def find_axes(
     declared: int | None,
     tokens: Sequence[int],
     heads_first: Callable[[Tensor, int], bool | None] = lambda x, heads: None,
-    keys: int = 0,
+    key: Tensor | None = None,
 ) -> Axes:
     """Tell heads from batch in queries (or probabilities) ``[*lead, queries, columns]``.
 
@@ -128,7 +137,8 @@ def find_axes(
         declared: Heads that the module declares; None if it does not.
         tokens: How many tokens modules around the call were given, those of its layer first, from outside in.
         heads_first: Tells whether heads vary slower than sequences where both are the first of three axes.
-        keys: How many keys there are; where queries are pooled, these are the layer's tokens. 0 if unknown.
+        key: What attention was given for keys: where queries are pooled, these are the layer's tokens, and
+            where heads are grouped, they have fewer of them.
 
     Raises:
         UnknownAxesError: If nothing decides.
@@ -150,17 +160,22 @@ def find_axes(
                 "Call attention with [batch, heads, tokens, features]"
             )
         return Axes(0, heads, order) if heads > 1 else Axes(None)
-    total = math.prod(lead)
+    grouped = _axis_of_groups(lead, key, declared) if declared or len(lead) == 2 else None
+    if grouped is not None:
+        return Axes(grouped)
+    total, keys = math.prod(lead), 0 if key is None else key.shape[-2]
     counted: list[int] = []
     # the outermost module whose tokens agree with any reading decides: inner ones may be given parts
     for n in tokens:
+        if declared is None and len(lead) == 2 and lead[0] * x.shape[-1] == n != lead[0] * rows:
+            break  # or attention between channels
         if declared in (None, 1) and total * rows == n:
-            if declared is None and len(lead) == 2 and lead[1] > 1 and lead[0] * x.shape[-1] == n:
-                break  # or attention between as many channels
             return Axes(None)  # one head's rows are the tokens: there is no axis of heads
-        counted = [i for i, size in enumerate(lead) if n in (total // size * rows, total // size * keys)]
-        if counted:
+        found = [i for i, size in enumerate(lead) if n in (total // size * rows, total // size * keys)]
+        if found and (declared is None or any(lead[i] == declared for i in found)):
+            counted = found
             break
+        counted = counted or found
     if declared == 1 and (not counted or any(lead[i] == 1 for i in counted)):
         return Axes(None)
     readings = _readings(
@@ -178,6 +193,18 @@ def find_axes(
         f"which axis of {list(x.shape)} is heads cannot be told: the module {said}. Give it an attribute "
         "`num_heads`, or call attention with [batch, heads, tokens, features]"
     )
+
+
+def _axis_of_groups(lead: Sequence[int], key: Tensor | None, declared: int | None) -> int | None:
+    """The one axis of which keys have less than queries: several heads of these share one of those."""
+    if key is None or key.dim() != len(lead) + 2:
+        return None
+    fewer = [(i, n, k) for i, (n, k) in enumerate(zip(lead, key.shape, strict=False)) if n != k]
+    if len(fewer) != 1:
+        return None
+    ((axis, queries, keys),) = fewer
+    shared = keys > 0 and queries % keys == 0 and (axis > 0 or keys > 1)  # else one sequence of keys for all
+    return axis if shared and declared in (None, queries) else None
 
 
 def _readings(lead: Sequence[int], declared: int | None, counted: list[int], *, whole: bool) -> list[Axes]:

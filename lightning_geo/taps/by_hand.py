@@ -82,6 +82,12 @@ class Softmax:
     emitted: bool = False
     used: bool = False
 
+    def let_go(self) -> None:
+        """Drop every tensor: what is known of the probabilities lives as long as they do, in a graph say."""
+        nothing = self.scores.new_empty(0)
+        self.scores, self.query, self.key, self.given = nothing, None, None, (nothing, nothing)
+        self.known = replace(self.known, product=None, parts=(), given=self.given, terms=())
+
 
 @dataclass(frozen=True)
 class Probabilities:
@@ -168,14 +174,14 @@ class SoftmaxTracer:
     # -- products
 
     def _product(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> None:
-        product = product_of(func, args, kwargs, result)
+        product = product_of(func, args, kwargs)
         known = [
             self._known.get(x) for x in (tensors_in(args, kwargs) if product is None else product.factors)
         ]
         for side, probabilities in enumerate(known):
             if isinstance(probabilities, Probabilities):
                 rows, columns = probabilities.rows, probabilities.columns
-                found = None if product is None else product.with_values(side, rows, columns)
+                found = None if product is None else product.with_values(result, side, rows, columns)
                 if found is not None:
                     value, output = found if probabilities.whole else (None, None)
                     self._multiplied(probabilities, value, output, result)
@@ -194,8 +200,12 @@ class SoftmaxTracer:
         for softmax in fresh:
             softmax.emitted = True
         self._waiting = [softmax for softmax in self._waiting if not softmax.emitted]
-        if fresh:
-            self.emit(WrittenAttention(fresh, value, output, product))
+        try:
+            if fresh:
+                self.emit(WrittenAttention(fresh, value, output, product))
+        finally:
+            for softmax in fresh:
+                softmax.let_go()
 
     # -- softmax
 

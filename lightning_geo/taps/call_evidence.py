@@ -74,14 +74,14 @@ class CallEvidence:
             self._origins.attended(query, result)
         return known
 
-    def axes(self, x: Tensor, keys: int, stack: ModuleStack) -> Axes:
-        """Which axis of queries ``[*lead, Nq, D]`` is heads, which attend to so many keys.
+    def axes(self, x: Tensor, key: Tensor | None, stack: ModuleStack) -> Axes:
+        """Which axis of queries ``[*lead, Nq, D]`` (or of scores) is heads, by their keys too.
 
         Raises:
             UnknownAxesError: If nothing tells.
         """
         declared = next((n for f in reversed(stack.inside()) if (n := declared_heads(f.module))), None)
-        return find_axes(x, declared, tokens_in(stack.outwards(), x), self._folds.heads_first, keys)
+        return find_axes(x, declared, tokens_in(stack.outwards(), x), self._folds.heads_first, key)
 
     def place(self, held: Held, stack: ModuleStack) -> None:
         """Tell self-attention from cross-attention, and where queries stand; lay out the masks."""

@@ -11,6 +11,7 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from lightning_geo.kernels import HIDDEN_BELOW, BlockRule
 from lightning_geo.taps.axes import Axes
+from lightning_geo.taps.tensor_table import TensorTable
 
 __all__ = ["MaskReader", "keys_seen", "rows_of", "visible", "with_hidden"]
 
@@ -58,11 +59,13 @@ def with_hidden(mask: Tensor) -> Tensor:
 class MaskReader:
     """Reads each mask once, however many layers are given it.
 
-    Masks are told apart by identity and version; those that a model makes anew for each layer are read anew.
+    Masks are told apart by identity and version; those that a model makes anew for each layer are read anew,
+    and forgotten with them.
     """
 
     def __init__(self) -> None:
-        self._read: dict[tuple[str, int, int], tuple[Any, Any]] = {}
+        #: what was asked -> mask -> its version then, and the answer
+        self._read: dict[str, TensorTable[tuple[int, Any]]] = {}
 
     def clear(self) -> None:
         """Forget the masks of the forward that ended."""
@@ -70,10 +73,13 @@ class MaskReader:
 
     def once(self, what: str, mask: Any, function: Callable[[Any], Any]) -> Any:
         """``function(mask)``, computed the first time only."""
-        key = what, id(mask), mask._version if isinstance(mask, Tensor) and not mask.is_inference() else 0
-        if key not in self._read:
-            self._read[key] = mask, function(mask)  # the mask is kept: its id must not become another's
-        return self._read[key][1]
+        table = self._read.setdefault(what, TensorTable())
+        version = mask._version if isinstance(mask, Tensor) and not mask.is_inference() else 0
+        known = table.get(mask)
+        if known is None or known[0] != version:
+            known = version, function(mask)
+            table.set(mask, known)
+        return known[1]
 
     def hiding(self, mask: Any) -> Any:
         """The mask, with -inf where it hides; bool masks and block masks as they are."""

@@ -22,12 +22,10 @@ class Product:
 
     Args:
         factors: The two tensors as they were given.
-        result: What it gave.
         letters: Of the factors and the result, as in einsum; empty for matmul.
     """
 
     factors: tuple[Tensor, Tensor]
-    result: Tensor
     letters: tuple[str, str, str] = ("", "", "")
 
     @property
@@ -51,10 +49,11 @@ class Product:
         )
         return one, two
 
-    def with_values(self, side: int, rows: int, columns: int) -> tuple[Tensor, Tensor] | None:
+    def with_values(self, result: Tensor, side: int, rows: int, columns: int) -> tuple[Tensor, Tensor] | None:
         """What probabilities were multiplied with, if the factor ``side`` is that.
 
         Args:
+            result: What the product gave.
             side: Which of the factors holds probabilities.
             rows: Its axis of queries.
             columns: Its axis of keys.
@@ -66,8 +65,8 @@ class Product:
         other = self.factors[1 - side]
         if not self.letters[0]:
             if (side, rows, columns) == (0, -2, -1):
-                return other, self.result
-            return (other.mT, self.result.mT) if (side, rows, columns) == (1, -1, -2) else None
+                return other, result
+            return (other.mT, result.mT) if (side, rows, columns) == (1, -1, -2) else None
         mine, theirs, out = self.letters[side], self.letters[1 - side], self.letters[2]
         row, column = mine[rows], mine[columns]
         feature = set(theirs) & set(out) - set(mine)
@@ -79,7 +78,7 @@ class Product:
         (feature_letter,) = feature
         return (
             _arranged(other, theirs, lead, column + feature_letter),
-            _arranged(self.result, out, lead, row + feature_letter),
+            _arranged(result, out, lead, row + feature_letter),
         )
 
     def _own(self, side: int) -> str:
@@ -93,21 +92,21 @@ def is_product(func: Any) -> bool:
     return func in _PRODUCTS
 
 
-def product_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> Product | None:
+def product_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Product | None:
     """Read a product; None where it is none of two batches of matrices."""
     given = [*args, *kwargs.values()]
     if func is torch.einsum:
         operands = given[1] if isinstance(given[1], (list, tuple)) else given[1:]
-        return _einsum(given[0], operands, result) if isinstance(given[0], str) else None
+        return _einsum(given[0], operands) if isinstance(given[0], str) else None
     if func in _ADDING:
         given = given[1:]
     factors = [x for x in given if isinstance(x, Tensor) and x.dim() >= 3]
     if func is Tensor.__rmatmul__:
         factors.reverse()
-    return Product((factors[0], factors[1]), result) if len(factors) == 2 else None
+    return Product((factors[0], factors[1])) if len(factors) == 2 else None
 
 
-def _einsum(equation: str, operands: Any, result: Tensor) -> Product | None:
+def _einsum(equation: str, operands: Any) -> Product | None:
     names, arrow, out = equation.replace(" ", "").partition("->")
     letters = names.split(",")
     if not arrow or len(operands) != 2 or not all(c.isalpha() for c in "".join([*letters, out])):
@@ -119,7 +118,7 @@ def _einsum(equation: str, operands: Any, result: Tensor) -> Product | None:
     own = len(one & whole - two), len(two & whole - one)
     if min(own) != 1 or len(one & two - whole) != 1:  # else the leading axes would not be the same
         return None
-    return Product((operands[0], operands[1]), result, (letters[0], letters[1], out))
+    return Product((operands[0], operands[1]), (letters[0], letters[1], out))
 
 
 def _arranged(x: Tensor, letters: str, lead: str, last: str) -> Tensor:

@@ -22,19 +22,19 @@ MULTI_HEAD = inspect.signature(F.multi_head_attention_forward)
 
 
 def sdpa_call(
-    axes: Callable[[Tensor, int], Axes],
+    axes: Callable[[Tensor, Tensor], Axes],
     output: Tensor, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
     dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
 ) -> AttentionCall:  # fmt: skip
     """Translate one call of ``scaled_dot_product_attention``.
 
     Args:
-        axes: Tells which of the queries' axes is heads, given how many keys there are. The other arguments
+        axes: Tells which of the queries' axes is heads, given the keys too. The other arguments
             are the function's result and its own arguments.
     """
     if query.is_nested:
         raise UnknownAxesError("nested tensors are not read. Pad them, or use position ids that start again")
-    found = axes(query, key.shape[-2])
+    found = axes(query, key)
     mask = None if attn_mask is None else plain_mask(attn_mask)
     lengths = query.shape[-2], key.shape[-2]
     if is_causal and lengths[0] != lengths[1]:  # aligned at the top left, wherever the queries stand

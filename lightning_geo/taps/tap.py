@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, cast
 
@@ -11,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_geo.clock import Stopwatch
 from lightning_geo.complaints import let_go
 from lightning_geo.replay import device_of, replay_depth
 from lightning_geo.scripted import is_scripted
@@ -86,8 +86,8 @@ class Tap:
         self.failures: list[Exception] = []
         #: what was seen and what of it was measured
         self.coverage = Coverage()
-        #: seconds that observing took
-        self.seconds = 0.0
+        #: what observing took
+        self.stopwatch = Stopwatch()
         #: whether the model itself was called, rather than modules in it
         self.called = False
         #: whether any module takes token ids
@@ -307,6 +307,7 @@ class Tap:
             for softmax in self._tracer.unmultiplied(frame.name):
                 if softmax.place not in {key.module for key in frame.keys}:
                     self._written(WrittenAttention((softmax,)), softmax.place)
+                softmax.let_go()
 
     def _report(self, frame: Frame, output: Tensor | None) -> None:
         """Show what a module that attends was given and returned, by sequence or by document."""
@@ -343,7 +344,7 @@ class Tap:
         """A torch function returned."""
         if self.busy or not self._stack.frames:
             return result
-        started = time.perf_counter()
+        started = self.stopwatch.start()
         try:
             with torch.no_grad():
                 self._function(func, args, kwargs, result)
@@ -351,7 +352,7 @@ class Tap:
             self._leave_out(str(error))
         except Exception as error:
             self._fail(error)
-        self.seconds += time.perf_counter() - started
+        self.stopwatch.stop(started)
         if self._answer is None:
             return result
         return self._answered(result, (args, kwargs) if func is F.multi_head_attention_forward else None)
@@ -420,8 +421,8 @@ class Tap:
             self._evidence.follow(func, args, kwargs, result)
             self._tracer.see(func, args, kwargs, result)
 
-    def _axes(self, x: Tensor, keys: int) -> Axes:
-        return self._evidence.axes(x, keys, self._stack)
+    def _axes(self, x: Tensor, key: Tensor | None) -> Axes:
+        return self._evidence.axes(x, key, self._stack)
 
     def _written(self, attention: WrittenAttention, place: str | None = None) -> None:
         """An attention was recognised in products and softmaxes."""
@@ -526,7 +527,7 @@ class Tap:
     @contextlib.contextmanager
     def _observing(self) -> Iterator[None]:
         """Run our own work: without gradient, in full precision, and seen by nobody."""
-        busy, self.busy, started = self.busy, True, time.perf_counter()
+        busy, self.busy, started = self.busy, True, self.stopwatch.start()
         try:
             with contextlib.ExitStack() as stack:
                 stack.enter_context(torch.no_grad())
@@ -536,4 +537,5 @@ class Tap:
                 yield
         finally:
             self.busy = busy
-            self.seconds += 0.0 if busy else time.perf_counter() - started
+            if not busy:
+                self.stopwatch.stop(started)

@@ -19,13 +19,13 @@ __all__ = ["assembled", "written_calls"]
 
 
 def written_calls(
-    attention: WrittenAttention, axes: Callable[[Tensor, int], Axes], reader: MaskReader
+    attention: WrittenAttention, axes: Callable[[Tensor, Tensor | None], Axes], reader: MaskReader
 ) -> list[AttentionCall]:
     """One call for each softmax; values and outputs are told where there is one.
 
     Args:
         attention: What was recognised.
-        axes: Tells which axis of queries, or of scores, is heads, given how many keys there are.
+        axes: Tells which axis of queries, or of scores, is heads, given the keys too.
         reader: Of masks.
 
     Raises:
@@ -39,11 +39,14 @@ def written_calls(
 
 
 def _call(
-    softmax: Softmax, attention: WrittenAttention, axes: Callable[[Tensor, int], Axes], reader: MaskReader
+    softmax: Softmax,
+    attention: WrittenAttention,
+    axes: Callable[[Tensor, Tensor | None], Axes],
+    reader: MaskReader,
 ) -> AttentionCall:
     scores, lead = softmax.scores, softmax.scores.shape[:-2]
     query = softmax.query
-    found = axes(scores if query is None or query.shape[:-2] != lead else query, scores.shape[-1])
+    found = axes(scores if query is None or query.shape[:-2] != lead else query, softmax.key)
     if softmax.known.keys is not None and attention.value is not None:
         scores = scores[..., : attention.value.shape[-2]]  # without the columns that have no key
     whole = found(scores)

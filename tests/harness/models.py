@@ -277,7 +277,8 @@ def _index(d: Description, path: str, repeat: int) -> int | None:
     if d.tree == "repeated" and d.parts == "one":
         return repeat
     if d.tree == "attributes":
-        return None if d.crosses else "abcd".index(path[0])
+        # without a list, the attentions that are measured are numbered: channels between them have no number
+        return None if d.crosses or d.parts == "channels" else "abcd".index(path[0])
     numbers = [int(part) for part in path.split(".") if part.isdigit()]
     if d.tree == "nested":
         return 2 * numbers[0] + numbers[1]

@@ -103,8 +103,8 @@ class Watcher(pl.Callback):
         self._keep()
         self.before(trainer.global_step)
 
-    def on_train_end(self, *_: Any) -> None:
-        self._keep()
+    def on_fit_end(self, *_: Any) -> None:
+        self._keep()  # the last sample is taken after the `on_train_end` of all callbacks
 
 
 def rank() -> int:
@@ -285,6 +285,23 @@ def budget(directory: Path) -> dict[str, Any]:
     return fit(directory, monitor, Module(), steps=12)
 
 
+def scheduled(directory: Path) -> dict[str, Any]:
+    """A schedule that depends on the rank, and fails on one."""
+
+    def due(step: int) -> bool:
+        if rank() == 1 and step == 3:
+            raise RuntimeError("injected")
+        return step % 2 == rank()
+
+    return fit(directory, GeometryMonitor(schedule=due), Module())
+
+
+def unprepared(directory: Path) -> dict[str, Any]:
+    """Rank 1 alone fails before the first step."""
+    with failing(Sampler, "prefer", lambda self: rank() == 1):
+        return fit(directory, GeometryMonitor(2), Module())
+
+
 SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "validation": lambda d: fit(d, GeometryMonitor(2), Module(), validate=True),
     "training": lambda d: fit(d, GeometryMonitor(2, probe_size=5), Module()),
@@ -314,6 +331,8 @@ SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "fails_in_first_observation": lambda d: failing_fit(d, "batch", Sampler, "_begin", at=0),
     "fails_in_packing": lambda d: failing_fit(d, "batch", SampleStatistics, "named"),
     "budget": budget,
+    "schedule": scheduled,
+    "unprepared": unprepared,
     "collectives": collectives,
     "sharded": sharded,
     "strict": strict_fit,

@@ -19,8 +19,7 @@ from lightning_geo.sinks.events import (
     PLUGIN,
     parse_record,
     record_event,
-    session_events,
-    session_start,
+    session_event,
     session_tag,
     started_at,
 )
@@ -127,18 +126,17 @@ def test_a_newer_format_says_so() -> None:
         parse_record(event)
 
 
-def test_a_session_begins_with_tensorboards_mark_and_one_that_its_data_provider_shows() -> None:
-    first, second, mark = map(through_the_wire, session_events(100, "geometry"))
-    assert started_at(first) == started_at(second) == 100  # TensorBoard passes over the first in a directory
+def test_a_session_begins_with_a_mark_of_the_monitors_own() -> None:
+    mark = through_the_wire(session_event(100, "geometry"))
     (value,) = mark.summary.value
     assert (mark.step, value.tag) == (100, session_tag("geometry"))
     assert value.metadata.plugin_data.plugin_name == PLUGIN
     assert value.metadata.data_class == DATA_CLASS_TENSOR
+    assert not mark.HasField("session_log")  # at which TensorBoard drops the user's own scalars too
     assert parse_record(mark) is None
-    assert started_at(mark) is None
+    assert started_at(mark) == (100, "geometry")
 
 
-def test_a_session_start_is_tensorboards() -> None:
-    event = through_the_wire(session_start(100))
-    assert event.session_log.status == SessionLog.START
-    assert started_at(event) == event.step == 100
+def test_tensorboards_session_start_is_one_of_all_monitors() -> None:
+    event = through_the_wire(Event(step=100, session_log=SessionLog(status=SessionLog.START)))
+    assert started_at(event) == (100, None)

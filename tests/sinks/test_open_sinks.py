@@ -31,7 +31,7 @@ def event_files(directory: Path) -> list[Path]:
 
 
 def test_without_a_logger_the_record_is_in_the_directory(tmp_path: Path) -> None:
-    sinks = open_sinks([], directory=tmp_path / "records")
+    sinks = open_sinks([], directory=lambda: tmp_path / "records")
     assert kinds(sinks) == ["RecordFile"]
     assert sinks[0].where == f"record: {tmp_path / 'records'}"
     write_all(sinks)
@@ -44,7 +44,7 @@ def test_without_a_logger_and_a_directory_there_is_nothing() -> None:
 
 def test_a_loggers_own_directory_comes_before_the_given_one(tmp_path: Path) -> None:
     logger = CSVLogger(tmp_path)
-    sinks = open_sinks([logger], directory=tmp_path / "records")
+    sinks = open_sinks([logger], directory=lambda: tmp_path / "records")
     assert kinds(sinks) == ["ScalarSink", "RecordFile"]
     write_all(sinks)
     assert not (tmp_path / "records").exists()
@@ -54,7 +54,7 @@ def test_a_loggers_own_directory_comes_before_the_given_one(tmp_path: Path) -> N
 @pytest.mark.parametrize("order", [[0, 1], [1, 0]])
 def test_tensorboard_holds_the_record_whatever_the_order(tmp_path: Path, order: list[int]) -> None:
     loggers = [TensorBoardLogger(tmp_path / "tb"), CSVLogger(tmp_path / "csv")]
-    sinks = open_sinks([loggers[n] for n in order], directory=tmp_path / "records")
+    sinks = open_sinks([loggers[n] for n in order], directory=lambda: tmp_path / "records")
     assert sorted(kinds(sinks)) == ["ScalarSink", "TensorBoardSink"]
     write_all(sinks)
     assert {file.parent for file in event_files(tmp_path)} == {Path(loggers[0].log_dir)}
@@ -87,7 +87,7 @@ def test_a_logger_whose_experiment_fails_stops_no_other(tmp_path: Path) -> None:
 
 
 def test_two_monitors_keep_their_records_apart(tmp_path: Path) -> None:
-    write_all(open_sinks([], name="probe", directory=tmp_path), (0, 50, 100))
-    write_all(open_sinks([], name="train", directory=tmp_path), (0, 70))
+    write_all(open_sinks([], name="probe", directory=lambda: tmp_path), (0, 50, 100))
+    write_all(open_sinks([], name="train", directory=lambda: tmp_path), (0, 70))
     assert load_history(tmp_path, "probe").steps.tolist() == [0, 50, 100]
     assert load_history(tmp_path, "train").steps.tolist() == [0, 70]

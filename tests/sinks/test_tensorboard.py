@@ -155,24 +155,24 @@ def test_two_monitors_and_the_users_own_layout_are_all_shown(tmp_path: Path) -> 
     assert load_history(logger.log_dir, "train").keys() == ["entropy", "distance"]
 
 
-def test_a_resumed_run_takes_over_in_tensorboard_too(tmp_path: Path) -> None:
-    # killed at 160, resumed at 100, stopped at 120
+def test_a_resumed_run_takes_over_and_voids_nothing_of_the_users(tmp_path: Path) -> None:
+    # killed at 160, resumed at 100, stopped at 120; the user's steps count tokens
     first = TensorBoardLogger(tmp_path, version="run")
     (sink,) = open_sinks([first])
     for step in range(0, 161, 20):
         sink.write(make_record(step, metrics=["entropy"]))
-        first.log_metrics({"train_loss": 1.0}, step=step)
+        first.log_metrics({"train_loss": 1.0}, step=1000 * step)
     first.experiment.close()
     second = TensorBoardLogger(tmp_path, version="run")
     (sink,) = open_sinks([second], resumed_at=100)
     for step in (100, 120):
         sink.write(make_record(step, metrics=["entropy"], seed=1))
-    run = read(second.log_dir)
-    assert [step for step, _ in series(run)["geometry/entropy"]] == list(range(0, 121, 20))
-    for event in run.Tensors("lightning_geo/geometry/encoder/entropy"):
-        expected = make_record(event.step, metrics=["entropy"], seed=int(event.step >= 100))
-        np.testing.assert_array_equal(tensor_util.make_ndarray(event.tensor_proto), expected["entropy"])
-    assert [step for step, _ in series(run)["train_loss"]] == [0, 20, 40, 60, 80]
+    history, run = load_history(second.log_dir), read(second.log_dir)
+    assert history.steps.tolist() == list(range(0, 121, 20))
+    for step, entropy in zip(history.steps, history["entropy"], strict=True):
+        expected = make_record(int(step), metrics=["entropy"], seed=int(step >= 100))
+        np.testing.assert_array_equal(entropy, expected["entropy"])
+    assert [step for step, _ in series(run)["train_loss"]] == list(range(0, 160_001, 20_000))
     assert layout_of(run) == {"geometry_entropy": ["entropy"]}
 
 

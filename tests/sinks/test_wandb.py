@@ -258,7 +258,7 @@ def test_a_resumed_run_is_read_as_one(tmp_path: Path) -> None:
 def test_beside_tensorboard_the_record_is_there_alone(tmp_path: Path) -> None:
     wandb_logger = WandbLogger(project="test", save_dir=tmp_path, offline=True)
     loggers = [wandb_logger, TensorBoardLogger(tmp_path / "tb"), CSVLogger(tmp_path / "csv")]
-    sinks = open_sinks(loggers, directory=tmp_path / "records")
+    sinks = open_sinks(loggers, directory=lambda: tmp_path / "records")
     assert [type(sink).__name__ for sink in sinks] == ["WandbSink", "TensorBoardSink", "ScalarSink"]
     for sink in sinks:
         sink.write(make_record(metrics=["entropy"]))
@@ -267,7 +267,7 @@ def test_beside_tensorboard_the_record_is_there_alone(tmp_path: Path) -> None:
 
 def test_a_disabled_run_keeps_no_record(tmp_path: Path) -> None:
     run = wandb.init(project="test", dir=tmp_path, mode="disabled")
-    sinks = open_sinks([WandbLogger(experiment=run)], directory=tmp_path / "records")
+    sinks = open_sinks([WandbLogger(experiment=run)], directory=lambda: tmp_path / "records")
     for sink in sinks:
         sink.write(make_record(metrics=["entropy"]))
     assert load_history(tmp_path / "records").steps.tolist() == [0]

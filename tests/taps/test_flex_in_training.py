@@ -61,7 +61,7 @@ def test_samples_are_right_and_training_is_as_without(tmp_path: Path, source: st
     module, watched = train(tmp_path / "watched", kind, monitor)
     assert_same(watched, alone)
     assert traces(module) == []
-    history = load_history(tmp_path / "watched" / "lightning_geo")
+    history = load_history(tmp_path / "watched" / "lightning_geo" / "version_0")
     x = torch.stack(DATA[:4])
     for layer, found in zip(module.model.layers, history["entropy"][0], strict=True):
         np.testing.assert_allclose(found, entropy(probabilities(layer, x)), atol=1e-5)

@@ -16,8 +16,48 @@ export async function fetchIndex() {
   return (await get("index")).json();
 }
 
-export async function fetchFacts(run, monitor) {
+async function fetchFacts(run, monitor) {
   return (await get("facts", { run, monitor })).json();
+}
+
+/** The facts of monitors by run. What could not be had is empty, and asked for again after each `retry`. */
+export class Facts {
+  constructor(onchange, load = fetchFacts) {
+    this.onchange = onchange;
+    this.load = load;
+    this.entries = new Map();
+    this.failed = new Set();
+    this.due = new Set();
+  }
+
+  /** The facts, or null while they are loading for the first time. */
+  get(run, monitor) {
+    const key = JSON.stringify([run, monitor]);
+    if (!this.entries.has(key)) {
+      this.entries.set(key, null);
+      this._fill(key, run, monitor);
+    } else if (this.due.delete(key)) {
+      this._fill(key, run, monitor); // what is empty is shown until then: a page that flickers helps nobody
+    }
+    return this.entries.get(key);
+  }
+
+  async _fill(key, run, monitor) {
+    let facts = {}; // a record without readable facts is shown all the same
+    try {
+      facts = await this.load(run, monitor);
+    } catch {
+      this.failed.add(key);
+    }
+    this.entries.set(key, facts);
+    this.onchange();
+  }
+
+  /** TensorBoard may have been starting, or away for a moment. */
+  retry() {
+    for (const key of this.failed) this.due.add(key);
+    this.failed.clear();
+  }
 }
 
 /** How many samples of a metric to ask for. */

@@ -1,6 +1,6 @@
 // The page: what is chosen, what is loaded, and the view that shows it.
 
-import { Cache, fetchFacts, fetchIndex, limit } from "./api.js";
+import { Cache, Facts, fetchIndex, limit } from "./api.js";
 import { scale } from "./colour.js";
 import { choice, el } from "./dom.js";
 import { exportCsv, exportPng } from "./export.js";
@@ -19,7 +19,7 @@ export class App {
     this.wanted = decodeState(readView()); // what was chosen; what of it is not there (yet) gives way
     this.state = this.wanted;
     this.index = { runs: [], metrics: [] };
-    this.facts = new Map();
+    this.facts = new Facts(() => this.schedule());
     this.extents = new WeakMap();
     this.cache = new Cache(() => this.schedule());
     this.views = Object.fromEntries(Object.entries(VIEW_TYPES).map(([name, View]) => [name, new View(this)]));
@@ -72,6 +72,7 @@ export class App {
     try {
       this.index = await fetchIndex();
       this.failure = "";
+      this.facts.retry();
     } catch (error) {
       this.failure = `TensorBoard does not answer (${error.message}).`;
     }
@@ -173,16 +174,7 @@ export class App {
 
   runFacts(run) {
     const monitor = this._stack(run)?.monitor;
-    const key = JSON.stringify([run, monitor]);
-    if (!this.facts.has(key) && monitor !== undefined) {
-      this.facts.set(key, null);
-      // a record without readable facts is shown all the same
-      fetchFacts(run, monitor).catch(() => ({})).then((facts) => {
-        this.facts.set(key, facts);
-        this.schedule();
-      });
-    }
-    return this.facts.get(key) ?? null;
+    return monitor === undefined ? null : this.facts.get(run, monitor);
   }
 
   module(layer) {

@@ -1,0 +1,59 @@
+"""The time that work on a device takes."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+__all__ = ["Stopwatch", "seconds_on"]
+
+
+def seconds_on(device: torch.device) -> float:
+    """Seconds of a clock, read once the device has done what it was given.
+
+    Kernels run after the call that starts them returns: without waiting, a sample's time would be that of
+    starting its kernels, plus what training still had queued before it.
+    """
+    if device.type not in ("cpu", "meta"):
+        torch.accelerator.synchronize(device)
+    return time.perf_counter()
+
+
+class Stopwatch:
+    """Adds up the time of many short stretches of work.
+
+    On CUDA it marks the stream and waits for nothing until it is read: a wait at each stretch would slow down
+    the training that is being observed. A stream that is idle passes its marks at once, so that work of the
+    CPU counts too.
+    """
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+        self._stretches: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    def start(self) -> torch.cuda.Event | float:
+        """Begin a stretch; what is returned ends it."""
+        return _mark() if torch.cuda.is_initialized() else time.perf_counter()
+
+    def stop(self, started: torch.cuda.Event | float) -> None:
+        """End a stretch."""
+        if isinstance(started, float):
+            self._seconds += time.perf_counter() - started
+        else:
+            self._stretches.append((started, _mark()))
+
+    @property
+    def seconds(self) -> float:
+        """Of all stretches that have ended; waits for the device."""
+        stretches, self._stretches = self._stretches, []
+        for first, last in stretches:
+            last.synchronize()
+            self._seconds += first.elapsed_time(last) / 1e3
+        return self._seconds
+
+
+def _mark() -> torch.cuda.Event:
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
