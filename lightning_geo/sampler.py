@@ -522,9 +522,9 @@ class Sampler:
         except Exception as failure:
             error = failure
         if measurement is None or not whole:
-            failure = failure_of_any_rank(error)
+            reason = failure_of_any_rank(error)
             # all ranks or none go on without a probe
-            raise NoDataError(str(failure)) if any(everyones(isinstance(error, NoDataError))) else failure
+            raise NoDataError(str(reason)) if any(everyones(isinstance(error, NoDataError))) else reason
         if not self._chosen:
             self._report_unrecorded(names)
         self.prefer(names)
