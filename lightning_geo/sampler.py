@@ -498,7 +498,8 @@ class Sampler:
         """
         measurement, self._measurement, self._failure = self._measurement, None, None
         names = list(self.models)
-        self.saw_nothing = measurement is not None and not measurement.observed
+        ran = error is None or isinstance(error, LookupError)
+        self.saw_nothing = ran and measurement is not None and not measurement.observed
         try:
             if measurement is None:
                 measurement = self._begin()

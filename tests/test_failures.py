@@ -111,15 +111,14 @@ class Unrecordable(Lit):
         return self.model(**batch, extra=object()).loss  # type: ignore[no-any-return]
 
 
-class Criticised(Unrecordable):
-    """Calls a part without attention too, with what a probe can keep."""
+class Unkept(Unrecordable):
+    """The object comes with the batch, so that no probe can keep its step either."""
 
-    def __init__(self, build: Callable[[], nn.Module]) -> None:
-        super().__init__(build)
-        self.criterion = nn.Sequential(nn.Identity())
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        return {**batch, "extra": object()}
 
-    def loss(self, batch: dict[str, Tensor]) -> Tensor:
-        return self.criterion(super().loss(batch))  # type: ignore[no-any-return]
+    def loss(self, batch: dict[str, Any]) -> Tensor:
+        return self.model(**batch).loss  # type: ignore[no-any-return]
 
 
 class Extra(nn.Module):
@@ -207,7 +206,7 @@ class Case:
 
 
 ALL = list(range(STEPS + 1))
-NO_PROBE = "there is no probe: LookupError: "
+IN_VAIN = "no attention was seen in 3 samples, so that no more are taken"
 CASES = {
     "logger that raises": Case(
         "writing to Down: .* failed: ConnectionError: the server is down",
@@ -243,11 +242,11 @@ CASES = {
     ),
     "no attention": Case(
         r"a sample was dropped: LookupError: no attention was seen in .*`module=`",
-        LookupError, [], module=lambda: Lit(Headless),
+        LookupError, [], module=lambda: Lit(Headless), also=IN_VAIN,
     ),
     "no attention, batch": Case(
         r"a sample was dropped: LookupError: no attention was seen in .*`module=`",
-        LookupError, [], module=lambda: Lit(Headless), source="batch",
+        LookupError, [], module=lambda: Lit(Headless), source="batch", also=IN_VAIN,
     ),
     "unknown attention": Case(
         r"no attention could be observed in strange \(LinearAttention\): LookupError: It computes",
@@ -256,20 +255,6 @@ CASES = {
     "model that cannot be replayed": Case(
         "a sample was dropped: NotImplementedError: made for training alone",
         NotImplementedError, [], module=lambda: Lit(TrainOnly),
-    ),
-    "call by method": Case(
-        f"{NO_PROBE}the trainer has called no module that may be observed",
-        LookupError, [], module=lambda: ByMethod(bert)
-    ),
-    "call that cannot be kept": Case(
-        f"{NO_PROBE}no call could be recorded. model: an argument of type object cannot be kept "
-        r"\(`extra`\)\. Pass tensors",
-        LookupError, [], module=lambda: Unrecordable(Extra),
-    ),
-    "only what has no attention can be recorded": Case(
-        "a sample was dropped: LookupError: what was recorded shows no attention, and the rest was not. "
-        r"model: an argument of type object cannot be kept \(`extra`\)",
-        LookupError, [], module=lambda: Criticised(Extra),
     ),
 }  # fmt: skip
 
@@ -301,6 +286,33 @@ def test_said_once_while_training_goes_on(name: str, tmp_path: Path, request: py
     if name == "full disk":  # and the other destination got all
         rows = list(csv.DictReader((places[0] / "metrics.csv").open()))
         assert [int(row["step"]) for row in rows if row["geometry/entropy"]] == ALL
+
+
+@pytest.mark.parametrize("module", [lambda: ByMethod(bert), lambda: Unrecordable(Extra)])
+def test_what_cannot_be_recorded_is_shown_by_its_step(module: Callable[[], Lit], tmp_path: Path) -> None:
+    bare, watched = module(), module()
+    expected = outcome(fit(tmp_path / "bare", bare, steps=STEPS), bare)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "GeometryMonitor")
+        monitor = GeometryMonitor(1, special_token_ids=[1])
+        assert_same(outcome(fit(tmp_path, watched, monitor, steps=STEPS), watched), expected)
+    assert load_history(tmp_path / "lightning_geo" / "version_0").steps.tolist() == ALL
+    assert traces(watched) == []
+
+
+def test_without_a_call_that_begins_at_the_data_training_is_observed(tmp_path: Path) -> None:
+    bare, watched = Unkept(Extra), Unkept(Extra)
+    expected = outcome(fit(tmp_path / "bare", bare, steps=STEPS), bare)
+    said = (
+        r'nothing to replay that begins at the data: `source="batch"` is used.*of type object cannot be kept'
+    )
+    with pytest.warns(UserWarning, match=said):
+        monitor = GeometryMonitor(1, special_token_ids=[1])
+        ours = outcome(fit(tmp_path, watched, monitor, steps=STEPS), watched)
+    assert_same(ours, expected)
+    steps = load_history(tmp_path / "lightning_geo" / "version_0").steps.tolist()
+    assert steps == ALL[1:-1]
+    assert traces(watched) == []
 
 
 def test_NaN_costs_the_numbers_that_it_spoils_and_no_others(tmp_path: Path) -> None:

@@ -223,7 +223,8 @@ def test_replays_log_nothing_and_the_last_sample_is_taken(tmp_path: Path) -> Non
         said = fit(tmp_path / str(watch), lit, *[monitor] * watch)
         logged.append(float(lit.trainer.callback_metrics["norm"]))
     assert logged[0] == logged[1]
-    assert monitor.last_record is not None and monitor.last_record.step == 4
+    assert monitor.last_record is not None
+    assert monitor.last_record.step == 4
     assert not any("dropped" in line for line in said)
 
 
@@ -288,7 +289,8 @@ def test_a_replay_begins_at_the_data(kind: type[Split], tmp_path: Path) -> None:
     fit(tmp_path, lit, monitor)
     with torch.no_grad():
         expected = measure(lit.net.eval(), lit.embed(IDS[:8]), metrics=["entropy"])["entropy"]
-    assert monitor.last_record is not None and monitor.last_record.step == 4
+    assert monitor.last_record is not None
+    assert monitor.last_record.step == 4
     np.testing.assert_allclose(monitor.last_record["entropy"], expected, rtol=1e-4)
 
 
