@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lightning_geo.functional import (
@@ -16,7 +17,7 @@ from lightning_geo.functional import (
 )
 from lightning_geo.functional.attention import attention_problem
 from lightning_geo.functional.gates import gate_shares
-from lightning_geo.kernels import AttentionProblem, attention
+from lightning_geo.kernels import HIDDEN_BELOW, AttentionProblem, attention
 from lightning_geo.kernels.pairs import near_and_mutual, norm_shares
 from lightning_geo.taps import AttentionCall
 
@@ -82,15 +83,21 @@ class ObservedScores:
 
 def call_statistics(call: AttentionCall, wanted: Iterable[str], rows: Tensor | None) -> AttentionStatistics:
     """Those statistics of one observed call, of all rows or of some."""
-    query, key, masks = _attended(call)
+    query, key, masks, peak = _attended(call)
     problem = _problem(query, key, call, masks, wanted)
     # rows that were drawn here exist: to check them the host would wait for the device
-    return attention(replace(problem, rows=rows))
+    found = attention(replace(problem, rows=rows))
+    if peak is None:
+        return found
+    if rows is not None:
+        peak = peak.gather(2, rows[:, None].expand(-1, peak.shape[1], -1))
+    raised = {"logsumexp": found.logsumexp, "max_logit": found.max_logit}
+    return replace(found, **{name: x + peak for name, x in raised.items() if x is not None})
 
 
 def observed_scores(call: AttentionCall, count: int) -> ObservedScores:
     """The scores of a call's first sequences."""
-    query, keys, masks = _attended(call)
+    query, keys, masks, _ = _attended(call)
     attended = _problem(query, keys, call, masks)
     products: AttentionProblem | None = attended
     if call.scores is not None:
@@ -105,17 +112,31 @@ def observed_scores(call: AttentionCall, count: int) -> ObservedScores:
     )
 
 
-def _attended(call: AttentionCall) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
-    """Queries, keys and masks whose softmax is the call's attention."""
-    query, key, masks = call.query, call.key, call.masks
+def _attended(call: AttentionCall) -> tuple[Tensor, Tensor, tuple[Any, ...], Tensor | None]:
+    """Queries, keys and masks whose softmax is the call's attention, and [B, H, Nq] that scores lack."""
+    query, key, masks, peak = call.query, call.key, call.masks, None
     if call.scores is not None:  # they are all a mask, on products that are zero
         batch, heads, queries, keys = call.scores.shape
         query = call.scores.new_zeros(1).expand(batch, heads, queries, 1)
         key = call.scores.new_zeros(1).expand(batch, heads, keys, 1)
-        masks = (call.scores, *call.masks)
+        scores, peak = _below_peak(call.scores)
+        masks = (scores, *call.masks)
     assert query is not None
     assert key is not None
-    return query, key, masks
+    return query, key, masks, peak
+
+
+def _below_peak(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores less the largest of their row, and these.
+
+    As a mask, scores below ``HIDDEN_BELOW`` would hide their keys, and training that diverges has such. What
+    hides is told by the call's masks, and by -inf.
+    """
+    scores = scores.to(torch.float32)
+    peak = scores.amax(-1, keepdim=True)
+    peak = torch.where(peak.isfinite(), peak, 0.0)
+    below = scores - peak
+    return torch.where(below == -torch.inf, below, below.clamp(min=HIDDEN_BELOW + 1)), peak[..., 0]
 
 
 def _problem(

@@ -286,6 +286,24 @@ def test_one_attention_of_queries_and_keys_is_one_layer(attend: Callable[..., Te
         close(record, name, 0, expected)
 
 
+@pytest.mark.parametrize("offset", [0.0, -1e5])
+def test_scores_of_a_diverging_model_hide_nothing(offset: float) -> None:
+    """Far below what masks hide with, and still the softmax's own."""
+    model, x = (
+        Stack(lambda q, k, v: (scores_of(q, k) * 2000 + offset).softmax(-1) @ v),
+        torch.randn(3, 12, 32),
+    )
+    record = measure(model.eval(), x, metrics=["entropy"])
+    with torch.no_grad():
+        q, k, _ = model.layers[0].heads(x)
+    scores = (scores_of(q, k) * 2000 + offset).double()
+    assert scores.min() < -9000
+    close(record, "entropy", 0, entropy_of(scores.softmax(-1)), atol=1e-3)
+    expected = entropy_of(scores.softmax(-1)) / np.log(12)
+    close(record, "normalized_entropy", 0, expected, atol=1e-3)
+    np.testing.assert_allclose(record["max_logit"][0], scores.amax((0, 2, 3)), rtol=1e-5)
+
+
 def test_learned_sinks_without_key_are_no_column() -> None:
     sinks = nn.Parameter(torch.randn(4))
 

@@ -163,7 +163,9 @@ def find_axes(
     grouped = _axis_of_groups(lead, key, declared) if declared or len(lead) == 2 else None
     if grouped is not None:
         return Axes(grouped)
-    total, keys = math.prod(lead), 0 if key is None else key.shape[-2]
+    total = math.prod(lead)
+    # of many axes that nobody declares, some fit by chance: keys may be another sequence's
+    keys = key.shape[-2] if key is not None and (declared or len(lead) == 2) else 0
     counted: list[int] = []
     # the outermost module whose tokens agree with any reading decides: inner ones may be given parts
     for n in tokens:

@@ -87,7 +87,8 @@ def tokens_in(frames: Iterable[Frame], query: Tensor | None = None) -> list[int]
                 continue
             if "mask" in name or "bias" in name or (query is not None and _is_part(x, query)):
                 continue
-            features = [x.shape[-1]] + ([x.shape[1]] if x.dim() == 4 else [])
+            # [B, N, d] or [B, H, W, d], and of images [B, d, H, W]; [B, 1, N, N] is a mask
+            features = [x.shape[-1]] + ([x.shape[1]] if x.dim() == 4 and x.shape[1] > 1 else [])
             found += [x.numel() // n for n in features if n]
         if frame.input_ids is not None:
             found.append(frame.input_ids.numel())
