@@ -303,13 +303,11 @@ def test_what_cannot_be_recorded_is_shown_by_its_step(module: Callable[[], Lit],
 def test_without_a_call_that_begins_at_the_data_training_is_observed(tmp_path: Path) -> None:
     bare, watched = Unkept(Extra), Unkept(Extra)
     expected = outcome(fit(tmp_path / "bare", bare, steps=STEPS), bare)
-    said = (
-        r'nothing to replay that begins at the data: `source="batch"` is used.*of type object cannot be kept'
-    )
+    monitor = GeometryMonitor(1, special_token_ids=[1])
+    said = 'nothing to replay that begins at the data: `source="batch"` is used.*type object cannot be kept'
     with pytest.warns(UserWarning, match=said):
-        monitor = GeometryMonitor(1, special_token_ids=[1])
-        ours = outcome(fit(tmp_path, watched, monitor, steps=STEPS), watched)
-    assert_same(ours, expected)
+        trainer = fit(tmp_path, watched, monitor, steps=STEPS)
+    assert_same(outcome(trainer, watched), expected)
     steps = load_history(tmp_path / "lightning_geo" / "version_0").steps.tolist()
     assert steps == ALL[1:-1]
     assert traces(watched) == []
