@@ -214,8 +214,9 @@ class GeometryMonitor(AnyCallback):
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy or a pickle of the monitor keeps: its arguments and its run's state, but no model."""
-        state = {**vars(self), "_sampler": None, "_pending": False}
-        return state | {"_eagerly": contextlib.ExitStack()}
+        # `log` and `log_dict` are the LightningModule's: Lightning gives them to every callback
+        state = {name: value for name, value in vars(self).items() if name not in ("log", "log_dict")}
+        return state | {"_sampler": None, "_pending": False, "_eagerly": contextlib.ExitStack()}
 
     @property
     def state_key(self) -> str:

@@ -103,12 +103,9 @@ class ProbeSource:
         with self._complaints.about("the probe could not be recorded"):
             calls = recorder.settled(sampler.divides)
             other = self._adopt(Probe.gather(calls, self._size, self._tokens))
-        calls = [] if self.probe is None else self.probe.calls
-        kept = {call.model for call in calls}
+        kept = [] if self.probe is None else self.probe.models
         self.unrecorded = {n: why for n, why in recorder.passed_over.items() if n not in kept}
-        if any(call.call.method for call in calls):
-            self.unrecorded = {}  # the LightningModule's call shows them all
-        elif recorder.passed_over_outside:
+        if recorder.passed_over_outside:
             self.unrecorded.setdefault(ITSELF, recorder.passed_over_outside)
         if self.probe is not None:
             self.stop()

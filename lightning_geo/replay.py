@@ -219,6 +219,7 @@ def _same_state(modules: list[nn.Module]) -> Iterator[None]:
     python = [m for m in modules if not is_scripted(m)]
     places = [place for m in python for place in (m._buffers, vars(m))] + [vars(m) for m in scripted]
     before = [dict(place) for place in places]
+    parameters = [(m._parameters, dict(m._parameters)) for m in python]
     values = [value for place in before for value in place.values()]
     values += [buffer for m in scripted for buffer in m.buffers(recurse=False)]
     tensors = [(x, x.clone(), x._version) for x in values if isinstance(x, Tensor) and not x.is_inference()]
@@ -226,7 +227,7 @@ def _same_state(modules: list[nn.Module]) -> Iterator[None]:
     try:
         yield
     finally:
-        for place, content in zip(places, before, strict=True):
+        for place, content in (*zip(places, before, strict=True), *parameters):
             for name in place.keys() - content.keys():
                 del place[name]
             place.update(content)

@@ -121,6 +121,8 @@ class Sampler:
         self._importance_failures: dict[str, Exception] = {}
         #: models of which the probe has no call -> why
         self._unrecorded: dict[str, str] = {}
+        #: the same, before it is known whether a call of the LightningModule shows them
+        self._lacking: dict[str, str] = {}
         #: what the last sample saw of attention, over all ranks
         self.coverage = Coverage()
         self._watching = contextlib.ExitStack()
@@ -160,12 +162,16 @@ class Sampler:
             metrics: Stored names of those that are due.
             unrecorded: Models of which no call could be recorded -> why.
         """
-        self._due, self._unrecorded, self._replaying = metrics, dict(unrecorded or {}), True
+        self._due, self._replaying = metrics, True
+        self._lacking = dict(unrecorded or {})
         try:
             measurement = self._measurement = self._begin()
             recorded_calls = (*share.uncounted, *share.calls)
             for name in self.models:
                 measurement.score(name, share.scored.get(name, share.scored.get(ITSELF, 0)))
+            # a call of the LightningModule shows them all
+            outside = any(recorded.call.method for recorded in recorded_calls)
+            self._unrecorded = {} if outside else self._lacking
             self._called = {recorded.model for recorded in recorded_calls if not recorded.call.method}
             for calls in (share.uncounted, share.calls):
                 measurement.discard_values()
@@ -187,7 +193,8 @@ class Sampler:
             if self._chosen:
                 raise
             method = calls[0][0].method
-            self._unrecorded[ITSELF] = f"{type(error).__name__}: {error} (in a replay of its {method})"
+            reason = f"{type(error).__name__}: {error} (in a replay of its {method})"
+            self._unrecorded = self._lacking | {ITSELF: reason}
 
     @property
     def _uncalled(self) -> list[str]:

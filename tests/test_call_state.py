@@ -157,9 +157,32 @@ def test_calls_with_a_cache_in_training(compiled: bool, tmp_path: Path) -> None:
     np.testing.assert_allclose(found[0], torch.special.entr(p).sum(-1).mean((1, 3)), atol=1e-4)
 
 
-def test_the_recorder_passes_over_them_and_says_why(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+def test_a_probe_of_calls_with_a_cache_is_the_step(tmp_path: Path) -> None:
+    """No probe keeps a cache; what the step computes with gradients off is no part of training."""
     alone = run(tmp_path / "alone", False)
-    monitor = GeometryMonitor(every_n_steps=1, module="model")
-    assert_same(run(tmp_path / "watched", False, monitor), alone)
+    monitor = GeometryMonitor(1, module="model", strict=True, probe_size=4)
+    assert_same(run(tmp_path / "probe", False, monitor), alone)
+    run(tmp_path / "batch", False, GeometryMonitor(1, source="batch", module="model", strict=True))
+    probe, batch = (
+        load_history(tmp_path / name / "lightning_geo" / "version_0") for name in ("probe", "batch")
+    )
+    assert probe.steps.tolist() == [0, 1, 2]
+    np.testing.assert_allclose(probe["entropy"][0], batch["entropy"][0], atol=1e-5)
+
+
+class Opaque(Prefixed):
+    """Its step needs its trainer too."""
+
+    def loss(self, batch: Any) -> Tensor:
+        assert len(self.trainer.train_dataloader) > 0
+        return super().loss(batch)
+
+
+def test_where_no_call_can_be_replayed_it_is_said_why(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    data: Any = DataLoader(torch.randint(3, 60, (12, 10)), 4)  # type: ignore[arg-type]
+    fit(tmp_path, Opaque(compiled=False), GeometryMonitor(1, module="model"), data=data, steps=3)
     said = [str(w.message) for w in recwarn if "GeometryMonitor" in str(w.message)]
-    assert any("DynamicCache cannot be kept" in text for text in said), said
+    assert any('`source="batch"` is used' in text and "training_step" in text for text in said), said
+    assert load_history(tmp_path / "lightning_geo" / "version_0").steps.tolist() == [1, 2]

@@ -44,6 +44,7 @@ from lightning_geo.taps.training import begins_training
 from lightning_geo.taps.tree import looks_like_attention, name_of
 from lightning_geo.taps.varlen import VARLEN, varlen_call, varlen_inputs
 from lightning_geo.taps.written import written_calls
+from lightning_geo.told import Fleeting
 
 __all__ = ["SCRIPTED", "Observer", "Tap"]
 
@@ -165,8 +166,8 @@ class Tap:
                 if is_scripted(module):
                     continue  # it takes no hooks
                 enter = self._harmless(self._enter(name))
-                handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
-                handles.append(module.register_forward_hook(leave, always_call=True))
+                handles.append(module.register_forward_pre_hook(Fleeting(enter), with_kwargs=True))
+                handles.append(module.register_forward_hook(Fleeting(leave), always_call=True))
             yield self
         finally:
             for handle in handles:
