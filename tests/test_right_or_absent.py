@@ -193,11 +193,12 @@ class Block(nn.Module):
     def __init__(self, attend: Callable[..., Tensor]) -> None:
         super().__init__()
         self.qkv, self.out, self.attend, self.num_heads = nn.Linear(32, 96), nn.Linear(32, 32), attend, 4
+        self.size = 8
         with torch.no_grad():
             self.qkv.weight.mul_(3)
 
     def heads(self, x: Tensor) -> Tensor:
-        return self.qkv(x).unflatten(-1, (3, 4, 8)).permute(2, 0, 3, 1, 4)
+        return self.qkv(x).unflatten(-1, (3, -1, self.size)).permute(2, 0, 3, 1, 4)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.out(self.attend(*self.heads(x)).transpose(1, 2).flatten(2))
@@ -318,6 +319,53 @@ def test_learned_sinks_without_key_are_no_column() -> None:
     p = scores_of(q.double(), k.double()).softmax(-1)
     close(record, "entropy", 0, entropy_of(p))
     close(record, "self_mass", 0, pattern_of(p, offset=0)["self_mass"])
+
+
+@pytest.mark.parametrize(
+    "hide",
+    [
+        lambda scores, hidden: scores + hidden.long() * -10_000,
+        lambda scores, hidden: scores + hidden.half() * -10_000,
+        lambda scores, hidden: torch.add(scores, hidden.float(), alpha=-1e4),
+        lambda scores, hidden: scores - 1e4 * hidden.float(),
+        lambda scores, hidden: scores.masked_fill(hidden, -1e4),
+        lambda scores, hidden: scores.where(~hidden, -100.0),
+        lambda scores, hidden: torch.where(hidden, torch.full_like(scores, -1e9), scores),
+        lambda scores, hidden: torch.minimum(scores, torch.where(hidden, -1e5, torch.inf)),
+        lambda scores, hidden: scores.index_fill(-1, torch.tensor([LENGTH - 1]), -1e4),
+    ],
+)
+def test_whatever_hides_keys_in_scores_hides_them(hide: Callable[[Tensor, Tensor], Tensor]) -> None:
+    hidden = torch.arange(LENGTH) == LENGTH - 1
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return hide(scores_of(q, k), hidden).softmax(-1) @ v
+
+    model, x = Stack(attend).eval(), torch.randn(3, LENGTH, 32)
+    record = measure(model, x, metrics=["entropy"])
+    with torch.no_grad():
+        q, k, _ = model.layers[0].heads(x)
+    p = scores_of(q.double(), k.double()).masked_fill(hidden, -torch.inf).softmax(-1)
+    real = (~hidden).expand(3, -1)  # a key that nobody sees is padding
+    close(record, "entropy", 0, entropy_of(p, real))
+    close(record, "normalized_entropy", 0, entropy_of(p, real) / np.log(LENGTH - 1))
+
+
+@pytest.mark.parametrize("rows", [False, True])
+def test_one_head_in_slices_is_one_head(rows: bool) -> None:
+    def sliced(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if rows:
+            return torch.cat([scores_of(q[:, :, i : i + 4], k).softmax(-1) @ v for i in (0, 4, 8)], dim=2)
+        return torch.cat([scores_of(q[i : i + 1], k[i : i + 1]).softmax(-1) @ v[i : i + 1] for i in range(3)])
+
+    model, x = Stack(sliced).eval(), torch.randn(3, LENGTH, 32)
+    for layer in model.layers:
+        layer.num_heads, layer.size = 1, 32
+    record = measure(model, x, metrics=["entropy"])
+    assert [stack["heads"] for stack in record.structure["stacks"].values()] == [[1, 1]]
+    with torch.no_grad():
+        q, k, _ = model.layers[0].heads(x)
+    close(record, "entropy", 0, entropy_of(scores_of(q.double(), k.double()).softmax(-1)))
 
 
 def test_attention_in_slices_of_the_batch_is_one_attention() -> None:

@@ -19,10 +19,10 @@ from lightning_geo.taps.carrying import (
     joined_rows,
     keys_before,
 )
-from lightning_geo.taps.origins import tensors_in
+from lightning_geo.taps.origins import makes_anew, tensors_in
 from lightning_geo.taps.products import Product, is_product, product_of
 from lightning_geo.taps.tensor_table import TensorTable
-from lightning_geo.taps.terms import Term, keeps_visibility, term_of
+from lightning_geo.taps.terms import Term, is_sum, keeps_visibility, term_of
 
 __all__ = ["Softmax", "SoftmaxTracer", "WrittenAttention"]
 
@@ -162,7 +162,7 @@ class SoftmaxTracer:
             given = [
                 (x, known) for x in tensors_in(args, kwargs) if (known := self._known.get(x)) is not None
             ]
-            if not given:
+            if not given or makes_anew(func):
                 return
             if func in _SOFTMAX:
                 self._softmax(args, kwargs, result)
@@ -297,9 +297,8 @@ class SoftmaxTracer:
         others = [other for y, other in given if y is not x and isinstance(other, Scores)]
         if others:  # two products are added: what hides in either hides in the sum
             terms = tuple(term for other in others for term in other.terms)
-            return replace(
-                scores, terms=scores.terms + terms, opaque=scores.opaque or any(o.opaque for o in others)
-            )
+            opaque = scores.opaque or any(o.opaque for o in others) or not is_sum(func)
+            return replace(scores, terms=scores.terms + terms, opaque=opaque)
         term = term_of(func, args, kwargs, x, (scores.first, scores.second))
         if term is not None:
             return replace(scores, terms=(*scores.terms, term))

@@ -160,13 +160,13 @@ def resolve(frame: Frame, held: list[Held], tokens: Sequence[int]) -> Resolved:
     if len(held) == 1:
         return Resolved(held)
     calls = [one.call for one in held]
-    shapes = {call.lengths for call in calls}
-    if all(call.heads == 1 for call in calls) and len(shapes) == 1:
+    covered = [call.lengths[0] * call.lengths[1] for call in calls]
+    whole = sum(covered) in tokens and not set(covered) & set(tokens)
+    if not whole and all(call.heads == 1 for call in calls) and len({call.lengths for call in calls}) == 1:
         joined = _joined_heads(calls)
         if joined is None:
             return Resolved([], reason=_HEADS)
         return Resolved([replace(held[0], call=joined, module=frame.name)])
-    whole = sum(call.lengths[0] * call.lengths[1] for call in calls) in tokens
     if whole and len({(call.heads, *call.lengths[1:]) for call in calls}) == 1:
         return Resolved(held, shares=True)
     if whole and len({call.heads for call in calls}) == 1 and all(call.scores is not None for call in calls):

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from lightning_geo.taps.tensor_table import TensorTable
 
-__all__ = ["Origin", "Origins", "tensors_in"]
+__all__ = ["Origin", "Origins", "makes_anew", "tensors_in"]
 
-#: Functions that take a tensor for its shape, type and device alone: nothing of its tokens is in the result.
+#: Nothing of a tensor's tokens is in what these make of it.
 _LIKE: frozenset[Any] = frozenset({
     torch.zeros_like, torch.ones_like, torch.empty_like, torch.full_like, torch.rand_like, torch.randn_like,
     Tensor.new_zeros, Tensor.new_ones, Tensor.new_empty, Tensor.new_full, Tensor.new_tensor,
@@ -104,7 +104,7 @@ class Origins:
         if not results:
             return
         given = list(tensors_in(args, kwargs))
-        if not given or func in _LIKE:
+        if not given or makes_anew(func):
             origin: Origin | None = Origin(_MADE, next(self._numbers))
         else:
             origin = self._of_cat(args, kwargs, given) if func in _CAT else self._of_all(given)
@@ -150,6 +150,11 @@ class Origins:
                 )  # more features of the same tokens, or parts of one sequence
             front += x.shape[dim]
         return origin._replace(front=origin.front + front)
+
+
+def makes_anew(func: Any) -> bool:
+    """Whether a torch function takes a tensor for its shape, type and device alone."""
+    return func in _LIKE
 
 
 def tensors_in(args: Iterable[Any], kwargs: dict[str, Any]) -> Iterator[Tensor]:

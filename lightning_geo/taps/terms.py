@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Term", "keeps_visibility", "term_of"]
+__all__ = ["Term", "is_sum", "keeps_visibility", "term_of"]
 
 _ADD: frozenset[Any] = frozenset({
     torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__iadd__, Tensor.__radd__,
@@ -19,6 +19,18 @@ _SUBTRACT: frozenset[Any] = frozenset({
 })  # fmt: skip
 _FILL: frozenset[Any] = frozenset({torch.masked_fill, Tensor.masked_fill, Tensor.masked_fill_})
 _WHERE: frozenset[Any] = frozenset({torch.where, Tensor.where})
+
+#: Names of functions that lay out anew, convert or squash, whatever else they are given.
+_LOOKING = frozenset({
+    "view", "reshape", "unflatten", "flatten", "squeeze", "unsqueeze", "expand", "expand_as", "repeat",
+    "permute", "transpose", "swapaxes", "swapdims", "movedim", "get", "contiguous", "clone", "detach", "to",
+    "type", "type_as", "float", "half", "bfloat16", "double", "getitem", "chunk", "split", "unbind", "narrow",
+    "select", "neg", "tanh", "requires_grad",
+})  # fmt: skip
+#: Those that multiply or divide: a product with 0 is a score of 0, which hides nothing.
+_SCALING = frozenset({
+    "mul", "imul", "rmul", "multiply", "div", "truediv", "itruediv", "divide", "true_divide",
+})  # fmt: skip
 
 #: A fill value below it hides.
 _HIDING = -50.0
@@ -47,9 +59,12 @@ def term_of(
     others = [x for x in given if isinstance(x, Tensor) and x is not scores]
     mask: Tensor | None = None
     if func in _ADD or func in _SUBTRACT:
-        if len(others) == 1 and others[0].is_floating_point() and "alpha" not in kwargs:
-            subtracted = func in _SUBTRACT and given[0] is scores
-            mask = -others[0] if subtracted else others[0]
+        if len(others) == 1 and others[0].dtype != torch.bool:  # (1 - mask) * -10000 may be whole numbers
+            factor = kwargs.get("alpha", 1) * (-1 if func in _SUBTRACT else 1)
+            if given[0] is scores:
+                mask = others[0].to(scores.dtype) * factor if factor != 1 else others[0].to(scores.dtype)
+            elif "alpha" not in kwargs:  # what is taken from has the sign that it has
+                mask = others[0].to(scores.dtype)
     elif func in _FILL and len(given) == 3:
         if _hides(given[2]):
             mask = ~given[1].bool()
@@ -64,16 +79,18 @@ def term_of(
     return Term(mask, scores.shape, axes)
 
 
+def is_sum(func: Any) -> bool:
+    """Whether it adds or subtracts."""
+    return func in _ADD or func in _SUBTRACT
+
+
 def keeps_visibility(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], scores: Tensor) -> bool:
-    """Whether a function that is no mask cannot hide keys either: it takes no other tensor of many values."""
-    name = getattr(func, "__name__", "")
-    if func in _ADD or func in _SUBTRACT or "mul" in name or "div" in name:
+    """Whether a function that is no mask is known to hide no key either: it looks, scales or squashes."""
+    name = getattr(func, "__name__", "").strip("_")
+    if name in _SCALING or func is F.dropout:
         return True
-    if func in (F.dropout, torch.clamp, Tensor.clamp):
-        return True
-    return not any(
-        isinstance(x, Tensor) and x is not scores and x.numel() > 1 for x in (*args, *kwargs.values())
-    )
+    others = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x is not scores]
+    return (name in _LOOKING or is_sum(func)) and all(x.numel() <= 1 for x in others)
 
 
 def _hides(value: Any) -> bool:
