@@ -20,7 +20,7 @@ from transformers import AutoModelForSequenceClassification
 from common import Classifier
 from finetune_bert import parser
 from lightning_geo import GeometryMonitor, apply_plan, evaluate_plan, load_history, pruning_plan
-from lightning_geo.silencing import PruningCurve
+from lightning_geo.interventions.ablation import PruningCurve
 from texts import loader, split_texts, tokenizer_of
 
 

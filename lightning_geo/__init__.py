@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning_geo import functional
-    from lightning_geo.attribution import explain
-    from lightning_geo.history import GeometryHistory, load_history
-    from lightning_geo.measure import measure
-    from lightning_geo.monitor import GeometryMonitor
-    from lightning_geo.pruned import apply_plan
-    from lightning_geo.pruning import PruningPlan, pruning_plan
-    from lightning_geo.schema import GeometryRecord
-    from lightning_geo.silencing import evaluate_plan
+    from lightning_geo.analysis.pruning import PruningPlan, pruning_plan
+    from lightning_geo.interventions.ablation import evaluate_plan
+    from lightning_geo.interventions.explanation import explain
+    from lightning_geo.interventions.head_removal import apply_plan
+    from lightning_geo.measurement.sample import measure
+    from lightning_geo.metrics.spec import GeometryRecord
+    from lightning_geo.monitor.lightning import GeometryMonitor
+    from lightning_geo.storage.history import GeometryHistory, load_history
 
 __all__ = [
     "GeometryHistory",
@@ -39,16 +39,16 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
-    "GeometryHistory": "history",
-    "GeometryMonitor": "monitor",
-    "GeometryRecord": "schema",
-    "PruningPlan": "pruning",
-    "apply_plan": "pruned",
-    "evaluate_plan": "silencing",
-    "explain": "attribution",
-    "load_history": "history",
-    "measure": "measure",
-    "pruning_plan": "pruning",
+    "GeometryHistory": "storage.history",
+    "GeometryMonitor": "monitor.lightning",
+    "GeometryRecord": "metrics.spec",
+    "PruningPlan": "analysis.pruning",
+    "apply_plan": "interventions.head_removal",
+    "evaluate_plan": "interventions.ablation",
+    "explain": "interventions.explanation",
+    "load_history": "storage.history",
+    "measure": "measurement.sample",
+    "pruning_plan": "analysis.pruning",
 }
 
 
@@ -57,7 +57,7 @@ def __getattr__(name: str) -> Any:
         home = importlib.import_module(f"{__name__}.{_HOMES[name]}")
         if name == "GeometryMonitor":
             # not kept here: a LightningCLI imported since asks whether it is a callback of its own kind
-            importlib.import_module(f"{__name__}.lightning").adopt()
+            importlib.import_module(f"{__name__}.monitor._lightning").adopt()
         return getattr(home, name)
     if name == "functional":
         return importlib.import_module(f"{__name__}.functional")

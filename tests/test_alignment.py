@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_geo.alignment import align
+from lightning_geo.analysis.alignment import align
 
 
 @given(

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from lightning_geo import explain, measure
-from lightning_geo.attribution import GEOMETRY
-from lightning_geo.cli import main
-from lightning_geo.explanation_page import explanation_page
+from lightning_geo.cli.main import main
 from lightning_geo.functional import gate_labels
-from lightning_geo.schema import GATES, MIXED
+from lightning_geo.interventions.explanation import GEOMETRY
+from lightning_geo.metrics.spec import GATES, MIXED
+from lightning_geo.report.explanation_page import explanation_page
 from lit import bert, sequences
 from same import traces
 

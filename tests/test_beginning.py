@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_geo import GeometryMonitor, load_history, measure
-from lightning_geo.probe import Probe, ProbeCall
-from lightning_geo.replay import Call
+from lightning_geo.observe.replay.undisturbed import Call
+from lightning_geo.probe.probe import Probe, ProbeCall
 from lit import fit
 
 IDS = torch.randint(0, 20, (8, 6), generator=torch.Generator().manual_seed(0))

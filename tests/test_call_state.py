@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader
 from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 
 from lightning_geo import GeometryMonitor, load_history, measure
-from lightning_geo.call_state import holds_state
-from lightning_geo.probe import ProbeCall
-from lightning_geo.replay import Call
+from lightning_geo.observe.replay.call_state import holds_state
+from lightning_geo.observe.replay.undisturbed import Call
+from lightning_geo.probe.probe import ProbeCall
 from lit import Lit, fit, gpt2
 from same import assert_same, outcome
 

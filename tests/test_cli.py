@@ -17,9 +17,9 @@ import pytest
 
 import lightning_geo
 from lightning_geo import load_history
-from lightning_geo.cli import main
-from lightning_geo.sinks.events import Dropped
-from lightning_geo.sinks.record_file import RecordFile
+from lightning_geo.cli.main import main
+from lightning_geo.storage.events import Dropped
+from lightning_geo.storage.record_file import RecordFile
 from sinks.records import make_record
 from test_runs import write
 
@@ -35,7 +35,7 @@ def runs(tmp_path: Path) -> Path:
 
 
 def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "lightning_geo.cli", *map(str, arguments)]
+    return [sys.executable, "-m", "lightning_geo.cli.main", *map(str, arguments)]
 
 
 def environment() -> dict[str, str]:

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_geo import GeometryMonitor, clock, load_history
-from lightning_geo.clock import Stopwatch, seconds_on
+from lightning_geo import GeometryMonitor, load_history
+from lightning_geo.utils import device_time as clock
+from lightning_geo.utils.device_time import Stopwatch, seconds_on
 from lit import Classifier, fit
 
 
@@ -73,7 +74,7 @@ def test_a_sample_reads_such_a_clock_at_both_ends(
     source: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     readings = iter(range(0, 10**6, 100))
-    monkeypatch.setattr("lightning_geo.monitor.seconds_on", lambda device: float(next(readings)))
+    monkeypatch.setattr("lightning_geo.monitor.lightning.seconds_on", lambda device: float(next(readings)))
     monitor = GeometryMonitor(1, source=source, metrics="entropy", strict=True)
     fit(tmp_path, Classifier(), monitor, steps=2)
     costs = load_history(tmp_path / "lightning_geo" / "version_0").facts["cost_seconds"]

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from lightning_geo import GeometryHistory, GeometryRecord
-from lightning_geo.compare import compare, subspace_distance
+from lightning_geo.analysis.comparison import compare, subspace_distance
+from lightning_geo.analysis.runs import RunError
 from lightning_geo.functional import subspace
-from lightning_geo.runs import RunError
 from sinks.records import make_record
 
 

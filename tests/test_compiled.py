@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import flex_attention
 
-from lightning_geo.compiled import as_compiled, compiles_attention, eagerly
+from lightning_geo.observe.replay.torch_compile import as_compiled, compiles_attention, eagerly
 from lit import bert
 
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_geo.compute import Computed, compute
-from lightning_geo.schema import select
-from lightning_geo.statistics import SampleStatistics
-from lightning_geo.taps import AttentionCall, CallKey, Layout
+from lightning_geo.measurement.assemble import Computed, compute
+from lightning_geo.measurement.sample_statistics import SampleStatistics
+from lightning_geo.metrics.spec import select
+from lightning_geo.observe import AttentionCall, CallKey, Layout
 
 KEYS = [CallKey(f"layers.{i}") for i in range(3)]
 

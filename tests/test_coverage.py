@@ -17,12 +17,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from lightning_geo import GeometryMonitor, GeometryRecord, load_history, measure, reduction
-from lightning_geo.measure import Measurement
-from lightning_geo.schema import select
-from lightning_geo.sinks.events import parse_record, record_event
-from lightning_geo.sinks.tags import scalars
-from lightning_geo.taps import UNOBSERVED, Coverage, Tap
+from lightning_geo import GeometryMonitor, GeometryRecord, load_history, measure
+from lightning_geo.loggers.tags import scalars
+from lightning_geo.measurement import rank_reduction as reduction
+from lightning_geo.measurement.sample import Measurement
+from lightning_geo.metrics.spec import select
+from lightning_geo.observe import UNOBSERVED, Coverage, Tap
+from lightning_geo.storage.events import parse_record, record_event
 from lit import Classifier, bert, fit, loader, sequences
 
 REASON = "Its heads cannot be told. Declare `num_heads` on the module."

@@ -18,7 +18,8 @@ import torch
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor, nn
 
-from lightning_geo import GeometryMonitor, call_statistics, load_history
+from lightning_geo import GeometryMonitor, load_history
+from lightning_geo.measurement import call_statistics
 from lit import Classifier, Lit, bert, fit, loader
 from same import assert_same, outcome, traces
 

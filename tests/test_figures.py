@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lightning_geo import figures
-from lightning_geo.figures import bars, classes, evolution, legend, lines, matrix
-from lightning_geo.sinks import pictures as loggers
-from lightning_geo.sinks.pictures import colours
+from lightning_geo.loggers import pictures as loggers
+from lightning_geo.loggers.pictures import colours
+from lightning_geo.report import figures
+from lightning_geo.report.figures import bars, classes, evolution, legend, lines, matrix
 
 _SVG = "{http://www.w3.org/2000/svg}"
 
@@ -68,7 +68,7 @@ def test_classes_have_the_colours_of_their_legend() -> None:
 
 
 def test_the_dashboard_has_the_same_colours() -> None:
-    script = (Path(figures.__file__).parent / "dashboard" / "static" / "colour.js").read_text(
+    script = (Path(figures.__file__).parents[1] / "dashboard" / "static" / "colour.js").read_text(
         encoding="utf-8"
     )
     for name, ours in (

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from lightning_geo import GeometryHistory, GeometryRecord
-from lightning_geo.findings import change_of, changes, findings, layer_changes
-from lightning_geo.runs import series
+from lightning_geo.analysis.changes import change_of, changes, findings, layer_changes
+from lightning_geo.analysis.runs import series
 
 
 def run(values: dict[str, list[object]], every: int = 10) -> GeometryHistory:

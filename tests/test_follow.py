@@ -7,10 +7,10 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_geo.follow import Follower
-from lightning_geo.sinks.events import Dropped
-from lightning_geo.sinks.frames import frame
-from lightning_geo.sinks.record_file import RecordFile
+from lightning_geo.storage.events import Dropped
+from lightning_geo.storage.follow import Follower
+from lightning_geo.storage.record_file import RecordFile
+from lightning_geo.storage.tfrecord import frame
 from sinks.records import make_record
 
 

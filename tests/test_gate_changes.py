@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from lightning_geo import GeometryHistory, GeometryRecord, functional
-from lightning_geo.commands import compare as compared
-from lightning_geo.commands import show
-from lightning_geo.compare import compare
-from lightning_geo.findings import findings
-from lightning_geo.gate_changes import different_gates, head_gates, lasting_changes
-from lightning_geo.report import report
-from lightning_geo.runs import Run
-from lightning_geo.schema import GATES, KINDS, gate_labels
+from lightning_geo.analysis.changes import findings
+from lightning_geo.analysis.comparison import compare
+from lightning_geo.analysis.gate_changes import different_gates, head_gates, lasting_changes
+from lightning_geo.analysis.runs import Run
+from lightning_geo.cli import compare as compared
+from lightning_geo.cli import show
+from lightning_geo.metrics.spec import GATES, KINDS, gate_labels
+from lightning_geo.report.page import report
 from test_report import Page
 
 OPEN, CLOSED = 0, 1

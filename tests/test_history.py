@@ -14,17 +14,17 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_geo import GeometryHistory, GeometryRecord, load_history
-from lightning_geo.schema import ROLES
-from lightning_geo.sinks import open_sinks
-from lightning_geo.sinks.events import (
+from lightning_geo.loggers import open_sinks
+from lightning_geo.metrics.spec import ROLES
+from lightning_geo.storage.events import (
     Dropped,
     dropped_event,
     file_version,
     record_event,
     session_event,
 )
-from lightning_geo.sinks.frames import frame
-from lightning_geo.sinks.record_file import RecordFile
+from lightning_geo.storage.record_file import RecordFile
+from lightning_geo.storage.tfrecord import frame
 from sinks.records import assert_same, make_record
 
 SMALL = ["entropy", "drift.query"]

@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader, default_collate
 from families.models import FAMILIES
 from families.packaged import PACKAGED
 from lightning_geo import GeometryMonitor, load_history, measure
-from lightning_geo.heads import HeadFactors, scaled_heads
-from lightning_geo.importance import ComparingLossError, NoLossError
-from lightning_geo.taps import Tap
+from lightning_geo.measurement.importance import ComparingLossError, NoLossError
+from lightning_geo.observe import Tap
+from lightning_geo.observe.heads.head_factors import HeadFactors, scaled_heads
 from lit import Causal, Classifier, Lit, bert, fit, loader, sequences
 from projections import CASES, HEADS, PROJECTIONS, by_head, weight_of
 from same import traces

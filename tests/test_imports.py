@@ -11,50 +11,50 @@ from pathlib import Path
 import pytest
 
 import lightning_geo
-from lightning_geo.sinks.record_file import RecordFile
+from lightning_geo.storage.record_file import RecordFile
 from sinks.records import make_record
 
 HEAVY = ("torch", "lightning", "pytorch_lightning", "lightning_fabric", "transformers", "wandb")
 LIGHT = [
     "lightning_geo",
-    "lightning_geo.schema",
-    "lightning_geo.catalog",
+    "lightning_geo.metrics.spec",
+    "lightning_geo.metrics.catalog",
     "lightning_geo.dashboard",
     "lightning_geo.dashboard.loader",
     "lightning_geo.dashboard.metadata",
     "lightning_geo.dashboard.plugin",
     "lightning_geo.dashboard.samples",
-    "lightning_geo.alignment",
+    "lightning_geo.analysis.alignment",
+    "lightning_geo.cli.main",
     "lightning_geo.cli",
-    "lightning_geo.commands",
-    "lightning_geo.commands.compare",
-    "lightning_geo.commands.groups",
-    "lightning_geo.commands.heads",
-    "lightning_geo.commands.show",
-    "lightning_geo.commands.tail",
-    "lightning_geo.compare",
-    "lightning_geo.figures",
-    "lightning_geo.findings",
-    "lightning_geo.follow",
-    "lightning_geo.gate_changes",
-    "lightning_geo.history",
-    "lightning_geo.pruning",
-    "lightning_geo.report",
-    "lightning_geo.report_style",
-    "lightning_geo.runs",
-    "lightning_geo.seeds",
-    "lightning_geo.tables",
-    "lightning_geo.text",
-    "lightning_geo.sinks",
-    "lightning_geo.sinks.events",
-    "lightning_geo.sinks.frames",
-    "lightning_geo.sinks.layout",
-    "lightning_geo.sinks.pictures",
-    "lightning_geo.sinks.record_file",
-    "lightning_geo.sinks.scalars",
-    "lightning_geo.sinks.tags",
-    "lightning_geo.sinks.tensorboard",
-    "lightning_geo.sinks.wandb",
+    "lightning_geo.cli.compare",
+    "lightning_geo.cli.groups",
+    "lightning_geo.cli.heads",
+    "lightning_geo.cli.show",
+    "lightning_geo.cli.tail",
+    "lightning_geo.analysis.comparison",
+    "lightning_geo.report.figures",
+    "lightning_geo.analysis.changes",
+    "lightning_geo.storage.follow",
+    "lightning_geo.analysis.gate_changes",
+    "lightning_geo.storage.history",
+    "lightning_geo.analysis.pruning",
+    "lightning_geo.report.page",
+    "lightning_geo.report.style",
+    "lightning_geo.analysis.runs",
+    "lightning_geo.analysis.seed_groups",
+    "lightning_geo.storage.tables",
+    "lightning_geo.utils.formatting",
+    "lightning_geo.loggers",
+    "lightning_geo.storage.events",
+    "lightning_geo.storage.tfrecord",
+    "lightning_geo.loggers.custom_scalars",
+    "lightning_geo.loggers.pictures",
+    "lightning_geo.storage.record_file",
+    "lightning_geo.loggers.scalars",
+    "lightning_geo.loggers.tags",
+    "lightning_geo.loggers.tensorboard",
+    "lightning_geo.loggers.wandb",
 ]
 
 
@@ -78,7 +78,7 @@ def test_the_list_of_light_modules_is_complete() -> None:
     for package in ("sinks", "commands", "dashboard"):
         modules = {f"lightning_geo.{package}.{path.stem}" for path in (folder / package).glob("[!_]*.py")}
         # to explain a prediction is to run a model
-        assert modules <= {*LIGHT, "lightning_geo.commands.explain"}
+        assert modules <= {*LIGHT, "lightning_geo.cli.explain"}
 
 
 def test_the_commands_load_nothing_heavy_when_they_run(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_the_commands_load_nothing_heavy_when_they_run(tmp_path: Path) -> None:
         run = (
             "import io, sys; from lightning_geo.cli import main; out, sys.stdout = sys.stdout, io.StringIO()"
         )
-        assert loaded_by(f"{run}; assert main({command!r}) == 0; sys.stdout = out") == set()
+        assert loaded_by(f"{run}; assert main.main({command!r}) == 0; sys.stdout = o") == set()
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_public_names_resolve_and_are_listed(name: str) -> None:
 
 
 def test_measure_is_the_function_also_after_its_module_was_imported() -> None:
-    module = importlib.import_module("lightning_geo.measure")
+    module = importlib.import_module("lightning_geo.measurement.sample")
     assert lightning_geo.measure is module.measure
     assert callable(lightning_geo.measure)
     from lightning_geo import measure
@@ -124,7 +124,7 @@ def test_measure_is_the_function_also_after_its_module_was_imported() -> None:
 
 def test_the_monitor_is_looked_up_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     # its module decides anew which Lightning it belongs to
-    module = importlib.import_module("lightning_geo.monitor")
+    module = importlib.import_module("lightning_geo.monitor.lightning")
     assert lightning_geo.GeometryMonitor is module.GeometryMonitor
     monkeypatch.setattr(module, "GeometryMonitor", int)
     assert lightning_geo.GeometryMonitor is int

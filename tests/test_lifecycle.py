@@ -22,7 +22,7 @@ from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch import Tensor, nn
 
 from lightning_geo import GeometryMonitor, load_history, measure
-from lightning_geo.sampler import Sampler
+from lightning_geo.monitor.sampler import Sampler
 from lit import Classifier, Lit, bert, fit, loader, sequences, trainer
 from same import assert_same, outcome, traces
 

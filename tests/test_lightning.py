@@ -82,7 +82,7 @@ def test_a_command_line_takes_every_argument(tmp_path: Path, wrap: Any) -> None:
     "schedule",
     [
         "programs.packages.every_third",
-        {"class_path": "lightning_geo.schedule.Schedule", "init_args": {"every_n_steps": 3}},
+        {"class_path": "lightning_geo.monitor.schedule.Schedule", "init_args": {"every_n_steps": 3}},
     ],
     ids=["a function", "an object"],
 )

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_geo import GeometryMonitor, GeometryRecord, load_history, measure
-from lightning_geo.pruning import Head
-from lightning_geo.replay import Call
-from lightning_geo.silencing import Silencer
+from lightning_geo.analysis.pruning import Head
+from lightning_geo.interventions.ablation import Silencer
+from lightning_geo.observe.replay.undisturbed import Call
 from lit import Classifier, Lit, bert, fit
 
 WIDTH = 8

@@ -3,7 +3,7 @@
 import pytest
 from torch import nn
 
-from lightning_geo.observed import candidates, check_layers, choose
+from lightning_geo.observe.module_selection import candidates, check_layers, choose
 from lit import Classifier
 
 

@@ -16,8 +16,8 @@ from torch.utils.data import default_collate
 from transformers.pytorch_utils import prune_linear_layer
 
 from lightning_geo import GeometryMonitor, load_history, measure
-from lightning_geo.catalog import CATALOG
-from lightning_geo.schema import GeometryRecord, compares_samples
+from lightning_geo.metrics.catalog import CATALOG
+from lightning_geo.metrics.spec import GeometryRecord, compares_samples
 from lit import Lit, bert, fit, sequences
 from same import records
 

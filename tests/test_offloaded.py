@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from lightning_geo import measure
-from lightning_geo.measure import Measurement
-from lightning_geo.replay import Call, device_of, undisturbed
-from lightning_geo.schema import select
-from lightning_geo.taps import Tap
+from lightning_geo.measurement.sample import Measurement
+from lightning_geo.metrics.spec import select
+from lightning_geo.observe import Tap
+from lightning_geo.observe.replay.undisturbed import Call, device_of, undisturbed
 from lit import bert, gpt2, sequences
 
 

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_geo import measure
-from lightning_geo.statistics import SampleStatistics
-from lightning_geo.taps import Tap
+from lightning_geo.measurement.sample_statistics import SampleStatistics
+from lightning_geo.observe import Tap
 from packed_models import (
     FIRST,
     LENGTHS,

@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_geo import GeometryMonitor, measure
-from lightning_geo.probe import Probe, ProbeCall, probe_from
-from lightning_geo.probe_limits import within_over_ranks
-from lightning_geo.recorder import CallRecorder
-from lightning_geo.replay import Call
+from lightning_geo.observe.replay.undisturbed import Call
+from lightning_geo.probe.limits import within_over_ranks
+from lightning_geo.probe.probe import Probe, ProbeCall, probe_from
+from lightning_geo.probe.recorder import CallRecorder
 from lit import Lit, fit
 from packed_models import FIRST, LENGTHS, assert_same, build, documents, flattened, numbers_of, padded
 

@@ -14,11 +14,11 @@ from fsspec.implementations.memory import MemoryFileSystem
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 from lightning_geo import GeometryMonitor, load_history
-from lightning_geo.cli import main
-from lightning_geo.commands.tail import newest
-from lightning_geo.follow import Follower
-from lightning_geo.places import Remote, place
-from lightning_geo.sinks.record_file import RecordFile
+from lightning_geo.cli.main import main
+from lightning_geo.cli.tail import newest
+from lightning_geo.storage.follow import Follower
+from lightning_geo.storage.places import Remote, place
+from lightning_geo.storage.record_file import RecordFile
 from lit import Classifier, fit, loader, trainer
 from sinks.records import make_record
 

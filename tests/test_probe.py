@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lightning_geo.probe import Probe, ProbeCall, probe_from
-from lightning_geo.recorder import CallRecorder
-from lightning_geo.replay import Call, undisturbed
+from lightning_geo.observe.replay.undisturbed import Call, undisturbed
+from lightning_geo.probe.probe import Probe, ProbeCall, probe_from
+from lightning_geo.probe.recorder import CallRecorder
 
 
 def call_of(rows: list[int], length: int = 6, model: str = "", pad: int = 0) -> ProbeCall:

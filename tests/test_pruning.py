@@ -22,8 +22,8 @@ from lightning_geo import (
     measure,
     pruning_plan,
 )
-from lightning_geo.cli import main
-from lightning_geo.pruning import Head
+from lightning_geo.analysis.pruning import Head
+from lightning_geo.cli.main import main
 from lit import Classifier, bert, fit, sequences
 
 

@@ -6,7 +6,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from lightning_geo.catalog import CATALOG
+from lightning_geo.metrics.catalog import CATALOG
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -11,8 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_geo.compiled import is_compiled
-from lightning_geo.replay import Call, RandomState, has_fast_path, replay_depth, undisturbed
+from lightning_geo.observe.replay.torch_compile import is_compiled
+from lightning_geo.observe.replay.undisturbed import (
+    Call,
+    RandomState,
+    has_fast_path,
+    replay_depth,
+    undisturbed,
+)
 from lit import bert
 
 

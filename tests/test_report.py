@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from lightning_geo import GeometryHistory, GeometryRecord, load_history
-from lightning_geo.findings import findings
-from lightning_geo.report import report
-from lightning_geo.runs import Run, RunError
-from lightning_geo.sinks.record_file import RecordFile
+from lightning_geo.analysis.changes import findings
+from lightning_geo.analysis.runs import Run, RunError
+from lightning_geo.report.page import report
+from lightning_geo.storage.record_file import RecordFile
 from sinks.records import make_record
 
 HOSTILE = '"><script>document.title="owned"</script><img src=x onerror="document.title=\'owned\'">'

@@ -13,7 +13,7 @@ import transformers
 from torch import Tensor, nn
 
 from lightning_geo import measure
-from lightning_geo.schema import GeometryRecord
+from lightning_geo.metrics.spec import GeometryRecord
 
 LENGTH = 12
 SMALL = {

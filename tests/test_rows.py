@@ -11,12 +11,12 @@ import torch
 from transformers import BertModel
 
 from lightning_geo import GeometryMonitor, measure
-from lightning_geo.measure import Measurement
-from lightning_geo.rows import draw_rows, variance_of_mean
-from lightning_geo.schema import GeometryRecord, is_standard_error, select, spec_of
-from lightning_geo.sinks.tags import headlines, scalars
-from lightning_geo.statistics import SampleStatistics
-from lightning_geo.taps import AttentionCall, BlockCall, CallKey, Tap
+from lightning_geo.loggers.tags import headlines, scalars
+from lightning_geo.measurement.row_sampling import draw_rows, variance_of_mean
+from lightning_geo.measurement.sample import Measurement
+from lightning_geo.measurement.sample_statistics import SampleStatistics
+from lightning_geo.metrics.spec import GeometryRecord, is_standard_error, select, spec_of
+from lightning_geo.observe import AttentionCall, BlockCall, CallKey, Tap
 from texts import bbc_news, tokenizer_of
 from texts import packaged_bert as directory
 
@@ -147,7 +147,9 @@ def ranks_and_layers(
     model = torch.nn.Linear(1, 1)
     samples = []
     for rank, mine in enumerate(calls):
-        monkeypatch.setattr("lightning_geo.statistics.rank", lambda rank=rank: rank, raising=False)
+        monkeypatch.setattr(
+            "lightning_geo.measurement.sample_statistics.rank", lambda rank=rank: rank, raising=False
+        )
         measurement = Measurement({name: Tap(model)}, select(["metric:entropy"]), max_queries=max_queries)
         samples.append(measurement._statistics[name])
         for call in mine:

@@ -10,8 +10,16 @@ import pytest
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_geo import GeometryHistory, GeometryRecord
-from lightning_geo.runs import RunError, describe_layout, find_runs, layout, names_of, open_runs, series
-from lightning_geo.sinks.record_file import RecordFile
+from lightning_geo.analysis.runs import (
+    RunError,
+    describe_layout,
+    find_runs,
+    layout,
+    names_of,
+    open_runs,
+    series,
+)
+from lightning_geo.storage.record_file import RecordFile
 from sinks.records import make_record
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_geo.schedule import OverheadBudget, Schedule, SlowClocks
+from lightning_geo.monitor.schedule import OverheadBudget, Schedule, SlowClocks
 
 
 @pytest.mark.parametrize(

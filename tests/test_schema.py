@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_geo.catalog import CATALOG
-from lightning_geo.schema import GATES, MIXED, ROLES, STAGES, GeometryRecord, lookup, select, spec_of
+from lightning_geo.metrics.catalog import CATALOG
+from lightning_geo.metrics.spec import GATES, MIXED, ROLES, STAGES, GeometryRecord, lookup, select, spec_of
 from sinks.records import make_record
 
 FAMILIES = {spec.family for spec in CATALOG.values()}

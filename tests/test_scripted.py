@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_geo import GeometryMonitor, load_history, measure
-from lightning_geo.heads import scaled_heads
-from lightning_geo.observed import candidates
-from lightning_geo.replay import undisturbed
-from lightning_geo.scripted import scripted_attention
-from lightning_geo.taps import Tap
+from lightning_geo.observe import Tap
+from lightning_geo.observe.heads.head_factors import scaled_heads
+from lightning_geo.observe.module_selection import candidates
+from lightning_geo.observe.replay.torchscript import scripted_attention
+from lightning_geo.observe.replay.undisturbed import undisturbed
 from lit import Lit, fit
 from same import assert_same, outcome
 

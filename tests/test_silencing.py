@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from families.models import FAMILIES
 from lightning_geo import PruningPlan, apply_plan, evaluate_plan
-from lightning_geo.pruning import Head, RankedHead
-from lightning_geo.replay import Call, undisturbed
-from lightning_geo.silencing import Silencer
+from lightning_geo.analysis.pruning import Head, RankedHead
+from lightning_geo.interventions.ablation import Silencer
+from lightning_geo.observe.replay.undisturbed import Call, undisturbed
 from lit import Classifier, bert, loader
 from projections import CASES, PROJECTIONS, by_head, weight_of
 from same import traces

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lightning_geo.functional import attention_statistics, cone_index, head_moments
-from lightning_geo.layer_statistics import LayerStatistics
-from lightning_geo.reduction import reduce_over_ranks
-from lightning_geo.schema import compares_samples, select
-from lightning_geo.statistics import SampleStatistics
-from lightning_geo.taps import AttentionCall, BlockCall, CallKey
+from lightning_geo.measurement.rank_reduction import reduce_over_ranks
+from lightning_geo.measurement.sample_statistics import SampleStatistics
+from lightning_geo.measurement.sums import LayerStatistics
+from lightning_geo.metrics.spec import compares_samples, select
+from lightning_geo.observe import AttentionCall, BlockCall, CallKey
 
 KEY = CallKey("layers.0.attention")
 METRICS = tuple(name for name in select() if not compares_samples(name))

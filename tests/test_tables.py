@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lightning_geo import GeometryHistory
-from lightning_geo.catalog import CATALOG
+from lightning_geo.metrics.catalog import CATALOG
 from sinks.records import make_record
 
 

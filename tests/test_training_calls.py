@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import default_collate
 
 from lightning_geo import GeometryMonitor, GeometryRecord, measure
-from lightning_geo.taps.training import begins_training
+from lightning_geo.observe.training_calls import begins_training
 from lit import Lit, bert, fit, gpt2, loader, sequences
 from same import assert_same, outcome, traces
 

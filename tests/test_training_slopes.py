@@ -20,9 +20,9 @@ from torch.utils.data import DataLoader, default_collate
 
 from families.packaged import EVERY
 from lightning_geo import GeometryMonitor, measure
-from lightning_geo.measure import Measurement
-from lightning_geo.taps import Tap
-from lightning_geo.training_slopes import TrainingSlopes
+from lightning_geo.measurement.sample import Measurement
+from lightning_geo.measurement.training_importance import TrainingSlopes
+from lightning_geo.observe import Tap
 from lit import Classifier, Lit, bert, fit, loader, sequences
 from projections import CASES
 from same import traces

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune, weight_norm
 
 from lightning_geo import GeometryMonitor
-from lightning_geo.complaints import Complaints
-from lightning_geo.replica import Replica
-from lightning_geo.told import _take_off
-from lightning_geo.twin import twin_of
+from lightning_geo.observe.replay.call_hooks import _take_off
+from lightning_geo.observe.replay.replica import Replica
+from lightning_geo.observe.replay.twin import twin_of
+from lightning_geo.utils.warn_once import Complaints
 from lit import Classifier, Lit, bert, fit
 from same import assert_same, outcome
 

@@ -16,8 +16,8 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from lightning_geo import GeometryMonitor
-from lightning_geo.catalog import CATALOG
-from lightning_geo.schema import spec_of
+from lightning_geo.metrics.catalog import CATALOG
+from lightning_geo.metrics.spec import spec_of
 from lit import Causal, Classifier, Lit, bert, fit, loader
 from same import assert_same, assert_same_records, outcome, records, traces
 

@@ -19,7 +19,7 @@ from werkzeug.wrappers import Request, Response
 
 from lightning_geo.dashboard.metadata import PLUGIN, Series, describe, parse_tag, tag_of
 from lightning_geo.dashboard.samples import in_force, pack
-from lightning_geo.sinks.events import facts_tag, session_tag
+from lightning_geo.storage.events import facts_tag, session_tag
 
 __all__ = ["GeometryPlugin"]
 
@@ -240,7 +240,7 @@ def _natural(text: str) -> list[tuple[int, str]]:
 
 def _ordered(names: Iterable[str]) -> list[str]:
     """In the order of the catalog; unknown names behind."""
-    from lightning_geo.catalog import CATALOG
+    from lightning_geo.metrics.catalog import CATALOG
 
     stored = (name for spec in CATALOG.values() for name in spec.stored_names)
     place = {name: index for index, name in enumerate(stored)}

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from lightning_geo.dashboard.metadata import Series, tag_of
-from lightning_geo.history import GeometryHistory
-from lightning_geo.schema import GeometryRecord
+from lightning_geo.metrics.spec import GeometryRecord
+from lightning_geo.storage.history import GeometryHistory
 
 __all__ = ["in_force", "pack"]
 

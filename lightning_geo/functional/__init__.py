@@ -15,9 +15,8 @@ from lightning_geo.functional.gates import gate_labels
 from lightning_geo.functional.head import complementarity, head_similarity, linear_cka, redundancy
 from lightning_geo.functional.importance import head_importance
 from lightning_geo.functional.moments import head_moments, qk_cosine
-from lightning_geo.functional.paper import von_neumann_entropy
 from lightning_geo.functional.projection import HeadReads, projection_strength
-from lightning_geo.functional.registry import METRIC_FUNCTIONS, computes, metric_function
+from lightning_geo.functional.score_spectra import von_neumann_entropy
 from lightning_geo.functional.spectrum import effective_rank, participation_ratio, stable_rank, top_share
 from lightning_geo.functional.stream import (
     kurtosis,
@@ -34,6 +33,7 @@ from lightning_geo.functional.subspace import (
 )
 from lightning_geo.functional.weights import HeadWeights
 from lightning_geo.kernels import AttentionStatistics, HeadMoments, StreamStatistics
+from lightning_geo.metrics.registry import METRIC_FUNCTIONS, computes, metric_function
 
 __all__ = [
     "METRIC_FUNCTIONS",

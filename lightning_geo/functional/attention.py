@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from lightning_geo.arguments import check_one_of
 from lightning_geo.functional._tensors import check_wanted
 from lightning_geo.kernels import (
     BACKENDS,
@@ -21,6 +20,7 @@ from lightning_geo.kernels import (
     BlockRule,
     attention,
 )
+from lightning_geo.utils.arguments import check_one_of
 
 __all__ = ["attention_statistics"]
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from lightning_geo.functional._tensors import as_float, check_mask
-from lightning_geo.functional.registry import computes
 from lightning_geo.kernels import sum_directions
+from lightning_geo.metrics.registry import computes
 
 __all__ = ["cone_index", "mean_cosine", "sum_of_directions"]
 

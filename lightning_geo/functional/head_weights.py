@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from lightning_geo.functional._tensors import as_float, exact_dtype
-from lightning_geo.kernels.scratch import scratch
-from lightning_geo.schema import ROLES
+from lightning_geo.kernels.workspace import scratch
+from lightning_geo.metrics.spec import ROLES
 
 __all__ = ["OV", "QK", "HeadWeights", "whitener"]
 

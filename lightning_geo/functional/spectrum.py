@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from lightning_geo.functional._tensors import as_float, shannon_entropy
-from lightning_geo.functional.registry import computes
+from lightning_geo.metrics.registry import computes
 
 __all__ = ["effective_rank", "participation_ratio", "stable_rank", "top_share"]
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from lightning_geo import kernels
-from lightning_geo.arguments import check_one_of
 from lightning_geo.functional._tensors import as_float, check_mask, check_wanted, masked_mean
 from lightning_geo.kernels import BACKENDS, STREAM, Backend, StreamStatistics
 from lightning_geo.kernels.vectors import token_planes
+from lightning_geo.utils.arguments import check_one_of
 
 __all__ = ["kurtosis", "mean_over_tokens", "skewness", "stream_statistics", "token_norm", "update_ratio"]
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_geo.functional._tensors import as_float, exact_dtype, exact_matmul
-from lightning_geo.functional.registry import computes
+from lightning_geo.metrics.registry import computes
 
 __all__ = ["principal_angles", "principal_subspace", "projection_similarity", "subspace_distance"]
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from lightning_geo.functional._tensors import as_float, exact_dtype
 from lightning_geo.functional.head_weights import OV, QK, HeadWeights
-from lightning_geo.functional.registry import computes
 from lightning_geo.functional.spectrum import effective_rank, stable_rank
-from lightning_geo.kernels.scratch import scratch
+from lightning_geo.kernels.workspace import scratch
+from lightning_geo.metrics.registry import computes
 
 __all__ = ["HeadWeights"]
 
@@ -141,7 +141,7 @@ def read_overlap(weights: HeadWeights, role: str) -> Tensor:
 
     Args:
         weights: With that role; where query heads share a key head, the other key heads are compared.
-        role: Of :data:`~lightning_geo.schema.ROLES`.
+        role: Of :data:`~lightning_geo.metrics.spec.ROLES`.
 
     Returns:
         ``[H]`` in [0, 1]; NaN where there is no other head.
@@ -172,7 +172,7 @@ def weight_drift(weights: HeadWeights, role: str) -> Tensor:
 
     Args:
         weights: With that role, and with ``start``.
-        role: Of :data:`~lightning_geo.schema.ROLES`.
+        role: Of :data:`~lightning_geo.metrics.spec.ROLES`.
 
     Returns:
         ``[H]`` in [0, 1]; NaN without a start of the same shape.

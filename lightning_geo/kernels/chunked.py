@@ -16,8 +16,8 @@ from torch import Tensor
 from lightning_geo.kernels.masks import HIDDEN_SCORE, bias_of, count_hidden, first_keys, is_hidden
 from lightning_geo.kernels.precision import exactly
 from lightning_geo.kernels.problem import AttentionProblem, AttentionStatistics
-from lightning_geo.kernels.scratch import scratch
 from lightning_geo.kernels.tiles import Plan, Rows, Tile
+from lightning_geo.kernels.workspace import scratch
 
 __all__ = ["TILE_SCORES", "WHOLE", "RowSums", "chunked", "statistics_by_tile"]
 

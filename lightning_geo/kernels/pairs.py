@@ -11,8 +11,8 @@ from lightning_geo.kernels.chunked import TILE_SCORES
 from lightning_geo.kernels.masks import bias_of, is_hidden
 from lightning_geo.kernels.precision import exactly
 from lightning_geo.kernels.problem import AttentionProblem
-from lightning_geo.kernels.scratch import scratch
 from lightning_geo.kernels.tiles import Plan, Rows, Tile
+from lightning_geo.kernels.workspace import scratch
 
 __all__ = ["near_and_mutual", "norm_shares", "score_histogram"]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_geo.kernels.precision import exactly
-from lightning_geo.kernels.scratch import scratch
+from lightning_geo.kernels.workspace import scratch
 
 __all__ = [
     "MOMENTS",

@@ -23,15 +23,15 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-from lightning_geo.call_statistics import observed_scores
 from lightning_geo.functional import HeadWeights
-from lightning_geo.functional.registry import metric_function
-from lightning_geo.kernels.scratch import reuse_scratch
-from lightning_geo.measure import Measurement
-from lightning_geo.probe import ProbeCall
-from lightning_geo.replay import Call, undisturbed
-from lightning_geo.schema import ROLES, compares_samples, select, spec_of
-from lightning_geo.taps import AttentionCall, Tap
+from lightning_geo.kernels.workspace import reuse_scratch
+from lightning_geo.measurement.call_statistics import observed_scores
+from lightning_geo.measurement.sample import Measurement
+from lightning_geo.metrics.registry import metric_function
+from lightning_geo.metrics.spec import ROLES, compares_samples, select, spec_of
+from lightning_geo.observe import AttentionCall, Tap
+from lightning_geo.observe.replay.undisturbed import Call, undisturbed
+from lightning_geo.probe.probe import ProbeCall
 from texts import packaged_bert
 
 #: What compares heads with each other or with the start, or sums over them.

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from lightning_geo.schema import GeometryRecord, select, spec_of
-from lightning_geo.sinks.record_file import RecordFile
+from lightning_geo.metrics.spec import GeometryRecord, select, spec_of
+from lightning_geo.storage.record_file import RecordFile
 from tensorboard_page import chromium, tensorboard_on
 
 # times every render from here on

@@ -17,8 +17,8 @@ from werkzeug.test import Client, TestResponse
 
 from lightning_geo.dashboard.loader import GeometryLoader
 from lightning_geo.dashboard.metadata import PLUGIN
-from lightning_geo.schema import GeometryRecord
-from lightning_geo.sinks.record_file import RecordFile
+from lightning_geo.metrics.spec import GeometryRecord
+from lightning_geo.storage.record_file import RecordFile
 
 PREFIX = f"/data/plugin/{PLUGIN}"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from lightning_geo.dashboard.metadata import Series, describe, parse_tag, tag_of
-from lightning_geo.schema import select, spec_of
-from lightning_geo.sinks.events import facts_tag, record_event, session_tag
+from lightning_geo.metrics.spec import select, spec_of
+from lightning_geo.storage.events import facts_tag, record_event, session_tag
 from sinks.records import make_record
 
 

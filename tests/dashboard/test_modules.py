@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import lightning_geo.dashboard
-from lightning_geo.sinks import pictures
+from lightning_geo.loggers import pictures
 
 STATIC = Path(lightning_geo.dashboard.__file__).parent / "static"
 MODULES = sorted(STATIC.glob("*.js"))

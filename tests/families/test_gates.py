@@ -16,9 +16,9 @@ from lightning_geo.functional import gate_labels
 from lightning_geo.functional.gates import THRESHOLDS
 from lightning_geo.kernels import AttentionProblem, attention
 from lightning_geo.kernels.pairs import near_and_mutual
-from lightning_geo.schema import GATES, select
-from lightning_geo.statistics import SampleStatistics
-from lightning_geo.taps import AttentionCall, CallKey
+from lightning_geo.measurement.sample_statistics import SampleStatistics
+from lightning_geo.metrics.spec import GATES, select
+from lightning_geo.observe import AttentionCall, CallKey
 
 Array = NDArray[np.float64]
 NAMES = (

@@ -14,10 +14,10 @@ from families.family import floats, text
 from families.models import FAMILIES
 from families.packaged import EVERY
 from lightning_geo import measure
-from lightning_geo.measure import Measurement
-from lightning_geo.schema import select
-from lightning_geo.statistics import SampleStatistics
-from lightning_geo.taps import Tap
+from lightning_geo.measurement.sample import Measurement
+from lightning_geo.measurement.sample_statistics import SampleStatistics
+from lightning_geo.metrics.spec import select
+from lightning_geo.observe import Tap
 
 WEIGHTS = select("weights")
 #: Ten times what was seen.

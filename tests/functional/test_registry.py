@@ -5,7 +5,6 @@ import dataclasses
 import pytest
 import torch
 
-from lightning_geo import catalog
 from lightning_geo.functional import (
     METRIC_FUNCTIONS,
     HeadMoments,
@@ -17,10 +16,11 @@ from lightning_geo.functional import (
     metric_function,
     stream_statistics,
 )
-from lightning_geo.functional.registry import reads_of
 from lightning_geo.kernels import AttentionProblem
 from lightning_geo.kernels.pairs import norm_shares
-from lightning_geo.schema import GATES, MetricSpec
+from lightning_geo.metrics import catalog
+from lightning_geo.metrics.registry import reads_of
+from lightning_geo.metrics.spec import GATES, MetricSpec
 
 BATCH, HEADS, KEY_HEADS, TOKENS, WIDTH = 2, 4, 2, 6, 5
 

@@ -27,8 +27,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_geo import GeometryMonitor, GeometryRecord
-from lightning_geo.sampler import Sampler
-from lightning_geo.statistics import SampleStatistics
+from lightning_geo.measurement.sample_statistics import SampleStatistics
+from lightning_geo.monitor.sampler import Sampler
 from lit import FIRST_TOKEN, Lit, bert, sequences, trainer
 
 WORLD_SIZE = 2

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_geo.schema import GeometryRecord, select, spec_of
+from lightning_geo.metrics.spec import GeometryRecord, select, spec_of
 
 
 def values_of(metric: str, layers: int, heads: int, seed: int) -> NDArray[np.float32]:

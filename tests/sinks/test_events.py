@@ -14,8 +14,8 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR
 from tensorboard.util import tensor_util
 
-from lightning_geo.schema import GeometryRecord, select
-from lightning_geo.sinks.events import (
+from lightning_geo.metrics.spec import GeometryRecord, select
+from lightning_geo.storage.events import (
     PLUGIN,
     parse_record,
     record_event,

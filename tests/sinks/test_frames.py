@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_file_loader import RawEventFileL
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c as slow_crc
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from lightning_geo.sinks.frames import Damage, frame, masked_crc32c, read_frames
+from lightning_geo.storage.tfrecord import Damage, frame, masked_crc32c, read_frames
 
 EVENTS = [bytes([65 + n]) * (20 + 37 * n) for n in range(5)]
 FRAMES = [frame(event) for event in EVENTS]

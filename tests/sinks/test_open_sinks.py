@@ -10,7 +10,7 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.loggers.logger import DummyLogger
 
 from lightning_geo import load_history
-from lightning_geo.sinks import open_sinks
+from lightning_geo.loggers import open_sinks
 from sinks.records import make_record
 
 

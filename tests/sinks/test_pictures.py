@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from lightning_geo.catalog import CATALOG
-from lightning_geo.schema import select, spec_of
-from lightning_geo.sinks.pictures import PictureSchedule, colours, draw, pictures, png
+from lightning_geo.loggers.pictures import PictureSchedule, colours, draw, pictures, png
+from lightning_geo.metrics.catalog import CATALOG
+from lightning_geo.metrics.spec import select, spec_of
 from sinks.records import make_record
 
 PAGE = (350, 215)  # the size at which both of TensorBoard's tabs show a picture unscaled

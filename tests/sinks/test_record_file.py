@@ -12,7 +12,7 @@ import pytest
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 
 from lightning_geo import load_history
-from lightning_geo.sinks.record_file import RecordFile
+from lightning_geo.storage.record_file import RecordFile
 from sinks.records import assert_same, make_record
 
 
@@ -76,7 +76,7 @@ def test_a_full_disk_raises_and_the_run_is_readable_once_there_is_space(tmp_path
     script = f"""
         import resource, signal
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        from lightning_geo.sinks.record_file import RecordFile
+        from lightning_geo.storage.record_file import RecordFile
         from sinks.records import make_record
         sink = RecordFile({str(tmp_path)!r}, "geometry")
         for step in range(6):

@@ -10,8 +10,8 @@ import lightning.pytorch.loggers
 import pytest
 import pytorch_lightning.loggers
 
-from lightning_geo.sinks import open_sinks
-from lightning_geo.sinks.tags import scalars
+from lightning_geo.loggers import open_sinks
+from lightning_geo.loggers.tags import scalars
 from sinks.records import make_record
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lightning_geo.catalog import CATALOG
-from lightning_geo.schema import GeometryRecord, select
-from lightning_geo.sinks.events import record_event
-from lightning_geo.sinks.pictures import pictures
-from lightning_geo.sinks.tags import scalars
+from lightning_geo.loggers.pictures import pictures
+from lightning_geo.loggers.tags import scalars
+from lightning_geo.metrics.catalog import CATALOG
+from lightning_geo.metrics.spec import GeometryRecord, select
+from lightning_geo.storage.events import record_event
 from sinks.records import make_record
 
 

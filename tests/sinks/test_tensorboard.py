@@ -20,9 +20,9 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.util import tensor_util
 
 from lightning_geo import load_history
-from lightning_geo.sinks import open_sinks
-from lightning_geo.sinks.events import Dropped
-from lightning_geo.sinks.tags import scalars
+from lightning_geo.loggers import open_sinks
+from lightning_geo.loggers.tags import scalars
+from lightning_geo.storage.events import Dropped
 from sinks.records import assert_same, make_record
 
 

@@ -17,9 +17,9 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from wandb.proto.wandb_internal_pb2 import FilesItem, Record
 
 from lightning_geo import load_history
-from lightning_geo.sinks import open_sinks
-from lightning_geo.sinks.tags import scalars
-from lightning_geo.sinks.wandb import WandbSink
+from lightning_geo.loggers import open_sinks
+from lightning_geo.loggers.tags import scalars
+from lightning_geo.loggers.wandb import WandbSink
 from sinks.records import assert_same, make_record
 
 
@@ -205,7 +205,7 @@ def test_without_a_sample_or_a_readable_record_there_is_no_report(
     sink.close()  # a run that ended before its first sample
     for each in (sink, record):
         each.write(make_record(metrics=["entropy"]))
-    monkeypatch.setattr("lightning_geo.sinks.wandb._READ", 10)
+    monkeypatch.setattr("lightning_geo.loggers.wandb._READ", 10)
     with pytest.warns(UserWarning, match="Afterwards: lightning-geo report"):
         sink.close()
     assert isinstance(sink, WandbSink)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from lightning_geo.taps.axes import Axes, UnknownAxesError, declared_heads, find_axes
-from lightning_geo.taps.folds import Folds
+from lightning_geo.observe.evidence.axes import Axes, UnknownAxesError, declared_heads, find_axes
+from lightning_geo.observe.evidence.folds import Folds
 
 SIZES = st.integers(1, 4)
 

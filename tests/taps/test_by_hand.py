@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_geo.taps import AttentionCall, BlockCall, CallKey, Tap
+from lightning_geo.observe import AttentionCall, BlockCall, CallKey, Tap
 
 
 class Nobody:

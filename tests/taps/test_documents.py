@@ -14,11 +14,18 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import create_block_mask
 
-from lightning_geo.taps import AttentionCall, documents, isolation
-from lightning_geo.taps.documents import Documents
-from lightning_geo.taps.evidence import Evidence, claimed_documents, evidence_in, flash_documents, kind_of
-from lightning_geo.taps.packing import Packing
-from lightning_geo.taps.spans import Spans, from_cumulative, from_numbers, from_positions, is_packed
+from lightning_geo.observe import AttentionCall
+from lightning_geo.observe.packed import documents, isolation
+from lightning_geo.observe.packed.claims import (
+    Evidence,
+    claimed_documents,
+    evidence_in,
+    flash_documents,
+    kind_of,
+)
+from lightning_geo.observe.packed.documents import Documents
+from lightning_geo.observe.packed.packing import Packing
+from lightning_geo.observe.packed.spans import Spans, from_cumulative, from_numbers, from_positions, is_packed
 
 # -- spans
 

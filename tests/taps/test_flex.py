@@ -15,9 +15,10 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 
 from flexible import Model, entropy, plain, probabilities
 from lightning_geo import measure
-from lightning_geo.heads import scaled_heads
-from lightning_geo.replay import undisturbed
-from lightning_geo.taps import Tap, fused_flex
+from lightning_geo.observe import Tap
+from lightning_geo.observe.attention import fused_flex
+from lightning_geo.observe.heads.head_factors import scaled_heads
+from lightning_geo.observe.replay.undisturbed import undisturbed
 from same import traces
 
 NAMES = ("setup_compilation_env", "_set_compilation_env", "flex_attention_hop", "flex_attention")

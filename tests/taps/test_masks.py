@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lightning_geo.taps.masks import MaskReader, keys_seen, with_hidden
+from lightning_geo.observe.evidence.masks import MaskReader, keys_seen, with_hidden
 
 N = 8
 

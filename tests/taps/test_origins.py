@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from lightning_geo.taps.origins import Origins
+from lightning_geo.observe.evidence.origins import Origins
 
 
 class Following(TorchFunctionMode):

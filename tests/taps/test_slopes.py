@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_geo.taps import AttentionCall, SlopeHook
+from lightning_geo.observe import AttentionCall, SlopeHook
 
 
 def call_of(output: Tensor) -> AttentionCall:

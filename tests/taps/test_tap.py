@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode
 from torch.utils.data import default_collate
 
-from lightning_geo.replay import undisturbed
-from lightning_geo.taps import AttentionCall, BlockCall, CallKey, Tap
-from lightning_geo.taps.switches import SWITCHES
+from lightning_geo.observe import AttentionCall, BlockCall, CallKey, Tap
+from lightning_geo.observe.interception import SWITCHES
+from lightning_geo.observe.replay.undisturbed import undisturbed
 from lit import bert, sequences
 from same import traces
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_geo.taps.call import AttentionCall
-from lightning_geo.taps.frames import Frame
-from lightning_geo.taps.masks import MaskReader
-from lightning_geo.taps.tokens import set_token_masks
+from lightning_geo.observe.call import AttentionCall
+from lightning_geo.observe.evidence.masks import MaskReader
+from lightning_geo.observe.evidence.tokens import set_token_masks
+from lightning_geo.observe.layers.frame import Frame
 
 REAL = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]).bool()
 OTHER = torch.tensor([[1, 0, 0, 0, 0], [1, 1, 0, 0, 0]]).bool()

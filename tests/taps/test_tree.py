@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from torch import nn
 
-from lightning_geo.taps import CallKey, lay_out
-from lightning_geo.taps.tree import clean_name
+from lightning_geo.observe import CallKey, lay_out
+from lightning_geo.observe.layers.numbering import clean_name
 
 
 def tree(**children: nn.Module) -> dict[str, nn.Module]:

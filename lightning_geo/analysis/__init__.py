@@ -1,0 +1,1 @@
+"""Runs compared and summed up from their records. No torch."""

@@ -1,0 +1,206 @@
+"""Which heads a run could do without: a plan from its record alone. No torch."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_geo.storage.history import GeometryHistory
+from lightning_geo.utils.formatting import number
+
+__all__ = ["Head", "PruningPlan", "RankedHead", "pruning_plan"]
+
+#: From this similarity (linear CKA) on, a reason names the other head.
+_ALIKE = 0.5
+
+#: From this one on, heads begin to count as the same. Less is no duplicate: in the last layer of a BERT
+#: fine-tuned on news all heads are alike by 0.9, and to remove one for it costs more than one less alike.
+_SAME = 0.95
+
+
+class Head(NamedTuple):
+    """A head of a stack, counted from 0."""
+
+    stack: str
+    layer: int
+    head: int
+
+
+@dataclass(frozen=True)
+class RankedHead:
+    """A head's place in the order of removal.
+
+    Args:
+        head: Which.
+        importance: As measured.
+        similarity: Largest linear CKA of its output with a head of its layer that is removed later, NaN where
+            there is none or none is known.
+        similar: That head's number.
+        score: What the order is by: its importance, less up to half if that other head says the same.
+        reason: In words.
+    """
+
+    head: Head
+    importance: float
+    similarity: float
+    similar: int | None
+    score: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class PruningPlan:
+    """Which heads to remove, and the order of all.
+
+    Args:
+        ranking: All heads, those to remove first.
+        count: How many to remove.
+        step: The sample's that it rests on.
+        similarities: Whether the similarity of heads is part of it; else it is importance alone.
+        structure: Heads of each layer by stack: what the plan fits.
+    """
+
+    ranking: tuple[RankedHead, ...]
+    count: int
+    step: int
+    similarities: bool
+    structure: dict[str, list[int]]
+
+    @property
+    def heads(self) -> tuple[Head, ...]:
+        """Those to remove, in order."""
+        return tuple(ranked.head for ranked in self.ranking[: self.count])
+
+    @property
+    def by_importance(self) -> tuple[Head, ...]:
+        """All heads in the order of importance alone."""
+        return tuple(r.head for r in sorted(self.ranking, key=lambda r: (r.importance, r.head)))
+
+
+def pruning_plan(history: GeometryHistory, fraction: float = 0.3) -> PruningPlan:
+    r"""Rank a run's heads by how little their removal should cost, and mark the first ones for removal.
+
+    Heads go one by one, always the one with the smallest score
+
+    .. math:: \text{importance} \cdot (1 - r / 2), \quad r = \max(0, (s - 0.95) / 0.05)
+
+    with s its similarity (linear CKA of the outputs) to the head of its layer that is most like it among
+    those still there. Of two that say the same one goes early, and the other then counts in full. A plan is
+    a guess to first order: :func:`~lightning_geo.evaluate_plan` checks it by doing.
+
+    Args:
+        history: Of a run that measured ``importance``; its last sample that has some is used, with the
+            head-pair similarities of the same sample (kept at a run's first and last sample). Without
+            these, the order is that of importance alone.
+        fraction: Share of all heads to remove.
+
+    Returns:
+        The plan; ``plan.heads`` are those to remove.
+
+    Raises:
+        TypeError: If ``fraction`` is no number.
+        ValueError: If it is not within (0, 1), or the run has no importance.
+
+    Example:
+        >>> from lightning_geo import GeometryRecord
+        >>> importance = np.array([[0.9, 1.0, 0.6, 0.7]])
+        >>> twins = np.eye(4)[None]
+        >>> twins[0, 0, 1] = twins[0, 1, 0] = 1.0
+        >>> structure = {"stacks": {"encoder": {"heads": [4]}}}
+        >>> record = GeometryRecord(
+        ...     {"encoder": {"importance": importance}}, structure, {"encoder": {"head_similarity": twins}})
+        >>> plan = pruning_plan(GeometryHistory([record]), 0.5)
+        >>> [head.head for head in plan.heads]  # of the important twins 0 and 1 the one, not both
+        [0, 2]
+    """
+    if isinstance(fraction, bool) or not isinstance(fraction, (int, float)):
+        raise TypeError(f"Expected `fraction` to be a number but got {type(fraction).__name__}.")
+    if not 0 < fraction < 1:
+        raise ValueError(f"Expected `fraction` to be a share of the heads within (0, 1) but got {fraction}.")
+    sample = _sample(history)
+    record = history.record(sample)
+    importance = {stack: arrays["importance"] for stack, arrays in record.stacks.items()
+                  if "importance" in arrays}  # fmt: skip
+    similarity = {stack: matrices["head_similarity"] for stack, matrices in record.matrices.items()
+                  if "head_similarity" in matrices}  # fmt: skip
+    known = bool(similarity) and all(stack in similarity for stack in importance)
+    ranking = _ranked(importance, similarity if known else {})
+    structure = record.structure["stacks"]
+    heads = {stack: [int(count) for count in about["heads"]] for stack, about in structure.items()}
+    count = max(1, round(fraction * len(ranking)))
+    return PruningPlan(tuple(ranking), count, record.step, known, heads)
+
+
+def _sample(history: GeometryHistory) -> int:
+    for sample in reversed(range(len(history))):
+        arrays = history.record(sample).stacks.values()
+        if any(np.isfinite(a["importance"]).any() for a in arrays if "importance" in a):
+            return sample
+    raise ValueError(
+        f"Expected `history` to hold the metric `importance` but {history.path or 'it'!r} has only "
+        f"{', '.join(history.keys()[:8])}, … Train with "
+        '`GeometryMonitor(metrics=["importance", "head", ...])`; it needs a loss (see its `loss_fn`).'
+    )
+
+
+def _ranked(importance: dict[str, NDArray[Any]], similarity: dict[str, NDArray[Any]]) -> list[RankedHead]:
+    own = {
+        Head(stack, int(layer), int(head)): float(values[layer, head])
+        for stack, values in importance.items()
+        for layer, head in np.argwhere(np.isfinite(values))
+    }
+    left: dict[tuple[str, int], set[int]] = {}
+    for head in own:
+        left.setdefault(head[:2], set()).add(head.head)
+
+    def judged(head: Head) -> tuple[float, Head, float, int | None]:
+        like, other = _most_like(head, left[head[:2]], similarity)
+        repeated = 0.0 if other is None else max(0.0, (like - _SAME) / (1 - _SAME))
+        return own[head] * (1 - repeated / 2), head, like, other
+
+    ranking, order = [], sorted(own.values())
+    twins: dict[Head, list[int]] = {}
+    waiting = [judged(head)[:2] for head in own]
+    heapq.heapify(waiting)
+    while waiting:
+        known, head = heapq.heappop(waiting)
+        score, _, like, other = judged(head)
+        if score > known:  # a head that was like it went meanwhile; scores only grow
+            heapq.heappush(waiting, (score, head))
+            continue
+        left[head[:2]].remove(head.head)
+        if other is not None and like >= _SAME:
+            twins.setdefault(head._replace(head=other), []).append(head.head)
+        reason = _reason(own[head], order, like, other, sorted(twins.get(head, [])))
+        ranking.append(RankedHead(head, own[head], like, other, score, reason))
+    return ranking
+
+
+def _most_like(head: Head, left: set[int], similarity: dict[str, NDArray[Any]]) -> tuple[float, int | None]:
+    """The head of the same layer that can best stand in, and how similar it is."""
+    if head.stack not in similarity:
+        return math.nan, None
+    row = similarity[head.stack][head.layer, head.head]
+    others = [other for other in sorted(left) if other != head.head and np.isfinite(row[other])]
+    if not others:
+        return math.nan, None
+    most = max(others, key=lambda other: row[other])
+    return float(row[most]), most
+
+
+def _reason(value: float, order: list[float], like: float, other: int | None, twins: list[int]) -> str:
+    place = order.index(value) + 1
+    middle = order[len(order) // 2]
+    times = f", {number(value / middle)} of the median" if middle else ""
+    parts = [f"importance {place} of {len(order)} from below{times}"]
+    if other is not None and like >= _ALIKE:
+        same = "says the same" if like >= _SAME else "is like it"
+        parts.append(f"head {other} {same} ({like:.2f})")
+    if twins:
+        parts.append(f"stands in for head{'s' * (len(twins) > 1)} {', '.join(map(str, twins))}")
+    return "; ".join(parts)

@@ -1,0 +1,119 @@
+"""``lightning-geo tail``: a line for each sample as it arrives."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Iterator
+
+import numpy as np
+
+from lightning_geo.analysis.runs import RunError, find_runs, opened, series
+from lightning_geo.metrics.spec import GeometryRecord
+from lightning_geo.storage.follow import Follower
+from lightning_geo.storage.history import GeometryHistory
+from lightning_geo.storage.places import Place, modified
+from lightning_geo.utils.formatting import number, plain
+
+__all__ = ["follow", "newest"]
+
+_COLUMNS = ("normalized_entropy", "cone.output", "effective_rank.output", "redundancy", "drift.output")
+_EARLIER = 10  # samples of before that are shown at the start
+_HEADER = 20  # lines between two headers
+_WIDTH = 9  # of a number
+
+
+def newest(path: str | os.PathLike[str]) -> Place:
+    """Return the run at or below a path that was written to last; the path itself where there is none yet.
+
+    Raises:
+        RunError: If the path does not exist.
+    """
+    where = opened(path)
+    if not where.exists():
+        raise RunError(f"{os.fspath(path)!r} does not exist.")
+    try:
+        runs = find_runs(path)
+    except RunError:
+        return where
+
+    def written(run: Place) -> float:
+        if run.is_file():
+            return modified(run)
+        return max((modified(file) for file in run.rglob("*tfevents*") if file.is_file()), default=0.0)
+
+    return max(runs, key=written)
+
+
+def follow(path: Place, monitor: str | None = None, interval: float = 1.0) -> Iterator[str]:
+    """Yield lines for a terminal, without end: the last samples of before, then each as it arrives.
+
+    Args:
+        path: Directory of one run, or one event file.
+        monitor: Name of the monitor; ``None`` for all.
+        interval: Seconds between two looks.
+    """
+    follower, lines = Follower(path), _Lines()
+    earlier = deque(
+        (news for news in follower.poll() if monitor in (None, news.monitor) or news.said), maxlen=_EARLIER
+    )
+    if not any(news.record for news in earlier):
+        yield f"{plain(path)}: no sample yet, waiting."
+    for news in earlier:
+        yield from [plain(news.said)] if news.record is None else lines.of(news.record)
+    while True:
+        time.sleep(interval)
+        for news in follower.poll():
+            if news.record is None:
+                yield plain(news.said)
+            elif monitor in (None, news.monitor):
+                yield from lines.of(news.record)
+
+
+class _Lines:
+    """Samples as lines of a table."""
+
+    def __init__(self) -> None:
+        self._before: GeometryRecord | None = None
+        self._columns: list[str] = []
+        self._count = 0
+
+    def of(self, record: GeometryRecord) -> Iterator[str]:
+        """Yield the header where it is due, and the sample's line."""
+        models = {of.key: float(of.model()[-1]) for of in series(GeometryHistory([record]))}
+        if not self._columns:
+            self._columns = [key for key in models if key.rpartition("/")[2] in _COLUMNS][:6]
+        if self._count % _HEADER == 0:
+            yield "    step  epoch" + "".join(plain(key).rjust(self._width(key)) for key in self._columns)
+        self._count += 1
+        cells = "".join(
+            number(models.get(key, float("nan"))).rjust(self._width(key)) for key in self._columns
+        )
+        yield f"{record.step:8}  {record.epoch:5}{cells}{self._most(record)}"
+        self._before = record
+
+    @staticmethod
+    def _width(key: str) -> int:
+        return 2 + max(len(plain(key)), _WIDTH)
+
+    def _most(self, record: GeometryRecord) -> str:
+        """Where the sample differs most from the one before, in units of the metric's spread."""
+        if self._before is None:
+            return ""
+        try:
+            two = GeometryHistory([self._before, record])
+        except ValueError:  # of another model
+            return ""
+        most, said = 0.0, ""
+        for of in series(two):
+            if of.name not in of.spec.headline or not np.isfinite(of.values[0]).any():
+                continue
+            change = np.nan_to_num(of.values[1] - of.values[0])
+            place = np.unravel_index(int(np.abs(change).argmax()), change.shape)
+            spread = float(np.nanstd(of.values[0]))
+            if spread > 1e-6 and abs(change[place]) / spread > most:
+                most = abs(float(change[place])) / spread
+                where = f"layer {place[0]}" + (f" head {place[1]}" if len(place) > 1 else "")
+                said = f"   {plain(of.key)} {where} {number(float(change[place]), signed=True)}"
+        return said

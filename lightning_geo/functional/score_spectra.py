@@ -1,0 +1,117 @@
+"""The numbers of "The geometry of BERT" (arXiv 2502.12033), without its n×n matrices."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_geo.functional._tensors import as_float, exact_dtype, shannon_entropy
+from lightning_geo.kernels.pairs import score_histogram
+from lightning_geo.metrics.registry import ObservedScores, computes
+
+__all__ = ["score_entropy", "von_neumann_entropy"]
+
+#: Bins of the histogram of scores.
+BINS = 20
+
+
+@computes("score_entropy")
+def score_entropy(scores: ObservedScores) -> Tensor:
+    r"""Shannon entropy of the histogram of all scores that a head gives in a sequence.
+
+    .. math:: -\sum_b h_b \ln h_b
+
+    h being the shares of the dot products q·k of visible pairs in 20 equal bins between the smallest and
+    the largest of them; scale and bias do not matter or are left out.
+
+    Args:
+        scores: The attention call.
+
+    Returns:
+        ``[B, H]`` in [0, ln 20]: near 0 where nearly all scores are alike but for a few far off.
+
+    Source: The geometry of BERT, arXiv 2502.12033.
+    """
+    counts = score_histogram(scores.problem, BINS)
+    return shannon_entropy(counts / counts.sum(-1, keepdim=True))
+
+
+def von_neumann_entropy(
+    query: Tensor, key: Tensor, mask: Tensor | None = None, *, symmetric: bool = False, paper: bool = False
+) -> Tensor:
+    r"""Entropy of the spectrum of the matrix of scores S = QKᵀ, or of its symmetric part (S + Sᵀ)/2.
+
+    .. math:: -\sum_i a_i \ln a_i, \quad a_i = |\lambda_i|^2 / \textstyle\sum_j |\lambda_j|^2
+
+    The non-zero eigenvalues of QKᵀ are those of the D×D KᵀQ; those of the symmetric part, ½ [Q K] [K Q]ᵀ, are
+    those of the 2D×2D ½ [K Q]ᵀ [Q K]. Causality and masks within the sequence play no part.
+
+    Args:
+        query: ``[..., n, D]``, any floating point type.
+        key: ``[..., n, D]``, of the same tokens.
+        mask: Bool ``[..., n]``, sizes equal or 1, True = real token; None if all are.
+        symmetric: Take the symmetric part.
+        paper: Normalise as the authors do, a = \|λ\| / √Σ\|λ\|², whose sum is not 1: no entropy, but what
+            they plot.
+
+    Returns:
+        ``[...]`` in nats, at most ln D (symmetric: ln 2D; with ``paper`` larger), float32 (float64 stays);
+        NaN for inputs that are not finite or zero.
+
+    Raises:
+        TypeError: If an argument is not floating point.
+        ValueError: If shapes do not fit.
+
+    Source: The geometry of BERT, arXiv 2502.12033.
+
+    Example:
+        >>> von_neumann_entropy(torch.eye(4), torch.eye(4))  # ln 4
+        tensor(1.3863)
+    """
+    query, key = as_float(query, "query", "n d"), as_float(key, "key", "n d")
+    if query.shape[-2:] != key.shape[-2:]:
+        raise ValueError(
+            "Expected `query` and `key` to be of the same tokens and size, [..., n, d], "
+            f"but got {list(query.shape)} and {list(key.shape)}."
+        )
+    dtype = query.dtype
+    query, key = (x.to(exact_dtype(x)) for x in (query, key))
+    if mask is not None:  # padding adds eigenvalues that are zero
+        query, key = (torch.where(mask[..., None], x, 0.0) for x in (query, key))
+    if symmetric:
+        left, right = torch.cat([query, key], -1), torch.cat([key, query], -1)
+        small = right.mT @ left / 2
+    else:
+        small = key.mT @ query
+    finite = small.isfinite().all((-2, -1))
+    size = torch.linalg.eigvals(torch.where(finite[..., None, None], small, 0.0)).abs()
+    total = size.square().sum(-1, keepdim=True)
+    share = size / total.sqrt() if paper else size.square() / total
+    return torch.where(finite, shannon_entropy(share), torch.nan).to(dtype)
+
+
+def _of_call(scores: ObservedScores, *, symmetric: bool, paper: bool) -> Tensor:
+    problem = scores.problem
+    key = problem.key.repeat_interleave(problem.group_size, dim=1)
+    mask = None if problem.query_mask is None else problem.query_mask[:, None]
+    return von_neumann_entropy(problem.query, key, mask, symmetric=symmetric, paper=paper)
+
+
+@computes("von_neumann_entropy")
+def _whole(scores: ObservedScores) -> Tensor:
+    return _of_call(scores, symmetric=False, paper=False)
+
+
+@computes("von_neumann_entropy.paper")
+def _whole_paper(scores: ObservedScores) -> Tensor:
+    return _of_call(scores, symmetric=False, paper=True)
+
+
+@computes("von_neumann_entropy.symmetric")
+def _symmetric(scores: ObservedScores) -> Tensor:
+    return _of_call(scores, symmetric=True, paper=False)
+
+
+@computes("von_neumann_entropy.symmetric.paper")
+def _symmetric_paper(scores: ObservedScores) -> Tensor:
+    return _of_call(scores, symmetric=True, paper=True)

@@ -1,0 +1,1 @@
+"""Acting on heads: ablation, pruning, explanation."""

@@ -1,0 +1,206 @@
+"""A plan checked by doing: quality with its heads silenced, beside random ones and importance alone."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lightning_geo.analysis.pruning import Head, PruningPlan
+from lightning_geo.observe import AttentionCall, CallKey, Tap, lay_out
+from lightning_geo.observe.heads.head_factors import scaled_heads
+from lightning_geo.observe.replay.undisturbed import Call, device_of, undisturbed
+from lightning_geo.utils.arguments import check_positive
+from lightning_geo.utils.formatting import table
+
+__all__ = ["PruningCurve", "Silencer", "evaluate_plan"]
+
+#: ``metric(output, batch)``: a number for each example, [B], or one for the batch.
+Metric = Callable[[Any, Any], Any]
+
+
+class Silencer:
+    """Knows a model's heads by stack, layer and number, and silences them while the model runs.
+
+    Args:
+        model: Any model whose attention can be observed.
+        call: What it is given, on its device: one forward shows which heads there are.
+
+    Raises:
+        ValueError: If it shows no attention.
+    """
+
+    def __init__(self, model: nn.Module, call: Call) -> None:
+        self._tap = Tap(model)
+        counts: dict[CallKey, int] = {}
+
+        def note(key: CallKey, attention: AttentionCall) -> None:
+            shown = attention.query if attention.scores is None else attention.scores
+            assert shown is not None
+            counts[key] = shown.shape[1]
+
+        with undisturbed(model), scaled_heads(self._tap, note):
+            call.run(model)
+        if not counts:
+            raise ValueError(f"Expected `model` to compute attention but {type(model).__name__} showed none.")
+        layout = lay_out(counts, self._tap.modules)
+        #: attention call -> (stack, layer)
+        self.places = layout.layers
+        #: stack -> heads of each layer
+        self.structure = {stack: [0] * size for stack, size in layout.sizes.items()}
+        for key, (stack, layer) in layout.layers.items():
+            self.structure[stack][layer] = counts[key]
+
+    def check(self, plan: PruningPlan) -> None:
+        """Raise unless the plan is for a model like this.
+
+        Raises:
+            ValueError: With what differs.
+        """
+        if self.structure != plan.structure:
+            raise ValueError(
+                "Expected `plan` to be for this model but its heads are others: the plan has "
+                f"{plan.structure}, the model {self.structure} (stack: heads of each layer). Give the module "
+                "that the monitor observed, not one around it or in it."
+            )
+
+    def silenced(self, heads: Iterable[Head]) -> Any:
+        """A context in which these heads give zero to their output projection.
+
+        Raises:
+            ValueError: If there is no such head.
+        """
+        gone: dict[tuple[str, int], list[int]] = {}
+        for head in heads:
+            sizes = self.structure.get(head.stack, [])
+            if not (0 <= head.layer < len(sizes) and 0 <= head.head < sizes[head.layer]):
+                raise ValueError(f"Expected heads of the model, {self.structure}, but got {tuple(head)}.")
+            gone.setdefault((head.stack, head.layer), []).append(head.head)
+
+        def factor(key: CallKey, call: AttentionCall) -> Tensor | None:
+            off = gone.get(self.places[key])
+            if off is None:
+                return None
+            assert call.output is not None
+            kept = torch.ones(1, call.output.shape[1], device=call.device)
+            kept[:, off] = 0.0
+            return kept
+
+        return scaled_heads(self._tap, factor)
+
+
+@dataclass(frozen=True)
+class PruningCurve:
+    """Quality against heads removed.
+
+    Args:
+        removed: [point] number of heads.
+        total: Of the model.
+        whole: Quality with all of them.
+        plan: [point] with the plan's first ones silenced.
+        importance: [point] with the least important ones silenced, similarity left aside.
+        random: [seed, point] with random ones silenced, more and more of the same order.
+    """
+
+    removed: NDArray[np.int64]
+    total: int
+    whole: float
+    plan: NDArray[np.float64]
+    importance: NDArray[np.float64]
+    random: NDArray[np.float64]
+
+    def __str__(self) -> str:
+        """A table, a line for each number of heads."""
+        rows = [("0", "0 %", *[f"{self.whole:.3f}"] * 2, f"{self.whole:.3f}", "")]
+        for i, removed in enumerate(self.removed):
+            seeds = self.random[:, i]
+            rows.append(
+                (
+                    str(removed),
+                    f"{100 * removed / self.total:.0f} %",
+                    f"{self.plan[i]:.3f}",
+                    f"{self.importance[i]:.3f}",
+                    f"{seeds.mean():.3f} ({seeds.min():.3f} to {seeds.max():.3f})",
+                    f"{(self.plan[i] > seeds).sum()} of {len(seeds)}",
+                )
+            )
+        header = ("removed", "share", "plan", "importance alone", "random, mean (range)", "plan above random")
+        return table(header, rows)
+
+
+def evaluate_plan(
+    model: nn.Module,
+    dataloader: Iterable[Any],
+    plan: PruningPlan,
+    metric: Metric,
+    *,
+    removed: Sequence[int] | None = None,
+    seeds: int = 10,
+) -> PruningCurve:
+    """Silence a plan's heads for real and say what it costs, beside random heads and importance alone.
+
+    A silenced head gives zero to its output projection, in eval mode, whatever computes the attention;
+    the model is left as it was. The data are read once, a batch at a time, and every batch runs once for each
+    point: ``seeds + 2`` of them for each number of heads.
+
+    Args:
+        model: The module that the monitor observed, or one of the same kind.
+        dataloader: Batches as the model takes them: a mapping is keyword arguments, a tuple positional ones.
+        plan: From :func:`~lightning_geo.pruning_plan`.
+        metric: ``metric(output, batch)``: a number for each example, or one for the batch; more is better.
+        removed: Numbers of heads to remove; default a quarter, half, three quarters and all of the plan's.
+        seeds: Random orders to compare with.
+
+    Raises:
+        ValueError: If the plan is for another model, or there are no such numbers of heads or no data.
+        LookupError: If the outputs of some heads cannot be changed.
+    """
+    check_positive("seeds", seeds)
+    device = device_of(model)
+    batches = (Call((batch,)).to(device).args[0] for batch in dataloader)
+    first = next(batches, None)
+    if first is None:
+        raise ValueError("Expected `dataloader` to yield batches but it is empty.")
+    silencer = Silencer(model, Call.from_batch(first))
+    silencer.check(plan)
+    heads = [ranked.head for ranked in plan.ranking]
+    if removed is None:
+        removed = sorted({max(1, round(plan.count * quarter / 4)) for quarter in (1, 2, 3, 4)})
+    if not removed or not all(0 < n <= len(heads) for n in removed):
+        raise ValueError(f"Expected `removed` to be numbers from 1 to {len(heads)} but got {removed}.")
+    known = sorted(heads)  # the same random orders whatever the plan
+    orders = [heads, plan.by_importance]
+    orders += [
+        [known[i] for i in np.random.default_rng(seed).permutation(len(known))] for seed in range(seeds)
+    ]
+    points = [order[:n] for order in orders for n in removed]
+    whole, *qualities = _qualities(model, itertools.chain((first,), batches), silencer, [[], *points], metric)
+    by_order = np.array(qualities).reshape(len(orders), len(removed))
+    return PruningCurve(np.array(removed), len(heads), whole, by_order[0], by_order[1], by_order[2:])
+
+
+def _qualities(
+    model: nn.Module,
+    batches: Iterable[Any],
+    silencer: Silencer,
+    points: Sequence[Sequence[Head]],
+    metric: Metric,
+) -> list[float]:
+    """Quality with each of several sets of heads silenced: of the data, one batch is held at a time."""
+    totals, counts = [0.0] * len(points), [0] * len(points)
+    for batch in batches:
+        call = Call.from_batch(batch)
+        for point, silent in enumerate(points):
+            with undisturbed(model), silencer.silenced(silent):
+                output = call.run(model)
+            values = torch.as_tensor(metric(output, batch), dtype=torch.float64)
+            rows = len(next(iter(call.tensors()))) if values.dim() == 0 else values.numel()
+            totals[point] += float(values.mean()) * rows
+            counts[point] += rows
+    return [total / count for total, count in zip(totals, counts, strict=True)]

@@ -1,0 +1,142 @@
+"""Where records go. One sink per destination; all take a record and none knows of the others.
+
+Loggers are told apart by what their ``experiment`` is able to do, since ``pytorch_lightning`` and
+``lightning.pytorch`` have different classes for the same logger and neither may be imported here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, runtime_checkable
+
+from lightning_geo.loggers.pictures import PictureSchedule
+from lightning_geo.loggers.scalars import ScalarSink, place_of
+from lightning_geo.loggers.tags import Level
+from lightning_geo.loggers.wandb import WandbSink
+from lightning_geo.metrics.spec import GeometryRecord
+from lightning_geo.storage.events import Dropped
+from lightning_geo.storage.record_file import RecordFile
+
+__all__ = ["RecordSink", "Sink", "open_sinks"]
+
+About = Callable[[str], AbstractContextManager[None]]
+
+
+class Sink(Protocol):
+    """A destination of records. What goes wrong in it is raised; the caller decides what that costs."""
+
+    where: str
+    """Where to look, for a person."""
+
+    def write(self, record: GeometryRecord, *, final: bool = False) -> None:
+        """Take one sample; ``final`` says that it is the last one of the run."""
+
+    def close(self) -> None:
+        """Release what the sink itself opened."""
+
+
+@runtime_checkable
+class RecordSink(Sink, Protocol):
+    """A sink that may hold the run's full record."""
+
+    def note(self, dropped: Dropped, step: int) -> None:
+        """Write that a sample was dropped, in a run that has none yet."""
+
+
+def open_sinks(
+    loggers: Iterable[Any],
+    *,
+    name: str = "geometry",
+    level: Level = "layer",
+    directory: Callable[[], str | os.PathLike[str]] | None = None,
+    max_steps: float | None = None,
+    resumed_at: int | None = None,
+    about: About = lambda what: contextlib.nullcontext(),
+) -> list[Sink]:
+    """Return the sinks of a run: one per logger, and one for the record where no logger holds it.
+
+    The record is an event file, one per run: the first TensorBoard writer's, else one among the files of the
+    first W&B run, which uploads it, else one in the first logger's ``log_dir``, else in ``directory``.
+    Nothing is written before the first sample.
+
+    Args:
+        loggers: Lightning loggers.
+        name: The monitor's name.
+        level: Finest scalars, ``"model"``, ``"layer"`` or ``"head"``.
+        directory: Makes the place for the record if no logger has one; ``None`` for nowhere.
+        max_steps: Length of the run in optimizer steps, -1 or ``None`` if it is not known.
+        resumed_at: Step of the checkpoint that the run resumed from; ``None`` for a fresh run.
+        about: Context in which one destination is opened, so that one that fails costs no other.
+    """
+    found = _Found(name, level, max_steps, resumed_at)
+    for logger in loggers:
+        with about(f"the logger {type(logger).__name__} could not be opened"):
+            found.add(logger)
+    for sink in found.sinks if found.wandb_folder is not None else ():
+        if isinstance(sink, WandbSink):  # a disabled run, which has none, has nowhere to put a report
+            sink.record_at = found.record_at or found.wandb_folder
+    if not found.recorded:
+        with about("the record could not be opened"):
+            record = found.record
+            if record is None and (found.places or directory is not None):
+                where = found.places[0] if found.places else directory()  # type: ignore[misc]
+                record = functools.partial(RecordFile, where, name, resumed_at=resumed_at)
+            if record is not None:
+                found.sinks.append(record())
+    return found.sinks
+
+
+class _Found:
+    """What the loggers of a run offer so far."""
+
+    def __init__(self, name: str, level: Level, max_steps: float | None, resumed_at: int | None) -> None:
+        self._name, self._level = name, level
+        self._max_steps, self._resumed_at = max_steps, resumed_at
+        self.sinks: list[Sink] = []
+        #: whether a TensorBoard writer holds the record, and where
+        self.recorded = False
+        self.record_at: str | os.PathLike[str] | None = None
+        self.record: Callable[[], RecordFile] | None = None
+        self.wandb_folder: str | None = None
+        self.places: list[str] = []
+
+    def add(self, logger: Any) -> None:
+        """Open a logger's sink; where that fails nothing of the logger is kept."""
+        experiment, name = _experiment(logger), self._name
+        schedule = PictureSchedule(self._max_steps)
+        if _can(experiment, "_get_file_writer"):
+            from lightning_geo.loggers.tensorboard import TensorBoardSink  # needs tensorboard to be installed
+
+            first = not self.recorded
+            sink = TensorBoardSink(experiment, name, self._level, schedule, first, self._resumed_at)
+            self.record_at = self.record_at or experiment._get_file_writer().get_logdir()
+            self.sinks.append(sink)
+            self.recorded = True
+        elif _can(experiment, "log", "define_metric", "save"):
+            resumed = self._resumed_at is not None
+            self.sinks.append(WandbSink(experiment, name, self._level, schedule, resumed=resumed))
+            if self.record is None and not experiment.disabled:  # a disabled run has a temporary directory
+                folder = self.wandb_folder = os.path.abspath(experiment.dir)
+                upload = functools.partial(experiment.save, base_path=folder, policy="end")
+                options: dict[str, Any] = {"resumed_at": self._resumed_at, "on_open": upload}
+                self.record = functools.partial(RecordFile, folder, name, **options)
+        else:
+            self.sinks.append(ScalarSink(logger, name, self._level))
+            place = place_of(logger, "log_dir")
+            self.places += [place] if place is not None else []
+
+
+def _experiment(logger: Any) -> Any:
+    try:
+        return getattr(logger, "experiment", None)
+    except Exception:  # whatever it is, the logger's own `log_metrics` raises it again at the first sample
+        return None
+
+
+def _can(experiment: Any, *methods: str) -> bool:
+    # asked of the class: Lightning's stand-in for an experiment has every attribute that one asks it for
+    return all(callable(getattr(type(experiment), method, None)) for method in methods)

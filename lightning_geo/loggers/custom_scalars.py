@@ -1,0 +1,82 @@
+"""TensorBoard's custom-scalars layout: all layers of a metric in one chart, the charts of a family together.
+
+TensorBoard reads one layout per run, the last one written. A monitor therefore takes over what stands
+there already: another monitor's, the user's own, or its own from before a restart.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import re
+from typing import Any
+
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.compat.proto.types_pb2 import DT_STRING
+from tensorboard.plugins.custom_scalar.layout_pb2 import Chart, Layout, MultilineChartContent
+from tensorboard.plugins.custom_scalar.metadata import CONFIG_SUMMARY_TAG, create_summary_metadata
+
+from lightning_geo.loggers.tags import group, headlines
+from lightning_geo.metrics.spec import GeometryRecord
+from lightning_geo.storage.places import Place, Remote, place
+from lightning_geo.storage.tfrecord import Damage, read_frames
+
+__all__ = ["add_layout", "charts", "written_layout"]
+
+_TAG = CONFIG_SUMMARY_TAG.encode()
+
+
+def charts(record: GeometryRecord, name: str) -> Any:
+    """Return the ``Layout`` of a monitor: a category per family, a chart per headline metric and stack."""
+    layout = Layout()
+    categories: dict[str, Any] = {}
+    for stack, metric, spec, _ in headlines(record):
+        prefix = group(record, name, spec.family, stack, metric)
+        title, _, chart_title = prefix.partition("/")
+        if title not in categories:
+            categories[title] = layout.category.add(title=title)
+        lines = MultilineChartContent(tag=[rf"^{re.escape(prefix)}/layer_\d+$"])
+        categories[title].chart.append(Chart(title=chart_title, multiline=lines))
+    return layout
+
+
+def add_layout(summary: Any, layout: Any, earlier: Any | None) -> None:
+    """Add a layout to an event's summary, and the categories of an earlier one that it does not replace."""
+    titles = {category.title for category in layout.category}
+    merged = Layout(category=layout.category)
+    merged.category.extend(c for c in (earlier.category if earlier else ()) if c.title not in titles)
+    tensor = TensorProto(dtype=DT_STRING, string_val=[merged.SerializeToString()])
+    summary.value.add(tag=CONFIG_SUMMARY_TAG, tensor=tensor, metadata=create_summary_metadata())
+
+
+def written_layout(directory: str | os.PathLike[str]) -> Any | None:
+    """Return the layout that TensorBoard would show for a run now, or None.
+
+    Args:
+        directory: Directory of the run's event files; one that is not on this machine's disk has none.
+    """
+    found = None
+    files: list[Place] = [*place(directory).glob("*tfevents*")]
+    for path in sorted(files, key=str):
+        left = _count(path)
+        for data in read_frames(path) if left else ():
+            if isinstance(data, Damage) or _TAG not in data:
+                continue
+            for value in Event.FromString(data).summary.value:
+                if value.tag == CONFIG_SUMMARY_TAG:
+                    found = Layout.FromString(value.tensor.string_val[0])
+            left -= data.count(_TAG)
+            if left <= 0:
+                break  # the rest of a long run need not be read
+    return found
+
+
+def _count(path: Place) -> int:
+    if isinstance(path, Remote):
+        with path.open() as remote:
+            return remote.read().count(_TAG)
+    if not path.stat().st_size:
+        return 0
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return len(re.findall(_TAG, content))

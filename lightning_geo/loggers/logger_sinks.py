@@ -1,0 +1,109 @@
+"""The monitor's sinks: opened at the first sample, one failing without the others."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from lightning_geo.loggers import RecordSink, Sink, open_sinks
+from lightning_geo.loggers.tags import Level
+from lightning_geo.metrics.spec import GeometryRecord
+from lightning_geo.storage.events import Dropped
+from lightning_geo.storage.places import Place, place
+from lightning_geo.utils.warn_once import Complaints
+
+__all__ = ["Outlets", "new_version"]
+
+
+class Outlets:
+    """Where one monitor's records go during one fit.
+
+    Args:
+        name: The monitor's name.
+        level: Finest scalars.
+        complaints: Where failures go.
+    """
+
+    def __init__(self, name: str, level: Level, complaints: Complaints) -> None:
+        self._name = name
+        self._level = level
+        self._complaints = complaints
+        self._sinks: list[Sink] | None = None
+        #: name of the directory of the record, where no logger has a place for it
+        self.version: str | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy, or a pickle, has no file open."""
+        return {**vars(self), "_sinks": None}
+
+    @property
+    def places(self) -> str:
+        """Where to look, for a person."""
+        return ", ".join(sink.where for sink in self._sinks or []) or "nowhere: no logger and fast_dev_run"
+
+    def open(self, trainer: Any, resumed_at: int | None, version: str | None = None) -> None:
+        """Open the sinks of the trainer's loggers, unless they are.
+
+        Args:
+            trainer: Whose run it is.
+            resumed_at: Step at which this session takes over from an earlier one.
+            version: Name of the directory that the run has for its record; None for a new one.
+        """
+        if self._sinks is not None:
+            return
+        self._sinks, max_steps = [], None
+        if trainer.fast_dev_run:
+            return
+        with self._complaints.about("the length of the run is not known"):
+            max_steps = trainer.estimated_stepping_batches
+
+        def directory() -> Place:
+            root = place(trainer.default_root_dir) / "lightning_geo"
+            self.version = version or new_version(root)
+            return root / self.version
+
+        with self._complaints.about("the loggers could not be opened"):
+            self._sinks = open_sinks(
+                trainer.loggers, name=self._name, level=self._level, resumed_at=resumed_at,
+                max_steps=max_steps, directory=directory, about=self._complaints.about,
+            )  # fmt: skip
+
+    def write(self, record: GeometryRecord, *, final: bool) -> None:
+        """Send a record everywhere."""
+        for sink in self._sinks or []:
+            with self._complaints.about(f"writing to {sink.where} failed"):
+                sink.write(record, final=final)
+
+    def note(self, dropped: Dropped, step: int) -> None:
+        """Leave in the run's record that the monitor was there, though it has no sample."""
+        for sink in self._sinks or []:
+            if isinstance(sink, RecordSink):
+                with self._complaints.about(f"writing to {sink.where} failed"):
+                    sink.note(dropped, step)
+
+    def close(self) -> None:
+        """Close what was opened; the next fit opens anew."""
+        for sink in self._sinks or []:
+            with self._complaints.about(f"closing {sink.where} failed"):
+                sink.close()
+        self._sinks = None
+
+
+def new_version(root: Place) -> str:
+    """Make a directory for one run among those of other runs, and return its name.
+
+    Raises:
+        OSError: If it cannot be made.
+    """
+    for number in itertools.count():
+        name = f"version_{number}"
+        if (root / name).exists():
+            continue
+        try:
+            (root / name).mkdir(parents=True)
+        except FileExistsError:  # another run was faster, or the root is a file
+            if not (root / name).exists():
+                raise
+            continue
+        return name
+    raise AssertionError

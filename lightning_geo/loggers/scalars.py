@@ -1,0 +1,44 @@
+"""Scalars of records to any Lightning logger."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from lightning_geo.loggers.tags import Level, scalars
+from lightning_geo.metrics.spec import GeometryRecord
+
+__all__ = ["ScalarSink", "place_of"]
+
+
+class ScalarSink:
+    """One call of the logger's ``log_metrics`` per sample.
+
+    Args:
+        logger: A Lightning logger.
+        name: The monitor's name.
+        level: Finest scalars.
+    """
+
+    def __init__(self, logger: Any, name: str, level: Level) -> None:
+        self._logger = logger
+        self._name = name
+        self._level = level
+        place = place_of(logger, "log_dir") or place_of(logger, "save_dir")
+        self.where = type(logger).__name__ if place is None else f"{type(logger).__name__}: {place}"
+
+    def write(self, record: GeometryRecord, *, final: bool = False) -> None:
+        """Log one sample."""
+        self._logger.log_metrics(scalars(record, self._name, self._level), step=record.step)
+
+    def close(self) -> None:
+        """Leave the logger open."""
+
+
+def place_of(logger: Any, name: str) -> str | None:
+    """Return a directory that a logger says it has; None where it has none, or fails when it is asked."""
+    try:
+        place = getattr(logger, name, None)
+    except Exception:  # the directory of a server that is down: its metrics may still arrive
+        return None
+    return os.fspath(place) if isinstance(place, (str, os.PathLike)) else None

@@ -1,0 +1,90 @@
+"""Names under which numbers and pictures of a record appear in TensorBoard, W&B and other loggers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_geo.metrics.spec import GeometryRecord, MetricSpec, spec_of
+
+__all__ = ["Headline", "Level", "group", "headlines", "layer_tag", "scalars"]
+
+Level = Literal["model", "layer", "head"]
+
+
+class Headline(NamedTuple):
+    """A metric that gets per-layer scalars and a picture by default."""
+
+    stack: str
+    name: str  # as stored, ``effective_rank.query``
+    spec: MetricSpec
+    values: NDArray[Any]
+
+
+def headlines(record: GeometryRecord) -> Iterator[Headline]:
+    """Yield the headline metrics of a record, stack by stack."""
+    for stack, arrays in record.stacks.items():
+        for name, values in arrays.items():
+            spec = spec_of(name)
+            if name in spec.headline:
+                yield Headline(stack, name, spec, values)
+
+
+def group(record: GeometryRecord, name: str, family: str, stack: str, metric: str) -> str:
+    """Return ``geometry_<family>/<metric>``, with the stack between where there are several."""
+    return f"{name}_{family}/{stack}/{metric}" if len(record.stacks) > 1 else f"{name}_{family}/{metric}"
+
+
+def layer_tag(prefix: str, layer: int, layers: int) -> str:
+    """Return ``<prefix>/layer_03``; the number is as wide as the last layer's, so that tags sort."""
+    return f"{prefix}/layer_{layer:0{max(2, len(str(layers - 1)))}d}"
+
+
+def scalars(record: GeometryRecord, name: str = "geometry", level: Level = "layer") -> dict[str, float]:
+    """Return the scalars of a record by tag.
+
+    ``geometry/<metric>`` for the model, ``geometry_<family>/<metric>/layer_03`` for a layer's headline
+    metrics (mean over its heads, or the maximum where the metric says so) and ``…/layer_03/head_05`` for a
+    head's; with several stacks ``<stack>/<metric>``. A number that is not finite is left out.
+
+    Args:
+        record: One sample.
+        name: The monitor's name, in place of ``geometry``.
+        level: Finest tags: ``"model"``, ``"layer"`` or ``"head"``.
+
+    Example:
+        >>> record = GeometryRecord({"encoder": {"entropy": np.ones((2, 4), np.float32)}})
+        >>> sorted(scalars(record))
+        ['geometry/entropy', 'geometry_entropy/entropy/layer_00', 'geometry_entropy/entropy/layer_01']
+    """
+    result = {f"{name}/{key}": value for key, value in record.summaries().items()}
+    if level == "model":
+        return result
+    for stack, metric, spec, values in headlines(record):
+        prefix = group(record, name, spec.family, stack, metric)
+        tags = [layer_tag(prefix, layer, len(values)) for layer in range(len(values))]
+        result.update(_finite(tags, _per_layer(spec, values)))
+        if level == "head" and values.ndim == 2:
+            width = max(2, len(str(values.shape[1] - 1)))
+            for tag, row in zip(tags, values, strict=True):
+                result.update(_finite([f"{tag}/head_{head:0{width}d}" for head in range(len(row))], row))
+    return result
+
+
+def _per_layer(spec: MetricSpec, values: NDArray[Any]) -> NDArray[Any]:
+    if values.ndim == 1:
+        return values
+    defined = np.isfinite(values)
+    if spec.summary == "max":
+        return np.asarray(np.where(defined, values, -np.inf).max(axis=1))
+    count = defined.sum(axis=1)
+    total = np.where(defined, values, 0.0).sum(axis=1, dtype=np.float64)
+    return np.where(count, total / np.maximum(count, 1), np.nan)
+
+
+def _finite(tags: list[str], values: NDArray[Any]) -> dict[str, float]:
+    numbers = zip(tags, values.tolist(), np.isfinite(values).tolist(), strict=True)
+    return {tag: value for tag, value, finite in numbers if finite}

@@ -1,0 +1,102 @@
+"""Records to TensorBoard, through the run's own writer."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from tensorboard.compat.proto.event_pb2 import Event
+
+from lightning_geo.loggers.custom_scalars import add_layout, charts, written_layout
+from lightning_geo.loggers.pictures import PictureSchedule, pictures, png
+from lightning_geo.loggers.tags import Level, scalars
+from lightning_geo.metrics.spec import GeometryRecord
+from lightning_geo.storage.events import Dropped, dropped_event, record_event, session_event
+
+__all__ = ["TensorBoardSink"]
+
+
+class TensorBoardSink:
+    """Scalars, pictures, the layout of charts and the record of each sample, on disk when ``write`` returns.
+
+    (tensorboardX writes from a thread that cannot be waited for: a sample is on disk with the next one.)
+
+    Args:
+        experiment: A ``SummaryWriter``, torch's or tensorboardX's.
+        name: The monitor's name.
+        level: Finest scalars.
+        schedule: Which samples get pictures.
+        with_record: False if another writer of the run holds the record.
+        resumed_at: Step at which this session takes over from an earlier one.
+    """
+
+    def __init__(
+        self,
+        experiment: Any,
+        name: str,
+        level: Level,
+        schedule: PictureSchedule,
+        with_record: bool = True,
+        resumed_at: int | None = None,
+    ) -> None:
+        self._experiment = experiment
+        self._name = name
+        self._level = level
+        self._schedule = schedule
+        self._with_record = with_record
+        self._started = False
+        if resumed_at is not None:
+            # at once: what is void ends before anything that this session writes
+            writer = experiment._get_file_writer()
+            mark = _as_its_own(writer, session_event(resumed_at, name))
+            writer.add_event(mark, step=resumed_at)
+            writer.flush()
+        self.where = f"TensorBoard: tensorboard --logdir {experiment._get_file_writer().get_logdir()}"
+
+    def write(self, record: GeometryRecord, *, final: bool = False) -> None:
+        """Write one sample."""
+        # the writer is asked for each time: it opens a new file after `close`, as between two fits
+        writer = self._experiment._get_file_writer()
+        event = record_event(record, self._name) if self._with_record else Event(step=record.step)
+        for tag, number in scalars(record, self._name, self._level).items():
+            event.summary.value.add(tag=tag, simple_value=number)
+        first, self._started = not self._started, True
+        self._send(writer, event, record)
+        # events of their own: a layout or a picture that fails costs no numbers
+        if first:
+            event = Event(step=record.step)
+            add_layout(event.summary, charts(record, self._name), written_layout(writer.get_logdir()))
+            self._send(writer, event, record)
+        if self._schedule.due(record.step, final=final):
+            event = Event(step=record.step)
+            for tag, picture in pictures(record, self._name):
+                image = event.summary.value.add(tag=tag).image
+                image.width, image.height = picture.size
+                image.colorspace = 3
+                image.encoded_image_string = png(picture)
+            self._send(writer, event, record)
+
+    def note(self, dropped: Dropped, step: int) -> None:
+        """Write that a sample was dropped, in a run that has none yet."""
+        if self._with_record:
+            writer = self._experiment._get_file_writer()
+            writer.add_event(_as_its_own(writer, dropped_event(dropped, step)), step=step)
+            writer.flush()
+
+    @staticmethod
+    def _send(writer: Any, event: Any, record: GeometryRecord) -> None:
+        event = _as_its_own(writer, event)
+        writer.add_event(event, step=record.step, walltime=record.wall_time or None)
+        writer.flush()
+
+    def close(self) -> None:
+        """Leave the writer open: it belongs to the logger."""
+
+
+def _as_its_own(writer: Any, event: Any) -> Any:
+    """The event in the writer's own class: tensorboardX's thread dies of any other, and writes then hang."""
+    package = type(writer).__module__.partition(".")[0]
+    if package != "tensorboardX":
+        return event
+    own = importlib.import_module(f"{package}.proto.event_pb2")
+    return own.Event.FromString(event.SerializeToString())

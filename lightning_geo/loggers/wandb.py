@@ -1,0 +1,131 @@
+"""Records to Weights & Biases: one row of the run's history per sample."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+from lightning_geo.loggers.pictures import PictureSchedule, pictures
+from lightning_geo.loggers.tags import Level, scalars
+from lightning_geo.metrics.spec import GeometryRecord
+from lightning_geo.storage.places import size_of
+
+__all__ = ["WandbSink"]
+
+_STEP = "trainer/global_step"  # the axis that Lightning's WandbLogger uses
+_READ = 200_000_000  # bytes of a record from which a report is still made while the run waits
+
+
+class WandbSink:
+    """Scalars and pictures in one call of ``run.log`` per sample, over Lightning's step axis.
+
+    For the table of runs each model number has its last, lowest and highest value in the summary, and its
+    change since the run's start as ``geometry_change/<metric>``. At the end a report is attached as
+    ``geometry/report``.
+
+    Args:
+        experiment: A ``wandb.Run``.
+        name: The monitor's name.
+        level: Finest scalars.
+        schedule: Which samples get pictures.
+        resumed: Whether the run began before this session.
+    """
+
+    #: Directory of the run's record, which the report is made from; ``None`` for no report.
+    record_at: str | os.PathLike[str] | None = None
+
+    def __init__(
+        self, experiment: Any, name: str, level: Level, schedule: PictureSchedule, *, resumed: bool = False
+    ) -> None:
+        self._experiment = experiment
+        self._name = name
+        self._level = level
+        self._schedule = schedule
+        self._resumed = resumed
+        self._defined: set[str] = set()
+        self._start: dict[str, float] = {}
+        self._last_step = -1
+        self.where = f"W&B: {experiment.url or experiment.dir}"
+
+    def write(self, record: GeometryRecord, *, final: bool = False) -> None:
+        """Log one sample."""
+        row: dict[str, Any] = dict(scalars(record, self._name, self._level))
+        model = record.summaries()
+        self._define(row, {f"{self._name}/{key}" for key in model})
+        row[_STEP] = record.step
+        try:
+            if self._schedule.due(record.step, final=final):
+                row.update(self._pictures(record))
+        finally:  # pictures that fail cost no numbers
+            self._experiment.log(row)
+            self._last_step = record.step
+        self._experiment.summary.update(self._changes(model))
+
+    def _changes(self, model: dict[str, float]) -> dict[str, float]:
+        if self._resumed:  # the start was in an earlier session
+            self._resumed = False
+            self._start = self._first_sample()
+        for key, value in model.items():
+            self._start.setdefault(key, value)
+        return {f"{self._name}_change/{key}": value - self._start[key] for key, value in model.items()}
+
+    def _first_sample(self) -> dict[str, float]:
+        from lightning_geo.storage.history import load_history
+
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a report on the run says what is damaged
+                return load_history(self.record_at or "", self._name).record(0).summaries()
+        except (OSError, ValueError):  # of another machine: then changes are since the session's start
+            return {}
+
+    def _pictures(self, record: GeometryRecord) -> dict[str, Any]:
+        import wandb
+
+        return {
+            tag: wandb.Image(picture.convert("RGB"), caption=f"step {record.step}")
+            for tag, picture in pictures(record, self._name)
+        }
+
+    def _define(self, row: dict[str, Any], models: set[str]) -> None:
+        # a run that the user opened does not have the axis that Lightning gives to its own
+        if not self._defined:
+            self._experiment.define_metric(_STEP)
+            self._experiment.define_metric(f"{_escaped(self._name)}*", step_metric=_STEP)
+        for tag in row.keys() - self._defined:
+            if tag in models:
+                summary = "last,min,max"
+                self._experiment.define_metric(_escaped(tag), step_metric=_STEP, summary=summary)
+            elif "." in tag:  # a pattern does not reach them: W&B takes an unescaped dot for nesting
+                self._experiment.define_metric(_escaped(tag), step_metric=_STEP)
+        self._defined.update(row)
+
+    def close(self) -> None:
+        """Attach the report and leave the run open: it belongs to the logger."""
+        if self._last_step < 0 or self.record_at is None or not os.path.isdir(self.record_at):
+            return  # a disabled run, or TensorBoard's directory is not on this machine's disk
+        import wandb
+
+        from lightning_geo.analysis.runs import Run
+        from lightning_geo.report.page import report
+        from lightning_geo.storage.history import event_files, load_history
+
+        where = Path(self.record_at)
+        size = sum(map(size_of, event_files(where)[0]))
+        if size > _READ:
+            warnings.warn(
+                f"W&B gets no report on a record of {size / 1e6:,.0f} MB, which takes a while to read. "
+                f"Afterwards: lightning-geo report {where}",
+                stacklevel=2,
+            )
+            return
+        history = load_history(where, self._name)
+        title = str(self._experiment.name or self._experiment.id)
+        page = wandb.Html(report([Run(title, where, history)]), inject=False, data_is_not_path=True)
+        self._experiment.log({f"{self._name}/report": page, _STEP: self._last_step})
+
+
+def _escaped(tag: str) -> str:
+    return tag.replace(".", r"\.")

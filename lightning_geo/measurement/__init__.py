@@ -1,0 +1,1 @@
+"""One sample: from observed events to mergeable sums to arrays."""

@@ -1,0 +1,79 @@
+"""Statistics merged over ranks: the same collectives on every rank, whatever happened to it."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lightning_geo.measurement.sample_statistics import SampleStatistics
+from lightning_geo.observe import Coverage
+from lightning_geo.utils.ranks import world_size
+
+__all__ = ["reduce_over_ranks"]
+
+
+def reduce_over_ranks(
+    samples: list[SampleStatistics], ok: bool, device: torch.device, coverage: Coverage | None = None
+) -> bool:
+    """Merge the statistics of all ranks, in place: every rank makes the same collectives.
+
+    A small one agrees on whether every rank has a sample and all have the same layout; then one
+    sum and one maximum over flat buffers.
+
+    Args:
+        samples: This rank's statistics.
+        ok: Whether this rank's sample is whole.
+        device: Where the process group's backend communicates.
+        coverage: What this rank saw and measured; counts are added up, reasons stay this rank's own.
+
+    Returns:
+        Whether the sample is valid; the same on every rank.
+    """
+    if world_size() == 1:
+        return ok
+    digest, failure = 0, None
+    buffers: list[tuple[Any, list[tuple[dict[str, Tensor], str]], Tensor]] = []
+    try:
+        if ok:
+            digest, buffers = _pack(samples, device)
+    except Exception as error:  # no memory left, say: the other ranks wait for this one all the same
+        ok, failure = False, error
+    counts = (0, 0) if coverage is None else (coverage.seen, coverage.measured)
+    mine = torch.tensor([int(ok), digest, *counts], dtype=torch.int64, device=device)
+    everyone = [torch.empty_like(mine) for _ in range(world_size())]
+    dist.all_gather(everyone, mine)
+    if failure is not None:
+        raise failure
+    answers = torch.stack(everyone).tolist()
+    if not all(valid and layout == digest for valid, layout, *_ in answers):
+        return False
+    if coverage is not None:
+        coverage.seen, coverage.measured = (sum(counts) for counts in list(zip(*answers, strict=True))[2:])
+    for operation, slots, flat in buffers:
+        dist.all_reduce(flat, operation)
+        pieces = torch.split(flat, [store[name].numel() for store, name in slots])
+        for (store, name), piece in zip(slots, pieces, strict=True):
+            store[name] = piece.view(store[name].shape)
+    return True
+
+
+def _pack(
+    samples: list[SampleStatistics], device: torch.device
+) -> tuple[int, list[tuple[Any, list[tuple[dict[str, Tensor], str]], Tensor]]]:
+    """A digest of the layout; per operation, the places in the statistics that it reduces and one buffer."""
+    layers = [(i, key, layer) for i, sample in enumerate(samples) for key, layer in sample.named()]
+    # names too: other layers of the same shapes (layer drop) must not be added up
+    layout: list[Any] = [(i, tuple(key), sorted(layer.names.items())) for i, key, layer in layers]
+    buffers = []
+    for kind, operation in (("sums", dist.ReduceOp.SUM), ("maxima", dist.ReduceOp.MAX)):
+        stores: list[dict[str, Tensor]] = [getattr(layer, kind) for *_, layer in layers]
+        slots = [(store, name) for store in stores for name in sorted(store)]
+        layout.append([(name, tuple(store[name].shape)) for store, name in slots])
+        if slots:
+            flat = torch.cat([store[name].flatten() for store, name in slots]).to(device)
+            buffers.append((operation, slots, flat))
+    return int.from_bytes(hashlib.sha256(repr(layout).encode()).digest()[:7], "big"), buffers

@@ -1,0 +1,381 @@
+"""One sample: tap, statistics, metrics, record. The monitor uses it, and so does anyone by hand."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_geo.kernels.workspace import reuse_scratch
+from lightning_geo.measurement.assemble import Bases, Computed, compute
+from lightning_geo.measurement.importance import LossFunction, importances
+from lightning_geo.measurement.rank_reduction import reduce_over_ranks
+from lightning_geo.measurement.sample_statistics import SampleStatistics
+from lightning_geo.measurement.training_importance import TrainingSlopes
+from lightning_geo.metrics.spec import GeometryRecord, compares_samples, select
+from lightning_geo.observe import UNOBSERVED, CallKey, Coverage, Layout, Tap, lay_out
+from lightning_geo.observe.evidence.axes import config_of
+from lightning_geo.observe.module_selection import check_layers
+from lightning_geo.observe.replay.undisturbed import Call, device_of, undisturbed
+from lightning_geo.probe.probe import ProbeCall
+from lightning_geo.utils.arguments import check_positive, check_token_ids
+from lightning_geo.utils.device_time import Stopwatch
+from lightning_geo.utils.formatting import some
+from lightning_geo.utils.warn_once import ArgumentError
+
+__all__ = ["LayerChoice", "Measurement", "measure", "special_tokens"]
+
+LayerChoice = int | str | Sequence[int] | None
+
+
+class Measurement:
+    """One sample of one or several observed models.
+
+    Args:
+        taps: Taps of the observed models by name; several put their names before those of their stacks.
+        metrics: Stored names, as :func:`lightning_geo.metrics.spec.select` returns them.
+        layers: Layer indices, or a regular expression on the paths of attention modules.
+        rank: Dimensions of the subspaces.
+        max_queries: Query rows to measure per sequence, drawn at random; None for all of them.
+        start: Weights at the run's start by model, see :class:`.SampleStatistics`.
+    """
+
+    def __init__(
+        self,
+        taps: Mapping[str, Tap],
+        metrics: tuple[str, ...],
+        layers: LayerChoice = None,
+        rank: int = 8,
+        max_queries: int | None = None,
+        start: dict[str, dict[str, dict[str, Tensor]]] | None = None,
+    ) -> None:
+        self._metrics = metrics
+        self._layers = layers
+        self._rank = rank
+        self._taps = dict(taps)
+        self._merged: Coverage | None = None
+        for tap in taps.values():
+            tap.failures.clear()
+            tap.passed_over = 0
+            tap.stopwatch = Stopwatch()
+            tap.coverage = Coverage()
+            tap.unobserved.clear()
+        start = {} if start is None else start
+        self._statistics = {
+            name: SampleStatistics(metrics, max_queries, name, start.setdefault(name, {})) for name in taps
+        }
+
+    @contextmanager
+    def observe(
+        self,
+        name: str = "",
+        slopes: TrainingSlopes | None = None,
+        *,
+        training: bool = False,
+        replays: bool = False,
+        twin: nn.Module | None = None,
+    ) -> Iterator[Tap]:
+        """Everything that the model of that name computes inside belongs to the sample.
+
+        Args:
+            name: The model's.
+            slopes: What is to hear the backward of what is computed.
+            training: Whether calls count only where they are part of training.
+            replays: Whether replays that begin inside belong to it, rather than what runs between them.
+            twin: A copy of the model that runs in its place.
+        """
+        statistics = self._statistics[name]
+        statistics.listen = None if slopes is None else slopes.listen
+        tap = self._taps[name]
+        with reuse_scratch(), tap.open(statistics, training=training, replays=replays, twin=twin):
+            yield tap
+
+    def add_importance(
+        self, found: Iterable[Mapping[CallKey, Tensor]], device: torch.device, name: str = ""
+    ) -> None:
+        """Count importance for the model of that name, which was observed before.
+
+        Args:
+            found: [sequence, head] by attention call; nothing on a rank that has no sequence.
+            device: The model's.
+            name: The model's.
+        """
+        statistics = self._statistics[name]
+        statistics.expect_importance(device)
+        for by_call in found:
+            statistics.importance(by_call)
+
+    @property
+    def failures(self) -> list[Exception]:
+        """What went wrong while observing."""
+        return [failure for tap in self._taps.values() for failure in tap.failures]
+
+    @property
+    def seconds(self) -> float:
+        """What observing took."""
+        return sum(tap.stopwatch.seconds for tap in self._taps.values())
+
+    @property
+    def takes_ids(self) -> bool:
+        """Whether any model takes token ids."""
+        return any(tap.takes_ids for tap in self._taps.values())
+
+    @property
+    def unobserved(self) -> dict[str, str]:
+        """Modules that look like attention but showed none, for no reason that is known: name and class."""
+        found: dict[str, str] = {}
+        for name, tap in self._taps.items():
+            left_out = [f"{module}." for modules in tap.coverage.left_out.values() for module in modules]
+            for path, kind in tap.unobserved.items():
+                if not any(module.startswith(f"{path}." * bool(path)) for module in left_out):
+                    found[tap.name_of(path, self._prefix(name))] = kind
+        return found
+
+    @property
+    def coverage(self) -> Coverage:
+        """Attention calls seen, measured and left out, of all models; of all ranks once they are merged."""
+        if self._merged is not None:
+            return self._merged
+        merged = Coverage()
+        for name, tap in self._taps.items():
+            own = tap.coverage
+            named = {
+                reason: [tap.name_of(path, self._prefix(name)) for path in modules]
+                for reason, modules in own.left_out.items()
+            }
+            merged.merge(Coverage(own.seen, own.measured, named))
+        for module in self.unobserved:  # seen to run, though nothing in it could be seen
+            merged.seen += 1
+            merged.leave_out(module, UNOBSERVED)
+        return merged
+
+    def _prefix(self, name: str) -> str:
+        """What stands before the names of a model's modules: its own name, where there are several."""
+        return name if len(self._taps) > 1 else ""
+
+    @property
+    def reasons(self) -> str:
+        """Why attention that was seen was left out, with the modules; empty where none was."""
+        left_out = {reason: m for reason, m in self.coverage.left_out.items() if reason != UNOBSERVED}
+        return "; ".join(f"in {some(modules)}: {reason}" for reason, modules in left_out.items())
+
+    @property
+    def passed_over(self) -> int:
+        """Calls that were no part of training."""
+        return sum(tap.passed_over for tap in self._taps.values())
+
+    def pass_over(self, name: str) -> None:
+        """Count such a call of the model of that name."""
+        self._taps[name].passed_over += 1
+
+    @property
+    def scripted(self) -> list[str]:
+        """TorchScript modules that compute attention, by path."""
+        return [name or "the model itself" for tap in self._taps.values() for name in tap.scripted]
+
+    def why_nothing(self) -> str:
+        """Why no attention was seen."""
+        said = f"Attention-like modules that ran: {self.unobserved or 'none'}."
+        if self.passed_over:
+            said = (
+                "Every call of the model ran under `no_grad`, so that none is part of training; "
+                '`source="probe"` measures such a model.'
+            )
+        if self.scripted:
+            said += (
+                f" TorchScript computes attention in {', '.join(self.scripted)} and hides its inside: "
+                "observe the module before `torch.jit.script`."
+            )
+        return said
+
+    @property
+    def unprojected(self) -> dict[str, list[str]]:
+        """Attention modules and the roles whose projections could not be found."""
+        return {
+            tap.name_of(path, self._prefix(name)): roles
+            for name, tap in self._taps.items()
+            for path, roles in tap.unprojected.items()
+        }
+
+    @property
+    def observed(self) -> list[str]:
+        """Names of the models that showed attention."""
+        return [name for name, statistics in self._statistics.items() if statistics.layers]
+
+    def score(self, name: str, sequences: int) -> None:
+        """How many sequences, the first ones, to take the metrics of single scores from."""
+        self._statistics[name].scored = sequences
+
+    def attends(self, name: str, path: str) -> bool:
+        """Whether a module of that model showed attention, or one in it."""
+        return any(f"{key.module}.".startswith(f"{path}.") for key in self._statistics[name].layers)
+
+    def called(self, name: str) -> bool:
+        """Whether that model itself was called, not modules in it alone."""
+        return self._taps[name].called
+
+    def keep(self, names: Sequence[str]) -> None:
+        """Forget the other models."""
+        self._statistics = {name: self._statistics[name] for name in names}
+        self._taps = {name: self._taps[name] for name in names}
+
+    def reduce(self, ok: bool, device: torch.device) -> bool:
+        """Merge over ranks; whether the sample is valid on all of them."""
+        self._merged = self.coverage
+        return reduce_over_ranks(list(self._statistics.values()), ok, device, self._merged)
+
+    def discard_values(self) -> None:
+        """Keep the layout but count nothing: what a rank without inputs brings to the sum."""
+        for statistics in self._statistics.values():
+            statistics.zero()
+        for tap in self._taps.values():
+            tap.coverage.seen = tap.coverage.measured = 0
+
+    def compute(self, baseline: Bases | None = None, previous: Bases | None = None) -> Computed:
+        """Derive all metrics; see :func:`lightning_geo.measurement.assemble.compute`."""
+        merged = Computed()
+        for name, statistics in self._statistics.items():
+            layout = lay_out(statistics.layers, self._taps[name].modules)
+            if len(self._statistics) > 1:
+                layers = {k: (f"{name}.{stack}", i) for k, (stack, i) in layout.layers.items()}
+                sizes = {f"{name}.{stack}": size for stack, size in layout.sizes.items()}
+                rows = {f"{name}.{stack}": paths for stack, paths in layout.rows.items()}
+                layout = Layout(layers, layout.blocks, sizes, rows)
+            chosen = self._chooser(layout, name)
+            part = compute(statistics, layout, self._metrics, self._rank, chosen, baseline, previous)
+            prefix = self._prefix(name)
+            if prefix:  # two towers have modules of the same names
+                part.broken = {f"{prefix}.{module}": place for module, place in part.broken.items()}
+            for mine, new in zip(vars(merged).values(), vars(part).values(), strict=True):
+                mine.update(new)
+        return merged
+
+    def _chooser(self, layout: Layout, name: str) -> Callable[[CallKey], bool]:
+        layers = self._layers
+        if layers is None:
+            return lambda key: True
+        if isinstance(layers, str):
+            # with and without the observed model's own name in front
+            return lambda key: any(re.search(layers, path) for path in (key.module, f"{name}.{key.module}"))
+        wanted = {layers} if isinstance(layers, int) else set(layers)
+        return lambda key: layout.layers[key][1] in wanted
+
+    def check_layers(self) -> None:
+        """Raise if ``layers`` matches no attention call that was seen.
+
+        Raises:
+            ArgumentError: With what there is to match.
+        """
+        layouts = {name: lay_out(s.layers, self._taps[name].modules) for name, s in self._statistics.items()}
+        if any(self._chooser(layout, name)(key) for name, layout in layouts.items() for key in layout.layers):
+            return
+        modules = sorted(
+            {
+                self._taps[name].name_of(key.module, self._prefix(name))
+                for name, layout in layouts.items()
+                for key in layout.layers
+            }
+        )
+        sizes = {stack: size for layout in layouts.values() for stack, size in layout.sizes.items()}
+        raise ArgumentError(
+            f"Expected `layers` to match at least one layer but got {self._layers!r}. "
+            f"Layers per stack: {sizes}; attention modules: {modules[:4]}{'...' * (len(modules) > 4)}."
+        )
+
+
+def special_tokens(model: nn.Module, given: Iterable[int] | None) -> tuple[int, ...]:
+    """Ids of special tokens: the given ones, or the bos, eos, cls and sep that the config names."""
+    if given is not None:
+        return tuple(given)
+    config = config_of(model)
+    found: list[int] = []
+    for name in ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"):
+        value = getattr(config, name, None)
+        found += [v for v in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(v, int)]
+    return tuple(dict.fromkeys(found))
+
+
+def measure(
+    model: nn.Module,
+    batch: Any,
+    *,
+    metrics: Iterable[str] | str | None = None,
+    layers: LayerChoice = None,
+    rank: int = 8,
+    special_token_ids: Iterable[int] | None = None,
+    loss_fn: LossFunction | None = None,
+) -> GeometryRecord:
+    """Measure the geometry of a model's attention on one batch, as the monitor does on its probe.
+
+    The model runs once, in eval mode and without gradient; its flags, buffers and the random number
+    generators are as before when it returns. ``drift``, ``velocity`` and ``weight_drift`` are absent: they
+    compare samples.
+
+    Args:
+        model: Any module that computes attention.
+        batch: A mapping is keyword arguments, a tuple positional ones, a tensor the one argument.
+        metrics: Families or single names; ``None`` for the families entropy, pattern, cone, subspace, stream
+            and head. ``importance`` needs a loss.
+        layers: Layer indices, or a regular expression on module paths; default all.
+        rank: Dimensions of the subspaces that are compared, at most half a head.
+        special_token_ids: Input ids that count as special tokens; default those of ``model.config``.
+        loss_fn: ``loss_fn(output, *args, **kwargs)`` for ``importance``; default the ``loss`` that the model
+            itself returns.
+
+    Returns:
+        A record; ``record["entropy"]`` is a float32 array [layer, head]. Its ``matrices`` hold the bases and
+        the similarities of heads, as a run's first and last record do.
+
+    Raises:
+        ValueError: If a metric is unknown, nothing matches ``layers``, or no attention was seen.
+        LookupError: If ``importance`` is asked for and there is no loss, or one that compares sequences.
+
+    Example:
+        >>> model = torch.nn.TransformerEncoder(
+        ...     torch.nn.TransformerEncoderLayer(16, nhead=2, batch_first=True), num_layers=3)
+        >>> measure(model, torch.randn(4, 10, 16))["entropy"].shape
+        (3, 2)
+    """
+    started = time.perf_counter()
+    check_positive("rank", rank)
+    check_token_ids(special_token_ids)
+    check_layers(layers, model)
+    names = tuple(name for name in select(metrics) if not compares_samples(name))
+    if not names:
+        raise ValueError(
+            "Expected `metrics` to name more than `drift`, `velocity` and `weight_drift` but got "
+            f"{metrics!r}: they compare samples, and this is one."
+        )
+    measurement = Measurement({"": Tap(model, special_tokens(model, special_token_ids))}, names, layers, rank)
+    call = Call.from_batch(batch)
+    call = call.to(device_of(model, call))
+    with undisturbed(model), measurement.observe():
+        call.run(model)
+    if measurement.failures:
+        raise measurement.failures[0]
+    if not measurement.observed:
+        if measurement.reasons:
+            raise ValueError(
+                f"Expected attention in `model` that can be measured but all that {type(model).__name__} "
+                f"showed was left out, {measurement.reasons}"
+            )
+        raise ValueError(
+            f"Expected `model` to compute attention but {type(model).__name__} showed none. "
+            f"{measurement.why_nothing()}"
+        )
+    measurement.check_layers()
+    if "importance" in names:
+        found = importances(model, [ProbeCall.of("", call)], loss_fn)
+        measurement.add_importance(found, device_of(model, call))
+    computed = measurement.compute()
+    structure = {"model": type(model).__name__, "stacks": computed.structure}
+    cost = time.perf_counter() - started
+    return GeometryRecord(
+        computed.stacks, structure, computed.matrices(), wall_time=time.time(), cost_seconds=cost,
+        coverage=measurement.coverage.as_dict(),
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""When samples are taken, on which ranks, and what survives a restart."""

@@ -1,0 +1,161 @@
+"""Which optimizer steps are sampled."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable
+
+from lightning_geo.metrics.spec import spec_of
+from lightning_geo.utils.arguments import check_positive
+
+__all__ = ["OverheadBudget", "Schedule", "SlowClocks"]
+
+DEFAULT_INTERVAL = 50
+
+#: Steps after which the pace is looked at again at the latest, early in a run.
+_FIRST_LOOK = 8
+
+
+class Schedule:
+    """Every ``every_n_steps`` steps from step 0 on, or wherever ``schedule`` says; step 0 always.
+
+    Args:
+        every_n_steps: Interval in optimizer steps; default 50.
+        schedule: ``step -> bool`` instead.
+
+    Raises:
+        ValueError: If both are given, or the interval is no positive integer.
+        TypeError: If ``schedule`` cannot be called.
+
+    Example:
+        >>> [step for step in range(5) if Schedule(every_n_steps=2)(step)]
+        [0, 2, 4]
+    """
+
+    def __init__(
+        self, every_n_steps: int | None = None, schedule: Callable[[int], bool] | None = None
+    ) -> None:
+        if every_n_steps is not None and schedule is not None:
+            raise ValueError(
+                "Expected either `every_n_steps` or `schedule` but got both. Leave one of them out: "
+                "`schedule` alone decides which steps are sampled."
+            )
+        interval = DEFAULT_INTERVAL if every_n_steps is None else every_n_steps
+        if not isinstance(interval, int) or isinstance(interval, bool) or interval < 1:
+            raise ValueError(
+                f"Expected `every_n_steps` to be an integer of at least 1 but got {every_n_steps!r}. "
+                "To switch the monitor off, leave it out of the callbacks."
+            )
+        if schedule is not None and not callable(schedule):
+            raise TypeError(
+                f"Expected `schedule` to be a callable `step -> bool` but got {type(schedule).__name__}."
+            )
+        self._interval = interval
+        self._schedule = schedule
+
+    @property
+    def given(self) -> bool:
+        """Whether a function decides, which may do so differently on each rank."""
+        return self._schedule is not None
+
+    def __call__(self, step: int) -> bool:
+        """Whether the sample at this step is due."""
+        if step == 0 or self._schedule is None:
+            return step % self._interval == 0
+        return bool(self._schedule(step))
+
+
+class SlowClocks:
+    """Which metrics a sample measures: some cost much, or change slowly.
+
+    The run's first and last sample measure them all.
+
+    Args:
+        weights_every_n_samples: From one sample with what needs the parameters alone to the next.
+        importance_every_n_samples: The same for ``importance``.
+
+    Raises:
+        ValueError: If one is no positive integer.
+
+    Example:
+        >>> clocks = SlowClocks(weights_every_n_samples=2, importance_every_n_samples=3)
+        >>> [clocks.due(("entropy", "symmetry", "importance"), samples) for samples in (1, 2)]
+        [('entropy',), ('entropy', 'symmetry')]
+    """
+
+    def __init__(self, *, weights_every_n_samples: int, importance_every_n_samples: int) -> None:
+        check_positive("weights_every_n_samples", weights_every_n_samples)
+        check_positive("importance_every_n_samples", importance_every_n_samples)
+        #: kind of metric -> samples from one to the next
+        self._intervals = {"weights": weights_every_n_samples, "slopes": importance_every_n_samples}
+
+    def due(self, metrics: Iterable[str], samples: int, *, final: bool = False) -> tuple[str, ...]:
+        """Those of ``metrics`` to measure after so many samples of the run."""
+        return tuple(m for m in metrics if final or samples % self._intervals.get(spec_of(m).kind, 1) == 0)
+
+
+class OverheadBudget:
+    """Samples as often as a share of the run's time allows; step 0 always.
+
+    It knows what samples have cost and how fast steps are, and looks again no later than after as many
+    steps as there were, so that a pace that changes is noticed. Which steps it took is in the record.
+
+    Args:
+        share: Largest part of the run's time that samples may take.
+        clock: Seconds.
+
+    Raises:
+        ValueError: If ``share`` is not between 0 and 1.
+    """
+
+    def __init__(self, share: float, clock: Callable[[], float] = time.perf_counter) -> None:
+        if not isinstance(share, (int, float)) or isinstance(share, bool) or not 0 < share < 1:
+            raise ValueError(
+                "Expected `max_overhead` to be a share of the run's time between 0 and 1, 0.01 for one per "
+                f"cent, but got {share!r}."
+            )
+        self._share = share
+        self._clock = clock
+        self._began = clock()
+        self._next = 0
+        #: seconds that earlier sessions of the run took
+        self.before = 0.0
+
+    def start(self, step: int) -> None:
+        """A session begins, at this step."""
+        self._began, self._next = self._clock(), step
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds that the run has taken, samples included."""
+        return self.before + self._clock() - self._began
+
+    def __call__(
+        self, step: int, spent: float, samples: int, agree: Callable[[int], int] = lambda wait: wait
+    ) -> bool:
+        """Whether to sample at this step.
+
+        Args:
+            step: Ascending from call to call.
+            spent: Seconds that samples have cost, those that were dropped included.
+            samples: How many there were, without those.
+            agree: Makes all ranks decide alike.
+        """
+        if step < self._next:
+            return False
+        if spent == 0:  # where nothing can be sampled, it is not tried at every step
+            self._next = step + _FIRST_LOOK
+            return True
+        wait = agree(self._wait(step, spent, spent / max(samples, 1)))
+        self._next = step + max(wait, 1)
+        return wait == 0
+
+    def _wait(self, step: int, spent: float, sample: float) -> int:
+        """Steps until another sample fits into the budget: 0 for now."""
+        elapsed = self.elapsed
+        missing = (spent + sample) / self._share - (elapsed + sample)
+        if missing <= 0:
+            return 0
+        pace = max(elapsed - spent, 1e-9) / max(step, 1)
+        return min(max(1, math.ceil(missing / pace)), max(step, _FIRST_LOOK))

@@ -1,0 +1,66 @@
+"""What a monitor knows of its run, and what of that a checkpoint carries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from torch import Tensor
+
+from lightning_geo.measurement.assemble import Bases
+
+__all__ = ["RunState"]
+
+#: Changes with what the fields of a checkpoint's state mean.
+FORMAT = 1
+
+
+@dataclass
+class RunState:
+    """Plain containers, numbers and tensors: Lightning loads nothing else by default.
+
+    Args:
+        baseline: Bases that drift is against.
+        previous: Bases that velocity is against.
+        models: Names of the observed models, once a sample has chosen them.
+        step: That of the last sample.
+        ended: Whether the run had come to its end.
+        summaries: The last sample's model summaries by tag.
+        samples: How many were taken.
+        cost: Seconds that they took.
+        elapsed: Seconds that the run took.
+        start: Weights at the run's start on the CPU, by model, attention module and role.
+        dropped: How many samples failed before the first that did not.
+        version: Name of the directory of the run's record, where no logger has a place for it.
+    """
+
+    baseline: Bases | None = None
+    previous: Bases | None = None
+    models: list[str] = field(default_factory=list)
+    step: int | None = None
+    ended: bool = False
+    summaries: dict[str, float] = field(default_factory=dict)
+    samples: int = 0
+    cost: float = 0.0
+    elapsed: float = 0.0
+    start: dict[str, dict[str, dict[str, Tensor]]] = field(default_factory=dict)
+    dropped: int = 0
+    version: str | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Its fields by name."""
+        return {"format": FORMAT} | {f.name: getattr(self, f.name) for f in fields(self)}
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any]) -> RunState:
+        """Inverse of :meth:`state_dict`.
+
+        Raises:
+            ValueError: If another version wrote it.
+        """
+        if state.get("format") != FORMAT:
+            raise ValueError(
+                f"it has format {state.get('format')!r}, which another version of lightning_geo wrote; "
+                f"this one reads {FORMAT}"
+            )
+        return cls(**{f.name: state[f.name] for f in fields(cls)})

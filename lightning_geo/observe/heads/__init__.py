@@ -1,0 +1,1 @@
+"""Single heads: their parameters, the gradients of their outputs, and scaling them."""

@@ -1,0 +1,121 @@
+"""Which layer of which stack a call belongs to, from the paths of modules alone."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import nn
+
+from lightning_geo.observe.call import CallKey
+from lightning_geo.observe.layers.placement import PlacedCalls, elements_of, place_calls
+
+__all__ = ["Layout", "clean_name", "elements_of", "lay_out", "looks_like_attention", "name_of"]
+
+#: Path components that wrappers add: compile, FSDP, checkpointing, DDP. A run with them and one
+#: without must give the same names, or they could not be compared.
+_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "module"}
+#: What peft puts in front.
+_PEFT = "base_model.model."
+
+
+def clean_name(path: str) -> str:
+    """Remove what wrappers add to a module path.
+
+    Example:
+        >>> clean_name("base_model.model._orig_mod.encoder.layer.0")
+        'encoder.layer.0'
+    """
+    parts = [part for part in path.split(".") if part not in _WRAPPERS]
+    return ".".join(parts).removeprefix(_PEFT)
+
+
+def looks_like_attention(module: nn.Module) -> bool:
+    """Whether a module is an attention by the name of its class."""
+    return re.search(r"att(entio)?n$", type(module).__name__, re.IGNORECASE) is not None
+
+
+def name_of(path: str, model: nn.Module, prefix: str = "") -> str:
+    """Name a module for a person: by its path, the observed model itself by its class.
+
+    Args:
+        path: From the observed model; empty for itself.
+        model: The observed model.
+        prefix: Name of the observed model, where there are several.
+
+    Example:
+        >>> name_of("", nn.Linear(1, 1)), name_of("layers.0", nn.Linear(1, 1), "text")
+        ('Linear', 'text.layers.0')
+    """
+    joined = ".".join(part for part in (prefix, path) if part)
+    return joined or type(getattr(model, "_orig_mod", model)).__name__
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where every attention call of a model goes.
+
+    Args:
+        layers: ``call -> (stack, layer)``; no two calls have the same.
+        blocks: ``call -> path of the block whose input and output belong to that layer``.
+        sizes: ``stack -> number of layers``, those without attention included.
+        rows: ``stack -> path of the list item or module behind each layer``, the model itself by its class.
+    """
+
+    layers: dict[CallKey, tuple[str, int]]
+    blocks: dict[CallKey, str]
+    sizes: dict[str, int]
+    rows: dict[str, tuple[str, ...]]
+
+
+def lay_out(calls: Iterable[CallKey], modules: dict[str, nn.Module]) -> Layout:
+    """Number the attention calls of one forward.
+
+    A layer is an item of the outermost list: a T5 block, not the sublayers listed in it. An item with
+    several self-attentions (or several cross-attentions), some of them in a deeper list, is a stage: each
+    item of the deeper list is a layer, and so is each attention module beside that list, in the order of
+    ``named_modules``. An item that holds several self-attentions itself is a layer of several stacks, named
+    by the modules. Several attentions of one module within one run of its layer are parts: the first is the
+    stack's own, the others go to ``<stack>.part2`` and so on, under the same layer number. Layers that all
+    run several times are numbered by call order; where only some do, further runs go to ``<stack>.run2``.
+
+    Args:
+        calls: In the order in which they were made.
+        modules: The observed model's modules by cleaned path, in the order of ``named_modules``.
+    """
+    groups: dict[str | None, list[CallKey]] = {}
+    for call in calls:
+        elements = elements_of(call.module, modules)
+        groups.setdefault(elements[0].parent if elements else None, []).append(call)
+    placed = {parent: place_calls(members, modules, parent) for parent, members in groups.items()}
+    names = _stack_names(placed)
+    layout = Layout({}, {}, {}, {})
+    for parent, group in placed.items():
+        for call, place in group.places.items():
+            stack = names[parent] + place.variant
+            layout.layers[call], layout.blocks[call] = (stack, place.layer), place.block
+            layout.sizes[stack] = len(group.rows)
+            layout.rows[stack] = tuple(name_of(row, modules[""]) for row in group.rows)
+    return layout
+
+
+def _stack_names(placed: dict[str | None, PlacedCalls]) -> dict[str | None, str]:
+    """Name stacks by what holds their list; by the list itself where that is not unique."""
+    holders = {parent: (parent or "").rpartition(".")[0] for parent in placed}
+    counts = Counter(holders.values())
+    names: dict[str | None, str] = {}
+    taken: set[str] = set()
+    for parent, group in placed.items():
+        holder, own = holders[parent], parent or "model"
+        numbered = (f"{own}{number}" for number in itertools.count(2))
+        short = [holder] if holder and counts[holder] == 1 else []
+        for name in itertools.chain(short, [own], numbered):
+            stacks = {name + variant for variant in group.variants}
+            if not stacks & taken:
+                break
+        names[parent] = name
+        taken |= stacks
+    return names

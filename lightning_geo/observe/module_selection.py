@@ -1,0 +1,91 @@
+"""Which modules of a LightningModule are observed."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+
+from torch import nn
+
+from lightning_geo.observe.layers.numbering import clean_name, name_of
+from lightning_geo.observe.replay.torchscript import is_scripted
+from lightning_geo.utils.warn_once import ArgumentError, ArgumentTypeError
+
+__all__ = ["ITSELF", "candidates", "check_layers", "choose"]
+
+#: The LightningModule's own forward, among its children's names.
+ITSELF = ""
+
+
+def candidates(root: nn.Module, module: str | None) -> dict[str, nn.Module]:
+    """Modules that may be observed: the named one, or the direct children and the root itself.
+
+    Raises:
+        ArgumentError: If ``module`` names nothing, or nothing that can be observed.
+    """
+    if module is not None:
+        named = dict(root.named_modules())
+        if module not in named:
+            near = difflib.get_close_matches(module, [n for n in named if n], n=3)
+            raise ArgumentError(
+                f"Expected `module` to name a module of {type(root).__name__} but got {module!r}. "
+                f"Nearest names: {near or sorted(dict(root.named_children()))}."
+            )
+        if is_scripted(named[module]):
+            raise ArgumentError(
+                f"Expected `module` to name a module that runs in Python but {module!r} is TorchScript, "
+                "which shows nothing of its inside."
+            )
+        return {ITSELF: named[module]}
+    children = {
+        name: child
+        for name, child in root.named_children()
+        if any(child.children()) and not is_scripted(child)
+    }
+    return {**children, ITSELF: root}
+
+
+def choose(observed: Iterable[str]) -> list[str]:
+    """Of the candidates that showed attention, those to observe from now on.
+
+    One child is the model. Of several, the root's own forward, where it was called, is the better
+    choice: only there do they feed each other.
+    """
+    names = list(observed)
+    children = [name for name in names if name != ITSELF]
+    return children if len(children) == 1 or ITSELF not in names else [ITSELF]
+
+
+def check_layers(layers: int | str | Sequence[int] | None, *roots: nn.Module) -> None:
+    """Check what can be checked of ``layers`` before anything ran.
+
+    Args:
+        layers: As given to the monitor or to ``measure``.
+        roots: Modules from which paths may start.
+
+    Raises:
+        ArgumentError: If it is no pattern, or matches no module name.
+        ArgumentTypeError: If it is something else.
+    """
+    if layers is None:
+        return
+    if isinstance(layers, str):
+        try:
+            pattern = re.compile(layers)
+        except re.error as error:
+            raise ArgumentError(
+                f"Expected `layers` to be a regular expression but {layers!r} is none: {error}."
+            ) from error
+        names = [name_of(clean_name(name), root) for root in roots for name, _ in root.named_modules()]
+        if not any(map(pattern.search, names)):
+            raise ArgumentError(
+                f"Expected `layers` to match the name of a module but {layers!r} matches none of "
+                f"{len(names)}, such as {names[-1]!r}."
+            )
+        return
+    indices = layers if isinstance(layers, (list, tuple, range, set)) else [layers]
+    if not indices or not all(isinstance(i, int) and i >= 0 for i in indices):
+        raise ArgumentTypeError(
+            f"Expected `layers` to be a pattern or layer indices from 0 on but got {layers!r}."
+        )

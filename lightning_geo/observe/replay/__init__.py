@@ -1,0 +1,1 @@
+"""Running a model once more without a trace in training."""

@@ -1,0 +1,106 @@
+"""Whether what a model is called with is data, or was computed with parameters that training changes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_geo.observe.replay.call_hooks import on_call
+from lightning_geo.observe.replay.undisturbed import Call, replay_depth
+
+__all__ = ["Dependence", "NoDataError"]
+
+
+class NoDataError(LookupError):
+    """No call that could be replayed begins at the data."""
+
+
+class Dependence:
+    """Tells calls that are given data from those whose inputs depend on parameters.
+
+    An input is data if it is not floating point, lies in the memory of the step's batch, or was there before
+    anything with parameters ran in the step. All else may depend on parameters, and counts as if it did.
+
+    Args:
+        root: The LightningModule.
+        models: Modules in it that may be observed, by name.
+    """
+
+    def __init__(self, root: nn.Module, models: Mapping[str, nn.Module]) -> None:
+        paths = {id(module): path for path, module in root.named_modules()}
+        self._paths = {name: paths.get(id(model), "") for name, model in models.items()}
+        #: modules beside the models and around them, by path
+        self._parts: dict[str, nn.Module] = {}
+        self._own = False
+        for path in {"", *self._paths.values()}:
+            around = root
+            for part in path.split(".") if path else [""]:
+                self._own = self._own or bool(around._parameters)
+                prefix = f"{paths[id(around)]}." if around is not root else ""
+                beside = {f"{prefix}{name}": m for name, m in around.named_children()}
+                self._parts |= {n: m for n, m in beside.items() if any(True for _ in m.parameters())}
+                around = getattr(around, part, around)
+        self._ran: set[str] = set()
+        self._batch: set[int] = set()
+        #: names of models of which a call depends on parameters
+        self.found: set[str] = set()
+
+    def listen(self) -> list[Callable[[], None]]:
+        """Watch what runs; returns what undoes it."""
+        return [on_call(module, partial(self._runs, path)) for path, module in self._parts.items()]
+
+    def _runs(self, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not replay_depth():
+            self._ran.add(path)
+
+    def step_begins(self, batch: Any) -> None:
+        """Nothing has run yet, and this is data.
+
+        Args:
+            batch: What the step is given.
+        """
+        self._ran.clear()
+        self._batch = {_memory(x) for x in Call((batch,)).tensors()}
+
+    def noting(self, name: str) -> Callable[[tuple[Any, ...], dict[str, Any]], None]:
+        """What is to be told of a model's calls."""
+
+        def note(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            with contextlib.suppress(Exception):  # the model is running: it is not to see this
+                self.note(name, args, kwargs)
+
+        return note
+
+    def note(self, name: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Look at a call of a model; whether its inputs may depend on parameters.
+
+        Args:
+            name: The model's; None for the LightningModule itself.
+            args: What it is given.
+            kwargs: What it is given by keyword.
+        """
+        if replay_depth():
+            return False
+        tensors = Call(args, kwargs).tensors()
+        dependent = any(x.grad_fn is not None or isinstance(x, nn.Parameter) for x in tensors)
+        unknown = [x for x in tensors if x.is_floating_point() or x.is_complex()]
+        if not dependent and any(_memory(x) not in self._batch for x in unknown):
+            path = "" if name is None else self._paths[name]
+            others = [ran for ran in self._ran if not path or not _within(ran, path)]
+            dependent = bool(others) or (self._own and bool(path))
+        if dependent and name is not None:
+            self.found.add(name)
+        return dependent
+
+
+def _within(path: str, other: str) -> bool:
+    """Whether one of two modules holds the other, or they are the same."""
+    return not path or not other or f"{path}.".startswith(f"{other}.") or f"{other}.".startswith(f"{path}.")
+
+
+def _memory(x: Tensor) -> int:
+    return x.untyped_storage().data_ptr() if x.device.type != "meta" else 0

@@ -1,0 +1,91 @@
+"""What ``torch.compile`` made: how it is recognised, and how it runs eagerly for a while."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_geo.observe.replay.torchscript import is_scripted
+
+__all__ = ["as_compiled", "compiles_attention", "eagerly", "is_compiled", "is_compiled_function"]
+
+#: Functions by which attention is computed.
+_ATTENTION = frozenset({"flex_attention", "scaled_dot_product_attention", "softmax"})
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether any module runs through ``torch.compile``: wrapped, in place, or its ``forward`` alone."""
+    return any(
+        hasattr(m, "_orig_mod") or m._compiled_call_impl is not None or is_compiled_function(m.forward)
+        for m in model.modules()
+        if not is_scripted(m)
+    )
+
+
+def compiles_attention(model: nn.Module) -> bool:
+    """Whether the model is compiled, or its code holds a compiled function that computes attention.
+
+    A compiled ``flex_attention`` is mostly such a function: a global of the file that a module's class is
+    in, or an attribute of the class or of the module.
+    """
+    if is_compiled(model):
+        return True
+    modules = list(model.modules())
+    kinds = {kind for m in modules for kind in type(m).__mro__ if not _is_of_torch(kind)}
+    files = {kind.__module__ for kind in kinds}
+    places = [*map(vars, modules), *map(vars, kinds)]
+    places += [vars(sys.modules[name]) for name in files if name in sys.modules]
+    return any(_attends(value) for place in places for value in tuple(place.values()))
+
+
+def _is_of_torch(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] in ("torch", "builtins")
+
+
+def _attends(value: Any) -> bool:
+    """Whether it is a compiled attention function, or a compiled function that names one."""
+    # `hasattr` on whatever a module holds could run code of its own: lazy imports do
+    if not isinstance(value, FunctionType) or not is_compiled_function(value):
+        return False
+    inside = vars(value)["_torchdynamo_orig_callable"]
+    names = getattr(getattr(inside, "__code__", None), "co_names", ())
+    return getattr(inside, "__name__", None) in _ATTENTION or not _ATTENTION.isdisjoint(names)
+
+
+def is_compiled_function(function: Any) -> bool:
+    """Whether ``torch.compile`` made it, and not ``torch.compiler.disable``, which marks functions alike."""
+    return hasattr(function, "_torchdynamo_orig_callable") and not getattr(
+        function, "_torchdynamo_disable", False
+    )
+
+
+#: The compiler's stances outside of those that :func:`eagerly` set.
+_stances: list[str] = []
+
+
+@contextlib.contextmanager
+def eagerly() -> Iterator[None]:
+    """Run what is compiled eagerly: models, and functions such as a compiled ``flex_attention``."""
+    if "torch._dynamo" not in sys.modules:  # nothing can be compiled, and to import it takes seconds
+        yield
+        return
+    current = getattr(torch._dynamo.eval_frame, "_stance", None)
+    _stances.append(getattr(current, "stance", "default"))
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        _stances.pop()
+
+
+@contextlib.contextmanager
+def as_compiled() -> Iterator[None]:
+    """Undo :func:`eagerly` for one attention function, of which no inside is observed."""
+    with torch.compiler.set_stance(_stances[0]) if _stances else contextlib.nullcontext():
+        yield

@@ -1,0 +1,276 @@
+"""A twin: a copy of a tree of modules over the same parameters, run once and thrown away."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import types
+from collections import OrderedDict
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.overrides import TorchFunctionMode
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_geo.observe.replay.torch_compile import is_compiled_function
+from lightning_geo.observe.replay.torchscript import is_scripted
+
+__all__ = ["foreign_among", "foreign_hooks", "is_lightning", "needed_hooks", "quiet", "twin_of"]
+
+#: Packages whose hooks are part of what a model computes: norms and masks of weights, adapters, offloading.
+_COMPUTING = (
+    "torch.nn", "torch.ao", "torch.distributed", "torchao", "peft", "adapters", "accelerate", "transformers",
+    "bitsandbytes", "optimum", "auto_gptq", "gptqmodel", "hqq",
+)  # fmt: skip
+#: Hooks that run with a forward, and those that never do in a replay.
+_FORWARD_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
+_OTHER_HOOKS = (
+    "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks", "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks",
+)  # fmt: skip
+#: Weights that accelerate keeps elsewhere: it only reads them.
+_READ_ONLY = ("OffloadedWeightsLoader", "PrefixedDataset")
+
+
+def twin_of(model: nn.Module, own: Collection[str] | None = ()) -> nn.Module:
+    """Copy a tree of modules; parameters are new objects over the same storage.
+
+    Buffers, attributes and generators are the copy's own. Hooks of the user's are left out, and every
+    LightningModule in the copy is :func:`quiet`.
+
+    Args:
+        model: What is copied.
+        own: Names of parameters that are copied too, because the forward writes them; None for all.
+
+    Raises:
+        Exception: If an attribute refuses to be copied (locks, files, process groups).
+    """
+    memo: dict[int, Any] = {}
+    for name, parameter in model.named_parameters():
+        memo[id(parameter)] = _parameter_twin(parameter, copied=own is None or name in own)
+    modules = list(model.modules())
+    hooks: list[tuple[OrderedDict[int, Any], OrderedDict[int, Any]]] = []
+    for module in modules:
+        if is_scripted(module):
+            memo[id(module)] = module  # a copy would share no parameters; its state is put back
+            continue
+        for name, value in vars(module).items():
+            if name in _FORWARD_HOOKS:
+                hooks.append((value, memo.setdefault(id(value), OrderedDict())))
+            elif name in _OTHER_HOOKS:
+                memo[id(value)] = OrderedDict()
+            elif isinstance(value, (Dataset, DataLoader, types.ModuleType)):
+                memo[id(value)] = value
+        for part in _parts_of_hook(vars(module).get("_hf_hook")):
+            _share_weights(getattr(part, "weights_map", None), memo)
+        trainer = vars(module).get("_trainer")
+        if trainer is not None:
+            memo[id(trainer)] = _quiet_trainer(trainer)
+    with _WithoutGraph():
+        twin: nn.Module = copy.deepcopy(model, memo)
+        for theirs, ours in hooks:
+            ours.update({k: copy.deepcopy(_rebound(h, memo), memo) for k, h in needed_hooks(theirs).items()})
+        for module in modules:
+            if not is_scripted(module):
+                _rebind_functions(module, memo)
+    for module in modules:
+        if is_lightning(module):
+            vars(memo[id(module)])["_trainer"] = vars(module).get("_trainer")  # `__getstate__` drops it
+            quiet(memo[id(module)])
+    return twin
+
+
+def _parameter_twin(parameter: nn.Parameter, *, copied: bool) -> nn.Parameter:
+    if type(parameter) is not nn.Parameter or is_lazy(parameter):  # quantised, sharded
+        return copy.deepcopy(parameter) if is_lazy(parameter) else parameter
+    # not `detach`: an in-place change would count as one of the original's
+    data = parameter.data.clone() if copied else parameter.data
+    twin = nn.Parameter(data, requires_grad=parameter.requires_grad)
+    vars(twin).update(vars(parameter))
+    return twin
+
+
+class _WithoutGraph(TorchFunctionMode):
+    """Copy tensors that training computed, which ``copy.deepcopy`` refuses to; the copies have no graph."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.__deepcopy__ and not args[0].is_leaf:
+            tensor, memo = args
+            if id(tensor) not in memo:
+                memo[id(tensor)] = tensor.detach().clone()
+            return memo[id(tensor)]
+        return func(*args, **(kwargs or {}))
+
+
+def _parts_of_hook(hook: Any) -> tuple[Any, ...]:
+    """The hooks of accelerate's in one, several in a row."""
+    return tuple(getattr(hook, "hooks", (hook,)))
+
+
+def _share_weights(weights: Any, memo: dict[int, Any]) -> None:
+    while weights is not None and type(weights).__name__ in _READ_ONLY:
+        memo[id(weights)] = weights
+        weights = getattr(weights, "dataset", None)
+    if isinstance(weights, dict):
+        memo[id(weights)] = weights
+
+
+# -- hooks
+
+
+def needed_hooks(hooks: dict[int, Any]) -> dict[int, Any]:
+    """Those that are part of what the model computes, whoever observes it."""
+    return {key: hook for key, hook in hooks.items() if _package_of(hook).startswith(_COMPUTING)}
+
+
+def foreign_hooks(model: nn.Module) -> dict[str, str]:
+    """Forward hooks of the user's, by the path of their module: a replay leaves them out."""
+    found = {}
+    for path, module in model.named_modules():
+        for name in _FORWARD_HOOKS if not is_scripted(module) else ():
+            for hook in foreign_among(getattr(module, name)).values():
+                found[path] = getattr(_function_of(hook), "__qualname__", repr(hook))
+    return found
+
+
+def foreign_among(hooks: dict[int, Any]) -> dict[int, Any]:
+    """Those that are neither part of what the model computes nor ours."""
+    own = ("lightning_geo", *_COMPUTING)
+    return {key: hook for key, hook in hooks.items() if not _package_of(hook).startswith(own)}
+
+
+def _function_of(hook: Any) -> Any:
+    while isinstance(hook, functools.partial):
+        hook = hook.func
+    hook = getattr(hook, "__func__", hook)
+    return hook if hasattr(hook, "__qualname__") else type(hook)
+
+
+def _package_of(hook: Any) -> str:
+    return getattr(_function_of(hook), "__module__", None) or ""
+
+
+# -- functions that hold a module of the tree
+
+
+def _rebind_functions(module: nn.Module, memo: dict[int, Any]) -> None:
+    """Let functions among a module's attributes, such as a replaced ``forward``, hold the copy's modules."""
+    twin = memo[id(module)]
+    for name, value in vars(module).items():
+        if isinstance(value, types.FunctionType):
+            vars(twin)[name] = _rebound(value, memo)
+
+
+def _rebound(function: Any, memo: dict[int, Any]) -> Any:
+    """The function over the copy's modules where it is closed over the original's; else itself."""
+    if not isinstance(function, types.FunctionType):
+        return function
+    if is_compiled_function(function):
+        inner = vars(function)["_torchdynamo_orig_callable"]
+        return _rebound(inner, memo) if isinstance(inner, types.FunctionType) else copy.deepcopy(inner, memo)
+    cells = function.__closure__ or ()
+    if id(function) in memo or not any(_holds(cell, memo) for cell in cells):
+        return memo.get(id(function), function)
+    copies = tuple(types.CellType() for _ in cells)
+    rebound = types.FunctionType(
+        function.__code__, function.__globals__, function.__name__, function.__defaults__, copies
+    )
+    rebound.__kwdefaults__ = function.__kwdefaults__
+    vars(rebound).update({k: v for k, v in vars(function).items() if k != "__wrapped__"})
+    memo[id(function)] = rebound
+    for new, old in zip(copies, cells, strict=True):
+        content = _content(old)
+        is_function = isinstance(content, types.FunctionType)
+        new.cell_contents = _rebound(content, memo) if is_function else copy.deepcopy(content, memo)
+    return rebound
+
+
+def _content(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # empty
+        return None
+
+
+def _holds(cell: Any, memo: dict[int, Any]) -> bool:
+    """Whether a cell holds a module that was copied, a method of one, or a function closed over one."""
+    content = _content(cell)
+    if isinstance(content, types.FunctionType):
+        return any(_holds(inner, memo) for inner in content.__closure__ or () if inner is not cell)
+    owner = getattr(content, "__self__", content)
+    return isinstance(owner, nn.Module) and memo.get(id(owner), owner) is not owner
+
+
+# -- LightningModules
+
+
+def is_lightning(module: nn.Module) -> bool:
+    """Whether it is a LightningModule, of whichever package."""
+    return any(kind.__name__ == "LightningModule" for kind in type(module).__mro__)
+
+
+def quiet(module: nn.Module) -> None:
+    """Cut a LightningModule off from its trainer: it logs nothing and optimizes nothing.
+
+    What it reads of the trainer are the numbers, names and switches.
+    """
+    place, inert, count = vars(module), _Inert(), 1
+    trainer = place.get("_trainer")
+    if isinstance(trainer, _QuietTrainer):
+        return
+    if trainer is not None:
+        place["_trainer"] = _QuietTrainer(trainer)
+        count = len(getattr(trainer, "optimizers", None) or [None])
+    for name in (
+        "log", "log_dict", "print", "manual_backward", "toggle_optimizer", "untoggle_optimizer",
+        "clip_gradients", "lr_scheduler_step",
+    ):  # fmt: skip
+        place[name] = _nothing
+    place["optimizers"] = place["lr_schedulers"] = lambda *_, **__: [inert] * count if count > 1 else inert
+    place["all_gather"] = lambda data, *_, **__: data
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    """In place of what would reach the trainer."""
+
+
+class _Inert:
+    """Takes whatever is asked of it and does nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        return self
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+class _QuietTrainer:
+    """The numbers, names and switches of a trainer; all else is inert."""
+
+    def __init__(self, trainer: Any) -> None:
+        self._real = trainer
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        value = getattr(self._real, name)
+        plain = value is None or isinstance(value, (bool, int, float, str, torch.device))
+        return value if plain else _Inert()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _QuietTrainer:
+        return self
+
+
+def _quiet_trainer(trainer: Any) -> _QuietTrainer:
+    return trainer if isinstance(trainer, _QuietTrainer) else _QuietTrainer(trainer)

@@ -1,0 +1,1 @@
+"""The fixed inputs: recorded, given by the user, restored from a checkpoint, shared over ranks."""

@@ -1,0 +1,69 @@
+"""Whether a call's first axis holds sequences, by what the model computes with fewer of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+from lightning_geo.observe import AttentionCall, CallKey, Tap
+from lightning_geo.observe.heads.head_factors import scaled_heads
+from lightning_geo.observe.replay.replica import Replica
+from lightning_geo.observe.replay.undisturbed import Call
+from lightning_geo.probe.probe import ProbeCall
+
+__all__ = ["divides"]
+
+#: Arguments whose first axis is sequences by their names alone.
+_BATCH_FIRST = ("input_ids", "attention_mask", "pixel_values", "inputs_embeds")
+
+
+def divides(
+    replica: Replica, recorded: ProbeCall, context: Callable[[], AbstractContextManager[object]]
+) -> bool:
+    """Whether a call may be cut along the first axis of its tensors.
+
+    It may not where that axis holds tokens: with half of it, attention has fewer keys and as many sequences.
+
+    Args:
+        replica: Runs the model.
+        recorded: The call, on the model's device.
+        context: The precision.
+    """
+    call, rows = recorded.call, recorded.rows
+    named = [call.kwargs, *(x for x in call.args if isinstance(x, dict))]
+    if rows < 2 or any(name in place for place in named for name in _BATCH_FIRST):
+        return True
+    try:
+        replica.try_out(call.run, context)
+        whole = _shapes(replica, call, context)
+    except Exception:  # the sample says why it fails
+        return True
+    part = 2 if rows > 2 else 1
+    try:
+        fewer = _shapes(replica, recorded.take(slice(part)).call, context)
+    except Exception:
+        return False
+    pairs = list(zip(whole, fewer, strict=False))
+    shrinks = any(less * rows == more * part for (more, _), (less, _) in pairs)
+    return shrinks or not any(more == less and keys > kept for (more, keys), (less, kept) in pairs)
+
+
+def _shapes(
+    replica: Replica, call: Call, context: Callable[[], AbstractContextManager[object]]
+) -> list[tuple[int, int]]:
+    """Sequences and keys of each attention call that is not of documents."""
+    found: list[tuple[int, int]] = []
+
+    def look(key: CallKey, attention: AttentionCall) -> None:
+        if attention.documents is None:
+            batch, _, keys = attention.lengths
+            found.append((batch, keys))
+
+    with (
+        replica.running() as model,
+        scaled_heads(Tap(model), look, replays=True),
+        replica.once(model),
+        context(),
+    ):
+        call.run(model)
+    return found

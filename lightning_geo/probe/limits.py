@@ -1,0 +1,122 @@
+"""How much of the recorded calls a probe keeps: a number of sequences, and of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lightning_geo.probe.probe import ProbeCall
+
+__all__ = ["SCORED_SEQUENCES", "within", "within_over_ranks"]
+
+#: Sequences of a probe, over all ranks, from which metrics of kind ``scores`` are taken; of a training batch,
+#: on each rank.
+SCORED_SEQUENCES = 2
+
+
+def within(
+    before: Sequence[ProbeCall], call: ProbeCall, size: int, tokens: int | None
+) -> tuple[list[ProbeCall], bool]:
+    """What a probe keeps of one more call, cut where sequences end.
+
+    Sequences are kept in order until the next one would exceed a limit. The first is always kept, however
+    long. Rows of documents are cut between documents where a single one of them can be. A call that cannot
+    be divided counts as a whole: it is kept while fewer than ``size`` sequences are there, and beyond
+    ``tokens`` only as the first.
+
+    Args:
+        before: What was kept of the same model's calls.
+        call: The next one.
+        size: Most sequences.
+        tokens: Most real tokens; None for no limit.
+
+    Returns:
+        None, one or two calls, and whether the probe is complete.
+    """
+    kept: list[ProbeCall] = []
+    sequences = sum(sum(c.sequences.counts) for c in before)
+    used = sum(sum(c.sequences.tokens) for c in before)
+    if sequences >= size:
+        return kept, True
+    fits = 0
+    for count, length in call.sequences.parts:
+        first = not before and fits == 0
+        long = tokens is not None and used + length > tokens
+        too_much = long or (call.divisible and sequences + count > size)
+        if too_much and not (first and (count == 1 or not call.divisible)):
+            break
+        fits, sequences, used = fits + 1, sequences + count, used + length
+    whole = fits == len(call.sequences.counts)
+    if fits:
+        kept.append(call if whole else call.take(slice(fits)))
+    if whole:
+        return kept, sequences >= size or (tokens is not None and used >= tokens)
+    if call.sequences.counts[fits] > 1:  # a row of documents
+        row = call.take(slice(fits, fits + 1))
+        if row.sequences.documents is not None:
+            kept += within([*before, *kept], row, size, tokens)[0]
+        elif not before and not kept:
+            kept.append(row)
+    return kept, True
+
+
+def within_over_ranks(
+    everyone: Sequence[Sequence[ProbeCall]], size: int, tokens: int | None
+) -> list[list[ProbeCall]]:
+    """What the probe keeps of what the ranks recorded, the same sequences on however many ranks.
+
+    A distributed sampler deals sequences out in turn, so they are counted in turn: the first of every rank,
+    then the second of every rank.
+
+    Args:
+        everyone: Calls by rank.
+        size: Most sequences per model.
+        tokens: Most real tokens per model; None for no limit.
+    """
+    if len(everyone) == 1:
+        return [_prefix(everyone[0], size, tokens)]
+    taken: list[dict[str, int]] = [{} for _ in everyone]
+    for model in dict.fromkeys(call.model for calls in everyone for call in calls):
+        parts = [
+            [part for c in calls if c.model == model for part in c.sequences.parts] for calls in everyone
+        ]
+        for rank, count in enumerate(_dealt_out(parts, size, tokens)):
+            taken[rank][model] = count
+    return [_first_parts(calls, counts) for calls, counts in zip(everyone, taken, strict=True)]
+
+
+def _prefix(calls: Sequence[ProbeCall], size: int, tokens: int | None) -> list[ProbeCall]:
+    kept: list[ProbeCall] = []
+    complete: set[str] = set()
+    for call in calls:
+        if call.model not in complete:
+            parts, done = within([c for c in kept if c.model == call.model], call, size, tokens)
+            kept += parts
+            if done:
+                complete.add(call.model)
+    return kept
+
+
+def _dealt_out(parts: Sequence[Sequence[tuple[int, int]]], size: int, tokens: int | None) -> list[int]:
+    """How many of each rank's parts, (sequences, tokens), are kept when all are counted in turn."""
+    taken = [0] * len(parts)
+    sequences = used = 0
+    for turn in range(max(map(len, parts))):
+        for rank in (rank for rank, mine in enumerate(parts) if turn < len(mine)):
+            count, length = parts[rank][turn]
+            long = tokens is not None and used + length > tokens
+            if sequences >= size or (long and sequences):
+                return taken
+            taken[rank], sequences, used = taken[rank] + 1, sequences + count, used + length
+    return taken
+
+
+def _first_parts(calls: Sequence[ProbeCall], counts: dict[str, int]) -> list[ProbeCall]:
+    kept, left = [], dict(counts)
+    for call in calls:
+        count = left[call.model]
+        if count > 0:
+            kept.append(call if count >= call.rows or not call.divisible else call.take(slice(count)))
+        left[call.model] -= len(call.sequences.parts)
+    return kept

@@ -1,0 +1,300 @@
+"""The probe: the calls of the observed models that are replayed at every sample."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lightning_geo.observe.replay.call_state import holds_state
+from lightning_geo.observe.replay.undisturbed import Call
+from lightning_geo.probe.limits import SCORED_SEQUENCES, within, within_over_ranks
+from lightning_geo.probe.sequences import CallSequences, documents_taken, tokens_of_documents
+from lightning_geo.utils.ranks import world_size
+
+__all__ = ["Probe", "ProbeCall", "Share", "copied", "kept_call", "probe_from", "rows_of"]
+
+
+@dataclass
+class ProbeCall:
+    """One recorded call.
+
+    Args:
+        model: Prefix of the observed model.
+        call: Its arguments, on the CPU.
+        rows: Sequences in it; parts that it can be divided into where it is divisible.
+        divisible: Whether it can be divided: all its tensors have the sequences on their first axis, or its
+            only row holds documents, and every tensor has an entry for each token;
+            never where it brings a cache.
+        sequences: Counts of its parts.
+    """
+
+    model: str
+    call: Call
+    rows: int
+    divisible: bool
+    sequences: CallSequences
+
+    @classmethod
+    def of(cls, model: str, call: Call, *, packed: bool = True) -> ProbeCall:
+        """Count the sequences of a call; without ``packed`` its rows, which reads no tensor."""
+        sequences = CallSequences.of(call, packed=packed)
+        divisible = sequences.divisible and not holds_state([*call.args, call.kwargs])
+        rows = len(sequences.counts) if divisible else sequences.counts[0]
+        return cls(model, call, rows, divisible, sequences)
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """Calls of a kind run through the same layers."""
+        return self.model, self.call.method, len(self.call.args), *sorted(self.call.kwargs)
+
+    def to(self, device: torch.device) -> ProbeCall:
+        """Move its tensors."""
+        return replace(self, call=self.call.to(device))
+
+    def whole(self) -> ProbeCall:
+        """The same call, not to be divided."""
+        if not self.divisible:
+            return self
+        counts, tokens = (sum(self.sequences.counts),), (sum(self.sequences.tokens),)
+        sequences = CallSequences(False, counts, tokens, packed=self.sequences.packed)
+        return replace(self, rows=counts[0], divisible=False, sequences=sequences)
+
+    def take(self, rows: slice) -> ProbeCall:
+        """Some of its sequences; all of them where it is not divisible."""
+        if not self.divisible:
+            return self
+        documents = self.sequences.documents
+        if documents is None:
+            # a view would keep the whole batch, and put it into checkpoints
+            with torch.inference_mode(False), torch.no_grad():
+                return ProbeCall.of(self.model, self.call.map(lambda x: x[rows].clone() if x.dim() else x))
+        chosen = range(self.rows)[rows]
+        call, spans = documents_taken(self.call, documents, chosen)
+        tokens = tuple(self.sequences.tokens[i] for i in chosen)
+        sequences = CallSequences(True, (1,) * len(tokens), tokens, spans, packed=len(tokens) > 1)
+        return ProbeCall(self.model, call, len(tokens), True, sequences)
+
+    def digests(self) -> list[bytes]:
+        """One digest per sequence, padding left out where an attention mask tells it."""
+        if self.sequences.documents is not None:
+            parts = tokens_of_documents(self.call, self.sequences.documents)
+            return [_digest(part, slice(None), None) for part in parts]
+        named = {**{str(i): x for i, x in enumerate(self.call.args)}, **self.call.kwargs}
+        if self.call.method and isinstance(named.get("0"), Mapping):
+            named |= named.pop("0")  # a step's batch: its entries are what a model's keyword arguments are
+        mask = named.get("attention_mask")
+        if not (self.divisible and isinstance(mask, Tensor) and mask.dim() == 2):
+            mask = None
+        rows = range(self.rows) if self.divisible else [slice(None)]
+        return [_digest(named, row, mask) for row in rows]
+
+
+def rows_of(call: Call) -> tuple[int, bool]:
+    """How many sequences there are, and whether all tensors have them on their first axis."""
+    sizes = [x.shape[0] for x in call.tensors() if x.dim() > 0]
+    return (sizes[0] if sizes else 1), len(set(sizes)) == 1
+
+
+@dataclass
+class Share:
+    """What one rank replays of the probe.
+
+    Args:
+        calls: Its own.
+        uncounted: One of each kind of which it has none: ranks merge only what has the same layers.
+        scored: By model, how many of its sequences are among the probe's first two, whose single scores are
+            looked at.
+    """
+
+    calls: list[ProbeCall]
+    uncounted: list[ProbeCall] = field(default_factory=list)
+    scored: dict[str, int] = field(default_factory=dict)
+
+    def to(self, device: torch.device) -> Share:
+        """Move its tensors."""
+        calls, uncounted = ([c.to(device) for c in some] for some in (self.calls, self.uncounted))
+        return Share(calls, uncounted, self.scored)
+
+
+class Probe:
+    """The inputs on which samples are taken.
+
+    Args:
+        calls: In order; those of all ranks.
+    """
+
+    def __init__(self, calls: Sequence[ProbeCall]) -> None:
+        self.calls = list(calls)
+        digests = sorted(d for call in self.calls for d in call.digests())
+        #: equal for equal inputs, in whatever order, padding or number of ranks they came
+        self.fingerprint = hashlib.sha256(b"".join(digests)).hexdigest()[:16] if digests else ""
+
+    @property
+    def models(self) -> list[str]:
+        """Prefixes of the observed models."""
+        return list(dict.fromkeys(call.model for call in self.calls))
+
+    def share(self, rank: int, world_size: int) -> Share:
+        """What one rank replays: every ``world_size``-th sequence, counted through all calls of a model.
+
+        A call that cannot be divided counts as one.
+        """
+        mine: list[ProbeCall] = []
+        others: list[ProbeCall] = []
+        dealt: dict[str, int] = {}
+        scored = dict.fromkeys(self.models, 0)
+        sequences: dict[str, int] = {}
+        for call in self.calls:
+            before = dealt.get(call.model, 0)
+            dealt[call.model] = before + (call.rows if call.divisible else 1)
+            first = (rank - before) % world_size
+            start = sequences.get(call.model, 0)
+            for index, count in enumerate(call.sequences.counts):
+                if (index - first) % world_size == 0 if call.divisible else first == 0:
+                    among = min(count, max(0, SCORED_SEQUENCES - start))
+                    scored[call.model] += among
+                start += count
+            sequences[call.model] = start
+            if call.divisible and call.rows > first:
+                whole = world_size == 1
+                mine.append(call if whole else call.take(slice(first, None, world_size)))
+            elif not call.divisible and first == 0:
+                mine.append(call)
+            else:
+                others.append(call.take(slice(1)))
+        missing = {call.kind: call for call in others}
+        for call in mine:
+            missing.pop(call.kind, None)
+        return Share(mine, list(missing.values()), scored)
+
+    def only(self, models: Iterable[str]) -> Probe:
+        """The calls of these models; itself where there are no others."""
+        wanted = set(models)
+        lacking = wanted - {c.model for c in self.calls if not c.call.method}
+        kept = [c for c in self.calls if (lacking if c.call.method else c.model in wanted)]
+        return self if len(kept) == len(self.calls) else Probe(kept)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain containers and tensors only: what a checkpoint can be loaded with safely."""
+        return {
+            "calls": [
+                {
+                    "model": c.model,
+                    "args": list(c.call.args),
+                    "kwargs": c.call.kwargs,
+                    "method": c.call.method,
+                    "divisible": c.divisible,
+                }
+                for c in self.calls
+            ]
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> Probe:
+        """Inverse of :meth:`state_dict`."""
+        calls = []
+        for c in state["calls"]:
+            call = Call(tuple(c["args"]), dict(c["kwargs"]), c.get("method", ""))
+            recorded = ProbeCall.of(c["model"], call)
+            calls.append(recorded if c.get("divisible", True) else recorded.whole())
+        return cls(calls)
+
+    @classmethod
+    def gather(cls, calls: Sequence[ProbeCall], size: int, tokens: int | None = None) -> Probe | None:
+        """Join what all ranks recorded, within ``size`` sequences and ``tokens`` tokens per model.
+
+        Returns:
+            ``None`` if nobody has any.
+        """
+        everyone: list[list[ProbeCall]] = [list(calls)]
+        if world_size() > 1:
+            everyone = [[] for _ in range(world_size())]
+            dist.all_gather_object(everyone, list(calls))
+        everyone = within_over_ranks(everyone, size, tokens)
+        longest = max(map(len, everyone))
+        joined = [mine[i] for i in range(longest) for mine in everyone if i < len(mine)]
+        return cls(joined) if joined else None
+
+
+def probe_from(given: Any, size: int, tokens: int | None = None) -> list[Call]:
+    """Calls from what a user gave as ``probe``: one batch whole, or a dataloader's first.
+
+    Raises:
+        TypeError: If nothing in it can be kept.
+    """
+    loader = not isinstance(given, (Tensor, Mapping, tuple, list)) and isinstance(given, Iterable)
+    calls: list[ProbeCall] = []
+    for batch in given if loader else [given]:
+        call = Call.from_batch(batch)
+        kept = ProbeCall.of("", Call(tuple(copied(list(call.args))), copied(call.kwargs)))
+        if not loader:
+            return [kept.call]
+        parts, complete = within(calls, kept, size, tokens)
+        calls += parts
+        if complete:
+            break
+    return [c.call for c in calls]
+
+
+def kept_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    """Copy the arguments of one call of a function.
+
+    Raises:
+        TypeError: If one cannot be kept, with its name and what to do.
+    """
+    names = list(inspect.signature(function).parameters)
+    named = [(names[i] if i < len(names) else str(i), value) for i, value in enumerate(args)]
+    copies = []
+    for name, value in [*named, *kwargs.items()]:
+        try:
+            copies.append(copied(value))
+        except TypeError as error:
+            raise TypeError(
+                f"{error} (`{name}`). Pass tensors, numbers, strings, None and containers of them, give "
+                '`probe=`, or observe training itself with `source="batch"`'
+            ) from error
+    return Call(tuple(copies[: len(args)]), dict(zip(kwargs, copies[len(args) :], strict=True)))
+
+
+def copied(value: Any) -> Any:
+    """Copy to plain containers on the CPU.
+
+    Raises:
+        TypeError: If there is anything but tensors, numbers, strings, None and containers of them.
+    """
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): copied(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return (
+            type(value)(copied(item) for item in value)
+            if type(value) in (list, tuple)
+            else tuple(map(copied, value))
+        )
+    raise TypeError(f"an argument of type {type(value).__name__} cannot be kept")
+
+
+def _digest(named: Mapping[str, Any], row: int | slice, mask: Tensor | None) -> bytes:
+    state = hashlib.sha256()
+    for name, value in sorted(named.items()):
+        tensors: list[Tensor] = []
+        Call((value,)).map(lambda x, into=tensors: into.append(x) or x)
+        for x in tensors:
+            part = x[row] if x.dim() else x
+            if mask is not None and isinstance(row, int) and x.shape[:2] == mask.shape:
+                part = part[mask[row].bool()]
+            part = part.contiguous()
+            content = part.reshape(-1).view(torch.uint8) if part.numel() else part
+            state.update(f"{name} {x.dtype} {tuple(part.shape)} ".encode())
+            state.update(content.numpy().tobytes())
+    return state.digest()

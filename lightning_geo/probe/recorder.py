@@ -1,0 +1,157 @@
+"""Records what the trainer calls, from the data on: the models, the LightningModule, or its steps."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_geo.observe.module_selection import ITSELF
+from lightning_geo.observe.replay.call_hooks import on_call
+from lightning_geo.observe.replay.dependence import Dependence
+from lightning_geo.observe.replay.undisturbed import replay_depth
+from lightning_geo.probe.limits import within
+from lightning_geo.probe.probe import ProbeCall, kept_call
+
+__all__ = ["CallRecorder"]
+
+#: What is called: a candidate itself, or else a method of the LightningModule.
+_Key = tuple[str, str]
+
+
+class CallRecorder:
+    """Records the first calls that the trainer makes of the candidates for observed models.
+
+    Args:
+        candidates: Modules by prefix.
+        size: Sequences to record of each.
+        tokens: Tokens to record of each, see :func:`~lightning_geo.probe.limits.within`; None for no limit.
+        root: The LightningModule; None where its calls do not matter.
+        dependence: Tells which calls begin at the data; None if all do.
+    """
+
+    def __init__(
+        self,
+        candidates: Mapping[str, nn.Module],
+        size: int,
+        tokens: int | None = None,
+        root: nn.Module | None = None,
+        dependence: Dependence | None = None,
+    ) -> None:
+        self._candidates = candidates
+        self._limits = size, tokens
+        self._root = root
+        self._dependence = dependence
+        self._complete: set[_Key] = set()
+        self._handles: list[Any] = []
+        #: calls as they were, and what is kept of them within the limits
+        self._whole: dict[_Key, list[ProbeCall]] = {}
+        self._kept: dict[_Key, list[ProbeCall]] = {}
+        self._dependent: set[_Key] = set()
+        #: why calls were passed over, by prefix
+        self.passed_over: dict[str, str] = {}
+        #: why the LightningModule's own calls were passed over
+        self.passed_over_outside = ""
+
+    @property
+    def calls(self) -> list[ProbeCall]:
+        """What was recorded of the candidates."""
+        return [call for (_, method), calls in self._kept.items() if not method for call in calls]
+
+    def start(self) -> None:
+        """Watch the candidates' calls."""
+        if self._handles:
+            return
+        for name, module in self._candidates.items():
+            try:
+                self._handles.append(on_call(module, self._hook(name)))
+            except Exception as error:  # some modules, as TorchScript's, take no hook
+                self.passed_over[name] = f"its calls cannot be watched ({type(error).__name__}: {error})"
+        if self._root is not None and all(m is not self._root for m in self._candidates.values()):
+            self._handles.append(on_call(self._root, self._hook(ITSELF, "forward")))
+        if self._dependence is not None:
+            self._handles += self._dependence.listen()
+
+    def step_begins(self, method: str, batch: Any, batch_idx: int) -> None:
+        """A step of the LightningModule is about to be called: watch what it calls.
+
+        Args:
+            method: Its name.
+            batch: What it is given.
+            batch_idx: The batch's number.
+        """
+        if self._dependence is not None:
+            self._dependence.step_begins(batch)
+        if self._root is not None:
+            takes = len(inspect.signature(getattr(self._root, method)).parameters)
+            self._record((ITSELF, method), self._root, (batch, batch_idx)[:takes], {})
+        self.start()
+
+    def stop(self) -> None:
+        """Leave the candidates alone; harmless when done twice."""
+        for remove in self._handles:
+            remove()
+        self._handles = []
+
+    def _hook(self, name: str, method: str = "") -> Callable[[tuple[Any, ...], dict[str, Any]], None]:
+        def record(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            # what another monitor replays is no call of the trainer's
+            if replay_depth():
+                return
+            module = self._candidates[name] if not method else self._root
+            if module is not None:
+                self._record((name, method), module, args, kwargs)
+
+        return record
+
+    def _record(self, key: _Key, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        name, method = key
+        try:
+            # what the sanity check passes are inference tensors, of no use to a later forward
+            with torch.inference_mode(False), torch.no_grad():
+                called = method in ("", "forward")
+                if called and self._dependence is not None:
+                    known = name if not method else None
+                    if self._dependence.note(known, args, kwargs):
+                        self._dependent.add(key)
+                if key in self._complete or key in self._dependent:
+                    return
+                call = kept_call(module.forward if called else getattr(module, method), args, kwargs)
+                call.method = method
+                recorded = ProbeCall.of(name, call)
+                kept, complete = within(self._kept.get(key, []), recorded, *self._limits)
+                if kept:
+                    self._whole.setdefault(key, []).append(recorded)
+                    self._kept.setdefault(key, []).extend(kept)
+                if complete:
+                    self._complete.add(key)
+        except Exception as error:  # the model is running: it is not to see this
+            if method:
+                self.passed_over_outside = str(error)
+            else:
+                self.passed_over[name] = str(error)
+
+    def settled(self, divides: Callable[[ProbeCall], bool]) -> list[ProbeCall]:
+        """What a probe is made of: calls that begin at the data, cut where they may be.
+
+        Args:
+            divides: Whether a call's first axis holds sequences, by what its model computes.
+        """
+        chosen: list[_Key] = [(n, m) for n, m in self._kept if not m and (n, m) not in self._dependent]
+        lacking = any(not method for _, method in self._dependent)
+        lacking = lacking or any((name, "") not in self._kept for name in self.passed_over)
+        if (lacking or not chosen) and (ITSELF, "") not in chosen:
+            outside = [key for key in self._kept if key[1] and key not in self._dependent]
+            chosen += sorted(outside, key=lambda key: key[1] != "forward")[:1]
+        found = []
+        for key in chosen:
+            kept: list[ProbeCall] = []
+            for whole in self._whole[key]:
+                known = whole.sequences.documents is not None or whole.sequences.packed
+                call = whole if known or not whole.divisible or divides(whole) else whole.whole()
+                kept += within(kept, call, *self._limits)[0]
+            found += kept
+        return found

@@ -1,0 +1,148 @@
+"""Where a monitor's probe comes from: the run's first calls, what the user gave, or a checkpoint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from lightning_geo.monitor.sampler import Sampler
+from lightning_geo.observe.module_selection import ITSELF
+from lightning_geo.probe.probe import Probe, Share
+from lightning_geo.probe.recorder import CallRecorder
+from lightning_geo.probe.user_probe import given_probe
+from lightning_geo.utils.ranks import rank, world_size
+from lightning_geo.utils.warn_once import Complaints
+
+__all__ = ["ProbeSource"]
+
+
+class ProbeSource:
+    """Gets hold of the probe, once.
+
+    Args:
+        given: A batch or dataloader; None records the run's first calls.
+        size: Sequences, over all ranks.
+        tokens: Tokens, over all ranks; None for no limit.
+        complaints: Where failures go.
+    """
+
+    def __init__(self, given: Any, size: int, tokens: int | None, complaints: Complaints) -> None:
+        self._given = given
+        self._size = size
+        self._tokens = tokens
+        self._complaints = complaints
+        self._recorder: CallRecorder | None = None
+        self._sampler: Sampler | None = None
+        self._share: Share | None = None
+        self._known: str | None = None
+        #: observed models of which no call could be recorded -> why
+        self.unrecorded: dict[str, str] = {}
+        self.probe: Probe | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy, or a pickle, records nothing."""
+        return {**vars(self), "_recorder": None, "_sampler": None}
+
+    @property
+    def fingerprint(self) -> str:
+        """The probe's; empty without one."""
+        return "" if self.probe is None else self.probe.fingerprint
+
+    def share(self, device: torch.device) -> Share:
+        """What this rank replays."""
+        assert self.probe is not None
+        if self._share is None:
+            self._share = self.probe.share(rank(), world_size()).to(device)
+        return self._share
+
+    def keep(self, models: list[str]) -> None:
+        """Forget the calls of other models."""
+        if self.probe is not None:
+            self.probe = self.probe.only(models)
+
+    def take_given(self, sampler: Sampler) -> bool:
+        """Try what the user gave, if anything; whether it is other than the checkpoint's.
+
+        Raises:
+            ValueError: If the model cannot take it.
+        """
+        if self._given is None or self.probe is not None:
+            return False
+        return self._adopt(given_probe(self._given, self._size, self._tokens, sampler))
+
+    def start(self, sampler: Sampler) -> None:
+        """Record the trainer's steps from now on, unless there is a probe."""
+        if self.probe is None and self._given is None and self._recorder is None:
+            mine = len(range(rank(), self._size, world_size()))
+            self._sampler = sampler
+            self._recorder = CallRecorder(
+                sampler.models, mine, self._tokens, sampler.root, sampler.dependence
+            )
+
+    @property
+    def records(self) -> bool:
+        """Whether the trainer's steps are recorded."""
+        return self._recorder is not None
+
+    def step_begins(self, method: str, batch: Any, batch_idx: int) -> None:
+        """A step of the LightningModule is about to be called; see :class:`CallRecorder`."""
+        if self._recorder is not None:
+            self._recorder.step_begins(method, batch, batch_idx)
+
+    def step_ends(self) -> None:
+        """Leave the models alone until the next step, so that no copy of them has a hook."""
+        if self._recorder is not None:
+            self._recorder.stop()
+
+    def finish(self) -> bool:
+        """Use what was recorded, or go on recording; whether it is other than the checkpoint's."""
+        recorder, sampler, other = self._recorder, self._sampler, False
+        if recorder is None or sampler is None:
+            return False
+        with self._complaints.about("the probe could not be recorded"):
+            calls = recorder.settled(sampler.divides)
+            other = self._adopt(Probe.gather(calls, self._size, self._tokens))
+        kept = [] if self.probe is None else self.probe.models
+        self.unrecorded = {n: why for n, why in recorder.passed_over.items() if n not in kept}
+        if recorder.passed_over_outside:
+            self.unrecorded.setdefault(ITSELF, recorder.passed_over_outside)
+        if self.probe is not None:
+            self.stop()
+        return other
+
+    def stop(self) -> None:
+        """Leave the models alone; harmless when done twice."""
+        if self._recorder is not None:
+            self._recorder.stop()
+            self._recorder = self._sampler = None
+
+    def _adopt(self, probe: Probe | None) -> bool:
+        self.probe, self._share = probe, None
+        if probe is None or self._known in (None, probe.fingerprint):
+            return False
+        self._complaints.say("the checkpoint's probe differs from this run's, so that drift starts anew")
+        return True
+
+    def missing(self, sampler: Sampler) -> LookupError:
+        """Why there is no probe, and what to do."""
+        if self.unrecorded:
+            return LookupError(f"no call could be recorded. {sampler.because(self.unrecorded)}")
+        return LookupError(
+            "the trainer has called no module that may be observed. If training calls a method other than "
+            "the module itself, give `probe=` or `module=`"
+        )
+
+    def state_dict(self, *, inputs: bool) -> dict[str, Any]:
+        """The probe's inputs, if they may be kept, and its fingerprint."""
+        probe = self.probe
+        return {
+            "probe": probe.state_dict() if probe is not None and inputs else None,
+            "fingerprint": None if probe is None else probe.fingerprint,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with the same inputs, or notice that they are others."""
+        self._known = state["fingerprint"]
+        if state["probe"] is not None:
+            self.probe = Probe.from_state_dict(state["probe"])

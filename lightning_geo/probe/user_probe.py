@@ -1,0 +1,62 @@
+"""A probe that the user gives, tried on the models before training begins."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.distributed as dist
+
+from lightning_geo.monitor.sampler import Sampler
+from lightning_geo.observe import name_of
+from lightning_geo.observe.replay.undisturbed import Call, undisturbed
+from lightning_geo.probe.probe import Probe, ProbeCall, Share, probe_from
+from lightning_geo.utils.ranks import rank, world_size
+from lightning_geo.utils.warn_once import ArgumentError
+
+__all__ = ["given_probe"]
+
+
+def given_probe(given: Any, size: int, tokens: int | None, sampler: Sampler) -> Probe:
+    """Find out which candidate takes what was given; on every rank.
+
+    Args:
+        given: A batch or a dataloader.
+        size: Sequences to take of a dataloader.
+        tokens: Tokens to take of a dataloader; None for no limit.
+        sampler: Knows the candidates.
+
+    Raises:
+        ArgumentError: If none takes it.
+    """
+    calls = _calls(given, size, tokens, sampler)
+    reasons = []
+    for name in sampler.models:
+        recorded = [ProbeCall.of(name, call) for call in calls]
+        probe = Probe([c if not c.divisible or sampler.divides(c) else c.whole() for c in recorded])
+        failure = sampler.replay(Share(probe.calls).to(sampler.device), ())
+        if failure is None:
+            return probe
+        named = name_of(name, sampler.models[name])
+        reasons.append(f"{named}: {type(failure).__name__}: {failure}")
+    raise ArgumentError(
+        "Expected `probe` to be inputs that the observed model takes (a mapping is keyword arguments, a "
+        f"tuple positional ones, a tensor the one argument) but every candidate failed. {' | '.join(reasons)}"
+    )
+
+
+def _calls(given: Any, size: int, tokens: int | None, sampler: Sampler) -> list[Call]:
+    """Rank 0's, on every rank: a dataloader that shuffles yields other sequences on each."""
+    box: list[Any] = [None]
+    if rank() == 0:
+        try:
+            # to begin a dataloader is to draw a random number
+            with undisturbed(next(iter(sampler.models.values()))):
+                box = [probe_from(given, size, tokens)]
+        except Exception as error:
+            box = [ArgumentError(f"Expected `probe` to be a batch or a dataloader but {error}.")]
+    if world_size() > 1:
+        dist.broadcast_object_list(box)
+    if isinstance(box[0], Exception):
+        raise box[0]
+    calls: list[Call] = box[0]
+    return calls

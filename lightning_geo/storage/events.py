@@ -1,0 +1,222 @@
+"""A record as a TensorBoard event, and back. Everything that knows the format of stored records is here.
+
+One event holds one sample of one monitor. Its summary has one tensor per metric, tagged
+``lightning_geo/<name>/<stack>/<metric>``, one per basis or head-pair matrix, tagged
+``lightning_geo/<name>/matrices/<stack>/<matrix>``, and the facts as JSON in ``lightning_geo/<name>/record``.
+A resumed run begins with an empty tensor ``lightning_geo/<name>/session``: what the monitor wrote before at
+or after its step is void. As long as a run has no sample, each one that was dropped leaves its number and the
+reason, as JSON in ``lightning_geo/<name>/dropped``: the monitor was there.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+from tensorboard.compat.proto.types_pb2 import DT_DOUBLE, DT_FLOAT, DT_HALF, DT_STRING
+
+from lightning_geo.metrics.spec import GeometryRecord
+
+__all__ = [
+    "PLUGIN",
+    "Dropped",
+    "dropped_event",
+    "facts_tag",
+    "file_version",
+    "parse_dropped",
+    "parse_record",
+    "record_event",
+    "session_event",
+    "session_tag",
+    "started_at",
+]
+
+PLUGIN = "lightning_geo"
+_FORMAT = 1
+_FACTS = "record"
+_SESSION = "session"
+_MATRICES = "matrices"
+_DROPPED = "dropped"
+_DTYPES = {"<f4": DT_FLOAT, "<f2": DT_HALF, "<f8": DT_DOUBLE}
+_KINDS_OF_FACTS: dict[str, tuple[type, ...]] = {
+    "structure": (dict,), "step": (int,), "epoch": (int,), "batches_seen": (int,),
+    "wall_time": (int, float), "cost_seconds": (int, float), "probe": (str,), "coverage": (dict,),
+}  # fmt: skip
+_KINDS = {dtype: kind for kind, dtype in _DTYPES.items()}
+
+
+def facts_tag(name: str) -> str:
+    """Return the tag of the facts of each sample of a monitor."""
+    return f"{PLUGIN}/{name}/{_FACTS}"
+
+
+def session_tag(name: str) -> str:
+    """Return the tag that marks where a resumed session of a monitor takes over."""
+    return f"{PLUGIN}/{name}/{_SESSION}"
+
+
+def record_event(record: GeometryRecord, name: str) -> Any:
+    """Return the event of one sample.
+
+    Args:
+        record: The sample; its arrays keep their dtype where it is a floating one.
+        name: The monitor's name.
+
+    Returns:
+        An ``Event`` of ``tensorboard.compat.proto``; more summary values may be added to it.
+    """
+    event = Event(step=record.step, wall_time=record.wall_time or time.time())
+    facts = json.dumps({"format": _FORMAT, "name": name, **record.facts()}, separators=(",", ":"))
+    _add(event, facts_tag(name), TensorProto(dtype=DT_STRING, string_val=[facts.encode()]))
+    for level, stacks in (("", record.stacks), (f"{_MATRICES}/", record.matrices)):
+        for stack, arrays in stacks.items():
+            for metric, values in arrays.items():
+                _add(event, f"{PLUGIN}/{name}/{level}{stack}/{metric}", _to_tensor(values))
+    return event
+
+
+def _add(event: Any, tag: str, tensor: Any) -> None:
+    value = event.summary.value.add(tag=tag, tensor=tensor)
+    # without a class TensorBoard drops tensors of a plugin that it does not know
+    value.metadata.data_class = DATA_CLASS_TENSOR
+    value.metadata.plugin_data.plugin_name = PLUGIN
+
+
+def parse_record(event: Any) -> tuple[str, GeometryRecord] | None:
+    """Return the monitor's name and the record that an event holds, or None for any other event.
+
+    Raises:
+        ValueError: If the event claims to hold a record but does not, or one of a newer format.
+    """
+    values = event.summary.value
+    facts_value = next((v for v in values if _is_facts(v.tag)), None)
+    if facts_value is None:
+        return None
+    try:
+        return _parsed(values, facts_value)
+    except (KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+        raise ValueError(f"it is no record: {type(error).__name__}: {error}") from error
+
+
+def _parsed(values: Any, facts_value: Any) -> tuple[str, GeometryRecord]:
+    facts = json.loads(facts_value.tensor.string_val[0])
+    if facts.pop("format") > _FORMAT:
+        raise ValueError("it was written by a newer version of lightning_geo; update it to read this run")
+    name = facts.pop("name")
+    for fact, kinds in _KINDS_OF_FACTS.items():
+        if fact in facts and (not isinstance(facts[fact], kinds) or isinstance(facts[fact], bool)):
+            raise ValueError(f"it is no record: its {fact} is {str(facts[fact])[:40]!r}")
+    if not isinstance(name, str) or not -(2**62) < facts.get("step", 0) < 2**62:
+        raise ValueError("it is no record: its name is no text, or its step no number of steps")
+    prefix = f"{PLUGIN}/{name}/"
+    record = GeometryRecord({}, **facts)
+    for value in values:
+        # scalars and the layout of charts may share the event
+        parts = value.tag.removeprefix(prefix).split("/") if value.tag.startswith(prefix) else []
+        if len(parts) > 1:
+            stacks = record.matrices if len(parts) > 2 else record.stacks
+            stacks.setdefault(parts[-2], {})[parts[-1]] = _to_array(value.tensor)
+    return name, record
+
+
+def _is_facts(tag: str) -> bool:
+    return tag.startswith(f"{PLUGIN}/") and tag.endswith(f"/{_FACTS}")
+
+
+def _to_tensor(values: NDArray[Any]) -> Any:
+    kind = f"<{values.dtype.str[1:]}"
+    if kind not in _DTYPES:
+        kind = "<f4"
+    shape = TensorShapeProto(dim=[TensorShapeProto.Dim(size=size) for size in values.shape])
+    content = values.astype(kind, copy=False).tobytes()
+    return TensorProto(dtype=_DTYPES[kind], tensor_shape=shape, tensor_content=content)
+
+
+def _to_array(tensor: Any) -> NDArray[Any]:
+    shape = [dim.size for dim in tensor.tensor_shape.dim]
+    return np.frombuffer(tensor.tensor_content, _KINDS[tensor.dtype]).reshape(shape)
+
+
+class Dropped(NamedTuple):
+    """What a monitor left of a run in which it had no sample yet.
+
+    Args:
+        monitor: Its name.
+        samples: How many it dropped.
+        reason: Of the last one.
+    """
+
+    monitor: str
+    samples: int
+    reason: str
+
+    def __str__(self) -> str:
+        """One sentence for a person."""
+        samples = f"{self.samples} sample" + "s" * (self.samples != 1)
+        return f"GeometryMonitor {self.monitor!r} was there but dropped all {samples}: {self.reason}"
+
+
+def dropped_event(dropped: Dropped, step: int) -> Any:
+    """Return the event that says that a monitor was there and dropped what it measured."""
+    event = Event(step=step, wall_time=time.time())
+    content = json.dumps({"format": _FORMAT, **dropped._asdict()}, separators=(",", ":"))
+    tensor = TensorProto(dtype=DT_STRING, string_val=[content.encode()])
+    _add(event, f"{PLUGIN}/{dropped.monitor}/{_DROPPED}", tensor)
+    return event
+
+
+def parse_dropped(event: Any) -> Dropped | None:
+    """Return what a monitor without samples left, or None for any other event.
+
+    Raises:
+        ValueError: If the event claims to be one but is not.
+    """
+    for value in event.summary.value:
+        if (
+            value.tag.startswith(f"{PLUGIN}/")
+            and value.tag.endswith(f"/{_DROPPED}")
+            and value.tag.count("/") == 2
+        ):
+            try:
+                found = json.loads(value.tensor.string_val[0])
+                return Dropped(str(found["monitor"]), int(found["samples"]), str(found["reason"]))
+            except (KeyError, TypeError, IndexError, RecursionError) as error:
+                raise ValueError(f"it does not say what was dropped: {error}") from error
+    return None
+
+
+def file_version() -> Any:
+    """Return the event that every event file begins with."""
+    return Event(wall_time=time.time(), file_version="brain.Event:2")
+
+
+def session_event(step: int, name: str) -> Any:
+    """Return what a resumed session of a monitor begins with: its samples at or after ``step`` are void.
+
+    No session start of TensorBoard's: that would void the user's own scalars too, whose steps may count
+    something else.
+    """
+    mark = Event(step=step, wall_time=time.time())
+    _add(mark, session_tag(name), _to_tensor(np.zeros(0, np.float32)))
+    return mark
+
+
+def started_at(event: Any) -> tuple[int, str | None] | None:
+    """Return the step at which a session takes over and its monitor, or None for any other event.
+
+    TensorBoard's own session start (``SummaryWriter(purge_step=)``) is one of every monitor: None.
+    """
+    if event.session_log.status == SessionLog.START:
+        return int(event.step), None
+    for value in event.summary.value:
+        parts = value.tag.split("/")
+        if len(parts) == 3 and parts[0] == PLUGIN and parts[2] == _SESSION:
+            return int(event.step), parts[1]
+    return None

@@ -1,0 +1,69 @@
+"""Histories as the tables of other libraries, for notebooks. Needs the extra ``analysis``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lightning_geo.metrics.spec import spec_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray
+
+    from lightning_geo.storage.history import GeometryHistory
+
+__all__ = ["to_pandas", "to_xarray"]
+
+_AXES = ("step", "layer", "head")
+
+
+def to_xarray(history: GeometryHistory, stack: str | None = None) -> xarray.Dataset:
+    """See :meth:`lightning_geo.GeometryHistory.to_xarray`."""
+    import xarray
+
+    if stack is None and len(history.stacks) == 1:
+        [stack] = history.stacks
+    if stack is None or stack not in history.stacks:
+        raise ValueError(f"Expected `stack` to be one of {list(history.stacks)} but got {stack!r}.")
+    arrays = {
+        name: xarray.DataArray(values, dims=_AXES[: values.ndim], attrs=_about(name))
+        for name, values in history.stacks[stack].items()
+    }
+    sizes = {dim: size for array in arrays.values() for dim, size in array.sizes.items()}
+    numbers = {dim: np.arange(size) for dim, size in sizes.items() if dim != "step"}
+    facts = {name: ("step", values) for name, values in history.facts.items()}
+    about = {"model": str(history.structure.get("model", "")), "stack": stack, "path": history.path}
+    return xarray.Dataset(arrays, {"step": history.steps, **numbers, **facts}, about)
+
+
+def to_pandas(history: GeometryHistory) -> pd.DataFrame:
+    """See :meth:`lightning_geo.GeometryHistory.to_pandas`."""
+    import pandas as pd
+
+    frames = []
+    for stack, arrays in history.stacks.items():
+        for name, values in arrays.items():
+            cells = np.nonzero(np.isfinite(values))
+            columns: dict[str, Any] = {
+                "step": history.steps[cells[0]],
+                "stack": stack,
+                "metric": name,
+                "layer": cells[1],
+                "head": pd.array(cells[2] if len(cells) > 2 else [None] * len(cells[0]), dtype="Int64"),
+                "value": values[cells],
+                "unit": _about(name).get("units", ""),
+            }
+            frames.append(pd.DataFrame(columns))
+    table = pd.concat(frames, ignore_index=True)
+    return table.astype(dict.fromkeys(("stack", "metric", "unit"), "category"))
+
+
+def _about(name: str) -> dict[str, str]:
+    """What the table of metrics says, under the names that xarray's plots look for."""
+    try:
+        spec = spec_of(name)
+    except KeyError:  # a newer version wrote it
+        return {}
+    return {"units": spec.unit, "long_name": name, "formula": spec.formula, "meaning": spec.meaning}

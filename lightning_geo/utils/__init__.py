@@ -1,0 +1,1 @@
+"""What every room needs: argument checks, errors, this process among ranks, numbers as text."""
