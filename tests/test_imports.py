@@ -12,7 +12,7 @@ import pytest
 
 import lightning_geo
 from lightning_geo.storage.record_file import RecordFile
-from sinks.records import make_record
+from support.records import make_record
 
 HEAVY = ("torch", "lightning", "pytorch_lightning", "lightning_fabric", "transformers", "wandb")
 LIGHT = [

@@ -19,7 +19,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from lightning_geo.metrics.spec import GeometryRecord, select, spec_of
 from lightning_geo.storage.record_file import RecordFile
-from tensorboard_page import chromium, tensorboard_on
+from support.tensorboard_page import chromium, tensorboard_on
 
 # times every render from here on
 _WATCH = """async () => {

@@ -18,7 +18,7 @@ from dashboard.providers import write_run
 from lightning_geo.dashboard.loader import GeometryLoader
 from lightning_geo.dashboard.metadata import PLUGIN
 from lightning_geo.storage import events
-from sinks.records import make_record
+from support.records import make_record
 
 ROOT = Path(lightning_geo.__file__).parents[1]
 

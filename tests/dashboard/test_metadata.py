@@ -7,7 +7,7 @@ import pytest
 from lightning_geo.dashboard.metadata import Series, describe, parse_tag, tag_of
 from lightning_geo.metrics.spec import select, spec_of
 from lightning_geo.storage.events import facts_tag, record_event, session_tag
-from sinks.records import make_record
+from support.records import make_record
 
 
 def test_every_stored_metric_is_found_again_and_nothing_else() -> None:

@@ -20,8 +20,8 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from dashboard.providers import write_run
 from lightning_geo import GeometryMonitor, load_history
 from lightning_geo.loggers.pictures import colours
-from lit import Classifier, loader, trainer
-from tensorboard_page import chromium, tensorboard_on
+from support.lit import Classifier, loader, trainer
+from support.tensorboard_page import chromium, tensorboard_on
 
 pytestmark = pytest.mark.browser
 

@@ -19,7 +19,7 @@ from lightning_geo import load_history
 from lightning_geo.dashboard.metadata import PLUGIN
 from lightning_geo.dashboard.samples import in_force
 from lightning_geo.metrics.spec import GeometryRecord
-from sinks.records import make_record
+from support.records import make_record
 
 HOSTILE = '<img src=x onerror="alert(1)">'
 KINDS = ["fast", "slow"]

@@ -13,7 +13,7 @@ from werkzeug.test import Client
 from dashboard.providers import ask, client_of, eventually, provider_of
 from dashboard.test_plugin import KINDS, unpack
 from lightning_geo import GeometryMonitor, load_history
-from lit import Classifier, loader, trainer
+from support.lit import Classifier, loader, trainer
 
 
 @pytest.mark.parametrize("logger", [TensorBoardLogger, CSVLogger])

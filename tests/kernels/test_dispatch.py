@@ -10,7 +10,7 @@ import torch
 
 from kernels.cases import CASES, problem_of
 from lightning_geo import GeometryMonitor, kernels
-from lit import Lit, bert, fit
+from support.lit import Lit, bert, fit
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_geo import GeometryMonitor
-from lit import Classifier, loader, sequences, trainer
+from support.lit import Classifier, loader, sequences, trainer
 
 CHECKPOINT, KILLED, STOPPED = 100, 160, 120
 

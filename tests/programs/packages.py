@@ -148,7 +148,7 @@ def where(trainer: Any) -> dict[str, list[float]]:
     """The entropies that each logger of a finished fit holds, read from its files."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    from sinks.test_wandb import sent
+    from support.wandb_file import sent
 
     tag = "geometry/entropy"
     wandb_logger, csv_logger, tensorboard_logger = trainer.loggers

@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from lightning_geo import GeometryMonitor, GeometryRecord
 from lightning_geo.measurement.sample_statistics import SampleStatistics
 from lightning_geo.monitor.sampler import Sampler
-from lit import FIRST_TOKEN, Lit, bert, sequences, trainer
+from support.lit import FIRST_TOKEN, Lit, bert, sequences, trainer
 
 WORLD_SIZE = 2
 #: Sequences of a batch, over all ranks.

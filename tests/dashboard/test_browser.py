@@ -1,0 +1,61 @@
+"""A person opens TensorBoard on a run and sees the charts: the real page, in headless Chromium."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Page
+from pytorch_lightning.loggers import TensorBoardLogger
+
+from lightning_geo import GeometryMonitor
+from support.lit import Classifier, loader, trainer
+from support.tensorboard_page import chromium, tensorboard_on
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """TensorBoard on a run of 12 steps, sampled every 4."""
+    directory = tmp_path_factory.mktemp("runs")
+    monitor = GeometryMonitor(every_n_steps=4, strict=True)
+    runner = trainer(directory, monitor, steps=12, logger=TensorBoardLogger(directory))
+    runner.fit(Classifier(), loader(), loader())
+    with tensorboard_on(directory, run="version_0") as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def page(address: str) -> Iterator[Page]:
+    """A page that fails the test on any error that it prints."""
+    with chromium() as (page, errors):
+        yield page
+    assert not errors
+
+
+def show(page: Page, address: str, tab: str, content: str) -> None:
+    """Open a tab of TensorBoard and wait until ``content`` is on screen."""
+    page.goto(f"{address}/#{tab}")
+    page.reload()  # the tab is read from the address at load only
+    page.locator(content).first.wait_for(timeout=90_000)
+
+
+def test_scalars_are_grouped_by_monitor_and_family(page: Page, address: str) -> None:
+    show(page, address, "timeseries", "text=geometry/backward_mass")
+    assert page.get_by_text("geometry_entropy").count()
+    assert page.locator("card-view").count() > 4
+
+
+def test_pictures_are_on_screen(page: Page, address: str) -> None:
+    show(page, address, "images", "tf-image-loader img")
+    tags = page.evaluate("fetch('data/plugin/images/tags').then(r => r.json())")
+    (run,) = tags.values()
+    assert {"geometry_entropy/entropy", "geometry_subspace/drift.query"} <= set(run)
+
+
+def test_all_layers_of_a_metric_share_a_chart(page: Page, address: str) -> None:
+    show(page, address, "custom_scalars", "tf-custom-scalar-multi-line-chart-card vz-line-chart2")
+    layout = page.evaluate("fetch('data/plugin/custom_scalars/layout').then(r => r.json())")
+    charts = {c["title"]: c["multiline"]["tag"] for group in layout["category"] for c in group["chart"]}
+    assert charts["entropy"] == [r"^geometry_entropy/entropy/layer_\d+$"]

@@ -1,0 +1,244 @@
+"""The W&B sink in a real offline run, read back from the file that ``wandb sync`` would send."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import wandb
+from PIL import Image
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from wandb.proto.wandb_internal_pb2 import FilesItem
+
+from lightning_geo import load_history
+from lightning_geo.loggers import open_sinks
+from lightning_geo.loggers.tags import scalars
+from lightning_geo.loggers.wandb import WandbSink
+from support.records import assert_same, make_record
+from support.wandb_file import sent
+
+
+@pytest.fixture(autouse=True)
+def _quiet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    settings = {"SILENT": "true", "MODE": "offline", "CONFIG_DIR": str(tmp_path / "config")}
+    for name, value in settings.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    yield
+    wandb.finish()
+
+
+def rows_of(records: list[Any]) -> list[dict[str, Any]]:
+    """The run's history; nested values as ``key/part``, W&B's own keys left out."""
+    rows = []
+    for record in records:
+        if record.WhichOneof("record_type") == "history":
+            items = {"\0".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item}
+            rows.append({key: value for key, value in items.items() if not key.startswith("_")})
+    return rows
+
+
+def test_each_sample_is_one_row_over_lightnings_step(tmp_path: Path) -> None:
+    logger = WandbLogger(project="test", save_dir=tmp_path / "runs [1]", offline=True)
+    sinks = open_sinks([logger], max_steps=100)
+    assert [type(sink).__name__ for sink in sinks] == ["WandbSink", "RecordFile"]
+    directory = Path(logger.experiment.dir)
+    records = [make_record(step) for step in (0, 5, 100)]
+    records[1].stacks["encoder"]["entropy"][0] = np.nan  # a layer without a value
+    for record in records:
+        logger.log_metrics({"train_loss": 1.0}, step=record.step + 1)  # W&B fills a missing step
+        for sink in sinks:
+            sink.write(record, final=record.step == 100)
+    logger.experiment.finish()
+    everything = sent(directory.parent)
+
+    rows = [row for row in rows_of(everything) if "train_loss" not in row]
+    for row, record in zip(rows, records, strict=True):
+        numbers = {key: value for key, value in row.items() if "\0" not in key}  # without the pictures' parts
+        assert numbers.pop("trainer/global_step") == record.step
+        assert numbers == pytest.approx(scalars(record), rel=1e-12)
+    assert "geometry_entropy/entropy/layer_00" in rows[0]
+    assert "geometry_entropy/entropy/layer_00" not in rows[1]
+
+    shown = [{key.split("\0")[0] for key in row if key.endswith("\0path")} for row in rows]
+    assert shown[0] == shown[2] >= {"geometry_entropy/entropy", "geometry_cone/cone"}
+    assert shown[1] == set()
+    picture = directory / rows[2]["geometry_entropy/entropy\0path"]
+    assert Image.open(picture).size == (350, 215)
+
+    # the record lies among the run's files, is uploaded with it, and holds the same numbers
+    (file,) = directory.glob("*tfevents*")
+    files = [f for r in everything if r.WhichOneof("record_type") == "files" for f in r.files.files]
+    saved = [(f.path, f.policy) for f in files if "tfevents" in f.path]
+    assert saved == [(file.name, FilesItem.PolicyType.END)]
+    for path in (directory, directory.parent, file):
+        history = load_history(path)
+        assert history.steps.tolist() == [0, 5, 100]
+        for sample, record in enumerate(records):
+            assert_same(history.record(sample), record)
+
+
+def test_a_run_of_the_users_own_gets_the_step_axis_with_dots_escaped(tmp_path: Path) -> None:
+    run = wandb.init(project="test", dir=tmp_path, mode="offline")
+    sink, _ = open_sinks([WandbLogger(experiment=run)])
+    for step in (0, 50):
+        sink.write(make_record(step, metrics=["entropy", "drift.query"]))
+    directory = Path(run.dir).parent
+    run.finish()
+    defined = [r.metric for r in sent(directory) if r.WhichOneof("record_type") == "metric"]
+    axes = {m.name or m.glob_name: m.step_metric for m in defined}
+    assert len(axes) == len(defined)  # each once, not once per sample
+    assert {m.name for m in defined if m.summary.min and m.summary.max and m.summary.last} == {
+        "geometry/entropy",
+        r"geometry/drift\.query",
+    }
+    assert axes == {
+        "trainer/global_step": "",
+        "geometry*": "trainer/global_step",
+        "geometry/entropy": "trainer/global_step",
+        r"geometry/drift\.query": "trainer/global_step",
+        r"geometry_subspace/drift\.query/layer_00": "trainer/global_step",
+        r"geometry_subspace/drift\.query/layer_01": "trainer/global_step",
+    }
+
+
+def summary_of(records: list[Any]) -> dict[str, Any]:
+    """What the table of runs shows at the end; nested values as ``key\\0part``."""
+    updates = (u for r in records if r.WhichOneof("record_type") == "summary" for u in r.summary.update)
+    return {"\0".join(u.nested_key) or u.key: json.loads(u.value_json) for u in updates}
+
+
+def written(tmp_path: Path, steps: Iterable[int], resumed_at: int | None = None, **kwargs: Any) -> list[Any]:
+    """Everything of a run with these samples, its sinks closed at the end as the monitor does."""
+    logger = WandbLogger(project="test", save_dir=tmp_path, offline=True, id="same")
+    sinks = open_sinks([logger], resumed_at=resumed_at, max_steps=200)
+    for step in steps:
+        for sink in sinks:
+            sink.write(make_record(step, **kwargs))
+    for sink in sinks:
+        sink.close()
+    directory = Path(logger.experiment.dir)
+    logger.experiment.finish()
+    return sent(directory.parent)
+
+
+def test_the_table_of_runs_has_last_least_most_and_change(tmp_path: Path) -> None:
+    steps, names = (0, 50, 100), ["entropy", "drift.query", "max_logit"]
+    everything = written(tmp_path, steps, metrics=names)
+    summary = summary_of(everything)
+    for name in names:
+        values = [make_record(step, metrics=names).summaries()[name] for step in steps]
+        expected = {"last": values[-1], "min": min(values), "max": max(values)}
+        assert summary[f"geometry/{name}"] == pytest.approx(expected)
+        assert summary[f"geometry_change/{name}"] == pytest.approx(values[-1] - values[0])
+
+
+def test_a_resumed_runs_change_is_since_the_runs_start(tmp_path: Path) -> None:
+    written(tmp_path, (0, 50, 100), metrics=["entropy"])
+    summary = summary_of(written(tmp_path, (50, 150), resumed_at=50, metrics=["entropy"]))
+    first, last = (make_record(step, metrics=["entropy"]).summaries()["entropy"] for step in (0, 150))
+    assert summary["geometry_change/entropy"] == pytest.approx(last - first)
+
+
+def test_the_report_is_attached_at_the_end(tmp_path: Path) -> None:
+    everything = written(tmp_path, (0, 50), metrics=["entropy", "drift.output"])
+    *_, row = rows_of(everything)
+    assert row["trainer/global_step"] == 50
+    assert row["geometry/report\0_type"] == "html-file"
+    [file] = tmp_path.rglob(Path(row["geometry/report\0path"]).name)
+    page = file.read_text(encoding="utf-8")
+    assert page.startswith("<!DOCTYPE html>")
+    assert "wandb" not in page  # W&B adds a stylesheet from its server unless told not to
+    assert "2, steps 0 to 50" in page
+    assert "Geometry of " in page
+
+
+def test_a_record_beside_tensorboard_has_a_report_too(tmp_path: Path) -> None:
+    wandb_logger = WandbLogger(project="test", save_dir=tmp_path, offline=True)
+    wandb_sink, board = open_sinks([wandb_logger, TensorBoardLogger(tmp_path / "tb")])
+    for step in (0, 50):
+        board.write(make_record(step, metrics=["entropy"]))
+        wandb_sink.write(make_record(step, metrics=["entropy"]))
+    directory = Path(wandb_logger.experiment.dir)
+    wandb_sink.close()
+    wandb_logger.experiment.finish()
+    assert any("geometry/report\0path" in row for row in rows_of(sent(directory.parent)))
+
+
+def test_without_a_sample_or_a_readable_record_there_is_no_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger = WandbLogger(project="test", save_dir=tmp_path, offline=True)
+    sink, record = open_sinks([logger])
+    sink.close()  # a run that ended before its first sample
+    for each in (sink, record):
+        each.write(make_record(metrics=["entropy"]))
+    monkeypatch.setattr("lightning_geo.loggers.wandb._READ", 10)
+    with pytest.warns(UserWarning, match="Afterwards: lightning-geo report"):
+        sink.close()
+    assert isinstance(sink, WandbSink)
+    sink.record_at = "s3://bucket/run"
+    sink.close()
+    directory = Path(logger.experiment.dir)
+    logger.experiment.finish()
+    assert not any("report" in key for row in rows_of(sent(directory.parent)) for key in row)
+
+
+def test_bert_base_stays_under_400_keys(tmp_path: Path) -> None:
+    everything = written(tmp_path, (0, 50), layers=12, heads=12)
+    logged = {key.split("\0")[0] for row in rows_of(everything) for key in row}
+    keys = logged | {key.split("\0")[0] for key in summary_of(everything)}
+    assert len(logged) < len(keys) < 400
+
+
+def test_pictures_that_fail_cost_no_numbers(tmp_path: Path) -> None:
+    run = wandb.init(project="test", dir=tmp_path, mode="offline")
+    sink, _ = open_sinks([WandbLogger(experiment=run)])
+    record = make_record(3, metrics=["self_mass"])
+    record.stacks["encoder"]["entropy"] = np.zeros((2, 0), np.float32)  # nothing to draw
+    with pytest.raises(ZeroDivisionError):
+        sink.write(record)
+    directory = Path(run.dir).parent
+    run.finish()
+    (row,) = rows_of(sent(directory))
+    assert row["geometry/self_mass"] == pytest.approx(record["self_mass"].mean())
+
+
+def test_a_resumed_run_is_read_as_one(tmp_path: Path) -> None:
+    # W&B begins a new directory each time; killed at 160, resumed at 100, stopped at 120
+    directories = []
+    for steps, resumed_at in ((range(0, 161, 20), None), ((100, 120), 100)):
+        logger = WandbLogger(project="test", save_dir=tmp_path, offline=True, id="same")
+        (_, record) = open_sinks([logger], resumed_at=resumed_at)
+        for step in steps:
+            record.write(make_record(step, metrics=["entropy"], seed=int(resumed_at is not None)))
+        record.close()
+        directories.append(Path(logger.experiment.dir))
+        logger.experiment.finish()
+    assert directories[0] != directories[1]
+    for directory in directories:
+        history = load_history(directory)
+        assert history.steps.tolist() == list(range(0, 121, 20))
+        for record in (history.record(sample) for sample in range(len(history))):
+            assert_same(record, make_record(record.step, metrics=["entropy"], seed=int(record.step >= 100)))
+
+
+def test_beside_tensorboard_the_record_is_there_alone(tmp_path: Path) -> None:
+    wandb_logger = WandbLogger(project="test", save_dir=tmp_path, offline=True)
+    loggers = [wandb_logger, TensorBoardLogger(tmp_path / "tb"), CSVLogger(tmp_path / "csv")]
+    sinks = open_sinks(loggers, directory=lambda: tmp_path / "records")
+    assert [type(sink).__name__ for sink in sinks] == ["WandbSink", "TensorBoardSink", "ScalarSink"]
+    for sink in sinks:
+        sink.write(make_record(metrics=["entropy"]))
+    assert {file.parent for file in tmp_path.rglob("*tfevents*")} == {Path(loggers[1].log_dir)}
+
+
+def test_a_disabled_run_keeps_no_record(tmp_path: Path) -> None:
+    run = wandb.init(project="test", dir=tmp_path, mode="disabled")
+    sinks = open_sinks([WandbLogger(experiment=run)], directory=lambda: tmp_path / "records")
+    for sink in sinks:
+        sink.write(make_record(metrics=["entropy"]))
+    assert load_history(tmp_path / "records").steps.tolist() == [0]

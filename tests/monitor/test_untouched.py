@@ -1,0 +1,319 @@
+"""Training is bit-identical with and without the monitor, and nothing is left behind in model or process."""
+
+from __future__ import annotations
+
+import functools
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+
+from lightning_geo import GeometryMonitor
+from lightning_geo.metrics.catalog import CATALOG
+from lightning_geo.metrics.spec import spec_of
+from support.lit import Causal, Classifier, Lit, bert, fit, loader
+from support.same import assert_same, assert_same_records, outcome, records, traces
+
+STEPS = 30
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler() -> Iterator[None]:
+    yield
+    torch._dynamo.reset()
+
+
+# -- what is trained
+
+
+class Drawing(nn.Module):
+    """Drops half of the tokens at random even in eval mode, as a masked autoencoder does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bert = bert()
+        self.own = torch.Generator().manual_seed(3)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Any:
+        noise = torch.rand(input_ids.shape) + torch.rand(input_ids.shape, generator=self.own)
+        keep = (noise * (1 + random.random() + np.random.rand())).argsort(1)[:, :5]
+        kept = {"input_ids": input_ids.gather(1, keep), "attention_mask": attention_mask.gather(1, keep)}
+        return self.bert(**kept, labels=labels)
+
+
+class Writing(nn.Module):
+    """Writes buffers, in place and anew, and plain attributes in every forward; does more in ``train``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bert = bert()
+        self.norm = nn.BatchNorm1d(10)
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("longest", torch.zeros(()))
+        self.register_buffer("cache", None)
+        self.seen = 0
+        self.switched = 0
+
+    def train(self, mode: bool = True) -> Writing:
+        self.switched += 1
+        return super().train(mode)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Any:
+        self.calls += 1
+        self.longest = torch.maximum(self.longest, attention_mask.sum(1).max().float())
+        self.cache = attention_mask.float()
+        self.seen += 1
+        result = self.bert(input_ids, attention_mask, labels=labels)
+        scale = 1 + 1e-3 * (self.calls + self.longest + self.seen + self.cache.mean())
+        result.loss = result.loss * scale + self.norm(input_ids.float()).square().mean()
+        return result
+
+
+class Encoder(nn.Module):
+    """``nn.TransformerEncoder``, with another one as a frozen teacher: its fast path must stay on."""
+
+    def __init__(self, teacher: bool = False) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(60, 32)
+        layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2)
+        self.head = nn.Linear(32, 2)
+        self.teacher = nn.TransformerEncoder(layer, 2).requires_grad_(False) if teacher else None
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Any:
+        x = self.embed(input_ids)
+        y = self.encoder(x, src_key_padding_mask=attention_mask == 0)
+        loss = nn.functional.cross_entropy(self.head(y.mean(1)), labels)
+        if self.teacher is not None:
+            with torch.no_grad():
+                target = self.teacher.eval()(x)
+            loss = loss + (y - target).square().mean()
+        return type("Output", (), {"loss": loss})
+
+
+def checkpointed(reentrant: bool, **options: Any) -> nn.Module:
+    model = bert(**options)
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    return model
+
+
+def lora() -> nn.Module:
+    return get_peft_model(bert(), LoraConfig(r=2, lora_dropout=0.1, target_modules=["query", "value"]))
+
+
+def compiled(how: str, backend: str = "eager") -> nn.Module:
+    model = bert(layers=1)
+    if how == "wrapped":
+        return torch.compile(model, backend=backend)  # type: ignore[return-value]
+    if how == "in place":
+        model.compile(backend=backend)
+    elif how == "blocks":
+        for layer in model.bert.encoder.layer:
+            layer.compile(backend=backend)
+    else:
+        model.forward = torch.compile(model.forward, backend=backend)
+    return model
+
+
+class Towers(nn.Module):
+    """A compiled model and one that is not, which runs in the same step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = compiled("in place"), bert(layers=1)
+
+
+class TowersLit(Lit):
+    """Two observed models, side by side."""
+
+    def __init__(self) -> None:
+        super().__init__(Towers)
+        self.one, self.other = self.model.one, self.model.other
+        del self.model
+
+    def loss(self, batch: dict[str, Tensor]) -> Tensor:
+        return self.one(**batch).loss + self.other(**batch).loss  # type: ignore[no-any-return]
+
+
+class CompiledLoss(Lit):
+    """The loss function is compiled, not the model."""
+
+    def __init__(self) -> None:
+        super().__init__(bert)
+        self.criterion = torch.compile(nn.functional.cross_entropy, backend="eager")
+
+    def loss(self, batch: dict[str, Tensor]) -> Tensor:
+        labels = batch["labels"]
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        return self.criterion(self.model(**inputs).logits, labels)  # type: ignore[no-any-return]
+
+
+class InPlace(Lit):
+    """The LightningModule itself is compiled, and called."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda: bert(layers=1))
+        self.compile(backend="eager")
+
+    def forward(self, **batch: Tensor) -> Any:
+        return self.model(**batch)
+
+    def loss(self, batch: dict[str, Tensor]) -> Tensor:
+        return self(**batch).loss  # type: ignore[no-any-return]
+
+
+def compiled_as_a_whole() -> Any:
+    return torch.compile(Classifier(layers=1), backend="eager")
+
+
+#: name -> how the LightningModule is made, and options of the Trainer
+CASES: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
+    "bert": (Classifier, {}),
+    "gpt2": (Causal, {}),
+    "eager": (functools.partial(Classifier, attn_implementation="eager"), {}),
+    "bf16-mixed": (Classifier, {"precision": "bf16-mixed"}),
+    "bf16-true": (Causal, {"precision": "bf16-true"}),
+    "accumulation": (Classifier, {"accumulate_grad_batches": 3}),
+    "checkpointing": (lambda: Lit(lambda: checkpointed(False)), {}),
+    "checkpointing, reentrant": (lambda: Lit(lambda: checkpointed(True)), {}),
+    "manual": (functools.partial(Classifier, manual=True), {}),
+    "lora": (lambda: Lit(lora), {}),
+    "draws": (lambda: Lit(Drawing), {}),
+    "writes": (lambda: Lit(Writing), {}),
+    "encoder": (lambda: Lit(Encoder), {}),
+    "frozen teacher": (lambda: Lit(lambda: Encoder(teacher=True)), {}),
+    "compiled": (lambda: Lit(lambda: compiled("wrapped")), {}),
+    "compiled in place": (lambda: Lit(lambda: compiled("in place", "aot_eager")), {}),
+    "compiled by inductor": (lambda: Lit(lambda: compiled("in place", "inductor")), {}),
+    "compiled blocks": (lambda: Lit(lambda: compiled("blocks")), {}),
+    "compiled forward": (lambda: Lit(lambda: compiled("forward")), {}),
+    "compiled and not": (TowersLit, {}),
+    "compiled loss": (CompiledLoss, {}),
+    "compiled root": (InPlace, {}),
+    "compiled as a whole": (compiled_as_a_whole, {}),
+}
+#: Where the model's recorded call has no loss of its own: it is given no labels, or returns logits alone.
+WITHOUT_LOSS = ("compiled loss",)
+#: Where training's own backward does not show the gradient of heads' outputs.
+WITHOUT_GRADIENT = ("checkpointing, reentrant", "encoder", "frozen teacher", "compiled", "compiled in place",
+                    "compiled by inductor", "compiled blocks", "compiled forward", "compiled and not",
+                    "compiled root")  # fmt: skip
+#: Where the way in which the probe is recorded could matter.
+BOTH_WAYS = ("bert", "accumulation", "manual", "writes", "compiled in place")
+INDUCTOR = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="inductor needs a compiler"),
+]
+#: case, source, whether the sanity check is there to record the probe from, step of the last record
+RUNS = [
+    pytest.param(case, source, sanity, marks=INDUCTOR if "inductor" in case else ())
+    for case in CASES
+    for source, sanity in (("probe", True), ("probe", False), ("batch", False))
+    if source == "batch" or sanity or case in BOTH_WAYS
+]
+BARE: dict[tuple[str, bool], dict[str, Any]] = {}
+
+
+def train(directory: Path, case: str, sanity: bool, *monitors: GeometryMonitor) -> dict[str, Any]:
+    make, options = CASES[case]
+    module = make()
+    plain = getattr(module, "_orig_mod", module)
+    before = traces(plain)
+    options = {"steps": STEPS, "num_sanity_val_steps": 2 * sanity, **options}
+    data, validation = loader(24, shuffle=True), loader(8, seed=9)
+    runner = fit(directory, module, *monitors, data=data, validation=validation, **options)
+    assert traces(plain) == before
+    return outcome(runner, plain)
+
+
+def bare(directory: Path, case: str, sanity: bool) -> dict[str, Any]:
+    """The run without a monitor; Lightning's sanity check changes nothing but what forward itself does."""
+    key = case, sanity and case in ("writes", "draws")
+    if key not in BARE:
+        BARE[key] = train(directory, case, sanity)
+    return BARE[key]
+
+
+@pytest.mark.parametrize(("case", "source", "sanity"), RUNS)
+def test_training_is_untouched(case: str, source: Any, sanity: bool, tmp_path: Path) -> None:
+    # nothing of it can be seen, which is said, or raised if strict
+    sealed = case == "compiled as a whole" and source == "batch"
+    monitor = GeometryMonitor(7, source=source, probe_size=6, strict=not sealed, special_token_ids=[1])
+    assert_same(train(tmp_path, case, sanity, monitor), bare(tmp_path, case, sanity))
+    steps = 2 * STEPS if case == "manual" else STEPS
+    last = None if monitor.last_record is None else monitor.last_record.step
+    assert last == (None if sealed else steps if source == "probe" else 7 * ((steps - 1) // 7))
+
+
+def test_several_monitors_disturb_neither_training_nor_each_other(tmp_path: Path) -> None:
+    options: dict[str, dict[str, Any]] = {
+        "batch": {"source": "batch"}, "probe": {"probe_size": 12}, "small": {"probe_size": 3}
+    }  # fmt: skip
+    alone = {}
+    for name in options:
+        monitor = GeometryMonitor(3, name=name, strict=True, special_token_ids=[1], **options[name])
+        train(tmp_path / name, "accumulation", False, monitor)
+        alone[name] = records(tmp_path / name)
+    for order in (list(options), list(options)[::-1]):
+        monitors = [
+            GeometryMonitor(3, name=name, strict=True, special_token_ids=[1], **options[name])
+            for name in order
+        ]
+        outcome = train(tmp_path / order[0] / "all", "accumulation", False, *monitors)
+        assert_same(outcome, bare(tmp_path, "accumulation", False))
+        for name in order:
+            assert_same_records(records(tmp_path / order[0] / "all", name), alone[name])
+
+
+def test_a_shuffling_dataloader_as_probe_draws_nothing(tmp_path: Path) -> None:
+    monitor = GeometryMonitor(7, probe=loader(9, shuffle=True, seed=5), strict=True, special_token_ids=[1])
+    assert_same(train(tmp_path, "bert", False, monitor), bare(tmp_path, "bert", False))
+
+
+@pytest.mark.parametrize("source", ["probe", "batch"])
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=INDUCTOR if "inductor" in case else ()) for case in CASES]
+)
+def test_every_family_leaves_training_untouched(case: str, source: Any, tmp_path: Path) -> None:
+    """Backwards of our own and hooks in training's, projections told from what runs, weights kept."""
+    whole = case == "compiled as a whole"
+    monitor = GeometryMonitor(
+        7, metrics=sorted({spec.family for spec in CATALOG.values()}), source=source, probe_size=6,
+        importance_every_n_samples=1, weights_every_n_samples=1, special_token_ids=[1],
+        strict=not (whole and source == "batch"),
+    )  # fmt: skip
+    assert_same(train(tmp_path, case, whole, monitor), bare(tmp_path, case, whole))
+    if whole and source == "batch":
+        assert monitor.last_record is None  # sealed
+        return
+    assert monitor.last_record is not None
+    measured = {spec_of(key.rpartition("/")[2]).family for key in monitor.last_record}
+    unknown = WITHOUT_LOSS if source == "probe" else WITHOUT_GRADIENT
+    assert {"weights", "projection", "paper", "gates"} <= measured
+    assert ("importance" in measured) is (case not in unknown)
+
+
+SAME_NUMBERS: dict[str, Callable[[], nn.Module]] = {
+    **{how: functools.partial(compiled, how) for how in ("wrapped", "in place", "blocks", "forward")},
+    "checkpointing": lambda: checkpointed(False, layers=1),
+    "checkpointing, reentrant": lambda: checkpointed(True, layers=1),
+}
+
+
+@pytest.mark.parametrize("build", SAME_NUMBERS.values(), ids=SAME_NUMBERS)
+@pytest.mark.parametrize("source", ["probe", "batch"])
+def test_a_model_that_computes_the_same_in_another_way_gives_the_same_records(
+    build: Callable[[], nn.Module], source: Any, tmp_path: Path
+) -> None:
+    for directory, model in (("ours", build), ("theirs", lambda: bert(layers=1))):
+        monitor = GeometryMonitor(2, source=source, strict=True, special_token_ids=[1])
+        fit(tmp_path / directory, Lit(model), monitor, steps=4, accumulate_grad_batches=2)
+    assert len(records(tmp_path / "ours")) == (3 if source == "probe" else 2)
+    assert_same_records(records(tmp_path / "ours"), records(tmp_path / "theirs"))

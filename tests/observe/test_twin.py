@@ -1,0 +1,307 @@
+"""A replay leaves no trace in whatever a forward may write, and computes what the model computes."""
+
+from __future__ import annotations
+
+import collections
+import copy
+import pickle
+import random
+import threading
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune, weight_norm
+
+from lightning_geo import GeometryMonitor
+from lightning_geo.observe.replay.call_hooks import _take_off
+from lightning_geo.observe.replay.replica import Replica
+from lightning_geo.observe.replay.twin import twin_of
+from lightning_geo.utils.warn_once import Complaints
+from support.lit import Classifier, Lit, bert, fit
+from support.same import assert_same, outcome
+
+
+class Gathers(nn.Module):
+    """Writes state of one kind in every forward."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.linear, self.momentum = kind, nn.Linear(3, 3), nn.Linear(3, 3)
+        self.norm = nn.BatchNorm1d(3)
+        self.queue: Any = collections.deque([torch.ones(3)], maxlen=4)
+        self.stats: dict[str, Any] = {"n": 0, "mean": torch.zeros(3)}
+        self.graph = [self.linear(torch.ones(1, 3))]  # training's own, with a graph
+        self.inner = SimpleNamespace(
+            numpy=np.random.default_rng(1), python=random.Random(2), torch=torch.Generator().manual_seed(3)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "containers":
+            self.queue.append(x.detach()[0])
+            self.stats["n"] += 1
+            self.stats["mean"] += x.detach().mean(0)
+            self.graph.append(x)
+        elif self.kind == "generators":
+            self.inner.numpy.random()
+            self.inner.python.random()
+            torch.rand(1, generator=self.inner.torch)
+        elif self.kind == "buffers":
+            self.norm.running_mean += 1
+        elif self.kind == "parameters":
+            with torch.no_grad():
+                self.linear.weight.mul_(0.9)
+                self.linear.bias.data.mul_(0.5)  # no version counts it
+                self.momentum.weight.data = self.momentum.weight.data * 0.9 + self.linear.weight.data
+                self.momentum.bias = nn.Parameter(torch.zeros(3))
+        return self.norm(self.linear(x)) + self.momentum(x)
+
+
+KINDS = ["containers", "generators", "buffers", "parameters"]
+
+
+def everything(model: Gathers) -> list[Any]:
+    """All of its state as plain values."""
+    inner = model.inner
+    generators = [inner.numpy.bit_generator.state, inner.python.getstate(), inner.torch.get_state().tolist()]
+    tensors = [x.tolist() for x in (*model.parameters(), *model.buffers(), *model.queue, *model.graph)]
+    versions = [(id(x), x._version, x.data_ptr()) for x in model.parameters()]
+    return [*generators, *tensors, versions, model.stats["n"], model.stats["mean"].tolist(), model.training]
+
+
+def replayed(model: nn.Module, x: Tensor, times: int = 3) -> tuple[list[Tensor], list[str]]:
+    """What it gives time after time, and what is said."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        replica, results = Replica(model, "m", Complaints(False)), []
+        for _ in range(times):
+            replica.try_out(lambda m: m(x), torch.no_grad)
+            with replica.running() as running, replica.once(running):
+                results.append(running(x))
+    return results, [str(w.message) for w in caught]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_replay_changes_nothing_that_a_forward_writes(kind: str) -> None:
+    torch.manual_seed(0)
+    model, x = Gathers(kind), torch.randn(2, 3)
+    before = everything(model)
+    results, said = replayed(model, x)
+    assert everything(model) == before
+    assert said == []
+    alone = Gathers(kind)
+    alone.load_state_dict(model.state_dict())
+    for result in results:  # every replay starts from the same state
+        assert torch.equal(result, results[0])
+    assert torch.equal(results[0], alone.eval()(x))
+    model(x)
+    assert everything(model) != before  # else the test could not fail
+
+
+def test_what_cannot_be_copied_is_replayed_in_place_and_said() -> None:
+    model, x = Gathers("parameters"), torch.randn(2, 3)
+    model.lock = threading.Lock()
+    before = [p.tolist() for p in model.parameters()]
+    identities = [(id(p), p.data_ptr()) for p in model.parameters()]
+    results, said = replayed(model, x)
+    assert [p.tolist() for p in model.parameters()] == before
+    assert [(id(p), p.data_ptr()) for p in model.parameters()] == identities
+    assert torch.equal(results[0], results[1])
+    assert len(said) == 1
+    assert "m cannot be copied for a replay: TypeError: cannot pickle '_thread.lock' object" in said[0]
+
+
+def test_a_model_at_fault_raises_as_itself() -> None:
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        replayed(nn.Linear(3, 3), torch.ones(2, 5))
+
+
+def test_a_twin_shares_parameters_and_nothing_else() -> None:
+    model = bert()
+    twin = twin_of(model)
+    pairs = list(zip(model.named_parameters(), twin.named_parameters(), strict=True))
+    assert all(n == m and p is not q and p.data_ptr() == q.data_ptr() for (n, p), (m, q) in pairs)
+    assert not {id(m) for m in model.modules()} & {id(m) for m in twin.modules()}
+    assert all(b.data_ptr() != c.data_ptr() for b, c in zip(model.buffers(), twin.buffers(), strict=True))
+    own = twin_of(model, {"classifier.bias"})
+    assert own.classifier.bias.data_ptr() != model.classifier.bias.data_ptr()
+    assert own.classifier.weight.data_ptr() == model.classifier.weight.data_ptr()
+
+
+def closed_over() -> nn.Module:
+    model = nn.Linear(3, 3)
+    forward = model.forward
+    model.forward = lambda x: forward(x) + 1  # type: ignore[method-assign]
+    return model
+
+
+def compiled_forward() -> nn.Module:
+    model = nn.Linear(3, 3)
+    model.forward = torch.compile(model.forward, backend="eager")  # type: ignore[method-assign]
+    return model
+
+
+def normed(norm: Callable[[nn.Module], nn.Module]) -> nn.Module:
+    model = norm(nn.Linear(3, 3))
+    with torch.no_grad():
+        next(p for n, p in model.named_parameters() if n.startswith(("weight", "parametrizations"))).mul_(2)
+    return model
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize(
+    "build",
+    [
+        closed_over,
+        compiled_forward,
+        lambda: torch.compile(nn.Linear(3, 3), backend="eager"),
+        lambda: normed(weight_norm),
+        lambda: normed(parametrizations.weight_norm),
+        lambda: normed(parametrizations.spectral_norm),
+        lambda: prune.l1_unstructured(nn.Linear(3, 3), "weight", 4),
+    ],
+)
+def test_what_replaces_a_forward_or_its_weights_is_the_twins_own(build: Callable[[], nn.Module]) -> None:
+    """A hook or closure that a model computes with runs, on the twin's modules."""
+    torch.manual_seed(0)
+    model, x, calls = nn.Sequential(build()), torch.randn(2, 3), []
+    results, said = replayed(model, x)
+    assert said == []
+    model[0].register_forward_pre_hook(lambda *_: calls.append("original"))
+    assert torch.equal(twin_of(model).eval()(x), results[0])
+    assert calls == []
+    assert torch.equal(results[0], model.eval()(x))
+    assert calls == ["original"]
+
+
+class Features(Lit):
+    """Adds the mean of features, gathered by hooks, to its loss."""
+
+    def __init__(self, *, everywhere: bool = False) -> None:
+        super().__init__(bert)
+        self.features: list[Tensor] = []
+        self.seen: list[int] = []
+        self.everywhere = everywhere
+        for layer in self.model.bert.encoder.layer:
+            layer.register_forward_hook(self.gather)
+
+    def gather(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.features.append(output[0] if isinstance(output, tuple) else output)
+
+    def loss(self, batch: dict[str, Tensor]) -> Tensor:
+        loss = super().loss(batch)
+        self.seen.append(len(self.features))
+        loss = loss + sum(x.square().mean() for x in self.features)
+        self.features.clear()
+        return loss
+
+
+def test_hooks_of_the_users_gather_no_replay(tmp_path: Path) -> None:
+    plain, watched = Features(), Features()
+    bare = outcome(fit(tmp_path / "bare", plain, steps=4), plain)
+    with pytest.warns(UserWarning, match=r"hooks were left out of replays: bert.encoder.layer.0 \(Features"):
+        ours = outcome(fit(tmp_path, watched, GeometryMonitor(1, special_token_ids=[1]), steps=4), watched)
+    assert plain.seen == watched.seen == [2] * 4
+    assert_same(ours, bare)
+
+
+def test_hooks_for_all_modules_gather_no_replay(tmp_path: Path) -> None:
+    seen: list[str] = []
+    hook = nn.modules.module.register_module_forward_hook(lambda m, *_: seen.append(type(m).__name__))
+    try:
+        counts = []
+        for monitors in ([], [GeometryMonitor(1, special_token_ids=[1])]):
+            seen.clear()
+            fit(tmp_path / str(len(monitors)), Classifier(), *monitors, steps=2)
+            counts.append(len(seen))
+    finally:
+        hook.remove()
+    assert counts[0] == counts[1] > 0
+
+
+class Logs(Lit):
+    """Logs in its own forward, and counts there."""
+
+    def __init__(self) -> None:
+        super().__init__(bert)
+        self.other = bert()
+        self.calls = 0
+
+    def forward(self, **batch: Tensor) -> Any:
+        loss = self.model(**batch).loss + self.other(**batch).loss
+        self.calls += 1
+        self.log("inside", loss, on_step=True, on_epoch=True)
+        assert self.trainer.max_steps == 4
+        return loss
+
+    def loss(self, batch: dict[str, Tensor]) -> Tensor:
+        return self(**batch)  # type: ignore[no-any-return]
+
+
+def test_a_lightning_module_that_is_replayed_logs_nothing(tmp_path: Path) -> None:
+    runs = []
+    for monitors in ([], [GeometryMonitor(1, strict=True, special_token_ids=[1])]):
+        module = Logs()
+        runner = fit(tmp_path / str(len(monitors)), module, *monitors, steps=4)
+        logged = {k: float(v) for k, v in runner.callback_metrics.items() if "geometry" not in k}
+        runs.append((logged, module.calls, outcome(runner, module)))
+    assert runs[0][:2] == runs[1][:2]
+    assert "inside" in runs[0][0]
+    assert_same(runs[1][2], runs[0][2])
+    assert monitors[0].last_record.step == 4  # type: ignore[union-attr]
+
+
+class Teacher(Classifier):
+    """Copies its model when training starts, and in a step."""
+
+    def on_train_start(self) -> None:
+        self.before = copy.deepcopy(self.model)
+
+    def loss(self, batch: dict[str, Tensor]) -> Tensor:
+        if not hasattr(self, "within"):
+            self.within = copy.deepcopy(self.model)
+        with torch.no_grad():
+            self.before(**batch)
+            self.within(**batch)
+        return super().loss(batch)
+
+
+@pytest.mark.parametrize("source", ["probe", "batch"])
+def test_a_copy_of_the_model_keeps_no_hook(source: Any, tmp_path: Path) -> None:
+    module = Teacher()
+    fit(tmp_path, module, GeometryMonitor(1, source=source, module="model"), steps=2)
+    for made in (module.before, module.within):
+        hooks = [
+            h for m in made.modules() for h in (*m._forward_pre_hooks.values(), *m._forward_hooks.values())
+        ]
+        # what takes itself off is left where the copy never ran
+        assert set(hooks) <= {_take_off}
+        assert hooks == [] or source == "batch"
+        assert not made._forward_pre_hooks
+        pickle.dumps(made)
+
+
+@pytest.mark.parametrize("source", ["probe", "batch"])
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_monitor_can_be_copied_while_it_runs(
+    how: Callable[[Any], Any], source: Any, tmp_path: Path
+) -> None:
+    copies: list[GeometryMonitor] = []
+
+    class Copies(Classifier):
+        def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+            copies.append(how(monitor))
+            return super().training_step(batch, batch_idx)
+
+    monitor = GeometryMonitor(1, source=source, special_token_ids=[1])
+    fit(tmp_path / "ours", Copies(), monitor, steps=2)
+    assert copies[1].last_record is not None
+    assert len(copies) == 2
+    fit(tmp_path / "theirs", Classifier(), copies[1], steps=2)
+    assert copies[1].last_record.step == monitor.last_record.step  # type: ignore[union-attr]

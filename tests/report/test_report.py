@@ -1,0 +1,141 @@
+"""The report: one file that loads nothing, with hostile names as text, and small."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lightning_geo import GeometryHistory, GeometryRecord, load_history
+from lightning_geo.analysis.changes import findings
+from lightning_geo.analysis.runs import Run, RunError
+from lightning_geo.report.page import report
+from lightning_geo.storage.record_file import RecordFile
+from support.records import make_record
+from support.report_page import Page
+
+HOSTILE = '"><script>document.title="owned"</script><img src=x onerror="document.title=\'owned\'">'
+
+
+def run(name: str = "bert/version_0", seed: int = 0, samples: int = 4, **kwargs: object) -> Run:
+    records = [make_record(50 * s, seed=seed, **kwargs) for s in range(samples)]  # type: ignore[arg-type]
+    return Run(name, Path(name), GeometryHistory(records))
+
+
+def hostile() -> Run:
+    """A run whose every name is markup."""
+    records = [
+        GeometryRecord(
+            {HOSTILE: {"entropy": np.random.default_rng(s).random((2, 3)), HOSTILE: np.ones((2, 3))},
+             f"{HOSTILE}2": {"entropy": np.ones((2, 3)) * s}},
+            {"model": HOSTILE},
+            step=s,
+            probe=HOSTILE,
+        )
+        for s in (0, 9)
+    ]  # fmt: skip
+    return Run(HOSTILE, Path("x"), GeometryHistory(records))
+
+
+def assert_loads_nothing(page: Page) -> None:
+    for tag, attributes in page.elements:
+        assert tag not in ("script", "link", "iframe", "object", "embed", "base", "form", "img", "a"), tag
+        assert not [name for name in attributes if name.startswith("on")]
+        for name in ("src", "href", "xlink:href", "action", "data"):
+            assert (attributes.get(name) or "data:").startswith("data:image/png;base64,"[:5])
+    [policy] = [a["content"] for t, a in page.elements if a.get("http-equiv") == "Content-Security-Policy"]
+    assert policy is not None
+    assert policy.startswith("default-src 'none'")
+
+
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_a_report_loads_nothing(count: int) -> None:
+    page = Page(report([run(f"run_{seed}", seed) for seed in range(count)]))
+    assert_loads_nothing(page)
+    assert ("How the runs differ" in page.text) == (count > 1)
+
+
+def test_every_finding_stands_in_it() -> None:
+    one = run()
+    text = Page(report([one])).text
+    for finding in findings(one.history):
+        assert finding.text in text
+    assert "bert/version_0" in text
+    assert "4, steps 0 to 150" in text
+
+
+def test_a_report_of_two_says_where_they_differ() -> None:
+    a, b = run("a"), run("b")
+    for record in b.history._records:
+        record.stacks["encoder"]["entropy"] = record.stacks["encoder"]["entropy"].copy()
+    b.history._records[-1].stacks["encoder"]["entropy"][1, 2] += 1000
+    text = Page(report([a, Run("b", Path("b"), GeometryHistory(b.history._records))])).text
+    assert "The runs differ most in layer 1" in text
+    assert "entropy, B − A" in text or "entropy12" in text
+
+
+@pytest.mark.parametrize("runs", [[hostile()], [hostile(), hostile()], [run(HOSTILE), run(HOSTILE, 1)]])
+def test_hostile_names_are_text(runs: list[Run]) -> None:
+    page = Page(report(runs))
+    assert_loads_nothing(page)
+    assert HOSTILE in page.text
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(
+    not os.path.exists("/usr/bin/chromium") and not os.environ.get("CI"), reason="Chromium is not installed"
+)
+def test_a_browser_shows_it_without_a_request_or_a_complaint(tmp_path: Path) -> None:
+    from playwright.sync_api import sync_playwright
+
+    file = tmp_path / "report.html"
+    file.write_text(report([hostile(), hostile()]), encoding="utf-8")
+    said: list[str] = []
+    with sync_playwright() as playwright:
+        options = {"executable_path": "/usr/bin/chromium", "args": ["--no-sandbox", "--disable-gpu"]}
+        browser = playwright.chromium.launch(**options)  # type: ignore[arg-type]
+        page = browser.new_page()
+        page.on("console", lambda message: said.append(message.text))
+        page.on("request", lambda request: said.append(request.url))
+        page.goto(file.as_uri())
+        assert "owned" not in page.evaluate("document.title").split("<")[0]
+        assert page.evaluate("document.querySelectorAll('script, img, [onerror]').length") == 0
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        browser.close()
+    assert [text for text in said if not text.startswith(("data:", file.as_uri()))] == []
+
+
+def test_other_shapes_are_drawn(tmp_path: Path) -> None:
+    gaps = run(metrics=["entropy", "cone.output", "drift.output"])
+    for record in gaps.history._records:
+        record.stacks["encoder"]["entropy"][0] = np.nan  # a layer without attention
+    for one in (
+        Run("gaps", Path("gaps"), GeometryHistory(gaps.history._records)),
+        run(samples=1),
+        run(samples=2, layers=1, heads=1),
+        run(stacks=["encoder", "decoder", "decoder.cross"], metrics=["entropy", "redundancy"]),
+    ):
+        assert_loads_nothing(Page(report([one])))
+
+
+def test_a_metric_whose_sign_says_most_has_zero_in_the_middle() -> None:
+    page = report([run(metrics=["symmetry"])])
+    assert ">+1.000<" in page
+    assert ">−1.000<" in page
+
+
+def test_different_models_are_refused() -> None:
+    with pytest.raises(RunError, match="different models"):
+        report([run(), run(layers=5)])
+
+
+def test_a_report_on_bert_base_is_small(tmp_path: Path) -> None:
+    sink = RecordFile(tmp_path, "geometry")
+    for sample in range(200):
+        sink.write(make_record(50 * sample, layers=12, heads=12))
+    history = load_history(tmp_path)
+    pages = [report([Run(str(n), tmp_path, history) for n in range(count)]) for count in (1, 2)]
+    sizes = [len(page.encode()) for page in pages]
+    assert max(sizes) < 2_000_000

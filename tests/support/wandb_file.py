@@ -1,0 +1,39 @@
+"""What a W&B run wrote, read back from the file that ``wandb sync`` would send."""
+
+from __future__ import annotations
+
+import struct
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from wandb.proto.wandb_internal_pb2 import Record
+
+
+def sent(run_directory: Path) -> list[Any]:
+    """All records of a finished run."""
+    (path,) = run_directory.glob("*.wandb")
+    for _ in range(300):  # W&B's own process may write the end of it after `finish` has returned
+        records = parse(path.read_bytes())
+        if records and records[-1].WhichOneof("record_type") == "exit":
+            return records
+        time.sleep(0.1)
+    pytest.fail(f"{path} has no end after 30 s")
+
+
+def parse(content: bytes) -> list[Any]:
+    """The records of a LevelDB log: blocks of 32 kB, each piece with checksum, length and kind."""
+    records, piece, place = [], b"", 7
+    while place + 7 <= len(content):
+        left = 32768 - place % 32768
+        if left < 7:
+            place += left
+            continue
+        _, length, kind = struct.unpack_from("<IHB", content, place)
+        chunk = content[place + 7 : place + 7 + length]
+        piece = chunk if kind in (1, 2) else piece + chunk
+        if kind in (1, 4):
+            records.append(Record.FromString(piece))
+        place += 7 + length
+    return records

@@ -1,0 +1,82 @@
+"""What samples cost is read where the device has done its work, on machines without one too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_geo import GeometryMonitor, load_history
+from lightning_geo.utils import device_time as clock
+from lightning_geo.utils.device_time import Stopwatch, seconds_on
+from support.lit import Classifier, fit
+
+
+class Device:
+    """A device of which the work that is queued takes time only when somebody waits for it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.queued = 0.0, 0.0
+        monkeypatch.setattr(clock.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(torch.accelerator, "synchronize", self.wait)
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+        monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing: Mark(self))
+
+    def wait(self, device: Any = None) -> None:
+        self.now, self.queued = self.now + self.queued, 0.0
+
+
+class Mark:
+    """An event: passed when what is queued before it is done."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+
+    def record(self) -> None:
+        self.at = self.device.now + self.device.queued
+
+    def synchronize(self) -> None:
+        self.device.now = max(self.device.now, self.at)
+
+    def elapsed_time(self, other: Mark) -> float:
+        return 1e3 * (other.at - self.at)
+
+
+def test_a_clock_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device(monkeypatch)
+    device.queued = 5.0  # of training
+    started = seconds_on(torch.device("cuda"))
+    device.queued = 2.0
+    assert seconds_on(torch.device("cuda")) - started == 2.0
+
+
+def test_a_clock_of_the_cpu_waits_for_no_other_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device(monkeypatch)
+    device.queued = 5.0
+    assert seconds_on(torch.device("cpu")) == 0.0
+
+
+def test_a_stopwatch_counts_its_stretches_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    device, watch = Device(monkeypatch), Stopwatch()
+    for own in (1.0, 2.0):
+        device.queued += 5.0  # of training
+        started = watch.start()
+        device.queued += own
+        watch.stop(started)
+    assert device.now == 0.0  # nothing has waited yet
+    assert watch.seconds == watch.seconds == 3.0
+
+
+@pytest.mark.parametrize("source", ["probe", "batch"])
+def test_a_sample_reads_such_a_clock_at_both_ends(
+    source: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readings = iter(range(0, 10**6, 100))
+    monkeypatch.setattr("lightning_geo.monitor.lightning.seconds_on", lambda device: float(next(readings)))
+    monitor = GeometryMonitor(1, source=source, metrics="entropy", strict=True)
+    fit(tmp_path, Classifier(), monitor, steps=2)
+    costs = load_history(tmp_path / "lightning_geo" / "version_0").facts["cost_seconds"]
+    assert costs.round().tolist() == [100.0] * len(costs)
+    assert round(monitor._run.cost) == 200 * len(costs)
