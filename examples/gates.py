@@ -17,7 +17,7 @@ from transformers import AutoModel, GPT2Config, GPT2LMHeadModel
 
 from lightning_geo import GeometryRecord, measure
 from lightning_geo.functional import gate_labels
-from lightning_geo.metrics.spec import GATES, MIXED
+from lightning_geo.metrics.gates import GATES, MIXED
 from texts import bbc_news, packaged_bert, token_ids, tokenizer_of
 
 NAMES = (*GATES, MIXED)

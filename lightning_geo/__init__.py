@@ -1,5 +1,14 @@
 """Watch the geometry of attention while a transformer trains.
 
+The rooms of the package, each importing only from those named before it:
+
+- *shared*: ``utils`` (arguments, errors, ranks), ``metrics`` (what can be measured);
+- *keep*: ``storage`` (the record and its file), ``analysis`` (runs compared and summed up);
+- *measure*: ``kernels`` (fused statistics), ``functional`` (metrics as functions of tensors);
+- *see*: ``observe`` (attention in a running model), ``probe`` (fixed inputs), ``measurement`` (one sample);
+- *use*: ``interventions`` (ablation, pruning, explanation), ``report`` (HTML), ``loggers`` (destinations);
+- *drive*: ``monitor`` (the callback), ``cli``, ``dashboard`` (the tab in TensorBoard).
+
 Importing the package loads neither torch nor Lightning: its public names are resolved at first use, so that
 TensorBoard, which imports the package at every start, and readers of runs stay quick.
 """
@@ -7,9 +16,9 @@ TensorBoard, which imports the package at every start, and readers of runs stay 
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+from lightning_geo._version import __version__
 
 if TYPE_CHECKING:
     from lightning_geo import functional
@@ -18,15 +27,18 @@ if TYPE_CHECKING:
     from lightning_geo.interventions.explanation import explain
     from lightning_geo.interventions.head_removal import apply_plan
     from lightning_geo.measurement.sample import measure
-    from lightning_geo.metrics.spec import GeometryRecord
     from lightning_geo.monitor.lightning import GeometryMonitor
     from lightning_geo.storage.history import GeometryHistory, load_history
+    from lightning_geo.storage.record import GeometryRecord
+    from lightning_geo.utils.errors import GeometryError
 
 __all__ = [
+    "GeometryError",
     "GeometryHistory",
     "GeometryMonitor",
     "GeometryRecord",
     "PruningPlan",
+    "__version__",
     "apply_plan",
     "evaluate_plan",
     "explain",
@@ -36,12 +48,12 @@ __all__ = [
     "pruning_plan",
 ]
 
-__version__ = "0.1.0"
-
-_HOMES = {
+#: Public name -> the module that defines it.
+_MODULES = {
+    "GeometryError": "utils.errors",
     "GeometryHistory": "storage.history",
     "GeometryMonitor": "monitor.lightning",
-    "GeometryRecord": "metrics.spec",
+    "GeometryRecord": "storage.record",
     "PruningPlan": "analysis.pruning",
     "apply_plan": "interventions.head_removal",
     "evaluate_plan": "interventions.ablation",
@@ -53,31 +65,12 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        home = importlib.import_module(f"{__name__}.{_HOMES[name]}")
-        if name == "GeometryMonitor":
-            # not kept here: a LightningCLI imported since asks whether it is a callback of its own kind
-            importlib.import_module(f"{__name__}.monitor._lightning").adopt()
-        return getattr(home, name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
     if name == "functional":
         return importlib.import_module(f"{__name__}.functional")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
-
-
-class _Package(ModuleType):
-    """Keeps ``lightning_geo.measure`` the function, also once the module of that name is imported."""
-
-    @property
-    def measure(self) -> Any:
-        return __getattr__("measure")
-
-    @measure.setter
-    def measure(self, submodule: ModuleType) -> None:
-        """The import system binds submodules to their package; this one is found in ``sys.modules``."""
-
-
-sys.modules[__name__].__class__ = _Package
+    return sorted(__all__)

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from lightning_geo.analysis.gate_changes import head_gates, lasting_changes
 from lightning_geo.analysis.runs import Series, series
-from lightning_geo.metrics.spec import ROLES, compares_samples
+from lightning_geo.metrics.selection import compares_samples
+from lightning_geo.metrics.spec import ROLES
 from lightning_geo.storage.history import GeometryHistory
 from lightning_geo.utils.formatting import number
 

@@ -10,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_geo.analysis.alignment import Alignment, align
-from lightning_geo.analysis.runs import RunError, describe_layout, layout, series, series_of
-from lightning_geo.metrics.spec import MetricSpec, select
+from lightning_geo.analysis.runs import describe_layout, layout, series, series_of
+from lightning_geo.metrics.selection import select
+from lightning_geo.metrics.spec import MetricSpec
 from lightning_geo.storage.history import GeometryHistory
+from lightning_geo.utils.errors import RunError
 
 __all__ = [
     "Comparison",

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_geo.metrics.spec import GATES, KINDS, gate_labels
+from lightning_geo.metrics.gates import GATES, KINDS, gate_labels
 from lightning_geo.storage.history import GeometryHistory
 
 __all__ = [

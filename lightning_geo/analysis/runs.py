@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,27 +11,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_geo.metrics.spec import MetricSpec, spec_of
-from lightning_geo.storage.history import EVENT_FILES, GeometryHistory, load_history
-from lightning_geo.storage.places import Place, named, place, walk
+from lightning_geo.metrics.selection import spec_of
+from lightning_geo.metrics.spec import MetricSpec
+from lightning_geo.storage.event_files import find_runs
+from lightning_geo.storage.history import GeometryHistory, load_history
+from lightning_geo.storage.places import Place, named
+from lightning_geo.utils.errors import RunError
 
-__all__ = [
-    "Run",
-    "RunError",
-    "Series",
-    "describe_layout",
-    "find_runs",
-    "layout",
-    "names_of",
-    "open_runs",
-    "opened",
-    "series",
-    "series_of",
-]
-
-
-class RunError(ValueError):
-    """A path that is no run, or runs that do not fit together; the message is for a person."""
+__all__ = ["Run", "Series", "describe_layout", "layout", "names_of", "open_runs", "series", "series_of"]
 
 
 @dataclass(frozen=True)
@@ -127,55 +113,6 @@ def describe_layout(history: GeometryHistory) -> str:
             f"{stack}: {len(heads)} layers × {most if least == most else f'{least} to {most}'} heads"
         )
     return f"{history.structure.get('model', 'unknown model')} ({', '.join(parts)})"
-
-
-def find_runs(path: str | os.PathLike[str]) -> list[Place]:
-    """Return the directories of the runs at and below ``path``, sorted.
-
-    A directory with event files is a run, as in TensorBoard; of W&B's directories of one resumed run, the
-    newest. Links below ``path`` are not followed: they may lead anywhere, and what they lead to within
-    ``path`` is found without them.
-
-    Args:
-        path: Directory of one run or of several, or one event file; or a URL that fsspec knows.
-
-    Raises:
-        RunError: If it does not exist or there is no event file in it.
-    """
-    root = opened(path)
-    if root.is_file():
-        return [root]
-    if not root.is_dir():
-        raise RunError(f"{os.fspath(path)!r} does not exist.")
-    found: list[Place] = []
-    of_wandb: dict[str, Place] = {}
-    # the path itself may be a link: somebody named it
-    for here, files in walk(root.resolve() if root.is_symlink() else root):
-        if not fnmatch.filter(files, EVENT_FILES):
-            continue
-        logs = [log.name for log in here.parent.glob("run-*.wandb")] if here.name == "files" else []
-        if logs:
-            of_wandb[min(logs)] = here.parent
-        else:
-            found.append(here)
-    found += of_wandb.values()
-    if not found:
-        content = sorted(entry.name for entry in root.iterdir())[:10]
-        held = f"holds {', '.join(content)}" if content else "is empty"
-        raise RunError(f"{os.fspath(path)!r} has no event file (*tfevents*) in or below it: it {held}.")
-    return sorted(found, key=named)
-
-
-def opened(path: str | os.PathLike[str]) -> Place:
-    """Return where a path or URL leads.
-
-    Raises:
-        RunError: If it is a URL that fsspec cannot open.
-    """
-    try:
-        return place(path)
-    except (ImportError, ValueError) as error:
-        raise RunError(f"{os.fspath(path)!r} cannot be opened: {error}.") from error
 
 
 def open_runs(

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_geo.analysis.comparison import selected
-from lightning_geo.analysis.runs import RunError, describe_layout, layout, series
+from lightning_geo.analysis.runs import describe_layout, layout, series
 from lightning_geo.storage.history import GeometryHistory
+from lightning_geo.utils.errors import RunError
 
 __all__ = ["GroupComparison", "GroupRow", "compare_groups"]
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_geo.analysis.runs import RunError
 from lightning_geo.interventions.explanation import explain
 from lightning_geo.report.explanation_page import explanation_page
+from lightning_geo.utils.errors import RunError
 
 __all__ = ["page_of"]
 

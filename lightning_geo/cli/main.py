@@ -12,13 +12,14 @@ from typing import Any
 
 from lightning_geo.analysis.comparison import compare
 from lightning_geo.analysis.pruning import pruning_plan
-from lightning_geo.analysis.runs import Run, RunError, names_of, open_runs
+from lightning_geo.analysis.runs import Run, names_of, open_runs
 from lightning_geo.analysis.seed_groups import compare_groups
 from lightning_geo.cli import compare as compared
 from lightning_geo.cli import groups as grouped
 from lightning_geo.cli import heads, show
 from lightning_geo.cli.tail import follow, newest
 from lightning_geo.report.page import report
+from lightning_geo.utils.errors import RunError
 from lightning_geo.utils.formatting import number, plain
 
 __all__ = ["main"]

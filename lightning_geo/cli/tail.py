@@ -9,11 +9,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from lightning_geo.analysis.runs import RunError, find_runs, opened, series
-from lightning_geo.metrics.spec import GeometryRecord
+from lightning_geo.analysis.runs import series
+from lightning_geo.storage.event_files import find_runs, opened
 from lightning_geo.storage.follow import Follower
 from lightning_geo.storage.history import GeometryHistory
 from lightning_geo.storage.places import Place, modified
+from lightning_geo.storage.record import GeometryRecord
+from lightning_geo.utils.errors import RunError
 from lightning_geo.utils.formatting import number, plain
 
 __all__ = ["follow", "newest"]

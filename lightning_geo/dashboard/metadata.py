@@ -45,7 +45,7 @@ def describe(metric: str) -> dict[str, Any]:
         >>> describe("entropy_of_a_newer_version")["family"]
         'other'
     """
-    from lightning_geo.metrics.spec import spec_of
+    from lightning_geo.metrics.selection import spec_of
 
     base, _, part = metric.partition(".")
     facts: dict[str, Any] = {"name": metric, "base": base, "part": part, "family": "other"}

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from lightning_geo.dashboard.metadata import Series, tag_of
-from lightning_geo.metrics.spec import GeometryRecord
-from lightning_geo.storage.history import GeometryHistory
+from lightning_geo.storage.stacking import stack_samples
 
 __all__ = ["in_force", "pack"]
 
@@ -46,15 +45,10 @@ def pack(samples: Sequence[Any], series: Series, header: dict[str, Any]) -> byte
     Raises:
         ValueError: If what is stored is no numeric array.
     """
-    stack, metric = series.stack, series.metric
     if any(sample.numpy.dtype.kind not in "fiu" for sample in samples):
         raise ValueError(f"Expected numbers in {tag_of(series)!r}, but other data is stored there.")
     arrays = [np.atleast_1d(sample.numpy).astype("<f4", copy=False) for sample in samples]
-    records = [
-        GeometryRecord({stack: {metric: array}}, step=s.step)
-        for s, array in zip(samples, arrays, strict=True)
-    ]
-    values = GeometryHistory(records).stacks[stack][metric] if records else np.empty((0, 0), "<f4")
+    values = stack_samples(arrays) if arrays else np.empty((0, 0), "<f4")
     # whatever its axes: layers down, the rest to the right
     shape = (*values.shape[:2], int(np.prod(values.shape[2:])))
     header = {**header, "shape": shape, "steps": [int(s.step) for s in samples]}

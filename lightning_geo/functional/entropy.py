@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from lightning_geo.functional._tensors import as_float, check_mask, shannon_entropy
-from lightning_geo.metrics.registry import ObservedCall, computes
+from lightning_geo.functional.observed_call import ObservedCall
+from lightning_geo.metrics.registry import computes
 
 __all__ = ["key_entropy", "normalized_entropy"]
 

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from lightning_geo.functional._tensors import masked_mean
 from lightning_geo.functional.entropy import normalized_entropy
-from lightning_geo.metrics.registry import ObservedScores, computes
-from lightning_geo.metrics.spec import GATES, MIXED
+from lightning_geo.functional.observed_call import ObservedScores
+from lightning_geo.metrics.gates import GATES, MIXED
+from lightning_geo.metrics.registry import computes
 
 __all__ = ["THRESHOLDS", "gate_count", "gate_labels", "gate_margins"]
 
@@ -43,7 +44,7 @@ def gate_margins(scores: ObservedScores, part: str) -> Tensor:
 
     Args:
         scores: The attention call, queries and keys being the same tokens.
-        part: One of :data:`~lightning_geo.metrics.spec.GATES`.
+        part: One of :data:`~lightning_geo.metrics.gates.GATES`.
 
     Returns:
         ``[B, H]``.
@@ -61,7 +62,7 @@ def gate_margins(scores: ObservedScores, part: str) -> Tensor:
 
 
 def gate_labels(margins: Tensor) -> Tensor:
-    """The gate of each head: its index in :data:`~lightning_geo.metrics.spec.GATES`, or one more for mixed.
+    """The gate of each head: its index in :data:`~lightning_geo.metrics.gates.GATES`, or one more for mixed.
 
     Args:
         margins: ``[7, ...]``, in the order of ``GATES``.

@@ -10,8 +10,9 @@ from torch import Tensor
 from lightning_geo import kernels
 from lightning_geo.functional._tensors import as_float, check_mask, check_wanted, masked_mean
 from lightning_geo.functional.cone import sum_of_directions
+from lightning_geo.functional.observed_call import ObservedCall
 from lightning_geo.kernels import BACKENDS, MOMENTS, Backend, HeadMoments
-from lightning_geo.metrics.registry import ObservedCall, computes
+from lightning_geo.metrics.registry import computes
 from lightning_geo.utils.arguments import check_one_of
 
 __all__ = ["head_moments", "qk_cosine"]

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from lightning_geo.functional._tensors import exact_dtype, masked_mean
 from lightning_geo.functional.head_weights import HeadWeights, whitener
+from lightning_geo.functional.observed_call import ObservedScores
 from lightning_geo.kernels.precision import exactly
 from lightning_geo.kernels.workspace import scratch
-from lightning_geo.metrics.registry import ObservedScores, computes
+from lightning_geo.metrics.registry import computes
 
 __all__ = ["HeadReads", "projection_strength"]
 

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from lightning_geo.functional._tensors import as_float, exact_dtype, shannon_entropy
+from lightning_geo.functional.observed_call import ObservedScores
 from lightning_geo.kernels.pairs import score_histogram
-from lightning_geo.metrics.registry import ObservedScores, computes
+from lightning_geo.metrics.registry import computes
 
 __all__ = ["score_entropy", "von_neumann_entropy"]
 

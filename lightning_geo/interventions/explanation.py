@@ -16,12 +16,14 @@ from lightning_geo.analysis.pruning import Head
 from lightning_geo.interventions.ablation import Silencer
 from lightning_geo.measurement.call_statistics import call_statistics
 from lightning_geo.measurement.sample import Measurement, special_tokens
-from lightning_geo.metrics.spec import KINDS, GeometryRecord, select
+from lightning_geo.metrics.gates import KINDS
+from lightning_geo.metrics.selection import select
 from lightning_geo.observe import AttentionCall, CallKey, Tap
 from lightning_geo.observe.heads.head_factors import HeadFactors, scaled_heads
 from lightning_geo.observe.replay.undisturbed import Call, device_of, undisturbed
 from lightning_geo.probe.probe import ProbeCall
 from lightning_geo.storage.history import GeometryHistory
+from lightning_geo.storage.record import GeometryRecord
 from lightning_geo.utils.arguments import check_token_ids
 
 __all__ = ["Explanation", "explain"]

@@ -17,8 +17,8 @@ from lightning_geo.loggers.pictures import PictureSchedule
 from lightning_geo.loggers.scalars import ScalarSink, place_of
 from lightning_geo.loggers.tags import Level
 from lightning_geo.loggers.wandb import WandbSink
-from lightning_geo.metrics.spec import GeometryRecord
 from lightning_geo.storage.events import Dropped
+from lightning_geo.storage.record import GeometryRecord
 from lightning_geo.storage.record_file import RecordFile
 
 __all__ = ["RecordSink", "Sink", "open_sinks"]

@@ -18,8 +18,8 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Chart, Layout, Multilin
 from tensorboard.plugins.custom_scalar.metadata import CONFIG_SUMMARY_TAG, create_summary_metadata
 
 from lightning_geo.loggers.tags import group, headlines
-from lightning_geo.metrics.spec import GeometryRecord
 from lightning_geo.storage.places import Place, Remote, place
+from lightning_geo.storage.record import GeometryRecord
 from lightning_geo.storage.tfrecord import Damage, read_frames
 
 __all__ = ["add_layout", "charts", "written_layout"]

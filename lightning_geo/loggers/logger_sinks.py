@@ -7,9 +7,9 @@ from typing import Any
 
 from lightning_geo.loggers import RecordSink, Sink, open_sinks
 from lightning_geo.loggers.tags import Level
-from lightning_geo.metrics.spec import GeometryRecord
 from lightning_geo.storage.events import Dropped
 from lightning_geo.storage.places import Place, place
+from lightning_geo.storage.record import GeometryRecord
 from lightning_geo.utils.warn_once import Complaints
 
 __all__ = ["Outlets", "new_version"]

@@ -16,19 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_geo.loggers.tags import group, headlines
-from lightning_geo.metrics.spec import GeometryRecord, MetricSpec
+from lightning_geo.metrics.spec import MetricSpec
+from lightning_geo.storage.record import GeometryRecord
+from lightning_geo.utils.colours import SHADES, sequential_colours
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["PictureSchedule", "colours", "draw", "pictures", "png"]
+__all__ = ["PictureSchedule", "draw", "pictures", "png"]
 
-# viridis (Smith & van der Walt, CC0) at 20 equal distances: uniform in lightness, safe for the colour-blind
-_VIRIDIS = (
-    "440154 481467 482576 453781 404688 39558c 33638d 2d718e 287d8e 238a8d "
-    "1f968b 20a386 29af7f 3cbc75 56c667 74d055 94d840 b8de29 dce318 fde725"
-)
-_COLOURS = 240  # palette entries of the colour map; the other 16 are greys, for text and for what is absent
 _PAPER = 255
 _HATCH = (_PAPER - 5, _PAPER - 1)  # stripe, ground
 # TensorBoard shows pictures 350 pixels wide (Images) or 215 high (Time Series), enlarged or reduced without
@@ -70,15 +66,6 @@ class PictureSchedule:
         due = final or slot > self._slot
         self._slot = max(self._slot, slot)
         return due
-
-
-@functools.cache
-def colours() -> NDArray[np.uint8]:
-    """Return the colour map [240, 3], lowest value first."""
-    points = np.array([list(bytes.fromhex(colour)) for colour in _VIRIDIS.split()], np.float64)
-    place = np.linspace(0, len(points) - 1, _COLOURS)
-    channels = [np.interp(place, np.arange(len(points)), channel) for channel in points.T]
-    return np.asarray(np.stack(channels, axis=1).round(), np.uint8)
 
 
 def pictures(record: GeometryRecord, name: str = "geometry") -> Iterator[tuple[str, Image]]:
@@ -154,7 +141,7 @@ def draw(
 
     canvas = text.greys()
     canvas[top:bottom, left:right] = field
-    bar = np.linspace(_COLOURS - 1, 0, bar_height).round().astype(np.uint8)
+    bar = np.linspace(SHADES - 1, 0, bar_height).round().astype(np.uint8)
     canvas[top : top + bar_height, bar_left:bar_right] = bar[:, None]
     result = image.fromarray(canvas, "P")
     result.putpalette(_palette())
@@ -172,7 +159,7 @@ def _coloured(values: NDArray[Any], spec: MetricSpec) -> tuple[NDArray[np.uint8]
         if not high > low:
             low, high = low - 0.5, high + 0.5
     share = (np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0) - low) / (high - low)
-    return (share.clip(0, 1) * (_COLOURS - 1)).round().astype(np.uint8), low, high, used
+    return (share.clip(0, 1) * (SHADES - 1)).round().astype(np.uint8), low, high, used
 
 
 def _enlarged(cells: NDArray[Any], tall: int, wide: int) -> NDArray[Any]:
@@ -218,7 +205,7 @@ class _Text:
 
     def greys(self) -> NDArray[np.uint8]:
         """The page as the palette's sixteen greys."""
-        return (np.asarray(self._image) // 16 + _COLOURS).astype(np.uint8)
+        return (np.asarray(self._image) // 16 + SHADES).astype(np.uint8)
 
 
 @functools.cache
@@ -230,8 +217,8 @@ def _font(size: int) -> Any:
 
 @functools.cache
 def _palette() -> list[int]:
-    greys = np.repeat(np.linspace(0, 255, 256 - _COLOURS).round().astype(np.uint8)[:, None], 3, axis=1)
-    return [int(value) for value in np.concatenate([colours(), greys]).ravel()]
+    greys = np.repeat(np.linspace(0, 255, 256 - SHADES).round().astype(np.uint8)[:, None], 3, axis=1)
+    return [int(value) for value in np.concatenate([sequential_colours(), greys]).ravel()]
 
 
 def png(picture: Image) -> bytes:

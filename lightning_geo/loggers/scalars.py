@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from lightning_geo.loggers.tags import Level, scalars
-from lightning_geo.metrics.spec import GeometryRecord
+from lightning_geo.storage.record import GeometryRecord
 
 __all__ = ["ScalarSink", "place_of"]
 

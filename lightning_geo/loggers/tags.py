@@ -8,7 +8,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_geo.metrics.spec import GeometryRecord, MetricSpec, spec_of
+from lightning_geo.metrics.selection import spec_of
+from lightning_geo.metrics.spec import MetricSpec
+from lightning_geo.storage.record import GeometryRecord
 
 __all__ = ["Headline", "Level", "group", "headlines", "layer_tag", "scalars"]
 

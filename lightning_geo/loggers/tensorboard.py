@@ -10,8 +10,8 @@ from tensorboard.compat.proto.event_pb2 import Event
 from lightning_geo.loggers.custom_scalars import add_layout, charts, written_layout
 from lightning_geo.loggers.pictures import PictureSchedule, pictures, png
 from lightning_geo.loggers.tags import Level, scalars
-from lightning_geo.metrics.spec import GeometryRecord
 from lightning_geo.storage.events import Dropped, dropped_event, record_event, session_event
+from lightning_geo.storage.record import GeometryRecord
 
 __all__ = ["TensorBoardSink"]
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from lightning_geo.loggers.pictures import PictureSchedule, pictures
 from lightning_geo.loggers.tags import Level, scalars
-from lightning_geo.metrics.spec import GeometryRecord
 from lightning_geo.storage.places import size_of
+from lightning_geo.storage.record import GeometryRecord
 
 __all__ = ["WandbSink"]
 
@@ -110,7 +110,8 @@ class WandbSink:
 
         from lightning_geo.analysis.runs import Run
         from lightning_geo.report.page import report
-        from lightning_geo.storage.history import event_files, load_history
+        from lightning_geo.storage.event_files import event_files
+        from lightning_geo.storage.history import load_history
 
         where = Path(self.record_at)
         size = sum(map(size_of, event_files(where)[0]))

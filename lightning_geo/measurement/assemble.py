@@ -14,8 +14,10 @@ from torch import Tensor
 from lightning_geo.functional import head_similarity, principal_subspace
 from lightning_geo.measurement.sample_statistics import SampleStatistics
 from lightning_geo.measurement.sums import LayerStatistics
+from lightning_geo.metrics.gates import GATES
 from lightning_geo.metrics.registry import metric_function
-from lightning_geo.metrics.spec import GATES, ROLES, spec_of, standard_error
+from lightning_geo.metrics.selection import spec_of, standard_error
+from lightning_geo.metrics.spec import ROLES
 from lightning_geo.observe import CallKey, Layout
 
 __all__ = ["Bases", "Computed", "compute"]

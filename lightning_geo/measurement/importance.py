@@ -14,6 +14,7 @@ from lightning_geo.observe import AttentionCall, CallKey, Tap
 from lightning_geo.observe.heads.head_factors import HeadFactors, scaled_heads
 from lightning_geo.observe.replay.undisturbed import Call, undisturbed
 from lightning_geo.probe.probe import ProbeCall
+from lightning_geo.utils.errors import GeometryError
 
 __all__ = ["ComparingLossError", "LossFunction", "NoImportanceError", "NoLossError", "importances", "loss_of"]
 
@@ -28,7 +29,7 @@ Replay = Callable[..., AbstractContextManager[None]]
 _SLACK = 0.1
 
 
-class NoImportanceError(LookupError):
+class NoImportanceError(GeometryError, LookupError):
     """There is no importance to be had here, for a reason that is nobody's failure."""
 
 

@@ -17,16 +17,17 @@ from lightning_geo.measurement.importance import LossFunction, importances
 from lightning_geo.measurement.rank_reduction import reduce_over_ranks
 from lightning_geo.measurement.sample_statistics import SampleStatistics
 from lightning_geo.measurement.training_importance import TrainingSlopes
-from lightning_geo.metrics.spec import GeometryRecord, compares_samples, select
+from lightning_geo.metrics.selection import compares_samples, select
 from lightning_geo.observe import UNOBSERVED, CallKey, Coverage, Layout, Tap, lay_out
 from lightning_geo.observe.evidence.axes import config_of
 from lightning_geo.observe.module_selection import check_layers
 from lightning_geo.observe.replay.undisturbed import Call, device_of, undisturbed
 from lightning_geo.probe.probe import ProbeCall
+from lightning_geo.storage.record import GeometryRecord
 from lightning_geo.utils.arguments import check_positive, check_token_ids
 from lightning_geo.utils.device_time import Stopwatch
+from lightning_geo.utils.errors import ArgumentError
 from lightning_geo.utils.formatting import some
-from lightning_geo.utils.warn_once import ArgumentError
 
 __all__ = ["LayerChoice", "Measurement", "measure", "special_tokens"]
 
@@ -38,7 +39,7 @@ class Measurement:
 
     Args:
         taps: Taps of the observed models by name; several put their names before those of their stacks.
-        metrics: Stored names, as :func:`lightning_geo.metrics.spec.select` returns them.
+        metrics: Stored names, as :func:`lightning_geo.metrics.selection.select` returns them.
         layers: Layer indices, or a regular expression on the paths of attention modules.
         rank: Dimensions of the subspaces.
         max_queries: Query rows to measure per sequence, drawn at random; None for all of them.

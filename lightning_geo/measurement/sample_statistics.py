@@ -27,8 +27,10 @@ from lightning_geo.measurement.call_statistics import (
 )
 from lightning_geo.measurement.row_sampling import draw_rows, variance_of_mean
 from lightning_geo.measurement.sums import LayerStatistics
+from lightning_geo.metrics.gates import GATES
 from lightning_geo.metrics.registry import metric_function, reads_of
-from lightning_geo.metrics.spec import GATES, ROLES, spec_of
+from lightning_geo.metrics.selection import spec_of
+from lightning_geo.metrics.spec import ROLES
 from lightning_geo.observe import AttentionCall, BlockCall, CallKey, Projections, SlopeHook
 from lightning_geo.probe.limits import SCORED_SEQUENCES
 from lightning_geo.utils.ranks import rank

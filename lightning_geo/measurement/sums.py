@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_geo.functional import HeadMoments
 from lightning_geo.functional._tensors import exact_dtype
-from lightning_geo.metrics.spec import standard_error
+from lightning_geo.metrics.selection import standard_error
 
 __all__ = ["LayerStatistics"]
 

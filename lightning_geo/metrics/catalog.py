@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from lightning_geo.metrics.spec import GATES, MIXED, ROLES, STAGES, MetricSpec
+from lightning_geo.metrics.gates import GATES, MIXED
+from lightning_geo.metrics.spec import ROLES, STAGES, MetricSpec
 
 __all__ = ["CATALOG"]
 

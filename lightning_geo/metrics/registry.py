@@ -41,17 +41,17 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor
 
 from lightning_geo.metrics.catalog import CATALOG
-from lightning_geo.metrics.spec import spec_of
+from lightning_geo.metrics.selection import spec_of
 
 if TYPE_CHECKING:
-    from lightning_geo.kernels import AttentionProblem, HeadMoments
+    pass
 
-__all__ = ["METRIC_FUNCTIONS", "ObservedCall", "ObservedScores", "computes", "metric_function", "reads_of"]
+__all__ = ["METRIC_FUNCTIONS", "computes", "metric_function", "reads_of"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Tensor])
 
@@ -59,42 +59,6 @@ _Function = TypeVar("_Function", bound=Callable[..., Tensor])
 METRIC_FUNCTIONS: dict[str, Callable[..., Tensor]] = {}
 
 _READS: dict[str, tuple[str, ...]] = {}
-
-
-class ObservedCall(Protocol):
-    """What a function of kind ``sequence`` may read of one attention call."""
-
-    @property
-    def query(self) -> HeadMoments:
-        """Lengths and directions of the queries."""
-
-    @property
-    def key(self) -> HeadMoments:
-        """Those of the keys: Hk heads, H a multiple of Hk."""
-
-    @property
-    def key_mask(self) -> Tensor | None:
-        """``[B, Nk]`` bool, True = real token; None if all are."""
-
-    @property
-    def received(self) -> Tensor:
-        """``[B, H, Nk]``, the attention that each key receives, for functions that read it."""
-
-
-class ObservedScores(Protocol):
-    """What a function of kind ``scores`` may read of one attention call."""
-
-    @property
-    def problem(self) -> AttentionProblem:
-        """Queries and keys as attention used them, and which pairs are visible."""
-
-    @property
-    def norm_shares(self) -> Tensor:
-        """``[3, B, H]``, what :func:`lightning_geo.kernels.pairs.norm_shares` returns."""
-
-    @property
-    def shares(self) -> dict[str, Tensor]:
-        """``[B, H]`` each, what :func:`lightning_geo.functional.gates.gate_shares` returns."""
 
 
 def computes(name: str, reads: tuple[str, ...] = ()) -> Callable[[_Function], _Function]:

@@ -7,16 +7,15 @@ import importlib.util
 import logging
 import sys
 from collections.abc import Callable
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pytorch_lightning import Callback
     from torch import Tensor, nn
-    from typing_extensions import Self
 
 __all__ = [
-    "AnyCallback",
-    "adopt",
+    "CallbackBase",
     "after_the_others",
     "batches_done",
     "class_name",
@@ -29,48 +28,29 @@ __all__ = [
 _PACKAGES = ("pytorch_lightning", "lightning.pytorch")
 
 
-class _Unclaimed:
-    """Stands where the bases will be: those of a class that begins with ``object`` cannot be replaced."""
-
-
-if TYPE_CHECKING:
-    _Base = Callback
-else:
-    _Base = _Unclaimed
-
-
-class AnyCallback(_Base):
-    """A callback for every Lightning that is imported by the time an instance is made."""
-
-    # here and not in a subclass, whose signature it would hide
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        adopt()
-        if AnyCallback.__bases__ == (_Unclaimed,):  # a Trainer will want its hooks all the same
-            importlib.import_module(next(filter(_installed, _PACKAGES), _PACKAGES[0]))
-            adopt()
-        return super().__new__(cls)
-
-
-def adopt() -> None:
-    """Become a callback of each Lightning that was imported in the meantime.
-
-    A Trainer takes a bare callback, and a LightningCLI any, only if it is an instance of its own
-    package's class; importing both packages for that would cost a user seconds.
-    """
-    modules = [sys.modules[name] for name in _PACKAGES if name in sys.modules]
-    bases = tuple(module.Callback for module in modules if hasattr(module, "Callback"))
-    if not set(bases) <= set(AnyCallback.__mro__):
-        AnyCallback.__bases__ = bases
-
-
-adopt()
-
-
 def _installed(package: str) -> bool:
     return importlib.util.find_spec(package.partition(".")[0]) is not None
 
 
-class _Afterwards(AnyCallback):
+def _loaded() -> list[ModuleType]:
+    return [sys.modules[name] for name in _PACKAGES if hasattr(sys.modules.get(name), "Callback")]
+
+
+if TYPE_CHECKING:
+    CallbackBase = Callback
+else:
+    if not _loaded():
+        importlib.import_module(next(filter(_installed, _PACKAGES), _PACKAGES[0]))
+
+    class CallbackBase(*(module.Callback for module in _loaded())):
+        """A callback of each Lightning that was imported before the monitor was first used.
+
+        A Trainer takes a bare callback, and a LightningCLI any, only as an instance of its own package's
+        class; to import both packages for that would cost a user seconds.
+        """
+
+
+class _Afterwards(CallbackBase):
     """Stands behind all other callbacks while Lightning calls their `on_train_end`."""
 
     def __init__(self, function: Callable[[], object]) -> None:
@@ -81,7 +61,7 @@ class _Afterwards(AnyCallback):
         self._function()
 
 
-def after_the_others(trainer: Any, function: Callable[[], object]) -> AnyCallback:
+def after_the_others(trainer: Any, function: Callable[[], object]) -> CallbackBase:
     """Run ``function`` once every callback has had its `on_train_end`; to be called from one's own.
 
     Lightning goes through the list of callbacks itself, so that one that is added on the way has its turn

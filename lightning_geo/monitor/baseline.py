@@ -10,10 +10,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lightning_geo.metrics.spec import GeometryRecord
 from lightning_geo.storage.history import read_history
+from lightning_geo.storage.record import GeometryRecord
+from lightning_geo.utils.errors import ArgumentError
 from lightning_geo.utils.ranks import rank, world_size
-from lightning_geo.utils.warn_once import ArgumentError
 
 __all__ = ["bases_of", "check_bases"]
 

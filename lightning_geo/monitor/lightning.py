@@ -15,9 +15,9 @@ import torch
 
 from lightning_geo.loggers.logger_sinks import Outlets
 from lightning_geo.measurement.assemble import Computed
-from lightning_geo.metrics.spec import GeometryRecord, needs_probe, select
+from lightning_geo.metrics.selection import needs_probe, select
 from lightning_geo.monitor._lightning import (
-    AnyCallback,
+    CallbackBase,
     after_the_others,
     batches_done,
     class_name,
@@ -26,6 +26,7 @@ from lightning_geo.monitor._lightning import (
     loss_factor,
     steps_taken,
 )
+from lightning_geo.monitor.arguments import check_source
 from lightning_geo.monitor.baseline import bases_of, check_bases
 from lightning_geo.monitor.sampler import Sampler
 from lightning_geo.monitor.schedule import OverheadBudget, Schedule, SlowClocks
@@ -36,13 +37,8 @@ from lightning_geo.observe.replay.dependence import NoDataError
 from lightning_geo.observe.replay.torch_compile import is_compiled_function
 from lightning_geo.probe.source import ProbeSource
 from lightning_geo.storage.events import Dropped
-from lightning_geo.utils.arguments import (
-    check_name,
-    check_one_of,
-    check_positive,
-    check_source,
-    check_token_ids,
-)
+from lightning_geo.storage.record import GeometryRecord
+from lightning_geo.utils.arguments import check_name, check_one_of, check_positive, check_token_ids
 from lightning_geo.utils.device_time import seconds_on
 from lightning_geo.utils.formatting import some
 from lightning_geo.utils.ranks import failure_of_any_rank, from_rank_zero, on_all_ranks, rank
@@ -74,7 +70,7 @@ def _hook(hook: Hook) -> Hook:
     return run  # type: ignore[return-value]
 
 
-class GeometryMonitor(AnyCallback):
+class GeometryMonitor(CallbackBase):
     """Watch the geometry of attention while a transformer trains.
 
     At chosen optimizer steps it observes attention on a fixed probe (the first sequences that the
@@ -214,7 +210,7 @@ class GeometryMonitor(AnyCallback):
         #: whether a sample was lost because there is nothing to replay: the next step makes up for it
         self._overdue = False
         self._sealed = False
-        self._last: AnyCallback | None = None
+        self._last: CallbackBase | None = None
         self._eagerly = contextlib.ExitStack()
         self._started = time.perf_counter()
 

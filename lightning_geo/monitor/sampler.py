@@ -16,7 +16,7 @@ from lightning_geo.measurement.importance import LossFunction, NoImportanceError
 from lightning_geo.measurement.rank_reduction import reduce_over_ranks
 from lightning_geo.measurement.sample import LayerChoice, Measurement, special_tokens
 from lightning_geo.measurement.training_importance import TrainingSlopes
-from lightning_geo.metrics.spec import spec_of
+from lightning_geo.metrics.selection import spec_of
 from lightning_geo.monitor.absence_warnings import (
     by_reason,
     report_gaps,
@@ -35,8 +35,9 @@ from lightning_geo.observe.training_calls import begins_training
 from lightning_geo.probe.division import divides
 from lightning_geo.probe.probe import ProbeCall, Share
 from lightning_geo.utils.device_time import seconds_on
+from lightning_geo.utils.errors import let_go
 from lightning_geo.utils.ranks import everyones, failure_of_any_rank
-from lightning_geo.utils.warn_once import Complaints, let_go
+from lightning_geo.utils.warn_once import Complaints
 
 __all__ = ["Sampler"]
 

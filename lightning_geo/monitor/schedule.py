@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 
-from lightning_geo.metrics.spec import spec_of
+from lightning_geo.metrics.selection import spec_of
 from lightning_geo.utils.arguments import check_positive
 
 __all__ = ["OverheadBudget", "Schedule", "SlowClocks"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from lightning_geo.utils.errors import GeometryError
+
 __all__ = ["UNOBSERVED", "Coverage", "LeftOutError"]
 
 #: Why a module that looks like attention gave no numbers.
@@ -15,7 +17,7 @@ UNOBSERVED = (
 )
 
 
-class LeftOutError(Exception):
+class LeftOutError(GeometryError):
     """An attention call that gives no numbers; the message is the reason, and the sample goes on."""
 
 

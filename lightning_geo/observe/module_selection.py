@@ -10,7 +10,7 @@ from torch import nn
 
 from lightning_geo.observe.layers.numbering import clean_name, name_of
 from lightning_geo.observe.replay.torchscript import is_scripted
-from lightning_geo.utils.warn_once import ArgumentError, ArgumentTypeError
+from lightning_geo.utils.errors import ArgumentError, ArgumentTypeError
 
 __all__ = ["ITSELF", "candidates", "check_layers", "choose"]
 

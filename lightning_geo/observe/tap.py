@@ -44,7 +44,7 @@ from lightning_geo.observe.replay.torchscript import is_scripted
 from lightning_geo.observe.replay.undisturbed import device_of, replay_depth
 from lightning_geo.observe.training_calls import begins_training
 from lightning_geo.utils.device_time import Stopwatch
-from lightning_geo.utils.warn_once import let_go
+from lightning_geo.utils.errors import let_go
 
 __all__ = ["SCRIPTED", "Observer", "Tap"]
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from lightning_geo.monitor.sampler import Sampler
 from lightning_geo.observe.module_selection import ITSELF
+from lightning_geo.probe.candidates import Candidates
 from lightning_geo.probe.probe import Probe, Share
 from lightning_geo.probe.recorder import CallRecorder
 from lightning_geo.probe.user_probe import given_probe
@@ -33,7 +33,7 @@ class ProbeSource:
         self._tokens = tokens
         self._complaints = complaints
         self._recorder: CallRecorder | None = None
-        self._sampler: Sampler | None = None
+        self._candidates: Candidates | None = None
         self._share: Share | None = None
         self._known: str | None = None
         #: observed models of which no call could be recorded -> why
@@ -42,7 +42,7 @@ class ProbeSource:
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy, or a pickle, records nothing."""
-        return {**vars(self), "_recorder": None, "_sampler": None}
+        return {**vars(self), "_recorder": None, "_candidates": None}
 
     @property
     def fingerprint(self) -> str:
@@ -61,7 +61,7 @@ class ProbeSource:
         if self.probe is not None:
             self.probe = self.probe.only(models)
 
-    def take_given(self, sampler: Sampler) -> bool:
+    def take_given(self, candidates: Candidates) -> bool:
         """Try what the user gave, if anything; whether it is other than the checkpoint's.
 
         Raises:
@@ -69,15 +69,15 @@ class ProbeSource:
         """
         if self._given is None or self.probe is not None:
             return False
-        return self._adopt(given_probe(self._given, self._size, self._tokens, sampler))
+        return self._adopt(given_probe(self._given, self._size, self._tokens, candidates))
 
-    def start(self, sampler: Sampler) -> None:
+    def start(self, candidates: Candidates) -> None:
         """Record the trainer's steps from now on, unless there is a probe."""
         if self.probe is None and self._given is None and self._recorder is None:
             mine = len(range(rank(), self._size, world_size()))
-            self._sampler = sampler
+            self._candidates = candidates
             self._recorder = CallRecorder(
-                sampler.models, mine, self._tokens, sampler.root, sampler.dependence
+                candidates.models, mine, self._tokens, candidates.root, candidates.dependence
             )
 
     @property
@@ -97,11 +97,11 @@ class ProbeSource:
 
     def finish(self) -> bool:
         """Use what was recorded, or go on recording; whether it is other than the checkpoint's."""
-        recorder, sampler, other = self._recorder, self._sampler, False
-        if recorder is None or sampler is None:
+        recorder, candidates, other = self._recorder, self._candidates, False
+        if recorder is None or candidates is None:
             return False
         with self._complaints.about("the probe could not be recorded"):
-            calls = recorder.settled(sampler.divides)
+            calls = recorder.settled(candidates.divides)
             other = self._adopt(Probe.gather(calls, self._size, self._tokens))
         kept = [] if self.probe is None else self.probe.models
         self.unrecorded = {n: why for n, why in recorder.passed_over.items() if n not in kept}
@@ -115,7 +115,7 @@ class ProbeSource:
         """Leave the models alone; harmless when done twice."""
         if self._recorder is not None:
             self._recorder.stop()
-            self._recorder = self._sampler = None
+            self._recorder = self._candidates = None
 
     def _adopt(self, probe: Probe | None) -> bool:
         self.probe, self._share = probe, None
@@ -124,10 +124,10 @@ class ProbeSource:
         self._complaints.say("the checkpoint's probe differs from this run's, so that drift starts anew")
         return True
 
-    def missing(self, sampler: Sampler) -> LookupError:
+    def missing(self, candidates: Candidates) -> LookupError:
         """Why there is no probe, and what to do."""
         if self.unrecorded:
-            return LookupError(f"no call could be recorded. {sampler.because(self.unrecorded)}")
+            return LookupError(f"no call could be recorded. {candidates.because(self.unrecorded)}")
         return LookupError(
             "the trainer has called no module that may be observed. If training calls a method other than "
             "the module itself, give `probe=` or `module=`"

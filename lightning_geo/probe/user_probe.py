@@ -6,37 +6,37 @@ from typing import Any
 
 import torch.distributed as dist
 
-from lightning_geo.monitor.sampler import Sampler
 from lightning_geo.observe import name_of
 from lightning_geo.observe.replay.undisturbed import Call, undisturbed
+from lightning_geo.probe.candidates import Candidates
 from lightning_geo.probe.probe import Probe, ProbeCall, Share, probe_from
+from lightning_geo.utils.errors import ArgumentError
 from lightning_geo.utils.ranks import rank, world_size
-from lightning_geo.utils.warn_once import ArgumentError
 
 __all__ = ["given_probe"]
 
 
-def given_probe(given: Any, size: int, tokens: int | None, sampler: Sampler) -> Probe:
+def given_probe(given: Any, size: int, tokens: int | None, candidates: Candidates) -> Probe:
     """Find out which candidate takes what was given; on every rank.
 
     Args:
         given: A batch or a dataloader.
         size: Sequences to take of a dataloader.
         tokens: Tokens to take of a dataloader; None for no limit.
-        sampler: Knows the candidates.
+        candidates: Knows the candidates.
 
     Raises:
         ArgumentError: If none takes it.
     """
-    calls = _calls(given, size, tokens, sampler)
+    calls = _calls(given, size, tokens, candidates)
     reasons = []
-    for name in sampler.models:
+    for name in candidates.models:
         recorded = [ProbeCall.of(name, call) for call in calls]
-        probe = Probe([c if not c.divisible or sampler.divides(c) else c.whole() for c in recorded])
-        failure = sampler.replay(Share(probe.calls).to(sampler.device), ())
+        probe = Probe([c if not c.divisible or candidates.divides(c) else c.whole() for c in recorded])
+        failure = candidates.replay(Share(probe.calls).to(candidates.device), ())
         if failure is None:
             return probe
-        named = name_of(name, sampler.models[name])
+        named = name_of(name, candidates.models[name])
         reasons.append(f"{named}: {type(failure).__name__}: {failure}")
     raise ArgumentError(
         "Expected `probe` to be inputs that the observed model takes (a mapping is keyword arguments, a "
@@ -44,13 +44,13 @@ def given_probe(given: Any, size: int, tokens: int | None, sampler: Sampler) -> 
     )
 
 
-def _calls(given: Any, size: int, tokens: int | None, sampler: Sampler) -> list[Call]:
+def _calls(given: Any, size: int, tokens: int | None, candidates: Candidates) -> list[Call]:
     """Rank 0's, on every rank: a dataloader that shuffles yields other sequences on each."""
     box: list[Any] = [None]
     if rank() == 0:
         try:
             # to begin a dataloader is to draw a random number
-            with undisturbed(next(iter(sampler.models.values()))):
+            with undisturbed(next(iter(candidates.models.values()))):
                 box = [probe_from(given, size, tokens)]
         except Exception as error:
             box = [ArgumentError(f"Expected `probe` to be a batch or a dataloader but {error}.")]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lightning_geo import __version__
+from lightning_geo._version import __version__
 from lightning_geo.report.figures import matrix
 from lightning_geo.report.style import HEAD, PATTERNS
 from lightning_geo.utils.formatting import number

@@ -14,18 +14,13 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_geo.loggers.pictures import colours
+from lightning_geo.utils.colours import CATEGORICAL, diverging_colours, sequential_colours
 from lightning_geo.utils.formatting import number
 
 __all__ = ["bars", "classes", "evolution", "legend", "lines", "matrix"]
 
 Array = NDArray[np.float64]
 
-# blue below, light grey, orange above (ColorBrewer's Blues and Oranges, Apache-2.0): told apart by every
-# common kind of colour blindness; the dashboard's colour.js has the same, which a test compares
-_DIVERGING = "08306b 08519c 2171b5 6baed6 c6dbef f7f7f7 fdd0a2 fd8d3c d94801 a63603 7f2704"
-# Okabe & Ito's colours, as the dashboard draws lines; the last, a grey, is of what fits nothing
-_CLASSES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8c6bb1", "#7f7f7f")
 _POINTS = 300  # of a curve; more are not seen
 _FIELD = (190, 150)  # pixels of a matrix
 
@@ -73,7 +68,7 @@ def classes(labels: NDArray[np.int64], title: str, marked: NDArray[np.bool_] | N
     rows, cols = labels.shape
     cell = max(2.0, min(_FIELD[0] / cols, _FIELD[1] / rows, 22.0))
     wide, tall = cell * cols, cell * rows
-    table = np.array([list(bytes.fromhex(colour[1:])) for colour in _CLASSES], np.uint8)
+    table = np.array([list(bytes.fromhex(colour[1:])) for colour in CATEGORICAL], np.uint8)
     opaque = np.where(labels >= 0, 255, 0).astype(np.uint8)
     body = _image(np.concatenate([table[labels.clip(0)], opaque[..., None]], axis=-1), wide, tall)
     for row, col in np.argwhere(marked) if marked is not None else ():
@@ -92,7 +87,7 @@ def legend(names: Sequence[str], title: str) -> str:
         title: Line above.
     """
     parts = []
-    for index, (name, colour) in enumerate(zip(names, _CLASSES, strict=False)):
+    for index, (name, colour) in enumerate(zip(names, CATEGORICAL, strict=False)):
         y = 22 + 18 * index
         parts.append(f'<rect x="4" y="{y}" width="12" height="12" fill="{colour}"/>')
         parts.append(f'<text x="22" y="{y + 10}">{escape(name)}</text>')
@@ -205,18 +200,11 @@ def _image(pixels: NDArray[np.uint8], wide: float, tall: float) -> str:
 
 
 def _coloured(values: Array, low: float, high: float, diverging: bool) -> NDArray[np.uint8]:
-    table = _diverging() if diverging else colours()
+    table = diverging_colours() if diverging else sequential_colours()
     share = (np.nan_to_num(values, nan=low) - low) / ((high - low) or 1.0)
     cells = table[(share.clip(0, 1) * (len(table) - 1)).round().astype(int)]
     opaque = np.where(np.isfinite(values), 255, 0).astype(np.uint8)
     return np.concatenate([cells, opaque[..., None]], axis=-1)
-
-
-def _diverging() -> NDArray[np.uint8]:
-    points = np.array([list(bytes.fromhex(colour)) for colour in _DIVERGING.split()], np.float64)
-    place = np.linspace(0, len(points) - 1, 240)
-    channels = [np.interp(place, np.arange(len(points)), channel) for channel in points.T]
-    return np.asarray(np.stack(channels, axis=1).round(), np.uint8)
 
 
 def _png(pixels: NDArray[np.uint8]) -> str:

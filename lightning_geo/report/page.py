@@ -7,7 +7,7 @@ from html import escape
 
 import numpy as np
 
-from lightning_geo import __version__
+from lightning_geo._version import __version__
 from lightning_geo.analysis.changes import Change, change_of, changes, findings, layer_changes, sentence
 from lightning_geo.analysis.comparison import Comparison, Difference, compare
 from lightning_geo.analysis.gate_changes import (
@@ -19,7 +19,7 @@ from lightning_geo.analysis.gate_changes import (
     lasting_changes,
 )
 from lightning_geo.analysis.runs import Run, Series, describe_layout, series, series_of
-from lightning_geo.metrics.spec import KINDS
+from lightning_geo.metrics.gates import KINDS
 from lightning_geo.report.figures import bars, classes, evolution, legend, lines, matrix
 from lightning_geo.report.style import HEAD, PATTERNS
 from lightning_geo.storage.history import GeometryHistory

@@ -22,7 +22,7 @@ from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.compat.proto.types_pb2 import DT_DOUBLE, DT_FLOAT, DT_HALF, DT_STRING
 
-from lightning_geo.metrics.spec import GeometryRecord
+from lightning_geo.storage.record import GeometryRecord
 
 __all__ = [
     "PLUGIN",

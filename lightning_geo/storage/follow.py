@@ -6,10 +6,10 @@ import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from lightning_geo.metrics.spec import GeometryRecord
+from lightning_geo.storage.event_files import event_files
 from lightning_geo.storage.events import parse_dropped, parse_record, started_at
-from lightning_geo.storage.history import event_files
 from lightning_geo.storage.places import Place, place
+from lightning_geo.storage.record import GeometryRecord
 from lightning_geo.storage.tfrecord import Damage, read_frames
 
 __all__ = ["Follower", "News"]

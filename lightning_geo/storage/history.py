@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import glob
-import math
 import os
-import re
 import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -13,19 +10,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_geo.metrics.spec import GeometryRecord, lookup
+from lightning_geo.storage.event_files import event_files, read_events
 from lightning_geo.storage.places import Place, place
+from lightning_geo.storage.record import GeometryRecord, lookup
+from lightning_geo.storage.stacking import stack_samples
 
 if TYPE_CHECKING:
     import pandas as pd
     import xarray
 
-__all__ = ["EVENT_FILES", "GeometryHistory", "event_files", "load_history", "read_history"]
+__all__ = ["GeometryHistory", "load_history", "read_history"]
 
 _FACTS = ("epoch", "batches_seen", "wall_time", "cost_seconds", "probe")
-
-#: Names of event files, as TensorBoard knows them.
-EVENT_FILES = "*tfevents*"
 
 
 class GeometryHistory:
@@ -65,7 +61,7 @@ class GeometryHistory:
         names = {(s, m): None for record in records for s, arrays in record.stacks.items() for m in arrays}
         for stack, metric in names:
             arrays = [record.stacks.get(stack, {}).get(metric) for record in records]
-            self.stacks.setdefault(stack, {})[metric] = _stacked(arrays)
+            self.stacks.setdefault(stack, {})[metric] = stack_samples(arrays)
         self._records = records
 
     def __len__(self) -> int:
@@ -137,27 +133,6 @@ class GeometryHistory:
         return to_pandas(self)
 
 
-def _stacked(arrays: list[NDArray[Any] | None]) -> NDArray[Any]:
-    """[sample, ...] of arrays that may be missing or differ in size; NaN where there is nothing."""
-    given = [array for array in arrays if array is not None]
-    if len({array.ndim for array in given}) > 1:
-        raise ValueError(f"Expected a metric to have the same axes in all samples, but got {_shapes(given)}.")
-    shape = tuple(np.max([array.shape for array in given], axis=0))
-    if math.prod(shape) > 8 * max(array.size for array in given) + 1024:
-        raise ValueError(
-            f"Expected the samples to be of one model, but got arrays of shape {_shapes(given)}."
-        )
-    result = np.full((len(arrays), *shape), np.nan, given[0].dtype)
-    for sample, array in zip(result, arrays, strict=True):
-        if array is not None:
-            sample[tuple(slice(size) for size in array.shape)] = array
-    return result
-
-
-def _shapes(arrays: list[NDArray[Any]]) -> str:
-    return " and ".join(sorted({str(list(array.shape)) for array in arrays})[:4])
-
-
 def load_history(path: str | os.PathLike[str], name: str | None = None) -> GeometryHistory:
     """Read a run back from its event files.
 
@@ -198,7 +173,7 @@ def read_history(
     dropped: dict[str, str] = {}
     others: set[str] = set()
     for file in files:
-        for event in _events(file):
+        for event in read_events(file):
             if isinstance(event, str):
                 skipped.append(event)
                 continue
@@ -235,23 +210,6 @@ def read_history(
     return GeometryHistory(monitors[name], name, os.fspath(path))
 
 
-def _events(file: Place) -> Iterator[Any]:
-    """The events of a file; in place of one that cannot be read, a string that says so."""
-    from google.protobuf.message import DecodeError
-    from tensorboard.compat.proto.event_pb2 import Event
-
-    from lightning_geo.storage.tfrecord import Damage, read_frames
-
-    for data in read_frames(file):
-        if isinstance(data, Damage):
-            yield str(data)
-            continue
-        try:
-            yield Event.FromString(data)
-        except DecodeError:
-            yield f"{file}: skipped {len(data)} bytes that are no TensorBoard event"
-
-
 def _drop(records: list[GeometryRecord], step: int) -> None:
     while records and records[-1].step >= step:
         records.pop()
@@ -278,60 +236,3 @@ def _monitor(
     if name is not None and name not in names:
         raise ValueError(f"Expected `name` to be one of the run's monitors {names}, but got {name!r}.")
     return names[0] if name is None else name
-
-
-def event_files(path: Place) -> tuple[list[Place], list[str]]:
-    """Return the event files of a run in the order in which they were begun, and what was passed over.
-
-    Args:
-        path: What :func:`load_history` takes. It may be a link, since somebody named it; a link in it that
-            leads out of it is passed over.
-
-    Raises:
-        FileNotFoundError: If there is none.
-    """
-    if path.is_file():
-        return [path], []
-    if not path.exists():
-        raise FileNotFoundError(f"Expected `path` to be a run's directory, but {str(path)!r} does not exist.")
-    folders = _folders(path)
-    inside = path.resolve() if folders == [path] else folders[0].resolve().parent.parent
-    found = [file for folder in folders for file in folder.glob(EVENT_FILES) if file.is_file()]
-    files = [file for file in found if file.resolve().is_relative_to(inside)]
-    skipped = [
-        f"{file}: skipped, it is a link out of the run's directory"
-        for file in found
-        if not file.resolve().is_relative_to(inside)
-    ]
-    if found:
-        return sorted(files, key=_begun), skipped
-    deeper = (path.glob(f"{folders}/{EVENT_FILES}") for folders in ("*", "*/*", "*/*/*"))
-    below = sorted({str(file.parent) for found in deeper for file in found})
-    if below:
-        shown = ", ".join(below[:10]) + (", …" if len(below) > 10 else "")
-        raise FileNotFoundError(
-            f"Expected `path` to be the directory of one run, but {str(path)!r} has no event file itself. "
-            f"These have some: {shown}."
-        )
-    content = sorted(entry.name for entry in path.iterdir())[:10]
-    raise FileNotFoundError(
-        f"Expected `path` to be the directory of a run, with a file named *tfevents*, but {str(path)!r} "
-        + (f"holds {', '.join(content)}." if content else "is empty.")
-    )
-
-
-def _folders(path: Place) -> list[Place]:
-    """Directories that hold a run's event files: W&B begins a new one each time that it resumes a run."""
-    run = path.resolve()  # `latest-run` is a link
-    run = run.parent if run.name == "files" else run
-    logs = [file.name for file in run.glob("run-*.wandb")]
-    if not logs:
-        return [path]
-    sessions = [log.parent / "files" for log in run.parent.glob(f"*run-*/{glob.escape(logs[0])}")]
-    return sessions or [run / "files"]  # somebody renamed the directory
-
-
-def _begun(file: Place) -> tuple[int, float, str]:
-    second = re.search(r"tfevents\.(\d+)", file.name)
-    first = next(_events(file), "")
-    return int(second[1]) if second else 0, 0.0 if isinstance(first, str) else first.wall_time, file.name

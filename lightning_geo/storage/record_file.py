@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from lightning_geo.metrics.spec import GeometryRecord
 from lightning_geo.storage.events import Dropped, dropped_event, file_version, record_event, session_event
 from lightning_geo.storage.places import Place, Remote, place
+from lightning_geo.storage.record import GeometryRecord
 from lightning_geo.storage.tfrecord import frame
 
 __all__ = ["RecordFile"]

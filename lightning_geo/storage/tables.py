@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from lightning_geo.metrics.spec import spec_of
+from lightning_geo.metrics.selection import spec_of
 
 if TYPE_CHECKING:
     import pandas as pd
     import xarray
 
-    from lightning_geo.storage.history import GeometryHistory
 
 __all__ = ["to_pandas", "to_xarray"]
+
+
+class Samples(Protocol):
+    """What is read of a :class:`~lightning_geo.GeometryHistory`."""
+
+    steps: NDArray[np.int64]
+    stacks: dict[str, dict[str, NDArray[Any]]]
+    facts: dict[str, NDArray[Any]]
+    structure: dict[str, Any]
+    path: str
+
 
 _AXES = ("step", "layer", "head")
 
 
-def to_xarray(history: GeometryHistory, stack: str | None = None) -> xarray.Dataset:
+def to_xarray(history: Samples, stack: str | None = None) -> xarray.Dataset:
     """See :meth:`lightning_geo.GeometryHistory.to_xarray`."""
     import xarray
 
@@ -38,7 +49,7 @@ def to_xarray(history: GeometryHistory, stack: str | None = None) -> xarray.Data
     return xarray.Dataset(arrays, {"step": history.steps, **numbers, **facts}, about)
 
 
-def to_pandas(history: GeometryHistory) -> pd.DataFrame:
+def to_pandas(history: Samples) -> pd.DataFrame:
     """See :meth:`lightning_geo.GeometryHistory.to_pandas`."""
     import pandas as pd
 

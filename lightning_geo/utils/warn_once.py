@@ -4,56 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import traceback
 import warnings
 from collections.abc import Iterator
 
+from lightning_geo.utils.errors import ArgumentError, let_go
 from lightning_geo.utils.ranks import rank
 
-__all__ = ["ArgumentError", "ArgumentTypeError", "Complaints", "let_go"]
+__all__ = ["Complaints"]
 
 _log = logging.getLogger(__name__)
-
-
-class ArgumentError(ValueError):
-    """An argument that cannot be right: raised where it is found before training began."""
-
-
-class ArgumentTypeError(ArgumentError, TypeError):
-    """The same where it is of a wrong type."""
-
-
-class _RaisedAt(Exception):
-    """The traceback of an exception that was kept, as text."""
-
-
-def let_go(error: Exception) -> Exception:
-    """Return an exception that can be kept for long: without the frames that raised it.
-
-    A traceback holds every local variable of its frames and of those that called them: the activations of
-    all layers, as long as the exception lives. Its text takes its place: ``strict`` still shows where it was.
-    """
-    if error.__traceback__ is not None and not isinstance(error.__cause__, _RaisedAt):
-        with contextlib.suppress(Exception):  # no memory left, say
-            text = "".join(traceback.format_exception(error))
-            _drop_frames(error)
-            error.__cause__ = _RaisedAt(f"\n{text}")
-    _drop_frames(error)
-    return error
-
-
-def _drop_frames(error: BaseException | None) -> None:
-    """Of an exception and of those that it came from."""
-    seen: set[int] = set()
-    waiting = [error]
-    while waiting:
-        error = waiting.pop()
-        if error is not None and id(error) not in seen:
-            seen.add(id(error))
-            error.__traceback__ = None
-            if isinstance(error, AttributeError):
-                error.obj = None  # what lacks the attribute: a tensor, say
-            waiting += [error.__cause__, error.__context__]
 
 
 class Complaints:

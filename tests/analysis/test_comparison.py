@@ -8,8 +8,8 @@ import torch
 
 from lightning_geo import GeometryHistory, GeometryRecord
 from lightning_geo.analysis.comparison import compare, subspace_distance
-from lightning_geo.analysis.runs import RunError
 from lightning_geo.functional import subspace
+from lightning_geo.utils.errors import RunError
 from support.records import make_record
 
 

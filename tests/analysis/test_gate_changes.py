@@ -13,7 +13,7 @@ from lightning_geo.analysis.gate_changes import different_gates, head_gates, las
 from lightning_geo.analysis.runs import Run
 from lightning_geo.cli import compare as compared
 from lightning_geo.cli import show
-from lightning_geo.metrics.spec import GATES, KINDS, gate_labels
+from lightning_geo.metrics.gates import GATES, KINDS, gate_labels
 from lightning_geo.report.page import report
 from support.report_page import Page
 

@@ -10,15 +10,9 @@ import pytest
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_geo import GeometryHistory, GeometryRecord
-from lightning_geo.analysis.runs import (
-    RunError,
-    describe_layout,
-    find_runs,
-    layout,
-    names_of,
-    open_runs,
-    series,
-)
+from lightning_geo.analysis.runs import describe_layout, layout, names_of, open_runs, series
+from lightning_geo.storage.event_files import find_runs
+from lightning_geo.utils.errors import RunError
 from support.records import make_record, write
 
 # -- finding

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from lightning_geo import GeometryHistory, GeometryRecord
-from lightning_geo.analysis.runs import RunError
 from lightning_geo.analysis.seed_groups import compare_groups
+from lightning_geo.utils.errors import RunError
 
 
 def runs(values: NDArray[np.float64], **facts: object) -> list[GeometryHistory]:

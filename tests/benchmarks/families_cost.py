@@ -28,7 +28,8 @@ from lightning_geo.kernels.workspace import reuse_scratch
 from lightning_geo.measurement.call_statistics import observed_scores
 from lightning_geo.measurement.sample import Measurement
 from lightning_geo.metrics.registry import metric_function
-from lightning_geo.metrics.spec import ROLES, compares_samples, select, spec_of
+from lightning_geo.metrics.selection import compares_samples, select, spec_of
+from lightning_geo.metrics.spec import ROLES
 from lightning_geo.observe import AttentionCall, Tap
 from lightning_geo.observe.replay.undisturbed import Call, undisturbed
 from lightning_geo.probe.probe import ProbeCall

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from lightning_geo.metrics.spec import GeometryRecord, select, spec_of
+from lightning_geo.metrics.selection import select, spec_of
+from lightning_geo.storage.record import GeometryRecord
 from lightning_geo.storage.record_file import RecordFile
 from support.tensorboard_page import chromium, tensorboard_on
 

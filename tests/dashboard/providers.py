@@ -17,7 +17,7 @@ from werkzeug.test import Client, TestResponse
 
 from lightning_geo.dashboard.loader import GeometryLoader
 from lightning_geo.dashboard.metadata import PLUGIN
-from lightning_geo.metrics.spec import GeometryRecord
+from lightning_geo.storage.record import GeometryRecord
 from lightning_geo.storage.record_file import RecordFile
 
 PREFIX = f"/data/plugin/{PLUGIN}"

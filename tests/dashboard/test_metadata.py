@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lightning_geo.dashboard.metadata import Series, describe, parse_tag, tag_of
-from lightning_geo.metrics.spec import select, spec_of
+from lightning_geo.metrics.selection import select, spec_of
 from lightning_geo.storage.events import facts_tag, record_event, session_tag
 from support.records import make_record
 

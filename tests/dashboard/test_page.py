@@ -19,7 +19,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 
 from dashboard.providers import write_run
 from lightning_geo import GeometryMonitor, load_history
-from lightning_geo.loggers.pictures import colours
+from lightning_geo.utils.colours import colours
 from support.lit import Classifier, loader, trainer
 from support.tensorboard_page import chromium, tensorboard_on
 

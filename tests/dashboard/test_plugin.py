@@ -18,7 +18,7 @@ from dashboard.providers import PREFIX, ask, client_of, eventually, provider_of,
 from lightning_geo import load_history
 from lightning_geo.dashboard.metadata import PLUGIN
 from lightning_geo.dashboard.samples import in_force
-from lightning_geo.metrics.spec import GeometryRecord
+from lightning_geo.storage.record import GeometryRecord
 from support.records import make_record
 
 HOSTILE = '<img src=x onerror="alert(1)">'

@@ -17,7 +17,8 @@ from lightning_geo.functional.gates import THRESHOLDS
 from lightning_geo.kernels import AttentionProblem, attention
 from lightning_geo.kernels.pairs import near_and_mutual
 from lightning_geo.measurement.sample_statistics import SampleStatistics
-from lightning_geo.metrics.spec import GATES, select
+from lightning_geo.metrics.gates import GATES
+from lightning_geo.metrics.selection import select
 from lightning_geo.observe import AttentionCall, CallKey
 
 Array = NDArray[np.float64]

@@ -13,7 +13,7 @@ from families.models import FAMILIES
 from families.reference import layers_of
 from lightning_geo import measure
 from lightning_geo.metrics.catalog import CATALOG
-from lightning_geo.metrics.spec import GeometryRecord
+from lightning_geo.storage.record import GeometryRecord
 
 #: Absolute tolerance, and relative: ten times what was seen, a tenth of what is promised for entropies.
 ATOL, RTOL = 1e-5, 2e-5

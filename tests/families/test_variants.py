@@ -17,7 +17,7 @@ from families.models import FAMILIES
 from families.reference import layers_of
 from families.test_measure import record_of
 from lightning_geo import measure
-from lightning_geo.metrics.spec import GeometryRecord
+from lightning_geo.storage.record import GeometryRecord
 
 SPECIAL = (7, 11, 13, 17)
 

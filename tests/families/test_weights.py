@@ -16,7 +16,7 @@ from families.packaged import EVERY
 from lightning_geo import measure
 from lightning_geo.measurement.sample import Measurement
 from lightning_geo.measurement.sample_statistics import SampleStatistics
-from lightning_geo.metrics.spec import select
+from lightning_geo.metrics.selection import select
 from lightning_geo.observe import Tap
 
 WEIGHTS = select("weights")

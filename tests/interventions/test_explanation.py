@@ -15,7 +15,7 @@ from lightning_geo import explain, measure
 from lightning_geo.cli.main import main
 from lightning_geo.functional import gate_labels
 from lightning_geo.interventions.explanation import GEOMETRY
-from lightning_geo.metrics.spec import GATES, MIXED
+from lightning_geo.metrics.gates import GATES, MIXED
 from lightning_geo.report.explanation_page import explanation_page
 from support.lit import bert, sequences
 from support.same import traces

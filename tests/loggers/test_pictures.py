@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from lightning_geo.loggers.pictures import PictureSchedule, colours, draw, pictures, png
+from lightning_geo.loggers.pictures import PictureSchedule, draw, pictures, png
 from lightning_geo.metrics.catalog import CATALOG
-from lightning_geo.metrics.spec import select, spec_of
+from lightning_geo.metrics.selection import select, spec_of
+from lightning_geo.utils.colours import sequential_colours
 from support.records import make_record
 
 PAGE = (350, 215)  # the size at which both of TensorBoard's tabs show a picture unscaled
@@ -44,7 +45,7 @@ def luminance(rgb: NDArray[np.uint8]) -> NDArray[np.float64]:
 def test_colours_rise_evenly_in_lightness() -> None:
     # so that more is lighter in grey, too, and for every kind of colour blindness
     # every eighth: next to each other they differ by no more than eight bits can say
-    rises = np.diff(luminance(colours()[::8]))
+    rises = np.diff(luminance(sequential_colours()[::8]))
     assert rises.min() > 0.7 * rises.mean()
     assert rises.max() < 1.3 * rises.mean()
 
@@ -54,7 +55,7 @@ def test_each_cell_has_the_colour_of_its_value(rows: int, cols: int, seed: int) 
     values = np.random.default_rng(seed).random((rows, cols), np.float32)
     picture = draw(values, CATALOG["self_mass"], "self_mass", 50)
     assert picture.size == PAGE
-    expected = colours()[(values.astype(np.float64) * 239).round().astype(int)]
+    expected = sequential_colours()[(values.astype(np.float64) * 239).round().astype(int)]
     np.testing.assert_array_equal(cells(picture, rows, cols), expected)
 
 
@@ -88,14 +89,14 @@ def test_a_metric_with_both_bounds_keeps_its_range() -> None:
 def test_a_metric_without_them_spans_its_values() -> None:
     picture = draw(np.array([[3.0, 4.0], [5.0, 7.0]], np.float32), CATALOG["entropy"], "", 0)
     found = cells(picture, 2, 2)
-    np.testing.assert_array_equal(found[0, 0], colours()[0])
-    np.testing.assert_array_equal(found[1, 1], colours()[-1])
-    np.testing.assert_array_equal(found[1, 0], colours()[round(0.5 * 239)])
+    np.testing.assert_array_equal(found[0, 0], sequential_colours()[0])
+    np.testing.assert_array_equal(found[1, 1], sequential_colours()[-1])
+    np.testing.assert_array_equal(found[1, 0], sequential_colours()[round(0.5 * 239)])
 
 
 def test_values_out_of_range_take_the_ends() -> None:
     found = cells(draw(np.array([[-1.0, 2.0]], np.float32), CATALOG["self_mass"], "", 0), 1, 2)
-    np.testing.assert_array_equal(found[0], colours()[[0, -1]])
+    np.testing.assert_array_equal(found[0], sequential_colours()[[0, -1]])
 
 
 @pytest.mark.parametrize("values", [np.full((2, 2), np.nan, np.float32), np.ones((2, 2), np.float32)])
@@ -126,7 +127,7 @@ def test_every_headline_of_two_axes_has_a_picture_and_stages_stand_side_by_side(
     two_axes = {f"geometry_{spec_of(n).family}/{n}" for n in headline if len(spec_of(n).axes) == 2}
     assert set(shown) == two_axes | {"geometry_cone/cone"}
     stages = np.stack([record[f"cone.{stage}"] for stage in ("input", "attention", "output")], axis=1)
-    expected = colours()[(stages.astype(np.float64) * 239).round().astype(int)]
+    expected = sequential_colours()[(stages.astype(np.float64) * 239).round().astype(int)]
     np.testing.assert_array_equal(cells(shown["geometry_cone/cone"], 3, 3), expected)
 
 

@@ -8,8 +8,9 @@ import pytest
 from lightning_geo.loggers.pictures import pictures
 from lightning_geo.loggers.tags import scalars
 from lightning_geo.metrics.catalog import CATALOG
-from lightning_geo.metrics.spec import GeometryRecord, select
+from lightning_geo.metrics.selection import select
 from lightning_geo.storage.events import record_event
+from lightning_geo.storage.record import GeometryRecord
 from support.records import make_record
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_geo.measurement.assemble import Computed, compute
 from lightning_geo.measurement.sample_statistics import SampleStatistics
-from lightning_geo.metrics.spec import select
+from lightning_geo.metrics.selection import select
 from lightning_geo.observe import AttentionCall, CallKey, Layout
 
 KEYS = [CallKey(f"layers.{i}") for i in range(3)]

@@ -15,8 +15,9 @@ from lightning_geo.loggers.tags import headlines, scalars
 from lightning_geo.measurement.row_sampling import draw_rows, variance_of_mean
 from lightning_geo.measurement.sample import Measurement
 from lightning_geo.measurement.sample_statistics import SampleStatistics
-from lightning_geo.metrics.spec import GeometryRecord, is_standard_error, select, spec_of
+from lightning_geo.metrics.selection import is_standard_error, select, spec_of
 from lightning_geo.observe import AttentionCall, BlockCall, CallKey, Tap
+from lightning_geo.storage.record import GeometryRecord
 from texts import bbc_news, tokenizer_of
 from texts import packaged_bert as directory
 

@@ -16,7 +16,7 @@ from lightning_geo.functional import attention_statistics, cone_index, head_mome
 from lightning_geo.measurement.rank_reduction import reduce_over_ranks
 from lightning_geo.measurement.sample_statistics import SampleStatistics
 from lightning_geo.measurement.sums import LayerStatistics
-from lightning_geo.metrics.spec import compares_samples, select
+from lightning_geo.metrics.selection import compares_samples, select
 from lightning_geo.observe import AttentionCall, BlockCall, CallKey
 
 KEY = CallKey("layers.0.attention")

@@ -19,8 +19,9 @@ from lightning_geo.functional import (
 from lightning_geo.kernels import AttentionProblem
 from lightning_geo.kernels.pairs import norm_shares
 from lightning_geo.metrics import catalog
+from lightning_geo.metrics.gates import GATES
 from lightning_geo.metrics.registry import reads_of
-from lightning_geo.metrics.spec import GATES, MetricSpec
+from lightning_geo.metrics.spec import MetricSpec
 
 BATCH, HEADS, KEY_HEADS, TOKENS, WIDTH = 2, 4, 2, 6, 5
 

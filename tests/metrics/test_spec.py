@@ -10,7 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_geo.metrics.catalog import CATALOG
-from lightning_geo.metrics.spec import GATES, MIXED, ROLES, STAGES, GeometryRecord, lookup, select, spec_of
+from lightning_geo.metrics.gates import GATES, MIXED
+from lightning_geo.metrics.selection import select, spec_of
+from lightning_geo.metrics.spec import ROLES, STAGES
+from lightning_geo.storage.record import GeometryRecord, lookup
 from support.records import make_record
 
 FAMILIES = {spec.family for spec in CATALOG.values()}

@@ -11,11 +11,11 @@ import pytest
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from lightning_geo import load_history
-from lightning_geo.metrics.spec import GeometryRecord
 from lightning_geo.monitor import baseline
 from lightning_geo.monitor.baseline import bases_of
 from lightning_geo.storage.events import record_event
-from lightning_geo.utils.warn_once import ArgumentError
+from lightning_geo.storage.record import GeometryRecord
+from lightning_geo.utils.errors import ArgumentError
 
 SAMPLES = 60
 

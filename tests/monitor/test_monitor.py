@@ -18,7 +18,7 @@ from pytorch_lightning.callbacks import EarlyStopping
 from torch import Tensor, nn
 
 from lightning_geo import GeometryMonitor, GeometryRecord, load_history, measure
-from lightning_geo.metrics.spec import spec_of
+from lightning_geo.metrics.selection import spec_of
 from support.lit import Causal, Classifier, Lit, bert, fit, gpt2, loader, sequences, trainer
 from support.same import records
 

@@ -24,7 +24,8 @@ from torch.utils.data import default_collate
 from lightning_geo import GeometryHistory, GeometryMonitor, GeometryRecord, load_history, measure
 from lightning_geo.functional import subspace_distance
 from lightning_geo.measurement.sample_statistics import SampleStatistics
-from lightning_geo.metrics.spec import compares_samples, lookup
+from lightning_geo.metrics.selection import compares_samples
+from lightning_geo.storage.record import lookup
 from support.lit import Causal, Classifier, Lit, fit, loader, sequences
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lightning_geo import GeometryMonitor
 from lightning_geo.metrics.catalog import CATALOG
-from lightning_geo.metrics.spec import spec_of
+from lightning_geo.metrics.selection import spec_of
 from support.lit import Causal, Classifier, Lit, bert, fit, loader
 from support.same import assert_same, assert_same_records, outcome, records, traces
 

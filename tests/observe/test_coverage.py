@@ -21,7 +21,7 @@ from lightning_geo import GeometryMonitor, GeometryRecord, load_history, measure
 from lightning_geo.loggers.tags import scalars
 from lightning_geo.measurement import rank_reduction as reduction
 from lightning_geo.measurement.sample import Measurement
-from lightning_geo.metrics.spec import select
+from lightning_geo.metrics.selection import select
 from lightning_geo.observe import UNOBSERVED, Coverage, Tap
 from lightning_geo.storage.events import parse_record, record_event
 from support.lit import Classifier, bert, fit, loader, sequences

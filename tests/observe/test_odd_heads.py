@@ -17,7 +17,8 @@ from transformers.pytorch_utils import prune_linear_layer
 
 from lightning_geo import GeometryMonitor, load_history, measure
 from lightning_geo.metrics.catalog import CATALOG
-from lightning_geo.metrics.spec import GeometryRecord, compares_samples
+from lightning_geo.metrics.selection import compares_samples
+from lightning_geo.storage.record import GeometryRecord
 from support.lit import Lit, bert, fit, sequences
 from support.same import records
 

@@ -13,7 +13,7 @@ import transformers
 from torch import Tensor, nn
 
 from lightning_geo import measure
-from lightning_geo.metrics.spec import GeometryRecord
+from lightning_geo.storage.record import GeometryRecord
 
 LENGTH = 12
 SMALL = {

@@ -12,10 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lightning_geo.loggers import pictures as loggers
-from lightning_geo.loggers.pictures import colours
-from lightning_geo.report import figures
+import lightning_geo
 from lightning_geo.report.figures import bars, classes, evolution, legend, lines, matrix
+from lightning_geo.utils.colours import CATEGORICAL, DIVERGING, SEQUENTIAL, sequential_colours
 
 _SVG = "{http://www.w3.org/2000/svg}"
 
@@ -37,9 +36,9 @@ def test_one_pixel_is_one_number() -> None:
     svg = matrix(values, "entropy", 0.0, 2.0)
     shown = pixels(svg)
     assert shown.shape == (2, 3, 4)
-    np.testing.assert_array_equal(shown[0, 0, :3], colours()[0])
-    np.testing.assert_array_equal(shown[0, 2, :3], colours()[-1])
-    np.testing.assert_array_equal(shown[1, 2, :3], colours()[-1])  # beyond the end
+    np.testing.assert_array_equal(shown[0, 0, :3], sequential_colours()[0])
+    np.testing.assert_array_equal(shown[0, 2, :3], sequential_colours()[-1])
+    np.testing.assert_array_equal(shown[1, 2, :3], sequential_colours()[-1])  # beyond the end
     assert shown[..., 3].tolist() == [[255, 255, 255], [0, 255, 255]]  # absent: what is behind shows
     assert "url(#absent)" in svg
     assert "url(#absent)" not in matrix(np.ones((2, 2)), "x", 0, 1)
@@ -68,13 +67,13 @@ def test_classes_have_the_colours_of_their_legend() -> None:
 
 
 def test_the_dashboard_has_the_same_colours() -> None:
-    script = (Path(figures.__file__).parents[1] / "dashboard" / "static" / "colour.js").read_text(
+    script = (Path(lightning_geo.__file__).parent / "dashboard" / "static" / "colour.js").read_text(
         encoding="utf-8"
     )
     for name, ours in (
-        ("VIRIDIS", loggers._VIRIDIS),
-        ("DIVERGING", figures._DIVERGING),
-        ("LINES", " ".join(figures._CLASSES)),
+        ("VIRIDIS", SEQUENTIAL),
+        ("DIVERGING", DIVERGING),
+        ("LINES", " ".join(CATEGORICAL)),
     ):
         theirs = re.search(rf"const {name} =(.+?);", script, re.DOTALL)
         assert theirs is not None
@@ -85,7 +84,7 @@ def test_evolution_has_layers_down_and_samples_right() -> None:
     values = np.arange(12.0).reshape(4, 3)  # [sample, layer]
     shown = pixels(evolution(values, np.arange(4), "x", 0.0, 11.0))
     assert shown.shape == (3, 4, 4)
-    np.testing.assert_array_equal(shown[2, 3, :3], colours()[-1])
+    np.testing.assert_array_equal(shown[2, 3, :3], sequential_colours()[-1])
     assert pixels(evolution(np.ones((5000, 3)), np.arange(5000), "x", 0, 1)).shape == (3, 300, 4)
 
 

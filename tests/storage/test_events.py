@@ -14,7 +14,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR
 from tensorboard.util import tensor_util
 
-from lightning_geo.metrics.spec import GeometryRecord, select
+from lightning_geo.metrics.selection import select
 from lightning_geo.storage.events import (
     PLUGIN,
     parse_record,
@@ -23,6 +23,7 @@ from lightning_geo.storage.events import (
     session_tag,
     started_at,
 )
+from lightning_geo.storage.record import GeometryRecord
 from support.records import assert_same, make_record
 
 ARRAYS = hnp.arrays(

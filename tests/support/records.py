@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_geo.metrics.spec import GeometryRecord, select, spec_of
+from lightning_geo.metrics.selection import select, spec_of
+from lightning_geo.storage.record import GeometryRecord
 from lightning_geo.storage.record_file import RecordFile
 
 

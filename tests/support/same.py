@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from transformers.modeling_utils import AttentionInterface
 
 from lightning_geo import load_history
-from lightning_geo.metrics.spec import GeometryRecord
 from lightning_geo.observe.replay.call_hooks import _ToldCall
+from lightning_geo.storage.record import GeometryRecord
 
 GET_INTERFACE = AttentionInterface.get_interface
 

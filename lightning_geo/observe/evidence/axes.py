@@ -9,13 +9,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_geo.utils.errors import GeometryError
+
 __all__ = ["Axes", "UnknownAxesError", "config_of", "declared_heads", "find_axes"]
 
 _NAMES = ("num_heads", "num_attention_heads", "n_heads", "n_head", "nhead", "nheads", "heads", "num_head",
           "attention_heads", "encoder_attention_heads", "decoder_attention_heads")  # fmt: skip
 
 
-class UnknownAxesError(LookupError):
+class UnknownAxesError(GeometryError, LookupError):
     """Nothing says which axis is heads."""
 
 

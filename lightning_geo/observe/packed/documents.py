@@ -20,11 +20,12 @@ from lightning_geo.observe.packed.claims import Evidence, claimed_documents
 from lightning_geo.observe.packed.isolation import joined_rows, tells_pairs
 from lightning_geo.observe.packed.packing import Packing
 from lightning_geo.observe.packed.spans import Array, Spans, from_cumulative, is_packed
+from lightning_geo.utils.errors import GeometryError
 
 __all__ = ["Documents", "PackedCallError"]
 
 
-class PackedCallError(ValueError):
+class PackedCallError(GeometryError, ValueError):
     """The call's rows hold several documents, and its attention cannot be divided among them."""
 
 

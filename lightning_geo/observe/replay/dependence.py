@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from lightning_geo.observe.replay.call_hooks import on_call
 from lightning_geo.observe.replay.undisturbed import Call, replay_depth
+from lightning_geo.utils.errors import GeometryError
 
 __all__ = ["Dependence", "NoDataError"]
 
 
-class NoDataError(LookupError):
+class NoDataError(GeometryError, LookupError):
     """No call that could be replayed begins at the data."""
 
 

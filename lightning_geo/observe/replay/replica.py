@@ -25,6 +25,7 @@ from lightning_geo.observe.replay.twin import (
     twin_of,
 )
 from lightning_geo.observe.replay.undisturbed import device_of, undisturbed
+from lightning_geo.utils.errors import GeometryError
 from lightning_geo.utils.formatting import some
 from lightning_geo.utils.warn_once import Complaints
 
@@ -38,7 +39,7 @@ _GLOBAL = ("_global_forward_pre_hooks", "_global_forward_hooks", "_global_forwar
 _TREE = ("_parameters", "_buffers", "_modules", "_trainer", *vars(nn.Module()))
 
 
-class _SharesError(RuntimeError):
+class _SharesError(GeometryError, RuntimeError):
     """The copy of a model runs modules of the model itself."""
 
 

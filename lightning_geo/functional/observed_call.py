@@ -1,0 +1,48 @@
+"""What metric functions may read of one observed attention call."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from lightning_geo.kernels import AttentionProblem, HeadMoments
+
+__all__ = ["ObservedCall", "ObservedScores"]
+
+
+class ObservedCall(Protocol):
+    """What a function of kind ``sequence`` may read of one attention call."""
+
+    @property
+    def query(self) -> HeadMoments:
+        """Lengths and directions of the queries."""
+
+    @property
+    def key(self) -> HeadMoments:
+        """Those of the keys: Hk heads, H a multiple of Hk."""
+
+    @property
+    def key_mask(self) -> Tensor | None:
+        """``[B, Nk]`` bool, True = real token; None if all are."""
+
+    @property
+    def received(self) -> Tensor:
+        """``[B, H, Nk]``, the attention that each key receives, for functions that read it."""
+
+
+class ObservedScores(Protocol):
+    """What a function of kind ``scores`` may read of one attention call."""
+
+    @property
+    def problem(self) -> AttentionProblem:
+        """Queries and keys as attention used them, and which pairs are visible."""
+
+    @property
+    def norm_shares(self) -> Tensor:
+        """``[3, B, H]``, what :func:`lightning_geo.kernels.pairs.norm_shares` returns."""
+
+    @property
+    def shares(self) -> dict[str, Tensor]:
+        """``[B, H]`` each, what :func:`lightning_geo.functional.gates.gate_shares` returns."""

@@ -1,0 +1,145 @@
+"""Event files: where those of a run lie, and the events in one."""
+
+from __future__ import annotations
+
+import fnmatch
+import glob
+import os
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from lightning_geo.storage.places import Place, named, place, walk
+from lightning_geo.utils.errors import RunError
+
+if TYPE_CHECKING:
+    pass
+
+__all__ = ["EVENT_FILES", "event_files", "find_runs", "opened", "read_events"]
+
+
+#: Names of event files, as TensorBoard knows them.
+EVENT_FILES = "*tfevents*"
+
+
+def read_events(file: Place) -> Iterator[Any]:
+    """The events of a file; in place of one that cannot be read, a string that says so."""
+    from google.protobuf.message import DecodeError
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    from lightning_geo.storage.tfrecord import Damage, read_frames
+
+    for data in read_frames(file):
+        if isinstance(data, Damage):
+            yield str(data)
+            continue
+        try:
+            yield Event.FromString(data)
+        except DecodeError:
+            yield f"{file}: skipped {len(data)} bytes that are no TensorBoard event"
+
+
+def event_files(path: Place) -> tuple[list[Place], list[str]]:
+    """Return the event files of a run in the order in which they were begun, and what was passed over.
+
+    Args:
+        path: What :func:`load_history` takes. It may be a link, since somebody named it; a link in it that
+            leads out of it is passed over.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    if path.is_file():
+        return [path], []
+    if not path.exists():
+        raise FileNotFoundError(f"Expected `path` to be a run's directory, but {str(path)!r} does not exist.")
+    folders = _folders(path)
+    inside = path.resolve() if folders == [path] else folders[0].resolve().parent.parent
+    found = [file for folder in folders for file in folder.glob(EVENT_FILES) if file.is_file()]
+    files = [file for file in found if file.resolve().is_relative_to(inside)]
+    skipped = [
+        f"{file}: skipped, it is a link out of the run's directory"
+        for file in found
+        if not file.resolve().is_relative_to(inside)
+    ]
+    if found:
+        return sorted(files, key=_begun), skipped
+    deeper = (path.glob(f"{folders}/{EVENT_FILES}") for folders in ("*", "*/*", "*/*/*"))
+    below = sorted({str(file.parent) for found in deeper for file in found})
+    if below:
+        shown = ", ".join(below[:10]) + (", …" if len(below) > 10 else "")
+        raise FileNotFoundError(
+            f"Expected `path` to be the directory of one run, but {str(path)!r} has no event file itself. "
+            f"These have some: {shown}."
+        )
+    content = sorted(entry.name for entry in path.iterdir())[:10]
+    raise FileNotFoundError(
+        f"Expected `path` to be the directory of a run, with a file named *tfevents*, but {str(path)!r} "
+        + (f"holds {', '.join(content)}." if content else "is empty.")
+    )
+
+
+def _folders(path: Place) -> list[Place]:
+    """Directories that hold a run's event files: W&B begins a new one each time that it resumes a run."""
+    run = path.resolve()  # `latest-run` is a link
+    run = run.parent if run.name == "files" else run
+    logs = [file.name for file in run.glob("run-*.wandb")]
+    if not logs:
+        return [path]
+    sessions = [log.parent / "files" for log in run.parent.glob(f"*run-*/{glob.escape(logs[0])}")]
+    return sessions or [run / "files"]  # somebody renamed the directory
+
+
+def _begun(file: Place) -> tuple[int, float, str]:
+    second = re.search(r"tfevents\.(\d+)", file.name)
+    first = next(read_events(file), "")
+    return int(second[1]) if second else 0, 0.0 if isinstance(first, str) else first.wall_time, file.name
+
+
+def find_runs(path: str | os.PathLike[str]) -> list[Place]:
+    """Return the directories of the runs at and below ``path``, sorted.
+
+    A directory with event files is a run, as in TensorBoard; of W&B's directories of one resumed run, the
+    newest. Links below ``path`` are not followed: they may lead anywhere, and what they lead to within
+    ``path`` is found without them.
+
+    Args:
+        path: Directory of one run or of several, or one event file; or a URL that fsspec knows.
+
+    Raises:
+        RunError: If it does not exist or there is no event file in it.
+    """
+    root = opened(path)
+    if root.is_file():
+        return [root]
+    if not root.is_dir():
+        raise RunError(f"{os.fspath(path)!r} does not exist.")
+    found: list[Place] = []
+    of_wandb: dict[str, Place] = {}
+    # the path itself may be a link: somebody named it
+    for here, files in walk(root.resolve() if root.is_symlink() else root):
+        if not fnmatch.filter(files, EVENT_FILES):
+            continue
+        logs = [log.name for log in here.parent.glob("run-*.wandb")] if here.name == "files" else []
+        if logs:
+            of_wandb[min(logs)] = here.parent
+        else:
+            found.append(here)
+    found += of_wandb.values()
+    if not found:
+        content = sorted(entry.name for entry in root.iterdir())[:10]
+        held = f"holds {', '.join(content)}" if content else "is empty"
+        raise RunError(f"{os.fspath(path)!r} has no event file (*tfevents*) in or below it: it {held}.")
+    return sorted(found, key=named)
+
+
+def opened(path: str | os.PathLike[str]) -> Place:
+    """Return where a path or URL leads.
+
+    Raises:
+        RunError: If it is a URL that fsspec cannot open.
+    """
+    try:
+        return place(path)
+    except (ImportError, ValueError) as error:
+        raise RunError(f"{os.fspath(path)!r} cannot be opened: {error}.") from error

@@ -1,0 +1,184 @@
+"""The record: all metrics of one sample."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_geo.metrics.catalog import CATALOG
+from lightning_geo.metrics.gates import KINDS, gate_labels
+from lightning_geo.metrics.selection import is_standard_error, spec_of
+
+__all__ = ["GeometryRecord", "lookup"]
+
+
+#: What the names of stacks end with that hold further attentions, or further runs, of another stack's layers.
+_PART = re.compile(r"(\.(part|run)\d+)+$")
+
+
+Stacks = Mapping[str, Mapping[str, NDArray[Any]]]
+
+
+def lookup(stacks: Stacks, key: str) -> NDArray[Any]:
+    """Find ``key`` (``entropy``, ``effective_rank``, ``decoder.cross/entropy``) among stacks.
+
+    A metric with roles or stages, asked for by its bare name, is stacked on a last axis. A bare name means
+    the main stack where the others are its parts or further runs: ``entropy`` is ``encoder/entropy`` beside
+    ``encoder.part2/entropy`` (the second attention of the same modules) or ``encoder.run2/entropy``.
+
+    Raises:
+        KeyError: If there is no such metric, or several stacks have it that are not parts of one.
+
+    Example:
+        >>> lookup({"encoder": {"entropy": np.ones(2)}, "encoder.part2": {"entropy": np.zeros(2)}}, "entropy")
+        array([1., 1.])
+    """
+    stack, _, metric = key.rpartition("/")
+    candidates = [stack] if stack else list(stacks)
+    holders = [s for s in candidates if s in stacks and _part_names(stacks[s], metric)]
+    if not holders:
+        names = sorted({n for s in stacks.values() for n in s})
+        near = difflib.get_close_matches(metric, names, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise KeyError(f"No metric {key!r}.{hint} Stacks: {list(stacks)}; metrics: {names}.")
+    if len(holders) > 1:
+        holders = [s for s in holders if _main_stack(s) == s or _main_stack(s) not in stacks] or holders
+    if len(holders) > 1:
+        raise KeyError(
+            f"{metric!r} is ambiguous: this model has several stacks. "
+            f"Ask for one of {[f'{s}/{metric}' for s in holders]}."
+        )
+    arrays = stacks[holders[0]]
+    names = _part_names(arrays, metric)
+    return arrays[metric] if names == [metric] else np.stack([arrays[n] for n in names], axis=-1)
+
+
+def _main_stack(stack: str) -> str:
+    """The stack of which this one holds parts or further runs; itself where it holds none."""
+    return _PART.sub("", stack)
+
+
+def _part_names(arrays: Mapping[str, NDArray[Any]], metric: str) -> list[str]:
+    if metric in arrays:
+        return [metric]
+    spec = CATALOG.get(metric)
+    return [n for n in spec.stored_names if n in arrays] if spec else []
+
+
+@dataclass(eq=False)  # the truth value of compared arrays is undefined
+class GeometryRecord:
+    """All metrics of one sample at one step.
+
+    Args:
+        stacks: ``stack -> stored name -> float32 array``, axes as in the metric's spec.
+        structure: Model class and, per stack, the module and the number of heads of each layer.
+        matrices: Like ``stacks``: bases and head-pair matrices, at first and last samples only.
+        step: Optimizer step whose entering weights were measured.
+        epoch: Epoch of that step.
+        batches_seen: Training batches that the weights have seen.
+        wall_time: Seconds since the Unix epoch.
+        cost_seconds: What taking the sample cost, sinks of the sample before included.
+        probe: Fingerprint of the inputs; equal fingerprints mean equal inputs. Empty for batches.
+        coverage: Attention calls ``seen`` and ``measured`` by all ranks, and ``left_out``: reason -> modules
+            (on the rank that wrote the record). Empty where nobody counted.
+        coverage_shown: Whether the share is a summary even where it is 1, because it was less before.
+
+    Example:
+        >>> record = GeometryRecord({"encoder": {"entropy": np.ones((2, 4), np.float32)}})
+        >>> record["entropy"].shape, record.summaries()
+        ((2, 4), {'entropy': 1.0})
+    """
+
+    stacks: dict[str, dict[str, NDArray[Any]]]
+    structure: dict[str, Any] = field(default_factory=dict)
+    matrices: dict[str, dict[str, NDArray[Any]]] = field(default_factory=dict)
+    step: int = 0
+    epoch: int = 0
+    batches_seen: int = 0
+    wall_time: float = 0.0
+    cost_seconds: float = 0.0
+    probe: str = ""
+    coverage: dict[str, Any] = field(default_factory=dict)
+    coverage_shown: bool = False
+
+    def __getitem__(self, key: str) -> NDArray[Any]:
+        return lookup(self.stacks, key)
+
+    def __contains__(self, key: str) -> bool:
+        try:
+            self[key]
+        except KeyError:
+            return False
+        return True
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+    def keys(self) -> list[str]:
+        """Names that ``record[name]`` takes, one per stored array."""
+        several = len(self.stacks) > 1
+        return [f"{s}/{n}" if several else n for s, arrays in self.stacks.items() for n in arrays]
+
+    def gates(self, stack: str | None = None) -> NDArray[np.str_]:
+        """What each head is, by its margins of the family ``gates``.
+
+        Args:
+            stack: Of which stack; may be left out where there is one.
+
+        Returns:
+            [layer, head] names of ``KINDS``; empty where a head has no gate.
+
+        Raises:
+            KeyError: If the margins were not measured.
+
+        Example:
+            >>> margins = {f"gate.{gate}": np.full((1, 2), -0.2) for gate in GATES}
+            >>> margins["gate.closed"][0, 1] = 0.1
+            >>> GeometryRecord({"encoder": margins}).gates().tolist()
+            [['mixed', 'closed']]
+        """
+        labels = gate_labels(self["gate" if stack is None else f"{stack}/gate"])
+        return np.array([*KINDS, ""])[labels]
+
+    def facts(self) -> dict[str, Any]:
+        """Everything but the arrays, as JSON-serialisable values."""
+        names = (
+            "structure", "step", "epoch", "batches_seen", "wall_time", "cost_seconds", "probe", "coverage",
+        )  # fmt: skip
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def coverage_share(self) -> float:
+        """Measured attention calls over seen ones; NaN where nobody counted.
+
+        Example:
+            >>> GeometryRecord({}, coverage={"seen": 4, "measured": 3, "left_out": {}}).coverage_share
+            0.75
+        """
+        seen, measured = self.coverage.get("seen"), self.coverage.get("measured")
+        if not isinstance(seen, int) or not isinstance(measured, int) or seen < 1:  # read from a file
+            return float("nan")
+        return measured / seen
+
+    def summaries(self) -> dict[str, float]:
+        """One number per metric for the whole model; metrics without a value are left out.
+
+        ``coverage`` is the share of attention calls that were measured, where it is less than 1.
+        """
+        result = {}
+        for key in (key for key in self.keys() if not is_standard_error(key)):
+            values = self[key]
+            finite = values[np.isfinite(values)]
+            if finite.size:
+                reduce = np.max if spec_of(key.rpartition("/")[2]).summary == "max" else np.mean
+                result[key] = float(reduce(finite))
+        share = self.coverage_share
+        if np.isfinite(share) and (share != 1 or self.coverage_shown):
+            result["coverage"] = share
+        return result

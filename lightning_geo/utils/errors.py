@@ -1,0 +1,57 @@
+"""Errors of the package, all of one base, and exceptions that can be kept."""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+
+__all__ = ["ArgumentError", "ArgumentTypeError", "GeometryError", "RunError", "let_go"]
+
+
+class GeometryError(Exception):
+    """The base of every error that this package defines."""
+
+
+class ArgumentError(GeometryError, ValueError):
+    """An argument that cannot be right: raised where it is found before training began."""
+
+
+class ArgumentTypeError(ArgumentError, TypeError):
+    """The same where it is of a wrong type."""
+
+
+class _RaisedAt(Exception):
+    """The traceback of an exception that was kept, as text."""
+
+
+def let_go(error: Exception) -> Exception:
+    """Return an exception that can be kept for long: without the frames that raised it.
+
+    A traceback holds every local variable of its frames and of those that called them: the activations of
+    all layers, as long as the exception lives. Its text takes its place: ``strict`` still shows where it was.
+    """
+    if error.__traceback__ is not None and not isinstance(error.__cause__, _RaisedAt):
+        with contextlib.suppress(Exception):  # no memory left, say
+            text = "".join(traceback.format_exception(error))
+            _drop_frames(error)
+            error.__cause__ = _RaisedAt(f"\n{text}")
+    _drop_frames(error)
+    return error
+
+
+def _drop_frames(error: BaseException | None) -> None:
+    """Of an exception and of those that it came from."""
+    seen: set[int] = set()
+    waiting = [error]
+    while waiting:
+        error = waiting.pop()
+        if error is not None and id(error) not in seen:
+            seen.add(id(error))
+            error.__traceback__ = None
+            if isinstance(error, AttributeError):
+                error.obj = None  # what lacks the attribute: a tensor, say
+            waiting += [error.__cause__, error.__context__]
+
+
+class RunError(GeometryError, ValueError):
+    """A path that is no run, or runs that do not fit together; the message is for a person."""
