@@ -21,7 +21,7 @@ from lightning_geo.metrics.selection import select
 from lightning_geo.observe import AttentionCall, CallKey, Tap
 from lightning_geo.observe.heads.head_factors import HeadFactors, scaled_heads
 from lightning_geo.observe.replay.undisturbed import Call, device_of, undisturbed
-from lightning_geo.probe.probe import ProbeCall
+from lightning_geo.probe.call import ProbeCall
 from lightning_geo.storage.history import GeometryHistory
 from lightning_geo.storage.record import GeometryRecord
 from lightning_geo.utils.arguments import check_token_ids

@@ -13,7 +13,7 @@ from lightning_geo.functional import head_importance
 from lightning_geo.observe import AttentionCall, CallKey, Tap
 from lightning_geo.observe.heads.head_factors import HeadFactors, scaled_heads
 from lightning_geo.observe.replay.undisturbed import Call, undisturbed
-from lightning_geo.probe.probe import ProbeCall
+from lightning_geo.probe.call import ProbeCall
 from lightning_geo.utils.errors import GeometryError
 
 __all__ = ["ComparingLossError", "LossFunction", "NoImportanceError", "NoLossError", "importances", "loss_of"]

@@ -22,7 +22,7 @@ from lightning_geo.observe import UNOBSERVED, CallKey, Coverage, Layout, Tap, la
 from lightning_geo.observe.evidence.axes import config_of
 from lightning_geo.observe.module_selection import check_layers
 from lightning_geo.observe.replay.undisturbed import Call, device_of, undisturbed
-from lightning_geo.probe.probe import ProbeCall
+from lightning_geo.probe.call import ProbeCall
 from lightning_geo.storage.record import GeometryRecord
 from lightning_geo.utils.arguments import check_positive, check_token_ids
 from lightning_geo.utils.device_time import Stopwatch

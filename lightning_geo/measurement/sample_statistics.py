@@ -32,6 +32,7 @@ from lightning_geo.metrics.registry import metric_function, reads_of
 from lightning_geo.metrics.selection import spec_of
 from lightning_geo.metrics.spec import ROLES
 from lightning_geo.observe import AttentionCall, BlockCall, CallKey, Projections, SlopeHook
+from lightning_geo.observe.packed.splitting import by_document
 from lightning_geo.probe.limits import SCORED_SEQUENCES
 from lightning_geo.utils.ranks import rank
 
@@ -151,7 +152,7 @@ class SampleStatistics:
         layer = self.layers.setdefault(key, LayerStatistics())
         layer.heads = call.heads
         self._scored_before[key] = self._scored.get(key, 0)
-        for part in call.by_document():
+        for part in by_document(call):
             moments = self._measure_vectors(layer, part)
             number = self._drawn[key] = self._drawn.get(key, 0) + 1
             # errors add up as those of independent draws, so no call, rank or layer may draw as another does

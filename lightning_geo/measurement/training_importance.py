@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_geo.functional import head_importance
 from lightning_geo.observe import AttentionCall, CallKey, SlopeHook
 from lightning_geo.observe.replay.undisturbed import Call
-from lightning_geo.probe.probe import rows_of
+from lightning_geo.probe.call import rows_of
 
 __all__ = ["TrainingSlopes"]
 

@@ -32,8 +32,9 @@ from lightning_geo.observe.replay.replica import Replica
 from lightning_geo.observe.replay.torch_compile import compiles_attention
 from lightning_geo.observe.replay.undisturbed import Call, RandomState, device_of, has_fast_path
 from lightning_geo.observe.training_calls import begins_training
+from lightning_geo.probe.call import ProbeCall
 from lightning_geo.probe.division import divides
-from lightning_geo.probe.probe import ProbeCall, Share
+from lightning_geo.probe.probe import Share
 from lightning_geo.utils.device_time import seconds_on
 from lightning_geo.utils.errors import let_go
 from lightning_geo.utils.ranks import everyones, failure_of_any_rank

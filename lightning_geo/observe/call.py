@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_geo.observe.packed.packing import Packing, Portion
+from lightning_geo.observe.packing import Packing, Portion
 
 __all__ = ["AttentionCall", "BlockCall", "CallKey"]
 
@@ -83,10 +83,6 @@ class AttentionCall:
     restarts: Tensor | None = None
     documents: Packing | None = None
     portion: Portion | None = None
-
-    def by_document(self) -> list[AttentionCall]:
-        """The calls that documents would have made alone; itself where every row is one sequence."""
-        return [self] if self.documents is None else self.documents.split(self)
 
     @property
     def lengths(self) -> tuple[int, int, int]:

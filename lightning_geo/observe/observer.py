@@ -8,9 +8,8 @@ from torch import Tensor
 
 from lightning_geo.observe.call import AttentionCall, BlockCall, CallKey
 from lightning_geo.observe.heads.head_gradients import SlopeHook
-from lightning_geo.observe.heads.projections import Projections
 
-__all__ = ["Observer", "ProjectionObserver"]
+__all__ = ["Observer"]
 
 
 class Observer(Protocol):
@@ -29,12 +28,3 @@ class Observer(Protocol):
 
     def block(self, block: BlockCall) -> None:
         """A list item with attention inside returned."""
-
-
-class ProjectionObserver(Observer, Protocol):
-    """What may also be told the parameters before and after an attention: finding them costs something."""
-
-    reads_projections: bool
-
-    def projections(self, key: CallKey, projections: Projections) -> None:
-        """Where that attention's queries, keys and values came from, and where its outputs went."""

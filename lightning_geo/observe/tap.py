@@ -12,17 +12,17 @@ from torch import Tensor, nn
 
 from lightning_geo.observe.attention.by_hand import SoftmaxTracer, WrittenAttention
 from lightning_geo.observe.attention.by_hand_calls import written_calls
-from lightning_geo.observe.attention.gathering import Held, between_channels, gatherer, resolve
+from lightning_geo.observe.attention.gathering import between_channels, gatherer, resolve
 from lightning_geo.observe.attention.sdpa import multi_head_call, multi_head_inputs, sdpa_call, sdpa_inputs
 from lightning_geo.observe.attention.varlen import VARLEN, varlen_call, varlen_inputs
 from lightning_geo.observe.call import AttentionCall, BlockCall
 from lightning_geo.observe.coverage import Coverage, LeftOutError
 from lightning_geo.observe.evidence.axes import Axes, UnknownAxesError
 from lightning_geo.observe.evidence.call_evidence import CallEvidence
+from lightning_geo.observe.evidence.held_call import Held
 from lightning_geo.observe.heads.head_gradients import SlopeHook
 from lightning_geo.observe.heads.head_scaling import check_scalable, scale_multi_head, scale_result
-from lightning_geo.observe.heads.projection_search import ProjectionSearch
-from lightning_geo.observe.heads.projections import Run
+from lightning_geo.observe.heads.projection_search import ProjectionObserver, ProjectionSearch
 from lightning_geo.observe.interception import SWITCHES
 from lightning_geo.observe.layers.frame import (
     Frame,
@@ -34,9 +34,10 @@ from lightning_geo.observe.layers.frame import (
     token_states,
     tokens_in,
 )
+from lightning_geo.observe.layers.linear_run import Run
 from lightning_geo.observe.layers.module_stack import ModuleStack, ModuleTree
 from lightning_geo.observe.layers.numbering import looks_like_attention, name_of
-from lightning_geo.observe.observer import Observer, ProjectionObserver
+from lightning_geo.observe.observer import Observer
 from lightning_geo.observe.packed.claims import evidence_in
 from lightning_geo.observe.packed.documents import PackedCallError
 from lightning_geo.observe.replay.call_hooks import Fleeting

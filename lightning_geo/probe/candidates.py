@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from lightning_geo.observe.replay.dependence import Dependence
-from lightning_geo.probe.probe import ProbeCall, Share
+from lightning_geo.probe.call import ProbeCall
+from lightning_geo.probe.probe import Share
 
 __all__ = ["Candidates"]
 

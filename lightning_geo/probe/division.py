@@ -9,7 +9,7 @@ from lightning_geo.observe import AttentionCall, CallKey, Tap
 from lightning_geo.observe.heads.head_factors import scaled_heads
 from lightning_geo.observe.replay.replica import Replica
 from lightning_geo.observe.replay.undisturbed import Call
-from lightning_geo.probe.probe import ProbeCall
+from lightning_geo.probe.call import ProbeCall
 
 __all__ = ["divides"]
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from lightning_geo.probe.probe import ProbeCall
+from lightning_geo.probe.call import ProbeCall
 
 __all__ = ["SCORED_SEQUENCES", "within", "within_over_ranks"]
 

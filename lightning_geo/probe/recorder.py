@@ -13,8 +13,9 @@ from lightning_geo.observe.module_selection import ITSELF
 from lightning_geo.observe.replay.call_hooks import on_call
 from lightning_geo.observe.replay.dependence import Dependence
 from lightning_geo.observe.replay.undisturbed import replay_depth
+from lightning_geo.probe.call import ProbeCall
 from lightning_geo.probe.limits import within
-from lightning_geo.probe.probe import ProbeCall, kept_call
+from lightning_geo.probe.probe import kept_call
 
 __all__ = ["CallRecorder"]
 

@@ -8,8 +8,9 @@ import torch.distributed as dist
 
 from lightning_geo.observe import name_of
 from lightning_geo.observe.replay.undisturbed import Call, undisturbed
+from lightning_geo.probe.call import ProbeCall
 from lightning_geo.probe.candidates import Candidates
-from lightning_geo.probe.probe import Probe, ProbeCall, Share, probe_from
+from lightning_geo.probe.probe import Probe, Share, probe_from
 from lightning_geo.utils.errors import ArgumentError
 from lightning_geo.utils.ranks import rank, world_size
 

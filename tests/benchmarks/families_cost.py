@@ -32,7 +32,7 @@ from lightning_geo.metrics.selection import compares_samples, select, spec_of
 from lightning_geo.metrics.spec import ROLES
 from lightning_geo.observe import AttentionCall, Tap
 from lightning_geo.observe.replay.undisturbed import Call, undisturbed
-from lightning_geo.probe.probe import ProbeCall
+from lightning_geo.probe.call import ProbeCall
 from texts import packaged_bert
 
 #: What compares heads with each other or with the start, or sums over them.

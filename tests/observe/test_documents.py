@@ -24,8 +24,8 @@ from lightning_geo.observe.packed.claims import (
     kind_of,
 )
 from lightning_geo.observe.packed.documents import Documents
-from lightning_geo.observe.packed.packing import Packing
-from lightning_geo.observe.packed.spans import Spans, from_cumulative, from_numbers, from_positions, is_packed
+from lightning_geo.observe.packing import Packing
+from lightning_geo.observe.spans import Spans, from_cumulative, from_numbers, from_positions, is_packed
 
 # -- spans
 

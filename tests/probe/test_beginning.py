@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_geo import GeometryMonitor, load_history, measure
 from lightning_geo.observe.replay.undisturbed import Call
-from lightning_geo.probe.probe import Probe, ProbeCall
+from lightning_geo.probe.call import ProbeCall
+from lightning_geo.probe.probe import Probe
 from support.lit import fit
 
 IDS = torch.randint(0, 20, (8, 6), generator=torch.Generator().manual_seed(0))

@@ -15,8 +15,9 @@ from torch.utils.data import DataLoader
 
 from lightning_geo import GeometryMonitor, measure
 from lightning_geo.observe.replay.undisturbed import Call
+from lightning_geo.probe.call import ProbeCall
 from lightning_geo.probe.limits import within_over_ranks
-from lightning_geo.probe.probe import Probe, ProbeCall, probe_from
+from lightning_geo.probe.probe import Probe, probe_from
 from lightning_geo.probe.recorder import CallRecorder
 from support.lit import Lit, fit
 from support.packed_models import FIRST, LENGTHS, assert_same, build, documents, flattened, numbers_of, padded

@@ -115,11 +115,13 @@ def samples(trainer: Any) -> list[int]:
 
 
 def geometry_first(directory: Path) -> Mapping[str, Any]:
-    """lightning_geo, then lightning.pytorch: the first is not to load any, nor both together the other."""
-    from lightning_geo import GeometryMonitor
+    """lightning_geo, then lightning.pytorch, then the monitor: the other package is never loaded."""
+    import lightning_geo
 
     result: dict[str, Any] = {"before": imported()}
     package = "lightning.pytorch"
+    importlib.import_module(package)
+    GeometryMonitor = lightning_geo.GeometryMonitor
     entry = {"class_path": "lightning_geo.GeometryMonitor", "init_args": {"every_n_steps": 2}}
     result["cli"] = [samples(command_line(package, directory, c)) for c in (entry, [entry])]
     monitor = GeometryMonitor(2)
@@ -131,17 +133,26 @@ def geometry_first(directory: Path) -> Mapping[str, Any]:
     return result
 
 
-def both(directory: Path) -> Mapping[str, Any]:
-    """A monitor from a pickle before any Lightning is there, then one package after the other."""
-    monitors = [pickle.loads((directory / "monitor.pickle").read_bytes())]
+def neither(directory: Path) -> Mapping[str, Any]:
+    """A monitor from a pickle before any Lightning is there: it loads one, and works in the other's list."""
+    monitor = pickle.loads((directory / "monitor.pickle").read_bytes())
     result: dict[str, Any] = {"unpickled": imported()}
     for package in PACKAGES:
-        callback = importlib.import_module(package).Callback
-        monitors.append(type(monitors[0])(every_n_steps=2))
-        result[package] = [isinstance(monitor, callback) for monitor in monitors]
-    for package in PACKAGES:
-        result[f"fit {package}"] = [samples(fit(package, directory, monitor)) for monitor in monitors]
+        result[package] = isinstance(monitor, importlib.import_module(package).Callback)
+        result[f"fit {package}"] = samples(fit(package, directory, [monitor]))
     return result
+
+
+def both(directory: Path) -> Mapping[str, Any]:
+    """Both packages, then the monitor: it is a callback of both."""
+    callbacks = [importlib.import_module(package).Callback for package in PACKAGES]
+    from lightning_geo import GeometryMonitor
+
+    monitor = GeometryMonitor(2)
+    return {
+        "callback": [isinstance(monitor, callback) for callback in callbacks],
+        "bare": [samples(fit(package, directory, monitor)) for package in PACKAGES],
+    }
 
 
 def where(trainer: Any) -> dict[str, list[float]]:

@@ -13,45 +13,16 @@ from torch import Tensor, nn
 from lightning_geo.observe.attention.by_hand_calls import assembled
 from lightning_geo.observe.call import AttentionCall
 from lightning_geo.observe.evidence.axes import declared_heads
-from lightning_geo.observe.evidence.origins import Origin
+from lightning_geo.observe.evidence.held_call import Held
 from lightning_geo.observe.layers.frame import Frame
 
-__all__ = ["Held", "Resolved", "between_channels", "gatherer", "resolve"]
+__all__ = ["Resolved", "between_channels", "gatherer", "resolve"]
 
 _ROWS = (
     "its softmax covers some of the queries only, beside others in the same module that do not make up the "
     "whole"
 )
 _HEADS = "its heads are computed one by one, with masks or sizes that do not fit together"
-
-
-@dataclass
-class Held:
-    """One attention call and what is known of it.
-
-    Args:
-        call: The call.
-        module: Path of the module that computed it.
-        query: Origin of its queries.
-        key: Origin of its keys.
-        result: What the function returned that computed it.
-        multi_head: Its arguments, if it was ``F.multi_head_attention_forward``.
-        behind: Whether keys beyond the queries' own were put behind them.
-        late: Whether the model went on before it was shown.
-    """
-
-    call: AttentionCall
-    module: str
-    query: Origin | None
-    key: Origin | None
-    result: Any
-    multi_head: tuple[tuple[Any, ...], dict[str, Any]] | None = None
-    behind: bool = False
-    late: bool = False
-
-    def beside(self, other: Held) -> bool:
-        """Whether both attend with the same hidden states, rather than one with what the other gave."""
-        return self.query is not None and self.query == other.query
 
 
 @dataclass

@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_geo.observe.attention.gathering import Held
 from lightning_geo.observe.evidence.axes import Axes, declared_heads, find_axes
 from lightning_geo.observe.evidence.folds import Folds
+from lightning_geo.observe.evidence.held_call import Held
 from lightning_geo.observe.evidence.masks import MaskReader
 from lightning_geo.observe.evidence.origins import Origin, Origins, tensors_in
 from lightning_geo.observe.evidence.positions import set_positions

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -12,16 +12,24 @@ from lightning_geo.metrics.spec import ROLES
 from lightning_geo.observe.call import AttentionCall, CallKey
 from lightning_geo.observe.heads.projections import (
     Projections,
-    Run,
     Source,
     drop_inner,
     find_sources,
     given_sources,
     output_source,
 )
-from lightning_geo.observe.observer import ProjectionObserver
+from lightning_geo.observe.layers.linear_run import Run
 
-__all__ = ["ProjectionSearch"]
+__all__ = ["ProjectionObserver", "ProjectionSearch"]
+
+
+class ProjectionObserver(Protocol):
+    """What may also be told the parameters before and after an attention: finding them costs something."""
+
+    reads_projections: bool
+
+    def projections(self, key: CallKey, projections: Projections) -> None:
+        """Where that attention's queries, keys and values came from, and where its outputs went."""
 
 
 class ProjectionSearch:

@@ -17,16 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from lightning_geo.observe.call import AttentionCall
+from lightning_geo.observe.layers.linear_run import Run
 
 __all__ = [
     "Projections",
-    "Run",
     "Source",
     "drop_inner",
     "effective_weight",
     "find_sources",
     "given_sources",
-    "is_linear",
     "output_source",
 ]
 
@@ -35,22 +34,6 @@ _NAMES = {"query": r"^(to_)?q(uery)?(_proj|_lin)?$", "key": r"^(to_)?k(ey)?(_pro
 
 #: Relative differences that rounding explains, in float32 and in half precision.
 _CLOSE, _CLOSE_HALF = 2e-3, 3e-2
-
-
-class Run(NamedTuple):
-    """One linear module's run inside an attention module.
-
-    Args:
-        name: Last part of its path.
-        module: The module.
-        x: What it was given ``[..., d]``.
-        y: What it returned ``[..., features]``.
-    """
-
-    name: str
-    module: nn.Module
-    x: Tensor
-    y: Tensor
 
 
 @dataclass(frozen=True)
@@ -136,14 +119,6 @@ class Projections:
         bias = getattr(getattr(run.module, "base_layer", run.module), "bias", None)
         added = source.of_heads(bias.detach().view(units, -1), 0) if isinstance(bias, Tensor) else None
         return run.x.detach().reshape(*tokens, -1), y, added
-
-
-def is_linear(module: nn.Module) -> bool:
-    """Whether it is ``nn.Linear``, GPT-2's ``Conv1D``, or one of them in an adapter of peft."""
-    base = getattr(module, "base_layer", None)
-    if isinstance(base, nn.Module):
-        return is_linear(base)
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
 def effective_weight(module: nn.Module) -> Tensor | None:

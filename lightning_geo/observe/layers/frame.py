@@ -11,9 +11,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_geo.observe.call import CallKey
-from lightning_geo.observe.heads.projections import Run
+from lightning_geo.observe.layers.linear_run import Run
 from lightning_geo.observe.packed.claims import Evidence
-from lightning_geo.observe.packed.packing import Packing
+from lightning_geo.observe.packing import Packing
 
 __all__ = [
     "Frame",

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from lightning_geo.observe.call import AttentionCall, CallKey
-from lightning_geo.observe.heads.projections import is_linear
 from lightning_geo.observe.layers.frame import Frame
+from lightning_geo.observe.layers.linear_run import is_linear
 from lightning_geo.observe.layers.numbering import clean_name, elements_of
 from lightning_geo.observe.replay.torchscript import scripted_attention
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor, nn
 
-from lightning_geo.observe.packed.spans import (
+from lightning_geo.observe.spans import (
     Array,
     Spans,
     from_cumulative,

@@ -18,8 +18,8 @@ from torch import Tensor
 from lightning_geo.observe.call import AttentionCall
 from lightning_geo.observe.packed.claims import Evidence, claimed_documents
 from lightning_geo.observe.packed.isolation import joined_rows, tells_pairs
-from lightning_geo.observe.packed.packing import Packing
-from lightning_geo.observe.packed.spans import Array, Spans, from_cumulative, is_packed
+from lightning_geo.observe.packing import Packing
+from lightning_geo.observe.spans import Array, Spans, from_cumulative, is_packed
 from lightning_geo.utils.errors import GeometryError
 
 __all__ = ["Documents", "PackedCallError"]

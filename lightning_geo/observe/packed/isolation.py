@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from lightning_geo.observe.call import AttentionCall
-from lightning_geo.observe.packed.spans import Spans
+from lightning_geo.observe.spans import Spans
 
 __all__ = ["joined_rows", "tells_pairs"]
 

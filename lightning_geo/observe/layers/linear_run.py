@@ -1,0 +1,33 @@
+"""Linear modules' runs inside an attention module."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+__all__ = ["Run", "is_linear"]
+
+
+class Run(NamedTuple):
+    """One linear module's run inside an attention module.
+
+    Args:
+        name: Last part of its path.
+        module: The module.
+        x: What it was given ``[..., d]``.
+        y: What it returned ``[..., features]``.
+    """
+
+    name: str
+    module: nn.Module
+    x: Tensor
+    y: Tensor
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether it is ``nn.Linear``, GPT-2's ``Conv1D``, or one of them in an adapter of peft."""
+    base = getattr(module, "base_layer", None)
+    if isinstance(base, nn.Module):
+        return is_linear(base)
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
