@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lightning_geo.analysis.pruning import Head, PruningPlan
-from lightning_geo.observe import AttentionCall, CallKey, Tap, lay_out
+from lightning_geo.observe import AttentionCall, CallKey, Tap, number_layers
 from lightning_geo.observe.heads.head_factors import scaled_heads
 from lightning_geo.observe.replay.undisturbed import Call, device_of, undisturbed
 from lightning_geo.utils.arguments import check_positive
@@ -49,7 +49,7 @@ class Silencer:
             call.run(model)
         if not counts:
             raise ValueError(f"Expected `model` to compute attention but {type(model).__name__} showed none.")
-        layout = lay_out(counts, self._tap.modules)
+        layout = number_layers(counts, self._tap.modules)
         #: attention call -> (stack, layer)
         self.places = layout.layers
         #: stack -> heads of each layer

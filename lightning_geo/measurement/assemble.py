@@ -18,7 +18,7 @@ from lightning_geo.metrics.gates import GATES
 from lightning_geo.metrics.registry import metric_function
 from lightning_geo.metrics.selection import spec_of, standard_error
 from lightning_geo.metrics.spec import ROLES
-from lightning_geo.observe import CallKey, Layout
+from lightning_geo.observe import CallKey, LayerNumbering
 
 __all__ = ["Bases", "Computed", "compute"]
 
@@ -57,7 +57,7 @@ class Computed:
 
 def compute(
     sample: SampleStatistics,
-    layout: Layout,
+    numbering: LayerNumbering,
     metrics: tuple[str, ...],
     rank: int,
     chosen: Callable[[CallKey], bool],
@@ -68,7 +68,7 @@ def compute(
 
     Args:
         sample: Its statistics, merged over ranks.
-        layout: Where its calls go.
+        numbering: Where its calls go.
         metrics: Stored names to compute.
         rank: Dimensions of the subspaces that are compared; at most half a head.
         chosen: Which calls to report.
@@ -77,15 +77,15 @@ def compute(
     """
     result = Computed()
     pieces: list[tuple[str, str, int, Tensor]] = []
-    for stack, size in layout.sizes.items():
+    for stack, size in numbering.sizes.items():
         layers: dict[int, LayerStatistics] = {}
         # of a layer without attention, the path of the list item; its heads are 0
-        modules = list(layout.rows[stack])
-        for key, (owner, index) in layout.layers.items():
+        modules = list(numbering.rows[stack])
+        for key, (owner, index) in numbering.layers.items():
             if owner != stack or key not in sample.layers or not chosen(key):
                 continue
             layers[index], modules[index] = sample.layers[key], key.module or modules[index]
-            block = sample.blocks.get((layout.blocks[key], key), LayerStatistics())
+            block = sample.blocks.get((numbering.blocks[key], key), LayerStatistics())
             values = layers[index].mean_values()
             for name, value in {**values, **block.mean_values()}.items():
                 pieces.append((stack, name, index, value))
@@ -101,7 +101,7 @@ def compute(
         _compare_bases(stack, result.bases[stack], metrics, baseline, previous, pieces)
         _heads(stack, joint, metrics, max(heads), result, pieces)
         found = {
-            index: sample.overlaps[key] for key, (owner, index) in layout.layers.items()
+            index: sample.overlaps[key] for key, (owner, index) in numbering.layers.items()
             if owner == stack and index in layers and key in sample.overlaps
         }  # fmt: skip
         _keep_overlaps(stack, found, heads, result)

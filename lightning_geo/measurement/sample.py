@@ -16,16 +16,15 @@ from lightning_geo.measurement.assemble import Bases, Computed, compute
 from lightning_geo.measurement.importance import LossFunction, importances
 from lightning_geo.measurement.rank_reduction import reduce_over_ranks
 from lightning_geo.measurement.sample_statistics import SampleStatistics
-from lightning_geo.measurement.training_importance import TrainingSlopes
+from lightning_geo.measurement.training_importance import TrainingGradients
 from lightning_geo.metrics.selection import compares_samples, select
-from lightning_geo.observe import UNOBSERVED, CallKey, Coverage, Layout, Tap, lay_out
+from lightning_geo.observe import UNOBSERVED, CallKey, Coverage, LayerNumbering, Tap, number_layers
 from lightning_geo.observe.evidence.axes import config_of
 from lightning_geo.observe.module_selection import check_layers
 from lightning_geo.observe.replay.undisturbed import Call, device_of, undisturbed
 from lightning_geo.probe.call import ProbeCall
 from lightning_geo.storage.record import GeometryRecord
 from lightning_geo.utils.arguments import check_positive, check_token_ids
-from lightning_geo.utils.device_time import Stopwatch
 from lightning_geo.utils.errors import ArgumentError
 from lightning_geo.utils.formatting import some
 
@@ -61,11 +60,7 @@ class Measurement:
         self._taps = dict(taps)
         self._merged: Coverage | None = None
         for tap in taps.values():
-            tap.failures.clear()
-            tap.passed_over = 0
-            tap.stopwatch = Stopwatch()
-            tap.coverage = Coverage()
-            tap.unobserved.clear()
+            tap.begin_sample()
         start = {} if start is None else start
         self._statistics = {
             name: SampleStatistics(metrics, max_queries, name, start.setdefault(name, {})) for name in taps
@@ -75,7 +70,7 @@ class Measurement:
     def observe(
         self,
         name: str = "",
-        slopes: TrainingSlopes | None = None,
+        slopes: TrainingGradients | None = None,
         *,
         training: bool = False,
         replays: bool = False,
@@ -119,7 +114,7 @@ class Measurement:
     @property
     def seconds(self) -> float:
         """What observing took."""
-        return sum(tap.stopwatch.seconds for tap in self._taps.values())
+        return sum(tap.seconds for tap in self._taps.values())
 
     @property
     def takes_ids(self) -> bool:
@@ -231,7 +226,7 @@ class Measurement:
         return reduce_over_ranks(list(self._statistics.values()), ok, device, self._merged)
 
     def discard_values(self) -> None:
-        """Keep the layout but count nothing: what a rank without inputs brings to the sum."""
+        """Keep the numbering but count nothing: what a rank without inputs brings to the sum."""
         for statistics in self._statistics.values():
             statistics.zero()
         for tap in self._taps.values():
@@ -241,14 +236,14 @@ class Measurement:
         """Derive all metrics; see :func:`lightning_geo.measurement.assemble.compute`."""
         merged = Computed()
         for name, statistics in self._statistics.items():
-            layout = lay_out(statistics.layers, self._taps[name].modules)
+            numbering = number_layers(statistics.layers, self._taps[name].modules)
             if len(self._statistics) > 1:
-                layers = {k: (f"{name}.{stack}", i) for k, (stack, i) in layout.layers.items()}
-                sizes = {f"{name}.{stack}": size for stack, size in layout.sizes.items()}
-                rows = {f"{name}.{stack}": paths for stack, paths in layout.rows.items()}
-                layout = Layout(layers, layout.blocks, sizes, rows)
-            chosen = self._chooser(layout, name)
-            part = compute(statistics, layout, self._metrics, self._rank, chosen, baseline, previous)
+                layers = {k: (f"{name}.{stack}", i) for k, (stack, i) in numbering.layers.items()}
+                sizes = {f"{name}.{stack}": size for stack, size in numbering.sizes.items()}
+                rows = {f"{name}.{stack}": paths for stack, paths in numbering.rows.items()}
+                numbering = LayerNumbering(layers, numbering.blocks, sizes, rows)
+            chosen = self._chooser(numbering, name)
+            part = compute(statistics, numbering, self._metrics, self._rank, chosen, baseline, previous)
             prefix = self._prefix(name)
             if prefix:  # two towers have modules of the same names
                 part.broken = {f"{prefix}.{module}": place for module, place in part.broken.items()}
@@ -256,7 +251,7 @@ class Measurement:
                 mine.update(new)
         return merged
 
-    def _chooser(self, layout: Layout, name: str) -> Callable[[CallKey], bool]:
+    def _chooser(self, numbering: LayerNumbering, name: str) -> Callable[[CallKey], bool]:
         layers = self._layers
         if layers is None:
             return lambda key: True
@@ -264,7 +259,7 @@ class Measurement:
             # with and without the observed model's own name in front
             return lambda key: any(re.search(layers, path) for path in (key.module, f"{name}.{key.module}"))
         wanted = {layers} if isinstance(layers, int) else set(layers)
-        return lambda key: layout.layers[key][1] in wanted
+        return lambda key: numbering.layers[key][1] in wanted
 
     def check_layers(self) -> None:
         """Raise if ``layers`` matches no attention call that was seen.
@@ -272,17 +267,23 @@ class Measurement:
         Raises:
             ArgumentError: With what there is to match.
         """
-        layouts = {name: lay_out(s.layers, self._taps[name].modules) for name, s in self._statistics.items()}
-        if any(self._chooser(layout, name)(key) for name, layout in layouts.items() for key in layout.layers):
+        numberings = {
+            name: number_layers(s.layers, self._taps[name].modules) for name, s in self._statistics.items()
+        }
+        if any(
+            self._chooser(numbering, name)(key)
+            for name, numbering in numberings.items()
+            for key in numbering.layers
+        ):
             return
         modules = sorted(
             {
                 self._taps[name].name_of(key.module, self._prefix(name))
-                for name, layout in layouts.items()
-                for key in layout.layers
+                for name, numbering in numberings.items()
+                for key in numbering.layers
             }
         )
-        sizes = {stack: size for layout in layouts.values() for stack, size in layout.sizes.items()}
+        sizes = {stack: size for numbering in numberings.values() for stack, size in numbering.sizes.items()}
         raise ArgumentError(
             f"Expected `layers` to match at least one layer but got {self._layers!r}. "
             f"Layers per stack: {sizes}; attention modules: {modules[:4]}{'...' * (len(modules) > 4)}."

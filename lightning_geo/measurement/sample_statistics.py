@@ -31,7 +31,7 @@ from lightning_geo.metrics.gates import GATES
 from lightning_geo.metrics.registry import metric_function, reads_of
 from lightning_geo.metrics.selection import spec_of
 from lightning_geo.metrics.spec import ROLES
-from lightning_geo.observe import AttentionCall, BlockCall, CallKey, Projections, SlopeHook
+from lightning_geo.observe import AttentionCall, BlockCall, CallKey, HeadGradientHook, Projections
 from lightning_geo.observe.packed.splitting import by_document
 from lightning_geo.probe.limits import SCORED_SEQUENCES
 from lightning_geo.utils.ranks import rank
@@ -98,7 +98,7 @@ class SampleStatistics:
         #: RV coefficients of heads' weights, call -> metric -> [h, h]: no sums, the same on every rank
         self.overlaps: dict[CallKey, dict[str, Tensor]] = {}
         #: says what is to listen for the gradient at an attention call; None where nothing is
-        self.listen: Callable[[CallKey, AttentionCall], SlopeHook] | None = None
+        self.listen: Callable[[CallKey, AttentionCall], HeadGradientHook] | None = None
 
     def projections(self, key: CallKey, projections: Projections) -> None:
         """Measure the weights, once in a sample however often they are used, and what they were given."""
@@ -147,7 +147,7 @@ class SampleStatistics:
                 start[role] = kept[role]
         return start
 
-    def attention(self, key: CallKey, call: AttentionCall) -> SlopeHook | None:
+    def attention(self, key: CallKey, call: AttentionCall) -> HeadGradientHook | None:
         """Measure one attention call; what it returns listens to training's gradient."""
         layer = self.layers.setdefault(key, LayerStatistics())
         layer.heads = call.heads

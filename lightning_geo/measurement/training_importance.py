@@ -10,11 +10,11 @@ from typing import Any
 from torch import Tensor
 
 from lightning_geo.functional import head_importance
-from lightning_geo.observe import AttentionCall, CallKey, SlopeHook
+from lightning_geo.observe import AttentionCall, CallKey, HeadGradientHook
 from lightning_geo.observe.replay.undisturbed import Call
 from lightning_geo.probe.call import rows_of
 
-__all__ = ["TrainingSlopes"]
+__all__ = ["TrainingGradients"]
 
 
 @dataclass
@@ -23,12 +23,12 @@ class _Heard:
 
     key: CallKey
     sequences: int
-    hook: SlopeHook
+    hook: HeadGradientHook
     #: [sequence, head], once there was a backward
     slopes: Tensor | None = None
 
 
-class TrainingSlopes:
+class TrainingGradients:
     """Hears what the heads of one observed model are worth to the loss of a training step.
 
     Backward starts from the loss as Lightning scaled it, which is undone. In the loss of B sequences each
@@ -50,7 +50,7 @@ class TrainingSlopes:
             rows, divisible = rows_of(Call(args, kwargs))
             self._sequences = rows if divisible else 1
 
-    def listen(self, key: CallKey, call: AttentionCall) -> SlopeHook:
+    def listen(self, key: CallKey, call: AttentionCall) -> HeadGradientHook:
         """Return what is to listen at one attention call."""
 
         def tell(slopes: Tensor) -> None:
@@ -68,7 +68,7 @@ class TrainingSlopes:
                 slopes = slopes.unflatten(0, (heard.sequences, -1)).sum(1)
                 heard.slopes = slopes * heard.sequences / self.factor
 
-        hook = SlopeHook(tell)
+        hook = HeadGradientHook(tell)
         heard = _Heard(key, self._sequences or 1, hook)
         if self._sequences is None:
             hook.absence = "the observed model itself was not called, so that its sequences cannot be told"

@@ -15,7 +15,7 @@ from lightning_geo.measurement.assemble import Bases, Computed
 from lightning_geo.measurement.importance import LossFunction, NoImportanceError, importances
 from lightning_geo.measurement.rank_reduction import reduce_over_ranks
 from lightning_geo.measurement.sample import LayerChoice, Measurement, special_tokens
-from lightning_geo.measurement.training_importance import TrainingSlopes
+from lightning_geo.measurement.training_importance import TrainingGradients
 from lightning_geo.metrics.selection import spec_of
 from lightning_geo.monitor.absence_warnings import (
     by_reason,
@@ -116,7 +116,7 @@ class Sampler:
         self._measurement: Measurement | None = None
         self._failure: Exception | None = None
         #: what hears training's backward by model, where importance is measured so
-        self._slopes: dict[str, TrainingSlopes] = {}
+        self._slopes: dict[str, TrainingGradients] = {}
         #: stacks of the last sample, see Computed
         self._structure: dict[str, Any] = {}
         #: why a model's importance could not be measured, by name
@@ -321,7 +321,7 @@ class Sampler:
                     self._watching.callback(on_call(model, self._shadow(name)))
                     self._importance_failures[name] = NoImportanceError(_COMPILED)
                     continue
-                slopes = self._slopes.setdefault(name, TrainingSlopes()) if self._weighs_heads else None
+                slopes = self._slopes.setdefault(name, TrainingGradients()) if self._weighs_heads else None
                 if slopes is not None:
                     self._watching.callback(on_call(model, slopes.begins))
                 self._watching.enter_context(self._measurement.observe(name, slopes, training=True))

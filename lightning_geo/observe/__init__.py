@@ -1,20 +1,27 @@
-"""How attention is observed, without the model noticing.
+"""Attention in a running model, seen without the model noticing.
 
-- What runs: ``tap`` (life cycle, hooks, events), ``module_stack`` and ``frames`` (modules that are running),
-  ``switches`` (what is on for the whole process meanwhile), ``training`` (which calls count).
-- Ways that attention is computed, one file each: ``sdpa``, ``routed`` (transformers), ``flex``, ``varlen``;
-  and by hand: ``products``, ``by_hand``, ``carrying``, ``terms``, ``written``; ``gathering`` joins parts.
-- What a call is, one source of evidence each, gathered in ``call_evidence``: ``tokens``, ``axes``, ``folds``,
-  ``positions``, ``origins``, ``masks``; ``documents``, ``evidence``, ``spans``, ``isolation``, ``packing``.
-- Where it goes: ``call``, ``observer``, ``coverage``; ``tree`` and ``rows`` number layers; ``search`` and
-  ``projections`` find weights; ``scaling`` and ``slopes`` act on heads and listen to their gradient.
+- ``tap`` opens and closes: hooks, what is switched for the process (``interception``), failures. It passes on
+  to ``module_events`` (modules start and end) and ``attention_events`` (functions that compute attention).
+- ``attention/``: the ways in which models compute attention, one file each; ``gathering`` joins calls
+  that are parts of one attention.
+- ``evidence/``: what is known about a call (axes, masks, positions, tokens), one source a file, gathered in
+  ``call_evidence``; ``packed/``, ``packing`` and ``spans``: rows that hold several documents.
+- ``layers/``: the modules that are running, and which layer of which stack a call belongs to.
+- ``heads/``: projections of single heads, the gradients of their outputs, and scaling them.
+- ``replay/``: running a model once more without a trace in training; ``module_selection``: which one.
+- ``call``, ``observer`` and ``coverage``: what an observer is shown, and what was left out.
 """
 
 from lightning_geo.observe.call import AttentionCall, BlockCall, CallKey
 from lightning_geo.observe.coverage import UNOBSERVED, Coverage
-from lightning_geo.observe.heads.head_gradients import SlopeHook
+from lightning_geo.observe.heads.head_gradients import HeadGradientHook
 from lightning_geo.observe.heads.projections import Projections
-from lightning_geo.observe.layers.numbering import Layout, lay_out, looks_like_attention, name_of
+from lightning_geo.observe.layers.numbering import (
+    LayerNumbering,
+    looks_like_attention,
+    name_of,
+    number_layers,
+)
 from lightning_geo.observe.tap import Observer, Tap
 
 __all__ = [
@@ -23,12 +30,12 @@ __all__ = [
     "BlockCall",
     "CallKey",
     "Coverage",
-    "Layout",
+    "HeadGradientHook",
+    "LayerNumbering",
     "Observer",
     "Projections",
-    "SlopeHook",
     "Tap",
-    "lay_out",
     "looks_like_attention",
     "name_of",
+    "number_layers",
 ]

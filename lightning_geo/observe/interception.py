@@ -15,7 +15,7 @@ from lightning_geo.observe.attention.routed import observe_routed
 from lightning_geo.observe.call import AttentionCall
 from lightning_geo.observe.replay.torch_compile import as_compiled
 
-__all__ = ["SWITCHES", "Listener"]
+__all__ = ["INTERCEPTION", "Listener"]
 
 #: Results of functions that only look at a tensor.
 _PLAIN = frozenset({bool, int, float, str, torch.Size, torch.dtype, torch.device, torch.layout})
@@ -33,7 +33,7 @@ class Listener(Protocol):
         """A torch function returned."""
 
 
-class Switches:
+class Interception:
     """On from the first listener to the last, in whatever order they come and go.
 
     Two monitors observe the same step, and neither may take the other's patch for the original.
@@ -133,4 +133,4 @@ class _Functions(TorchFunctionMode):
 
 
 #: The process's.
-SWITCHES = Switches()
+INTERCEPTION = Interception()

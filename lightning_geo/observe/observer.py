@@ -7,7 +7,7 @@ from typing import Protocol
 from torch import Tensor
 
 from lightning_geo.observe.call import AttentionCall, BlockCall, CallKey
-from lightning_geo.observe.heads.head_gradients import SlopeHook
+from lightning_geo.observe.heads.head_gradients import HeadGradientHook
 
 __all__ = ["Observer"]
 
@@ -15,7 +15,7 @@ __all__ = ["Observer"]
 class Observer(Protocol):
     """What a tap reports to. Everything runs without gradient, autocast or torch function modes."""
 
-    def attention(self, key: CallKey, call: AttentionCall) -> Tensor | SlopeHook | None:
+    def attention(self, key: CallKey, call: AttentionCall) -> Tensor | HeadGradientHook | None:
         """One attention was computed.
 
         Returns:

@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_geo.measurement.assemble import Computed, compute
 from lightning_geo.measurement.sample_statistics import SampleStatistics
 from lightning_geo.metrics.selection import select
-from lightning_geo.observe import AttentionCall, CallKey, Layout
+from lightning_geo.observe import AttentionCall, CallKey, LayerNumbering
 
 KEYS = [CallKey(f"layers.{i}") for i in range(3)]
 
@@ -35,7 +35,7 @@ def computed(
     sample = SampleStatistics(metrics)
     for index, call in calls.items():
         sample.attention(KEYS[index], call)
-    layout = Layout(
+    layout = LayerNumbering(
         {KEYS[i]: ("stack", i) for i in calls},
         {KEYS[i]: f"layers.{i}" for i in calls},
         {"stack": 3},

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, default_collate
 from families.packaged import EVERY
 from lightning_geo import GeometryMonitor, measure
 from lightning_geo.measurement.sample import Measurement
-from lightning_geo.measurement.training_importance import TrainingSlopes
+from lightning_geo.measurement.training_importance import TrainingGradients
 from lightning_geo.observe import Tap
 from support.lit import Classifier, Lit, bert, fit, loader, sequences
 from support.projections import CASES
@@ -44,7 +44,7 @@ def of_rows(output: Any, *_: Any, **__: Any) -> Tensor:
 
 def heard(model: nn.Module, batch: dict[str, Tensor], factor: float = 1.0) -> Measurement:
     """One forward and backward of a loss times ``factor``, listened to."""
-    measurement, slopes = Measurement({"": Tap(model)}, ("importance",)), TrainingSlopes()
+    measurement, slopes = Measurement({"": Tap(model)}, ("importance",)), TrainingGradients()
     slopes.factor = factor
     slopes.begins((), batch)
     with measurement.observe("", slopes):
@@ -357,4 +357,4 @@ def test_no_hook_stays(phase: str, tmp_path: Path) -> None:
     assert hooks(module) == []
     assert traces(module) == []
     gc.collect()
-    assert not [x for x in gc.get_objects() if type(x) is TrainingSlopes and x._heard]
+    assert not [x for x in gc.get_objects() if type(x) is TrainingGradients and x._heard]

@@ -23,6 +23,7 @@ from lightning_geo.measurement import rank_reduction as reduction
 from lightning_geo.measurement.sample import Measurement
 from lightning_geo.metrics.selection import select
 from lightning_geo.observe import UNOBSERVED, Coverage, Tap
+from lightning_geo.observe.attention_events import AttentionEvents
 from lightning_geo.storage.events import parse_record, record_event
 from support.lit import Classifier, bert, fit, loader, sequences
 
@@ -35,18 +36,18 @@ LeaveOut = Callable[[Callable[[str], bool]], None]
 @pytest.fixture
 def leave_out(monkeypatch: pytest.MonkeyPatch) -> LeaveOut:
     """Makes taps leave out the attention of the modules that a function chooses."""
-    original = Tap._see
+    original = AttentionEvents._see
     chosen: list[Callable[[str], bool]] = []
 
-    def see(self: Tap, *args: Any, **options: Any) -> None:
-        module = self._stack.frames[-1].name
+    def see(self: AttentionEvents, *args: Any, **options: Any) -> None:
+        module = self.stack.frames[-1].name
         if any(choose(module) for choose in chosen):
             self.coverage.seen += 1
             self.coverage.leave_out(module, REASON)
         else:
             original(self, *args, **options)
 
-    monkeypatch.setattr(Tap, "_see", see)
+    monkeypatch.setattr(AttentionEvents, "_see", see)
     return chosen.append
 
 
@@ -122,7 +123,7 @@ def test_a_model_that_is_itself_left_out_goes_by_its_class() -> None:
 def test_a_measurement_counts_anew_adds_models_up_and_names_them() -> None:
     taps = {name: Tap(bert()) for name in ("text", "image")}
     for tap in taps.values():
-        tap.coverage, tap.unobserved = Coverage(5, 5, {REASON: ["old"]}), {"old": "Old"}
+        tap._events.coverage, tap._modules.unobserved = Coverage(5, 5, {REASON: ["old"]}), {"old": "Old"}
     measurement = Measurement(taps, select("metric:entropy"))
     assert measurement.coverage == Coverage()
     for tap, measured in zip(taps.values(), (2, 1), strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from lightning_geo.observe.packed.claims import (
     kind_of,
 )
 from lightning_geo.observe.packed.documents import Documents
+from lightning_geo.observe.packed.splitting import by_document
 from lightning_geo.observe.packing import Packing
 from lightning_geo.observe.spans import Spans, from_cumulative, from_numbers, from_positions, is_packed
 
@@ -288,7 +290,8 @@ def test_padding_wastes_half_at_most(sizes: list[int]) -> None:
     tokens = torch.cat([part[m] if m is not None else part.flatten(0, 1) for part, m in parts])
     assert sorted(tokens.flatten().tolist()) == x.flatten().tolist()
     # the first document is in the first batch, and documents within one keep their order
-    numbers = [part.portion.numbers for part in packing.split(call_of(torch.zeros(1, bounds[-1]), None))]
+    call = replace(call_of(torch.zeros(1, bounds[-1]), None), documents=packing)
+    numbers = [part.portion.numbers for part in by_document(call)]
     assert numbers[0][0] == 0
     assert all(list(n) == sorted(n) for n in numbers)
     assert sorted(sum(numbers, ())) == list(range(len(sizes)))
@@ -312,7 +315,7 @@ def test_parts_attend_as_the_whole_does(kind: str) -> None:
     packing = Documents().of(call, [(Evidence("mask", NUMBERS),)])
     assert packing is not None
     count = 0
-    for part in packing.split(call):
+    for part in by_document(replace(call, documents=packing)):
         scores = part.scores
         if scores is None:
             scores = part.query @ part.key.mT / 3**0.5

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_geo.observe import AttentionCall, SlopeHook
+from lightning_geo.observe import AttentionCall, HeadGradientHook
 
 
 def call_of(output: Tensor) -> AttentionCall:
@@ -23,7 +23,7 @@ def test_the_slope_of_each_head_whatever_the_layout(merged: bool) -> None:
     result_given = result if merged else result.unflatten(-1, (3, 4))
     weight = torch.randn(2, 5, 12, generator=generator)
     told: list[Tensor] = []
-    hook = SlopeHook(told.append)
+    hook = HeadGradientHook(told.append)
     hook.attach((result_given, None), call_of(result_given.detach().view(2, 5, 3, 4).transpose(1, 2)))
     (result_given.flatten(2) * weight).sum().backward()
     expected = (result.detach() * weight).view(2, 5, 3, 4).sum((1, 3))
@@ -40,7 +40,7 @@ def test_activations_are_let_go_when_backward_came() -> None:
     del array
     result.requires_grad_()
     told: list[Tensor] = []
-    hook = SlopeHook(told.append)
+    hook = HeadGradientHook(told.append)
     hook.attach(result, call_of(result.detach()))
     loss = (result * 2).sum()
     del result
@@ -53,15 +53,15 @@ def test_activations_are_let_go_when_backward_came() -> None:
 
 def test_what_cannot_be_heard_says_why() -> None:
     told: list[Tensor] = []
-    hook = SlopeHook(told.append)
+    hook = HeadGradientHook(told.append)
     hook.attach(torch.ones(1, 2, 3, 4), call_of(torch.ones(1, 2, 3, 4)))
     assert hook.absence is not None
     assert "gradient does not reach it" in hook.absence
     result = torch.ones(1, 2, 3, 4, requires_grad=True)
-    hook = SlopeHook(told.append)
+    hook = HeadGradientHook(told.append)
     hook.attach(result, call_of(result.detach().clone()))
     assert hook.absence == "the heads' outputs are no view of what the attention function returned"
-    hook = SlopeHook(lambda slopes: slopes.does_not_exist)
+    hook = HeadGradientHook(lambda slopes: slopes.does_not_exist)
     hook.attach(result, call_of(result.detach()))
     result.sum().backward()  # not the backward's concern
     assert hook.absence is not None

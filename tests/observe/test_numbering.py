@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from torch import nn
 
-from lightning_geo.observe import CallKey, lay_out
+from lightning_geo.observe import CallKey, number_layers
 from lightning_geo.observe.layers.numbering import clean_name
 
 
@@ -27,8 +27,8 @@ def layers(*names: str, count: int) -> nn.ModuleList:
 
 
 def placed(modules: dict[str, nn.Module], *calls: CallKey) -> dict[str, tuple[str, int]]:
-    layout = lay_out(calls, modules)
-    return {f"{key.module}#{key.repeat}": place for key, place in layout.layers.items()}
+    numbering = number_layers(calls, modules)
+    return {f"{key.module}#{key.repeat}": place for key, place in numbering.layers.items()}
 
 
 @pytest.mark.parametrize(
@@ -47,10 +47,12 @@ def test_wrappers_leave_no_trace(path, clean):
 
 def test_a_layer_without_attention_keeps_its_number():
     modules = tree(encoder=holder(layer=layers("attention", count=4)))
-    layout = lay_out([CallKey("encoder.layer.1.attention"), CallKey("encoder.layer.3.attention")], modules)
-    assert list(layout.layers.values()) == [("encoder", 1), ("encoder", 3)]
-    assert layout.sizes == {"encoder": 4}
-    assert list(layout.blocks.values()) == ["encoder.layer.1", "encoder.layer.3"]
+    numbering = number_layers(
+        [CallKey("encoder.layer.1.attention"), CallKey("encoder.layer.3.attention")], modules
+    )
+    assert list(numbering.layers.values()) == [("encoder", 1), ("encoder", 3)]
+    assert numbering.sizes == {"encoder": 4}
+    assert list(numbering.blocks.values()) == ["encoder.layer.1", "encoder.layer.3"]
 
 
 def test_a_list_at_the_root_names_the_stack_itself():
@@ -60,30 +62,30 @@ def test_a_list_at_the_root_names_the_stack_itself():
 def test_cross_attention_is_a_stack_of_its_own():
     modules = tree(decoder=holder(block=layers("own", "other", count=2)))
     calls = [CallKey("decoder.block.1.own"), CallKey("decoder.block.1.other", cross=True)]
-    assert list(lay_out(calls, modules).layers.values()) == [("decoder", 1), ("decoder.cross", 1)]
+    assert list(number_layers(calls, modules).layers.values()) == [("decoder", 1), ("decoder.cross", 1)]
 
 
 def test_lists_of_sublayers_do_not_hide_the_block():  # T5
     block = nn.ModuleList([holder(layer=layers("attention", count=2)) for _ in range(3)])
     modules = tree(encoder=holder(block=block))
-    layout = lay_out([CallKey("encoder.block.2.layer.0.attention")], modules)
-    assert list(layout.layers.values()) == [("encoder", 2)]
-    assert list(layout.blocks.values()) == ["encoder.block.2"]
+    numbering = number_layers([CallKey("encoder.block.2.layer.0.attention")], modules)
+    assert list(numbering.layers.values()) == [("encoder", 2)]
+    assert list(numbering.blocks.values()) == ["encoder.block.2"]
 
 
 def test_stages_are_numbered_through():  # Swin
     stages = nn.ModuleList([holder(blocks=layers("attention", count=n)) for n in (2, 3)])
     names = [f"encoder.layers.{s}.blocks.{b}.attention" for s, n in ((0, 2), (1, 3)) for b in range(n)]
-    layout = lay_out([CallKey(name) for name in names], tree(encoder=holder(layers=stages)))
-    assert list(layout.layers.values()) == [("encoder", i) for i in range(5)]
+    numbering = number_layers([CallKey(name) for name in names], tree(encoder=holder(layers=stages)))
+    assert list(numbering.layers.values()) == [("encoder", i) for i in range(5)]
 
 
 def test_a_shared_module_is_numbered_by_call_order():  # ALBERT
     modules = tree(encoder=holder(groups=layers("attention", count=1)))
     calls = [CallKey("encoder.groups.0.attention", repeat) for repeat in range(3)]
-    layout = lay_out(calls, modules)
-    assert list(layout.layers.values()) == [("encoder", i) for i in range(3)]
-    assert layout.sizes == {"encoder": 3}
+    numbering = number_layers(calls, modules)
+    assert list(numbering.layers.values()) == [("encoder", i) for i in range(3)]
+    assert numbering.sizes == {"encoder": 3}
 
 
 def test_two_kinds_of_self_attention_in_a_layer_are_two_stacks():  # TimeSformer
@@ -118,11 +120,11 @@ def stage(blocks: int, *own: str) -> nn.Module:
 
 def rows_of(modules: dict[str, nn.Module], *calls: CallKey) -> list[str]:
     """Modules of the only stack, by layer."""
-    layout = lay_out(calls, modules)
-    (stack,) = layout.sizes
-    assert len(layout.rows[stack]) == layout.sizes[stack]
-    found = {index: call.module for call, (_, index) in layout.layers.items()}
-    return [found.get(i, f"({row})") for i, row in enumerate(layout.rows[stack])]
+    numbering = number_layers(calls, modules)
+    (stack,) = numbering.sizes
+    assert len(numbering.rows[stack]) == numbering.sizes[stack]
+    found = {index: call.module for call, (_, index) in numbering.layers.items()}
+    return [found.get(i, f"({row})") for i, row in enumerate(numbering.rows[stack])]
 
 
 def all_attention(modules: dict[str, nn.Module]) -> list[CallKey]:
@@ -133,8 +135,8 @@ def test_attention_beside_the_list_of_a_stage_is_a_row_of_its_own():  # LeViT
     modules = tree(stages=nn.ModuleList([stage(3, "pool"), stage(2, "pool"), stage(1)]))
     calls = all_attention(modules)
     assert rows_of(modules, *calls) == [call.module for call in calls]
-    assert set(lay_out(calls, modules).sizes) == {"stages"}
-    blocks = lay_out(calls, modules).blocks
+    assert set(number_layers(calls, modules).sizes) == {"stages"}
+    blocks = number_layers(calls, modules).blocks
     assert blocks[CallKey("stages.0.blocks.1.attn")] == "stages.0.blocks.1"
     assert blocks[CallKey("stages.1.pool")] == "stages.1.pool"
     assert blocks[CallKey("stages.2.blocks.0.attn")] == "stages.2.blocks.0"
@@ -171,8 +173,8 @@ def test_a_list_of_one_self_and_one_cross_attention_stays_one_row_beside_which_s
         CallKey(f"decoder.block.{i}.layer.{j}.attention", cross=cross)
         for i in range(2) for j, cross in ((0, False), (1, True))
     ]  # fmt: skip
-    layout = lay_out(calls, tree(decoder=holder(block=block)))
-    assert list(layout.layers.values()) == [
+    numbering = number_layers(calls, tree(decoder=holder(block=block)))
+    assert list(numbering.layers.values()) == [
         ("decoder", 0), ("decoder.cross", 0), ("decoder", 1), ("decoder.cross", 1)
     ]  # fmt: skip
 
@@ -188,7 +190,7 @@ def test_modules_that_share_a_holder_in_their_layer_are_told_apart_by_longer_nam
 def test_two_cross_attentions_of_a_layer_are_two_stacks_and_self_attention_keeps_its_name():
     modules = tree(layer=layers("own", "text", "image", count=2))
     calls = [CallKey(c.module, cross=not c.module.endswith("own")) for c in all_attention(modules)]
-    assert set(lay_out(calls, modules).layers.values()) == {
+    assert set(number_layers(calls, modules).layers.values()) == {
         (stack, i) for stack in ("layer", "layer.cross.text", "layer.cross.image") for i in range(2)
     }
 
@@ -197,17 +199,17 @@ def test_parts_have_the_number_of_their_layer_and_shift_no_other():  # LXMERT, d
     modules = tree(encoder=holder(layer=layers("attn", count=3)))
     alone = [CallKey(f"encoder.layer.{i}.attn") for i in range(3)]
     parts = [*alone, CallKey("encoder.layer.1.attn", part=1), CallKey("encoder.layer.1.attn", part=2)]
-    layout = lay_out(parts, modules)
-    assert [layout.layers[call] for call in parts] == [
+    numbering = number_layers(parts, modules)
+    assert [numbering.layers[call] for call in parts] == [
         ("encoder", 0), ("encoder", 1), ("encoder", 2), ("encoder.part2", 1), ("encoder.part3", 1)
     ]  # fmt: skip
-    assert layout.sizes == {"encoder": 3, "encoder.part2": 3, "encoder.part3": 3}
+    assert numbering.sizes == {"encoder": 3, "encoder.part2": 3, "encoder.part3": 3}
 
 
 def test_a_layer_that_runs_twice_shifts_no_other():
     modules = tree(encoder=holder(layer=layers("attn", count=3)))
     calls = [CallKey(f"encoder.layer.{i}.attn", repeat) for i, repeat in ((0, 0), (1, 0), (1, 1), (2, 0))]
-    assert list(lay_out(calls, modules).layers.values()) == [
+    assert list(number_layers(calls, modules).layers.values()) == [
         ("encoder", 0), ("encoder", 1), ("encoder.run2", 1), ("encoder", 2)
     ]  # fmt: skip
 
@@ -218,8 +220,8 @@ def test_the_attentions_of_one_run_share_its_number():  # a shared decoder layer
         CallKey(f"decoder.groups.0.{name}", repeat, name == "other", part)
         for repeat in range(2) for name in ("own", "other") for part in range(1 + (name == "own"))
     ]  # fmt: skip
-    layout = lay_out(calls, modules)
-    assert {layout.layers[call] for call in calls} == {
+    numbering = number_layers(calls, modules)
+    assert {numbering.layers[call] for call in calls} == {
         (stack, i) for stack in ("decoder", "decoder.part2", "decoder.cross") for i in range(2)
     }
 
@@ -278,22 +280,22 @@ def forwards(draw: st.DrawFn) -> tuple[dict[str, nn.Module], list[CallKey]]:
 @given(forwards())
 def test_every_call_has_a_place_of_its_own(forward):
     modules, calls = forward
-    layout = lay_out(calls, modules)
-    assert set(layout.layers) == set(calls)
-    assert len(set(layout.layers.values())) == len(calls)
-    for call, (stack, layer) in layout.layers.items():
-        row = layout.rows[stack][layer]
-        assert len(layout.rows[stack]) == layout.sizes[stack]
+    numbering = number_layers(calls, modules)
+    assert set(numbering.layers) == set(calls)
+    assert len(set(numbering.layers.values())) == len(calls)
+    for call, (stack, layer) in numbering.layers.items():
+        row = numbering.rows[stack][layer]
+        assert len(numbering.rows[stack]) == numbering.sizes[stack]
         assert f"{call.module}.".startswith(f"{row}.")
-        assert layout.blocks[call] == row
+        assert numbering.blocks[call] == row
 
 
 @given(forwards())
 def test_parts_change_the_place_of_no_other_call(forward):
     modules, calls = forward
     first = list(dict.fromkeys(call._replace(part=0) for call in calls))
-    both = lay_out(list(dict.fromkeys([*first, *calls])), modules).layers
-    alone = lay_out(first, modules).layers
+    both = number_layers(list(dict.fromkeys([*first, *calls])), modules).layers
+    alone = number_layers(first, modules).layers
     assert {call: both[call] for call in first} == alone
     for call in calls:
         stack, layer = both[call]

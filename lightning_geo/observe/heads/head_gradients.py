@@ -12,13 +12,13 @@ from lightning_geo.observe.attention.sdpa import MULTI_HEAD
 from lightning_geo.observe.call import AttentionCall
 from lightning_geo.observe.heads.head_scaling import HeadView
 
-__all__ = ["SlopeHook"]
+__all__ = ["HeadGradientHook"]
 
 #: Positional and keyword arguments of a function.
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-class SlopeHook:
+class HeadGradientHook:
     """Tells ⟨o, ∂L/∂o⟩ of every head of one attention call when a backward comes through it.
 
     A hook on the tensor that computing the attention returned: it reads the gradient and returns nothing, so

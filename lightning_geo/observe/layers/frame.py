@@ -41,7 +41,7 @@ class Frame:
     #: whether it was called past its ``__call__``, so that what it was given and returned is not known
     implied: bool = False
     keys: list[CallKey] = field(default_factory=list)
-    issued: CallKey | None = None
+    emitted: CallKey | None = None
     query_mask: Tensor | None = None
     sequence_first: bool = False
     x: Tensor | None = None

@@ -156,7 +156,7 @@ class ModuleStack:
     def note(self, key: CallKey, call: AttentionCall) -> None:
         """An attention was computed: its tokens are those of the modules around it."""
         innermost = self.frames[-1]
-        innermost.issued = innermost.issued or key  # of several parts, the module's output is the first one's
+        innermost.emitted = innermost.emitted or key  # the output is that of the first part
         sequence_first = getattr(innermost.module, "batch_first", True) is False
         for frame in self.frames:
             if key not in frame.keys:
@@ -173,7 +173,7 @@ class ModuleStack:
 
     def is_block(self, frame: Frame) -> bool:
         """Whether a module that ends is a layer's block."""
-        return frame.name in self.tree.items or (frame.issued is not None and self.tree.is_alone(frame.name))
+        return frame.name in self.tree.items or (frame.emitted is not None and self.tree.is_alone(frame.name))
 
     def records_linears(self) -> bool:
         """Whether a linear module that ended may make queries, keys or values."""

@@ -13,7 +13,7 @@ from torch import nn
 from lightning_geo.observe.call import CallKey
 from lightning_geo.observe.layers.placement import PlacedCalls, elements_of, place_calls
 
-__all__ = ["Layout", "clean_name", "elements_of", "lay_out", "looks_like_attention", "name_of"]
+__all__ = ["LayerNumbering", "clean_name", "elements_of", "looks_like_attention", "name_of", "number_layers"]
 
 #: Path components that wrappers add: compile, FSDP, checkpointing, DDP. A run with them and one
 #: without must give the same names, or they could not be compared.
@@ -55,7 +55,7 @@ def name_of(path: str, model: nn.Module, prefix: str = "") -> str:
 
 
 @dataclass(frozen=True)
-class Layout:
+class LayerNumbering:
     """Where every attention call of a model goes.
 
     Args:
@@ -71,7 +71,7 @@ class Layout:
     rows: dict[str, tuple[str, ...]]
 
 
-def lay_out(calls: Iterable[CallKey], modules: dict[str, nn.Module]) -> Layout:
+def number_layers(calls: Iterable[CallKey], modules: dict[str, nn.Module]) -> LayerNumbering:
     """Number the attention calls of one forward.
 
     A layer is an item of the outermost list: a T5 block, not the sublayers listed in it. An item with
@@ -92,14 +92,14 @@ def lay_out(calls: Iterable[CallKey], modules: dict[str, nn.Module]) -> Layout:
         groups.setdefault(elements[0].parent if elements else None, []).append(call)
     placed = {parent: place_calls(members, modules, parent) for parent, members in groups.items()}
     names = _stack_names(placed)
-    layout = Layout({}, {}, {}, {})
+    numbering = LayerNumbering({}, {}, {}, {})
     for parent, group in placed.items():
         for call, place in group.places.items():
             stack = names[parent] + place.variant
-            layout.layers[call], layout.blocks[call] = (stack, place.layer), place.block
-            layout.sizes[stack] = len(group.rows)
-            layout.rows[stack] = tuple(name_of(row, modules[""]) for row in group.rows)
-    return layout
+            numbering.layers[call], numbering.blocks[call] = (stack, place.layer), place.block
+            numbering.sizes[stack] = len(group.rows)
+            numbering.rows[stack] = tuple(name_of(row, modules[""]) for row in group.rows)
+    return numbering
 
 
 def _stack_names(placed: dict[str | None, PlacedCalls]) -> dict[str | None, str]:

@@ -1,0 +1,202 @@
+"""Attention calls of a running model: recognised, completed with evidence, shown to an observer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_geo.observe.attention.by_hand import SoftmaxTracer, WrittenAttention
+from lightning_geo.observe.attention.by_hand_calls import written_calls
+from lightning_geo.observe.attention.gathering import between_channels, gatherer, resolve
+from lightning_geo.observe.attention.sdpa import multi_head_call, multi_head_inputs, sdpa_call, sdpa_inputs
+from lightning_geo.observe.attention.varlen import VARLEN, varlen_call, varlen_inputs
+from lightning_geo.observe.call import AttentionCall
+from lightning_geo.observe.coverage import Coverage
+from lightning_geo.observe.evidence.axes import Axes
+from lightning_geo.observe.evidence.call_evidence import CallEvidence
+from lightning_geo.observe.evidence.held_call import Held
+from lightning_geo.observe.heads.intervention import Intervention
+from lightning_geo.observe.heads.projection_search import ProjectionSearch
+from lightning_geo.observe.layers.frame import Frame, tokens_in
+from lightning_geo.observe.layers.module_stack import ModuleStack
+from lightning_geo.observe.observer import Observer
+from lightning_geo.observe.own_work import OwnWork
+from lightning_geo.observe.packed.documents import PackedCallError
+
+__all__ = ["AttentionEvents"]
+
+_CHANNELS = "it is attention between channels, not between tokens, for which these metrics are not defined"
+_AGAIN = (
+    "it attends twice with the same queries and keys, to other values: its values and outputs are those of "
+    "the first time alone"
+)
+_NO_PLACE = (
+    "where its queries stand among its keys cannot be told, so that metrics of positions (`self_mass`, "
+    "`distance`, …) are absent"
+)
+
+
+class AttentionEvents:
+    """From the functions that a model calls to the attention calls that an observer is shown.
+
+    Args:
+        stack: The modules that are running.
+        work: Runs what is computed here.
+        special_token_ids: Input ids that count as special tokens.
+        imply: Told of a module that runs although nothing called it.
+        name_of: Names a module for a person.
+    """
+
+    def __init__(
+        self,
+        stack: ModuleStack,
+        work: OwnWork,
+        special_token_ids: Iterable[int],
+        imply: Callable[[str], None],
+        name_of: Callable[[str], str],
+    ) -> None:
+        self.stack = stack
+        self.work = work
+        #: what was seen and what of it was measured
+        self.coverage = Coverage()
+        self.evidence = CallEvidence(tuple(special_token_ids))
+        self.tracer = SoftmaxTracer(self._written, lambda: self.stack.frames[-1].name)
+        self.search = ProjectionSearch(self.work.running)
+        self.intervention = Intervention()
+        self.observer: Observer
+        self._imply = imply
+        self._name_of = name_of
+
+    def clear(self) -> None:
+        """Drop every reference to the model's activations."""
+        self.tracer.clear()
+        self.evidence.clear()
+        self.search.start_over()
+        self.intervention.clear()
+
+    def routed(self, module: nn.Module | None, translate: Callable[[], AttentionCall], result: Any) -> None:
+        """Transformers ran an attention function for ``module``, or the running one called flex_attention."""
+        if not self.stack.frames:
+            return  # not of the observed model
+        with self.work.running():
+            call = translate()
+            assert call.query is not None
+            assert call.key is not None
+            query, key = self.evidence.attended(call.query, call.key, result)
+            name = self.stack.tree.names.get(id(module), self.stack.frames[-1].name)
+            self._see(Held(call, name, query, key, result))
+
+    def function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        """Follow a torch function; attention that it computes is seen."""
+        if func is F.scaled_dot_product_attention:
+            with self.work.running():
+                call = sdpa_call(self._axes, result, *args, **kwargs)
+                query, key = self.evidence.attended(*sdpa_inputs(args, kwargs), result)
+                self._see(Held(call, self.stack.frames[-1].name, query, key, result))
+        elif func is F.multi_head_attention_forward:
+            with self.work.running():
+                call, behind = multi_head_call(args, kwargs)
+                query, key = self.evidence.attended(*multi_head_inputs(args, kwargs), result)
+                name, given = self.stack.frames[-1].name, (args, kwargs)
+                self._see(Held(call, name, query, key, result, given, behind=behind))
+        elif func in VARLEN:
+            with self.work.running():
+                call = varlen_call(func, args, kwargs, result)
+                query, key = self.evidence.attended(*varlen_inputs(func, args, kwargs), result)
+                self._see(Held(call, self.stack.frames[-1].name, query, key, result))
+        else:
+            for x in args:  # a layer whose parameters are used from outside runs, although it was not called
+                item = self.stack.uses(x) if isinstance(x, nn.Parameter) else None
+                if item is not None:
+                    with self.work.running():
+                        self._imply(f"{item}.")
+            self.evidence.follow(func, args, kwargs, result)
+            self.tracer.see(func, args, kwargs, result)
+
+    def _axes(self, x: Tensor, key: Tensor | None) -> Axes:
+        return self.evidence.axes(x, key, self.stack)
+
+    def _written(self, attention: WrittenAttention, place: str | None = None) -> None:
+        """An attention was recognised in products and softmaxes."""
+        with self.work.running():
+            calls = written_calls(attention, self._axes, self.evidence.masks)
+            for softmax, call in zip(attention.softmaxes, calls, strict=True):
+                query, key = self.evidence.attended(*softmax.given, attention.product)
+                name = self.stack.frames[-1].name if place is None else place
+                self._see(Held(call, name, query, key, attention.product))
+
+    def _see(self, held: Held) -> None:
+        """An attention was computed: show it, or hold it until the others that it belongs to are there."""
+        call, frames = held.call, self.stack.frames
+        self.evidence.place(held, self.stack)
+        if between_channels(call, tokens_in(frames)):
+            self.leave_out(_CHANNELS, held.module)
+            return
+        if self.stack.attended_with(call.query, call.key):
+            self.coverage.leave_out(held.module, _AGAIN)
+            return
+        owner = gatherer(held, self.stack.inside(), frames, self.stack.tree.modules)
+        if owner is None:
+            self._show(held)
+            return
+        if owner.held and not owner.held[-1].beside(held):
+            waited, owner.held = owner.held, []
+            self._show_all(owner, waited)
+        owner.held.append(held)
+        for frame in frames[frames.index(owner) + 1 :]:
+            frame.gathered = True
+
+    def _show_all(self, frame: Frame, held: list[Held]) -> None:
+        """Show what was held, parts of one attention as one."""
+        resolved = resolve(frame, held, tokens_in([frame]))
+        for one in resolved.calls:
+            self._show(one, more=one is not resolved.calls[0] and resolved.shares)
+        if resolved.reason:
+            self.leave_out(resolved.reason, frame.name)
+
+    def _show(self, held: Held, *, more: bool = False) -> None:
+        """Show the observer one attention call.
+
+        Args:
+            held: It, and what is known of it.
+            more: Whether it holds more sequences of the call that was shown before.
+        """
+        call = held.call
+        try:
+            self.evidence.tell_tokens(held, self.stack)
+        except PackedCallError as error:
+            self.leave_out(str(error), held.module)
+            return
+        if call.offset is None and not call.cross:
+            self.coverage.leave_out(held.module, _NO_PLACE)
+        key = self.stack.key(held.module, cross=call.cross, more=more)
+        self.stack.note(key, call)
+        self.coverage.seen += 1
+        answer = self.observer.attention(key, call)
+        self.coverage.measured += 1
+        self.intervention.request(held, answer, self._name_of(key.module))
+        if self.search.observer is not None:
+            runs = [run for frame in self.stack.inside() for run in frame.linears]
+            self.search.attention(key, call, runs)
+
+    def settle(self, frame: Frame) -> None:
+        """Show what waited for the end of a module: parts of one attention, softmaxes used in odd ways."""
+        held, frame.held = frame.held, []
+        if held:
+            self._show_all(frame, held)
+        is_layer = frame.name in self.stack.tree.items and not isinstance(
+            frame.module, (nn.Softmax, nn.Sequential)
+        )
+        if is_layer or len(self.stack.frames) == 1:
+            for softmax in self.tracer.unmultiplied(frame.name):
+                if softmax.place not in {key.module for key in frame.keys}:
+                    self._written(WrittenAttention((softmax,)), softmax.place)
+                softmax.let_go()
+
+    def leave_out(self, reason: str, name: str | None = None) -> None:
+        """Count an attention call that cannot be measured."""
+        self.coverage.seen += 1
+        self.coverage.leave_out(self.stack.frames[-1].name if name is None else name, reason)

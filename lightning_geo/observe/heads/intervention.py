@@ -1,0 +1,79 @@
+"""Changing what an attention call returned, or hooking its gradient, where an observer asked for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from lightning_geo.observe.call import AttentionCall
+from lightning_geo.observe.evidence.held_call import Held
+from lightning_geo.observe.heads.head_gradients import HeadGradientHook
+from lightning_geo.observe.heads.head_scaling import check_scalable, scale_multi_head, scale_result
+
+__all__ = ["Intervention"]
+
+#: Positional and keyword arguments of ``F.multi_head_attention_forward``.
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class Intervention:
+    """Holds what an observer asked for one attention call until the function that computes it returns."""
+
+    def __init__(self) -> None:
+        self._requested: tuple[AttentionCall, Tensor | HeadGradientHook] | None = None
+
+    @property
+    def pending(self) -> bool:
+        """Whether the function that returns next has a request."""
+        return self._requested is not None
+
+    def clear(self) -> None:
+        """Forget the request, and the call's tensors with it."""
+        self._requested = None
+
+    def request(self, held: Held, answer: Tensor | HeadGradientHook | None, name: str) -> None:
+        """Take what the observer returned for a call.
+
+        Args:
+            held: The call. The result of one that waited for others was handed to the model already.
+            answer: Factors of its heads' outputs, a hook on their gradient, or ``None`` for neither.
+            name: Of the module that computes it, for messages.
+
+        Raises:
+            LookupError: If the heads' outputs cannot be told, or were used already.
+            ValueError: If the factors are of another shape.
+        """
+        if answer is None:
+            return
+        if isinstance(answer, Tensor):
+            check_scalable(name, held.call, answer)
+        elif held.call.output is None:
+            answer.absence = "its heads' outputs cannot be told from what the model computes"
+            return
+        if not held.late:
+            self._requested = held.call, answer
+        elif isinstance(answer, HeadGradientHook):
+            answer.attach(held.result, held.call, held.multi_head)
+        else:
+            raise LookupError(f"{name!r} computes its heads one by one: they cannot be scaled")
+
+    def apply(self, result: Any, multi_head: Arguments | None = None) -> Any:
+        """Return what the model gets: the result, or one with scaled heads.
+
+        Args:
+            result: What the function returned.
+            multi_head: Its arguments, if it was ``F.multi_head_attention_forward``.
+
+        Raises:
+            LookupError: If the heads' outputs are no view of the result.
+        """
+        if self._requested is None:
+            return result
+        (call, answer), self._requested = self._requested, None
+        if isinstance(answer, HeadGradientHook):
+            answer.attach(result, call, multi_head)
+            return result
+        if multi_head is not None:
+            return scale_multi_head(result, call, answer, *multi_head)
+        return scale_result(result, call, answer)

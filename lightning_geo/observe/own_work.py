@@ -1,0 +1,56 @@
+"""What a tap computes itself while a model runs: unseen by everybody, timed, without gradient or autocast."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from lightning_geo.observe.replay.undisturbed import device_of
+from lightning_geo.utils.device_time import Stopwatch
+
+__all__ = ["OwnWork"]
+
+
+class OwnWork:
+    """Contexts for a tap's own computations.
+
+    Args:
+        model: The observed model; autocast is off on its devices.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        devices = {p.device.type for p in model.parameters()} | {"cpu", device_of(model).type}
+        self._devices = sorted(devices - {"meta"})
+        #: whether it runs, or a function whose inside belongs to a call that was already seen
+        self.busy = False
+        #: how long it took
+        self.stopwatch = Stopwatch()
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Compute without gradient, in full precision and without torch function modes."""
+        busy, self.busy, started = self.busy, True, self.stopwatch.start()
+        try:
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(torch.no_grad())
+                stack.enter_context(torch._C.DisableTorchFunction())
+                for device in self._devices:
+                    stack.enter_context(torch.autocast(device, enabled=False))
+                yield
+        finally:
+            self.busy = busy
+            if not busy:
+                self.stopwatch.stop(started)
+
+    @contextlib.contextmanager
+    def unseen(self) -> Iterator[None]:
+        """Compute with gradient and the model's precision, which the model is to go on with."""
+        busy, self.busy = self.busy, True
+        try:
+            with torch._C.DisableTorchFunction():
+                yield
+        finally:
+            self.busy = busy
