@@ -61,7 +61,7 @@ _AGAIN = (
 )
 _NO_PLACE = (
     "where its queries stand among its keys cannot be told, so that metrics of positions (`self_mass`, "
-    "`distance`, …) are absent"
+    "`attention_distance`, …) are absent"
 )
 _OTHER_TOKENS = "its hidden states are not the tokens of the packed rows that its attention saw"
 _PAST_CALL = (
