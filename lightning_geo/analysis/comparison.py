@@ -307,7 +307,7 @@ def selected(metrics: Iterable[str]) -> tuple[str, ...]:
 
 
 def _probe(a: GeometryHistory, b: GeometryHistory) -> str:
-    prints = [str(history.facts["probe"][-1]) for history in (a, b)]
+    prints = [str(history.metadata["probe_fingerprint"][-1]) for history in (a, b)]
     if not all(prints):
         return "batches"
     return "same" if prints[0] == prints[1] else "different"
@@ -349,7 +349,7 @@ def _notes(
         yield f"Step {wanted} is not a sample of both runs: step {steps[0]} is nearest."
     if wanted is None and a.steps[-1] != b.steps[-1]:
         yield f"The runs end at different steps, A at {a.steps[-1]} and B at {b.steps[-1]}."
-    models = [history.structure.get("model") for history in (a, b)]
+    models = [history.model.get("class") for history in (a, b)]
     if models[0] != models[1]:
         yield f"The models' classes differ ({models[0]} and {models[1]}), their layers and heads do not."
     mine, other = ({name for arrays in h.stacks.values() for name in arrays} for h in (a, b))

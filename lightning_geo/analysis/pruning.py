@@ -111,9 +111,9 @@ def pruning_plan(history: GeometryHistory, fraction: float = 0.3) -> PruningPlan
         >>> importance = np.array([[0.9, 1.0, 0.6, 0.7]])
         >>> twins = np.eye(4)[None]
         >>> twins[0, 0, 1] = twins[0, 1, 0] = 1.0
-        >>> structure = {"stacks": {"encoder": {"heads": [4]}}}
+        >>> model = {"stacks": {"encoder": {"heads": [4]}}}
         >>> record = GeometryRecord(
-        ...     {"encoder": {"importance": importance}}, structure, {"encoder": {"head_similarity": twins}})
+        ...     {"encoder": {"importance": importance}}, model, {"encoder": {"head_similarity": twins}})
         >>> plan = pruning_plan(GeometryHistory([record]), 0.5)
         >>> [head.head for head in plan.heads]  # of the important twins 0 and 1 the one, not both
         [0, 2]
@@ -130,8 +130,8 @@ def pruning_plan(history: GeometryHistory, fraction: float = 0.3) -> PruningPlan
                   if "head_similarity" in matrices}  # fmt: skip
     known = bool(similarity) and all(stack in similarity for stack in importance)
     ranking = _ranked(importance, similarity if known else {})
-    structure = record.structure["stacks"]
-    heads = {stack: [int(count) for count in about["heads"]] for stack, about in structure.items()}
+    stacks = record.model["stacks"]
+    heads = {stack: [int(count) for count in about["heads"]] for stack, about in stacks.items()}
     count = max(1, round(fraction * len(ranking)))
     return PruningPlan(tuple(ranking), count, record.step, known, heads)
 

@@ -88,7 +88,7 @@ def series_of(history: GeometryHistory, stack: str, name: str) -> Series | None:
 
 def layout(history: GeometryHistory) -> dict[str, tuple[int, ...]]:
     """Return the number of heads of each layer by stack."""
-    described = history.structure.get("stacks")
+    described = history.model.get("stacks")
     result = {}
     for stack, arrays in history.stacks.items():
         entry = described.get(stack) if isinstance(described, dict) else None
@@ -112,7 +112,7 @@ def describe_layout(history: GeometryHistory) -> str:
         parts.append(
             f"{stack}: {len(heads)} layers × {most if least == most else f'{least} to {most}'} heads"
         )
-    return f"{history.structure.get('model', 'unknown model')} ({', '.join(parts)})"
+    return f"{history.model.get('class', 'unknown model')} ({', '.join(parts)})"
 
 
 def open_runs(

@@ -198,7 +198,7 @@ def _spread(values: Array) -> float:
 def _notes(runs: Sequence[GeometryHistory], step: int, wanted: int | None) -> Iterator[str]:
     if wanted is not None and step != wanted:
         yield f"Step {wanted} is not a sample of all runs: step {step} is nearest."
-    probes = {str(run.facts["probe"][-1]) for run in runs}
+    probes = {str(run.metadata["probe_fingerprint"][-1]) for run in runs}
     if len(probes) > 1:
         yield f"The runs were measured on {len(probes)} different probes: the spread is of seeds and inputs."
     elif "" in probes:

@@ -16,7 +16,7 @@ from lightning_geo.analysis.gate_changes import different_gates
 from lightning_geo.analysis.runs import Run, describe_layout
 from lightning_geo.utils.formatting import number, plain, table
 
-__all__ = ["ROWS", "as_csv", "as_json", "as_object", "as_text", "finite", "run_facts"]
+__all__ = ["ROWS", "as_csv", "as_json", "as_object", "as_text", "finite", "run_metadata"]
 
 #: What is read before one asks for --metric.
 ROWS = 15
@@ -38,13 +38,17 @@ def as_text(runs: Sequence[Run], comparisons: Sequence[Comparison], *, chosen: b
     """
     sections = []
     for run, comparison in zip(runs[1:], comparisons, strict=True):
-        sections += [_facts(runs[0], run, comparison), _differences(comparison, chosen), _layers(comparison)]
+        sections += [
+            _metadata(runs[0], run, comparison),
+            _differences(comparison, chosen),
+            _layers(comparison),
+        ]
         sections += [_subspaces(comparison.subspaces)] if comparison.subspaces else []
         sections += _gates(runs[0], run, comparison)
     return "\n\n".join(sections)
 
 
-def _facts(a: Run, b: Run, comparison: Comparison) -> str:
+def _metadata(a: Run, b: Run, comparison: Comparison) -> str:
     lines = []
     for label, run in (("A", a), ("B", b)):
         first, last = run.history.steps[[0, -1]]
@@ -126,12 +130,12 @@ def as_json(runs: Sequence[Run], comparisons: Sequence[Comparison]) -> str:
     found = [
         _comparison(runs[0], run, comparison) for run, comparison in zip(runs[1:], comparisons, strict=True)
     ]
-    return json.dumps({"reference": run_facts(runs[0]), "comparisons": found}, indent=1)
+    return json.dumps({"reference": run_metadata(runs[0]), "comparisons": found}, indent=1)
 
 
 def _comparison(a: Run, run: Run, comparison: Comparison) -> dict[str, Any]:
     return {
-        "run": run_facts(run),
+        "run": run_metadata(run),
         "aligned": comparison.alignment.how,
         "steps": list(comparison.steps),
         "probe": comparison.probe,
@@ -155,16 +159,16 @@ def as_object(row: NamedTuple) -> dict[str, Any]:
     return {key: finite(value) for key, value in row._asdict().items()}
 
 
-def run_facts(run: Run) -> dict[str, Any]:
+def run_metadata(run: Run) -> dict[str, Any]:
     """Return which run it is, as JSON has it."""
     history = run.history
     return {
         "name": run.name,
         "path": str(run.path),
-        "model": history.structure.get("model"),
+        "model": history.model.get("class"),
         "samples": len(history),
         "steps": [int(history.steps[0]), int(history.steps[-1])],
-        "probe": str(history.facts["probe"][-1]),
+        "probe_fingerprint": str(history.metadata["probe_fingerprint"][-1]),
     }
 
 

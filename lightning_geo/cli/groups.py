@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from lightning_geo.analysis.runs import Run
 from lightning_geo.analysis.seed_groups import GroupComparison, GroupRow
-from lightning_geo.cli.compare import ROWS, as_object, finite, run_facts
+from lightning_geo.cli.compare import ROWS, as_object, finite, run_metadata
 from lightning_geo.utils.formatting import number, plain, table
 
 __all__ = ["as_csv", "as_json", "as_text"]
@@ -88,7 +88,7 @@ def as_json(groups: Sequence[Sequence[Run]], comparisons: Sequence[GroupComparis
     """Return everything as one JSON object; what is not finite is null."""
     found = [
         {
-            "runs": [run_facts(run) for run in group],
+            "runs": [run_metadata(run) for run in group],
             "step": comparison.step,
             "splits": comparison.splits,
             "notes": list(comparison.notes),
@@ -96,7 +96,7 @@ def as_json(groups: Sequence[Sequence[Run]], comparisons: Sequence[GroupComparis
         }
         for group, comparison in zip(groups[1:] or [[]], comparisons, strict=True)
     ]
-    return json.dumps({"reference": [run_facts(run) for run in groups[0]], "comparisons": found}, indent=1)
+    return json.dumps({"reference": [run_metadata(run) for run in groups[0]], "comparisons": found}, indent=1)
 
 
 def as_csv(groups: Sequence[Sequence[Run]], comparisons: Sequence[GroupComparison]) -> str:

@@ -20,7 +20,7 @@ def as_text(runs: Sequence[Run]) -> str:
         rows = [_line(run) for run in runs]
         return table(("run", "model", "samples", "steps", "probe", "taken"), rows, left=2)
     [run] = runs
-    return f"{_facts(run)}\n\n{_metrics(run.history)}"
+    return f"{_metadata(run)}\n\n{_metrics(run.history)}"
 
 
 def _line(run: Run) -> tuple[str, ...]:
@@ -38,16 +38,16 @@ def _line(run: Run) -> tuple[str, ...]:
 
 def probe(history: GeometryHistory) -> str:
     """Return the fingerprint of what was measured on."""
-    return plain(history.facts["probe"][-1]) or "batches"
+    return plain(history.metadata["probe_fingerprint"][-1]) or "batches"
 
 
 def when(history: GeometryHistory) -> str:
     """Return the time of the last sample."""
-    return moment(float(history.facts["wall_time"][-1]))
+    return moment(float(history.metadata["wall_time"][-1]))
 
 
-def _facts(run: Run) -> str:
-    history, facts = run.history, run.history.facts
+def _metadata(run: Run) -> str:
+    history, metadata = run.history, run.history.metadata
     gaps = np.diff(history.steps)
     every = f", every {int(np.median(gaps))} steps" if len(gaps) else ""
     kept = [r.step for r in (history.record(i) for i in range(len(history))) if r.matrices]
@@ -57,12 +57,16 @@ def _facts(run: Run) -> str:
         ("monitor", history.name),
         ("model", describe_layout(history)),
         ("samples", f"{len(history)}: steps {history.steps[0]} to {history.steps[-1]}{every}"),
-        ("epochs", f"{facts['epoch'][0]} to {facts['epoch'][-1]}, {facts['batches_seen'][-1]} batches seen"),
+        (
+            "epochs",
+            f"{metadata['epoch'][0]} to {metadata['epoch'][-1]}, {metadata['batches_seen'][-1]} batches seen",
+        ),
         (
             "probe",
-            f"{probe(history)}" + ("" if len(set(facts["probe"])) == 1 else " (it changed within the run)"),
+            f"{probe(history)}"
+            + ("" if len(set(metadata["probe_fingerprint"])) == 1 else " (it changed within the run)"),
         ),
-        ("taken", f"{when(history)}, {np.median(facts['cost_seconds']):.2f} s a sample (median)"),
+        ("taken", f"{when(history)}, {np.median(metadata['cost_seconds']):.2f} s a sample (median)"),
         *_coverage(history),
         ("bases", f"kept at steps {', '.join(map(str, kept))}" if kept else "none kept"),
     ]

@@ -24,7 +24,7 @@ def tag_of(series: Series) -> str:
 
 
 def parse_tag(tag: str) -> Series | None:
-    """Return the series stored under a tag, or None for facts, matrices and tags of others.
+    """Return the series stored under a tag, or None for metadata, matrices and tags of others.
 
     Example:
         >>> parse_tag("lightning_geo/geometry/encoder/effective_rank.query")
@@ -48,11 +48,12 @@ def describe(metric: str) -> dict[str, Any]:
     from lightning_geo.metrics.selection import spec_of
 
     base, _, part = metric.partition(".")
-    facts: dict[str, Any] = {"name": metric, "base": base, "part": part, "family": "other"}
+    described: dict[str, Any] = {"name": metric, "base": base, "part": part, "family": "other"}
     try:
         spec = spec_of(metric)
     except KeyError:  # written by a newer version
-        return facts | {"axes": (), "unit": "1", "formula": "", "meaning": "", "source": "", "signed": False,
-                        "range": (None, None), "summary": "mean", "headline": False}  # fmt: skip
+        return described | {"axes": (), "unit": "1", "formula": "", "meaning": "", "source": "",
+                            "signed": False, "range": (None, None), "summary": "mean",
+                            "headline": False}  # fmt: skip
     names = ("family", "axes", "unit", "formula", "meaning", "source", "range", "summary", "signed")
-    return facts | {name: getattr(spec, name) for name in names} | {"headline": metric in spec.headline}
+    return described | {name: getattr(spec, name) for name in names} | {"headline": metric in spec.headline}

@@ -19,7 +19,7 @@ from werkzeug.wrappers import Request, Response
 
 from lightning_geo.dashboard.metadata import PLUGIN, Series, describe, parse_tag, tag_of
 from lightning_geo.dashboard.samples import in_force, pack
-from lightning_geo.storage.events import facts_tag, session_tag
+from lightning_geo.storage.events import metadata_tag, session_tag
 
 __all__ = ["GeometryPlugin"]
 
@@ -76,7 +76,7 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard ships no ty
         return {
             f"/{_STATIC}/*": self.static_route,
             "/index": self.index_route,
-            "/facts": self.facts_route,
+            "/metadata": self.metadata_route,
             "/data": self.data_route,
         }
 
@@ -101,10 +101,10 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard ships no ty
         return _respond(request, self.index(*_where(request)), "application/json")
 
     @_guarded
-    def facts_route(self, request: Request) -> Response:
-        """The facts of a monitor's last sample: structure of the model, fingerprint of the probe."""
+    def metadata_route(self, request: Request) -> Response:
+        """The metadata of a monitor's last sample: layers of the model, fingerprint of the probe."""
         run, monitor = _argument(request, "run"), _argument(request, "monitor")
-        return _respond(request, self.facts(*_where(request), run, monitor), "application/json")
+        return _respond(request, self.metadata(*_where(request), run, monitor), "application/json")
 
     @_guarded
     def data_route(self, request: Request) -> Response:
@@ -161,18 +161,18 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard ships no ty
             "metrics": [describe(metric) for metric in _ordered(metrics)],
         }
 
-    def facts(self, ctx: Any, experiment: str, run: str, monitor: str) -> dict[str, Any]:
-        """Return the facts of a monitor's last sample.
+    def metadata(self, ctx: Any, experiment: str, run: str, monitor: str) -> dict[str, Any]:
+        """Return the metadata of a monitor's last sample.
 
         Raises:
             LookupError: If the run or the monitor is not there.
         """
-        tag = facts_tag(monitor)
+        tag = metadata_tag(monitor)
         data = self._read(ctx, experiment, run, [tag], 1).get(tag)
         if not data:
-            raise LookupError(f"No facts of monitor {monitor!r} in run {run!r}.")
-        facts: dict[str, Any] = json.loads(data[-1].numpy.item())
-        return facts
+            raise LookupError(f"No metadata of monitor {monitor!r} in run {run!r}.")
+        metadata: dict[str, Any] = json.loads(data[-1].numpy.item())
+        return metadata
 
     def data(
         self,

@@ -69,7 +69,7 @@ def attention_statistics(
             in FlashAttention. ``w`` is ``(w - 1, -1)``: i - w < j, as ``sliding_window`` in transformers,
             where ``is_causal`` or the mask limits the right side.
         sinks: Floating point ``[H]``, the logit of a key-less column per head (gpt-oss). It takes part in
-            ``sink_mass`` alone; everything else is renormalised over real keys.
+            ``learned_sink_mass`` alone; everything else is renormalised over real keys.
         special: Bool ``[B, Nk]``, True = special token among the keys, for ``special_mass``.
         scale: Factor of the dot products; 1/sqrt(D) by default.
         softcap: Scores become ``softcap * tanh(score / softcap)`` before masks; None or 0 for none.

@@ -11,6 +11,7 @@ from lightning_geo import kernels
 from lightning_geo.functional._tensors import as_float, check_mask, check_wanted, masked_mean
 from lightning_geo.kernels import BACKENDS, STREAM, Backend, StreamStatistics
 from lightning_geo.kernels.vectors import token_planes
+from lightning_geo.metrics.registry import computes
 from lightning_geo.utils.arguments import check_one_of
 
 __all__ = ["kurtosis", "mean_over_tokens", "skewness", "stream_statistics", "token_norm", "update_ratio"]
@@ -125,6 +126,11 @@ def token_norm(x: Tensor, mask: Tensor | None = None) -> Tensor:
         tensor(3.)
     """
     return _mean("norm", x, mask)
+
+
+@computes("hidden_norm", reads=("norm",))
+def _token_norms(norm: Tensor) -> Tensor:
+    return norm
 
 
 def skewness(x: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -30,7 +30,14 @@ __all__ = ["Explanation", "explain"]
 
 #: What a single sequence's head is compared in: defined for one sequence, whatever its length.
 GEOMETRY = select(
-    ["metric:normalized_entropy", "max_probability", "self_mass", "first_mass", "distance", "cone.head"]
+    [
+        "metric:normalized_entropy",
+        "max_probability",
+        "self_mass",
+        "first_mass",
+        "attention_distance",
+        "cone.head",
+    ]
 )
 _MARGINS = select("metric:gate")
 Array = NDArray[np.float64]

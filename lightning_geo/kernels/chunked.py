@@ -57,8 +57,8 @@ def statistics_by_tile(
 
 #: Sums over a row's keys of e = exp(score - peak): of all, of those before the row's position, of those
 #: after, of all times their distance; of e (score - peak); √Σe²; of single keys; and of special tokens.
-SUMS = ("total", "backward_mass", "forward_mass", "distance", "moment", "norm", "previous_mass", "self_mass",
-         "next_mass", "first_mass", "special_mass")  # fmt: skip
+SUMS = ("total", "backward_mass", "forward_mass", "attention_distance", "moment", "norm", "previous_mass",
+        "self_mass", "next_mass", "first_mass", "special_mass")  # fmt: skip
 _TOTAL, _LINEAR, _MOMENT, _NORM = 0, slice(0, 4), 4, 5
 _SINGLE, _SPECIAL = slice(6, 10), 10
 #: Those that need a whole row.
@@ -83,7 +83,7 @@ class RowSums:
             self.real = self.rows.take(self.real, 1)
         picks = any(map(self.wants, ("previous_mass", "self_mass", "next_mass", "first_mass")))
         self.singles = _single_keys(problem, self.rows) if picks else None
-        weighs = any(map(self.wants, ("backward_mass", "forward_mass", "distance")))
+        weighs = any(map(self.wants, ("backward_mass", "forward_mass", "attention_distance")))
         self.weights = _LinearWeights(problem, plan.rows) if weighs else None
 
     def add(self, batch: slice, key_heads: slice) -> None:
@@ -207,7 +207,9 @@ class RowSums:
         if problem.special is None:
             del fields["special_mass"]
         if sinks is not None:
-            fields["sink_mass"] = torch.sigmoid(sinks.to(torch.float32)[:, None] - fields["logsumexp"])
+            fields["learned_sink_mass"] = torch.sigmoid(
+                sinks.to(torch.float32)[:, None] - fields["logsumexp"]
+            )
         if self.wants("received"):
             broken = (live & ~finite).any(-1, keepdim=True)
             fields["received"] = self.received.masked_fill(broken, torch.nan)

@@ -14,7 +14,7 @@ __all__ = ["STATISTICS", "AttentionProblem", "AttentionStatistics"]
 STATISTICS = (
     "visible_keys", "logsumexp", "entropy", "concentration", "max_probability", "max_logit",
     "self_mass", "previous_mass", "next_mass", "first_mass", "backward_mass", "forward_mass",
-    "distance", "received", "special_mass", "sink_mass",
+    "attention_distance", "received", "special_mass", "learned_sink_mass",
 )  # fmt: skip
 
 
@@ -116,11 +116,11 @@ class AttentionStatistics:
             0 where f is hidden from the row or there is none.
         backward_mass: :math:`\sum_{j<\pi_i} p_{ij}`.
         forward_mass: :math:`\sum_{j>\pi_i} p_{ij}`.
-        distance: :math:`\sum_j p_{ij} |j-\pi_i|` in tokens.
+        attention_distance: :math:`\sum_j p_{ij} |j-\pi_i|` in tokens.
         received: ``[B, H, Nk]``, :math:`\sum_i p_{ij}` over live rows, of those chosen; NaN for a head with
             a NaN row.
         special_mass: Sum of :math:`p_{ij}` over special tokens; None unless these were given.
-        sink_mass: Probability of the sink column in the full softmax; None unless sinks were given.
+        learned_sink_mass: Probability of the sink column in the full softmax; None unless sinks were given.
     """
 
     live: Tensor
@@ -136,10 +136,10 @@ class AttentionStatistics:
     first_mass: Tensor | None = None
     backward_mass: Tensor | None = None
     forward_mass: Tensor | None = None
-    distance: Tensor | None = None
+    attention_distance: Tensor | None = None
     received: Tensor | None = None
     special_mass: Tensor | None = None
-    sink_mass: Tensor | None = None
+    learned_sink_mass: Tensor | None = None
 
     def only(self, wanted: frozenset[str]) -> AttentionStatistics:
         """Leave out what was not asked for."""

@@ -63,10 +63,12 @@ def reference(problem: AttentionProblem) -> AttentionStatistics:
         first_mass=mass(first),
         backward_mass=mass(column < position),
         forward_mass=mass(column > position),
-        distance=mass((column - position).abs()),
+        attention_distance=mass((column - position).abs()),
         received=p.sum(-2).masked_fill((live & ~finite).any(-1, keepdim=True), torch.nan),
         special_mass=None if special is None else mass(special[:, None, None]),
-        sink_mass=None if sinks is None else plane(torch.sigmoid(sinks.double()[:, None] - logsumexp)),
+        learned_sink_mass=None
+        if sinks is None
+        else plane(torch.sigmoid(sinks.double()[:, None] - logsumexp)),
     ).only(problem.wanted)
 
 

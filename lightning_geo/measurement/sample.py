@@ -375,9 +375,9 @@ def measure(
         found = importances(model, [ProbeCall.of("", call)], loss_fn)
         measurement.add_importance(found, device_of(model, call))
     computed = measurement.compute()
-    structure = {"model": type(model).__name__, "stacks": computed.structure}
+    about = {"class": type(model).__name__, "stacks": computed.structure}
     cost = time.perf_counter() - started
     return GeometryRecord(
-        computed.stacks, structure, computed.matrices(), wall_time=time.time(), cost_seconds=cost,
+        computed.stacks, about, computed.matrices(), wall_time=time.time(), cost_seconds=cost,
         coverage=measurement.coverage.as_dict(),
     )  # fmt: skip

@@ -52,7 +52,7 @@ _ENTROPY = [
                "entropy of the attention each key receives from valid queries, / ln(keys)",
                "Low: vertical stripes, all queries pick the same few keys.", _SHANNON, "sequence",
                range=(0.0, 1.0)),
-    _row("sink_mass", "entropy", "1", "probability on the key-less sink column",
+    _row("learned_sink_mass", "entropy", "1", "probability on the key-less sink column",
          "A rise: the head opts out of attending more often.", "gpt-oss attention sinks"),
 ]  # fmt: skip
 
@@ -66,7 +66,7 @@ _PATTERN = [
          headline=True),
     _row("backward_mass", "pattern", "1", "Σ_{j<i} p_ij", "A rise: the head reads the past.", _PAPER),
     _row("forward_mass", "pattern", "1", "Σ_{j>i} p_ij", "A rise: the head reads ahead.", _PAPER),
-    _row("distance", "pattern", "tokens", "Σ_j p_ij |i−j|",
+    _row("attention_distance", "pattern", "tokens", "Σ_j p_ij |i−j|",
          "A rise: attention reaches further; a fall: it becomes local.",
          "Sukhbaatar et al. 2019; Raghu et al. 2021", (0.0, None), headline=True),
     _row("special_mass", "pattern", "1", "Σ p on special tokens",
@@ -128,7 +128,7 @@ _SUBSPACE = [
 ]  # fmt: skip
 
 _STREAM = [
-    MetricSpec("norm", "stream", _LAYER, "1", "mean ‖x‖ of the layer's output",
+    MetricSpec("hidden_norm", "stream", _LAYER, "1", "mean ‖x‖ of the layer's output",
                "A rise through depth: later layers weigh less in the sum.",
                "Xiong et al. 2020 (pre-norm growth)", "tokens", range=(0.0, None)),
     MetricSpec("skewness", "stream", _LAYER, "1", "third standardised moment over features",
@@ -231,13 +231,13 @@ _GATES = [
                self_attention=True, default=False),
 ]  # fmt: skip
 
-_PAPERS_OWN = [
-    MetricSpec("score_entropy", "paper", _HEAD, "nats",
+_SCORE_SPECTRA = [
+    MetricSpec("score_entropy", "score_spectra", _HEAD, "nats",
                "−Σ h ln h, h a 20-bin histogram of q·k over visible pairs, between their extremes",
                "A fall: a few scores lie far from all others; near ln 20: they spread evenly.",
                _PAPER, "scores", range=(0.0, None), default=False),
 ] + [
-    MetricSpec(f"von_neumann_entropy{suffix}", "paper", _HEAD, "nats",
+    MetricSpec(f"von_neumann_entropy{suffix}", "score_spectra", _HEAD, "nats",
                f"−Σ a ln a, a = {share}, λ the eigenvalues of {matrix}", meaning, _PAPER, "scores",
                range=(0.0, None), self_attention=True, default=False)
     for symmetry, matrix in (("", "QKᵀ"), (".symmetric", "(QKᵀ + KQᵀ)/2"))
@@ -271,6 +271,6 @@ CATALOG: dict[str, MetricSpec] = {
         *_PROJECTION,
         *_GATES,
         *_IMPORTANCE,
-        *_PAPERS_OWN,
+        *_SCORE_SPECTRA,
     )
 }

@@ -107,8 +107,8 @@ def reads_of(name: str) -> tuple[str, ...]:
     """Return which fields of ``AttentionStatistics`` or ``StreamStatistics``, or which roles, it needs.
 
     Example:
-        >>> reads_of("normalized_entropy"), reads_of("distance"), reads_of("stable_rank")
-        (('entropy', 'visible_keys'), ('distance',), ())
+        >>> reads_of("normalized_entropy"), reads_of("attention_distance"), reads_of("stable_rank")
+        (('entropy', 'visible_keys'), ('attention_distance',), ())
     """
     spec = spec_of(name)
     own = (spec.name,) if spec.kind in ("row", "tokens") else ()

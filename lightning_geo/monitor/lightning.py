@@ -87,8 +87,8 @@ class GeometryMonitor(CallbackBase):
         max_overhead: Share of the run's time that samples may take (0.01 for one per cent), instead: they
             become rarer where they are dear. Which steps were taken is in the record.
         metrics: Families or single metrics; ``None`` for the families ``entropy``, ``pattern``, ``cone``,
-            ``subspace``, ``stream`` and ``head``. ``weights``, ``projection``, ``gates``, ``paper`` and
-            ``importance`` are measured where they are named.
+            ``subspace``, ``stream`` and ``head``. ``weights``, ``projection``, ``gates``, ``score_spectra``
+            and ``importance`` are measured where they are named.
         layers: Layer indices, or a regular expression on module names; ``None`` for all.
         rank: Dimensions of the subspaces that are compared, at most half a head.
         source: ``"probe"`` replays fixed inputs in eval mode; ``"batch"`` observes the training
@@ -625,14 +625,14 @@ class GeometryMonitor(CallbackBase):
         model = ", ".join(map(class_name, self._sampler.models.values()))
         return GeometryRecord(
             computed.stacks,
-            {"model": model, "stacks": computed.structure},
+            {"class": model, "stacks": computed.structure},
             computed.matrices() if first or final else {},
             step=step,
             epoch=self._epoch,
             batches_seen=self._batches,
             wall_time=time.time(),
             cost_seconds=seconds_on(self._sampler.device) - started,
-            probe=self._inputs.fingerprint,
+            probe_fingerprint=self._inputs.fingerprint,
             coverage=self._sampler.coverage.as_dict(),
             # once a key, always a key: a chart that ends where all is well again would mislead
             coverage_shown=f"{self._name}/coverage" in run.summaries,

@@ -35,7 +35,7 @@ _AGAIN = (
 )
 _NO_PLACE = (
     "where its queries stand among its keys cannot be told, so that metrics of positions (`self_mass`, "
-    "`distance`, …) are absent"
+    "`attention_distance`, …) are absent"
 )
 
 

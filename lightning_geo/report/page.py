@@ -46,7 +46,7 @@ def report(runs: Sequence[Run]) -> str:
     """
     comparisons = [compare(runs[0].history, run.history) for run in runs[1:]]
     title = f"Geometry of {runs[0].name}" + (f" and {len(runs) - 1} more" if len(runs) > 1 else "")
-    parts = [f"<h1>{escape(title)}</h1>", _facts(runs)]
+    parts = [f"<h1>{escape(title)}</h1>", _metadata(runs)]
     if comparisons:
         parts.append(_comparisons(runs, comparisons))
     for run in runs:
@@ -60,25 +60,25 @@ def report(runs: Sequence[Run]) -> str:
 # -- the runs
 
 
-def _facts(runs: Sequence[Run]) -> str:
+def _metadata(runs: Sequence[Run]) -> str:
     rows: list[tuple[str, list[str]]] = [
         ("model", [describe_layout(run.history) for run in runs]),
         ("samples", [_span(run.history) for run in runs]),
-        ("epochs", [f"{_fact(run, 'epoch', 0)} to {_fact(run, 'epoch')}" for run in runs]),
-        ("batches seen", [_fact(run, "batches_seen") for run in runs]),
-        ("probe", [_fact(run, "probe") or "none: measured on training batches" for run in runs]),
+        ("epochs", [f"{_field(run, 'epoch', 0)} to {_field(run, 'epoch')}" for run in runs]),
+        ("batches seen", [_field(run, "batches_seen") for run in runs]),
+        ("probe", [_field(run, "probe_fingerprint") or "none: measured on training batches" for run in runs]),
         ("measured", [_when(run.history) for run in runs]),
         (
             "cost of a sample",
-            [f"{np.median(run.history.facts['cost_seconds']):.2f} s (median)" for run in runs],
+            [f"{np.median(run.history.metadata['cost_seconds']):.2f} s (median)" for run in runs],
         ),
     ]
     cells = [(name, *of) for name, of in rows]
-    return _html_table(("run", *(run.name for run in runs)), cells, "facts")
+    return _html_table(("run", *(run.name for run in runs)), cells, "metadata")
 
 
-def _fact(run: Run, fact: str, sample: int = -1) -> str:
-    return str(run.history.facts[fact][sample])
+def _field(run: Run, field: str, sample: int = -1) -> str:
+    return str(run.history.metadata[field][sample])
 
 
 def _span(history: GeometryHistory) -> str:
@@ -86,7 +86,7 @@ def _span(history: GeometryHistory) -> str:
 
 
 def _when(history: GeometryHistory) -> str:
-    first, last = (float(t) for t in history.facts["wall_time"][[0, -1]])
+    first, last = (float(t) for t in history.metadata["wall_time"][[0, -1]])
     return f"{moment(first)}, over {(last - first) / 60:.0f} min"
 
 

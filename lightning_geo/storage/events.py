@@ -2,10 +2,10 @@
 
 One event holds one sample of one monitor. Its summary has one tensor per metric, tagged
 ``lightning_geo/<name>/<stack>/<metric>``, one per basis or head-pair matrix, tagged
-``lightning_geo/<name>/matrices/<stack>/<matrix>``, and the facts as JSON in ``lightning_geo/<name>/record``.
-A resumed run begins with an empty tensor ``lightning_geo/<name>/session``: what the monitor wrote before at
-or after its step is void. As long as a run has no sample, each one that was dropped leaves its number and the
-reason, as JSON in ``lightning_geo/<name>/dropped``: the monitor was there.
+``lightning_geo/<name>/matrices/<stack>/<matrix>``, and the metadata as JSON in
+``lightning_geo/<name>/record``. A resumed run begins with an empty tensor
+``lightning_geo/<name>/session``: what the monitor wrote before at or after its step is void. As long as a run
+has no sample, each one that was dropped leaves its number and the reason, as JSON in ``lightning_geo/<name>/dropped``: the monitor was there.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ __all__ = [
     "PLUGIN",
     "Dropped",
     "dropped_event",
-    "facts_tag",
     "file_version",
+    "metadata_tag",
     "parse_dropped",
     "parse_record",
     "record_event",
@@ -40,21 +40,21 @@ __all__ = [
 
 PLUGIN = "lightning_geo"
 _FORMAT = 1
-_FACTS = "record"
+_METADATA = "record"
 _SESSION = "session"
 _MATRICES = "matrices"
 _DROPPED = "dropped"
 _DTYPES = {"<f4": DT_FLOAT, "<f2": DT_HALF, "<f8": DT_DOUBLE}
-_KINDS_OF_FACTS: dict[str, tuple[type, ...]] = {
-    "structure": (dict,), "step": (int,), "epoch": (int,), "batches_seen": (int,),
-    "wall_time": (int, float), "cost_seconds": (int, float), "probe": (str,), "coverage": (dict,),
+_KINDS_OF_METADATA: dict[str, tuple[type, ...]] = {
+    "model": (dict,), "step": (int,), "epoch": (int,), "batches_seen": (int,),
+    "wall_time": (int, float), "cost_seconds": (int, float), "probe_fingerprint": (str,), "coverage": (dict,),
 }  # fmt: skip
 _KINDS = {dtype: kind for kind, dtype in _DTYPES.items()}
 
 
-def facts_tag(name: str) -> str:
-    """Return the tag of the facts of each sample of a monitor."""
-    return f"{PLUGIN}/{name}/{_FACTS}"
+def metadata_tag(name: str) -> str:
+    """Return the tag of the metadata of each sample of a monitor."""
+    return f"{PLUGIN}/{name}/{_METADATA}"
 
 
 def session_tag(name: str) -> str:
@@ -73,8 +73,8 @@ def record_event(record: GeometryRecord, name: str) -> Any:
         An ``Event`` of ``tensorboard.compat.proto``; more summary values may be added to it.
     """
     event = Event(step=record.step, wall_time=record.wall_time or time.time())
-    facts = json.dumps({"format": _FORMAT, "name": name, **record.facts()}, separators=(",", ":"))
-    _add(event, facts_tag(name), TensorProto(dtype=DT_STRING, string_val=[facts.encode()]))
+    metadata = json.dumps({"format": _FORMAT, "name": name, **record.metadata()}, separators=(",", ":"))
+    _add(event, metadata_tag(name), TensorProto(dtype=DT_STRING, string_val=[metadata.encode()]))
     for level, stacks in (("", record.stacks), (f"{_MATRICES}/", record.matrices)):
         for stack, arrays in stacks.items():
             for metric, values in arrays.items():
@@ -96,27 +96,29 @@ def parse_record(event: Any) -> tuple[str, GeometryRecord] | None:
         ValueError: If the event claims to hold a record but does not, or one of a newer format.
     """
     values = event.summary.value
-    facts_value = next((v for v in values if _is_facts(v.tag)), None)
-    if facts_value is None:
+    metadata_value = next((v for v in values if _is_metadata(v.tag)), None)
+    if metadata_value is None:
         return None
     try:
-        return _parsed(values, facts_value)
+        return _parsed(values, metadata_value)
     except (KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise ValueError(f"it is no record: {type(error).__name__}: {error}") from error
 
 
-def _parsed(values: Any, facts_value: Any) -> tuple[str, GeometryRecord]:
-    facts = json.loads(facts_value.tensor.string_val[0])
-    if facts.pop("format") > _FORMAT:
+def _parsed(values: Any, metadata_value: Any) -> tuple[str, GeometryRecord]:
+    metadata = json.loads(metadata_value.tensor.string_val[0])
+    if metadata.pop("format") > _FORMAT:
         raise ValueError("it was written by a newer version of lightning_geo; update it to read this run")
-    name = facts.pop("name")
-    for fact, kinds in _KINDS_OF_FACTS.items():
-        if fact in facts and (not isinstance(facts[fact], kinds) or isinstance(facts[fact], bool)):
-            raise ValueError(f"it is no record: its {fact} is {str(facts[fact])[:40]!r}")
-    if not isinstance(name, str) or not -(2**62) < facts.get("step", 0) < 2**62:
+    name = metadata.pop("name")
+    for field, kinds in _KINDS_OF_METADATA.items():
+        if field in metadata and (
+            not isinstance(metadata[field], kinds) or isinstance(metadata[field], bool)
+        ):
+            raise ValueError(f"it is no record: its {field} is {str(metadata[field])[:40]!r}")
+    if not isinstance(name, str) or not -(2**62) < metadata.get("step", 0) < 2**62:
         raise ValueError("it is no record: its name is no text, or its step no number of steps")
     prefix = f"{PLUGIN}/{name}/"
-    record = GeometryRecord({}, **facts)
+    record = GeometryRecord({}, **metadata)
     for value in values:
         # scalars and the layout of charts may share the event
         parts = value.tag.removeprefix(prefix).split("/") if value.tag.startswith(prefix) else []
@@ -126,8 +128,8 @@ def _parsed(values: Any, facts_value: Any) -> tuple[str, GeometryRecord]:
     return name, record
 
 
-def _is_facts(tag: str) -> bool:
-    return tag.startswith(f"{PLUGIN}/") and tag.endswith(f"/{_FACTS}")
+def _is_metadata(tag: str) -> bool:
+    return tag.startswith(f"{PLUGIN}/") and tag.endswith(f"/{_METADATA}")
 
 
 def _to_tensor(values: NDArray[Any]) -> Any:

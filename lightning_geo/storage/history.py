@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["GeometryHistory", "load_history", "read_history"]
 
-_FACTS = ("epoch", "batches_seen", "wall_time", "cost_seconds", "probe")
+_METADATA = ("epoch", "batches_seen", "wall_time", "cost_seconds", "probe_fingerprint")
 
 
 class GeometryHistory:
@@ -35,10 +35,10 @@ class GeometryHistory:
     Attributes:
         steps: [sample] optimizer steps.
         stacks: ``stack -> stored name -> [sample, ...]``, NaN where a sample lacks the metric.
-        facts: ``epoch``, ``batches_seen``, ``wall_time``, ``cost_seconds``, ``probe`` and ``coverage`` (the
-            share of attention calls that were measured; ``record(i).coverage`` says what was left out), each
-            [sample].
-        structure: Model class, modules and heads of each layer, as of the last sample.
+        metadata: ``epoch``, ``batches_seen``, ``wall_time``, ``cost_seconds``, ``probe_fingerprint`` and
+            ``coverage`` (the share of attention calls that were measured; ``record(i).coverage`` says what
+            was left out), each [sample].
+        model: Model class, modules and heads of each layer, as of the last sample.
 
     Example:
         >>> records = [GeometryRecord({"encoder": {"entropy": np.ones((2, 4))}}, step=s) for s in (0, 50)]
@@ -53,9 +53,11 @@ class GeometryHistory:
         self.name = name
         self.path = path
         self.steps: NDArray[np.int64] = np.array([record.step for record in records], np.int64)
-        self.facts = {fact: np.array([getattr(record, fact) for record in records]) for fact in _FACTS}
-        self.facts["coverage"] = np.array([record.coverage_share for record in records])
-        self.structure = records[-1].structure
+        self.metadata = {
+            field: np.array([getattr(record, field) for record in records]) for field in _METADATA
+        }
+        self.metadata["coverage"] = np.array([record.coverage_share for record in records])
+        self.model = records[-1].model
         self.stacks: dict[str, dict[str, NDArray[Any]]] = {}
         # a dict keeps the order in which records list their metrics
         names = {(s, m): None for record in records for s, arrays in record.stacks.items() for m in arrays}

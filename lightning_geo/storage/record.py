@@ -77,14 +77,14 @@ class GeometryRecord:
 
     Args:
         stacks: ``stack -> stored name -> float32 array``, axes as in the metric's spec.
-        structure: Model class and, per stack, the module and the number of heads of each layer.
+        model: Model class and, per stack, the module and the number of heads of each layer.
         matrices: Like ``stacks``: bases and head-pair matrices, at first and last samples only.
         step: Optimizer step whose entering weights were measured.
         epoch: Epoch of that step.
         batches_seen: Training batches that the weights have seen.
         wall_time: Seconds since the Unix epoch.
         cost_seconds: What taking the sample cost, sinks of the sample before included.
-        probe: Fingerprint of the inputs; equal fingerprints mean equal inputs. Empty for batches.
+        probe_fingerprint: Fingerprint of the inputs; equal fingerprints mean equal inputs. Empty for batches.
         coverage: Attention calls ``seen`` and ``measured`` by all ranks, and ``left_out``: reason -> modules
             (on the rank that wrote the record). Empty where nobody counted.
         coverage_shown: Whether the share is a summary even where it is 1, because it was less before.
@@ -96,14 +96,14 @@ class GeometryRecord:
     """
 
     stacks: dict[str, dict[str, NDArray[Any]]]
-    structure: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
     matrices: dict[str, dict[str, NDArray[Any]]] = field(default_factory=dict)
     step: int = 0
     epoch: int = 0
     batches_seen: int = 0
     wall_time: float = 0.0
     cost_seconds: float = 0.0
-    probe: str = ""
+    probe_fingerprint: str = ""
     coverage: dict[str, Any] = field(default_factory=dict)
     coverage_shown: bool = False
 
@@ -146,10 +146,11 @@ class GeometryRecord:
         labels = gate_labels(self["gate" if stack is None else f"{stack}/gate"])
         return np.array([*KINDS, ""])[labels]
 
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """Everything but the arrays, as JSON-serialisable values."""
         names = (
-            "structure", "step", "epoch", "batches_seen", "wall_time", "cost_seconds", "probe", "coverage",
+            "model", "step", "epoch", "batches_seen", "wall_time", "cost_seconds", "probe_fingerprint",
+            "coverage",
         )  # fmt: skip
         return {name: getattr(self, name) for name in names}
 

@@ -22,8 +22,8 @@ class Samples(Protocol):
 
     steps: NDArray[np.int64]
     stacks: dict[str, dict[str, NDArray[Any]]]
-    facts: dict[str, NDArray[Any]]
-    structure: dict[str, Any]
+    metadata: dict[str, NDArray[Any]]
+    model: dict[str, Any]
     path: str
 
 
@@ -44,9 +44,9 @@ def to_xarray(history: Samples, stack: str | None = None) -> xarray.Dataset:
     }
     sizes = {dim: size for array in arrays.values() for dim, size in array.sizes.items()}
     numbers = {dim: np.arange(size) for dim, size in sizes.items() if dim != "step"}
-    facts = {name: ("step", values) for name, values in history.facts.items()}
-    about = {"model": str(history.structure.get("model", "")), "stack": stack, "path": history.path}
-    return xarray.Dataset(arrays, {"step": history.steps, **numbers, **facts}, about)
+    metadata = {name: ("step", values) for name, values in history.metadata.items()}
+    about = {"model": str(history.model.get("class", "")), "stack": stack, "path": history.path}
+    return xarray.Dataset(arrays, {"step": history.steps, **numbers, **metadata}, about)
 
 
 def to_pandas(history: Samples) -> pd.DataFrame:

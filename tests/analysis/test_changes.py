@@ -50,7 +50,7 @@ def test_layers_count_alike_whatever_the_unit() -> None:
     start, end = [[1, 2], [3, 4]], [[1, 2], [5, 6]]
     thousandfold = [(1000 * np.array(of)).tolist() for of in (start, end)]
     one = layer_changes(changes(run({"entropy": [start, end]})))
-    two = layer_changes(changes(run({"entropy": [start, end], "distance": thousandfold})))
+    two = layer_changes(changes(run({"entropy": [start, end], "attention_distance": thousandfold})))
     for [(stack, sizes)] in (one, two):
         assert stack == "encoder"
         np.testing.assert_allclose(sizes, [0, np.sqrt(2)])  # mean square 1

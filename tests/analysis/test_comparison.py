@@ -13,11 +13,11 @@ from lightning_geo.utils.errors import RunError
 from support.records import make_record
 
 
-def run(values: dict[int, list[list[float]]], metric: str = "entropy", **facts: object) -> GeometryHistory:
+def run(values: dict[int, list[list[float]]], metric: str = "entropy", **metadata: object) -> GeometryHistory:
     """A run of one metric: [layer][head] by step."""
     return GeometryHistory(
         [
-            GeometryRecord({"encoder": {metric: np.array(of, np.float32)}}, step=step, **facts)
+            GeometryRecord({"encoder": {metric: np.array(of, np.float32)}}, step=step, **metadata)
             for step, of in values.items()
         ]
     )
@@ -92,8 +92,8 @@ def test_a_value_that_one_run_alone_has_passes_no_limit() -> None:
     found = compare(a, b)
     assert [row.head for row in found.rows()] == [0]
     assert found.largest("entropy") == np.inf
-    with pytest.raises(RunError, match="'distance' has no value in both runs"):
-        found.largest("distance")
+    with pytest.raises(RunError, match="'attention_distance' has no value in both runs"):
+        found.largest("attention_distance")
 
 
 def test_a_limit_is_on_one_metric_and_not_on_its_family() -> None:
@@ -111,8 +111,10 @@ def test_metrics_are_chosen_as_in_the_monitor() -> None:
     assert names == {"entropy", "drift.query", "drift.key", "drift.value", "drift.output"}
     with pytest.raises(RunError, match="Did you mean 'entropy'"):
         compare(a, b, ["entropie"])
-    with pytest.raises(RunError, match=r"None of distance has values in both runs\. Both have: entropy"):
-        compare(run({0: [[1.0]]}), run({0: [[1.0]]}), ["distance"])
+    with pytest.raises(
+        RunError, match=r"None of attention_distance has values in both runs\. Both have: entropy"
+    ):
+        compare(run({0: [[1.0]]}), run({0: [[1.0]]}), ["attention_distance"])
 
 
 # -- the same inputs, the same model
@@ -122,7 +124,7 @@ def test_metrics_are_chosen_as_in_the_monitor() -> None:
     ("prints", "expected"), [(("x", "x"), "same"), (("x", "y"), "different"), (("x", ""), "batches")]
 )
 def test_the_probe_is_compared(prints: tuple[str, str], expected: str) -> None:
-    a, b = (run({0: [[1.0]]}, probe=probe) for probe in prints)
+    a, b = (run({0: [[1.0]]}, probe_fingerprint=probe) for probe in prints)
     assert compare(a, b).probe == expected
 
 

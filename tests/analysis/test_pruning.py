@@ -31,9 +31,9 @@ def history(
     importance: NDArray[Any], similarity: NDArray[Any] | None = None, *more: GeometryRecord
 ) -> GeometryHistory:
     layers, heads = importance.shape
-    structure = {"model": "Bert", "stacks": {"encoder": {"heads": [heads] * layers}}}
+    model = {"class": "Bert", "stacks": {"encoder": {"heads": [heads] * layers}}}
     matrices = {} if similarity is None else {"encoder": {"head_similarity": similarity}}
-    record = GeometryRecord({"encoder": {"importance": importance}}, structure, matrices, step=7)
+    record = GeometryRecord({"encoder": {"importance": importance}}, model, matrices, step=7)
     return GeometryHistory([record, *more])
 
 

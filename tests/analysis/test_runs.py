@@ -124,7 +124,7 @@ def test_series_leave_out_what_this_version_does_not_know() -> None:
         "encoder": {
             "entropy": np.array([[1.0, np.inf], [np.nan, 3.0]]),
             "of_tomorrow": np.ones((2, 2)),
-            "distance": np.ones((2, 2, 2)),  # an axis too many
+            "attention_distance": np.ones((2, 2, 2)),  # an axis too many
             "self_mass": np.full((2, 2), np.nan),
         }
     }
@@ -144,11 +144,11 @@ def test_layers_and_heads_come_from_the_structure_or_the_arrays() -> None:
     history = GeometryHistory([make_record(layers=4, heads=5, metrics=["entropy"])])
     assert layout(history) == {"encoder": (5,) * 4}
     assert describe_layout(history) == "Tiny (encoder: 4 layers × 5 heads)"
-    for structure in (
+    for model in (
         {},
         {"stacks": None},
         {"stacks": {"encoder": 3}},
         {"stacks": {"encoder": {"heads": ["x"]}}},
     ):
-        history.structure = structure
+        history.model = model
         assert layout(history) == {"encoder": (5,) * 4}

@@ -12,10 +12,10 @@ from lightning_geo.analysis.seed_groups import compare_groups
 from lightning_geo.utils.errors import RunError
 
 
-def runs(values: NDArray[np.float64], **facts: object) -> list[GeometryHistory]:
+def runs(values: NDArray[np.float64], **metadata: object) -> list[GeometryHistory]:
     """A run for each first index, [run, layer, head]."""
     return [
-        GeometryHistory([GeometryRecord({"encoder": {"entropy": of}}, step=60, **facts)]) for of in values
+        GeometryHistory([GeometryRecord({"encoder": {"entropy": of}}, step=60, **metadata)]) for of in values
     ]
 
 
@@ -77,10 +77,10 @@ def test_what_is_no_group_is_refused() -> None:
     other = [GeometryHistory([GeometryRecord({"encoder": {"entropy": noise(3, 1)[0]}}, step=5)])]
     with pytest.raises(RunError, match="no step in common"):
         compare_groups(runs(noise(1, 2)), other)
-    with pytest.raises(RunError, match="No metric of distance"):
-        compare_groups(runs(noise(1, 2)), runs(noise(2, 2)), ["distance"])
+    with pytest.raises(RunError, match="No metric of attention_distance"):
+        compare_groups(runs(noise(1, 2)), runs(noise(2, 2)), ["attention_distance"])
 
 
 def test_other_inputs_are_said() -> None:
-    a = [*runs(noise(1, 1), probe="x"), *runs(noise(2, 1), probe="y")]
+    a = [*runs(noise(1, 1), probe_fingerprint="x"), *runs(noise(2, 1), probe_fingerprint="y")]
     assert any("2 different probes" in note for note in compare_groups(a, []).notes)

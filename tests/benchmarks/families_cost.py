@@ -45,7 +45,7 @@ ADDED = {
     "`projection` without its angles": ["projection_strength", "score_norm_share"],
     "`projection`": ["projection"],
     "`gates`": ["gates"],
-    "`paper`": ["paper"],
+    "`score_spectra`": ["score_spectra"],
     "`importance`": ["importance"],
 }
 

@@ -304,7 +304,7 @@ def whole_step(bench: Bench, batch: int, tokens: int, steps: int, **sizes: int) 
                     enable_progress_bar=False, enable_model_summary=False,
                 )  # fmt: skip
                 trainer.fit(Classifier(), DataLoader(data, batch))  # type: ignore[arg-type]
-                costs = load_history(trainer.log_dir).facts["cost_seconds"]
+                costs = load_history(trainer.log_dir).metadata["cost_seconds"]
             times = clock.steps()  # of steps 1, 2, ...: the even ones are sampled
             skip = 2 if len(times) > 6 else 0  # kernels are compiled in the first
             pairs = list(zip(times[0::2], times[1::2], strict=False))[skip:]

@@ -64,8 +64,8 @@ def write(directory: Path, layers: int, heads: int, samples: int, names: list[st
     sink = RecordFile(directory, "geometry")
     for sample in range(samples):
         stack = {name: values + np.float32(sample / samples) for name, values in base.items()}
-        facts: dict[str, Any] = {"model": "Random", "stacks": {"encoder": structure}}
-        sink.write(GeometryRecord({"encoder": stack}, facts, step=10 * sample, wall_time=time.time()))
+        metadata: dict[str, Any] = {"class": "Random", "stacks": {"encoder": structure}}
+        sink.write(GeometryRecord({"encoder": stack}, metadata, step=10 * sample, wall_time=time.time()))
     sink.close()
 
 

@@ -92,7 +92,7 @@ def measure(way: str, batch: int, length: int, steps: int) -> tuple[float, float
         ratio = statistics.median(s / plain for plain, s in zip(took[0::2], took[1::2], strict=False))
         if way == "eager":
             return ratio, None
-        costs = load_history(str(trainer.log_dir)).facts["cost_seconds"]
+        costs = load_history(str(trainer.log_dir)).metadata["cost_seconds"]
     # the first sample opens the sinks, the pictures are not at every one
     forwards = zip(costs[1:], clock.bare[2::2], strict=False)
     return ratio, statistics.median(cost / bare for cost, bare in forwards)

@@ -90,10 +90,10 @@ def test_compare_says_what_differs_most(runs: Path, capsys: Out) -> None:
     assert "2 common steps, 0 to 50. Compared at step 50." in out
     assert "Same probe" in out
     a, b = (load_history(runs / name / "version_0") for name in "ab")
-    row = next(line.split() for line in out.splitlines() if line.startswith("distance "))
+    row = next(line.split() for line in out.splitlines() if line.startswith("attention_distance "))
     layer, head = int(row[1]), int(row[2])
-    assert float(row[3]) == pytest.approx(a["distance"][-1, layer, head], rel=1e-3)
-    assert float(row[4]) == pytest.approx(b["distance"][-1, layer, head], rel=1e-3)
+    assert float(row[3]) == pytest.approx(a["attention_distance"][-1, layer, head], rel=1e-3)
+    assert float(row[4]) == pytest.approx(b["attention_distance"][-1, layer, head], rel=1e-3)
 
 
 def test_every_further_run_is_compared_with_the_first(runs: Path, capsys: Out) -> None:
@@ -224,16 +224,16 @@ def test_names_cannot_command_the_terminal(tmp_path: Path, capsys: Out) -> None:
 
 
 @pytest.mark.parametrize(
-    "facts",
+    "metadata",
     [{"wall_time": 1e300}, {"wall_time": float("nan")}, {"cost_seconds": float("inf")}, {"step": -(2**61)},
-     {"epoch": 10**30}, {"structure": {"model": 7, "stacks": {"encoder": {"heads": [-1, "x"]}}}},
-     {"structure": {"model": "m" * 100_000}}, {"probe": "\x1b[31m"}],
+     {"epoch": 10**30}, {"model": {"class": 7, "stacks": {"encoder": {"heads": [-1, "x"]}}}},
+     {"model": {"class": "m" * 100_000}}, {"probe_fingerprint": "\x1b[31m"}],
 )  # fmt: skip
-def test_facts_that_make_no_sense_break_no_command(tmp_path: Path, facts: dict[str, object]) -> None:
+def test_metadata_that_makes_no_sense_breaks_no_command(tmp_path: Path, metadata: dict[str, object]) -> None:
     sink = RecordFile(tmp_path / "run", "geometry")
     for step in (0, 50):
         record = make_record(step, metrics=["entropy", "drift.output"])
-        for name, value in facts.items():
+        for name, value in metadata.items():
             setattr(record, name, value)
         sink.write(record)
     sink.close()

@@ -6,7 +6,7 @@ import pytest
 
 from lightning_geo.dashboard.metadata import Series, describe, parse_tag, tag_of
 from lightning_geo.metrics.selection import select, spec_of
-from lightning_geo.storage.events import facts_tag, record_event, session_tag
+from lightning_geo.storage.events import metadata_tag, record_event, session_tag
 from support.records import make_record
 
 
@@ -26,7 +26,7 @@ def test_tags_and_series_are_each_others_inverse() -> None:
 @pytest.mark.parametrize(
     "tag",
     [
-        facts_tag("geometry"),
+        metadata_tag("geometry"),
         session_tag("geometry"),
         "loss",
         "",

@@ -196,7 +196,7 @@ def test_numbers_and_picture_are_saved(page: Page, address: str, runs: Path, tmp
 
 def test_every_view_shows_every_kind_of_metric(page: Page, address: str, runs: Path) -> None:
     tab = Tab(page, address, "run=hot&other=calm&picked=1.2_0.")
-    for metric in ("entropy", "cone", "norm", "velocity"):
+    for metric in ("entropy", "cone", "hidden_norm", "velocity"):
         tab.frame.locator("button.metric", has_text=re.compile(f"^{metric}$")).click()
         for view in ("Map", "Compare", "Trace", "Evolution"):
             tab.press(view)
@@ -242,7 +242,7 @@ def test_names_are_text_whatever_they_contain(page: Page, address: str) -> None:
 def test_new_samples_are_shown_without_losing_the_view(page: Page, address: str, runs: Path) -> None:
     shutil.copytree(runs / "calm", runs / "live")
     record = load_history(runs / "live").record(-1)
-    tab = Tab(page, address, "run=calm&metric=distance&picked=1.1")
+    tab = Tab(page, address, "run=calm&metric=attention_distance&picked=1.1")
     run = tab.frame.locator("select[name=run]")
     expect(run.locator("option", has_text="live")).to_have_count(1, timeout=PATIENCE)
     run.select_option("live")
@@ -252,7 +252,7 @@ def test_new_samples_are_shown_without_losing_the_view(page: Page, address: str,
     tab.frame.locator("input[type=range]").fill("2")
     write_run(runs / "live", [replace(record, step=18, wall_time=time.time())])
     expect(tab.step).to_have_text("step 6 of 18", timeout=PATIENCE)  # it stays
-    expect(tab.heading).to_have_text("distance")
+    expect(tab.heading).to_have_text("attention_distance")
     expect(tab.picks).to_have_text(["layer 1, head 1×"])
 
 

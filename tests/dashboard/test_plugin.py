@@ -50,10 +50,11 @@ def now(record: GeometryRecord) -> GeometryRecord:
 def ragged(step: int) -> GeometryRecord:
     """Layers of 2 and 4 heads, an absent value, metrics of other axes, and an unknown name."""
     entropy = np.array([[step, 1, np.nan, np.nan], [np.nan, 2, 3, np.inf]], np.float32)
-    stack = {"entropy": entropy, "norm": np.array([1, step], np.float32), "drift.query": np.float32(step),
+    stack = {"entropy": entropy, "hidden_norm": np.array([1, step], np.float32),
+             "drift.query": np.float32(step),
              "of_a_newer_version": np.full((2, 3, 2), step, np.float16)}  # fmt: skip
     return now(
-        GeometryRecord({"vision": {k: np.asarray(v) for k, v in stack.items()}}, {"model": "Swin"}, step=step)
+        GeometryRecord({"vision": {k: np.asarray(v) for k, v in stack.items()}}, {"class": "Swin"}, step=step)
     )
 
 
@@ -128,7 +129,7 @@ def test_absent_values_and_axes_of_every_kind_arrive(client: Client) -> None:
         found = data(client, run, "vision", "entropy")
         first = [[0, 1, np.nan, np.nan], [np.nan, 2, 3, np.inf]]
         np.testing.assert_array_equal(found.values[0], np.array(first, np.float32))
-    assert data(client, "version_2", "vision", "norm").values.shape == (3, 2, 1)
+    assert data(client, "version_2", "vision", "hidden_norm").values.shape == (3, 2, 1)
     assert data(client, "version_2", "vision", "drift.query").values[:, 0, 0].tolist() == [0, 10, 20]
     assert data(client, "version_2", "vision", "of_a_newer_version").values.shape == (3, 2, 6)
 
@@ -157,11 +158,11 @@ def test_what_the_page_holds_is_not_sent_again(client: Client) -> None:
         assert (again.first, again.steps) == (0, whole.steps)
 
 
-def test_facts_are_those_of_the_last_sample(client: Client) -> None:
-    facts = ask(client, "facts", run="version_10", monitor="geometry").json
-    assert facts["step"] == 299
-    assert facts["probe"] == "cafe"
-    assert facts["structure"]["stacks"]["encoder"]["heads"] == [3, 3]
+def test_metadata_is_that_of_the_last_sample(client: Client) -> None:
+    metadata = ask(client, "metadata", run="version_10", monitor="geometry").json
+    assert metadata["step"] == 299
+    assert metadata["probe_fingerprint"] == "cafe"
+    assert metadata["model"]["stacks"]["encoder"]["heads"] == [3, 3]
 
 
 COMPLETE = {"run": "version_10", "monitor": "geometry", "stack": "encoder", "metric": "entropy"}
@@ -181,8 +182,8 @@ COMPLETE = {"run": "version_10", "monitor": "geometry", "stack": "encoder", "met
         ("data", COMPLETE | {"stack": HOSTILE}, 404, HOSTILE),
         ("data", COMPLETE | {"samples": "many"}, 400, "invalid literal"),
         ("data", COMPLETE | {"samples": "1"}, 400, "`samples` to be at least 2 but got 1"),
-        ("facts", {"run": "version_10", "monitor": "other"}, 404, "No facts of monitor 'other'"),
-        ("facts", {"run": "nowhere", "monitor": "geometry"}, 404, "run 'nowhere'"),
+        ("metadata", {"run": "version_10", "monitor": "other"}, 404, "No metadata of monitor 'other'"),
+        ("metadata", {"run": "nowhere", "monitor": "geometry"}, 404, "run 'nowhere'"),
     ],
 )
 def test_what_is_not_there_is_said_in_plain_text(

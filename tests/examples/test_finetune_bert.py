@@ -40,7 +40,7 @@ def test_other_probes(run, accuracy, tmp_path, probe):
     accuracy(printed)
     history = load_history(tmp_path / "finetune_bert" / "version_0")
     assert ("drift.query" in history) == (probe == "validation")
-    assert bool(history.facts["probe"][0]) == (probe == "validation")
+    assert bool(history.metadata["probe_fingerprint"][0]) == (probe == "validation")
     # weights after the last step have no training forward of their own
     assert history.steps.tolist() == ([0, 1, 2, 3] if probe == "validation" else [0, 1, 2])
 

@@ -18,7 +18,7 @@ def test_starts_where_full_fine_tuning_starts(run, accuracy, tmp_path):
     assert 0 < int(trained.replace(",", "")) < 0.02 * int(every.replace(",", ""))
     run("finetune_bert.py", *SMALL)
     lora, full = (load_history(tmp_path / name / "version_0") for name in ("finetune_lora", "finetune_bert"))
-    assert lora.facts["probe"][0] == full.facts["probe"][0]
+    assert lora.metadata["probe_fingerprint"][0] == full.metadata["probe_fingerprint"][0]
     # an adapter begins as zero; the two part with the first update
     for metric in ("entropy", "effective_rank.value"):
         np.testing.assert_allclose(lora[metric][0], full[metric][0], rtol=1e-4)

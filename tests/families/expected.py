@@ -53,7 +53,7 @@ def entropy(layer: Layer) -> dict[str, Array]:
     }
     missing = 1 - np.where(layer.visible[:, None], layer.probabilities, 0.0).sum(-1)
     if (missing * layer.queries[:, None]).max() > 1e-3:  # only sinks take anything away
-        result["sink_mass"] = _over_rows(missing, layer.queries)
+        result["learned_sink_mass"] = _over_rows(missing, layer.queries)
     if layer.scores is not None:
         seen = layer.visible & layer.queries[:, :, None]
         result["max_logit"] = np.where(seen[:, None], layer.scores, -np.inf).max((0, 2, 3))
@@ -85,7 +85,7 @@ def pattern(layer: Layer) -> dict[str, Array]:
         "first_mass": first[:, None, None, :],
         "backward_mass": j < i,
         "forward_mass": j > i,
-        "distance": np.abs(i - j),
+        "attention_distance": np.abs(i - j),
     }
     return {name: _over_rows((p * weight).sum(-1), layer.queries) for name, weight in weights.items()}
 
@@ -148,7 +148,7 @@ def stream(layer: Layer) -> dict[str, Array]:
         change = np.linalg.norm(x - before, axis=-1, keepdims=True)
         change = change / np.linalg.norm(before, axis=-1, keepdims=True)
     per_token = {
-        "norm": length,
+        "hidden_norm": length,
         "skewness": stats.skew(x, axis=-1)[..., None],
         "kurtosis": stats.kurtosis(x, axis=-1)[..., None],
         "update_ratio": change,

@@ -103,6 +103,6 @@ def test_nothing_is_recorded_that_the_reference_does_not_define(
         for spec in CATALOG.values():
             of_block = spec.name == "update_ratio"
             if (layers[0].cross and (spec.self_attention or of_block)) or (
-                spec.name == "sink_mass" and name != "gpt_oss"
+                spec.name == "learned_sink_mass" and name != "gpt_oss"
             ):
                 assert np.isnan(record.stacks[stack].get(spec.name, np.nan)).all(), f"{stack}/{spec.name}"

@@ -40,7 +40,7 @@ def assert_matches(statistics: AttentionStatistics, p: torch.Tensor, shift: int 
         "next_mass": (p * (behind == -1)).sum(-1),
         "backward_mass": (p * (behind > 0)).sum(-1),
         "forward_mass": (p * (behind < 0)).sum(-1),
-        "distance": (p * behind.abs()).sum(-1),
+        "attention_distance": (p * behind.abs()).sum(-1),
         "received": p.sum(-2),
     }
     for name, value in expected.items():
@@ -180,9 +180,9 @@ def test_what_always_holds(seed, queries, keys, size, causal, alignment, dtype):
     assert (x["entropy"] <= x["visible_keys"].log() + slack).all()
     assert (1 / x["concentration"] <= x["entropy"].exp() * (1 + slack)).all()
     assert (x["concentration"] <= x["max_probability"] + slack).all()
-    assert (x["distance"] <= max(queries, keys) + abs(keys - queries)).all()
+    assert (x["attention_distance"] <= max(queries, keys) + abs(keys - queries)).all()
     torch.testing.assert_close(x["special_mass"], torch.ones_like(around), rtol=0, atol=slack)
-    torch.testing.assert_close(x["sink_mass"], 1 / (1 + x["logsumexp"].exp()), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(x["learned_sink_mass"], 1 / (1 + x["logsumexp"].exp()), rtol=1e-5, atol=1e-6)
 
 
 def test_shifting_scores_changes_only_their_level():
@@ -245,12 +245,12 @@ def test_some_statistics_of_some_rows():
     query, key = qk()
     rows = torch.tensor([[3, 0], [1, 1]])
     whole = attention_statistics(query, key)
-    part = attention_statistics(query, key, statistics=["entropy", "distance"], queries=rows)
-    for field in ("entropy", "distance"):
+    part = attention_statistics(query, key, statistics=["entropy", "attention_distance"], queries=rows)
+    for field in ("entropy", "attention_distance"):
         expected = getattr(whole, field).gather(2, rows[:, None].expand(-1, H, -1))
         torch.testing.assert_close(getattr(part, field), expected)
     assert part.received is None
-    assert attention_statistics(query, key, statistics="entropy").distance is None
+    assert attention_statistics(query, key, statistics="entropy").attention_distance is None
 
 
 def test_says_which_backend_it_picked(caplog):

@@ -18,6 +18,7 @@ from lightning_geo.functional import (
     token_norm,
     update_ratio,
 )
+from lightning_geo.metrics.registry import reads_of
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -120,9 +121,10 @@ def test_the_mean_of_each_plane_is_the_public_function():
     x = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(1))
     before, mask = x + 1, torch.tensor([[True] * 5, [True] * 2 + [False] * 3])
     statistics = stream_statistics(x, mask, before)
-    functions = {"norm": token_norm, "skewness": skewness, "kurtosis": kurtosis}
+    functions = {"hidden_norm": token_norm, "skewness": skewness, "kurtosis": kurtosis}
     for name, function in functions.items():
-        plane = metric_function(name)(getattr(statistics, name))
+        (field,) = reads_of(name)
+        plane = metric_function(name)(getattr(statistics, field))
         assert torch.equal(plane.nanmean(-1), function(x, mask))
     assert torch.equal(statistics.update_ratio.nanmean(-1), update_ratio(x, before, mask))
     torch.testing.assert_close(torch.linalg.vector_norm(statistics.directions, dim=-1), cone_index(x, mask))

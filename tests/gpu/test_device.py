@@ -119,8 +119,8 @@ def test_positions_are_exact_in_long_rows() -> None:
     query, key = torch.full((1, 1, 1, 16), 5.0), torch.zeros(1, 1, keys, 16)
     key[0, 0, 65_432] = 5.0
     got = attention_statistics(query.cuda().bfloat16(), key.cuda().bfloat16(), backend="triton")
-    assert got.distance is not None
-    assert abs(got.distance.item() - 65_432) < 0.1
+    assert got.attention_distance is not None
+    assert abs(got.attention_distance.item() - 65_432) < 0.1
 
 
 SANITIZED = """

@@ -128,7 +128,7 @@ def _left_out(record: Any) -> dict[str, list[str]]:
 
 def _rows(record: Any) -> list[Row]:
     rows = []
-    for stack, structure in record.structure["stacks"].items():
+    for stack, structure in record.model["stacks"].items():
         arrays = {name: record.stacks[stack][name] for name in KNOWN if name in record.stacks.get(stack, {})}
         for index, (module, heads) in enumerate(zip(structure["modules"], structure["heads"], strict=True)):
             numbers = {

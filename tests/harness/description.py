@@ -9,7 +9,8 @@ __all__ = ["BY_HAND", "ENTROPY", "MODULES", "PATTERN", "SIMPLE_TREES", "WINDOWS"
 
 ENTROPY = ("entropy", "normalized_entropy", "concentration", "max_probability", "max_logit", "key_entropy")
 PATTERN = (
-    "self_mass", "previous_mass", "next_mass", "first_mass", "backward_mass", "forward_mass", "distance",
+    "self_mass", "previous_mass", "next_mass", "first_mass", "backward_mass", "forward_mass",
+    "attention_distance",
 )  # fmt: skip
 
 #: Ways to compute attention with a softmax that the model itself calls.

@@ -167,12 +167,12 @@ def _swap_heads(record: Any) -> None:
 
 
 def _swap_rows(record: Any) -> None:
-    record.structure["stacks"]["layers"]["modules"].reverse()
+    record.model["stacks"]["layers"]["modules"].reverse()
     _swap_layers(record)
 
 
 def _drop_metric(record: Any) -> None:
-    del record.stacks["layers"]["distance"]
+    del record.stacks["layers"]["attention_distance"]
 
 
 def _drop_layer(record: Any) -> None:
@@ -186,20 +186,20 @@ def _drop_one_number(record: Any) -> None:
 
 def _add_row(record: Any) -> None:
     record.stacks["other"] = copy.deepcopy(record.stacks["layers"])
-    record.structure["stacks"]["other"] = {"modules": ["norm", None], "heads": [2, 2]}
+    record.model["stacks"]["other"] = {"modules": ["norm", None], "heads": [2, 2]}
 
 
 def _unnamed(record: Any) -> None:
-    record.structure["stacks"]["layers"]["modules"][1] = ""
+    record.model["stacks"]["layers"]["modules"][1] = ""
 
 
 def _one_head_more(record: Any) -> None:
-    record.structure["stacks"]["layers"]["heads"][0] = 3
+    record.model["stacks"]["layers"]["heads"][0] = 3
 
 
 def _call_it_cross(record: Any) -> None:
     record.stacks["layers.cross"] = record.stacks.pop("layers")
-    record.structure["stacks"]["layers.cross"] = record.structure["stacks"].pop("layers")
+    record.model["stacks"]["layers.cross"] = record.model["stacks"].pop("layers")
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def _call_it_cross(record: Any) -> None:
         (_swap_layers, "expected ["),
         (_swap_heads, "entropy: expected ["),
         (_swap_rows, "expected in row"),
-        (_drop_metric, "distance: expected"),
+        (_drop_metric, "attention_distance: expected"),
         (_drop_layer, "got nothing"),
         (_drop_one_number, "nan]"),
         (_add_row, "numbers of nothing that was computed: other[0], 'norm'"),
@@ -227,16 +227,18 @@ def test_a_changed_record_is_found(sound: tuple[Any, Any], change: Callable[[Any
 def test_what_is_absent_needs_a_reason_and_leave(sound: tuple[Any, Any]) -> None:
     record, truth = copy.deepcopy(sound)
     _drop_metric(record)
-    changed = SimpleNamespace(stacks=record.stacks, structure=record.structure, coverage=None)
-    assert all(fault.endswith("without a reason") for fault in compare(changed, truth, ["distance"]))
-    assert len(compare(changed, truth, ["distance"])) == 2
+    changed = SimpleNamespace(stacks=record.stacks, model=record.model, coverage=None)
+    assert all(
+        fault.endswith("without a reason") for fault in compare(changed, truth, ["attention_distance"])
+    )
+    assert len(compare(changed, truth, ["attention_distance"])) == 2
     changed.coverage = {"left_out": {"positions are not known": ["layers.0.attn"]}}
-    (fault,) = compare(changed, truth, ["distance"])
+    (fault,) = compare(changed, truth, ["attention_distance"])
     assert fault.startswith("'layers.1.attn'")
     changed.coverage = SimpleNamespace(
         left_out={"positions are not known": ["layers.0.attn", "layers.1.attn"]}
     )
-    assert compare(changed, truth, ["distance"]) == []
+    assert compare(changed, truth, ["attention_distance"]) == []
     assert len(compare(changed, truth)) == 2, "a reason alone is no leave"
 
 

@@ -148,7 +148,7 @@ def numbers(facts: Facts) -> Numbers:
             weights = {
                 "self_mass": i == j, "previous_mass": j == i - 1, "next_mass": j == i + 1,
                 "first_mass": first[None], "backward_mass": j < i, "forward_mass": j > i,
-                "distance": np.abs(i - j),
+                "attention_distance": np.abs(i - j),
             }  # fmt: skip
             planes |= {
                 name: (q * np.broadcast_to(w, (queries, keys))[rows]).sum(-1) for name, w in weights.items()

@@ -632,7 +632,7 @@ class Tolerance:
 TOLERANCES = {
     "logsumexp": Tolerance(1e-5, 1e-6),
     "max_logit": Tolerance(1e-5, 1e-6),
-    "distance": Tolerance(1e-5, 3e-6),
+    "attention_distance": Tolerance(1e-5, 3e-6),
     "received": Tolerance(1e-5, 1e-5),
     "visible_keys": Tolerance(0.0, 0.0),
 }

@@ -18,12 +18,12 @@ Array = NDArray[Any]
 
 ROW_FIELDS = (
     "visible_keys", "logsumexp", "entropy", "concentration", "max_probability", "max_logit", "self_mass",
-    "previous_mass", "next_mass", "first_mass", "backward_mass", "forward_mass", "distance",
+    "previous_mass", "next_mass", "first_mass", "backward_mass", "forward_mass", "attention_distance",
 )  # fmt: skip
 
 
 def naive(arguments: dict[str, Any]) -> dict[str, Array]:
-    """All statistics as float64 arrays; ``special_mass`` and ``sink_mass`` where they are defined."""
+    """All statistics as float64 arrays; ``special_mass`` and ``learned_sink_mass`` where they are defined."""
     query, key = (arguments[name].double().numpy() for name in ("query", "key"))
     batch, heads, queries, dim = query.shape
     keys = key.shape[2]
@@ -34,7 +34,11 @@ def naive(arguments: dict[str, Any]) -> dict[str, Array]:
     real = np.ones((batch, queries), bool) if (q := arguments.get("query_mask")) is None else q.numpy()
     special, sinks = arguments.get("special"), arguments.get("sinks")
 
-    names = [*ROW_FIELDS, *(["special_mass"] * (special is not None)), *(["sink_mass"] * (sinks is not None))]
+    names = [
+        *ROW_FIELDS,
+        *(["special_mass"] * (special is not None)),
+        *(["learned_sink_mass"] * (sinks is not None)),
+    ]
     result = {name: np.full((batch, heads, queries), np.nan) for name in names}
     result["live"] = np.zeros((batch, heads, queries), bool)
     result["received"] = np.zeros((batch, heads, keys))
@@ -65,7 +69,7 @@ def naive(arguments: dict[str, Any]) -> dict[str, Array]:
                             row["special_mass"] = p[special[b].numpy()].sum()
                         if sinks is not None:
                             sink = sinks[h].double().numpy()
-                            row["sink_mass"] = scipy.special.softmax([*scores, sink])[-1]
+                            row["learned_sink_mass"] = scipy.special.softmax([*scores, sink])[-1]
                         result["received"][b, h] += p
                     else:
                         result["received"][b, h] = np.nan
@@ -91,7 +95,7 @@ def _row(scores: Array, p: Array, position: int, first: int | None) -> dict[str,
         "first_mass": at(first),
         "backward_mass": sum(p[j] for j in range(len(p)) if j < position),
         "forward_mass": sum(p[j] for j in range(len(p)) if j > position),
-        "distance": sum(p[j] * abs(j - position) for j in range(len(p))),
+        "attention_distance": sum(p[j] * abs(j - position) for j in range(len(p))),
     }
 
 

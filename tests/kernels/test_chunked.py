@@ -219,5 +219,5 @@ def test_positions_are_exact_in_long_rows():
     query, key = torch.full((1, 1, 1, 1), 50.0), torch.zeros(1, 1, keys, 1)
     key[0, 0, 4321] = 1.0
     got = chunked(problem_of({"query": query, "key": key}))
-    np.testing.assert_allclose(got.distance.item(), 4321, rtol=1e-7)
+    np.testing.assert_allclose(got.attention_distance.item(), 4321, rtol=1e-7)
     assert got.received.argmax() == 4321

@@ -61,7 +61,7 @@ def test_a_failure_speaks_for_its_kind_of_call_alone(failing):
 def test_another_run_tries_again(failing, tmp_path):
     problem = problem_of(CASES["plain"]())
     for count in (1, 2):
-        fit(tmp_path, Lit(bert), GeometryMonitor(50, metrics=["norm"]), steps=1)
+        fit(tmp_path, Lit(bert), GeometryMonitor(50, metrics=["hidden_norm"]), steps=1)
         for _ in range(2):
             kernels._run("attention", "auto", OnDevice(), problem)
         assert len(failing) == count

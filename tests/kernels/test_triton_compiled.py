@@ -148,7 +148,7 @@ def test_the_check_fails_on_a_tile_that_spills(capability: int) -> None:
     ("wanted", "most"),
     [
         ({"logsumexp", "entropy"}, 7.6),
-        ({"logsumexp", "entropy", "concentration", "distance", "backward_mass"}, 11.0),
+        ({"logsumexp", "entropy", "concentration", "attention_distance", "backward_mass"}, 11.0),
         (set(STATISTICS) - {"special_mass"}, 11.0),
     ],
 )

@@ -108,7 +108,7 @@ def test_no_value_and_one_value_can_be_drawn(values: NDArray[np.float32]) -> Non
 @example("vision_model.encoder.second/effective_rank.output", 10**7)
 def test_titles_end_on_the_page(title: str, step: int) -> None:
     values = np.array([[123456.0, 98765.0]], np.float32)
-    page = pixels(draw(values, CATALOG["distance"], title, step))
+    page = pixels(draw(values, CATALOG["attention_distance"], title, step))
     assert (page[:TOP, -2:] == 255).all()
 
 

@@ -86,9 +86,9 @@ def test_pictures_decode_and_are_at_most_ten(tmp_path: Path) -> None:
     logger = TensorBoardLogger(tmp_path)
     (sink,) = open_sinks([logger], max_steps=1450)
     for step in range(0, 1500, 50):
-        sink.write(make_record(step, metrics=["entropy", "distance"]), final=step == 1450)
+        sink.write(make_record(step, metrics=["entropy", "attention_distance"]), final=step == 1450)
     run = read(logger.log_dir)
-    assert tags(run, "images") == ["geometry_entropy/entropy", "geometry_pattern/distance"]
+    assert tags(run, "images") == ["geometry_entropy/entropy", "geometry_pattern/attention_distance"]
     events = run.Tensors("geometry_entropy/entropy")
     assert len(events) == 10
     assert (events[0].step, events[-1].step) == (0, 1450)
@@ -143,16 +143,16 @@ def test_two_monitors_and_the_users_own_layout_are_all_shown(tmp_path: Path) -> 
     (first,) = open_sinks([logger])
     (second,) = open_sinks([logger], name="train")
     first.write(make_record(0, metrics=["entropy"]))
-    second.write(make_record(0, metrics=["entropy", "distance"], seed=1))
+    second.write(make_record(0, metrics=["entropy", "attention_distance"], seed=1))
     first.write(make_record(50, metrics=["entropy"]))
     assert layout_of(read(logger.log_dir)) == {
         "train_entropy": ["entropy"],
-        "train_pattern": ["distance"],
+        "train_pattern": ["attention_distance"],
         "geometry_entropy": ["entropy"],
         "mine": ["losses"],
     }
     assert load_history(logger.log_dir, "geometry").steps.tolist() == [0, 50]
-    assert load_history(logger.log_dir, "train").keys() == ["entropy", "distance"]
+    assert load_history(logger.log_dir, "train").keys() == ["entropy", "attention_distance"]
 
 
 def test_a_resumed_run_takes_over_and_voids_nothing_of_the_users(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def test_a_record_is_what_the_functions_give_by_hand(
     for index, layer in enumerate(model.layers):
         query, key, _ = layer.heads(x)
         by_hand = attention_statistics(query, key, mask=valid[:, None, None], query_mask=valid)
-        for name in ("entropy", "self_mass", "previous_mass", "distance"):
+        for name in ("entropy", "self_mass", "previous_mass", "attention_distance"):
             plane = getattr(by_hand, name)  # [B, H, N]; NaN in padded rows
             expected = plane.nanmean(-1).mean(0).detach().numpy()
             np.testing.assert_allclose(record[name][index], expected, rtol=1e-5, err_msg=name)
@@ -108,9 +108,9 @@ def test_a_batch_is_a_mapping_a_tuple_or_a_tensor(model: Model, batch: dict[str,
 
 def test_a_record_says_what_it_is_of(model: Model, batch: dict[str, Tensor]) -> None:
     record = measure(model, batch)
-    assert list(record.stacks) == list(record.structure["stacks"]) == ["layers"]
-    assert record.structure["model"] == "Model"
-    assert "layers.2" in repr(record.structure)
+    assert list(record.stacks) == list(record.model["stacks"]) == ["layers"]
+    assert record.model["class"] == "Model"
+    assert "layers.2" in repr(record.model)
     assert record.cost_seconds > 0
     assert record.wall_time > 0
     assert not [key for key in record if key.split(".")[0] in ("drift", "velocity")]
@@ -126,7 +126,8 @@ def test_metrics_chooses_what_is_measured(model: Model, batch: dict[str, Tensor]
     for key in some:
         np.testing.assert_allclose(some[key], whole[key], rtol=1e-6)
     assert set(measure(model, batch, metrics="pattern")) == {
-        "self_mass", "previous_mass", "next_mass", "first_mass", "backward_mass", "forward_mass", "distance"
+        "self_mass", "previous_mass", "next_mass", "first_mass", "backward_mass", "forward_mass",
+        "attention_distance"
     }  # fmt: skip
 
 

@@ -114,7 +114,7 @@ def test_intervals_cover_the_exact_value():
     call = activations()
     exact = record_of(call, None)
     names = [name for name in METRICS if f"{name}.stderr" in record_of(call, SIZE)]
-    assert {"entropy", "normalized_entropy", "concentration", "self_mass", "distance"} <= set(names)
+    assert {"entropy", "normalized_entropy", "concentration", "self_mass", "attention_distance"} <= set(names)
     hits = {name: [] for name in names}
     estimates = {name: [] for name in names}
     for draw in range(1000):
@@ -123,7 +123,7 @@ def test_intervals_cover_the_exact_value():
             error = np.abs(got[name] - exact[name])
             hits[name].append(error <= 1.96 * got[f"{name}.stderr"])
             estimates[name].append(got[name])
-    for name in ("entropy", "normalized_entropy", "concentration", "max_probability", "distance"):
+    for name in ("entropy", "normalized_entropy", "concentration", "max_probability", "attention_distance"):
         coverage = np.mean(hits[name])
         assert 0.93 <= coverage <= 0.97, f"{name}: {coverage:.3f}"
         mean, spread = np.mean(estimates[name], 0), np.std(estimates[name], 0)

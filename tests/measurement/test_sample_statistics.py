@@ -192,7 +192,7 @@ def test_only_what_was_asked_for_is_kept() -> None:
 
     assert kept("metric:entropy") == {"broken", "row(entropy).total", "row(entropy).count"}
     assert kept("max_logit") == {"broken", "max_logit"}
-    assert kept("norm") == {"tokens(norm).total", "tokens(norm).count"}
+    assert kept("hidden_norm") == {"tokens(hidden_norm).total", "tokens(hidden_norm).count"}
     assert kept("effective_rank.value") == {"value.count", "value.sum", "value.second"}
     assert kept("qk_alignment") == {f"{r}.{p}" for r in ("query", "key") for p in ("count", "sum", "second")}
     assert kept("redundancy") == {"heads.count", "heads.sum", "heads.second"}

@@ -133,20 +133,20 @@ def test_what_is_not_there_is_a_key_error_that_lists_what_is(key: str) -> None:
         lookup(stacks, key)
 
 
-def test_facts_are_json_and_everything_but_the_arrays() -> None:
+def test_metadata_is_json_and_everything_but_the_arrays() -> None:
     record = make_record(50)
-    facts = json.loads(json.dumps(record.facts()))
-    assert GeometryRecord(record.stacks, **facts).facts() == record.facts()
-    assert facts["step"] == 50
+    metadata = json.loads(json.dumps(record.metadata()))
+    assert GeometryRecord(record.stacks, **metadata).metadata() == record.metadata()
+    assert metadata["step"] == 50
 
 
 def test_summaries_are_means_but_for_the_largest_logit() -> None:
-    record = make_record(stacks=("a", "b"), metrics=["entropy", "max_logit", "norm"])
+    record = make_record(stacks=("a", "b"), metrics=["entropy", "max_logit", "hidden_norm"])
     record.stacks["a"]["entropy"][0] = np.nan
-    record.stacks["b"]["norm"][:] = np.nan
+    record.stacks["b"]["hidden_norm"][:] = np.nan
     record.stacks["b"]["max_logit"][0, 0] = np.inf
     found = record.summaries()
-    assert "b/norm" not in found  # nothing to summarise: left out, never 0
+    assert "b/hidden_norm" not in found  # nothing to summarise: left out, never 0
     assert found["a/entropy"] == pytest.approx(record["a/entropy"][1].mean())
     assert found["b/entropy"] == pytest.approx(record["b/entropy"].mean())
     assert found["a/max_logit"] == record["a/max_logit"].max()

@@ -171,7 +171,7 @@ def test_trainers_that_take_turns_keep_their_probes_and_baselines(tmp_path: Path
         go_on(f"{name}-alone", begin(f"{name}-alone", GeometryMonitor(1, metrics=["entropy", "drift"])))
         history, alone = (load_history(tmp_path / n / "version_0") for n in (name, f"{name}-alone"))
         assert history.steps.tolist() == alone.steps.tolist() == [0, 1, 2, 3, 4]
-        assert len(set(history.facts["probe"])) == 1
+        assert len(set(history.metadata["probe_fingerprint"])) == 1
         for key in alone:
             np.testing.assert_array_equal(history[key], alone[key], err_msg=key)
 

@@ -34,7 +34,7 @@ def assert_close(ours: GeometryRecord, theirs: GeometryRecord, *, divided: bool 
 
     Roots of small eigenvalues then show the rounding of sums.
     """
-    assert ours.structure["stacks"] == theirs.structure["stacks"]
+    assert ours.model["stacks"] == theirs.model["stacks"]
     for key in theirs:
         spectral = spec_of(key).kind in ("moments", "bases", "heads")
         tolerance = 1e-3 if divided and spectral else 1e-6
@@ -95,7 +95,7 @@ def test_fast_dev_run_measures_and_leaves_no_files(tmp_path: Path) -> None:
 # -- what a record says
 
 
-def test_facts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_metadata(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     began = time.time()
     with caplog.at_level(logging.INFO, "pytorch_lightning"):
         monitor = GeometryMonitor(2, **QUIET)
@@ -111,11 +111,11 @@ def test_facts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for record in found:
         assert began <= record.wall_time - record.cost_seconds <= record.wall_time <= time.time()
         assert record.cost_seconds > 0
-        assert re.fullmatch("[0-9a-f]{16}", record.probe)
-        assert record.probe == found[0].probe
+        assert re.fullmatch("[0-9a-f]{16}", record.probe_fingerprint)
+        assert record.probe_fingerprint == found[0].probe_fingerprint
         modules = [f"bert.encoder.layer.{i}.attention.self" for i in range(2)]
-        assert record.structure == {
-            "model": "BertForSequenceClassification",
+        assert record.model == {
+            "class": "BertForSequenceClassification",
             "stacks": {"bert.encoder": {"modules": modules, "heads": [4, 4]}},
         }
     means = {f"geometry/{name}": value for name, value in found[-1].summaries().items()}
@@ -165,7 +165,7 @@ def test_a_step_of_several_batches_is_one_measurement_of_them_all(tmp_path: Path
     fit(tmp_path, module, monitor, steps=3, accumulate_grad_batches=3)
     found = records(tmp_path)
     assert_close(found[0], alone, divided=True)
-    assert [(r.step, r.batches_seen, r.probe) for r in found] == [(0, 0, ""), (2, 6, "")]
+    assert [(r.step, r.batches_seen, r.probe_fingerprint) for r in found] == [(0, 0, ""), (2, 6, "")]
     assert "drift" not in found[1]
     assert all(record.cost_seconds > 0 for record in found)
 
@@ -212,7 +212,7 @@ def test_several_models_get_a_prefix_each(source: Any, tmp_path: Path) -> None:
     fit(tmp_path, module, GeometryMonitor(1, source=source, probe_size=4, **QUIET), steps=1)
     found = records(tmp_path)[0]
     assert list(found.stacks) == ["policy.transformer", "reference.bert.encoder"]
-    assert found.structure["model"] == "GPT2LMHeadModel, BertForSequenceClassification"
+    assert found.model["class"] == "GPT2LMHeadModel, BertForSequenceClassification"
     for prefix, record in alone.items():
         (stack,) = record.stacks
         for metric in record:
@@ -272,7 +272,7 @@ def test_the_probe_is_recorded_from_the_sanity_check_or_else_from_the_first_step
     assert_close(found["first step"], measure(module.model, next(iter(loader())), special_token_ids=[1]))
     alone = measure(module.model, seven, special_token_ids=[1])
     for name, record in found.items():
-        assert (record.probe == found["batch"].probe) == (name != "first step"), name
+        assert (record.probe_fingerprint == found["batch"].probe_fingerprint) == (name != "first step"), name
         if name != "first step":
             assert_close(record, alone, divided=True)
 

@@ -53,7 +53,7 @@ def assert_equal(ours: GeometryHistory, theirs: GeometryHistory) -> None:
     assert ours.keys() == theirs.keys()
     for key in theirs:
         np.testing.assert_array_equal(ours[key], theirs[key], err_msg=key)
-    assert ours.facts["probe"].tolist() == theirs.facts["probe"].tolist()
+    assert ours.metadata["probe_fingerprint"].tolist() == theirs.metadata["probe_fingerprint"].tolist()
     for sample in range(len(theirs)):
         mine, other = ours.record(sample).matrices, theirs.record(sample).matrices
         assert {stack: set(arrays) for stack, arrays in mine.items()} == {s: set(a) for s, a in other.items()}
@@ -291,4 +291,4 @@ def test_the_cost_of_a_sample_is_that_of_observing_too(
 
     monkeypatch.setattr(SampleStatistics, "attention", slow)
     fit(tmp_path, Classifier(), GeometryMonitor(every_n_steps=2, source=source), steps=3)
-    assert (history_of(tmp_path).facts["cost_seconds"] >= 0.4).all()  # two layers
+    assert (history_of(tmp_path).metadata["cost_seconds"] >= 0.4).all()  # two layers

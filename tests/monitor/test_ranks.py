@@ -87,8 +87,8 @@ def results(directory: Path, scenario: str) -> list[dict[str, Any]]:
 
 
 def assert_same(one: GeometryRecord, other: GeometryRecord, tolerance: float) -> None:
-    for fact in ("step", "epoch", "batches_seen", "probe", "structure"):
-        assert getattr(one, fact) == getattr(other, fact)
+    for field in ("step", "epoch", "batches_seen", "probe_fingerprint", "model"):
+        assert getattr(one, field) == getattr(other, field)
     names = one.keys()
     assert other.keys() == names
     for key in names:
@@ -187,5 +187,5 @@ def test_sharded_parameters_switch_to_the_training_batch_and_say_so(directory: P
     assert any('`source="batch"` is used' in warning for warning in first["warnings"])
     assert second["warnings"] == []
     for result in (first, second):
-        assert all(record.probe == "" and "drift" not in record for record in result["records"])
+        assert all(record.probe_fingerprint == "" and "drift" not in record for record in result["records"])
         assert all((record["importance"] > 0).all() for record in result["records"])

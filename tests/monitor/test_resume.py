@@ -63,8 +63,8 @@ def assert_same(history: GeometryHistory, expected: GeometryHistory) -> None:
     assert history.keys() == expected.keys()
     for key in expected:
         np.testing.assert_array_equal(history[key], expected[key], err_msg=key)
-    for fact in ("probe", "epoch", "batches_seen"):
-        np.testing.assert_array_equal(history.facts[fact], expected.facts[fact], err_msg=fact)
+    for field in ("probe_fingerprint", "epoch", "batches_seen"):
+        np.testing.assert_array_equal(history.metadata[field], expected.metadata[field], err_msg=field)
     for sample in range(len(expected)):
         ours, theirs = history.record(sample).matrices, expected.record(sample).matrices
         assert {stack: set(found) for stack, found in ours.items()} == {s: set(f) for s, f in theirs.items()}
@@ -116,7 +116,7 @@ def test_drift_starts_anew_where_the_recorded_probe_is_another(run: Path) -> Non
     assert [DIFFERS in complaint for complaint in complaints] == [True]
     history = load_history(run / "version_0")
     assert history.steps.tolist() == [0, 33, 66, 99, STOPPED]
-    assert len(set(history.facts["probe"])) == 2
+    assert len(set(history.metadata["probe_fingerprint"])) == 2
     assert (history["drift"][1:-1] > 0).all()
     assert np.nanmax(history["drift"][-1]) == 0.0
     assert np.isnan(history["velocity"][-1]).all()

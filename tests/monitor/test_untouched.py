@@ -296,7 +296,7 @@ def test_every_family_leaves_training_untouched(case: str, source: Any, tmp_path
     assert monitor.last_record is not None
     measured = {spec_of(key.rpartition("/")[2]).family for key in monitor.last_record}
     unknown = WITHOUT_LOSS if source == "probe" else WITHOUT_GRADIENT
-    assert {"weights", "projection", "paper", "gates"} <= measured
+    assert {"weights", "projection", "score_spectra", "gates"} <= measured
     assert ("importance" in measured) is (case not in unknown)
 
 

@@ -68,7 +68,7 @@ def test_what_is_left_out_is_counted_and_named(leave_out: LeaveOut) -> None:
     assert record.coverage == {"seen": 4, "measured": 3, "left_out": {REASON: [FIRST]}}
     assert record.summaries()["coverage"] == scalars(record)["geometry/coverage"] == 0.75
     assert np.isnan(record["entropy"]).all(1).tolist() == [True, False, False, False]
-    assert record.structure["stacks"]["bert.encoder"]["heads"][0] == 0
+    assert record.model["stacks"]["bert.encoder"]["heads"][0] == 0
 
 
 class LinearAttention(nn.Module):
@@ -179,7 +179,7 @@ def test_the_share_is_logged_from_the_first_sample_that_lacks_something(
     said = [str(w.message) for w in caught if "GeometryMonitor" in str(w.message)]
     assert said == [f"GeometryMonitor: attention was left out in {FIRST}: {REASON}"]
     history = load_history(tmp_path / "version_0")
-    share = dict(zip(history.steps.tolist(), history.facts["coverage"].tolist(), strict=True))
+    share = dict(zip(history.steps.tolist(), history.metadata["coverage"].tolist(), strict=True))
     assert {step: share[step] for step in range(5)} == {0: 1.0, 1: 0.5, 2: 0.5, 3: 1.0, 4: 1.0}
     assert history.record(1).coverage["left_out"] == {REASON: [FIRST]}
     assert history.record(3).coverage["left_out"] == {}
@@ -193,7 +193,7 @@ def test_a_run_that_lacks_nothing_has_no_such_chart(tmp_path: Path) -> None:
     monitor = GeometryMonitor(1, metrics="metric:entropy")
     runner = fit(tmp_path, Classifier(), monitor, steps=2, data=loader(8))
     assert "geometry/coverage" not in runner.callback_metrics
-    assert load_history(tmp_path / "lightning_geo" / "version_0").facts["coverage"].tolist() == [1.0] * 3
+    assert load_history(tmp_path / "lightning_geo" / "version_0").metadata["coverage"].tolist() == [1.0] * 3
 
 
 def test_a_run_in_which_all_is_left_out_says_why(tmp_path: Path, leave_out: LeaveOut) -> None:

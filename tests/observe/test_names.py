@@ -118,8 +118,8 @@ def test_both_sources_and_strategies_give_the_same_names(name: str, strategy: st
         record = sample(tmp_path / source, build(), source=source, strategy=strategy, **options)
         assert list(record.stacks) == stacks
         if source == "probe":
-            expected = record.structure
-        assert record.structure == expected
+            expected = record.model
+        assert record.model == expected
         assert all(module for stack in expected["stacks"].values() for module in stack["modules"])
 
 

@@ -80,7 +80,7 @@ def test_heads_pruned_during_training_are_compared_with_none_before(source: Any,
     module = Lit(lambda: bert(dropout=0.0))
     change = AtStep(2, lambda model: prune(model, 1, [0, 2]))
     kept, said = run(tmp_path, module, change, source=source)
-    assert [record.structure["stacks"]["bert.encoder"]["heads"] for record in kept] == [
+    assert [record.model["stacks"]["bert.encoder"]["heads"] for record in kept] == [
         *[[4, 4]] * 2, *[[4, 2]] * (3 if source == "probe" else 2)
     ]  # fmt: skip
     assert len(said) == 1

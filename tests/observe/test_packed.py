@@ -33,7 +33,7 @@ from support.packed_models import (
 SPECIAL = [FIRST]
 FAMILIES = ("entropy", "pattern", "cone", "subspace", "stream", "head")
 #: With metrics of few sequences, and those of what projections read: only where weights are seen.
-EVERYTHING = [*FAMILIES, "weights", "projection", "gates", "paper"]
+EVERYTHING = [*FAMILIES, "weights", "projection", "gates", "score_spectra"]
 
 
 @pytest.fixture(autouse=True)
@@ -342,7 +342,10 @@ class Pooling(Hand):
 
 def test_hidden_states_of_other_tokens_are_absent_with_the_reason() -> None:
     numbers = numbers_of((3, 5))
-    tap, statistics = Tap(Pooling()), SampleStatistics(["entropy", "cone.attention", "cone.output", "norm"])
+    tap, statistics = (
+        Tap(Pooling()),
+        SampleStatistics(["entropy", "cone.attention", "cone.output", "hidden_norm"]),
+    )
     with torch.no_grad(), tap.open(statistics):
         tap._model(numbers + 5, numbers)
     assert not tap.failures

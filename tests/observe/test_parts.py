@@ -95,7 +95,7 @@ def test_several_attentions_of_a_module_are_parts_of_its_layer(many: Callable[[]
     second = record["layers.part2/entropy"]
     np.testing.assert_allclose(second[1], model.layers[1].attn.expected(1), atol=1e-5)
     assert np.isnan(second[[0, 2]]).all()
-    about = record.structure["stacks"]["layers.part2"]
+    about = record.model["stacks"]["layers.part2"]
     assert about == {"modules": ["layers.0", "layers.1.attn", "layers.2"], "heads": [0, HEADS, 0]}
 
 
@@ -137,7 +137,7 @@ def test_the_attention_of_a_stage_beside_its_blocks_has_a_row_and_a_stream_of_it
     np.testing.assert_allclose(
         record["entropy"], [attention[i].expected() for i in range(len(attention))], atol=1e-5
     )
-    assert record.structure["stacks"]["model"]["modules"] == [
+    assert record.model["stacks"]["model"]["modules"] == [
         "0.blocks.0.attn", "0.blocks.1.attn", "0.pool", "1.blocks.0.attn", "1.pool"
     ]  # fmt: skip
     assert np.isfinite(record["update_ratio"]).all()
@@ -145,7 +145,7 @@ def test_the_attention_of_a_stage_beside_its_blocks_has_a_row_and_a_stream_of_it
 
 def test_a_model_that_is_itself_an_attention_is_named_by_its_class() -> None:
     record = measured(Attention())
-    assert record.structure["stacks"]["model"]["modules"] == ["Attention"]
+    assert record.model["stacks"]["model"]["modules"] == ["Attention"]
 
 
 def test_a_shared_attention_outside_of_lists_is_numbered_by_call_order() -> None:

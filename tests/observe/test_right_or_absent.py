@@ -52,7 +52,7 @@ def pattern_of(p: Tensor, offset: int) -> dict[str, np.ndarray]:
     distance = torch.arange(p.shape[-2])[:, None] + offset - torch.arange(p.shape[-1])
     weights = {
         "self_mass": distance == 0, "previous_mass": distance == 1, "next_mass": distance == -1,
-        "backward_mass": distance > 0, "forward_mass": distance < 0, "distance": distance.abs(),
+        "backward_mass": distance > 0, "forward_mass": distance < 0, "attention_distance": distance.abs(),
     }  # fmt: skip
     return {name: mean_of((p * weight).sum(-1)) for name, weight in weights.items()}
 
@@ -65,7 +65,7 @@ def rows(record: GeometryRecord) -> dict[str, list[str]]:
     """stack -> modules that attend."""
     return {
         name: [m for m, heads in zip(stack["modules"], stack["heads"], strict=True) if heads]
-        for name, stack in record.structure["stacks"].items()
+        for name, stack in record.model["stacks"].items()
     }
 
 
@@ -183,7 +183,11 @@ def test_memory_given_by_position_is_another_sequence() -> None:
     record = measure(model, (x, memory), metrics=["entropy", "pattern"])
     assert list(record.stacks) == ["model.cross"]
     close(record, "entropy", 0, entropy_of(p))
-    assert not [name for name in record.stacks["model.cross"] if name.endswith("_mass") or name == "distance"]
+    assert not [
+        name
+        for name in record.stacks["model.cross"]
+        if name.endswith("_mass") or name == "attention_distance"
+    ]
 
 
 # -- several attentions in a module
@@ -362,7 +366,7 @@ def test_one_head_in_slices_is_one_head(rows: bool) -> None:
     for layer in model.layers:
         layer.num_heads, layer.size = 1, 32
     record = measure(model, x, metrics=["entropy"])
-    assert [stack["heads"] for stack in record.structure["stacks"].values()] == [[1, 1]]
+    assert [stack["heads"] for stack in record.model["stacks"].values()] == [[1, 1]]
     with torch.no_grad():
         q, k, _ = model.layers[0].heads(x)
     close(record, "entropy", 0, entropy_of(scores_of(q.double(), k.double()).softmax(-1)))
@@ -441,7 +445,7 @@ def test_sam2s_backbone_has_one_row_a_block_with_its_heads() -> None:
     )
     model = transformers.Sam2VisionModel(config).eval()
     record = measure(model, {"pixel_values": torch.randn(1, 3, 64, 64)}, metrics=["entropy"])
-    assert [stack["heads"] for stack in record.structure["stacks"].values()] == [[1, 2, 4, 4, 8]]
+    assert [stack["heads"] for stack in record.model["stacks"].values()] == [[1, 2, 4, 4, 8]]
 
 
 def test_levit_has_one_row_for_each_attention() -> None:

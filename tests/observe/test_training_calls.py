@@ -146,7 +146,7 @@ def test_a_step_that_a_strategy_calls_through_its_wrapper(tmp_path: Path) -> Non
     module = Steps(lambda: bert(dropout=0.0), no_grad_before)
     before = copy.deepcopy(module.model)
     record = sample(tmp_path, module, strategy="ddp", devices=1, use_distributed_sampler=False)
-    assert list(record.structure["stacks"]) == ["bert.encoder"]
+    assert list(record.model["stacks"]) == ["bert.encoder"]
     assert_is_that_of(before, record)
 
 

@@ -136,7 +136,7 @@ def test_a_probe_does_not_begin_behind_a_trained_layer(own: bool, sanity: bool, 
         np.testing.assert_allclose(record["entropy"], truths.by_step[step], atol=1e-5)
     assert np.abs(truths.by_step[4] - truths.by_step[0]).max() > 0.01  # what the embedding learns shows
     batch, _, _ = run(tmp_path / "batch", Parts(own), source="batch")
-    assert batch[0].structure == records[0].structure
+    assert batch[0].model == records[0].model
 
 
 def test_a_step_of_manual_optimization_is_replayed(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_where_nothing_begins_at_the_data_training_itself_is_observed(tmp_path: 
     assert "NeedsTrainer: TypeError" in said[0]
     assert list(records) == [1, 2, 3]
     batch, _, _ = run(tmp_path / "batch", Parts(own=False), source="batch")
-    assert records[1].structure["stacks"] == batch[1].structure["stacks"]
+    assert records[1].model["stacks"] == batch[1].model["stacks"]
 
 
 def test_a_named_module_behind_a_trained_layer_is_replayed_from_the_data_on(tmp_path: Path) -> None:

@@ -31,9 +31,9 @@ def hostile() -> Run:
         GeometryRecord(
             {HOSTILE: {"entropy": np.random.default_rng(s).random((2, 3)), HOSTILE: np.ones((2, 3))},
              f"{HOSTILE}2": {"entropy": np.ones((2, 3)) * s}},
-            {"model": HOSTILE},
+            {"class": HOSTILE},
             step=s,
-            probe=HOSTILE,
+            probe_fingerprint=HOSTILE,
         )
         for s in (0, 9)
     ]  # fmt: skip

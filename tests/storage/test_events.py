@@ -54,9 +54,9 @@ def test_tensorboard_reads_every_tensor() -> None:
     event = through_the_wire(record_event(record, "geometry"))
     assert (event.step, event.wall_time) == (50, record.wall_time)
     tensors = {value.tag: tensor_util.make_ndarray(value.tensor) for value in event.summary.value}
-    facts = json.loads(tensors.pop("lightning_geo/geometry/record").item())
-    assert facts["batches_seen"] == 51
-    assert facts["structure"] == record.structure
+    metadata = json.loads(tensors.pop("lightning_geo/geometry/record").item())
+    assert metadata["batches_seen"] == 51
+    assert metadata["model"] == record.model
     assert tensors.keys() == {f"lightning_geo/geometry/encoder/{key}" for key in select()}
     np.testing.assert_array_equal(tensors["lightning_geo/geometry/encoder/entropy"], record["entropy"])
 
@@ -70,7 +70,7 @@ def test_every_value_names_plugin_and_class() -> None:
 
 def test_a_name_within_a_name_takes_nothing_from_it() -> None:
     event = record_event(make_record(metrics=["entropy"]), "a")
-    event.summary.value.add(tag="lightning_geo/ab/encoder/distance", simple_value=1.0)
+    event.summary.value.add(tag="lightning_geo/ab/encoder/attention_distance", simple_value=1.0)
     event.summary.value.add(tag="geometry/entropy", simple_value=1.0)
     found = parse_record(event)
     assert found is not None
@@ -94,17 +94,17 @@ def test_events_of_others_are_none() -> None:
 
 
 @pytest.mark.parametrize(
-    "facts",
+    "metadata",
     [b"", b"[]", b"\xff", b"[" * 100_000, b'{"format": 1}', b'{"format": "1", "name": "geometry"}',
      b'{"format": 1, "name": 3}', b'{"format": 1, "name": "geometry", "step": "7"}',
      b'{"format": 1, "name": "geometry", "step": 1e400}',
      b'{"format": 1, "name": "geometry", "of_tomorrow": 1}',
-     b'{"format": 1, "name": "geometry", "structure": []}',
+     b'{"format": 1, "name": "geometry", "model": []}',
      b'{"format": 1, "name": "geometry", "step": 9999999999999999999999}'],
 )  # fmt: skip
-def test_what_only_claims_to_be_a_record_is_a_value_error(facts: bytes) -> None:
+def test_what_only_claims_to_be_a_record_is_a_value_error(metadata: bytes) -> None:
     event = record_event(make_record(), "geometry")
-    event.summary.value[0].tensor.string_val[0] = facts
+    event.summary.value[0].tensor.string_val[0] = metadata
     with pytest.raises(ValueError, match=r"no record|JSON|Expecting|codec|newer"):
         parse_record(event)
 
@@ -121,8 +121,8 @@ def test_a_tensor_that_is_none_is_a_value_error() -> None:
 def test_a_newer_format_says_so() -> None:
     event = record_event(make_record(), "geometry")
     value = event.summary.value[0]
-    facts = json.loads(value.tensor.string_val[0])
-    value.tensor.string_val[0] = json.dumps({**facts, "format": 2}).encode()
+    metadata = json.loads(value.tensor.string_val[0])
+    value.tensor.string_val[0] = json.dumps({**metadata, "format": 2}).encode()
     with pytest.raises(ValueError, match="newer version of lightning_geo"):
         parse_record(event)
 

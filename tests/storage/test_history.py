@@ -71,12 +71,12 @@ def test_arrays_are_over_samples_and_equal_the_records(tmp_path: Path) -> None:
     assert history["effective_rank"].shape == (3, 4, 3, len(ROLES))
     np.testing.assert_array_equal(history["effective_rank"], [record["effective_rank"] for record in records])
     assert history["cone"].shape == (3, 4, 3)
-    assert history.facts["epoch"].tolist() == [0, 0, 1]
-    assert history.facts["batches_seen"].tolist() == [1, 51, 121]
-    assert history.facts["wall_time"].tolist() == [record.wall_time for record in records]
-    assert history.facts["cost_seconds"].shape == (3,)
-    assert set(history.facts["probe"]) == {"cafe"}
-    assert history.structure == records[-1].structure
+    assert history.metadata["epoch"].tolist() == [0, 0, 1]
+    assert history.metadata["batches_seen"].tolist() == [1, 51, 121]
+    assert history.metadata["wall_time"].tolist() == [record.wall_time for record in records]
+    assert history.metadata["cost_seconds"].shape == (3,)
+    assert set(history.metadata["probe_fingerprint"]) == {"cafe"}
+    assert history.model == records[-1].model
     assert_same(history.record(-1), records[-1])
     assert "geometry" in repr(history)
     assert "steps 0 to 120" in repr(history)
@@ -93,11 +93,14 @@ def test_several_stacks_are_asked_for_by_name(tmp_path: Path) -> None:
 
 
 def test_what_a_sample_lacks_is_nan() -> None:
-    first, second = make_record(0, metrics=["entropy"]), make_record(50, metrics=["distance", "entropy"])
+    first, second = (
+        make_record(0, metrics=["entropy"]),
+        make_record(50, metrics=["attention_distance", "entropy"]),
+    )
     history = GeometryHistory([first, second])
-    assert history.keys() == ["entropy", "distance"]
-    assert np.isnan(history["distance"][0]).all()
-    np.testing.assert_array_equal(history["distance"][1], second["distance"])
+    assert history.keys() == ["entropy", "attention_distance"]
+    assert np.isnan(history["attention_distance"][0]).all()
+    np.testing.assert_array_equal(history["attention_distance"][1], second["attention_distance"])
     assert np.isfinite(history["entropy"]).all()
 
 

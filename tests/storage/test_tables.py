@@ -21,7 +21,7 @@ def test_xarray_has_named_axes_and_units() -> None:
     for key in ours:
         np.testing.assert_array_equal(theirs[key].values, ours[key])
         assert theirs[key].dims == ("step", "layer", "head")[: ours[key].ndim]
-    assert theirs["distance"].attrs["units"] == "tokens"
+    assert theirs["attention_distance"].attrs["units"] == "tokens"
     assert theirs["entropy"].attrs["meaning"] == CATALOG["entropy"].meaning
     assert theirs.attrs["model"] == "Tiny"
     chosen = theirs["entropy"].sel(step=50, layer=1, head=2)

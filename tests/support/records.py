@@ -33,26 +33,31 @@ def make_record(
     stacks: Iterable[str] = ("encoder",),
     metrics: Iterable[str] | None = None,
     seed: int = 0,
-    **facts: Any,
+    **metadata: Any,
 ) -> GeometryRecord:
     """A record whose values depend on step, seed, stack and metric."""
     names = select() if metrics is None else list(metrics)
-    defaults = {"epoch": step // 100, "batches_seen": step + 1, "wall_time": 1.7e9 + step, "probe": "cafe"}
+    defaults = {
+        "epoch": step // 100,
+        "batches_seen": step + 1,
+        "wall_time": 1.7e9 + step,
+        "probe_fingerprint": "cafe",
+    }
     modules = {s: {"modules": [f"{s}.{i}" for i in range(layers)], "heads": [heads] * layers} for s in stacks}
     return GeometryRecord(
         {
             stack: {name: values_of(name, layers, heads, 1000 * step + 10 * seed + place) for name in names}
             for place, stack in enumerate(stacks)
         },
-        {"model": "Tiny", "stacks": modules},
+        {"class": "Tiny", "stacks": modules},
         step=step,
-        **{**defaults, **facts},
+        **{**defaults, **metadata},
     )
 
 
 def assert_same(ours: GeometryRecord, theirs: GeometryRecord) -> None:
     """Both hold the same, bit for bit."""
-    assert ours.facts() == theirs.facts()
+    assert ours.metadata() == theirs.metadata()
     for mine, other in ((ours.stacks, theirs.stacks), (ours.matrices, theirs.matrices)):
         assert {s: list(a) for s, a in mine.items()} == {s: list(a) for s, a in other.items()}
         for stack, arrays in mine.items():

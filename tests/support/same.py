@@ -78,7 +78,7 @@ def assert_same_records(ours: list[GeometryRecord], theirs: list[GeometryRecord]
     """Equal to the last bit but for the clock."""
     assert [r.step for r in ours] == [r.step for r in theirs]
     for mine, other in zip(ours, theirs, strict=True):
-        assert (mine.probe, mine.structure) == (other.probe, other.structure)
+        assert (mine.probe_fingerprint, mine.model) == (other.probe_fingerprint, other.model)
         assert mine.keys() == other.keys()
         for key in mine.keys():  # noqa: SIM118 (a record is no mapping)
             np.testing.assert_array_equal(mine[key], other[key], err_msg=key)

@@ -16,13 +16,13 @@ export async function fetchIndex() {
   return (await get("index")).json();
 }
 
-async function fetchFacts(run, monitor) {
-  return (await get("facts", { run, monitor })).json();
+async function fetchMetadata(run, monitor) {
+  return (await get("metadata", { run, monitor })).json();
 }
 
-/** The facts of monitors by run. What could not be had is empty, and asked for again after each `retry`. */
-export class Facts {
-  constructor(onchange, load = fetchFacts) {
+/** The metadata of monitors by run. What could not be had is empty, and asked for again after each `retry`. */
+export class Metadata {
+  constructor(onchange, load = fetchMetadata) {
     this.onchange = onchange;
     this.load = load;
     this.entries = new Map();
@@ -30,7 +30,7 @@ export class Facts {
     this.due = new Set();
   }
 
-  /** The facts, or null while they are loading for the first time. */
+  /** The metadata, or null while it is loading for the first time. */
   get(run, monitor) {
     const key = JSON.stringify([run, monitor]);
     if (!this.entries.has(key)) {
@@ -43,13 +43,13 @@ export class Facts {
   }
 
   async _fill(key, run, monitor) {
-    let facts = {}; // a record without readable facts is shown all the same
+    let metadata = {}; // a record without readable metadata is shown all the same
     try {
-      facts = await this.load(run, monitor);
+      metadata = await this.load(run, monitor);
     } catch {
       this.failed.add(key);
     }
-    this.entries.set(key, facts);
+    this.entries.set(key, metadata);
     this.onchange();
   }
 

@@ -1,6 +1,6 @@
 // The page: what is chosen, what is loaded, and the view that shows it.
 
-import { Cache, Facts, fetchIndex, limit } from "./api.js";
+import { Cache, Metadata, fetchIndex, limit } from "./api.js";
 import { scale } from "./colour.js";
 import { choice, el } from "./dom.js";
 import { exportCsv, exportPng } from "./export.js";
@@ -19,7 +19,7 @@ export class App {
     this.wanted = decodeState(readView()); // what was chosen; what of it is not there (yet) gives way
     this.state = this.wanted;
     this.index = { runs: [], metrics: [] };
-    this.facts = new Facts(() => this.schedule());
+    this.metadata = new Metadata(() => this.schedule());
     this.extents = new WeakMap();
     this.cache = new Cache(() => this.schedule());
     this.views = Object.fromEntries(Object.entries(VIEW_TYPES).map(([name, View]) => [name, new View(this)]));
@@ -72,7 +72,7 @@ export class App {
     try {
       this.index = await fetchIndex();
       this.failure = "";
-      this.facts.retry();
+      this.metadata.retry();
     } catch (error) {
       this.failure = `TensorBoard does not answer (${error.message}).`;
     }
@@ -140,7 +140,7 @@ export class App {
     const monitor = this._stack(run);
     const stack = monitor?.stacks.find((s) => s.stack === this.state.stack) ?? (monitor?.stacks.length === 1 ? monitor.stacks[0] : null);
     if (!stack?.metrics.includes(metric)) return new Error(`Run ${run} has no ${metric} in stack ${this.state.stack}.`);
-    if (!this.runFacts(run)) return null; // they tell how large a sample is
+    if (!this.runMetadata(run)) return null; // it tells how large a sample is
     const request = { run, monitor: monitor.monitor, stack: stack.stack, metric, samples: samples || this.samplesOf(run) };
     return this.cache.get(request, monitor.last.join());
   }
@@ -160,30 +160,30 @@ export class App {
     return this._stack(this.state.run)?.stacks.find((s) => s.stack === this.state.stack)?.metrics ?? [];
   }
 
-  /** How many samples of a metric fit into so many bytes, as far as the facts tell its size. */
+  /** How many samples of a metric fit into so many bytes, as far as the metadata tells its size. */
   samplesOf(run, largest) {
-    const heads = this._structure(run)?.heads ?? [];
+    const heads = this._layers(run)?.heads ?? [];
     return limit(heads.length * Math.max(1, ...heads), largest);
   }
 
-  /** Structure of a run's stack: heads and module of each layer; null until it is here. */
-  _structure(run = this.state.run) {
-    const facts = this.runFacts(run);
-    return facts?.structure?.stacks?.[this.state.stack] ?? null;
+  /** Layers of a run's stack: heads and module of each layer; null until it is here. */
+  _layers(run = this.state.run) {
+    const metadata = this.runMetadata(run);
+    return metadata?.model?.stacks?.[this.state.stack] ?? null;
   }
 
-  runFacts(run) {
+  runMetadata(run) {
     const monitor = this._stack(run)?.monitor;
-    return monitor === undefined ? null : this.facts.get(run, monitor);
+    return monitor === undefined ? null : this.metadata.get(run, monitor);
   }
 
   module(layer) {
-    return this._structure()?.modules?.[layer] ?? "";
+    return this._layers()?.modules?.[layer] ?? "";
   }
 
-  /** Whether the model of a run has a cell, as far as its facts tell. */
+  /** Whether the model of a run has a cell, as far as its metadata tells. */
   exists(run = this.state.run, spec = this.spec) {
-    const heads = this._structure(run)?.heads;
+    const heads = this._layers(run)?.heads;
     if (!heads || !spec.axes.includes("head")) return null;
     return (layer, head) => layer >= heads.length || !heads[layer] || head < heads[layer];
   }

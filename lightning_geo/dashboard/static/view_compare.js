@@ -32,7 +32,7 @@ export class CompareView {
   notice() {
     const { app } = this;
     if (!app.state.other) return app.index.runs.length > 1 ? "Choose run B on the left to compare with." : "There is one run only: a second one is needed to compare.";
-    const [probeA, probeB] = [app.runFacts(app.state.run)?.probe, app.runFacts(app.state.other)?.probe];
+    const [probeA, probeB] = [app.runMetadata(app.state.run)?.probe_fingerprint, app.runMetadata(app.state.other)?.probe_fingerprint];
     if (probeA && probeB && probeA !== probeB) return "The two runs were measured on different inputs (probes): part of the difference is that of the inputs.";
     const [a, b] = [app.series(app.state.run), app.series(app.state.other)];
     if (a && b && (a.layers !== b.layers || a.heads !== b.heads)) {

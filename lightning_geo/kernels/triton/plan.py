@@ -160,7 +160,7 @@ class _Plan:
         self.planes = [name for name in _PLANES if self._asked(name)]
 
     def _asked(self, name: str) -> bool:
-        given = {"special_mass": self.problem.special, "sink_mass": self.problem.sinks}
+        given = {"special_mass": self.problem.special, "learned_sink_mass": self.problem.sinks}
         return name in self.problem.wanted and not (name in given and given[name] is None)
 
     def launches(self) -> tuple[list[Launch], AttentionStatistics]:

@@ -225,9 +225,9 @@ def rows_kernel(
     FIRST_MASS: tl.constexpr,
     BACKWARD_MASS: tl.constexpr,
     FORWARD_MASS: tl.constexpr,
-    DISTANCE: tl.constexpr,
+    ATTENTION_DISTANCE: tl.constexpr,
     SPECIAL_MASS: tl.constexpr,
-    SINK_MASS: tl.constexpr,
+    LEARNED_SINK_MASS: tl.constexpr,
 ):
     """Statistics of a block of rows of one head. A constexpr in capitals named like a statistic is its
     plane's index in ``planes``, -1 where nobody asks for it.
@@ -285,7 +285,7 @@ def rows_kernel(
     limit = keys
     if RULES.right != 0:
         limit = tl.minimum(keys, tl.maximum(lowest + right + 1, 0))
-    if SIDES or DISTANCE >= 0:
+    if SIDES or ATTENTION_DISTANCE >= 0:
         b = tl.minimum(tl.maximum(lowest, 0), limit) // BLOCK_N
         b = tl.maximum(tl.minimum(b, stop), a)
         c = tl.minimum(tl.maximum(tl.cdiv(tl.maximum(highest + 1, 0), BLOCK_N), b), stop)
@@ -310,7 +310,7 @@ def rows_kernel(
             tile, q, key, special, scoring, row64, position,
             peak, total, moment, squares, before, after, distance, marked, key_n, key_d, keys,
             -1, D, BLOCK_D, BLOCK_M, BLOCK_N, TAIL, UPCAST, PRECISION, RULES,
-            CONCENTRATION >= 0, SIDES, DISTANCE >= 0, SPECIAL_MASS >= 0,
+            CONCENTRATION >= 0, SIDES, ATTENTION_DISTANCE >= 0, SPECIAL_MASS >= 0,
         )  # fmt: skip
     for step in range((a - begin) + (c - b) + (stop - d)):
         tile = begin + step
@@ -320,15 +320,15 @@ def rows_kernel(
             tile, q, key, special, scoring, row64, position,
             peak, total, moment, squares, before, after, distance, marked, key_n, key_d, keys,
             0, D, BLOCK_D, BLOCK_M, BLOCK_N, TAIL, UPCAST, PRECISION, RULES,
-            CONCENTRATION >= 0, SIDES, DISTANCE >= 0, SPECIAL_MASS >= 0,
+            CONCENTRATION >= 0, SIDES, ATTENTION_DISTANCE >= 0, SPECIAL_MASS >= 0,
         )  # fmt: skip
-    if (SIDES or DISTANCE >= 0) and RULES.right != _CAUSAL:
+    if (SIDES or ATTENTION_DISTANCE >= 0) and RULES.right != _CAUSAL:
         for tile in range(c, d):
             peak, total, moment, squares, before, after, distance, marked = _tile(
                 tile, q, key, special, scoring, row64, position,
                 peak, total, moment, squares, before, after, distance, marked, key_n, key_d, keys,
                 1, D, BLOCK_D, BLOCK_M, BLOCK_N, TAIL, UPCAST, PRECISION, RULES,
-                CONCENTRATION >= 0, SIDES, DISTANCE >= 0, SPECIAL_MASS >= 0,
+                CONCENTRATION >= 0, SIDES, ATTENTION_DISTANCE >= 0, SPECIAL_MASS >= 0,
             )  # fmt: skip
 
     # ---- what the sums say
@@ -361,13 +361,13 @@ def rows_kernel(
     if SIDES:
         _store(planes, plane, at, tl.sum(before, 1) * share, defined, inside, BACKWARD_MASS)
         _store(planes, plane, at, tl.sum(after, 1) * share, defined, inside, FORWARD_MASS)
-    if DISTANCE >= 0:
-        _store(planes, plane, at, tl.sum(distance, 1) * share, defined, inside, DISTANCE)
+    if ATTENTION_DISTANCE >= 0:
+        _store(planes, plane, at, tl.sum(distance, 1) * share, defined, inside, ATTENTION_DISTANCE)
     if SPECIAL_MASS >= 0:
         _store(planes, plane, at, tl.sum(marked, 1) * share, defined, inside, SPECIAL_MASS)
-    if SINK_MASS >= 0:
+    if LEARNED_SINK_MASS >= 0:
         sink = tl.load(sinks + head).to(tl.float32)
-        _store(planes, plane, at, 1.0 / (1.0 + tl.exp(logsumexp - sink)), defined, inside, SINK_MASS)
+        _store(planes, plane, at, 1.0 / (1.0 + tl.exp(logsumexp - sink)), defined, inside, LEARNED_SINK_MASS)
 
     # ---- single keys, from dot products of their own: the one before, the own, the one after, the first
     if SELF_MASS >= 0 or PREVIOUS_MASS >= 0 or NEXT_MASS >= 0 or FIRST_MASS >= 0:

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { Cache, Facts, limit } from "../../../lightning_geo/dashboard/static/api.js";
+import { Cache, Metadata, limit } from "../../../lightning_geo/dashboard/static/api.js";
 
 /** A cache of series of 100 floats whose loading the test ends. */
 function setup(budget = 1e9) {
@@ -66,18 +66,18 @@ test("of a large metric fewer samples are asked for, never fewer than two", () =
   assert.equal(limit(80 * 64, 2 ** 10), 2);
 });
 
-test("facts that could not be had are asked for again, but not before it is time to", async () => {
+test("metadata that could not be had is asked for again, but not before it is time to", async () => {
   const asked = [];
   const load = (run, monitor) => new Promise((resolve, reject) => asked.push({ run, monitor, resolve, reject }));
-  const facts = new Facts(() => {}, load);
-  assert.equal(facts.get("run", "geometry"), null);
+  const metadata = new Metadata(() => {}, load);
+  assert.equal(metadata.get("run", "geometry"), null);
   asked[0].reject(new Error("503"));
   await settle();
-  assert.deepEqual([facts.get("run", "geometry"), facts.get("run", "geometry"), asked.length], [{}, {}, 1]);
-  facts.retry();
-  assert.deepEqual([facts.get("run", "geometry"), facts.get("run", "geometry"), asked.length], [{}, {}, 2]);
+  assert.deepEqual([metadata.get("run", "geometry"), metadata.get("run", "geometry"), asked.length], [{}, {}, 1]);
+  metadata.retry();
+  assert.deepEqual([metadata.get("run", "geometry"), metadata.get("run", "geometry"), asked.length], [{}, {}, 2]);
   asked[1].resolve({ step: 3 });
   await settle();
-  facts.retry();
-  assert.deepEqual([facts.get("run", "geometry"), asked.length], [{ step: 3 }, 2]);
+  metadata.retry();
+  assert.deepEqual([metadata.get("run", "geometry"), asked.length], [{ step: 3 }, 2]);
 });

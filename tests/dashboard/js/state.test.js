@@ -5,10 +5,10 @@ import { START, decodeState, encode, settled, toggled } from "../../../lightning
 
 const metric = (name, headline = false) => ({ name, headline });
 const index = {
-  metrics: [metric("distance"), metric("entropy", true), metric("norm")],
+  metrics: [metric("attention_distance"), metric("entropy", true), metric("hidden_norm")],
   runs: [
-    { run: "a", monitors: [{ monitor: "geometry", stacks: [{ stack: "encoder", metrics: ["distance", "entropy"] }, { stack: "decoder", metrics: ["norm"] }] }] },
-    { run: "__proto__", monitors: [{ monitor: "other", stacks: [{ stack: "encoder", metrics: ["norm"] }] }] },
+    { run: "a", monitors: [{ monitor: "geometry", stacks: [{ stack: "encoder", metrics: ["attention_distance", "entropy"] }, { stack: "decoder", metrics: ["hidden_norm"] }] }] },
+    { run: "__proto__", monitors: [{ monitor: "other", stacks: [{ stack: "encoder", metrics: ["hidden_norm"] }] }] },
   ],
 };
 
@@ -30,7 +30,7 @@ test("nonsense in an address is left out", () => {
 test("what is not there gives way to what is", () => {
   assert.deepEqual({ ...settled(START, index) }, { ...START, run: "a", monitor: "geometry", stack: "encoder", metric: "entropy" });
   const moved = settled({ ...START, run: "__proto__", metric: "entropy", other: "gone" }, index);
-  assert.deepEqual([moved.run, moved.monitor, moved.stack, moved.metric, moved.other], ["__proto__", "other", "encoder", "norm", ""]);
+  assert.deepEqual([moved.run, moved.monitor, moved.stack, moved.metric, moved.other], ["__proto__", "other", "encoder", "hidden_norm", ""]);
   assert.deepEqual(settled(START, { runs: [], metrics: [] }), START);
 });
 

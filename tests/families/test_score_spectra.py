@@ -1,4 +1,4 @@
-"""The family ``paper`` against n×n matrices in float64, through ``measure``."""
+"""The family ``score_spectra`` against n×n matrices in float64, through ``measure``."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_every_metric_is_that_of_the_full_matrix(name: str, padding: str) -> Non
     family = EVERY[name]
     model = family.build(family.implementations[0]).double()
     batch = {k: v.double() if v.is_floating_point() else v for k, v in family.batch(padding).items()}
-    record = measure(model, batch, metrics="paper")
+    record = measure(model, batch, metrics="score_spectra")
     for stack, layers in layers_of(name, padding).items():
         for index, layer in enumerate(layers):
             wanted = expected(layer)
