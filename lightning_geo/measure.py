@@ -208,8 +208,8 @@ class Measurement:
         return [name for name, statistics in self._statistics.items() if statistics.layers]
 
     def score(self, name: str, sequences: int) -> None:
-        """How many sequences, the first ones, to take the metrics of single scores from."""
-        self._statistics[name].scored = sequences
+        """Take metrics of single scores from that many more sequences, the first ones of what runs next."""
+        self._statistics[name].score(sequences)
 
     def attends(self, name: str, path: str) -> bool:
         """Whether a module of that model showed attention, or one in it."""

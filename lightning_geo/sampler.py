@@ -47,8 +47,9 @@ _COMPILED = (
 
 Context = Callable[[], AbstractContextManager[object]]
 
-#: Calls, and where random numbers start in each: a seed or an earlier state.
-Calls = Sequence[tuple[Call, int | RandomState]]
+#: Calls; where random numbers start in each, a seed or an earlier state; how many sequences have their
+#: single scores measured, None where the whole sample has a number of them.
+Calls = Sequence[tuple[Call, int | RandomState, int | None]]
 
 
 class Sampler:
@@ -167,8 +168,6 @@ class Sampler:
         try:
             measurement = self._measurement = self._begin()
             recorded_calls = (*share.uncounted, *share.calls)
-            for name in self.models:
-                measurement.score(name, share.scored.get(name, share.scored.get(ITSELF, 0)))
             # a call of the LightningModule shows them all
             outside = any(recorded.call.method for recorded in recorded_calls)
             self._unrecorded = {} if outside else self._lacking
@@ -176,9 +175,9 @@ class Sampler:
             for calls in (share.uncounted, share.calls):
                 measurement.discard_values()
                 for name in self.models:
-                    mine: Calls = [(r.call, 0) for r in calls if r.model == name and not r.call.method]
-                    self._run(measurement, [name], mine)
-                self._replay_outside(measurement, [(r.call, 0) for r in calls if r.call.method])
+                    mine = [r for r in calls if r.model == name and not r.call.method]
+                    self._run(measurement, [name], _replayed(mine))
+                self._replay_outside(measurement, _replayed(r for r in calls if r.call.method))
             if self._weighs_heads:
                 self._add_importance(measurement, share)
         except Exception as error:
@@ -280,8 +279,11 @@ class Sampler:
                 for name in names:
                     twin = self._observed(model, first, name)
                     stack.enter_context(measurement.observe(name, training=step, replays=True, twin=twin))
-                for call, start in group:
+                for call, start, scored in group:
                     options: dict[str, Any] = {"evaluate": evaluate, "start": start}
+                    if scored is not None:
+                        for name in names:
+                            measurement.score(name, scored)
                     with (
                         replica.once(model, gradient=step, frozen=step, **options),
                         self._forward_context(),
@@ -390,7 +392,7 @@ class Sampler:
         started = seconds_on(self.device)
         try:
             for name in self.models:
-                mine = [(call, start) for owner, call, start in shadows if owner == name]
+                mine: Calls = [(call, start, None) for owner, call, start in shadows if owner == name]
                 if self._failure is None and self._measurement is not None:
                     self._run(self._measurement, [name], mine, evaluate=False)
         except Exception as error:
@@ -547,6 +549,10 @@ class Sampler:
             failures = [e for name in names if (e := self._importance_failures.get(name)) is not None]
             report_importance(failures + _failures_elsewhere(failures), computed, self._complaints)
         return computed
+
+
+def _replayed(calls: Iterable[ProbeCall]) -> Calls:
+    return [(recorded.call, 0, recorded.scored or 0) for recorded in calls]
 
 
 def _failures_elsewhere(failures: list[Exception]) -> list[Exception]:

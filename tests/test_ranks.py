@@ -27,6 +27,9 @@ SAME = {
     "validation": [0, 2, 4, 6],  # probe from the sanity check, padding differs from rank to rank
     "training": [0, 2, 4, 6],  # probe from the first batch: three sequences here, two there
     "one_sequence": [0, 3, 6],  # rank 1 has nothing to replay
+    "scores": [0, 3, 6],  # the probe's first two sequences, whatever rank recorded them
+    "scores_of_training": [0, 3, 6],
+    "one_by_one": [0, 3, 6],  # batches of one sequence
     "two_towers": [0, 3, 6],  # rank 1 has a share of the one model only
     "given": [0, 3, 6],
     "importance": [0, 3, 6],  # rank 1 weighs one of two models
