@@ -208,7 +208,8 @@ class GeometryMonitor(AnyCallback):
         #: whether a sample was lost because there is nothing to replay: the next step makes up for it
         self._overdue = False
         self._sealed = False
-        self._last: AnyCallback | None = None
+        #: what keeps the last sample from being taken
+        self._cancel_last: Callable[[], None] | None = None
         self._eagerly = contextlib.ExitStack()
         self._started = time.perf_counter()
 
@@ -216,7 +217,8 @@ class GeometryMonitor(AnyCallback):
         """What a copy or a pickle of the monitor keeps: its arguments and its run's state, but no model."""
         # `log` and `log_dict` are the LightningModule's: Lightning gives them to every callback
         state = {name: value for name, value in vars(self).items() if name not in ("log", "log_dict")}
-        return state | {"_sampler": None, "_pending": False, "_eagerly": contextlib.ExitStack()}
+        nothing = {"_sampler": None, "_cancel_last": None, "_pending": False}
+        return state | nothing | {"_eagerly": contextlib.ExitStack()}
 
     @property
     def state_key(self) -> str:
@@ -455,11 +457,11 @@ class GeometryMonitor(AnyCallback):
 
     @_hook
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Measure the final weights once all callbacks are done: weight averaging replaces them here."""
+        """Measure the final weights once everybody is done: weight averaging replaces them here."""
         self._stop()
         self._complaints.late = True
         self._run.ended = True
-        self._last = after_the_others(trainer, lambda: self._finish(trainer))
+        self._cancel_last = after_the_others(trainer, partial(self._finish, trainer))
 
     @_hook
     def _finish(self, trainer: Any) -> None:
@@ -490,9 +492,9 @@ class GeometryMonitor(AnyCallback):
     def _end(self, trainer: Any) -> None:
         self._stop()
         self._outlets.close()
-        if self._last is not None:
-            trainer.callbacks[:] = [callback for callback in trainer.callbacks if callback is not self._last]
-            self._last = None
+        if self._cancel_last is not None:
+            self._cancel_last()
+            self._cancel_last = None
 
     def _stop(self) -> None:
         self._inputs.stop()

@@ -17,8 +17,10 @@ from pytorch_lightning.callbacks import (
     EMAWeightAveraging,
     ModelCheckpoint,
     StochasticWeightAveraging,
+    WeightAveraging,
 )
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
+from pytorch_lightning.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 
 from lightning_geo import GeometryMonitor, load_history, measure
@@ -359,21 +361,89 @@ def test_metrics_on_a_slower_clock_keep_their_value(tmp_path: Path) -> None:
     [
         lambda: StochasticWeightAveraging(swa_lrs=0.01, swa_epoch_start=1),
         lambda: EMAWeightAveraging(decay=0.8),
+        lambda: WeightAveraging(avg_fn=lambda average, current, _: 0.5 * (average + current)),
     ],
-    ids=["SWA", "EMA"],
+    ids=["SWA", "EMA", "own average"],
 )
 def test_the_last_sample_is_of_the_averaged_weights(averaging: Any, first: bool, tmp_path: Path) -> None:
-    data = sequences(4)
-    probe = {name: torch.stack([item[name] for item in data]) for name in ("input_ids", "attention_mask")}
-    monitor = GeometryMonitor(2, probe=probe, metrics="entropy", strict=True)
+    monitor = GeometryMonitor(2, probe=some_inputs(), metrics=AT_THE_END, strict=True)
     module, other = Classifier(), averaging()
     callbacks = [monitor, other] if first else [other, monitor]
     runner = fit(tmp_path, module, *callbacks, steps=-1, max_epochs=3, data=loader(12))
-    assert monitor.last_record is not None
-    assert monitor.last_record.step == runner.global_step == 9
-    expected = measure(module.model, probe, metrics="entropy")["entropy"]
-    np.testing.assert_allclose(monitor.last_record["entropy"], expected, rtol=1e-5)
+    assert runner.global_step == 9
+    assert_last_record(monitor, 9, module)
     assert runner.callbacks == callbacks  # as the user listed them
+
+
+#: Families whose every metric tells other weights.
+AT_THE_END = ["entropy", "cone", "subspace", "weights"]
+
+
+def some_inputs() -> dict[str, Tensor]:
+    data = sequences(4)
+    return {name: torch.stack([item[name] for item in data]) for name in ("input_ids", "attention_mask")}
+
+
+def assert_last_record(monitor: GeometryMonitor, step: int, module: Lit) -> None:
+    """The last record is of the weights that a module has now."""
+    record = monitor.last_record
+    assert record is not None
+    assert record.step == step
+    expected = measure(module.model, some_inputs(), metrics=AT_THE_END)
+    compared = [name for name in expected.keys() if name in record]  # noqa: SIM118 (a record is no mapping)
+    assert {"entropy", "cone.head", "effective_rank.value", "symmetry"} <= {*compared}
+    for name in compared:
+        np.testing.assert_allclose(record[name], expected[name], 1e-5, 1e-5, err_msg=name)
+
+
+class Averaged(Classifier):
+    """Takes its final weights in its own `on_train_end`, which comes after those of all callbacks."""
+
+    def on_train_end(self) -> None:
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.mul_(0.5)
+
+
+class AveragingStrategy(SingleDeviceStrategy):
+    """Takes the final weights after the module's `on_train_end`."""
+
+    def on_train_end(self) -> None:
+        with torch.no_grad():
+            for parameter in self.lightning_module.parameters():
+                parameter.add_(0.01)
+
+
+@pytest.mark.parametrize("strategy", ["auto", AveragingStrategy])
+def test_the_last_sample_comes_after_the_modules_and_the_strategys_end(strategy: Any, tmp_path: Path) -> None:
+    strategy = strategy if isinstance(strategy, str) else strategy(torch.device("cpu"))
+    monitors = [
+        GeometryMonitor(2, probe=some_inputs(), metrics=AT_THE_END, strict=True, name=name)
+        for name in ("one", "two")
+    ]
+    module = Averaged()
+    runner = fit(tmp_path, module, *monitors, steps=3, strategy=strategy)
+    for monitor in monitors:
+        assert_last_record(monitor, 3, module)
+    assert "on_train_end" not in vars(runner.strategy)
+    assert runner.callbacks == monitors
+
+
+@pytest.mark.parametrize("by", ["module", "strategy", "callback"])
+def test_an_end_that_raises_leaves_no_trace_of_the_last_sample(by: str, tmp_path: Path) -> None:
+    def fail(*args: Any) -> None:
+        raise RuntimeError("boom")
+
+    strategy, module, other = SingleDeviceStrategy(torch.device("cpu")), Classifier(), Callback()
+    {"module": module, "strategy": strategy, "callback": other}[by].on_train_end = fail  # type: ignore[attr-defined]
+    monitor = GeometryMonitor(1, metrics="entropy", strict=True)
+    runner = trainer(tmp_path, monitor, other, steps=2, strategy=strategy)
+    with pytest.raises(RuntimeError, match="boom"):
+        runner.fit(module, loader())
+    assert vars(strategy).get("on_train_end") is (fail if by == "strategy" else None)
+    assert runner.callbacks == [monitor, other]
+    assert [name for name in open_files(tmp_path) if "tfevents" in name] == []
+    assert steps_in(tmp_path / "lightning_geo" / "version_0") == [0, 1]
 
 
 # -- layers

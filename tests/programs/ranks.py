@@ -104,7 +104,7 @@ class Watcher(pl.Callback):
         self.before(trainer.global_step)
 
     def on_fit_end(self, *_: Any) -> None:
-        self._keep()  # the last sample is taken after the `on_train_end` of all callbacks
+        self._keep()  # the last sample is taken after every `on_train_end`
 
 
 def rank() -> int:
