@@ -8,6 +8,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, TypeVar
 
@@ -187,6 +188,7 @@ class GeometryMonitor(AnyCallback):
         self._name = name
         self._complaints = Complaints(strict)
         settings = set(vars(self))
+        self._outlets = Outlets(name, scalars, self._complaints)
         self._reset()
         self._turns = Turns(frozenset(set(vars(self)) - settings))
 
@@ -194,7 +196,7 @@ class GeometryMonitor(AnyCallback):
         """Start a new run: all that is set here belongs to one run of one Trainer."""
         self.last_record: GeometryRecord | None = None
         self._budget = None if self._max_overhead is None else OverheadBudget(self._max_overhead)
-        self._outlets = Outlets(self._name, self._scalars, self._complaints)
+        self._outlets = self._outlets.anew()
         self._run = RunState()
         self._inputs = ProbeSource(self._given_probe, *self._probe_limits, self._complaints)
         self._sampler: Sampler | None = None
@@ -214,11 +216,17 @@ class GeometryMonitor(AnyCallback):
         self._started = time.perf_counter()
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy or a pickle of the monitor keeps: its arguments and its run's state, but no model."""
+        """What a copy or a pickle of the monitor keeps: its arguments and its run's state, but no model.
+
+        A copy of a Trainer goes on as another run: its record has a directory of its own.
+        """
         # `log` and `log_dict` are the LightningModule's: Lightning gives them to every callback
         state = {name: value for name, value in vars(self).items() if name not in ("log", "log_dict")}
+        trainer = self._turns.current
+        outlets = self._outlets.copied(() if trainer is None else trainer.loggers)
         nothing = {"_sampler": None, "_cancel_last": None, "_pending": False}
-        return state | nothing | {"_eagerly": contextlib.ExitStack()}
+        others = {"_outlets": outlets, "_run": replace(self._run, version=None)}
+        return state | nothing | others | {"_eagerly": contextlib.ExitStack()}
 
     @property
     def state_key(self) -> str:
