@@ -19,7 +19,7 @@ from lightning_geo.importance import LossFunction, importances
 from lightning_geo.kernels.scratch import reuse_scratch
 from lightning_geo.observed import check_layers
 from lightning_geo.probe import ProbeCall
-from lightning_geo.reduction import reduce_over_ranks
+from lightning_geo.reduction import Merged, reduce_over_ranks
 from lightning_geo.replay import Call, device_of, undisturbed
 from lightning_geo.schema import GeometryRecord, compares_samples, select
 from lightning_geo.statistics import SampleStatistics
@@ -224,10 +224,10 @@ class Measurement:
         self._statistics = {name: self._statistics[name] for name in names}
         self._taps = {name: self._taps[name] for name in names}
 
-    def reduce(self, ok: bool, device: torch.device) -> bool:
-        """Merge over ranks; whether the sample is valid on all of them."""
+    def reduce(self, device: torch.device, unsaid: int = 0) -> Merged:
+        """Merge over ranks; see :func:`~lightning_geo.reduction.reduce_over_ranks`."""
         self._merged = self.coverage
-        return reduce_over_ranks(list(self._statistics.values()), ok, device, self._merged)
+        return reduce_over_ranks(list(self._statistics.values()), True, device, self._merged, unsaid)
 
     def discard_values(self) -> None:
         """Keep the layout but count nothing: what a rank without inputs brings to the sum."""

@@ -466,18 +466,22 @@ class GeometryMonitor(AnyCallback):
     @_hook
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Measure the final weights once everybody is done: weight averaging replaces them here."""
+        # first, since all ranks meet there
+        self._cancel_last = after_the_others(trainer, partial(self._finish, trainer))
         self._stop()
         self._complaints.late = True
         self._run.ended = True
-        self._cancel_last = after_the_others(trainer, partial(self._finish, trainer))
 
     @_hook
     def _finish(self, trainer: Any) -> None:
         """Take the last sample and say what it all cost."""
-        step, self._batches = steps_taken(trainer), batches_done(trainer)
-        known = self._sampler is not None and self._inputs.probe is not None
-        if self._replays and known and self._run.step != step:
-            self._replay(trainer, step, final=True)
+        try:
+            step, self._batches = steps_taken(trainer), batches_done(trainer)
+            known = self._sampler is not None and self._inputs.probe is not None
+            if self._replays and known and self._run.step != step:
+                self._replay(trainer, step, final=True)
+        finally:  # the other ranks wait, whatever happened here
+            self._complaints.exchange()
         run = self._run
         if run.samples and trainer.is_global_zero:
             whole = time.perf_counter() - self._started
@@ -500,6 +504,7 @@ class GeometryMonitor(AnyCallback):
     def _end(self, trainer: Any) -> None:
         self._stop()
         self._outlets.close()
+        self._complaints.say_the_rest()
         if self._cancel_last is not None:
             self._cancel_last()
             self._cancel_last = None

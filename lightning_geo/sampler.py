@@ -28,8 +28,8 @@ from lightning_geo.kernels import retry_failed
 from lightning_geo.measure import LayerChoice, Measurement, special_tokens
 from lightning_geo.observed import ITSELF, choose
 from lightning_geo.probe import ProbeCall, Share
-from lightning_geo.ranks import everyones, failure_of_any_rank
-from lightning_geo.reduction import reduce_over_ranks
+from lightning_geo.ranks import everyones, failure_of_any_rank, known_to_rank_zero
+from lightning_geo.reduction import Merged, reduce_over_ranks
 from lightning_geo.replay import Call, RandomState, device_of, has_fast_path
 from lightning_geo.replica import Replica
 from lightning_geo.schema import spec_of
@@ -523,18 +523,21 @@ class Sampler:
             error = failure
         finally:
             self._forget()
-        whole = False
+        merged = Merged(False, False)
         try:
             if measurement is None or error is not None:
                 reduce_over_ranks([], False, self.device)
             else:
-                whole = measurement.reduce(True, self.device)
+                merged = measurement.reduce(self.device, self._complaints.unsaid)
         except Exception as failure:
             error = failure
-        if measurement is None or not whole:
+        if measurement is None or not merged.valid:
             reason = failure_of_any_rank(error)
+            self._complaints.exchange()
             # all ranks or none go on without a probe
             raise NoDataError(str(reason)) if any(everyones(isinstance(error, NoDataError))) else reason
+        if merged.unsaid:
+            self._complaints.exchange()
         if not self._chosen:
             self._report_unrecorded(names)
         self.prefer(names)
@@ -557,7 +560,7 @@ def _replayed(calls: Iterable[ProbeCall]) -> Calls:
 
 def _failures_elsewhere(failures: list[Exception]) -> list[Exception]:
     """Why other ranks have no importance, each reason once; to be called on every rank."""
-    here = [(isinstance(error, NoImportanceError), str(error)) for error in failures]
+    here = [(isinstance(error, NoImportanceError), str(error)) for error in map(known_to_rank_zero, failures)]
     found: dict[tuple[bool, str], Exception] = {}
     for index, theirs in enumerate(everyones(here)):
         for known, text in theirs:

@@ -47,6 +47,12 @@ FAILING = {
     "fails_in_first_replay": [2, 4, 6],
     "fails_in_first_observation": [2, 4],
 }
+#: What rank 1 alone has to say, who says it, and the steps of the samples.
+TOLD = {
+    "one_has_hooks": ("rank 1: forward hooks were left out of replays", 0, [0, 3, 6]),
+    "one_fails_late": ("rank 1: `on_before_backward` failed: RuntimeError: injected", 0, [0, 4]),
+    "one_fails_before_a_crash": ("rank 1: `on_before_backward` failed: RuntimeError: injected", 1, [0]),
+}
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +63,8 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     # what may leave a rank behind comes last
-    scenarios = [*SAME, "budget", "schedule", "unprepared", "collectives", "dropping", *FAILING, "strict"]
+    others = ["budget", "schedule", "unprepared", "collectives", "dropping"]
+    scenarios = [*SAME, *others, *TOLD, *FAILING, "strict"]
     assert set(scenarios) == set(ranks.SCENARIOS)
     command = [sys.executable, "-m", "programs.ranks", str(directory), *scenarios]
     processes = []
@@ -160,6 +167,19 @@ def test_a_rank_that_fails_costs_all_ranks_that_sample_and_nothing_else(
         if rank == 0:  # rank 1, which failed, leaves it to rank 0 to say so
             (warning,) = result["warnings"]
             assert "another rank failed (rank 1: RuntimeError: injected)" in warning
+        else:
+            assert result["warnings"] == []
+
+
+@pytest.mark.parametrize("scenario", TOLD)
+def test_what_one_rank_has_to_say_is_said_once(directory: Path, scenario: str) -> None:
+    """By rank 0, unless there was no way to tell it."""
+    what, by, steps = TOLD[scenario]
+    for rank, result in enumerate(results(directory, scenario)):
+        assert [record.step for record in result["records"]] == steps
+        if rank == by:
+            (warning,) = result["warnings"]
+            assert what in warning
         else:
             assert result["warnings"] == []
 

@@ -107,6 +107,10 @@ class Watcher(pl.Callback):
         self._keep()  # the last sample is taken after every `on_train_end`
 
 
+class CrashError(Exception):
+    """Ends a fit on purpose."""
+
+
 def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
@@ -151,7 +155,8 @@ def fit(
     runner = trainer(directory / f"rank_{rank()}", monitor, watcher, steps=steps, **options)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        runner.fit(module, batches(64, 0), batches(32, 1) if validate else None, ckpt_path=ckpt_path)
+        with contextlib.suppress(CrashError):
+            runner.fit(module, batches(64, 0), batches(32, 1) if validate else None, ckpt_path=ckpt_path)
     if save is not None:
         runner.save_checkpoint(save)
     return {
@@ -309,6 +314,32 @@ def unprepared(directory: Path) -> dict[str, Any]:
         return fit(directory, GeometryMonitor(2), Module())
 
 
+def hooked(directory: Path) -> dict[str, Any]:
+    """Rank 1 alone has a forward hook of the user's, which replays leave out."""
+    module = Module()
+    if rank() == 1:
+        module.model.register_forward_hook(lambda *_: None)
+    return fit(directory, GeometryMonitor(3), module)
+
+
+def fails_late(directory: Path, crash: bool = False) -> dict[str, Any]:
+    """Rank 1 alone fails in a hook, when no more samples are to come."""
+    now = 0
+
+    class Crashing(Module):
+        def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+            if crash and batch_idx == 3:
+                raise CrashError
+            return super().training_step(batch, batch_idx)
+
+    def proceed(step: int) -> None:
+        nonlocal now
+        now = step
+
+    with failing(Sampler, "pause", lambda self: rank() == 1 and now == (2 if crash else 5)):
+        return fit(directory, GeometryMonitor(4, source="batch"), Crashing(), before=proceed)
+
+
 SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "validation": lambda d: fit(d, GeometryMonitor(2), Module(), validate=True),
     "training": lambda d: fit(d, GeometryMonitor(2, probe_size=5), Module()),
@@ -344,6 +375,9 @@ SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "schedule": scheduled,
     "unprepared": unprepared,
     "collectives": collectives,
+    "one_has_hooks": hooked,
+    "one_fails_late": fails_late,
+    "one_fails_before_a_crash": lambda d: fails_late(d, crash=True),
     "sharded": sharded,
     "strict": strict_fit,
 }
