@@ -23,8 +23,9 @@ class Ranks:
 
     def exchange(self) -> None:
         self._given = [list(each._unsaid) for each in self.each]
-        for self.now in range(len(self.each)):
-            self.each[self.now].exchange()
+        for rank, each in enumerate(self.each):
+            self.now = rank
+            each.exchange()
 
 
 def test_rank_0_says_what_others_have_to_say(monkeypatch: pytest.MonkeyPatch) -> None:

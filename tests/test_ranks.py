@@ -47,6 +47,13 @@ FAILING = {
     "fails_in_first_replay": [2, 4, 6],
     "fails_in_first_observation": [2, 4],
 }
+#: Where nothing that could be replayed begins at the data, on all ranks or on one alone.
+SWITCHING = [
+    "no_call_begins_at_the_data",
+    "none_begins_there_on_rank_0",
+    "none_begins_there_on_rank_1",
+    "no_validation_call_begins_there",
+]
 #: What rank 1 alone has to say, who says it, and the steps of the samples.
 TOLD = {
     "one_has_hooks": ("rank 1: forward hooks were left out of replays", 0, [0, 3, 6]),
@@ -64,7 +71,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
         port = probe.getsockname()[1]
     # what may leave a rank behind comes last
     others = ["budget", "schedule", "unprepared", "collectives", "dropping"]
-    scenarios = [*SAME, *others, *TOLD, *FAILING, "strict"]
+    scenarios = [*SAME, *others, *SWITCHING, *TOLD, *FAILING, "strict"]
     assert set(scenarios) == set(ranks.SCENARIOS)
     command = [sys.executable, "-m", "programs.ranks", str(directory), *scenarios]
     processes = []
@@ -169,6 +176,25 @@ def test_a_rank_that_fails_costs_all_ranks_that_sample_and_nothing_else(
             assert "another rank failed (rank 1: RuntimeError: injected)" in warning
         else:
             assert result["warnings"] == []
+
+
+@pytest.mark.parametrize("scenario", SWITCHING)
+def test_all_ranks_or_none_observe_training_itself(directory: Path, scenario: str) -> None:
+    first, second = results(directory, scenario)
+    (warning,) = first["warnings"]
+    assert 'nothing to replay that begins at the data: `source="batch"` is used: ' in warning
+    assert "Parts: TypeError" in warning
+    assert ("rank 1" in warning) == scenario.endswith("rank_1")
+    assert second["warnings"] == []
+    # the step in which it was found out is made up for by the next
+    steps = [0, 2, 4] if "validation" in scenario else [1, 2, 4]
+    for result in (first, second):
+        assert [record.step for record in result["records"]] == steps
+        assert result["steps"] == 6
+    for ours, theirs in zip(first["records"], second["records"], strict=True):
+        assert_same(ours, theirs, 0.0)
+        assert ours.probe == ""
+        assert "drift" not in ours
 
 
 @pytest.mark.parametrize("scenario", TOLD)

@@ -322,6 +322,36 @@ def hooked(directory: Path) -> dict[str, Any]:
     return fit(directory, GeometryMonitor(3), module)
 
 
+class Parts(Module):
+    """The embedding and the encoder of a BERT are children; no call of one that attends begins at the data.
+
+    Args:
+        needs_trainer: Whether its step can be replayed on this rank: one that reads what only its trainer has
+            cannot.
+    """
+
+    def __init__(self, needs_trainer: bool) -> None:
+        super().__init__()
+        whole: Any = self.model
+        self.embeddings, self.encoder, self.head = whole.bert.embeddings, whole.bert.encoder, whole.classifier
+        del self.model
+        self.needs_trainer = needs_trainer
+
+    def loss(self, batch: dict[str, Tensor]) -> Tensor:
+        if self.needs_trainer:
+            assert len(self.trainer.callbacks) > 0
+        hidden = self.embeddings(batch["input_ids"])
+        mask = batch["attention_mask"][:, None, None].bool()
+        hidden = self.encoder(hidden, attention_mask=mask).last_hidden_state
+        return nn.functional.cross_entropy(self.head(hidden[:, 0]), batch["labels"])
+
+
+def without_data(directory: Path, ranks: tuple[int, ...], validate: bool = False) -> dict[str, Any]:
+    """On these ranks nothing can be replayed from the data on."""
+    module = Parts(rank() in ranks)
+    return fit(directory, GeometryMonitor(2, metrics=["entropy", "drift"]), module, validate=validate)
+
+
 def fails_late(directory: Path, crash: bool = False) -> dict[str, Any]:
     """Rank 1 alone fails in a hook, when no more samples are to come."""
     now = 0
@@ -375,6 +405,10 @@ SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "schedule": scheduled,
     "unprepared": unprepared,
     "collectives": collectives,
+    "no_call_begins_at_the_data": lambda d: without_data(d, (0, 1)),
+    "none_begins_there_on_rank_0": lambda d: without_data(d, (0,)),
+    "none_begins_there_on_rank_1": lambda d: without_data(d, (1,)),
+    "no_validation_call_begins_there": lambda d: without_data(d, (0, 1), validate=True),
     "one_has_hooks": hooked,
     "one_fails_late": fails_late,
     "one_fails_before_a_crash": lambda d: fails_late(d, crash=True),
