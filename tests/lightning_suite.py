@@ -1,18 +1,22 @@
 """Run Lightning's own tests with a monitor in every Trainer.
 
-``python tests/lightning_suite.py SUITE [what …]``.
-SUITE is ``tests/tests_pytorch`` of a checkout of Lightning that fits the installed one; without it, the
-environment's ``LIGHTNING_TESTS``. Nothing is fetched. Each test runs three times: twice beside a callback
-that does nothing, then beside a monitor. A fault is a test that passes beside the former alone, or whose
-fits end with other weights, optimizer states or random numbers although the first two runs agree. Exit
-code 1 where there is one.
+``python tests/lightning_suite.py [SUITE] [what …]``.
+SUITE is a checkout of Lightning, or its ``tests/tests_pytorch``; without it, the environment's
+``LIGHTNING_TESTS``. The checkout should be of the version that is installed. Its tests import
+``lightning.pytorch``, or ``pytorch_lightning`` where the checkout's own assistant has rewritten them; that
+package has to be installed, and what the tests themselves need. Nothing is fetched. Each test runs three
+times, in an empty working directory: twice beside a callback that only has a state, then beside a monitor. A
+fault is a test that passes beside the former alone, or whose fits end with other weights, optimizer states or
+random numbers although the first two runs agree. Exit code 1 where there is one, 2 without a suite.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib
+import importlib.metadata
 import json
 import os
 import random
@@ -27,10 +31,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning_geo.lightning import AnyCallback
+
+from lightning_geo import GeometryMonitor
 
 #: Parts of the suite that are about the course of a run.
 PARTS = ("callbacks", "checkpointing", "core", "loggers", "loops", "trainer", "tuner")
-_WHO, _LOG = "LIGHTNING_SUITE_BESIDE", "LIGHTNING_SUITE_LOG"
+_NAMES = ("pytorch_lightning", "lightning.pytorch")
+_WHO, _LOG, _NAME = "LIGHTNING_SUITE_BESIDE", "LIGHTNING_SUITE_LOG", "LIGHTNING_SUITE_PACKAGE"
 
 
 @dataclass
@@ -43,31 +51,34 @@ class Outcome:
 
 # -- inside of the suite's pytest, as a plugin
 
+#: Read once: many tests run with an environment of their own.
+_who, _log = os.environ.get(_WHO), os.environ.get(_LOG)
 _fits: list[str] = []
+
+
+class Bystander(AnyCallback):
+    """Does nothing, but has a state, as a monitor has: checkpoints hold both."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": 0}
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Give every Trainer the callback, and note how its fits end."""
-    if _WHO not in os.environ:
+    if _who is None:
         return
-    for name in ("pytorch_lightning", "lightning.pytorch"):
-        try:
-            package: Any = importlib.import_module(name)
-        except ImportError:
-            continue
-        package.Trainer.__init__ = _accompanied(package.Trainer.__init__, package.Callback)
-        package.Trainer.fit = _noted(package.Trainer.fit)
+    package: Any = importlib.import_module(os.environ[_NAME])
+    package.Trainer.__init__ = _accompanied(package.Trainer.__init__)
+    package.Trainer.fit = _noted(package.Trainer.fit)
 
 
-def _accompanied(original: Any, inert: type) -> Any:
+def _accompanied(original: Any) -> Any:
     @functools.wraps(original)
     def init(self: Any, *args: Any, **options: Any) -> None:
-        from lightning_geo import GeometryMonitor
-
         original(self, *args, **options)
-        watched = os.environ[_WHO] == "monitor"
+        beside = GeometryMonitor(every_n_steps=1) if _who == "monitor" else Bystander()
         # in front: Lightning keeps those that write checkpoints last
-        self.callbacks.insert(0, GeometryMonitor(every_n_steps=1) if watched else inert())
+        self.callbacks.insert(0, beside)
 
     return init
 
@@ -113,20 +124,26 @@ def _update(digest: Any, value: Any) -> None:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """Every test starts from the same random numbers, whatever ran before it."""
-    if _WHO in os.environ:
-        random.seed(0)
-        np.random.seed(0)
-        torch.manual_seed(0)
-        _fits.clear()
-    return (yield)
+    """Every test starts from the same random numbers, in an empty working directory.
+
+    Where a Trainer has no other place the monitor writes below the working directory: Lightning's tests fail
+    if they leave a file in the suite.
+    """
+    if _who is None:
+        return (yield)
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    _fits.clear()
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        return (yield)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Write down how each phase of a test ended."""
-    if _LOG in os.environ:
+    if _log is not None:
         line = {"test": report.nodeid, "result": report.outcome, "fits": list(_fits)}
-        with Path(os.environ[_LOG]).open("a") as log:
+        with Path(_log).open("a") as log:
             log.write(f"{json.dumps(line)}\n")
 
 
@@ -147,7 +164,9 @@ def outcomes(suite: Path, what: list[str], beside: str) -> dict[str, Outcome]:
         path = os.pathsep.join(
             [str(Path(__file__).parent), str(suite.parent), os.environ.get("PYTHONPATH", "")]
         )
-        environment = {**os.environ, _WHO: beside, _LOG: str(log), "PYTHONPATH": path}
+        environment = {
+            **os.environ, _WHO: beside, _LOG: str(log), _NAME: package_of(suite), "PYTHONPATH": path
+        }  # fmt: skip
         options = ["-q", "-p", "lightning_suite", "-p", "no:cacheprovider"]
         command = [sys.executable, "-m", "pytest", *options, *what]
         done = subprocess.run(command, cwd=suite, env=environment, capture_output=True, text=True)
@@ -157,9 +176,25 @@ def outcomes(suite: Path, what: list[str], beside: str) -> dict[str, Outcome]:
             outcome.fits = line["fits"]
             if line["result"] != "passed":
                 outcome.result = line["result"]
-    if not found:
-        raise RuntimeError(f"no test of {suite} ran: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+    if not found or (beside == "nothing" and done.returncode not in (0, 1)):
+        raise RuntimeError(f"the tests of {suite} did not run: {done.stdout[-2000:]}{done.stderr[-2000:]}")
     return found
+
+
+def package_of(suite: Path) -> str:
+    """The package whose Trainer the suite's tests use."""
+    text = (suite / "conftest.py").read_text() if (suite / "conftest.py").is_file() else ""
+    found = [name for name in _NAMES if f"import {name}" in text or f"from {name}" in text]
+    return found[0] if found else _NAMES[1]
+
+
+def other_version(suite: Path) -> str:
+    """What to say of a checkout of another version than the installed package; empty where it fits."""
+    file = suite.parent.parent / "src" / "version.info"
+    name = package_of(suite)
+    installed = importlib.metadata.version(name.partition(".")[0].replace("_", "-"))
+    there = file.read_text().strip() if file.is_file() else installed
+    return "" if there == installed else f"{name} is {installed}, its tests are of {there}"
 
 
 @dataclass
@@ -190,18 +225,25 @@ def judge(suite: Path, what: list[str]) -> Verdict:
 
 
 def suite_there_is(given: str | None = None) -> Path | None:
-    """The suite that was named, here or in the environment; None without one."""
+    """The suite of the checkout that was named, here or in the environment; None without one."""
     named = given or os.environ.get("LIGHTNING_TESTS")
-    return Path(named).resolve() if named and Path(named).is_dir() else None
+    if not named or not Path(named).is_dir():
+        return None
+    root = Path(named).resolve()
+    inner = root / "tests" / "tests_pytorch"
+    return inner if inner.is_dir() else root
 
 
 def main(arguments: list[str]) -> int:
     """Judge and print."""
-    suite = suite_there_is(arguments[0] if arguments else None)
+    named = bool(arguments) and Path(arguments[0]).is_dir()
+    suite = suite_there_is(arguments[0] if named else None)
     if suite is None:
-        print("Lightning's tests were not found: name `tests/tests_pytorch` of its checkout")
+        print("Lightning's tests were not found: name its checkout, or `tests/tests_pytorch` in it")
         return 2
-    what = arguments[1:] or [part for part in PARTS if (suite / part).is_dir()]
+    if other := other_version(suite):
+        print(other)
+    what = arguments[named:] or [part for part in PARTS if (suite / part).is_dir()]
     verdict = judge(suite, what)
     for said, tests in (("fails", verdict.failed), ("trains differently", verdict.differing)):
         for test in tests:

@@ -2,18 +2,45 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 from pathlib import Path
 
 import pytest
 
 import lightning_suite
-from lightning_suite import Verdict, main, suite_there_is
+from lightning_suite import Verdict, main, package_of, suite_there_is
+
+#: As in Lightning's own: the suite is a package, and no test may leave a file or a variable behind.
+CONFTEST = """
+import os
+from pathlib import Path
+import pytest
+import lightning.pytorch
+from tests_pytorch import _PATH_DATASETS
+
+@pytest.fixture(autouse=True)
+def restore_env_variables():
+    before = os.environ.copy()
+    yield
+    leaked = os.environ.keys() - before.keys()
+    os.environ.clear()
+    os.environ.update(before)
+    assert not leaked
+
+@pytest.fixture(autouse=True)
+def leave_no_artifacts_behind():
+    root = Path(__file__).parent.parent
+    before = {p for p in root.rglob("*") if "__pycache__" not in p.parts}
+    yield
+    assert not {p for p in root.rglob("*") if "__pycache__" not in p.parts} - before
+"""
 
 SUITE = """
 import os
+from unittest import mock
 import pytest
-import pytorch_lightning as pl
+import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader
 
@@ -36,7 +63,7 @@ class Boring(pl.LightningModule):
 def watched(trainer):
     return any(type(c).__name__ == "GeometryMonitor" for c in trainer.callbacks)
 
-def trainer(path, **options):
+def trainer(path=None, **options):
     return pl.Trainer(max_steps=2, logger=False, enable_checkpointing=False, enable_progress_bar=False,
                       enable_model_summary=False, accelerator="cpu", default_root_dir=path, **options)
 
@@ -47,6 +74,18 @@ def fit(path, module):
 
 def test_trains(tmp_path):
     fit(tmp_path, Boring())
+
+def test_trains_where_it_is():
+    fit(None, Boring())
+
+@mock.patch.dict(os.environ, {"CUDA_VISIBLE_DEVICES": ""}, clear=True)
+def test_trains_in_a_bare_environment(tmp_path):
+    fit(tmp_path, Boring())
+
+def test_saves_a_state(tmp_path):
+    runner = fit(tmp_path, Boring())
+    runner.save_checkpoint(tmp_path / "last.ckpt")
+    assert len(torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"]) == 1
 
 def test_fails_anyway():
     assert not os.environ
@@ -71,18 +110,32 @@ def test_draws_from_elsewhere(tmp_path):
 """
 
 
+def checkout(root: Path) -> Path:
+    """The files around the tests in a checkout of Lightning; returns the suite."""
+    suite = root / "tests" / "tests_pytorch"
+    suite.mkdir(parents=True)
+    (root / "src").mkdir()
+    (root / "src" / "version.info").write_text("1.9.0dev\n")
+    (root / "pyproject.toml").write_text('[tool.pytest.ini_options]\naddopts = ["--strict-markers"]\n')
+    (suite / "__init__.py").write_text('_PATH_DATASETS = ""\n')
+    (suite / "conftest.py").write_text(CONFTEST)
+    return suite
+
+
 @pytest.mark.slow
 def test_it_finds_what_fails_and_what_trains_differently(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "trainer").mkdir()
-    (tmp_path / "trainer" / "test_made_up.py").write_text(SUITE)
+    suite = checkout(tmp_path)
+    (suite / "trainer").mkdir()
+    (suite / "trainer" / "test_made_up.py").write_text(SUITE)
     assert main([str(tmp_path)]) == 1
-    at = "trainer/test_made_up.py::test_"
+    at = "tests/tests_pytorch/trainer/test_made_up.py::test_"
     assert capsys.readouterr().out.splitlines() == [
+        f"lightning.pytorch is {importlib.metadata.version('lightning')}, its tests are of 1.9.0dev",
         f"fails beside a monitor: {at}wants_no_monitor",
         f"trains differently beside a monitor: {at}is_trained_differently",
-        "5 tests pass beside a callback that does nothing. Beside a monitor 1 of them fail; of 2 fits those "
+        "8 tests pass beside a callback that does nothing. Beside a monitor 1 of them fail; of 5 fits those "
         "of 1 tests end differently",
     ]
 
@@ -91,6 +144,21 @@ def test_without_a_fault_it_succeeds(tmp_path: Path, monkeypatch: pytest.MonkeyP
     verdicts = iter([Verdict([], [], 2, 3), Verdict(["a"], [], 2, 3), Verdict([], ["a"], 2, 3)])
     monkeypatch.setattr(lightning_suite, "judge", lambda *_: next(verdicts))
     assert [main([str(tmp_path)]) for _ in range(3)] == [0, 1, 1]
+
+
+def test_a_checkout_or_its_suite_may_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    suite, asked = checkout(tmp_path), []
+    (suite / "core").mkdir()
+    monkeypatch.setattr(lightning_suite, "judge", lambda *given: asked.append(given) or Verdict([], [], 0, 0))
+    for arguments in ([str(tmp_path)], [str(suite)], [str(suite), "loops"]):
+        assert main(arguments) == 0
+    monkeypatch.setenv("LIGHTNING_TESTS", str(tmp_path))
+    assert main(["tuner", "-x"]) == main([]) == 0
+    core = (suite, ["core"])
+    assert asked == [core, core, (suite, ["loops"]), (suite, ["tuner", "-x"]), core]
+    assert package_of(suite) == "lightning.pytorch"
+    (suite / "conftest.py").write_text("import pytorch_lightning.accelerators\n")
+    assert package_of(suite) == "pytorch_lightning"
 
 
 def test_without_a_suite_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

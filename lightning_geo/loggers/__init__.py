@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
@@ -18,6 +18,7 @@ from lightning_geo.loggers.scalars import ScalarSink, place_of
 from lightning_geo.loggers.tags import Level
 from lightning_geo.loggers.wandb import WandbSink
 from lightning_geo.storage.events import Dropped
+from lightning_geo.storage.places import named, place
 from lightning_geo.storage.record import GeometryRecord
 from lightning_geo.storage.record_file import RecordFile
 
@@ -43,6 +44,9 @@ class Sink(Protocol):
 class RecordSink(Sink, Protocol):
     """A sink that may hold the run's full record."""
 
+    holds: str | None
+    """Directory of the record, where this sink writes it."""
+
     def note(self, dropped: Dropped, step: int) -> None:
         """Write that a sample was dropped, in a run that has none yet."""
 
@@ -55,6 +59,7 @@ def open_sinks(
     directory: Callable[[], str | os.PathLike[str]] | None = None,
     max_steps: float | None = None,
     resumed_at: int | None = None,
+    taken: Collection[str] = (),
     about: About = lambda what: contextlib.nullcontext(),
 ) -> list[Sink]:
     """Return the sinks of a run: one per logger, and one for the record where no logger holds it.
@@ -70,9 +75,11 @@ def open_sinks(
         directory: Makes the place for the record if no logger has one; ``None`` for nowhere.
         max_steps: Length of the run in optimizer steps, -1 or ``None`` if it is not known.
         resumed_at: Step of the checkpoint that the run resumed from; ``None`` for a fresh run.
+        taken: Directories that hold the record of another run, see :func:`is_taken`: loggers that write there
+            too get their numbers, but no record.
         about: Context in which one destination is opened, so that one that fails costs no other.
     """
-    found = _Found(name, level, max_steps, resumed_at)
+    found = _Found(name, level, max_steps, resumed_at, taken)
     for logger in loggers:
         with about(f"the logger {type(logger).__name__} could not be opened"):
             found.add(logger)
@@ -93,9 +100,16 @@ def open_sinks(
 class _Found:
     """What the loggers of a run offer so far."""
 
-    def __init__(self, name: str, level: Level, max_steps: float | None, resumed_at: int | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        level: Level,
+        max_steps: float | None,
+        resumed_at: int | None,
+        taken: Collection[str],
+    ) -> None:
         self._name, self._level = name, level
-        self._max_steps, self._resumed_at = max_steps, resumed_at
+        self._max_steps, self._resumed_at, self._taken = max_steps, resumed_at, taken
         self.sinks: list[Sink] = []
         #: whether a TensorBoard writer holds the record, and where
         self.recorded = False
@@ -111,23 +125,32 @@ class _Found:
         if _can(experiment, "_get_file_writer"):
             from lightning_geo.loggers.tensorboard import TensorBoardSink  # needs tensorboard to be installed
 
-            first = not self.recorded
-            sink = TensorBoardSink(experiment, name, self._level, schedule, first, self._resumed_at)
-            self.record_at = self.record_at or experiment._get_file_writer().get_logdir()
-            self.sinks.append(sink)
-            self.recorded = True
+            folder = experiment._get_file_writer().get_logdir()
+            free = not is_taken(folder, self._taken)
+            # the mark of a resumed session would void the other run's samples
+            resumed_at = self._resumed_at if free else None
+            first = free and not self.recorded
+            self.sinks.append(TensorBoardSink(experiment, name, self._level, schedule, first, resumed_at))
+            if free:
+                self.record_at, self.recorded = self.record_at or folder, True
         elif _can(experiment, "log", "define_metric", "save"):
             resumed = self._resumed_at is not None
             self.sinks.append(WandbSink(experiment, name, self._level, schedule, resumed=resumed))
-            if self.record is None and not experiment.disabled:  # a disabled run has a temporary directory
+            disabled = experiment.disabled  # such a run has a temporary directory
+            if self.record is None and not disabled and not is_taken(experiment.dir, self._taken):
                 folder = self.wandb_folder = os.path.abspath(experiment.dir)
                 upload = functools.partial(experiment.save, base_path=folder, policy="end")
                 options: dict[str, Any] = {"resumed_at": self._resumed_at, "on_open": upload}
                 self.record = functools.partial(RecordFile, folder, name, **options)
         else:
             self.sinks.append(ScalarSink(logger, name, self._level))
-            place = place_of(logger, "log_dir")
-            self.places += [place] if place is not None else []
+            where = place_of(logger, "log_dir")
+            self.places += [where] if where is not None and not is_taken(where, self._taken) else []
+
+
+def is_taken(directory: str | os.PathLike[str], taken: Collection[str]) -> bool:
+    """Whether a directory is among others, however it is written."""
+    return str(named(place(directory))) in taken
 
 
 def _experiment(logger: Any) -> Any:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from typing import Any
 
 from lightning_geo.loggers import RecordSink, Sink, open_sinks
+from lightning_geo.loggers.scalars import place_of
 from lightning_geo.loggers.tags import Level
 from lightning_geo.storage.events import Dropped
-from lightning_geo.storage.places import Place, place
+from lightning_geo.storage.places import Place, named, place
 from lightning_geo.storage.record import GeometryRecord
 from lightning_geo.utils.warn_once import Complaints
 
@@ -22,19 +24,35 @@ class Outlets:
         name: The monitor's name.
         level: Finest scalars.
         complaints: Where failures go.
+        taken: Directories of other runs' records.
     """
 
-    def __init__(self, name: str, level: Level, complaints: Complaints) -> None:
+    def __init__(
+        self, name: str, level: Level, complaints: Complaints, taken: frozenset[str] = frozenset()
+    ) -> None:
         self._name = name
         self._level = level
         self._complaints = complaints
         self._sinks: list[Sink] | None = None
+        self._taken = taken
+        #: where the record is, once it was opened
+        self.holds: frozenset[str] = frozenset()
         #: name of the directory of the record, where no logger has a place for it
         self.version: str | None = None
 
-    def __getstate__(self) -> dict[str, Any]:
-        """A copy, or a pickle, has no file open."""
-        return {**vars(self), "_sinks": None}
+    def copied(self, loggers: Iterable[Any]) -> Outlets:
+        """Those of a copy of the monitor: another run, whose record goes elsewhere.
+
+        Args:
+            loggers: Of the run, whose directories belong to it before there is a record in them.
+        """
+        folders = [folder for logger in loggers if (folder := place_of(logger, "log_dir")) is not None]
+        taken = self._taken | self.holds | {str(named(place(folder))) for folder in folders}
+        return Outlets(self._name, self._level, self._complaints, taken)
+
+    def anew(self) -> Outlets:
+        """Those of the next run of the same monitor."""
+        return Outlets(self._name, self._level, self._complaints, self._taken)
 
     @property
     def places(self) -> str:
@@ -65,8 +83,10 @@ class Outlets:
         with self._complaints.about("the loggers could not be opened"):
             self._sinks = open_sinks(
                 trainer.loggers, name=self._name, level=self._level, resumed_at=resumed_at,
-                max_steps=max_steps, directory=directory, about=self._complaints.about,
+                max_steps=max_steps, directory=directory, taken=self._taken, about=self._complaints.about,
             )  # fmt: skip
+        records = (sink.holds for sink in self._sinks if isinstance(sink, RecordSink))
+        self.holds |= {str(named(place(folder))) for folder in records if folder is not None}
 
     def write(self, record: GeometryRecord, *, final: bool) -> None:
         """Send a record everywhere."""

@@ -51,7 +51,9 @@ class TensorBoardSink:
             mark = _as_its_own(writer, session_event(resumed_at, name))
             writer.add_event(mark, step=resumed_at)
             writer.flush()
-        self.where = f"TensorBoard: tensorboard --logdir {experiment._get_file_writer().get_logdir()}"
+        folder = experiment._get_file_writer().get_logdir()
+        self.where = f"TensorBoard: tensorboard --logdir {folder}"
+        self.holds: str | None = folder if with_record else None
 
     def write(self, record: GeometryRecord, *, final: bool = False) -> None:
         """Write one sample."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -13,12 +13,28 @@ from lightning_geo.measurement.sample_statistics import SampleStatistics
 from lightning_geo.observe import Coverage
 from lightning_geo.utils.ranks import world_size
 
-__all__ = ["reduce_over_ranks"]
+__all__ = ["Merged", "reduce_over_ranks"]
+
+
+class Merged(NamedTuple):
+    """What became of a sample; the same on every rank.
+
+    Args:
+        valid: Whether it is whole on all ranks, and of the same layers.
+        unsaid: Whether any rank has a warning that rank 0 has not been told; False where it is not valid.
+    """
+
+    valid: bool
+    unsaid: bool
 
 
 def reduce_over_ranks(
-    samples: list[SampleStatistics], ok: bool, device: torch.device, coverage: Coverage | None = None
-) -> bool:
+    samples: list[SampleStatistics],
+    ok: bool,
+    device: torch.device,
+    coverage: Coverage | None = None,
+    unsaid: int = 0,
+) -> Merged:
     """Merge the statistics of all ranks, in place: every rank makes the same collectives.
 
     A small one agrees on whether every rank has a sample and all have the same layout; then one
@@ -29,12 +45,10 @@ def reduce_over_ranks(
         ok: Whether this rank's sample is whole.
         device: Where the process group's backend communicates.
         coverage: What this rank saw and measured; counts are added up, reasons stay this rank's own.
-
-    Returns:
-        Whether the sample is valid; the same on every rank.
+        unsaid: How many warnings rank 0 has not been told.
     """
     if world_size() == 1:
-        return ok
+        return Merged(ok, False)
     digest, failure = 0, None
     buffers: list[tuple[Any, list[tuple[dict[str, Tensor], str]], Tensor]] = []
     try:
@@ -43,22 +57,23 @@ def reduce_over_ranks(
     except Exception as error:  # no memory left, say: the other ranks wait for this one all the same
         ok, failure = False, error
     counts = (0, 0) if coverage is None else (coverage.seen, coverage.measured)
-    mine = torch.tensor([int(ok), digest, *counts], dtype=torch.int64, device=device)
+    mine = torch.tensor([int(ok), digest, *counts, unsaid], dtype=torch.int64, device=device)
     everyone = [torch.empty_like(mine) for _ in range(world_size())]
     dist.all_gather(everyone, mine)
     if failure is not None:
         raise failure
     answers = torch.stack(everyone).tolist()
     if not all(valid and layout == digest for valid, layout, *_ in answers):
-        return False
+        return Merged(False, False)
+    _, _, seen, measured, waiting = (list(numbers) for numbers in zip(*answers, strict=True))
     if coverage is not None:
-        coverage.seen, coverage.measured = (sum(counts) for counts in list(zip(*answers, strict=True))[2:])
+        coverage.seen, coverage.measured = sum(seen), sum(measured)
     for operation, slots, flat in buffers:
         dist.all_reduce(flat, operation)
         pieces = torch.split(flat, [store[name].numel() for store, name in slots])
         for (store, name), piece in zip(slots, pieces, strict=True):
             store[name] = piece.view(store[name].shape)
-    return True
+    return Merged(True, any(waiting))
 
 
 def _pack(

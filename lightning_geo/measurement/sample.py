@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lightning_geo.kernels.workspace import reuse_scratch
 from lightning_geo.measurement.assemble import Bases, Computed, compute
 from lightning_geo.measurement.importance import LossFunction, importances
-from lightning_geo.measurement.rank_reduction import reduce_over_ranks
+from lightning_geo.measurement.rank_reduction import Merged, reduce_over_ranks
 from lightning_geo.measurement.sample_statistics import SampleStatistics
 from lightning_geo.measurement.training_importance import TrainingGradients
 from lightning_geo.metrics.selection import compares_samples, select
@@ -204,8 +204,8 @@ class Measurement:
         return [name for name, statistics in self._statistics.items() if statistics.layers]
 
     def score(self, name: str, sequences: int) -> None:
-        """How many sequences, the first ones, to take the metrics of single scores from."""
-        self._statistics[name].scored = sequences
+        """Take metrics of single scores from that many more sequences, the first ones of what runs next."""
+        self._statistics[name].score(sequences)
 
     def attends(self, name: str, path: str) -> bool:
         """Whether a module of that model showed attention, or one in it."""
@@ -220,10 +220,10 @@ class Measurement:
         self._statistics = {name: self._statistics[name] for name in names}
         self._taps = {name: self._taps[name] for name in names}
 
-    def reduce(self, ok: bool, device: torch.device) -> bool:
-        """Merge over ranks; whether the sample is valid on all of them."""
+    def reduce(self, device: torch.device, unsaid: int = 0) -> Merged:
+        """Merge over ranks; see :func:`.reduce_over_ranks`."""
         self._merged = self.coverage
-        return reduce_over_ranks(list(self._statistics.values()), ok, device, self._merged)
+        return reduce_over_ranks(list(self._statistics.values()), True, device, self._merged, unsaid)
 
     def discard_values(self) -> None:
         """Keep the numbering but count nothing: what a rank without inputs brings to the sum."""

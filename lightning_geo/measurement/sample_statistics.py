@@ -304,6 +304,11 @@ class SampleStatistics:
             none = torch.full((1, 1, layer.heads), torch.nan, device=device)
             layer.add_values("importance", ("importance",), none)
 
+    def score(self, sequences: int) -> None:
+        """Look at the single scores of that many sequences of what runs from now on, and of no more."""
+        self.scored = sequences
+        self._scored = dict.fromkeys(self._scored, 0)  # the keys tell what is laid out
+
     def zero(self) -> None:
         """Keep the layout, count nothing."""
         self._weighed.clear()

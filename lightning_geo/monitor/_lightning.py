@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.util
 import logging
@@ -50,29 +51,67 @@ else:
         """
 
 
-class _Afterwards(CallbackBase):
-    """Stands behind all other callbacks while Lightning calls their `on_train_end`."""
+class _EndOfTraining:
+    """Stands in for a strategy's `on_train_end`: calls it, then what monitors have to do.
 
-    def __init__(self, function: Callable[[], object]) -> None:
-        super().__init__()
-        self._function = function
+    Args:
+        strategy: Whose.
+    """
 
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        self._function()
+    def __init__(self, strategy: Any) -> None:
+        self._strategy = strategy
+        #: one that somebody has set on the instance
+        self._set = vars(strategy).get("on_train_end")
+        self._own = strategy.on_train_end
+        self.functions: list[Callable[[], object]] = []
+
+    def __call__(self) -> None:
+        self._own()
+        for function in tuple(self.functions):
+            function()
+
+    def stand_back(self) -> None:
+        """Leave the strategy as it was."""
+        if vars(self._strategy).get("on_train_end") is self:
+            del self._strategy.on_train_end
+            if self._set is not None:
+                self._strategy.on_train_end = self._set
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copy.deepcopy(self._own, memo)  # the copy's strategy has nothing of ours
+
+    def __reduce__(self) -> tuple[Callable[[Any], Any], tuple[Any]]:
+        return _itself, (self._own,)
 
 
-def after_the_others(trainer: Any, function: Callable[[], object]) -> CallbackBase:
-    """Run ``function`` once every callback has had its `on_train_end`; to be called from one's own.
+def _itself(value: Any) -> Any:
+    return value
 
-    Lightning goes through the list of callbacks itself, so that one that is added on the way has its turn
-    (checked on 2.6). Afterwards the model is moved to the CPU: no later hook could measure it.
+
+def after_the_others(trainer: Any, function: Callable[[], object]) -> Callable[[], None]:
+    """Run ``function`` at the very end of training, while the model is still on its device.
+
+    To be called from one's own `on_train_end`. Callbacks, the LightningModule and the strategy have their
+    `on_train_end` in this order, and each may replace the weights: the strategy's is the last thing that
+    Lightning calls before `Strategy.teardown` moves the model to the CPU, after which `on_fit_end` and
+    `teardown` could not measure it as it was trained (checked on 2.6). That hook is public, so an instance
+    attribute stands in for it until it was called.
 
     Returns:
-        What was added; the caller takes it out again.
+        What undoes it, whether ``function`` ran or not; harmless when done twice.
     """
-    last = _Afterwards(function)
-    trainer.callbacks.append(last)
-    return last
+    end = vars(trainer.strategy).get("on_train_end")
+    if not isinstance(end, _EndOfTraining):
+        end = trainer.strategy.on_train_end = _EndOfTraining(trainer.strategy)
+    end.functions.append(function)
+
+    def undo() -> None:
+        if function in end.functions:
+            end.functions.remove(function)
+        if not end.functions:
+            end.stand_back()
+
+    return undo
 
 
 def lightning_logger(trainer: Any) -> logging.Logger:

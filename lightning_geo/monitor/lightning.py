@@ -8,6 +8,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, TypeVar
 
@@ -189,6 +190,7 @@ class GeometryMonitor(CallbackBase):
         self._name = name
         self._complaints = Complaints(strict)
         settings = set(vars(self))
+        self._outlets = Outlets(name, scalars, self._complaints)
         self._reset()
         self._turns = Turns(frozenset(set(vars(self)) - settings))
 
@@ -196,7 +198,7 @@ class GeometryMonitor(CallbackBase):
         """Start a new run: all that is set here belongs to one run of one Trainer."""
         self.last_record: GeometryRecord | None = None
         self._budget = None if self._max_overhead is None else OverheadBudget(self._max_overhead)
-        self._outlets = Outlets(self._name, self._scalars, self._complaints)
+        self._outlets = self._outlets.anew()
         self._run = RunState()
         self._inputs = ProbeSource(self._given_probe, *self._probe_limits, self._complaints)
         self._sampler: Sampler | None = None
@@ -210,15 +212,23 @@ class GeometryMonitor(CallbackBase):
         #: whether a sample was lost because there is nothing to replay: the next step makes up for it
         self._overdue = False
         self._sealed = False
-        self._last: CallbackBase | None = None
+        #: what keeps the last sample from being taken
+        self._cancel_last: Callable[[], None] | None = None
         self._eagerly = contextlib.ExitStack()
         self._started = time.perf_counter()
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy or a pickle of the monitor keeps: its arguments and its run's state, but no model."""
+        """What a copy or a pickle of the monitor keeps: its arguments and its run's state, but no model.
+
+        A copy of a Trainer goes on as another run: its record has a directory of its own.
+        """
         # `log` and `log_dict` are the LightningModule's: Lightning gives them to every callback
         state = {name: value for name, value in vars(self).items() if name not in ("log", "log_dict")}
-        return state | {"_sampler": None, "_pending": False, "_eagerly": contextlib.ExitStack()}
+        trainer = self._turns.current
+        outlets = self._outlets.copied(() if trainer is None else trainer.loggers)
+        nothing = {"_sampler": None, "_cancel_last": None, "_pending": False}
+        others = {"_outlets": outlets, "_run": replace(self._run, version=None)}
+        return state | nothing | others | {"_eagerly": contextlib.ExitStack()}
 
     @property
     def state_key(self) -> str:
@@ -457,19 +467,23 @@ class GeometryMonitor(CallbackBase):
 
     @_hook
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Measure the final weights once all callbacks are done: weight averaging replaces them here."""
+        """Measure the final weights once everybody is done: weight averaging replaces them here."""
+        # first, since all ranks meet there
+        self._cancel_last = after_the_others(trainer, partial(self._finish, trainer))
         self._stop()
         self._complaints.late = True
         self._run.ended = True
-        self._last = after_the_others(trainer, lambda: self._finish(trainer))
 
     @_hook
     def _finish(self, trainer: Any) -> None:
         """Take the last sample and say what it all cost."""
-        step, self._batches = steps_taken(trainer), batches_done(trainer)
-        known = self._sampler is not None and self._inputs.probe is not None
-        if self._replays and known and self._run.step != step:
-            self._replay(trainer, step, final=True)
+        try:
+            step, self._batches = steps_taken(trainer), batches_done(trainer)
+            known = self._sampler is not None and self._inputs.probe is not None
+            if self._replays and known and self._run.step != step:
+                self._replay(trainer, step, final=True)
+        finally:  # the other ranks wait, whatever happened here
+            self._complaints.exchange()
         run = self._run
         if run.samples and trainer.is_global_zero:
             whole = time.perf_counter() - self._started
@@ -492,9 +506,10 @@ class GeometryMonitor(CallbackBase):
     def _end(self, trainer: Any) -> None:
         self._stop()
         self._outlets.close()
-        if self._last is not None:
-            trainer.callbacks[:] = [callback for callback in trainer.callbacks if callback is not self._last]
-            self._last = None
+        self._complaints.say_the_rest()
+        if self._cancel_last is not None:
+            self._cancel_last()
+            self._cancel_last = None
 
     def _stop(self) -> None:
         self._inputs.stop()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_geo.kernels import retry_failed
 from lightning_geo.measurement.assemble import Bases, Computed
 from lightning_geo.measurement.importance import LossFunction, NoImportanceError, importances
-from lightning_geo.measurement.rank_reduction import reduce_over_ranks
+from lightning_geo.measurement.rank_reduction import Merged, reduce_over_ranks
 from lightning_geo.measurement.sample import LayerChoice, Measurement, special_tokens
 from lightning_geo.measurement.training_importance import TrainingGradients
 from lightning_geo.metrics.selection import spec_of
@@ -37,7 +37,7 @@ from lightning_geo.probe.division import divides
 from lightning_geo.probe.probe import Share
 from lightning_geo.utils.device_time import seconds_on
 from lightning_geo.utils.errors import let_go
-from lightning_geo.utils.ranks import everyones, failure_of_any_rank
+from lightning_geo.utils.ranks import everyones, failure_of_any_rank, known_to_rank_zero
 from lightning_geo.utils.warn_once import Complaints
 
 __all__ = ["Sampler"]
@@ -49,8 +49,9 @@ _COMPILED = (
 
 Context = Callable[[], AbstractContextManager[object]]
 
-#: Calls, and where random numbers start in each: a seed or an earlier state.
-Calls = Sequence[tuple[Call, int | RandomState]]
+#: Calls; where random numbers start in each, a seed or an earlier state; how many sequences have their
+#: single scores measured, None where the whole sample has a number of them.
+Calls = Sequence[tuple[Call, int | RandomState, int | None]]
 
 
 class Sampler:
@@ -169,8 +170,6 @@ class Sampler:
         try:
             measurement = self._measurement = self._begin()
             recorded_calls = (*share.uncounted, *share.calls)
-            for name in self.models:
-                measurement.score(name, share.scored.get(name, share.scored.get(ITSELF, 0)))
             # a call of the LightningModule shows them all
             outside = any(recorded.call.method for recorded in recorded_calls)
             self._unrecorded = {} if outside else self._lacking
@@ -178,9 +177,9 @@ class Sampler:
             for calls in (share.uncounted, share.calls):
                 measurement.discard_values()
                 for name in self.models:
-                    mine: Calls = [(r.call, 0) for r in calls if r.model == name and not r.call.method]
-                    self._run(measurement, [name], mine)
-                self._replay_outside(measurement, [(r.call, 0) for r in calls if r.call.method])
+                    mine = [r for r in calls if r.model == name and not r.call.method]
+                    self._run(measurement, [name], _replayed(mine))
+                self._replay_outside(measurement, _replayed(r for r in calls if r.call.method))
             if self._weighs_heads:
                 self._add_importance(measurement, share)
         except Exception as error:
@@ -282,8 +281,11 @@ class Sampler:
                 for name in names:
                     twin = self._observed(model, first, name)
                     stack.enter_context(measurement.observe(name, training=step, replays=True, twin=twin))
-                for call, start in group:
+                for call, start, scored in group:
                     options: dict[str, Any] = {"evaluate": evaluate, "start": start}
+                    if scored is not None:
+                        for name in names:
+                            measurement.score(name, scored)
                     with (
                         replica.once(model, gradient=step, frozen=step, **options),
                         self._forward_context(),
@@ -392,7 +394,7 @@ class Sampler:
         started = seconds_on(self.device)
         try:
             for name in self.models:
-                mine = [(call, start) for owner, call, start in shadows if owner == name]
+                mine: Calls = [(call, start, None) for owner, call, start in shadows if owner == name]
                 if self._failure is None and self._measurement is not None:
                     self._run(self._measurement, [name], mine, evaluate=False)
         except Exception as error:
@@ -523,18 +525,21 @@ class Sampler:
             error = failure
         finally:
             self._forget()
-        whole = False
+        merged = Merged(False, False)
         try:
             if measurement is None or error is not None:
                 reduce_over_ranks([], False, self.device)
             else:
-                whole = measurement.reduce(True, self.device)
+                merged = measurement.reduce(self.device, self._complaints.unsaid)
         except Exception as failure:
             error = failure
-        if measurement is None or not whole:
+        if measurement is None or not merged.valid:
             reason = failure_of_any_rank(error)
+            self._complaints.exchange()
             # all ranks or none go on without a probe
             raise NoDataError(str(reason)) if any(everyones(isinstance(error, NoDataError))) else reason
+        if merged.unsaid:
+            self._complaints.exchange()
         if not self._chosen:
             self._report_unrecorded(names)
         self.prefer(names)
@@ -551,9 +556,13 @@ class Sampler:
         return computed
 
 
+def _replayed(calls: Iterable[ProbeCall]) -> Calls:
+    return [(recorded.call, 0, recorded.scored or 0) for recorded in calls]
+
+
 def _failures_elsewhere(failures: list[Exception]) -> list[Exception]:
     """Why other ranks have no importance, each reason once; to be called on every rank."""
-    here = [(isinstance(error, NoImportanceError), str(error)) for error in failures]
+    here = [(isinstance(error, NoImportanceError), str(error)) for error in map(known_to_rank_zero, failures)]
     found: dict[tuple[bool, str], Exception] = {}
     for index, theirs in enumerate(everyones(here)):
         for known, text in theirs:

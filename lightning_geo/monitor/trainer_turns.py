@@ -23,6 +23,11 @@ class Turns:
         self._current: Callable[[], Any] = lambda: None
         self._waiting: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictionary()
 
+    @property
+    def current(self) -> Any:
+        """Whose turn it is; None for nobody's."""
+        return self._current()
+
     def to(self, trainer: Any, holder: Any, start: Callable[[], None]) -> None:
         """Give ``holder`` the attributes of a Trainer's run.
 

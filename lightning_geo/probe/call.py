@@ -28,6 +28,8 @@ class ProbeCall:
             only row holds documents, and every tensor has an entry for each token;
             never where it brings a cache.
         sequences: Counts of its parts.
+        scored: How many of its sequences, the first ones, have their single scores measured; None where the
+            probe has not decided yet.
     """
 
     model: str
@@ -35,6 +37,7 @@ class ProbeCall:
     rows: int
     divisible: bool
     sequences: CallSequences
+    scored: int | None = None
 
     @classmethod
     def of(cls, model: str, call: Call, *, packed: bool = True) -> ProbeCall:
@@ -75,6 +78,14 @@ class ProbeCall:
         tokens = tuple(self.sequences.tokens[i] for i in chosen)
         sequences = CallSequences(True, (1,) * len(tokens), tokens, spans, packed=len(tokens) > 1)
         return ProbeCall(self.model, call, len(tokens), True, sequences)
+
+    def scored_in(self, rows: slice) -> int:
+        """How many of the scored sequences are in some of the parts; there too they are the first ones."""
+        chosen, start, scored = range(self.rows)[rows], 0, 0
+        for index, count in enumerate(self.sequences.counts):
+            scored += min(count, max(0, (self.scored or 0) - start)) if index in chosen else 0
+            start += count
+        return scored
 
     def digests(self) -> list[bytes]:
         """One digest per sequence, padding left out where an attention mask tells it."""

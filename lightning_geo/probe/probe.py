@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -27,29 +27,28 @@ class Share:
     Args:
         calls: Its own.
         uncounted: One of each kind of which it has none: ranks merge only what has the same layers.
-        scored: By model, how many of its sequences are among the probe's first two, whose single scores are
-            looked at.
     """
 
     calls: list[ProbeCall]
     uncounted: list[ProbeCall] = field(default_factory=list)
-    scored: dict[str, int] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> Share:
         """Move its tensors."""
         calls, uncounted = ([c.to(device) for c in some] for some in (self.calls, self.uncounted))
-        return Share(calls, uncounted, self.scored)
+        return Share(calls, uncounted)
 
 
 class Probe:
     """The inputs on which samples are taken.
 
     Args:
-        calls: In order; those of all ranks.
+        calls: In order; those of all ranks. Where they do not say which sequences are scored, the first ones
+            of each model are.
     """
 
     def __init__(self, calls: Sequence[ProbeCall]) -> None:
-        self.calls = list(calls)
+        known = all(call.scored is not None for call in calls)
+        self.calls = list(calls) if known else _with_scored([calls])[0]
         digests = sorted(d for call in self.calls for d in call.digests())
         #: equal for equal inputs, in whatever order, padding or number of ranks they came
         self.fingerprint = hashlib.sha256(b"".join(digests)).hexdigest()[:16] if digests else ""
@@ -67,30 +66,23 @@ class Probe:
         mine: list[ProbeCall] = []
         others: list[ProbeCall] = []
         dealt: dict[str, int] = {}
-        scored = dict.fromkeys(self.models, 0)
-        sequences: dict[str, int] = {}
         for call in self.calls:
             before = dealt.get(call.model, 0)
             dealt[call.model] = before + (call.rows if call.divisible else 1)
             first = (rank - before) % world_size
-            start = sequences.get(call.model, 0)
-            for index, count in enumerate(call.sequences.counts):
-                if (index - first) % world_size == 0 if call.divisible else first == 0:
-                    among = min(count, max(0, SCORED_SEQUENCES - start))
-                    scored[call.model] += among
-                start += count
-            sequences[call.model] = start
             if call.divisible and call.rows > first:
-                whole = world_size == 1
-                mine.append(call if whole else call.take(slice(first, None, world_size)))
+                rows = slice(first, None, world_size)
+                mine.append(
+                    call if world_size == 1 else replace(call.take(rows), scored=call.scored_in(rows))
+                )
             elif not call.divisible and first == 0:
                 mine.append(call)
             else:
-                others.append(call.take(slice(1)))
+                others.append(replace(call.take(slice(1)), scored=0))
         missing = {call.kind: call for call in others}
         for call in mine:
             missing.pop(call.kind, None)
-        return Share(mine, list(missing.values()), scored)
+        return Share(mine, list(missing.values()))
 
     def only(self, models: Iterable[str]) -> Probe:
         """The calls of these models; itself where there are no others."""
@@ -109,6 +101,7 @@ class Probe:
                     "kwargs": c.call.kwargs,
                     "method": c.call.method,
                     "divisible": c.divisible,
+                    "scored": c.scored,
                 }
                 for c in self.calls
             ]
@@ -121,7 +114,8 @@ class Probe:
         for c in state["calls"]:
             call = Call(tuple(c["args"]), dict(c["kwargs"]), c.get("method", ""))
             recorded = ProbeCall.of(c["model"], call)
-            calls.append(recorded if c.get("divisible", True) else recorded.whole())
+            recorded = recorded if c.get("divisible", True) else recorded.whole()
+            calls.append(replace(recorded, scored=c.get("scored")))
         return cls(calls)
 
     @classmethod
@@ -135,10 +129,39 @@ class Probe:
         if world_size() > 1:
             everyone = [[] for _ in range(world_size())]
             dist.all_gather_object(everyone, list(calls))
-        everyone = within_over_ranks(everyone, size, tokens)
+        everyone = _with_scored(within_over_ranks(everyone, size, tokens))
         longest = max(map(len, everyone))
         joined = [mine[i] for i in range(longest) for mine in everyone if i < len(mine)]
         return cls(joined) if joined else None
+
+
+def _with_scored(everyone: Sequence[Sequence[ProbeCall]]) -> list[list[ProbeCall]]:
+    """Mark the sequences of each model whose single scores are measured: the same on however many ranks.
+
+    Args:
+        everyone: Calls by rank; their sequences are counted in turn, as :func:`within_over_ranks` does.
+    """
+    scored = [[0] * len(calls) for calls in everyone]
+    for model in {call.model for calls in everyone for call in calls}:
+        parts = [
+            [
+                (i, count)
+                for i, call in enumerate(calls)
+                if call.model == model
+                for count in call.sequences.counts
+            ]
+            for calls in everyone
+        ]
+        left = SCORED_SEQUENCES
+        for turn in range(max(map(len, parts))):
+            for rank in (rank for rank, mine in enumerate(parts) if turn < len(mine)):
+                index, count = parts[rank][turn]
+                scored[rank][index] += min(count, left)
+                left -= min(count, left)
+    return [
+        [replace(call, scored=count) for call, count in zip(calls, counts, strict=True)]
+        for calls, counts in zip(everyone, scored, strict=True)
+    ]
 
 
 def probe_from(given: Any, size: int, tokens: int | None = None) -> list[Call]:

@@ -49,6 +49,7 @@ class RecordFile:
         self._on_open = on_open
         self._file: _Writer | None = None
         self.where = f"record: {os.fspath(directory)}"
+        self.holds: str | None = os.fspath(directory)
         if resumed_at is not None:  # at once, as in the TensorBoard sink
             self._append(session_event(resumed_at, name))
 

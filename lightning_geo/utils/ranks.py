@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-__all__ = ["everyones", "failure_of_any_rank", "from_rank_zero", "on_all_ranks", "rank", "world_size"]
+__all__ = [
+    "everyones",
+    "failure_of_any_rank",
+    "from_rank_zero",
+    "is_known_to_rank_zero",
+    "known_to_rank_zero",
+    "on_all_ranks",
+    "rank",
+    "world_size",
+]
 
 
 def world_size() -> int:
@@ -57,6 +67,18 @@ def everyones(value: Any) -> list[Any]:
     return found
 
 
+def known_to_rank_zero(error: Exception) -> Exception:
+    """Note on an error that rank 0 has it too, or was told of it: this rank need not say so; returns it."""
+    with contextlib.suppress(Exception):  # a class of the user's may refuse attributes
+        error._lightning_geo_known = True  # type: ignore[attr-defined]
+    return error
+
+
+def is_known_to_rank_zero(error: Exception) -> bool:
+    """Whether :func:`known_to_rank_zero` noted so."""
+    return getattr(error, "_lightning_geo_known", False)
+
+
 def failure_of_any_rank(error: Exception | None) -> Exception:
     """This rank's error, or one that names the others': rank 0 alone warns and has to know of them all.
 
@@ -66,5 +88,6 @@ def failure_of_any_rank(error: Exception | None) -> Exception:
     everyone = everyones(None if error is None else f"{type(error).__name__}: {error}")
     others = "; ".join(f"rank {index}: {said}" for index, said in enumerate(everyone) if said is not None)
     if error is not None:
-        return error
+        # where rank 0 has an error of its own it speaks of that alone
+        return known_to_rank_zero(error) if everyone[0] in (None, everyone[rank()]) else error
     return RuntimeError(f"another rank failed ({others})" if others else "ranks saw other layers")

@@ -180,8 +180,8 @@ def test_calls_that_have_other_metrics_are_counted_together() -> None:
 
 def test_alone_there_is_nothing_to_reduce() -> None:
     sample, whole = sample_of(slice(0, 4)), sample_of(slice(0, 4))
-    assert reduce_over_ranks([sample], True, torch.device("cpu"))
-    assert not reduce_over_ranks([sample], False, torch.device("cpu"))
+    assert reduce_over_ranks([sample], True, torch.device("cpu")).valid
+    assert not reduce_over_ranks([sample], False, torch.device("cpu")).valid
     assert_same_statistics(sample, whole)
 
 

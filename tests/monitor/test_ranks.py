@@ -27,6 +27,9 @@ SAME = {
     "validation": [0, 2, 4, 6],  # probe from the sanity check, padding differs from rank to rank
     "training": [0, 2, 4, 6],  # probe from the first batch: three sequences here, two there
     "one_sequence": [0, 3, 6],  # rank 1 has nothing to replay
+    "scores": [0, 3, 6],  # the probe's first two sequences, whatever rank recorded them
+    "scores_of_training": [0, 3, 6],
+    "one_by_one": [0, 3, 6],  # batches of one sequence
     "two_towers": [0, 3, 6],  # rank 1 has a share of the one model only
     "given": [0, 3, 6],
     "importance": [0, 3, 6],  # rank 1 weighs one of two models
@@ -44,6 +47,19 @@ FAILING = {
     "fails_in_first_replay": [2, 4, 6],
     "fails_in_first_observation": [2, 4],
 }
+#: Where nothing that could be replayed begins at the data, on all ranks or on one alone.
+SWITCHING = [
+    "no_call_begins_at_the_data",
+    "none_begins_there_on_rank_0",
+    "none_begins_there_on_rank_1",
+    "no_validation_call_begins_there",
+]
+#: What rank 1 alone has to say, who says it, and the steps of the samples.
+TOLD = {
+    "one_has_hooks": ("rank 1: forward hooks were left out of replays", 0, [0, 3, 6]),
+    "one_fails_late": ("rank 1: `on_before_backward` failed: RuntimeError: injected", 0, [0, 4]),
+    "one_fails_before_a_crash": ("rank 1: `on_before_backward` failed: RuntimeError: injected", 1, [0]),
+}
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +70,8 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     # what may leave a rank behind comes last
-    scenarios = [*SAME, "budget", "schedule", "unprepared", "collectives", "dropping", *FAILING, "strict"]
+    others = ["budget", "schedule", "unprepared", "collectives", "dropping"]
+    scenarios = [*SAME, *others, *SWITCHING, *TOLD, *FAILING, "strict"]
     assert set(scenarios) == set(ranks.SCENARIOS)
     command = [sys.executable, "-m", "programs.ranks", str(directory), *scenarios]
     processes = []
@@ -157,6 +174,38 @@ def test_a_rank_that_fails_costs_all_ranks_that_sample_and_nothing_else(
         if rank == 0:  # rank 1, which failed, leaves it to rank 0 to say so
             (warning,) = result["warnings"]
             assert "another rank failed (rank 1: RuntimeError: injected)" in warning
+        else:
+            assert result["warnings"] == []
+
+
+@pytest.mark.parametrize("scenario", SWITCHING)
+def test_all_ranks_or_none_observe_training_itself(directory: Path, scenario: str) -> None:
+    first, second = results(directory, scenario)
+    (warning,) = first["warnings"]
+    assert 'nothing to replay that begins at the data: `source="batch"` is used: ' in warning
+    assert "Parts: TypeError" in warning
+    assert ("rank 1" in warning) == scenario.endswith("rank_1")
+    assert second["warnings"] == []
+    # the step in which it was found out is made up for by the next
+    steps = [0, 2, 4] if "validation" in scenario else [1, 2, 4]
+    for result in (first, second):
+        assert [record.step for record in result["records"]] == steps
+        assert result["steps"] == 6
+    for ours, theirs in zip(first["records"], second["records"], strict=True):
+        assert_same(ours, theirs, 0.0)
+        assert ours.probe == ""
+        assert "drift" not in ours
+
+
+@pytest.mark.parametrize("scenario", TOLD)
+def test_what_one_rank_has_to_say_is_said_once(directory: Path, scenario: str) -> None:
+    """By rank 0, unless there was no way to tell it."""
+    what, by, steps = TOLD[scenario]
+    for rank, result in enumerate(results(directory, scenario)):
+        assert [record.step for record in result["records"]] == steps
+        if rank == by:
+            (warning,) = result["warnings"]
+            assert what in warning
         else:
             assert result["warnings"] == []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -223,4 +224,17 @@ def test_sequences_that_come_one_by_one_are_shared_among_ranks(world: int) -> No
     seen = [int(c.call.args[0][0, 0]) for share in shares for c in share.calls]
     assert sorted(seen) == list(range(6))
     # the first two sequences of the probe, however many ranks there are
-    assert [share.scored["m"] for share in shares] == ([2] if world == 1 else [1, 1, 0][:world])
+    scored = [sum(call.scored or 0 for call in share.calls) for share in shares]
+    assert scored == ([2] if world == 1 else [1, 1, 0][:world])
+
+
+def test_a_checkpoint_knows_which_sequences_are_scored() -> None:
+    """Two ranks recorded four sequences each: the probe's first two are the first of either."""
+    whole = [ProbeCall.of("m", Call((torch.full((4, 2), rank),))) for rank in range(2)]
+    marked = [[replace(call, scored=1)] for call in whole]
+    probe = Probe([call for calls in marked for call in calls])
+    back = Probe.from_state_dict(probe.state_dict())
+    assert [call.scored for call in back.calls] == [1, 1]
+    shares = [back.share(rank, 3).calls for rank in range(3)]
+    scored = [int(x) for calls in shares for c in calls for x in c.call.args[0][: c.scored, 0]]
+    assert sorted(scored) == [0, 1]

@@ -104,7 +104,11 @@ class Watcher(pl.Callback):
         self.before(trainer.global_step)
 
     def on_fit_end(self, *_: Any) -> None:
-        self._keep()  # the last sample is taken after the `on_train_end` of all callbacks
+        self._keep()  # the last sample is taken after every `on_train_end`
+
+
+class CrashError(Exception):
+    """Ends a fit on purpose."""
 
 
 def rank() -> int:
@@ -151,7 +155,8 @@ def fit(
     runner = trainer(directory / f"rank_{rank()}", monitor, watcher, steps=steps, **options)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        runner.fit(module, batches(64, 0), batches(32, 1) if validate else None, ckpt_path=ckpt_path)
+        with contextlib.suppress(CrashError):
+            runner.fit(module, batches(64, 0), batches(32, 1) if validate else None, ckpt_path=ckpt_path)
     if save is not None:
         runner.save_checkpoint(save)
     return {
@@ -272,6 +277,13 @@ def sharded(directory: Path) -> dict[str, Any]:
     return fit(directory, monitor, Sharded(), **options)
 
 
+def one_by_one(directory: Path) -> dict[str, Any]:
+    """Batches of one sequence on each rank; the probe has as many as the sanity check shows."""
+    with patch(f"{__name__}.BATCH", 2):
+        monitor = GeometryMonitor(3, metrics=["entropy", "gates", "paper"])
+        return fit(directory, monitor, Module(), validate=True, num_sanity_val_steps=3)
+
+
 def shared_loader(directory: Path) -> dict[str, Any]:
     """A given dataloader that shuffles: every rank has to replay its part of the same sequences."""
     order = torch.Generator().manual_seed(rank())
@@ -302,10 +314,69 @@ def unprepared(directory: Path) -> dict[str, Any]:
         return fit(directory, GeometryMonitor(2), Module())
 
 
+def hooked(directory: Path) -> dict[str, Any]:
+    """Rank 1 alone has a forward hook of the user's, which replays leave out."""
+    module = Module()
+    if rank() == 1:
+        module.model.register_forward_hook(lambda *_: None)
+    return fit(directory, GeometryMonitor(3), module)
+
+
+class Parts(Module):
+    """The embedding and the encoder of a BERT are children; no call of one that attends begins at the data.
+
+    Args:
+        needs_trainer: Whether its step can be replayed on this rank: one that reads what only its trainer has
+            cannot.
+    """
+
+    def __init__(self, needs_trainer: bool) -> None:
+        super().__init__()
+        whole: Any = self.model
+        self.embeddings, self.encoder, self.head = whole.bert.embeddings, whole.bert.encoder, whole.classifier
+        del self.model
+        self.needs_trainer = needs_trainer
+
+    def loss(self, batch: dict[str, Tensor]) -> Tensor:
+        if self.needs_trainer:
+            assert len(self.trainer.callbacks) > 0
+        hidden = self.embeddings(batch["input_ids"])
+        mask = batch["attention_mask"][:, None, None].bool()
+        hidden = self.encoder(hidden, attention_mask=mask).last_hidden_state
+        return nn.functional.cross_entropy(self.head(hidden[:, 0]), batch["labels"])
+
+
+def without_data(directory: Path, ranks: tuple[int, ...], validate: bool = False) -> dict[str, Any]:
+    """On these ranks nothing can be replayed from the data on."""
+    module = Parts(rank() in ranks)
+    return fit(directory, GeometryMonitor(2, metrics=["entropy", "drift"]), module, validate=validate)
+
+
+def fails_late(directory: Path, crash: bool = False) -> dict[str, Any]:
+    """Rank 1 alone fails in a hook, when no more samples are to come."""
+    now = 0
+
+    class Crashing(Module):
+        def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+            if crash and batch_idx == 3:
+                raise CrashError
+            return super().training_step(batch, batch_idx)
+
+    def proceed(step: int) -> None:
+        nonlocal now
+        now = step
+
+    with failing(Sampler, "pause", lambda self: rank() == 1 and now == (2 if crash else 5)):
+        return fit(directory, GeometryMonitor(4, source="batch"), Crashing(), before=proceed)
+
+
 SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "validation": lambda d: fit(d, GeometryMonitor(2), Module(), validate=True),
     "training": lambda d: fit(d, GeometryMonitor(2, probe_size=5), Module()),
     "one_sequence": lambda d: fit(d, GeometryMonitor(3, probe_size=1), Module(), validate=True),
+    "scores": lambda d: fit(d, GeometryMonitor(3, metrics=["gates", "paper"]), Module(), validate=True),
+    "scores_of_training": lambda d: fit(d, GeometryMonitor(3, metrics=["gates", "paper"]), Module()),
+    "one_by_one": one_by_one,
     "batch": lambda d: fit(
         d, GeometryMonitor(2, source="batch"), Module(), accumulate_grad_batches=2, steps=4
     ),
@@ -334,6 +405,13 @@ SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "schedule": scheduled,
     "unprepared": unprepared,
     "collectives": collectives,
+    "no_call_begins_at_the_data": lambda d: without_data(d, (0, 1)),
+    "none_begins_there_on_rank_0": lambda d: without_data(d, (0,)),
+    "none_begins_there_on_rank_1": lambda d: without_data(d, (1,)),
+    "no_validation_call_begins_there": lambda d: without_data(d, (0, 1), validate=True),
+    "one_has_hooks": hooked,
+    "one_fails_late": fails_late,
+    "one_fails_before_a_crash": lambda d: fails_late(d, crash=True),
     "sharded": sharded,
     "strict": strict_fit,
 }

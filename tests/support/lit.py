@@ -1,6 +1,6 @@
 """Tiny LightningModules around real transformers models, data for them, and a Trainer that keeps quiet.
 
-Import as ``from lit import Classifier, Causal, loader, fit``.
+Import as ``from support.lit import Classifier, Causal, loader, fit``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Documents packed and unpacked, models that take both, and attention functions that need no GPU for them.
 
-Import as ``from packed_models import BUILDS, documents, flattened, padded``.
+Import as ``from support.packed_models import BUILDS, documents, flattened, padded``.
 """
 
 from __future__ import annotations
