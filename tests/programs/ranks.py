@@ -280,7 +280,7 @@ def sharded(directory: Path) -> dict[str, Any]:
 def one_by_one(directory: Path) -> dict[str, Any]:
     """Batches of one sequence on each rank; the probe has as many as the sanity check shows."""
     with patch(f"{__name__}.BATCH", 2):
-        monitor = GeometryMonitor(3, metrics=["entropy", "gates", "paper"])
+        monitor = GeometryMonitor(3, metrics=["entropy", "gates", "score_spectra"])
         return fit(directory, monitor, Module(), validate=True, num_sanity_val_steps=3)
 
 
@@ -374,8 +374,8 @@ SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "validation": lambda d: fit(d, GeometryMonitor(2), Module(), validate=True),
     "training": lambda d: fit(d, GeometryMonitor(2, probe_size=5), Module()),
     "one_sequence": lambda d: fit(d, GeometryMonitor(3, probe_size=1), Module(), validate=True),
-    "scores": lambda d: fit(d, GeometryMonitor(3, metrics=["gates", "paper"]), Module(), validate=True),
-    "scores_of_training": lambda d: fit(d, GeometryMonitor(3, metrics=["gates", "paper"]), Module()),
+    "scores": lambda d: fit(d, GeometryMonitor(3, metrics=["gates", "score_spectra"]), Module(), validate=True),
+    "scores_of_training": lambda d: fit(d, GeometryMonitor(3, metrics=["gates", "score_spectra"]), Module()),
     "one_by_one": one_by_one,
     "batch": lambda d: fit(
         d, GeometryMonitor(2, source="batch"), Module(), accumulate_grad_batches=2, steps=4
