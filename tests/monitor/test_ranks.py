@@ -126,6 +126,11 @@ def test_two_processes_record_what_one_does(directory: Path, tmp_path: Path, sce
     np.testing.assert_allclose(np.mean([first["loss"], second["loss"]], 0), one["loss"], 1e-4)
 
 
+def test_sequences_that_come_one_by_one_are_replayed_by_all_ranks(directory: Path, tmp_path: Path) -> None:
+    assert [result["replayed"] for result in results(directory, "one_by_one")] == [3, 3]
+    assert ranks.run("one_by_one", tmp_path)["replayed"] == 6
+
+
 def test_ranks_whose_clocks_disagree_sample_the_same_steps(directory: Path) -> None:
     first, second = ([record.step for record in result["records"]] for result in results(directory, "budget"))
     assert first == second

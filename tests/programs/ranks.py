@@ -34,6 +34,8 @@ from support.lit import FIRST_TOKEN, Lit, bert, sequences, trainer
 WORLD_SIZE = 2
 #: Sequences of a batch, over all ranks.
 BATCH = 8
+#: The families that single scores are needed for, and one that takes whole rows.
+SCORES = ["entropy", "gates", "score_spectra"]
 
 
 def model() -> nn.Module:
@@ -280,8 +282,10 @@ def sharded(directory: Path) -> dict[str, Any]:
 def one_by_one(directory: Path) -> dict[str, Any]:
     """Batches of one sequence on each rank; the probe has as many as the sanity check shows."""
     with patch(f"{__name__}.BATCH", 2):
-        monitor = GeometryMonitor(3, metrics=["entropy", "gates", "score_spectra"])
-        return fit(directory, monitor, Module(), validate=True, num_sanity_val_steps=3)
+        monitor = GeometryMonitor(3, metrics=SCORES)
+        result = fit(directory, monitor, Module(), validate=True, num_sanity_val_steps=3)
+    share = monitor._inputs.share(torch.device("cpu"))
+    return {**result, "replayed": sum(call.rows for call in share.calls)}
 
 
 def shared_loader(directory: Path) -> dict[str, Any]:
@@ -374,8 +378,8 @@ SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "validation": lambda d: fit(d, GeometryMonitor(2), Module(), validate=True),
     "training": lambda d: fit(d, GeometryMonitor(2, probe_size=5), Module()),
     "one_sequence": lambda d: fit(d, GeometryMonitor(3, probe_size=1), Module(), validate=True),
-    "scores": lambda d: fit(d, GeometryMonitor(3, metrics=["gates", "score_spectra"]), Module(), validate=True),
-    "scores_of_training": lambda d: fit(d, GeometryMonitor(3, metrics=["gates", "score_spectra"]), Module()),
+    "scores": lambda d: fit(d, GeometryMonitor(3, metrics=SCORES), Module(), validate=True),
+    "scores_of_training": lambda d: fit(d, GeometryMonitor(3, metrics=SCORES), Module()),
     "one_by_one": one_by_one,
     "batch": lambda d: fit(
         d, GeometryMonitor(2, source="batch"), Module(), accumulate_grad_batches=2, steps=4
