@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 
 from lightning_geo.metrics.selection import spec_of
 from lightning_geo.utils.arguments import check_positive
+from lightning_geo.utils.ranks import rank
 
 __all__ = ["OverheadBudget", "Schedule", "SlowClocks"]
 
@@ -64,6 +65,25 @@ class Schedule:
         if step == 0 or self._schedule is None:
             return step % self._interval == 0
         return bool(self._schedule(step))
+
+    def agreed(self, step: int, agree: Callable[[int], int]) -> tuple[bool, Exception | None]:
+        """Return whether a step is sampled, the same on every rank, and why the user's function failed.
+
+        It is asked on rank 0 alone: a sample that some ranks take and others do not leaves the first waiting.
+
+        Args:
+            step: Optimizer step.
+            agree: Gives every rank rank 0's number.
+        """
+        if not self.given:
+            return self(step), None
+        due, failure = False, None
+        if rank() == 0:
+            try:
+                due = self(step)
+            except Exception as error:
+                failure = error
+        return bool(agree(int(due))), failure
 
 
 class SlowClocks:

@@ -145,7 +145,7 @@ def test_a_run_that_is_resumed_by_the_same_monitor_marks_where(tmp_path: Path) -
             enable_checkpointing=True)  # fmt: skip
     assert steps_in(Path(logger.log_dir)) == [0, 3, 4, 5]
     again = trainer(tmp_path, monitor, steps=4, logger=TensorBoardLogger(tmp_path, version=0))
-    monitor._schedule._schedule = lambda step: False
+    monitor._settings.schedule._schedule = lambda step: False
     again.fit(Classifier(), loader(), ckpt_path=tmp_path / "step=3.ckpt")
     assert steps_in(Path(logger.log_dir)) == [0, 4]
 
@@ -206,11 +206,8 @@ def test_a_fit_within_a_fit_keeps_apart(tmp_path: Path) -> None:
 def test_a_copied_monitor_belongs_to_no_trainer(tmp_path: Path) -> None:
     monitor = GeometryMonitor(1, metrics="entropy", strict=True)
     fit(tmp_path, Classifier(), monitor, steps=1)
-    for number, other in enumerate(
-        (copy.deepcopy(monitor._turns), pickle.loads(pickle.dumps(monitor._turns)))
-    ):
-        monitor._turns = other
-        fit(tmp_path, Classifier(), monitor, steps=2)
+    for number, other in enumerate((copy.deepcopy(monitor), pickle.loads(pickle.dumps(monitor)))):
+        fit(tmp_path, Classifier(), other, steps=2)
         assert steps_in(tmp_path / "lightning_geo" / f"version_{number + 1}") == [0, 1, 2]
 
 
@@ -262,7 +259,7 @@ def copied_fit(directory: Path, logger: Any, copying: Copying, *monitors: Any) -
     loggers = logger(directory) if logger else False
     runner = fit(directory, Classifier(), *monitors, copying, steps, validation=loader(8), logger=loggers)
     place = runner.log_dir if logger else directory / "lightning_geo" / "version_0"
-    name = monitors[0]._name if monitors else None
+    name = monitors[0]._settings.name if monitors else None
     first = records_in(place, name) if monitors else None
     other = copying.trainer
     other.fit_loop.epoch_loop.max_steps = 6

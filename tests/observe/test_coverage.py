@@ -172,7 +172,7 @@ def test_the_share_is_logged_from_the_first_sample_that_lacks_something(
     source: Any, tmp_path: Path, leave_out: LeaveOut
 ) -> None:
     monitor = GeometryMonitor(1, metrics="metric:entropy", source=source, name="geo")
-    leave_out(lambda module: module == FIRST and monitor._step in (1, 2))
+    leave_out(lambda module: module == FIRST and monitor._run.samples.step in (1, 2))
     logger = TensorBoardLogger(tmp_path, name="", version=0)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

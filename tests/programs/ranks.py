@@ -284,7 +284,7 @@ def one_by_one(directory: Path) -> dict[str, Any]:
     with patch(f"{__name__}.BATCH", 2):
         monitor = GeometryMonitor(3, metrics=SCORES)
         result = fit(directory, monitor, Module(), validate=True, num_sanity_val_steps=3)
-    share = monitor._inputs.share(torch.device("cpu"))
+    share = monitor._run.samples.inputs.share(torch.device("cpu"))
     return {**result, "replayed": sum(call.rows for call in share.calls)}
 
 

@@ -74,9 +74,11 @@ def test_a_sample_reads_such_a_clock_at_both_ends(
     source: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     readings = iter(range(0, 10**6, 100))
-    monkeypatch.setattr("lightning_geo.monitor.lightning.seconds_on", lambda device: float(next(readings)))
+    for module in ("run", "samples"):
+        name = f"lightning_geo.monitor.{module}.seconds_on"
+        monkeypatch.setattr(name, lambda device: float(next(readings)))
     monitor = GeometryMonitor(1, source=source, metrics="entropy", strict=True)
     fit(tmp_path, Classifier(), monitor, steps=2)
     costs = load_history(tmp_path / "lightning_geo" / "version_0").metadata["cost_seconds"]
     assert costs.round().tolist() == [100.0] * len(costs)
-    assert round(monitor._run.cost) == 200 * len(costs)
+    assert round(monitor._run.samples.state.cost) == 200 * len(costs)

@@ -1,0 +1,329 @@
+"""One run of one Trainer: when a sample is due, and what of training is recorded or observed for it."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import torch
+
+from lightning_geo.loggers.logger_sinks import Outlets
+from lightning_geo.monitor._lightning import (
+    after_the_others,
+    batches_done,
+    is_sharded,
+    lightning_logger,
+    loss_factor,
+    steps_taken,
+)
+from lightning_geo.monitor.baseline import bases_of
+from lightning_geo.monitor.sampler import Sampler
+from lightning_geo.monitor.samples import Samples, tensors
+from lightning_geo.monitor.schedule import OverheadBudget
+from lightning_geo.monitor.settings import Settings
+from lightning_geo.observe.module_selection import candidates, check_layers
+from lightning_geo.observe.replay.torch_compile import is_compiled_function
+from lightning_geo.utils.device_time import seconds_on
+from lightning_geo.utils.ranks import failure_of_any_rank, from_rank_zero, on_all_ranks
+from lightning_geo.utils.warn_once import Complaints
+
+__all__ = ["Run"]
+
+#: What a LightningModule that was compiled as a whole keeps to itself.
+_SEALED = (
+    "the LightningModule is compiled as a whole, which hides the calls of the models in it. Compile the "
+    "model inside instead (`self.model.compile()` in `configure_model`), or give `probe=`"
+)
+
+
+class Run:
+    """Decides at which steps samples are taken, and prepares them.
+
+    Args:
+        settings: The monitor's.
+        complaints: Where failures go.
+        outlets: Where records go.
+    """
+
+    def __init__(self, settings: Settings, complaints: Complaints, outlets: Outlets | None = None) -> None:
+        self._settings = settings
+        self._complaints = complaints
+        outlets = outlets or Outlets(settings.name, settings.scalars, complaints)
+        self.samples = Samples(settings, complaints, outlets)
+        share = settings.max_overhead
+        self._budget = None if share is None else OverheadBudget(share)
+        self._began = 0
+        #: whether a sample of this step waits for what is recorded or observed in it
+        self._pending = False
+        self._sealed = False
+        #: what keeps the last sample from being taken
+        self._cancel_last: Callable[[], None] | None = None
+        self._eagerly = contextlib.ExitStack()
+        self._started = time.perf_counter()
+
+    def anew(self) -> Run:
+        """Return the monitor's next run."""
+        return Run(self._settings, self._complaints, self.samples.outlets.anew())
+
+    def copied(self, loggers: Iterable[Any]) -> Run:
+        """Return the run of a copy of the monitor: another one, whose record has a directory of its own.
+
+        Args:
+            loggers: Of this run, whose directories belong to it.
+        """
+        run = copy.copy(self)
+        run.samples = self.samples.copied(loggers)
+        run._pending, run._cancel_last, run._eagerly = False, None, contextlib.ExitStack()
+        return run
+
+    def fit_starts(self, trainer: Any, pl_module: Any) -> None:
+        """Check what can be checked before anything runs; from here on the module is complete."""
+        samples, settings = self.samples, self._settings
+        samples.replays = settings.source == "probe" and not is_sharded(trainer)
+        if settings.source == "probe" and not samples.replays:
+            said = 'cannot replay an inner module: `source="batch"` is used'
+            self._complaints.say(f"{type(trainer.strategy).__name__} {said}")
+        models = candidates(pl_module, settings.module)
+        check_layers(settings.layers, pl_module, *models.values())
+        sampler, failure = None, None
+        try:
+            sampler = Sampler(
+                models, settings.layers, settings.rank, settings.special_token_ids, settings.max_queries,
+                settings.loss_fn, trainer.precision_plugin.forward_context, self._complaints, pl_module,
+            )  # fmt: skip
+            sampler.start = samples.state.start
+            sampler.prefer(samples.state.models)
+        except Exception as error:
+            sampler, failure = None, error
+        if not on_all_ranks(failure is None, trainer.strategy.root_device):
+            sampler = None  # on every rank: samples are merged over all of them
+            self._complaints.report("the models cannot be observed", failure_of_any_rank(failure))
+        samples.sampler = sampler
+        if samples.state.baseline is None and settings.baseline is not None:
+            samples.state.baseline = bases_of(settings.baseline)
+        self._sealed = is_compiled_function(pl_module.training_step)
+        if self._sealed and not samples.replays:
+            self._complaints.report("nothing can be observed", LookupError(_SEALED))
+            samples.sampler = None
+        self._started = time.perf_counter()
+
+    def sanity_check_starts(self) -> None:
+        """Record the probe from the validation data: runs over the same data then share it."""
+        if self._sealed:  # compiled as a whole, its models' calls show only where nothing is compiled
+            self._eagerly.enter_context(torch.compiler.set_stance("force_eager"))
+        self._start_recording()
+
+    def validation_batch_starts(self, batch: Any, batch_idx: int) -> None:
+        """Record what the sanity check calls."""
+        if self.samples.inputs.records:
+            self.samples.inputs.step_begins("validation_step", batch, batch_idx)
+
+    def validation_batch_ended(self) -> None:
+        """Leave the models alone between batches."""
+        self.samples.inputs.step_ends()
+
+    def sanity_check_ended(self) -> None:
+        """Use what was recorded."""
+        self._eagerly.close()
+        self._use_recorded()
+
+    def training_starts(self, trainer: Any) -> None:
+        """Go on from a checkpoint, or try the given probe."""
+        samples = self.samples
+        step = self._began = steps_taken(trainer)
+        # what an earlier session wrote from here on is void, but for the last sample of one that had ended
+        samples.resumed_at = (step + (samples.state.ended or samples.state.step == step)) or None
+        samples.state.ended = False
+        if samples.resumed_at is not None and trainer.is_global_zero:
+            # now, so that what is void ends before anything that this session logs
+            samples.open(trainer)
+        trainer.callback_metrics.update(tensors(samples.state.summaries))
+        if self._budget is not None:
+            self._budget.before = samples.state.elapsed
+            self._budget.start(step)
+        if samples.replays and samples.sampler is not None and samples.inputs.take_given(samples.sampler):
+            samples.start_bases_anew()
+        self._try_layers()
+        if not self._sealed:
+            self._start_recording()
+        elif samples.sampler is None:
+            samples.note_dropped(trainer, step, LookupError(_SEALED))
+        elif samples.replays and samples.inputs.probe is None:
+            self.stop()
+            samples.note_dropped(trainer, step, LookupError(_SEALED))
+            self._complaints.report("there is no probe", LookupError(_SEALED))
+            samples.sampler = None
+
+    def _start_recording(self) -> None:
+        samples = self.samples
+        if samples.replays and samples.sampler is not None:
+            samples.inputs.start(samples.sampler)
+
+    def _use_recorded(self) -> None:
+        if self.samples.inputs.finish():
+            self.samples.start_bases_anew()
+
+    def _try_layers(self) -> None:
+        """Find a wrong `layers` as soon as there is a probe: the first sample may be dropped, or far off."""
+        samples = self.samples
+        if self._settings.layers is None or samples.sampler is None or self._complaints.late:
+            return
+        if samples.replays and samples.inputs.probe is not None:
+            samples.sampler.try_layers(samples.inputs.share(samples.sampler.device))
+
+    def batch_starts(self, trainer: Any, batch: Any, batch_idx: int) -> None:
+        """Sample the weights that enter this step, or start to observe its forward."""
+        samples = self.samples
+        step = steps_taken(trainer)
+        anew, samples.step = step != samples.step, step
+        if anew:
+            samples.epoch, samples.batches = trainer.current_epoch, batches_done(trainer)
+            self._complaints.late = step != self._began
+        due = self._pending
+        if anew:
+            due = step != samples.state.step and (self._is_due(step) or samples.overdue)
+        if samples.sampler is None:
+            return
+        if samples.inputs.records and (due or step == self._began):
+            if anew:
+                samples.sampler.remember()
+            samples.inputs.step_begins("training_step", batch, batch_idx)
+        if not due:
+            return
+        if samples.replays and anew:
+            self._pending = samples.inputs.probe is None
+            if not self._pending:
+                samples.replay(trainer, step)
+        if not samples.replays:  # from the start, or because there is nothing to replay
+            self._pending, samples.overdue = True, False
+            if samples.sampler.dependence is not None:
+                samples.sampler.dependence.step_begins(batch)
+            samples.sampler.watch(samples.due_metrics() if anew else None)
+
+    def _is_due(self, step: int) -> bool:
+        samples = self.samples
+        if samples.sampler is None:
+            return False
+        agree = partial(from_rank_zero, device=samples.sampler.device)
+        if self._budget is not None:
+            return self._budget(step, samples.state.cost, samples.state.samples, agree)
+        due, failure = self._settings.schedule.agreed(step, agree)
+        if failure is not None:
+            self._complaints.report("`schedule` failed", failure, f"first at step {step}")
+        return due
+
+    def backward_starts(self, trainer: Any, pl_module: Any, loss: Any) -> None:
+        """Stop observing: gradient checkpointing calls attention again in backward."""
+        samples = self.samples
+        if samples.sampler is None:
+            return
+        if pl_module.automatic_optimization:
+            samples.inputs.step_ends()
+        samples.sampler.pause()
+        if self._pending and not samples.replays:
+            with self._complaints.about("training's backward could not be heard"):
+                samples.sampler.differentiates(loss_factor(trainer, loss))
+
+    def backward_ended(self, pl_module: Any) -> None:
+        """Run what compiled code hid, and go on observing where more forward may follow."""
+        samples = self.samples
+        if samples.replays or samples.sampler is None or not self._pending:
+            return
+        samples.sampler.differentiates(None)
+        samples.sampler.run_shadows()
+        if not pl_module.automatic_optimization:
+            samples.sampler.watch()
+
+    def optimizer_starts(self, trainer: Any) -> None:
+        """Take the first sample where the probe was recorded from this very step's batches."""
+        samples = self.samples
+        if samples.replays:
+            self._sample_what_was_recorded(trainer)
+        elif self._pending and samples.sampler is not None and samples.state.samples == 0:
+            with self._complaints.about("a sample was dropped", f"first at step {samples.step}"):
+                samples.sampler.check_layers()  # before the first update, rather than at the sample's end
+
+    def _sample_what_was_recorded(self, trainer: Any) -> None:
+        samples = self.samples
+        if self._pending or samples.step == self._began:
+            # at a session's first step too, due or not: a resumed run then records what a fresh one did
+            self._use_recorded()
+            self._try_layers()
+        if not self._pending:
+            return
+        self._pending = False
+        if samples.inputs.probe is not None:
+            samples.replay(trainer, samples.step)
+            return
+        assert samples.sampler is not None
+        samples.observe_batches(samples.inputs.missing(samples.sampler))
+
+    def batch_ended(self, trainer: Any, pl_module: Any) -> None:
+        """Conclude a sample taken from the step's own batches."""
+        samples = self.samples
+        samples.inputs.step_ends()
+        if samples.replays and not pl_module.automatic_optimization:
+            self._sample_what_was_recorded(trainer)  # a step is a batch, with or without an update
+        if samples.replays or not self._pending or samples.sampler is None:
+            return
+        samples.sampler.pause()
+        samples.sampler.run_shadows()  # where backward was not Lightning's
+        if not trainer.fit_loop._should_accumulate():
+            self._pending = False
+            started = seconds_on(samples.sampler.device) - samples.sampler.seconds
+            samples.conclude(trainer, samples.step, samples.sampler.failure(), started)
+
+    def training_ends(self, trainer: Any, finish: Callable[[], None]) -> None:
+        """Measure the final weights once everybody is done: weight averaging replaces them here.
+
+        Args:
+            trainer: Whose run it is.
+            finish: Calls :meth:`finish`.
+        """
+        # first, since all ranks meet there
+        self._cancel_last = after_the_others(trainer, finish)
+        self.stop()
+        self._complaints.late = True
+        self.samples.state.ended = True
+
+    def finish(self, trainer: Any) -> None:
+        """Take the last sample and say what it all cost."""
+        samples = self.samples
+        try:
+            step, samples.batches = steps_taken(trainer), batches_done(trainer)
+            known = samples.sampler is not None and samples.inputs.probe is not None
+            if samples.replays and known and samples.state.step != step:
+                samples.replay(trainer, step, final=True)
+        finally:  # the other ranks wait, whatever happened here
+            self._complaints.exchange()
+        if samples.state.samples and trainer.is_global_zero:
+            count, cost, run = samples.state.samples, samples.state.cost, time.perf_counter() - self._started
+            share = f"{100 * cost / max(run, 1e-9):.1f} % of the run"
+            lightning_logger(trainer).info(
+                f"GeometryMonitor: {count} samples in {cost:.1f} s ({share}). {samples.outlets.places}"
+            )
+
+    def end(self) -> None:
+        """Close what was opened, and leave nothing behind."""
+        self.stop()
+        self.samples.outlets.close()
+        self._complaints.say_the_rest()
+        if self._cancel_last is not None:
+            self._cancel_last()
+            self._cancel_last = None
+
+    def stop(self) -> None:
+        """Leave the models alone."""
+        self.samples.stop()
+        self._eagerly.close()
+        self._pending = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the run's next session needs, in containers that a weights-only load accepts."""
+        if self._budget is not None:
+            self.samples.state.elapsed = self._budget.elapsed
+        return self.samples.state_dict()

@@ -1,0 +1,267 @@
+"""One run's samples: taken, merged over ranks, and sent to the loggers."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from lightning_geo.loggers.logger_sinks import Outlets
+from lightning_geo.measurement.assemble import Computed
+from lightning_geo.metrics.selection import needs_probe
+from lightning_geo.monitor._lightning import class_name
+from lightning_geo.monitor.baseline import bases_of, check_bases
+from lightning_geo.monitor.runs_by_trainer import runs_of
+from lightning_geo.monitor.sampler import Sampler
+from lightning_geo.monitor.settings import Settings
+from lightning_geo.monitor.state import RunState
+from lightning_geo.observe.replay.dependence import NoDataError
+from lightning_geo.probe.source import ProbeSource
+from lightning_geo.storage.events import Dropped
+from lightning_geo.storage.record import GeometryRecord
+from lightning_geo.utils.device_time import seconds_on
+from lightning_geo.utils.formatting import some
+from lightning_geo.utils.ranks import from_rank_zero
+from lightning_geo.utils.warn_once import Complaints
+
+__all__ = ["Samples", "tensors"]
+
+#: Samples without any attention after which none is to be expected.
+_IN_VAIN = 3
+
+
+class Samples:
+    """What a run has measured, with what, and where it goes.
+
+    Args:
+        settings: The monitor's.
+        complaints: Where failures go.
+        outlets: Where records go.
+    """
+
+    def __init__(self, settings: Settings, complaints: Complaints, outlets: Outlets) -> None:
+        self._settings = settings
+        self._complaints = complaints
+        self.outlets = outlets
+        self.last_record: GeometryRecord | None = None
+        self.state = RunState()
+        self.inputs = ProbeSource(settings.probe, settings.probe_size, settings.probe_tokens, complaints)
+        self.sampler: Sampler | None = None
+        #: whether samples are taken on the probe, rather than on the training batch
+        self.replays = settings.source == "probe"
+        #: step from which an earlier session's samples are void
+        self.resumed_at: int | None = None
+        self.step, self.epoch, self.batches = -1, 0, 0
+        #: whether a sample was lost because there is nothing to replay: the next step makes up for it
+        self.overdue = False
+        #: samples that saw no attention, before the first that did
+        self._vain = 0
+
+    def copied(self, loggers: Iterable[Any]) -> Samples:
+        """Those of a copy of the monitor: without a model, in a directory of their own.
+
+        Args:
+            loggers: Of the run, whose directories belong to it.
+        """
+        samples = copy.copy(self)
+        samples.sampler = None
+        samples.outlets = self.outlets.copied(loggers)
+        samples.state = replace(self.state, version=None)
+        return samples
+
+    def stop(self) -> None:
+        """Leave nothing behind in the models."""
+        self.inputs.stop()
+        if self.sampler is not None:
+            self.sampler.stop()
+
+    def open(self, trainer: Any) -> None:
+        """Open the loggers; without one, all monitors of a run share the directory of its record."""
+        states = (self.state, *(run.samples.state for run in runs_of(trainer)))
+        versions = [state.version for state in states if state.version is not None]
+        self.outlets.open(trainer, self.resumed_at, next(iter(versions), None))
+        self.state.version = self.outlets.version or self.state.version
+
+    def replay(self, trainer: Any, step: int, *, final: bool = False) -> None:
+        """Take a sample of the models as they are, on the probe.
+
+        Args:
+            trainer: Whose run it is.
+            step: Optimizer step that the weights enter.
+            final: Whether it is the run's last.
+        """
+        assert self.sampler is not None
+        started = seconds_on(self.sampler.device)
+        error: Exception | None
+        try:
+            share = self.inputs.share(self.sampler.device)
+            due = self.due_metrics(final=final)
+            error = self.sampler.replay(share, due, self.inputs.unrecorded)
+        except Exception as failure:  # the other ranks wait all the same
+            error = failure
+        self.conclude(trainer, step, error, started, final=final)
+        if self.sampler is not None:
+            self.sampler.forget()
+
+    def due_metrics(self, *, final: bool = False) -> tuple[str, ...]:
+        """What the next sample measures."""
+        # two batches of the same weights differ as much as 60 steps of training do
+        possible = (name for name in self._settings.metrics if self.replays or not needs_probe(name))
+        return self._settings.clocks.due(possible, self.state.samples, final=final)
+
+    def conclude(
+        self, trainer: Any, step: int, error: Exception | None, started: float, *, final: bool = False
+    ) -> None:
+        """Merge the sample over ranks, make its record, send it everywhere.
+
+        Args:
+            trainer: Whose run it is.
+            step: Optimizer step that the measured weights enter.
+            error: What went wrong on this rank.
+            started: When the sample began, in seconds of the device's clock.
+            final: Whether it is the run's last.
+        """
+        assert self.sampler is not None
+        state, before = self.state, self.state.samples
+        state.step = step
+        about = self._complaints.about("a sample was dropped", f"first at step {step}")
+        with about, self._noting(trainer, step):
+            try:
+                computed = self.sampler.conclude(error, state.baseline, state.previous)
+            except NoDataError as reason:
+                self.observe_batches(reason)
+                return
+            if computed.broken:
+                self._complaints.report(
+                    "activations are not finite",
+                    FloatingPointError(
+                        f"NaN or infinity in {some(computed.broken)}; what it spoils has no value"
+                    ),
+                    f"first at step {step}",
+                )
+            state.models = list(self.sampler.models)
+            self.inputs.keep(state.models)
+            if state.samples == 0 and self._settings.baseline is not None:
+                check_bases(state.baseline, computed.bases, self._settings.baseline)
+            ends = state.samples == 0 or final
+            self._move_bases(computed)
+            self.last_record = record = self._record(computed, step, started, matrices=ends)
+            state.samples += 1
+            state.summaries = self._summaries(record, self.sampler.due)
+            trainer.callback_metrics.update(tensors(state.summaries))
+            if trainer.is_global_zero:
+                self.open(trainer)
+                self.outlets.write(record, final=final)
+        state.cost += seconds_on(self.sampler.device) - started
+        if state.samples == before == 0:
+            self._give_up_in_vain()
+
+    def _give_up_in_vain(self) -> None:
+        """Stop to look for attention after a few samples that saw none; the same on every rank."""
+        assert self.sampler is not None
+        self._vain += self.sampler.saw_nothing
+        if from_rank_zero(int(self._vain >= _IN_VAIN), self.sampler.device):
+            self._complaints.say(f"no attention was seen in {_IN_VAIN} samples, so that no more are taken")
+            self.stop()
+            self.inputs.probe = self.sampler = None
+
+    def observe_batches(self, reason: LookupError) -> None:
+        """Observe training itself from now on: what could be replayed does not begin at the data."""
+        self._complaints.say(
+            'there is nothing to replay that begins at the data: `source="batch"` is used', str(reason)
+        )
+        self.replays, self.overdue = False, True
+        self.inputs.stop()
+        self.inputs.probe = None
+
+    @contextlib.contextmanager
+    def _noting(self, trainer: Any, step: int) -> Iterator[None]:
+        """Let a run without samples say that the monitor was there, and why it has none."""
+        try:
+            yield
+        except Exception as error:
+            self.note_dropped(trainer, step, error)
+            raise
+
+    def note_dropped(self, trainer: Any, step: int, error: Exception) -> None:
+        """Leave in the record of a run without samples that one was dropped, and why."""
+        if self.state.samples == 0:
+            self.state.dropped += 1
+            if trainer.is_global_zero:
+                self.open(trainer)
+                reason = f"{type(error).__name__}: {error}"
+                self.outlets.note(Dropped(self._settings.name, self.state.dropped, reason), step)
+
+    def _summaries(self, record: GeometryRecord, due: tuple[str, ...]) -> dict[str, float]:
+        """Model summaries by tag: the sample's, NaN for one that was due and has no value any more.
+
+        Those of metrics on a slower clock stay: a resumed run's EarlyStopping needs them.
+        """
+        lost = {tag for tag in self.state.summaries if tag.rpartition("/")[2] in due}
+        values = {f"{self._settings.name}/{key}": value for key, value in record.summaries().items()}
+        return {**self.state.summaries, **dict.fromkeys(lost, math.nan), **values}
+
+    def _move_bases(self, computed: Computed) -> None:
+        """The next sample's velocity is against this sample, and drift against the first."""
+        state = self.state
+        if self.replays:
+            stacks = computed.bases.items()
+            state.previous = {s: {role: u.cpu() for role, u in roles.items()} for s, roles in stacks}
+        if state.baseline is None:
+            state.baseline = state.previous
+
+    def _record(self, computed: Computed, step: int, started: float, *, matrices: bool) -> GeometryRecord:
+        assert self.sampler is not None
+        model = ", ".join(map(class_name, self.sampler.models.values()))
+        return GeometryRecord(
+            computed.stacks,
+            {"class": model, "stacks": computed.structure},
+            computed.matrices() if matrices else {},
+            step=step,
+            epoch=self.epoch,
+            batches_seen=self.batches,
+            wall_time=time.time(),
+            cost_seconds=seconds_on(self.sampler.device) - started,
+            probe_fingerprint=self.inputs.fingerprint,
+            coverage=self.sampler.coverage.as_dict(),
+            # once a key, always a key: a chart that ends where all is well again would mislead
+            coverage_shown=f"{self._settings.name}/coverage" in self.state.summaries,
+        )
+
+    def start_bases_anew(self) -> None:
+        """The probe is another one than the checkpoint's: its subspaces are not to be compared."""
+        self.state.previous = None
+        self.state.baseline = None if self._settings.baseline is None else bases_of(self._settings.baseline)
+
+    # -- checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the run's next session needs, in containers that a weights-only load accepts."""
+        return self.state.state_dict() | self.inputs.state_dict(inputs=self._settings.probe_in_checkpoint)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where the checkpoint was written, or start anew from one that another version wrote."""
+        settings = self._settings
+        try:
+            state = RunState.from_state_dict(state_dict)
+            self.inputs.load_state_dict(state_dict)
+        except Exception as error:
+            limits = settings.probe_size, settings.probe_tokens
+            self.inputs = ProbeSource(settings.probe, *limits, self._complaints)
+            self._complaints.say(
+                "the checkpoint's state of the monitor cannot be used",
+                f"{type(error).__name__}: {error}. Probe, baseline and costs start anew",
+            )
+        else:
+            self.state = state
+
+
+def tensors(values: Mapping[str, float]) -> dict[str, torch.Tensor]:
+    """Numbers as a Trainer keeps them among its ``callback_metrics``."""
+    return {name: torch.tensor(value) for name, value in values.items()}

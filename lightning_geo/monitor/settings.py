@@ -1,0 +1,116 @@
+"""The arguments of a monitor, checked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lightning_geo.loggers.tags import Level
+from lightning_geo.measurement.sample import LayerChoice
+from lightning_geo.metrics.selection import needs_probe, select, spec_of
+from lightning_geo.monitor.schedule import OverheadBudget, Schedule, SlowClocks
+from lightning_geo.utils.arguments import check_name, check_one_of, check_positive, check_token_ids
+
+__all__ = ["Settings"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a monitor was asked for; :class:`~lightning_geo.GeometryMonitor` says what each argument means."""
+
+    schedule: Schedule
+    clocks: SlowClocks
+    max_overhead: float | None
+    metrics: tuple[str, ...]
+    layers: LayerChoice
+    rank: int
+    source: str
+    probe: Any
+    probe_size: int
+    probe_tokens: int | None
+    probe_in_checkpoint: bool
+    module: str | None
+    baseline: str | os.PathLike[str] | None
+    special_token_ids: list[int] | None
+    max_queries: int | None
+    loss_fn: Callable[..., Any] | None
+    scalars: Level
+    strict: bool
+    name: str
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        every_n_steps: int | None,
+        schedule: Callable[[int], bool] | None,
+        max_overhead: float | None,
+        metrics: str | list[str] | None,
+        weights_every_n_samples: int,
+        importance_every_n_samples: int,
+        **others: Any,
+    ) -> Settings:
+        """Check arguments, and resolve names of metrics.
+
+        Raises:
+            TypeError: If an argument is of a wrong type.
+            ValueError: If an argument's value does not fit, or makes another useless.
+        """
+        check_one_of("source", others["source"], ("probe", "batch"))
+        check_one_of("scalars", others["scalars"], ("model", "layer", "head"))
+        for name in ("rank", "probe_size"):
+            check_positive(name, others[name])
+        for name in ("probe_tokens", "max_queries"):
+            if others[name] is not None:
+                check_positive(name, others[name])
+        check_token_ids(others["special_token_ids"])
+        check_name(others["name"])
+        clocks = SlowClocks(
+            weights_every_n_samples=weights_every_n_samples,
+            importance_every_n_samples=importance_every_n_samples,
+        )
+        steps = Schedule(every_n_steps, schedule)
+        if max_overhead is not None and (every_n_steps is not None or schedule is not None):
+            raise ValueError(
+                "Expected `max_overhead` alone, or `every_n_steps` or `schedule` without it, but got both: "
+                "the budget decides which steps are sampled."
+            )
+        if max_overhead is not None:
+            OverheadBudget(max_overhead)  # raises where it is no share
+        names = select(metrics)
+        _check_source(others["source"], names, others["probe"], others["baseline"], others["loss_fn"])
+        return cls(schedule=steps, clocks=clocks, max_overhead=max_overhead, metrics=names, **others)
+
+
+def _check_source(
+    source: str, metrics: Sequence[str], probe: object, baseline: object, loss_fn: object
+) -> None:
+    """Raise ``ValueError`` where one argument makes another useless.
+
+    Args:
+        source: ``"probe"`` or ``"batch"``.
+        metrics: Stored names.
+        probe: As given to the monitor.
+        baseline: As given to the monitor.
+        loss_fn: As given to the monitor.
+    """
+    drifts = any(spec_of(name).name == "drift" for name in metrics)
+    if source == "batch":
+        for name, given in (("probe", probe), ("baseline", baseline), ("loss_fn", loss_fn)):
+            if given is not None:
+                raise ValueError(
+                    f'Expected `{name}` only with `source="probe"` but got both `{name}` and '
+                    '`source="batch"`, which looks at the training batches alone. Leave one of them out.'
+                )
+        if all(map(needs_probe, metrics)):
+            raise ValueError(
+                "Expected `metrics` to name more than `drift` and `velocity` with "
+                f'`source="batch"` but got {tuple(metrics)}: they need a probe. Use `source="probe"`.'
+            )
+    elif baseline is not None and not drifts:
+        raise ValueError(
+            "Expected `metrics` to include `drift` where `baseline` is given, since nothing else is measured "
+            f"against it, but got {tuple(metrics)}."
+        )
