@@ -5,7 +5,8 @@ One event holds one sample of one monitor. Its summary has one tensor per metric
 ``lightning_geo/<name>/matrices/<stack>/<matrix>``, and the metadata as JSON in
 ``lightning_geo/<name>/record``. A resumed run begins with an empty tensor
 ``lightning_geo/<name>/session``: what the monitor wrote before at or after its step is void. As long as a run
-has no sample, each one that was dropped leaves its number and the reason, as JSON in ``lightning_geo/<name>/dropped``: the monitor was there.
+has no sample, each one that was dropped leaves its number and the reason, as JSON in
+``lightning_geo/<name>/dropped``: the monitor was there.
 """
 
 from __future__ import annotations
