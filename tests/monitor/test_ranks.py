@@ -198,7 +198,7 @@ def test_all_ranks_or_none_observe_training_itself(directory: Path, scenario: st
         assert result["steps"] == 6
     for ours, theirs in zip(first["records"], second["records"], strict=True):
         assert_same(ours, theirs, 0.0)
-        assert ours.probe == ""
+        assert ours.probe_fingerprint == ""
         assert "drift" not in ours
 
 
