@@ -50,6 +50,9 @@ _SEALED = (
     "model inside instead (`self.model.compile()` in `configure_model`), or give `probe=`"
 )
 
+#: Methods of the LightningModule that Lightning gives to every callback.
+_MODULES_OWN = ("log", "log_dict")
+
 #: Samples without any attention after which none is to be expected.
 _IN_VAIN = 3
 
@@ -214,8 +217,7 @@ class GeometryMonitor(AnyCallback):
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy or a pickle of the monitor keeps: its arguments and its run's state, but no model."""
-        # `log` and `log_dict` are the LightningModule's: Lightning gives them to every callback
-        state = {name: value for name, value in vars(self).items() if name not in ("log", "log_dict")}
+        state = {name: value for name, value in vars(self).items() if name not in _MODULES_OWN}
         return state | {"_sampler": None, "_pending": False, "_eagerly": contextlib.ExitStack()}
 
     @property
@@ -480,12 +482,20 @@ class GeometryMonitor(AnyCallback):
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Leave nothing behind, in the model or open: Lightning calls no `teardown` after an exception."""
         self._end(trainer)
+        self._let_go()
 
     @_hook
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Close what was opened."""
         if stage == "fit":
             self._end(trainer)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Keep no model alive, and by it no Trainer: the monitor may live on, and be used for other runs."""
+        self._sampler = None
+        for name in _MODULES_OWN:
+            vars(self).pop(name, None)
 
     def _end(self, trainer: Any) -> None:
         self._stop()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import gc
 import pickle
 import warnings
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +212,22 @@ def test_a_copied_monitor_belongs_to_no_trainer(tmp_path: Path) -> None:
         monitor._turns = other
         fit(tmp_path, Classifier(), monitor, steps=2)
         assert steps_in(tmp_path / "lightning_geo" / f"version_{number + 1}") == [0, 1, 2]
+
+
+@pytest.mark.parametrize("source", ["probe", "batch"])
+def test_a_monitor_that_lives_on_keeps_no_finished_run_alive(source: Any, tmp_path: Path) -> None:
+    monitor = GeometryMonitor(1, source=source, metrics="entropy", strict=True)
+    left = []
+    for fails in (False, False, True, False):
+        module = Failing(2, RuntimeError("boom")) if fails else Classifier()
+        runner = trainer(tmp_path, monitor, steps=3)
+        with contextlib.suppress(RuntimeError):
+            runner.fit(module, loader())
+        left += [weakref.ref(module), weakref.ref(runner)]
+        del module, runner
+        gc.collect()
+    assert [ref() for ref in left] == [None] * 8
+    assert monitor.last_record is not None
 
 
 # -- where the record goes

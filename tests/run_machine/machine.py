@@ -210,6 +210,21 @@ class RunMachine(RuleBasedStateMachine):
     @precondition(some)
     @rule(which=st.integers(0, 3), fit=fits())
     def fit(self, which: int, fit: Fit) -> None:
+        self._fit(which, fit)
+
+    @precondition(some)
+    @rule(which=st.integers(0, 3), fit=fits())
+    def fit_more(self, which: int, fit: Fit) -> None:
+        self._fit(which, fit)
+
+    @precondition(some)
+    @rule(which=st.integers(0, 3), first=fits(), second=fits())
+    def fit_twice(self, which: int, first: Fit, second: Fit) -> None:
+        self._fit(which, first)
+        self.holds()
+        self._fit(which, second)
+
+    def _fit(self, which: int, fit: Fit) -> None:
         number = self.pick(which)
         self.excused |= fit.fault is not None
         if fit.other is not None:
@@ -221,8 +236,6 @@ class RunMachine(RuleBasedStateMachine):
         DONE[f"fit: {error.partition(' at ')[0] or 'well'}"] += 1
         DONE[f"acts: {fit.acts}"] += bool(fit.acts)
         DONE["fault"] += bool(fit.fault)
-
-    fit_more = fit_again = fit
 
     @precondition(some)
     @rule(which=st.integers(0, 3), kind=st.sampled_from(["validate", "test", "predict"]))

@@ -21,8 +21,9 @@ from torch.utils.data import DataLoader
 from transformers import BertConfig, BertModel
 
 from run_machine.failures import Failure
+from run_machine.short import Short
 
-__all__ = ["ATTENTIONS", "CALLS", "PARTS", "ROOTS", "Batches", "Model", "Module", "loader"]
+__all__ = ["ATTENTIONS", "CALLS", "PARTS", "ROOTS", "Batches", "Model", "Module", "WIDTH", "loader"]
 
 WIDTH, HEADS, VOCABULARY = 8, 2, 20
 
@@ -66,8 +67,8 @@ def loader(batches: list[dict[str, Tensor]], *, shuffle: bool = False) -> DataLo
     return DataLoader(batches, batch_size=None, shuffle=shuffle)  # type: ignore[arg-type]
 
 
-@dataclass(frozen=True)
-class Model:
+@dataclass(frozen=True, repr=False)
+class Model(Short):
     """Description of a LightningModule.
 
     Args:

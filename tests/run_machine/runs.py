@@ -23,13 +23,14 @@ from torch import Tensor, nn
 from lightning_geo import GeometryMonitor
 from lit import trainer
 from run_machine.failures import Failing, Failure, InjectedError, fault
-from run_machine.models import Batches, Model, Module, loader
+from run_machine.models import WIDTH, Batches, Model, Module, loader
+from run_machine.short import Short
 
 __all__ = ["LOGGERS", "Begin", "Fit", "Run", "Session", "Side", "Watch"]
 
 
-@dataclass(frozen=True)
-class Watch:
+@dataclass(frozen=True, repr=False)
+class Watch(Short):
     """Description of a monitor."""
 
     every: int = 1
@@ -49,8 +50,8 @@ class Watch:
         )  # type: ignore[arg-type]  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Begin:
+@dataclass(frozen=True, repr=False)
+class Begin(Short):
     """A new run.
 
     Args:
@@ -75,8 +76,8 @@ class Begin:
     sanity: int = 1
 
 
-@dataclass(frozen=True)
-class Fit:
+@dataclass(frozen=True, repr=False)
+class Fit(Short):
     """One fit, or more of one.
 
     Args:
@@ -490,7 +491,7 @@ def copied(monitor: GeometryMonitor, how: str) -> GeometryMonitor:
 
 
 def snapshot_of_model(module: Module) -> nn.Module:
-    """A copy of what is in the LightningModule, as a user makes a teacher of it; pickled where it can be."""
+    """A copy of what is in the LightningModule, as a user makes a teacher of it, which has run once."""
     inner = module.net if hasattr(module, "net") else module.encoder
     memo: dict[int, Any] = {}
     for part in inner.modules():
@@ -499,9 +500,14 @@ def snapshot_of_model(module: Module) -> nn.Module:
                 if isinstance(item, Tensor) and item.grad_fn is not None:
                     memo[id(item)] = item.detach().clone()
     try:
-        return copy.deepcopy(inner, memo)
+        made = copy.deepcopy(inner, memo)
     except TypeError:  # it holds what cannot be copied
         return nn.Identity()
+    mask = torch.ones(1, 3, dtype=torch.bool)
+    given = mask.long() if hasattr(inner, "embed") else torch.ones(1, 3, WIDTH)
+    with torch.no_grad():
+        made(given, mask)
+    return made
 
 
 def _step_of(checkpoint: Path) -> int:
