@@ -23,7 +23,7 @@ from transformers import BertConfig, BertModel
 from run_machine.failures import Failure
 from run_machine.short import Short
 
-__all__ = ["ATTENTIONS", "CALLS", "PARTS", "ROOTS", "Batches", "Model", "Module", "WIDTH", "loader"]
+__all__ = ["ATTENTIONS", "CALLS", "INSIDE_OBJECTS", "PARTS", "ROOTS", "Batches", "Model", "Module", "WIDTH", "loader"]
 
 WIDTH, HEADS, VOCABULARY = 8, 2, 20
 
@@ -403,6 +403,10 @@ PARTS: dict[str, Callable[[], nn.Module]] = {
     "normed": Normed,
     "locked": Locked,
 }
+
+
+#: Parts whose forward writes inside of objects, which cannot be undone where a model cannot be copied.
+INSIDE_OBJECTS = ("mean", "queue", "losses", "plain", "generators")
 
 
 # -- the model

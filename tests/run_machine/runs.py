@@ -7,6 +7,7 @@ import copy
 import pickle
 import random
 import signal
+import types
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
@@ -216,15 +217,23 @@ class Ends(pl.Callback):
 
 def snapshot(module: Module) -> Module:
     """A copy without a trainer; activations are detached."""
-    memo: dict[int, Any] = {id(module._trainer): None, id(module._fabric): None}
+    memo = {**_uncopied(module), id(module._trainer): None, id(module._fabric): None}
+    made: Module = copy.deepcopy(module, memo)
+    made._trainer = None
+    return made
+
+
+def _uncopied(module: nn.Module) -> dict[int, Any]:
+    """What ``deepcopy`` refuses to copy, and what is in its place."""
+    memo: dict[int, Any] = {}
     for part in module.modules():
         for value in vars(part).values():
             for item in value if isinstance(value, (list, tuple)) else (value,):
                 if isinstance(item, Tensor) and item.grad_fn is not None:
                     memo[id(item)] = item.detach().clone()
-    made: Module = copy.deepcopy(module, memo)
-    made._trainer = None
-    return made
+                elif isinstance(item, types.GeneratorType):
+                    memo[id(item)] = item
+    return memo
 
 
 class Acts(pl.Callback):
@@ -493,16 +502,7 @@ def copied(monitor: GeometryMonitor, how: str) -> GeometryMonitor:
 def snapshot_of_model(module: Module) -> nn.Module:
     """A copy of what is in the LightningModule, as a user makes a teacher of it, which has run once."""
     inner = module.net if hasattr(module, "net") else module.encoder
-    memo: dict[int, Any] = {}
-    for part in inner.modules():
-        for value in vars(part).values():
-            for item in value if isinstance(value, list) else (value,):
-                if isinstance(item, Tensor) and item.grad_fn is not None:
-                    memo[id(item)] = item.detach().clone()
-    try:
-        made = copy.deepcopy(inner, memo)
-    except TypeError:  # it holds what cannot be copied
-        return nn.Identity()
+    made: nn.Module = copy.deepcopy(inner, _uncopied(inner))
     mask = torch.ones(1, 3, dtype=torch.bool)
     given = mask.long() if hasattr(inner, "embed") else torch.ones(1, 3, WIDTH)
     with torch.no_grad():
