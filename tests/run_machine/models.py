@@ -51,7 +51,8 @@ class Batches:
         """The batches, padded on the right."""
         generator = torch.Generator().manual_seed(seed)
         batches = []
-        for lengths, extra in zip(self.lengths, self.extra, strict=True):
+        every = self.lengths if seed < 100 else self.lengths[::-1]  # another rank's
+        for lengths, extra in zip(every, self.extra, strict=True):
             longest = max(lengths)
             mask = torch.arange(longest) < torch.tensor(lengths)[:, None]
             ids = torch.randint(1, VOCABULARY, (len(lengths), longest), generator=generator)

@@ -309,6 +309,8 @@ class Side:
         batches: Of all runs; seeds differ.
         watched: Whether there are monitors.
         tamper: Spoils each monitor that is made: for tests of the checks.
+        options: More arguments of every Trainer.
+        rank: Of this process: its batches are its own.
     """
 
     def __init__(
@@ -319,9 +321,11 @@ class Side:
         *,
         watched: bool,
         tamper: Callable[[GeometryMonitor], object] = lambda monitor: None,
+        options: Callable[[], dict[str, Any]] = dict,
+        rank: int = 0,
     ) -> None:
         self.root, self.model, self.batches, self.watched = root, model, batches, watched
-        self.tamper = tamper
+        self.tamper, self.options, self.rank = tamper, options, rank
         self.runs: dict[int, Run] = {}
         self.checkpoints: list[tuple[Path, int]] = []
         #: what monitors said, in order
@@ -331,7 +335,7 @@ class Side:
         #: what the last operation returned
         self.result: Any = None
         self.count = 0
-        self._generators = _seeded(7)
+        self._generators = _seeded(7 + rank)
 
     # -- operations
 
@@ -377,7 +381,7 @@ class Side:
     ) -> Run:
         failing, acts, witness, ends = Failing(), Acts(), Witness(not self.watched), Ends()
         callbacks = [*monitors, failing, acts] if begin.monitors_first else [failing, acts, *monitors]
-        options: dict[str, Any] = {}
+        options = self.options()
         if not self.model.manual:
             options["accumulate_grad_batches"] = begin.accumulate
         if begin.validate_every is not None and self.batches.validation:
@@ -392,7 +396,7 @@ class Side:
 
     def data(self, run: Run) -> dict[str, Any]:
         """What a run trains and validates on."""
-        batches = self.batches.make(run.begin.seed)
+        batches = self.batches.make(run.begin.seed + 100 * self.rank)
         training = loader(batches, shuffle=self.batches.shuffle)
         count = self.batches.validation
         return {"train_dataloaders": training, "val_dataloaders": loader(batches[:count]) if count else None}
