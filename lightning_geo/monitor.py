@@ -22,6 +22,7 @@ from lightning_geo.compute import Computed
 from lightning_geo.dependence import NoDataError
 from lightning_geo.lightning import (
     AnyCallback,
+    add_callback_metrics,
     after_the_others,
     batches_done,
     class_name,
@@ -305,7 +306,7 @@ class GeometryMonitor(AnyCallback):
         if self._resumed_at is not None and trainer.is_global_zero:
             # now, so that what is void ends before anything that this session logs
             self._open(trainer)
-        trainer.callback_metrics.update(_tensors(self._run.summaries))
+        add_callback_metrics(trainer, _tensors(self._run.summaries))
         if self._budget is not None:
             self._budget.before = self._run.elapsed
             self._budget.start(step)
@@ -570,7 +571,7 @@ class GeometryMonitor(AnyCallback):
             self.last_record = record
             run.samples += 1
             run.summaries = self._summaries(record, self._sampler.due)
-            trainer.callback_metrics.update(_tensors(run.summaries))
+            add_callback_metrics(trainer, _tensors(run.summaries))
             if trainer.is_global_zero:
                 self._open(trainer)
                 self._outlets.write(record, final=final)

@@ -78,7 +78,8 @@ def _logged(run: Run) -> dict[str, Any]:
     if table.exists():
         with table.open() as file:
             rows = [{k: v for k, v in _users(row).items() if v} for row in csv.DictReader(file)]
-        logged["csv"] = [row for row in rows if row.keys() - {"step", "epoch"}]
+        if mine := [row for row in rows if row.keys() - {"step", "epoch"}]:
+            logged["csv"] = mine
     return logged
 
 
