@@ -23,6 +23,7 @@ from pytorch_lightning.callbacks import (
 )
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 from lightning_geo import GeometryMonitor, load_history, measure
 from lightning_geo.sampler import Sampler
@@ -228,6 +229,17 @@ def test_a_monitor_that_lives_on_keeps_no_finished_run_alive(source: Any, tmp_pa
         gc.collect()
     assert [ref() for ref in left] == [None] * 8
     assert monitor.last_record is not None
+
+
+def test_parametrised_models_are_let_go(tmp_path: Path) -> None:
+    """Each of their modules has a class of its own, which holds the module."""
+    module = Classifier()
+    parametrizations.weight_norm(module.model.bert.encoder.layer[0].output.dense)  # type: ignore[union-attr]
+    left = [weakref.ref(p) for p in module.parameters()]
+    fit(tmp_path, module, GeometryMonitor(1, source="batch", metrics="entropy"), steps=1)
+    del module
+    gc.collect()
+    assert not any(ref() is not None for ref in left)
 
 
 # -- where the record goes

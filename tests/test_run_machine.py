@@ -38,9 +38,7 @@ def _settings(examples: int, **options: Any) -> settings:
 
 
 def test_runs() -> None:
-    run_state_machine_as_test(
-        RunMachine, settings=_settings(25, stateful_step_count=20 if _deep else 10)
-    )
+    run_state_machine_as_test(RunMachine, settings=_settings(25, stateful_step_count=20 if _deep else 10))
 
 
 @pytest.fixture(scope="module")

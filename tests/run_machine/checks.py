@@ -130,7 +130,9 @@ def same(ours: Any, theirs: Any, where: str, seen: dict[tuple[int, int], Any] | 
         assert ours == theirs or (ours != ours and theirs != theirs), f"{where}: {ours} is not {theirs}"
     elif isinstance(ours, (types.FunctionType, types.MethodType, type)):
         assert ours.__qualname__ == theirs.__qualname__, where
-    elif hasattr(ours, "__dict__") and not hasattr(type(ours), "__eq__") or type(ours).__eq__ is object.__eq__:
+    elif (
+        hasattr(ours, "__dict__") and not hasattr(type(ours), "__eq__") or type(ours).__eq__ is object.__eq__
+    ):
         same(vars(ours) if hasattr(ours, "__dict__") else {}, getattr(theirs, "__dict__", {}), where, seen)
     else:
         assert ours == theirs, f"{where}: {ours} is not {theirs}"
@@ -251,7 +253,9 @@ class Records:
         extra, missing = steps - due.required - due.optional, due.required - steps
         late = any("nothing to replay" in line for line in watched.said)  # the step after makes up for it
         assert not extra or late, f"{place}, {watch.name}: {extra} do not belong here, {due}"
-        assert said or late or not missing, f"{place}, {watch.name}: {missing} are missing of {due}: {watched.said}"
+        assert said or late or not missing, (
+            f"{place}, {watch.name}: {missing} are missing of {due}: {watched.said}"
+        )
 
     def _check_values(self, place: Path, watch: Watch, monitor: GeometryMonitor, session: Session) -> None:
         probe = monitor._inputs.probe

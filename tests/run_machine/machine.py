@@ -259,9 +259,7 @@ class RunMachine(RuleBasedStateMachine):
             DONE["save"] += 1
 
     @precondition(lambda self: self.sides is not None and bool(self.sides[0].checkpoints))
-    @rule(
-        which=st.integers(0, 5), begin=begins(), elsewhere=st.booleans(), same=st.booleans(), fit=fits()
-    )
+    @rule(which=st.integers(0, 5), begin=begins(), elsewhere=st.booleans(), same=st.booleans(), fit=fits())
     def resume(self, which: int, begin: Begin, elsewhere: bool, same: bool, fit: Fit) -> None:
         assert self.sides is not None
         watched = self.sides[0]

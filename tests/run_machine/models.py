@@ -23,7 +23,18 @@ from transformers import BertConfig, BertModel
 from run_machine.failures import Failure
 from run_machine.short import Short
 
-__all__ = ["ATTENTIONS", "CALLS", "INSIDE_OBJECTS", "PARTS", "ROOTS", "Batches", "Model", "Module", "WIDTH", "loader"]
+__all__ = [
+    "ATTENTIONS",
+    "CALLS",
+    "INSIDE_OBJECTS",
+    "PARTS",
+    "ROOTS",
+    "Batches",
+    "Model",
+    "Module",
+    "WIDTH",
+    "loader",
+]
 
 WIDTH, HEADS, VOCABULARY = 8, 2, 20
 

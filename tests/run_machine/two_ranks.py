@@ -98,7 +98,12 @@ def run(program: Program, root: Path, rank: int) -> None:
     patches, records = Patches(), Records()
     watched, twin = (
         Side(
-            root / name, program.model, program.batches, watched=name == "watched", rank=rank, options=_options
+            root / name,
+            program.model,
+            program.batches,
+            watched=name == "watched",
+            rank=rank,
+            options=_options,
         )
         for name in ("watched", "twin")
     )
@@ -195,7 +200,11 @@ class Pair:
                 command = [sys.executable, "-m", "run_machine.two_ranks", str(self._here)]
                 self._ranks.append(
                     subprocess.Popen(
-                        command, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                        command,
+                        env=environment,
+                        text=True,
+                        stdin=subprocess.PIPE,
+                        stdout=subprocess.PIPE,
                         stderr=errors,
                     )  # fmt: skip
                 )
