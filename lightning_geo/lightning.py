@@ -116,7 +116,7 @@ def steps_taken(trainer: Any) -> int:
 def add_callback_metrics(trainer: Any, metrics: Mapping[str, Tensor]) -> None:
     """Put numbers where ``EarlyStopping`` looks for them.
 
-    ``trainer.callback_metrics`` takes over the current step's numbers whenever it is read (checked on 2.6): the
+    ``trainer.callback_metrics`` takes over the current step's numbers when it is read (checked on 2.6): the
     dict behind it is written instead, so that the user's own metrics stay what they are without a reader.
     """
     behind = getattr(getattr(trainer, "_logger_connector", None), "_callback_metrics", None)

@@ -226,8 +226,8 @@ def _changed(twin: nn.Module, before: dict[str, tuple[nn.Parameter, int, int]]) 
 class _DataReads(TorchFunctionMode):
     """Notes which parameters are read through ``.data``.
 
-    A write through it leaves the version as it is, and the value too where it comes out the same this time, as
-    that of a clamp or a normalisation.
+    A write through it leaves the version as it is, and the value too where it comes out the same this time,
+    as that of a clamp or a normalisation.
 
     Args:
         model: Whose parameters.

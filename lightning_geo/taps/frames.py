@@ -56,7 +56,7 @@ class Frame:
     documents: Packing | None = None
 
 
-#: Positional parameters by class of module. Weak: a parametrised module has a class of its own, which holds it.
+#: Positional parameters by class of module. Weak: a parametrised module's class is its own, and holds it.
 _POSITIONAL: weakref.WeakKeyDictionary[Any, tuple[str, ...]] = weakref.WeakKeyDictionary()
 
 

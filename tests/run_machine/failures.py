@@ -97,7 +97,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
 
 @contextlib.contextmanager
 def fault(name: str | None, at: int = 0) -> Iterator[None]:
-    """While open, a function of the package raises when it is called for the ``at``-th time and ever after."""
+    """While open, a function of the package raises from its ``at``-th call on."""
     if name is None:
         yield
         return

@@ -29,10 +29,10 @@ __all__ = [
     "INSIDE_OBJECTS",
     "PARTS",
     "ROOTS",
+    "WIDTH",
     "Batches",
     "Model",
     "Module",
-    "WIDTH",
     "loader",
 ]
 

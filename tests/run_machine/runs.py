@@ -22,6 +22,7 @@ from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch import Tensor, nn
 
 from lightning_geo import GeometryMonitor
+from lightning_geo.told import _take_off
 from lit import trainer
 from run_machine.failures import Failing, Failure, InjectedError, fault
 from run_machine.models import WIDTH, Batches, Model, Module, loader
@@ -511,6 +512,8 @@ def snapshot_of_model(module: Module) -> nn.Module:
     given = mask.long() if hasattr(inner, "embed") else torch.ones(1, 3, WIDTH)
     with torch.no_grad():
         made(given, mask)
+    for part in made.modules():
+        _take_off(part)  # of what never runs, such as the last layer of `nn.MultiheadAttention`
     return made
 
 

@@ -1,7 +1,7 @@
 """Programs of operations in two processes: each compares its watched side with its unwatched twin.
 
-``python -m run_machine.two_ranks <directory>`` with the environment of a rank runs every program whose path it
-is given on a line of its input, and answers each with a line.
+``python -m run_machine.two_ranks <directory>`` with the environment of a rank runs every program whose path
+it is given on a line of its input, and answers each with a line.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = ["Pair", "Program", "programs"]
 
 RANKS = 2
 #: Seconds after which ranks that wait for each other have failed.
-PATIENCE = 60
+PATIENCE = int(os.environ.get("PATIENCE", "60"))
 
 #: What may fail inside of the monitor on one rank alone.
 FAULTS = (
@@ -127,9 +127,9 @@ def run(program: Program, root: Path, rank: int) -> None:
         if isinstance(operation, Fit):
             excused |= operation.fault is not None
             fit = operation if rank == program.faulty else replace(operation, fault=None)
-            each(lambda side, fit=fit: side.fit(number, fit))  # type: ignore[misc]
+            each(lambda side, number=number, fit=fit: side.fit(number, fit))  # type: ignore[misc]
         elif operation == "save":
-            each(lambda side: side.save(number))
+            each(lambda side, number=number: side.save(number))  # type: ignore[misc]
         else:
             begin = replace(program.begin, monitors_of=number)
             if operation == "resume":
@@ -206,7 +206,7 @@ class Pair:
                         stdin=subprocess.PIPE,
                         stdout=subprocess.PIPE,
                         stderr=errors,
-                    )  # fmt: skip
+                    )
                 )
 
     def run(self, program: Program) -> None:
