@@ -357,9 +357,10 @@ class GeometryMonitor(AnyCallback):
         if self._sampler is None:
             return
         if self._inputs.records and (due or step == self._began):
-            if anew:
-                self._sampler.remember()
-            self._inputs.step_begins("training_step", batch, batch_idx)
+            with self._complaints.about("the probe could not be recorded"):  # on one rank alone, it may be
+                if anew:
+                    self._sampler.remember()
+                self._inputs.step_begins("training_step", batch, batch_idx)
         if not due:
             return
         if self._replays and anew:

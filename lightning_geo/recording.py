@@ -9,7 +9,7 @@ import torch
 from lightning_geo.complaints import Complaints
 from lightning_geo.given import given_probe
 from lightning_geo.observed import ITSELF
-from lightning_geo.probe import Probe, Share
+from lightning_geo.probe import Probe, ProbeCall, Share
 from lightning_geo.ranks import rank, world_size
 from lightning_geo.recorder import CallRecorder
 from lightning_geo.sampler import Sampler
@@ -101,8 +101,11 @@ class ProbeSource:
         if recorder is None or sampler is None:
             return False
         with self._complaints.about("the probe could not be recorded"):
-            calls = recorder.settled(sampler.divides)
-            other = self._adopt(Probe.gather(calls, self._size, self._tokens))
+            calls: list[ProbeCall] = []
+            try:
+                calls = recorder.settled(sampler.divides)
+            finally:  # the other ranks wait for this one's calls, whatever became of them
+                other = self._adopt(Probe.gather(calls, self._size, self._tokens))
         kept = [] if self.probe is None else self.probe.models
         self.unrecorded = {n: why for n, why in recorder.passed_over.items() if n not in kept}
         if recorder.passed_over_outside:
