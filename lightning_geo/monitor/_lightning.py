@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CallbackBase",
+    "add_callback_metrics",
     "after_the_others",
     "batches_done",
     "class_name",
@@ -129,6 +130,16 @@ def steps_taken(trainer: Any) -> int:
     if trainer.lightning_module.automatic_optimization:
         return int(trainer.global_step)
     return batches_done(trainer)
+
+
+def add_callback_metrics(trainer: Any, metrics: Mapping[str, Tensor]) -> None:
+    """Put numbers where ``EarlyStopping`` looks for them.
+
+    ``trainer.callback_metrics`` takes over the current step's numbers when it is read (checked on 2.6): the
+    dict behind it is written instead, so that the user's own metrics stay what they are without a reader.
+    """
+    behind = getattr(getattr(trainer, "_logger_connector", None), "_callback_metrics", None)
+    (behind if isinstance(behind, dict) else trainer.callback_metrics).update(metrics)
 
 
 def batches_done(trainer: Any) -> int:

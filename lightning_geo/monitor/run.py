@@ -13,6 +13,7 @@ import torch
 
 from lightning_geo.loggers.logger_sinks import Outlets
 from lightning_geo.monitor._lightning import (
+    add_callback_metrics,
     after_the_others,
     batches_done,
     is_sharded,
@@ -141,7 +142,7 @@ class Run:
         if samples.resumed_at is not None and trainer.is_global_zero:
             # now, so that what is void ends before anything that this session logs
             samples.open(trainer)
-        trainer.callback_metrics.update(tensors(samples.state.summaries))
+        add_callback_metrics(trainer, tensors(samples.state.summaries))
         if self._budget is not None:
             self._budget.before = samples.state.elapsed
             self._budget.start(step)
@@ -189,9 +190,10 @@ class Run:
         if samples.sampler is None:
             return
         if samples.inputs.records and (due or step == self._began):
-            if anew:
-                samples.sampler.remember()
-            samples.inputs.step_begins("training_step", batch, batch_idx)
+            with self._complaints.about("the probe could not be recorded"):  # on one rank alone, it may be
+                if anew:
+                    samples.sampler.remember()
+                samples.inputs.step_begins("training_step", batch, batch_idx)
         if not due:
             return
         if samples.replays and anew:

@@ -15,7 +15,7 @@ import torch
 from lightning_geo.loggers.logger_sinks import Outlets
 from lightning_geo.measurement.assemble import Computed
 from lightning_geo.metrics.selection import needs_probe
-from lightning_geo.monitor._lightning import class_name
+from lightning_geo.monitor._lightning import add_callback_metrics, class_name
 from lightning_geo.monitor.baseline import bases_of, check_bases
 from lightning_geo.monitor.runs_by_trainer import runs_of
 from lightning_geo.monitor.sampler import Sampler
@@ -154,7 +154,7 @@ class Samples:
             self.last_record = record = self._record(computed, step, started, matrices=ends)
             state.samples += 1
             state.summaries = self._summaries(record, self.sampler.due)
-            trainer.callback_metrics.update(tensors(state.summaries))
+            add_callback_metrics(trainer, tensors(state.summaries))
             if trainer.is_global_zero:
                 self.open(trainer)
                 self.outlets.write(record, final=final)

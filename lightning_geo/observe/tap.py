@@ -160,8 +160,8 @@ class Tap:
                 self._model, self._stack.tree = twin, tree.of(twin)
                 self._events.search.forget()
             for name, module in self.modules.items():
-                if is_scripted(module):
-                    continue  # it takes no hooks
+                if is_scripted(module) or type(module).forward is nn.Module.forward:
+                    continue  # it takes no hooks, or is a mere list: nothing would take them off a copy
                 enter = self._harmless(self._enter(name))
                 handles.append(module.register_forward_pre_hook(Fleeting(enter), with_kwargs=True))
                 handles.append(module.register_forward_hook(Fleeting(leave), always_call=True))

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from lightning_geo.observe.module_selection import ITSELF
+from lightning_geo.probe.call import ProbeCall
 from lightning_geo.probe.candidates import Candidates
 from lightning_geo.probe.probe import Probe, Share
 from lightning_geo.probe.recorder import CallRecorder
@@ -101,8 +102,11 @@ class ProbeSource:
         if recorder is None or candidates is None:
             return False
         with self._complaints.about("the probe could not be recorded"):
-            calls = recorder.settled(candidates.divides)
-            other = self._adopt(Probe.gather(calls, self._size, self._tokens))
+            calls: list[ProbeCall] = []
+            try:
+                calls = recorder.settled(candidates.divides)
+            finally:  # the other ranks wait for this one's calls, whatever became of them
+                other = self._adopt(Probe.gather(calls, self._size, self._tokens))
         kept = [] if self.probe is None else self.probe.models
         self.unrecorded = {n: why for n, why in recorder.passed_over.items() if n not in kept}
         if recorder.passed_over_outside:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import gc
 import pickle
 import warnings
+import weakref
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from lightning_geo.monitor.lightning.sampler import Sampler
 from pytorch_lightning.callbacks import (
     Callback,
     EarlyStopping,
@@ -22,9 +26,9 @@ from pytorch_lightning.callbacks import (
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from pytorch_lightning.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 from lightning_geo import GeometryMonitor, GeometryRecord, load_history, measure
-from lightning_geo.monitor.sampler import Sampler
 from lightning_geo.observe.replay.call_hooks import _take_off
 from support.lit import Classifier, Lit, bert, fit, loader, sequences, trainer
 from support.same import assert_same, assert_same_records, outcome, traces
@@ -336,6 +340,33 @@ def test_a_copied_monitor_in_a_trainer_of_its_own_records_where_that_logs(tmp_pa
     fit(tmp_path, Classifier(), copy.deepcopy(monitor), steps=2, logger=logger)
     assert steps_in(Path(logger.log_dir)) == [0, 1, 2]
     assert not (tmp_path / "lightning_geo").exists()
+
+
+@pytest.mark.parametrize("source", ["probe", "batch"])
+def test_a_monitor_that_lives_on_keeps_no_finished_run_alive(source: Any, tmp_path: Path) -> None:
+    monitor = GeometryMonitor(1, source=source, metrics="entropy", strict=True)
+    left = []
+    for fails in (False, False, True, False):
+        module = Failing(2, RuntimeError("boom")) if fails else Classifier()
+        runner = trainer(tmp_path, monitor, steps=3)
+        with contextlib.suppress(RuntimeError):
+            runner.fit(module, loader())
+        left += [weakref.ref(module), weakref.ref(runner)]
+        del module, runner
+        gc.collect()
+    assert [ref() for ref in left] == [None] * 8
+    assert monitor.last_record is not None
+
+
+def test_parametrised_models_are_let_go(tmp_path: Path) -> None:
+    """Each of their modules has a class of its own, which holds the module."""
+    module = Classifier()
+    parametrizations.weight_norm(module.model.bert.encoder.layer[0].output.dense)  # type: ignore[union-attr]
+    left = [weakref.ref(p) for p in module.parameters()]
+    fit(tmp_path, module, GeometryMonitor(1, source="batch", metrics="entropy"), steps=1)
+    del module
+    gc.collect()
+    assert not any(ref() is not None for ref in left)
 
 
 # -- where the record goes

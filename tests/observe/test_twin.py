@@ -117,6 +117,33 @@ def test_what_cannot_be_copied_is_replayed_in_place_and_said() -> None:
     assert "m cannot be copied for a replay: TypeError: cannot pickle '_thread.lock' object" in said[0]
 
 
+class Clamped(nn.Module):
+    """Its forward writes the parameter through ``.data``; most often to the value that it has."""
+
+    def __init__(self, *, locked: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((3,), 0.5))
+        if locked:
+            self.lock = threading.Lock()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.weight.data.clamp_(0, 1)
+        return x * self.weight
+
+
+@pytest.mark.filterwarnings("ignore:GeometryMonitor")
+@pytest.mark.parametrize("locked", [False, True])
+def test_a_write_that_changed_nothing_the_first_time_changes_nothing_later(locked: bool) -> None:
+    model, x = Clamped(locked=locked), torch.ones(3)
+    replica = Replica(model, "m", Complaints(False))
+    replica.try_out(lambda m: m(x), torch.no_grad)
+    with torch.no_grad():
+        model.weight.fill_(2.0)
+    with replica.running() as running, replica.once(running):
+        assert running(x).tolist() == [1, 1, 1]
+    assert model.weight.tolist() == [2, 2, 2]
+
+
 def test_a_model_at_fault_raises_as_itself() -> None:
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         replayed(nn.Linear(3, 3), torch.ones(2, 5))

@@ -6,7 +6,8 @@ import warnings
 
 import pytest
 
-from lightning_geo import complaints, ranks
+from lightning_geo.utils import ranks
+from lightning_geo.utils import warn_once as complaints
 from lightning_geo.utils.warn_once import Complaints
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
-from collections.abc import Hashable, Iterable
+import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,11 +56,21 @@ class Frame:
     documents: Packing | None = None
 
 
-@functools.lru_cache(maxsize=1024)
-def _positional(kind: Hashable) -> tuple[str, ...]:
+#: Positional parameters by class of module. Weak: a parametrised module's class is its own, and holds it.
+_POSITIONAL: weakref.WeakKeyDictionary[Any, tuple[str, ...]] = weakref.WeakKeyDictionary()
+
+
+def _positional(kind: Any) -> tuple[str, ...]:
     """Names of the positional parameters of a module class's ``forward``."""
+    names = _POSITIONAL.get(kind)
+    if names is None:
+        names = _POSITIONAL[kind] = _read_positional(kind)
+    return names
+
+
+def _read_positional(kind: Any) -> tuple[str, ...]:
     try:
-        parameters = inspect.signature(kind.forward).parameters.values()  # type: ignore[attr-defined]
+        parameters = inspect.signature(kind.forward).parameters.values()
     except (TypeError, ValueError):
         return ()
     names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
@@ -69,7 +79,7 @@ def _positional(kind: Hashable) -> tuple[str, ...]:
 
 def given_to(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a module's call by name; those without one by position."""
-    names = _positional(type(module))  # type: ignore[arg-type] # a class is hashable
+    names = _positional(type(module))
     return {**{names[i] if i < len(names) else str(i): x for i, x in enumerate(args)}, **kwargs}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -69,8 +70,18 @@ def _may_tell(value: Any) -> bool:
     return whole and value.device.type != "meta"
 
 
-@functools.lru_cache(maxsize=1024)
+#: Parameters by function. Weak: one that is defined in another may hold a model.
+_PARAMETERS: weakref.WeakKeyDictionary[Any, tuple[str, ...]] = weakref.WeakKeyDictionary()
+
+
 def _parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
+    names = _PARAMETERS.get(forward)
+    if names is None:
+        names = _PARAMETERS[forward] = _read_parameters(forward)
+    return names
+
+
+def _read_parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
     try:
         return tuple(inspect.signature(forward).parameters)[1:]
     except (TypeError, ValueError):

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
+from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_geo.observe import name_of
@@ -95,9 +96,10 @@ class Replica:
         try:
             twin = twin_of(self.model, None if _has_room(self._model) else ())
             before, memory = _places(twin), _memory(twin)
-            with undisturbed(twin), _without_global_hooks(), context(), _apart(self._model):
+            reads = _DataReads(twin)
+            with undisturbed(twin), _without_global_hooks(), context(), _apart(self._model), reads:
                 run(twin)
-            self._written = _changed(twin, before) | _other_values(twin, self.model)
+            self._written = _changed(twin, before) | _other_values(twin, self.model) | reads.names
             self.reusable = not self._written and memory is not None and memory == _memory(twin)
         except Exception as error:
             with self._in_place(None), context():
@@ -159,9 +161,13 @@ class Replica:
             for name, p in model.named_parameters()
             if written is None or name in written
         ]
+        versions = {name: parameter._version for name, parameter, *_ in guarded}
+        reads = _DataReads(model)
         changed: set[str] = set()
         try:
-            with undisturbed(model, **options), _without_global_hooks():
+            with undisturbed(model, **options), _without_global_hooks(), contextlib.ExitStack() as trial:
+                if written is None:
+                    trial.enter_context(reads)
                 for module in model.modules():  # `undisturbed` puts these back too
                     if not is_scripted(module):
                         module._forward_hooks = OrderedDict(_kept_hooks(module._forward_hooks))
@@ -171,7 +177,10 @@ class Replica:
                 yield
             self._written = changed if written is None else set(written)
         finally:
+            changed |= reads.names
             for name, parameter, data, copy in guarded:
+                if parameter._version != versions[name]:
+                    changed.add(name)
                 if parameter.data.data_ptr() != data.data_ptr() or not _equal(data, copy):
                     changed.add(name)
                     parameter.data = data
@@ -220,6 +229,27 @@ def _changed(twin: nn.Module, before: dict[str, tuple[nn.Parameter, int, int]]) 
         name for name, (p, version, place) in before.items()
         if now.get(name) is not p or p._version != version or p.data_ptr() != place
     }  # fmt: skip
+
+
+class _DataReads(TorchFunctionMode):
+    """Notes which parameters are read through ``.data``.
+
+    A write through it leaves the version as it is, and the value too where it comes out the same this time,
+    as that of a clamp or a normalisation.
+
+    Args:
+        model: Whose parameters.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._names = {id(p): name for name, p in model.named_parameters()}
+        self.names: set[str] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func == Tensor.data.__get__ and id(args[0]) in self._names:  # type: ignore[attr-defined]
+            self.names.add(self._names[id(args[0])])
+        return func(*args, **(kwargs or {}))
 
 
 def _other_values(twin: nn.Module, model: nn.Module) -> set[str]:

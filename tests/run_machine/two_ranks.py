@@ -1,0 +1,254 @@
+"""Programs of operations in two processes: each compares its watched side with its unwatched twin.
+
+``python -m run_machine.two_ranks <directory>`` with the environment of a rank runs every program whose path
+it is given on a line of its input, and answers each with a line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import select
+import shutil
+import socket
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from hypothesis import strategies as st
+from pytorch_lightning.strategies import DDPStrategy
+
+from run_machine.checks import Patches, Records, check_files, check_same
+from run_machine.machine import begins, data, fits, models, quiet
+from run_machine.models import Batches, Model
+from run_machine.runs import Begin, Fit, Side
+
+__all__ = ["Pair", "Program", "programs"]
+
+RANKS = 2
+#: Seconds after which ranks that wait for each other have failed.
+PATIENCE = int(os.environ.get("PATIENCE", "60"))
+
+#: What may fail inside of the monitor on one rank alone.
+FAULTS = (
+    "the sampler is made", "models are watched", "the probe is replayed", "a sample begins",
+    "attention is measured", "a copy is made", "recording starts", "recording ends", "outlets are opened",
+    "the record is written", "the record is closed", "scalars are logged",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Program:
+    """What both ranks do.
+
+    Args:
+        model: Of all runs.
+        batches: Of all runs; the ranks have other batches.
+        begin: The first run.
+        operations: A :class:`Fit` of the newest run, ``"save"``, ``"again"`` (a new Trainer with the same
+            monitors) or ``"resume"``.
+        faulty: The rank on which something fails inside of the monitor.
+    """
+
+    model: Model
+    batches: Batches
+    begin: Begin
+    operations: tuple[Fit | str, ...]
+    faulty: int = 0
+
+
+@st.composite
+def programs(draw: Callable[..., Any]) -> Program:
+    """Descriptions of programs."""
+    operations: list[Fit | str] = [draw(_fits())]
+    for _ in range(draw(st.integers(1, 3))):
+        operations += draw(
+            st.sampled_from([(Fit(),), ("save", "resume", Fit(2)), ("again", Fit(3)), (Fit(1, acts="save"),)])
+        )
+        operations.append(draw(_fits()))
+    model = draw(models())
+    # two calls before a backward write buffers twice, which DDP broadcasts; locks are no matter of ranks
+    parts = tuple(p for p in model.parts if p not in ("locked", "normed", "batch norm", "rescaled"))
+    model = replace(model, parts=parts, calls="once")
+    return Program(model, draw(data()), draw(begins()), tuple(operations), draw(st.integers(0, 1)))
+
+
+@st.composite
+def _fits(draw: Callable[..., Any]) -> Fit:
+    fit: Fit = draw(fits())
+    if fit.fault is not None:
+        return replace(fit, fault=draw(st.sampled_from(FAULTS)))
+    # one rank's fit within another's, and Ctrl-C, are the launcher's business
+    return replace(fit, acts="" if fit.acts == "nest" else fit.acts, interrupts=False)
+
+
+# -- a rank
+
+
+def run(program: Program, root: Path, rank: int) -> None:
+    """Do it on this rank, and compare."""
+    patches, records = Patches(), Records()
+    watched, twin = (
+        Side(
+            root / name,
+            program.model,
+            program.batches,
+            watched=name == "watched",
+            rank=rank,
+            options=_options,
+        )
+        for name in ("watched", "twin")
+    )
+    excused = False
+
+    def each(operation: Callable[[Side], object]) -> None:
+        for side in (twin, watched):
+            with side.turn():
+                operation(side)
+        check_same(watched, twin)
+        dist.barrier()
+        if rank == 0:
+            records.check(watched, twin, excused=excused, values=False)
+        patches.check()
+        check_files(watched, twin)
+        dist.barrier()  # before the other rank writes on
+
+    each(lambda side: side.begin(program.begin))
+    number = 0
+    for operation in program.operations:
+        if isinstance(operation, Fit):
+            excused |= operation.fault is not None
+            fit = operation if rank == program.faulty else replace(operation, fault=None)
+            each(lambda side, number=number, fit=fit: side.fit(number, fit))  # type: ignore[misc]
+        elif operation == "save":
+            each(lambda side, number=number: side.save(number))  # type: ignore[misc]
+        else:
+            begin = replace(program.begin, monitors_of=number)
+            if operation == "resume":
+                each(lambda side, begin=begin: side.resume(-1, begin, True))  # type: ignore[misc]
+            else:
+                each(lambda side, begin=begin: side.begin(begin))  # type: ignore[misc]
+            number = watched.count - 1
+    assert rank == 0 or not records.found
+
+
+def _options() -> dict[str, Any]:
+    strategy = DDPStrategy(process_group_backend="gloo", find_unused_parameters=True)
+    return {"strategy": strategy, "devices": RANKS, "use_distributed_sampler": False}
+
+
+def main() -> None:
+    """Rank ``LOCAL_RANK`` of ``WORLD_SIZE``, meeting at ``MASTER_ADDR``:``MASTER_PORT``."""
+    torch.set_num_threads(1)
+    quiet()
+    dist.init_process_group("gloo", timeout=timedelta(seconds=PATIENCE))
+    directory, rank = Path(sys.argv[1]), dist.get_rank()
+    for number, line in enumerate(sys.stdin):
+        program, root = pickle.loads(Path(line.strip()).read_bytes()), directory / f"program_{number}"
+        answer = "well"
+        try:
+            run(program, root, rank)
+        except Exception:
+            answer = traceback.format_exc()
+        (directory / f"answer_{number}.{rank}").write_text(answer)
+        print(f"answered {number}", flush=True)
+        if answer != "well":
+            break
+        dist.barrier()
+        if rank == 0:
+            with contextlib.suppress(OSError):
+                shutil.rmtree(root)
+
+
+# -- those who ask them
+
+
+class Pair:
+    """Two ranks that wait for programs; started anew after a failure.
+
+    Args:
+        directory: For their files.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._ranks: list[subprocess.Popen[str]] = []
+        self._count = self._starts = 0
+
+    def _start(self) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self._starts, self._count = self._starts + 1, 0
+        self._here = self._directory / f"start_{self._starts}"
+        self._here.mkdir()
+        for rank in range(RANKS):
+            environment = {
+                **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(RANKS),
+                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
+                "PYTHONPATH": os.pathsep.join(sys.path),
+            }  # fmt: skip
+            with (self._here / f"errors.{rank}").open("wb") as errors:
+                command = [sys.executable, "-m", "run_machine.two_ranks", str(self._here)]
+                self._ranks.append(
+                    subprocess.Popen(
+                        command,
+                        env=environment,
+                        text=True,
+                        stdin=subprocess.PIPE,
+                        stdout=subprocess.PIPE,
+                        stderr=errors,
+                    )
+                )
+
+    def run(self, program: Program) -> None:
+        """Let both ranks do it.
+
+        Raises:
+            AssertionError: If one finds fault, or does not answer.
+        """
+        if not self._ranks:
+            self._start()
+        path = self._here / f"program_{self._count}.pickle"
+        path.write_bytes(pickle.dumps(program))
+        for process in self._ranks:
+            assert process.stdin is not None
+            process.stdin.write(f"{path}\n")
+            process.stdin.flush()
+        silent = [rank for rank, process in enumerate(self._ranks) if not self._answers(process)]
+        answers = [self._here / f"answer_{self._count}.{rank}" for rank in range(RANKS)]
+        texts = [answer.read_text() if answer.exists() else "no answer" for answer in answers]
+        self._count += 1
+        if silent or texts != ["well"] * RANKS:
+            self.close()
+        assert not silent, f"ranks {silent} do not answer: {texts}"
+        assert texts == ["well"] * RANKS, "\n".join(texts)
+
+    def _answers(self, process: subprocess.Popen[str]) -> bool:
+        assert process.stdout is not None
+        while select.select([process.stdout], [], [], 3 * PATIENCE)[0]:
+            line = process.stdout.readline()
+            if not line:
+                return False
+            if line.startswith(f"answered {self._count}"):
+                return True
+        return False
+
+    def close(self) -> None:
+        """Let them go."""
+        for process in self._ranks:
+            process.kill()
+            process.wait()
+        self._ranks = []
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""What a user does with runs, drawn: training is as without a monitor, every sample is where it belongs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from lightning_geo import GeometryMonitor
+from run_machine.machine import RunMachine
+from run_machine.models import Batches, Model
+from run_machine.runs import Begin, Fit
+from run_machine.two_ranks import Pair, Program, programs
+
+pytestmark = pytest.mark.slow
+
+_deep = settings.get_current_profile_name() == "deep"
+
+
+def _settings(examples: int, **options: Any) -> settings:
+    """Fixed examples in the usual run, as many as the profile ``deep`` asks for else."""
+    return settings(
+        max_examples=settings.default.max_examples if _deep else examples,
+        derandomize=not _deep,
+        deadline=None,
+        database=None,
+        print_blob=True,
+        suppress_health_check=list(HealthCheck),
+        phases=(Phase.generate, Phase.shrink) if _deep else (Phase.generate,),
+        **options,
+    )
+
+
+def test_runs() -> None:
+    run_state_machine_as_test(RunMachine, settings=_settings(20, stateful_step_count=20 if _deep else 10))
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    """Two ranks for all programs."""
+    ranks = Pair(tmp_path_factory.mktemp("ranks"))
+    yield ranks
+    ranks.close()
+
+
+@_settings(5)
+@given(program=programs())
+def test_runs_of_two_ranks(pair: Pair, program: Program) -> None:
+    pair.run(program)
+
+
+# -- the checks see what they look for
+
+
+def draws(self: Any, trainer: Any, *_: Any) -> None:
+    """Spoil training: draw from everybody's generator."""
+    torch.rand(1)
+
+
+def writes(self: Any, trainer: Any, *_: Any) -> None:
+    """Spoil training: change a weight."""
+    next(trainer.lightning_module.parameters()).data.mul_(1.001)
+
+
+def hooks(self: Any, trainer: Any, *_: Any) -> None:
+    """Leave a hook behind."""
+    trainer.lightning_module.encoder.register_forward_hook(_idle)
+
+
+def logs(self: Any, trainer: Any, *_: Any) -> None:
+    """Change the user's metrics."""
+    trainer.callback_metrics["planted"] = torch.tensor(7.0)
+
+
+def opens(self: Any, trainer: Any, *_: Any) -> None:
+    """Leave a file open."""
+    Path(trainer.default_root_dir).mkdir(parents=True, exist_ok=True)
+    _kept.append((Path(trainer.default_root_dir) / "open").open("w"))
+
+
+def patches(self: Any, trainer: Any, *_: Any) -> None:
+    """Leave a function replaced."""
+    torch.nn.functional.silu = _idle  # type: ignore[assignment]
+
+
+def keeps(self: Any, trainer: Any, *_: Any) -> None:
+    """Keep tensors."""
+    _kept.extend(torch.rand(2, generator=torch.Generator()) for _ in range(500))
+
+
+def strays(self: GeometryMonitor, trainer: Any, *_: Any) -> None:
+    """Write the record elsewhere."""
+    stray = Path(trainer.default_root_dir).parent / "elsewhere"
+    stray.mkdir(exist_ok=True)
+    (stray / "events.out.tfevents.0.lightning_geo").write_bytes(b"")
+
+
+def skips(self: GeometryMonitor, trainer: Any, *_: Any) -> None:
+    """Lose a sample."""
+    self._run.samples.outlets._sinks = []
+
+
+def holds(self: GeometryMonitor, trainer: Any, *_: Any) -> None:
+    """Keep the Trainer alive."""
+    _kept.append(trainer)
+
+
+def _idle(*_: Any) -> None:
+    return None
+
+
+_kept: list[Any] = []
+
+
+@pytest.fixture
+def restored() -> Iterator[None]:
+    """Nothing of a planted fault stays."""
+    silu = torch.nn.functional.silu
+    yield
+    torch.nn.functional.silu = silu
+    for item in _kept:
+        if hasattr(item, "close"):
+            item.close()
+    _kept.clear()
+
+
+@pytest.mark.usefixtures("restored")
+@pytest.mark.parametrize(
+    ("plant", "found"),
+    [
+        (draws, "generators"),
+        (writes, "differs"),
+        (hooks, "_forward_hooks"),
+        (logs, "callback_metrics"),
+        (opens, "are open"),
+        (patches, "silu was replaced"),
+        (keeps, "tensors more"),
+        (strays, "outside of the runs' places"),
+        (skips, "missing"),
+        (holds, "alive of runs"),
+    ],
+)
+def test_planted_faults_are_found(
+    plant: Callable[..., None], found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = GeometryMonitor.on_train_batch_end
+
+    def planted(self: GeometryMonitor, trainer: pl.Trainer, *args: Any, **options: Any) -> None:
+        original(self, trainer, *args, **options)
+        if trainer.global_step == 2:
+            plant(self, trainer)
+
+    def lives() -> None:
+        machine.start(
+            model=Model("split", layers=1), batches=Batches(((3, 4), (5,)), (False, False)), begin=Begin()
+        )
+        machine.holds()
+        machine.fit(0, Fit(1))
+        machine.holds()
+        monkeypatch.setattr(GeometryMonitor, "on_train_batch_end", planted)
+        machine.fit(0, Fit(3))
+        machine.holds()
+        machine.forget(0)
+        machine.holds()
+
+    machine = RunMachine()
+    try:
+        with pytest.raises(AssertionError, match=found):
+            lives()
+    finally:
+        machine.teardown()
