@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning_geo.monitor.lightning.sampler import Sampler
 from pytorch_lightning.callbacks import (
     Callback,
     EarlyStopping,
@@ -29,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from lightning_geo import GeometryMonitor, GeometryRecord, load_history, measure
+from lightning_geo.monitor.sampler import Sampler
 from lightning_geo.observe.replay.call_hooks import _take_off
 from support.lit import Classifier, Lit, bert, fit, loader, sequences, trainer
 from support.same import assert_same, assert_same_records, outcome, traces
