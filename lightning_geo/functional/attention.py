@@ -73,10 +73,10 @@ def attention_statistics(
         special: Bool ``[B, Nk]``, True = special token among the keys, for ``special_mass``.
         scale: Factor of the dot products; 1/sqrt(D) by default.
         softcap: Scores become ``softcap * tanh(score / softcap)`` before masks; None or 0 for none.
-        backend: ``"auto"`` is the fused kernel on CUDA devices and ``"chunked"`` torch elsewhere;
-            ``"compiled"`` the latter through inductor, where a C++ compiler is found; ``"reference"``
-            the float64 oracle of the tests, from materialised matrices. What a backend cannot take goes
-            to ``"chunked"``; the logger ``lightning_geo.kernels`` says so at debug level.
+        backend: ``"auto"`` uses the fused kernel ``"triton"`` on CUDA devices and ``"chunked"``, tiles in
+            torch, elsewhere; ``"reference"`` is the float64 oracle of the tests and materialises the
+            matrices. A call that a backend cannot take falls back to ``"chunked"``; the logger
+            ``lightning_geo.kernels`` gives the reason at debug level.
         statistics: Names of the fields to compute, which saves the others' cost; None for all of them.
         queries: int64 ``[B, R]``, the query rows to measure, in any order; None for all. Planes are
             then ``[B, H, R]``, exact for these rows, and ``received`` is from them alone.

@@ -39,7 +39,7 @@ __all__ = [
     "sum_directions",
 ]
 
-Backend = Literal["auto", "triton", "compiled", "chunked", "reference"]
+Backend = Literal["auto", "triton", "chunked", "reference"]
 BACKENDS = get_args(Backend)
 
 _log = logging.getLogger(__name__)
@@ -51,7 +51,6 @@ _FAILED: dict[tuple[object, ...], str] = {}
 _FUNCTIONS = {
     "attention": {
         "triton": ("triton", "attention"),
-        "compiled": ("compiled", "compiled"),
         "chunked": ("chunked", "chunked"),
         "reference": ("reference", "reference"),
     },
@@ -147,8 +146,6 @@ def _function(
     operation: str, backend: str, *arguments: object
 ) -> tuple[Callable[..., Any] | None, str | None]:
     """A backend's function for these arguments, or why there is none."""
-    if backend not in _FUNCTIONS[operation]:
-        return None, "it has no such function"
     attempt = _attempt(operation, backend, arguments[0])
     if attempt in _FAILED:
         return None, _FAILED[attempt]

@@ -19,7 +19,7 @@ from lightning_geo.kernels.problem import AttentionProblem, AttentionStatistics
 from lightning_geo.kernels.tiles import Plan, Rows, Tile
 from lightning_geo.kernels.workspace import scratch
 
-__all__ = ["TILE_SCORES", "WHOLE", "RowSums", "chunked", "statistics_by_tile"]
+__all__ = ["TILE_SCORES", "chunked"]
 
 #: Scores per tile, 4 MiB in float32: smaller ones pay for dispatch, larger ones leave the caches.
 TILE_SCORES = 1 << 20
@@ -40,16 +40,9 @@ def chunked(problem: AttentionProblem, tile_scores: int = TILE_SCORES) -> Attent
     Returns:
         The statistics. Beside them and two tiles, only some heads' q and k are held in float32.
     """
-    return statistics_by_tile(problem, tile_scores, RowSums)
-
-
-def statistics_by_tile(
-    problem: AttentionProblem, tile_scores: int, kind: type[RowSums]
-) -> AttentionStatistics:
-    """Go through a call tile by tile, with one way or another to reduce them."""
     with torch.no_grad(), exactly(problem.query.device):
         plan = Plan.of(problem, tile_scores)
-        sums = kind(problem, plan)
+        sums = _RowSums(problem, plan)
         for batch, key_heads in plan.groups(problem):
             sums.add(batch, key_heads)
         return sums.statistics()
@@ -61,11 +54,9 @@ SUMS = ("total", "backward_mass", "forward_mass", "distance", "moment", "norm", 
          "next_mass", "first_mass", "special_mass")  # fmt: skip
 _TOTAL, _LINEAR, _MOMENT, _NORM = 0, slice(0, 4), 4, 5
 _SINGLE, _SPECIAL = slice(6, 10), 10
-#: Those that need a whole row.
-WHOLE = slice(0, 6)
 
 
-class RowSums:
+class _RowSums:
     """What the tiles leave of each row."""
 
     def __init__(self, problem: AttentionProblem, plan: Plan) -> None:
@@ -138,7 +129,7 @@ class RowSums:
         """Reduce a tile's scores; they are lost."""
         batch, heads, rows, columns = tile.shape
         at = tile[:3]
-        e = self.exponentials(tile, scores)
+        e = self._exponentials(tile, scores)
         flat = e.view(batch * heads, rows, columns)
         if self.wants("received"):
             share = torch.where(self._live(tile), 1.0 / self.sums[_TOTAL][at], 0.0)
@@ -151,11 +142,11 @@ class RowSums:
             special = special.expand(-1, heads, -1, -1).reshape(batch * heads, 1, columns)
             self.sums[_SPECIAL][at] = torch.bmm(special, flat.transpose(1, 2)).view(batch, heads, rows)
 
-    def exponentials(self, tile: Tile, scores: Tensor) -> Tensor:
+    def _exponentials(self, tile: Tile, scores: Tensor) -> Tensor:
         """Turn scores into e = exp(score - peak), in place, and enter what sums over whole rows give."""
         at = tile[:3]
         peak = scores.amax(-1, keepdim=True)
-        exponent = torch.sub(scores, peak, out=self.other_tile(scores))
+        exponent = torch.sub(scores, peak, out=_view(self.tiles[1], scores.shape))
         e = torch.mul(exponent, _LOG2E, out=scores).exp2_()
         self.peak[at] = peak.squeeze(-1)
         if self.wants("concentration"):
@@ -167,10 +158,6 @@ class RowSums:
         if self.wants("entropy"):
             self.sums[_MOMENT][at] = exponent.mul_(e).sum(-1)
         return e
-
-    def other_tile(self, scores: Tensor) -> Tensor:
-        """The second buffer, in the shape of the tile in the first one."""
-        return _view(self.tiles[1], scores.shape)
 
     def _live(self, tile: Tile) -> Tensor:
         live = self.visible[tile[:3]] > 0
