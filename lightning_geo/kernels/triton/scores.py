@@ -52,25 +52,17 @@ class Scoring(NamedTuple):
 
 
 @triton.jit
-def load_block(
-    pointers,
-    inside,
-    channels,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    CHECK: tl.constexpr,
-    UPCAST: tl.constexpr,
-):
-    """Load [n, BLOCK_D] vectors, 0 beyond D and, with ``CHECK``, where not ``inside``."""
-    if CHECK and D != BLOCK_D:
-        values = tl.load(pointers, mask=inside[:, None] & (channels < D)[None, :], other=0.0)
+def load_block(pointers, inside, channels, DOTS: tl.constexpr, CHECK: tl.constexpr):
+    """Load [n, block] vectors, 0 beyond their width and, with ``CHECK``, where not ``inside``."""
+    if CHECK and DOTS.width != DOTS.block:
+        values = tl.load(pointers, mask=inside[:, None] & (channels < DOTS.width)[None, :], other=0.0)
     elif CHECK:
         values = tl.load(pointers, mask=inside[:, None], other=0.0)
-    elif D != BLOCK_D:
-        values = tl.load(pointers, mask=(channels < D)[None, :], other=0.0)
+    elif DOTS.width != DOTS.block:
+        values = tl.load(pointers, mask=(channels < DOTS.width)[None, :], other=0.0)
     else:
         values = tl.load(pointers)
-    return values.to(tl.float32) if UPCAST else values
+    return values.to(tl.float32) if DOTS.upcast else values
 
 
 @triton.jit
