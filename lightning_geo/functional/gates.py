@@ -16,6 +16,7 @@ from lightning_geo.functional.entropy import normalized_entropy
 from lightning_geo.functional.observed_call import ObservedScores
 from lightning_geo.metrics.gates import GATES, MIXED
 from lightning_geo.metrics.registry import computes
+from lightning_geo.utils.shapes import Float, Int64, Shaped
 
 __all__ = ["THRESHOLDS", "gate_count", "gate_labels", "gate_margins"]
 
@@ -33,7 +34,7 @@ THRESHOLDS = {
 
 
 @computes("gate", reads=("attended",))
-def gate_margins(scores: ObservedScores, part: str) -> Tensor:
+def gate_margins(scores: ObservedScores, part: str) -> Float[Tensor, "batch heads"]:
     r"""Margin of one gate, by sequence.
 
     - open: normalized entropy; closed: the larger of ``special_mass`` and ``first_mass``; instance:
@@ -61,7 +62,7 @@ def gate_margins(scores: ObservedScores, part: str) -> Tensor:
     return torch.stack(margins).amin(0)
 
 
-def gate_labels(margins: Tensor) -> Tensor:
+def gate_labels(margins: Float[Tensor, "7 ..."]) -> Int64[Tensor, ...]:
     """The gate of each head: its index in :data:`~lightning_geo.metrics.gates.GATES`, or one more for mixed.
 
     Args:
@@ -80,7 +81,7 @@ def gate_labels(margins: Tensor) -> Tensor:
 
 
 @computes("gate_count")
-def gate_count(margins: Tensor, part: str) -> Tensor:
+def gate_count(margins: Float[Tensor, "7 heads"], part: str) -> Float[Tensor, ""]:
     """How many heads of a layer are one gate: a scalar.
 
     Args:
@@ -91,7 +92,9 @@ def gate_count(margins: Tensor, part: str) -> Tensor:
     return torch.where(margins.isnan().all(), torch.nan, count.to(margins.dtype))
 
 
-def gate_shares(statistics: dict[str, Tensor], key_entropy: Tensor) -> dict[str, Tensor]:
+def gate_shares(
+    statistics: dict[str, Shaped[Tensor, "batch heads ..."]], key_entropy: Float[Tensor, "batch heads"]
+) -> dict[str, Float[Tensor, "batch heads"]]:
     """Return what the gates' conditions are on, ``[B, H]`` each.
 
     Args:

@@ -17,6 +17,7 @@ from torch import Tensor
 from lightning_geo.functional._tensors import as_float, exact_dtype
 from lightning_geo.kernels.workspace import scratch
 from lightning_geo.metrics.spec import ROLES
+from lightning_geo.utils.shapes import Float
 
 __all__ = ["OV", "QK", "HeadWeights", "whitener"]
 
@@ -54,10 +55,10 @@ class HeadWeights:
 
     def __init__(
         self,
-        query: Tensor | None = None,
-        key: Tensor | None = None,
-        value: Tensor | None = None,
-        output: Tensor | None = None,
+        query: Float[Tensor, "H D d"] | None = None,
+        key: Float[Tensor, "Hk D d"] | None = None,
+        value: Float[Tensor, "Hv Dv d"] | None = None,
+        output: Float[Tensor, "Ho Dv d"] | None = None,
         heads: int | None = None,
         start: Mapping[str, Tensor] | None = None,
     ) -> None:
@@ -88,38 +89,38 @@ class HeadWeights:
                         f"Expected `{one}` and `{other}` to have heads of one size but got {sizes}."
                     )
 
-    def __getitem__(self, role: str) -> Tensor:
+    def __getitem__(self, role: str) -> Float[Tensor, "h D d"]:
         return self.roles[role]
 
     def __contains__(self, role: str) -> bool:
         return role in self.roles
 
-    def each(self, values: Tensor) -> Tensor:
+    def each(self, values: Float[Tensor, "Hk ..."]) -> Float[Tensor, "H ..."]:
         """Repeat what each key head has ``[Hk, ...]`` for the query heads that share it."""
         return values.repeat_interleave(self.heads // values.shape[0], dim=0)
 
-    def gram(self, role: str) -> Tensor:
+    def gram(self, role: str) -> Float[Tensor, "h D D"]:
         """``[h, D, D]``, W Wᵀ."""
         if role not in self._grams:
             self._grams[role] = self[role] @ self[role].mT
         return self._grams[role]
 
-    def across(self, left: str, right: str, dtype: torch.dtype | None = None) -> Tensor:
+    def across(self, left: str, right: str, dtype: torch.dtype | None = None) -> Float[Tensor, "H D1 D2"]:
         """``[H, D, D']``, W_left W_rightᵀ of each query head."""
         return _grouped(self[left].to(dtype), self[right].to(dtype), self.heads)
 
     @cached_property
-    def qk_spectrum(self) -> Tensor:
+    def qk_spectrum(self) -> Float[Tensor, "H D"]:
         """``[H, D]``, squared singular values of M = W_qᵀ W_k."""
         return _spectrum(self.each(self.gram("query")), self.each(self.gram("key")))
 
     @cached_property
-    def ov_spectrum(self) -> Tensor:
+    def ov_spectrum(self) -> Float[Tensor, "H D"]:
         """``[H, D]``, squared singular values of N = W_vᵀ W_o."""
         return _spectrum(self.each(self.gram("value")), self.each(self.gram("output")))
 
     @cached_property
-    def layer_form(self) -> tuple[Tensor, Tensor, Tensor]:
+    def layer_form(self) -> tuple[Float[Tensor, ""], Float[Tensor, " d"], Float[Tensor, " d"]]:
         """tr(MM), column norms and row norms of M summed over heads; two tiles of it at a time."""
         key = self["key"]
         query = self["query"]
@@ -141,7 +142,7 @@ class HeadWeights:
                     columns[left] += square.sum(0)
         return trace, columns.sqrt(), rows.sqrt()
 
-    def overlap(self, role: str) -> Tensor:
+    def overlap(self, role: str) -> Float[Tensor, "h h"]:
         """``[h, h]``, RV coefficients of the W_hᵀ W_h of every two heads."""
         if role not in self._overlaps:
             weight = self[role]
@@ -163,7 +164,7 @@ class HeadWeights:
         return self._overlaps[role]
 
 
-def whitener(weight: Tensor) -> Tensor:
+def whitener(weight: Float[Tensor, "h D d"]) -> Float[Tensor, "h D D"]:
     """What makes the rows of a weight orthonormal: (W Wᵀ)^-½ up to a rotation.
 
     Args:
@@ -183,12 +184,14 @@ def whitener(weight: Tensor) -> Tensor:
     return torch.where(finite, vectors * scale[..., None, :], torch.nan)
 
 
-def _product(name: str, left: Tensor, right: Tensor) -> Tensor:
+def _product(name: str, left: Float[Tensor, "n d1"], right: Float[Tensor, "n d2"]) -> Float[Tensor, "d1 d2"]:
     """leftᵀ right, in memory that is used again."""
     return torch.mm(left.mT, right, out=scratch(name, (left.shape[1], right.shape[1]), left))
 
 
-def _grouped(left: Tensor, right: Tensor, heads: int) -> Tensor:
+def _grouped(
+    left: Float[Tensor, "h1 D1 d"], right: Float[Tensor, "h2 D2 d"], heads: int
+) -> Float[Tensor, "{heads} D1 D2"]:
     """``[H, D, D']``, left @ rightᵀ of each query head, either being of as many heads or fewer."""
     if left.shape[0] < right.shape[0]:
         return _grouped(right, left, heads).mT
@@ -198,7 +201,7 @@ def _grouped(left: Tensor, right: Tensor, heads: int) -> Tensor:
     )
 
 
-def _spectrum(first: Tensor, second: Tensor) -> Tensor:
+def _spectrum(first: Float[Tensor, "H D D"], second: Float[Tensor, "H D D"]) -> Float[Tensor, "H D"]:
     """Squared singular values, descending, of AᵀB from A Aᵀ and B Bᵀ ``[H, D, D]``; NaN for broken heads."""
     dtype = first.dtype
     first, second = (x.to(exact_dtype(x)) for x in (first, second))

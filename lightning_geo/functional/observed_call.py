@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from lightning_geo.kernels import AttentionProblem, HeadMoments
+from lightning_geo.kernels import AttentionProblem, HeadMoments
+from lightning_geo.utils.shapes import Bool, Float
 
 __all__ = ["ObservedCall", "ObservedScores"]
 
@@ -24,11 +24,11 @@ class ObservedCall(Protocol):
         """Those of the keys: Hk heads, H a multiple of Hk."""
 
     @property
-    def key_mask(self) -> Tensor | None:
+    def key_mask(self) -> Bool[Tensor, "batch keys"] | None:
         """``[B, Nk]`` bool, True = real token; None if all are."""
 
     @property
-    def received(self) -> Tensor:
+    def received(self) -> Float[Tensor, "batch heads keys"]:
         """``[B, H, Nk]``, the attention that each key receives, for functions that read it."""
 
 
@@ -40,9 +40,9 @@ class ObservedScores(Protocol):
         """Queries and keys as attention used them, and which pairs are visible."""
 
     @property
-    def norm_shares(self) -> Tensor:
+    def norm_shares(self) -> Float[Tensor, "3 batch heads"]:
         """``[3, B, H]``, what :func:`lightning_geo.kernels.pairs.norm_shares` returns."""
 
     @property
-    def shares(self) -> dict[str, Tensor]:
+    def shares(self) -> dict[str, Float[Tensor, "batch heads"]]:
         """``[B, H]`` each, what :func:`lightning_geo.functional.gates.gate_shares` returns."""

@@ -21,6 +21,7 @@ from lightning_geo.functional.observed_call import ObservedScores
 from lightning_geo.kernels.precision import exactly
 from lightning_geo.kernels.workspace import scratch
 from lightning_geo.metrics.registry import computes
+from lightning_geo.utils.shapes import Bool, Float
 
 __all__ = ["HeadReads", "projection_strength"]
 
@@ -38,16 +39,16 @@ class HeadReads:
         heads: H, a multiple of h: where query heads share a key head, its numbers are repeated.
     """
 
-    x: Tensor
-    weight: Tensor
-    y: Tensor | None = None
-    bias: Tensor | None = None
-    mask: Tensor | None = None
+    x: Float[Tensor, "batch tokens width"]
+    weight: Float[Tensor, "h dim width"]
+    y: Float[Tensor, "batch tokens h dim"] | None = None
+    bias: Float[Tensor, "h dim"] | None = None
+    mask: Bool[Tensor, "batch tokens"] | None = None
     heads: int | None = None
 
 
 @computes("projection_strength")
-def projection_strength(reads: HeadReads) -> Tensor:
+def projection_strength(reads: HeadReads) -> Float[Tensor, "batch heads"]:
     r"""Share of tokens that lies in a head's read subspace.
 
     .. math:: \frac{1}{n} \sum_i \frac{\|P x_i\|^2}{\|x_i\|^2}
@@ -85,7 +86,7 @@ def projection_strength(reads: HeadReads) -> Tensor:
     return values.repeat_interleave((reads.heads or values.shape[1]) // values.shape[1], dim=1)
 
 
-def _mean_angle(weights: HeadWeights, one: str, other: str) -> Tensor:
+def _mean_angle(weights: HeadWeights, one: str, other: str) -> Float[Tensor, " heads"]:
     """Mean principal angle ``[H]`` between two roles' read subspaces, radians; NaN for broken heads."""
     first, second = (whitener(weights[role]) for role in (one, other))
     across = weights.across(one, other, exact_dtype(weights[one]))
@@ -97,19 +98,19 @@ def _mean_angle(weights: HeadWeights, one: str, other: str) -> Tensor:
 
 
 @computes("query_value_angle", reads=("query", "value"))
-def query_value_angle(weights: HeadWeights) -> Tensor:
+def query_value_angle(weights: HeadWeights) -> Float[Tensor, " heads"]:
     """Mean principal angle ``[H]`` between what a head's queries and its values read, radians."""
     return _mean_angle(weights, "query", "value")
 
 
 @computes("key_value_angle", reads=("key", "value"))
-def key_value_angle(weights: HeadWeights) -> Tensor:
+def key_value_angle(weights: HeadWeights) -> Float[Tensor, " heads"]:
     """Mean principal angle ``[H]`` between what a head's keys and its values read, radians."""
     return _mean_angle(weights, "key", "value")
 
 
 @computes("score_norm_share")
-def score_norm_share(scores: ObservedScores, part: str) -> Tensor:
+def score_norm_share(scores: ObservedScores, part: str) -> Float[Tensor, "batch heads"]:
     r"""How scores come to differ: by the queries' lengths, by the keys', or by direction.
 
     .. math:: \mathrm{Cov}(t, \ln|s|) \,/\, \mathrm{Var}(\ln|s|), \quad

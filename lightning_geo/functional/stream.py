@@ -8,18 +8,19 @@ import torch
 from torch import Tensor
 
 from lightning_geo import kernels
-from lightning_geo.functional._tensors import as_float, check_mask, check_wanted, masked_mean
+from lightning_geo.functional._tensors import as_float, check_mask, masked_mean
 from lightning_geo.kernels import BACKENDS, STREAM, Backend, StreamStatistics
 from lightning_geo.kernels.vectors import token_planes
-from lightning_geo.utils.arguments import check_one_of
+from lightning_geo.utils.arguments import check_one_of, check_statistics
+from lightning_geo.utils.shapes import Bool, Float
 
 __all__ = ["kurtosis", "mean_over_tokens", "skewness", "stream_statistics", "token_norm", "update_ratio"]
 
 
 def stream_statistics(
-    x: Tensor,
-    mask: Tensor | None = None,
-    before: Tensor | None = None,
+    x: Float[Tensor, "batch tokens features"],
+    mask: Bool[Tensor, "#batch #tokens"] | None = None,
+    before: Float[Tensor, "batch tokens features"] | None = None,
     *,
     backend: Backend = "auto",
     statistics: Iterable[str] | None = None,
@@ -49,7 +50,7 @@ def stream_statistics(
         (tensor([[5., 1.]]), tensor([[0.6000, 1.8000]]))
     """
     check_one_of("backend", backend, BACKENDS)
-    wanted = check_wanted(statistics, STREAM)
+    wanted = check_statistics(statistics, STREAM)
     _check_tokens(x, "x")
     if x.ndim != 3:
         raise ValueError(f"Expected `x` to have shape [batch, token, feature] but got {list(x.shape)}.")
@@ -61,7 +62,9 @@ def stream_statistics(
     return kernels.stream_statistics(x, mask, before, wanted, backend)
 
 
-def mean_over_tokens(plane: Tensor, valid: Tensor, finite: Tensor) -> Tensor:
+def mean_over_tokens(
+    plane: Float[Tensor, "*#batch n"], valid: Bool[Tensor, "*#batch n"], finite: Bool[Tensor, "*#batch n"]
+) -> Float[Tensor, ...]:
     """Mean of a plane ``[..., n]`` over the real tokens that have a value, ``[...]``.
 
     NaN where no token has one, and for a sequence with a feature that is NaN or infinite: not that of its
@@ -89,7 +92,12 @@ def _check_before(before: Tensor, x: Tensor) -> None:
         )
 
 
-def _mean(name: str, x: Tensor, mask: Tensor | None, before: Tensor | None = None) -> Tensor:
+def _mean(
+    name: str,
+    x: Float[Tensor, "*batch n d"],
+    mask: Bool[Tensor, "*#batch #n"] | None,
+    before: Float[Tensor, "*batch n d"] | None = None,
+) -> Float[Tensor, "*batch"]:
     """Mean of one statistic over tokens, for any leading axes ``[..., n, d]``."""
     x = as_float(x, "x", "n d")
     if mask is not None:
@@ -102,7 +110,9 @@ def _mean(name: str, x: Tensor, mask: Tensor | None, before: Tensor | None = Non
     return mean_over_tokens(planes[name], valid, finite)
 
 
-def token_norm(x: Tensor, mask: Tensor | None = None) -> Tensor:
+def token_norm(
+    x: Float[Tensor, "*batch n d"], mask: Bool[Tensor, "*#batch #n"] | None = None
+) -> Float[Tensor, "*batch"]:
     r"""Mean Euclidean length of the tokens.
 
     .. math:: \frac{1}{n} \sum_i \|x_i\|
@@ -127,7 +137,9 @@ def token_norm(x: Tensor, mask: Tensor | None = None) -> Tensor:
     return _mean("norm", x, mask)
 
 
-def skewness(x: Tensor, mask: Tensor | None = None) -> Tensor:
+def skewness(
+    x: Float[Tensor, "*batch n d"], mask: Bool[Tensor, "*#batch #n"] | None = None
+) -> Float[Tensor, "*batch"]:
     r"""Skewness over features, averaged over tokens.
 
     .. math:: \frac{1}{d} \sum_f \Big( \frac{x_f - \mu}{\sigma} \Big)^3
@@ -155,7 +167,9 @@ def skewness(x: Tensor, mask: Tensor | None = None) -> Tensor:
     return _mean("skewness", x, mask)
 
 
-def kurtosis(x: Tensor, mask: Tensor | None = None) -> Tensor:
+def kurtosis(
+    x: Float[Tensor, "*batch n d"], mask: Bool[Tensor, "*#batch #n"] | None = None
+) -> Float[Tensor, "*batch"]:
     r"""Excess kurtosis over features, averaged over tokens: 0 for a normal distribution.
 
     .. math:: \frac{1}{d} \sum_f \Big( \frac{x_f - \mu}{\sigma} \Big)^4 - 3
@@ -182,7 +196,11 @@ def kurtosis(x: Tensor, mask: Tensor | None = None) -> Tensor:
     return _mean("kurtosis", x, mask)
 
 
-def update_ratio(x: Tensor, before: Tensor, mask: Tensor | None = None) -> Tensor:
+def update_ratio(
+    x: Float[Tensor, "*batch n d"],
+    before: Float[Tensor, "*batch n d"],
+    mask: Bool[Tensor, "*#batch #n"] | None = None,
+) -> Float[Tensor, "*batch"]:
     r"""How much a block changes its input, averaged over tokens.
 
     .. math:: \frac{1}{n} \sum_i \frac{\|x_i - b_i\|}{\|b_i\|}

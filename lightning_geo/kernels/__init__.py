@@ -18,6 +18,7 @@ from lightning_geo.kernels.blocks import BlockRule, mask_rows
 from lightning_geo.kernels.masks import HIDDEN_BELOW
 from lightning_geo.kernels.problem import STATISTICS, AttentionProblem, AttentionStatistics
 from lightning_geo.kernels.vectors import MOMENTS, STREAM, HeadMoments, StreamStatistics, sum_directions
+from lightning_geo.utils.shapes import Bool, Float
 
 __all__ = [
     "BACKENDS",
@@ -83,9 +84,9 @@ def attention(problem: AttentionProblem, backend: Backend = "auto") -> Attention
 
 
 def stream_statistics(
-    x: Tensor,
-    mask: Tensor | None,
-    before: Tensor | None,
+    x: Float[Tensor, "batch tokens features"],
+    mask: Bool[Tensor, "batch tokens"] | None,
+    before: Float[Tensor, "batch tokens features"] | None,
     wanted: frozenset[str],
     backend: Backend = "auto",
 ) -> StreamStatistics:
@@ -95,7 +96,10 @@ def stream_statistics(
 
 
 def head_moments(
-    x: Tensor, mask: Tensor | None, wanted: frozenset[str], backend: Backend = "auto"
+    x: Float[Tensor, "batch heads tokens dim"],
+    mask: Bool[Tensor, "batch tokens"] | None,
+    wanted: frozenset[str],
+    backend: Backend = "auto",
 ) -> HeadMoments:
     """See :func:`lightning_geo.kernels.vectors.head_moments`, on any backend."""
     result: HeadMoments = _run("head_moments", backend, x.device, x, mask, wanted)

@@ -18,6 +18,7 @@ from lightning_geo.kernels.precision import exactly
 from lightning_geo.kernels.problem import AttentionProblem, AttentionStatistics
 from lightning_geo.kernels.tiles import Plan, Rows, Tile
 from lightning_geo.kernels.workspace import scratch
+from lightning_geo.utils.shapes import Bool, Float, Int64
 
 __all__ = ["TILE_SCORES", "chunked"]
 
@@ -96,7 +97,9 @@ class _RowSums:
                 self._hide(tile, scores, tame)
                 self._reduce(tile, scores)
 
-    def _scores(self, tile: Tile, query: Tensor, key: Tensor) -> Tensor:
+    def _scores(
+        self, tile: Tile, query: Float[Tensor, "group rows dim"], key: Float[Tensor, "group columns dim"]
+    ) -> Float[Tensor, "b h r columns"]:
         """Scores of a tile before masks, ``[b, h, rows, columns]``, in the first buffer."""
         softcap = self.problem.softcap
         scores = _view(self.tiles[0], (key.shape[0], query.shape[1], key.shape[1]))
@@ -107,7 +110,7 @@ class _RowSums:
             scores.tanh_().mul_(softcap)
         return scores.view(tile.shape)
 
-    def _hide(self, tile: Tile, scores: Tensor, tame: bool) -> None:
+    def _hide(self, tile: Tile, scores: Float[Tensor, "b h rows columns"], tame: bool) -> None:
         """Add masks to a tile's scores, in place, and count the keys that they leave."""
         problem = self.problem
         if tame and not problem.masks:
@@ -125,7 +128,7 @@ class _RowSums:
                 hidden = hidden | ~self.real[tile.batch, None, tile.rows, None]
             scores.masked_fill_(hidden, HIDDEN_SCORE)
 
-    def _reduce(self, tile: Tile, scores: Tensor) -> None:
+    def _reduce(self, tile: Tile, scores: Float[Tensor, "b h rows columns"]) -> None:
         """Reduce a tile's scores; they are lost."""
         batch, heads, rows, columns = tile.shape
         at = tile[:3]
@@ -142,7 +145,9 @@ class _RowSums:
             special = special.expand(-1, heads, -1, -1).reshape(batch * heads, 1, columns)
             self.sums[_SPECIAL][at] = torch.bmm(special, flat.transpose(1, 2)).view(batch, heads, rows)
 
-    def _exponentials(self, tile: Tile, scores: Tensor) -> Tensor:
+    def _exponentials(
+        self, tile: Tile, scores: Float[Tensor, "b h rows columns"]
+    ) -> Float[Tensor, "b h rows columns"]:
         """Turn scores into e = exp(score - peak), in place, and enter what sums over whole rows give."""
         at = tile[:3]
         peak = scores.amax(-1, keepdim=True)
@@ -159,11 +164,13 @@ class _RowSums:
             self.sums[_MOMENT][at] = exponent.mul_(e).sum(-1)
         return e
 
-    def _live(self, tile: Tile) -> Tensor:
+    def _live(self, tile: Tile) -> Bool[Tensor, "b h rows"]:
         live = self.visible[tile[:3]] > 0
         return live if self.real is None else live & self.real[tile.batch, None, tile.rows]
 
-    def _pick(self, tile: Tile, e: Tensor, singles: Tensor) -> None:
+    def _pick(
+        self, tile: Tile, e: Float[Tensor, "b h rows columns"], singles: Int64[Tensor, "#batch 1 all_rows 4"]
+    ) -> None:
         """Read single keys of each row."""
         sequences = tile.batch if singles.shape[0] > 1 else slice(None)
         column = singles[sequences, :, tile.rows] - tile.columns.start
@@ -202,7 +209,7 @@ class _RowSums:
         return AttentionStatistics(live, visible, **fields).only(problem.wanted)
 
 
-def _single_keys(problem: AttentionProblem, rows: Rows) -> Tensor:
+def _single_keys(problem: AttentionProblem, rows: Rows) -> Int64[Tensor, "#batch 1 rows 4"]:
     """Keys that rows read alone, ``[B or 1, 1, rows, 4]``: next to their own position, and the first."""
     position = rows.positions
     first = first_keys(problem) if "first_mass" in problem.wanted else position.new_zeros(1)
@@ -227,7 +234,13 @@ class _LinearWeights:
         parts = [torch.ones_like(ahead), ahead < 0, ahead > 0, ahead.abs()]
         self._table = torch.stack(parts, dim=-2).to(torch.float32)  # [rows, 4, ahead] or [4, ahead]
 
-    def add_up(self, rows: Rows, tile: Tile, e: Tensor, sums: Tensor) -> None:
+    def add_up(
+        self,
+        rows: Rows,
+        tile: Tile,
+        e: Float[Tensor, "b h rows columns"],
+        sums: Float[Tensor, "4 batch heads all_rows"],
+    ) -> None:
         """Enter the weighted sums of a tile into ``sums`` ``[4, B, H, rows]``."""
         _, heads, count, columns = tile.shape
         start = tile.columns.start + self._behind
@@ -247,7 +260,7 @@ class _LinearWeights:
             sums[:, sequences, tile.heads, tile.rows] = linear.reshape(4, -1, heads, count)
 
 
-def _compact(name: str, x: Tensor) -> Tensor:
+def _compact(name: str, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """In float32 and in order, for products and for norms: itself if it is that already."""
     if x.dtype == torch.float32 and x.is_contiguous():
         return x

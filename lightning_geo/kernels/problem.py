@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 from torch import Tensor
 
 from lightning_geo.kernels.blocks import BlockRule
+from lightning_geo.utils.shapes import Bool, Float, Int64, Shaped
 
 __all__ = ["STATISTICS", "AttentionProblem", "AttentionStatistics"]
 
@@ -42,18 +43,18 @@ class AttentionProblem:
         wanted: Which of ``STATISTICS`` to compute; what is not asked for is not paid for.
     """
 
-    query: Tensor
-    key: Tensor
+    query: Float[Tensor, "batch heads queries dim"]
+    key: Float[Tensor, "batch key_heads keys dim"]
     scale: float
     softcap: float | None = None
-    masks: tuple[Tensor | BlockRule, ...] = ()
+    masks: tuple[Shaped[Tensor, "#batch #heads #queries #keys"] | BlockRule, ...] = ()
     offset: int = 0
     left: int | None = None
     right: int | None = None
-    query_mask: Tensor | None = None
-    sinks: Tensor | None = None
-    special: Tensor | None = None
-    rows: Tensor | None = None
+    query_mask: Bool[Tensor, "batch queries"] | None = None
+    sinks: Float[Tensor, " heads"] | None = None
+    special: Bool[Tensor, "batch keys"] | None = None
+    rows: Int64[Tensor, "batch measured"] | None = None
     wanted: frozenset[str] = frozenset(STATISTICS)
 
     @property
@@ -123,23 +124,23 @@ class AttentionStatistics:
         sink_mass: Probability of the sink column in the full softmax; None unless sinks were given.
     """
 
-    live: Tensor
-    visible_keys: Tensor | None = None
-    logsumexp: Tensor | None = None
-    entropy: Tensor | None = None
-    concentration: Tensor | None = None
-    max_probability: Tensor | None = None
-    max_logit: Tensor | None = None
-    self_mass: Tensor | None = None
-    previous_mass: Tensor | None = None
-    next_mass: Tensor | None = None
-    first_mass: Tensor | None = None
-    backward_mass: Tensor | None = None
-    forward_mass: Tensor | None = None
-    distance: Tensor | None = None
-    received: Tensor | None = None
-    special_mass: Tensor | None = None
-    sink_mass: Tensor | None = None
+    live: Bool[Tensor, "batch heads rows"]
+    visible_keys: Float[Tensor, "batch heads rows"] | None = None
+    logsumexp: Float[Tensor, "batch heads rows"] | None = None
+    entropy: Float[Tensor, "batch heads rows"] | None = None
+    concentration: Float[Tensor, "batch heads rows"] | None = None
+    max_probability: Float[Tensor, "batch heads rows"] | None = None
+    max_logit: Float[Tensor, "batch heads rows"] | None = None
+    self_mass: Float[Tensor, "batch heads rows"] | None = None
+    previous_mass: Float[Tensor, "batch heads rows"] | None = None
+    next_mass: Float[Tensor, "batch heads rows"] | None = None
+    first_mass: Float[Tensor, "batch heads rows"] | None = None
+    backward_mass: Float[Tensor, "batch heads rows"] | None = None
+    forward_mass: Float[Tensor, "batch heads rows"] | None = None
+    distance: Float[Tensor, "batch heads rows"] | None = None
+    received: Float[Tensor, "batch heads keys"] | None = None
+    special_mass: Float[Tensor, "batch heads rows"] | None = None
+    sink_mass: Float[Tensor, "batch heads rows"] | None = None
 
     def only(self, wanted: frozenset[str]) -> AttentionStatistics:
         """Leave out what was not asked for."""

@@ -9,6 +9,7 @@ from lightning_geo.kernels.blocks import BlockRule
 from lightning_geo.kernels.masks import HIDDEN_BELOW
 from lightning_geo.kernels.problem import AttentionProblem, AttentionStatistics
 from lightning_geo.kernels.vectors import HeadMoments, StreamStatistics
+from lightning_geo.utils.shapes import Bool, Float
 
 __all__ = ["reference", "reference_moments", "reference_stream"]
 
@@ -70,7 +71,9 @@ def reference(problem: AttentionProblem) -> AttentionStatistics:
     ).only(problem.wanted)
 
 
-def _visible_scores(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
+def _visible_scores(
+    problem: AttentionProblem,
+) -> tuple[Bool[Tensor, "batch heads queries keys"], Float[Tensor, "batch heads queries keys"]]:
     """Which keys are visible and all scores, hidden ones included: ``[B, H, Nq, Nk]`` each."""
     batch, heads, _ = problem.rows_shape
     shape = (batch, heads, problem.query.shape[2], problem.keys)
@@ -96,7 +99,9 @@ def _visible_scores(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
     return visible, scores
 
 
-def _first_key(problem: AttentionProblem, attended: Tensor) -> Tensor:
+def _first_key(
+    problem: AttentionProblem, attended: Bool[Tensor, "batch heads queries keys"]
+) -> Bool[Tensor, "batch 1 1 keys"]:
     """Bool ``[B, 1, 1, Nk]``, True at most once per sequence."""
     valid = attended.any(dim=(1, 2))
     if problem.query_mask is not None and problem.query_mask.shape[1] == problem.keys:
@@ -106,7 +111,10 @@ def _first_key(problem: AttentionProblem, attended: Tensor) -> Tensor:
 
 @torch.no_grad()
 def reference_stream(
-    x: Tensor, mask: Tensor | None, before: Tensor | None, wanted: frozenset[str]
+    x: Float[Tensor, "batch tokens features"],
+    mask: Bool[Tensor, "batch tokens"] | None,
+    before: Float[Tensor, "batch tokens features"] | None,
+    wanted: frozenset[str],
 ) -> StreamStatistics:
     """Compute ``StreamStatistics`` as they are defined, token by token: for tests."""
     x = x.double()
@@ -130,7 +138,11 @@ def reference_stream(
 
 
 @torch.no_grad()
-def reference_moments(x: Tensor, mask: Tensor | None, wanted: frozenset[str]) -> HeadMoments:
+def reference_moments(
+    x: Float[Tensor, "batch heads tokens dim"],
+    mask: Bool[Tensor, "batch tokens"] | None,
+    wanted: frozenset[str],
+) -> HeadMoments:
     """Compute ``HeadMoments`` as they are defined, from the real tokens alone: for tests."""
     x = x.double()
     valid = torch.ones(x.shape[0], x.shape[2], dtype=torch.bool, device=x.device) if mask is None else mask
@@ -147,7 +159,9 @@ def reference_moments(x: Tensor, mask: Tensor | None, wanted: frozenset[str]) ->
     return HeadMoments(valid, **fields)
 
 
-def _directions(x: Tensor, valid: Tensor) -> dict[str, Tensor]:
+def _directions(
+    x: Float[Tensor, "*batch n d"], valid: Bool[Tensor, "*batch n"]
+) -> dict[str, Float[Tensor, ...]]:
     unit = torch.nn.functional.normalize(x, dim=-1, eps=0).nan_to_num(0.0)  # 0/0 has no direction
     unit = torch.where(valid[..., None], unit, 0.0)
     return {"directions": unit.sum(-2), "directed": (valid & (x != 0).any(-1)).double().sum(-1)}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_geo.kernels.problem import AttentionProblem
+from lightning_geo.utils.shapes import Float, Shaped
 
 __all__ = ["Plan", "Rows", "Tile"]
 
@@ -70,7 +71,9 @@ class Rows:
         index = index.view(index.shape[0], *(index.shape[1] if d == axis else 1 for d in range(1, x.dim())))
         return torch.take_along_dim(x, index, axis)
 
-    def restore(self, plane: Tensor) -> Tensor:
+    def restore(
+        self, plane: Shaped[Tensor, "... batch heads rows"]
+    ) -> Shaped[Tensor, "... batch heads rows"]:
         """Bring planes ``[..., B, H, rows]`` into the order in which the rows were asked for."""
         if self._order is None:
             return plane
@@ -96,7 +99,7 @@ class Rows:
         if problem.right is not None and (inner := lowest + problem.right + 1) < columns.stop:
             yield slice(max(inner, columns.start), columns.stop)
 
-    def keys_in_band(self) -> Tensor:
+    def keys_in_band(self) -> Float[Tensor, "batch rows"]:
         """How many keys causality and window leave to each row: float32 ``[B or 1, rows]``."""
         problem, position = self._problem, self.positions
         start = torch.zeros_like(position) if problem.left is None else (position - problem.left).clamp(min=0)

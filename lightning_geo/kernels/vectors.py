@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_geo.kernels.precision import exactly
 from lightning_geo.kernels.workspace import scratch
+from lightning_geo.utils.shapes import Bool, Float, Num
 
 __all__ = [
     "MOMENTS",
@@ -49,14 +50,14 @@ class StreamStatistics:
         directed: ``[B]``, how many real tokens are no zero vectors.
     """
 
-    valid: Tensor
-    finite: Tensor
-    norm: Tensor | None = None
-    skewness: Tensor | None = None
-    kurtosis: Tensor | None = None
-    update_ratio: Tensor | None = None
-    directions: Tensor | None = None
-    directed: Tensor | None = None
+    valid: Bool[Tensor, "batch tokens"]
+    finite: Bool[Tensor, "batch tokens"]
+    norm: Float[Tensor, "batch tokens"] | None = None
+    skewness: Float[Tensor, "batch tokens"] | None = None
+    kurtosis: Float[Tensor, "batch tokens"] | None = None
+    update_ratio: Float[Tensor, "batch tokens"] | None = None
+    directions: Float[Tensor, "batch features"] | None = None
+    directed: Float[Tensor, " batch"] | None = None
 
 
 @dataclass(frozen=True)
@@ -75,17 +76,20 @@ class HeadMoments:
         scatter: ``[H, D, D]``, :math:`\sum_i (x_i - \bar x)(x_i - \bar x)^\top` over them.
     """
 
-    valid: Tensor
-    norm: Tensor | None = None
-    directions: Tensor | None = None
-    directed: Tensor | None = None
-    count: Tensor | None = None
-    mean: Tensor | None = None
-    scatter: Tensor | None = None
+    valid: Bool[Tensor, "batch tokens"]
+    norm: Float[Tensor, "batch heads tokens"] | None = None
+    directions: Float[Tensor, "batch heads dim"] | None = None
+    directed: Float[Tensor, "batch heads"] | None = None
+    count: Num[Tensor, ""] | None = None
+    mean: Float[Tensor, "heads dim"] | None = None
+    scatter: Float[Tensor, "heads dim dim"] | None = None
 
 
 def stream_statistics(
-    x: Tensor, mask: Tensor | None, before: Tensor | None, wanted: frozenset[str]
+    x: Float[Tensor, "batch tokens features"],
+    mask: Bool[Tensor, "batch tokens"] | None,
+    before: Float[Tensor, "batch tokens features"] | None,
+    wanted: frozenset[str],
 ) -> StreamStatistics:
     """Compute what is wanted of hidden states on any device.
 
@@ -109,8 +113,11 @@ def stream_statistics(
 
 
 def token_planes(
-    x: Tensor, norm: Tensor, before: Tensor | None, wanted: frozenset[str]
-) -> tuple[dict[str, Tensor], Tensor]:
+    x: Float[Tensor, "*batch n d"],
+    norm: Float[Tensor, "*batch n"],
+    before: Float[Tensor, "*batch n d"] | None,
+    wanted: frozenset[str],
+) -> tuple[dict[str, Float[Tensor, "*batch n"]], Bool[Tensor, "*batch n"]]:
     """Those planes of ``StreamStatistics`` that are wanted, and ``finite``, padding included.
 
     A gradient passes if one is on.
@@ -137,7 +144,11 @@ def token_planes(
     return planes, finite
 
 
-def head_moments(x: Tensor, mask: Tensor | None, wanted: frozenset[str]) -> HeadMoments:
+def head_moments(
+    x: Float[Tensor, "batch heads tokens dim"],
+    mask: Bool[Tensor, "batch tokens"] | None,
+    wanted: frozenset[str],
+) -> HeadMoments:
     """Compute what is wanted of one role's vectors on any device.
 
     Args:
@@ -164,7 +175,9 @@ def head_moments(x: Tensor, mask: Tensor | None, wanted: frozenset[str]) -> Head
         return HeadMoments(valid, **fields)
 
 
-def _scatter(x: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+def _scatter(
+    x: Float[Tensor, "batch tokens heads dim"], mask: Bool[Tensor, "batch tokens"] | None
+) -> dict[str, Num[Tensor, ...]]:
     """Count, mean and scatter of ``[B, N, H, D]`` over real tokens."""
     heads, width = x.shape[2:]
     x = x.flatten(2).flatten(0, 1)
@@ -193,7 +206,9 @@ def _scatter_of(
     return {"count": count, "mean": mean.view(heads, width), "scatter": scatter}
 
 
-def sum_directions(x: Tensor, norm: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+def sum_directions(
+    x: Float[Tensor, "*batch n d"], norm: Float[Tensor, "*batch n"], mask: Bool[Tensor, "*#batch #n"] | None
+) -> tuple[Float[Tensor, "*batch d"], Float[Tensor, "*batch"]]:
     """Add up the unit vectors of real tokens, as one weighted sum.
 
     Args:
@@ -231,7 +246,7 @@ def _without_padding(x: Tensor, norm: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask[..., None], x, 0.0)
 
 
-def _shape(x: Tensor) -> dict[str, Tensor]:
+def _shape(x: Float[Tensor, "*batch d"]) -> dict[str, Float[Tensor, "*batch"]]:
     """Skewness and excess kurtosis over features; NaN where they are all equal."""
     mean = x.mean(-1, keepdim=True)
     # the gradient alone needs what is overwritten else
@@ -254,7 +269,7 @@ def _shape(x: Tensor) -> dict[str, Tensor]:
     return {name: torch.where(constant[..., 0], torch.nan, plane) for name, plane in shape.items()}
 
 
-def _gram(x: Tensor) -> Tensor:
+def _gram(x: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch d d"]:
     """``xᵀx`` of ``[..., n, d]``; of a wide one the lower blocks are mirrored, not computed."""
     width = x.shape[-1]
     if width < _WIDE:

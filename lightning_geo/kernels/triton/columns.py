@@ -8,7 +8,7 @@ from lightning_geo.kernels.triton.scores import (
     HIDDEN,
     Scoring,
     exponents,
-    load_block,
+    load_vectors,
     masked_scores,
     sum_classes,
 )
@@ -42,10 +42,8 @@ def _add_tile(
     elif CHECK:
         row = tl.where(inside, slot, 0)
     row64 = row.to(tl.int64)
-    channels = tl.arange(0, DOTS.block)
-    pointers = query + (row64 * query_n)[:, None] + channels[None, :] * query_d
     # rows that give nothing are not even read: they may hold NaN
-    q = load_block(pointers, share > 0, channels, DOTS, CHECK=True)
+    q = load_vectors(query, row64, query_n, query_d, share > 0, DOTS, CHECK=True)
     s = tl.dot(k, tl.trans(q), input_precision=DOTS.precision)
     index = tl.minimum(column, keys - 1).to(tl.int64)
     s = masked_scores(
@@ -112,9 +110,7 @@ def columns_kernel(
     first = block * BLOCK_N
     last = tl.minimum(first + BLOCK_N, keys) - 1
     column = first + tl.arange(0, BLOCK_N)
-    channels = tl.arange(0, DOTS.block)
-    pointers = key + (column.to(tl.int64) * key_n)[:, None] + channels[None, :] * key_d
-    k = load_block(pointers, column < keys, channels, DOTS, CHECK=True)
+    k = load_vectors(key, column.to(tl.int64), key_n, key_d, column < keys, DOTS, CHECK=True)
 
     begin, a, b, stop = _spans(first, last, measured, offset, left, right, BLOCK_M, RULES, CHOSEN)
     total = tl.zeros([BLOCK_N, 8], tl.float32)

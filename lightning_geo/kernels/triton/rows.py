@@ -25,6 +25,7 @@ from lightning_geo.kernels.triton.scores import (
     base_of,
     exponents,
     load_block,
+    load_vectors,
     masked_scores,
     sum_classes,
 )
@@ -135,9 +136,11 @@ def _add_tile(
     mass = sum_classes(e, BLOCK_M, BLOCK_N)
     moment = decay * (state.moment - shift[:, None] * state.total) - sum_classes(e * t, BLOCK_M, BLOCK_N)
     total = decay * state.total + mass
-    squares, before, after, distance, marked = (
-        state.squares, state.before, state.after, state.distance, state.marked,
-    )  # fmt: skip
+    squares = state.squares
+    before = state.before
+    after = state.after
+    distance = state.distance
+    marked = state.marked
     if PLANES.concentration >= 0:
         squares = decay * decay * squares + sum_classes(e * e, BLOCK_M, BLOCK_N)
     if PLANES.placed:
@@ -242,14 +245,11 @@ def rows_kernel(
     mask_a += batch64 * a_b + head64 * a_h
     mask_b += batch64 * b_b + head64 * b_h
     scoring = Scoring(key_row, mask_a, a_q, a_k, mask_b, b_q, b_k, left, right, scale, softcap, factor)
-
     slot = block * BLOCK_M + tl.arange(0, BLOCK_M)
     own = _read_rows(
         slot, rows + batch64 * measured, query_mask + batch64 * queries, measured, offset, CHOSEN, QUERY_MASK
     )
-    channels = tl.arange(0, DOTS.block)
-    pointers = query + (own.index * query_n)[:, None] + channels[None, :] * query_d
-    q = load_block(pointers, own.inside, channels, DOTS, CHECK=False)
+    q = load_vectors(query, own.index, query_n, query_d, own.inside, DOTS, CHECK=False)
     head_keys = _Keys(key, key_n, key_d, keys, special + batch64 * pitch)
     spans = spans_of(own, keys, left, right, BLOCK_N, RULES, PLANES.placed)
     none = tl.zeros([BLOCK_M, 8], tl.float32)

@@ -19,6 +19,7 @@ __all__ = [
     "exponents",
     "in_band",
     "load_block",
+    "load_vectors",
     "masked_scores",
     "sum_classes",
 ]
@@ -63,6 +64,14 @@ def load_block(pointers, inside, channels, DOTS: tl.constexpr, CHECK: tl.constex
     else:
         values = tl.load(pointers)
     return values.to(tl.float32) if DOTS.upcast else values
+
+
+@triton.jit
+def load_vectors(x, index, stride_n, stride_d, inside, DOTS: tl.constexpr, CHECK: tl.constexpr):
+    """Load the vectors at some int64 indices like :func:`load_block`."""
+    channels = tl.arange(0, DOTS.block)
+    pointers = x + (index * stride_n)[:, None] + channels[None, :] * stride_d
+    return load_block(pointers, inside, channels, DOTS, CHECK)
 
 
 @triton.jit

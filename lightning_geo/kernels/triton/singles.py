@@ -20,8 +20,7 @@ class _Single(NamedTuple):
 
 
 @triton.jit
-def _single(column, keys):
-    exists = (column >= 0) & (column < keys)
+def _single(column, exists):
     return _Single(column, exists, tl.where(exists, column, 0).to(tl.int64))
 
 
@@ -62,10 +61,10 @@ def store_singles(
     first_column = rows.position
     if PLANES.first_mass >= 0:
         first_column = tl.load(first) + tl.zeros([BLOCK_M], tl.int32)
-    key_before = _single(rows.position - 1, keys.count)
-    key_own = _single(rows.position, keys.count)
-    key_after = _single(rows.position + 1, keys.count)
-    key_first = _single(first_column, keys.count)
+    key_before = _single(rows.position - 1, (rows.position >= 1) & (rows.position - 1 < keys.count))
+    key_own = _single(rows.position, (rows.position >= 0) & (rows.position < keys.count))
+    key_after = _single(rows.position + 1, (rows.position >= -1) & (rows.position + 1 < keys.count))
+    key_first = _single(first_column, first_column < keys.count)
     dots_before = tl.zeros([BLOCK_M, 16], tl.float32)
     dots_own = tl.zeros([BLOCK_M, 16], tl.float32)
     dots_after = tl.zeros([BLOCK_M, 16], tl.float32)
