@@ -1,4 +1,4 @@
-"""What every metric function needs: argument checks, masking, products at full precision."""
+"""Helpers of the metric functions: argument checks, masking, products at full precision."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def as_float(value: Tensor, name: str, axes: str = "") -> Tensor:
     if len(shape) < len(names) or any(sizes[axis] != size for axis, size in zip(names, shape, strict=True)):
         expected = ", ".join(["...", *names])
         raise ValueError(f"Expected `{name}` to have shape [{expected}] but got {list(value.shape)}.")
-    # half precision sums lose everything past the third digit
+    # sums in half precision keep three digits; float32 keeps seven
     return value.to(torch.promote_types(value.dtype, torch.float32))
 
 
@@ -74,7 +74,7 @@ def masked_mean(
     """Mean of ``values`` along ``dim`` where ``mask`` is True; NaN where it never is.
 
     Args:
-        values: Any floating point tensor; what the mask leaves out may be NaN or infinite.
+        values: Any floating point tensor; masked entries may be NaN or infinite.
         mask: Boolean, same rank as ``values``, sizes equal or 1.
         dim: The axis to reduce.
 
@@ -110,6 +110,6 @@ def exact_dtype(x: Tensor) -> torch.dtype:
 def exact_matmul(
     a: Float[Tensor, "*#batch m k"], b: Float[Tensor, "*#batch k n"]
 ) -> Float[Tensor, "*#batch m n"]:
-    """``a @ b`` in the widest type: what autocast and the TF32 switches would use leaves three digits."""
+    """``a @ b`` in the widest type: under autocast or TF32, products keep three digits."""
     with torch.autocast(a.device.type, enabled=False):
         return a.to(exact_dtype(a)) @ b.to(exact_dtype(b))

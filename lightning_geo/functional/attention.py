@@ -32,7 +32,7 @@ def attention_statistics(
     statistics: Iterable[str] | None = None,
     queries: Int64[Tensor, "batch measured"] | None = None,
 ) -> AttentionStatistics:
-    r"""Entropy, concentration and pattern of every query's attention, and what each key receives.
+    r"""Entropy, concentration and pattern of every query's attention, and the mass that each key receives.
 
     .. math:: p_{ij} = \operatorname{softmax}_j s_{ij}, \quad
               s_{ij} = \text{scale} \cdot \langle q_i, k_j \rangle + \text{mask}_{ij}
@@ -43,7 +43,7 @@ def attention_statistics(
     Args:
         query: ``[B, H, Nq, D]``, any floating point type, any strides; after RoPE and QK-norm.
         key: ``[B, Hk, Nk, D]``, H a multiple of Hk: query head h reads key head h // (H / Hk).
-        mask: What hides or biases scores; several in a list or tuple all apply. Bool (True = attend) or
+        mask: One mask, or several in a list or tuple that all apply. Bool (True = attend) or
             additive float, broadcastable to ``[B, H, Nq, Nk]``, entries at or below -9000
             (``kernels.HIDDEN_BELOW``) hiding the key; or a ``BlockMask`` of shape
             ``[B or 1, H or 1, Nq, Nk]``, which is evaluated tile by tile.
@@ -52,7 +52,7 @@ def attention_statistics(
             positions: i with ``"top_left"`` (torch's SDPA), i + Nk - Nq with ``"bottom_right"``
             (FlashAttention, decoding with a cache), causal or not.
         query_mask: Bool ``[B, Nq]``, True = real token. The other rows are not live: they have no
-            statistics and give nothing to ``received``. Attention masks do not tell which these are.
+            statistics and add nothing to ``received``. Attention masks do not say which rows are padding.
         window: ``(left, right)`` lets position i see i - left <= j <= i + right, -1 meaning no limit, as
             in FlashAttention. ``w`` is ``(w - 1, -1)``: i - w < j, as ``sliding_window`` in transformers,
             where ``is_causal`` or the mask limits the right side.
@@ -72,7 +72,7 @@ def attention_statistics(
     Returns:
         :class:`~lightning_geo.kernels.AttentionStatistics`: float32 planes ``[B, H, Nq]``, NaN in rows that
         are not ``live``; ``received`` ``[B, H, Nk]``. NaN or infinite inputs give NaN in the rows that
-        see them. Fields not asked for are None.
+        see them. Fields that were not requested are None.
 
     Raises:
         TypeError: If an argument is no tensor, or none of the expected type.
@@ -82,6 +82,7 @@ def attention_statistics(
     Milakov & Gimelshein 2018 and Dao et al. 2022, FlashAttention.
 
     Example:
+        >>> import torch
         >>> query, key = torch.zeros(1, 1, 4, 8), torch.zeros(1, 1, 4, 8)
         >>> statistics = attention_statistics(query, key, is_causal=True)
         >>> statistics.entropy.exp()

@@ -21,7 +21,7 @@ def sum_of_directions(
     Args:
         x: ``[..., n, d]``.
         mask: Boolean ``[..., n]``, True = real token.
-        name: What messages call ``x``.
+        name: Name of ``x`` in error messages.
 
     Returns:
         The sum ``[..., d]``, the number of valid tokens ``[...]``, and how many of them have a direction.

@@ -17,7 +17,7 @@ __all__ = ["key_entropy", "normalized_entropy"]
 def normalized_entropy(
     entropy: Float[Tensor, "*batch"], visible_keys: Num[Tensor, "*batch"]
 ) -> Float[Tensor, "*batch"]:
-    r"""Entropy of a query's attention as a share of what uniform attention would have.
+    r"""Entropy of a query's attention as a share of that of uniform attention.
 
     .. math:: H / \ln(\text{visible keys})
 

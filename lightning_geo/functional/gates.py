@@ -1,4 +1,4 @@
-"""What kind of gate a head is: open, closed, itself, near context, a few keys for all, or groups.
+"""Gates: whether a head is open, closed, or attends to itself, near context, a few keys or groups.
 
 The names follow "The geometry of BERT" (arXiv 2502.12033); the criteria are this module's own. Each
 gate has one or two conditions on shares between 0 and 1, and its *margin* is how far the least
@@ -20,8 +20,8 @@ from lightning_geo.utils.shapes import Float, Int64, Shaped
 
 __all__ = ["THRESHOLDS", "gate_count", "gate_labels", "gate_margins"]
 
-#: Where each gate begins. Chosen on the 72 heads of the packaged BERT on news, where they part what the
-#: pictures of ``examples/gates.py`` show, rather than at equal numbers.
+#: Threshold of each gate, chosen on the 72 heads of the packaged BERT on news so that the gates separate the
+#: patterns in the pictures of ``examples/gates.py``; equal thresholds do not.
 THRESHOLDS = {
     "open": 0.85,  # normalized entropy: e^(0.85 ln n) keys share the attention, half of 100
     "closed": 0.40,  # mass on special tokens or on the first: 20 times what a uniform head leaves there
@@ -95,7 +95,7 @@ def gate_count(margins: Float[Tensor, "7 heads"], part: str) -> Float[Tensor, ""
 def gate_shares(
     statistics: dict[str, Shaped[Tensor, "batch heads ..."]], key_entropy: Float[Tensor, "batch heads"]
 ) -> dict[str, Float[Tensor, "batch heads"]]:
-    """Return what the gates' conditions are on, ``[B, H]`` each.
+    """Return the shares that the gates' conditions compare, ``[B, H]`` each.
 
     Args:
         statistics: Planes ``[B, H, N]`` of ``AttentionStatistics``, ``live`` among them, and the

@@ -1,4 +1,4 @@
-"""Heads beside each other: which say the same, and how many directions they add."""
+"""Heads of a layer compared: which outputs agree, and how many directions each adds."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def redundancy(covariance: Float[Tensor, "*batch H D H D"]) -> Float[Tensor, "*b
 
 @computes("complementarity")
 def complementarity(covariance: Float[Tensor, "*batch H D H D"]) -> Float[Tensor, "*batch"]:
-    r"""Dimensions that the heads of a layer span together, as a share of what each spans alone.
+    r"""Dimensions that the heads of a layer span together, as a share of the sum of what each spans alone.
 
     .. math:: \frac{(\mathrm{tr}\, S)^2 / \|S\|_F^2}{\sum_h (\mathrm{tr}\, S_{hh})^2 / \|S_{hh}\|_F^2}
 

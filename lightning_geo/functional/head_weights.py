@@ -1,8 +1,8 @@
 """One layer's parameters per head, and the products of them that its metrics share.
 
-A head's weights are ``[D, d]``: row by row what its vectors read of the stream (for the output: what each of
-its features writes). With one head's W_q, W_k, W_v, W_o of that shape, M = W_qᵀ W_k scores pairs of tokens
-and N = W_vᵀ W_o moves what is attended. Both are d×d and of rank D at most: everything here comes from D×D
+A head's weights are ``[D, d]``: each row is the direction of the stream that one of its features reads (for
+the output: writes). With one head's W_q, W_k, W_v, W_o of that shape, M = W_qᵀ W_k scores pairs of tokens
+and N = W_vᵀ W_o moves the attended tokens. Both are d×d and of rank D at most: everything here comes from D×D
 Gram matrices. Biases are left out.
 """
 
@@ -32,7 +32,7 @@ _ROWS = 512
 
 
 class HeadWeights:
-    """The projections of one layer's heads, and what its metrics share.
+    """The projections of one layer's heads, and the products that its metrics share.
 
     Args:
         query: ``[H, D, d]``, any floating point type.
@@ -62,15 +62,17 @@ class HeadWeights:
         heads: int | None = None,
         start: Mapping[str, Tensor] | None = None,
     ) -> None:
-        given = dict(zip(ROLES, (query, key, value, output), strict=True))
-        # what lies along the columns of a weight is read across once, rather than by every product
+        weights = dict(zip(ROLES, (query, key, value, output), strict=True))
+        # a transposed weight is copied once, rather than read across memory by every product
         self.roles = {
             role: as_float(w.detach(), role, "h D d").contiguous()
-            for role, w in given.items()
+            for role, w in weights.items()
             if w is not None
         }
-        #: roles whose start is what they are now
-        self.unmoved = {role for role, w in given.items() if start and w is not None and start.get(role) is w}
+        #: roles whose weights are their start, unchanged
+        self.unmoved = {
+            role for role, w in weights.items() if start and w is not None and start.get(role) is w
+        }
         self.heads = heads or max((w.shape[0] for w in self.roles.values()), default=0)
         self.start = start
         self._grams: dict[str, Tensor] = {}
@@ -96,7 +98,7 @@ class HeadWeights:
         return role in self.roles
 
     def each(self, values: Float[Tensor, "Hk ..."]) -> Float[Tensor, "H ..."]:
-        """Repeat what each key head has ``[Hk, ...]`` for the query heads that share it."""
+        """Repeat the values of key heads ``[Hk, ...]`` for the query heads that share them."""
         return values.repeat_interleave(self.heads // values.shape[0], dim=0)
 
     def gram(self, role: str) -> Float[Tensor, "h D D"]:
@@ -124,7 +126,7 @@ class HeadWeights:
         """tr(MM), column norms and row norms of M summed over heads; two tiles of it at a time."""
         key = self["key"]
         query = self["query"]
-        if key.shape[0] < query.shape[0]:  # what heads of one key read is added up
+        if key.shape[0] < query.shape[0]:  # M is linear in the queries: those of one key head are summed
             query = query.unflatten(0, (key.shape[0], -1)).sum(1)
         query, key = query.flatten(0, 1), key.flatten(0, 1)
         width = query.shape[1]
@@ -133,10 +135,10 @@ class HeadWeights:
         parts = [slice(start, min(start + _TILE, width)) for start in range(0, width, _TILE)]
         for i, one in enumerate(parts):
             for other in parts[i:]:
-                here = _product("here", query[:, one], key[:, other])
-                there = here if other is one else _product("there", query[:, other], key[:, one])
-                trace += (here * there.mT).sum() * (1 if other is one else 2)
-                for tile, top, left in ((here, one, other), (there, other, one))[: 1 if other is one else 2]:
+                upper = _product("upper", query[:, one], key[:, other])
+                lower = upper if other is one else _product("lower", query[:, other], key[:, one])
+                trace += (upper * lower.mT).sum() * (1 if other is one else 2)
+                for tile, top, left in ((upper, one, other), (lower, other, one))[: 1 if other is one else 2]:
                     square = tile.square_()
                     rows[top] += square.sum(1)
                     columns[left] += square.sum(0)
@@ -152,7 +154,7 @@ class HeadWeights:
             squares = weight.new_zeros(heads, heads)
             for start in range(0, heads, step):
                 stop = min(start + step, heads)
-                # of two heads in either order: once
+                # each pair of heads once
                 rows, others = flat[start * size : stop * size], flat[start * size :]
                 out = scratch("product", (rows.shape[0], others.shape[0]), flat)
                 product = torch.mm(rows, others.mT, out=out)
@@ -165,14 +167,14 @@ class HeadWeights:
 
 
 def whitener(weight: Float[Tensor, "h D d"]) -> Float[Tensor, "h D D"]:
-    """What makes the rows of a weight orthonormal: (W Wᵀ)^-½ up to a rotation.
+    """Matrix that makes the rows of a weight orthonormal: (W Wᵀ)^-½ up to a rotation.
 
     Args:
         weight: ``[h, D, d]``, any floating point type.
 
     Returns:
-        float64 ``[h, D, D]``, V with Vᵀ W of orthonormal rows; columns of zeros for what W does not span, and
-        NaN for a head that is not finite.
+        float64 ``[h, D, D]``, V with Vᵀ W of orthonormal rows; columns of zeros where W has fewer than D
+        dimensions, and NaN for a head that is not finite.
     """
     weight = weight.to(exact_dtype(weight))
     gram = weight @ weight.mT

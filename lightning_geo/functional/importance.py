@@ -1,4 +1,4 @@
-"""What the loss would notice if a head were gone, to first order."""
+"""First-order effect on the loss of removing a head."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def head_moments(
             compute; None for all of them.
 
     Returns:
-        :class:`~lightning_geo.kernels.HeadMoments`, without a gradient; fields not asked for are None.
+        :class:`~lightning_geo.kernels.HeadMoments`, without a gradient; what was not requested is None.
 
     Raises:
         TypeError: If ``x`` is not floating point or ``mask`` not boolean.
@@ -56,7 +56,7 @@ def head_moments(
                  [0., 2.]]]))
     """
     check_one_of("backend", backend, BACKENDS)
-    wanted = check_statistics(statistics, MOMENTS)
+    requested = check_statistics(statistics, MOMENTS)
     as_float(x[:0] if isinstance(x, Tensor) and x.ndim > 3 else x, "x", "h n d")
     if x.ndim != 4:
         raise ValueError(
@@ -66,7 +66,7 @@ def head_moments(
         shape = torch.Size([x.shape[0], x.shape[2]])
         check_mask(mask, shape)
         mask = mask.expand(shape)
-    return kernels.head_moments(x, mask, wanted, backend)
+    return kernels.head_moments(x, mask, requested, backend)
 
 
 def qk_cosine(
@@ -127,7 +127,7 @@ def _cosine(
 
 
 def _for_query_heads(x: Tensor, heads: int, dim: int) -> Tensor:
-    """Repeat what belongs to a key head for each query head that it serves."""
+    """Repeat the values of each key head for the query heads that it serves."""
     if heads % x.shape[dim]:
         raise ValueError(
             f"Expected the number of query heads to be a multiple of the number of key heads but got "

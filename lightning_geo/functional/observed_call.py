@@ -1,4 +1,4 @@
-"""What metric functions may read of one observed attention call."""
+"""The parts of an observed attention call that metric functions may read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["ObservedCall", "ObservedScores"]
 
 
 class ObservedCall(Protocol):
-    """What a function of kind ``sequence`` may read of one attention call."""
+    """An attention call as functions of kind ``sequence`` read it."""
 
     @property
     def query(self) -> HeadMoments:
@@ -33,7 +33,7 @@ class ObservedCall(Protocol):
 
 
 class ObservedScores(Protocol):
-    """What a function of kind ``scores`` may read of one attention call."""
+    """An attention call as functions of kind ``scores`` read it."""
 
     @property
     def problem(self) -> AttentionProblem:
@@ -41,8 +41,8 @@ class ObservedScores(Protocol):
 
     @property
     def norm_shares(self) -> Float[Tensor, "3 batch heads"]:
-        """``[3, B, H]``, what :func:`lightning_geo.kernels.pairs.norm_shares` returns."""
+        """``[3, B, H]``, the result of :func:`lightning_geo.kernels.pairs.norm_shares`."""
 
     @property
     def shares(self) -> dict[str, Float[Tensor, "batch heads"]]:
-        """``[B, H]`` each, what :func:`lightning_geo.functional.gates.gate_shares` returns."""
+        """``[B, H]`` each, the result of :func:`lightning_geo.functional.gates.gate_shares`."""

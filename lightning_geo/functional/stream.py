@@ -25,18 +25,18 @@ def stream_statistics(
     backend: Backend = "auto",
     statistics: Iterable[str] | None = None,
 ) -> StreamStatistics:
-    r"""What hidden states look like: lengths, shape over features, change, and their cone, in one read.
+    r"""Length, distribution over features, change and cone of hidden states, in one read.
 
     Args:
         x: ``[B, N, d]``, any floating point type.
         mask: Bool ``[B, N]`` (sizes equal or 1), True = real token. The rest has no influence.
-        before: What the block was given, like ``x``, for ``update_ratio``.
+        before: The block's input, like ``x``, for ``update_ratio``.
         backend: As in :func:`attention_statistics`.
         statistics: Which of ``norm``, ``skewness``, ``kurtosis``, ``update_ratio`` and ``directions`` to
             compute; None for all of them.
 
     Returns:
-        :class:`~lightning_geo.kernels.StreamStatistics`, without a gradient; fields not asked for are None.
+        :class:`~lightning_geo.kernels.StreamStatistics`, without a gradient; what was not requested is None.
 
     Raises:
         TypeError: If ``x`` or ``before`` is not floating point or ``mask`` not boolean.
@@ -50,7 +50,7 @@ def stream_statistics(
         (tensor([[5., 1.]]), tensor([[0.6000, 1.8000]]))
     """
     check_one_of("backend", backend, BACKENDS)
-    wanted = check_statistics(statistics, STREAM)
+    requested = check_statistics(statistics, STREAM)
     _check_tokens(x, "x")
     if x.ndim != 3:
         raise ValueError(f"Expected `x` to have shape [batch, token, feature] but got {list(x.shape)}.")
@@ -59,7 +59,7 @@ def stream_statistics(
         mask = mask.expand(x.shape[:-1])
     if before is not None:
         _check_before(before, x)
-    return kernels.stream_statistics(x, mask, before, wanted, backend)
+    return kernels.stream_statistics(x, mask, before, requested, backend)
 
 
 def mean_over_tokens(
@@ -206,8 +206,8 @@ def update_ratio(
     .. math:: \frac{1}{n} \sum_i \frac{\|x_i - b_i\|}{\|b_i\|}
 
     Args:
-        x: What the block returns, ``[..., n, d]``, any floating point type.
-        before: What the block was given, same shape. Tokens that are zero there are left out.
+        x: The block's output, ``[..., n, d]``, any floating point type.
+        before: The block's input, same shape. Tokens that are zero there are left out.
         mask: Boolean ``[..., n]`` (sizes equal or 1), True = real token. The rest has no influence.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What a head's parameters say: which directions it reads and writes, without any input.
+"""Metrics of a head's parameters: the directions that it reads and writes, without any input.
 
 See :mod:`lightning_geo.functional.head_weights` for M, N and the shapes of weights.
 """
@@ -160,7 +160,7 @@ def read_overlap(weights: HeadWeights, role: str) -> Float[Tensor, " heads"]:
 
 @computes("write_overlap", reads=("output",))
 def write_overlap(weights: HeadWeights) -> Float[Tensor, " heads"]:
-    """Compute :func:`read_overlap` of what heads write: ``[H]``."""
+    """Compute :func:`read_overlap` of the directions that heads write: ``[H]``."""
     return read_overlap(weights, "output")
 
 
@@ -191,11 +191,11 @@ def weight_drift(weights: HeadWeights, role: str) -> Float[Tensor, " heads"]:
         return weights.each(own * 0.0)
     start = as_float(start.to(now.device), "start", "h D d").to(now.dtype)
     before = start @ start.mT
-    theirs = torch.linalg.matrix_norm(before)
-    # ½ ‖A/‖A‖ − A₀/‖A₀‖‖² from what the rows differ by: 1 − RV itself would lose a small drift
-    first = torch.mul(start, theirs.rsqrt()[:, None, None], out=scratch("start", tuple(now.shape), now))
+    start_norm = torch.linalg.matrix_norm(before)
+    # ½ ‖A/‖A‖ − A₀/‖A₀‖‖² from the difference of the rows: 1 − RV itself would round a small drift away
+    first = torch.mul(start, start_norm.rsqrt()[:, None, None], out=scratch("start", tuple(now.shape), now))
     step = torch.mul(now, own.rsqrt()[:, None, None], out=scratch("step", tuple(now.shape), now)).sub_(first)
-    before, mixed, steps = before / theirs[:, None, None], first @ step.mT, step @ step.mT
+    before, mixed, steps = before / start_norm[:, None, None], first @ step.mT, step @ step.mT
     distance = 2 * before * steps + 2 * mixed * mixed.mT + steps.square() + 4 * mixed * steps
     distance = distance.sum((-2, -1))
     return weights.each((distance / 2).clamp(0, 1))

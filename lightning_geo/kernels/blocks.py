@@ -1,4 +1,4 @@
-"""``BlockMask``, flex attention's masks: a rule per pair of positions, evaluated where it is needed."""
+"""``BlockMask``, the mask of flex attention: a rule per pair of positions, evaluated tile by tile."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def attention_problem(
         sinks=sinks,
         special=special,
         rows=None if queries is None else _rows(queries, (batch, rows), query.device),
-        wanted=check_statistics(statistics, STATISTICS),
+        requested=check_statistics(statistics, STATISTICS),
     )
 
 

@@ -58,11 +58,11 @@ _SINGLE, _SPECIAL = slice(6, 10), 10
 
 
 class _RowSums:
-    """What the tiles leave of each row."""
+    """Sums over the keys of each row, tile by tile."""
 
     def __init__(self, problem: AttentionProblem, plan: Plan) -> None:
         self.problem, self.plan, self.rows = problem, plan, Rows(problem)
-        self.wants = problem.wanted.__contains__
+        self.requested = problem.requested.__contains__
         shape = problem.rows_shape
         new = problem.query.new_zeros
         self.tiles = scratch("tiles", (2, plan.scores(problem)), problem.query, torch.float32)
@@ -73,9 +73,9 @@ class _RowSums:
         self.real = problem.query_mask
         if self.real is not None:
             self.real = self.rows.take(self.real, 1)
-        picks = any(map(self.wants, ("previous_mass", "self_mass", "next_mass", "first_mass")))
+        picks = any(map(self.requested, ("previous_mass", "self_mass", "next_mass", "first_mass")))
         self.singles = _single_keys(problem, self.rows) if picks else None
-        weighs = any(map(self.wants, ("backward_mass", "forward_mass", "distance")))
+        weighs = any(map(self.requested, ("backward_mass", "forward_mass", "distance")))
         self.weights = _LinearWeights(problem, plan.rows) if weighs else None
 
     def add(self, batch: slice, key_heads: slice) -> None:
@@ -122,25 +122,25 @@ class _RowSums:
         scores += bias
         self.visible[tile[:3]] = scores.shape[3] - count_hidden(bias, scores.shape[3])
         if not tame:
-            # a NaN outlives the addition, also one in rows that nobody asks for
+            # NaN survives the addition, also in padded rows, so hidden scores are overwritten
             hidden = is_hidden(bias)
             if self.real is not None:
                 hidden = hidden | ~self.real[tile.batch, None, tile.rows, None]
             scores.masked_fill_(hidden, HIDDEN_SCORE)
 
     def _reduce(self, tile: Tile, scores: Float[Tensor, "b h rows columns"]) -> None:
-        """Reduce a tile's scores; they are lost."""
+        """Reduce a tile's scores, which are overwritten."""
         batch, heads, rows, columns = tile.shape
         at = tile[:3]
         e = self._exponentials(tile, scores)
         flat = e.view(batch * heads, rows, columns)
-        if self.wants("received"):
+        if self.requested("received"):
             share = torch.where(self._live(tile), 1.0 / self.sums[_TOTAL][at], 0.0)
             received = torch.bmm(share.view(batch * heads, 1, rows), flat).view(batch, heads, columns)
             self.received[tile.batch, tile.heads, tile.columns] += received
         if self.singles is not None:
             self._pick(tile, e, self.singles)
-        if self.problem.special is not None and self.wants("special_mass"):
+        if self.problem.special is not None and self.requested("special_mass"):
             special = self.problem.special[tile.batch, None, None, tile.columns].to(torch.float32)
             special = special.expand(-1, heads, -1, -1).reshape(batch * heads, 1, columns)
             self.sums[_SPECIAL][at] = torch.bmm(special, flat.transpose(1, 2)).view(batch, heads, rows)
@@ -148,19 +148,19 @@ class _RowSums:
     def _exponentials(
         self, tile: Tile, scores: Float[Tensor, "b h rows columns"]
     ) -> Float[Tensor, "b h rows columns"]:
-        """Turn scores into e = exp(score - peak), in place, and enter what sums over whole rows give."""
+        """Turn scores into e = exp(score - peak), in place, and store the sums over whole rows."""
         at = tile[:3]
         peak = scores.amax(-1, keepdim=True)
         exponent = torch.sub(scores, peak, out=_view(self.tiles[1], scores.shape))
         e = torch.mul(exponent, _LOG2E, out=scores).exp2_()
         self.peak[at] = peak.squeeze(-1)
-        if self.wants("concentration"):
+        if self.requested("concentration"):
             self.sums[_NORM][at] = torch.linalg.vector_norm(e, dim=-1)
         if self.weights is None:
             self.sums[_TOTAL][at] = e.sum(-1)
         else:
             self.weights.add_up(self.rows, tile, e, self.sums[_LINEAR])
-        if self.wants("entropy"):
+        if self.requested("entropy"):
             self.sums[_MOMENT][at] = exponent.mul_(e).sum(-1)
         return e
 
@@ -176,8 +176,8 @@ class _RowSums:
         column = singles[sequences, :, tile.rows] - tile.columns.start
         index = column.clamp(0, e.shape[3] - 1)
         inside = (index == column).to(e.dtype)
-        found = e.gather(-1, index.expand(*e.shape[:3], -1)).mul_(inside)
-        self.sums[_SINGLE, tile.batch, tile.heads, tile.rows] = found.permute(3, 0, 1, 2)
+        masses = e.gather(-1, index.expand(*e.shape[:3], -1)).mul_(inside)
+        self.sums[_SINGLE, tile.batch, tile.heads, tile.rows] = masses.permute(3, 0, 1, 2)
 
     def statistics(self) -> AttentionStatistics:
         """Turn the sums into statistics."""
@@ -190,7 +190,7 @@ class _RowSums:
         # centred at the peak: exact at any offset of the scores
         entropy = (logarithm - self.sums[_MOMENT] / total).clamp_(min=0)
         own = torch.stack([self.peak + logarithm, entropy, 1.0 / total, self.peak])
-        planes = [  # in place: on long sequences these planes are what takes memory
+        planes = [  # in place: on long sequences these planes take most of the memory
             *self.rows.restore(own.masked_fill_(undefined, torch.nan)),
             *self.rows.restore(self.sums.div_(total.clone()).masked_fill_(undefined, torch.nan)),
         ]
@@ -202,26 +202,26 @@ class _RowSums:
             del fields["special_mass"]
         if sinks is not None:
             fields["sink_mass"] = torch.sigmoid(sinks.to(torch.float32)[:, None] - fields["logsumexp"])
-        if self.wants("received"):
+        if self.requested("received"):
             broken = (live & ~finite).any(-1, keepdim=True)
             fields["received"] = self.received.masked_fill(broken, torch.nan)
         live, visible = self.rows.restore(live), self.rows.restore(self.visible)
-        return AttentionStatistics(live, visible, **fields).only(problem.wanted)
+        return AttentionStatistics(live, visible, **fields).only(problem.requested)
 
 
 def _single_keys(problem: AttentionProblem, rows: Rows) -> Int64[Tensor, "#batch 1 rows 4"]:
     """Keys that rows read alone, ``[B or 1, 1, rows, 4]``: next to their own position, and the first."""
     position = rows.positions
-    first = first_keys(problem) if "first_mass" in problem.wanted else position.new_zeros(1)
+    first = first_keys(problem) if "first_mass" in problem.requested else position.new_zeros(1)
     batch = len(first) if len(position) == 1 else len(position)
     parts = [position - 1, position, position + 1, first[:, None].expand(-1, rows.count)]
     return torch.stack([part.expand(batch, -1) for part in parts], -1)[:, None]
 
 
 class _LinearWeights:
-    """What the sums of a row weigh keys with: one, before, after, distance.
+    """Weights of keys in a row's sums: one, before, after, distance.
 
-    They depend on how far ahead a key lies alone, so each row takes a part of one table.
+    They depend only on how far ahead a key lies, so each row takes a part of one table.
     """
 
     def __init__(self, problem: AttentionProblem, rows: int) -> None:

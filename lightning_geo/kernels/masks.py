@@ -1,4 +1,4 @@
-"""What hides keys from queries, as a bias on the scores: masks of every kind, causality, windows."""
+"""Masks of every kind, causality and windows, as a bias on the scores."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _STEP = 64
 def bias_of(
     problem: AttentionProblem, rows: Rows, tile: Tile
 ) -> Float[Tensor, "#batch #heads #rows #columns"]:
-    """What masks, causality and window add to a tile's scores; :func:`is_hidden` tells hidden keys.
+    """Bias that masks, causality and window add to a tile's scores; :func:`is_hidden` finds hidden keys.
 
     Returns:
         float32, each axis of the tile's size or 1.
@@ -44,7 +44,7 @@ def bias_of(
 
 
 def is_hidden(bias: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
-    """Where a bias hides its key. A NaN does not: it is to be seen in the row's statistics."""
+    """Where a bias hides its key. A NaN hides nothing: it has to reach the row's statistics."""
     return bias <= HIDDEN_SCORE / 2
 
 
@@ -73,8 +73,8 @@ def first_keys(problem: AttentionProblem) -> Int64[Tensor, " batch"]:
         seen = _seen(problem, rows, Tile(slice(0, batch), slice(0, heads), slice(0, queries), columns))
         if real is not None and queries == problem.keys:
             seen = seen & real[:, columns]
-        found = torch.where(seen.any(-1), start + seen.to(torch.uint8).argmax(-1), problem.keys)
-        first = torch.minimum(first, found)
+        earliest = torch.where(seen.any(-1), start + seen.to(torch.uint8).argmax(-1), problem.keys)
+        first = torch.minimum(first, earliest)
         if bool((first < problem.keys).all()):
             break
     return first

@@ -23,7 +23,7 @@ def _tiles(
 ) -> Iterator[tuple[Tile, Float[Tensor, "b h rows columns"], Bool[Tensor, "#b #h #rows #columns"]]]:
     """Dot products ``[b, h, rows, columns]`` without scale, softcap and bias, and which pairs are hidden.
 
-    The products are the caller's to change; what is hidden is bool, each axis of the tile's size or 1.
+    The caller may overwrite the products. The mask of hidden pairs has each axis of the tile's size or 1.
     """
     plan, rows = Plan.of(problem, tile_scores), Rows(problem)
     shared = problem.group_size
@@ -48,7 +48,7 @@ def _tiles(
 def score_histogram(
     problem: AttentionProblem, bins: int, tile_scores: int = TILE_SCORES
 ) -> Float[Tensor, "batch heads {bins}"]:
-    """How many visible pairs have a dot product in each of ``bins`` equal parts of their range.
+    """Count visible pairs by their dot product, in ``bins`` equal parts of its range.
 
     Args:
         problem: The attention call.
@@ -96,7 +96,7 @@ def norm_shares(problem: AttentionProblem, tile_scores: int = TILE_SCORES) -> Fl
         queries, keys = (
             torch.linalg.vector_norm(x.float(), dim=-1).log() for x in (problem.query, problem.key)
         )
-        # where a vector is zero or not finite, so are its products: it is told by them
+        # a vector that is zero or not finite is noticed by its products, so its logarithm may be 0 here
         queries, keys = (torch.where(x.isfinite(), x, 0.0) for x in (queries, keys))
         keys = keys.repeat_interleave(problem.group_size, dim=1)
         queries, keys = queries.to(dtype), keys.to(dtype)
@@ -121,7 +121,7 @@ def norm_shares(problem: AttentionProblem, tile_scores: int = TILE_SCORES) -> Fl
         by_query = (with_query / count - query * score / count.square()) / variance
         by_key = (with_key / count - key * score / count.square()) / variance
         shares = torch.stack([by_query, by_key, 1 - by_query - by_key])
-        # rounding of equal scores is no variance
+        # below this, equal scores differ by rounding alone
         return torch.where(variance > 1e-10, shares, torch.nan).float()
 
 
@@ -172,7 +172,7 @@ def near_and_mutual(
     near: int,
     tile_scores: int = TILE_SCORES,
 ) -> dict[str, Float[Tensor, "batch heads"]]:
-    """How much attention goes to near tokens on either side, and how much of it is returned.
+    """Attention to near tokens on either side, and the share of attention that is mutual.
 
     Args:
         problem: The attention call, queries and keys being the same tokens.
@@ -187,10 +187,10 @@ def near_and_mutual(
     """
     with torch.no_grad(), exactly(problem.query.device):
         plan, rows, count = Plan.of(problem, tile_scores), Rows(problem), problem.keys
-        # rows that do not count have no probabilities
+        # exp(score - inf) = 0: rows that are not live have no probabilities
         offset = torch.where(live, logsumexp.float(), torch.inf)
         sums = problem.query.new_zeros(4, *problem.rows_shape[:2], dtype=torch.float32)
-        # how far apart two tokens may be of which one sees the other
+        # largest distance at which one of two tokens sees the other
         bounded = problem.left is not None and problem.right is not None
         reach = max(problem.left or 0, problem.right or 0) if bounded else count
         index = torch.arange(count, device=problem.query.device)
@@ -198,20 +198,20 @@ def near_and_mutual(
             heads = slice(key_heads.start * problem.group_size, key_heads.stop * problem.group_size)
             query = problem.query[batch, heads].float()
             key = problem.key[batch, key_heads].float().repeat_interleave(problem.group_size, dim=1)
-            given = offset[batch, heads]
+            norm = offset[batch, heads]
             for start in range(0, count, plan.rows):
                 late = slice(start, min(start + plan.rows, count))
                 early = slice(max(0, start - reach), late.stop)
-                # each two tokens once: what the later gives the earlier, and what it is given by it
+                # every pair of tokens once: the later attends to the earlier, and the other way round
                 biases = (
                     bias_of(problem, rows, Tile(batch, heads, late, early)),
                     bias_of(problem, rows, Tile(batch, heads, early, late)).mT,
                 )
                 back, forth = (
-                    _probabilities(problem, name, x[:, :, late], y[:, :, early], bias, norm)
-                    for name, x, y, bias, norm in (
-                        ("back", query, key, biases[0], given[:, :, late, None]),
-                        ("forth", key, query, biases[1], given[:, :, None, early]),
+                    _probabilities(problem, name, x[:, :, late], y[:, :, early], bias, offsets)
+                    for name, x, y, bias, offsets in (
+                        ("back", query, key, biases[0], norm[:, :, late, None]),
+                        ("forth", key, query, biases[1], norm[:, :, None, early]),
                     )
                 )
                 distance = index[late, None] - index[early]

@@ -68,7 +68,7 @@ def reference(problem: AttentionProblem) -> AttentionStatistics:
         received=p.sum(-2).masked_fill((live & ~finite).any(-1, keepdim=True), torch.nan),
         special_mass=None if special is None else mass(special[:, None, None]),
         sink_mass=None if sinks is None else plane(torch.sigmoid(sinks.double()[:, None] - logsumexp)),
-    ).only(problem.wanted)
+    ).only(problem.requested)
 
 
 def _visible_scores(
@@ -114,7 +114,7 @@ def reference_stream(
     x: Float[Tensor, "batch tokens features"],
     mask: Bool[Tensor, "batch tokens"] | None,
     before: Float[Tensor, "batch tokens features"] | None,
-    wanted: frozenset[str],
+    requested: frozenset[str],
 ) -> StreamStatistics:
     """Compute ``StreamStatistics`` as they are defined, token by token: for tests."""
     x = x.double()
@@ -130,9 +130,9 @@ def reference_stream(
         )
         finite = finite & before.isfinite().all(-1)
     planes = {
-        n: plane.masked_fill(~(valid & finite), torch.nan) for n, plane in planes.items() if n in wanted
+        n: plane.masked_fill(~(valid & finite), torch.nan) for n, plane in planes.items() if n in requested
     }
-    if "directions" not in wanted:
+    if "directions" not in requested:
         return StreamStatistics(valid, finite, **planes)
     return StreamStatistics(valid, finite, **planes, **_directions(x, valid))
 
@@ -141,17 +141,17 @@ def reference_stream(
 def reference_moments(
     x: Float[Tensor, "batch heads tokens dim"],
     mask: Bool[Tensor, "batch tokens"] | None,
-    wanted: frozenset[str],
+    requested: frozenset[str],
 ) -> HeadMoments:
     """Compute ``HeadMoments`` as they are defined, from the real tokens alone: for tests."""
     x = x.double()
     valid = torch.ones(x.shape[0], x.shape[2], dtype=torch.bool, device=x.device) if mask is None else mask
     fields = {}
-    if "norm" in wanted:
+    if "norm" in requested:
         fields["norm"] = x.norm(dim=-1).masked_fill(~valid[:, None], torch.nan)
-    if "directions" in wanted:
+    if "directions" in requested:
         fields |= _directions(x, valid[:, None].expand(x.shape[:-1]))
-    if "scatter" in wanted:
+    if "scatter" in requested:
         tokens = x.transpose(1, 2)[valid]  # [tokens, H, D]
         centred = tokens - tokens.mean(0)
         fields |= {"count": valid.sum(), "mean": tokens.mean(0)}

@@ -1,4 +1,4 @@
-"""Which part of the score matrices is in work: rows, tiles, the band that causality and windows leave."""
+"""Parts of the score matrices: measured rows, tiles, and the band that causality and windows leave."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lightning_geo.utils.shapes import Float, Shaped
 __all__ = ["Plan", "Rows", "Tile"]
 
 
-# with more, the part of a causal tile right of the diagonal grows; with fewer, the matrix product suffers
+# more rows waste work right of the diagonal of a causal tile; fewer make the matrix product slow
 _MOST_ROWS, _FEW_ROWS = 128, 16
 
 
@@ -74,7 +74,7 @@ class Rows:
     def restore(
         self, plane: Shaped[Tensor, "... batch heads rows"]
     ) -> Shaped[Tensor, "... batch heads rows"]:
-        """Bring planes ``[..., B, H, rows]`` into the order in which the rows were asked for."""
+        """Bring planes ``[..., B, H, rows]`` into the order in which the rows were requested."""
         if self._order is None:
             return plane
         return torch.empty_like(plane).scatter_(-1, self._order[:, None].expand_as(plane), plane)
@@ -123,7 +123,7 @@ class Plan(NamedTuple):
         row = max(1, problem.group_size) * _widest(problem, _MOST_ROWS)
         rows = min(_MOST_ROWS, max(_FEW_ROWS, scores // (key_heads * row)), problem.rows_shape[2])
         rows = max(1, min(rows, scores // row))
-        if rows > _FEW_ROWS:  # the matrix product goes by as many
+        if rows > _FEW_ROWS:  # the matrix product takes this many at a time
             rows -= rows % _FEW_ROWS
         fitting = max(1, scores // (row * rows))
         if fitting < key_heads:

@@ -72,7 +72,7 @@ class ObservedScores:
             "received",
             "logsumexp",
         }
-        found = attention(replace(self.attended, wanted=frozenset(wanted)))
+        found = attention(replace(self.attended, requested=frozenset(wanted)))
         assert found.logsumexp is not None
         assert found.received is not None
         planes = {name: plane for name, plane in vars(found).items() if plane is not None}

@@ -1,4 +1,4 @@
-"""What a kernel is compiled for beside the rules of its masks: one constexpr argument each.
+"""Constants that a kernel is compiled for, beside the rules of its masks: one constexpr argument each.
 
 This module loads without Triton.
 """
@@ -20,7 +20,7 @@ class Dots:
         width: Features of a head.
         block: ``width``, rounded up to a power of two.
         upcast: Vectors are converted to float32 when they are loaded.
-        precision: What ``tl.dot`` does with float32.
+        precision: How ``tl.dot`` multiplies float32.
     """
 
     width: int
@@ -30,7 +30,7 @@ class Dots:
 
     @classmethod
     def of(cls, width: int, upcast: bool, dtype: torch.dtype) -> Dots:
-        """Read them off the width of a head and what the dot products are taken in."""
+        """Derive them from the width of a head and the type of the dot products."""
         block = max(16, 1 << (width - 1).bit_length())
         # three TF32 products keep float32's digits on tensor cores
         return cls(width, block, upcast, "tf32x3" if dtype == torch.float32 else "tf32")
@@ -38,7 +38,7 @@ class Dots:
 
 @dataclass(frozen=True)
 class Planes:
-    """Index of each statistic's plane in the kernel's output; -1 for a statistic that nobody asked for."""
+    """Index of each statistic's plane in the kernel's output; -1 for a statistic that was not requested."""
 
     visible_keys: int = -1
     logsumexp: int = -1
@@ -68,5 +68,5 @@ class Planes:
 
     @property
     def singles(self) -> bool:
-        """Whether the mass of any single key is asked for."""
+        """Whether the mass on any single key was requested."""
         return max(self.self_mass, self.previous_mass, self.next_mass, self.first_mass) >= 0

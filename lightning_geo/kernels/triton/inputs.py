@@ -1,4 +1,4 @@
-"""What the kernels of one attention call have in common: masks, scales, tiles, and which planes they write.
+"""Arguments that the kernels of one attention call share: masks, scales, tiles, planes.
 
 This module loads without Triton.
 """
@@ -23,7 +23,7 @@ __all__ = ["Inputs"]
 
 _LOG2E = math.log2(math.e)
 
-#: What the rows kernel writes, one plane each.
+#: Statistics that the rows kernel writes, one plane each.
 _PLANES = tuple(name for name in STATISTICS if name != "received")
 
 # rows of keys are padded to a multiple of every tile's keys, so that no tile reads past their end
@@ -45,7 +45,7 @@ class Inputs:
     def __init__(self, problem: AttentionProblem, capability: tuple[int, int], tiles: Tiles | None) -> None:
         self.problem = problem
         self.pitch = -(-problem.keys // _PITCH) * _PITCH
-        self.planes = [name for name in _PLANES if self.asked(name)]
+        self.planes = [name for name in _PLANES if self.computes(name)]
         self._row_masks = row_masks(problem)
         self._key_row, self._biased = key_row_of(problem, self.pitch)
         query, key = problem.query, problem.key
@@ -55,16 +55,16 @@ class Inputs:
         self.dots = Dots.of(query.shape[3], upcast, dtype)
         # larger tiles spilled registers here when compiled ahead of time
         hungry = bool(problem.masks) or (
-            self.asked("special_mass") and (self.dots.block > 64 or not self.banded)
+            self.computes("special_mass") and (self.dots.block > 64 or not self.banded)
         )
         self.tiles = tiles or tiles_for(self.dots.block, dtype, capability, hungry, bool(self._row_masks))
         kind = 0 if self._key_row is None else 2 if self._biased else 1
         self.rules = rules_of(problem, self._row_masks, kind, self._scaled)
 
-    def asked(self, name: str) -> bool:
-        """Whether a statistic is asked for and can be computed."""
+    def computes(self, name: str) -> bool:
+        """Whether a statistic was requested and its inputs are there."""
         required = {"special_mass": self.problem.special, "sink_mass": self.problem.sinks}
-        return name in self.problem.wanted and not (name in required and required[name] is None)
+        return name in self.problem.requested and not (name in required and required[name] is None)
 
     @property
     def banded(self) -> bool:
@@ -79,11 +79,11 @@ class Inputs:
     @property
     def counted(self) -> bool:
         """Whether visible keys must be counted, since no formula gives their number."""
-        return self.asked("visible_keys") and bool(self.problem.masks)
+        return self.computes("visible_keys") and bool(self.problem.masks)
 
     @property
     def mask_heads(self) -> int:
-        """Heads that the masks tell apart."""
+        """Number of heads with masks of their own; 1 if all share theirs."""
         key_rows = [] if self._key_row is None else [self._key_row]
         return max((mask.shape[1] for mask in [*self._row_masks, *key_rows]), default=1)
 
@@ -115,7 +115,7 @@ class Inputs:
         return arguments
 
     def arguments(self) -> dict[str, Any]:
-        """What the passes over keys and over queries both read."""
+        """Arguments of both the pass over keys and the pass over queries."""
         problem = self.problem
         batch, heads, measured = problem.rows_shape
         return {
@@ -136,7 +136,7 @@ class Inputs:
         }
 
     def constants(self, tile: Tile) -> dict[str, Any]:
-        """What both passes are compiled for."""
+        """Constants that both passes are compiled for."""
         return {
             "DOTS": self.dots,
             "RULES": self.rules,
@@ -147,7 +147,7 @@ class Inputs:
 
     def special(self) -> Tensor:
         """Weights of special tokens, padded; any tensor where they are not read."""
-        if not self.asked("special_mass") or self.problem.special is None:
+        if not self.computes("special_mass") or self.problem.special is None:
             return self.problem.query
         weights = self.problem.special.to(torch.float32)
         return F.pad(weights, (0, self.pitch - self.problem.keys))

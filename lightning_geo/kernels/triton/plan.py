@@ -1,7 +1,7 @@
 """Attention statistics as Triton kernels: one pass over the keys, one over the queries for received mass.
 
-This module loads without Triton, so that it can say why it cannot take a problem; the kernels are in the
-modules beside it.
+This module loads without Triton, so that it can give a reason when it cannot take a problem. The kernels
+are in the modules beside it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["attention", "launches", "unsupported"]
 
 
 def unsupported(operation: str, problem: AttentionProblem) -> str | None:
-    """Say why these kernels cannot take a problem; None if they can.
+    """Return the reason why these kernels cannot take a problem; None if they can.
 
     Args:
         operation: ``"attention"``, the only one here.
@@ -51,11 +51,11 @@ def attention(problem: AttentionProblem, tiles: Tiles | None = None) -> Attentio
     """Compute the statistics of one attention call on a CUDA device, in float32.
 
     Args:
-        problem: The attention call; :func:`unsupported` has nothing against it.
+        problem: The attention call, one that :func:`unsupported` returns None for.
         tiles: Sizes of the tiles, for tests; from the table by default.
 
     Returns:
-        The statistics. Beside them, two float32 numbers per row are held if received mass is wanted.
+        The statistics. Beside them, two float32 numbers per row are held if received mass is requested.
     """
     device = problem.query.device
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
@@ -69,7 +69,7 @@ def attention(problem: AttentionProblem, tiles: Tiles | None = None) -> Attentio
 def launches(
     problem: AttentionProblem, capability: tuple[int, int], tiles: Tiles | None = None
 ) -> tuple[list[Launch], AttentionStatistics]:
-    """Prepare the kernels of a problem and the statistics that they fill: nothing runs, nothing is read.
+    """Prepare the kernels of a problem and the statistics that they fill; nothing runs yet.
 
     Args:
         problem: The attention call, on any device: ``meta`` will do to compile ahead of time.
@@ -83,11 +83,11 @@ def launches(
     live = new(shape, dtype=torch.bool)
     todo: list[Launch] = []
     counts = first = None
-    if inputs.counted or inputs.asked("first_mass"):
+    if inputs.counted or inputs.computes("first_mass"):
         launch, counts, first = _visibility(inputs)
         todo.append(launch)
     softmax = damaged = received = None
-    if "received" in problem.wanted:
+    if "received" in problem.requested:
         softmax = new(2, *shape, dtype=torch.float32)
         damaged = problem.query.new_zeros(shape[:2], dtype=torch.int32)
         received = new(*shape[:2], problem.keys, dtype=torch.float32)
@@ -124,7 +124,7 @@ def _visibility(inputs: Inputs) -> tuple[Launch, Tensor, Tensor]:
         {
             "QUERY_MASK": problem.query_mask is not None,
             "COUNT": inputs.counted,
-            "FIRST": inputs.asked("first_mass"),
+            "FIRST": inputs.computes("first_mass"),
             "BLOCK_M": tile[0],
             "BLOCK_N": tile[1],
             "RULES": inputs.rules,

@@ -1,4 +1,4 @@
-"""From vectors to masked scores and exponents: what the passes over keys and over queries have in common."""
+"""From vectors to masked scores and exponents: code shared by the passes over keys and over queries."""
 
 from typing import Any, NamedTuple
 
@@ -32,10 +32,10 @@ _HIDDEN_BELOW = tl.constexpr(HIDDEN_BELOW)
 
 
 class Scoring(NamedTuple):
-    """What turns the dot products of one head into scores. Pointers are those of the head.
+    """Arguments that turn the dot products of one head into scores. Pointers are those of the head.
 
-    What is known when a kernel is compiled is not here but in ``Rules``: a tuple that is assigned to a name
-    inside a kernel loses its constants.
+    Compile-time constants are in ``Rules`` instead: a tuple that is assigned to a name inside a kernel loses
+    its constants.
     """
 
     key_row: Any
@@ -92,7 +92,7 @@ def _scaled_scores(dots, scoring, RULES: tl.constexpr):
 
 @triton.jit
 def apply_key_row(scores, values, KIND: tl.constexpr):
-    """Apply what is the same for all rows: ``values`` broadcast to scores, ``HIDDEN`` for a hidden key."""
+    """Apply the masks that all rows share: ``values`` broadcast to scores, ``HIDDEN`` for a hidden key."""
     if KIND == 1:
         scores = tl.where(values == HIDDEN, HIDDEN, scores)
     elif KIND == 2:
@@ -125,7 +125,7 @@ def apply_mask(
             scores = tl.where(values != 0, scores, HIDDEN)
         else:
             values = values.to(tl.float32)
-            # a NaN hides nothing: it is to be seen in the row's statistics
+            # a NaN hides nothing: it has to reach the row's statistics
             hidden = values <= _HIDDEN_BELOW
             if GUARD:
                 hidden = hidden | (scores == HIDDEN)
@@ -181,7 +181,7 @@ def masked_scores(
         s = tl.where(veil == HIDDEN, HIDDEN, s)
     if RULES.key_row != 0:
         values = _spread(tl.load(scoring.key_row + column), KEYS)
-        # its bias leaves what is hidden hidden, unless it is a NaN
+        # hidden scores stay hidden under a bias, unless the bias is NaN
         hide = apply_key_row(s, values, RULES.key_row)
         s = tl.where(s == HIDDEN, HIDDEN, hide) if VEILED and RULES.key_row == 2 else hide
     rows = _spread(row, QUERIES)
@@ -202,7 +202,7 @@ def masked_scores(
 
 @triton.jit
 def base_of(peak, factor, SCALED: tl.constexpr):
-    """Find what :func:`exponents` take from scores."""
+    """Return the offset that :func:`exponents` subtract from scores."""
     return peak if SCALED else peak * factor
 
 

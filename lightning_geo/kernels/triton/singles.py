@@ -26,7 +26,7 @@ def _single(column, exists):
 
 @triton.jit
 def _dot_step(dots, q, single, keys, channels, WIDTH: tl.constexpr, INDEX: tl.constexpr):
-    """Add the products of some channels with one key per row, if its statistic is asked for."""
+    """Add the products of some channels with one key per row, if its statistic was requested."""
     if INDEX >= 0:
         pointers = keys.pointer + (single.index * keys.stride_n)[:, None] + channels[None, :] * keys.stride_d
         k = tl.load(pointers, mask=single.exists[:, None] & (channels < WIDTH)[None, :], other=0.0)

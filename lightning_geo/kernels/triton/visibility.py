@@ -34,7 +34,7 @@ def visibility_kernel(
     """Count each row's visible keys and find each sequence's first one.
 
     ``counts`` is float32 ``[B, heads, rows]``, ``first`` int32 ``[B]`` and holds Nk at first. ``heads`` is 1
-    where the masks do not tell heads apart, ``rows`` 1 where nothing tells rows apart.
+    where all heads share their masks, ``rows`` 1 where all rows see the same keys.
     """
     blocks = tl.cdiv(rows, BLOCK_M)
     pid = tl.program_id(0)
@@ -45,7 +45,7 @@ def visibility_kernel(
     mask_a += batch.to(tl.int64) * a_b + head.to(tl.int64) * a_h
     mask_b += batch.to(tl.int64) * b_b + head.to(tl.int64) * b_h
     query_mask += batch.to(tl.int64) * queries
-    # nothing is scored here
+    # no scores are computed here, so scale, cap and factor do not matter
     scoring = Scoring(key_row, mask_a, a_q, a_k, mask_b, b_q, b_k, left, right, 1.0, 1.0, 1.0)
 
     row = block * BLOCK_M + tl.arange(0, BLOCK_M)
