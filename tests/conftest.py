@@ -1,4 +1,4 @@
-"""Shared by all tests: one thread, reproducible properties."""
+"""Shared by all tests: one thread, reproducible properties, shapes that can be checked."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import os
 
 import torch
 from hypothesis import settings
+
+from support import shapes
+
+shapes.install()  # before anything imports the package
 
 # Two cores are shared by parallel test processes; more threads only make them wait for each other.
 torch.set_num_threads(1)

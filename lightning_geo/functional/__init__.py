@@ -1,4 +1,4 @@
-"""Pure tensor -> tensor metrics: what a user computes by hand is what the chart shows.
+"""Metrics as pure functions of tensors: a value computed by hand equals the one in the chart.
 
 Each function is batched over leading axes, takes any floating point type, computes in float32 or wider,
 changes no argument, and returns NaN where its metric is not defined. :mod:`.registry` says which

@@ -1,17 +1,15 @@
-"""What every metric function needs: argument checks, masking, products at full precision."""
+"""Helpers of the metric functions: argument checks, masking, products at full precision."""
 
 from __future__ import annotations
-
-import difflib
-from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
+from lightning_geo.utils.shapes import Bool, Float
+
 __all__ = [
     "as_float",
     "check_mask",
-    "check_wanted",
     "exact_dtype",
     "exact_matmul",
     "masked_mean",
@@ -44,7 +42,7 @@ def as_float(value: Tensor, name: str, axes: str = "") -> Tensor:
     if len(shape) < len(names) or any(sizes[axis] != size for axis, size in zip(names, shape, strict=True)):
         expected = ", ".join(["...", *names])
         raise ValueError(f"Expected `{name}` to have shape [{expected}] but got {list(value.shape)}.")
-    # half precision sums lose everything past the third digit
+    # sums in half precision keep three digits; float32 keeps seven
     return value.to(torch.promote_types(value.dtype, torch.float32))
 
 
@@ -70,28 +68,13 @@ def check_mask(mask: Tensor, shape: torch.Size, name: str = "mask") -> None:
         )
 
 
-def check_wanted(statistics: Iterable[str] | None, known: Sequence[str]) -> frozenset[str]:
-    """Check which statistics are asked for; None for all that are known.
-
-    Raises:
-        ValueError: If one is not known.
-    """
-    statistics = (statistics,) if isinstance(statistics, str) else statistics
-    wanted = frozenset(known if statistics is None else statistics)
-    for name in sorted(wanted.difference(known)):
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-        raise ValueError(
-            f"Expected `statistics` to name some of {', '.join(known)}, but got {name!r}. "
-            f"Did you mean {near!r}?"
-        )
-    return wanted
-
-
-def masked_mean(values: Tensor, mask: Tensor | None = None, dim: int = -1) -> Tensor:
+def masked_mean(
+    values: Float[Tensor, ...], mask: Bool[Tensor, ...] | None = None, dim: int = -1
+) -> Float[Tensor, ...]:
     """Mean of ``values`` along ``dim`` where ``mask`` is True; NaN where it never is.
 
     Args:
-        values: Any floating point tensor; what the mask leaves out may be NaN or infinite.
+        values: Any floating point tensor; masked entries may be NaN or infinite.
         mask: Boolean, same rank as ``values``, sizes equal or 1.
         dim: The axis to reduce.
 
@@ -114,7 +97,7 @@ def masked_mean(values: Tensor, mask: Tensor | None = None, dim: int = -1) -> Te
     return total / mask.expand(values.shape).sum(dim)  # 0/0 is the NaN
 
 
-def shannon_entropy(p: Tensor) -> Tensor:
+def shannon_entropy(p: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
     """−Σ p ln p over the last axis in nats, with 0 ln 0 = 0 and a finite gradient there."""
     return 0.0 - (p * torch.where(p == 0, 1.0, p).log()).sum(-1)  # 0.0 - 0 is 0, -(0) would be -0
 
@@ -124,7 +107,9 @@ def exact_dtype(x: Tensor) -> torch.dtype:
     return torch.float32 if x.device.type == "mps" else torch.float64
 
 
-def exact_matmul(a: Tensor, b: Tensor) -> Tensor:
-    """``a @ b`` in the widest type: what autocast and the TF32 switches would use leaves three digits."""
+def exact_matmul(
+    a: Float[Tensor, "*#batch m k"], b: Float[Tensor, "*#batch k n"]
+) -> Float[Tensor, "*#batch m n"]:
+    """``a @ b`` in the widest type: under autocast or TF32, products keep three digits."""
     with torch.autocast(a.device.type, enabled=False):
         return a.to(exact_dtype(a)) @ b.to(exact_dtype(b))

@@ -8,19 +8,20 @@ from torch import Tensor
 from lightning_geo.functional._tensors import as_float, check_mask
 from lightning_geo.kernels import sum_directions
 from lightning_geo.metrics.registry import computes
+from lightning_geo.utils.shapes import Bool, Float, Num
 
 __all__ = ["cone_index", "mean_cosine", "sum_of_directions"]
 
 
 def sum_of_directions(
-    x: Tensor, mask: Tensor | None = None, name: str = "x"
-) -> tuple[Tensor, Tensor, Tensor]:
+    x: Float[Tensor, "*batch n d"], mask: Bool[Tensor, "*#batch #n"] | None = None, name: str = "x"
+) -> tuple[Float[Tensor, "*batch d"], Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
     """Add up the unit vectors ``x/‖x‖`` of the valid tokens; a zero vector has no direction and adds zero.
 
     Args:
         x: ``[..., n, d]``.
         mask: Boolean ``[..., n]``, True = real token.
-        name: What messages call ``x``.
+        name: Name of ``x`` in error messages.
 
     Returns:
         The sum ``[..., d]``, the number of valid tokens ``[...]``, and how many of them have a direction.
@@ -35,7 +36,9 @@ def sum_of_directions(
     return total, valid, directed
 
 
-def cone_index(x: Tensor, mask: Tensor | None = None, normalized: bool = False) -> Tensor:
+def cone_index(
+    x: Float[Tensor, "*batch n d"], mask: Bool[Tensor, "*#batch #n"] | None = None, normalized: bool = False
+) -> Float[Tensor, "*batch"]:
     r"""Cone index: the length of the sum of the tokens' unit vectors.
 
     .. math:: I = \Big\| \sum_{i=1}^{n} \frac{x_i}{\|x_i\|} \Big\|
@@ -63,7 +66,9 @@ def cone_index(x: Tensor, mask: Tensor | None = None, normalized: bool = False) 
     return _cone(*directions) if normalized else _cone_index(*directions)
 
 
-def mean_cosine(x: Tensor, mask: Tensor | None = None) -> Tensor:
+def mean_cosine(
+    x: Float[Tensor, "*batch n d"], mask: Bool[Tensor, "*#batch #n"] | None = None
+) -> Float[Tensor, "*batch"]:
     r"""Mean cosine of two different tokens of a sequence, from the cone index in one pass.
 
     .. math:: \frac{1}{n(n-1)} \sum_{i \ne j} \cos(x_i, x_j) = \frac{I^2 - n}{n(n-1)}
@@ -92,17 +97,23 @@ def mean_cosine(x: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 @computes("cone_index")
-def _cone_index(total: Tensor, valid: Tensor, directed: Tensor) -> Tensor:
+def _cone_index(
+    total: Float[Tensor, "*batch d"], valid: Num[Tensor, "*batch"], directed: Num[Tensor, "*batch"]
+) -> Float[Tensor, "*batch"]:
     return torch.where(valid > 0, torch.linalg.vector_norm(total, dim=-1), torch.nan)
 
 
 @computes("cone")
-def _cone(total: Tensor, valid: Tensor, directed: Tensor) -> Tensor:
+def _cone(
+    total: Float[Tensor, "*batch d"], valid: Num[Tensor, "*batch"], directed: Num[Tensor, "*batch"]
+) -> Float[Tensor, "*batch"]:
     return (_cone_index(total, valid, directed) / valid).clamp(max=1)
 
 
 @computes("mean_cosine")
-def _mean_cosine(total: Tensor, valid: Tensor, directed: Tensor) -> Tensor:
+def _mean_cosine(
+    total: Float[Tensor, "*batch d"], valid: Num[Tensor, "*batch"], directed: Num[Tensor, "*batch"]
+) -> Float[Tensor, "*batch"]:
     cosines = total.square().sum(-1) - directed
     mean = (cosines / (valid * (valid - 1)).clamp(min=1)).clamp(-1, 1)
     return torch.where(valid > 1, mean, torch.nan)

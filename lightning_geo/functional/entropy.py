@@ -8,13 +8,16 @@ from torch import Tensor
 from lightning_geo.functional._tensors import as_float, check_mask, shannon_entropy
 from lightning_geo.functional.observed_call import ObservedCall
 from lightning_geo.metrics.registry import computes
+from lightning_geo.utils.shapes import Bool, Float, Num
 
 __all__ = ["key_entropy", "normalized_entropy"]
 
 
 @computes("normalized_entropy", reads=("entropy", "visible_keys"))
-def normalized_entropy(entropy: Tensor, visible_keys: Tensor) -> Tensor:
-    r"""Entropy of a query's attention as a share of what uniform attention would have.
+def normalized_entropy(
+    entropy: Float[Tensor, "*batch"], visible_keys: Num[Tensor, "*batch"]
+) -> Float[Tensor, "*batch"]:
+    r"""Entropy of a query's attention as a share of that of uniform attention.
 
     .. math:: H / \ln(\text{visible keys})
 
@@ -45,7 +48,9 @@ def normalized_entropy(entropy: Tensor, visible_keys: Tensor) -> Tensor:
     return torch.where(visible_keys >= 2, ratio.clamp(0, 1), torch.nan)
 
 
-def key_entropy(received: Tensor, key_mask: Tensor | None = None) -> Tensor:
+def key_entropy(
+    received: Float[Tensor, "*batch heads keys"], key_mask: Bool[Tensor, "*#batch #keys"] | None = None
+) -> Float[Tensor, "*batch heads"]:
     r"""Entropy of the attention that keys receive from all queries together, as a share of its maximum.
 
     .. math:: -\frac{1}{\ln n} \sum_j r_j \ln r_j, \quad
@@ -86,5 +91,5 @@ def key_entropy(received: Tensor, key_mask: Tensor | None = None) -> Tensor:
 
 
 @computes("key_entropy", reads=("received",))
-def _key_entropy(call: ObservedCall) -> Tensor:
+def _key_entropy(call: ObservedCall) -> Float[Tensor, "batch heads"]:
     return key_entropy(call.received, call.key_mask)

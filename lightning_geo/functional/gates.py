@@ -1,4 +1,4 @@
-"""What kind of gate a head is: open, closed, itself, near context, a few keys for all, or groups.
+"""Gates: whether a head is open, closed, or attends to itself, near context, a few keys or groups.
 
 The names follow "The geometry of BERT" (arXiv 2502.12033); the criteria are this module's own. Each
 gate has one or two conditions on shares between 0 and 1, and its *margin* is how far the least
@@ -16,11 +16,12 @@ from lightning_geo.functional.entropy import normalized_entropy
 from lightning_geo.functional.observed_call import ObservedScores
 from lightning_geo.metrics.gates import GATES, MIXED
 from lightning_geo.metrics.registry import computes
+from lightning_geo.utils.shapes import Float, Int64, Shaped
 
 __all__ = ["THRESHOLDS", "gate_count", "gate_labels", "gate_margins"]
 
-#: Where each gate begins. Chosen on the 72 heads of the packaged BERT on news, where they part what the
-#: pictures of ``examples/gates.py`` show, rather than at equal numbers.
+#: Threshold of each gate, chosen on the 72 heads of the packaged BERT on news so that the gates separate the
+#: patterns in the pictures of ``examples/gates.py``; equal thresholds do not.
 THRESHOLDS = {
     "open": 0.85,  # normalized entropy: e^(0.85 ln n) keys share the attention, half of 100
     "closed": 0.40,  # mass on special tokens or on the first: 20 times what a uniform head leaves there
@@ -33,7 +34,7 @@ THRESHOLDS = {
 
 
 @computes("gate", reads=("attended",))
-def gate_margins(scores: ObservedScores, part: str) -> Tensor:
+def gate_margins(scores: ObservedScores, part: str) -> Float[Tensor, "batch heads"]:
     r"""Margin of one gate, by sequence.
 
     - open: normalized entropy; closed: the larger of ``special_mass`` and ``first_mass``; instance:
@@ -61,7 +62,7 @@ def gate_margins(scores: ObservedScores, part: str) -> Tensor:
     return torch.stack(margins).amin(0)
 
 
-def gate_labels(margins: Tensor) -> Tensor:
+def gate_labels(margins: Float[Tensor, "7 ..."]) -> Int64[Tensor, ...]:
     """The gate of each head: its index in :data:`~lightning_geo.metrics.gates.GATES`, or one more for mixed.
 
     Args:
@@ -80,7 +81,7 @@ def gate_labels(margins: Tensor) -> Tensor:
 
 
 @computes("gate_count")
-def gate_count(margins: Tensor, part: str) -> Tensor:
+def gate_count(margins: Float[Tensor, "7 heads"], part: str) -> Float[Tensor, ""]:
     """How many heads of a layer are one gate: a scalar.
 
     Args:
@@ -91,8 +92,10 @@ def gate_count(margins: Tensor, part: str) -> Tensor:
     return torch.where(margins.isnan().all(), torch.nan, count.to(margins.dtype))
 
 
-def gate_shares(statistics: dict[str, Tensor], key_entropy: Tensor) -> dict[str, Tensor]:
-    """Return what the gates' conditions are on, ``[B, H]`` each.
+def gate_shares(
+    statistics: dict[str, Shaped[Tensor, "batch heads ..."]], key_entropy: Float[Tensor, "batch heads"]
+) -> dict[str, Float[Tensor, "batch heads"]]:
+    """Return the shares that the gates' conditions compare, ``[B, H]`` each.
 
     Args:
         statistics: Planes ``[B, H, N]`` of ``AttentionStatistics``, ``live`` among them, and the

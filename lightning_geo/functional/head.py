@@ -1,4 +1,4 @@
-"""Heads beside each other: which say the same, and how many directions they add."""
+"""Heads of a layer compared: which outputs agree, and how many directions each adds."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from torch import Tensor
 
 from lightning_geo.functional._tensors import as_float, exact_dtype, exact_matmul
 from lightning_geo.metrics.registry import computes
+from lightning_geo.utils.shapes import Float
 
 __all__ = ["complementarity", "head_similarity", "linear_cka", "redundancy"]
 
 
-def linear_cka(x: Tensor, y: Tensor) -> Tensor:
+def linear_cka(
+    x: Float[Tensor, "*#batch n d1"], y: Float[Tensor, "*#batch n d2"]
+) -> Float[Tensor, "*#batch"]:
     r"""Linear centred kernel alignment: do two representations of the same tokens agree up to rotation?
 
     .. math:: \frac{\|X^\top Y\|_F^2}{\|X^\top X\|_F \, \|Y^\top Y\|_F}
@@ -49,13 +52,15 @@ def linear_cka(x: Tensor, y: Tensor) -> Tensor:
     return (cross / (own_x * own_y).sqrt()).clamp(max=1).to(dtype)
 
 
-def _block_norms(covariance: Tensor) -> tuple[Tensor, Tensor]:
+def _block_norms(
+    covariance: Float[Tensor, "*batch H D H D"],
+) -> tuple[Float[Tensor, "*batch H D H D"], Float[Tensor, "*batch H H"]]:
     """Check ``[..., H, D, H, D]``; return it and the Frobenius norms ``[..., H, H]`` of its blocks."""
     covariance = as_float(covariance, "covariance", "H D H D")
     return covariance, torch.linalg.vector_norm(covariance, dim=(-3, -1))
 
 
-def head_similarity(covariance: Tensor) -> Tensor:
+def head_similarity(covariance: Float[Tensor, "*batch H D H D"]) -> Float[Tensor, "*batch H H"]:
     r"""Linear CKA of every pair of heads of a layer, from the covariance of their concatenated outputs.
 
     .. math:: \frac{\|S_{hh'}\|_F^2}{\|S_{hh}\|_F \, \|S_{h'h'}\|_F}
@@ -85,7 +90,7 @@ def head_similarity(covariance: Tensor) -> Tensor:
 
 
 @computes("redundancy")
-def redundancy(covariance: Tensor) -> Tensor:
+def redundancy(covariance: Float[Tensor, "*batch H D H D"]) -> Float[Tensor, "*batch H"]:
     r"""How well the most similar other head of the layer stands in for each head.
 
     .. math:: \max_{h' \ne h} \mathrm{CKA}(h, h')
@@ -114,8 +119,8 @@ def redundancy(covariance: Tensor) -> Tensor:
 
 
 @computes("complementarity")
-def complementarity(covariance: Tensor) -> Tensor:
-    r"""Dimensions that the heads of a layer span together, as a share of what each spans alone.
+def complementarity(covariance: Float[Tensor, "*batch H D H D"]) -> Float[Tensor, "*batch"]:
+    r"""Dimensions that the heads of a layer span together, as a share of the sum of what each spans alone.
 
     .. math:: \frac{(\mathrm{tr}\, S)^2 / \|S\|_F^2}{\sum_h (\mathrm{tr}\, S_{hh})^2 / \|S_{hh}\|_F^2}
 

@@ -1,8 +1,8 @@
 """One layer's parameters per head, and the products of them that its metrics share.
 
-A head's weights are ``[D, d]``: row by row what its vectors read of the stream (for the output: what each of
-its features writes). With one head's W_q, W_k, W_v, W_o of that shape, M = W_qᵀ W_k scores pairs of tokens
-and N = W_vᵀ W_o moves what is attended. Both are d×d and of rank D at most: everything here comes from D×D
+A head's weights are ``[D, d]``: each row is the direction of the stream that one of its features reads (for
+the output: writes). With one head's W_q, W_k, W_v, W_o of that shape, M = W_qᵀ W_k scores pairs of tokens
+and N = W_vᵀ W_o moves the attended tokens. Both are d×d and of rank D at most: everything here comes from D×D
 Gram matrices. Biases are left out.
 """
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from lightning_geo.functional._tensors import as_float, exact_dtype
 from lightning_geo.kernels.workspace import scratch
 from lightning_geo.metrics.spec import ROLES
+from lightning_geo.utils.shapes import Float
 
 __all__ = ["OV", "QK", "HeadWeights", "whitener"]
 
@@ -31,7 +32,7 @@ _ROWS = 512
 
 
 class HeadWeights:
-    """The projections of one layer's heads, and what its metrics share.
+    """The projections of one layer's heads, and the products that its metrics share.
 
     Args:
         query: ``[H, D, d]``, any floating point type.
@@ -54,22 +55,24 @@ class HeadWeights:
 
     def __init__(
         self,
-        query: Tensor | None = None,
-        key: Tensor | None = None,
-        value: Tensor | None = None,
-        output: Tensor | None = None,
+        query: Float[Tensor, "H D d"] | None = None,
+        key: Float[Tensor, "Hk D d"] | None = None,
+        value: Float[Tensor, "Hv Dv d"] | None = None,
+        output: Float[Tensor, "Ho Dv d"] | None = None,
         heads: int | None = None,
         start: Mapping[str, Tensor] | None = None,
     ) -> None:
-        given = dict(zip(ROLES, (query, key, value, output), strict=True))
-        # what lies along the columns of a weight is read across once, rather than by every product
+        weights = dict(zip(ROLES, (query, key, value, output), strict=True))
+        # a transposed weight is copied once, rather than read across memory by every product
         self.roles = {
             role: as_float(w.detach(), role, "h D d").contiguous()
-            for role, w in given.items()
+            for role, w in weights.items()
             if w is not None
         }
-        #: roles whose start is what they are now
-        self.unmoved = {role for role, w in given.items() if start and w is not None and start.get(role) is w}
+        #: roles whose weights are their start, unchanged
+        self.unmoved = {
+            role for role, w in weights.items() if start and w is not None and start.get(role) is w
+        }
         self.heads = heads or max((w.shape[0] for w in self.roles.values()), default=0)
         self.start = start
         self._grams: dict[str, Tensor] = {}
@@ -88,42 +91,42 @@ class HeadWeights:
                         f"Expected `{one}` and `{other}` to have heads of one size but got {sizes}."
                     )
 
-    def __getitem__(self, role: str) -> Tensor:
+    def __getitem__(self, role: str) -> Float[Tensor, "h D d"]:
         return self.roles[role]
 
     def __contains__(self, role: str) -> bool:
         return role in self.roles
 
-    def each(self, values: Tensor) -> Tensor:
-        """Repeat what each key head has ``[Hk, ...]`` for the query heads that share it."""
+    def each(self, values: Float[Tensor, "Hk ..."]) -> Float[Tensor, "H ..."]:
+        """Repeat the values of key heads ``[Hk, ...]`` for the query heads that share them."""
         return values.repeat_interleave(self.heads // values.shape[0], dim=0)
 
-    def gram(self, role: str) -> Tensor:
+    def gram(self, role: str) -> Float[Tensor, "h D D"]:
         """``[h, D, D]``, W Wᵀ."""
         if role not in self._grams:
             self._grams[role] = self[role] @ self[role].mT
         return self._grams[role]
 
-    def across(self, left: str, right: str, dtype: torch.dtype | None = None) -> Tensor:
+    def across(self, left: str, right: str, dtype: torch.dtype | None = None) -> Float[Tensor, "H D1 D2"]:
         """``[H, D, D']``, W_left W_rightᵀ of each query head."""
         return _grouped(self[left].to(dtype), self[right].to(dtype), self.heads)
 
     @cached_property
-    def qk_spectrum(self) -> Tensor:
+    def qk_spectrum(self) -> Float[Tensor, "H D"]:
         """``[H, D]``, squared singular values of M = W_qᵀ W_k."""
         return _spectrum(self.each(self.gram("query")), self.each(self.gram("key")))
 
     @cached_property
-    def ov_spectrum(self) -> Tensor:
+    def ov_spectrum(self) -> Float[Tensor, "H D"]:
         """``[H, D]``, squared singular values of N = W_vᵀ W_o."""
         return _spectrum(self.each(self.gram("value")), self.each(self.gram("output")))
 
     @cached_property
-    def layer_form(self) -> tuple[Tensor, Tensor, Tensor]:
+    def layer_form(self) -> tuple[Float[Tensor, ""], Float[Tensor, " d"], Float[Tensor, " d"]]:
         """tr(MM), column norms and row norms of M summed over heads; two tiles of it at a time."""
         key = self["key"]
         query = self["query"]
-        if key.shape[0] < query.shape[0]:  # what heads of one key read is added up
+        if key.shape[0] < query.shape[0]:  # M is linear in the queries: those of one key head are summed
             query = query.unflatten(0, (key.shape[0], -1)).sum(1)
         query, key = query.flatten(0, 1), key.flatten(0, 1)
         width = query.shape[1]
@@ -132,16 +135,16 @@ class HeadWeights:
         parts = [slice(start, min(start + _TILE, width)) for start in range(0, width, _TILE)]
         for i, one in enumerate(parts):
             for other in parts[i:]:
-                here = _product("here", query[:, one], key[:, other])
-                there = here if other is one else _product("there", query[:, other], key[:, one])
-                trace += (here * there.mT).sum() * (1 if other is one else 2)
-                for tile, top, left in ((here, one, other), (there, other, one))[: 1 if other is one else 2]:
+                upper = _product("upper", query[:, one], key[:, other])
+                lower = upper if other is one else _product("lower", query[:, other], key[:, one])
+                trace += (upper * lower.mT).sum() * (1 if other is one else 2)
+                for tile, top, left in ((upper, one, other), (lower, other, one))[: 1 if other is one else 2]:
                     square = tile.square_()
                     rows[top] += square.sum(1)
                     columns[left] += square.sum(0)
         return trace, columns.sqrt(), rows.sqrt()
 
-    def overlap(self, role: str) -> Tensor:
+    def overlap(self, role: str) -> Float[Tensor, "h h"]:
         """``[h, h]``, RV coefficients of the W_hᵀ W_h of every two heads."""
         if role not in self._overlaps:
             weight = self[role]
@@ -151,7 +154,7 @@ class HeadWeights:
             squares = weight.new_zeros(heads, heads)
             for start in range(0, heads, step):
                 stop = min(start + step, heads)
-                # of two heads in either order: once
+                # each pair of heads once
                 rows, others = flat[start * size : stop * size], flat[start * size :]
                 out = scratch("product", (rows.shape[0], others.shape[0]), flat)
                 product = torch.mm(rows, others.mT, out=out)
@@ -163,15 +166,15 @@ class HeadWeights:
         return self._overlaps[role]
 
 
-def whitener(weight: Tensor) -> Tensor:
-    """What makes the rows of a weight orthonormal: (W Wᵀ)^-½ up to a rotation.
+def whitener(weight: Float[Tensor, "h D d"]) -> Float[Tensor, "h D D"]:
+    """Matrix that makes the rows of a weight orthonormal: (W Wᵀ)^-½ up to a rotation.
 
     Args:
         weight: ``[h, D, d]``, any floating point type.
 
     Returns:
-        float64 ``[h, D, D]``, V with Vᵀ W of orthonormal rows; columns of zeros for what W does not span, and
-        NaN for a head that is not finite.
+        float64 ``[h, D, D]``, V with Vᵀ W of orthonormal rows; columns of zeros where W has fewer than D
+        dimensions, and NaN for a head that is not finite.
     """
     weight = weight.to(exact_dtype(weight))
     gram = weight @ weight.mT
@@ -183,12 +186,14 @@ def whitener(weight: Tensor) -> Tensor:
     return torch.where(finite, vectors * scale[..., None, :], torch.nan)
 
 
-def _product(name: str, left: Tensor, right: Tensor) -> Tensor:
+def _product(name: str, left: Float[Tensor, "n d1"], right: Float[Tensor, "n d2"]) -> Float[Tensor, "d1 d2"]:
     """leftᵀ right, in memory that is used again."""
     return torch.mm(left.mT, right, out=scratch(name, (left.shape[1], right.shape[1]), left))
 
 
-def _grouped(left: Tensor, right: Tensor, heads: int) -> Tensor:
+def _grouped(
+    left: Float[Tensor, "h1 D1 d"], right: Float[Tensor, "h2 D2 d"], heads: int
+) -> Float[Tensor, "{heads} D1 D2"]:
     """``[H, D, D']``, left @ rightᵀ of each query head, either being of as many heads or fewer."""
     if left.shape[0] < right.shape[0]:
         return _grouped(right, left, heads).mT
@@ -198,7 +203,7 @@ def _grouped(left: Tensor, right: Tensor, heads: int) -> Tensor:
     )
 
 
-def _spectrum(first: Tensor, second: Tensor) -> Tensor:
+def _spectrum(first: Float[Tensor, "H D D"], second: Float[Tensor, "H D D"]) -> Float[Tensor, "H D"]:
     """Squared singular values, descending, of AᵀB from A Aᵀ and B Bᵀ ``[H, D, D]``; NaN for broken heads."""
     dtype = first.dtype
     first, second = (x.to(exact_dtype(x)) for x in (first, second))

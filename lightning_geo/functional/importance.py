@@ -1,4 +1,4 @@
-"""What the loss would notice if a head were gone, to first order."""
+"""First-order effect on the loss of removing a head."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from torch import Tensor
 
 from lightning_geo.functional._tensors import as_float
 from lightning_geo.metrics.registry import computes
+from lightning_geo.utils.shapes import Float
 
 __all__ = ["head_importance"]
 
 
 @computes("importance")
-def head_importance(slope: Tensor) -> Tensor:
+def head_importance(slope: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     r"""First-order change of a sequence's loss when a head is silenced, whatever its sign.
 
     .. math:: \left|\frac{\partial L}{\partial \xi_h}\right| = |\langle o_h, \partial L / \partial o_h\rangle|

@@ -8,19 +8,20 @@ import torch
 from torch import Tensor
 
 from lightning_geo import kernels
-from lightning_geo.functional._tensors import as_float, check_mask, check_wanted, masked_mean
+from lightning_geo.functional._tensors import as_float, check_mask, masked_mean
 from lightning_geo.functional.cone import sum_of_directions
 from lightning_geo.functional.observed_call import ObservedCall
 from lightning_geo.kernels import BACKENDS, MOMENTS, Backend, HeadMoments
 from lightning_geo.metrics.registry import computes
-from lightning_geo.utils.arguments import check_one_of
+from lightning_geo.utils.arguments import check_one_of, check_statistics
+from lightning_geo.utils.shapes import Bool, Float, Num
 
 __all__ = ["head_moments", "qk_cosine"]
 
 
 def head_moments(
-    x: Tensor,
-    mask: Tensor | None = None,
+    x: Float[Tensor, "batch heads tokens dim"],
+    mask: Bool[Tensor, "#batch #tokens"] | None = None,
     *,
     backend: Backend = "auto",
     statistics: Iterable[str] | None = None,
@@ -40,7 +41,7 @@ def head_moments(
             compute; None for all of them.
 
     Returns:
-        :class:`~lightning_geo.kernels.HeadMoments`, without a gradient; fields not asked for are None.
+        :class:`~lightning_geo.kernels.HeadMoments`, without a gradient; what was not requested is None.
 
     Raises:
         TypeError: If ``x`` is not floating point or ``mask`` not boolean.
@@ -55,7 +56,7 @@ def head_moments(
                  [0., 2.]]]))
     """
     check_one_of("backend", backend, BACKENDS)
-    wanted = check_wanted(statistics, MOMENTS)
+    requested = check_statistics(statistics, MOMENTS)
     as_float(x[:0] if isinstance(x, Tensor) and x.ndim > 3 else x, "x", "h n d")
     if x.ndim != 4:
         raise ValueError(
@@ -65,12 +66,15 @@ def head_moments(
         shape = torch.Size([x.shape[0], x.shape[2]])
         check_mask(mask, shape)
         mask = mask.expand(shape)
-    return kernels.head_moments(x, mask, wanted, backend)
+    return kernels.head_moments(x, mask, requested, backend)
 
 
 def qk_cosine(
-    query: Tensor, key: Tensor, query_mask: Tensor | None = None, key_mask: Tensor | None = None
-) -> Tensor:
+    query: Float[Tensor, "*batch heads queries dim"],
+    key: Float[Tensor, "*batch key_heads keys dim"],
+    query_mask: Bool[Tensor, "*#batch #queries"] | None = None,
+    key_mask: Bool[Tensor, "*#batch #keys"] | None = None,
+) -> Float[Tensor, "*batch heads"]:
     r"""Mean cosine over all pairs of a valid query and a valid key, whether one may see the other or not.
 
     .. math:: \frac{1}{n_q n_k} \sum_{ij} \cos(q_i, k_j)
@@ -111,14 +115,19 @@ def qk_cosine(
     return _cosine(q, queries, k, keys)
 
 
-def _cosine(q: Tensor, queries: Tensor, k: Tensor, keys: Tensor) -> Tensor:
+def _cosine(
+    q: Float[Tensor, "*batch heads dim"],
+    queries: Num[Tensor, "*batch heads"],
+    k: Float[Tensor, "*batch key_heads dim"],
+    keys: Num[Tensor, "*batch key_heads"],
+) -> Float[Tensor, "*batch heads"]:
     """Mean cosine from sums of directions ``[..., H, D]`` and the numbers of tokens behind them."""
     cosines = (q * _for_query_heads(k, q.shape[-2], -2)).sum(-1)
     return (cosines / (queries * _for_query_heads(keys, q.shape[-2], -1))).clamp(-1, 1)
 
 
 def _for_query_heads(x: Tensor, heads: int, dim: int) -> Tensor:
-    """Repeat what belongs to a key head for each query head that it serves."""
+    """Repeat the values of each key head for the query heads that it serves."""
     if heads % x.shape[dim]:
         raise ValueError(
             f"Expected the number of query heads to be a multiple of the number of key heads but got "
@@ -128,27 +137,29 @@ def _for_query_heads(x: Tensor, heads: int, dim: int) -> Tensor:
 
 
 @computes("qk_cosine")
-def _qk_cosine(call: ObservedCall) -> Tensor:
+def _qk_cosine(call: ObservedCall) -> Float[Tensor, "batch heads"]:
     (q, queries), (k, keys) = (_directions(moments) for moments in (call.query, call.key))
     return _cosine(q, queries, k, keys)
 
 
-def _directions(moments: HeadMoments) -> tuple[Tensor, Tensor]:
+def _directions(
+    moments: HeadMoments,
+) -> tuple[Float[Tensor, "batch heads dim"], Num[Tensor, "batch heads"]]:
     assert moments.directions is not None
     return moments.directions, moments.valid.sum(-1)[:, None].expand(moments.directions.shape[:2])
 
 
 @computes("query_norm")
-def _query_norm(call: ObservedCall) -> Tensor:
+def _query_norm(call: ObservedCall) -> Float[Tensor, "batch heads"]:
     return _mean_norm(call.query)
 
 
 @computes("key_norm")
-def _key_norm(call: ObservedCall) -> Tensor:
+def _key_norm(call: ObservedCall) -> Float[Tensor, "batch heads"]:
     assert call.query.norm is not None
     return _for_query_heads(_mean_norm(call.key), call.query.norm.shape[1], -1)
 
 
-def _mean_norm(moments: HeadMoments) -> Tensor:
+def _mean_norm(moments: HeadMoments) -> Float[Tensor, "batch heads"]:
     assert moments.norm is not None
     return masked_mean(moments.norm, moments.valid[:, None])

@@ -1,9 +1,9 @@
-"""How strongly tokens lie in what a head reads, and whether it moves what it compares.
+"""How strongly tokens lie in the subspace that a head reads, and whether values read the same as queries.
 
 A head's *read subspace* is the row space of its weight ``[D, d]``: the directions of the stream that change
 its queries, keys or values at all. There are two ways to ask how much of a token lies in it. Weighted by the
-weight itself, ‖W x‖²/‖x‖², is what ``query_norm`` says already, up to the bias and the token's length, and
-a larger weight makes it larger. Unweighted, ‖P x‖²/‖x‖² with the orthogonal projection P, is a share between
+weight itself, ‖W x‖²/‖x‖² repeats ``query_norm``, up to the bias and the token's length, and grows with the
+weight. Unweighted, ‖P x‖²/‖x‖² with the orthogonal projection P, is a share between
 0 and 1 that no scale of the weight changes, with D/d for a token in a random direction: that one is measured.
 """
 
@@ -21,33 +21,34 @@ from lightning_geo.functional.observed_call import ObservedScores
 from lightning_geo.kernels.precision import exactly
 from lightning_geo.kernels.workspace import scratch
 from lightning_geo.metrics.registry import computes
+from lightning_geo.utils.shapes import Bool, Float
 
 __all__ = ["HeadReads", "projection_strength"]
 
 
 @dataclass(frozen=True)
 class HeadReads:
-    """What one role's projection was given, and what it made of it.
+    """Input, weight and output of one role's projection.
 
     Args:
-        x: ``[B, N, d]``, what the projection received.
+        x: ``[B, N, d]``, the projection's input.
         weight: ``[h, D, d]``, its rows per head.
         y: ``[B, N, h, D]``, W x plus the bias; ``None`` to compute it.
-        bias: ``[h, D]``, what is in ``y`` besides; ``None`` for nothing.
+        bias: ``[h, D]``, the bias contained in ``y``; ``None`` for none.
         mask: Bool ``[B, N]``, True = real token; None if all are.
         heads: H, a multiple of h: where query heads share a key head, its numbers are repeated.
     """
 
-    x: Tensor
-    weight: Tensor
-    y: Tensor | None = None
-    bias: Tensor | None = None
-    mask: Tensor | None = None
+    x: Float[Tensor, "batch tokens width"]
+    weight: Float[Tensor, "h dim width"]
+    y: Float[Tensor, "batch tokens h dim"] | None = None
+    bias: Float[Tensor, "h dim"] | None = None
+    mask: Bool[Tensor, "batch tokens"] | None = None
     heads: int | None = None
 
 
 @computes("projection_strength")
-def projection_strength(reads: HeadReads) -> Tensor:
+def projection_strength(reads: HeadReads) -> Float[Tensor, "batch heads"]:
     r"""Share of tokens that lies in a head's read subspace.
 
     .. math:: \frac{1}{n} \sum_i \frac{\|P x_i\|^2}{\|x_i\|^2}
@@ -85,31 +86,31 @@ def projection_strength(reads: HeadReads) -> Tensor:
     return values.repeat_interleave((reads.heads or values.shape[1]) // values.shape[1], dim=1)
 
 
-def _mean_angle(weights: HeadWeights, one: str, other: str) -> Tensor:
+def _mean_angle(weights: HeadWeights, one: str, other: str) -> Float[Tensor, " heads"]:
     """Mean principal angle ``[H]`` between two roles' read subspaces, radians; NaN for broken heads."""
     first, second = (whitener(weights[role]) for role in (one, other))
     across = weights.across(one, other, exact_dtype(weights[one]))
     product = weights.each(first).mT @ across @ weights.each(second)
-    finite = product.isfinite().all(-1).all(-1)  # of others no singular value can be computed
+    finite = product.isfinite().all(-1).all(-1)  # svdvals raises on matrices that are not
     cosines = torch.linalg.svdvals(torch.where(finite[:, None, None], product, 0.0)).clamp(max=1)
     angle: Tensor = cosines.acos().mean(-1).clamp(max=math.pi / 2).to(weights[one].dtype)
     return torch.where(finite, angle, torch.nan)
 
 
 @computes("query_value_angle", reads=("query", "value"))
-def query_value_angle(weights: HeadWeights) -> Tensor:
-    """Mean principal angle ``[H]`` between what a head's queries and its values read, radians."""
+def query_value_angle(weights: HeadWeights) -> Float[Tensor, " heads"]:
+    """Mean principal angle ``[H]`` between the subspaces read by a head's queries and values, radians."""
     return _mean_angle(weights, "query", "value")
 
 
 @computes("key_value_angle", reads=("key", "value"))
-def key_value_angle(weights: HeadWeights) -> Tensor:
-    """Mean principal angle ``[H]`` between what a head's keys and its values read, radians."""
+def key_value_angle(weights: HeadWeights) -> Float[Tensor, " heads"]:
+    """Mean principal angle ``[H]`` between the subspaces read by a head's keys and values, radians."""
     return _mean_angle(weights, "key", "value")
 
 
 @computes("score_norm_share")
-def score_norm_share(scores: ObservedScores, part: str) -> Tensor:
+def score_norm_share(scores: ObservedScores, part: str) -> Float[Tensor, "batch heads"]:
     r"""How scores come to differ: by the queries' lengths, by the keys', or by direction.
 
     .. math:: \mathrm{Cov}(t, \ln|s|) \,/\, \mathrm{Var}(\ln|s|), \quad

@@ -9,6 +9,7 @@ from lightning_geo.functional._tensors import as_float, exact_dtype, shannon_ent
 from lightning_geo.functional.observed_call import ObservedScores
 from lightning_geo.kernels.pairs import score_histogram
 from lightning_geo.metrics.registry import computes
+from lightning_geo.utils.shapes import Bool, Float
 
 __all__ = ["score_entropy", "von_neumann_entropy"]
 
@@ -17,7 +18,7 @@ BINS = 20
 
 
 @computes("score_entropy")
-def score_entropy(scores: ObservedScores) -> Tensor:
+def score_entropy(scores: ObservedScores) -> Float[Tensor, "batch heads"]:
     r"""Shannon entropy of the histogram of all scores that a head gives in a sequence.
 
     .. math:: -\sum_b h_b \ln h_b
@@ -38,8 +39,13 @@ def score_entropy(scores: ObservedScores) -> Tensor:
 
 
 def von_neumann_entropy(
-    query: Tensor, key: Tensor, mask: Tensor | None = None, *, symmetric: bool = False, paper: bool = False
-) -> Tensor:
+    query: Float[Tensor, "*batch n dim"],
+    key: Float[Tensor, "*batch n dim"],
+    mask: Bool[Tensor, "*#batch #n"] | None = None,
+    *,
+    symmetric: bool = False,
+    paper: bool = False,
+) -> Float[Tensor, "*batch"]:
     r"""Entropy of the spectrum of the matrix of scores S = QKᵀ, or of its symmetric part (S + Sᵀ)/2.
 
     .. math:: -\sum_i a_i \ln a_i, \quad a_i = |\lambda_i|^2 / \textstyle\sum_j |\lambda_j|^2
@@ -91,7 +97,7 @@ def von_neumann_entropy(
     return torch.where(finite, shannon_entropy(share), torch.nan).to(dtype)
 
 
-def _of_call(scores: ObservedScores, *, symmetric: bool, paper: bool) -> Tensor:
+def _of_call(scores: ObservedScores, *, symmetric: bool, paper: bool) -> Float[Tensor, "batch heads"]:
     problem = scores.problem
     key = problem.key.repeat_interleave(problem.group_size, dim=1)
     mask = None if problem.query_mask is None else problem.query_mask[:, None]
@@ -99,20 +105,20 @@ def _of_call(scores: ObservedScores, *, symmetric: bool, paper: bool) -> Tensor:
 
 
 @computes("von_neumann_entropy")
-def _whole(scores: ObservedScores) -> Tensor:
+def _whole(scores: ObservedScores) -> Float[Tensor, "batch heads"]:
     return _of_call(scores, symmetric=False, paper=False)
 
 
 @computes("von_neumann_entropy.paper")
-def _whole_paper(scores: ObservedScores) -> Tensor:
+def _whole_paper(scores: ObservedScores) -> Float[Tensor, "batch heads"]:
     return _of_call(scores, symmetric=False, paper=True)
 
 
 @computes("von_neumann_entropy.symmetric")
-def _symmetric(scores: ObservedScores) -> Tensor:
+def _symmetric(scores: ObservedScores) -> Float[Tensor, "batch heads"]:
     return _of_call(scores, symmetric=True, paper=False)
 
 
 @computes("von_neumann_entropy.symmetric.paper")
-def _symmetric_paper(scores: ObservedScores) -> Tensor:
+def _symmetric_paper(scores: ObservedScores) -> Float[Tensor, "batch heads"]:
     return _of_call(scores, symmetric=True, paper=True)

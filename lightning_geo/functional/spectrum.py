@@ -6,18 +6,19 @@ from torch import Tensor
 
 from lightning_geo.functional._tensors import as_float, shannon_entropy
 from lightning_geo.metrics.registry import computes
+from lightning_geo.utils.shapes import Float
 
 __all__ = ["effective_rank", "participation_ratio", "stable_rank", "top_share"]
 
 
-def _shares(spectrum: Tensor, name: str) -> Tensor:
+def _shares(spectrum: Float[Tensor, "*batch d"], name: str) -> Float[Tensor, "*batch d"]:
     """Divide a spectrum ``[..., d]`` by its sum: NaN if that is zero, as 0/0 is."""
     # covariance matrices have no negative eigenvalue but rounding gives them some
     spectrum = as_float(spectrum, name, "d").clamp(min=0)
     return spectrum / spectrum.sum(-1, keepdim=True)
 
 
-def effective_rank(singular_values: Tensor) -> Tensor:
+def effective_rank(singular_values: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
     r"""Effective rank: the exponential of the entropy of the singular values.
 
     .. math:: \exp\Big( -\sum_i p_i \ln p_i \Big), \quad p_i = \sigma_i / \textstyle\sum_j \sigma_j
@@ -44,12 +45,12 @@ def effective_rank(singular_values: Tensor) -> Tensor:
 
 
 @computes("effective_rank")
-def _effective_rank(eigenvalues: Tensor) -> Tensor:
+def _effective_rank(eigenvalues: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
     return effective_rank(as_float(eigenvalues, "eigenvalues", "d").clamp(min=0).sqrt())
 
 
 @computes("participation_ratio")
-def participation_ratio(eigenvalues: Tensor) -> Tensor:
+def participation_ratio(eigenvalues: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
     r"""Participation ratio: a count of dimensions that the strongest dominate.
 
     .. math:: \big( \textstyle\sum_i \lambda_i \big)^2 \big/ \sum_i \lambda_i^2
@@ -75,7 +76,7 @@ def participation_ratio(eigenvalues: Tensor) -> Tensor:
 
 
 @computes("stable_rank")
-def stable_rank(eigenvalues: Tensor) -> Tensor:
+def stable_rank(eigenvalues: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
     r"""Stable rank: total variance over the largest.
 
     .. math:: \textstyle\sum_i \lambda_i \big/ \lambda_1
@@ -101,7 +102,7 @@ def stable_rank(eigenvalues: Tensor) -> Tensor:
 
 
 @computes("top_share")
-def top_share(eigenvalues: Tensor) -> Tensor:
+def top_share(eigenvalues: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
     r"""Share of the variance in the strongest direction.
 
     .. math:: \lambda_1 \big/ \textstyle\sum_i \lambda_i

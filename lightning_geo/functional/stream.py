@@ -8,35 +8,36 @@ import torch
 from torch import Tensor
 
 from lightning_geo import kernels
-from lightning_geo.functional._tensors import as_float, check_mask, check_wanted, masked_mean
+from lightning_geo.functional._tensors import as_float, check_mask, masked_mean
 from lightning_geo.kernels import BACKENDS, STREAM, Backend, StreamStatistics
 from lightning_geo.kernels.vectors import token_planes
 from lightning_geo.metrics.registry import computes
-from lightning_geo.utils.arguments import check_one_of
+from lightning_geo.utils.arguments import check_one_of, check_statistics
+from lightning_geo.utils.shapes import Bool, Float
 
 __all__ = ["kurtosis", "mean_over_tokens", "skewness", "stream_statistics", "token_norm", "update_ratio"]
 
 
 def stream_statistics(
-    x: Tensor,
-    mask: Tensor | None = None,
-    before: Tensor | None = None,
+    x: Float[Tensor, "batch tokens features"],
+    mask: Bool[Tensor, "#batch #tokens"] | None = None,
+    before: Float[Tensor, "batch tokens features"] | None = None,
     *,
     backend: Backend = "auto",
     statistics: Iterable[str] | None = None,
 ) -> StreamStatistics:
-    r"""What hidden states look like: lengths, shape over features, change, and their cone, in one read.
+    r"""Length, distribution over features, change and cone of hidden states, in one read.
 
     Args:
         x: ``[B, N, d]``, any floating point type.
         mask: Bool ``[B, N]`` (sizes equal or 1), True = real token. The rest has no influence.
-        before: What the block was given, like ``x``, for ``update_ratio``.
+        before: The block's input, like ``x``, for ``update_ratio``.
         backend: As in :func:`attention_statistics`.
         statistics: Which of ``norm``, ``skewness``, ``kurtosis``, ``update_ratio`` and ``directions`` to
             compute; None for all of them.
 
     Returns:
-        :class:`~lightning_geo.kernels.StreamStatistics`, without a gradient; fields not asked for are None.
+        :class:`~lightning_geo.kernels.StreamStatistics`, without a gradient; what was not requested is None.
 
     Raises:
         TypeError: If ``x`` or ``before`` is not floating point or ``mask`` not boolean.
@@ -50,7 +51,7 @@ def stream_statistics(
         (tensor([[5., 1.]]), tensor([[0.6000, 1.8000]]))
     """
     check_one_of("backend", backend, BACKENDS)
-    wanted = check_wanted(statistics, STREAM)
+    requested = check_statistics(statistics, STREAM)
     _check_tokens(x, "x")
     if x.ndim != 3:
         raise ValueError(f"Expected `x` to have shape [batch, token, feature] but got {list(x.shape)}.")
@@ -59,10 +60,12 @@ def stream_statistics(
         mask = mask.expand(x.shape[:-1])
     if before is not None:
         _check_before(before, x)
-    return kernels.stream_statistics(x, mask, before, wanted, backend)
+    return kernels.stream_statistics(x, mask, before, requested, backend)
 
 
-def mean_over_tokens(plane: Tensor, valid: Tensor, finite: Tensor) -> Tensor:
+def mean_over_tokens(
+    plane: Float[Tensor, "*#batch n"], valid: Bool[Tensor, "*#batch n"], finite: Bool[Tensor, "*#batch n"]
+) -> Float[Tensor, ...]:
     """Mean of a plane ``[..., n]`` over the real tokens that have a value, ``[...]``.
 
     NaN where no token has one, and for a sequence with a feature that is NaN or infinite: not that of its
@@ -90,7 +93,12 @@ def _check_before(before: Tensor, x: Tensor) -> None:
         )
 
 
-def _mean(name: str, x: Tensor, mask: Tensor | None, before: Tensor | None = None) -> Tensor:
+def _mean(
+    name: str,
+    x: Float[Tensor, "*batch n d"],
+    mask: Bool[Tensor, "*#batch #n"] | None,
+    before: Float[Tensor, "*batch n d"] | None = None,
+) -> Float[Tensor, "*batch"]:
     """Mean of one statistic over tokens, for any leading axes ``[..., n, d]``."""
     x = as_float(x, "x", "n d")
     if mask is not None:
@@ -103,7 +111,9 @@ def _mean(name: str, x: Tensor, mask: Tensor | None, before: Tensor | None = Non
     return mean_over_tokens(planes[name], valid, finite)
 
 
-def token_norm(x: Tensor, mask: Tensor | None = None) -> Tensor:
+def token_norm(
+    x: Float[Tensor, "*batch n d"], mask: Bool[Tensor, "*#batch #n"] | None = None
+) -> Float[Tensor, "*batch"]:
     r"""Mean Euclidean length of the tokens.
 
     .. math:: \frac{1}{n} \sum_i \|x_i\|
@@ -133,7 +143,9 @@ def _token_norms(norm: Tensor) -> Tensor:
     return norm
 
 
-def skewness(x: Tensor, mask: Tensor | None = None) -> Tensor:
+def skewness(
+    x: Float[Tensor, "*batch n d"], mask: Bool[Tensor, "*#batch #n"] | None = None
+) -> Float[Tensor, "*batch"]:
     r"""Skewness over features, averaged over tokens.
 
     .. math:: \frac{1}{d} \sum_f \Big( \frac{x_f - \mu}{\sigma} \Big)^3
@@ -161,7 +173,9 @@ def skewness(x: Tensor, mask: Tensor | None = None) -> Tensor:
     return _mean("skewness", x, mask)
 
 
-def kurtosis(x: Tensor, mask: Tensor | None = None) -> Tensor:
+def kurtosis(
+    x: Float[Tensor, "*batch n d"], mask: Bool[Tensor, "*#batch #n"] | None = None
+) -> Float[Tensor, "*batch"]:
     r"""Excess kurtosis over features, averaged over tokens: 0 for a normal distribution.
 
     .. math:: \frac{1}{d} \sum_f \Big( \frac{x_f - \mu}{\sigma} \Big)^4 - 3
@@ -188,14 +202,18 @@ def kurtosis(x: Tensor, mask: Tensor | None = None) -> Tensor:
     return _mean("kurtosis", x, mask)
 
 
-def update_ratio(x: Tensor, before: Tensor, mask: Tensor | None = None) -> Tensor:
+def update_ratio(
+    x: Float[Tensor, "*batch n d"],
+    before: Float[Tensor, "*batch n d"],
+    mask: Bool[Tensor, "*#batch #n"] | None = None,
+) -> Float[Tensor, "*batch"]:
     r"""How much a block changes its input, averaged over tokens.
 
     .. math:: \frac{1}{n} \sum_i \frac{\|x_i - b_i\|}{\|b_i\|}
 
     Args:
-        x: What the block returns, ``[..., n, d]``, any floating point type.
-        before: What the block was given, same shape. Tokens that are zero there are left out.
+        x: The block's output, ``[..., n, d]``, any floating point type.
+        before: The block's input, same shape. Tokens that are zero there are left out.
         mask: Boolean ``[..., n]`` (sizes equal or 1), True = real token. The rest has no influence.
 
     Returns:

@@ -7,11 +7,14 @@ from torch import Tensor
 
 from lightning_geo.functional._tensors import as_float, exact_dtype, exact_matmul
 from lightning_geo.metrics.registry import computes
+from lightning_geo.utils.shapes import Float
 
 __all__ = ["principal_angles", "principal_subspace", "projection_similarity", "subspace_distance"]
 
 
-def principal_subspace(covariance: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+def principal_subspace(
+    covariance: Float[Tensor, "*batch d d"], rank: int
+) -> tuple[Float[Tensor, "*batch d"], Float[Tensor, "*batch d {rank}"]]:
     r"""Spectrum of a covariance and the subspace of its ``rank`` strongest directions.
 
     Args:
@@ -51,7 +54,9 @@ def principal_subspace(covariance: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return torch.where(finite[..., None], eigenvalues, torch.nan), basis
 
 
-def _bases(u: Tensor, v: Tensor, *, equal: bool) -> tuple[Tensor, Tensor]:
+def _bases(
+    u: Float[Tensor, "*#batch d r"], v: Float[Tensor, "*#batch d s"], *, equal: bool
+) -> tuple[Float[Tensor, "*#batch d r"], Float[Tensor, "*#batch d s"]]:
     u, v = as_float(u, "u", "d r"), as_float(v, "v", "d r")
     for name, basis in (("u", u), ("v", v)):
         if not 1 <= basis.shape[-1] <= basis.shape[-2]:
@@ -68,7 +73,9 @@ def _bases(u: Tensor, v: Tensor, *, equal: bool) -> tuple[Tensor, Tensor]:
     return u, v
 
 
-def principal_angles(u: Tensor, v: Tensor) -> Tensor:
+def principal_angles(
+    u: Float[Tensor, "*#batch d r"], v: Float[Tensor, "*#batch d s"]
+) -> Float[Tensor, "*#batch angles"]:
     r"""Principal angles between the column spaces of ``u`` and ``v``.
 
     Their cosines are the singular values of :math:`Q_u^\top Q_v`, their sines those of
@@ -111,7 +118,9 @@ def principal_angles(u: Tensor, v: Tensor) -> Tensor:
 
 
 @computes("qk_alignment")
-def projection_similarity(u: Tensor, v: Tensor) -> Tensor:
+def projection_similarity(
+    u: Float[Tensor, "*#batch d r"], v: Float[Tensor, "*#batch d r"]
+) -> Float[Tensor, "*#batch"]:
     r"""How much of one subspace lies in another: the mean squared cosine of their principal angles.
 
     .. math:: \|U^\top V\|_F^2 / r
@@ -143,7 +152,9 @@ def projection_similarity(u: Tensor, v: Tensor) -> Tensor:
 
 @computes("drift")
 @computes("velocity")
-def subspace_distance(u: Tensor, v: Tensor) -> Tensor:
+def subspace_distance(
+    u: Float[Tensor, "*#batch d r"], v: Float[Tensor, "*#batch d r"]
+) -> Float[Tensor, "*#batch"]:
     r"""Distance of two subspaces: the root mean squared sine of their principal angles.
 
     .. math:: \sqrt{1 - \|U^\top V\|_F^2 / r} = \|V - U U^\top V\|_F / \sqrt{r}

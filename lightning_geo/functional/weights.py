@@ -1,4 +1,4 @@
-"""What a head's parameters say: which directions it reads and writes, without any input.
+"""Metrics of a head's parameters: the directions that it reads and writes, without any input.
 
 See :mod:`lightning_geo.functional.head_weights` for M, N and the shapes of weights.
 """
@@ -13,12 +13,13 @@ from lightning_geo.functional.head_weights import OV, QK, HeadWeights
 from lightning_geo.functional.spectrum import effective_rank, stable_rank
 from lightning_geo.kernels.workspace import scratch
 from lightning_geo.metrics.registry import computes
+from lightning_geo.utils.shapes import Float
 
 __all__ = ["HeadWeights"]
 
 
 @computes("symmetry", reads=QK)
-def symmetry(weights: HeadWeights) -> Tensor:
+def symmetry(weights: HeadWeights) -> Float[Tensor, " heads"]:
     r"""Whether a head scores a pair of tokens alike in both directions.
 
     .. math:: \mathrm{tr}(M M) \,/\, \|M\|_F^2
@@ -39,7 +40,7 @@ def symmetry(weights: HeadWeights) -> Tensor:
 
 
 @computes("directionality", reads=QK)
-def directionality(weights: HeadWeights) -> Tensor:
+def directionality(weights: HeadWeights) -> Float[Tensor, " heads"]:
     r"""Whether a few stream directions stand out on the key side of M or on its query side.
 
     .. math:: \frac{C - R}{C + R}, \quad C = \sum_j \max(c_j - t_c, 0), \quad t_c = \bar c + 2\, s_c
@@ -73,7 +74,9 @@ def directionality(weights: HeadWeights) -> Tensor:
     return _direction(columns.clamp(min=0).sqrt(), rows.clamp(min=0).sqrt())
 
 
-def _direction(columns: Tensor, rows: Tensor) -> Tensor:
+def _direction(
+    columns: Float[Tensor, "*batch d"], rows: Float[Tensor, "*batch d"]
+) -> Float[Tensor, "*batch"]:
     """(C − R)/(C + R) of norms ``[..., d]``; 0 where nothing stands out."""
     over, under = (
         (x - (x.mean(-1, keepdim=True) + 2 * x.std(-1, keepdim=True))).clamp(min=0).sum(-1)
@@ -84,57 +87,57 @@ def _direction(columns: Tensor, rows: Tensor) -> Tensor:
 
 
 @computes("layer_symmetry", reads=QK)
-def layer_symmetry(weights: HeadWeights) -> Tensor:
+def layer_symmetry(weights: HeadWeights) -> Float[Tensor, ""]:
     """Compute :func:`symmetry` of a layer's M, summed over its heads: a scalar."""
     trace, columns, _ = weights.layer_form
     return (trace / columns.square().sum(dtype=trace.dtype)).clamp(-1, 1)
 
 
 @computes("layer_directionality", reads=QK)
-def layer_directionality(weights: HeadWeights) -> Tensor:
+def layer_directionality(weights: HeadWeights) -> Float[Tensor, ""]:
     """Compute :func:`directionality` of a layer's M, summed over its heads: a scalar."""
     _, columns, rows = weights.layer_form
     return _direction(columns, rows)
 
 
 @computes("qk_effective_rank", reads=QK)
-def qk_effective_rank(weights: HeadWeights) -> Tensor:
+def qk_effective_rank(weights: HeadWeights) -> Float[Tensor, " heads"]:
     """Effective rank ``[H]`` of M (entropy of its singular values, Roy & Vetterli 2007)."""
     return effective_rank(weights.qk_spectrum.sqrt())
 
 
 @computes("qk_stable_rank", reads=QK)
-def qk_stable_rank(weights: HeadWeights) -> Tensor:
+def qk_stable_rank(weights: HeadWeights) -> Float[Tensor, " heads"]:
     """Stable rank ``[H]`` of M: ‖M‖²_F / σ₁²."""
     return stable_rank(weights.qk_spectrum)
 
 
 @computes("qk_norm", reads=QK)
-def qk_norm(weights: HeadWeights) -> Tensor:
+def qk_norm(weights: HeadWeights) -> Float[Tensor, " heads"]:
     """Frobenius norm ``[H]`` of M."""
     return weights.qk_spectrum.sum(-1).sqrt()
 
 
 @computes("ov_effective_rank", reads=OV)
-def ov_effective_rank(weights: HeadWeights) -> Tensor:
+def ov_effective_rank(weights: HeadWeights) -> Float[Tensor, " heads"]:
     """Effective rank ``[H]`` of N (entropy of its singular values, Roy & Vetterli 2007)."""
     return effective_rank(weights.ov_spectrum.sqrt())
 
 
 @computes("ov_stable_rank", reads=OV)
-def ov_stable_rank(weights: HeadWeights) -> Tensor:
+def ov_stable_rank(weights: HeadWeights) -> Float[Tensor, " heads"]:
     """Stable rank ``[H]`` of N: ‖N‖²_F / σ₁²."""
     return stable_rank(weights.ov_spectrum)
 
 
 @computes("ov_norm", reads=OV)
-def ov_norm(weights: HeadWeights) -> Tensor:
+def ov_norm(weights: HeadWeights) -> Float[Tensor, " heads"]:
     """Frobenius norm ``[H]`` of N."""
     return weights.ov_spectrum.sum(-1).sqrt()
 
 
 @computes("read_overlap")
-def read_overlap(weights: HeadWeights, role: str) -> Tensor:
+def read_overlap(weights: HeadWeights, role: str) -> Float[Tensor, " heads"]:
     r"""How well the most similar other head of the layer reads the same directions.
 
     .. math:: \max_{h' \ne h} \frac{\mathrm{tr}(A_h A_{h'})}{\|A_h\|_F \, \|A_{h'}\|_F}, \quad A = W^\top W
@@ -156,13 +159,13 @@ def read_overlap(weights: HeadWeights, role: str) -> Tensor:
 
 
 @computes("write_overlap", reads=("output",))
-def write_overlap(weights: HeadWeights) -> Tensor:
-    """Compute :func:`read_overlap` of what heads write: ``[H]``."""
+def write_overlap(weights: HeadWeights) -> Float[Tensor, " heads"]:
+    """Compute :func:`read_overlap` of the directions that heads write: ``[H]``."""
     return read_overlap(weights, "output")
 
 
 @computes("weight_drift")
-def weight_drift(weights: HeadWeights, role: str) -> Tensor:
+def weight_drift(weights: HeadWeights, role: str) -> Float[Tensor, " heads"]:
     r"""How far the directions that a head reads or writes have moved, with their weights.
 
     .. math:: 1 - \frac{\mathrm{tr}(A A_0)}{\|A\|_F \, \|A_0\|_F}, \quad A = W^\top W
@@ -188,11 +191,11 @@ def weight_drift(weights: HeadWeights, role: str) -> Tensor:
         return weights.each(own * 0.0)
     start = as_float(start.to(now.device), "start", "h D d").to(now.dtype)
     before = start @ start.mT
-    theirs = torch.linalg.matrix_norm(before)
-    # ½ ‖A/‖A‖ − A₀/‖A₀‖‖² from what the rows differ by: 1 − RV itself would lose a small drift
-    first = torch.mul(start, theirs.rsqrt()[:, None, None], out=scratch("start", tuple(now.shape), now))
+    start_norm = torch.linalg.matrix_norm(before)
+    # ½ ‖A/‖A‖ − A₀/‖A₀‖‖² from the difference of the rows: 1 − RV itself would round a small drift away
+    first = torch.mul(start, start_norm.rsqrt()[:, None, None], out=scratch("start", tuple(now.shape), now))
     step = torch.mul(now, own.rsqrt()[:, None, None], out=scratch("step", tuple(now.shape), now)).sub_(first)
-    before, mixed, steps = before / theirs[:, None, None], first @ step.mT, step @ step.mT
+    before, mixed, steps = before / start_norm[:, None, None], first @ step.mT, step @ step.mT
     distance = 2 * before * steps + 2 * mixed * mixed.mT + steps.square() + 4 * mixed * steps
     distance = distance.sum((-2, -1))
     return weights.each((distance / 2).clamp(0, 1))

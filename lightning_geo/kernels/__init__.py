@@ -1,7 +1,7 @@
 """Statistics of attention calls, hidden states and role vectors, each on several backends.
 
-A backend is a module with one function per operation, and ``unsupported``, which says why it cannot take
-a call of it. What it cannot take goes to ``chunked``, which takes everything.
+A backend is a module with one function per operation and, where it cannot take every call, ``unsupported``,
+which returns the reason. Calls that a backend cannot take fall back to ``chunked``, which takes all of them.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from lightning_geo.kernels.blocks import BlockRule, mask_rows
 from lightning_geo.kernels.masks import HIDDEN_BELOW
 from lightning_geo.kernels.problem import STATISTICS, AttentionProblem, AttentionStatistics
 from lightning_geo.kernels.vectors import MOMENTS, STREAM, HeadMoments, StreamStatistics, sum_directions
+from lightning_geo.utils.shapes import Bool, Float
 
 __all__ = [
     "BACKENDS",
@@ -39,19 +40,18 @@ __all__ = [
     "sum_directions",
 ]
 
-Backend = Literal["auto", "triton", "compiled", "chunked", "reference"]
+Backend = Literal["auto", "triton", "chunked", "reference"]
 BACKENDS = get_args(Backend)
 
 _log = logging.getLogger(__name__)
 
-#: What failed unexpectedly, see :func:`_attempt`, and how; it is not tried again before :func:`retry_failed`.
+#: Kinds of call (:func:`_attempt`) that failed unexpectedly, with the error, until :func:`retry_failed`.
 _FAILED: dict[tuple[object, ...], str] = {}
 
 #: Operation -> backend -> module and function.
 _FUNCTIONS = {
     "attention": {
         "triton": ("triton", "attention"),
-        "compiled": ("compiled", "compiled"),
         "chunked": ("chunked", "chunked"),
         "reference": ("reference", "reference"),
     },
@@ -73,42 +73,46 @@ def attention(problem: AttentionProblem, backend: Backend = "auto") -> Attention
 
     Args:
         problem: The attention call.
-        backend: ``"auto"`` is the fastest for where the tensors are; one that cannot take the call
-            leaves it to ``"chunked"``.
+        backend: ``"auto"`` picks the fastest one for the tensors' device. A backend that cannot take the
+            call leaves it to ``"chunked"``.
 
     Returns:
-        Its statistics; float64 planes from ``"reference"``, float32 else.
+        Its statistics; ``"reference"`` returns float64 planes, the others float32.
     """
     statistics: AttentionStatistics = _run("attention", backend, problem.query.device, problem)
     return statistics
 
 
 def stream_statistics(
-    x: Tensor,
-    mask: Tensor | None,
-    before: Tensor | None,
-    wanted: frozenset[str],
+    x: Float[Tensor, "batch tokens features"],
+    mask: Bool[Tensor, "batch tokens"] | None,
+    before: Float[Tensor, "batch tokens features"] | None,
+    requested: frozenset[str],
     backend: Backend = "auto",
 ) -> StreamStatistics:
     """See :func:`lightning_geo.kernels.vectors.stream_statistics`, on any backend."""
-    result: StreamStatistics = _run("stream_statistics", backend, x.device, x, mask, before, wanted)
+    result: StreamStatistics = _run("stream_statistics", backend, x.device, x, mask, before, requested)
     return result
 
 
 def head_moments(
-    x: Tensor, mask: Tensor | None, wanted: frozenset[str], backend: Backend = "auto"
+    x: Float[Tensor, "batch heads tokens dim"],
+    mask: Bool[Tensor, "batch tokens"] | None,
+    requested: frozenset[str],
+    backend: Backend = "auto",
 ) -> HeadMoments:
     """See :func:`lightning_geo.kernels.vectors.head_moments`, on any backend."""
-    result: HeadMoments = _run("head_moments", backend, x.device, x, mask, wanted)
+    result: HeadMoments = _run("head_moments", backend, x.device, x, mask, requested)
     return result
 
 
 def _run(operation: str, backend: str, device: torch.device, *arguments: object) -> Any:
     """Run an operation on a backend, or on the next one that can take these arguments.
 
-    What was picked and why is in this module's debug logging. A kernel that fails all the same (a compiler,
-    a device that nobody tried) costs one warning where nobody asked for it by name, and no number. It is left
-    out from then on for calls of its operation, dtype, width and device; others still run on that backend.
+    The debug log names the backend and the reason for a fallback. A kernel picked by ``"auto"`` may still
+    fail, on a device or with a compiler that was never tried: one warning is logged, ``chunked`` computes the
+    result, and calls of the same operation, dtype, width and device skip the backend from then on. A kernel
+    requested by name raises.
     """
     picked = ("triton" if device.type == "cuda" else "chunked") if backend == "auto" else backend
     function, reason = _function(operation, picked, *arguments)
@@ -123,22 +127,22 @@ def _run(operation: str, backend: str, device: torch.device, *arguments: object)
                 raise
             attempt = _attempt(operation, picked, arguments[0])
             reason = _FAILED[attempt] = f"{type(error).__name__}: {error}"
-            what = " ".join(map(str, attempt[2:]))
+            inputs = " ".join(map(str, attempt[2:]))
             _log.warning(
-                "%s: %s kernels fail for %s, torch does it instead: %s", operation, picked, what, reason
+                "%s: %s kernels fail for %s, torch does it instead: %s", operation, picked, inputs, reason
             )
     _log.debug("%s: backend chunked, since %s cannot take it: %s", operation, picked, reason)
     return _run(operation, "chunked", device, *arguments)
 
 
 def retry_failed() -> None:
-    """Let backends run again what they failed at: another run may have more memory, or another driver."""
+    """Forget failed kernels, so that the next run tries them again: it may have more memory."""
     _FAILED.clear()
 
 
-def _attempt(operation: str, backend: str, given: object) -> tuple[object, ...]:
-    """What a failure says something about: backend, dtype, width and device."""
-    x = given.query if isinstance(given, AttentionProblem) else given
+def _attempt(operation: str, backend: str, argument: object) -> tuple[object, ...]:
+    """The kind of call that a failure rules out: operation, backend, dtype, width and device."""
+    x = argument.query if isinstance(argument, AttentionProblem) else argument
     assert isinstance(x, Tensor)
     return operation, backend, x.dtype, f"width {x.shape[-1]}", x.device
 
@@ -146,14 +150,12 @@ def _attempt(operation: str, backend: str, given: object) -> tuple[object, ...]:
 def _function(
     operation: str, backend: str, *arguments: object
 ) -> tuple[Callable[..., Any] | None, str | None]:
-    """A backend's function for these arguments, or why there is none."""
-    if backend not in _FUNCTIONS[operation]:
-        return None, "it has no such function"
+    """A backend's function for these arguments, or the reason why it cannot take them."""
     attempt = _attempt(operation, backend, arguments[0])
     if attempt in _FAILED:
         return None, _FAILED[attempt]
     name, function = _FUNCTIONS[operation][backend]
-    try:  # imported only where wanted: compilers take their time
+    try:  # imported at first use: importing a compiler takes seconds
         module = importlib.import_module(f"lightning_geo.kernels.{name}")
     except ImportError as error:
         return None, str(error)

@@ -1,4 +1,4 @@
-"""``BlockMask``, flex attention's masks: a rule per pair of positions, evaluated where it is needed."""
+"""``BlockMask``, the mask of flex attention: a rule per pair of positions, evaluated tile by tile."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
+
+from lightning_geo.utils.shapes import Bool, Int64, Integer
 
 __all__ = ["BlockRule", "mask_rows"]
 
@@ -24,7 +26,7 @@ class BlockRule:
     """
 
     mask_mod: Callable[..., Tensor]
-    blocks: Tensor
+    blocks: Bool[Tensor, "#batch #heads query_blocks key_blocks"]
     block_size: tuple[int, int]
 
     @classmethod
@@ -33,7 +35,9 @@ class BlockRule:
         queries, keys = mask.BLOCK_SIZE
         return cls(mask.mask_mod, mask.to_dense().bool(), (queries, keys))
 
-    def visible(self, batch: slice, heads: slice, rows: slice | Tensor, columns: slice) -> Tensor:
+    def visible(
+        self, batch: slice, heads: slice, rows: slice | Int64[Tensor, "batch rows"], columns: slice
+    ) -> Bool[Tensor, "#b #h rows columns"]:
         """Bool ``[b or 1, h or 1, rows, columns]`` of a tile; ``rows`` may be chosen, ``[b, rows]``."""
         if isinstance(rows, Tensor):
             sequences = range(*batch.indices(batch.stop))
@@ -42,24 +46,28 @@ class BlockRule:
             return torch.cat([self._tile(b, heads, r, columns) for b, r in zip(one, rows, strict=True)])
         return self._tile(batch, heads, self._range(rows), columns)
 
-    def _tile(self, batch: slice, heads: slice, rows: Tensor, columns: slice) -> Tensor:
+    def _tile(
+        self, batch: slice, heads: slice, rows: Int64[Tensor, " rows"], columns: slice
+    ) -> Bool[Tensor, "#b #h rows columns"]:
         indices = self._leading(batch, 0), self._leading(heads, 1), rows, self._range(columns)
         query_blocks, key_blocks = indices[2] // self.block_size[0], indices[3] // self.block_size[1]
         blocks = self.blocks[indices[0]][:, indices[1]][:, :, query_blocks][..., key_blocks]
         return blocks & self._evaluate(indices, (None, None, None, 0), (None, None, 0, None))
 
-    def pairs(self, rows: Tensor, columns: Tensor) -> Tensor:
+    def pairs(
+        self, rows: Integer[Tensor, " n"], columns: Integer[Tensor, " n"]
+    ) -> Bool[Tensor, "#batch #heads n"]:
         """Bool ``[B or 1, H or 1, n]`` of n pairs of positions."""
         indices = self._leading(slice(None), 0), self._leading(slice(None), 1), rows, columns
         blocks = self.blocks[..., rows // self.block_size[0], columns // self.block_size[1]]
         return blocks & self._evaluate(indices, (None, None, 0, 0))
 
-    def _leading(self, part: slice, axis: int) -> Tensor:
+    def _leading(self, part: slice, axis: int) -> Int64[Tensor, " indices"]:
         # a mask made for one sequence or one head holds for all of them
         size = self.blocks.shape[axis]
         return self._range(slice(0, 1) if size == 1 else slice(*part.indices(size)))
 
-    def _range(self, part: slice) -> Tensor:
+    def _range(self, part: slice) -> Int64[Tensor, " indices"]:
         return torch.arange(part.start, part.stop, device=self.blocks.device)
 
     def _evaluate(self, indices: tuple[Tensor, ...], *inner: tuple[int | None, ...]) -> Tensor:
@@ -70,7 +78,9 @@ class BlockRule:
         return function(*indices).bool()
 
 
-def mask_rows(mask: BlockMask, rows: Tensor, columns: Tensor) -> Tensor:
+def mask_rows(
+    mask: BlockMask, rows: Integer[Tensor, " n"], columns: Integer[Tensor, " n"]
+) -> Bool[Tensor, "#batch n"]:
     """Evaluate a ``BlockMask`` on pairs of positions: may query ``rows[n]`` attend to key ``columns[n]``?
 
     Args:

@@ -18,8 +18,9 @@ from lightning_geo.kernels.precision import exactly
 from lightning_geo.kernels.problem import AttentionProblem, AttentionStatistics
 from lightning_geo.kernels.tiles import Plan, Rows, Tile
 from lightning_geo.kernels.workspace import scratch
+from lightning_geo.utils.shapes import Bool, Float, Int64
 
-__all__ = ["TILE_SCORES", "WHOLE", "RowSums", "chunked", "statistics_by_tile"]
+__all__ = ["TILE_SCORES", "chunked"]
 
 #: Scores per tile, 4 MiB in float32: smaller ones pay for dispatch, larger ones leave the caches.
 TILE_SCORES = 1 << 20
@@ -40,16 +41,9 @@ def chunked(problem: AttentionProblem, tile_scores: int = TILE_SCORES) -> Attent
     Returns:
         The statistics. Beside them and two tiles, only some heads' q and k are held in float32.
     """
-    return statistics_by_tile(problem, tile_scores, RowSums)
-
-
-def statistics_by_tile(
-    problem: AttentionProblem, tile_scores: int, kind: type[RowSums]
-) -> AttentionStatistics:
-    """Go through a call tile by tile, with one way or another to reduce them."""
     with torch.no_grad(), exactly(problem.query.device):
         plan = Plan.of(problem, tile_scores)
-        sums = kind(problem, plan)
+        sums = _RowSums(problem, plan)
         for batch, key_heads in plan.groups(problem):
             sums.add(batch, key_heads)
         return sums.statistics()
@@ -61,16 +55,14 @@ SUMS = ("total", "backward_mass", "forward_mass", "attention_distance", "moment"
         "self_mass", "next_mass", "first_mass", "special_mass")  # fmt: skip
 _TOTAL, _LINEAR, _MOMENT, _NORM = 0, slice(0, 4), 4, 5
 _SINGLE, _SPECIAL = slice(6, 10), 10
-#: Those that need a whole row.
-WHOLE = slice(0, 6)
 
 
-class RowSums:
-    """What the tiles leave of each row."""
+class _RowSums:
+    """Sums over the keys of each row, tile by tile."""
 
     def __init__(self, problem: AttentionProblem, plan: Plan) -> None:
         self.problem, self.plan, self.rows = problem, plan, Rows(problem)
-        self.wants = problem.wanted.__contains__
+        self.requested = problem.requested.__contains__
         shape = problem.rows_shape
         new = problem.query.new_zeros
         self.tiles = scratch("tiles", (2, plan.scores(problem)), problem.query, torch.float32)
@@ -81,9 +73,9 @@ class RowSums:
         self.real = problem.query_mask
         if self.real is not None:
             self.real = self.rows.take(self.real, 1)
-        picks = any(map(self.wants, ("previous_mass", "self_mass", "next_mass", "first_mass")))
+        picks = any(map(self.requested, ("previous_mass", "self_mass", "next_mass", "first_mass")))
         self.singles = _single_keys(problem, self.rows) if picks else None
-        weighs = any(map(self.wants, ("backward_mass", "forward_mass", "attention_distance")))
+        weighs = any(map(self.requested, ("backward_mass", "forward_mass", "attention_distance")))
         self.weights = _LinearWeights(problem, plan.rows) if weighs else None
 
     def add(self, batch: slice, key_heads: slice) -> None:
@@ -105,7 +97,9 @@ class RowSums:
                 self._hide(tile, scores, tame)
                 self._reduce(tile, scores)
 
-    def _scores(self, tile: Tile, query: Tensor, key: Tensor) -> Tensor:
+    def _scores(
+        self, tile: Tile, query: Float[Tensor, "group rows dim"], key: Float[Tensor, "group columns dim"]
+    ) -> Float[Tensor, "b h r columns"]:
         """Scores of a tile before masks, ``[b, h, rows, columns]``, in the first buffer."""
         softcap = self.problem.softcap
         scores = _view(self.tiles[0], (key.shape[0], query.shape[1], key.shape[1]))
@@ -116,7 +110,7 @@ class RowSums:
             scores.tanh_().mul_(softcap)
         return scores.view(tile.shape)
 
-    def _hide(self, tile: Tile, scores: Tensor, tame: bool) -> None:
+    def _hide(self, tile: Tile, scores: Float[Tensor, "b h rows columns"], tame: bool) -> None:
         """Add masks to a tile's scores, in place, and count the keys that they leave."""
         problem = self.problem
         if tame and not problem.masks:
@@ -128,62 +122,62 @@ class RowSums:
         scores += bias
         self.visible[tile[:3]] = scores.shape[3] - count_hidden(bias, scores.shape[3])
         if not tame:
-            # a NaN outlives the addition, also one in rows that nobody asks for
+            # NaN survives the addition, also in padded rows, so hidden scores are overwritten
             hidden = is_hidden(bias)
             if self.real is not None:
                 hidden = hidden | ~self.real[tile.batch, None, tile.rows, None]
             scores.masked_fill_(hidden, HIDDEN_SCORE)
 
-    def _reduce(self, tile: Tile, scores: Tensor) -> None:
-        """Reduce a tile's scores; they are lost."""
+    def _reduce(self, tile: Tile, scores: Float[Tensor, "b h rows columns"]) -> None:
+        """Reduce a tile's scores, which are overwritten."""
         batch, heads, rows, columns = tile.shape
         at = tile[:3]
-        e = self.exponentials(tile, scores)
+        e = self._exponentials(tile, scores)
         flat = e.view(batch * heads, rows, columns)
-        if self.wants("received"):
+        if self.requested("received"):
             share = torch.where(self._live(tile), 1.0 / self.sums[_TOTAL][at], 0.0)
             received = torch.bmm(share.view(batch * heads, 1, rows), flat).view(batch, heads, columns)
             self.received[tile.batch, tile.heads, tile.columns] += received
         if self.singles is not None:
             self._pick(tile, e, self.singles)
-        if self.problem.special is not None and self.wants("special_mass"):
+        if self.problem.special is not None and self.requested("special_mass"):
             special = self.problem.special[tile.batch, None, None, tile.columns].to(torch.float32)
             special = special.expand(-1, heads, -1, -1).reshape(batch * heads, 1, columns)
             self.sums[_SPECIAL][at] = torch.bmm(special, flat.transpose(1, 2)).view(batch, heads, rows)
 
-    def exponentials(self, tile: Tile, scores: Tensor) -> Tensor:
-        """Turn scores into e = exp(score - peak), in place, and enter what sums over whole rows give."""
+    def _exponentials(
+        self, tile: Tile, scores: Float[Tensor, "b h rows columns"]
+    ) -> Float[Tensor, "b h rows columns"]:
+        """Turn scores into e = exp(score - peak), in place, and store the sums over whole rows."""
         at = tile[:3]
         peak = scores.amax(-1, keepdim=True)
-        exponent = torch.sub(scores, peak, out=self.other_tile(scores))
+        exponent = torch.sub(scores, peak, out=_view(self.tiles[1], scores.shape))
         e = torch.mul(exponent, _LOG2E, out=scores).exp2_()
         self.peak[at] = peak.squeeze(-1)
-        if self.wants("concentration"):
+        if self.requested("concentration"):
             self.sums[_NORM][at] = torch.linalg.vector_norm(e, dim=-1)
         if self.weights is None:
             self.sums[_TOTAL][at] = e.sum(-1)
         else:
             self.weights.add_up(self.rows, tile, e, self.sums[_LINEAR])
-        if self.wants("entropy"):
+        if self.requested("entropy"):
             self.sums[_MOMENT][at] = exponent.mul_(e).sum(-1)
         return e
 
-    def other_tile(self, scores: Tensor) -> Tensor:
-        """The second buffer, in the shape of the tile in the first one."""
-        return _view(self.tiles[1], scores.shape)
-
-    def _live(self, tile: Tile) -> Tensor:
+    def _live(self, tile: Tile) -> Bool[Tensor, "b h rows"]:
         live = self.visible[tile[:3]] > 0
         return live if self.real is None else live & self.real[tile.batch, None, tile.rows]
 
-    def _pick(self, tile: Tile, e: Tensor, singles: Tensor) -> None:
+    def _pick(
+        self, tile: Tile, e: Float[Tensor, "b h rows columns"], singles: Int64[Tensor, "#batch 1 all_rows 4"]
+    ) -> None:
         """Read single keys of each row."""
         sequences = tile.batch if singles.shape[0] > 1 else slice(None)
         column = singles[sequences, :, tile.rows] - tile.columns.start
         index = column.clamp(0, e.shape[3] - 1)
         inside = (index == column).to(e.dtype)
-        found = e.gather(-1, index.expand(*e.shape[:3], -1)).mul_(inside)
-        self.sums[_SINGLE, tile.batch, tile.heads, tile.rows] = found.permute(3, 0, 1, 2)
+        masses = e.gather(-1, index.expand(*e.shape[:3], -1)).mul_(inside)
+        self.sums[_SINGLE, tile.batch, tile.heads, tile.rows] = masses.permute(3, 0, 1, 2)
 
     def statistics(self) -> AttentionStatistics:
         """Turn the sums into statistics."""
@@ -196,7 +190,7 @@ class RowSums:
         # centred at the peak: exact at any offset of the scores
         entropy = (logarithm - self.sums[_MOMENT] / total).clamp_(min=0)
         own = torch.stack([self.peak + logarithm, entropy, 1.0 / total, self.peak])
-        planes = [  # in place: on long sequences these planes are what takes memory
+        planes = [  # in place: on long sequences these planes take most of the memory
             *self.rows.restore(own.masked_fill_(undefined, torch.nan)),
             *self.rows.restore(self.sums.div_(total.clone()).masked_fill_(undefined, torch.nan)),
         ]
@@ -210,26 +204,26 @@ class RowSums:
             fields["learned_sink_mass"] = torch.sigmoid(
                 sinks.to(torch.float32)[:, None] - fields["logsumexp"]
             )
-        if self.wants("received"):
+        if self.requested("received"):
             broken = (live & ~finite).any(-1, keepdim=True)
             fields["received"] = self.received.masked_fill(broken, torch.nan)
         live, visible = self.rows.restore(live), self.rows.restore(self.visible)
-        return AttentionStatistics(live, visible, **fields).only(problem.wanted)
+        return AttentionStatistics(live, visible, **fields).only(problem.requested)
 
 
-def _single_keys(problem: AttentionProblem, rows: Rows) -> Tensor:
+def _single_keys(problem: AttentionProblem, rows: Rows) -> Int64[Tensor, "#batch 1 rows 4"]:
     """Keys that rows read alone, ``[B or 1, 1, rows, 4]``: next to their own position, and the first."""
     position = rows.positions
-    first = first_keys(problem) if "first_mass" in problem.wanted else position.new_zeros(1)
+    first = first_keys(problem) if "first_mass" in problem.requested else position.new_zeros(1)
     batch = len(first) if len(position) == 1 else len(position)
     parts = [position - 1, position, position + 1, first[:, None].expand(-1, rows.count)]
     return torch.stack([part.expand(batch, -1) for part in parts], -1)[:, None]
 
 
 class _LinearWeights:
-    """What the sums of a row weigh keys with: one, before, after, distance.
+    """Weights of keys in a row's sums: one, before, after, distance.
 
-    They depend on how far ahead a key lies alone, so each row takes a part of one table.
+    They depend only on how far ahead a key lies, so each row takes a part of one table.
     """
 
     def __init__(self, problem: AttentionProblem, rows: int) -> None:
@@ -242,7 +236,13 @@ class _LinearWeights:
         parts = [torch.ones_like(ahead), ahead < 0, ahead > 0, ahead.abs()]
         self._table = torch.stack(parts, dim=-2).to(torch.float32)  # [rows, 4, ahead] or [4, ahead]
 
-    def add_up(self, rows: Rows, tile: Tile, e: Tensor, sums: Tensor) -> None:
+    def add_up(
+        self,
+        rows: Rows,
+        tile: Tile,
+        e: Float[Tensor, "b h rows columns"],
+        sums: Float[Tensor, "4 batch heads all_rows"],
+    ) -> None:
         """Enter the weighted sums of a tile into ``sums`` ``[4, B, H, rows]``."""
         _, heads, count, columns = tile.shape
         start = tile.columns.start + self._behind
@@ -262,7 +262,7 @@ class _LinearWeights:
             sums[:, sequences, tile.heads, tile.rows] = linear.reshape(4, -1, heads, count)
 
 
-def _compact(name: str, x: Tensor) -> Tensor:
+def _compact(name: str, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """In float32 and in order, for products and for norms: itself if it is that already."""
     if x.dtype == torch.float32 and x.is_contiguous():
         return x

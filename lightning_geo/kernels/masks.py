@@ -1,4 +1,4 @@
-"""What hides keys from queries, as a bias on the scores: masks of every kind, causality, windows."""
+"""Masks of every kind, causality and windows, as a bias on the scores."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_geo.kernels.blocks import BlockRule
 from lightning_geo.kernels.problem import AttentionProblem
 from lightning_geo.kernels.tiles import Rows, Tile
+from lightning_geo.utils.shapes import Bool, Float, Int64, Shaped
 
 __all__ = ["HIDDEN_BELOW", "HIDDEN_SCORE", "bias_of", "count_hidden", "first_keys", "is_hidden"]
 
@@ -26,8 +27,10 @@ HIDDEN_SCORE = -1e30
 _STEP = 64
 
 
-def bias_of(problem: AttentionProblem, rows: Rows, tile: Tile) -> Tensor:
-    """What masks, causality and window add to a tile's scores; :func:`is_hidden` tells hidden keys.
+def bias_of(
+    problem: AttentionProblem, rows: Rows, tile: Tile
+) -> Float[Tensor, "#batch #heads #rows #columns"]:
+    """Bias that masks, causality and window add to a tile's scores; :func:`is_hidden` finds hidden keys.
 
     Returns:
         float32, each axis of the tile's size or 1.
@@ -40,19 +43,21 @@ def bias_of(problem: AttentionProblem, rows: Rows, tile: Tile) -> Tensor:
     return functools.reduce(torch.add, parts)
 
 
-def is_hidden(bias: Tensor) -> Tensor:
-    """Where a bias hides its key. A NaN does not: it is to be seen in the row's statistics."""
+def is_hidden(bias: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
+    """Where a bias hides its key. A NaN hides nothing: it has to reach the row's statistics."""
     return bias <= HIDDEN_SCORE / 2
 
 
-def count_hidden(bias: Tensor, columns: int) -> Tensor:
+def count_hidden(
+    bias: Float[Tensor, "batch heads rows #{columns}"], columns: int
+) -> Float[Tensor, "batch heads rows"]:
     """How many of a tile's columns a bias hides from each row: float32, :func:`is_hidden` summed up."""
     # a comparison is vectorised only where its result is as wide as its operands
     hidden = torch.le(bias, HIDDEN_SCORE / 2, out=torch.empty_like(bias))
     return hidden.expand(-1, -1, -1, columns).sum(-1)
 
 
-def first_keys(problem: AttentionProblem) -> Tensor:
+def first_keys(problem: AttentionProblem) -> Int64[Tensor, " batch"]:
     """Find the first valid key of each sequence, as ``AttentionStatistics.first_mass`` defines it.
 
     Returns:
@@ -68,14 +73,14 @@ def first_keys(problem: AttentionProblem) -> Tensor:
         seen = _seen(problem, rows, Tile(slice(0, batch), slice(0, heads), slice(0, queries), columns))
         if real is not None and queries == problem.keys:
             seen = seen & real[:, columns]
-        found = torch.where(seen.any(-1), start + seen.to(torch.uint8).argmax(-1), problem.keys)
-        first = torch.minimum(first, found)
+        earliest = torch.where(seen.any(-1), start + seen.to(torch.uint8).argmax(-1), problem.keys)
+        first = torch.minimum(first, earliest)
         if bool((first < problem.keys).all()):
             break
     return first
 
 
-def _seen(problem: AttentionProblem, rows: Rows, tile: Tile) -> Tensor:
+def _seen(problem: AttentionProblem, rows: Rows, tile: Tile) -> Bool[Tensor, "batch columns"]:
     """Bool ``[B or 1, columns]``: which keys any live row of the tile may attend to."""
     visible = (~is_hidden(bias_of(problem, rows, tile))).any(dim=1)
     if problem.query_mask is not None:
@@ -85,7 +90,9 @@ def _seen(problem: AttentionProblem, rows: Rows, tile: Tile) -> Tensor:
     return visible.any(dim=1).expand(-1, tile.shape[3])
 
 
-def _mask_bias(mask: Tensor | BlockRule, rows: Rows, tile: Tile) -> Tensor:
+def _mask_bias(
+    mask: Shaped[Tensor, "#batch #heads #queries #keys"] | BlockRule, rows: Rows, tile: Tile
+) -> Float[Tensor, "#b #h #rows #columns"]:
     if isinstance(mask, BlockRule):
         chosen = tile.rows if rows.chosen is None else rows.chosen[tile.batch, tile.rows]
         visible = mask.visible(tile.batch, tile.heads, chosen, tile.columns)
@@ -102,7 +109,7 @@ def _mask_bias(mask: Tensor | BlockRule, rows: Rows, tile: Tile) -> Tensor:
     return visible.view(torch.uint8).to(torch.float32).sub_(1.0).mul_(-HIDDEN_SCORE)
 
 
-def _band_bias(problem: AttentionProblem, rows: Rows, tile: Tile) -> Tensor:
+def _band_bias(problem: AttentionProblem, rows: Rows, tile: Tile) -> Float[Tensor, "batch 1 rows columns"]:
     batch = tile.batch if rows.positions.shape[0] > 1 else slice(None)
     position = rows.positions[batch, None, tile.rows, None]
     column = torch.arange(tile.columns.start, tile.columns.stop, device=position.device)

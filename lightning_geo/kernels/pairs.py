@@ -13,14 +13,17 @@ from lightning_geo.kernels.precision import exactly
 from lightning_geo.kernels.problem import AttentionProblem
 from lightning_geo.kernels.tiles import Plan, Rows, Tile
 from lightning_geo.kernels.workspace import scratch
+from lightning_geo.utils.shapes import Bool, Float, Int64
 
 __all__ = ["near_and_mutual", "norm_shares", "score_histogram"]
 
 
-def _tiles(problem: AttentionProblem, tile_scores: int) -> Iterator[tuple[Tile, Tensor, Tensor]]:
+def _tiles(
+    problem: AttentionProblem, tile_scores: int
+) -> Iterator[tuple[Tile, Float[Tensor, "b h rows columns"], Bool[Tensor, "#b #h #rows #columns"]]]:
     """Dot products ``[b, h, rows, columns]`` without scale, softcap and bias, and which pairs are hidden.
 
-    The products are the caller's to change; what is hidden is bool, each axis of the tile's size or 1.
+    The caller may overwrite the products. The mask of hidden pairs has each axis of the tile's size or 1.
     """
     plan, rows = Plan.of(problem, tile_scores), Rows(problem)
     shared = problem.group_size
@@ -42,8 +45,10 @@ def _tiles(problem: AttentionProblem, tile_scores: int) -> Iterator[tuple[Tile, 
             yield tile, products, hidden
 
 
-def score_histogram(problem: AttentionProblem, bins: int, tile_scores: int = TILE_SCORES) -> Tensor:
-    """How many visible pairs have a dot product in each of ``bins`` equal parts of their range.
+def score_histogram(
+    problem: AttentionProblem, bins: int, tile_scores: int = TILE_SCORES
+) -> Float[Tensor, "batch heads {bins}"]:
+    """Count visible pairs by their dot product, in ``bins`` equal parts of its range.
 
     Args:
         problem: The attention call.
@@ -74,7 +79,7 @@ def score_histogram(problem: AttentionProblem, bins: int, tile_scores: int = TIL
         return torch.where(width[..., 0].isfinite(), counts, torch.nan).double()
 
 
-def norm_shares(problem: AttentionProblem, tile_scores: int = TILE_SCORES) -> Tensor:
+def norm_shares(problem: AttentionProblem, tile_scores: int = TILE_SCORES) -> Float[Tensor, "3 batch heads"]:
     """Covariance shares of ln‖q‖, ln‖k‖ and ln|cos| in the variance of ln|q·k| over visible pairs.
 
     Args:
@@ -91,7 +96,7 @@ def norm_shares(problem: AttentionProblem, tile_scores: int = TILE_SCORES) -> Te
         queries, keys = (
             torch.linalg.vector_norm(x.float(), dim=-1).log() for x in (problem.query, problem.key)
         )
-        # where a vector is zero or not finite, so are its products: it is told by them
+        # a vector that is zero or not finite is noticed by its products, so its logarithm may be 0 here
         queries, keys = (torch.where(x.isfinite(), x, 0.0) for x in (queries, keys))
         keys = keys.repeat_interleave(problem.group_size, dim=1)
         queries, keys = queries.to(dtype), keys.to(dtype)
@@ -116,14 +121,58 @@ def norm_shares(problem: AttentionProblem, tile_scores: int = TILE_SCORES) -> Te
         by_query = (with_query / count - query * score / count.square()) / variance
         by_key = (with_key / count - key * score / count.square()) / variance
         shares = torch.stack([by_query, by_key, 1 - by_query - by_key])
-        # rounding of equal scores is no variance
+        # below this, equal scores differ by rounding alone
         return torch.where(variance > 1e-10, shares, torch.nan).float()
 
 
+def _probabilities(
+    problem: AttentionProblem,
+    name: str,
+    left: Float[Tensor, "b h rows dim"],
+    right: Float[Tensor, "b h columns dim"],
+    bias: Float[Tensor, "#b #h #rows #columns"],
+    logsumexp: Float[Tensor, "b h #rows #columns"],
+) -> Float[Tensor, "b h rows columns"]:
+    """Softmax probabilities of one tile, from its scores and their logsumexp, in reused memory."""
+    out = scratch(name, (*left.shape[:3], right.shape[2]), left)
+    p = torch.matmul(left, right.mT, out=out).mul_(problem.scale)
+    if problem.softcap is not None:
+        p.div_(problem.softcap).tanh_().mul_(problem.softcap)
+    return p.add_(bias).sub_(logsumexp).exp_()
+
+
+def _pair_sums(
+    back: Float[Tensor, "b h rows columns"],
+    forth: Float[Tensor, "b h rows columns"],
+    distance: Int64[Tensor, "rows columns"],
+    near: int,
+) -> Float[Tensor, "4 b h"]:
+    """Sum a tile's near masses on either side, mutual products and squares; ``back`` and ``forth`` are lost.
+
+    The last columns are the rows' own tokens, so that pairs right of the diagonal are left out there.
+    """
+    square = distance.shape[1] - distance.shape[0]
+    own = back[..., square:].diagonal(dim1=-2, dim2=-1).square().sum(-1)
+    for p in (back, forth):
+        p[..., square:].tril_(-1)
+    close = slice(max(0, square - near), None)
+    inside = (distance[:, close] <= near).to(back.dtype)
+    flat = back.flatten(2), forth.flatten(2)
+    return torch.stack([
+        (back[..., close] * inside).sum((2, 3)), (forth[..., close] * inside).sum((2, 3)),
+        2 * torch.linalg.vecdot(*flat),
+        own + sum(torch.linalg.vector_norm(p, dim=-1).square() for p in flat),
+    ])  # fmt: skip
+
+
 def near_and_mutual(
-    problem: AttentionProblem, logsumexp: Tensor, live: Tensor, near: int, tile_scores: int = TILE_SCORES
-) -> dict[str, Tensor]:
-    """How much attention goes to near tokens on either side, and how much of it is returned.
+    problem: AttentionProblem,
+    logsumexp: Float[Tensor, "batch heads tokens"],
+    live: Bool[Tensor, "batch heads tokens"],
+    near: int,
+    tile_scores: int = TILE_SCORES,
+) -> dict[str, Float[Tensor, "batch heads"]]:
+    """Attention to near tokens on either side, and the share of attention that is mutual.
 
     Args:
         problem: The attention call, queries and keys being the same tokens.
@@ -138,10 +187,10 @@ def near_and_mutual(
     """
     with torch.no_grad(), exactly(problem.query.device):
         plan, rows, count = Plan.of(problem, tile_scores), Rows(problem), problem.keys
-        # rows that do not count have no probabilities
+        # exp(score - inf) = 0: rows that are not live have no probabilities
         offset = torch.where(live, logsumexp.float(), torch.inf)
         sums = problem.query.new_zeros(4, *problem.rows_shape[:2], dtype=torch.float32)
-        # how far apart two tokens may be of which one sees the other
+        # largest distance at which one of two tokens sees the other
         bounded = problem.left is not None and problem.right is not None
         reach = max(problem.left or 0, problem.right or 0) if bounded else count
         index = torch.arange(count, device=problem.query.device)
@@ -149,40 +198,24 @@ def near_and_mutual(
             heads = slice(key_heads.start * problem.group_size, key_heads.stop * problem.group_size)
             query = problem.query[batch, heads].float()
             key = problem.key[batch, key_heads].float().repeat_interleave(problem.group_size, dim=1)
-            given = offset[batch, heads]
+            norm = offset[batch, heads]
             for start in range(0, count, plan.rows):
                 late = slice(start, min(start + plan.rows, count))
                 early = slice(max(0, start - reach), late.stop)
-                shape = (*query.shape[:2], late.stop - start, late.stop - early.start)
-                # each two tokens once: what the later gives the earlier, and what it is given by it
+                # every pair of tokens once: the later attends to the earlier, and the other way round
                 biases = (
                     bias_of(problem, rows, Tile(batch, heads, late, early)),
                     bias_of(problem, rows, Tile(batch, heads, early, late)).mT,
                 )
                 back, forth = (
-                    torch.matmul(x[:, :, late], y[:, :, early].mT, out=scratch(name, shape, query))
-                    for name, x, y in (("back", query, key), ("forth", key, query))
+                    _probabilities(problem, name, x[:, :, late], y[:, :, early], bias, offsets)
+                    for name, x, y, bias, offsets in (
+                        ("back", query, key, biases[0], norm[:, :, late, None]),
+                        ("forth", key, query, biases[1], norm[:, :, None, early]),
+                    )
                 )
-                for p, bias, norm in zip(
-                    (back, forth), biases, (given[:, :, late, None], given[:, :, None, early]), strict=True
-                ):
-                    p.mul_(problem.scale)
-                    if problem.softcap is not None:
-                        p.div_(problem.softcap).tanh_().mul_(problem.softcap)
-                    p.add_(bias).sub_(norm).exp_()
-                square = late.start - early.start
-                own = back[..., square:].diagonal(dim1=-2, dim2=-1).square().sum(-1)
-                for p in (back, forth):
-                    p[..., square:].tril_(-1)
-                close = slice(max(0, square - near), None)
-                distance = index[late, None] - index[early][close]
-                inside = (distance <= near).to(back.dtype)
-                flat = back.flatten(2), forth.flatten(2)
-                sums[:, batch, heads] += torch.stack([
-                    (back[..., close] * inside).sum((2, 3)), (forth[..., close] * inside).sum((2, 3)),
-                    2 * torch.linalg.vecdot(*flat),
-                    own + sum(torch.linalg.vector_norm(p, dim=-1).square() for p in flat),
-                ])  # fmt: skip
+                distance = index[late, None] - index[early]
+                sums[:, batch, heads] += _pair_sums(back, forth, distance, near)
         counted = live.sum(-1)
         back, forth, mutual, total = sums
         return {"backward": back / counted, "forward": forth / counted, "cluster": mutual / total}

@@ -7,10 +7,11 @@ from dataclasses import dataclass, fields, replace
 from torch import Tensor
 
 from lightning_geo.kernels.blocks import BlockRule
+from lightning_geo.utils.shapes import Bool, Float, Int64, Shaped
 
 __all__ = ["STATISTICS", "AttentionProblem", "AttentionStatistics"]
 
-#: Everything that can be asked for: the fields of :class:`AttentionStatistics` but ``live``.
+#: Names of all statistics: the fields of :class:`AttentionStatistics` except ``live``.
 STATISTICS = (
     "visible_keys", "logsumexp", "entropy", "concentration", "max_probability", "max_logit",
     "self_mass", "previous_mass", "next_mass", "first_mass", "backward_mass", "forward_mass",
@@ -37,24 +38,24 @@ class AttentionProblem:
         right: Keys visible after a row's position; None for all, 0 for causal.
         query_mask: ``[B, Nq]`` bool, True = real token; None if all are.
         sinks: ``[H]``, logit of the key-less column; None for none.
-        special: ``[B, Nk]`` bool, True = special token; None if nobody asks.
+        special: ``[B, Nk]`` bool, True = special token; None for none.
         rows: ``[B, R]`` int64, the query rows to measure, in any order; None for all of them.
-        wanted: Which of ``STATISTICS`` to compute; what is not asked for is not paid for.
+        requested: Which of ``STATISTICS`` to compute; the others cost nothing.
     """
 
-    query: Tensor
-    key: Tensor
+    query: Float[Tensor, "batch heads queries dim"]
+    key: Float[Tensor, "batch key_heads keys dim"]
     scale: float
     softcap: float | None = None
-    masks: tuple[Tensor | BlockRule, ...] = ()
+    masks: tuple[Shaped[Tensor, "#batch #heads #queries #keys"] | BlockRule, ...] = ()
     offset: int = 0
     left: int | None = None
     right: int | None = None
-    query_mask: Tensor | None = None
-    sinks: Tensor | None = None
-    special: Tensor | None = None
-    rows: Tensor | None = None
-    wanted: frozenset[str] = frozenset(STATISTICS)
+    query_mask: Bool[Tensor, "batch queries"] | None = None
+    sinks: Float[Tensor, " heads"] | None = None
+    special: Bool[Tensor, "batch keys"] | None = None
+    rows: Int64[Tensor, "batch measured"] | None = None
+    requested: frozenset[str] = frozenset(STATISTICS)
 
     @property
     def rows_shape(self) -> tuple[int, int, int]:
@@ -92,13 +93,13 @@ class AttentionProblem:
 
 @dataclass(frozen=True)
 class AttentionStatistics:
-    r"""What each query's attention looks like, without the attention matrix.
+    r"""Statistics of each query's attention, computed without the attention matrix.
 
     :math:`p_{ij}` is the softmax of the scores over visible keys, before dropout and without the sink;
     i is a query row, :math:`\pi_i` its key position (i, or i + Nk - Nq with bottom-right alignment).
     Float planes are float32 ``[B, H, Nq]``, or ``[B, H, R]`` where R rows were chosen. Rows that are not
     ``live`` hold NaN in all of them but ``visible_keys``; so do live rows in which a visible score is NaN
-    or infinite. What was not asked for is None.
+    or infinite. Statistics that were not requested are None.
 
     Args:
         live: Bool ``[B, H, Nq]``: at least one key is visible and ``query_mask`` is True.
@@ -123,25 +124,27 @@ class AttentionStatistics:
         learned_sink_mass: Probability of the sink column in the full softmax; None unless sinks were given.
     """
 
-    live: Tensor
-    visible_keys: Tensor | None = None
-    logsumexp: Tensor | None = None
-    entropy: Tensor | None = None
-    concentration: Tensor | None = None
-    max_probability: Tensor | None = None
-    max_logit: Tensor | None = None
-    self_mass: Tensor | None = None
-    previous_mass: Tensor | None = None
-    next_mass: Tensor | None = None
-    first_mass: Tensor | None = None
-    backward_mass: Tensor | None = None
-    forward_mass: Tensor | None = None
-    attention_distance: Tensor | None = None
-    received: Tensor | None = None
-    special_mass: Tensor | None = None
-    learned_sink_mass: Tensor | None = None
+    live: Bool[Tensor, "batch heads rows"]
+    visible_keys: Float[Tensor, "batch heads rows"] | None = None
+    logsumexp: Float[Tensor, "batch heads rows"] | None = None
+    entropy: Float[Tensor, "batch heads rows"] | None = None
+    concentration: Float[Tensor, "batch heads rows"] | None = None
+    max_probability: Float[Tensor, "batch heads rows"] | None = None
+    max_logit: Float[Tensor, "batch heads rows"] | None = None
+    self_mass: Float[Tensor, "batch heads rows"] | None = None
+    previous_mass: Float[Tensor, "batch heads rows"] | None = None
+    next_mass: Float[Tensor, "batch heads rows"] | None = None
+    first_mass: Float[Tensor, "batch heads rows"] | None = None
+    backward_mass: Float[Tensor, "batch heads rows"] | None = None
+    forward_mass: Float[Tensor, "batch heads rows"] | None = None
+    attention_distance: Float[Tensor, "batch heads rows"] | None = None
+    received: Float[Tensor, "batch heads keys"] | None = None
+    special_mass: Float[Tensor, "batch heads rows"] | None = None
+    learned_sink_mass: Float[Tensor, "batch heads rows"] | None = None
 
-    def only(self, wanted: frozenset[str]) -> AttentionStatistics:
-        """Leave out what was not asked for."""
-        kept = {f.name: getattr(self, f.name) for f in fields(self) if f.name in wanted or f.name == "live"}
+    def only(self, requested: frozenset[str]) -> AttentionStatistics:
+        """Drop the statistics that were not requested."""
+        kept = {
+            f.name: getattr(self, f.name) for f in fields(self) if f.name in requested or f.name == "live"
+        }
         return AttentionStatistics(**kept)

@@ -9,6 +9,7 @@ from lightning_geo.kernels.blocks import BlockRule
 from lightning_geo.kernels.masks import HIDDEN_BELOW
 from lightning_geo.kernels.problem import AttentionProblem, AttentionStatistics
 from lightning_geo.kernels.vectors import HeadMoments, StreamStatistics
+from lightning_geo.utils.shapes import Bool, Float
 
 __all__ = ["reference", "reference_moments", "reference_stream"]
 
@@ -69,10 +70,12 @@ def reference(problem: AttentionProblem) -> AttentionStatistics:
         learned_sink_mass=None
         if sinks is None
         else plane(torch.sigmoid(sinks.double()[:, None] - logsumexp)),
-    ).only(problem.wanted)
+    ).only(problem.requested)
 
 
-def _visible_scores(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
+def _visible_scores(
+    problem: AttentionProblem,
+) -> tuple[Bool[Tensor, "batch heads queries keys"], Float[Tensor, "batch heads queries keys"]]:
     """Which keys are visible and all scores, hidden ones included: ``[B, H, Nq, Nk]`` each."""
     batch, heads, _ = problem.rows_shape
     shape = (batch, heads, problem.query.shape[2], problem.keys)
@@ -98,7 +101,9 @@ def _visible_scores(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
     return visible, scores
 
 
-def _first_key(problem: AttentionProblem, attended: Tensor) -> Tensor:
+def _first_key(
+    problem: AttentionProblem, attended: Bool[Tensor, "batch heads queries keys"]
+) -> Bool[Tensor, "batch 1 1 keys"]:
     """Bool ``[B, 1, 1, Nk]``, True at most once per sequence."""
     valid = attended.any(dim=(1, 2))
     if problem.query_mask is not None and problem.query_mask.shape[1] == problem.keys:
@@ -108,7 +113,10 @@ def _first_key(problem: AttentionProblem, attended: Tensor) -> Tensor:
 
 @torch.no_grad()
 def reference_stream(
-    x: Tensor, mask: Tensor | None, before: Tensor | None, wanted: frozenset[str]
+    x: Float[Tensor, "batch tokens features"],
+    mask: Bool[Tensor, "batch tokens"] | None,
+    before: Float[Tensor, "batch tokens features"] | None,
+    requested: frozenset[str],
 ) -> StreamStatistics:
     """Compute ``StreamStatistics`` as they are defined, token by token: for tests."""
     x = x.double()
@@ -124,24 +132,28 @@ def reference_stream(
         )
         finite = finite & before.isfinite().all(-1)
     planes = {
-        n: plane.masked_fill(~(valid & finite), torch.nan) for n, plane in planes.items() if n in wanted
+        n: plane.masked_fill(~(valid & finite), torch.nan) for n, plane in planes.items() if n in requested
     }
-    if "directions" not in wanted:
+    if "directions" not in requested:
         return StreamStatistics(valid, finite, **planes)
     return StreamStatistics(valid, finite, **planes, **_directions(x, valid))
 
 
 @torch.no_grad()
-def reference_moments(x: Tensor, mask: Tensor | None, wanted: frozenset[str]) -> HeadMoments:
+def reference_moments(
+    x: Float[Tensor, "batch heads tokens dim"],
+    mask: Bool[Tensor, "batch tokens"] | None,
+    requested: frozenset[str],
+) -> HeadMoments:
     """Compute ``HeadMoments`` as they are defined, from the real tokens alone: for tests."""
     x = x.double()
     valid = torch.ones(x.shape[0], x.shape[2], dtype=torch.bool, device=x.device) if mask is None else mask
     fields = {}
-    if "norm" in wanted:
+    if "norm" in requested:
         fields["norm"] = x.norm(dim=-1).masked_fill(~valid[:, None], torch.nan)
-    if "directions" in wanted:
+    if "directions" in requested:
         fields |= _directions(x, valid[:, None].expand(x.shape[:-1]))
-    if "scatter" in wanted:
+    if "scatter" in requested:
         tokens = x.transpose(1, 2)[valid]  # [tokens, H, D]
         centred = tokens - tokens.mean(0)
         fields |= {"count": valid.sum(), "mean": tokens.mean(0)}
@@ -149,7 +161,9 @@ def reference_moments(x: Tensor, mask: Tensor | None, wanted: frozenset[str]) ->
     return HeadMoments(valid, **fields)
 
 
-def _directions(x: Tensor, valid: Tensor) -> dict[str, Tensor]:
+def _directions(
+    x: Float[Tensor, "*batch n d"], valid: Bool[Tensor, "*batch n"]
+) -> dict[str, Float[Tensor, ...]]:
     unit = torch.nn.functional.normalize(x, dim=-1, eps=0).nan_to_num(0.0)  # 0/0 has no direction
     unit = torch.where(valid[..., None], unit, 0.0)
     return {"directions": unit.sum(-2), "directed": (valid & (x != 0).any(-1)).double().sum(-1)}

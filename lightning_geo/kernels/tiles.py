@@ -1,4 +1,4 @@
-"""Which part of the score matrices is in work: rows, tiles, the band that causality and windows leave."""
+"""Parts of the score matrices: measured rows, tiles, and the band that causality and windows leave."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from lightning_geo.kernels.problem import AttentionProblem
+from lightning_geo.utils.shapes import Float, Shaped
 
 __all__ = ["Plan", "Rows", "Tile"]
 
 
-# with more, the part of a causal tile right of the diagonal grows; with fewer, the matrix product suffers
+# more rows waste work right of the diagonal of a causal tile; fewer make the matrix product slow
 _MOST_ROWS, _FEW_ROWS = 128, 16
 
 
@@ -70,8 +71,10 @@ class Rows:
         index = index.view(index.shape[0], *(index.shape[1] if d == axis else 1 for d in range(1, x.dim())))
         return torch.take_along_dim(x, index, axis)
 
-    def restore(self, plane: Tensor) -> Tensor:
-        """Bring planes ``[..., B, H, rows]`` into the order in which the rows were asked for."""
+    def restore(
+        self, plane: Shaped[Tensor, "... batch heads rows"]
+    ) -> Shaped[Tensor, "... batch heads rows"]:
+        """Bring planes ``[..., B, H, rows]`` into the order in which the rows were requested."""
         if self._order is None:
             return plane
         return torch.empty_like(plane).scatter_(-1, self._order[:, None].expand_as(plane), plane)
@@ -96,7 +99,7 @@ class Rows:
         if problem.right is not None and (inner := lowest + problem.right + 1) < columns.stop:
             yield slice(max(inner, columns.start), columns.stop)
 
-    def keys_in_band(self) -> Tensor:
+    def keys_in_band(self) -> Float[Tensor, "batch rows"]:
         """How many keys causality and window leave to each row: float32 ``[B or 1, rows]``."""
         problem, position = self._problem, self.positions
         start = torch.zeros_like(position) if problem.left is None else (position - problem.left).clamp(min=0)
@@ -120,7 +123,7 @@ class Plan(NamedTuple):
         row = max(1, problem.group_size) * _widest(problem, _MOST_ROWS)
         rows = min(_MOST_ROWS, max(_FEW_ROWS, scores // (key_heads * row)), problem.rows_shape[2])
         rows = max(1, min(rows, scores // row))
-        if rows > _FEW_ROWS:  # the matrix product goes by as many
+        if rows > _FEW_ROWS:  # the matrix product takes this many at a time
             rows -= rows % _FEW_ROWS
         fitting = max(1, scores // (row * rows))
         if fitting < key_heads:

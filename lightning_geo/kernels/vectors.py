@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_geo.kernels.precision import exactly
 from lightning_geo.kernels.workspace import scratch
+from lightning_geo.utils.shapes import Bool, Float, Num
 
 __all__ = [
     "MOMENTS",
@@ -21,10 +22,10 @@ __all__ = [
     "token_planes",
 ]
 
-#: What can be asked of :func:`stream_statistics`.
+#: Names of the statistics of :func:`stream_statistics`.
 STREAM = ("norm", "skewness", "kurtosis", "update_ratio", "directions")
 
-#: What can be asked of :func:`head_moments`.
+#: Names of the moments of :func:`head_moments`.
 MOMENTS = ("norm", "directions", "scatter")
 
 # from here on half of a Gram matrix is worth leaving out
@@ -33,10 +34,10 @@ _WIDE, _BLOCKS = 256, 4
 
 @dataclass(frozen=True)
 class StreamStatistics:
-    r"""What the hidden states of a layer look like, per token and per sequence.
+    r"""Statistics of a layer's hidden states, per token and per sequence.
 
     Planes are ``[B, N]``, float32 (float64 for float64 inputs), NaN where a token is padding, where the
-    statistic is not defined, and where a feature is NaN or infinite. What was not asked for is None.
+    statistic is not defined, and where a feature is NaN or infinite. What was not requested is None.
 
     Args:
         valid: Bool ``[B, N]``: real tokens.
@@ -49,21 +50,21 @@ class StreamStatistics:
         directed: ``[B]``, how many real tokens are no zero vectors.
     """
 
-    valid: Tensor
-    finite: Tensor
-    norm: Tensor | None = None
-    skewness: Tensor | None = None
-    kurtosis: Tensor | None = None
-    update_ratio: Tensor | None = None
-    directions: Tensor | None = None
-    directed: Tensor | None = None
+    valid: Bool[Tensor, "batch tokens"]
+    finite: Bool[Tensor, "batch tokens"]
+    norm: Float[Tensor, "batch tokens"] | None = None
+    skewness: Float[Tensor, "batch tokens"] | None = None
+    kurtosis: Float[Tensor, "batch tokens"] | None = None
+    update_ratio: Float[Tensor, "batch tokens"] | None = None
+    directions: Float[Tensor, "batch features"] | None = None
+    directed: Float[Tensor, " batch"] | None = None
 
 
 @dataclass(frozen=True)
 class HeadMoments:
     r"""First and second moments of one role's vectors per head, and where they point.
 
-    float32 (float64 for float64 inputs). What was not asked for is None.
+    float32 (float64 for float64 inputs). What was not requested is None.
 
     Args:
         valid: Bool ``[B, N]``: real tokens.
@@ -75,43 +76,49 @@ class HeadMoments:
         scatter: ``[H, D, D]``, :math:`\sum_i (x_i - \bar x)(x_i - \bar x)^\top` over them.
     """
 
-    valid: Tensor
-    norm: Tensor | None = None
-    directions: Tensor | None = None
-    directed: Tensor | None = None
-    count: Tensor | None = None
-    mean: Tensor | None = None
-    scatter: Tensor | None = None
+    valid: Bool[Tensor, "batch tokens"]
+    norm: Float[Tensor, "batch heads tokens"] | None = None
+    directions: Float[Tensor, "batch heads dim"] | None = None
+    directed: Float[Tensor, "batch heads"] | None = None
+    count: Num[Tensor, ""] | None = None
+    mean: Float[Tensor, "heads dim"] | None = None
+    scatter: Float[Tensor, "heads dim dim"] | None = None
 
 
 def stream_statistics(
-    x: Tensor, mask: Tensor | None, before: Tensor | None, wanted: frozenset[str]
+    x: Float[Tensor, "batch tokens features"],
+    mask: Bool[Tensor, "batch tokens"] | None,
+    before: Float[Tensor, "batch tokens features"] | None,
+    requested: frozenset[str],
 ) -> StreamStatistics:
-    """Compute what is wanted of hidden states on any device.
+    """Compute the requested statistics of hidden states on any device.
 
     Args:
         x: ``[B, N, d]``.
         mask: Bool ``[B, N]``, True = real token; None if all are.
         before: The block's input, like ``x``; without it there is no ``update_ratio``.
-        wanted: Which of ``STREAM``.
+        requested: Which of ``STREAM``.
     """
     with torch.no_grad(), exactly(x.device):
         x = _wide(x)
         valid = torch.ones_like(x[..., 0], dtype=torch.bool) if mask is None else mask
         norm = torch.linalg.vector_norm(x, dim=-1)
-        planes, finite = token_planes(x, norm, before, wanted)
+        planes, finite = token_planes(x, norm, before, requested)
         if mask is not None:
             planes = {name: torch.where(mask, plane, torch.nan) for name, plane in planes.items()}
         directions = directed = None
-        if "directions" in wanted:
+        if "directions" in requested:
             directions, directed = sum_directions(x, norm, mask)
         return StreamStatistics(valid, finite, **planes, directions=directions, directed=directed)
 
 
 def token_planes(
-    x: Tensor, norm: Tensor, before: Tensor | None, wanted: frozenset[str]
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Those planes of ``StreamStatistics`` that are wanted, and ``finite``, padding included.
+    x: Float[Tensor, "*batch n d"],
+    norm: Float[Tensor, "*batch n"],
+    before: Float[Tensor, "*batch n d"] | None,
+    requested: frozenset[str],
+) -> tuple[dict[str, Float[Tensor, "*batch n"]], Bool[Tensor, "*batch n"]]:
+    """Those planes of ``StreamStatistics`` that are requested, and ``finite``, padding included.
 
     A gradient passes if one is on.
 
@@ -119,11 +126,11 @@ def token_planes(
         x: ``[..., n, d]``.
         norm: Its tokens' lengths ``[..., n]``.
         before: The block's input, like ``x``.
-        wanted: Which of ``STREAM``.
+        requested: Which of ``STREAM``.
     """
-    planes = {"norm": norm} if "norm" in wanted else {}
+    planes = {"norm": norm} if "norm" in requested else {}
     finite = norm.isfinite()
-    if before is not None and "update_ratio" in wanted:
+    if before is not None and "update_ratio" in requested:
         before = _wide(before)
         length = torch.linalg.vector_norm(before, dim=-1)
         out = None if torch.is_grad_enabled() else scratch("deviation", tuple(x.shape), x)
@@ -131,47 +138,53 @@ def token_planes(
         ratio = change / torch.where(length == 0, 1.0, length)
         planes["update_ratio"] = torch.where(length == 0, torch.nan, ratio)
         finite = finite & length.isfinite()
-    if wanted & {"skewness", "kurtosis"}:
+    if requested & {"skewness", "kurtosis"}:
         shape = _shape(x)
-        planes.update({name: plane for name, plane in shape.items() if name in wanted})
+        planes.update({name: plane for name, plane in shape.items() if name in requested})
     return planes, finite
 
 
-def head_moments(x: Tensor, mask: Tensor | None, wanted: frozenset[str]) -> HeadMoments:
-    """Compute what is wanted of one role's vectors on any device.
+def head_moments(
+    x: Float[Tensor, "batch heads tokens dim"],
+    mask: Bool[Tensor, "batch tokens"] | None,
+    requested: frozenset[str],
+) -> HeadMoments:
+    """Compute the requested moments of one role's vectors on any device.
 
     Args:
         x: ``[B, H, N, D]``, any strides.
         mask: Bool ``[B, N]``, True = real token; None if all are.
-        wanted: Which of ``MOMENTS``; ``"scatter"`` brings ``count`` and ``mean``.
+        requested: Which of ``MOMENTS``; ``"scatter"`` brings ``count`` and ``mean``.
     """
     with torch.no_grad(), exactly(x.device):
         # tokens first: models project to [B, N, H * D], and reading against that order is slow
         x = _wide(x).transpose(1, 2)
         valid = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
         fields: dict[str, Tensor] = {}
-        if wanted & {"norm", "directions"}:
+        if requested & {"norm", "directions"}:
             norm = torch.linalg.vector_norm(x, dim=-1)
-            if "directions" in wanted:
+            if "directions" in requested:
                 fields["directions"], fields["directed"] = sum_directions(
                     x.transpose(1, 2), norm.transpose(1, 2), None if mask is None else mask[:, None]
                 )
-            if "norm" in wanted:
+            if "norm" in requested:
                 norm = norm if mask is None else torch.where(mask[..., None], norm, torch.nan)
                 fields["norm"] = norm.transpose(1, 2)
-        if "scatter" in wanted:
+        if "scatter" in requested:
             fields |= _scatter(x, mask)
         return HeadMoments(valid, **fields)
 
 
-def _scatter(x: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+def _scatter(
+    x: Float[Tensor, "batch tokens heads dim"], mask: Bool[Tensor, "batch tokens"] | None
+) -> dict[str, Num[Tensor, ...]]:
     """Count, mean and scatter of ``[B, N, H, D]`` over real tokens."""
     heads, width = x.shape[2:]
     x = x.flatten(2).flatten(0, 1)
     real = None if mask is None else mask.flatten()
     if real is not None and x.device.type == "cpu":  # padding is not even read
         return _scatter_of(x, real.nonzero().squeeze(-1), None, heads, width)
-    # elsewhere the host would wait for the number of real tokens
+    # on a GPU the host would wait for the number of real tokens, so padding is zeroed instead
     return _scatter_of(x, None, real, heads, width)
 
 
@@ -193,7 +206,9 @@ def _scatter_of(
     return {"count": count, "mean": mean.view(heads, width), "scatter": scatter}
 
 
-def sum_directions(x: Tensor, norm: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+def sum_directions(
+    x: Float[Tensor, "*batch n d"], norm: Float[Tensor, "*batch n"], mask: Bool[Tensor, "*#batch #n"] | None
+) -> tuple[Float[Tensor, "*batch d"], Float[Tensor, "*batch"]]:
     """Add up the unit vectors of real tokens, as one weighted sum.
 
     Args:
@@ -224,23 +239,23 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def _without_padding(x: Tensor, norm: Tensor, mask: Tensor) -> Tensor:
-    """``x``, whose padding may be multiplied by zero: NaN and infinity there would outlive that."""
-    # looking first saves a pass, but on other devices the host would wait for the answer
+    """Zero the padding where it holds NaN or infinity, which would survive a multiplication by zero."""
+    # checking first saves a pass on a CPU; on a GPU the host would wait for the result
     if x.device.type == "cpu" and bool(norm.isfinite().all()):
         return x
     return torch.where(mask[..., None], x, 0.0)
 
 
-def _shape(x: Tensor) -> dict[str, Tensor]:
+def _shape(x: Float[Tensor, "*batch d"]) -> dict[str, Float[Tensor, "*batch"]]:
     """Skewness and excess kurtosis over features; NaN where they are all equal."""
     mean = x.mean(-1, keepdim=True)
-    # the gradient alone needs what is overwritten else
+    # the intermediates are kept only for a gradient; without one, two buffers are reused
     reused = not torch.is_grad_enabled()
     first = scratch("deviation", tuple(x.shape), x) if reused else None
     second = scratch("square", tuple(x.shape), x) if reused else None
     deviation = torch.sub(x, mean, out=first)
     width = x.shape[-1]
-    # a norm reads what a mean of squares would have to write first
+    # a norm takes one read; a mean of squares would write the squares first
     variance = torch.linalg.vector_norm(deviation, dim=-1, keepdim=True).square() / width
     # A token whose features are all equal has no shape; rounding of its mean must not give it one
     # (the threshold is scipy.stats.skew's).
@@ -254,7 +269,7 @@ def _shape(x: Tensor) -> dict[str, Tensor]:
     return {name: torch.where(constant[..., 0], torch.nan, plane) for name, plane in shape.items()}
 
 
-def _gram(x: Tensor) -> Tensor:
+def _gram(x: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch d d"]:
     """``xᵀx`` of ``[..., n, d]``; of a wide one the lower blocks are mirrored, not computed."""
     width = x.shape[-1]
     if width < _WIDE:

@@ -18,7 +18,7 @@ _local = threading.local()
 
 @contextmanager
 def reuse_scratch() -> Iterator[None]:
-    """Let :func:`scratch` hand out the same memory again until the context ends."""
+    """Let :func:`scratch` reuse its memory until the context ends."""
     if getattr(_local, "buffers", None) is not None:
         yield
         return
@@ -30,10 +30,10 @@ def reuse_scratch() -> Iterator[None]:
 
 
 def scratch(name: str, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Uninitialised memory, contiguous; outside of :func:`reuse_scratch` nobody else's.
+    """Return contiguous, uninitialised memory, shared between calls within :func:`reuse_scratch`.
 
     Args:
-        name: Whose it is: who asks again by that name gets the same memory again.
+        name: Key of the memory: the next call with the same name gets the same memory.
         shape: Its shape.
         like: Gives the device, and the type without ``dtype``.
         dtype: Its type.

@@ -15,9 +15,9 @@ from lightning_geo.functional import (
     HeadMoments,
     key_entropy,
 )
-from lightning_geo.functional.attention import attention_problem
 from lightning_geo.functional.gates import gate_shares
 from lightning_geo.kernels import HIDDEN_BELOW, AttentionProblem, attention
+from lightning_geo.kernels.checks import attention_problem
 from lightning_geo.kernels.pairs import near_and_mutual, norm_shares
 from lightning_geo.observe import AttentionCall
 
@@ -72,7 +72,7 @@ class ObservedScores:
             "received",
             "logsumexp",
         }
-        found = attention(replace(self.attended, wanted=frozenset(wanted)))
+        found = attention(replace(self.attended, requested=frozenset(wanted)))
         assert found.logsumexp is not None
         assert found.received is not None
         planes = {name: plane for name, plane in vars(found).items() if plane is not None}

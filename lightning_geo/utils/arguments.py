@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable, Sequence
 
-__all__ = ["check_name", "check_one_of", "check_positive", "check_token_ids"]
+__all__ = ["check_name", "check_one_of", "check_positive", "check_statistics", "check_token_ids"]
 
 
 def check_one_of(name: str, value: object, allowed: Sequence[str]) -> None:
@@ -32,3 +33,20 @@ def check_token_ids(ids: object) -> None:
         return
     if isinstance(ids, str) or not isinstance(ids, Iterable) or not all(isinstance(i, int) for i in ids):
         raise TypeError(f"Expected `special_token_ids` to be a list of token ids but got {ids!r}.")
+
+
+def check_statistics(statistics: Iterable[str] | None, known: Sequence[str]) -> frozenset[str]:
+    """Check the names of the statistics that are requested; None requests all of them.
+
+    Raises:
+        ValueError: If a name is unknown.
+    """
+    statistics = (statistics,) if isinstance(statistics, str) else statistics
+    requested = frozenset(known if statistics is None else statistics)
+    for name in sorted(requested.difference(known)):
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+        raise ValueError(
+            f"Expected `statistics` to name some of {', '.join(known)}, but got {name!r}. "
+            f"Did you mean {near!r}?"
+        )
+    return requested

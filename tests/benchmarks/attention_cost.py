@@ -39,7 +39,6 @@ def dense(query: Tensor, key: Tensor) -> list[Tensor]:
 
 WAYS: dict[str, Callable[[Tensor, Tensor], object]] = {
     "chunked": lambda q, k: attention_statistics(q, k, backend="chunked"),
-    "compiled": lambda q, k: attention_statistics(q, k, backend="compiled"),
     "entropy alone": lambda q, k: attention_statistics(q, k, backend="chunked", statistics="entropy"),
     "dense": dense,
 }
@@ -92,8 +91,8 @@ def main(repeats: int = 15, plot: str | None = None) -> None:
     """Print the tables; draw the second one where asked to."""
     threads = torch.get_num_threads()
     print(f"\nFull set with received mass / SDPA forward; fp32, 12 heads of 64, {threads} threads\n")
-    print("| N | B | chunked | compiled | entropy alone | dense | dense / chunked | extra memory |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    print("| N | B | chunked | entropy alone | dense | dense / chunked | extra memory |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     for length in (128, 512, 1024):
         batch = 4096 // length
         memory = extra_memory(batch, length, HEADS)

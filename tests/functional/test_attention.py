@@ -316,6 +316,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
+@pytest.mark.wrong_arguments
 def test_bad_arguments_are_named(name):
     change, error, message = BAD[name]
     with pytest.raises(error, match=message):

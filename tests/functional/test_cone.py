@@ -162,6 +162,7 @@ def test_head_outputs_share_their_sequence_mask():
         (torch.ones(3, 3, 5, 2), torch.ones(3, 5).bool(), ValueError, r"\[3, 3, 5\].*but got \[3, 5\]"),
     ],
 )
+@pytest.mark.wrong_arguments
 def test_bad_input_is_named(x, mask, error, message):
     for function in (cone_index, mean_cosine):
         with pytest.raises(error, match=message):

@@ -99,6 +99,7 @@ def test_registered_functions_take_a_real_attention_call():
     np.testing.assert_allclose(values[1], expected, atol=1e-5)
 
 
+@pytest.mark.wrong_arguments
 def test_bad_input_is_named():
     with pytest.raises(
         ValueError, match=r"`visible_keys` to have the shape of `entropy`, \[3\], but got \[2\]"

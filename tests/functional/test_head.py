@@ -175,6 +175,7 @@ def test_layers_may_be_stacked():
         torch.testing.assert_close(function(covariances), torch.stack([function(c) for c in covariances]))
 
 
+@pytest.mark.wrong_arguments
 def test_bad_input_is_named():
     for function in (head_similarity, redundancy, complementarity):
         with pytest.raises(

@@ -92,6 +92,7 @@ def test_without_masks_every_token_counts():
         ),
     ],
 )
+@pytest.mark.wrong_arguments
 def test_bad_input_is_named(call, error, message):
     with pytest.raises(error, match=message):
         call()

@@ -86,6 +86,7 @@ def test_ranks_of_nothing_are_nan(function):
         (lambda: stable_rank(torch.ones(3).long()), TypeError, "`eigenvalues` to be a floating point tensor"),
     ],
 )
+@pytest.mark.wrong_arguments
 def test_bad_input_is_named(call, error, message):
     with pytest.raises(error, match=message):
         call()

@@ -131,6 +131,7 @@ def test_the_mean_of_each_plane_is_the_public_function():
     assert stream_statistics(x, mask).update_ratio is None
 
 
+@pytest.mark.wrong_arguments
 def test_bad_input_is_named():
     x = torch.ones(2, 3, 4)
     with pytest.raises(

@@ -210,6 +210,7 @@ E = torch.eye(4)
         ),
     ],
 )
+@pytest.mark.wrong_arguments
 def test_bad_input_is_named(call, error, message):
     with pytest.raises(error, match=message):
         call()

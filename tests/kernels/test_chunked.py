@@ -46,7 +46,7 @@ def test_agrees_with_the_oracle_on_chosen_rows(name, tile_scores):
 def test_computes_what_is_wanted_alone(name, wanted):
     problem = problem_of(CASES[name]())
     whole = as_arrays(chunked(problem))
-    part = as_arrays(chunked(dataclasses.replace(problem, wanted=frozenset({wanted}))))
+    part = as_arrays(chunked(dataclasses.replace(problem, requested=frozenset({wanted}))))
     assert part.keys() == {"live", wanted} & whole.keys()
     for field, value in part.items():
         np.testing.assert_allclose(value, whole[field], rtol=1e-6)

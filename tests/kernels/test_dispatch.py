@@ -72,12 +72,8 @@ def test_a_backend_that_is_asked_for_by_name_may_say_what_is_wrong(failing):
         kernels.attention(problem_of(CASES["plain"]()), "triton")
 
 
-def test_a_backend_without_the_operation_leaves_it_to_torch(caplog):
-    x = torch.randn(1, 3, 4)
-    with caplog.at_level("DEBUG", "lightning_geo.kernels"):
-        got = kernels.stream_statistics(x, None, None, frozenset({"norm"}), "compiled")
-    assert got.norm is not None
-    assert "since compiled cannot take it: it has no such function" in caplog.text
+def test_every_backend_has_every_operation():
+    assert {tuple(functions) for functions in kernels._FUNCTIONS.values()} == {kernels.BACKENDS[1:]}
 
 
 def test_triton_is_for_gpus():

@@ -154,7 +154,7 @@ def test_the_check_fails_on_a_tile_that_spills(capability: int) -> None:
 )
 def test_instructions_per_score(wanted: set[str], most: float) -> None:
     """In tiles away from the diagonal, on Hopper."""
-    problem = problem_on_meta(32, 12, 512, 64, wanted=frozenset(wanted))
+    problem = problem_on_meta(32, 12, 512, 64, requested=frozenset(wanted))
     launch = next(
         launch for launch in launches(problem, (9, 0))[0] if launch.kernel.__name__ == "rows_kernel"
     )

@@ -74,10 +74,10 @@ def checks() -> dict[str, Callable[[], None]]:
         found[f"chosen rows: {name}"] = lambda name=name: agrees(chosen(name))
     everything = problem_of({**CASES["sinks"](), "special": CASES["special_tokens"]()["special"]})
     for name in STATISTICS:
-        part = dataclasses.replace(everything, wanted=frozenset([name]))
+        part = dataclasses.replace(everything, requested=frozenset([name]))
         found[f"only: {name}"] = lambda part=part: agrees(part)
     masked = dataclasses.replace(
-        problem_of(CASES["mask_full"]()), wanted=frozenset(["visible_keys", "entropy"])
+        problem_of(CASES["mask_full"]()), requested=frozenset(["visible_keys", "entropy"])
     )
     found["only: counted keys"] = lambda: agrees(masked)
     # tiles that are not square, as on a device

@@ -1,8 +1,9 @@
 """Triton kernels for CUDA devices: the statistics of attention calls, hidden states and role vectors.
 
-The modules that the host runs (``plan``, ``launch``, ``masks``, ``tiles``, ``vectors``) load without Triton,
-so that they can say why a call cannot be taken. The kernels are in ``rows`` with ``shares``, ``columns`` and
-``visibility``, which have ``scores`` in common, and in ``moments``.
+The modules that the host runs (``plan``, ``inputs``, ``constants``, ``launch``, ``masks``, ``tiles``,
+``vectors``) load without Triton, so that they can give a reason when they cannot take a call. The kernels are
+in ``rows`` (with ``spans``, ``singles`` and ``output``), ``columns`` and ``visibility``, which share
+``scores``, and in ``moments``.
 """
 
 from lightning_geo.kernels.triton.launch import Launch, missing

@@ -8,7 +8,7 @@ from lightning_geo.kernels.triton.scores import (
     HIDDEN,
     Scoring,
     exponents,
-    load_block,
+    load_vectors,
     masked_scores,
     sum_classes,
 )
@@ -20,31 +20,14 @@ _FLOAT = tl.constexpr(FLOAT_MASK)
 
 @triton.jit
 def _add_tile(
-    tile,
-    k,
-    received,
-    column,
-    query,
-    rows,
-    scoring,
-    softmax,
-    query_n,
-    query_d,
-    keys,
-    measured,
-    offset,
-    plane,
-    CHECK: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    UPCAST: tl.constexpr,
-    PRECISION: tl.constexpr,
-    RULES: tl.constexpr,
-    CHOSEN: tl.constexpr,
-):
-    """Add what a block of rows gives. With CHECK rows may be beyond the last or outside a key's band."""
+    tile, k, received, column, query, rows, scoring, softmax, query_n, query_d, keys, measured, offset, plane,
+    CHECK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, DOTS: tl.constexpr,
+    RULES: tl.constexpr, CHOSEN: tl.constexpr,
+):  # fmt: skip
+    """Add the mass that a block of rows gives.
+
+    With CHECK, rows may lie beyond the last one or outside a key's band.
+    """
     slot = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     inside = slot < measured
     if CHECK:
@@ -59,11 +42,9 @@ def _add_tile(
     elif CHECK:
         row = tl.where(inside, slot, 0)
     row64 = row.to(tl.int64)
-    channels = tl.arange(0, BLOCK_D)
-    pointers = query + (row64 * query_n)[:, None] + channels[None, :] * query_d
     # rows that give nothing are not even read: they may hold NaN
-    q = load_block(pointers, share > 0, channels, D, BLOCK_D, True, UPCAST)
-    s = tl.dot(k, tl.trans(q), input_precision=PRECISION)
+    q = load_vectors(query, row64, query_n, query_d, share > 0, DOTS, CHECK=True)
+    s = tl.dot(k, tl.trans(q), input_precision=DOTS.precision)
     index = tl.minimum(column, keys - 1).to(tl.int64)
     s = masked_scores(
         s, s, row64, row + offset, column, index, scoring, RULES, QUERIES=1, KEYS=0, BAND=CHECK, VEILED=False
@@ -75,55 +56,41 @@ def _add_tile(
 
 
 @triton.jit
-def columns_kernel(
-    query,
-    key,
-    rows,
-    key_row,
-    mask_a,
-    mask_b,
-    softmax,
-    damaged,
-    received,
-    query_b,
-    query_h,
-    query_n,
-    query_d,
-    key_b,
-    key_h,
-    key_n,
-    key_d,
-    row_b,
-    row_h,
-    a_b,
-    a_h,
-    a_q,
-    a_k,
-    b_b,
-    b_h,
-    b_q,
-    b_k,
-    heads,
-    group,
-    keys,
-    measured,
-    offset,
-    left,
-    right,
-    plane,
-    scale,
-    softcap,
-    factor,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    UPCAST: tl.constexpr,
-    PRECISION: tl.constexpr,
-    RULES: tl.constexpr,
+def _spans(
+    first, last, measured, offset, left, right, BLOCK_M: tl.constexpr, RULES: tl.constexpr,
     CHOSEN: tl.constexpr,
-):
-    """What a block of keys of one head receives, from what :func:`rows_kernel` left of each row."""
+):  # fmt: skip
+    """Find the tiles ``[begin, stop)`` of rows that see any of the keys, and ``[a, b)`` that see all."""
+    begin = 0
+    stop = measured
+    a = 0
+    b = measured
+    if not CHOSEN:
+        if RULES.right != 0:
+            begin = tl.minimum(tl.maximum(first - right - offset, 0), measured)
+            a = tl.minimum(tl.maximum(last - right - offset, 0), measured)
+        if RULES.left:
+            stop = tl.maximum(tl.minimum(last + left - offset + 1, measured), begin)
+            b = tl.maximum(tl.minimum(first + left - offset + 1, measured), 0)
+    elif RULES.left or RULES.right != 0:
+        b = 0
+    begin = begin // BLOCK_M
+    stop = tl.cdiv(stop, BLOCK_M)
+    a = tl.maximum(tl.minimum(tl.cdiv(a, BLOCK_M), stop), begin)
+    b = tl.maximum(tl.minimum(b // BLOCK_M, stop), a)
+    return begin, a, b, stop
+
+
+@triton.jit
+def columns_kernel(
+    query, query_b, query_h, query_n, query_d, key, key_b, key_h, key_n, key_d, rows,
+    key_row, row_b, row_h, mask_a, a_b, a_h, a_q, a_k, mask_b, b_b, b_h, b_q, b_k,
+    softmax, damaged, received,
+    heads, group, keys, measured, offset, left, right, plane, scale, softcap, factor,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, DOTS: tl.constexpr, RULES: tl.constexpr,
+    CHOSEN: tl.constexpr,
+):  # fmt: skip
+    """Sum the mass that a block of keys of one head receives, given the softmax of each row."""
     blocks = tl.cdiv(keys, BLOCK_N)
     pid = tl.program_id(0)
     block = pid % blocks  # under causality the first have the most rows
@@ -143,41 +110,21 @@ def columns_kernel(
     first = block * BLOCK_N
     last = tl.minimum(first + BLOCK_N, keys) - 1
     column = first + tl.arange(0, BLOCK_N)
-    channels = tl.arange(0, BLOCK_D)
-    pointers = key + (column.to(tl.int64) * key_n)[:, None] + channels[None, :] * key_d
-    k = load_block(pointers, column < keys, channels, D, BLOCK_D, True, UPCAST)
+    k = load_vectors(key, column.to(tl.int64), key_n, key_d, column < keys, DOTS, CHECK=True)
 
-    # rows [begin, stop) see any of the keys, [a, b) all of them
-    begin = 0
-    stop = measured
-    a = 0
-    b = measured
-    if not CHOSEN:
-        if RULES.right != 0:
-            begin = tl.minimum(tl.maximum(first - right - offset, 0), measured)
-            a = tl.minimum(tl.maximum(last - right - offset, 0), measured)
-        if RULES.left:
-            stop = tl.maximum(tl.minimum(last + left - offset + 1, measured), begin)
-            b = tl.maximum(tl.minimum(first + left - offset + 1, measured), 0)
-    elif RULES.left or RULES.right != 0:
-        b = 0
-    begin = begin // BLOCK_M
-    stop = tl.cdiv(stop, BLOCK_M)
-    a = tl.maximum(tl.minimum(tl.cdiv(a, BLOCK_M), stop), begin)
-    b = tl.maximum(tl.minimum(b // BLOCK_M, stop), a)
-
+    begin, a, b, stop = _spans(first, last, measured, offset, left, right, BLOCK_M, RULES, CHOSEN)
     total = tl.zeros([BLOCK_N, 8], tl.float32)
     for tile in range(a, b):
         total = _add_tile(
             tile, k, total, column, query, rows, scoring, softmax, query_n, query_d, keys, measured,
-            offset, plane, False, D, BLOCK_D, BLOCK_M, BLOCK_N, UPCAST, PRECISION, RULES, CHOSEN,
+            offset, plane, False, BLOCK_M, BLOCK_N, DOTS, RULES, CHOSEN,
         )  # fmt: skip
     for step in range((a - begin) + (stop - b)):
         tile = begin + step
         tile = tl.where(tile >= a, tile + (b - a), tile)
         total = _add_tile(
             tile, k, total, column, query, rows, scoring, softmax, query_n, query_d, keys, measured,
-            offset, plane, True, D, BLOCK_D, BLOCK_M, BLOCK_N, UPCAST, PRECISION, RULES, CHOSEN,
+            offset, plane, True, BLOCK_M, BLOCK_N, DOTS, RULES, CHOSEN,
         )  # fmt: skip
     mass = tl.sum(total, 1)
     # a NaN here means a NaN key that no live row sees, for otherwise the head is damaged

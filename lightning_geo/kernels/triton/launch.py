@@ -1,6 +1,6 @@
-"""What every kernel's launch needs: where Triton runs, what it reads, how tensors become arguments.
+"""Launching kernels: the devices and types they run on, and how tensors become arguments.
 
-This module loads without Triton, so that it can say that it is missing.
+This module loads without Triton, so that it can report that Triton is missing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 __all__ = ["DTYPES", "Launch", "as_bytes", "interpreted", "missing", "on_device", "strides"]
 
-#: What the kernels read.
+#: Types that the kernels read.
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -36,7 +36,7 @@ class Launch(NamedTuple):
 
 
 def missing(device: torch.device) -> str | None:
-    """Say what keeps Triton's kernels from running on a device; None if nothing does."""
+    """Return the reason why Triton's kernels cannot run on a device; None if they can."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
     if not interpreted():

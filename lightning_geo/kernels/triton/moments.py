@@ -7,35 +7,54 @@ __all__ = ["moments_kernel", "stream_kernel"]
 
 
 @triton.jit
-def stream_kernel(
-    x,
-    before,
-    mask,
-    planes,
-    finite,
-    sums,
-    directed,
-    x_b,
-    x_n,
-    x_d,
-    before_b,
-    before_n,
-    before_d,
-    tokens,
-    chunks,
-    plane,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    ROWS: tl.constexpr,
-    STEPS: tl.constexpr,
-    MASKED: tl.constexpr,
-    NORM: tl.constexpr,
-    SKEWNESS: tl.constexpr,
+def _load_tokens(x, token, stride_n, channel, stride_d, mask):
+    """Load [tokens, channels] in float32, 0 where not ``mask``; ``token`` is int64."""
+    offsets = (token * stride_n)[:, None] + (channel.to(tl.int64) * stride_d)[None, :]
+    return tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _add_directions(total, pointing, values, norm, real):
+    """Add the unit vectors of real tokens to ``total``, and count those that have a direction."""
+    points = real & (norm != 0)
+    unit = values * (1.0 / tl.where(points, norm, 1.0))[:, None]
+    total += tl.sum(tl.where(points[:, None], unit, 0.0), 0)
+    return total, pointing + points.to(tl.float32)
+
+
+@triton.jit
+def _store_shape(
+    planes, plane, at, values, there, inside, defined, D: tl.constexpr, SKEWNESS: tl.constexpr,
     KURTOSIS: tl.constexpr,
-    UPDATE_RATIO: tl.constexpr,
+):  # fmt: skip
+    """Store the skewness and the excess kurtosis of each token's features."""
+    mean = tl.sum(values, 1) / D
+    deviation = tl.where(there, values - mean[:, None], 0.0)
+    variance = tl.sum(deviation * deviation, 1) / D
+    # equal features have no shape, and rounding of their mean must not give them one
+    shaped = defined & (variance > (1e-6 * mean) * (1e-6 * mean))
+    z = deviation * (1.0 / tl.sqrt(tl.where(shaped, variance, 1.0)))[:, None]
+    square = z * z
+    skewness = tl.sum(z * square, 1) / D
+    kurtosis = tl.sum(square * square, 1) / D - 3.0
+    if SKEWNESS >= 0:
+        tl.store(planes + SKEWNESS * plane + at, tl.where(shaped, skewness, float("nan")), mask=inside)
+    if KURTOSIS >= 0:
+        tl.store(planes + KURTOSIS * plane + at, tl.where(shaped, kurtosis, float("nan")), mask=inside)
+
+
+@triton.jit
+def stream_kernel(
+    x, x_b, x_n, x_d, before, before_b, before_n, before_d, mask, planes, finite, sums, directed,
+    tokens, chunks, plane,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, STEPS: tl.constexpr, MASKED: tl.constexpr,
+    NORM: tl.constexpr, SKEWNESS: tl.constexpr, KURTOSIS: tl.constexpr, UPDATE_RATIO: tl.constexpr,
     DIRECTIONS: tl.constexpr,
-):
-    """Statistics of a chunk of tokens of a sequence. ``NORM`` and so on are planes' indices, -1 for none."""
+):  # fmt: skip
+    """Compute the statistics of a chunk of tokens of a sequence.
+
+    ``NORM`` and the like are indices of planes, -1 for none.
+    """
     program = tl.program_id(0)
     batch = (program // chunks).to(tl.int64)
     chunk = program % chunks
@@ -48,11 +67,7 @@ def stream_kernel(
         inside = token < tokens
         token64 = token.to(tl.int64)
         load = inside[:, None] & there
-        values = tl.load(
-            x + batch * x_b + (token64 * x_n)[:, None] + (channel.to(tl.int64) * x_d)[None, :],
-            mask=load,
-            other=0.0,
-        ).to(tl.float32)
+        values = _load_tokens(x + batch * x_b, token64, x_n, channel, x_d, load)
         at = batch * tokens + token64
         real = inside
         if MASKED:
@@ -60,14 +75,7 @@ def stream_kernel(
         norm = tl.sqrt(tl.sum(values * values, 1))
         good = norm - norm == 0.0
         if UPDATE_RATIO >= 0:
-            start = tl.load(
-                before
-                + batch * before_b
-                + (token64 * before_n)[:, None]
-                + (channel.to(tl.int64) * before_d)[None, :],
-                mask=load,
-                other=0.0,
-            ).to(tl.float32)
+            start = _load_tokens(before + batch * before_b, token64, before_n, channel, before_d, load)
             change = values - start
             length = tl.sqrt(tl.sum(start * start, 1))
             good = good & (length - length == 0.0)
@@ -80,28 +88,9 @@ def stream_kernel(
         if NORM >= 0:
             tl.store(planes + NORM * plane + at, tl.where(defined, norm, float("nan")), mask=inside)
         if SKEWNESS >= 0 or KURTOSIS >= 0:
-            mean = tl.sum(values, 1) / D
-            deviation = tl.where(there, values - mean[:, None], 0.0)
-            variance = tl.sum(deviation * deviation, 1) / D
-            # equal features have no shape, and rounding of their mean must not give them one
-            shaped = defined & (variance > (1e-6 * mean) * (1e-6 * mean))
-            z = deviation * (1.0 / tl.sqrt(tl.where(shaped, variance, 1.0)))[:, None]
-            square = z * z
-            skewness = tl.sum(z * square, 1) / D
-            kurtosis = tl.sum(square * square, 1) / D - 3.0
-            if SKEWNESS >= 0:
-                tl.store(
-                    planes + SKEWNESS * plane + at, tl.where(shaped, skewness, float("nan")), mask=inside
-                )
-            if KURTOSIS >= 0:
-                tl.store(
-                    planes + KURTOSIS * plane + at, tl.where(shaped, kurtosis, float("nan")), mask=inside
-                )
+            _store_shape(planes, plane, at, values, there, inside, defined, D, SKEWNESS, KURTOSIS)
         if DIRECTIONS:
-            points = real & (norm != 0)
-            unit = values * (1.0 / tl.where(points, norm, 1.0))[:, None]
-            total += tl.sum(tl.where(points[:, None], unit, 0.0), 0)
-            pointing += points.to(tl.float32)
+            total, pointing = _add_directions(total, pointing, values, norm, real)
     if DIRECTIONS:
         tl.store(sums + program.to(tl.int64) * D + channel, total, mask=channel < D)
         tl.store(directed + program, tl.sum(pointing, 0))
@@ -109,31 +98,11 @@ def stream_kernel(
 
 @triton.jit
 def moments_kernel(
-    x,
-    mask,
-    norms,
-    sums,
-    directed,
-    counts,
-    means,
-    scatters,
-    x_b,
-    x_h,
-    x_n,
-    x_d,
-    heads,
-    tokens,
-    chunks,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    ROWS: tl.constexpr,
-    STEPS: tl.constexpr,
-    MASKED: tl.constexpr,
-    NORM: tl.constexpr,
-    DIRECTIONS: tl.constexpr,
-    SCATTER: tl.constexpr,
-):
-    """Moments of a chunk of tokens of one sequence and head, about their own mean."""
+    x, x_b, x_h, x_n, x_d, mask, norms, sums, directed, counts, means, scatters, heads, tokens, chunks,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, STEPS: tl.constexpr, MASKED: tl.constexpr,
+    NORM: tl.constexpr, DIRECTIONS: tl.constexpr, SCATTER: tl.constexpr,
+):  # fmt: skip
+    """Compute the moments of a chunk of tokens of one sequence and head, about their own mean."""
     program = tl.program_id(0)
     # heads first: where they lie side by side, neighbouring programs share what is read together
     head = program % heads
@@ -156,21 +125,14 @@ def moments_kernel(
         if MASKED:
             real = inside & (tl.load(mask + batch * tokens + token64, mask=inside, other=0) != 0)
         # padding is not even read: it may hold anything
-        values = tl.load(
-            x + (token64 * x_n)[:, None] + (channel.to(tl.int64) * x_d)[None, :],
-            mask=real[:, None] & there,
-            other=0.0,
-        ).to(tl.float32)
+        values = _load_tokens(x, token64, x_n, channel, x_d, real[:, None] & there)
         if NORM or DIRECTIONS:
             norm = tl.sqrt(tl.sum(values * values, 1))
         if NORM:
             at = (batch * heads + head) * tokens + token64
             tl.store(norms + at, tl.where(real, norm, float("nan")), mask=inside)
         if DIRECTIONS:
-            points = real & (norm != 0)
-            unit = values * (1.0 / tl.where(points, norm, 1.0))[:, None]
-            total += tl.sum(tl.where(points[:, None], unit, 0.0), 0)
-            pointing += points.to(tl.float32)
+            total, pointing = _add_directions(total, pointing, values, norm, real)
         if SCATTER:
             # about the mean of the first tokens: float32 would lose a small spread around a large mean
             if step == 0:

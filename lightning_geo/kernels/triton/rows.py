@@ -1,4 +1,4 @@
-"""One pass over the keys with queries as rows: everything but the mass that keys receive.
+"""One pass over the keys with queries as rows: every statistic but the mass that keys receive.
 
 The softmax is taken in base 2 and centred: with s the scores, c = log2(e), m the peak so far and
 t = c (s - m), a row's state is l = sum 2^t, moment = -sum 2^t t and so on, and entropy =
@@ -11,10 +11,13 @@ Each state is held per row and column class, the column modulo 8: so tensor core
 threads, and sums over a tile stay within a thread. They cross threads once, at the end.
 """
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
 from lightning_geo.kernels.triton.masks import CAUSAL
+from lightning_geo.kernels.triton.output import Output, count_band, store_softmax, store_sums
 from lightning_geo.kernels.triton.scores import (
     BOOL,
     HIDDEN,
@@ -22,15 +25,51 @@ from lightning_geo.kernels.triton.scores import (
     base_of,
     exponents,
     load_block,
+    load_vectors,
     masked_scores,
     sum_classes,
 )
-from lightning_geo.kernels.triton.shares import dot_step, share_of
+from lightning_geo.kernels.triton.singles import store_singles
+from lightning_geo.kernels.triton.spans import spans_of
 
 __all__ = ["rows_kernel"]
 
-_LN2 = tl.constexpr(0.6931471805599453)
 _CAUSAL = tl.constexpr(CAUSAL)
+
+
+class _Rows(NamedTuple):
+    """A program's block of rows: index (int64), key position, whether it exists, and whether it counts."""
+
+    index: Any
+    position: Any
+    inside: Any
+    real: Any
+
+
+class _Keys(NamedTuple):
+    """The keys of one head, and the weights of special tokens."""
+
+    pointer: Any
+    stride_n: Any
+    stride_d: Any
+    count: Any
+    special: Any
+
+
+class _State(NamedTuple):
+    """The softmax of a block of rows so far: its peak ``[M]``, and sums over the keys ``[M, 8]``.
+
+    With e = 2^t: Σe, -Σet, Σe², Σe before and after the row, Σe |j - i|, and Σe of special tokens.
+    """
+
+    peak: Any
+    total: Any
+    moment: Any
+    squares: Any
+    before: Any
+    after: Any
+    distance: Any
+    marked: Any
 
 
 @triton.jit
@@ -42,70 +81,52 @@ def _sum_ahead(values, mass, reach, M: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
-def _tile(
-    tile,
-    q,
-    key,
-    special,
-    scoring,
-    row,
-    position,
-    peak,
-    total,
-    moment,
-    squares,
-    before,
-    after,
-    distance,
-    marked,
-    key_n,
-    key_d,
-    keys,
-    KIND: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    TAIL: tl.constexpr,
-    UPCAST: tl.constexpr,
-    PRECISION: tl.constexpr,
-    RULES: tl.constexpr,
-    SQUARES: tl.constexpr,
-    SIDES: tl.constexpr,
-    DISTANCE: tl.constexpr,
-    SPECIAL: tl.constexpr,
-):
-    """Take one tile into the state. KIND: all keys before (-1) or after (1) all rows and visible as far as
-    band and tail go, or anything (0).
-    """
-    start = tile * BLOCK_N
+def _tile_scores(
+    start, q, rows, keys, scoring, KIND: tl.constexpr, BLOCK_N: tl.constexpr, TAIL: tl.constexpr,
+    DOTS: tl.constexpr, RULES: tl.constexpr,
+):  # fmt: skip
+    """Score the keys from ``start`` on, ``HIDDEN`` where anything hides one."""
     inner = tl.arange(0, BLOCK_N)
-    channels = tl.arange(0, BLOCK_D)
+    channels = tl.arange(0, DOTS.block)
     column = start + inner
     pointers = (
-        key + start.to(tl.int64) * key_n + (inner.to(tl.int64) * key_n)[:, None] + channels[None, :] * key_d
+        keys.pointer
+        + start.to(tl.int64) * keys.stride_n
+        + (inner.to(tl.int64) * keys.stride_n)[:, None]
+        + channels[None, :] * keys.stride_d
     )
-    k = load_block(pointers, column < keys, channels, D, BLOCK_D, KIND == 0 and TAIL, UPCAST)
-    index = tl.minimum(column, keys - 1) if KIND == 0 and TAIL else column
+    k = load_block(pointers, column < keys.count, channels, DOTS, CHECK=KIND == 0 and TAIL)
+    index = tl.minimum(column, keys.count - 1) if KIND == 0 and TAIL else column
     # A dense mask of flags enters as the product's accumulator: so it takes the layout of the product. The
     # other way round, every sum over the tile would be shuffled across threads.
     VEILED: tl.constexpr = RULES.a == BOOL and RULES.a_rows
     if VEILED:
-        places = scoring.mask_a + (row * scoring.a_q)[:, None] + (index.to(tl.int64) * scoring.a_k)[None, :]
-        veil = tl.where(tl.load(places) != 0, 0.0, HIDDEN)
-        s = tl.dot(q, tl.trans(k), veil, input_precision=PRECISION)
+        flags = (
+            scoring.mask_a + (rows.index * scoring.a_q)[:, None] + (index.to(tl.int64) * scoring.a_k)[None, :]
+        )
+        veil = tl.where(tl.load(flags) != 0, 0.0, HIDDEN)
+        s = tl.dot(q, tl.trans(k), veil, input_precision=DOTS.precision)
     else:
-        s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        s = tl.dot(q, tl.trans(k), input_precision=DOTS.precision)
     s = masked_scores(
-        s, veil if VEILED else s, row, position, column, index.to(tl.int64), scoring, RULES,
+        s, veil if VEILED else s, rows.index, rows.position, column, index.to(tl.int64), scoring, RULES,
         QUERIES=0, KEYS=1, BAND=KIND == 0, VEILED=VEILED,
     )  # fmt: skip
     if KIND == 0 and TAIL and RULES.key_row == 0:
-        s = tl.where((column < keys)[None, :], s, HIDDEN)
+        s = tl.where((column < keys.count)[None, :], s, HIDDEN)
+    return s
 
-    new = tl.maximum(peak, tl.max(s, 1))
+
+@triton.jit
+def _add_tile(
+    state, start, s, rows, keys, scoring, KIND: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    RULES: tl.constexpr, PLANES: tl.constexpr,
+):  # fmt: skip
+    """Take the scores of one tile into the state."""
+    inner = tl.arange(0, BLOCK_N)
+    new = tl.maximum(state.peak, tl.max(s, 1))
     base = base_of(new, scoring.factor, RULES.scaled)
-    shift = base_of(peak, scoring.factor, RULES.scaled) - base
+    shift = base_of(state.peak, scoring.factor, RULES.scaled) - base
     if RULES.scaled:
         shift *= scoring.factor
     decay = tl.exp2(shift)[:, None]
@@ -113,344 +134,149 @@ def _tile(
     e = tl.exp2(t)
 
     mass = sum_classes(e, BLOCK_M, BLOCK_N)
-    moment = decay * (moment - shift[:, None] * total) - sum_classes(e * t, BLOCK_M, BLOCK_N)
-    total = decay * total + mass
-    if SQUARES:
+    moment = decay * (state.moment - shift[:, None] * state.total) - sum_classes(e * t, BLOCK_M, BLOCK_N)
+    total = decay * state.total + mass
+    squares = state.squares
+    before = state.before
+    after = state.after
+    distance = state.distance
+    marked = state.marked
+    if PLANES.concentration >= 0:
         squares = decay * decay * squares + sum_classes(e * e, BLOCK_M, BLOCK_N)
-    if SIDES or DISTANCE:
-        reach = (position - start).to(tl.float32)
+    if PLANES.placed:
+        reach = (rows.position - start).to(tl.float32)
         ahead = inner.to(tl.float32)[None, :] - reach[:, None]
-    if SIDES:
+    if PLANES.sides:
         before = decay * before
         if KIND < 0:
             before += mass
         elif KIND == 0:
             before += sum_classes(tl.where(ahead < 0, e, 0.0), BLOCK_M, BLOCK_N)
-    if SIDES and RULES.right != _CAUSAL:
+    if PLANES.sides and RULES.right != _CAUSAL:
         after = decay * after
         if KIND > 0:
             after += mass
         elif KIND == 0:
             after += sum_classes(tl.where(ahead > 0, e, 0.0), BLOCK_M, BLOCK_N)
-    if DISTANCE:
+    if PLANES.attention_distance >= 0:
         if KIND == 0:
             distance = decay * distance + sum_classes(e * tl.abs(ahead), BLOCK_M, BLOCK_N)
         else:
             signed = _sum_ahead(e, mass, reach, BLOCK_M, BLOCK_N)
             distance = decay * distance + (signed if KIND > 0 else -signed)
-    if SPECIAL:
-        weight = tl.load(special + column)[None, :]
+    if PLANES.special_mass >= 0:
+        # offsets are added first: two additions to the pointer took 79 more registers with a dense mask
+        weight = tl.load(keys.special + (start + inner))[None, :]
         marked = decay * marked + sum_classes(e * weight, BLOCK_M, BLOCK_N)
-    return new, total, moment, squares, before, after, distance, marked
+    return _State(new, total, moment, squares, before, after, distance, marked)
 
 
 @triton.jit
-def _store(planes, plane, offsets, values, defined, inside, INDEX: tl.constexpr):
-    if INDEX >= 0:
-        tl.store(planes + plane * INDEX + offsets, tl.where(defined, values, float("nan")), mask=inside)
+def _add_tiles(
+    state, spans, q, rows, keys, scoring, KIND: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, TAIL: tl.constexpr, DOTS: tl.constexpr, RULES: tl.constexpr, PLANES: tl.constexpr,
+):  # fmt: skip
+    """Take all tiles of one KIND into the state: wholly before (-1) or after (1) all rows, or any other (0).
+
+    Those of kind -1 and 1 are visible to all rows as far as band and tail go.
+    """
+    if KIND < 0:
+        first = spans.a
+        stop = spans.b
+    elif KIND == 0:
+        first = spans.begin
+        stop = spans.stop - (spans.b - spans.a) - (spans.d - spans.c)
+    elif PLANES.placed and RULES.right != _CAUSAL:
+        first = spans.c
+        stop = spans.d
+    else:
+        first = 0
+        stop = 0
+    for step in range(first, stop):
+        tile = step
+        if KIND == 0:
+            tile = tl.where(tile >= spans.a, tile + (spans.b - spans.a), tile)
+            tile = tl.where(tile >= spans.c, tile + (spans.d - spans.c), tile)
+        start = tile * BLOCK_N
+        s = _tile_scores(start, q, rows, keys, scoring, KIND, BLOCK_N, TAIL, DOTS, RULES)
+        state = _add_tile(state, start, s, rows, keys, scoring, KIND, BLOCK_M, BLOCK_N, RULES, PLANES)
+    return state
+
+
+@triton.jit
+def _read_rows(
+    slot, rows, query_mask, measured, offset, CHOSEN: tl.constexpr, QUERY_MASK: tl.constexpr
+):  # fmt: skip
+    """Find the rows at some slots of the output; pointers are those of the sequence."""
+    inside = slot < measured
+    row = tl.where(inside, slot, 0)
+    if CHOSEN:
+        row = tl.load(rows + slot, mask=inside, other=0).to(tl.int32)
+    index = row.to(tl.int64)
+    real = inside
+    if QUERY_MASK:
+        real = inside & (tl.load(query_mask + index) != 0)
+    return _Rows(index, row + offset, inside, real)
 
 
 @triton.jit
 def rows_kernel(
-    query,
-    key,
-    rows,
-    query_mask,
-    special,
-    sinks,
-    counts,
-    first,
-    key_row,
-    mask_a,
-    mask_b,
-    planes,
-    live,
-    softmax,
-    damaged,
-    query_b,
-    query_h,
-    query_n,
-    query_d,
-    key_b,
-    key_h,
-    key_n,
-    key_d,
-    row_b,
-    row_h,
-    a_b,
-    a_h,
-    a_q,
-    a_k,
-    b_b,
-    b_h,
-    b_q,
-    b_k,
-    counts_b,
-    counts_h,
-    counts_q,
-    heads,
-    group,
-    queries,
-    keys,
-    pitch,
-    measured,
-    offset,
-    left,
-    right,
-    plane,
-    scale,
-    softcap,
-    factor,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    TAIL: tl.constexpr,
-    UPCAST: tl.constexpr,
-    PRECISION: tl.constexpr,
-    RULES: tl.constexpr,
-    CHOSEN: tl.constexpr,
-    QUERY_MASK: tl.constexpr,
-    COUNTED: tl.constexpr,
-    RECEIVED: tl.constexpr,
-    VISIBLE_KEYS: tl.constexpr,
-    LOGSUMEXP: tl.constexpr,
-    ENTROPY: tl.constexpr,
-    CONCENTRATION: tl.constexpr,
-    MAX_PROBABILITY: tl.constexpr,
-    MAX_LOGIT: tl.constexpr,
-    SELF_MASS: tl.constexpr,
-    PREVIOUS_MASS: tl.constexpr,
-    NEXT_MASS: tl.constexpr,
-    FIRST_MASS: tl.constexpr,
-    BACKWARD_MASS: tl.constexpr,
-    FORWARD_MASS: tl.constexpr,
-    ATTENTION_DISTANCE: tl.constexpr,
-    SPECIAL_MASS: tl.constexpr,
-    LEARNED_SINK_MASS: tl.constexpr,
-):
-    """Statistics of a block of rows of one head. A constexpr in capitals named like a statistic is its
-    plane's index in ``planes``, -1 where nobody asks for it.
-    """
-    SIDES: tl.constexpr = BACKWARD_MASS >= 0 or FORWARD_MASS >= 0
+    query, query_b, query_h, query_n, query_d, key, key_b, key_h, key_n, key_d,
+    rows, query_mask, special, sinks, counts, counts_b, counts_h, counts_q, first,
+    key_row, row_b, row_h, mask_a, a_b, a_h, a_q, a_k, mask_b, b_b, b_h, b_q, b_k,
+    planes, live, softmax, damaged,
+    heads, group, queries, keys, pitch, measured, offset, left, right, plane, scale, softcap, factor,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TAIL: tl.constexpr, DOTS: tl.constexpr,
+    RULES: tl.constexpr, PLANES: tl.constexpr, CHOSEN: tl.constexpr, QUERY_MASK: tl.constexpr,
+    COUNTED: tl.constexpr, RECEIVED: tl.constexpr,
+):  # fmt: skip
+    """Compute the statistics of a block of rows of one head."""
     blocks = tl.cdiv(measured, BLOCK_M)
-    pid = tl.program_id(0)
-    block = pid % blocks
+    block = tl.program_id(0) % blocks
     if RULES.right != 0:  # the longest first, so that no long one is left for the end
         block = blocks - 1 - block
-    head = (pid // blocks) % heads
-    batch = (pid // blocks) // heads
-    batch64 = batch.to(tl.int64)
-    query += batch64 * query_b + head.to(tl.int64) * query_h
+    flat = tl.program_id(0) // blocks
+    head = flat % heads
+    batch = flat // heads
+    batch64, head64 = batch.to(tl.int64), head.to(tl.int64)
+    query += batch64 * query_b + head64 * query_h
     key += batch64 * key_b + (head // group).to(tl.int64) * key_h
-    mask_a += batch64 * a_b + head.to(tl.int64) * a_h
-    mask_b += batch64 * b_b + head.to(tl.int64) * b_h
-    key_row += batch64 * row_b + head.to(tl.int64) * row_h
-    special += batch64 * pitch
+    key_row += batch64 * row_b + head64 * row_h
+    mask_a += batch64 * a_b + head64 * a_h
+    mask_b += batch64 * b_b + head64 * b_h
     scoring = Scoring(key_row, mask_a, a_q, a_k, mask_b, b_q, b_k, left, right, scale, softcap, factor)
-
-    # ---- rows
     slot = block * BLOCK_M + tl.arange(0, BLOCK_M)
-    inside = slot < measured
-    if CHOSEN:
-        row = tl.load(rows + batch64 * measured + slot, mask=inside, other=0).to(tl.int32)
-    else:
-        row = tl.where(inside, slot, 0)
-    row64 = row.to(tl.int64)
-    position = row + offset
-    real = inside
-    if QUERY_MASK:
-        real = inside & (tl.load(query_mask + batch64 * queries + row64) != 0)
-    channels = tl.arange(0, BLOCK_D)
-    pointers = query + (row64 * query_n)[:, None] + channels[None, :] * query_d
-    q = load_block(pointers, inside, channels, D, BLOCK_D, False, UPCAST)
+    own = _read_rows(
+        slot, rows + batch64 * measured, query_mask + batch64 * queries, measured, offset, CHOSEN, QUERY_MASK
+    )
+    q = load_vectors(query, own.index, query_n, query_d, own.inside, DOTS, CHECK=False)
+    head_keys = _Keys(key, key_n, key_d, keys, special + batch64 * pitch)
+    spans = spans_of(own, keys, left, right, BLOCK_N, RULES, PLANES.placed)
+    none = tl.zeros([BLOCK_M, 8], tl.float32)
+    state = _State(tl.full([BLOCK_M], HIDDEN, tl.float32), none, none, none, none, none, none, none)
+    for KIND in tl.static_range(-1, 2):
+        state = _add_tiles(
+            state, spans, q, own, head_keys, scoring, KIND, BLOCK_M, BLOCK_N, TAIL, DOTS, RULES, PLANES
+        )
 
-    # ---- which tiles: nearest and farthest position of a row that counts
-    lowest = tl.min(tl.where(real, position, 2147483647), 0)
-    highest = tl.max(tl.where(real, position, -2147483647), 0)
-    any_real = highest >= lowest
-    begin = 0
-    stop = keys
-    if RULES.left:
-        begin = tl.minimum(tl.maximum(lowest - left, 0), keys)
-    if RULES.right != 0:
-        stop = tl.maximum(tl.minimum(highest + right + 1, keys), begin)
-    begin = tl.where(any_real, begin, 0) // BLOCK_N
-    stop = tl.cdiv(tl.where(any_real, stop, 0), BLOCK_N)
-    # whole tiles [a, b) lie before all rows and [c, d) after them, and no row's band cuts them
-    a = begin
-    if RULES.left:
-        a = tl.minimum(tl.cdiv(tl.maximum(highest - left, 0), BLOCK_N), stop)
-        a = tl.maximum(a, begin)
-    limit = keys
-    if RULES.right != 0:
-        limit = tl.minimum(keys, tl.maximum(lowest + right + 1, 0))
-    if SIDES or ATTENTION_DISTANCE >= 0:
-        b = tl.minimum(tl.maximum(lowest, 0), limit) // BLOCK_N
-        b = tl.maximum(tl.minimum(b, stop), a)
-        c = tl.minimum(tl.maximum(tl.cdiv(tl.maximum(highest + 1, 0), BLOCK_N), b), stop)
-        if RULES.left:
-            c = tl.maximum(c, a)
-        d = tl.maximum(tl.minimum(limit // BLOCK_N, stop), c)
-    else:  # nobody asks on which side a key lies
-        b = tl.maximum(tl.minimum(limit // BLOCK_N, stop), a)
-        c = b
-        d = b
-
-    peak = tl.full([BLOCK_M], HIDDEN, tl.float32)
-    total = tl.zeros([BLOCK_M, 8], tl.float32)
-    moment = tl.zeros([BLOCK_M, 8], tl.float32)
-    squares = tl.zeros([BLOCK_M, 8], tl.float32)
-    before = tl.zeros([BLOCK_M, 8], tl.float32)
-    after = tl.zeros([BLOCK_M, 8], tl.float32)
-    distance = tl.zeros([BLOCK_M, 8], tl.float32)
-    marked = tl.zeros([BLOCK_M, 8], tl.float32)
-    for tile in range(a, b):
-        peak, total, moment, squares, before, after, distance, marked = _tile(
-            tile, q, key, special, scoring, row64, position,
-            peak, total, moment, squares, before, after, distance, marked, key_n, key_d, keys,
-            -1, D, BLOCK_D, BLOCK_M, BLOCK_N, TAIL, UPCAST, PRECISION, RULES,
-            CONCENTRATION >= 0, SIDES, ATTENTION_DISTANCE >= 0, SPECIAL_MASS >= 0,
-        )  # fmt: skip
-    for step in range((a - begin) + (c - b) + (stop - d)):
-        tile = begin + step
-        tile = tl.where(tile >= a, tile + (b - a), tile)
-        tile = tl.where(tile >= c, tile + (d - c), tile)
-        peak, total, moment, squares, before, after, distance, marked = _tile(
-            tile, q, key, special, scoring, row64, position,
-            peak, total, moment, squares, before, after, distance, marked, key_n, key_d, keys,
-            0, D, BLOCK_D, BLOCK_M, BLOCK_N, TAIL, UPCAST, PRECISION, RULES,
-            CONCENTRATION >= 0, SIDES, ATTENTION_DISTANCE >= 0, SPECIAL_MASS >= 0,
-        )  # fmt: skip
-    if (SIDES or ATTENTION_DISTANCE >= 0) and RULES.right != _CAUSAL:
-        for tile in range(c, d):
-            peak, total, moment, squares, before, after, distance, marked = _tile(
-                tile, q, key, special, scoring, row64, position,
-                peak, total, moment, squares, before, after, distance, marked, key_n, key_d, keys,
-                1, D, BLOCK_D, BLOCK_M, BLOCK_N, TAIL, UPCAST, PRECISION, RULES,
-                CONCENTRATION >= 0, SIDES, ATTENTION_DISTANCE >= 0, SPECIAL_MASS >= 0,
-            )  # fmt: skip
-
-    # ---- what the sums say
-    mass = tl.sum(total, 1)
-    spread = tl.sum(moment, 1)
+    mass, spread = tl.sum(state.total, 1), tl.sum(state.moment, 1)
     # a visible -inf or NaN leaves a NaN in the moment even where no score was above the hidden ones
-    alive = real & ((peak > 0.5 * HIDDEN) | (spread != spread))
+    alive = own.real & ((state.peak > 0.5 * HIDDEN) | (spread != spread))
     finite = (mass + spread) - (mass + spread) == 0.0
-    defined = alive & finite
-    base = base_of(peak, factor, RULES.scaled)
-    share = 1.0 / mass
-    at = (batch * heads + head).to(tl.int64) * measured + slot
-    tl.store(live + at, alive.to(tl.int8), mask=inside)
+    base = base_of(state.peak, factor, RULES.scaled)
+    at = flat.to(tl.int64) * measured + slot
+    output = Output(planes, plane, at, own.inside, alive & finite)
+    tl.store(live + at, alive.to(tl.int8), mask=own.inside)
     if RECEIVED:
-        # a row that gives nothing is far below any score
-        tl.store(softmax + at, tl.where(defined, base, -HIDDEN), mask=inside)
-        tl.store(softmax + plane + at, tl.where(defined, share, 0.0), mask=inside)
-        broken = tl.max((alive & ~finite).to(tl.int32), 0)
-        tl.store(damaged + batch * heads + head, 1, mask=broken != 0)
-
-    logsumexp = base + tl.log2(mass) * _LN2 if RULES.scaled else (base + tl.log2(mass)) * _LN2
-    _store(planes, plane, at, logsumexp, defined, inside, LOGSUMEXP)
-    entropy = (tl.log2(mass) + spread * share) * _LN2
-    _store(planes, plane, at, tl.maximum(entropy, 0.0), defined, inside, ENTROPY)
-    if CONCENTRATION >= 0:
-        _store(planes, plane, at, tl.sum(squares, 1) * share * share, defined, inside, CONCENTRATION)
-    top = tl.minimum(tl.exp2(exponents(peak, base, factor, RULES.scaled)) * share, 1.0)
-    _store(planes, plane, at, top, defined, inside, MAX_PROBABILITY)
-    _store(planes, plane, at, peak if RULES.scaled else peak * scale, defined, inside, MAX_LOGIT)
-    if SIDES:
-        _store(planes, plane, at, tl.sum(before, 1) * share, defined, inside, BACKWARD_MASS)
-        _store(planes, plane, at, tl.sum(after, 1) * share, defined, inside, FORWARD_MASS)
-    if ATTENTION_DISTANCE >= 0:
-        _store(planes, plane, at, tl.sum(distance, 1) * share, defined, inside, ATTENTION_DISTANCE)
-    if SPECIAL_MASS >= 0:
-        _store(planes, plane, at, tl.sum(marked, 1) * share, defined, inside, SPECIAL_MASS)
-    if LEARNED_SINK_MASS >= 0:
-        sink = tl.load(sinks + head).to(tl.float32)
-        _store(planes, plane, at, 1.0 / (1.0 + tl.exp(logsumexp - sink)), defined, inside, LEARNED_SINK_MASS)
-
-    # ---- single keys, from dot products of their own: the one before, the own, the one after, the first
-    if SELF_MASS >= 0 or PREVIOUS_MASS >= 0 or NEXT_MASS >= 0 or FIRST_MASS >= 0:
-        first_column = position
-        if FIRST_MASS >= 0:
-            first_column = tl.load(first + batch) + tl.zeros([BLOCK_M], tl.int32)
-        inside_p = (position >= 1) & (position - 1 < keys)
-        inside_s = (position >= 0) & (position < keys)
-        inside_n = (position >= -1) & (position + 1 < keys)
-        inside_f = first_column < keys
-        index_p = tl.where(inside_p, position - 1, 0).to(tl.int64)
-        index_s = tl.where(inside_s, position, 0).to(tl.int64)
-        index_n = tl.where(inside_n, position + 1, 0).to(tl.int64)
-        index_f = tl.where(inside_f, first_column, 0).to(tl.int64)
-        # some channels at a time: whole vectors would not fit into registers
-        dots_p = tl.zeros([BLOCK_M, 16], tl.float32)
-        dots_s = tl.zeros([BLOCK_M, 16], tl.float32)
-        dots_n = tl.zeros([BLOCK_M, 16], tl.float32)
-        dots_f = tl.zeros([BLOCK_M, 16], tl.float32)
-        for start in tl.range(0, BLOCK_D, 16, num_stages=1, loop_unroll_factor=2):
-            some = start + tl.arange(0, 16)
-            places = query + (row64 * query_n)[:, None] + some[None, :] * query_d
-            part = tl.load(places, mask=(some < D)[None, :], other=0.0).to(tl.float32)
-            dots_p = dot_step(dots_p, part, key, index_p, inside_p, some, key_n, key_d, D, PREVIOUS_MASS >= 0)
-            dots_s = dot_step(dots_s, part, key, index_s, inside_s, some, key_n, key_d, D, SELF_MASS >= 0)
-            dots_n = dot_step(dots_n, part, key, index_n, inside_n, some, key_n, key_d, D, NEXT_MASS >= 0)
-            dots_f = dot_step(dots_f, part, key, index_f, inside_f, some, key_n, key_d, D, FIRST_MASS >= 0)
-        if PREVIOUS_MASS >= 0:
-            found = share_of(
-                tl.sum(dots_p, 1),
-                position - 1,
-                index_p,
-                inside_p,
-                row64,
-                position,
-                base,
-                mass,
-                scoring,
-                RULES,
-            )
-            _store(planes, plane, at, found, defined, inside, PREVIOUS_MASS)
-        if SELF_MASS >= 0:
-            found = share_of(
-                tl.sum(dots_s, 1), position, index_s, inside_s, row64, position, base, mass, scoring, RULES
-            )
-            _store(planes, plane, at, found, defined, inside, SELF_MASS)
-        if NEXT_MASS >= 0:
-            found = share_of(
-                tl.sum(dots_n, 1),
-                position + 1,
-                index_n,
-                inside_n,
-                row64,
-                position,
-                base,
-                mass,
-                scoring,
-                RULES,
-            )
-            _store(planes, plane, at, found, defined, inside, NEXT_MASS)
-        if FIRST_MASS >= 0:
-            found = share_of(
-                tl.sum(dots_f, 1),
-                first_column,
-                index_f,
-                inside_f,
-                row64,
-                position,
-                base,
-                mass,
-                scoring,
-                RULES,
-            )
-            _store(planes, plane, at, found, defined, inside, FIRST_MASS)
-    if VISIBLE_KEYS >= 0:
+        store_softmax(softmax, damaged + flat, output, base, mass, alive)
+    store_sums(output, state, base, mass, spread, sinks + head, scoring, RULES, PLANES)
+    if PLANES.singles:
+        store_singles(
+            output, query, query_n, query_d, first + batch, own, head_keys, base, mass, scoring,
+            DOTS, RULES, PLANES, BLOCK_M,
+        )  # fmt: skip
+    if PLANES.visible_keys >= 0:
+        visible = count_band(own, keys, left, right, RULES, BLOCK_M)
         if COUNTED:
-            visible = tl.load(counts + batch64 * counts_b + head.to(tl.int64) * counts_h + row64 * counts_q)
-        else:
-            nearest = tl.zeros([BLOCK_M], tl.int32)
-            farthest = nearest + (keys - 1)
-            if RULES.left:
-                nearest = tl.maximum(position - left, 0)
-            if RULES.right != 0:
-                farthest = tl.minimum(position + right, keys - 1)
-            visible = tl.maximum(farthest - nearest + 1, 0).to(tl.float32)
-        tl.store(planes + plane * VISIBLE_KEYS + at, visible, mask=inside)
+            visible = tl.load(counts + batch64 * counts_b + head64 * counts_h + own.index * counts_q)
+        tl.store(planes + plane * PLANES.visible_keys + at, visible, mask=own.inside)

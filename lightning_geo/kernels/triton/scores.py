@@ -1,4 +1,4 @@
-"""From vectors to masked scores and exponents: what the passes over keys and over queries have in common."""
+"""From vectors to masked scores and exponents: code shared by the passes over keys and over queries."""
 
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ __all__ = [
     "exponents",
     "in_band",
     "load_block",
+    "load_vectors",
     "masked_scores",
     "sum_classes",
 ]
@@ -31,10 +32,10 @@ _HIDDEN_BELOW = tl.constexpr(HIDDEN_BELOW)
 
 
 class Scoring(NamedTuple):
-    """What turns the dot products of one head into scores. Pointers are those of the head.
+    """Arguments that turn the dot products of one head into scores. Pointers are those of the head.
 
-    What is known when a kernel is compiled is not here but in ``Rules``: a tuple that is assigned to a name
-    inside a kernel loses its constants.
+    Compile-time constants are in ``Rules`` instead: a tuple that is assigned to a name inside a kernel loses
+    its constants.
     """
 
     key_row: Any
@@ -52,25 +53,25 @@ class Scoring(NamedTuple):
 
 
 @triton.jit
-def load_block(
-    pointers,
-    inside,
-    channels,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    CHECK: tl.constexpr,
-    UPCAST: tl.constexpr,
-):
-    """Load [n, BLOCK_D] vectors, 0 beyond D and, with ``CHECK``, where not ``inside``."""
-    if CHECK and D != BLOCK_D:
-        values = tl.load(pointers, mask=inside[:, None] & (channels < D)[None, :], other=0.0)
+def load_block(pointers, inside, channels, DOTS: tl.constexpr, CHECK: tl.constexpr):
+    """Load [n, block] vectors, 0 beyond their width and, with ``CHECK``, where not ``inside``."""
+    if CHECK and DOTS.width != DOTS.block:
+        values = tl.load(pointers, mask=inside[:, None] & (channels < DOTS.width)[None, :], other=0.0)
     elif CHECK:
         values = tl.load(pointers, mask=inside[:, None], other=0.0)
-    elif D != BLOCK_D:
-        values = tl.load(pointers, mask=(channels < D)[None, :], other=0.0)
+    elif DOTS.width != DOTS.block:
+        values = tl.load(pointers, mask=(channels < DOTS.width)[None, :], other=0.0)
     else:
         values = tl.load(pointers)
-    return values.to(tl.float32) if UPCAST else values
+    return values.to(tl.float32) if DOTS.upcast else values
+
+
+@triton.jit
+def load_vectors(x, index, stride_n, stride_d, inside, DOTS: tl.constexpr, CHECK: tl.constexpr):
+    """Load the vectors at some int64 indices like :func:`load_block`."""
+    channels = tl.arange(0, DOTS.block)
+    pointers = x + (index * stride_n)[:, None] + channels[None, :] * stride_d
+    return load_block(pointers, inside, channels, DOTS, CHECK)
 
 
 @triton.jit
@@ -91,7 +92,7 @@ def _scaled_scores(dots, scoring, RULES: tl.constexpr):
 
 @triton.jit
 def apply_key_row(scores, values, KIND: tl.constexpr):
-    """Apply what is the same for all rows: ``values`` broadcast to scores, ``HIDDEN`` for a hidden key."""
+    """Apply the masks that all rows share: ``values`` broadcast to scores, ``HIDDEN`` for a hidden key."""
     if KIND == 1:
         scores = tl.where(values == HIDDEN, HIDDEN, scores)
     elif KIND == 2:
@@ -124,7 +125,7 @@ def apply_mask(
             scores = tl.where(values != 0, scores, HIDDEN)
         else:
             values = values.to(tl.float32)
-            # a NaN hides nothing: it is to be seen in the row's statistics
+            # a NaN hides nothing: it has to reach the row's statistics
             hidden = values <= _HIDDEN_BELOW
             if GUARD:
                 hidden = hidden | (scores == HIDDEN)
@@ -180,7 +181,7 @@ def masked_scores(
         s = tl.where(veil == HIDDEN, HIDDEN, s)
     if RULES.key_row != 0:
         values = _spread(tl.load(scoring.key_row + column), KEYS)
-        # its bias leaves what is hidden hidden, unless it is a NaN
+        # hidden scores stay hidden under a bias, unless the bias is NaN
         hide = apply_key_row(s, values, RULES.key_row)
         s = tl.where(s == HIDDEN, HIDDEN, hide) if VEILED and RULES.key_row == 2 else hide
     rows = _spread(row, QUERIES)
@@ -201,7 +202,7 @@ def masked_scores(
 
 @triton.jit
 def base_of(peak, factor, SCALED: tl.constexpr):
-    """Find what :func:`exponents` take from scores."""
+    """Return the offset that :func:`exponents` subtract from scores."""
     return peak if SCALED else peak * factor
 
 

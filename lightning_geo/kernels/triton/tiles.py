@@ -32,7 +32,7 @@ def tiles_for(
 
     Args:
         width: The head dimension, rounded up to a power of two.
-        dtype: What the dot products are taken in.
+        dtype: Type of the dot products.
         capability: Of the CUDA device.
         hungry: Masks or special tokens need registers, too.
         dense: Masks that differ between rows need more.

@@ -1,6 +1,6 @@
 """Statistics of token vectors as Triton kernels: one read of the vectors, then sums over a few partial ones.
 
-This module loads without Triton, so that it can say why it cannot take a call.
+This module loads without Triton, so that it can give a reason when it cannot take a call.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ _PROGRAMS = 2048
 def unsupported(
     operation: str, x: Tensor, mask: Tensor | None, *rest: Tensor | frozenset[str] | None
 ) -> str | None:
-    """Say why these kernels cannot take a call; None if they can.
+    """Return the reason why these kernels cannot take a call; None if they can.
 
     Args:
         operation: ``"stream_statistics"`` or ``"head_moments"``.
         x: Its vectors.
         mask: Its mask.
-        rest: Its other arguments: the block's input for the stream, and what is wanted.
+        rest: Its other arguments: the block's input for the stream, and the requested statistics.
     """
     reason = missing(x.device)
     if reason is not None:
@@ -44,11 +44,11 @@ def unsupported(
 
 
 def stream_statistics(
-    x: Tensor, mask: Tensor | None, before: Tensor | None, wanted: frozenset[str]
+    x: Tensor, mask: Tensor | None, before: Tensor | None, requested: frozenset[str]
 ) -> StreamStatistics:
-    """Do what :func:`lightning_geo.kernels.vectors.stream_statistics` does."""
+    """Compute :func:`lightning_geo.kernels.vectors.stream_statistics` on a CUDA device."""
     with torch.no_grad(), on_device(x.device):
-        launch, result, sums, directed = stream_launch(x, mask, before, wanted)
+        launch, result, sums, directed = stream_launch(x, mask, before, requested)
         launch.run()
         if sums is None or directed is None:
             return result
@@ -58,7 +58,7 @@ def stream_statistics(
 
 
 def stream_launch(
-    x: Tensor, mask: Tensor | None, before: Tensor | None, wanted: frozenset[str]
+    x: Tensor, mask: Tensor | None, before: Tensor | None, requested: frozenset[str]
 ) -> tuple[Launch, StreamStatistics, Tensor | None, Tensor | None]:
     """Prepare the kernel, the planes that it fills, and its partial sums, ``[B, chunks, …]`` each."""
     from lightning_geo.kernels.triton import moments
@@ -72,11 +72,11 @@ def stream_launch(
     names = [
         name
         for name in ("norm", "skewness", "kurtosis", "update_ratio")
-        if name in wanted and not (name == "update_ratio" and before is None)
+        if name in requested and not (name == "update_ratio" and before is None)
     ]
     planes = x.new_empty(max(1, len(names)), batch, tokens, dtype=torch.float32)
     finite = x.new_empty(batch, tokens, dtype=torch.bool)
-    directions = "directions" in wanted
+    directions = "directions" in requested
     sums = x.new_empty(batch, chunks, width, dtype=torch.float32) if directions else None
     directed = x.new_empty(batch, chunks, dtype=torch.float32) if directions else None
     start = x if before is None else before
@@ -116,10 +116,10 @@ def stream_launch(
     return launch, result, sums, directed
 
 
-def head_moments(x: Tensor, mask: Tensor | None, wanted: frozenset[str]) -> HeadMoments:
-    """Do what :func:`lightning_geo.kernels.vectors.head_moments` does."""
+def head_moments(x: Tensor, mask: Tensor | None, requested: frozenset[str]) -> HeadMoments:
+    """Compute :func:`lightning_geo.kernels.vectors.head_moments` on a CUDA device."""
     with torch.no_grad(), on_device(x.device), exactly(x.device):
-        launch, norm, partial = moments_launch(x, mask, wanted)
+        launch, norm, partial = moments_launch(x, mask, requested)
         launch.run()
         valid = x.new_ones(x.shape[0], x.shape[2], dtype=torch.bool) if mask is None else mask
         fields: dict[str, Tensor] = {} if norm is None else {"norm": norm}
@@ -131,20 +131,20 @@ def head_moments(x: Tensor, mask: Tensor | None, wanted: frozenset[str]) -> Head
 
 
 def moments_launch(
-    x: Tensor, mask: Tensor | None, wanted: frozenset[str]
+    x: Tensor, mask: Tensor | None, requested: frozenset[str]
 ) -> tuple[Launch, Tensor | None, dict[str, Tensor]]:
     """Prepare the kernel, the norms that it fills, and its partial moments, ``[B, chunks, …]`` each."""
     from lightning_geo.kernels.triton import moments
 
     batch, heads, tokens, width = x.shape
     block = max(16, _power(width))
-    scatter, directions = "scatter" in wanted, "directions" in wanted
+    scatter, directions = "scatter" in requested, "directions" in requested
     # a wide product leaves registers for fewer tokens
     rows = (64 if block <= 64 else 32) if scatter else max(4, 2048 // block)
     # D x D numbers are written per program: it must read many more
     steps, chunks = _split(batch * heads, tokens, rows, fewest=8 * block // rows if scatter else 1)
     new = x.new_empty
-    norm = new(batch, heads, tokens, dtype=torch.float32) if "norm" in wanted else None
+    norm = new(batch, heads, tokens, dtype=torch.float32) if "norm" in requested else None
     partial: dict[str, Tensor] = {}
     lead = (batch, chunks, heads)
     if directions:
@@ -204,8 +204,8 @@ def _merge(counts: Tensor, means: Tensor, scatters: Tensor) -> dict[str, Tensor]
 
 def _split(sequences: int, tokens: int, rows: int, fewest: int = 1) -> tuple[int, int]:
     """Steps per program, a power of two so that few kernels are compiled, and programs per sequence."""
-    wanted = max(fewest, tokens * sequences // (rows * _PROGRAMS))
-    steps = min(_power(wanted), 64, _power(-(-tokens // rows)))
+    requested = max(fewest, tokens * sequences // (rows * _PROGRAMS))
+    steps = min(_power(requested), 64, _power(-(-tokens // rows)))
     return steps, -(-tokens // (rows * steps))
 
 

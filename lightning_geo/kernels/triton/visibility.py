@@ -9,41 +9,32 @@ __all__ = ["visibility_kernel"]
 
 
 @triton.jit
+def _live_rows(query_mask, row, inside, rows, queries, BLOCK_N: tl.constexpr):
+    """Which rows are real; a row that stands for all is, if any of them is."""
+    live = inside
+    if rows == queries:
+        live = live & (tl.load(query_mask + row) != 0)
+    else:
+        real = tl.zeros([BLOCK_N], tl.int32)
+        for start in range(0, queries, BLOCK_N):
+            index = start + tl.arange(0, BLOCK_N)
+            flags = tl.load(query_mask + index, mask=index < queries, other=0)
+            real = tl.maximum(real, flags.to(tl.int32))
+        live = live & (tl.max(real, 0) != 0)
+    return live
+
+
+@triton.jit
 def visibility_kernel(
-    query_mask,
-    key_row,
-    mask_a,
-    mask_b,
-    counts,
-    first,
-    row_b,
-    row_h,
-    a_b,
-    a_h,
-    a_q,
-    a_k,
-    b_b,
-    b_h,
-    b_q,
-    b_k,
-    heads,
-    rows,
-    queries,
-    keys,
-    offset,
-    left,
-    right,
-    RULES: tl.constexpr,
-    QUERY_MASK: tl.constexpr,
-    COUNT: tl.constexpr,
-    FIRST: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
+    query_mask, key_row, row_b, row_h, mask_a, a_b, a_h, a_q, a_k, mask_b, b_b, b_h, b_q, b_k,
+    counts, first, heads, rows, queries, keys, offset, left, right,
+    RULES: tl.constexpr, QUERY_MASK: tl.constexpr, COUNT: tl.constexpr, FIRST: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
     """Count each row's visible keys and find each sequence's first one.
 
     ``counts`` is float32 ``[B, heads, rows]``, ``first`` int32 ``[B]`` and holds Nk at first. ``heads`` is 1
-    where the masks do not tell heads apart, ``rows`` 1 where nothing tells rows apart.
+    where all heads share their masks, ``rows`` 1 where all rows see the same keys.
     """
     blocks = tl.cdiv(rows, BLOCK_M)
     pid = tl.program_id(0)
@@ -54,7 +45,7 @@ def visibility_kernel(
     mask_a += batch.to(tl.int64) * a_b + head.to(tl.int64) * a_h
     mask_b += batch.to(tl.int64) * b_b + head.to(tl.int64) * b_h
     query_mask += batch.to(tl.int64) * queries
-    # nothing is scored here
+    # no scores are computed here, so scale, cap and factor do not matter
     scoring = Scoring(key_row, mask_a, a_q, a_k, mask_b, b_q, b_k, left, right, 1.0, 1.0, 1.0)
 
     row = block * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -62,16 +53,7 @@ def visibility_kernel(
     row = tl.where(inside, row, 0)
     live = inside
     if QUERY_MASK and FIRST:
-        if rows == queries:
-            live = live & (tl.load(query_mask + row) != 0)
-        else:  # the one row stands for all: it is live if any is
-            found = tl.zeros([BLOCK_N], tl.int32)
-            for start in range(0, queries, BLOCK_N):
-                index = start + tl.arange(0, BLOCK_N)
-                found = tl.maximum(
-                    found, tl.load(query_mask + index, mask=index < queries, other=0).to(tl.int32)
-                )
-            live = live & (tl.max(found, 0) != 0)
+        live = _live_rows(query_mask, row, inside, rows, queries, BLOCK_N)
 
     position = (row + offset)[:, None]
     count = tl.zeros([BLOCK_M], tl.float32)
@@ -91,12 +73,12 @@ def visibility_kernel(
         if COUNT:
             count += tl.sum(visible.to(tl.float32), 1)
         if FIRST:
-            candidate = visible & live[:, None]
+            seen = visible & live[:, None]
             if QUERY_MASK:  # noqa: SIM102 (one is known to the compiler, the other is not)
                 if queries == keys:
-                    candidate = candidate & (tl.load(query_mask + safe) != 0)
-            found = tl.where(candidate, column[None, :], keys)
-            earliest = tl.minimum(earliest, tl.min(found, 1))
+                    seen = seen & (tl.load(query_mask + safe) != 0)
+            candidates = tl.where(seen, column[None, :], keys)
+            earliest = tl.minimum(earliest, tl.min(candidates, 1))
     if COUNT:
         tl.store(counts + (batch * heads + head).to(tl.int64) * rows + row, count, mask=inside)
     if FIRST:

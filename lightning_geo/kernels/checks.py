@@ -1,0 +1,222 @@
+"""Checks of an attention call's arguments, which end in an :class:`AttentionProblem`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
+
+from lightning_geo.kernels.blocks import BlockRule
+from lightning_geo.kernels.problem import STATISTICS, AttentionProblem
+from lightning_geo.utils.arguments import check_statistics
+from lightning_geo.utils.shapes import Bool, Float, Int64, Shaped
+
+__all__ = ["Mask", "attention_problem"]
+
+Mask: TypeAlias = Tensor | BlockMask
+
+
+def attention_problem(
+    query: Float[Tensor, "batch heads queries dim"],
+    key: Float[Tensor, "batch key_heads keys dim"],
+    *,
+    mask: Mask | Sequence[Mask] | None,
+    is_causal: bool,
+    causal_alignment: str,
+    query_mask: Bool[Tensor, "batch queries"] | None,
+    window: int | tuple[int, int] | None,
+    sinks: Float[Tensor, " heads"] | None,
+    special: Bool[Tensor, "batch keys"] | None,
+    scale: float | None,
+    softcap: float | None,
+    statistics: Iterable[str] | None,
+    queries: Int64[Tensor, "batch measured"] | None,
+) -> AttentionProblem:
+    """Check the arguments of an attention call and describe it in the form that every backend takes.
+
+    Arguments are those of :func:`lightning_geo.functional.attention_statistics`.
+
+    Raises:
+        TypeError: If an argument is no tensor, or none of the expected type.
+        ValueError: If shapes or devices do not fit, or an option has no meaning.
+    """
+    _check_query_key(query, key)
+    batch, heads, rows, width = query.shape
+    keys = key.shape[2]
+    if causal_alignment not in ("top_left", "bottom_right"):
+        raise ValueError(
+            "Expected `causal_alignment` to be 'top_left' (torch) or 'bottom_right' (FlashAttention) "
+            f"but got {causal_alignment!r}."
+        )
+    left, right = _window(window)
+    _check_flags("query_mask", query_mask, (batch, rows), "a real token", query.device)
+    _check_flags("special", special, (batch, keys), "a special token", query.device)
+    if sinks is not None:
+        _check_tensor("sinks", sinks, query.device)
+        if sinks.shape != (heads,):
+            raise ValueError(
+                f"Expected `sinks` to have shape [{heads}], one logit per query head, "
+                f"but got {list(sinks.shape)}."
+            )
+    masks = tuple(mask) if isinstance(mask, (list, tuple)) else () if mask is None else (mask,)
+    return AttentionProblem(
+        query=query,
+        key=key,
+        scale=_finite("scale", width**-0.5 if scale is None else scale),
+        softcap=_softcap(softcap),
+        masks=tuple(_mask(m, (batch, heads, rows, keys), query.device) for m in masks),
+        offset=keys - rows if causal_alignment == "bottom_right" else 0,
+        left=left,
+        right=0 if is_causal else right,
+        query_mask=query_mask,
+        sinks=sinks,
+        special=special,
+        rows=None if queries is None else _rows(queries, (batch, rows), query.device),
+        requested=check_statistics(statistics, STATISTICS),
+    )
+
+
+def _rows(rows: Tensor, shape: tuple[int, int], device: torch.device) -> Int64[Tensor, "batch measured"]:
+    if not isinstance(rows, Tensor) or rows.dtype != torch.int64:
+        kind = rows.dtype if isinstance(rows, Tensor) else type(rows).__name__
+        raise TypeError(f"Expected `queries` to be an int64 tensor of row indices but got {kind}.")
+    _check_device("queries", rows, device)
+    if rows.dim() != 2 or rows.shape[0] != shape[0]:
+        raise ValueError(
+            f"Expected `queries` to have shape [{shape[0]}, R], rows of each sequence, "
+            f"but got {list(rows.shape)}."
+        )
+    if rows.numel() and not 0 <= int(rows.min()) <= int(rows.max()) < shape[1]:
+        raise ValueError(
+            f"Expected `queries` to hold row indices from 0 to {shape[1] - 1} "
+            f"but got {int(rows.min())} to {int(rows.max())}."
+        )
+    return rows
+
+
+def _check_tensor(name: str, value: object, device: torch.device | None = None) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"Expected `{name}` to be a torch.Tensor but got {type(value).__name__}.")
+    if not value.is_floating_point():
+        raise TypeError(f"Expected `{name}` to be a floating point tensor but got {value.dtype}.")
+    _check_device(name, value, device)
+
+
+def _check_device(name: str, value: Tensor, device: torch.device | None) -> None:
+    if device is not None and value.device != device:
+        raise ValueError(
+            f"Expected `{name}` to be on the device of `query`, {device}, but got {value.device}. "
+            "Move it there."
+        )
+
+
+def _check_query_key(query: Tensor, key: Tensor) -> None:
+    for name, value in (("query", query), ("key", key)):
+        _check_tensor(name, value)
+        if value.dim() != 4 or value.shape[3] == 0:
+            raise ValueError(
+                f"Expected `{name}` to have shape [batch, head, token, head_dim] but got {list(value.shape)}."
+            )
+    _check_device("key", key, query.device)
+    if query.shape[0] != key.shape[0] or query.shape[3] != key.shape[3]:
+        raise ValueError(
+            "Expected `query` and `key` to agree in batch size and head_dim, "
+            f"[B, H, Nq, D] and [B, Hk, Nk, D], but got {list(query.shape)} and {list(key.shape)}."
+        )
+    if key.shape[2] == 0:
+        raise ValueError(f"Expected `key` to hold at least one token but got {list(key.shape)}.")
+    if key.shape[1] == 0 or query.shape[1] % key.shape[1]:
+        raise ValueError(
+            "Expected the heads of `query` to be a multiple of the heads of `key` "
+            f"but got {query.shape[1]} and {key.shape[1]}."
+        )
+
+
+def _check_flags(
+    name: str, value: Tensor | None, shape: tuple[int, int], meaning: str, device: torch.device
+) -> None:
+    if value is None:
+        return
+    if not isinstance(value, Tensor) or value.dtype != torch.bool:
+        kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(
+            f"Expected `{name}` to be a boolean tensor, True for {meaning}, but got {kind}. "
+            "Convert a 0/1 tensor with `.bool()`."
+        )
+    _check_device(name, value, device)
+    if value.shape != shape:
+        raise ValueError(f"Expected `{name}` to have shape {list(shape)} but got {list(value.shape)}.")
+
+
+def _mask(
+    mask: Mask, shape: tuple[int, int, int, int], device: torch.device
+) -> Shaped[Tensor, "#batch #heads #queries #keys"] | BlockRule:
+    """Check one mask and bring it into the problem's form."""
+    if isinstance(mask, BlockMask):
+        _check_device("mask", mask.kv_num_blocks, device)
+        if mask.shape[2:] != shape[2:] or any(
+            m not in (1, n) for m, n in zip(mask.shape[:2], shape[:2], strict=True)
+        ):
+            raise ValueError(
+                f"Expected `mask`, a BlockMask, to be made for {list(shape)}, or 1 as batch or head, "
+                f"but got {list(mask.shape)}."
+            )
+        return BlockRule.of(mask)
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"Expected `mask` to be a torch.Tensor or a BlockMask but got {type(mask).__name__}.")
+    if mask.dtype != torch.bool and not mask.is_floating_point():
+        raise TypeError(
+            f"Expected `mask` to be boolean, True = attend, or additive floating point but got {mask.dtype}. "
+            "Convert a 0/1 mask with `.bool()`."
+        )
+    _check_device("mask", mask, device)
+    if mask.dim() > 4 or any(
+        m not in (1, n) for m, n in zip(reversed(mask.shape), reversed(shape), strict=False)
+    ):
+        raise ValueError(
+            f"Expected `mask` to be broadcastable to [B, H, Nq, Nk] = {list(shape)} "
+            f"but got {list(mask.shape)}. A padding mask [B, Nk] goes in as `mask[:, None, None, :]`."
+        )
+    mask = mask[(None,) * (4 - mask.dim())]
+    # an expanded axis is read once, not once for each row
+    for axis, (size, stride) in enumerate(zip(mask.shape, mask.stride(), strict=True)):
+        if stride == 0 and size > 1:
+            mask = mask.narrow(axis, 0, 1)
+    return mask
+
+
+def _window(window: int | tuple[int, int] | None) -> tuple[int | None, int | None]:
+    """How many keys before and after a position are visible; None for all."""
+    if window is None:
+        return None, None
+    if isinstance(window, int) and not isinstance(window, bool) and window > 0:
+        return window - 1, None
+    if (
+        isinstance(window, (tuple, list))
+        and len(window) == 2
+        and all(isinstance(side, int) and side >= -1 for side in window)
+    ):
+        left, right = (None if side == -1 else side for side in window)
+        return left, right
+    raise ValueError(
+        "Expected `window` to be a positive int (keys up to and including the query's own) or a pair "
+        f"(left, right) of ints >= -1, -1 for no limit, but got {window!r}."
+    )
+
+
+def _finite(name: str, value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError(f"Expected `{name}` to be finite but got {value!r}.")
+    return float(value)
+
+
+def _softcap(softcap: float | None) -> float | None:
+    if softcap is None or softcap == 0:
+        return None
+    if softcap < 0:
+        raise ValueError(f"Expected `softcap` to be positive, or None for none, but got {softcap!r}.")
+    return _finite("softcap", softcap)

@@ -1,0 +1,72 @@
+"""Constants that a kernel is compiled for, beside the rules of its masks: one constexpr argument each.
+
+This module loads without Triton.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+__all__ = ["Dots", "Planes"]
+
+
+@dataclass(frozen=True)
+class Dots:
+    """How vectors are read and multiplied.
+
+    Args:
+        width: Features of a head.
+        block: ``width``, rounded up to a power of two.
+        upcast: Vectors are converted to float32 when they are loaded.
+        precision: How ``tl.dot`` multiplies float32.
+    """
+
+    width: int
+    block: int
+    upcast: bool
+    precision: str
+
+    @classmethod
+    def of(cls, width: int, upcast: bool, dtype: torch.dtype) -> Dots:
+        """Derive them from the width of a head and the type of the dot products."""
+        block = max(16, 1 << (width - 1).bit_length())
+        # three TF32 products keep float32's digits on tensor cores
+        return cls(width, block, upcast, "tf32x3" if dtype == torch.float32 else "tf32")
+
+
+@dataclass(frozen=True)
+class Planes:
+    """Index of each statistic's plane in the kernel's output; -1 for a statistic that was not requested."""
+
+    visible_keys: int = -1
+    logsumexp: int = -1
+    entropy: int = -1
+    concentration: int = -1
+    max_probability: int = -1
+    max_logit: int = -1
+    self_mass: int = -1
+    previous_mass: int = -1
+    next_mass: int = -1
+    first_mass: int = -1
+    backward_mass: int = -1
+    forward_mass: int = -1
+    attention_distance: int = -1
+    special_mass: int = -1
+    learned_sink_mass: int = -1
+
+    @property
+    def sides(self) -> bool:
+        """Whether the masses of the keys before and after a row are kept apart."""
+        return self.backward_mass >= 0 or self.forward_mass >= 0
+
+    @property
+    def placed(self) -> bool:
+        """Whether it matters on which side of a row a key lies, and how far away."""
+        return self.sides or self.attention_distance >= 0
+
+    @property
+    def singles(self) -> bool:
+        """Whether the mass on any single key was requested."""
+        return max(self.self_mass, self.previous_mass, self.next_mass, self.first_mass) >= 0

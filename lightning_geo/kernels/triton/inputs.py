@@ -1,0 +1,158 @@
+"""Arguments that the kernels of one attention call share: masks, scales, tiles, planes.
+
+This module loads without Triton.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_geo.kernels.problem import STATISTICS, AttentionProblem
+from lightning_geo.kernels.triton.constants import Dots
+from lightning_geo.kernels.triton.launch import as_bytes, interpreted, strides
+from lightning_geo.kernels.triton.masks import key_row_of, row_masks, rules_of
+from lightning_geo.kernels.triton.tiles import Tile, Tiles, tiles_for
+
+__all__ = ["Inputs"]
+
+_LOG2E = math.log2(math.e)
+
+#: Statistics that the rows kernel writes, one plane each.
+_PLANES = tuple(name for name in STATISTICS if name != "received")
+
+# rows of keys are padded to a multiple of every tile's keys, so that no tile reads past their end
+_PITCH = 128
+
+# factors of the exponent for which bare dot products can be hidden without overflow
+_TAME_FACTORS = (1e-3, 64.0)
+
+
+class Inputs:
+    """The arguments of a call's kernels.
+
+    Args:
+        problem: The attention call.
+        capability: Of the CUDA device.
+        tiles: Sizes of the tiles; from the table if None.
+    """
+
+    def __init__(self, problem: AttentionProblem, capability: tuple[int, int], tiles: Tiles | None) -> None:
+        self.problem = problem
+        self.pitch = -(-problem.keys // _PITCH) * _PITCH
+        self.planes = [name for name in _PLANES if self.computes(name)]
+        self._row_masks = row_masks(problem)
+        self._key_row, self._biased = key_row_of(problem, self.pitch)
+        query, key = problem.query, problem.key
+        # bfloat16 arithmetic is wrong in the interpreter
+        upcast = query.dtype != key.dtype or (interpreted() and torch.bfloat16 in (query.dtype, key.dtype))
+        dtype = torch.float32 if upcast else query.dtype
+        self.dots = Dots.of(query.shape[3], upcast, dtype)
+        # larger tiles spilled registers here when compiled ahead of time
+        hungry = bool(problem.masks) or (
+            self.computes("special_mass") and (self.dots.block > 64 or not self.banded)
+        )
+        self.tiles = tiles or tiles_for(self.dots.block, dtype, capability, hungry, bool(self._row_masks))
+        kind = 0 if self._key_row is None else 2 if self._biased else 1
+        self.rules = rules_of(problem, self._row_masks, kind, self._scaled)
+
+    def computes(self, name: str) -> bool:
+        """Whether a statistic was requested and its inputs are there."""
+        required = {"special_mass": self.problem.special, "learned_sink_mass": self.problem.sinks}
+        return name in self.problem.requested and not (name in required and required[name] is None)
+
+    @property
+    def banded(self) -> bool:
+        """Whether causality or a window limits which keys a row may see."""
+        return self.problem.left is not None or self.problem.right is not None
+
+    @property
+    def per_row(self) -> bool:
+        """Whether rows differ in which keys they may see."""
+        return self.banded or bool(self._row_masks)
+
+    @property
+    def counted(self) -> bool:
+        """Whether visible keys must be counted, since no formula gives their number."""
+        return self.computes("visible_keys") and bool(self.problem.masks)
+
+    @property
+    def mask_heads(self) -> int:
+        """Number of heads with masks of their own; 1 if all share theirs."""
+        key_rows = [] if self._key_row is None else [self._key_row]
+        return max((mask.shape[1] for mask in [*self._row_masks, *key_rows]), default=1)
+
+    @property
+    def _scaled(self) -> bool:
+        """Whether scores are scaled before masks: bare dot products save a multiplication per score."""
+        return (
+            self.problem.softcap is not None
+            or self._biased
+            or any(mask.dtype != torch.bool for mask in self._row_masks)
+            or not _TAME_FACTORS[0] <= self.problem.scale * _LOG2E <= _TAME_FACTORS[1]
+        )
+
+    @cached_property
+    def visibility(self) -> dict[str, Any]:
+        """Masks and band, for every kernel."""
+        problem, query, row = self.problem, self.problem.query, self._key_row
+        arguments: dict[str, Any] = {
+            "offset": problem.offset,
+            "left": problem.left or 0,
+            "right": problem.right or 0,
+            "key_row": query if row is None else row,
+            **strides("row", "bh", None if row is None else row[..., 0]),
+        }
+        for slot, name in enumerate("ab"):
+            mask = self._row_masks[slot] if slot < len(self._row_masks) else None
+            arguments[f"mask_{name}"] = query if mask is None else as_bytes(mask)
+            arguments |= strides(name, "bhqk", mask)
+        return arguments
+
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of both the pass over keys and the pass over queries."""
+        problem = self.problem
+        batch, heads, measured = problem.rows_shape
+        return {
+            "query": problem.query,
+            "key": problem.key,
+            "rows": problem.query if problem.rows is None else problem.rows.contiguous(),
+            **strides("query", "bhnd", problem.query),
+            **strides("key", "bhnd", problem.key),
+            "heads": heads,
+            "group": problem.group_size,
+            "keys": problem.keys,
+            "measured": measured,
+            "plane": batch * heads * measured,
+            "scale": problem.scale / (problem.softcap or 1.0),
+            "softcap": problem.softcap or 1.0,
+            "factor": _LOG2E if self.rules.scaled else problem.scale * _LOG2E,
+            **self.visibility,
+        }
+
+    def constants(self, tile: Tile) -> dict[str, Any]:
+        """Constants that both passes are compiled for."""
+        return {
+            "DOTS": self.dots,
+            "RULES": self.rules,
+            "CHOSEN": self.problem.rows is not None,
+            "BLOCK_M": tile.queries,
+            "BLOCK_N": tile.keys,
+        }
+
+    def special(self) -> Tensor:
+        """Weights of special tokens, padded; any tensor where they are not read."""
+        if not self.computes("special_mass") or self.problem.special is None:
+            return self.problem.query
+        weights = self.problem.special.to(torch.float32)
+        return F.pad(weights, (0, self.pitch - self.problem.keys))
+
+    def query_mask(self) -> Tensor:
+        """Flags of real rows; any tensor where they are not read."""
+        flags = self.problem.query_mask
+        return self.problem.query if flags is None else as_bytes(flags.contiguous())

@@ -1,0 +1,44 @@
+"""Checks every call in the rooms whose signatures name shapes, while tests of these rooms run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jaxtyping
+from beartype import BeartypeConf, beartype
+
+ROOMS = Path(__file__).parents[2] / "lightning_geo"
+
+#: Triton reads the source of its kernels, and the dispatch only passes arguments on: no hook on either.
+MODULES = (
+    "lightning_geo.functional",
+    *(f"lightning_geo.kernels.{file.stem}" for file in (ROOMS / "kernels").glob("[a-z]*.py")),
+)
+
+
+def checked(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Check a function's arguments with beartype; an int may stand for a float."""
+    for name, hint in function.__annotations__.items():
+        if getattr(hint, "_is_protocol", False):  # a check would read every property of what is observed
+            function.__annotations__[name] = Any
+    return beartype(conf=BeartypeConf(is_pep484_tower=True))(function)
+
+
+def install() -> None:
+    """Hook the import of the modules, before the first of them is imported; nothing is checked yet."""
+    jaxtyping.install_import_hook(MODULES, "support.shapes.checked")
+    jaxtyping.config.update("jaxtyping_disable", True)
+
+
+@contextmanager
+def shape_checks(on: bool) -> Iterator[None]:
+    """Switch the checks on or off."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", not on)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", before)
