@@ -7,6 +7,9 @@ import os
 import torch
 from hypothesis import settings
 
+# the hook that skips tests of pages where no browser or no node is installed
+from support.programs import pytest_runtest_setup as pytest_runtest_setup
+
 # Two cores are shared by parallel test processes; more threads only make them wait for each other.
 torch.set_num_threads(1)
 
