@@ -94,7 +94,7 @@ def test_margins_and_counts_are_those_of_the_full_matrices(name: str, padding: s
             arrays = record.stacks[stack]
             margins = expected(layer)
             for gate, values in zip(GATES, margins, strict=True):
-                np.testing.assert_allclose(arrays[f"gate.{gate}"][index], values, atol=1e-4, err_msg=gate)
+                np.testing.assert_allclose(arrays[f"gate.{gate}"][index], values, atol=6e-6, err_msg=gate)
             labels = gate_labels(torch.from_numpy(margins)).tolist()
             for place, gate in enumerate((*GATES, "mixed")):
                 assert arrays[f"gate_count.{gate}"][index] == labels.count(place)
