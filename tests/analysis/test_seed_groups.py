@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -38,13 +40,15 @@ def test_mean_spread_and_statistic_are_those_of_scipy() -> None:
 
 
 def test_noise_is_called_noise_as_often_as_chance_says() -> None:
-    least = [
-        min(row.chance for row in compare_groups(runs(noise(2 * s, 4)), runs(noise(2 * s + 1, 4))).rows)
-        for s in range(60)
-    ]
-    # 35 ways: the least chance is uniform on multiples of 1/35, however many cells there are
-    assert all(round(chance * 35, 6) == int(round(chance * 35, 6)) for chance in least)
-    assert np.mean(np.array(least) <= 0.2) == pytest.approx(0.2, abs=0.15)
+    """Of all ways to divide the same runs, the k-th clearest has the chance k/35: uniform, exactly."""
+    values = noise(0, 8)
+    least = []
+    for others in itertools.combinations(range(1, 8), 3):  # run 0 is in the first group: sides do not count
+        a = [0, *others]
+        b = [run for run in range(8) if run not in a]
+        least.append(min(row.chance for row in compare_groups(runs(values[a]), runs(values[b])).rows))
+    # however many cells there are
+    assert sorted(least) == pytest.approx([way / 35 for way in range(1, 36)], rel=1e-12)
 
 
 def test_a_true_difference_comes_first() -> None:

@@ -9,16 +9,20 @@ from pathlib import Path
 import pytest
 
 import lightning_geo.dashboard
-from lightning_geo.loggers import pictures
+from lightning_geo.utils import colours
+from support.programs import node_path
 
 STATIC = Path(lightning_geo.dashboard.__file__).parent / "static"
 MODULES = sorted(STATIC.glob("*.js"))
 
 
+@pytest.mark.node
 def test_units_pass_under_node() -> None:
     tests = sorted(str(path) for path in (Path(__file__).parent / "js").glob("*.test.js"))
     assert tests
-    done = subprocess.run(["node", "--test", *tests], capture_output=True, text=True, check=False)
+    node = node_path()
+    assert node
+    done = subprocess.run([node, "--test", *tests], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -40,8 +44,10 @@ def test_every_import_is_a_file_that_is_there() -> None:
 
 
 def test_the_colours_are_those_of_the_pictures() -> None:
-    digits = "".join(re.findall(r"[0-9a-f]{6} ", pictures._VIRIDIS + " "))
     source = (STATIC / "colour.js").read_text()
-    start = source.index("const VIRIDIS")
-    ours = re.findall(r"\b[0-9a-f]{6}\b", source[start : source.index(";", start)])
-    assert ours == digits.split()
+    for name, known in (("VIRIDIS", colours.SEQUENTIAL), ("DIVERGING", colours.DIVERGING)):
+        start = source.index(f"const {name} =")
+        ours = re.findall(r"\b[0-9a-f]{6}\b", source[start : source.index(";", start)])
+        assert ours == known.split(), name
+    lines = source[source.index("const LINES") :].partition(";")[0]
+    assert tuple(re.findall(r"#[0-9a-f]{6}", lines)) == colours.CATEGORICAL

@@ -19,7 +19,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 
 from dashboard.providers import write_run
 from lightning_geo import GeometryMonitor, load_history
-from lightning_geo.utils.colours import colours
+from lightning_geo.utils.colours import sequential_colours
 from support.lit import Classifier, loader, trainer
 from support.tensorboard_page import chromium, tensorboard_on
 
@@ -139,7 +139,8 @@ def test_a_cell_has_the_colour_and_the_read_out_of_its_value(page: Page, address
         [x, y],
     )
     share = (value - values.min()) / (values.max() - values.min())
-    expected = colours()[round(float(share) * (len(colours()) - 1))].astype(int)
+    colours = sequential_colours()
+    expected = colours[round(float(share) * (len(colours) - 1))].astype(int)
     assert np.abs(np.array(pixel) - expected).max() <= 6
 
 

@@ -162,17 +162,29 @@ def _centred(x: Array, valid: Array) -> Array:
     return tokens - tokens.mean(1, keepdims=True)
 
 
-def subspace(layer: Layer) -> dict[str, Array]:
-    """The subspace family, but what compares samples; roles that the reference cannot tell are left out."""
-    result: dict[str, Array] = {}
-    bases = {}
-    roles = {
+def _roles(layer: Layer) -> dict[str, tuple[Array | None, Array]]:
+    """Vectors of each role [B, H, N, 8], and which of them count."""
+    return {
         "query": (layer.query, layer.queries),
         "key": (layer.key, layer.keys),
         "value": (layer.value, layer.keys),
         "output": (head_outputs(layer), layer.queries),
     }
-    for role, (x, valid) in roles.items():
+
+
+def smallest_singular_value(layer: Layer, role: str) -> Array:
+    """[H]: as a share of the largest; how well conditioned the effective rank of a role is."""
+    x, valid = _roles(layer)[role]
+    assert x is not None
+    sigma = np.linalg.svd(_centred(x, valid), compute_uv=False)
+    return sigma[:, -1] / sigma[:, 0]
+
+
+def subspace(layer: Layer) -> dict[str, Array]:
+    """The subspace family, but what compares samples; roles that the reference cannot tell are left out."""
+    result: dict[str, Array] = {}
+    bases = {}
+    for role, (x, valid) in _roles(layer).items():
         if x is None:
             continue
         _, sigma, directions = np.linalg.svd(_centred(x, valid), full_matrices=False)

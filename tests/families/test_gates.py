@@ -13,7 +13,6 @@ from families.packaged import EVERY
 from families.reference import Layer, layers_of
 from lightning_geo import measure
 from lightning_geo.functional import gate_labels
-from lightning_geo.functional.gates import THRESHOLDS
 from lightning_geo.kernels import AttentionProblem, attention
 from lightning_geo.kernels.pairs import near_and_mutual
 from lightning_geo.measurement.sample_statistics import SampleStatistics
@@ -22,6 +21,16 @@ from lightning_geo.metrics.selection import select
 from lightning_geo.observe import AttentionCall, CallKey
 
 Array = NDArray[np.float64]
+#: As the catalogue's formulas and METRICS say; written out here, so that a changed threshold is seen.
+THRESHOLDS = {
+    "open": 0.85,
+    "closed": 0.40,
+    "instance": 0.40,
+    "backward": 0.35,
+    "forward": 0.35,
+    "directional": 0.85,
+    "cluster": 0.40,
+}
 NAMES = (
     "bert",
     "gpt2",
@@ -94,7 +103,7 @@ def test_margins_and_counts_are_those_of_the_full_matrices(name: str, padding: s
             arrays = record.stacks[stack]
             margins = expected(layer)
             for gate, values in zip(GATES, margins, strict=True):
-                np.testing.assert_allclose(arrays[f"gate.{gate}"][index], values, atol=1e-4, err_msg=gate)
+                np.testing.assert_allclose(arrays[f"gate.{gate}"][index], values, atol=6e-6, err_msg=gate)
             labels = gate_labels(torch.from_numpy(margins)).tolist()
             for place, gate in enumerate((*GATES, "mixed")):
                 assert arrays[f"gate_count.{gate}"][index] == labels.count(place)

@@ -61,8 +61,8 @@ def test_every_metric_is_that_of_the_full_matrix(name: str, padding: str) -> Non
             wanted = expected(layer)
             assert set(record.stacks[stack]) == set(wanted)
             for metric, values in wanted.items():
-                # one product at the edge of two bins is one of some fifty
-                tolerance = 0.05 if metric == "score_entropy" else 1e-4
+                # ten times what was seen; a product that falls into another bin is 0.01 and more
+                tolerance = 5e-4 if metric == "score_entropy" else 5e-6
                 np.testing.assert_allclose(
                     record.stacks[stack][metric][index], values, atol=tolerance, err_msg=metric
                 )

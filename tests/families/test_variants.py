@@ -23,7 +23,7 @@ SPECIAL = (7, 11, 13, 17)
 
 
 def assert_same(one: GeometryRecord, other: GeometryRecord, stacks: dict[str, str] | None = None) -> None:
-    """Equal numbers in every stack and metric, up to what another order of sums does in float32."""
+    """Equal numbers in every stack and metric, up to a few roundings in float32: another order of sums."""
     stacks = stacks or {name: name for name in one.stacks}
     assert set(one.stacks) == set(stacks)
     assert set(other.stacks) == set(stacks.values())
@@ -31,7 +31,7 @@ def assert_same(one: GeometryRecord, other: GeometryRecord, stacks: dict[str, st
         assert set(one.stacks[mine]) == set(other.stacks[theirs])
         for metric, values in one.stacks[mine].items():
             np.testing.assert_allclose(
-                values, other.stacks[theirs][metric], rtol=1e-4, atol=1e-4, err_msg=f"{mine}/{metric}"
+                values, other.stacks[theirs][metric], rtol=1e-5, atol=1e-6, err_msg=f"{mine}/{metric}"
             )
 
 
@@ -120,7 +120,7 @@ def test_special_mass(name: str, padding: str) -> None:
             mass = (probabilities(layer) * special[:, None, None, :]).sum(-1)
             rows = [m[:, valid].mean(-1) for m, valid in zip(mass, layer.queries, strict=True)]
             values = record.stacks[stack.name]["special_mass"][index]
-            np.testing.assert_allclose(values, np.mean(rows, axis=0), atol=1e-4)
+            np.testing.assert_allclose(values, np.mean(rows, axis=0), atol=1e-6)
 
 
 def test_a_padded_batch_measures_its_sequences_as_if_alone() -> None:
@@ -137,7 +137,7 @@ def test_a_padded_batch_measures_its_sequences_as_if_alone() -> None:
     for metric in alone[0].stacks["encoder"]:
         reduce = np.max if metric == "max_logit" else np.mean
         separate = reduce([record[metric] for record in alone], axis=0)
-        np.testing.assert_allclose(together[metric], separate, rtol=1e-4, atol=1e-5, err_msg=metric)
+        np.testing.assert_allclose(together[metric], separate, rtol=2e-6, atol=2e-6, err_msg=metric)
 
 
 def test_what_stands_at_padding_has_no_influence() -> None:
@@ -227,8 +227,10 @@ def test_half_precision_stays_near(name: str, dtype: torch.dtype) -> None:
     batch = {k: v.to(dtype) if v.is_floating_point() else v for k, v in family.batch("right").items()}
     record = measure(model, batch)
     known = record_of(name, family.implementations[0], "right")
-    for metric, atol in {"entropy": 0.1, "cone.output": 0.02, "effective_rank.query": 0.1}.items():
+    # in steps of the type: three times what was seen, in bfloat16 and in float16 alike
+    for metric, steps in {"entropy": 3, "cone.output": 0.3, "effective_rank.query": 3}.items():
         assert record[metric].dtype == np.float32
+        atol = steps * torch.finfo(dtype).eps
         np.testing.assert_allclose(record[metric], known[metric], atol=atol, err_msg=metric)
 
 

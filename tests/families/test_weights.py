@@ -152,7 +152,7 @@ def test_drift_is_that_of_the_read_directions() -> None:
             now = read(block)
             for role, weight in now.items():
                 np.testing.assert_allclose(
-                    second[f"weight_drift.{role}"][layer], drift(weight, before[layer][role], 4), rtol=1e-3
+                    second[f"weight_drift.{role}"][layer], drift(weight, before[layer][role], 4), rtol=2e-4
                 )
     turned = torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(0))).Q
     again = Measurement({"": tap}, WEIGHTS, start=(fresh := {}))
@@ -177,9 +177,9 @@ def test_pairs_of_heads_are_kept() -> None:
     for layer, block in enumerate(model.get_submodule(blocks)):
         heads = read(block)
         keys = np.repeat(np.repeat(overlaps(heads["key"]), 2, 0), 2, 1)
-        np.testing.assert_allclose(matrices["pairs.read_overlap.key"][layer], keys, rtol=1e-5)
+        np.testing.assert_allclose(matrices["pairs.read_overlap.key"][layer], keys, rtol=1e-6)
         np.testing.assert_allclose(
-            matrices["pairs.write_overlap"][layer], overlaps(heads["output"]), rtol=1e-5
+            matrices["pairs.write_overlap"][layer], overlaps(heads["output"]), rtol=4e-6
         )
 
 

@@ -60,7 +60,8 @@ def test_principal_subspace_agrees_with_svd(seed, lead, d, dtype):
     gaps = values[..., rank - 1] - values[..., rank] if rank < d else values[..., -1]
     assume((gaps > values[..., 0] * 1e-3).all())
     projector = vectors[..., :rank] @ np.swapaxes(vectors[..., :rank], -1, -2)
-    np.testing.assert_allclose(u @ u.mT, projector, atol=2e-3 if dtype != torch.float64 else 1e-9)
+    # rounding turns a subspace by about eps over the gap to the next direction, which is 1e-3 at least
+    np.testing.assert_allclose(u @ u.mT, projector, atol=1.2e-4 if dtype != torch.float64 else 1e-9)
 
 
 def test_a_subspace_that_only_rounding_would_choose_is_nan():

@@ -59,7 +59,7 @@ def test_contributions_are_those_of_full_autograd(model: nn.Module, batch: dict[
             weight = output_weight(model, layer)
             theirs = (weight * weight.grad).detach().unflatten(1, (HEADS, WIDTH)).sum((0, 2))
             ours = explanation.contributions["bert.encoder"][layer]
-            np.testing.assert_allclose(ours, theirs, rtol=2e-3, atol=1e-4 * float(theirs.abs().max()))
+            np.testing.assert_allclose(ours, theirs, rtol=3e-5, atol=1e-6 * float(theirs.abs().max()))
 
 
 def test_the_error_is_what_silencing_the_layer_really_costs(
@@ -134,7 +134,7 @@ def test_unusual_is_a_z_score_against_correct_examples(model: nn.Module, batch: 
     for name in GEOMETRY:
         known = np.stack([record[name] for record in geometry]).astype(np.float64)
         theirs = (mine[name] - known.mean(0)) / known.std(0, ddof=1)
-        np.testing.assert_allclose(explanation.unusual["bert.encoder"][name], theirs, rtol=1e-2, atol=1e-2)
+        np.testing.assert_allclose(explanation.unusual["bert.encoder"][name], theirs, rtol=1e-6, atol=1e-6)
 
 
 def test_without_enough_correct_examples_nothing_is_unusual(

@@ -18,27 +18,23 @@ from kernels.comparison import as_arrays, assert_agree, assert_float32
 from lightning_geo.kernels import STATISTICS
 from lightning_geo.kernels.chunked import TILE_SCORES, chunked
 from lightning_geo.kernels.reference import reference
+from support.gathered import gathered
 
-# one tile; a few groups of sequences or heads; rows cut too; a row of one head at a time
-TILES = (TILE_SCORES, 1 << 10, 150, 1)
+# one tile; rows cut too: hypothesis draws the sizes between, below
+TILES = (TILE_SCORES, 150)
 
 
-@pytest.mark.parametrize("tile_scores", TILES)
 @pytest.mark.parametrize("name", CASES)
-def test_agrees_with_the_oracle(name, tile_scores):
+def test_agrees_with_the_oracle(name):
     problem = problem_of(CASES[name]())
-    got = chunked(problem, tile_scores)
-    assert_float32(got)
-    assert_agree(got, as_arrays(reference(problem)))
-
-
-@pytest.mark.parametrize("tile_scores", [TILE_SCORES, 150])
-@pytest.mark.parametrize("name", CASES)
-def test_agrees_with_the_oracle_on_chosen_rows(name, tile_scores):
-    problem = with_rows(problem_of(CASES[name]()))
-    got = chunked(problem, tile_scores)
-    assert_float32(got)
-    assert_agree(got, as_arrays(reference(problem)))
+    with gathered(name) as named:
+        for rows, some in (("all rows", problem), ("chosen rows", with_rows(problem))):
+            oracle = as_arrays(reference(some))
+            for tile_scores in TILES:
+                with named(f"{rows}, {tile_scores} scores in a tile"):
+                    got = chunked(some, tile_scores)
+                    assert_float32(got)
+                    assert_agree(got, oracle)
 
 
 @pytest.mark.parametrize("wanted", STATISTICS)
@@ -89,7 +85,8 @@ def calls(draw):
     }
 
 
-@given(calls(), st.integers(1, 5000))
+# A tile of one score is a row of one head at a time, and one of 1024 a few groups of sequences or heads.
+@given(calls(), st.sampled_from([1, 1 << 10]) | st.integers(1, 5000))
 def test_agrees_with_the_oracle_on_combinations(arguments, tile_scores):
     problem = problem_of(arguments)
     assert_agree(chunked(problem, tile_scores), as_arrays(reference(problem)))

@@ -66,8 +66,8 @@ def test_one_backward_of_a_batch_tells_what_each_sequence_alone_does(name: str, 
     assert set(alone.stacks) == set(together.stacks)
     for stack, arrays in alone.stacks.items():
         theirs = arrays["importance"]
-        tolerance = 1e-5 * float(np.nanmax(theirs))
-        np.testing.assert_allclose(together.stacks[stack]["importance"], theirs, rtol=1e-3, atol=tolerance)
+        tolerance = 3e-7 * float(np.nanmax(theirs))
+        np.testing.assert_allclose(together.stacks[stack]["importance"], theirs, rtol=3e-5, atol=tolerance)
 
 
 # -- in a run
@@ -156,7 +156,7 @@ def test_what_scales_the_loss_is_undone(options: dict[str, Any], count: int, tmp
     before = copy.deepcopy(module.model)
     ours, said = run(tmp_path, module, **options)
     assert said == []
-    np.testing.assert_allclose(ours, alone(before, count), rtol=1e-4)
+    np.testing.assert_allclose(ours, alone(before, count), rtol=3e-6)
 
 
 def half(scale: float) -> MixedPrecision:
@@ -169,7 +169,8 @@ def test_half_precision_with_its_loss_scale(tmp_path: Path) -> None:
     ours, said = run(tmp_path, module, plugins=[half(1024.0)])
     assert said == []
     theirs = alone(before)
-    np.testing.assert_allclose(ours, theirs, rtol=0.05, atol=0.01 * theirs.max())
+    # float16 has steps of 1e-3: ten times what was seen of gradients that pass through two layers
+    np.testing.assert_allclose(ours, theirs, rtol=0.01, atol=0.002 * theirs.max())
 
 
 def test_a_scale_too_large_gives_no_number(tmp_path: Path) -> None:
@@ -193,7 +194,7 @@ def test_ways_to_train_that_give_the_same(build: Callable[[], Lit], tmp_path: Pa
     before = copy.deepcopy(module.model)
     ours, said = run(tmp_path, module)
     assert said == []
-    np.testing.assert_allclose(ours, alone(before), rtol=1e-4)
+    np.testing.assert_allclose(ours, alone(before), rtol=3e-6)
 
 
 NO_GRADIENT = "training's gradient does not reach it"
@@ -289,7 +290,7 @@ def test_layers_below_which_all_is_frozen_have_none(tmp_path: Path) -> None:
     ours, said = run(tmp_path, module)
     assert ours is not None
     assert np.isnan(ours[0]).all()
-    np.testing.assert_allclose(ours[1], alone(before)[1], rtol=1e-4)
+    np.testing.assert_allclose(ours[1], alone(before)[1], rtol=3e-6)
     assert len(said) == 1
     assert f"importance is absent in part: in bert.encoder.layer.0.attention.self: {NO_GRADIENT}" in said[0]
 
@@ -300,7 +301,7 @@ def test_attention_of_ones_own_and_torchs(own: bool, tmp_path: Path) -> None:
     before = copy.deepcopy(module.model)
     ours, said = run(tmp_path, module)
     assert said == []
-    np.testing.assert_allclose(ours, alone(before), rtol=1e-3)
+    np.testing.assert_allclose(ours, alone(before), rtol=2e-6)
 
 
 def test_it_has_its_own_clock(tmp_path: Path) -> None:

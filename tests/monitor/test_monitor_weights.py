@@ -25,8 +25,9 @@ def monitor(**options: Any) -> GeometryMonitor:
 def run(
     directory: Path, watch: GeometryMonitor, module: pl.LightningModule, steps: int, **options: Any
 ) -> Any:
+    data = options.pop("data", None) or loader(64)
     runner = trainer(directory, watch, max_steps=steps, **options)
-    runner.fit(module, loader(64))
+    runner.fit(module, data)
     return runner
 
 
@@ -61,19 +62,24 @@ def test_a_sample_describes_the_weights_that_enter_its_step(tmp_path: Path, sour
 
 
 def test_drift_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
+    # without dropout, and on one batch again and again: both runs train alike, wherever the second takes up
+    def model() -> Lit:
+        return Lit(lambda: bert(dropout=0.0))
+
+    data = loader(4)
     whole = monitor(weights_every_n_samples=2)
-    run(tmp_path / "whole", whole, Lit(bert), 6)
+    run(tmp_path / "whole", whole, model(), 6, data=data)
     first = monitor(weights_every_n_samples=2)
-    runner = run(tmp_path / "parts", first, Lit(bert), 3)
+    runner = run(tmp_path / "parts", first, model(), 3, data=data)
     runner.save_checkpoint(tmp_path / "parts.ckpt")
     second = monitor(weights_every_n_samples=2)
     runner = trainer(tmp_path / "rest", second, max_steps=6)
-    runner.fit(Lit(bert), loader(64), ckpt_path=tmp_path / "parts.ckpt")
+    runner.fit(model(), data, ckpt_path=tmp_path / "parts.ckpt")
     assert second.last_record is not None
     assert whole.last_record is not None
     drift = second.last_record["weight_drift.query"]
     assert drift.min() > 0
-    np.testing.assert_allclose(drift, whole.last_record["weight_drift.query"], rtol=0.5)
+    np.testing.assert_allclose(drift, whole.last_record["weight_drift.query"], rtol=1e-6)
     begun, goes_on = (m.state_dict()["start"]["model"] for m in (first, second))
     for module, roles in begun.items():
         assert all(weight.equal(goes_on[module][role]) for role, weight in roles.items())

@@ -21,7 +21,7 @@ from lightning_geo.metrics.selection import spec_of
 from support.lit import Causal, Classifier, Lit, bert, fit, loader
 from support.same import assert_same, assert_same_records, outcome, records, traces
 
-STEPS = 30
+STEPS = 16  # records at 0, 7, 14 and the last: before, within and at the end of epochs of 6 batches
 
 
 @pytest.fixture(autouse=True)

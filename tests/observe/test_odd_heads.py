@@ -71,7 +71,7 @@ def assert_measured_anew(record: GeometryRecord, module: Lit) -> None:
     theirs = measure(module.model, default_collate(sequences(4)), metrics=FAMILIES, special_token_ids=[1])
     for name in theirs:
         # the monitor replays what was recorded of a loader that draws no other sequences
-        np.testing.assert_allclose(record[name], theirs[name], rtol=1e-3, atol=1e-4, err_msg=name)
+        np.testing.assert_allclose(record[name], theirs[name], rtol=1e-5, atol=1e-6, err_msg=name)
     assert {name for name in record if not compares_samples(name)} == set(theirs)
 
 

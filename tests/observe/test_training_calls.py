@@ -125,7 +125,7 @@ def test_a_pass_without_gradient_does_not_count(compute: Loss, manual: bool, tmp
         np.testing.assert_allclose(
             record["importance"],
             measure(before, BATCH, metrics="importance", special_token_ids=[1])["importance"],
-            rtol=1e-3,
+            rtol=1e-5,
         )
 
 

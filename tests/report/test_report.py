@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from lightning_geo.analysis.runs import Run
 from lightning_geo.report.page import report
 from lightning_geo.storage.record_file import RecordFile
 from lightning_geo.utils.errors import RunError
+from support.programs import launch_browser
 from support.records import make_record
 from support.report_page import Page
 
@@ -85,9 +85,6 @@ def test_hostile_names_are_text(runs: list[Run]) -> None:
 
 
 @pytest.mark.browser
-@pytest.mark.skipif(
-    not os.path.exists("/usr/bin/chromium") and not os.environ.get("CI"), reason="Chromium is not installed"
-)
 def test_a_browser_shows_it_without_a_request_or_a_complaint(tmp_path: Path) -> None:
     from playwright.sync_api import sync_playwright
 
@@ -95,8 +92,8 @@ def test_a_browser_shows_it_without_a_request_or_a_complaint(tmp_path: Path) -> 
     file.write_text(report([hostile(), hostile()]), encoding="utf-8")
     said: list[str] = []
     with sync_playwright() as playwright:
-        options = {"executable_path": "/usr/bin/chromium", "args": ["--no-sandbox", "--disable-gpu"]}
-        browser = playwright.chromium.launch(**options)  # type: ignore[arg-type]
+        browser = launch_browser(playwright)
+        assert browser is not None
         page = browser.new_page()
         page.on("console", lambda message: said.append(message.text))
         page.on("request", lambda request: said.append(request.url))

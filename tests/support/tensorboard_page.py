@@ -1,4 +1,4 @@
-"""TensorBoard on a directory of runs, and a Chromium that looks at it."""
+"""TensorBoard on a directory of runs, and a headless browser that opens it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
 
-# without these, Chromium looks for its maker's servers, which CI's closed network refuses
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+from support.programs import NO_BROWSER, launch_browser
 
 # what `tensorboard` runs; our tab is added where the package is not installed
 _PROGRAM = """
@@ -55,7 +54,9 @@ def tensorboard_on(directory: Path, *flags: str, run: str) -> Iterator[str]:
 def chromium() -> Iterator[tuple[Page, list[str]]]:
     """Yield a page, and what goes wrong on it: errors, messages of errors, dialogs."""
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=FLAGS)
+        browser = launch_browser(playwright)
+        if browser is None:
+            raise RuntimeError(NO_BROWSER)
         page = browser.new_page(viewport={"width": 1400, "height": 1200})
         errors: list[str] = []
         page.on("pageerror", lambda error: errors.append(str(error)))
