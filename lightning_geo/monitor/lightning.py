@@ -76,8 +76,8 @@ class GeometryMonitor(CallbackBase):
     At chosen optimizer steps the monitor observes attention on a *probe* (the first sequences that the
     trainer feeds the model), computes the metrics, and sends them to every logger. The sample at step ``s``
     describes the weights that enter step ``s``: step 0 is the untouched model. A last sample, after the
-    ``on_train_end`` of all callbacks, describes the final weights. Training is bit-identical with and without
-    the monitor.
+    ``on_train_end`` of all callbacks, describes the final weights, averaged ones included. Training is
+    bit-identical with and without the monitor.
 
     Logged keys, where ``geometry`` is the monitor's ``name``:
 
@@ -92,9 +92,9 @@ class GeometryMonitor(CallbackBase):
     - ``geometry_<family>/<metric>/layer_03/head_05``: number of head 5, with ``scalars="head"``.
     - ``geometry_<family>/<metric>`` as a picture, in TensorBoard and W&B: a headline metric by layer and head
       (by layer and stage or gate, if it has no heads), at ten steps spread over the run.
-    - ``geometry_change/<metric>`` in the summary of a W&B run: change since the first sample, beside last,
-      min and max of ``geometry/<metric>``. ``geometry/report`` in W&B: the HTML report, attached when
-      training ends.
+    - ``geometry_change/<metric>`` in the summary of a W&B run, to sort and filter runs by: change since the
+      first sample, beside last, min and max of ``geometry/<metric>``. ``geometry/report`` in W&B: the HTML
+      report, attached when training ends.
     - ``lightning_geo/geometry/…`` in the event file: the full record of every sample, for ``load_history``,
       the commands and the tab "Geometry". Standard errors of estimates (``entropy.stderr``) are in it alone.
 
