@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import re
 import subprocess
 from collections import Counter
@@ -9,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+import lightning_geo
+from lightning_geo.cli.main import main
 from lightning_geo.metrics.catalog import CATALOG
 from lightning_geo.metrics.document import GUIDE, tables, updated
 
@@ -19,7 +23,8 @@ FOLDERS = ("examples", "lightning_geo", "tests")
 PAGES = sorted([*ROOT.glob("*.md"), *(page for folder in FOLDERS for page in (ROOT / folder).rglob("*.md"))])
 NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
 
-_FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+_BLOCK = re.MULTILINE | re.DOTALL
+_FENCED = re.compile(r"^```.*?^```$", _BLOCK)
 #: ``[text](target)`` and ``![text](target)``
 _LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 _EXTERNAL = re.compile(r"[a-z]+:")
@@ -102,6 +107,27 @@ def test_every_guide_is_reached_from_the_readme() -> None:
             targets = (link.partition("#")[0] for link in links if not _EXTERNAL.match(link))
             waiting += [page.parent / target for target in targets if target.endswith(".md")]
     assert {page.resolve() for page in PAGES} - reached == {ROOT.resolve() / "CHANGELOG.md"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_python_is_python_and_imports_what_is_public(name: str) -> None:
+    for block in re.findall(r"^```python\n(.*?)^```$", (ROOT / name).read_text(encoding="utf-8"), _BLOCK):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and node.module == "lightning_geo":
+                assert {alias.name for alias in node.names} <= set(lightning_geo.__all__)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_commands_are_there(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / name).read_text(encoding="utf-8")
+    for command in set(re.findall(r"lightning-geo ([a-z]+)\b", page)):
+        with pytest.raises(SystemExit) as left:
+            main([command, "--help"])
+        assert left.value.code == 0, f"lightning-geo {command}"
+    for script in re.findall(r"python ((?:examples|tests)/\w+(?:/\w+)*\.py)", page):
+        assert (ROOT / script).exists(), script
+    for module in re.findall(r"python -m (lightning_geo[\w.]+)", page):
+        assert importlib.util.find_spec(module), module
 
 
 def test_the_readme_is_short() -> None:
