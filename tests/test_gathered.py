@@ -10,7 +10,7 @@ from support.gathered import gathered
 def test_every_failure_is_listed_under_its_name() -> None:
     def wrong() -> None:
         with gathered("bert, sdpa") as named:
-            for metric, value in (("entropy", 1), ("distance", 2), ("first_mass", 3)):
+            for metric, value in (("entropy", 1), ("attention_distance", 2), ("first_mass", 3)):
                 with named(metric):
                     assert value == 2, f"got {value}"
 

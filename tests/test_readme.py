@@ -1,33 +1,164 @@
-"""The README says what the code says. ``python tests/test_readme.py`` prints its table of metrics anew."""
+"""The guides say what the code says: commands, links, pictures, and the tables of metrics."""
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import re
 import subprocess
+from collections import Counter
 from pathlib import Path
 
+import pytest
+
+import lightning_geo
+from lightning_geo.cli.main import main
 from lightning_geo.metrics.catalog import CATALOG
+from lightning_geo.metrics.document import GUIDE, tables, updated
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+#: What the repository holds; installs and runs below it bring pages of their own.
+FOLDERS = ("examples", "lightning_geo", "tests")
+PAGES = sorted([*ROOT.glob("*.md"), *(page for folder in FOLDERS for page in (ROOT / folder).rglob("*.md"))])
+NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
+
+_BLOCK = re.MULTILINE | re.DOTALL
+_FENCED = re.compile(r"^```.*?^```$", _BLOCK)
+#: ``[text](target)`` and ``![text](target)``
+_LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+_EXTERNAL = re.compile(r"[a-z]+:")
 
 
-def metric_table() -> str:
-    """The metrics as the README lists them, family by family."""
-    lines = ["| metric | axes | formula | what a change means |", "| --- | --- | --- | --- |"]
-    for spec in CATALOG.values():
-        # one row for all roles or stages of a metric
-        name = f"{spec.name}.{{{','.join(spec.parts)}}}" if spec.parts else spec.name
-        cells = f"{spec.family}: `{name}`", ", ".join(spec.axes), spec.formula, spec.meaning
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines)
+def prose(page: str) -> str:
+    """A page without its fenced blocks and code spans, whose brackets are no links."""
+    return re.sub(r"`[^`\n]*`", lambda code: re.sub(r"[\[\]()]", "", code[0]), _FENCED.sub("", page))
 
 
-def test_table_of_metrics_is_the_catalog():
-    assert metric_table() in README, "paste what `python tests/test_readme.py` prints after <!-- metrics -->"
+def anchors(page: str) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    seen: Counter[str] = Counter()
+    result = set()
+    for heading in re.findall(r"^#{1,6} +(.+?) *$", _FENCED.sub("", page), re.MULTILINE):
+        plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading)
+        slug = re.sub(r"[^\w\- ]", "", plain.lower()).replace(" ", "-")
+        result.add(f"{slug}-{seen[slug]}" if seen[slug] else slug)
+        seen[slug] += 1
+    return result
 
 
-def test_commands_are_fenced_after_their_markers():
+def broken_links(path: Path, text: str) -> list[str]:
+    """Relative links of a page that lead to no file, or to no heading of one."""
+    broken = []
+    for link in _LINK.findall(prose(text)):
+        if _EXTERNAL.match(link):
+            continue
+        target, _, anchor = link.partition("#")
+        file = (path.parent / target) if target else path
+        inside = file.resolve().is_relative_to(ROOT)
+        if not inside or not file.exists() or (anchor and anchor not in anchors(_text(path, text, file))):
+            broken.append(link)
+    return broken
+
+
+def _text(path: Path, text: str, file: Path) -> str:
+    return text if file.resolve() == path.resolve() else file.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_relative_links_lead_somewhere(name: str) -> None:
+    path = ROOT / name
+    assert broken_links(path, path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "broken"),
+    [
+        ("[a](nowhere.md)", ["nowhere.md"]),
+        ("![a](examples/pictures/nothing.png)", ["examples/pictures/nothing.png"]),
+        ("[a](LICENSE) and [b](../elsewhere)", ["../elsewhere"]),
+        ("## A head's `gate`: what?\n[a](#a-heads-gate-what) [b](#a-head)", ["#a-head"]),
+        ("[a](examples/README.md#no-such-heading)", ["examples/README.md#no-such-heading"]),
+        ("# A\n# A\n[a](#a-1) [b](#a-2)", ["#a-2"]),
+        ("`x[0](y)` and\n```python\nx[0](y)\n```\n[site](https://example.org/x)", []),
+    ],
+)
+def test_a_broken_link_is_found(text: str, broken: list[str]) -> None:
+    assert broken_links(ROOT / "README.md", text) == broken
+
+
+def test_every_picture_is_shown() -> None:
+    shown = {
+        (page.parent / link).resolve()
+        for page in PAGES
+        for link in _LINK.findall(page.read_text(encoding="utf-8"))
+        if link.endswith(".png")
+    }
+    assert shown == set((ROOT / "examples" / "pictures").resolve().iterdir())
+
+
+def test_every_guide_is_reached_from_the_readme() -> None:
+    reached, waiting = set(), [ROOT / "README.md"]
+    while waiting:
+        page = waiting.pop().resolve()
+        if page not in reached:
+            reached.add(page)
+            links = _LINK.findall(prose(page.read_text(encoding="utf-8")))
+            targets = (link.partition("#")[0] for link in links if not _EXTERNAL.match(link))
+            waiting += [page.parent / target for target in targets if target.endswith(".md")]
+    assert {page.resolve() for page in PAGES} - reached == {ROOT.resolve() / "CHANGELOG.md"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_python_is_python_and_imports_what_is_public(name: str) -> None:
+    for block in re.findall(r"^```python\n(.*?)^```$", (ROOT / name).read_text(encoding="utf-8"), _BLOCK):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and node.module == "lightning_geo":
+                assert {alias.name for alias in node.names} <= set(lightning_geo.__all__)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_commands_are_there(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / name).read_text(encoding="utf-8")
+    for command in set(re.findall(r"lightning-geo ([a-z]+)\b", page)):
+        with pytest.raises(SystemExit) as left:
+            main([command, "--help"])
+        assert left.value.code == 0, f"lightning-geo {command}"
+    for script in re.findall(r"python ((?:examples|tests)/\w+(?:/\w+)*\.py)", page):
+        assert (ROOT / script).exists(), script
+    for module in re.findall(r"python -m (lightning_geo[\w.]+)", page):
+        assert importlib.util.find_spec(module), module
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 200
+
+
+def test_every_example_is_in_the_gallery() -> None:
+    gallery = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
+    scripts = {path.name for path in (ROOT / "examples").glob("*.py")} - {"common.py", "texts.py"}
+    assert {script for script in scripts if f"[{script}]({script})" in gallery} == scripts
+
+
+def test_tables_of_metrics_are_those_of_the_catalogue() -> None:
+    guide = GUIDE.read_text(encoding="utf-8")
+    assert updated(guide) == guide, "METRICS.md is stale: run `python -m lightning_geo.metrics.document`"
+    assert "python -m lightning_geo.metrics.document" in guide.splitlines()[0]
+
+
+def test_every_metric_is_in_the_tables_once() -> None:
+    rows = re.findall(r"^\| `([^`{]+?)\.?(?:\{.*?\})?` \|", tables(), re.MULTILINE)
+    assert rows == list(CATALOG)
+
+
+def test_a_stale_table_is_found() -> None:
+    guide = GUIDE.read_text(encoding="utf-8")
+    assert updated(guide.replace("| `max_logit` |", "| `max_logits` |")) == guide
+    with pytest.raises(ValueError, match="found 0"):
+        updated(guide.replace("<!-- end of tables -->", ""))
+
+
+def test_commands_are_fenced_after_their_markers() -> None:
     # `.ci/run` takes the second from there
     for marker, last in (("main", "examples/finetune_bert.py"), ("test", "-m pytest -n 2 --dist loadscope")):
         [command] = re.findall(rf"^<!-- {marker} -->\n```bash\n(.+)\n```$", README, re.MULTILINE)
@@ -35,18 +166,9 @@ def test_commands_are_fenced_after_their_markers():
         assert command.endswith(last)
 
 
-def test_links_lead_somewhere():
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
-
-
-def test_ci_finds_the_test_command():
+def test_ci_finds_the_test_command() -> None:
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     [line] = re.findall(r"^command=\$\((.+)\)$", script, re.MULTILINE)
     found = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert found.strip().endswith("-m pytest -n 2 --dist loadscope")
     assert len(found.strip().splitlines()) == 1
-
-
-if __name__ == "__main__":
-    print(metric_table())

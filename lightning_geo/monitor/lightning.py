@@ -36,58 +36,203 @@ def _hook(hook: Hook) -> Hook:
 
 
 class GeometryMonitor(CallbackBase):
-    """Watch the geometry of attention while a transformer trains.
+    """Log the geometry of attention while a transformer trains.
 
-    At chosen optimizer steps it observes attention on a fixed probe (the first sequences that the
-    trainer feeds the model), computes entropy, pattern, cone, subspace, stream and head metrics and
-    sends them to every logger. Sample ``s`` describes the weights that enter step ``s``; the last
-    one, at the end of fit, the final weights. Training is bit-identical with and without it.
+    At chosen optimizer steps the monitor observes attention on a *probe* (the first sequences that the
+    trainer feeds the model), computes the metrics, and sends them to every logger. The sample at step ``s``
+    describes the weights that enter step ``s``: step 0 is the untouched model. A last sample, after the
+    ``on_train_end`` of all callbacks, describes the final weights, averaged ones included. Training is
+    bit-identical with and without the monitor.
 
-    Model summaries are logged as ``geometry/<metric>``, layers as
-    ``geometry_<family>/<metric>/layer_03``; the summaries are in ``trainer.callback_metrics`` too.
+    Logged keys, where ``geometry`` is the monitor's ``name``:
+
+    - ``geometry/<metric>``: number of the whole model, the mean over layers and heads (``max_logit``: the
+      maximum). It is in ``trainer.callback_metrics`` too, so that ``EarlyStopping`` and ``ModelCheckpoint``
+      can monitor it; a metric that had a value and lost it is NaN there.
+    - ``geometry/coverage``: share of the attention calls that were measured, from the first sample on in
+      which it is not 1.
+    - ``geometry_<family>/<metric>/layer_03``: number of layer 3, the mean over its heads (``max_logit``: the
+      maximum), for the headline metrics, unless ``scalars="model"``. TensorBoard shows all layers of a metric
+      in one chart (Custom Scalars).
+    - ``geometry_<family>/<metric>/layer_03/head_05``: number of head 5, with ``scalars="head"``.
+    - ``geometry_<family>/<metric>`` as a picture, in TensorBoard and W&B: a headline metric by layer and head
+      (by layer and stage or gate, if it has no heads), at ten steps spread over the run.
+    - ``geometry_change/<metric>`` in the summary of a W&B run, to sort and filter runs by: change since the
+      first sample, beside last, min and max of ``geometry/<metric>``. ``geometry/report`` in W&B: the HTML
+      report, attached when training ends.
+    - ``lightning_geo/geometry/…`` in the event file: the full record of every sample, for ``load_history``,
+      the commands and the tab "Geometry". Standard errors of estimates (``entropy.stderr``) are in it alone.
+
+    A model with several stacks has ``geometry/<stack>/<metric>`` and
+    ``geometry_<family>/<stack>/<metric>/…``. A key whose metric is not defined at a sample is left out, never
+    0.
+
+    The headline metrics are ``entropy``, ``normalized_entropy``, ``max_logit``, ``self_mass``,
+    ``previous_mass``, ``first_mass``, ``attention_distance``, ``cone.output``, ``effective_rank``,
+    ``qk_alignment``, ``drift``, ``update_ratio`` and ``redundancy``; and where they are measured
+    ``symmetry``, ``qk_effective_rank``, ``ov_effective_rank``, ``weight_drift``, ``projection_strength``,
+    ``gate_count`` and ``importance``.
+
+    Metrics by family; in brackets what follows a dot, as in ``drift.query``. METRICS.md in
+    ``lightning_geo.metrics`` has the formulas.
+
+    - ``entropy``: how focused attention is. ``entropy`` of its rows in nats, ``normalized_entropy`` from 0
+      (one key) to 1 (uniform), ``concentration`` (Σ p²), ``max_probability``, ``max_logit`` (the largest
+      score), ``key_entropy`` of the attention that keys receive, ``learned_sink_mass`` on a learned sink that
+      is no key.
+    - ``pattern``: where attention goes. ``self_mass`` on the token itself, ``previous_mass`` and
+      ``next_mass`` on its neighbours, ``first_mass`` on the first token, ``backward_mass`` and
+      ``forward_mass`` on all tokens before and after, ``special_mass`` on special tokens,
+      ``attention_distance`` in tokens.
+    - ``cone``: how much vectors point the same way [input, attention, output, head]. ``cone`` from 0 to 1,
+      ``cone_index`` not divided by the length, ``mean_cosine`` of two tokens.
+    - ``subspace``: where queries, keys, values and head outputs live [query, key, value, output].
+      ``effective_rank``, ``participation_ratio`` and ``stable_rank``, the dimensions that they fill;
+      ``top_share`` of the strongest direction; ``drift``, rotation since the start; ``velocity``, rotation
+      since the sample before. Without brackets: ``qk_alignment`` and ``qk_cosine``, overlap and angle of
+      queries and keys; ``query_norm`` and ``key_norm``, their lengths.
+    - ``stream``: the layers' outputs. ``hidden_norm``, ``skewness``, ``kurtosis``, and ``update_ratio``, how
+      much a layer changes its input.
+    - ``head``: ``redundancy``, similarity with the nearest other head of the layer; ``complementarity``, how
+      much the heads of a layer add to each other.
+    - ``weights``, if named: the parameters. ``symmetry``, ``directionality``, ``layer_symmetry`` and
+      ``layer_directionality``; ``qk_effective_rank``, ``qk_stable_rank`` and ``qk_norm`` of what a head
+      compares; ``ov_effective_rank``, ``ov_stable_rank`` and ``ov_norm`` of what it moves; ``read_overlap``
+      [query, key, value] and ``write_overlap`` with other heads; ``weight_drift`` [query, key, value, output]
+      since the start.
+    - ``projection``, if named: ``projection_strength`` [query, key, value], the share of tokens in what a
+      head reads; ``query_value_angle`` and ``key_value_angle``; ``score_norm_share`` [query, key, direction],
+      what scores vary by.
+    - ``gates``, if named: ``gate`` [open, closed, instance, backward, forward, directional, cluster], how
+      clearly a head is of each kind; ``gate_count`` [the same, and mixed], heads of each kind in a layer.
+    - ``importance``, if named: ``importance``, how much the loss depends on a head.
+    - ``score_spectra``, if named: ``score_entropy`` and the variants of ``von_neumann_entropy`` in *The
+      geometry of BERT*.
+
+    Where the record goes: to TensorBoard's directory, or to the files of the W&B run, or to the first
+    logger's ``log_dir``. Without any of these (``logger=False``) each run has a directory of its own,
+    ``<default_root_dir>/lightning_geo/version_0``, ``version_1``, …, and a resumed run continues in its own.
+    A copied or unpickled Trainer that goes on in the midst of a run has such a directory too.
+    Roots that are URLs of fsspec (``s3://bucket/runs``) work like directories. A resumed run voids the
+    samples that it replaces for ``load_history``, the commands and the tab "Geometry"; TensorBoard's own
+    charts show both.
+
+    What fails inside the monitor does not stop training: rank 0 warns once, with the rank that failed.
 
     Args:
         every_n_steps: Optimizer steps between samples (default 50); step 0 is always a sample.
-        schedule: ``step -> bool`` instead; asked on rank 0 alone, which answers for the others at each step.
-        max_overhead: Share of the run's time that samples may take (0.01 for one per cent), instead: they
-            become rarer where they are dear. Which steps were taken is in the record.
-        metrics: Families or single metrics; ``None`` for the families ``entropy``, ``pattern``, ``cone``,
-            ``subspace``, ``stream`` and ``head``. ``weights``, ``projection``, ``gates``, ``score_spectra``
-            and ``importance`` are measured where they are named.
-        layers: Layer indices, or a regular expression on module names; ``None`` for all.
+        schedule: ``step -> bool`` instead. It is called on rank 0 alone; with several ranks the answer takes
+            a broadcast at each step.
+        max_overhead: Share of the run's time that samples may take (0.01 for one per cent), instead. Samples
+            are taken less often when they are expensive; the record has the steps that were taken.
+        metrics: Families or single metrics, ``"metric:entropy"`` where both have the name. ``None`` for the
+            families ``entropy``, ``pattern``, ``cone``, ``subspace``, ``stream`` and ``head``. ``weights``,
+            ``projection``, ``gates``, ``importance`` and ``score_spectra`` are measured if they are named.
+            Metrics that are not requested are not computed.
+        layers: Layer indices, or a regular expression on module names; ``None`` for all. One that matches no
+            layer is an error before training begins, as soon as there is a probe to try it on.
         rank: Dimensions of the subspaces that are compared, at most half a head.
-        source: ``"probe"`` replays fixed inputs in eval mode; ``"batch"`` observes the training
-            forward itself: no extra forward, but batch noise, and no ``drift`` and ``velocity``.
-        probe: A batch or a dataloader to use as the probe; ``None`` records it from the run.
+        source: ``"probe"`` replays fixed inputs in eval mode; ``"batch"`` observes the training forward
+            itself: no extra forward, but batch noise, and no ``drift`` and ``velocity``.
+        probe: A batch or a dataloader to use as the probe. ``None`` records it from the run: from the
+            validation batches of the sanity check, else from the first training batches.
         probe_size: Sequences in the probe, over all ranks; where rows are packed, documents are sequences.
         probe_tokens: Real tokens in the probe, over all ranks: a run with long sequences keeps fewer of them,
             but at least one. A call that cannot be divided is kept whole. ``None`` for no limit.
-        probe_in_checkpoint: Whether checkpoints carry the probe's inputs, so that a resumed run
-            goes on with the same.
+        probe_in_checkpoint: Whether checkpoints carry the probe's inputs, so that a resumed run continues
+            with the same.
         module: Name of the observed model in the LightningModule; ``None`` finds it.
         baseline: Directory of another run whose first sample ``drift`` is measured against.
-        special_token_ids: Input ids that count as special; ``None`` asks the model's config.
-        max_queries: Query rows to measure per sequence, drawn at random: linear cost on long sequences.
-            Means over rows are then estimates with standard errors (``record["entropy.stderr"]``),
-            ``max_logit`` and ``key_entropy`` are absent, however short sequences are. ``None`` measures all.
-        weights_every_n_samples: Samples between those that measure too what needs the parameters alone
-            (``weights``, the angles of ``projection``; default 10): weights move slowly. The first and
-            the last sample always do.
+        special_token_ids: Input ids that count as special; ``None`` asks the model's config. BERT's config
+            has none, so that ``special_mass`` is absent without them.
+        max_queries: Query rows to measure per sequence, drawn at random: linear cost on long sequences. Means
+            over rows are then estimates with standard errors (``record["entropy.stderr"]``; 1.96 of them
+            cover the exact value in 95 of 100 draws). ``max_logit`` and ``key_entropy`` are absent, however
+            short the sequences; everything else stays exact. The rows differ between calls, layers and ranks,
+            and are the same at every sample. ``None`` measures all.
+        weights_every_n_samples: Samples between those that also measure what needs the parameters alone
+            (``weights``, the angles of ``projection``; default 10): weights move slowly. The first and the
+            last sample always do.
         importance_every_n_samples: Samples from one with ``importance`` to the next; the run's first and last
             sample have it too. On a probe each costs a forward and a backward of every sequence.
-        loss_fn: What ``importance`` on a probe is importance to, ``loss_fn(output, *args, **kwargs)`` of one
-            call of the observed model; ``None`` for the ``loss`` that the model itself returns.
+        loss_fn: The loss of ``importance`` on a probe, ``loss_fn(output, *args, **kwargs)`` of one call of
+            the observed model; ``None`` for the ``loss`` that the model itself returns.
         scalars: Finest scalars: ``"model"``, ``"layer"`` (headline metrics) or ``"head"``.
         strict: Raise whatever goes wrong instead of warning once.
-        name: First part of all tags; give each of two monitors its own.
+        name: First part of all keys; give each of two monitors its own.
 
     Raises:
         ValueError: If an argument's value does not fit.
 
     Example:
-        >>> monitor = GeometryMonitor(every_n_steps=100, metrics=["entropy", "subspace"])
-        >>> monitor.last_record is None
-        True
+        A LightningModule to train, ``encoder.py``::
+
+            import pytorch_lightning as pl
+            import torch
+            from torch.utils.data import DataLoader
+
+            class Encoder(pl.LightningModule):
+                def __init__(self):
+                    super().__init__()
+                    layer = torch.nn.TransformerEncoderLayer(64, 4, 128, batch_first=True)
+                    self.encoder = torch.nn.TransformerEncoder(layer, 2)
+
+                def training_step(self, batch, batch_idx):
+                    return self.encoder(batch).square().mean()
+
+                def configure_optimizers(self):
+                    return torch.optim.AdamW(self.parameters(), 1e-3)
+
+                def train_dataloader(self):
+                    return DataLoader(torch.randn(256, 16, 64), 16)
+
+        A script that trains it, ``train.py``::
+
+            import pytorch_lightning as pl
+            from encoder import Encoder
+            from lightning_geo import GeometryMonitor, load_history
+            from pytorch_lightning.loggers import TensorBoardLogger
+
+            logger = TensorBoardLogger("runs", "script")
+            monitor = GeometryMonitor(every_n_steps=10)
+            trainer = pl.Trainer(max_epochs=2, callbacks=[monitor], logger=logger)
+            trainer.fit(Encoder())
+
+            history = load_history("runs/script/version_0")
+            print(history.steps, history["entropy"].shape)  # [sample], [sample, layer, head]
+
+        The same through LightningCLI, ``python cli.py fit --config config.yaml`` with ``config.yaml``::
+
+            trainer:
+              max_epochs: 2
+              logger:
+                class_path: pytorch_lightning.loggers.TensorBoardLogger
+                init_args: {save_dir: runs, name: cli}
+              callbacks:
+                - class_path: lightning_geo.GeometryMonitor
+                  init_args:
+                    every_n_steps: 10
+                    metrics: [entropy, subspace, weights]
+
+        and ``cli.py``::
+
+            from encoder import Encoder
+            from pytorch_lightning.cli import LightningCLI
+
+            LightningCLI(Encoder)
+
+        A run that stops when its attention collapses, ``stop.py``::
+
+            import pytorch_lightning as pl
+            from encoder import Encoder
+            from lightning_geo import GeometryMonitor
+            from pytorch_lightning.callbacks import EarlyStopping
+
+            collapse = EarlyStopping(
+                "geometry/normalized_entropy", mode="max", divergence_threshold=0.1, patience=1000
+            )
+            trainer = pl.Trainer(max_epochs=2, callbacks=[GeometryMonitor(every_n_steps=10), collapse])
+            trainer.fit(Encoder())
     """
 
     def __init__(

@@ -100,7 +100,7 @@ def undefined(name: str, layers: list[Layer]) -> list[str]:
         spec.name
         for spec in CATALOG.values()
         if (layers[0].cross and (spec.self_attention or spec.name == "update_ratio"))
-        or (spec.name == "sink_mass" and name != "gpt_oss")
+        or (spec.name == "learned_sink_mass" and name != "gpt_oss")
     ]
 
 

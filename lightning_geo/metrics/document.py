@@ -1,0 +1,92 @@
+"""METRICS.md, the guide to all metrics: its tables come from the catalogue, the text around them is by hand.
+
+``python -m lightning_geo.metrics.document`` rewrites the tables of the file beside this module.
+"""
+
+from __future__ import annotations
+
+import re
+from itertools import groupby
+from pathlib import Path
+
+from lightning_geo.metrics.catalog import CATALOG
+from lightning_geo.metrics.spec import MetricSpec
+
+__all__ = ["GUIDE", "tables", "updated"]
+
+#: The guide, which ships with the package.
+GUIDE = Path(__file__).with_name("METRICS.md")
+
+_TABLES = re.compile(r"(?<=<!-- tables -->\n).*(?=<!-- end of tables -->)", re.DOTALL)
+_HEADER = "| metric | axes | unit, range | formula | how to read it | source |"
+
+
+def tables() -> str:
+    """Return one Markdown section per family: its metrics, and which of them have charts by layer.
+
+    Example:
+        >>> tables().splitlines()[0]
+        '### entropy'
+    """
+    return "\n".join(
+        _section(family, list(specs)) for family, specs in groupby(CATALOG.values(), lambda spec: spec.family)
+    )
+
+
+def updated(guide: str) -> str:
+    """Return the guide with its tables written anew.
+
+    Args:
+        guide: Text of METRICS.md; ``<!-- tables -->`` and ``<!-- end of tables -->`` enclose the tables.
+
+    Raises:
+        ValueError: If the two markers are not there, on lines of their own.
+
+    Example:
+        >>> updated("<!-- tables -->\\nold\\n<!-- end of tables -->").count("### ") > 5
+        True
+    """
+    text, found = _TABLES.subn(lambda _: f"\n{tables()}\n", guide)
+    if found != 1:
+        raise ValueError(
+            f"Expected one pair of <!-- tables --> and <!-- end of tables --> in the guide but found {found}."
+        )
+    return text
+
+
+def _section(family: str, specs: list[MetricSpec]) -> str:
+    charted = [f"`{name}`" for spec in specs for name in spec.headline]
+    named = "Measured by default." if specs[0].default else f'Measured if `metrics=` names it: `"{family}"`.'
+    rows = [_row(spec) for spec in specs]
+    lines = [f"### {family}", "", named, "", _HEADER, "| --- | --- | --- | --- | --- | --- |", *rows, ""]
+    if charted:
+        lines += [f"Charts by layer and pictures: {', '.join(charted)}.", ""]
+    return "\n".join(lines)
+
+
+def _row(spec: MetricSpec) -> str:
+    # all roles, stages or gates of a metric share a row
+    name = f"{spec.name}.{{{','.join(spec.parts)}}}" if spec.parts else spec.name
+    cells = f"`{name}`", ", ".join(spec.axes), _scale(spec), spec.formula, spec.meaning, spec.source
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _scale(spec: MetricSpec) -> str:
+    """Unit and range: ``nats, ≥ 0``; ``1`` is the unit of ratios and needs no mention."""
+    low, high = spec.range
+    if low is not None and high is not None:
+        span = f"{low:g} to {high:g}".replace("-", "−")
+    elif low is not None:
+        span = f"≥ {low:g}".replace("-", "−")
+    else:
+        span = ""
+    return ", ".join(part for part in (spec.unit if spec.unit != "1" else "", span) if part) or "any number"
+
+
+def main() -> None:
+    """Bring the guide up to date."""
+    GUIDE.write_text(updated(GUIDE.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
