@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_geo.analysis.gate_changes import head_gates, lasting_changes
-from lightning_geo.analysis.runs import Series, series
+from lightning_geo.analysis.runs import MetricSeries, metric_series
 from lightning_geo.metrics.selection import compares_samples
 from lightning_geo.metrics.spec import ROLES
 from lightning_geo.storage.history import GeometryHistory
@@ -48,7 +48,7 @@ class Change(NamedTuple):
         half: First step at which the layers and heads had come half of their way.
     """
 
-    of: Series
+    of: MetricSeries
     first: float
     last: float
     cells: NDArray[np.float64]
@@ -57,7 +57,7 @@ class Change(NamedTuple):
     half: int
 
 
-def change_of(of: Series, steps: NDArray[np.int64]) -> Change | None:
+def change_of(of: MetricSeries, steps: NDArray[np.int64]) -> Change | None:
     """Return how a metric changed, or None where no layer has two samples of it."""
     known = np.flatnonzero(np.isfinite(of.values.reshape(len(of.values), -1)).any(axis=1))
     if len(known) < 2:
@@ -84,7 +84,7 @@ def changes(history: GeometryHistory) -> list[Change]:
     """Return the headline metrics' changes, the largest first; drift leads, for it is nothing but change."""
     found = [
         change
-        for of in series(history)
+        for of in metric_series(history)
         if of.name in of.spec.headline and (change := change_of(of, history.steps)) is not None
     ]
     return sorted(found, key=lambda c: (not compares_samples(c.of.name), -np.nan_to_num(c.size)))
@@ -194,7 +194,7 @@ def sentence(change: Change) -> str:
 
 
 def _heads(history: GeometryHistory) -> Iterator[Finding]:
-    for of in series(history):
+    for of in metric_series(history):
         counts = []
         for sample in (of.values[0], of.values[-1]):
             if of.name == "normalized_entropy":
@@ -228,7 +228,7 @@ def _gates(history: GeometryHistory) -> Iterator[Finding]:
 
 
 def _settled(history: GeometryHistory) -> Iterator[Finding]:
-    speeds = [of for of in series(history) if of.spec.name == "velocity"]
+    speeds = [of for of in metric_series(history) if of.spec.name == "velocity"]
     if not speeds:
         return
     curves = np.array([of.model() for of in speeds])

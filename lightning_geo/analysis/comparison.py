@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_geo.analysis.alignment import Alignment, align
-from lightning_geo.analysis.runs import describe_layout, layout, series, series_of
+from lightning_geo.analysis.runs import describe_model, find_series, heads_per_layer, metric_series
 from lightning_geo.metrics.selection import select
 from lightning_geo.metrics.spec import MetricSpec
 from lightning_geo.storage.history import GeometryHistory
@@ -266,8 +266,8 @@ def compare(
     window = Alignment(alignment.a[: last + 1], alignment.b[: last + 1], "")
     names = None if metrics is None else selected(metrics)
     both, differences = [], []
-    for of in series(a):
-        other = series_of(b, stacks[of.stack], of.name)
+    for of in metric_series(a):
+        other = find_series(b, stacks[of.stack], of.name)
         if other is None or other.values.shape[1:] != of.values.shape[1:]:
             continue
         both.append(of.key)
@@ -315,14 +315,14 @@ def _probe(a: GeometryHistory, b: GeometryHistory) -> str:
 
 def _matched_stacks(a: GeometryHistory, b: GeometryHistory) -> dict[str, str]:
     """The second run's stack for each of the first's."""
-    ours, theirs = layout(a), layout(b)
+    ours, theirs = heads_per_layer(a), heads_per_layer(b)
     if ours == theirs:
         return {stack: stack for stack in ours}
     if len(ours) == 1 and list(ours.values()) == list(theirs.values()):
         return dict(zip(ours, theirs, strict=True))  # the same model within another module
     raise RunError(
         f"The runs are of different models, and layers and heads that do not correspond cannot be compared: "
-        f"{describe_layout(a)}, and {describe_layout(b)}."
+        f"{describe_model(a)}, and {describe_model(b)}."
     )
 
 

@@ -18,7 +18,16 @@ from lightning_geo.storage.history import GeometryHistory, load_history
 from lightning_geo.storage.places import Place, named
 from lightning_geo.utils.errors import RunError
 
-__all__ = ["Run", "Series", "describe_layout", "layout", "names_of", "open_runs", "series", "series_of"]
+__all__ = [
+    "MetricSeries",
+    "Run",
+    "describe_model",
+    "find_series",
+    "heads_per_layer",
+    "metric_series",
+    "names_of",
+    "open_runs",
+]
 
 
 @dataclass(frozen=True)
@@ -36,7 +45,7 @@ class Run:
     history: GeometryHistory
 
 
-class Series(NamedTuple):
+class MetricSeries(NamedTuple):
     """One metric of a run.
 
     Args:
@@ -64,16 +73,16 @@ class Series(NamedTuple):
         return np.where(defined.any(axis=1), result, np.nan)
 
 
-def series(history: GeometryHistory) -> Iterator[Series]:
+def metric_series(history: GeometryHistory) -> Iterator[MetricSeries]:
     """Yield the metrics of a run that this version knows and that have a value at all, one at a time."""
     for stack, arrays in history.stacks.items():
         for name in arrays:
-            if found := series_of(history, stack, name):
+            if found := find_series(history, stack, name):
                 yield found
 
 
-def series_of(history: GeometryHistory, stack: str, name: str) -> Series | None:
-    """Return one metric of a run, or None if :func:`series` would not yield it."""
+def find_series(history: GeometryHistory, stack: str, name: str) -> MetricSeries | None:
+    """Return one metric of a run, or None if :func:`metric_series` would not yield it."""
     values = history.stacks.get(stack, {}).get(name)
     try:
         spec = spec_of(name)
@@ -83,10 +92,10 @@ def series_of(history: GeometryHistory, stack: str, name: str) -> Series | None:
         return None
     finite = values.astype(np.float64)
     finite[~np.isfinite(finite)] = np.nan
-    return Series(f"{stack}/{name}" if len(history.stacks) > 1 else name, stack, name, spec, finite)
+    return MetricSeries(f"{stack}/{name}" if len(history.stacks) > 1 else name, stack, name, spec, finite)
 
 
-def layout(history: GeometryHistory) -> dict[str, tuple[int, ...]]:
+def heads_per_layer(history: GeometryHistory) -> dict[str, tuple[int, ...]]:
     """Return the number of heads of each layer by stack."""
     described = history.structure.get("stacks")
     result = {}
@@ -104,10 +113,10 @@ def _size(arrays: Mapping[str, NDArray[Any]]) -> tuple[int, ...]:
     return (heads,) * max((shape[0] for shape in shapes), default=0)
 
 
-def describe_layout(history: GeometryHistory) -> str:
+def describe_model(history: GeometryHistory) -> str:
     """Return the model and its layers and heads in words."""
     parts = []
-    for stack, heads in layout(history).items():
+    for stack, heads in heads_per_layer(history).items():
         least, most = min(heads, default=0), max(heads, default=0)
         parts.append(
             f"{stack}: {len(heads)} layers × {most if least == most else f'{least} to {most}'} heads"

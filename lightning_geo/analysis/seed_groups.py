@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_geo.analysis.comparison import selected
-from lightning_geo.analysis.runs import describe_layout, layout, series
+from lightning_geo.analysis.runs import describe_model, heads_per_layer, metric_series
 from lightning_geo.storage.history import GeometryHistory
 from lightning_geo.utils.errors import RunError
 
@@ -99,10 +99,10 @@ def compare_groups(
     runs = [*a, *b]
     if max(len(a), len(b)) < 2:
         raise RunError("There is no spread to compare with: at least one group has to have two runs or more.")
-    layouts = [list(layout(run).values()) for run in runs]
+    layouts = [list(heads_per_layer(run).values()) for run in runs]
     if other := next((run for run, of in zip(runs, layouts, strict=True) if of != layouts[0]), None):
         raise RunError(
-            f"The runs are of different models: {describe_layout(runs[0])}, and {describe_layout(other)}."
+            f"The runs are of different models: {describe_model(runs[0])}, and {describe_model(other)}."
         )
     common = reduce(np.intersect1d, [run.steps for run in runs])
     if not len(common):
@@ -138,7 +138,7 @@ def _cells(
         stacks = {stack: place for place, stack in enumerate(run.stacks)}
         ours = list(runs[0].stacks)
         values = {}
-        for of in series(run):
+        for of in metric_series(run):
             if names is not None and of.name not in names:
                 continue
             key = f"{ours[stacks[of.stack]]}/{of.name}" if len(ours) > 1 else of.name

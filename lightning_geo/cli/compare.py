@@ -13,7 +13,7 @@ import numpy as np
 
 from lightning_geo.analysis.comparison import Comparison, Row, SubspaceDistance
 from lightning_geo.analysis.gate_changes import different_gates
-from lightning_geo.analysis.runs import Run, describe_layout
+from lightning_geo.analysis.runs import Run, describe_model
 from lightning_geo.utils.formatting import number, plain, table
 
 __all__ = ["ROWS", "as_csv", "as_json", "as_object", "as_text", "finite", "run_facts"]
@@ -48,7 +48,7 @@ def _facts(a: Run, b: Run, comparison: Comparison) -> str:
     lines = []
     for label, run in (("A", a), ("B", b)):
         first, last = run.history.steps[[0, -1]]
-        lines.append(f"{label}  {run.name}: {describe_layout(run.history)}, steps {first} to {last}")
+        lines.append(f"{label}  {run.name}: {describe_model(run.history)}, steps {first} to {last}")
     steps = comparison.steps
     at = f"step {steps[0]}" if steps[0] == steps[1] else f"step {steps[0]} of A and {steps[1]} of B"
     lines += [_PROBES[comparison.probe], f"Aligned by step: {comparison.alignment.how}. Compared at {at}."]

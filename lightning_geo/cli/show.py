@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lightning_geo.analysis.gate_changes import head_gates, lasting_changes
-from lightning_geo.analysis.runs import Run, describe_layout, series
+from lightning_geo.analysis.runs import Run, describe_model, metric_series
 from lightning_geo.storage.history import GeometryHistory
 from lightning_geo.utils.formatting import moment, number, plain, some, table
 
@@ -28,7 +28,7 @@ def _line(run: Run) -> tuple[str, ...]:
     steps = f"{history.steps[0]} to {history.steps[-1]}"
     return (
         plain(run.name),
-        plain(describe_layout(history)),
+        plain(describe_model(history)),
         str(len(history)),
         steps,
         probe(history),
@@ -55,7 +55,7 @@ def _facts(run: Run) -> str:
         ("run", run.name),
         ("path", run.path),
         ("monitor", history.name),
-        ("model", describe_layout(history)),
+        ("model", describe_model(history)),
         ("samples", f"{len(history)}: steps {history.steps[0]} to {history.steps[-1]}{every}"),
         ("epochs", f"{facts['epoch'][0]} to {facts['epoch'][-1]}, {facts['batches_seen'][-1]} batches seen"),
         (
@@ -92,7 +92,7 @@ def _coverage(history: GeometryHistory) -> list[tuple[str, str]]:
 
 def _metrics(history: GeometryHistory) -> str:
     rows = []
-    for of in series(history):
+    for of in metric_series(history):
         model = of.model()
         unit = "" if of.spec.unit == "1" else of.spec.unit
         axes = " × ".join(of.spec.axes)

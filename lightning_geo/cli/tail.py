@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from lightning_geo.analysis.runs import series
+from lightning_geo.analysis.runs import metric_series
 from lightning_geo.storage.event_files import find_runs, opened
 from lightning_geo.storage.follow import Follower
 from lightning_geo.storage.history import GeometryHistory
@@ -83,7 +83,7 @@ class _Lines:
 
     def of(self, record: GeometryRecord) -> Iterator[str]:
         """Yield the header where it is due, and the sample's line."""
-        models = {of.key: float(of.model()[-1]) for of in series(GeometryHistory([record]))}
+        models = {of.key: float(of.model()[-1]) for of in metric_series(GeometryHistory([record]))}
         if not self._columns:
             self._columns = [key for key in models if key.rpartition("/")[2] in _COLUMNS][:6]
         if self._count % _HEADER == 0:
@@ -108,7 +108,7 @@ class _Lines:
         except ValueError:  # of another model
             return ""
         most, said = 0.0, ""
-        for of in series(two):
+        for of in metric_series(two):
             if of.name not in of.spec.headline or not np.isfinite(of.values[0]).any():
                 continue
             change = np.nan_to_num(of.values[1] - of.values[0])

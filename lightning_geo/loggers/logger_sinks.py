@@ -12,10 +12,10 @@ from lightning_geo.storage.places import Place, place
 from lightning_geo.storage.record import GeometryRecord
 from lightning_geo.utils.warn_once import Complaints
 
-__all__ = ["Outlets", "new_version"]
+__all__ = ["LoggerSinks", "new_version"]
 
 
-class Outlets:
+class LoggerSinks:
     """Where one monitor's records go during one fit.
 
     Args:

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from lightning_geo.loggers.logger_sinks import Outlets
+from lightning_geo.loggers.logger_sinks import LoggerSinks
 from lightning_geo.measurement.assemble import Computed
 from lightning_geo.metrics.selection import needs_probe, select
 from lightning_geo.monitor._lightning import (
@@ -196,7 +196,7 @@ class GeometryMonitor(CallbackBase):
         """Start a new run: all that is set here belongs to one run of one Trainer."""
         self.last_record: GeometryRecord | None = None
         self._budget = None if self._max_overhead is None else OverheadBudget(self._max_overhead)
-        self._outlets = Outlets(self._name, self._scalars, self._complaints)
+        self._logger_sinks = LoggerSinks(self._name, self._scalars, self._complaints)
         self._run = RunState()
         self._inputs = ProbeSource(self._given_probe, *self._probe_limits, self._complaints)
         self._sampler: Sampler | None = None
@@ -234,7 +234,7 @@ class GeometryMonitor(CallbackBase):
             return
         self._complaints.late = False
         self._stop()
-        self._outlets.close()  # where an earlier fit ended without any of the hooks that do so
+        self._logger_sinks.close()  # where an earlier fit ended without any of the hooks that do so
         if steps_taken(trainer) == 0:
             self._reset()
 
@@ -475,7 +475,7 @@ class GeometryMonitor(CallbackBase):
             whole = time.perf_counter() - self._started
             lightning_logger(trainer).info(
                 f"GeometryMonitor: {run.samples} samples in {run.cost:.1f} s "
-                f"({100 * run.cost / max(whole, 1e-9):.1f} % of the run). {self._outlets.places}"
+                f"({100 * run.cost / max(whole, 1e-9):.1f} % of the run). {self._logger_sinks.places}"
             )
 
     @_hook
@@ -491,7 +491,7 @@ class GeometryMonitor(CallbackBase):
 
     def _end(self, trainer: Any) -> None:
         self._stop()
-        self._outlets.close()
+        self._logger_sinks.close()
         if self._last is not None:
             trainer.callbacks[:] = [callback for callback in trainer.callbacks if callback is not self._last]
             self._last = None
@@ -507,8 +507,8 @@ class GeometryMonitor(CallbackBase):
         """Open the loggers; without one, all monitors of a run share the directory of its record."""
         monitors = [c for c in trainer.callbacks if isinstance(c, GeometryMonitor)]
         versions = [version for m in (self, *monitors) if (version := m._run.version) is not None]
-        self._outlets.open(trainer, self._resumed_at, next(iter(versions), None))
-        self._run.version = self._outlets.version or self._run.version
+        self._logger_sinks.open(trainer, self._resumed_at, next(iter(versions), None))
+        self._run.version = self._logger_sinks.version or self._run.version
 
     # -- samples
 
@@ -565,7 +565,7 @@ class GeometryMonitor(CallbackBase):
             trainer.callback_metrics.update(_tensors(run.summaries))
             if trainer.is_global_zero:
                 self._open(trainer)
-                self._outlets.write(record, final=final)
+                self._logger_sinks.write(record, final=final)
         run.cost += seconds_on(self._sampler.device) - started
         if run.samples == samples == 0:
             self._give_up_in_vain()
@@ -603,7 +603,7 @@ class GeometryMonitor(CallbackBase):
             if trainer.is_global_zero:
                 self._open(trainer)
                 reason = f"{type(error).__name__}: {error}"
-                self._outlets.note(Dropped(self._name, self._run.dropped, reason), step)
+                self._logger_sinks.note(Dropped(self._name, self._run.dropped, reason), step)
 
     def _summaries(self, record: GeometryRecord, due: tuple[str, ...]) -> dict[str, float]:
         """Model summaries by tag: the sample's, NaN for one that was due and has no value any more.

@@ -18,7 +18,7 @@ from lightning_geo.analysis.gate_changes import (
     head_gates,
     lasting_changes,
 )
-from lightning_geo.analysis.runs import Run, Series, describe_layout, series, series_of
+from lightning_geo.analysis.runs import MetricSeries, Run, describe_model, find_series, metric_series
 from lightning_geo.metrics.gates import KINDS
 from lightning_geo.report.figures import bars, classes, evolution, legend, lines, matrix
 from lightning_geo.report.style import HEAD, PATTERNS
@@ -62,7 +62,7 @@ def report(runs: Sequence[Run]) -> str:
 
 def _facts(runs: Sequence[Run]) -> str:
     rows: list[tuple[str, list[str]]] = [
-        ("model", [describe_layout(run.history) for run in runs]),
+        ("model", [describe_model(run.history) for run in runs]),
         ("samples", [_span(run.history) for run in runs]),
         ("epochs", [f"{_fact(run, 'epoch', 0)} to {_fact(run, 'epoch')}" for run in runs]),
         ("batches seen", [_fact(run, "batches_seen") for run in runs]),
@@ -299,7 +299,7 @@ def _card(runs: Sequence[Run], change: Change) -> str:
     )
 
 
-def _curves(runs: Sequence[Run], of: Series) -> str:
+def _curves(runs: Sequence[Run], of: MetricSeries) -> str:
     curves = []
     for run in runs:
         other = _same(run, of)
@@ -317,13 +317,13 @@ def _curves(runs: Sequence[Run], of: Series) -> str:
     return lines(curves, f"{middle}, and the middle 80 % of {cells}", (band[0], band[1]))
 
 
-def _same(run: Run, of: Series) -> Series | None:
+def _same(run: Run, of: MetricSeries) -> MetricSeries | None:
     """The metric in another run of the same model, whose only stack may have another name."""
     stack = of.stack if of.stack in run.history.stacks else next(iter(run.history.stacks))
-    return series_of(run.history, stack, of.name)
+    return find_series(run.history, stack, of.name)
 
 
-def _over_heads(of: Series) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+def _over_heads(of: MetricSeries) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
     defined = np.isfinite(of.values)
     if of.spec.summary == "max":
         values = np.where(defined, of.values, -np.inf).max(axis=2)
@@ -332,7 +332,7 @@ def _over_heads(of: Series) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]
     return np.where(defined.any(axis=2), values, np.nan)
 
 
-def _limits(of: Series) -> tuple[float, float]:
+def _limits(of: MetricSeries) -> tuple[float, float]:
     """Ends of the colour bar, the same for start and end: all that a metric may take, if it takes half."""
     low, high = _range(of.values)
     if of.spec.signed:  # 0 has to be in the middle
@@ -351,7 +351,7 @@ def _range(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> tuple[f
 
 def _table(run: Run) -> str:
     rows = []
-    for of in series(run.history):
+    for of in metric_series(run.history):
         change = change_of(of, run.history.steps)
         if change is not None:
             layer, head = change.most

@@ -7,7 +7,7 @@ import pytest
 
 from lightning_geo import GeometryHistory, GeometryRecord
 from lightning_geo.analysis.changes import change_of, changes, findings, layer_changes
-from lightning_geo.analysis.runs import series
+from lightning_geo.analysis.runs import metric_series
 
 
 def run(values: dict[str, list[object]], every: int = 10) -> GeometryHistory:
@@ -27,7 +27,7 @@ def run(values: dict[str, list[object]], every: int = 10) -> GeometryHistory:
 def test_a_change_is_last_minus_first_where_and_when() -> None:
     # layer 1 head 0 goes 4 of its 8 by step 10; the spread at the start is 0.5
     history = run({"entropy": [[[1, 1], [2, 2]], [[1, 1], [6, 2]], [[1, 1.5], [7, 2]], [[1, 2], [10, 2]]]})
-    [of] = series(history)
+    [of] = metric_series(history)
     change = change_of(of, history.steps)
     assert change is not None
     assert change.cells.tolist() == [[0, 1], [8, 0]]
@@ -40,7 +40,7 @@ def test_a_change_is_last_minus_first_where_and_when() -> None:
 
 def test_samples_without_a_value_are_passed_over() -> None:
     history = run({"entropy": [[[np.nan]], [[1.0]], [[2.0]], [[np.nan]]]})
-    [of] = series(history)
+    [of] = metric_series(history)
     change = change_of(of, history.steps)
     assert change is not None
     assert (change.first, change.last, change.half) == (1.0, 2.0, 20)
