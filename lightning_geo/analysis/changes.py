@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from lightning_geo.analysis.gate_changes import head_gates, lasting_changes
 from lightning_geo.analysis.runs import MetricSeries, metric_series
+from lightning_geo.metrics.reductions import reduce_finite, root_mean_square
 from lightning_geo.metrics.selection import compares_samples
 from lightning_geo.metrics.spec import ROLES
 from lightning_geo.storage.history import GeometryHistory
@@ -67,11 +68,9 @@ def change_of(of: MetricSeries, steps: NDArray[np.int64]) -> Change | None:
     if not np.isfinite(cells).any():
         return None
     place = np.unravel_index(int(np.nanargmax(np.abs(cells))), cells.shape)
-    moved = np.abs(values - values[0]).reshape(len(values), -1)
-    defined = np.isfinite(moved)
-    way = np.where(defined, moved, 0).sum(axis=1) / np.maximum(defined.sum(axis=1), 1)
+    way = np.nan_to_num(reduce_finite(np.abs(values - values[0]), keep=1))
     spread = float(np.nanstd(values[0]))
-    rms = float(np.sqrt(np.nanmean(cells**2)))
+    rms = float(root_mean_square(cells))
     return Change(
         of, float(model[0]), float(model[-1]), cells,
         (int(place[0]), int(place[1]) if len(place) > 1 else None),
@@ -98,19 +97,11 @@ def layer_changes(found: Sequence[Change]) -> list[tuple[str, NDArray[np.float64
     """
     shares: dict[str, list[NDArray[np.float64]]] = {}
     for change in found:
-        squares = change.cells.reshape(len(change.cells), -1) ** 2
-        unit = float(np.nanmean(squares))
+        unit = root_mean_square(change.cells)
         if unit > 0:
-            defined = np.isfinite(squares)
-            rows = np.where(defined, squares, 0).sum(axis=1) / np.maximum(defined.sum(axis=1), 1)
-            shares.setdefault(change.of.stack, []).append(np.where(defined.any(axis=1), rows / unit, np.nan))
-    result = []
-    for stack, rows_of in shares.items():
-        stacked = np.stack(rows_of)
-        defined = np.isfinite(stacked)
-        mean = np.where(defined, stacked, 0).sum(axis=0) / np.maximum(defined.sum(axis=0), 1)
-        result.append((stack, np.where(defined.any(axis=0), np.sqrt(mean), np.nan)))
-    return result
+            shares.setdefault(change.of.stack, []).append(root_mean_square(change.cells, keep=1) / unit)
+    # [layer, metric]: what is left after the mean over metrics is one number per layer
+    return [(stack, root_mean_square(np.stack(layers, axis=1), keep=1)) for stack, layers in shares.items()]
 
 
 def findings(history: GeometryHistory) -> list[Finding]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from lightning_geo.analysis.alignment import Alignment, align
 from lightning_geo.analysis.runs import describe_model, find_series, heads_per_layer, metric_series
+from lightning_geo.metrics.reductions import root_mean_square
 from lightning_geo.metrics.selection import select
 from lightning_geo.metrics.spec import MetricSpec
 from lightning_geo.storage.history import GeometryHistory
@@ -85,9 +86,8 @@ class Difference:
     @property
     def movement(self) -> float:
         """How much the metric moves within a run: root mean square of both runs' movements, all cells."""
-        moved = np.concatenate([self.moved_a.ravel(), self.moved_b.ravel()])
-        moved = moved[np.isfinite(moved)]
-        return float(np.sqrt(np.mean(moved**2))) if moved.size else 0.0
+        movement = float(root_mean_square(np.stack([self.moved_a, self.moved_b])))
+        return movement if np.isfinite(movement) else 0.0
 
     @property
     def relative(self) -> Array:
@@ -201,14 +201,15 @@ class Comparison:
 
     def by_layer(self) -> list[tuple[str, int, float]]:
         """Root mean square of the relative difference by stack and layer, largest first."""
-        squares: dict[tuple[str, int], list[float]] = {}
+        sizes: dict[tuple[str, int], list[float]] = {}
         for difference in self.differences:
             stack = difference.metric.rpartition("/")[0]
-            relative = difference.relative.reshape(len(difference.a), -1)
-            for layer, row in enumerate(np.where(np.isfinite(relative), relative, np.nan)):
-                if np.isfinite(row).any():
-                    squares.setdefault((stack, layer), []).append(float(np.nanmean(row**2)))
-        found = [(stack, layer, float(np.sqrt(np.mean(of)))) for (stack, layer), of in squares.items()]
+            for layer, size in enumerate(root_mean_square(difference.relative, keep=1)):
+                if np.isfinite(size):
+                    sizes.setdefault((stack, layer), []).append(float(size))
+        found = [
+            (stack, layer, float(root_mean_square(np.array(of)))) for (stack, layer), of in sizes.items()
+        ]
         return sorted(found, key=lambda entry: -entry[2])
 
 

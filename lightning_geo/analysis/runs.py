@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_geo.metrics.reductions import reduce_finite
 from lightning_geo.metrics.selection import spec_of
 from lightning_geo.metrics.spec import MetricSpec
 from lightning_geo.storage.event_files import find_runs
@@ -64,13 +65,11 @@ class MetricSeries(NamedTuple):
 
     def model(self) -> NDArray[np.float64]:
         """Return the model's number at each sample: the mean over layers and heads, or the largest."""
-        flat = self.values.reshape(len(self.values), -1)
-        defined = np.isfinite(flat)
-        if self.spec.summary == "max":
-            result = np.where(defined, flat, -np.inf).max(axis=1, initial=-np.inf)
-        else:
-            result = np.where(defined, flat, 0).sum(axis=1) / np.maximum(defined.sum(axis=1), 1)
-        return np.where(defined.any(axis=1), result, np.nan)
+        return reduce_finite(self.values, self.spec.summary, keep=1)
+
+    def layers(self) -> NDArray[np.float64]:
+        """Return [sample, layer]: each layer's mean over its heads, or the largest."""
+        return reduce_finite(self.values, self.spec.summary, keep=2)
 
 
 def metric_series(history: GeometryHistory) -> Iterator[MetricSeries]:

@@ -273,7 +273,7 @@ def _card(runs: Sequence[Run], change: Change) -> str:
     most = float(np.nanmax(np.abs(change.cells))) or 1.0
     pictures = []
     if of.values.ndim == 3:
-        by_layer = _over_heads(of)
+        by_layer = of.layers()
         if not of.name.startswith("drift"):  # it is 0 at the start
             pictures.append(
                 matrix(of.values[start], f"step {steps[start]}", low, high, diverging=of.spec.signed)
@@ -321,15 +321,6 @@ def _same(run: Run, of: MetricSeries) -> MetricSeries | None:
     """The metric in another run of the same model, whose only stack may have another name."""
     stack = of.stack if of.stack in run.history.stacks else next(iter(run.history.stacks))
     return find_series(run.history, stack, of.name)
-
-
-def _over_heads(of: MetricSeries) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-    defined = np.isfinite(of.values)
-    if of.spec.summary == "max":
-        values = np.where(defined, of.values, -np.inf).max(axis=2)
-    else:
-        values = np.where(defined, of.values, 0).sum(axis=2) / np.maximum(defined.sum(axis=2), 1)
-    return np.where(defined.any(axis=2), values, np.nan)
 
 
 def _limits(of: MetricSeries) -> tuple[float, float]:
