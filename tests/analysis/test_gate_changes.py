@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from lightning_geo import GeometryHistory, GeometryRecord, functional
-from lightning_geo.analysis.changes import findings
 from lightning_geo.analysis.comparison import compare
 from lightning_geo.analysis.gate_changes import different_gates, head_gates, lasting_changes
 from lightning_geo.analysis.runs import Run
@@ -15,6 +14,7 @@ from lightning_geo.cli import compare as compared
 from lightning_geo.cli import show
 from lightning_geo.metrics.gates import GATES, KINDS, gate_labels
 from lightning_geo.report.page import report
+from lightning_geo.report.sentences import findings
 from support.report_page import Page
 
 OPEN, CLOSED = 0, 1

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from lightning_geo import GeometryHistory, GeometryRecord, load_history
-from lightning_geo.analysis.changes import findings
 from lightning_geo.analysis.runs import Run
 from lightning_geo.report.page import report
+from lightning_geo.report.sentences import findings
 from lightning_geo.storage.record_file import RecordFile
 from lightning_geo.utils.errors import RunError
 from support.records import make_record
