@@ -4,130 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lightning_geo.analysis.alignment import Alignment, align
-from lightning_geo.analysis.runs import describe_model, find_series, heads_per_layer, metric_series
+from lightning_geo.analysis.differences import Difference, Row
+from lightning_geo.analysis.runs import (
+    describe_model,
+    find_series,
+    heads_per_layer,
+    metric_series,
+    stored_names,
+)
+from lightning_geo.analysis.subspaces import SubspaceDistance, subspace_distances
 from lightning_geo.metrics.reductions import root_mean_square
-from lightning_geo.metrics.selection import select
-from lightning_geo.metrics.spec import MetricSpec
 from lightning_geo.storage.history import GeometryHistory
 from lightning_geo.utils.errors import RunError
 
-__all__ = [
-    "Comparison",
-    "Difference",
-    "Row",
-    "SubspaceDistance",
-    "compare",
-    "selected",
-    "subspace_distance",
-]
+__all__ = ["Comparison", "compare"]
 
 Array = NDArray[np.float64]
 
 _OF_A_FAMILY = 3  # rows; its metrics say much the same
-
-
-class Row(NamedTuple):
-    """One number of two runs.
-
-    Args:
-        metric: Name, with the stack before it where there are several.
-        layer: Number of the layer.
-        head: Number of the head; ``None`` where the metric has none.
-        a: Value in the first run.
-        b: Value in the second run.
-        difference: ``b − a``.
-        moved_a: Highest minus lowest value within the first run.
-        moved_b: The same within the second run.
-        relative: The difference in units of how much the metric moves, see :class:`Difference`.
-    """
-
-    metric: str
-    layer: int
-    head: int | None
-    a: float
-    b: float
-    difference: float
-    moved_a: float
-    moved_b: float
-    relative: float
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One metric of two runs at one step; all arrays are [layer] or [layer, head].
-
-    Args:
-        metric: Name, with the stack before it where there are several.
-        spec: The metric.
-        a: Values of the first run.
-        b: Values of the second run.
-        moved_a: Highest minus lowest value within the first run.
-        moved_b: The same within the second run.
-    """
-
-    metric: str
-    spec: MetricSpec
-    a: Array
-    b: Array
-    moved_a: Array
-    moved_b: Array
-
-    @property
-    def difference(self) -> Array:
-        """``b − a``."""
-        return self.b - self.a
-
-    @property
-    def movement(self) -> float:
-        """How much the metric moves within a run: root mean square of both runs' movements, all cells."""
-        movement = float(root_mean_square(np.stack([self.moved_a, self.moved_b])))
-        return movement if np.isfinite(movement) else 0.0
-
-    @property
-    def relative(self) -> Array:
-        """The difference in units of :attr:`movement`, which makes metrics of all units comparable.
-
-        The unit is the metric's and not the cell's: a head that hardly moves in either run would come first
-        otherwise, whatever it does.
-        """
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return np.where(self.difference == 0, 0.0, self.difference / self.movement)
-
-    @property
-    def one_sided(self) -> int:
-        """How many cells have a value in one run alone."""
-        return int((np.isfinite(self.a) != np.isfinite(self.b)).sum())
-
-    def rows(self) -> Iterator[Row]:
-        """Yield every cell that has a value in both runs."""
-        difference, relative = self.difference, self.relative
-        for cell in zip(*np.nonzero(np.isfinite(difference)), strict=True):
-            head = int(cell[1]) if len(cell) > 1 else None
-            numbers = (self.a, self.b, difference, self.moved_a, self.moved_b, relative)
-            yield Row(self.metric, int(cell[0]), head, *(float(array[cell]) for array in numbers))
-
-
-@dataclass(frozen=True)
-class SubspaceDistance:
-    """How far apart the subspaces of two runs are.
-
-    Args:
-        stack: Stack of layers.
-        role: ``query``, ``key``, ``value`` or ``output``.
-        steps: Step of each run at which the bases were kept.
-        distance: [layer, head], 0 the same subspace, 1 orthogonal.
-    """
-
-    stack: str
-    role: str
-    steps: tuple[int, int]
-    distance: Array
 
 
 @dataclass(frozen=True)
@@ -190,7 +89,7 @@ class Comparison:
         Raises:
             RunError: If the metric is unknown, or not in the comparison.
         """
-        names = selected([f"metric:{metric.removeprefix('metric:')}"])
+        names = stored_names([f"metric:{metric.removeprefix('metric:')}"])
         chosen = [d for d in self.differences if d.metric.rpartition("/")[2] in names]
         found = [float(np.nanmax(np.abs(d.difference))) for d in chosen if np.isfinite(d.difference).any()]
         if any(d.one_sided for d in chosen):
@@ -211,23 +110,6 @@ class Comparison:
             (stack, layer, float(root_mean_square(np.array(of)))) for (stack, layer), of in sizes.items()
         ]
         return sorted(found, key=lambda entry: -entry[2])
-
-
-def subspace_distance(u: NDArray[Any], v: NDArray[Any]) -> Array:
-    """Root mean squared sine of the principal angles; see :mod:`lightning_geo.functional.subspace`.
-
-    Args:
-        u: [..., d, r] with orthonormal columns.
-        v: The same shape.
-
-    Example:
-        >>> subspace_distance(np.array([[1.0], [0.0]]), np.array([[0.6], [0.8]])).round(6)
-        np.float64(0.8)
-    """
-    first, second = u.astype(np.float64), v.astype(np.float64)
-    residual = second - first @ (first.swapaxes(-1, -2) @ second)
-    distance: Array = np.sqrt((residual**2).sum(axis=(-2, -1)) / u.shape[-1]).clip(max=1)
-    return distance
 
 
 def compare(
@@ -265,7 +147,7 @@ def compare(
     if step is not None:
         last = int(np.abs(a.steps[alignment.a] - step).argmin())
     window = Alignment(alignment.a[: last + 1], alignment.b[: last + 1], "")
-    names = None if metrics is None else selected(metrics)
+    names = None if metrics is None else stored_names(metrics)
     both, differences = [], []
     for of in metric_series(a):
         other = find_series(b, stacks[of.stack], of.name)
@@ -282,7 +164,7 @@ def compare(
         raise RunError(f"{wanted} has values in both runs. Both have: {', '.join(both) or 'nothing'}.")
     steps = int(a.steps[window.a[-1]]), int(b.steps[window.b[-1]])
     return Comparison(
-        alignment, steps, tuple(differences), tuple(_subspaces(a, b, stacks)), _probe(a, b),
+        alignment, steps, tuple(differences), tuple(subspace_distances(a, b, stacks)), _probe(a, b),
         tuple(_notes(a, b, steps, step)),
     )  # fmt: skip
 
@@ -293,18 +175,6 @@ def _moved(values: Array) -> Array:
     low = np.where(defined, values, np.inf).min(axis=0)
     high = np.where(defined, values, -np.inf).max(axis=0)
     return np.where(defined.any(axis=0), high - np.where(defined.any(axis=0), low, 0), np.nan)
-
-
-def selected(metrics: Iterable[str]) -> tuple[str, ...]:
-    """Return the stored names that families and metrics mean.
-
-    Raises:
-        RunError: If one is unknown.
-    """
-    try:
-        return select(metrics)
-    except ValueError as error:
-        raise RunError(str(error)) from error
 
 
 def _probe(a: GeometryHistory, b: GeometryHistory) -> str:
@@ -325,22 +195,6 @@ def _matched_stacks(a: GeometryHistory, b: GeometryHistory) -> dict[str, str]:
         f"The runs are of different models, and layers and heads that do not correspond cannot be compared: "
         f"{describe_model(a)}, and {describe_model(b)}."
     )
-
-
-def _subspaces(a: GeometryHistory, b: GeometryHistory, stacks: dict[str, str]) -> Iterator[SubspaceDistance]:
-    kept = [[r for r in (h.record(i) for i in range(len(h))) if r.matrices] for h in (a, b)]
-    if not all(kept):
-        return
-    pairs = [(kept[0][0], kept[1][0])]
-    if len(kept[0]) > 1 and len(kept[1]) > 1:
-        pairs.append((kept[0][-1], kept[1][-1]))
-    for first, second in pairs:
-        for ours, theirs in stacks.items():
-            for name, basis in first.matrices.get(ours, {}).items():
-                other = second.matrices.get(theirs, {}).get(name)
-                if name.startswith("basis.") and other is not None and other.shape == basis.shape:
-                    role, distance = name.removeprefix("basis."), subspace_distance(basis, other)
-                    yield SubspaceDistance(ours, role, (first.step, second.step), distance)
 
 
 def _notes(

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_geo.metrics.reductions import reduce_finite
-from lightning_geo.metrics.selection import spec_of
+from lightning_geo.metrics.selection import select, spec_of
 from lightning_geo.metrics.spec import MetricSpec
 from lightning_geo.storage.event_files import find_runs
 from lightning_geo.storage.history import GeometryHistory, load_history
@@ -28,6 +28,7 @@ __all__ = [
     "metric_series",
     "names_of",
     "open_runs",
+    "stored_names",
 ]
 
 
@@ -92,6 +93,18 @@ def find_series(history: GeometryHistory, stack: str, name: str) -> MetricSeries
     finite = values.astype(np.float64)
     finite[~np.isfinite(finite)] = np.nan
     return MetricSeries(f"{stack}/{name}" if len(history.stacks) > 1 else name, stack, name, spec, finite)
+
+
+def stored_names(metrics: Iterable[str]) -> tuple[str, ...]:
+    """Return the stored names that families and metrics mean.
+
+    Raises:
+        RunError: If one is unknown.
+    """
+    try:
+        return select(metrics)
+    except ValueError as error:
+        raise RunError(str(error)) from error
 
 
 def heads_per_layer(history: GeometryHistory) -> dict[str, tuple[int, ...]]:

@@ -12,8 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_geo.analysis.comparison import selected
-from lightning_geo.analysis.runs import describe_model, heads_per_layer, metric_series
+from lightning_geo.analysis.runs import describe_model, heads_per_layer, metric_series, stored_names
 from lightning_geo.storage.history import GeometryHistory
 from lightning_geo.utils.errors import RunError
 
@@ -108,7 +107,7 @@ def compare_groups(
     if not len(common):
         raise RunError("The runs have no step in common, so that they cannot be compared as groups.")
     at = int(common[-1] if step is None else common[np.abs(common - step).argmin()])
-    keys, cells = _cells(runs, at, None if metrics is None else selected(metrics))
+    keys, cells = _cells(runs, at, None if metrics is None else stored_names(metrics))
     times, splits = _moderated(keys, cells, len(a))
     first, second = cells[: len(a)], cells[len(a) :]
     rows = []

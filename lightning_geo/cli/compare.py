@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lightning_geo.analysis.comparison import Comparison, Row, SubspaceDistance
+from lightning_geo.analysis.comparison import Comparison
+from lightning_geo.analysis.differences import Row
 from lightning_geo.analysis.gate_changes import different_gates
 from lightning_geo.analysis.runs import Run, describe_model
+from lightning_geo.analysis.subspaces import SubspaceDistance
 from lightning_geo.utils.formatting import number, plain, table
 
 __all__ = ["ROWS", "as_csv", "as_json", "as_object", "as_text", "finite", "run_facts"]

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from markupsafe import Markup
 
-from lightning_geo.analysis.comparison import Comparison, Difference
+from lightning_geo.analysis.comparison import Comparison
+from lightning_geo.analysis.differences import Difference
 from lightning_geo.analysis.gate_changes import different_gates
 from lightning_geo.analysis.runs import Run
 from lightning_geo.report.figures import matrix

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from lightning_geo import GeometryHistory, GeometryRecord
-from lightning_geo.analysis.comparison import compare, subspace_distance
+from lightning_geo.analysis.comparison import compare
+from lightning_geo.analysis.subspaces import subspace_distance
 from lightning_geo.functional import subspace
 from lightning_geo.utils.errors import RunError
 from support.records import make_record
