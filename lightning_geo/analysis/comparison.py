@@ -90,13 +90,15 @@ class Comparison:
             RunError: If the metric is unknown, or not in the comparison.
         """
         names = stored_names([f"metric:{metric.removeprefix('metric:')}"])
-        chosen = [d for d in self.differences if d.metric.rpartition("/")[2] in names]
-        found = [float(np.nanmax(np.abs(d.difference))) for d in chosen if np.isfinite(d.difference).any()]
-        if any(d.one_sided for d in chosen):
+        requested = [d for d in self.differences if d.metric.rpartition("/")[2] in names]
+        largest = [
+            float(np.nanmax(np.abs(d.difference))) for d in requested if np.isfinite(d.difference).any()
+        ]
+        if any(d.one_sided for d in requested):
             return float("inf")
-        if not found:
+        if not largest:
             raise RunError(f"{metric!r} has no value in both runs, so that no limit on it can be checked.")
-        return max(found)
+        return max(largest)
 
     def by_layer(self) -> list[tuple[str, int, float]]:
         """Root mean square of the relative difference by stack and layer, largest first."""
@@ -106,10 +108,11 @@ class Comparison:
             for layer, size in enumerate(root_mean_square(difference.relative, keep=1)):
                 if np.isfinite(size):
                     sizes.setdefault((stack, layer), []).append(float(size))
-        found = [
-            (stack, layer, float(root_mean_square(np.array(of)))) for (stack, layer), of in sizes.items()
+        layers = [
+            (stack, layer, float(root_mean_square(np.array(of_layer))))
+            for (stack, layer), of_layer in sizes.items()
         ]
-        return sorted(found, key=lambda entry: -entry[2])
+        return sorted(layers, key=lambda entry: -entry[2])
 
 
 def compare(
@@ -149,19 +152,19 @@ def compare(
     window = Alignment(alignment.a[: last + 1], alignment.b[: last + 1], "")
     names = None if metrics is None else stored_names(metrics)
     both, differences = [], []
-    for of in metric_series(a):
-        other = find_series(b, stacks[of.stack], of.name)
-        if other is None or other.values.shape[1:] != of.values.shape[1:]:
+    for series in metric_series(a):
+        other = find_series(b, stacks[series.stack], series.name)
+        if other is None or other.values.shape[1:] != series.values.shape[1:]:
             continue
-        both.append(of.key)
-        if names is None or of.name in names:
-            first, second = of.values[window.a], other.values[window.b]
+        both.append(series.key)
+        if names is None or series.name in names:
+            first, second = series.values[window.a], other.values[window.b]
             differences.append(
-                Difference(of.key, of.spec, first[-1], second[-1], _moved(first), _moved(second))
+                Difference(series.key, series.spec, first[-1], second[-1], _moved(first), _moved(second))
             )
     if not differences:
-        wanted = "No metric" if names is None else f"None of {', '.join(names)}"
-        raise RunError(f"{wanted} has values in both runs. Both have: {', '.join(both) or 'nothing'}.")
+        requested = "No metric" if names is None else f"None of {', '.join(names)}"
+        raise RunError(f"{requested} has values in both runs. Both have: {', '.join(both) or 'nothing'}.")
     steps = int(a.steps[window.a[-1]]), int(b.steps[window.b[-1]])
     return Comparison(
         alignment, steps, tuple(differences), tuple(subspace_distances(a, b, stacks)), _probe(a, b),
@@ -198,16 +201,16 @@ def _matched_stacks(a: GeometryHistory, b: GeometryHistory) -> dict[str, str]:
 
 
 def _notes(
-    a: GeometryHistory, b: GeometryHistory, steps: tuple[int, int], wanted: int | None
+    a: GeometryHistory, b: GeometryHistory, steps: tuple[int, int], requested: int | None
 ) -> Iterator[str]:
-    if wanted is not None and steps[0] != wanted:
-        yield f"Step {wanted} is not a sample of both runs: step {steps[0]} is nearest."
-    if wanted is None and a.steps[-1] != b.steps[-1]:
+    if requested is not None and steps[0] != requested:
+        yield f"Step {requested} is not a sample of both runs: step {steps[0]} is nearest."
+    if requested is None and a.steps[-1] != b.steps[-1]:
         yield f"The runs end at different steps, A at {a.steps[-1]} and B at {b.steps[-1]}."
     models = [history.structure.get("model") for history in (a, b)]
     if models[0] != models[1]:
         yield f"The models' classes differ ({models[0]} and {models[1]}), their layers and heads do not."
-    mine, other = ({name for arrays in h.stacks.values() for name in arrays} for h in (a, b))
-    for label, only in (("A", mine - other), ("B", other - mine)):
+    names_a, names_b = ({name for arrays in h.stacks.values() for name in arrays} for h in (a, b))
+    for label, only in (("A", names_a - names_b), ("B", names_b - names_a)):
         if only:
             yield f"Only in {label}: {', '.join(sorted(only))}."

@@ -45,8 +45,8 @@ class HeadGates(NamedTuple):
 
     def counts(self, sample: int) -> dict[str, int]:
         """How many heads are what at a sample; what none is is left out."""
-        found = Counter(self.labels[sample][self.labels[sample] >= 0].tolist())
-        return {name: found[label] for label, name in enumerate(KINDS) if found[label]}
+        heads = Counter(self.labels[sample][self.labels[sample] >= 0].tolist())
+        return {name: heads[label] for label, name in enumerate(KINDS) if heads[label]}
 
     def margin(self, sample: int, layer: int, head: int) -> float:
         """How far a head is inside its gate; of a mixed one how far it is from the nearest: negative."""
@@ -122,11 +122,11 @@ def lasting_changes(gates: HeadGates) -> list[GateChange]:
     of a stay of at least two samples (or up to the last one) during which the new margin leads the old one
     by :data:`LEAD` at least once. Leaving for ``mixed`` is measured alike: its margin is 0.
     """
-    found = []
+    changes = []
     for layer, head in np.ndindex(gates.labels.shape[1:]):
         known = np.flatnonzero(gates.labels[:, layer, head] >= 0)
-        found += list(_of_head(gates, known, layer, head))
-    return sorted(found, key=lambda change: (change.step, change.layer, change.head))
+        changes += list(_of_head(gates, known, layer, head))
+    return sorted(changes, key=lambda change: (change.step, change.layer, change.head))
 
 
 def _of_head(gates: HeadGates, known: NDArray[np.intp], layer: int, head: int) -> Iterator[GateChange]:
@@ -168,7 +168,7 @@ def different_gates(
         b: The second, of the same layers and heads.
         steps: Of each: the last sample with gates up to there counts.
     """
-    both, found = 0, []
+    both, differences = 0, []
     others = {gates.stack: gates for gates in head_gates(b)}
     for first in head_gates(a):
         # a model's only stack may have another name
@@ -186,7 +186,7 @@ def different_gates(
         both += int(known.sum())
         for layer, head in np.argwhere(known & (labels[0] != labels[1])):
             x, y = labels[:, layer, head]
-            mine, theirs = first.margins[at[0], layer, head], second.margins[at[1], layer, head]
-            lead = float(min(mine[x] - mine[y], theirs[y] - theirs[x]))
-            found.append(GateDifference(first.stack, int(layer), int(head), KINDS[x], KINDS[y], lead))
-    return both, sorted(found, key=lambda difference: -difference.lead)
+            margins_a, margins_b = first.margins[at[0], layer, head], second.margins[at[1], layer, head]
+            lead = float(min(margins_a[x] - margins_a[y], margins_b[y] - margins_b[x]))
+            differences.append(GateDifference(first.stack, int(layer), int(head), KINDS[x], KINDS[y], lead))
+    return both, sorted(differences, key=lambda difference: -difference.lead)

@@ -77,8 +77,8 @@ def metric_series(history: GeometryHistory) -> Iterator[MetricSeries]:
     """Yield the metrics of a run that this version knows and that have a value at all, one at a time."""
     for stack, arrays in history.stacks.items():
         for name in arrays:
-            if found := find_series(history, stack, name):
-                yield found
+            if series := find_series(history, stack, name):
+                yield series
 
 
 def find_series(history: GeometryHistory, stack: str, name: str) -> MetricSeries | None:
@@ -154,29 +154,31 @@ def open_runs(
     notes: list[str] = []
     opened: list[list[tuple[Place, GeometryHistory]]] = []
     for path in paths:
-        found = find_runs(path)
-        here: list[tuple[Place, GeometryHistory]] = []
+        folders = find_runs(path)
+        histories: list[tuple[Place, GeometryHistory]] = []
         failures: list[str] = []
-        for folder in found:
+        for folder in folders:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 try:
-                    here.append((folder, load_history(folder, monitor)))
+                    histories.append((folder, load_history(folder, monitor)))
                 except MemoryError:
                     failures.append(f"{os.fspath(folder)!r} does not fit into memory.")
                 except (OSError, ValueError) as error:
                     failures.append(str(error))
             notes += [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
-        if not here:
+        if not histories:
             more = f" The same holds for {len(failures) - 1} more." if len(failures) > 1 else ""
             raise RunError(failures[0] + more)
         if failures:
             notes.append(
-                f"{len(failures)} of {len(found)} runs in {os.fspath(path)!r} were left out. {failures[0]}"
+                f"{len(failures)} of {len(folders)} runs in {os.fspath(path)!r} were left out. {failures[0]}"
             )
-        opened.append(here)
-    names = iter(names_of([folder for here in opened for folder, _ in here]))
-    return [[Run(next(names), folder, history) for folder, history in here] for here in opened], notes
+        opened.append(histories)
+    names = iter(names_of([folder for histories in opened for folder, _ in histories]))
+    return [
+        [Run(next(names), folder, history) for folder, history in histories] for histories in opened
+    ], notes
 
 
 def names_of(paths: Sequence[Place]) -> list[str]:

@@ -99,7 +99,7 @@ def compare_groups(
     if max(len(a), len(b)) < 2:
         raise RunError("There is no spread to compare with: at least one group has to have two runs or more.")
     layouts = [list(heads_per_layer(run).values()) for run in runs]
-    if other := next((run for run, of in zip(runs, layouts, strict=True) if of != layouts[0]), None):
+    if other := next((run for run, heads in zip(runs, layouts, strict=True) if heads != layouts[0]), None):
         raise RunError(
             f"The runs are of different models: {describe_model(runs[0])}, and {describe_model(other)}."
         )
@@ -111,16 +111,16 @@ def compare_groups(
     times, splits = _moderated(keys, cells, len(a))
     first, second = cells[: len(a)], cells[len(a) :]
     rows = []
-    largest = np.array([np.nanmax(np.abs(of), initial=0) for of in splits])
+    largest = np.array([np.nanmax(np.abs(statistic), initial=0) for statistic in splits])
     for index, (metric, layer, head) in enumerate(keys):
-        mine, theirs = first[:, index], second[:, index]
-        mean_b = float(theirs.mean()) if len(theirs) else math.nan
+        values_a, values_b = first[:, index], second[:, index]
+        mean_b = float(values_b.mean()) if len(values_b) else math.nan
         size = abs(times[index])
         chance = (1 + int((largest >= size - 1e-9).sum())) / (1 + len(splits))
         rows.append(
             GroupRow(
-                metric, layer, head, float(mine.mean()), _spread(mine), mean_b, _spread(theirs),
-                mean_b - float(mine.mean()), float(times[index]), chance if len(b) else math.nan,
+                metric, layer, head, float(values_a.mean()), _spread(values_a), mean_b, _spread(values_b),
+                mean_b - float(values_a.mean()), float(times[index]), chance if len(b) else math.nan,
             )
         )  # fmt: skip
     rows.sort(key=lambda row: -abs(row.times) if math.isfinite(row.times) else 0.0)
@@ -131,25 +131,25 @@ def _cells(
     runs: Sequence[GeometryHistory], step: int, names: tuple[str, ...] | None
 ) -> tuple[list[tuple[str, int, int | None]], Array]:
     """Metric, layer and head of every cell that all runs have a value for, and [run, cell]."""
-    found: list[dict[tuple[str, int, int | None], float]] = []
+    by_run: list[dict[tuple[str, int, int | None], float]] = []
     for run in runs:
         sample = int(np.flatnonzero(run.steps == step)[0])
         stacks = {stack: place for place, stack in enumerate(run.stacks)}
         ours = list(runs[0].stacks)
         values = {}
-        for of in metric_series(run):
-            if names is not None and of.name not in names:
+        for series in metric_series(run):
+            if names is not None and series.name not in names:
                 continue
-            key = f"{ours[stacks[of.stack]]}/{of.name}" if len(ours) > 1 else of.name
-            now = of.values[sample]
+            key = f"{ours[stacks[series.stack]]}/{series.name}" if len(ours) > 1 else series.name
+            now = series.values[sample]
             for cell in zip(*np.nonzero(np.isfinite(now)), strict=True):
                 values[key, int(cell[0]), int(cell[1]) if len(cell) > 1 else None] = float(now[cell])
-        found.append(values)
-    keys = [key for key in found[0] if all(key in values for values in found)]
+        by_run.append(values)
+    keys = [key for key in by_run[0] if all(key in values for values in by_run)]
     if not keys:
-        wanted = "" if names is None else f" of {', '.join(names)}"
-        raise RunError(f"No metric{wanted} has values in all runs.")
-    return keys, np.array([[values[key] for key in keys] for values in found])
+        requested = "" if names is None else f" of {', '.join(names)}"
+        raise RunError(f"No metric{requested} has values in all runs.")
+    return keys, np.array([[values[key] for key in keys] for values in by_run])
 
 
 def _moderated(
@@ -162,12 +162,12 @@ def _moderated(
     everyone = np.arange(len(cells))
 
     def statistic(members: tuple[int, ...]) -> Array:
-        mine, theirs = cells[list(members)], cells[np.setdiff1d(everyone, members)]
-        squares = ((mine - mine.mean(0)) ** 2).sum(0) + ((theirs - theirs.mean(0)) ** 2).sum(0)
-        error = np.sqrt(squares / (len(cells) - 2) * (1 / len(mine) + 1 / len(theirs)))
+        group_a, group_b = cells[list(members)], cells[np.setdiff1d(everyone, members)]
+        squares = ((group_a - group_a.mean(0)) ** 2).sum(0) + ((group_b - group_b.mean(0)) ** 2).sum(0)
+        error = np.sqrt(squares / (len(cells) - 2) * (1 / len(group_a) + 1 / len(group_b)))
         medians = np.array([np.median(error[metrics == metric]) for metric in range(metrics.max() + 1)])
         with np.errstate(divide="ignore", invalid="ignore"):
-            difference = theirs.mean(0) - mine.mean(0)
+            difference = group_b.mean(0) - group_a.mean(0)
             result: Array = np.where(difference == 0, 0.0, difference / (error + medians[metrics]))
         return result
 
@@ -194,9 +194,9 @@ def _spread(values: Array) -> float:
     return float(values.std(ddof=1)) if len(values) > 1 else math.nan
 
 
-def _notes(runs: Sequence[GeometryHistory], step: int, wanted: int | None) -> Iterator[str]:
-    if wanted is not None and step != wanted:
-        yield f"Step {wanted} is not a sample of all runs: step {step} is nearest."
+def _notes(runs: Sequence[GeometryHistory], step: int, requested: int | None) -> Iterator[str]:
+    if requested is not None and step != requested:
+        yield f"Step {requested} is not a sample of all runs: step {step} is nearest."
     probes = {str(run.facts["probe"][-1]) for run in runs}
     if len(probes) > 1:
         yield f"The runs were measured on {len(probes)} different probes: the spread is of seeds and inputs."

@@ -30,7 +30,7 @@ _PROBES = {
 }  # fmt: skip
 
 
-def as_text(runs: Sequence[Run], comparisons: Sequence[Comparison], *, chosen: bool) -> str:
+def as_text(runs: Sequence[Run], comparisons: Sequence[Comparison], *, requested: bool) -> str:
     """Return what a person reads.
 
     Args:
@@ -40,7 +40,11 @@ def as_text(runs: Sequence[Run], comparisons: Sequence[Comparison], *, chosen: b
     """
     sections = []
     for run, comparison in zip(runs[1:], comparisons, strict=True):
-        sections += [_facts(runs[0], run, comparison), _differences(comparison, chosen), _layers(comparison)]
+        sections += [
+            _facts(runs[0], run, comparison),
+            _differences(comparison, requested),
+            _layers(comparison),
+        ]
         sections += [_subspaces(comparison.subspaces)] if comparison.subspaces else []
         sections += _gates(runs[0], run, comparison)
     return "\n\n".join(sections)
@@ -57,7 +61,7 @@ def _facts(a: Run, b: Run, comparison: Comparison) -> str:
     return "\n".join(plain(line) for line in (*lines, *comparison.notes))
 
 
-def _differences(comparison: Comparison, chosen: bool) -> str:
+def _differences(comparison: Comparison, requested: bool) -> str:
     header = ("metric", "layer", "head", "A", "B", "B − A", "A moved", "B moved", "times")
     cells = [
         (
@@ -66,10 +70,10 @@ def _differences(comparison: Comparison, chosen: bool) -> str:
             number(row.moved_a), number(row.moved_b),
             "∞" if math.isinf(row.relative) else f"{abs(row.relative):.2f}",
         )
-        for row in comparison.telling(ROWS, each_metric=not chosen)
+        for row in comparison.telling(ROWS, each_metric=not requested)
     ]  # fmt: skip
     title = "What differs most" + (
-        "" if chosen else " (each metric where it differs most, three of a family)"
+        "" if requested else " (each metric where it differs most, three of a family)"
     )
     note = (
         "moved: highest − lowest value of that layer or head within the run up to there.\n"
@@ -91,30 +95,41 @@ def _layers(comparison: Comparison) -> str:
 
 def _subspaces(subspaces: Iterable[SubspaceDistance]) -> str:
     rows = []
-    for found in subspaces:
-        if not np.isfinite(found.distance).any():
+    for subspace in subspaces:
+        if not np.isfinite(subspace.distance).any():
             continue
-        layer, head = np.unravel_index(np.nanargmax(found.distance), found.distance.shape)
-        steps = str(found.steps[0]) if found.steps[0] == found.steps[1] else "{} and {}".format(*found.steps)
-        mean, largest = np.nanmean(found.distance), found.distance[layer, head]
+        layer, head = np.unravel_index(np.nanargmax(subspace.distance), subspace.distance.shape)
+        steps = (
+            str(subspace.steps[0])
+            if subspace.steps[0] == subspace.steps[1]
+            else "{} and {}".format(*subspace.steps)
+        )
+        mean, largest = np.nanmean(subspace.distance), subspace.distance[layer, head]
         rows.append(
-            (f"{found.stack}/{found.role}", steps, f"{mean:.4f}", f"{largest:.4f}", str(layer), str(head))
+            (
+                f"{subspace.stack}/{subspace.role}",
+                steps,
+                f"{mean:.4f}",
+                f"{largest:.4f}",
+                str(layer),
+                str(head),
+            )
         )
     title = "Distance of A's and B's subspaces (0 the same, 1 orthogonal), where both kept their bases:"
     return f"{title}\n{table(('subspace', 'step', 'mean', 'largest', 'layer', 'head'), rows)}"
 
 
 def _gates(a: Run, b: Run, comparison: Comparison) -> list[str]:
-    both, found = different_gates(a.history, b.history, comparison.steps)
+    both, differences = different_gates(a.history, b.history, comparison.steps)
     if not both:
         return []
-    title = f"Heads with another gate in B than in A: {len(found)} of {both}"
-    if not found:
+    title = f"Heads with another gate in B than in A: {len(differences)} of {both}"
+    if not differences:
         return [f"{title}."]
     several = len(a.history.stacks) > 1
     rows = [
         (plain(f"{d.stack}/{d.layer}") if several else str(d.layer), str(d.head), d.a, d.b, f"{d.lead:.2f}")
-        for d in found[:ROWS]
+        for d in differences[:ROWS]
     ]
     cells = table(("layer", "head", "A", "B", "by"), rows)
     note = (
@@ -125,10 +140,10 @@ def _gates(a: Run, b: Run, comparison: Comparison) -> list[str]:
 
 def as_json(runs: Sequence[Run], comparisons: Sequence[Comparison]) -> str:
     """Return everything as one JSON object; what is not finite is null."""
-    found = [
+    compared = [
         _comparison(runs[0], run, comparison) for run, comparison in zip(runs[1:], comparisons, strict=True)
     ]
-    return json.dumps({"reference": run_facts(runs[0]), "comparisons": found}, indent=1)
+    return json.dumps({"reference": run_facts(runs[0]), "comparisons": compared}, indent=1)
 
 
 def _comparison(a: Run, run: Run, comparison: Comparison) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def page_of(
         ]
     batch = dict(tokenizer(list(texts), truncation=True, padding=True, return_tensors="pt"))
     try:
-        found = explain(
+        explanations = explain(
             classifier, batch, target, contrast, reference=known, special_token_ids=_parked_on(tokenizer)
         )
     except ValueError as error:
@@ -58,7 +58,7 @@ def page_of(
         for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
     ]
     names = getattr(classifier.config, "id2label", {})
-    return explanation_page(found, tokens, [names.get(i, str(i)) for i in range(len(names))])
+    return explanation_page(explanations, tokens, [names.get(i, str(i)) for i in range(len(names))])
 
 
 def _parked_on(tokenizer: Any) -> list[int]:

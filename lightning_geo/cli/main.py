@@ -127,7 +127,7 @@ def _compare(options: argparse.Namespace) -> int:
     elif options.csv:
         print(compared.as_csv(runs, comparisons))
     else:
-        print(compared.as_text(runs, comparisons, chosen=bool(options.metric)))
+        print(compared.as_text(runs, comparisons, requested=bool(options.metric)))
     for line in passed:
         print(f"lightning-geo compare: {plain(line)}", file=sys.stderr)
     return 1 if passed else 0
@@ -141,9 +141,9 @@ def _compare_groups(options: argparse.Namespace) -> int:
     names = iter(names_of([run.path for run in flat]))  # below what all groups share
     groups = [[replace(run, name=next(names)) for run in group] for group in groups]
     reference, *others = [[run.history for run in group] for group in groups]
-    found = [compare_groups(reference, other, options.metric, options.step) for other in others or [[]]]
+    comparisons = [compare_groups(reference, other, options.metric, options.step) for other in others or [[]]]
     form = grouped.as_json if options.json else grouped.as_csv if options.csv else grouped.as_text
-    print(form(groups, found))
+    print(form(groups, comparisons))
     return 0
 
 

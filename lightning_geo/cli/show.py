@@ -92,10 +92,10 @@ def _coverage(history: GeometryHistory) -> list[tuple[str, str]]:
 
 def _metrics(history: GeometryHistory) -> str:
     rows = []
-    for of in metric_series(history):
-        model = of.model()
-        unit = "" if of.spec.unit == "1" else of.spec.unit
-        axes = " × ".join(of.spec.axes)
-        rows.append((plain(of.key), of.spec.family, axes, number(model[0]), number(model[-1]), unit))
+    for series in metric_series(history):
+        model = series.model()
+        unit = "" if series.spec.unit == "1" else series.spec.unit
+        axes = " × ".join(series.spec.axes)
+        rows.append((plain(series.key), series.spec.family, axes, number(model[0]), number(model[-1]), unit))
     title = "Metrics, model mean (largest for max_logit) at the first and the last sample:"
     return f"{title}\n{table(('metric', 'family', 'axes', 'first', 'last', 'unit'), rows, left=3)}"

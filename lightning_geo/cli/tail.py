@@ -58,17 +58,17 @@ def follow(path: Place, monitor: str | None = None, interval: float = 1.0) -> It
     """
     follower, lines = Follower(path), _Lines()
     earlier = deque(
-        (news for news in follower.poll() if monitor in (None, news.monitor) or news.said), maxlen=_EARLIER
+        (news for news in follower.poll() if monitor in (None, news.monitor) or news.text), maxlen=_EARLIER
     )
     if not any(news.record for news in earlier):
         yield f"{plain(path)}: no sample yet, waiting."
     for news in earlier:
-        yield from [plain(news.said)] if news.record is None else lines.of(news.record)
+        yield from [plain(news.text)] if news.record is None else lines.of(news.record)
     while True:
         time.sleep(interval)
         for news in follower.poll():
             if news.record is None:
-                yield plain(news.said)
+                yield plain(news.text)
             elif monitor in (None, news.monitor):
                 yield from lines.of(news.record)
 
@@ -83,7 +83,9 @@ class _Lines:
 
     def of(self, record: GeometryRecord) -> Iterator[str]:
         """Yield the header where it is due, and the sample's line."""
-        models = {of.key: float(of.model()[-1]) for of in metric_series(GeometryHistory([record]))}
+        models = {
+            series.key: float(series.model()[-1]) for series in metric_series(GeometryHistory([record]))
+        }
         if not self._columns:
             self._columns = [key for key in models if key.rpartition("/")[2] in _COLUMNS][:6]
         if self._count % _HEADER == 0:
@@ -107,15 +109,15 @@ class _Lines:
             two = GeometryHistory([self._before, record])
         except ValueError:  # of another model
             return ""
-        most, said = 0.0, ""
-        for of in metric_series(two):
-            if of.name not in of.spec.headline or not np.isfinite(of.values[0]).any():
+        most, largest = 0.0, ""
+        for series in metric_series(two):
+            if series.name not in series.spec.headline or not np.isfinite(series.values[0]).any():
                 continue
-            change = np.nan_to_num(of.values[1] - of.values[0])
+            change = np.nan_to_num(series.values[1] - series.values[0])
             place = np.unravel_index(int(np.abs(change).argmax()), change.shape)
-            spread = float(np.nanstd(of.values[0]))
+            spread = float(np.nanstd(series.values[0]))
             if spread > 1e-6 and abs(change[place]) / spread > most:
                 most = abs(float(change[place])) / spread
                 where = f"layer {place[0]}" + (f" head {place[1]}" if len(place) > 1 else "")
-                said = f"   {plain(of.key)} {where} {number(float(change[place]), signed=True)}"
-        return said
+                largest = f"   {plain(series.key)} {where} {number(float(change[place]), signed=True)}"
+        return largest

@@ -72,12 +72,12 @@ class Explanation:
 
     def blamed(self, count: int = 10) -> list[tuple[Head, float]]:
         """Return the heads that pushed the margin down most, with their contributions; the worst first."""
-        found = [
+        heads = [
             (Head(stack, int(layer), int(head)), float(values[layer, head]))
             for stack, values in self.contributions.items()
             for layer, head in np.argwhere(np.isfinite(values))
         ]
-        return sorted((item for item in found if item[1] < 0), key=lambda item: item[1])[:count]
+        return sorted((item for item in heads if item[1] < 0), key=lambda item: item[1])[:count]
 
 
 def explain(

@@ -81,7 +81,7 @@ def apply_plan(
     silencer = Silencer(model, call)
     silencer.check(plan)
     with undisturbed(model), silencer.silenced(plan.heads):
-        wanted = _tensors(call.run(model))
+        expected = _tensors(call.run(model))
     pruned = copy.deepcopy(model)
     gone: dict[CallKey, list[int]] = {key: [] for key in silencer.places}
     for key, (stack, layer) in silencer.places.items():
@@ -93,8 +93,8 @@ def apply_plan(
             _shrink(place, gone[key])
     try:
         with undisturbed(pruned):
-            got = _tensors(call.run(pruned))
-        same = len(got) == len(wanted) and all(map(_close, got, wanted))
+            actual = _tensors(call.run(pruned))
+        same = len(actual) == len(expected) and all(map(_close, actual, expected))
     except (RuntimeError, ValueError) as error:
         raise ValueError(_REFUSED.format(type(model).__name__, "runs no longer")) from error
     if not same:
@@ -137,7 +137,7 @@ def _output_projections(model: nn.Module, call: Call, keys: Iterable[CallKey]) -
     tap = Tap(model)
     merged: dict[CallKey, Tensor] = {}
     shapes: dict[CallKey, tuple[int, int]] = {}
-    found: dict[CallKey, nn.Module] = {}
+    projections: dict[CallKey, nn.Module] = {}
 
     def note(key: CallKey, attention: AttentionCall) -> None:
         module = tap.modules[key.module]
@@ -145,7 +145,7 @@ def _output_projections(model: nn.Module, call: Call, keys: Iterable[CallKey]) -
             shapes[key] = attention.output.shape[1], attention.output.shape[3]
             merged[key] = attention.output.transpose(1, 2).flatten(2).flatten(0, 1)
         if isinstance(module, nn.MultiheadAttention):
-            found[key] = module.out_proj
+            projections[key] = module.out_proj
 
     def compare(module: nn.Module, args: tuple[Any, ...]) -> None:
         given = next((x for x in args if isinstance(x, Tensor)), None)
@@ -153,7 +153,7 @@ def _output_projections(model: nn.Module, call: Call, keys: Iterable[CallKey]) -
             if given is None or given.numel() != heads.numel() or given.shape[-1] != heads.shape[-1]:
                 continue
             if torch.equal(given.reshape(heads.shape), heads):
-                found.setdefault(key, module)
+                projections.setdefault(key, module)
                 del merged[key]
 
     linear = [m for m in model.modules() if isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D"]
@@ -166,12 +166,12 @@ def _output_projections(model: nn.Module, call: Call, keys: Iterable[CallKey]) -
             handle.remove()
     places = {}
     for key in keys:
-        if key not in found:
+        if key not in projections:
             raise ValueError(
                 f"Expected a `model` whose heads go into a linear output projection as they are, but that of "
                 f"{tap.name_of(key.module)!r} was not found. Silence its heads instead: `evaluate_plan`."
             )
-        places[key] = _Place(tap.modules[key.module], found[key], *shapes[key])
+        places[key] = _Place(tap.modules[key.module], projections[key], *shapes[key])
     if len({id(place.projection) for place in places.values()}) < len(places):
         raise ValueError(
             f"Expected a `model` whose layers have weights of their own but {type(model).__name__} shares "

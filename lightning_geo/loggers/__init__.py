@@ -72,25 +72,25 @@ def open_sinks(
         resumed_at: Step of the checkpoint that the run resumed from; ``None`` for a fresh run.
         about: Context in which one destination is opened, so that one that fails costs no other.
     """
-    found = _Found(name, level, max_steps, resumed_at)
+    offers = _LoggerOffers(name, level, max_steps, resumed_at)
     for logger in loggers:
         with about(f"the logger {type(logger).__name__} could not be opened"):
-            found.add(logger)
-    for sink in found.sinks if found.wandb_folder is not None else ():
+            offers.add(logger)
+    for sink in offers.sinks if offers.wandb_folder is not None else ():
         if isinstance(sink, WandbSink):  # a disabled run, which has none, has nowhere to put a report
-            sink.record_at = found.record_at or found.wandb_folder
-    if not found.recorded:
+            sink.record_at = offers.record_at or offers.wandb_folder
+    if not offers.recorded:
         with about("the record could not be opened"):
-            record = found.record
-            if record is None and (found.places or directory is not None):
-                where = found.places[0] if found.places else directory()  # type: ignore[misc]
+            record = offers.record
+            if record is None and (offers.places or directory is not None):
+                where = offers.places[0] if offers.places else directory()  # type: ignore[misc]
                 record = functools.partial(RecordFile, where, name, resumed_at=resumed_at)
             if record is not None:
-                found.sinks.append(record())
-    return found.sinks
+                offers.sinks.append(record())
+    return offers.sinks
 
 
-class _Found:
+class _LoggerOffers:
     """What the loggers of a run offer so far."""
 
     def __init__(self, name: str, level: Level, max_steps: float | None, resumed_at: int | None) -> None:

@@ -56,7 +56,7 @@ def written_layout(directory: str | os.PathLike[str]) -> Any | None:
     Args:
         directory: Directory of the run's event files; one that is not on this machine's disk has none.
     """
-    found = None
+    layout = None
     files: list[Place] = [*place(directory).glob("*tfevents*")]
     for path in sorted(files, key=str):
         left = _count(path)
@@ -65,11 +65,11 @@ def written_layout(directory: str | os.PathLike[str]) -> Any | None:
                 continue
             for value in Event.FromString(data).summary.value:
                 if value.tag == CONFIG_SUMMARY_TAG:
-                    found = Layout.FromString(value.tensor.string_val[0])
+                    layout = Layout.FromString(value.tensor.string_val[0])
             left -= data.count(_TAG)
             if left <= 0:
                 break  # the rest of a long run need not be read
-    return found
+    return layout
 
 
 def _count(path: Place) -> int:

@@ -55,17 +55,17 @@ def event_files(path: Place) -> tuple[list[Place], list[str]]:
         raise FileNotFoundError(f"Expected `path` to be a run's directory, but {str(path)!r} does not exist.")
     folders = _folders(path)
     inside = path.resolve() if folders == [path] else folders[0].resolve().parent.parent
-    found = [file for folder in folders for file in folder.glob(EVENT_FILES) if file.is_file()]
-    files = [file for file in found if file.resolve().is_relative_to(inside)]
+    candidates = [file for folder in folders for file in folder.glob(EVENT_FILES) if file.is_file()]
+    files = [file for file in candidates if file.resolve().is_relative_to(inside)]
     skipped = [
         f"{file}: skipped, it is a link out of the run's directory"
-        for file in found
+        for file in candidates
         if not file.resolve().is_relative_to(inside)
     ]
-    if found:
+    if candidates:
         return sorted(files, key=_begun), skipped
     deeper = (path.glob(f"{folders}/{EVENT_FILES}") for folders in ("*", "*/*", "*/*/*"))
-    below = sorted({str(file.parent) for found in deeper for file in found})
+    below = sorted({str(file.parent) for files_below in deeper for file in files_below})
     if below:
         shown = ", ".join(below[:10]) + (", …" if len(below) > 10 else "")
         raise FileNotFoundError(
@@ -114,23 +114,23 @@ def find_runs(path: str | os.PathLike[str]) -> list[Place]:
         return [root]
     if not root.is_dir():
         raise RunError(f"{os.fspath(path)!r} does not exist.")
-    found: list[Place] = []
+    runs: list[Place] = []
     of_wandb: dict[str, Place] = {}
     # the path itself may be a link: somebody named it
-    for here, files in walk(root.resolve() if root.is_symlink() else root):
+    for folder, files in walk(root.resolve() if root.is_symlink() else root):
         if not fnmatch.filter(files, EVENT_FILES):
             continue
-        logs = [log.name for log in here.parent.glob("run-*.wandb")] if here.name == "files" else []
+        logs = [log.name for log in folder.parent.glob("run-*.wandb")] if folder.name == "files" else []
         if logs:
-            of_wandb[min(logs)] = here.parent
+            of_wandb[min(logs)] = folder.parent
         else:
-            found.append(here)
-    found += of_wandb.values()
-    if not found:
+            runs.append(folder)
+    runs += of_wandb.values()
+    if not runs:
         content = sorted(entry.name for entry in root.iterdir())[:10]
         held = f"holds {', '.join(content)}" if content else "is empty"
         raise RunError(f"{os.fspath(path)!r} has no event file (*tfevents*) in or below it: it {held}.")
-    return sorted(found, key=named)
+    return sorted(runs, key=named)
 
 
 def opened(path: str | os.PathLike[str]) -> Place:

@@ -185,8 +185,8 @@ def parse_dropped(event: Any) -> Dropped | None:
             and value.tag.count("/") == 2
         ):
             try:
-                found = json.loads(value.tensor.string_val[0])
-                return Dropped(str(found["monitor"]), int(found["samples"]), str(found["reason"]))
+                content = json.loads(value.tensor.string_val[0])
+                return Dropped(str(content["monitor"]), int(content["samples"]), str(content["reason"]))
             except (KeyError, TypeError, IndexError, RecursionError) as error:
                 raise ValueError(f"it does not say what was dropped: {error}") from error
     return None

@@ -23,12 +23,12 @@ class News(NamedTuple):
     Args:
         monitor: Name of the monitor; empty if it is no sample.
         record: The sample.
-        said: For a person.
+        text: For a person.
     """
 
     monitor: str = ""
     record: GeometryRecord | None = None
-    said: str = ""
+    text: str = ""
 
 
 class Follower:
@@ -59,7 +59,7 @@ class Follower:
         for data in read_frames(file, start=self._offsets.get(file, 0)):
             if damage is not None:  # something follows it: it is no event that is being written
                 self._offsets[file] = damage.offset + damage.length
-                yield News(said=str(damage))
+                yield News(text=str(damage))
                 damage = None
             if isinstance(data, Damage):
                 damage = data
@@ -67,14 +67,14 @@ class Follower:
             self._offsets[file] = self._offsets.get(file, 0) + len(data) + _OVERHEAD
             try:
                 event = Event.FromString(data)
-                found = parse_record(event)
+                sample = parse_record(event)
                 dropped = parse_dropped(event)
             except (DecodeError, ValueError) as error:
-                yield News(said=f"{file}: skipped an event ({error or 'no TensorBoard event'})")
+                yield News(text=f"{file}: skipped an event ({error or 'no TensorBoard event'})")
                 continue
-            if found:
-                yield News(*found)
+            if sample:
+                yield News(*sample)
             elif dropped is not None:
-                yield News(said=str(dropped))
+                yield News(text=str(dropped))
             elif (start := started_at(event)) is not None:
-                yield News(said=f"resumed at step {start[0]}: later samples of before are void")
+                yield News(text=f"resumed at step {start[0]}: later samples of before are void")

@@ -178,23 +178,23 @@ def read_history(
                 skipped.append(event)
                 continue
             if (start := started_at(event)) is not None:
-                step, of = start
+                step, whose = start
                 for monitor, records in monitors.items():
-                    if of in (None, monitor):
+                    if whose in (None, monitor):
                         _drop(records, step)
                 continue
             try:
-                found = parse_record(event)
+                sample = parse_record(event)
                 if (none := parse_dropped(event)) is not None:
                     dropped[none.monitor] = str(none)
                     continue
             except ValueError as error:
                 skipped.append(f"{file}: skipped a sample ({error})")
                 continue
-            if found:
-                records = monitors.setdefault(found[0], [])
-                _drop(records, found[1].step)
-                records.append(keep(found[1]))
+            if sample:
+                records = monitors.setdefault(sample[0], [])
+                _drop(records, sample[1].step)
+                records.append(keep(sample[1]))
             elif len(others) < 10:
                 others.update(value.tag for value in event.summary.value)
     if skipped:
@@ -203,7 +203,9 @@ def read_history(
             f"{os.fspath(path)!r} was read but for what is damaged. {shown}.", stacklevel=stacklevel
         )
     samples = [monitor for monitor, records in monitors.items() if records]
-    lost = [said for monitor, said in dropped.items() if name in (None, monitor) and monitor not in samples]
+    lost = [
+        reason for monitor, reason in dropped.items() if name in (None, monitor) and monitor not in samples
+    ]
     if lost and (name is not None or not samples):
         raise ValueError(f"No sample in {os.fspath(path)!r}. {' '.join(lost)}")
     name = _monitor(path, name, monitors, files, others, skipped)
@@ -223,7 +225,7 @@ def _monitor(
     others: set[str],
     skipped: list[str],
 ) -> str:
-    names = [found for found, records in monitors.items() if records]
+    names = [monitor for monitor, records in monitors.items() if records]
     if not names:
         held = f"only tags such as {', '.join(sorted(others)[:10])}" if others else "no readable summary"
         damage = f" {skipped[0]}." if skipped else ""

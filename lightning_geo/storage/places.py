@@ -134,8 +134,8 @@ def place(path: str | os.PathLike[str]) -> Place:
         'memory://runs/version_0'
     """
     text = os.fspath(path)
-    scheme, found, rest = text.partition("://")
-    if not found:
+    scheme, separator, rest = text.partition("://")
+    if not separator:
         return Path(path)
     return Path(rest) if scheme in ("file", "local") else Remote(text)
 

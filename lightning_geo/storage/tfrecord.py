@@ -172,7 +172,7 @@ def _next_header(file: BinaryIO, start: int) -> int:
             registers = table[(registers ^ words[position:][:count]) & 0xFFFF] ^ (registers >> 16)
         registers = ~registers
         masked = ((registers >> 15) | (registers << 17)) + np.uint32(0xA282EAD8)
-        found = np.flatnonzero(masked == (words[8:][:count] | (words[10:][:count] << 16)))
-        if len(found):
-            return start + int(found[0])
+        headers = np.flatnonzero(masked == (words[8:][:count] | (words[10:][:count] << 16)))
+        if len(headers):
+            return start + int(headers[0])
         start += count

@@ -26,7 +26,7 @@ def content(directory: Path, steps: list[int], resumed_at: int | None = None) ->
 
 
 def steps_of(follower: Follower) -> list[int | str]:
-    return [news.said if news.record is None else news.record.step for news in follower.poll()]
+    return [news.text if news.record is None else news.record.step for news in follower.poll()]
 
 
 @given(cuts=st.lists(st.floats(0, 1), max_size=6))
