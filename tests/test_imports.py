@@ -18,10 +18,8 @@ HEAVY = ("torch", "lightning", "pytorch_lightning", "lightning_fabric", "transfo
 LIGHT_ROOMS = ("analysis", "cli", "dashboard", "loggers", "metrics", "report", "storage", "utils")
 #: What computes with tensors, runs a model, or asks for this process's rank.
 HEAVY_MODULES = {
-    "lightning_geo.cli.explain",
     "lightning_geo.loggers.logger_sinks",
     "lightning_geo.metrics.registry",
-    "lightning_geo.report.explanation_page",
     "lightning_geo.utils.device_time",
     "lightning_geo.utils.ranks",
     "lightning_geo.utils.warn_once",

@@ -35,7 +35,7 @@ class GroupRow(NamedTuple):
         mean_b: Mean over the second group.
         spread_b: Standard deviation in the second group.
         difference: ``mean_b − mean_a``.
-        times: The difference in units of its standard error.
+        statistic: The difference in units of its moderated standard error, see :func:`compare_groups`.
         chance: How often a difference as large turns up anywhere when runs are shuffled between the groups.
     """
 
@@ -47,7 +47,7 @@ class GroupRow(NamedTuple):
     mean_b: float
     spread_b: float
     difference: float
-    times: float
+    statistic: float
     chance: float
 
 
@@ -108,22 +108,22 @@ def compare_groups(
         raise RunError("The runs have no step in common, so that they cannot be compared as groups.")
     at = int(common[-1] if step is None else common[np.abs(common - step).argmin()])
     keys, cells = _cells(runs, at, None if metrics is None else stored_names(metrics))
-    times, splits = _moderated(keys, cells, len(a))
+    statistics, splits = _moderated(keys, cells, len(a))
     first, second = cells[: len(a)], cells[len(a) :]
     rows = []
-    largest = np.array([np.nanmax(np.abs(statistic), initial=0) for statistic in splits])
+    largest = np.array([np.nanmax(np.abs(split), initial=0) for split in splits])
     for index, (metric, layer, head) in enumerate(keys):
         values_a, values_b = first[:, index], second[:, index]
         mean_b = float(values_b.mean()) if len(values_b) else math.nan
-        size = abs(times[index])
+        size = abs(statistics[index])
         chance = (1 + int((largest >= size - 1e-9).sum())) / (1 + len(splits))
         rows.append(
             GroupRow(
                 metric, layer, head, float(values_a.mean()), _spread(values_a), mean_b, _spread(values_b),
-                mean_b - float(values_a.mean()), float(times[index]), chance if len(b) else math.nan,
+                mean_b - float(values_a.mean()), float(statistics[index]), chance if len(b) else math.nan,
             )
         )  # fmt: skip
-    rows.sort(key=lambda row: -abs(row.times) if math.isfinite(row.times) else 0.0)
+    rows.sort(key=lambda row: -abs(row.statistic) if math.isfinite(row.statistic) else 0.0)
     return GroupComparison(at, (len(a), len(b)), tuple(rows), len(splits) + 1, tuple(_notes(runs, at, step)))
 
 

@@ -1,15 +1,18 @@
-"""``lightning-geo tail``: a line for each sample as it arrives."""
+"""``lightning-geo tail``: a line for each sample as it is recorded."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import time
 from collections import deque
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from lightning_geo.analysis.runs import metric_series
+from lightning_geo.cli.command import RUN, add_command
 from lightning_geo.storage.event_files import find_runs, opened
 from lightning_geo.storage.follow import Follower
 from lightning_geo.storage.history import GeometryHistory
@@ -18,12 +21,29 @@ from lightning_geo.storage.record import GeometryRecord
 from lightning_geo.utils.errors import RunError
 from lightning_geo.utils.formatting import number, plain
 
-__all__ = ["follow", "newest"]
+__all__ = ["add_parser", "follow", "newest"]
 
 _COLUMNS = ("normalized_entropy", "cone.output", "effective_rank.output", "redundancy", "drift.output")
-_EARLIER = 10  # samples of before that are shown at the start
+_EARLIER = 10  # samples recorded before the start that are shown
 _HEADER = 20  # lines between two headers
 _WIDTH = 9  # of a number
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command."""
+    parser = add_command(commands, "tail", _run, "stream samples as they are recorded (Ctrl-C stops)")
+    parser.add_argument("run", metavar="RUN", help=f"{RUN}; of several, the one written to last")
+
+
+def _run(options: argparse.Namespace) -> int:
+    run = newest(options.run)
+    try:
+        print(plain(run), flush=True)
+        for line in follow(run, options.monitor):
+            print(line, flush=True)
+    except KeyboardInterrupt:
+        print()
+    return 0
 
 
 def newest(path: str | os.PathLike[str]) -> Place:
@@ -49,7 +69,7 @@ def newest(path: str | os.PathLike[str]) -> Place:
 
 
 def follow(path: Place, monitor: str | None = None, interval: float = 1.0) -> Iterator[str]:
-    """Yield lines for a terminal, without end: the last samples of before, then each as it arrives.
+    """Yield lines for a terminal, without end: the latest samples, then each new one as it is recorded.
 
     Args:
         path: Directory of one run, or one event file.
@@ -61,7 +81,7 @@ def follow(path: Place, monitor: str | None = None, interval: float = 1.0) -> It
         (news for news in follower.poll() if monitor in (None, news.monitor) or news.text), maxlen=_EARLIER
     )
     if not any(news.record for news in earlier):
-        yield f"{plain(path)}: no sample yet, waiting."
+        yield f"{plain(path)}: waiting for the first sample."
     for news in earlier:
         yield from [plain(news.text)] if news.record is None else lines.of(news.record)
     while True:
@@ -82,7 +102,7 @@ class _Lines:
         self._count = 0
 
     def of(self, record: GeometryRecord) -> Iterator[str]:
-        """Yield the header where it is due, and the sample's line."""
+        """Yield the sample's line, after the header if it is due."""
         models = {
             series.key: float(series.model()[-1]) for series in metric_series(GeometryHistory([record]))
         }
@@ -102,7 +122,7 @@ class _Lines:
         return 2 + max(len(plain(key)), _WIDTH)
 
     def _most(self, record: GeometryRecord) -> str:
-        """Where the sample differs most from the one before, in units of the metric's spread."""
+        """Where the sample differs most from the previous one, in units of the metric's spread."""
         if self._before is None:
             return ""
         try:

@@ -133,8 +133,8 @@ def test_reports_and_commands_say_it() -> None:
         == "Heads that became another kind of gate, lastingly: 1 of 3; most often closed → open (1)."
     )
     shown = show.as_text(runs[1:])
-    assert "2 open, 1 mixed; 1 of 3 heads changed theirs" in shown
+    assert "2 open, 1 mixed; 1 of 3 heads changed their gate" in shown
     found = [compare(runs[0].history, runs[1].history)]
-    printed = compared.as_text(runs, found, chosen=False)
-    assert "Heads with another gate in B than in A: 2 of 3" in printed
+    printed = compared.as_text(runs, found, every_cell=False)
+    assert "Heads whose gate differs between A and B: 2 of 3" in printed
     assert '"gates"' in compared.as_json(runs, found)
