@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["explanation_page"]
 
-#: z-score from which on a head's number counts as unusual.
+#: z-score at which a head's number counts as unusual.
 _UNUSUAL = 2.0
 
 
@@ -37,12 +37,12 @@ def explanation_page(
     tokens: Sequence[Sequence[str]] | None = None,
     classes: Sequence[str] | None = None,
 ) -> str:
-    """Return a page: each example's tokens, the ten heads that pushed it wrong, what they looked at.
+    """Return a page with each example's tokens, the ten heads that lowered its margin most.
 
     Args:
         explanations: From :func:`lightning_geo.explain`.
-        tokens: Each example's, as text; else their numbers.
-        classes: Names of the classes; else their numbers.
+        tokens: Each example's tokens as text; ``None`` shows their ids.
+        classes: Names of the classes; ``None`` shows their indices.
     """
     examples = []
     for place, explanation in enumerate(explanations):
@@ -55,10 +55,11 @@ def _example(e: Explanation, tokens: list[str], classes: Sequence[str] | None) -
     def name(index: int) -> str:
         return classes[index] if classes is not None and index < len(classes) else str(index)
 
-    verdict = "correctly" if e.predicted == e.target else "wrongly"
+    verdict = "correct" if e.predicted == e.target else "incorrect"
+    verb = "leads" if e.margin > 0 else "trails"
     return _Example(
-        f"Predicted {name(e.predicted)}, {verdict}; margin of {name(e.target)} over {name(e.contrast)}: "
-        f"{number(e.margin, signed=True)}.",
+        f"Predicted {name(e.predicted)} ({verdict}). {name(e.target)} {verb} {name(e.contrast)} by "
+        f"{number(abs(e.margin))} logits.",
         " ".join(tokens),
         _heads(e, tokens),
         _layers(e),
@@ -75,10 +76,10 @@ def _heads(e: Explanation, tokens: list[str]) -> Table:
     several = len(e.contributions) > 1
     rows = [
         (f"{head.stack}/{head.layer}" if several else head.layer, head.head, number(value, signed=True),
-         _gate(e, head), _looked_at(e, head, tokens), _unusual(e, head))
+         _gate(e, head), _attended(e, head, tokens), _unusual(e, head))
         for head, value in e.blamed(10)
     ]  # fmt: skip
-    header = ("layer", "head", "contribution", "gate", "looked most at")
+    header = ("layer", "head", "contribution", "gate", "attends most to")
     if not e.unusual:
         return Table(header, [row[:5] for row in rows])
     return Table((*header, f"unusual against {e.references} correct examples"), rows)
@@ -90,7 +91,7 @@ def _gate(e: Explanation, head: Head) -> str:
     return f"{name} ({margin:.2f})".replace("-", "−") if name else "not defined"
 
 
-def _looked_at(e: Explanation, head: Head, tokens: list[str]) -> str:
+def _attended(e: Explanation, head: Head, tokens: list[str]) -> str:
     shares = e.attended[head.stack][head.layer, head.head]
     most = [i for i in np.argsort(-shares) if shares[i] > 0][:5]
     return ", ".join(f"{tokens[i] if i < len(tokens) else f'key {i}'} {100 * shares[i]:.0f} %" for i in most)
@@ -116,4 +117,4 @@ def _layers(e: Explanation) -> Table:
         for layer, total in enumerate(np.nansum(values, axis=1))
         if np.isfinite(e.errors[stack][layer])
     ]  # fmt: skip
-    return Table(("layer", "sum of contributions", "margin lost when silenced", "error"), rows)
+    return Table(("layer", "sum of contributions", "margin lost by silencing", "error"), rows)

@@ -69,7 +69,7 @@ def _card(runs: Sequence[Run], change: Change) -> MetricCard:
     low, high = _limits(series)
     pictures = _heads(runs, change, low, high) if series.values.ndim == 3 else []
     ends = (low, high) if spec.signed else _range(layers)
-    pictures.append(evolution(layers, steps, "each layer over the run", *ends, diverging=spec.signed))
+    pictures.append(evolution(layers, steps, "by layer, over training", *ends, diverging=spec.signed))
     pictures.append(_curves(runs, series))
     unit = "" if spec.unit == "1" else f", in {spec.unit}"
     return MetricCard(series.key, sentence(change), f"{spec.formula}{unit}", spec.meaning, pictures)
@@ -95,22 +95,22 @@ def _heads(runs: Sequence[Run], change: Change, low: float, high: float) -> list
 
 
 def _curves(runs: Sequence[Run], series: MetricSeries) -> Markup:
-    """The model's number in each run; of one run alone, with the band of its heads or layers."""
+    """The model's mean or maximum in each run; a single run also gets the band of its heads or layers."""
     curves = [
         (run.name, run.history.steps, other.model())
         for run in runs
         if (other := _same(run, series)) is not None
     ]
+    middle = "maximum" if series.spec.summary == "max" else "mean"
     if len(runs) > 1:
-        return lines(curves, "the model's number in each run")
+        return lines(curves, f"model {middle}, by run")
     flat = series.values.reshape(len(series.values), -1)
     defined = np.isfinite(flat).any(axis=1)
     band = np.full((2, len(flat)), np.nan)
     if defined.any():
         band[:, defined] = np.nanpercentile(flat[defined], (10, 90), axis=1)
     cells = "heads" if series.values.ndim == 3 else "layers"
-    middle = "largest" if series.spec.summary == "max" else "mean"
-    return lines(curves, f"{middle}, and the middle 80 % of {cells}", (band[0], band[1]))
+    return lines(curves, f"{middle} and 10–90 % band over {cells}", (band[0], band[1]))
 
 
 def _same(run: Run, series: MetricSeries) -> MetricSeries | None:

@@ -16,9 +16,9 @@ __all__ = ["report"]
 
 
 def report(runs: Sequence[Run]) -> str:
-    """Return an HTML page: what changed, when and where, and how the runs differ.
+    """Return an HTML page on what changed, when and where, and on how the runs differ.
 
-    Every name that comes from a user is escaped; the page loads nothing and allows no script.
+    The page loads nothing and runs no script; every name that comes from a user is escaped.
 
     Args:
         runs: One run, or several of the same model, which are compared with the first.
@@ -30,7 +30,7 @@ def report(runs: Sequence[Run]) -> str:
     comparisons = [compare(first.history, run.history) for run in others]
     return render(
         "report.html.jinja",
-        title=f"Geometry of {first.name}" + (f" and {len(others)} more" if others else ""),
+        title=_title(runs),
         reference=first.name,
         facts=run_facts(runs),
         differences=run_differences(runs, comparisons),
@@ -38,3 +38,11 @@ def report(runs: Sequence[Run]) -> str:
         cards=metric_cards(runs),
         metrics=metric_table(first),
     )
+
+
+def _title(runs: Sequence[Run]) -> str:
+    first, *others = [run.name for run in runs]
+    if not others:
+        return f"Attention geometry: {first}"
+    against = others[0] if len(others) == 1 else f"{len(others)} other runs"
+    return f"Attention geometry: {first} vs. {against}"

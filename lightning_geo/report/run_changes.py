@@ -62,7 +62,7 @@ def run_changes(run: Run) -> RunChanges:
     all_changes = changes(run.history)
     several = len(run.history.stacks) > 1
     pictures = [
-        bars(sizes, f"How much each layer{f' of {stack}' if several else ''} changed (1: average)")
+        bars(sizes, f"Change of each layer{f' of {stack}' if several else ''} (1 = average)")
         for stack, sizes in layer_changes(all_changes)
     ]
     drifts = [change.series for change in all_changes if change.series.name == "drift.output"]
@@ -87,7 +87,7 @@ def _stack_gates(gates: HeadGates, several: bool) -> StackGates:
     pictures = [
         classes(gates.labels[0], f"step {gates.steps[0]}"),
         classes(gates.labels[-1], f"step {gates.steps[-1]}", changed),
-        legend(names, "heads, first and last"),
+        legend(names, "heads at the first and last sample"),
     ]
     # a list that is too long keeps the clearest changes, still by step
     clearest = sorted(lasting, key=lambda change: -change.lead)[:_GATE_CHANGES]

@@ -77,7 +77,7 @@ def _gates(a: Run, b: Run, comparison: Comparison) -> GateDifferences | None:
         (f"{d.stack}/{d.layer}" if several else d.layer, d.head, d.a, d.b, margin(d.lead))
         for d in different[:_GATES_APART]
     ]
-    summary = f"{len(different)} of {both} heads have another gate in B than in A"
+    summary = f"The gates of {len(different)} of {both} heads differ between A and B"
     return GateDifferences(summary, Table(("layer", "head", "A", "B", "by"), rows))
 
 
@@ -87,7 +87,7 @@ def _largest(comparison: Comparison) -> Table:
          number(row.difference, signed=True), f"{abs(row.relative):.2f}")
         for row in comparison.telling(10)
     ]  # fmt: skip
-    return Table(("metric", "layer", "head", "A", "B", "B − A", "times"), rows)
+    return Table(("metric", "layer", "head", "A", "B", "B − A", "relative"), rows)
 
 
 def _maps(comparison: Comparison) -> list[Markup]:

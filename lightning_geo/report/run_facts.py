@@ -20,10 +20,10 @@ def run_facts(runs: Sequence[Run]) -> Table:
         ("model", [describe_model(run.history) for run in runs]),
         ("samples", [_span(run.history) for run in runs]),
         ("epochs", [f"{_fact(run, 'epoch', 0)} to {_fact(run, 'epoch')}" for run in runs]),
-        ("batches seen", [_fact(run, "batches_seen") for run in runs]),
-        ("probe", [_fact(run, "probe") or "none: measured on training batches" for run in runs]),
-        ("measured", [_when(run.history) for run in runs]),
-        ("cost of a sample", [_cost(run.history) for run in runs]),
+        ("training batches", [_fact(run, "batches_seen") for run in runs]),
+        ("probe", [_fact(run, "probe") or "none (measured on training batches)" for run in runs]),
+        ("recorded", [_when(run.history) for run in runs]),
+        ("time per sample", [_cost(run.history) for run in runs]),
     ]
     return Table(("run", *(run.name for run in runs)), [(name, *values) for name, values in rows])
 

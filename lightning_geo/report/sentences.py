@@ -1,4 +1,4 @@
-"""What a report says in words: the numbers of :mod:`lightning_geo.analysis` as sentences."""
+"""The report's sentences, made from the numbers of :mod:`lightning_geo.analysis`."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ __all__ = [
     "sentence",
 ]
 
-_SENTENCES = 4  # metrics that get a sentence of their own
+_SENTENCES = 4  # metrics with a sentence each
 
 
 class Finding(NamedTuple):
     """One sentence.
 
     Args:
-        text: For a person, with its numbers.
-        key: Metric that it is about; empty where it is about several.
+        text: The sentence, with its numbers.
+        key: The metric it describes; empty if it describes several.
     """
 
     text: str
@@ -52,9 +52,9 @@ class Finding(NamedTuple):
 
 
 def findings(history: GeometryHistory) -> list[Finding]:
-    """Return what a reader should know about a run, most telling first."""
+    """Return what a reader should know about a run, most important first."""
     if len(history) == 1:
-        return [Finding(f"There is one sample, at step {history.steps[0]}: nothing can have changed yet.")]
+        return [Finding(f"Only one sample, at step {history.steps[0]}: there is nothing to compare yet.")]
     all_changes = changes(history)
     return [
         *_layers(all_changes),
@@ -74,9 +74,10 @@ def _layers(all_changes: Sequence[Change]) -> Iterator[Finding]:
         order = np.argsort(-np.nan_to_num(sizes, nan=-1))
         most, second, least = order[0], order[1], [i for i in order if np.isfinite(sizes[i])][-1]
         where = f" of {stack}" if several else ""
+        followed = "" if second == least else f", followed by layer {second} ({sizes[second]:.2f}×)"
         yield Finding(
-            f"Layer {most}{where} changed most: {sizes[most]:.2f} times as much as layers do on average; "
-            f"then layer {second} ({sizes[second]:.2f}). Layer {least} changed least ({sizes[least]:.2f})."
+            f"Layer {most}{where} changed most: {sizes[most]:.2f}× the average layer{followed}. "
+            f"Layer {least} changed least ({sizes[least]:.2f}×)."
         )
 
 
@@ -85,19 +86,19 @@ def _drift(all_changes: Sequence[Change]) -> Iterator[Finding]:
     for stack in dict.fromkeys(change.series.stack for change in drifts):
         of_stack = sorted((c for c in drifts if c.series.stack == stack), key=lambda c: -c.last)
         far, near = of_stack[0], of_stack[-1]
-        role = far.series.name.rpartition(".")[2]
-        others = "" if far is near else f"; the {_plural(near)} least ({number(near.last)})"
+        where = f" of {stack}" if len({change.series.stack for change in drifts}) > 1 else ""
+        least = f" {_role(near).capitalize()} subspaces rotated least ({near.last:.2f})."
         yield Finding(
-            f"Subspaces turned: those of the {_plural(far)} furthest, by {number(far.last)} on average "
-            f"(0 the same as at the start, 1 orthogonal), most in {_place(far.most)} "
-            f"({number(far.most_change)}); half of it by step {far.half}{others}.",
-            far.series.key if role in ROLES else "",
+            f"The {_role(far)} subspaces{where} rotated most: by {far.last:.2f} on average (0 = as at the "
+            f"start, 1 = orthogonal) and by {far.most_change:.2f} in {_place(far.most)}, half of it by step "
+            f"{far.half}.{'' if far is near else least}",
+            far.series.key if far.series.name.rpartition(".")[2] in ROLES else "",
         )
 
 
-def _plural(change: Change) -> str:
+def _role(change: Change) -> str:
     role = change.series.name.rpartition(".")[2]
-    return {"query": "queries", "key": "keys", "value": "values", "output": "heads' outputs"}.get(role, role)
+    return "head output" if role == "output" else role
 
 
 def _metrics(all_changes: Sequence[Change]) -> Iterator[Finding]:
@@ -116,16 +117,16 @@ def sentence(change: Change) -> str:
     """Return what happened to a metric, in one sentence."""
     spec = change.series.spec
     unit = "" if spec.unit == "1" else f" {spec.unit}"
-    verb = "rose" if change.last > change.first else "fell" if change.last < change.first else "stayed"
+    verb = "rose" if change.last > change.first else "fell" if change.last < change.first else "went"
     share = (
         f" ({100 * (change.last / change.first - 1):+.0f} %)".replace("-", "−") if change.first > 0 else ""
     )
     start, end = change.most_ends
-    what = "its largest value" if spec.summary == "max" else "on average"
+    what = "in its maximum" if spec.summary == "max" else "on average"
     return (
         f"{change.series.key} {verb} from {number(change.first)} to {number(change.last)}{unit}{share} "
-        f"{what}, most in {_place(change.most)} ({number(start)} to {number(end)}); half of the way by "
-        f"step {change.half}."
+        f"{what}, most in {_place(change.most)} ({number(start)} to {number(end)}); half of the "
+        f"change had happened by step {change.half}."
     )
 
 
@@ -137,9 +138,9 @@ def _heads(history: GeometryHistory) -> Iterator[Finding]:
     for count in head_counts(history):
         where = f" of {count.series.stack}" if len(history.stacks) > 1 else ""
         if count.series.name == "redundancy":
-            kind = f"with a twin in their layer that does the same (redundancy above {TWIN})"
+            kind = f"with a near-duplicate in the same layer (redundancy above {TWIN})"
         else:
-            kind = f"that look at practically a single key (normalised entropy below {FOCUSED})"
+            kind = f"that attend to essentially one token (normalized entropy below {FOCUSED})"
         yield Finding(
             f"Heads{where} {kind}: {count.last} of {count.heads} at the end, {count.first} at the start.",
             count.series.key,
@@ -156,20 +157,19 @@ def _gates(history: GeometryHistory) -> Iterator[Finding]:
         ways = Counter((change.before, change.after) for change in lasting).most_common(3)
         most = "; most often " + ", ".join(f"{a} → {b} ({count})" for (a, b), count in ways) if ways else ""
         total = int((gates.labels[-1] >= 0).sum())
-        yield Finding(
-            f"Heads{where} that became another kind of gate, lastingly: {heads} of {total}{most}.", "gate"
-        )
+        yield Finding(f"Heads{where} that changed their gate for good: {heads} of {total}{most}.", "gate")
 
 
 def _settled(history: GeometryHistory) -> Iterator[Finding]:
     speed = rotation_speed(history)
     if speed is None:
         return
-    verb = "are settling" if speed.last < 0.5 * speed.fastest else "are still turning"
+    if speed.last < 0.5 * speed.fastest:
+        text = f"are settling: they rotated by {speed.last:.3f} between the last two full samples, down from "
+    else:
+        text = f"are still rotating: by {speed.last:.3f} between the last two full samples, with "
     yield Finding(
-        f"The subspaces {verb}: they turned by {number(speed.last)} between the last two full samples, and "
-        f"fastest ({number(speed.fastest)}) before step {speed.fastest_step}.",
-        speed.key,
+        f"The subspaces {text}a peak of {speed.fastest:.3f} before step {speed.fastest_step}.", speed.key
     )
 
 
@@ -195,27 +195,27 @@ def margin(value: float) -> str:
 
 
 def comparison_sentences(comparison: Comparison) -> Iterator[str]:
-    """Yield where two runs differ most, and what they were measured on."""
+    """Yield where two runs differ most, and how they were measured and aligned."""
     layers = comparison.by_layer()
     if layers:
-        (stack, most, times), (_, least, little) = layers[0], layers[-1]
+        (stack, most, largest), (_, least, smallest) = layers[0], layers[-1]
         where = f" of {stack}" if len({s for s, _, _ in layers}) > 1 else ""
         yield (
-            f"The runs differ most in layer {most}{where}: by {times:.2f} of what a metric moves within a "
-            f"run; least in layer {least} ({little:.2f})."
+            f"Layer {most}{where} differs most ({largest:.2f}× what the metrics moved during training), "
+            f"layer {least} least ({smallest:.2f}×)."
         )
     for role in comparison.subspaces[-4:]:
         if np.isfinite(role.distance).any() and role.steps[0] > 0:
             layer, head = np.unravel_index(int(np.nanargmax(role.distance)), role.distance.shape)
-            mean, largest = float(np.nanmean(role.distance)), float(np.nanmax(role.distance))
             yield (
-                f"Their {role.role} subspaces are {number(mean)} apart on average (0 the same, "
-                f"1 orthogonal), most in layer {layer} head {head} ({number(largest)})."
+                f"The {role.role} subspaces differ by {np.nanmean(role.distance):.2f} on average (0 = "
+                f"identical, 1 = orthogonal), most in layer {layer} head {head} "
+                f"({np.nanmax(role.distance):.2f})."
             )
     yield {
-        "same": "Both were measured on the same inputs.",
-        "different": "They were measured on different inputs: a difference may be the inputs'.",
-        "batches": "One was measured on its training batches: differences carry their noise.",
+        "same": "Both runs were measured on the same inputs.",
+        "different": "The runs were measured on different inputs; differences may be theirs.",
+        "batches": "A run was measured on training batches; differences include their noise.",
     }[comparison.probe]
     at = " and ".join(str(step) for step in dict.fromkeys(comparison.steps))
     yield f"Aligned by step ({comparison.alignment.how}) and compared at step {at}."

@@ -123,15 +123,12 @@ def test_different_gates_are_the_clearest_first() -> None:
 def test_reports_and_commands_say_it() -> None:
     runs = [Run(name, name, history) for name, history in zip("ab", two(), strict=True)]  # type: ignore[arg-type]
     text = Page(report(runs)).text
-    assert "2 of 3 heads have another gate in B than in A" in text
+    assert "The gates of 2 of 3 heads differ between A and B" in text
     assert "What the heads do: 1 of 3 changed their gate" in text
     assert "layer 0 head 1: closed → open at step 10 (margin 0.40, later 0.40)" in text
     assert "open: 2, then 2" in text
     [only] = findings(runs[1].history)
-    assert (
-        only.text
-        == "Heads that became another kind of gate, lastingly: 1 of 3; most often closed → open (1)."
-    )
+    assert only.text == "Heads that changed their gate for good: 1 of 3; most often closed → open (1)."
     shown = show.as_text(runs[1:])
     assert "2 open, 1 mixed; 1 of 3 heads changed their gate" in shown
     found = [compare(runs[0].history, runs[1].history)]

@@ -213,7 +213,7 @@ def test_the_command_writes_the_page(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "[CLS] good news today [SEP]</p>" in content
     assert "[CLS] bad [SEP]</p>" in content
     for bad, message in (
-        (["explain", str(tmp_path), "--text", "x", "--target", "1"], "holds no text classifier"),
+        (["explain", str(tmp_path), "--text", "x", "--target", "1"], "Cannot load a text classifier"),
         (["explain", str(tmp_path / "no"), "--text", "x", "--target", "1"], "is not a directory"),
         ([*command[:-1], "7", "-o", str(page)], "`target` to be a class from 0 to 1, but got 7"),
         ([*command, "--reference", str(page)], "as lines of class index, tab and text"),

@@ -73,7 +73,7 @@ def test_a_report_of_two_says_where_they_differ() -> None:
         record.stacks["encoder"]["entropy"] = record.stacks["encoder"]["entropy"].copy()
     b.history._records[-1].stacks["encoder"]["entropy"][1, 2] += 1000
     text = Page(report([a, Run("b", Path("b"), GeometryHistory(b.history._records))])).text
-    assert "The runs differ most in layer 1" in text
+    assert "Layer 1 differs most" in text
     assert "entropy, B − A" in text or "entropy12" in text
 
 

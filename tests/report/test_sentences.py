@@ -23,18 +23,19 @@ def test_sentences_have_the_numbers() -> None:
     )
     texts = [finding.text for finding in findings(history)]
     assert any(text.startswith("Layer 1 changed most") and "Layer 0 changed least" in text for text in texts)
-    [turned] = [text for text in texts if "turned" in text]
-    assert "heads' outputs furthest, by 0.6500 on average" in turned
-    assert "layer 1 head 1 (0.8000); half of it by step 10; the keys least (0.2000)" in turned
+    [rotated] = [text for text in texts if "rotated" in text]
+    assert rotated.startswith("The head output subspaces rotated most: by 0.65 on average")
+    assert "by 0.80 in layer 1 head 1, half of it by step 10." in rotated
+    assert rotated.endswith(" Key subspaces rotated least (0.20).")
     [cone] = [text for text in texts if text.startswith("cone.output")]
     assert "rose from 0.3000 to 0.5000 (+67 %) on average, most in layer 1 (0.4000 to 0.8000)" in cone
-    assert any("single key" in text and "3 of 4 at the end, 1 at the start" in text for text in texts)
-    assert any("twin" in text and "2 of 4 at the end, 0 at the start" in text for text in texts)
+    assert any("one token" in text and "3 of 4 at the end, 1 at the start" in text for text in texts)
+    assert any("near-duplicate" in text and "2 of 4 at the end, 0 at the start" in text for text in texts)
 
 
 @pytest.mark.parametrize(
     ("speeds", "said"),
-    [([0, 0.4, 0.3, 0.1], "are settling: they turned by 0.1000"), ([0, 0.2, 0.3, 0.4], "are still turning")],
+    [([0, 0.4, 0.3, 0.1], "are settling: they rotated by 0.100"), ([0, 0.2, 0.3, 0.4], "are still rotating")],
 )
 def test_settling_is_the_last_speed_against_the_fastest(speeds: list[float], said: str) -> None:
     values = [[[speed, speed]] for speed in speeds]
@@ -47,9 +48,9 @@ def test_a_short_last_interval_is_no_sign_of_settling() -> None:
         {"velocity.query": [[[s, s]] for s in (0, 0.4, 0.4, 0.4, 0.01)], "entropy": [[[1, 2]]] * 5}
     )
     history.steps = np.array([0, 10, 20, 30, 31])
-    assert any("still turning" in finding.text for finding in findings(history))
+    assert any("still rotating" in finding.text for finding in findings(history))
 
 
 def test_one_sample_has_no_change() -> None:
     [only] = findings(run_of({"entropy": [[[1, 2]]]}))
-    assert "nothing can have changed yet" in only.text
+    assert "nothing to compare yet" in only.text
