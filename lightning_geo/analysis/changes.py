@@ -38,12 +38,12 @@ class Change(NamedTuple):
 
     Args:
         series: The metric.
-        first: Model's number at the first sample that has one.
-        last: At the last one that has.
-        cells: [layer] or [layer, head] last minus first.
-        most: Layer and head (``None`` for a metric of layers) that changed most.
-        size: Root mean square of ``cells`` in units of the spread that layers and heads had at the start.
-        half: First step at which the layers and heads had come half of their way.
+        first: Model mean (or maximum) at the first sample that has a value.
+        last: The same at the last sample that has one.
+        cells: [layer] or [layer, head], last minus first.
+        most: Layer and head that changed most; head ``None`` for a metric of layers.
+        size: Root mean square of ``cells``, in units of the spread over layers and heads at the start.
+        half: First step at which the layers and heads had moved half of their final distance.
     """
 
     series: MetricSeries
@@ -94,7 +94,7 @@ def change_of(series: MetricSeries, steps: NDArray[np.int64]) -> Change | None:
 
 
 def changes(history: GeometryHistory) -> list[Change]:
-    """Return the headline metrics' changes, the largest first; drift leads, for it is nothing but change."""
+    """Return the changes of the headline metrics: first drift, which is a change itself, then the largest."""
     headline = [
         change
         for series in metric_series(history)
@@ -104,9 +104,9 @@ def changes(history: GeometryHistory) -> list[Change]:
 
 
 def layer_changes(all_changes: Sequence[Change]) -> list[tuple[str, NDArray[np.float64]]]:
-    """How much each layer changed, by stack, where 1 is what layers changed on average.
+    """Return how much each layer changed, by stack, where 1 is the average.
 
-    A metric's changes are taken in units of their own root mean square, so that all count alike; a layer's
+    Each metric's changes are divided by their root mean square, so that all metrics count alike; a layer's
     number is the root mean square over metrics and heads.
     """
     shares: dict[str, list[NDArray[np.float64]]] = {}
@@ -114,7 +114,7 @@ def layer_changes(all_changes: Sequence[Change]) -> list[tuple[str, NDArray[np.f
         unit = root_mean_square(change.cells)
         if unit > 0:
             shares.setdefault(change.series.stack, []).append(root_mean_square(change.cells, keep=1) / unit)
-    # [layer, metric]: what is left after the mean over metrics is one number per layer
+    # stacked as [layer, metric], so that the mean over metrics leaves one number per layer
     return [(stack, root_mean_square(np.stack(layers, axis=1), keep=1)) for stack, layers in shares.items()]
 
 

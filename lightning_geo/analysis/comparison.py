@@ -1,4 +1,4 @@
-"""Two runs side by side: aligned by step, and where they differ most. No torch."""
+"""Compares two runs: aligns them by step, and finds where they differ most. No torch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["Comparison", "compare"]
 
 Array = NDArray[np.float64]
 
-_OF_A_FAMILY = 3  # rows; its metrics say much the same
+_PER_FAMILY = 3  # rows: metrics of one family are strongly correlated
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Comparison:
         subspaces: One per role and pair of samples where both runs kept bases.
         probe: Whether both runs were measured on the same inputs: ``"same"``, ``"different"`` or
             ``"batches"`` where one was measured on its training batches.
-        notes: What else a reader has to know, one sentence each.
+        notes: Caveats for the reader, one sentence each.
     """
 
     alignment: Alignment
@@ -51,22 +51,23 @@ class Comparison:
     notes: tuple[str, ...]
 
     def rows(self) -> list[Row]:
-        """Every cell of every metric, what differs most first."""
+        """Every cell of every metric, largest difference first."""
         rows = [row for difference in self.differences for row in difference.rows()]
         return sorted(rows, key=lambda row: -abs(row.relative))
 
     def telling(self, count: int, *, each_metric: bool = True) -> list[Row]:
-        """Return the rows that say most.
+        """Return the rows that differ most.
 
         Args:
             count: How many at most.
-            each_metric: Of each metric the largest alone, and three of a family: they say much the same.
+            each_metric: Whether to keep only the largest difference of each metric, and at most three metrics
+                per family.
         """
         rows = self.rows()
         if not each_metric:
             return rows[:count]
         families = {difference.metric: difference.spec.family for difference in self.differences}
-        left = dict.fromkeys(families.values(), _OF_A_FAMILY)
+        left = dict.fromkeys(families.values(), _PER_FAMILY)
         first: dict[str, Row] = {}
         for row in rows:
             first.setdefault(row.metric, row)
@@ -97,7 +98,7 @@ class Comparison:
         if any(d.one_sided for d in requested):
             return float("inf")
         if not largest:
-            raise RunError(f"{metric!r} has no value in both runs, so that no limit on it can be checked.")
+            raise RunError(f"Cannot check a limit on {metric!r}: no layer or head has a value in both runs.")
         return max(largest)
 
     def by_layer(self) -> list[tuple[str, int, float]]:
@@ -121,7 +122,7 @@ def compare(
     metrics: Iterable[str] | None = None,
     step: int | None = None,
 ) -> Comparison:
-    """Lay two runs side by side.
+    """Compare two runs: align them by step, and find where they differ most.
 
     Args:
         a: The run to compare with.
@@ -193,10 +194,10 @@ def _matched_stacks(a: GeometryHistory, b: GeometryHistory) -> dict[str, str]:
     if ours == theirs:
         return {stack: stack for stack in ours}
     if len(ours) == 1 and list(ours.values()) == list(theirs.values()):
-        return dict(zip(ours, theirs, strict=True))  # the same model within another module
+        return dict(zip(ours, theirs, strict=True))  # the same model, wrapped in another module
     raise RunError(
-        f"The runs are of different models, and layers and heads that do not correspond cannot be compared: "
-        f"{describe_model(a)}, and {describe_model(b)}."
+        f"The runs are of different models, whose layers and heads do not correspond: "
+        f"{describe_model(a)} and {describe_model(b)}."
     )
 
 
@@ -204,12 +205,12 @@ def _notes(
     a: GeometryHistory, b: GeometryHistory, steps: tuple[int, int], requested: int | None
 ) -> Iterator[str]:
     if requested is not None and steps[0] != requested:
-        yield f"Step {requested} is not a sample of both runs: step {steps[0]} is nearest."
+        yield f"Not both runs have a sample at step {requested}; compared at step {steps[0]}, the nearest."
     if requested is None and a.steps[-1] != b.steps[-1]:
-        yield f"The runs end at different steps, A at {a.steps[-1]} and B at {b.steps[-1]}."
+        yield f"The runs end at different steps: A at {a.steps[-1]}, B at {b.steps[-1]}."
     models = [history.structure.get("model") for history in (a, b)]
     if models[0] != models[1]:
-        yield f"The models' classes differ ({models[0]} and {models[1]}), their layers and heads do not."
+        yield f"The model classes differ ({models[0]}, {models[1]}), but layers and heads match."
     names_a, names_b = ({name for arrays in h.stacks.values() for name in arrays} for h in (a, b))
     for label, only in (("A", names_a - names_b), ("B", names_b - names_a)):
         if only:

@@ -1,4 +1,4 @@
-"""Finds the runs below a directory, reads them, and gives them names that tell them apart."""
+"""Reads the runs below a directory, with names that tell them apart, and their metrics."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Run:
     """One run as it was read.
 
     Args:
-        name: Its path below the directory that all runs at hand share.
+        name: Its path relative to the directory that the compared runs share.
         path: Its directory.
         history: Its samples.
     """
@@ -54,7 +54,7 @@ class MetricSeries(NamedTuple):
         key: Its name in the history, with the stack before it where there are several.
         stack: Stack of layers.
         name: As stored, ``effective_rank.query``.
-        spec: What it is.
+        spec: The metric's entry in the catalog.
         values: [sample, layer] or [sample, layer, head], infinities as NaN.
     """
 
@@ -65,16 +65,16 @@ class MetricSeries(NamedTuple):
     values: NDArray[np.float64]
 
     def model(self) -> NDArray[np.float64]:
-        """Return the model's number at each sample: the mean over layers and heads, or the largest."""
+        """Return [sample]: the mean over layers and heads, or the maximum where the metric says so."""
         return reduce_finite(self.values, self.spec.summary, keep=1)
 
     def layers(self) -> NDArray[np.float64]:
-        """Return [sample, layer]: each layer's mean over its heads, or the largest."""
+        """Return [sample, layer]: each layer's mean over its heads, or the maximum."""
         return reduce_finite(self.values, self.spec.summary, keep=2)
 
 
 def metric_series(history: GeometryHistory) -> Iterator[MetricSeries]:
-    """Yield the metrics of a run that this version knows and that have a value at all, one at a time."""
+    """Yield the metrics of a run that this version knows and that have a value, one at a time."""
     for stack, arrays in history.stacks.items():
         for name in arrays:
             if series := find_series(history, stack, name):
@@ -86,7 +86,7 @@ def find_series(history: GeometryHistory, stack: str, name: str) -> MetricSeries
     values = history.stacks.get(stack, {}).get(name)
     try:
         spec = spec_of(name)
-    except KeyError:  # a newer version wrote it
+    except KeyError:  # a metric of a newer version
         return None
     if values is None or values.ndim != 1 + len(spec.axes) or not np.isfinite(values).any():
         return None
@@ -126,7 +126,7 @@ def _size(arrays: Mapping[str, NDArray[Any]]) -> tuple[int, ...]:
 
 
 def describe_model(history: GeometryHistory) -> str:
-    """Return the model and its layers and heads in words."""
+    """Return the model class with its layers and heads as text."""
     parts = []
     for stack, heads in heads_per_layer(history).items():
         least, most = min(heads, default=0), max(heads, default=0)
@@ -146,7 +146,7 @@ def open_runs(
         monitor: Name of the monitor, where runs had several.
 
     Returns:
-        For each path its runs, and what was skipped: one line each, for a person.
+        The runs of each path, and one line for each thing that was skipped.
 
     Raises:
         RunError: If a path has no run with geometry.
@@ -168,11 +168,11 @@ def open_runs(
                     failures.append(str(error))
             notes += [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
         if not histories:
-            more = f" The same holds for {len(failures) - 1} more." if len(failures) > 1 else ""
+            more = f" {len(failures) - 1} more could not be read either." if len(failures) > 1 else ""
             raise RunError(failures[0] + more)
         if failures:
             notes.append(
-                f"{len(failures)} of {len(folders)} runs in {os.fspath(path)!r} were left out. {failures[0]}"
+                f"Skipped {len(failures)} of {len(folders)} runs in {os.fspath(path)!r}. {failures[0]}"
             )
         opened.append(histories)
     names = iter(names_of([folder for histories in opened for folder, _ in histories]))
@@ -182,7 +182,7 @@ def open_runs(
 
 
 def names_of(paths: Sequence[Place]) -> list[str]:
-    """Return each path below the directory that all share: everyone's last folder is ``version_0``.
+    """Return each path relative to the directory that all share: every last folder may be ``version_0``.
 
     Example:
         >>> from pathlib import Path

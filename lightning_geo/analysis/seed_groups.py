@@ -1,4 +1,4 @@
-"""Runs of one configuration that differ in their seed: what is difference, what is noise? No torch."""
+"""Compares groups of runs that differ in their seed, to tell differences from noise. No torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["GroupComparison", "GroupRow", "compare_groups"]
 
 Array = NDArray[np.float64]
 
-_SPLITS = 200  # shuffles at most
+_SPLITS = 200  # regroupings at most
 
 
 class GroupRow(NamedTuple):
@@ -36,7 +36,7 @@ class GroupRow(NamedTuple):
         spread_b: Standard deviation in the second group.
         difference: ``mean_b − mean_a``.
         statistic: The difference in units of its moderated standard error, see :func:`compare_groups`.
-        chance: How often a difference as large turns up anywhere when runs are shuffled between the groups.
+        chance: How often a difference this large occurs anywhere when the runs are regrouped.
     """
 
     metric: str
@@ -59,8 +59,8 @@ class GroupComparison:
         step: Step at which all runs were compared.
         sizes: Runs in each group.
         rows: Every cell of every metric, the clearest difference first.
-        splits: Ways of dividing the runs that chance was estimated from, the true one included.
-        notes: What else a reader has to know, one sentence each.
+        splits: Number of groupings that chance was estimated from, the true one included.
+        notes: Caveats for the reader, one sentence each.
     """
 
     step: int
@@ -79,14 +79,14 @@ def compare_groups(
     r"""Compare two groups of runs, cell by cell.
 
     With pooled variance :math:`s^2` a cell's standard error is :math:`s\sqrt{1/n_a + 1/n_b}`. Two or three
-    runs estimate it badly, and among thousands of cells some then are tiny: the metric's median error is
-    added to each. How large the largest of all cells gets by chance is seen by dividing the runs otherwise,
-    in all ways or 200 of them; ``chance`` is thus adjusted for the number of cells. It cannot fall below one
-    in the number of ways: 1/3 for two runs against two, 1/10 for three against three.
+    runs estimate it badly, so that it is tiny for some of thousands of cells; the metric's median error is
+    therefore added to each. Regrouping the runs, in all ways or in 200 of them, shows how large the largest
+    of all cells gets by chance, so that ``chance`` is adjusted for the number of cells. It is at least one
+    over the number of ways: 1/3 for two runs against two, 1/10 for three against three.
 
     Args:
         a: Runs of the first configuration.
-        b: Runs of the second; none for the mean and the spread of the first alone.
+        b: Runs of the second; empty for the mean and spread of the first alone.
         metrics: Families, metrics or stored names; ``None`` for all that every run has.
         step: Compare at the common step nearest to this one; ``None`` for the last.
 
@@ -97,15 +97,15 @@ def compare_groups(
     """
     runs = [*a, *b]
     if max(len(a), len(b)) < 2:
-        raise RunError("There is no spread to compare with: at least one group has to have two runs or more.")
+        raise RunError("At least one group needs two runs or more: a single run has no spread.")
     layouts = [list(heads_per_layer(run).values()) for run in runs]
     if other := next((run for run, heads in zip(runs, layouts, strict=True) if heads != layouts[0]), None):
         raise RunError(
-            f"The runs are of different models: {describe_model(runs[0])}, and {describe_model(other)}."
+            f"The runs are of different models: {describe_model(runs[0])} and {describe_model(other)}."
         )
     common = reduce(np.intersect1d, [run.steps for run in runs])
     if not len(common):
-        raise RunError("The runs have no step in common, so that they cannot be compared as groups.")
+        raise RunError("The runs have no step in common, so they cannot be compared as groups.")
     at = int(common[-1] if step is None else common[np.abs(common - step).argmin()])
     keys, cells = _cells(runs, at, None if metrics is None else stored_names(metrics))
     statistics, splits = _moderated(keys, cells, len(a))
@@ -155,7 +155,7 @@ def _cells(
 def _moderated(
     keys: Sequence[tuple[str, int, int | None]], cells: Array, size: int
 ) -> tuple[Array, list[Array]]:
-    """The statistic of each cell for the groups as they are, and for the runs divided otherwise."""
+    """The statistic of each cell for the true groups, and for the runs regrouped."""
     metrics = np.unique([metric for metric, _, _ in keys], return_inverse=True)[1]
     if size == len(cells):
         return np.full(len(keys), np.nan), []
@@ -175,7 +175,7 @@ def _moderated(
 
 
 def _splits(runs: int, size: int) -> Iterator[tuple[int, ...]]:
-    """Other ways to choose the first group; one that only exchanges equal groups is no other."""
+    """Other ways to choose the first group; exchanging two groups of equal size does not count."""
     own = tuple(range(size))
     count = math.comb(runs, size)
     if count <= 4 * _SPLITS:
@@ -196,9 +196,9 @@ def _spread(values: Array) -> float:
 
 def _notes(runs: Sequence[GeometryHistory], step: int, requested: int | None) -> Iterator[str]:
     if requested is not None and step != requested:
-        yield f"Step {requested} is not a sample of all runs: step {step} is nearest."
+        yield f"Not all runs have a sample at step {requested}; compared at step {step}, the nearest."
     probes = {str(run.facts["probe"][-1]) for run in runs}
     if len(probes) > 1:
-        yield f"The runs were measured on {len(probes)} different probes: the spread is of seeds and inputs."
+        yield f"The runs were measured on {len(probes)} different probes: the spread includes the inputs'."
     elif "" in probes:
-        yield "The runs were measured on their training batches: the spread is of seeds and inputs."
+        yield "The runs were measured on training batches: the spread includes the inputs'."

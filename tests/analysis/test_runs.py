@@ -74,8 +74,8 @@ def test_links_out_of_the_logdir_are_not_followed(tmp_path: Path) -> None:
     (stolen / "events.out.tfevents.1").symlink_to(next(secret.iterdir()))
     [runs], notes = open_runs([logdir])
     assert [run.path for run in runs] == [logdir / "mine"]
-    assert "link out of the run's directory" in notes[0]
-    with pytest.raises(RunError, match="link out of the run's directory"):
+    assert "links to a file outside the run's directory" in notes[0]
+    with pytest.raises(RunError, match="links to a file outside the run's directory"):
         open_runs([stolen])
 
 

@@ -60,9 +60,8 @@ def test_a_run_that_dropped_all_samples_is_not_said_to_have_had_no_monitor(
             sink.note(Dropped("geometry", number, f"LookupError: no heads, time {number}"), 50 * number)
         sink.close()
     assert main([name, str(tmp_path / "a"), str(tmp_path / "b")]) == 2
-    assert (
-        "GeometryMonitor 'geometry' was there but dropped all 2 samples: LookupError: no heads, time 2"
-        in (capsys.readouterr().err)
+    assert "GeometryMonitor 'geometry' dropped 2 of 2 samples: LookupError: no heads, time 2" in (
+        capsys.readouterr().err
     )
 
 
