@@ -1,4 +1,4 @@
-"""A prediction traced to the heads that pushed it: attribution to first order, with its error."""
+"""Traces a prediction to single heads: first-order attribution, with its error."""
 
 from __future__ import annotations
 
@@ -34,27 +34,27 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Explanation:
-    """Why one example's margin is what it is, head by head.
+    """One example's margin between two classes, attributed to heads.
 
     Args:
-        target: The class that it should be.
+        target: The correct class.
         contrast: The class that it is compared with.
         predicted: The class with the largest logit.
         margin: Logit of ``target`` minus that of ``contrast``; negative where the prediction is wrong.
         contributions: ``stack -> [layer, head]``: ⟨o, ∂margin/∂o⟩ of a head's output o. Negative: it pushed
             away from ``target``.
         errors: ``stack -> [layer]``: the margin lost by silencing all heads of the layer, minus the sum of
-            their contributions. Where it is large beside them, first order says little about that layer.
-        gates: ``stack -> [layer, head]``: what kind of thing the head does on this example, one of ``open``,
+            their contributions. Where it is large beside them, that layer's contributions are unreliable.
+        gates: ``stack -> [layer, head]``: the gate that describes the head on this example, one of ``open``,
             ``closed``, ``instance``, ``backward``, ``forward``, ``directional``, ``cluster``, ``mixed`` (see
-            :mod:`lightning_geo.functional.gates`); empty where that is not defined, as in cross-attention.
-        gate_margins: ``stack -> [layer, head]``: how far the head is inside its gate; of a mixed one how far
-            from the nearest, negative.
+            :mod:`lightning_geo.functional.gates`); empty where gates are undefined, as in cross-attention.
+        gate_margins: ``stack -> [layer, head]``: how far the head is inside its gate; for a mixed head,
+            minus its distance from the nearest.
         attended: ``stack -> [layer, head, key]``: share of the head's attention that each key receives.
         unusual: ``stack -> metric -> [layer, head]``: the head's geometry here as a z-score against correctly
             predicted examples; empty without any.
-        references: How many of those there were.
-        input_ids: The example's tokens, where the model takes ids.
+        references: Number of those examples.
+        input_ids: The example's token ids, if the model takes ids.
     """
 
     target: int
@@ -71,7 +71,7 @@ class Explanation:
     input_ids: tuple[int, ...] = ()
 
     def blamed(self, count: int = 10) -> list[tuple[Head, float]]:
-        """Return the heads that pushed the margin down most, with their contributions; the worst first."""
+        """Return the heads that lowered the margin most, with their contributions, worst first."""
         heads = [
             (Head(stack, int(layer), int(head)), float(values[layer, head]))
             for stack, values in self.contributions.items()
@@ -91,18 +91,18 @@ def explain(
 ) -> list[Explanation]:
     """Trace the margin between two classes to single heads, example by example.
 
-    A head's contribution is ⟨o, ∂margin/∂o⟩ with its output o: what the margin would lose, to first order,
-    if the head were silenced. It attributes the margin; it does not prove that the head causes the error,
-    nor that the model without it would be better. The model is left as it was.
+    A head's contribution is ⟨o, ∂margin/∂o⟩ with its output o: the margin that would be lost, to first order,
+    if the head were silenced. It attributes the margin; it does not prove that the head causes the error, nor
+    that the model would be better without it. The model is left unchanged.
 
     Args:
         model: A classifier: it returns ``logits`` [B, classes] (as an attribute, a key, or alone).
         batch: What it takes: a mapping is keyword arguments, a tuple positional ones.
-        target: The right class of each example, or of all.
+        target: The correct class of each example, or of all.
         contrast: The class to compare with; ``None`` for the one with the largest logit besides ``target``,
             which for a wrong prediction is the predicted one.
-        reference: Batches with ``labels``: the correctly predicted of them are what the geometry of the
-            example's heads is compared with.
+        reference: Batches with ``labels``; the examples' heads are compared with those of its correctly
+            predicted examples.
         special_token_ids: Input ids that count as special tokens, on which ``closed`` heads park; default
             those of ``model.config``, which BERT's does not name.
 
@@ -120,8 +120,8 @@ def explain(
     recorded = ProbeCall.of("", call)
     if not recorded.divisible:
         raise ValueError(
-            "Expected every tensor of `batch` to have the examples on its first axis but their sizes differ: "
-            f"{[list(x.shape) for x in call.tensors()]}."
+            "Expected every tensor of `batch` to have the examples on its first axis, but their sizes "
+            f"differ: {[list(x.shape) for x in call.tensors()]}."
         )
     silencer = Silencer(model, call)
     rows = recorded.rows

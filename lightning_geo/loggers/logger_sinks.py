@@ -1,4 +1,4 @@
-"""The monitor's sinks: opened at the first sample, one failing without the others."""
+"""The sinks of one monitor: opened at the first sample, each failing on its own."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = ["LoggerSinks", "new_version"]
 
 
 class LoggerSinks:
-    """Where one monitor's records go during one fit.
+    """The sinks that take one monitor's records during one fit.
 
     Args:
         name: The monitor's name.
         level: Finest scalars.
-        complaints: Where failures go.
+        complaints: Turns failures into warnings.
     """
 
     def __init__(self, name: str, level: Level, complaints: Complaints) -> None:
@@ -29,25 +29,25 @@ class LoggerSinks:
         self._level = level
         self._complaints = complaints
         self._sinks: list[Sink] | None = None
-        #: name of the directory of the record, where no logger has a place for it
+        #: name of the record's directory, if no logger has a place for the record
         self.version: str | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy, or a pickle, has no file open."""
+        """Leave open files out of copies and pickles."""
         return {**vars(self), "_sinks": None}
 
     @property
     def places(self) -> str:
-        """Where to look, for a person."""
+        """Where a person finds the records."""
         return ", ".join(sink.where for sink in self._sinks or []) or "nowhere: no logger and fast_dev_run"
 
     def open(self, trainer: Any, resumed_at: int | None, version: str | None = None) -> None:
-        """Open the sinks of the trainer's loggers, unless they are.
+        """Open the sinks of the trainer's loggers, unless they are open.
 
         Args:
-            trainer: Whose run it is.
+            trainer: The trainer of the run.
             resumed_at: Step at which this session takes over from an earlier one.
-            version: Name of the directory that the run has for its record; None for a new one.
+            version: Name of the run's existing directory for its record; ``None`` for a new one.
         """
         if self._sinks is not None:
             return
@@ -69,20 +69,20 @@ class LoggerSinks:
             )  # fmt: skip
 
     def write(self, record: GeometryRecord, *, final: bool) -> None:
-        """Send a record everywhere."""
+        """Write a record to all sinks."""
         for sink in self._sinks or []:
             with self._complaints.about(f"writing to {sink.where} failed"):
                 sink.write(record, final=final)
 
     def note(self, dropped: Dropped, step: int) -> None:
-        """Leave in the run's record that the monitor was there, though it has no sample."""
+        """Note a dropped sample in the record of a run that has none yet."""
         for sink in self._sinks or []:
             if isinstance(sink, RecordSink):
                 with self._complaints.about(f"writing to {sink.where} failed"):
                     sink.note(dropped, step)
 
     def close(self) -> None:
-        """Close what was opened; the next fit opens anew."""
+        """Close the sinks; the next fit opens new ones."""
         for sink in self._sinks or []:
             with self._complaints.about(f"closing {sink.where} failed"):
                 sink.close()
@@ -90,7 +90,7 @@ class LoggerSinks:
 
 
 def new_version(root: Place) -> str:
-    """Make a directory for one run among those of other runs, and return its name.
+    """Make the directory of a new run beside those of other runs, and return its name.
 
     Raises:
         OSError: If it cannot be made.
@@ -101,7 +101,7 @@ def new_version(root: Place) -> str:
             continue
         try:
             (root / name).mkdir(parents=True)
-        except FileExistsError:  # another run was faster, or the root is a file
+        except FileExistsError:  # another run took the name meanwhile, or the root is a file
             if not (root / name).exists():
                 raise
             continue

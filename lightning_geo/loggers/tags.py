@@ -37,7 +37,7 @@ def headlines(record: GeometryRecord) -> Iterator[Headline]:
 
 
 def group(record: GeometryRecord, name: str, family: str, stack: str, metric: str) -> str:
-    """Return ``geometry_<family>/<metric>``, with the stack between where there are several."""
+    """Return ``geometry_<family>/<metric>``, with several stacks ``geometry_<family>/<stack>/<metric>``."""
     return f"{name}_{family}/{stack}/{metric}" if len(record.stacks) > 1 else f"{name}_{family}/{metric}"
 
 
@@ -51,11 +51,11 @@ def scalars(record: GeometryRecord, name: str = "geometry", level: Level = "laye
 
     ``geometry/<metric>`` for the model, ``geometry_<family>/<metric>/layer_03`` for a layer's headline
     metrics (mean over its heads, or the maximum where the metric says so) and ``…/layer_03/head_05`` for a
-    head's; with several stacks ``<stack>/<metric>``. A number that is not finite is left out.
+    head's; with several stacks ``<stack>/<metric>``. Values that are not finite are left out.
 
     Args:
         record: One sample.
-        name: The monitor's name, in place of ``geometry``.
+        name: The monitor's name, which replaces ``geometry``.
         level: Finest tags: ``"model"``, ``"layer"`` or ``"head"``.
 
     Example:
