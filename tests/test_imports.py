@@ -18,10 +18,8 @@ HEAVY = ("torch", "lightning", "pytorch_lightning", "lightning_fabric", "transfo
 LIGHT_ROOMS = ("analysis", "cli", "dashboard", "loggers", "metrics", "report", "storage", "utils")
 #: What computes with tensors, runs a model, or asks for this process's rank.
 HEAVY_MODULES = {
-    "lightning_geo.cli.explain",
     "lightning_geo.loggers.logger_sinks",
     "lightning_geo.metrics.registry",
-    "lightning_geo.report.explanation_page",
     "lightning_geo.utils.device_time",
     "lightning_geo.utils.ranks",
     "lightning_geo.utils.warn_once",
@@ -36,9 +34,9 @@ LIGHT = [
 ]
 
 
-def loaded_by(statement: str) -> set[str]:
-    """Heavy packages that a fresh interpreter has loaded after a statement."""
-    code = f"{statement}\nimport sys\nprint(*(name for name in {HEAVY!r} if name in sys.modules))"
+def loaded_by(statement: str, packages: tuple[str, ...] = HEAVY) -> set[str]:
+    """Those of some packages that a fresh interpreter has loaded after a statement."""
+    code = f"{statement}\nimport sys\nprint(*(name for name in {packages!r} if name in sys.modules))"
     root = str(Path(lightning_geo.__file__).parents[1])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     command, environment = [sys.executable, "-c", code], {**os.environ, "PYTHONPATH": path}
@@ -69,6 +67,17 @@ def test_the_commands_load_nothing_heavy_when_they_run(tmp_path: Path) -> None:
     ):
         run = "import io, sys; from lightning_geo.cli import main; o, sys.stdout = sys.stdout, io.StringIO()"
         assert loaded_by(f"{run}; assert main.main({command!r}) == 0; sys.stdout = o") == set()
+
+
+def test_only_a_page_that_is_written_loads_the_templates(tmp_path: Path) -> None:
+    sink = RecordFile(tmp_path, "geometry")
+    sink.write(make_record(0))
+    sink.close()
+    run = "import io, sys; from lightning_geo.cli import main; o, sys.stdout = sys.stdout, io.StringIO()"
+    show, report = ["show", str(tmp_path)], ["report", str(tmp_path), "-o", str(tmp_path / "report.html")]
+    for command, expected in ((show, set()), (report, {"jinja2"})):
+        statement = f"{run}; assert main.main({command!r}) == 0; sys.stdout = o"
+        assert loaded_by(statement, ("jinja2",)) == expected
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def strays(self: GeometryMonitor, trainer: Any, *_: Any) -> None:
 
 def skips(self: GeometryMonitor, trainer: Any, *_: Any) -> None:
     """Lose a sample."""
-    self._run.samples.outlets._sinks = []
+    self._run.samples.sinks._sinks = []
 
 
 def holds(self: GeometryMonitor, trainer: Any, *_: Any) -> None:

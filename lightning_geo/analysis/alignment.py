@@ -1,4 +1,4 @@
-"""Which samples of two runs belong together."""
+"""Pairs the samples of two runs by step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Alignment(NamedTuple):
     Args:
         a: Indices of the first run's samples.
         b: Indices of the second run's, as many.
-        how: In words.
+        how: How they were paired, as text.
     """
 
     a: NDArray[np.intp]
@@ -27,8 +27,8 @@ class Alignment(NamedTuple):
 def align(a: NDArray[np.int64], b: NDArray[np.int64]) -> Alignment:
     """Pair the samples of two runs by step.
 
-    Each sample's partner is the nearest of the other run, if that one has no nearer itself. Where half of the
-    partners or more are at equal steps, these alone are taken.
+    A sample is paired with the nearest one of the other run, provided that each is the other's nearest. If at
+    least half of the pairs are at equal steps, only those are kept.
 
     Args:
         a: Steps of the first run, ascending.
@@ -53,7 +53,7 @@ def align(a: NDArray[np.int64], b: NDArray[np.int64]) -> Alignment:
 
 
 def _nearest(steps: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.intp]:
-    """Of each step, the index of the nearest of the others, the earlier of two; both are ascending."""
+    """For each step the index of the nearest other one, the earlier of two; both inputs ascend."""
     after = np.searchsorted(others, steps).clip(max=len(others) - 1)
     before = (after - 1).clip(min=0)
     return np.where(np.abs(steps - others[before]) <= np.abs(steps - others[after]), before, after)

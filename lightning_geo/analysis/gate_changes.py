@@ -1,4 +1,4 @@
-"""Which heads became another gate in a run, and when: from the recorded margins alone. No torch."""
+"""Finds the heads that changed their gate in a run, and when, from the recorded margins. No torch."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ __all__ = [
     "lasting_changes",
 ]
 
-#: A new gate's margin has to exceed the old one's by so much, or the head still is what it was. Of the 73
-#: times that a label changed in 60 steps of fine-tuning the packaged BERT (13 samples), 21 are left.
+#: Lead of the new gate's margin over the old one's below which a change does not count. Of 73 changes of
+#: label in 60 steps of fine-tuning the packaged BERT (13 samples), 21 reach it.
 LEAD = 0.05
 
 
 class HeadGates(NamedTuple):
-    """What the heads of one stack are at every sample that measured it.
+    """The gates of one stack's heads at every sample that measured them.
 
     Args:
         stack: Stack of layers.
         steps: [sample].
-        margins: [sample, layer, head, 8] in the order of ``KINDS``; that of ``mixed`` is 0, which the
-            others have to reach.
+        margins: [sample, layer, head, 8] in the order of ``KINDS``; ``mixed`` has margin 0, which a
+            gate has to exceed.
         labels: [sample, layer, head] indices of ``KINDS``; -1 where a head has no gate.
     """
 
@@ -44,28 +44,28 @@ class HeadGates(NamedTuple):
     labels: NDArray[np.int64]
 
     def counts(self, sample: int) -> dict[str, int]:
-        """How many heads are what at a sample; what none is is left out."""
-        found = Counter(self.labels[sample][self.labels[sample] >= 0].tolist())
-        return {name: found[label] for label, name in enumerate(KINDS) if found[label]}
+        """Number of heads of each gate at a sample; gates without heads are left out."""
+        heads = Counter(self.labels[sample][self.labels[sample] >= 0].tolist())
+        return {name: heads[label] for label, name in enumerate(KINDS) if heads[label]}
 
     def margin(self, sample: int, layer: int, head: int) -> float:
-        """How far a head is inside its gate; of a mixed one how far it is from the nearest: negative."""
+        """How far a head is inside its gate; for a mixed head, minus its distance from the nearest."""
         own = self.margins[sample, layer, head, : len(GATES)]
         return float(own.max())
 
 
 class GateChange(NamedTuple):
-    """A head that became another gate, and stayed it for more than a sample.
+    """A head that changed its gate, and kept the new one for more than a sample.
 
     Args:
         stack: Stack of layers.
         layer: Number of the layer.
         head: Number of the head.
-        step: First sample at which it is the new one.
-        before: What it was.
-        after: What it became.
-        margin: How far it is inside the new gate at that step; of ``mixed``: how far from the nearest,
-            negative.
+        step: Step of the first sample with the new gate.
+        before: The old gate.
+        after: The new gate.
+        margin: How far the head is inside the new gate at that step; for ``mixed``, how far from the nearest,
+            as a negative number.
         last: The same at the last sample of that stay.
         lead: Largest lead of the new gate's margin over the old one's during the stay.
     """
@@ -82,16 +82,16 @@ class GateChange(NamedTuple):
 
 
 class GateDifference(NamedTuple):
-    """A head that is one gate in a run and another in a second run.
+    """A head whose gate differs between two runs.
 
     Args:
         stack: Stack of layers, as the first run names it.
         layer: Number of the layer.
         head: Number of the head.
-        a: What it is in the first run.
-        b: What it is in the second.
-        lead: By how much its own gate's margin leads that of the other run's gate, in the run where that is
-            less: near 0 both are on the threshold.
+        a: Its gate in the first run.
+        b: Its gate in the second run.
+        lead: The smaller of the two runs' margin leads (own gate's margin minus the other gate's);
+            near 0 the head is at a threshold in one run.
     """
 
     stack: str
@@ -118,15 +118,15 @@ def head_gates(history: GeometryHistory) -> Iterator[HeadGates]:
 def lasting_changes(gates: HeadGates) -> list[GateChange]:
     """Return the changes that last, in the order of their steps.
 
-    A head that goes to and fro about a threshold does not change. It becomes another gate at the first sample
-    of a stay of at least two samples (or up to the last one) during which the new margin leads the old one
-    by :data:`LEAD` at least once. Leaving for ``mixed`` is measured alike: its margin is 0.
+    A head that fluctuates around a threshold does not change. A change counts if the new gate lasts for at
+    least two samples (or up to the last one) and its margin leads the old one's by :data:`LEAD` at least once
+    in that time. A change to ``mixed`` is measured in the same way, with margin 0.
     """
-    found = []
+    changes = []
     for layer, head in np.ndindex(gates.labels.shape[1:]):
         known = np.flatnonzero(gates.labels[:, layer, head] >= 0)
-        found += list(_of_head(gates, known, layer, head))
-    return sorted(found, key=lambda change: (change.step, change.layer, change.head))
+        changes += list(_of_head(gates, known, layer, head))
+    return sorted(changes, key=lambda change: (change.step, change.layer, change.head))
 
 
 def _of_head(gates: HeadGates, known: NDArray[np.intp], layer: int, head: int) -> Iterator[GateChange]:
@@ -150,7 +150,7 @@ def _of_head(gates: HeadGates, known: NDArray[np.intp], layer: int, head: int) -
 
 
 def _stays(labels: Sequence[int] | NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-    """Begin and end of each run of equal labels."""
+    """Start and end of each stretch of equal labels."""
     start = 0
     for at in range(1, len(labels) + 1):
         if at == len(labels) or labels[at] != labels[start]:
@@ -161,14 +161,14 @@ def _stays(labels: Sequence[int] | NDArray[np.int64]) -> Iterator[tuple[int, int
 def different_gates(
     a: GeometryHistory, b: GeometryHistory, steps: tuple[int, int]
 ) -> tuple[int, list[GateDifference]]:
-    """Return how many heads have a gate in both runs, and those whose gates differ, the clearest first.
+    """Return how many heads have a gate in both runs, and those whose gates differ, clearest first.
 
     Args:
         a: The first run.
         b: The second, of the same layers and heads.
         steps: Of each: the last sample with gates up to there counts.
     """
-    both, found = 0, []
+    both, differences = 0, []
     others = {gates.stack: gates for gates in head_gates(b)}
     for first in head_gates(a):
         # a model's only stack may have another name
@@ -186,7 +186,7 @@ def different_gates(
         both += int(known.sum())
         for layer, head in np.argwhere(known & (labels[0] != labels[1])):
             x, y = labels[:, layer, head]
-            mine, theirs = first.margins[at[0], layer, head], second.margins[at[1], layer, head]
-            lead = float(min(mine[x] - mine[y], theirs[y] - theirs[x]))
-            found.append(GateDifference(first.stack, int(layer), int(head), KINDS[x], KINDS[y], lead))
-    return both, sorted(found, key=lambda difference: -difference.lead)
+            margins_a, margins_b = first.margins[at[0], layer, head], second.margins[at[1], layer, head]
+            lead = float(min(margins_a[x] - margins_a[y], margins_b[y] - margins_b[x]))
+            differences.append(GateDifference(first.stack, int(layer), int(head), KINDS[x], KINDS[y], lead))
+    return both, sorted(differences, key=lambda difference: -difference.lead)

@@ -1,4 +1,4 @@
-"""Which heads a run could do without: a plan from its record alone. No torch."""
+"""Ranks the heads that could be pruned, from a run's record alone. No torch."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from lightning_geo.utils.formatting import number
 
 __all__ = ["Head", "PruningPlan", "RankedHead", "pruning_plan"]
 
-#: From this similarity (linear CKA) on, a reason names the other head.
+#: Similarity (linear CKA) at which a reason names the other head.
 _ALIKE = 0.5
 
-#: From this one on, heads begin to count as the same. Less is no duplicate: in the last layer of a BERT
-#: fine-tuned on news all heads are alike by 0.9, and to remove one for it costs more than one less alike.
+#: Similarity at which heads begin to count as duplicates. A lower threshold fails: in the last layer of a
+#: BERT fine-tuned on news all heads are 0.9 similar, and removing one of them costs more than removing a
+#: less similar head.
 _SAME = 0.95
 
 
@@ -36,13 +37,13 @@ class RankedHead:
     """A head's place in the order of removal.
 
     Args:
-        head: Which.
-        importance: As measured.
-        similarity: Largest linear CKA of its output with a head of its layer that is removed later, NaN where
-            there is none or none is known.
-        similar: That head's number.
-        score: What the order is by: its importance, less up to half if that other head says the same.
-        reason: In words.
+        head: The head.
+        importance: Its measured importance.
+        similarity: Largest linear CKA between its output and that of a head of its layer that is removed
+            later; NaN if there is none, or similarities are unknown.
+        similar: Number of that head.
+        score: Key of the order: the importance, discounted by up to half if that head is a duplicate.
+        reason: The reason for its place, as text.
     """
 
     head: Head
@@ -55,14 +56,14 @@ class RankedHead:
 
 @dataclass(frozen=True)
 class PruningPlan:
-    """Which heads to remove, and the order of all.
+    """The heads to remove, and the order of all heads.
 
     Args:
         ranking: All heads, those to remove first.
-        count: How many to remove.
-        step: The sample's that it rests on.
-        similarities: Whether the similarity of heads is part of it; else it is importance alone.
-        structure: Heads of each layer by stack: what the plan fits.
+        count: Number of heads to remove.
+        step: Step of the sample that the plan is based on.
+        similarities: Whether the order uses similarities of heads, or importance alone.
+        structure: Number of heads of each layer, by stack, of the models that the plan fits.
     """
 
     ranking: tuple[RankedHead, ...]
@@ -85,18 +86,18 @@ class PruningPlan:
 def pruning_plan(history: GeometryHistory, fraction: float = 0.3) -> PruningPlan:
     r"""Rank a run's heads by how little their removal should cost, and mark the first ones for removal.
 
-    Heads go one by one, always the one with the smallest score
+    Heads are removed one by one, each time the one with the smallest score
 
     .. math:: \text{importance} \cdot (1 - r / 2), \quad r = \max(0, (s - 0.95) / 0.05)
 
-    with s its similarity (linear CKA of the outputs) to the head of its layer that is most like it among
-    those still there. Of two that say the same one goes early, and the other then counts in full. A plan is
-    a guess to first order: :func:`~lightning_geo.evaluate_plan` checks it by doing.
+    where s is its similarity (linear CKA of the outputs) to the most similar head that its layer still has.
+    Of two duplicates one is removed early, and the other then counts in full. A plan is a first-order
+    estimate: :func:`~lightning_geo.evaluate_plan` checks it by silencing the heads.
 
     Args:
-        history: Of a run that measured ``importance``; its last sample that has some is used, with the
-            head-pair similarities of the same sample (kept at a run's first and last sample). Without
-            these, the order is that of importance alone.
+        history: A run that measured ``importance``. The plan uses the last sample that has it, with the
+            head-pair similarities of that sample (stored at a run's first and last sample); without these,
+            the order is that of importance alone.
         fraction: Share of all heads to remove.
 
     Returns:
@@ -142,9 +143,10 @@ def _sample(history: GeometryHistory) -> int:
         if any(np.isfinite(a["importance"]).any() for a in arrays if "importance" in a):
             return sample
     raise ValueError(
-        f"Expected `history` to hold the metric `importance` but {history.path or 'it'!r} has only "
-        f"{', '.join(history.keys()[:8])}, … Train with "
-        '`GeometryMonitor(metrics=["importance", "head", ...])`; it needs a loss (see its `loss_fn`).'
+        f"{repr(history.path) if history.path else 'This run'} has no metric `importance`. It has only "
+        f"{', '.join(history.keys()[:8])}, … "
+        'Record it with `GeometryMonitor(metrics=["importance", "head", ...])`, which needs a loss (see its '
+        "`loss_fn`)."
     )
 
 
@@ -170,7 +172,7 @@ def _ranked(importance: dict[str, NDArray[Any]], similarity: dict[str, NDArray[A
     while waiting:
         known, head = heapq.heappop(waiting)
         score, _, like, other = judged(head)
-        if score > known:  # a head that was like it went meanwhile; scores only grow
+        if score > known:  # its duplicate has been removed since; scores only grow, so it goes back
             heapq.heappush(waiting, (score, head))
             continue
         left[head[:2]].remove(head.head)
@@ -182,7 +184,7 @@ def _ranked(importance: dict[str, NDArray[Any]], similarity: dict[str, NDArray[A
 
 
 def _most_like(head: Head, left: set[int], similarity: dict[str, NDArray[Any]]) -> tuple[float, int | None]:
-    """The head of the same layer that can best stand in, and how similar it is."""
+    """Similarity and number of the most similar head that the layer still has."""
     if head.stack not in similarity:
         return math.nan, None
     row = similarity[head.stack][head.layer, head.head]
@@ -196,11 +198,11 @@ def _most_like(head: Head, left: set[int], similarity: dict[str, NDArray[Any]]) 
 def _reason(value: float, order: list[float], like: float, other: int | None, twins: list[int]) -> str:
     place = order.index(value) + 1
     middle = order[len(order) // 2]
-    times = f", {number(value / middle)} of the median" if middle else ""
-    parts = [f"importance {place} of {len(order)} from below{times}"]
+    times = f" ({number(value / middle)}× the median)" if middle else ""
+    parts = [f"importance rank {place} of {len(order)}{times}"]
     if other is not None and like >= _ALIKE:
-        same = "says the same" if like >= _SAME else "is like it"
-        parts.append(f"head {other} {same} ({like:.2f})")
+        verb = "duplicates" if like >= _SAME else "resembles"
+        parts.append(f"{verb} head {other} ({like:.2f})")
     if twins:
-        parts.append(f"stands in for head{'s' * (len(twins) > 1)} {', '.join(map(str, twins))}")
+        parts.append(f"kept in place of head{'s' * (len(twins) > 1)} {', '.join(map(str, twins))}")
     return "; ".join(parts)

@@ -1,4 +1,4 @@
-"""Finds the runs below a directory, reads them, and gives them names that tell them apart."""
+"""Reads the runs below a directory, with names that tell them apart, and their metrics."""
 
 from __future__ import annotations
 
@@ -11,14 +11,25 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_geo.metrics.selection import spec_of
+from lightning_geo.metrics.reductions import reduce_finite
+from lightning_geo.metrics.selection import select, spec_of
 from lightning_geo.metrics.spec import MetricSpec
 from lightning_geo.storage.event_files import find_runs
 from lightning_geo.storage.history import GeometryHistory, load_history
 from lightning_geo.storage.places import Place, named
 from lightning_geo.utils.errors import RunError
 
-__all__ = ["Run", "Series", "describe_layout", "layout", "names_of", "open_runs", "series", "series_of"]
+__all__ = [
+    "MetricSeries",
+    "Run",
+    "describe_model",
+    "find_series",
+    "heads_per_layer",
+    "metric_series",
+    "names_of",
+    "open_runs",
+    "stored_names",
+]
 
 
 @dataclass(frozen=True)
@@ -26,7 +37,7 @@ class Run:
     """One run as it was read.
 
     Args:
-        name: Its path below the directory that all runs at hand share.
+        name: Its path relative to the directory that the compared runs share.
         path: Its directory.
         history: Its samples.
     """
@@ -36,14 +47,14 @@ class Run:
     history: GeometryHistory
 
 
-class Series(NamedTuple):
+class MetricSeries(NamedTuple):
     """One metric of a run.
 
     Args:
         key: Its name in the history, with the stack before it where there are several.
         stack: Stack of layers.
         name: As stored, ``effective_rank.query``.
-        spec: What it is.
+        spec: The metric's entry in the catalog.
         values: [sample, layer] or [sample, layer, head], infinities as NaN.
     """
 
@@ -54,39 +65,49 @@ class Series(NamedTuple):
     values: NDArray[np.float64]
 
     def model(self) -> NDArray[np.float64]:
-        """Return the model's number at each sample: the mean over layers and heads, or the largest."""
-        flat = self.values.reshape(len(self.values), -1)
-        defined = np.isfinite(flat)
-        if self.spec.summary == "max":
-            result = np.where(defined, flat, -np.inf).max(axis=1, initial=-np.inf)
-        else:
-            result = np.where(defined, flat, 0).sum(axis=1) / np.maximum(defined.sum(axis=1), 1)
-        return np.where(defined.any(axis=1), result, np.nan)
+        """Return [sample]: the mean over layers and heads, or the maximum where the metric says so."""
+        return reduce_finite(self.values, self.spec.summary, keep=1)
+
+    def layers(self) -> NDArray[np.float64]:
+        """Return [sample, layer]: each layer's mean over its heads, or the maximum."""
+        return reduce_finite(self.values, self.spec.summary, keep=2)
 
 
-def series(history: GeometryHistory) -> Iterator[Series]:
-    """Yield the metrics of a run that this version knows and that have a value at all, one at a time."""
+def metric_series(history: GeometryHistory) -> Iterator[MetricSeries]:
+    """Yield the metrics of a run that this version knows and that have a value, one at a time."""
     for stack, arrays in history.stacks.items():
         for name in arrays:
-            if found := series_of(history, stack, name):
-                yield found
+            if series := find_series(history, stack, name):
+                yield series
 
 
-def series_of(history: GeometryHistory, stack: str, name: str) -> Series | None:
-    """Return one metric of a run, or None if :func:`series` would not yield it."""
+def find_series(history: GeometryHistory, stack: str, name: str) -> MetricSeries | None:
+    """Return one metric of a run, or None if :func:`metric_series` would not yield it."""
     values = history.stacks.get(stack, {}).get(name)
     try:
         spec = spec_of(name)
-    except KeyError:  # a newer version wrote it
+    except KeyError:  # a metric of a newer version
         return None
     if values is None or values.ndim != 1 + len(spec.axes) or not np.isfinite(values).any():
         return None
     finite = values.astype(np.float64)
     finite[~np.isfinite(finite)] = np.nan
-    return Series(f"{stack}/{name}" if len(history.stacks) > 1 else name, stack, name, spec, finite)
+    return MetricSeries(f"{stack}/{name}" if len(history.stacks) > 1 else name, stack, name, spec, finite)
 
 
-def layout(history: GeometryHistory) -> dict[str, tuple[int, ...]]:
+def stored_names(metrics: Iterable[str]) -> tuple[str, ...]:
+    """Return the stored names that families and metrics mean.
+
+    Raises:
+        RunError: If one is unknown.
+    """
+    try:
+        return select(metrics)
+    except ValueError as error:
+        raise RunError(str(error)) from error
+
+
+def heads_per_layer(history: GeometryHistory) -> dict[str, tuple[int, ...]]:
     """Return the number of heads of each layer by stack."""
     described = history.model.get("stacks")
     result = {}
@@ -104,10 +125,10 @@ def _size(arrays: Mapping[str, NDArray[Any]]) -> tuple[int, ...]:
     return (heads,) * max((shape[0] for shape in shapes), default=0)
 
 
-def describe_layout(history: GeometryHistory) -> str:
-    """Return the model and its layers and heads in words."""
+def describe_model(history: GeometryHistory) -> str:
+    """Return the model class with its layers and heads as text."""
     parts = []
-    for stack, heads in layout(history).items():
+    for stack, heads in heads_per_layer(history).items():
         least, most = min(heads, default=0), max(heads, default=0)
         parts.append(
             f"{stack}: {len(heads)} layers × {most if least == most else f'{least} to {most}'} heads"
@@ -125,7 +146,7 @@ def open_runs(
         monitor: Name of the monitor, where runs had several.
 
     Returns:
-        For each path its runs, and what was skipped: one line each, for a person.
+        The runs of each path, and one line for each thing that was skipped.
 
     Raises:
         RunError: If a path has no run with geometry.
@@ -133,33 +154,35 @@ def open_runs(
     notes: list[str] = []
     opened: list[list[tuple[Place, GeometryHistory]]] = []
     for path in paths:
-        found = find_runs(path)
-        here: list[tuple[Place, GeometryHistory]] = []
+        folders = find_runs(path)
+        histories: list[tuple[Place, GeometryHistory]] = []
         failures: list[str] = []
-        for folder in found:
+        for folder in folders:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 try:
-                    here.append((folder, load_history(folder, monitor)))
+                    histories.append((folder, load_history(folder, monitor)))
                 except MemoryError:
                     failures.append(f"{os.fspath(folder)!r} does not fit into memory.")
                 except (OSError, ValueError) as error:
                     failures.append(str(error))
             notes += [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
-        if not here:
-            more = f" The same holds for {len(failures) - 1} more." if len(failures) > 1 else ""
+        if not histories:
+            more = f" {len(failures) - 1} more could not be read either." if len(failures) > 1 else ""
             raise RunError(failures[0] + more)
         if failures:
             notes.append(
-                f"{len(failures)} of {len(found)} runs in {os.fspath(path)!r} were left out. {failures[0]}"
+                f"Skipped {len(failures)} of {len(folders)} runs in {os.fspath(path)!r}. {failures[0]}"
             )
-        opened.append(here)
-    names = iter(names_of([folder for here in opened for folder, _ in here]))
-    return [[Run(next(names), folder, history) for folder, history in here] for here in opened], notes
+        opened.append(histories)
+    names = iter(names_of([folder for histories in opened for folder, _ in histories]))
+    return [
+        [Run(next(names), folder, history) for folder, history in histories] for histories in opened
+    ], notes
 
 
 def names_of(paths: Sequence[Place]) -> list[str]:
-    """Return each path below the directory that all share: everyone's last folder is ``version_0``.
+    """Return each path relative to the directory that all share: every last folder may be ``version_0``.
 
     Example:
         >>> from pathlib import Path

@@ -1,4 +1,4 @@
-"""Runs of one configuration that differ in their seed: what is difference, what is noise? No torch."""
+"""Compares groups of runs that differ in their seed, to tell differences from noise. No torch."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_geo.analysis.comparison import selected
-from lightning_geo.analysis.runs import describe_layout, layout, series
+from lightning_geo.analysis.runs import describe_model, heads_per_layer, metric_series, stored_names
 from lightning_geo.storage.history import GeometryHistory
 from lightning_geo.utils.errors import RunError
 
@@ -21,7 +20,7 @@ __all__ = ["GroupComparison", "GroupRow", "compare_groups"]
 
 Array = NDArray[np.float64]
 
-_SPLITS = 200  # shuffles at most
+_SPLITS = 200  # regroupings at most
 
 
 class GroupRow(NamedTuple):
@@ -36,8 +35,8 @@ class GroupRow(NamedTuple):
         mean_b: Mean over the second group.
         spread_b: Standard deviation in the second group.
         difference: ``mean_b − mean_a``.
-        times: The difference in units of its standard error.
-        chance: How often a difference as large turns up anywhere when runs are shuffled between the groups.
+        statistic: The difference in units of its moderated standard error, see :func:`compare_groups`.
+        chance: How often a difference this large occurs anywhere when the runs are regrouped.
     """
 
     metric: str
@@ -48,7 +47,7 @@ class GroupRow(NamedTuple):
     mean_b: float
     spread_b: float
     difference: float
-    times: float
+    statistic: float
     chance: float
 
 
@@ -60,8 +59,8 @@ class GroupComparison:
         step: Step at which all runs were compared.
         sizes: Runs in each group.
         rows: Every cell of every metric, the clearest difference first.
-        splits: Ways of dividing the runs that chance was estimated from, the true one included.
-        notes: What else a reader has to know, one sentence each.
+        splits: Number of groupings that chance was estimated from, the true one included.
+        notes: Caveats for the reader, one sentence each.
     """
 
     step: int
@@ -80,14 +79,14 @@ def compare_groups(
     r"""Compare two groups of runs, cell by cell.
 
     With pooled variance :math:`s^2` a cell's standard error is :math:`s\sqrt{1/n_a + 1/n_b}`. Two or three
-    runs estimate it badly, and among thousands of cells some then are tiny: the metric's median error is
-    added to each. How large the largest of all cells gets by chance is seen by dividing the runs otherwise,
-    in all ways or 200 of them; ``chance`` is thus adjusted for the number of cells. It cannot fall below one
-    in the number of ways: 1/3 for two runs against two, 1/10 for three against three.
+    runs estimate it badly, so that it is tiny for some of thousands of cells; the metric's median error is
+    therefore added to each. Regrouping the runs, in all ways or in 200 of them, shows how large the largest
+    of all cells gets by chance, so that ``chance`` is adjusted for the number of cells. It is at least one
+    over the number of ways: 1/3 for two runs against two, 1/10 for three against three.
 
     Args:
         a: Runs of the first configuration.
-        b: Runs of the second; none for the mean and the spread of the first alone.
+        b: Runs of the second; empty for the mean and spread of the first alone.
         metrics: Families, metrics or stored names; ``None`` for all that every run has.
         step: Compare at the common step nearest to this one; ``None`` for the last.
 
@@ -98,33 +97,33 @@ def compare_groups(
     """
     runs = [*a, *b]
     if max(len(a), len(b)) < 2:
-        raise RunError("There is no spread to compare with: at least one group has to have two runs or more.")
-    layouts = [list(layout(run).values()) for run in runs]
-    if other := next((run for run, of in zip(runs, layouts, strict=True) if of != layouts[0]), None):
+        raise RunError("At least one group needs two runs or more: a single run has no spread.")
+    layouts = [list(heads_per_layer(run).values()) for run in runs]
+    if other := next((run for run, heads in zip(runs, layouts, strict=True) if heads != layouts[0]), None):
         raise RunError(
-            f"The runs are of different models: {describe_layout(runs[0])}, and {describe_layout(other)}."
+            f"The runs are of different models: {describe_model(runs[0])} and {describe_model(other)}."
         )
     common = reduce(np.intersect1d, [run.steps for run in runs])
     if not len(common):
-        raise RunError("The runs have no step in common, so that they cannot be compared as groups.")
+        raise RunError("The runs have no step in common, so they cannot be compared as groups.")
     at = int(common[-1] if step is None else common[np.abs(common - step).argmin()])
-    keys, cells = _cells(runs, at, None if metrics is None else selected(metrics))
-    times, splits = _moderated(keys, cells, len(a))
+    keys, cells = _cells(runs, at, None if metrics is None else stored_names(metrics))
+    statistics, splits = _moderated(keys, cells, len(a))
     first, second = cells[: len(a)], cells[len(a) :]
     rows = []
-    largest = np.array([np.nanmax(np.abs(of), initial=0) for of in splits])
+    largest = np.array([np.nanmax(np.abs(split), initial=0) for split in splits])
     for index, (metric, layer, head) in enumerate(keys):
-        mine, theirs = first[:, index], second[:, index]
-        mean_b = float(theirs.mean()) if len(theirs) else math.nan
-        size = abs(times[index])
+        values_a, values_b = first[:, index], second[:, index]
+        mean_b = float(values_b.mean()) if len(values_b) else math.nan
+        size = abs(statistics[index])
         chance = (1 + int((largest >= size - 1e-9).sum())) / (1 + len(splits))
         rows.append(
             GroupRow(
-                metric, layer, head, float(mine.mean()), _spread(mine), mean_b, _spread(theirs),
-                mean_b - float(mine.mean()), float(times[index]), chance if len(b) else math.nan,
+                metric, layer, head, float(values_a.mean()), _spread(values_a), mean_b, _spread(values_b),
+                mean_b - float(values_a.mean()), float(statistics[index]), chance if len(b) else math.nan,
             )
         )  # fmt: skip
-    rows.sort(key=lambda row: -abs(row.times) if math.isfinite(row.times) else 0.0)
+    rows.sort(key=lambda row: -abs(row.statistic) if math.isfinite(row.statistic) else 0.0)
     return GroupComparison(at, (len(a), len(b)), tuple(rows), len(splits) + 1, tuple(_notes(runs, at, step)))
 
 
@@ -132,43 +131,43 @@ def _cells(
     runs: Sequence[GeometryHistory], step: int, names: tuple[str, ...] | None
 ) -> tuple[list[tuple[str, int, int | None]], Array]:
     """Metric, layer and head of every cell that all runs have a value for, and [run, cell]."""
-    found: list[dict[tuple[str, int, int | None], float]] = []
+    by_run: list[dict[tuple[str, int, int | None], float]] = []
     for run in runs:
         sample = int(np.flatnonzero(run.steps == step)[0])
         stacks = {stack: place for place, stack in enumerate(run.stacks)}
         ours = list(runs[0].stacks)
         values = {}
-        for of in series(run):
-            if names is not None and of.name not in names:
+        for series in metric_series(run):
+            if names is not None and series.name not in names:
                 continue
-            key = f"{ours[stacks[of.stack]]}/{of.name}" if len(ours) > 1 else of.name
-            now = of.values[sample]
+            key = f"{ours[stacks[series.stack]]}/{series.name}" if len(ours) > 1 else series.name
+            now = series.values[sample]
             for cell in zip(*np.nonzero(np.isfinite(now)), strict=True):
                 values[key, int(cell[0]), int(cell[1]) if len(cell) > 1 else None] = float(now[cell])
-        found.append(values)
-    keys = [key for key in found[0] if all(key in values for values in found)]
+        by_run.append(values)
+    keys = [key for key in by_run[0] if all(key in values for values in by_run)]
     if not keys:
-        wanted = "" if names is None else f" of {', '.join(names)}"
-        raise RunError(f"No metric{wanted} has values in all runs.")
-    return keys, np.array([[values[key] for key in keys] for values in found])
+        requested = "" if names is None else f" of {', '.join(names)}"
+        raise RunError(f"No metric{requested} has values in all runs.")
+    return keys, np.array([[values[key] for key in keys] for values in by_run])
 
 
 def _moderated(
     keys: Sequence[tuple[str, int, int | None]], cells: Array, size: int
 ) -> tuple[Array, list[Array]]:
-    """The statistic of each cell for the groups as they are, and for the runs divided otherwise."""
+    """The statistic of each cell for the true groups, and for the runs regrouped."""
     metrics = np.unique([metric for metric, _, _ in keys], return_inverse=True)[1]
     if size == len(cells):
         return np.full(len(keys), np.nan), []
     everyone = np.arange(len(cells))
 
     def statistic(members: tuple[int, ...]) -> Array:
-        mine, theirs = cells[list(members)], cells[np.setdiff1d(everyone, members)]
-        squares = ((mine - mine.mean(0)) ** 2).sum(0) + ((theirs - theirs.mean(0)) ** 2).sum(0)
-        error = np.sqrt(squares / (len(cells) - 2) * (1 / len(mine) + 1 / len(theirs)))
+        group_a, group_b = cells[list(members)], cells[np.setdiff1d(everyone, members)]
+        squares = ((group_a - group_a.mean(0)) ** 2).sum(0) + ((group_b - group_b.mean(0)) ** 2).sum(0)
+        error = np.sqrt(squares / (len(cells) - 2) * (1 / len(group_a) + 1 / len(group_b)))
         medians = np.array([np.median(error[metrics == metric]) for metric in range(metrics.max() + 1)])
         with np.errstate(divide="ignore", invalid="ignore"):
-            difference = theirs.mean(0) - mine.mean(0)
+            difference = group_b.mean(0) - group_a.mean(0)
             result: Array = np.where(difference == 0, 0.0, difference / (error + medians[metrics]))
         return result
 
@@ -176,7 +175,7 @@ def _moderated(
 
 
 def _splits(runs: int, size: int) -> Iterator[tuple[int, ...]]:
-    """Other ways to choose the first group; one that only exchanges equal groups is no other."""
+    """Other ways to choose the first group; exchanging two groups of equal size does not count."""
     own = tuple(range(size))
     count = math.comb(runs, size)
     if count <= 4 * _SPLITS:
@@ -195,11 +194,11 @@ def _spread(values: Array) -> float:
     return float(values.std(ddof=1)) if len(values) > 1 else math.nan
 
 
-def _notes(runs: Sequence[GeometryHistory], step: int, wanted: int | None) -> Iterator[str]:
-    if wanted is not None and step != wanted:
-        yield f"Step {wanted} is not a sample of all runs: step {step} is nearest."
+def _notes(runs: Sequence[GeometryHistory], step: int, requested: int | None) -> Iterator[str]:
+    if requested is not None and step != requested:
+        yield f"Not all runs have a sample at step {requested}; compared at step {step}, the nearest."
     probes = {str(run.metadata["probe_fingerprint"][-1]) for run in runs}
     if len(probes) > 1:
-        yield f"The runs were measured on {len(probes)} different probes: the spread is of seeds and inputs."
+        yield f"The runs were measured on {len(probes)} different probes: the spread includes the inputs'."
     elif "" in probes:
-        yield "The runs were measured on their training batches: the spread is of seeds and inputs."
+        yield "The runs were measured on training batches: the spread includes the inputs'."

@@ -1,1 +1,1 @@
-"""The commands of ``lightning-geo``, one a file: what each prints, as text."""
+"""The commands of ``lightning-geo``, one a file: options, work and output together."""

@@ -1,48 +1,125 @@
-"""``lightning-geo compare``: the runs against the first, as text, JSON or CSV."""
+"""``lightning-geo compare``: runs against the first one, or groups of seeds; as text, JSON or CSV."""
 
 from __future__ import annotations
 
+import argparse
 import csv
 import io
 import json
 import math
+import sys
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from lightning_geo.analysis.comparison import Comparison, Row, SubspaceDistance
+from lightning_geo.analysis.comparison import Comparison, compare
+from lightning_geo.analysis.differences import Row
 from lightning_geo.analysis.gate_changes import different_gates
-from lightning_geo.analysis.runs import Run, describe_layout
+from lightning_geo.analysis.runs import Run, describe_model, names_of
+from lightning_geo.analysis.seed_groups import compare_groups
+from lightning_geo.analysis.subspaces import SubspaceDistance
+from lightning_geo.cli import groups as seed_groups
+from lightning_geo.cli.command import RUN, add_command, read_runs
+from lightning_geo.cli.runs_as_json import as_object, finite, run_metadata
+from lightning_geo.utils.errors import RunError
 from lightning_geo.utils.formatting import number, plain, table
 
-__all__ = ["ROWS", "as_csv", "as_json", "as_object", "as_text", "finite", "run_metadata"]
+__all__ = ["add_parser", "as_csv", "as_json", "as_text"]
 
-#: What is read before one asks for --metric.
-ROWS = 15
+_ROWS = 15  # lines of a table; --metric selects others
+_LAYERS = 12  # layers in a line
 
 _PROBES = {
-    "same": "Same probe: both were measured on the same inputs.",
-    "different": "DIFFERENT PROBES: the runs were measured on different inputs; a difference may be theirs.",
-    "batches": "NO COMMON PROBE: a run was measured on its training batches, whose noise is in it.",
+    "same": "Same probe: both runs were measured on the same inputs.",
+    "different": "DIFFERENT PROBES: the runs were measured on different inputs; differences may be theirs.",
+    "batches": "NO COMMON PROBE: a run was measured on training batches; differences include their noise.",
 }  # fmt: skip
 
 
-def as_text(runs: Sequence[Run], comparisons: Sequence[Comparison], *, chosen: bool) -> str:
-    """Return what a person reads.
+def add_parser(commands: Any) -> None:
+    """Add the command."""
+    parser = add_command(commands, "compare", _run, "compare runs with the first one")
+    parser.add_argument("runs", nargs="*", metavar="RUN", help=RUN)
+    add = parser.add_argument
+    add("--metric", action="append", metavar="NAME",
+        help="only this family or metric (repeatable); metric:entropy where both have the name")  # fmt: skip
+    add("--step", type=int, help="compare at the sample nearest to this step (default: the last common one)")
+    add("--group", action="append", nargs="+", metavar="RUN",
+        help="runs of one configuration with different seeds; repeat to compare configurations: mean and "
+        "spread tell a difference from noise")  # fmt: skip
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print everything as one JSON object")
+    form.add_argument("--csv", action="store_true", help="print one line per metric, layer and head")
+    add("--fail-above", action="append", type=_limit, default=[], metavar="METRIC=VALUE",
+        help="exit with 1 if any layer or head differs by more in this metric (repeatable)")  # fmt: skip
+
+
+def _limit(text: str) -> tuple[str, float]:
+    metric, _, value = text.partition("=")
+    try:
+        return metric, float(value)
+    except ValueError:
+        message = f"expected METRIC=VALUE such as entropy=0.5, but got {text!r}"
+        raise argparse.ArgumentTypeError(message) from None
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.group:
+        return _run_groups(options)
+    if not options.runs:
+        raise RunError("Name two runs, or a directory with several.")
+    runs = read_runs(options.runs, options.monitor)
+    if len(runs) < 2:
+        raise RunError(f"Only one run found, {runs[0].name!r}. Name another one to compare it with.")
+    comparisons = [compare(runs[0].history, run.history, options.metric, options.step) for run in runs[1:]]
+    # before anything is printed: a limit that cannot be checked is bad input
+    exceeded = [
+        f"{run.name}: {metric} differs by {number(largest)}, more than {number(limit)}"
+        for run, comparison in zip(runs[1:], comparisons, strict=True)
+        for metric, limit in options.fail_above
+        if (largest := comparison.largest(metric)) > limit
+    ]
+    if options.json:
+        print(as_json(runs, comparisons))
+    elif options.csv:
+        print(as_csv(runs, comparisons))
+    else:
+        print(as_text(runs, comparisons, every_cell=bool(options.metric)))
+    for line in exceeded:
+        print(f"lightning-geo compare: {plain(line)}", file=sys.stderr)
+    return 1 if exceeded else 0
+
+
+def _run_groups(options: argparse.Namespace) -> int:
+    if options.runs or options.fail_above:
+        raise RunError("--group cannot be combined with runs outside of groups or with --fail-above.")
+    groups = [read_runs(group, options.monitor) for group in options.group]
+    # each group was named below its own directory; together they need names below what all share
+    names = iter(names_of([run.path for group in groups for run in group]))
+    groups = [[replace(run, name=next(names)) for run in group] for group in groups]
+    reference, *others = [[run.history for run in group] for group in groups]
+    comparisons = [compare_groups(reference, other, options.metric, options.step) for other in others or [[]]]
+    form = seed_groups.as_json if options.json else seed_groups.as_csv if options.csv else seed_groups.as_text
+    print(form(groups, comparisons))
+    return 0
+
+
+def as_text(runs: Sequence[Run], comparisons: Sequence[Comparison], *, every_cell: bool) -> str:
+    """Return text for a terminal.
 
     Args:
         runs: The first one is A.
         comparisons: Of each further run with the first.
-        chosen: Whether the reader asked for these metrics: then all cells count, not each metric's largest.
+        every_cell: Whether the table ranks all cells; otherwise it has each metric's largest difference, at
+            most three of a family.
     """
     sections = []
     for run, comparison in zip(runs[1:], comparisons, strict=True):
-        sections += [
-            _metadata(runs[0], run, comparison),
-            _differences(comparison, chosen),
-            _layers(comparison),
-        ]
+        sections.append(_metadata(runs[0], run, comparison))
+        sections.append(_differences(comparison, every_cell))
+        sections.append(_layers(comparison))
         sections += [_subspaces(comparison.subspaces)] if comparison.subspaces else []
         sections += _gates(runs[0], run, comparison)
     return "\n\n".join(sections)
@@ -52,15 +129,15 @@ def _metadata(a: Run, b: Run, comparison: Comparison) -> str:
     lines = []
     for label, run in (("A", a), ("B", b)):
         first, last = run.history.steps[[0, -1]]
-        lines.append(f"{label}  {run.name}: {describe_layout(run.history)}, steps {first} to {last}")
+        lines.append(f"{label}  {run.name}: {describe_model(run.history)}, steps {first} to {last}")
     steps = comparison.steps
     at = f"step {steps[0]}" if steps[0] == steps[1] else f"step {steps[0]} of A and {steps[1]} of B"
     lines += [_PROBES[comparison.probe], f"Aligned by step: {comparison.alignment.how}. Compared at {at}."]
     return "\n".join(plain(line) for line in (*lines, *comparison.notes))
 
 
-def _differences(comparison: Comparison, chosen: bool) -> str:
-    header = ("metric", "layer", "head", "A", "B", "B − A", "A moved", "B moved", "times")
+def _differences(comparison: Comparison, every_cell: bool) -> str:
+    header = ("metric", "layer", "head", "A", "B", "B − A", "A moved", "B moved", "relative")
     cells = [
         (
             row.metric, str(row.layer), "" if row.head is None else str(row.head),
@@ -68,69 +145,70 @@ def _differences(comparison: Comparison, chosen: bool) -> str:
             number(row.moved_a), number(row.moved_b),
             "∞" if math.isinf(row.relative) else f"{abs(row.relative):.2f}",
         )
-        for row in comparison.telling(ROWS, each_metric=not chosen)
+        for row in comparison.telling(_ROWS, each_metric=not every_cell)
     ]  # fmt: skip
-    title = "What differs most" + (
-        "" if chosen else " (each metric where it differs most, three of a family)"
-    )
+    selection = "" if every_cell else " (each metric where it differs most, at most three per family)"
     note = (
-        "moved: highest − lowest value of that layer or head within the run up to there.\n"
-        "times: |B − A| in units of how much the metric moves within a run (root mean square over\n"
+        "A/B moved: max − min of that layer or head in the run so far.\n"
+        "relative: |B − A| in units of how much the metric moves within a run (root mean square over\n"
         "layers, heads and both runs)."
     )
-    return f"{title}:\n{table(header, cells)}\n{note}"
+    return f"Largest differences{selection}:\n{table(header, cells)}\n{note}"
 
 
 def _layers(comparison: Comparison) -> str:
-    several = len({stack for stack, _, _ in comparison.by_layer()}) > 1
-    layers = [
-        f"{stack}/{layer} ({times:.2f})" if several else f"{layer} ({times:.2f})"
-        for stack, layer, times in comparison.by_layer()
+    layers = comparison.by_layer()
+    several = len({stack for stack, _, _ in layers}) > 1
+    shown = [
+        f"{stack}/{layer} ({size:.2f})" if several else f"{layer} ({size:.2f})"
+        for stack, layer, size in layers[:_LAYERS]
     ]
-    more = f", and {len(layers) - 12} more" if len(layers) > 12 else ""
-    return f"Layers that differ most (root mean square of `times`): {', '.join(layers[:12])}{more}"
+    more = f", and {len(layers) - _LAYERS} more" if len(layers) > _LAYERS else ""
+    return f"Layers that differ most (root mean square of `relative`): {', '.join(shown)}{more}"
 
 
 def _subspaces(subspaces: Iterable[SubspaceDistance]) -> str:
     rows = []
-    for found in subspaces:
-        if not np.isfinite(found.distance).any():
+    for subspace in subspaces:
+        distance = subspace.distance
+        if not np.isfinite(distance).any():
             continue
-        layer, head = np.unravel_index(np.nanargmax(found.distance), found.distance.shape)
-        steps = str(found.steps[0]) if found.steps[0] == found.steps[1] else "{} and {}".format(*found.steps)
-        mean, largest = np.nanmean(found.distance), found.distance[layer, head]
+        layer, head = np.unravel_index(np.nanargmax(distance), distance.shape)
+        steps = " and ".join(str(step) for step in dict.fromkeys(subspace.steps))
         rows.append(
-            (f"{found.stack}/{found.role}", steps, f"{mean:.4f}", f"{largest:.4f}", str(layer), str(head))
-        )
-    title = "Distance of A's and B's subspaces (0 the same, 1 orthogonal), where both kept their bases:"
+            (f"{subspace.stack}/{subspace.role}", steps, f"{np.nanmean(distance):.4f}",
+             f"{distance[layer, head]:.4f}", str(layer), str(head))
+        )  # fmt: skip
+    title = (
+        "Distance between A's and B's subspaces (0 identical, 1 orthogonal), at steps where both stored "
+        "their bases:"
+    )
     return f"{title}\n{table(('subspace', 'step', 'mean', 'largest', 'layer', 'head'), rows)}"
 
 
 def _gates(a: Run, b: Run, comparison: Comparison) -> list[str]:
-    both, found = different_gates(a.history, b.history, comparison.steps)
+    both, differences = different_gates(a.history, b.history, comparison.steps)
     if not both:
         return []
-    title = f"Heads with another gate in B than in A: {len(found)} of {both}"
-    if not found:
+    title = f"Heads whose gate differs between A and B: {len(differences)} of {both}"
+    if not differences:
         return [f"{title}."]
     several = len(a.history.stacks) > 1
     rows = [
         (plain(f"{d.stack}/{d.layer}") if several else str(d.layer), str(d.head), d.a, d.b, f"{d.lead:.2f}")
-        for d in found[:ROWS]
+        for d in differences[:_ROWS]
     ]
     cells = table(("layer", "head", "A", "B", "by"), rows)
-    note = (
-        "by: lead of its own gate's margin over that of the other run's gate, in the run where that is less."
-    )
-    return [f"{title}, the clearest first:\n{cells}\n{note}"]
+    note = "by: the smaller of the two runs' margin leads; near 0 the head is at a threshold in one run."
+    return [f"{title}, clearest first:\n{cells}\n{note}"]
 
 
 def as_json(runs: Sequence[Run], comparisons: Sequence[Comparison]) -> str:
     """Return everything as one JSON object; what is not finite is null."""
-    found = [
+    compared = [
         _comparison(runs[0], run, comparison) for run, comparison in zip(runs[1:], comparisons, strict=True)
     ]
-    return json.dumps({"reference": run_metadata(runs[0]), "comparisons": found}, indent=1)
+    return json.dumps({"reference": run_metadata(runs[0]), "comparisons": compared}, indent=1)
 
 
 def _comparison(a: Run, run: Run, comparison: Comparison) -> dict[str, Any]:
@@ -154,31 +232,8 @@ def _comparison(a: Run, run: Run, comparison: Comparison) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def as_object(row: NamedTuple) -> dict[str, Any]:
-    """Return a row as JSON has it."""
-    return {key: finite(value) for key, value in row._asdict().items()}
-
-
-def run_metadata(run: Run) -> dict[str, Any]:
-    """Return which run it is, as JSON has it."""
-    history = run.history
-    return {
-        "name": run.name,
-        "path": str(run.path),
-        "model": history.model.get("class"),
-        "samples": len(history),
-        "steps": [int(history.steps[0]), int(history.steps[-1])],
-        "probe_fingerprint": str(history.metadata["probe_fingerprint"][-1]),
-    }
-
-
-def finite(value: Any) -> Any:
-    """Return None for a number that is not finite."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def as_csv(runs: Sequence[Run], comparisons: Sequence[Comparison]) -> str:
-    """Return one line for each cell of each run, what differs most first."""
+    """Return one line for each cell of each run, largest difference first."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("run_a", "run_b", "step_a", "step_b", *Row._fields))

@@ -1,16 +1,37 @@
-"""``lightning-geo explain``: a text classifier's predictions, traced to its heads. Loads torch."""
+"""``lightning-geo explain``: a text classifier's predictions, traced to its heads."""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_geo.interventions.explanation import explain
-from lightning_geo.report.explanation_page import explanation_page
+from lightning_geo.cli.command import add_command, add_output, write_page
 from lightning_geo.utils.errors import RunError
 
-__all__ = ["page_of"]
+__all__ = ["add_parser", "page_of"]
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command."""
+    text = "trace a classifier's predictions to its heads, as an HTML page (loads torch and transformers)"
+    parser = add_command(commands, "explain", _run, text, monitor=False)
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="directory with a Hugging Face text classifier and its tokenizer")
+    add("--text", action="append", required=True, help="text to classify (repeatable)")
+    add("--target", type=int, required=True, help="index of the correct class")
+    add("--contrast", type=int, help="index of the class to compare with (default: the strongest other one)")
+    add("--reference", type=Path, metavar="FILE",
+        help="labelled texts, one per line: class index, tab, text; those predicted correctly show what is "
+        "usual")  # fmt: skip
+    add_output(parser, "explanation.html")
+
+
+def _run(options: argparse.Namespace) -> int:
+    page = page_of(options.model, options.text, options.target, options.contrast, options.reference)
+    write_page(options.output, page)
+    return 0
 
 
 def page_of(
@@ -20,24 +41,28 @@ def page_of(
 
     Args:
         model: Directory of the model and its tokenizer.
-        texts: What to classify.
-        target: The class that they should be.
-        contrast: The class to compare with.
+        texts: Texts to classify.
+        target: Index of their correct class.
+        contrast: Index of the class to compare with.
         reference: File of labelled texts.
 
     Raises:
-        RunError: If the model or the file cannot be read, or the classes are none of the model's.
+        RunError: If the model or the file cannot be read, or the model has no such class.
     """
+    # imported here: no other command needs torch, whose import takes seconds
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+    from lightning_geo.interventions.explanation import explain
+    from lightning_geo.report.explanation_page import explanation_page
+
     if not Path(model).is_dir():
-        raise RunError(f"{model!r} is no directory: expected one with a model and its tokenizer.")
+        raise RunError(f"{model!r} is not a directory. Name one with a model and its tokenizer.")
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(model, local_files_only=True)
         classifier: Any = AutoModelForSequenceClassification.from_pretrained(model, local_files_only=True)
     except (OSError, ValueError) as error:
-        raise RunError(f"{model!r} holds no text classifier with its tokenizer: {error}") from error
+        raise RunError(f"Cannot load a text classifier and its tokenizer from {model!r}: {error}") from error
 
     tokenizer.padding_side = "right"
     known = None
@@ -48,7 +73,7 @@ def page_of(
         ]
     batch = dict(tokenizer(list(texts), truncation=True, padding=True, return_tensors="pt"))
     try:
-        found = explain(
+        explanations = explain(
             classifier, batch, target, contrast, reference=known, special_token_ids=_parked_on(tokenizer)
         )
     except ValueError as error:
@@ -58,22 +83,22 @@ def page_of(
         for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
     ]
     names = getattr(classifier.config, "id2label", {})
-    return explanation_page(found, tokens, [names.get(i, str(i)) for i in range(len(names))])
+    return explanation_page(explanations, tokens, [names.get(i, str(i)) for i in range(len(names))])
 
 
 def _parked_on(tokenizer: Any) -> list[int]:
-    """Ids of the marks that a text begins, ends or is divided with."""
+    """Ids of the tokens that begin, end and separate texts: heads park their attention on them."""
     marks = (getattr(tokenizer, f"{name}_token_id", None) for name in ("cls", "sep", "bos", "eos"))
     return sorted({mark for mark in marks if mark is not None})
 
 
 def _labelled(path: Path) -> list[tuple[int, str]]:
-    """Lines of a class number, a tab and a text."""
+    """Class and text of each line."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
         parts = [line.partition("\t") for line in lines if line.strip()]
         return [(int(label), text) for label, _, text in parts]
     except (OSError, ValueError) as error:
         raise RunError(
-            f"{str(path)!r} is no file of lines with a class number, a tab and a text: {error}."
+            f"Cannot read {str(path)!r} as lines of class index, tab and text: {error}."
         ) from error

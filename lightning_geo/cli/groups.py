@@ -10,51 +10,57 @@ from collections.abc import Sequence
 
 from lightning_geo.analysis.runs import Run
 from lightning_geo.analysis.seed_groups import GroupComparison, GroupRow
-from lightning_geo.cli.compare import ROWS, as_object, finite, run_metadata
+from lightning_geo.cli.runs_as_json import as_object, finite, run_metadata
 from lightning_geo.utils.formatting import number, plain, table
 
 __all__ = ["as_csv", "as_json", "as_text"]
 
-_CLEAR = 0.05
+_CLEAR = 0.05  # chance up to which a difference counts as clear
+_ROWS = 15  # metrics in a table
 
 
 def as_text(groups: Sequence[Sequence[Run]], comparisons: Sequence[GroupComparison]) -> str:
-    """Return what a person reads of groups against the first, or of one group alone."""
+    """Return text on each further group against the first, or on a single group alone."""
     sections = []
-    for group, found in zip(groups[1:] or [[]], comparisons, strict=True):
-        lines = [f"{label}  {_members(of)}" for label, of in (("A", groups[0]), ("B", group)) if of]
-        lines += [f"Compared at step {found.step}.", *found.notes]
-        rows = _one_per_metric(found.rows)
+    for group, comparison in zip(groups[1:] or [[]], comparisons, strict=True):
+        lines = [f"{label}  {_members(runs)}" for label, runs in (("A", groups[0]), ("B", group)) if runs]
+        lines += [f"Compared at step {comparison.step}.", *comparison.notes]
+        rows = _one_per_metric(comparison.rows)
         sections.append(
-            "\n".join([*map(plain, lines), "", _against(rows, found) if group else _alone(rows, found)])
+            "\n".join(
+                [*map(plain, lines), "", _against(rows, comparison) if group else _alone(rows, comparison)]
+            )
         )
     return "\n\n".join(sections)
 
 
-def _against(rows: Sequence[GroupRow], found: GroupComparison) -> str:
-    header = ("metric", "layer", "head", "mean A", "± A", "mean B", "± B", "B − A", "times", "chance")
+def _against(rows: Sequence[GroupRow], comparison: GroupComparison) -> str:
+    header = ("metric", "layer", "head", "mean A", "± A", "mean B", "± B", "B − A", "statistic", "chance")
     cells = [
         (
             *_place(row), number(row.mean_a), number(row.spread_a), number(row.mean_b), number(row.spread_b),
-            number(row.difference, signed=True), f"{abs(row.times):.1f}", f"{row.chance:.3f}",
+            number(row.difference, signed=True), f"{abs(row.statistic):.1f}", f"{row.chance:.3f}",
         )
         for row in rows
     ]  # fmt: skip
-    clear = sum(row.chance <= _CLEAR for row in found.rows)
+    clear = sum(row.chance <= _CLEAR for row in comparison.rows)
     lines = [
         table(header, cells),
-        "±: standard deviation over runs. times: |B − A| / (its standard error + the metric's median one).",
-        f"chance: how often the largest of all {len(found.rows):,} numbers gets as large when the "
-        f"{sum(found.sizes)} runs are",
-        f"divided otherwise ({found.splits} ways, so never below {1 / found.splits:.3f}). "
+        "±: standard deviation over runs. statistic: |B − A| / (standard error + the metric's median error).",
+        f"chance: how often the largest of all {len(comparison.rows):,} numbers gets this large when the "
+        f"{sum(comparison.sizes)} runs",
+        f"are divided into other groups ({comparison.splits} ways, so at least {1 / comparison.splits:.3f}). "
         f"{clear:,} numbers differ at chance ≤ {_CLEAR}.",
     ]
-    if found.splits * _CLEAR < 1:
-        lines.append(f"With {found.sizes[0]} and {found.sizes[1]} runs none can: take it as a hint.")
+    if comparison.splits * _CLEAR < 1:
+        lines.append(
+            f"With {comparison.sizes[0]} and {comparison.sizes[1]} runs, chance cannot fall to {_CLEAR}: "
+            "treat the differences as hints."
+        )
     return "\n".join(lines)
 
 
-def _alone(rows: Sequence[GroupRow], found: GroupComparison) -> str:
+def _alone(rows: Sequence[GroupRow], comparison: GroupComparison) -> str:
     cells = [
         (
             *_place(row), number(row.mean_a), number(row.spread_a),
@@ -62,7 +68,7 @@ def _alone(rows: Sequence[GroupRow], found: GroupComparison) -> str:
         )
         for row in rows
     ]  # fmt: skip
-    note = f"±: standard deviation over {found.sizes[0]} runs; each metric where ± / |mean| is largest."
+    note = f"±: standard deviation over {comparison.sizes[0]} runs; each metric where ± / |mean| is largest."
     return f"{table(('metric', 'layer', 'head', 'mean', '±', '± / |mean|'), cells)}\n{note}"
 
 
@@ -76,17 +82,17 @@ def _members(group: Sequence[Run]) -> str:
 
 def _one_per_metric(rows: Sequence[GroupRow]) -> list[GroupRow]:
     order = list(rows)
-    if not math.isfinite(rows[0].times):  # one group: the noisiest first
+    if not math.isfinite(rows[0].statistic):  # one group: the noisiest first
         order.sort(key=lambda row: -row.spread_a / abs(row.mean_a) if row.mean_a else 0.0)
     first: dict[str, GroupRow] = {}
     for row in order:
         first.setdefault(row.metric, row)
-    return list(first.values())[:ROWS]
+    return list(first.values())[:_ROWS]
 
 
 def as_json(groups: Sequence[Sequence[Run]], comparisons: Sequence[GroupComparison]) -> str:
     """Return everything as one JSON object; what is not finite is null."""
-    found = [
+    compared = [
         {
             "runs": [run_metadata(run) for run in group],
             "step": comparison.step,
@@ -96,7 +102,9 @@ def as_json(groups: Sequence[Sequence[Run]], comparisons: Sequence[GroupComparis
         }
         for group, comparison in zip(groups[1:] or [[]], comparisons, strict=True)
     ]
-    return json.dumps({"reference": [run_metadata(run) for run in groups[0]], "comparisons": found}, indent=1)
+    return json.dumps(
+        {"reference": [run_metadata(run) for run in groups[0]], "comparisons": compared}, indent=1
+    )
 
 
 def as_csv(groups: Sequence[Sequence[Run]], comparisons: Sequence[GroupComparison]) -> str:
@@ -104,8 +112,8 @@ def as_csv(groups: Sequence[Sequence[Run]], comparisons: Sequence[GroupCompariso
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("group_a", "group_b", "step", "runs_a", "runs_b", *GroupRow._fields))
-    for group, found in zip(groups[1:] or [[]], comparisons, strict=True):
-        names = [" ".join(run.name for run in of) for of in (groups[0], group)]
-        where = (*names, found.step, *found.sizes)
-        writer.writerows((*where, *(finite(value) for value in row)) for row in found.rows)
+    for group, comparison in zip(groups[1:] or [[]], comparisons, strict=True):
+        names = [" ".join(run.name for run in runs) for runs in (groups[0], group)]
+        where = (*names, comparison.step, *comparison.sizes)
+        writer.writerows((*where, *(finite(value) for value in row)) for row in comparison.rows)
     return text.getvalue().removesuffix("\n")

@@ -1,17 +1,44 @@
-"""``lightning-geo heads``: which heads a run could do without, and why."""
+"""``lightning-geo heads``: which heads could be pruned, and why."""
 
 from __future__ import annotations
 
+import argparse
 import json
+from typing import Any
 
-from lightning_geo.analysis.pruning import PruningPlan
+from lightning_geo.analysis.pruning import PruningPlan, pruning_plan
+from lightning_geo.cli.command import add_command, read_runs
+from lightning_geo.utils.errors import RunError
 from lightning_geo.utils.formatting import number, plain, table
 
-__all__ = ["as_json", "as_text"]
+__all__ = ["add_parser", "as_json", "as_text"]
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command."""
+    parser = add_command(commands, "heads", _run, "rank the heads that could be pruned, with the reason")
+    parser.add_argument("run", metavar="RUN", help="directory of one run that measured importance")
+    parser.add_argument(
+        "--fraction", type=float, default=0.3, help="share of all heads to remove (default: %(default)s)"
+    )
+    parser.add_argument("--json", action="store_true", help="print everything as one JSON object")
+
+
+def _run(options: argparse.Namespace) -> int:
+    runs = read_runs([options.run], options.monitor)
+    if len(runs) > 1:
+        raise RunError(f"{options.run!r} holds {len(runs)} runs. Name one, such as {str(runs[0].path)!r}.")
+    try:
+        plan = pruning_plan(runs[0].history, options.fraction)
+    except ValueError as error:
+        raise RunError(str(error)) from error
+    form = as_json if options.json else as_text
+    print(form(runs[0].name, plan))
+    return 0
 
 
 def as_text(name: str, plan: PruningPlan) -> str:
-    """Return the ranking with a line where the plan ends."""
+    """Return the ranking as a table, the heads to remove first."""
     several = len(plan.structure) > 1
     header = ("", "layer", "head", "importance", "score", "why")
     rows = []
@@ -21,21 +48,22 @@ def as_text(name: str, plan: PruningPlan) -> str:
             ("remove" if place < plan.count else "keep", plain(layer), str(ranked.head.head),
              number(ranked.importance), number(ranked.score), ranked.reason)
         )  # fmt: skip
-    # the reasons are sentences: to the left, after numbers that are not
+    # numbers are aligned to the right, but reasons are sentences: they are appended to the finished lines
     lines = table(header[:-1], [row[:-1] for row in rows], left=1).split("\n")
     whys = [header[-1], *(row[-1] for row in rows)]
     width = max(map(len, lines))
     body = [f"{line.ljust(width)}  {why}" for line, why in zip(lines, whys, strict=True)]
     how = (
-        "importance, less up to half of it where another head says the same"
+        "increasing importance; a head that duplicates another in its layer is discounted by up to half"
         if plan.similarities
-        else "importance alone: this sample kept no similarity of heads"
+        else "increasing importance alone; this sample stored no similarities of heads"
     )
     return "\n".join(
         (
-            f"{plain(name)}, step {plan.step}: {plan.count} of {len(plan.ranking)} heads to remove, in this "
-            f"order, by {how}.",
-            "A guess to first order: lightning_geo.evaluate_plan(model, dataloader, plan, metric) checks it.",
+            f"{plain(name)}, step {plan.step}: {plan.count} of {len(plan.ranking)} heads to remove, in order "
+            f"of {how}.",
+            "This is a first-order estimate. Check it with "
+            "lightning_geo.evaluate_plan(model, dataloader, plan, metric).",
             "",
             *body,
         )

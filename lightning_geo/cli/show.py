@@ -1,24 +1,38 @@
-"""``lightning-geo show``: what is in a run."""
+"""``lightning-geo show``: what a run holds."""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from lightning_geo.analysis.gate_changes import head_gates, lasting_changes
-from lightning_geo.analysis.runs import Run, describe_layout, series
+from lightning_geo.analysis.runs import Run, describe_model, metric_series
+from lightning_geo.cli.command import RUN, add_command, read_runs
 from lightning_geo.storage.history import GeometryHistory
 from lightning_geo.utils.formatting import moment, number, plain, some, table
 
-__all__ = ["as_text"]
+__all__ = ["add_parser", "as_text"]
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command."""
+    parser = add_command(commands, "show", _run, "describe one run, or list several")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help=RUN)
+
+
+def _run(options: argparse.Namespace) -> int:
+    print(as_text(read_runs(options.runs, options.monitor)))
+    return 0
 
 
 def as_text(runs: Sequence[Run]) -> str:
     """Return one run in full, or a line for each of several."""
     if len(runs) > 1:
         rows = [_line(run) for run in runs]
-        return table(("run", "model", "samples", "steps", "probe", "taken"), rows, left=2)
+        return table(("run", "model", "samples", "steps", "probe", "recorded"), rows, left=2)
     [run] = runs
     return f"{_metadata(run)}\n\n{_metrics(run.history)}"
 
@@ -28,7 +42,7 @@ def _line(run: Run) -> tuple[str, ...]:
     steps = f"{history.steps[0]} to {history.steps[-1]}"
     return (
         plain(run.name),
-        plain(describe_layout(history)),
+        plain(describe_model(history)),
         str(len(history)),
         steps,
         probe(history),
@@ -37,7 +51,7 @@ def _line(run: Run) -> tuple[str, ...]:
 
 
 def probe(history: GeometryHistory) -> str:
-    """Return the fingerprint of what was measured on."""
+    """Return the probe's fingerprint, or ``batches`` where samples were taken on training batches."""
     return plain(history.metadata["probe_fingerprint"][-1]) or "batches"
 
 
@@ -55,33 +69,34 @@ def _metadata(run: Run) -> str:
         ("run", run.name),
         ("path", run.path),
         ("monitor", history.name),
-        ("model", describe_layout(history)),
+        ("model", describe_model(history)),
         ("samples", f"{len(history)}: steps {history.steps[0]} to {history.steps[-1]}{every}"),
         (
             "epochs",
-            f"{metadata['epoch'][0]} to {metadata['epoch'][-1]}, {metadata['batches_seen'][-1]} batches seen",
+            f"{metadata['epoch'][0]} to {metadata['epoch'][-1]}, "
+            f"{metadata['batches_seen'][-1]} training batches",
         ),
         (
             "probe",
             f"{probe(history)}"
-            + ("" if len(set(metadata["probe_fingerprint"])) == 1 else " (it changed within the run)"),
+            + ("" if len(set(metadata["probe_fingerprint"])) == 1 else " (changed during the run)"),
         ),
-        ("taken", f"{when(history)}, {np.median(metadata['cost_seconds']):.2f} s a sample (median)"),
+        ("recorded", f"{when(history)}, {np.median(metadata['cost_seconds']):.2f} s per sample (median)"),
         *_coverage(history),
-        ("bases", f"kept at steps {', '.join(map(str, kept))}" if kept else "none kept"),
+        ("bases", f"stored at steps {', '.join(map(str, kept))}" if kept else "not stored"),
     ]
     for gates in head_gates(history):
         last, changed = gates.counts(-1), {(c.layer, c.head) for c in lasting_changes(gates)}
         where = f"{gates.stack}: " if len(history.stacks) > 1 else ""
         counts = ", ".join(f"{count} {name}" for name, count in last.items())
         lines.append(
-            ("gates", f"{where}{counts}; {len(changed)} of {sum(last.values())} heads changed theirs")
+            ("gates", f"{where}{counts}; {len(changed)} of {sum(last.values())} heads changed their gate")
         )
     return "\n".join(f"{name:8} {plain(value)}" for name, value in lines)
 
 
 def _coverage(history: GeometryHistory) -> list[tuple[str, str]]:
-    """What the last sample left out, where it did."""
+    """Which attention calls the last sample does not cover, if any."""
     last = history.record(-1)
     if not last.coverage_share < 1:
         return []
@@ -89,17 +104,19 @@ def _coverage(history: GeometryHistory) -> list[tuple[str, str]]:
     reasons = left_out.items() if isinstance(left_out, dict) else ()
     lines = [f"{last.coverage_share:.0%} of attention calls measured at the last sample"]
     lines += [
-        f"left out in {some(modules)}: {reason}" for reason, modules in reasons if isinstance(modules, list)
+        f"not measured in {some(modules)}: {reason}"
+        for reason, modules in reasons
+        if isinstance(modules, list)
     ]
     return [("coverage" if not number else "", line) for number, line in enumerate(lines)]
 
 
 def _metrics(history: GeometryHistory) -> str:
     rows = []
-    for of in series(history):
-        model = of.model()
-        unit = "" if of.spec.unit == "1" else of.spec.unit
-        axes = " × ".join(of.spec.axes)
-        rows.append((plain(of.key), of.spec.family, axes, number(model[0]), number(model[-1]), unit))
-    title = "Metrics, model mean (largest for max_logit) at the first and the last sample:"
+    for series in metric_series(history):
+        model = series.model()
+        unit = "" if series.spec.unit == "1" else series.spec.unit
+        axes = " × ".join(series.spec.axes)
+        rows.append((plain(series.key), series.spec.family, axes, number(model[0]), number(model[-1]), unit))
+    title = "Metrics at the first and the last sample, as model mean (max_logit: maximum):"
     return f"{title}\n{table(('metric', 'family', 'axes', 'first', 'last', 'unit'), rows, left=3)}"

@@ -1,15 +1,18 @@
-"""``lightning-geo tail``: a line for each sample as it arrives."""
+"""``lightning-geo tail``: a line for each sample as it is recorded."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import time
 from collections import deque
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
-from lightning_geo.analysis.runs import series
+from lightning_geo.analysis.runs import metric_series
+from lightning_geo.cli.command import RUN, add_command
 from lightning_geo.storage.event_files import find_runs, opened
 from lightning_geo.storage.follow import Follower
 from lightning_geo.storage.history import GeometryHistory
@@ -18,12 +21,29 @@ from lightning_geo.storage.record import GeometryRecord
 from lightning_geo.utils.errors import RunError
 from lightning_geo.utils.formatting import number, plain
 
-__all__ = ["follow", "newest"]
+__all__ = ["add_parser", "follow", "newest"]
 
 _COLUMNS = ("normalized_entropy", "cone.output", "effective_rank.output", "redundancy", "drift.output")
-_EARLIER = 10  # samples of before that are shown at the start
+_EARLIER = 10  # samples recorded before the start that are shown
 _HEADER = 20  # lines between two headers
 _WIDTH = 9  # of a number
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command."""
+    parser = add_command(commands, "tail", _run, "stream samples as they are recorded (Ctrl-C stops)")
+    parser.add_argument("run", metavar="RUN", help=f"{RUN}; of several, the one written to last")
+
+
+def _run(options: argparse.Namespace) -> int:
+    run = newest(options.run)
+    try:
+        print(plain(run), flush=True)
+        for line in follow(run, options.monitor):
+            print(line, flush=True)
+    except KeyboardInterrupt:
+        print()
+    return 0
 
 
 def newest(path: str | os.PathLike[str]) -> Place:
@@ -49,7 +69,7 @@ def newest(path: str | os.PathLike[str]) -> Place:
 
 
 def follow(path: Place, monitor: str | None = None, interval: float = 1.0) -> Iterator[str]:
-    """Yield lines for a terminal, without end: the last samples of before, then each as it arrives.
+    """Yield lines for a terminal, without end: the latest samples, then each new one as it is recorded.
 
     Args:
         path: Directory of one run, or one event file.
@@ -58,17 +78,17 @@ def follow(path: Place, monitor: str | None = None, interval: float = 1.0) -> It
     """
     follower, lines = Follower(path), _Lines()
     earlier = deque(
-        (news for news in follower.poll() if monitor in (None, news.monitor) or news.said), maxlen=_EARLIER
+        (news for news in follower.poll() if monitor in (None, news.monitor) or news.text), maxlen=_EARLIER
     )
     if not any(news.record for news in earlier):
-        yield f"{plain(path)}: no sample yet, waiting."
+        yield f"{plain(path)}: waiting for the first sample."
     for news in earlier:
-        yield from [plain(news.said)] if news.record is None else lines.of(news.record)
+        yield from [plain(news.text)] if news.record is None else lines.of(news.record)
     while True:
         time.sleep(interval)
         for news in follower.poll():
             if news.record is None:
-                yield plain(news.said)
+                yield plain(news.text)
             elif monitor in (None, news.monitor):
                 yield from lines.of(news.record)
 
@@ -82,8 +102,10 @@ class _Lines:
         self._count = 0
 
     def of(self, record: GeometryRecord) -> Iterator[str]:
-        """Yield the header where it is due, and the sample's line."""
-        models = {of.key: float(of.model()[-1]) for of in series(GeometryHistory([record]))}
+        """Yield the sample's line, after the header if it is due."""
+        models = {
+            series.key: float(series.model()[-1]) for series in metric_series(GeometryHistory([record]))
+        }
         if not self._columns:
             self._columns = [key for key in models if key.rpartition("/")[2] in _COLUMNS][:6]
         if self._count % _HEADER == 0:
@@ -100,22 +122,22 @@ class _Lines:
         return 2 + max(len(plain(key)), _WIDTH)
 
     def _most(self, record: GeometryRecord) -> str:
-        """Where the sample differs most from the one before, in units of the metric's spread."""
+        """Where the sample differs most from the previous one, in units of the metric's spread."""
         if self._before is None:
             return ""
         try:
             two = GeometryHistory([self._before, record])
         except ValueError:  # of another model
             return ""
-        most, said = 0.0, ""
-        for of in series(two):
-            if of.name not in of.spec.headline or not np.isfinite(of.values[0]).any():
+        most, largest = 0.0, ""
+        for series in metric_series(two):
+            if series.name not in series.spec.headline or not np.isfinite(series.values[0]).any():
                 continue
-            change = np.nan_to_num(of.values[1] - of.values[0])
+            change = np.nan_to_num(series.values[1] - series.values[0])
             place = np.unravel_index(int(np.abs(change).argmax()), change.shape)
-            spread = float(np.nanstd(of.values[0]))
+            spread = float(np.nanstd(series.values[0]))
             if spread > 1e-6 and abs(change[place]) / spread > most:
                 most = abs(float(change[place])) / spread
                 where = f"layer {place[0]}" + (f" head {place[1]}" if len(place) > 1 else "")
-                said = f"   {plain(of.key)} {where} {number(float(change[place]), signed=True)}"
-        return said
+                largest = f"   {plain(series.key)} {where} {number(float(change[place]), signed=True)}"
+        return largest

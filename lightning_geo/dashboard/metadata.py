@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-__all__ = ["PLUGIN", "Series", "describe", "parse_tag", "tag_of"]
+__all__ = ["PLUGIN", "TagAddress", "describe", "parse_tag", "tag_of"]
 
 #: As in the stored records; repeated here since the loader may import nothing that could fail.
 PLUGIN = "lightning_geo"
 
 
-class Series(NamedTuple):
+class TagAddress(NamedTuple):
     """A metric of a stack, sampled by a monitor."""
 
     monitor: str
@@ -18,22 +18,22 @@ class Series(NamedTuple):
     metric: str  # as stored, ``effective_rank.query``
 
 
-def tag_of(series: Series) -> str:
-    """Return the tag under which a series is stored."""
-    return "/".join((PLUGIN, *series))
+def tag_of(address: TagAddress) -> str:
+    """Return the tag under which a metric is stored."""
+    return "/".join((PLUGIN, *address))
 
 
-def parse_tag(tag: str) -> Series | None:
-    """Return the series stored under a tag, or None for metadata, matrices and tags of others.
+def parse_tag(tag: str) -> TagAddress | None:
+    """Return the address stored under a tag, or None for metadata, matrices and tags of others.
 
     Example:
         >>> parse_tag("lightning_geo/geometry/encoder/effective_rank.query")
-        Series(monitor='geometry', stack='encoder', metric='effective_rank.query')
+        TagAddress(monitor='geometry', stack='encoder', metric='effective_rank.query')
         >>> parse_tag("lightning_geo/geometry/record") is parse_tag("loss") is None
         True
     """
     plugin, *parts = tag.split("/")
-    return Series(*parts) if plugin == PLUGIN and len(parts) == len(Series._fields) else None
+    return TagAddress(*parts) if plugin == PLUGIN and len(parts) == len(TagAddress._fields) else None
 
 
 def describe(metric: str) -> dict[str, Any]:

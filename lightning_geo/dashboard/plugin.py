@@ -17,7 +17,7 @@ from tensorboard.data.provider import RunTagFilter
 from tensorboard.plugins.base_plugin import FrontendMetadata, TBPlugin
 from werkzeug.wrappers import Request, Response
 
-from lightning_geo.dashboard.metadata import PLUGIN, Series, describe, parse_tag, tag_of
+from lightning_geo.dashboard.metadata import PLUGIN, TagAddress, describe, parse_tag, tag_of
 from lightning_geo.dashboard.samples import in_force, pack
 from lightning_geo.storage.events import metadata_tag, session_tag
 
@@ -109,10 +109,10 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard ships no ty
     @_guarded
     def data_route(self, request: Request) -> Response:
         """The samples of one metric: length of the header (uint32), header as JSON, values as float32."""
-        series = Series(*(_argument(request, name) for name in Series._fields))
+        address = TagAddress(*(_argument(request, name) for name in TagAddress._fields))
         limit = int(request.args.get("samples", _ALL))
         held = int(request.args.get("held", 0)), float(request.args.get("stamp", 0.0))
-        body = self.data(*_where(request), _argument(request, "run"), series, limit, held)
+        body = self.data(*_where(request), _argument(request, "run"), address, limit, held)
         return _respond(request, body, "application/octet-stream")
 
     def index(self, ctx: Any, experiment: str) -> dict[str, Any]:
@@ -179,7 +179,7 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard ships no ty
         ctx: Any,
         experiment: str,
         run: str,
-        series: Series,
+        address: TagAddress,
         limit: int = _ALL,
         held: tuple[int, float] = (0, 0.0),
     ) -> bytes:
@@ -192,7 +192,7 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard ships no ty
             ctx: Of the request.
             experiment: Of the request.
             run: As TensorBoard names it.
-            series: Which metric.
+            address: Which metric.
             limit: Samples at most, at equal distances; the first and the last are among them.
             held: How many samples the page has, and the stamp that came with them: if they still stand, what
                 follows on them is sent alone.
@@ -203,7 +203,7 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard ships no ty
         """
         if limit < 2:
             raise ValueError(f"Expected `samples` to be at least 2 but got {limit}.")
-        tag, session = tag_of(series), session_tag(series.monitor)
+        tag, session = tag_of(address), session_tag(address.monitor)
         read = self._read(ctx, experiment, run, [tag, session], _ALL)
         if not read.get(tag):
             raise LookupError(f"No {tag!r} in run {run!r}.")
@@ -215,7 +215,7 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard ships no ty
         # whatever replaces a sample replaces all behind it too: if the last one stands, so do all before
         first = count if 0 < count <= total <= limit and samples[count - 1].wall_time == stamp else 0
         header = {"first": first, "total": total, "stamp": samples[-1].wall_time if samples else 0.0}
-        return pack(samples[first:], series, header)
+        return pack(samples[first:], address, header)
 
     def _read(self, ctx: Any, experiment: str, run: str, tags: list[str], limit: int) -> dict[str, Any]:
         found = self._provider.read_tensors(

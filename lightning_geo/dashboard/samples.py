@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lightning_geo.dashboard.metadata import Series, tag_of
+from lightning_geo.dashboard.metadata import TagAddress, tag_of
 from lightning_geo.storage.stacking import stack_samples
 
 __all__ = ["in_force", "pack"]
@@ -34,19 +34,19 @@ def in_force(samples: Sequence[Any], sessions: Sequence[Any]) -> list[Any]:
     return kept
 
 
-def pack(samples: Sequence[Any], series: Series, header: dict[str, Any]) -> bytes:
+def pack(samples: Sequence[Any], address: TagAddress, header: dict[str, Any]) -> bytes:
     """Return samples as the page reads them: the header's length, the header as JSON, float32 values.
 
     Args:
         samples: Data with ``step`` and ``numpy``.
-        series: Which metric they are of.
+        address: Which metric they are of.
         header: More for the header, beside ``shape`` [sample, layer, head] and ``steps``.
 
     Raises:
         ValueError: If what is stored is no numeric array.
     """
     if any(sample.numpy.dtype.kind not in "fiu" for sample in samples):
-        raise ValueError(f"Expected numbers in {tag_of(series)!r}, but other data is stored there.")
+        raise ValueError(f"Expected numbers in {tag_of(address)!r}, but other data is stored there.")
     arrays = [np.atleast_1d(sample.numpy).astype("<f4", copy=False) for sample in samples]
     values = stack_samples(arrays) if arrays else np.empty((0, 0), "<f4")
     # whatever its axes: layers down, the rest to the right

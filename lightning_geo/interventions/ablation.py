@@ -1,4 +1,4 @@
-"""A plan checked by doing: quality with its heads silenced, beside random ones and importance alone."""
+"""Checks a pruning plan by silencing its heads, against random heads and importance alone."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ Metric = Callable[[Any, Any], Any]
 
 
 class Silencer:
-    """Knows a model's heads by stack, layer and number, and silences them while the model runs.
+    """Finds a model's heads by stack, layer and number, and silences them while the model runs.
 
     Args:
         model: Any model whose attention can be observed.
-        call: What it is given, on its device: one forward shows which heads there are.
+        call: Its inputs, on its device: one forward pass finds the heads.
 
     Raises:
-        ValueError: If it shows no attention.
+        ValueError: If the model computes no attention.
     """
 
     def __init__(self, model: nn.Module, call: Call) -> None:
@@ -58,20 +58,20 @@ class Silencer:
             self.structure[stack][layer] = counts[key]
 
     def check(self, plan: PruningPlan) -> None:
-        """Raise unless the plan is for a model like this.
+        """Raise unless the plan fits this model.
 
         Raises:
-            ValueError: With what differs.
+            ValueError: If the heads differ.
         """
         if self.structure != plan.structure:
             raise ValueError(
-                "Expected `plan` to be for this model but its heads are others: the plan has "
-                f"{plan.structure}, the model {self.structure} (stack: heads of each layer). Give the module "
+                "Expected `plan` to be for this model, but their heads differ: the plan has "
+                f"{plan.structure}, the model {self.structure} (stack: heads of each layer). Pass the module "
                 "that the monitor observed, not one around it or in it."
             )
 
     def silenced(self, heads: Iterable[Head]) -> Any:
-        """A context in which these heads give zero to their output projection.
+        """Return a context in which these heads write zeros to their output projection.
 
         Raises:
             ValueError: If there is no such head.
@@ -101,11 +101,11 @@ class PruningCurve:
 
     Args:
         removed: [point] number of heads.
-        total: Of the model.
-        whole: Quality with all of them.
-        plan: [point] with the plan's first ones silenced.
-        importance: [point] with the least important ones silenced, similarity left aside.
-        random: [seed, point] with random ones silenced, more and more of the same order.
+        total: Number of heads of the model.
+        whole: Quality with all heads.
+        plan: [point] quality with the plan's first heads silenced.
+        importance: [point] quality with the least important heads silenced, without regard to similarity.
+        random: [seed, point] quality with random heads silenced; each seed is one order of heads.
     """
 
     removed: NDArray[np.int64]
@@ -143,11 +143,10 @@ def evaluate_plan(
     removed: Sequence[int] | None = None,
     seeds: int = 10,
 ) -> PruningCurve:
-    """Silence a plan's heads for real and say what it costs, beside random heads and importance alone.
+    """Measure what silencing a plan's heads costs, against random heads and against importance alone.
 
-    A silenced head gives zero to its output projection, in eval mode, whatever computes the attention;
-    the model is left as it was. The data are read once, a batch at a time, and every batch runs once for each
-    point: ``seeds + 2`` of them for each number of heads.
+    A silenced head writes zeros to its output projection. The model runs in eval mode and is left unchanged.
+    The data are read once, batch by batch; each batch runs ``seeds + 2`` times for each number of heads.
 
     Args:
         model: The module that the monitor observed, or one of the same kind.
@@ -166,14 +165,14 @@ def evaluate_plan(
     batches = (Call((batch,)).to(device).args[0] for batch in dataloader)
     first = next(batches, None)
     if first is None:
-        raise ValueError("Expected `dataloader` to yield batches but it is empty.")
+        raise ValueError("Expected `dataloader` to yield batches, but it is empty.")
     silencer = Silencer(model, Call.from_batch(first))
     silencer.check(plan)
     heads = [ranked.head for ranked in plan.ranking]
     if removed is None:
         removed = sorted({max(1, round(plan.count * quarter / 4)) for quarter in (1, 2, 3, 4)})
     if not removed or not all(0 < n <= len(heads) for n in removed):
-        raise ValueError(f"Expected `removed` to be numbers from 1 to {len(heads)} but got {removed}.")
+        raise ValueError(f"Expected `removed` to be numbers from 1 to {len(heads)}, but got {removed}.")
     known = sorted(heads)  # the same random orders whatever the plan
     orders = [heads, plan.by_importance]
     orders += [
@@ -192,7 +191,7 @@ def _qualities(
     points: Sequence[Sequence[Head]],
     metric: Metric,
 ) -> list[float]:
-    """Quality with each of several sets of heads silenced: of the data, one batch is held at a time."""
+    """Quality with each of several sets of heads silenced; only one batch is held at a time."""
     totals, counts = [0.0] * len(points), [0] * len(points)
     for batch in batches:
         call = Call.from_batch(batch)

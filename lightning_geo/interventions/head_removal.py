@@ -1,4 +1,4 @@
-"""A plan applied: a model whose heads write nothing, or that no longer has them."""
+"""Applies a pruning plan: silences the heads in a copy of the model, or cuts them out."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from lightning_geo.observe.replay.undisturbed import Call, device_of, undisturbe
 
 __all__ = ["PrunedModel", "apply_plan"]
 
-#: What families call the projections of query, key and value; a fused one cannot be cut here.
+#: Names of the query, key and value projections, by family; a fused projection cannot be cut here.
 _PROJECTIONS = (
     ("query", "key", "value"), ("q_proj", "k_proj", "v_proj"), ("q_lin", "k_lin", "v_lin"), ("q", "k", "v"),
 )  # fmt: skip
-#: Attributes by which attention modules know how many heads they have, and how wide these are together.
+#: Attributes of attention modules that hold the number of heads, and their total width.
 _COUNTS = ("num_attention_heads", "num_heads", "n_heads")
 _WIDTHS = ("all_head_size", "inner_dim")
 
 
 @dataclass(frozen=True)
 class PrunedModel:
-    """What became of a model.
+    """A model without a plan's heads, and what that saves.
 
     Args:
         model: A copy without the plan's heads.
-        heads: Which those are.
-        parameters: Before and after.
-        seconds: A forward on the given batch, before and after: medians of turns taken alternately.
+        heads: The removed heads.
+        parameters: Number of parameters before and after.
+        seconds: Time of a forward pass on the given batch before and after; medians over alternating passes.
     """
 
     model: nn.Module
@@ -45,11 +45,12 @@ class PrunedModel:
     seconds: tuple[float, float]
 
     def __str__(self) -> str:
-        """What it saves, in a line."""
+        """Return the savings as one line."""
         (before, after), (slow, fast) = self.parameters, self.seconds
         return (
-            f"{len(self.heads)} heads less: {before:,} to {after:,} parameters ({after / before - 1:+.1%}), "
-            f"{1e3 * slow:.1f} to {1e3 * fast:.1f} ms a forward ({fast / slow - 1:+.1%})"
+            f"{len(self.heads)} heads removed: {before:,} to {after:,} parameters "
+            f"({after / before - 1:+.1%}), {1e3 * slow:.1f} to {1e3 * fast:.1f} ms per forward pass "
+            f"({fast / slow - 1:+.1%})"
         )
 
 
@@ -58,21 +59,21 @@ def apply_plan(
 ) -> PrunedModel:
     """Return a copy of a model without a plan's heads.
 
-    Their columns of the output projection become zero, so that an ordinary checkpoint holds the result.
-    With ``shrink`` their queries, keys and values go too and the model becomes smaller and faster, where
-    its family projects these by three linear layers of their own (BERT, DistilBERT, ViT, BART, …). Either
-    way the copy's output is compared with that of the model with the same heads silenced before it is
-    returned.
+    Their columns of the output projection become zero, so that an ordinary checkpoint holds the result. With
+    ``shrink`` their queries, keys and values are cut out too, which makes the model smaller and faster; this
+    needs a family with three separate linear layers for them (BERT, DistilBERT, ViT, BART, …). In both cases
+    the copy is returned only if its output equals that of the model with the same heads silenced.
 
-    A layer that loses all its heads keeps one, silent: attention without heads is not defined. A smaller
-    model has layers of different widths, which no ``config.json`` describes: keep it with ``torch.save``.
+    A layer that loses all its heads keeps one, silenced, because attention without heads is undefined. A
+    shrunk model has layers of different widths, which no ``config.json`` can describe: save it with
+    ``torch.save``.
 
     Args:
         model: The module that the monitor observed, or one of the same kind.
         plan: From :func:`~lightning_geo.pruning_plan`.
         batch: What the model takes: a mapping is keyword arguments, a tuple positional ones.
-        shrink: Whether to cut the heads out.
-        repeats: Forwards to take the time of.
+        shrink: Whether to cut the heads out instead of zeroing them.
+        repeats: Number of forward passes to time.
 
     Raises:
         ValueError: If the plan is for another model, or the family does not allow it.
@@ -81,7 +82,7 @@ def apply_plan(
     silencer = Silencer(model, call)
     silencer.check(plan)
     with undisturbed(model), silencer.silenced(plan.heads):
-        wanted = _tensors(call.run(model))
+        expected = _tensors(call.run(model))
     pruned = copy.deepcopy(model)
     gone: dict[CallKey, list[int]] = {key: [] for key in silencer.places}
     for key, (stack, layer) in silencer.places.items():
@@ -93,10 +94,10 @@ def apply_plan(
             _shrink(place, gone[key])
     try:
         with undisturbed(pruned):
-            got = _tensors(call.run(pruned))
-        same = len(got) == len(wanted) and all(map(_close, got, wanted))
+            actual = _tensors(call.run(pruned))
+        same = len(actual) == len(expected) and all(map(_close, actual, expected))
     except (RuntimeError, ValueError) as error:
-        raise ValueError(_REFUSED.format(type(model).__name__, "runs no longer")) from error
+        raise ValueError(_REFUSED.format(type(model).__name__, "fails to run")) from error
     if not same:
         raise ValueError(_REFUSED.format(type(model).__name__, "computes something else"))
     sizes = tuple(sum(p.numel() for p in m.parameters()) for m in (model, pruned))
@@ -104,8 +105,8 @@ def apply_plan(
 
 
 _REFUSED = (
-    "Expected a `model` whose family allows this but {} {} without these heads (shared weights, or a number "
-    "of heads that is known elsewhere too). Silence them instead: `shrink=False`, or `evaluate_plan`."
+    "Expected a `model` from which heads can be removed, but {} {} without them (it may share weights, or "
+    "store the number of heads elsewhere too). Silence them instead: `shrink=False`, or `evaluate_plan`."
 )
 
 
@@ -124,7 +125,7 @@ class _Place:
         return type(self.projection).__name__ == "Conv1D"
 
     def zero(self, heads: Sequence[int]) -> None:
-        """Let these heads write nothing."""
+        """Zero the columns of these heads."""
         with torch.no_grad():
             weight = self.projection.weight
             assert isinstance(weight, Tensor)
@@ -133,11 +134,11 @@ class _Place:
 
 
 def _output_projections(model: nn.Module, call: Call, keys: Iterable[CallKey]) -> dict[CallKey, _Place]:
-    """Find what reads each attention's heads, by what it is given rather than by its name."""
+    """Find the linear layer that reads each attention's heads, by its input rather than by its name."""
     tap = Tap(model)
     merged: dict[CallKey, Tensor] = {}
     shapes: dict[CallKey, tuple[int, int]] = {}
-    found: dict[CallKey, nn.Module] = {}
+    projections: dict[CallKey, nn.Module] = {}
 
     def note(key: CallKey, attention: AttentionCall) -> None:
         module = tap.modules[key.module]
@@ -145,7 +146,7 @@ def _output_projections(model: nn.Module, call: Call, keys: Iterable[CallKey]) -
             shapes[key] = attention.output.shape[1], attention.output.shape[3]
             merged[key] = attention.output.transpose(1, 2).flatten(2).flatten(0, 1)
         if isinstance(module, nn.MultiheadAttention):
-            found[key] = module.out_proj
+            projections[key] = module.out_proj
 
     def compare(module: nn.Module, args: tuple[Any, ...]) -> None:
         given = next((x for x in args if isinstance(x, Tensor)), None)
@@ -153,7 +154,7 @@ def _output_projections(model: nn.Module, call: Call, keys: Iterable[CallKey]) -
             if given is None or given.numel() != heads.numel() or given.shape[-1] != heads.shape[-1]:
                 continue
             if torch.equal(given.reshape(heads.shape), heads):
-                found.setdefault(key, module)
+                projections.setdefault(key, module)
                 del merged[key]
 
     linear = [m for m in model.modules() if isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D"]
@@ -166,36 +167,36 @@ def _output_projections(model: nn.Module, call: Call, keys: Iterable[CallKey]) -
             handle.remove()
     places = {}
     for key in keys:
-        if key not in found:
+        if key not in projections:
             raise ValueError(
-                f"Expected a `model` whose heads go into a linear output projection as they are, but that of "
-                f"{tap.name_of(key.module)!r} was not found. Silence its heads instead: `evaluate_plan`."
+                f"Expected a `model` whose heads go unchanged into a linear output projection, but none was "
+                f"found for {tap.name_of(key.module)!r}. Silence its heads instead: `evaluate_plan`."
             )
-        places[key] = _Place(tap.modules[key.module], found[key], *shapes[key])
+        places[key] = _Place(tap.modules[key.module], projections[key], *shapes[key])
     if len({id(place.projection) for place in places.values()}) < len(places):
         raise ValueError(
-            f"Expected a `model` whose layers have weights of their own but {type(model).__name__} shares "
+            f"Expected a `model` whose layers have weights of their own, but {type(model).__name__} shares "
             "weights between layers. Silence its heads instead: `evaluate_plan`."
         )
     return places
 
 
 def _shrink(place: _Place, gone: Sequence[int]) -> None:
-    """Cut heads out of one layer; one of them stays, silent, where none else would."""
+    """Cut heads out of one layer; if all are to go, one stays, silenced."""
     kept = [head for head in range(place.heads) if head not in gone] or [0]
     names = next((n for n in _PROJECTIONS if all(hasattr(place.module, name) for name in n)), None)
     width = place.heads * place.size
     projections = [] if names is None else [getattr(place.module, name) for name in names]
     if not projections or not all(isinstance(p, nn.Linear) and p.out_features == width for p in projections):
         raise ValueError(
-            f"Expected a `model` whose heads have query, key and value projections of their own but "
-            f"{type(place.module).__name__} has none that can be cut. Leave out `shrink`."
+            f"Expected a `model` with separate query, key and value projections, but "
+            f"{type(place.module).__name__} has none that can be cut. Call `apply_plan` without `shrink`."
         )
     rows = torch.cat([torch.arange(h * place.size, (h + 1) * place.size) for h in kept])
     for projection in projections:
         _cut(projection, rows, 0)
     if not isinstance(place.projection, nn.Linear):
-        raise ValueError(f"Expected an output projection that can be cut but got {place.projection}.")
+        raise ValueError(f"Expected an output projection that can be cut, but got {place.projection}.")
     _cut(place.projection, rows, 1)
     for names_, before, after in ((_COUNTS, place.heads, len(kept)), (_WIDTHS, width, len(rows))):
         for name in names_:
@@ -215,7 +216,7 @@ def _cut(linear: nn.Linear, kept: Tensor, axis: int) -> None:
 
 
 def _tensors(output: Any) -> list[Tensor]:
-    """What a model returned, floating point alone."""
+    """The floating-point tensors that a model returned."""
     values = tuple(output.values()) if hasattr(output, "values") else output
     return [x for x in Call((values,)).tensors() if x.is_floating_point()]
 
@@ -227,7 +228,7 @@ def _close(one: Tensor, other: Tensor) -> bool:
 
 
 def _times(models: tuple[nn.Module, nn.Module], call: Call, repeats: int) -> tuple[float, float]:
-    """Median seconds of a forward of each, taken in turns: a busy machine slows both."""
+    """Median seconds of a forward pass of each model, alternating, so that a busy machine slows both."""
     taken: tuple[list[float], list[float]] = [], []
     for _ in range(repeats + 1):
         for model, seconds in zip(models, taken, strict=True):

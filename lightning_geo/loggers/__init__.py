@@ -1,7 +1,7 @@
-"""Where records go. One sink per destination; all take a record and none knows of the others.
+"""Where records go: one sink per destination, independent of each other.
 
-Loggers are told apart by what their ``experiment`` is able to do, since ``pytorch_lightning`` and
-``lightning.pytorch`` have different classes for the same logger and neither may be imported here.
+Loggers are told apart by the methods of their ``experiment``: ``pytorch_lightning`` and ``lightning.pytorch``
+have different classes for the same logger, and importing either here would load it for users of the other.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ About = Callable[[str], AbstractContextManager[None]]
 
 
 class Sink(Protocol):
-    """A destination of records. What goes wrong in it is raised; the caller decides what that costs."""
+    """A destination of records. Its failures are raised; the caller decides what they cost."""
 
     where: str
-    """Where to look, for a person."""
+    """Where a person finds the records."""
 
     def write(self, record: GeometryRecord, *, final: bool = False) -> None:
-        """Take one sample; ``final`` says that it is the last one of the run."""
+        """Write one sample; ``final`` marks the last one of the run."""
 
     def close(self) -> None:
-        """Release what the sink itself opened."""
+        """Close what the sink itself opened."""
 
 
 @runtime_checkable
 class RecordSink(Sink, Protocol):
-    """A sink that may hold the run's full record."""
+    """A sink that can hold the run's full record."""
 
     holds: str | None
     """Directory of the record, where this sink writes it."""
 
     def note(self, dropped: Dropped, step: int) -> None:
-        """Write that a sample was dropped, in a run that has none yet."""
+        """Note a dropped sample in a run that has none yet."""
 
 
 def open_sinks(
@@ -64,41 +64,41 @@ def open_sinks(
 ) -> list[Sink]:
     """Return the sinks of a run: one per logger, and one for the record where no logger holds it.
 
-    The record is an event file, one per run: the first TensorBoard writer's, else one among the files of the
-    first W&B run, which uploads it, else one in the first logger's ``log_dir``, else in ``directory``.
-    Nothing is written before the first sample.
+    The record goes to one event file per run: that of the first TensorBoard writer, else one among the files
+    of the first W&B run, which uploads it, else one in the first logger's ``log_dir``, else one in
+    ``directory``. Nothing is written before the first sample.
 
     Args:
         loggers: Lightning loggers.
         name: The monitor's name.
         level: Finest scalars, ``"model"``, ``"layer"`` or ``"head"``.
-        directory: Makes the place for the record if no logger has one; ``None`` for nowhere.
-        max_steps: Length of the run in optimizer steps, -1 or ``None`` if it is not known.
+        directory: Makes a directory for the record if no logger has one; ``None`` for no record then.
+        max_steps: Length of the run in optimizer steps; -1 or ``None`` if unknown.
         resumed_at: Step of the checkpoint that the run resumed from; ``None`` for a fresh run.
         taken: Directories that hold the record of another run, see :func:`is_taken`: loggers that write there
-            too get their numbers, but no record.
-        about: Context in which one destination is opened, so that one that fails costs no other.
+            get the numbers as well, but no record.
+        about: Context in which each destination is opened, so that one that fails does not affect the others.
     """
-    found = _Found(name, level, max_steps, resumed_at, taken)
+    offers = _LoggerOffers(name, level, max_steps, resumed_at, taken)
     for logger in loggers:
         with about(f"the logger {type(logger).__name__} could not be opened"):
-            found.add(logger)
-    for sink in found.sinks if found.wandb_folder is not None else ():
-        if isinstance(sink, WandbSink):  # a disabled run, which has none, has nowhere to put a report
-            sink.record_at = found.record_at or found.wandb_folder
-    if not found.recorded:
+            offers.add(logger)
+    for sink in offers.sinks if offers.wandb_folder is not None else ():
+        if isinstance(sink, WandbSink):  # a disabled run has no folder, and so no place for a report
+            sink.record_at = offers.record_at or offers.wandb_folder
+    if not offers.recorded:
         with about("the record could not be opened"):
-            record = found.record
-            if record is None and (found.places or directory is not None):
-                where = found.places[0] if found.places else directory()  # type: ignore[misc]
+            record = offers.record
+            if record is None and (offers.places or directory is not None):
+                where = offers.places[0] if offers.places else directory()  # type: ignore[misc]
                 record = functools.partial(RecordFile, where, name, resumed_at=resumed_at)
             if record is not None:
-                found.sinks.append(record())
-    return found.sinks
+                offers.sinks.append(record())
+    return offers.sinks
 
 
-class _Found:
-    """What the loggers of a run offer so far."""
+class _LoggerOffers:
+    """Sinks and places for the record that a run's loggers have offered so far."""
 
     def __init__(
         self,
@@ -119,7 +119,7 @@ class _Found:
         self.places: list[str] = []
 
     def add(self, logger: Any) -> None:
-        """Open a logger's sink; where that fails nothing of the logger is kept."""
+        """Open a logger's sink; if that fails, nothing of the logger is kept."""
         experiment, name = _experiment(logger), self._name
         schedule = PictureSchedule(self._max_steps)
         if _can(experiment, "_get_file_writer"):
@@ -156,10 +156,10 @@ def is_taken(directory: str | os.PathLike[str], taken: Collection[str]) -> bool:
 def _experiment(logger: Any) -> Any:
     try:
         return getattr(logger, "experiment", None)
-    except Exception:  # whatever it is, the logger's own `log_metrics` raises it again at the first sample
+    except Exception:  # the logger's own `log_metrics` raises it again at the first sample, with a warning
         return None
 
 
 def _can(experiment: Any, *methods: str) -> bool:
-    # asked of the class: Lightning's stand-in for an experiment has every attribute that one asks it for
+    # the class, not the object: Lightning's dummy experiment answers to every attribute
     return all(callable(getattr(type(experiment), method, None)) for method in methods)

@@ -1,7 +1,7 @@
 """TensorBoard's custom-scalars layout: all layers of a metric in one chart, the charts of a family together.
 
-TensorBoard reads one layout per run, the last one written. A monitor therefore takes over what stands
-there already: another monitor's, the user's own, or its own from before a restart.
+TensorBoard reads one layout per run, the last one written. A monitor therefore keeps the categories of an
+earlier layout: another monitor's, the user's own, or its own from before a restart.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def charts(record: GeometryRecord, name: str) -> Any:
 
 
 def add_layout(summary: Any, layout: Any, earlier: Any | None) -> None:
-    """Add a layout to an event's summary, and the categories of an earlier one that it does not replace."""
+    """Add a layout to an event's summary, with the other categories of an earlier one."""
     titles = {category.title for category in layout.category}
     merged = Layout(category=layout.category)
     merged.category.extend(c for c in (earlier.category if earlier else ()) if c.title not in titles)
@@ -51,12 +51,12 @@ def add_layout(summary: Any, layout: Any, earlier: Any | None) -> None:
 
 
 def written_layout(directory: str | os.PathLike[str]) -> Any | None:
-    """Return the layout that TensorBoard would show for a run now, or None.
+    """Return the layout that TensorBoard currently shows for a run, or None.
 
     Args:
-        directory: Directory of the run's event files; one that is not on this machine's disk has none.
+        directory: Directory of the run's event files.
     """
-    found = None
+    layout = None
     files: list[Place] = [*place(directory).glob("*tfevents*")]
     for path in sorted(files, key=str):
         left = _count(path)
@@ -65,11 +65,11 @@ def written_layout(directory: str | os.PathLike[str]) -> Any | None:
                 continue
             for value in Event.FromString(data).summary.value:
                 if value.tag == CONFIG_SUMMARY_TAG:
-                    found = Layout.FromString(value.tensor.string_val[0])
+                    layout = Layout.FromString(value.tensor.string_val[0])
             left -= data.count(_TAG)
             if left <= 0:
-                break  # the rest of a long run need not be read
-    return found
+                break  # no layout follows: the rest of a long run is not read
+    return layout
 
 
 def _count(path: Place) -> int:

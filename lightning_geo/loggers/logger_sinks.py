@@ -1,4 +1,4 @@
-"""The monitor's sinks: opened at the first sample, one failing without the others."""
+"""The sinks of one monitor: opened at the first sample, each failing on its own."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from lightning_geo.storage.places import Place, named, place
 from lightning_geo.storage.record import GeometryRecord
 from lightning_geo.utils.warn_once import Complaints
 
-__all__ = ["Outlets", "new_version"]
+__all__ = ["LoggerSinks", "new_version"]
 
 
-class Outlets:
-    """Where one monitor's records go during one fit.
+class LoggerSinks:
+    """The sinks that take one monitor's records during one fit.
 
     Args:
         name: The monitor's name.
         level: Finest scalars.
-        complaints: Where failures go.
+        complaints: Turns failures into warnings.
         taken: Directories of other runs' records.
     """
 
@@ -37,10 +37,10 @@ class Outlets:
         self._taken = taken
         #: where the record is, once it was opened
         self.holds: frozenset[str] = frozenset()
-        #: name of the directory of the record, where no logger has a place for it
+        #: name of the record's directory, if no logger has a place for the record
         self.version: str | None = None
 
-    def copied(self, loggers: Iterable[Any]) -> Outlets:
+    def copied(self, loggers: Iterable[Any]) -> LoggerSinks:
         """Those of a copy of the monitor: another run, whose record goes elsewhere.
 
         Args:
@@ -48,24 +48,24 @@ class Outlets:
         """
         folders = [folder for logger in loggers if (folder := place_of(logger, "log_dir")) is not None]
         taken = self._taken | self.holds | {str(named(place(folder))) for folder in folders}
-        return Outlets(self._name, self._level, self._complaints, taken)
+        return LoggerSinks(self._name, self._level, self._complaints, taken)
 
-    def anew(self) -> Outlets:
+    def anew(self) -> LoggerSinks:
         """Those of the next run of the same monitor."""
-        return Outlets(self._name, self._level, self._complaints, self._taken)
+        return LoggerSinks(self._name, self._level, self._complaints, self._taken)
 
     @property
     def places(self) -> str:
-        """Where to look, for a person."""
+        """Where a person finds the records."""
         return ", ".join(sink.where for sink in self._sinks or []) or "nowhere: no logger and fast_dev_run"
 
     def open(self, trainer: Any, resumed_at: int | None, version: str | None = None) -> None:
-        """Open the sinks of the trainer's loggers, unless they are.
+        """Open the sinks of the trainer's loggers, unless they are open.
 
         Args:
-            trainer: Whose run it is.
+            trainer: The trainer of the run.
             resumed_at: Step at which this session takes over from an earlier one.
-            version: Name of the directory that the run has for its record; None for a new one.
+            version: Name of the run's existing directory for its record; ``None`` for a new one.
         """
         if self._sinks is not None:
             return
@@ -89,20 +89,20 @@ class Outlets:
         self.holds |= {str(named(place(folder))) for folder in records if folder is not None}
 
     def write(self, record: GeometryRecord, *, final: bool) -> None:
-        """Send a record everywhere."""
+        """Write a record to all sinks."""
         for sink in self._sinks or []:
             with self._complaints.about(f"writing to {sink.where} failed"):
                 sink.write(record, final=final)
 
     def note(self, dropped: Dropped, step: int) -> None:
-        """Leave in the run's record that the monitor was there, though it has no sample."""
+        """Note a dropped sample in the record of a run that has none yet."""
         for sink in self._sinks or []:
             if isinstance(sink, RecordSink):
                 with self._complaints.about(f"writing to {sink.where} failed"):
                     sink.note(dropped, step)
 
     def close(self) -> None:
-        """Close what was opened; the next fit opens anew."""
+        """Close the sinks; the next fit opens new ones."""
         for sink in self._sinks or []:
             with self._complaints.about(f"closing {sink.where} failed"):
                 sink.close()
@@ -110,7 +110,7 @@ class Outlets:
 
 
 def new_version(root: Place) -> str:
-    """Make a directory for one run among those of other runs, and return its name.
+    """Make the directory of a new run beside those of other runs, and return its name.
 
     Raises:
         OSError: If it cannot be made.
@@ -121,7 +121,7 @@ def new_version(root: Place) -> str:
             continue
         try:
             (root / name).mkdir(parents=True)
-        except FileExistsError:  # another run was faster, or the root is a file
+        except FileExistsError:  # another run took the name meanwhile, or the root is a file
             if not (root / name).exists():
                 raise
             continue

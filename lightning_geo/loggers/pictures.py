@@ -1,7 +1,8 @@
 """Layer × head pictures of a metric, drawn with numpy and Pillow in a few milliseconds.
 
-Layers run down, heads run right, both numbered from 0. The value range is fixed where the metric has one, so
-that pictures of different steps and runs compare; the line under the title says how far the values reach.
+Layers run down and heads to the right, both counted from 0. If a metric has a fixed range, its colours span
+that range, so that pictures of different steps and runs can be compared; the line under the title gives the
+range of the values.
 """
 
 from __future__ import annotations
@@ -27,23 +28,23 @@ __all__ = ["PictureSchedule", "draw", "pictures", "png"]
 
 _PAPER = 255
 _HATCH = (_PAPER - 5, _PAPER - 1)  # stripe, ground
-# TensorBoard shows pictures 350 pixels wide (Images) or 215 high (Time Series), enlarged or reduced without
-# smoothing, which breaks text: at this size both show them as they are
+# TensorBoard scales pictures to 350 pixels of width (Images) or 215 of height (Time Series) without
+# smoothing, which breaks text; both show this size unscaled
 _PAGE = (350, 215)
-_FIELD = (232, 142)  # what the matrix may take of it, in whole pixels per cell
-_CELL = 58  # pixels of a cell at most
-_PICTURES = 10  # what TensorBoard keeps of a tag
+_FIELD = (232, 142)  # pixels for the matrix; a cell takes whole ones
+_CELL = 58  # pixels per cell at most
+_PICTURES = 10  # TensorBoard keeps as many per tag
 
 
 class PictureSchedule:
-    """Which samples get pictures: ten over the run, which is what TensorBoard keeps of a tag.
+    """Which samples get pictures: ten over the run.
 
-    Of a longer series TensorBoard shows a random ten. Where the length of the run is known, pictures are
-    taken at each ninth of it; otherwise whenever the step has doubled. The first sample of a session and the
-    last of the run always get one.
+    TensorBoard keeps ten pictures per tag, a random ten of a longer series. If the length of the run is
+    known, pictures are drawn at every ninth of it, otherwise whenever the step has doubled. The first sample
+    of a session and the last of the run always get pictures.
 
     Args:
-        max_steps: Length of the run in optimizer steps; ``None``, -1 or infinite if it is not known.
+        max_steps: Length of the run in optimizer steps; ``None``, -1 or infinite if unknown.
 
     Example:
         >>> schedule = PictureSchedule(max_steps=900)
@@ -71,7 +72,7 @@ class PictureSchedule:
 def pictures(record: GeometryRecord, name: str = "geometry") -> Iterator[tuple[str, Image]]:
     """Yield tag and picture of every headline metric that has two axes.
 
-    A metric of layers alone shows its stages side by side if it has any; otherwise its charts say it all.
+    A metric of layers shows its stages side by side; one without stages has no picture, only charts.
 
     Args:
         record: One sample.
@@ -98,7 +99,7 @@ def draw(
     """Draw a matrix with numbered axes, a title and a colour bar.
 
     Args:
-        values: [layer, head]; what is not finite is hatched.
+        values: [layer, head]; cells that are not finite are hatched.
         spec: The metric; its ``range`` fixes the colours where it has both bounds.
         title: First line.
         step: Optimizer step, for the second line.
@@ -127,7 +128,7 @@ def draw(
     text.put((8, 20), f"step {step}:  {used}" + ("" if spec.unit == "1" else f" {spec.unit}"), 13)
     for row in _ticks(rows, tall):
         text.put((left - 5, top + (row + 0.5) * tall), str(row), 13, "rm")
-    # names that are wider than their columns take two lines, by turns
+    # names wider than their columns alternate between two lines
     crowded = columns is not None and max(map(_font(13).getlength, columns)) > wide
     for col in range(cols) if columns else _ticks(cols, wide, 20):
         where = (left + (col + 0.5) * wide, bottom + 3 + (13 if crowded and col % 2 else 0))
@@ -149,7 +150,7 @@ def draw(
 
 
 def _coloured(values: NDArray[Any], spec: MetricSpec) -> tuple[NDArray[np.uint8], float, float, str]:
-    """Palette entries of the cells, the ends of the colour bar, and the extent of the values in words."""
+    """Palette entries of the cells, the ends of the colour bar, and the range of the values as text."""
     defined = values[np.isfinite(values)]
     least, most = (float(defined.min()), float(defined.max())) if defined.size else (0.0, 0.0)
     used = f"{_number(least)} to {_number(most)}" if defined.size else "no value"
@@ -171,7 +172,7 @@ def _number(value: float) -> str:
 
 
 def _ticks(count: int, cell: int, room: int = 15) -> range:
-    """Numbers of rows or columns that have ``room`` pixels for a label, at round distances."""
+    """Numbers of rows or columns to label, so that each label has ``room`` pixels."""
     return range(0, count, next(step for step in (1, 2, 4, 8, 16, 32, 64) if step * cell >= room))
 
 

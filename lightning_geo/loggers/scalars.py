@@ -1,4 +1,4 @@
-"""Scalars of records to any Lightning logger."""
+"""Writes the scalars of records to any Lightning logger."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class ScalarSink:
 
 
 def place_of(logger: Any, name: str) -> str | None:
-    """Return a directory that a logger says it has; None where it has none, or fails when it is asked."""
+    """Return a directory of a logger, or None if it has none or cannot name it."""
     try:
         place = getattr(logger, name, None)
-    except Exception:  # the directory of a server that is down: its metrics may still arrive
+    except Exception:  # a server that is down cannot name its directory; its metrics may still arrive
         return None
     return os.fspath(place) if isinstance(place, (str, os.PathLike)) else None

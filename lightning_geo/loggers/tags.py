@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_geo.metrics.reductions import reduce_finite
 from lightning_geo.metrics.selection import spec_of
 from lightning_geo.metrics.spec import MetricSpec
 from lightning_geo.storage.record import GeometryRecord
@@ -36,7 +37,7 @@ def headlines(record: GeometryRecord) -> Iterator[Headline]:
 
 
 def group(record: GeometryRecord, name: str, family: str, stack: str, metric: str) -> str:
-    """Return ``geometry_<family>/<metric>``, with the stack between where there are several."""
+    """Return ``geometry_<family>/<metric>``, with several stacks ``geometry_<family>/<stack>/<metric>``."""
     return f"{name}_{family}/{stack}/{metric}" if len(record.stacks) > 1 else f"{name}_{family}/{metric}"
 
 
@@ -50,11 +51,11 @@ def scalars(record: GeometryRecord, name: str = "geometry", level: Level = "laye
 
     ``geometry/<metric>`` for the model, ``geometry_<family>/<metric>/layer_03`` for a layer's headline
     metrics (mean over its heads, or the maximum where the metric says so) and ``…/layer_03/head_05`` for a
-    head's; with several stacks ``<stack>/<metric>``. A number that is not finite is left out.
+    head's; with several stacks ``<stack>/<metric>``. Values that are not finite are left out.
 
     Args:
         record: One sample.
-        name: The monitor's name, in place of ``geometry``.
+        name: The monitor's name, which replaces ``geometry``.
         level: Finest tags: ``"model"``, ``"layer"`` or ``"head"``.
 
     Example:
@@ -68,23 +69,12 @@ def scalars(record: GeometryRecord, name: str = "geometry", level: Level = "laye
     for stack, metric, spec, values in headlines(record):
         prefix = group(record, name, spec.family, stack, metric)
         tags = [layer_tag(prefix, layer, len(values)) for layer in range(len(values))]
-        result.update(_finite(tags, _per_layer(spec, values)))
+        result.update(_finite(tags, reduce_finite(values, spec.summary, keep=1)))
         if level == "head" and values.ndim == 2:
             width = max(2, len(str(values.shape[1] - 1)))
             for tag, row in zip(tags, values, strict=True):
                 result.update(_finite([f"{tag}/head_{head:0{width}d}" for head in range(len(row))], row))
     return result
-
-
-def _per_layer(spec: MetricSpec, values: NDArray[Any]) -> NDArray[Any]:
-    if values.ndim == 1:
-        return values
-    defined = np.isfinite(values)
-    if spec.summary == "max":
-        return np.asarray(np.where(defined, values, -np.inf).max(axis=1))
-    count = defined.sum(axis=1)
-    total = np.where(defined, values, 0.0).sum(axis=1, dtype=np.float64)
-    return np.where(count, total / np.maximum(count, 1), np.nan)
 
 
 def _finite(tags: list[str], values: NDArray[Any]) -> dict[str, float]:

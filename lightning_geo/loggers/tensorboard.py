@@ -1,4 +1,4 @@
-"""Records to TensorBoard, through the run's own writer."""
+"""Writes records to TensorBoard, through the run's own writer."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ __all__ = ["TensorBoardSink"]
 
 
 class TensorBoardSink:
-    """Scalars, pictures, the layout of charts and the record of each sample, on disk when ``write`` returns.
+    """Writes scalars, pictures, the layout of charts and the record; on disk when ``write`` returns.
 
-    (tensorboardX writes from a thread that cannot be waited for: a sample is on disk with the next one.)
+    tensorboardX writes from a thread that cannot be waited for: its samples are on disk with the next one.
 
     Args:
         experiment: A ``SummaryWriter``, torch's or tensorboardX's.
@@ -46,7 +46,7 @@ class TensorBoardSink:
         self._with_record = with_record
         self._started = False
         if resumed_at is not None:
-            # at once: what is void ends before anything that this session writes
+            # at once, so that the replaced samples end before anything that this session writes
             writer = experiment._get_file_writer()
             mark = _as_its_own(writer, session_event(resumed_at, name))
             writer.add_event(mark, step=resumed_at)
@@ -57,14 +57,14 @@ class TensorBoardSink:
 
     def write(self, record: GeometryRecord, *, final: bool = False) -> None:
         """Write one sample."""
-        # the writer is asked for each time: it opens a new file after `close`, as between two fits
+        # not cached: the experiment opens a new writer after `close`, as between two fits
         writer = self._experiment._get_file_writer()
         event = record_event(record, self._name) if self._with_record else Event(step=record.step)
         for tag, number in scalars(record, self._name, self._level).items():
             event.summary.value.add(tag=tag, simple_value=number)
         first, self._started = not self._started, True
         self._send(writer, event, record)
-        # events of their own: a layout or a picture that fails costs no numbers
+        # in events of their own, so that the numbers are written even if the layout or a picture fails
         if first:
             event = Event(step=record.step)
             add_layout(event.summary, charts(record, self._name), written_layout(writer.get_logdir()))
@@ -79,7 +79,7 @@ class TensorBoardSink:
             self._send(writer, event, record)
 
     def note(self, dropped: Dropped, step: int) -> None:
-        """Write that a sample was dropped, in a run that has none yet."""
+        """Note a dropped sample in a run that has none yet."""
         if self._with_record:
             writer = self._experiment._get_file_writer()
             writer.add_event(_as_its_own(writer, dropped_event(dropped, step)), step=step)
@@ -92,11 +92,11 @@ class TensorBoardSink:
         writer.flush()
 
     def close(self) -> None:
-        """Leave the writer open: it belongs to the logger."""
+        """Leave the writer open, because it belongs to the logger."""
 
 
 def _as_its_own(writer: Any, event: Any) -> Any:
-    """The event in the writer's own class: tensorboardX's thread dies of any other, and writes then hang."""
+    """The event in the writer's own class: any other kills tensorboardX's thread, and writes then hang."""
     package = type(writer).__module__.partition(".")[0]
     if package != "tensorboardX":
         return event

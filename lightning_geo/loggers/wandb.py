@@ -1,4 +1,4 @@
-"""Records to Weights & Biases: one row of the run's history per sample."""
+"""Writes records to Weights & Biases: one row of the run's history per sample."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from lightning_geo.storage.record import GeometryRecord
 __all__ = ["WandbSink"]
 
 _STEP = "trainer/global_step"  # the axis that Lightning's WandbLogger uses
-_READ = 200_000_000  # bytes of a record from which a report is still made while the run waits
+_READ = 200_000_000  # bytes: a larger record would keep the run waiting for its report
 
 
 class WandbSink:
     """Scalars and pictures in one call of ``run.log`` per sample, over Lightning's step axis.
 
-    For the table of runs each model number has its last, lowest and highest value in the summary, and its
-    change since the run's start as ``geometry_change/<metric>``. At the end a report is attached as
-    ``geometry/report``.
+    The summary, shown in W&B's table of runs, holds the last, lowest and highest value of each model number,
+    and its change since the start of the run as ``geometry_change/<metric>``. At the end of the run a report
+    is attached as ``geometry/report``.
 
     Args:
         experiment: A ``wandb.Run``.
@@ -33,7 +33,7 @@ class WandbSink:
         resumed: Whether the run began before this session.
     """
 
-    #: Directory of the run's record, which the report is made from; ``None`` for no report.
+    #: Directory of the run's record, from which the report is made; ``None`` for no report.
     record_at: str | os.PathLike[str] | None = None
 
     def __init__(
@@ -58,13 +58,13 @@ class WandbSink:
         try:
             if self._schedule.due(record.step, final=final):
                 row.update(self._pictures(record))
-        finally:  # pictures that fail cost no numbers
+        finally:  # numbers are logged even if the pictures fail
             self._experiment.log(row)
             self._last_step = record.step
         self._experiment.summary.update(self._changes(model))
 
     def _changes(self, model: dict[str, float]) -> dict[str, float]:
-        if self._resumed:  # the start was in an earlier session
+        if self._resumed:  # the run started in an earlier session
             self._resumed = False
             self._start = self._first_sample()
         for key, value in model.items():
@@ -76,9 +76,9 @@ class WandbSink:
 
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # a report on the run says what is damaged
+                warnings.simplefilter("ignore")  # the report repeats warnings about damage
                 return load_history(self.record_at or "", self._name).record(0).summaries()
-        except (OSError, ValueError):  # of another machine: then changes are since the session's start
+        except (OSError, ValueError):  # on another machine; changes then count from this session's start
             return {}
 
     def _pictures(self, record: GeometryRecord) -> dict[str, Any]:
@@ -90,7 +90,7 @@ class WandbSink:
         }
 
     def _define(self, row: dict[str, Any], models: set[str]) -> None:
-        # a run that the user opened does not have the axis that Lightning gives to its own
+        # Lightning defines this axis for runs that it opens, but not for a run that the user opened
         if not self._defined:
             self._experiment.define_metric(_STEP)
             self._experiment.define_metric(f"{_escaped(self._name)}*", step_metric=_STEP)
@@ -98,14 +98,14 @@ class WandbSink:
             if tag in models:
                 summary = "last,min,max"
                 self._experiment.define_metric(_escaped(tag), step_metric=_STEP, summary=summary)
-            elif "." in tag:  # a pattern does not reach them: W&B takes an unescaped dot for nesting
+            elif "." in tag:  # the pattern above misses these: W&B reads an unescaped dot as nesting
                 self._experiment.define_metric(_escaped(tag), step_metric=_STEP)
         self._defined.update(row)
 
     def close(self) -> None:
-        """Attach the report and leave the run open: it belongs to the logger."""
+        """Attach the report; the run stays open, because it belongs to the logger."""
         if self._last_step < 0 or self.record_at is None or not os.path.isdir(self.record_at):
-            return  # a disabled run, or TensorBoard's directory is not on this machine's disk
+            return  # a disabled run, or TensorBoard's directory is on another machine
         import wandb
 
         from lightning_geo.analysis.runs import Run
@@ -117,8 +117,8 @@ class WandbSink:
         size = sum(map(size_of, event_files(where)[0]))
         if size > _READ:
             warnings.warn(
-                f"W&B gets no report on a record of {size / 1e6:,.0f} MB, which takes a while to read. "
-                f"Afterwards: lightning-geo report {where}",
+                f"W&B gets no report: the record has {size / 1e6:,.0f} MB and takes a while to read. "
+                f"Write it later with: lightning-geo report {where}",
                 stacklevel=2,
             )
             return

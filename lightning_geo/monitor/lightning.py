@@ -317,7 +317,7 @@ class GeometryMonitor(CallbackBase):
             return
         self._complaints.late = False
         self._run.stop()
-        self._run.samples.outlets.close()  # where an earlier fit ended without any of the hooks that do so
+        self._run.samples.sinks.close()  # where an earlier fit ended without any of the hooks that do so
         if steps_taken(trainer) == 0:
             self._runs.current = self._run.anew()
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from lightning_geo.loggers.logger_sinks import Outlets
+from lightning_geo.loggers.logger_sinks import LoggerSinks
 from lightning_geo.monitor._lightning import (
     add_callback_metrics,
     after_the_others,
@@ -47,14 +47,14 @@ class Run:
     Args:
         settings: The monitor's.
         complaints: Where failures go.
-        outlets: Where records go.
+        sinks: Where records go.
     """
 
-    def __init__(self, settings: Settings, complaints: Complaints, outlets: Outlets | None = None) -> None:
+    def __init__(self, settings: Settings, complaints: Complaints, sinks: LoggerSinks | None = None) -> None:
         self._settings = settings
         self._complaints = complaints
-        outlets = outlets or Outlets(settings.name, settings.scalars, complaints)
-        self.samples = Samples(settings, complaints, outlets)
+        sinks = sinks or LoggerSinks(settings.name, settings.scalars, complaints)
+        self.samples = Samples(settings, complaints, sinks)
         share = settings.max_overhead
         self._budget = None if share is None else OverheadBudget(share)
         self._began = 0
@@ -68,7 +68,7 @@ class Run:
 
     def anew(self) -> Run:
         """Return the monitor's next run."""
-        return Run(self._settings, self._complaints, self.samples.outlets.anew())
+        return Run(self._settings, self._complaints, self.samples.sinks.anew())
 
     def copied(self, loggers: Iterable[Any]) -> Run:
         """Return the run of a copy of the monitor: another one, whose record has a directory of its own.
@@ -306,13 +306,13 @@ class Run:
             count, cost, run = samples.state.samples, samples.state.cost, time.perf_counter() - self._started
             share = f"{100 * cost / max(run, 1e-9):.1f} % of the run"
             lightning_logger(trainer).info(
-                f"GeometryMonitor: {count} samples in {cost:.1f} s ({share}). {samples.outlets.places}"
+                f"GeometryMonitor: {count} samples in {cost:.1f} s ({share}). {samples.sinks.places}"
             )
 
     def end(self) -> None:
         """Close what was opened, and leave nothing behind."""
         self.stop()
-        self.samples.outlets.close()
+        self.samples.sinks.close()
         self._complaints.say_the_rest()
         if self._cancel_last is not None:
             self._cancel_last()

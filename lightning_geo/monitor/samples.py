@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from lightning_geo.loggers.logger_sinks import Outlets
+from lightning_geo.loggers.logger_sinks import LoggerSinks
 from lightning_geo.measurement.assemble import Computed
 from lightning_geo.metrics.selection import needs_probe
 from lightning_geo.monitor._lightning import add_callback_metrics, class_name
@@ -42,13 +42,13 @@ class Samples:
     Args:
         settings: The monitor's.
         complaints: Where failures go.
-        outlets: Where records go.
+        sinks: Where records go.
     """
 
-    def __init__(self, settings: Settings, complaints: Complaints, outlets: Outlets) -> None:
+    def __init__(self, settings: Settings, complaints: Complaints, sinks: LoggerSinks) -> None:
         self._settings = settings
         self._complaints = complaints
-        self.outlets = outlets
+        self.sinks = sinks
         self.last_record: GeometryRecord | None = None
         self.state = RunState()
         self.inputs = ProbeSource(settings.probe, settings.probe_size, settings.probe_tokens, complaints)
@@ -71,7 +71,7 @@ class Samples:
         """
         samples = copy.copy(self)
         samples.sampler = None
-        samples.outlets = self.outlets.copied(loggers)
+        samples.sinks = self.sinks.copied(loggers)
         samples.state = replace(self.state, version=None)
         return samples
 
@@ -85,8 +85,8 @@ class Samples:
         """Open the loggers; without one, all monitors of a run share the directory of its record."""
         states = (self.state, *(run.samples.state for run in runs_of(trainer)))
         versions = [state.version for state in states if state.version is not None]
-        self.outlets.open(trainer, self.resumed_at, next(iter(versions), None))
-        self.state.version = self.outlets.version or self.state.version
+        self.sinks.open(trainer, self.resumed_at, next(iter(versions), None))
+        self.state.version = self.sinks.version or self.state.version
 
     def replay(self, trainer: Any, step: int, *, final: bool = False) -> None:
         """Take a sample of the models as they are, on the probe.
@@ -157,7 +157,7 @@ class Samples:
             add_callback_metrics(trainer, tensors(state.summaries))
             if trainer.is_global_zero:
                 self.open(trainer)
-                self.outlets.write(record, final=final)
+                self.sinks.write(record, final=final)
         state.cost += seconds_on(self.sampler.device) - started
         if state.samples == before == 0:
             self._give_up_in_vain()
@@ -196,7 +196,7 @@ class Samples:
             if trainer.is_global_zero:
                 self.open(trainer)
                 reason = f"{type(error).__name__}: {error}"
-                self.outlets.note(Dropped(self._settings.name, self.state.dropped, reason), step)
+                self.sinks.note(Dropped(self._settings.name, self.state.dropped, reason), step)
 
     def _summaries(self, record: GeometryRecord, due: tuple[str, ...]) -> dict[str, float]:
         """Model summaries by tag: the sample's, NaN for one that was due and has no value any more.

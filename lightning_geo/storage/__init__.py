@@ -1,1 +1,1 @@
-"""The record of a sample and the files that hold it: written, read back, followed. No torch."""
+"""The record of a sample and the files that hold it: writing, reading back, following. No torch."""

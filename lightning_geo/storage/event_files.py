@@ -1,4 +1,4 @@
-"""Event files: where those of a run lie, and the events in one."""
+"""Finds a run's event files, and reads their events."""
 
 from __future__ import annotations
 
@@ -7,13 +7,10 @@ import glob
 import os
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightning_geo.storage.places import Place, named, place, walk
 from lightning_geo.utils.errors import RunError
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["EVENT_FILES", "event_files", "find_runs", "opened", "read_events"]
 
@@ -23,7 +20,7 @@ EVENT_FILES = "*tfevents*"
 
 
 def read_events(file: Place) -> Iterator[Any]:
-    """The events of a file; in place of one that cannot be read, a string that says so."""
+    """Yield the events of a file; in place of an unreadable one, a message."""
     from google.protobuf.message import DecodeError
     from tensorboard.compat.proto.event_pb2 import Event
 
@@ -36,15 +33,15 @@ def read_events(file: Place) -> Iterator[Any]:
         try:
             yield Event.FromString(data)
         except DecodeError:
-            yield f"{file}: skipped {len(data)} bytes that are no TensorBoard event"
+            yield f"{file}: skipped {len(data)} bytes that are not a TensorBoard event"
 
 
 def event_files(path: Place) -> tuple[list[Place], list[str]]:
-    """Return the event files of a run in the order in which they were begun, and what was passed over.
+    """Return the event files of a run in the order in which they were begun, and a line for each one skipped.
 
     Args:
-        path: What :func:`load_history` takes. It may be a link, since somebody named it; a link in it that
-            leads out of it is passed over.
+        path: As for :func:`load_history`. It may be a link itself, but links in it that lead out of it are
+            skipped: they could lead anywhere.
 
     Raises:
         FileNotFoundError: If there is none.
@@ -55,22 +52,22 @@ def event_files(path: Place) -> tuple[list[Place], list[str]]:
         raise FileNotFoundError(f"Expected `path` to be a run's directory, but {str(path)!r} does not exist.")
     folders = _folders(path)
     inside = path.resolve() if folders == [path] else folders[0].resolve().parent.parent
-    found = [file for folder in folders for file in folder.glob(EVENT_FILES) if file.is_file()]
-    files = [file for file in found if file.resolve().is_relative_to(inside)]
+    candidates = [file for folder in folders for file in folder.glob(EVENT_FILES) if file.is_file()]
+    files = [file for file in candidates if file.resolve().is_relative_to(inside)]
     skipped = [
-        f"{file}: skipped, it is a link out of the run's directory"
-        for file in found
+        f"{file}: skipped, because it links to a file outside the run's directory"
+        for file in candidates
         if not file.resolve().is_relative_to(inside)
     ]
-    if found:
+    if candidates:
         return sorted(files, key=_begun), skipped
     deeper = (path.glob(f"{folders}/{EVENT_FILES}") for folders in ("*", "*/*", "*/*/*"))
-    below = sorted({str(file.parent) for found in deeper for file in found})
+    below = sorted({str(file.parent) for files_below in deeper for file in files_below})
     if below:
         shown = ", ".join(below[:10]) + (", …" if len(below) > 10 else "")
         raise FileNotFoundError(
-            f"Expected `path` to be the directory of one run, but {str(path)!r} has no event file itself. "
-            f"These have some: {shown}."
+            f"Expected `path` to be the directory of one run, but {str(path)!r} has no event file. "
+            f"These directories below it have: {shown}."
         )
     content = sorted(entry.name for entry in path.iterdir())[:10]
     raise FileNotFoundError(
@@ -80,14 +77,14 @@ def event_files(path: Place) -> tuple[list[Place], list[str]]:
 
 
 def _folders(path: Place) -> list[Place]:
-    """Directories that hold a run's event files: W&B begins a new one each time that it resumes a run."""
+    """Directories that hold a run's event files. W&B makes a new one each time it resumes a run."""
     run = path.resolve()  # `latest-run` is a link
     run = run.parent if run.name == "files" else run
     logs = [file.name for file in run.glob("run-*.wandb")]
     if not logs:
         return [path]
     sessions = [log.parent / "files" for log in run.parent.glob(f"*run-*/{glob.escape(logs[0])}")]
-    return sessions or [run / "files"]  # somebody renamed the directory
+    return sessions or [run / "files"]  # the directory was renamed
 
 
 def _begun(file: Place) -> tuple[int, float, str]:
@@ -99,9 +96,9 @@ def _begun(file: Place) -> tuple[int, float, str]:
 def find_runs(path: str | os.PathLike[str]) -> list[Place]:
     """Return the directories of the runs at and below ``path``, sorted.
 
-    A directory with event files is a run, as in TensorBoard; of W&B's directories of one resumed run, the
-    newest. Links below ``path`` are not followed: they may lead anywhere, and what they lead to within
-    ``path`` is found without them.
+    A directory with event files is a run, as in TensorBoard; a resumed W&B run has several directories, of
+    which the newest counts. Links below ``path`` are not followed: they could lead anywhere, and directories
+    within ``path`` are found without them.
 
     Args:
         path: Directory of one run or of several, or one event file; or a URL that fsspec knows.
@@ -114,27 +111,27 @@ def find_runs(path: str | os.PathLike[str]) -> list[Place]:
         return [root]
     if not root.is_dir():
         raise RunError(f"{os.fspath(path)!r} does not exist.")
-    found: list[Place] = []
+    runs: list[Place] = []
     of_wandb: dict[str, Place] = {}
-    # the path itself may be a link: somebody named it
-    for here, files in walk(root.resolve() if root.is_symlink() else root):
+    # links below the path are not followed, but the path itself may be one: the user named it
+    for folder, files in walk(root.resolve() if root.is_symlink() else root):
         if not fnmatch.filter(files, EVENT_FILES):
             continue
-        logs = [log.name for log in here.parent.glob("run-*.wandb")] if here.name == "files" else []
+        logs = [log.name for log in folder.parent.glob("run-*.wandb")] if folder.name == "files" else []
         if logs:
-            of_wandb[min(logs)] = here.parent
+            of_wandb[min(logs)] = folder.parent
         else:
-            found.append(here)
-    found += of_wandb.values()
-    if not found:
+            runs.append(folder)
+    runs += of_wandb.values()
+    if not runs:
         content = sorted(entry.name for entry in root.iterdir())[:10]
         held = f"holds {', '.join(content)}" if content else "is empty"
-        raise RunError(f"{os.fspath(path)!r} has no event file (*tfevents*) in or below it: it {held}.")
-    return sorted(found, key=named)
+        raise RunError(f"{os.fspath(path)!r} has no event file (*tfevents*) in or below it; it {held}.")
+    return sorted(runs, key=named)
 
 
 def opened(path: str | os.PathLike[str]) -> Place:
-    """Return where a path or URL leads.
+    """Return the place that a path or URL names.
 
     Raises:
         RunError: If it is a URL that fsspec cannot open.
@@ -142,4 +139,4 @@ def opened(path: str | os.PathLike[str]) -> Place:
     try:
         return place(path)
     except (ImportError, ValueError) as error:
-        raise RunError(f"{os.fspath(path)!r} cannot be opened: {error}.") from error
+        raise RunError(f"Cannot open {os.fspath(path)!r}: {error}.") from error

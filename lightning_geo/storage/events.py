@@ -1,12 +1,13 @@
-"""A record as a TensorBoard event, and back. Everything that knows the format of stored records is here.
+"""Converts records to TensorBoard events and back. No other file knows the stored format.
 
 One event holds one sample of one monitor. Its summary has one tensor per metric, tagged
 ``lightning_geo/<name>/<stack>/<metric>``, one per basis or head-pair matrix, tagged
 ``lightning_geo/<name>/matrices/<stack>/<matrix>``, and the metadata as JSON in
-``lightning_geo/<name>/record``. A resumed run begins with an empty tensor
-``lightning_geo/<name>/session``: what the monitor wrote before at or after its step is void. As long as a run
-has no sample, each one that was dropped leaves its number and the reason, as JSON in
-``lightning_geo/<name>/dropped``: the monitor was there.
+``lightning_geo/<name>/record``.
+A resumed run begins with an empty tensor ``lightning_geo/<name>/session``, which voids the samples that the
+monitor wrote earlier at or after its step. While a run has no sample, each dropped sample leaves the count
+and the reason as JSON in ``lightning_geo/<name>/dropped``, so that readers can tell a monitor that failed
+from one that was never added.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def record_event(record: GeometryRecord, name: str) -> Any:
 
 def _add(event: Any, tag: str, tensor: Any) -> None:
     value = event.summary.value.add(tag=tag, tensor=tensor)
-    # without a class TensorBoard drops tensors of a plugin that it does not know
+    # TensorBoard drops tensors of an unknown plugin unless they have a data class
     value.metadata.data_class = DATA_CLASS_TENSOR
     value.metadata.plugin_data.plugin_name = PLUGIN
 
@@ -103,21 +104,19 @@ def parse_record(event: Any) -> tuple[str, GeometryRecord] | None:
     try:
         return _parsed(values, metadata_value)
     except (KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
-        raise ValueError(f"it is no record: {type(error).__name__}: {error}") from error
+        raise ValueError(f"not a record: {type(error).__name__}: {error}") from error
 
 
 def _parsed(values: Any, metadata_value: Any) -> tuple[str, GeometryRecord]:
     metadata = json.loads(metadata_value.tensor.string_val[0])
     if metadata.pop("format") > _FORMAT:
-        raise ValueError("it was written by a newer version of lightning_geo; update it to read this run")
+        raise ValueError("written by a newer version of lightning_geo; update lightning_geo to read it")
     name = metadata.pop("name")
-    for field, kinds in _KINDS_OF_METADATA.items():
-        if field in metadata and (
-            not isinstance(metadata[field], kinds) or isinstance(metadata[field], bool)
-        ):
-            raise ValueError(f"it is no record: its {field} is {str(metadata[field])[:40]!r}")
+    for key, kinds in _KINDS_OF_METADATA.items():
+        if key in metadata and (not isinstance(metadata[key], kinds) or isinstance(metadata[key], bool)):
+            raise ValueError(f"not a record: its {key} is {str(metadata[key])[:40]!r}")
     if not isinstance(name, str) or not -(2**62) < metadata.get("step", 0) < 2**62:
-        raise ValueError("it is no record: its name is no text, or its step no number of steps")
+        raise ValueError("not a record: its name is not text, or its step is out of range")
     prefix = f"{PLUGIN}/{name}/"
     record = GeometryRecord({}, **metadata)
     for value in values:
@@ -148,12 +147,12 @@ def _to_array(tensor: Any) -> NDArray[Any]:
 
 
 class Dropped(NamedTuple):
-    """What a monitor left of a run in which it had no sample yet.
+    """The note that a monitor leaves in a run as long as it has no sample.
 
     Args:
-        monitor: Its name.
-        samples: How many it dropped.
-        reason: Of the last one.
+        monitor: The monitor's name.
+        samples: How many samples it dropped.
+        reason: Why it dropped the last one.
     """
 
     monitor: str
@@ -162,12 +161,12 @@ class Dropped(NamedTuple):
 
     def __str__(self) -> str:
         """One sentence for a person."""
-        samples = f"{self.samples} sample" + "s" * (self.samples != 1)
-        return f"GeometryMonitor {self.monitor!r} was there but dropped all {samples}: {self.reason}"
+        count = f"{self.samples} of {self.samples} samples"
+        return f"GeometryMonitor {self.monitor!r} dropped {count}: {self.reason}"
 
 
 def dropped_event(dropped: Dropped, step: int) -> Any:
-    """Return the event that says that a monitor was there and dropped what it measured."""
+    """Return the event for samples that a monitor dropped before its first good one."""
     event = Event(step=step, wall_time=time.time())
     content = json.dumps({"format": _FORMAT, **dropped._asdict()}, separators=(",", ":"))
     tensor = TensorProto(dtype=DT_STRING, string_val=[content.encode()])
@@ -176,7 +175,7 @@ def dropped_event(dropped: Dropped, step: int) -> Any:
 
 
 def parse_dropped(event: Any) -> Dropped | None:
-    """Return what a monitor without samples left, or None for any other event.
+    """Return the note of a monitor without samples, or None for any other event.
 
     Raises:
         ValueError: If the event claims to be one but is not.
@@ -188,10 +187,10 @@ def parse_dropped(event: Any) -> Dropped | None:
             and value.tag.count("/") == 2
         ):
             try:
-                found = json.loads(value.tensor.string_val[0])
-                return Dropped(str(found["monitor"]), int(found["samples"]), str(found["reason"]))
+                content = json.loads(value.tensor.string_val[0])
+                return Dropped(str(content["monitor"]), int(content["samples"]), str(content["reason"]))
             except (KeyError, TypeError, IndexError, RecursionError) as error:
-                raise ValueError(f"it does not say what was dropped: {error}") from error
+                raise ValueError(f"not a note on dropped samples: {error}") from error
     return None
 
 
@@ -201,9 +200,9 @@ def file_version() -> Any:
 
 
 def session_event(step: int, name: str) -> Any:
-    """Return what a resumed session of a monitor begins with: its samples at or after ``step`` are void.
+    """Return the event that a resumed session begins with: it voids the monitor's samples from ``step`` on.
 
-    No session start of TensorBoard's: that would void the user's own scalars too, whose steps may count
+    TensorBoard's own session start is not used: it would void the user's scalars too, whose steps may count
     something else.
     """
     mark = Event(step=step, wall_time=time.time())
@@ -214,7 +213,8 @@ def session_event(step: int, name: str) -> Any:
 def started_at(event: Any) -> tuple[int, str | None] | None:
     """Return the step at which a session takes over and its monitor, or None for any other event.
 
-    TensorBoard's own session start (``SummaryWriter(purge_step=)``) is one of every monitor: None.
+    TensorBoard's own session start (``SummaryWriter(purge_step=)``) counts for every monitor; its name is
+    ``None``.
     """
     if event.session_log.status == SessionLog.START:
         return int(event.step), None

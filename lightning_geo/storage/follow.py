@@ -1,4 +1,4 @@
-"""The samples of a run as they arrive. No torch."""
+"""Follows a run: its samples as they are recorded. No torch."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ _OVERHEAD = 16  # bytes of an event's frame
 
 
 class News(NamedTuple):
-    """What arrived: a sample, or something to be said.
+    """A new sample, or a message about the run.
 
     Args:
-        monitor: Name of the monitor; empty if it is no sample.
-        record: The sample.
-        said: For a person.
+        monitor: Name of the monitor; empty for a message.
+        record: The sample; ``None`` for a message.
+        text: The message.
     """
 
     monitor: str = ""
     record: GeometryRecord | None = None
-    said: str = ""
+    text: str = ""
 
 
 class Follower:
-    """Reads the event files of a run from where it stopped the last time.
+    """Reads the event files of a run from where the last call stopped.
 
     Args:
-        path: Directory of the run, or one event file; it may have none yet.
+        path: Directory of the run, which may hold no event file yet, or one event file.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -43,7 +43,7 @@ class Follower:
         self._offsets: dict[Place, int] = {}
 
     def poll(self) -> Iterator[News]:
-        """Yield what arrived since the last call; an event that is not wholly written waits for the next."""
+        """Yield what is new since the last call; a half-written event waits for the next one."""
         try:
             files, _ = event_files(self._path)
         except FileNotFoundError:
@@ -57,9 +57,9 @@ class Follower:
 
         damage: Damage | None = None
         for data in read_frames(file, start=self._offsets.get(file, 0)):
-            if damage is not None:  # something follows it: it is no event that is being written
+            if damage is not None:  # more follows, so this is damage and not an event being written
                 self._offsets[file] = damage.offset + damage.length
-                yield News(said=str(damage))
+                yield News(text=str(damage))
                 damage = None
             if isinstance(data, Damage):
                 damage = data
@@ -67,14 +67,14 @@ class Follower:
             self._offsets[file] = self._offsets.get(file, 0) + len(data) + _OVERHEAD
             try:
                 event = Event.FromString(data)
-                found = parse_record(event)
+                sample = parse_record(event)
                 dropped = parse_dropped(event)
             except (DecodeError, ValueError) as error:
-                yield News(said=f"{file}: skipped an event ({error or 'no TensorBoard event'})")
+                yield News(text=f"{file}: skipped an event ({error or 'not a TensorBoard event'})")
                 continue
-            if found:
-                yield News(*found)
+            if sample:
+                yield News(*sample)
             elif dropped is not None:
-                yield News(said=str(dropped))
+                yield News(text=str(dropped))
             elif (start := started_at(event)) is not None:
-                yield News(said=f"resumed at step {start[0]}: later samples of before are void")
+                yield News(text=f"resumed at step {start[0]}; earlier samples from that step on are void")

@@ -1,4 +1,4 @@
-"""Runs read back: the records in a run's event files as arrays over samples."""
+"""Reads a run back: the records in its event files as arrays over samples."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class GeometryHistory:
         self.metadata["coverage"] = np.array([record.coverage_share for record in records])
         self.model = records[-1].model
         self.stacks: dict[str, dict[str, NDArray[Any]]] = {}
-        # a dict keeps the order in which records list their metrics
+        # a dict as an ordered set: metrics keep the order in which the records list them
         names = {(s, m): None for record in records for s, arrays in record.stacks.items() for m in arrays}
         for stack, metric in names:
             arrays = [record.stacks.get(stack, {}).get(metric) for record in records]
@@ -138,8 +138,9 @@ class GeometryHistory:
 def load_history(path: str | os.PathLike[str], name: str | None = None) -> GeometryHistory:
     """Read a run back from its event files.
 
-    Where a run was resumed, what it replaced is left out: samples at or after a session's start, or after a
-    later-written sample of the same or a lower step. Damaged events are skipped with a warning.
+    Where a run was resumed, samples that a later session replaced are left out: those at or after the step at
+    which it started, or at or after a sample that was written later. Damaged events are skipped with a
+    warning.
 
     Args:
         path: Directory of a run, or its URL for fsspec: TensorBoard's (``lightning_logs/version_0``), W&B's
@@ -160,13 +161,13 @@ def read_history(
     keep: Callable[[GeometryRecord], GeometryRecord],
     stacklevel: int = 2,
 ) -> GeometryHistory:
-    """Read a run as :func:`load_history` does, but keep a part of each record alone.
+    """Read a run as :func:`load_history` does, but keep only a part of each record.
 
     Args:
         path: See there.
         name: See there.
-        keep: The part, with the record's step.
-        stacklevel: Of the warning about damage.
+        keep: Returns the part to keep, with the record's step.
+        stacklevel: Stack level of the warning about damaged parts.
     """
     from lightning_geo.storage.events import parse_dropped, parse_record, started_at
 
@@ -180,34 +181,34 @@ def read_history(
                 skipped.append(event)
                 continue
             if (start := started_at(event)) is not None:
-                step, of = start
+                step, whose = start
                 for monitor, records in monitors.items():
-                    if of in (None, monitor):
+                    if whose in (None, monitor):
                         _drop(records, step)
                 continue
             try:
-                found = parse_record(event)
+                sample = parse_record(event)
                 if (none := parse_dropped(event)) is not None:
                     dropped[none.monitor] = str(none)
                     continue
             except ValueError as error:
                 skipped.append(f"{file}: skipped a sample ({error})")
                 continue
-            if found:
-                records = monitors.setdefault(found[0], [])
-                _drop(records, found[1].step)
-                records.append(keep(found[1]))
+            if sample:
+                records = monitors.setdefault(sample[0], [])
+                _drop(records, sample[1].step)
+                records.append(keep(sample[1]))
             elif len(others) < 10:
                 others.update(value.tag for value in event.summary.value)
     if skipped:
         shown = "; ".join(skipped[:5]) + (f"; and {len(skipped) - 5} more" if len(skipped) > 5 else "")
-        warnings.warn(
-            f"{os.fspath(path)!r} was read but for what is damaged. {shown}.", stacklevel=stacklevel
-        )
+        warnings.warn(f"Read {os.fspath(path)!r}, skipping damaged parts: {shown}.", stacklevel=stacklevel)
     samples = [monitor for monitor, records in monitors.items() if records]
-    lost = [said for monitor, said in dropped.items() if name in (None, monitor) and monitor not in samples]
+    lost = [
+        reason for monitor, reason in dropped.items() if name in (None, monitor) and monitor not in samples
+    ]
     if lost and (name is not None or not samples):
-        raise ValueError(f"No sample in {os.fspath(path)!r}. {' '.join(lost)}")
+        raise ValueError(f"{os.fspath(path)!r} has no sample. {' '.join(lost)}")
     name = _monitor(path, name, monitors, files, others, skipped)
     return GeometryHistory(monitors[name], name, os.fspath(path))
 
@@ -225,7 +226,7 @@ def _monitor(
     others: set[str],
     skipped: list[str],
 ) -> str:
-    names = [found for found, records in monitors.items() if records]
+    names = [monitor for monitor, records in monitors.items() if records]
     if not names:
         held = f"only tags such as {', '.join(sorted(others)[:10])}" if others else "no readable summary"
         damage = f" {skipped[0]}." if skipped else ""

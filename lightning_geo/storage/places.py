@@ -1,4 +1,4 @@
-"""Directories and files of runs: on this machine's disk, or behind a URL that fsspec knows."""
+"""Directories and files of runs, on the local disk or behind an fsspec URL."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Place", "Remote", "modified", "named", "place", "size_of", "walk"]
 
 @functools.total_ordering
 class Remote:
-    """A directory or file behind a URL, with as much of ``Path`` as reading and writing runs takes.
+    """A directory or file behind a URL, with the part of ``Path`` that reading and writing runs needs.
 
     Args:
         url: ``memory://runs/version_0``, ``s3://bucket/runs``, …
@@ -24,7 +24,7 @@ class Remote:
     """
 
     def __init__(self, url: str) -> None:
-        import fsspec  # type: ignore[import-untyped]  # here: the import costs time that only URLs are worth
+        import fsspec  # type: ignore[import-untyped]  # slow to import, and only URLs need it
 
         self._fs, self._path = fsspec.core.url_to_fs(url)
         self._url = url.rstrip("/") if url.rstrip("/")[-1:] != ":" else url
@@ -81,7 +81,7 @@ class Remote:
         return (self._of(path) for path in self._fs.ls(self._path, detail=False))
 
     def glob(self, pattern: str) -> Iterator[Remote]:
-        # what others have written since is not in fsspec's cache of listings
+        # fsspec caches listings, which would hide files that others have written since
         self._fs.invalidate_cache()
         return (self._of(path) for path in self._fs.glob(f"{self._path.rstrip('/')}/{pattern}"))
 
@@ -110,7 +110,7 @@ class Remote:
         return int(self._fs.size(self._path))
 
     def modified(self) -> float:
-        """When the file was written to last, in seconds; 0 where the file system does not know."""
+        """Time of the last write in seconds, 0 if the file system does not record it."""
         try:
             return float(self._fs.modified(self._path).timestamp())
         except (NotImplementedError, AttributeError, OSError):
@@ -125,7 +125,7 @@ Place = Path | Remote
 
 
 def place(path: str | os.PathLike[str]) -> Place:
-    """Return where a path or URL leads.
+    """Return the place that a path or URL names.
 
     Example:
         >>> place("runs") / "version_0" == Path("runs/version_0")
@@ -134,14 +134,14 @@ def place(path: str | os.PathLike[str]) -> Place:
         'memory://runs/version_0'
     """
     text = os.fspath(path)
-    scheme, found, rest = text.partition("://")
-    if not found:
+    scheme, separator, rest = text.partition("://")
+    if not separator:
         return Path(path)
     return Path(rest) if scheme in ("file", "local") else Remote(text)
 
 
 def walk(root: Place) -> Iterator[tuple[Place, list[str]]]:
-    """Yield the directories at and below a root, in order, and the names of their files."""
+    """Yield the directories at and below a root, sorted, with the names of their files."""
     if isinstance(root, Remote):
         yield from sorted(root.walk())
         return
@@ -151,7 +151,7 @@ def walk(root: Place) -> Iterator[tuple[Place, list[str]]]:
 
 
 def named(where: Place) -> Path:
-    """Return an absolute path to name a place by.
+    """Return an absolute path by which to name a place.
 
     Example:
         >>> named(place("memory://runs/version_0"))
@@ -163,10 +163,10 @@ def named(where: Place) -> Path:
 
 
 def size_of(file: Place) -> int:
-    """Return the bytes of a file."""
+    """Return the size of a file in bytes."""
     return file.size() if isinstance(file, Remote) else file.stat().st_size
 
 
 def modified(file: Place) -> float:
-    """Return when a file was written to last, in seconds."""
+    """Return the time of the last write to a file, in seconds."""
     return file.modified() if isinstance(file, Remote) else file.stat().st_mtime

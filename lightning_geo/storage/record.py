@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from lightning_geo.metrics.catalog import CATALOG
 from lightning_geo.metrics.gates import KINDS, gate_labels
+from lightning_geo.metrics.reductions import reduce_finite
 from lightning_geo.metrics.selection import is_standard_error, spec_of
 
 __all__ = ["GeometryRecord", "lookup"]
@@ -174,11 +175,9 @@ class GeometryRecord:
         """
         result = {}
         for key in (key for key in self.keys() if not is_standard_error(key)):
-            values = self[key]
-            finite = values[np.isfinite(values)]
-            if finite.size:
-                reduce = np.max if spec_of(key.rpartition("/")[2]).summary == "max" else np.mean
-                result[key] = float(reduce(finite))
+            value = float(reduce_finite(self[key], spec_of(key.rpartition("/")[2]).summary))
+            if np.isfinite(value):
+                result[key] = value
         share = self.coverage_share
         if np.isfinite(share) and (share != 1 or self.coverage_shown):
             result["coverage"] = share

@@ -1,4 +1,4 @@
-"""The record in an event file of its own, for runs without a TensorBoard logger."""
+"""Writes the record to an event file of its own, for runs without a TensorBoard logger."""
 
 from __future__ import annotations
 
@@ -23,15 +23,14 @@ _serial = itertools.count()
 class RecordFile:
     """One event file per session; each sample is on disk when ``write`` returns.
 
-    Opened at the first sample, in a resumed run at once.
-
-    Named ``events.out.tfevents.<time>.<host>.<pid>.<n>.lightning_geo``, as TensorBoard wants it.
+    The file is opened at the first sample, in a resumed run at once. Its name,
+    ``events.out.tfevents.<time>.<host>.<pid>.<n>.lightning_geo``, is one that TensorBoard recognises.
 
     Args:
-        directory: Where the file goes, or a URL; made if it is not there.
+        directory: Directory or URL for the file; made if missing.
         name: The monitor's name.
         resumed_at: Step at which this session takes over from an earlier one.
-        on_open: Called with the file's path once something is in it.
+        on_open: Called with the file's path after the first write.
     """
 
     def __init__(
@@ -50,7 +49,7 @@ class RecordFile:
         self._file: _Writer | None = None
         self.where = f"record: {os.fspath(directory)}"
         self.holds: str | None = os.fspath(directory)
-        if resumed_at is not None:  # at once, as in the TensorBoard sink
+        if resumed_at is not None:  # voids the replaced samples before anything else is written
             self._append(session_event(resumed_at, name))
 
     def write(self, record: GeometryRecord, *, final: bool = False) -> None:
@@ -92,7 +91,7 @@ def _beginning() -> bytes:
 
 
 class _Writer(Protocol):
-    """Takes what is to be in an event file."""
+    """Appends to an event file."""
 
     path: Any
 
@@ -116,10 +115,10 @@ class _LocalFile:
 
 
 class _RemoteFile:
-    """Whole writes only, each of which is there when it returns: an object store shows no open file.
+    """Writes each time a whole file or a whole append: an object store shows no file that is still open.
 
-    Some stores append, some refuse to, some replace what was there. The second write finds out; where it
-    fails, each write from then on has a file of its own, which readers and TensorBoard put in order.
+    Some stores append, some refuse to, and some replace the content. The second write finds out which; if it
+    fails, every later write goes to a file of its own, which readers and TensorBoard put in order.
     """
 
     def __init__(self, directory: Remote) -> None:

@@ -1,31 +1,28 @@
-"""Arrays of samples stacked to one."""
+"""Stacks the arrays of samples."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["stack_samples"]
 
 
 def stack_samples(arrays: Sequence[NDArray[Any] | None]) -> NDArray[Any]:
-    """Stack arrays of samples; NaN where a sample has nothing.
+    """Return the arrays of several samples as one, NaN where a sample lacks values.
 
     Args:
-        arrays: One of each sample, at least one of them an array; sizes may differ, axes may not.
+        arrays: One per sample, ``None`` for a sample without; sizes may differ, the number of axes may not.
 
     Returns:
         [sample, ...], as large along each axis as the largest array.
 
     Raises:
-        ValueError: If they differ in their axes, or so much in size that they are of two models.
+        ValueError: If the numbers of axes differ, or the sizes differ so much that the models must.
 
     Example:
         >>> stack_samples([np.ones(2), None, np.zeros(1)])

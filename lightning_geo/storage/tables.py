@@ -1,4 +1,4 @@
-"""Histories as the tables of other libraries, for notebooks. Needs the extra ``analysis``."""
+"""Converts histories to xarray and pandas, for notebooks. Needs the extra ``analysis``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["to_pandas", "to_xarray"]
 
 
 class Samples(Protocol):
-    """What is read of a :class:`~lightning_geo.GeometryHistory`."""
+    """The part of :class:`~lightning_geo.GeometryHistory` that is converted."""
 
     steps: NDArray[np.int64]
     stacks: dict[str, dict[str, NDArray[Any]]]
@@ -72,9 +72,9 @@ def to_pandas(history: Samples) -> pd.DataFrame:
 
 
 def _about(name: str) -> dict[str, str]:
-    """What the table of metrics says, under the names that xarray's plots look for."""
+    """Unit, formula and meaning of a metric, under the names that xarray's plots use."""
     try:
         spec = spec_of(name)
-    except KeyError:  # a newer version wrote it
+    except KeyError:  # a metric of a newer version
         return {}
     return {"units": spec.unit, "long_name": name, "formula": spec.formula, "meaning": spec.meaning}

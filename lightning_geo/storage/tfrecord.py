@@ -1,8 +1,8 @@
 """The framing of event files (TFRecord): length, CRC-32C of it, data, CRC-32C of it.
 
 TensorBoard's own reader takes the CRC byte by byte in Python (15 s for 2,000 samples of BERT-base) and
-gives up at the first damaged event. This one advances all parts of an event at once with numpy, and goes on
-behind the damage.
+gives up at the first damaged event. This one advances all parts of an event at once with numpy, and continues
+after the damage.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ _LENGTH = struct.Struct("<Q")
 _CRC = struct.Struct("<I")
 _HEADER = struct.Struct("<QI")  # length and its CRC
 _PART = 64  # bytes; an event is cut in parts that advance side by side
-_SCAN = 1 << 20  # bytes searched at a time for the next header behind a damage
+_SCAN = 1 << 20  # bytes searched at a time for the next header after a damaged stretch
 
 
 @dataclass(frozen=True)
 class Damage:
-    """A stretch of a file that holds no readable event.
+    """A stretch of a file without a readable event.
 
     Args:
         path: The file.
-        offset: Where the stretch begins, in bytes.
-        length: How long it is, in bytes.
-        reason: What is wrong with it.
+        offset: Start of the stretch in bytes.
+        length: Its length in bytes.
+        reason: ``damaged event`` or ``half-written last event``.
     """
 
     path: str
@@ -119,10 +119,10 @@ def frame(data: bytes) -> bytes:
 
 
 def read_frames(path: str | os.PathLike[str], start: int = 0) -> Iterator[bytes | Damage]:
-    """Yield the events of a file in order, and a :class:`Damage` for each stretch that is none.
+    """Yield the events of a file in order, and a :class:`Damage` for each stretch without one.
 
-    Behind a damage the next intact header is searched for. A file that ends within an event was being
-    written, or its writer was killed.
+    After a damaged stretch, reading continues at the next intact header. A file that ends within an event is
+    still being written, or its writer was killed.
 
     Args:
         path: An event file.
@@ -139,7 +139,7 @@ def read_frames(path: str | os.PathLike[str], start: int = 0) -> Iterator[bytes 
                     yield data
                     offset = end
                     continue
-            # a half-written event that others follow claims some of their bytes: then search within
+            # a half-written event followed by others claims some of their bytes, so search within it
             intact = end is not None and (end == size or (end < size and _end(file, end) is not None))
             following = end if end is not None and intact else _next_header(file, offset + 1)
             cut = following == size and (size - offset < _HEADER.size or (end is not None and end > size))
@@ -172,7 +172,7 @@ def _next_header(file: BinaryIO, start: int) -> int:
             registers = table[(registers ^ words[position:][:count]) & 0xFFFF] ^ (registers >> 16)
         registers = ~registers
         masked = ((registers >> 15) | (registers << 17)) + np.uint32(0xA282EAD8)
-        found = np.flatnonzero(masked == (words[8:][:count] | (words[10:][:count] << 16)))
-        if len(found):
-            return start + int(found[0])
+        headers = np.flatnonzero(masked == (words[8:][:count] | (words[10:][:count] << 16)))
+        if len(headers):
+            return start + int(headers[0])
         start += count

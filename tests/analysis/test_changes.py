@@ -1,47 +1,33 @@
-"""What a run's report says: sentences whose numbers can be checked."""
+"""What changed within a run, in numbers."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from lightning_geo import GeometryHistory, GeometryRecord
-from lightning_geo.analysis.changes import change_of, changes, findings, layer_changes
-from lightning_geo.analysis.runs import series
-
-
-def run(values: dict[str, list[object]], every: int = 10) -> GeometryHistory:
-    """A run from the values of each metric at each sample."""
-    count = len(next(iter(values.values())))
-    return GeometryHistory(
-        [
-            GeometryRecord(
-                {"encoder": {name: np.array(of[sample], np.float32) for name, of in values.items()}},
-                step=every * sample,
-            )
-            for sample in range(count)
-        ]
-    )
+from lightning_geo.analysis.changes import change_of, changes, layer_changes
+from lightning_geo.analysis.runs import metric_series
+from support.records import run_of
 
 
 def test_a_change_is_last_minus_first_where_and_when() -> None:
     # layer 1 head 0 goes 4 of its 8 by step 10; the spread at the start is 0.5
-    history = run({"entropy": [[[1, 1], [2, 2]], [[1, 1], [6, 2]], [[1, 1.5], [7, 2]], [[1, 2], [10, 2]]]})
-    [of] = series(history)
-    change = change_of(of, history.steps)
+    history = run_of({"entropy": [[[1, 1], [2, 2]], [[1, 1], [6, 2]], [[1, 1.5], [7, 2]], [[1, 2], [10, 2]]]})
+    [series] = metric_series(history)
+    change = change_of(series, history.steps)
     assert change is not None
     assert change.cells.tolist() == [[0, 1], [8, 0]]
     assert (change.first, change.last) == (1.5, 3.75)
     assert change.most == (1, 0)
     assert change.half == 20  # |4| of |9| at step 10, |5.5| of |9| at step 20
     assert change.size == pytest.approx(np.sqrt((1 + 64) / 4) / 0.5)
-    assert change_of(of._replace(values=of.values[:1]), history.steps[:1]) is None
+    assert change_of(series._replace(values=series.values[:1]), history.steps[:1]) is None
 
 
 def test_samples_without_a_value_are_passed_over() -> None:
-    history = run({"entropy": [[[np.nan]], [[1.0]], [[2.0]], [[np.nan]]]})
-    [of] = series(history)
-    change = change_of(of, history.steps)
+    history = run_of({"entropy": [[[np.nan]], [[1.0]], [[2.0]], [[np.nan]]]})
+    [series] = metric_series(history)
+    change = change_of(series, history.steps)
     assert change is not None
     assert (change.first, change.last, change.half) == (1.0, 2.0, 20)
 
@@ -49,52 +35,8 @@ def test_samples_without_a_value_are_passed_over() -> None:
 def test_layers_count_alike_whatever_the_unit() -> None:
     start, end = [[1, 2], [3, 4]], [[1, 2], [5, 6]]
     thousandfold = [(1000 * np.array(of)).tolist() for of in (start, end)]
-    one = layer_changes(changes(run({"entropy": [start, end]})))
-    two = layer_changes(changes(run({"entropy": [start, end], "attention_distance": thousandfold})))
+    one = layer_changes(changes(run_of({"entropy": [start, end]})))
+    two = layer_changes(changes(run_of({"entropy": [start, end], "attention_distance": thousandfold})))
     for [(stack, sizes)] in (one, two):
         assert stack == "encoder"
         np.testing.assert_allclose(sizes, [0, np.sqrt(2)])  # mean square 1
-
-
-def test_sentences_have_the_numbers() -> None:
-    drift = [np.full((2, 2), value).tolist() for value in (0.0, 0.5, 0.6)]
-    drift[2][1][1] = 0.8
-    history = run(
-        {
-            "drift.output": drift,
-            "drift.key": [np.full((2, 2), value).tolist() for value in (0.0, 0.1, 0.2)],
-            "cone.output": [[0.2, 0.4], [0.2, 0.6], [0.2, 0.8]],
-            "normalized_entropy": [[[0.5, 0.01], [0.6, 0.7]]] * 2 + [[[0.5, 0.01], [0.02, 0.04]]],
-            "redundancy": [[[0.1, 0.2], [0.3, 0.4]]] * 2 + [[[0.1, 0.2], [0.96, 0.97]]],
-        }
-    )
-    texts = [finding.text for finding in findings(history)]
-    assert any(text.startswith("Layer 1 changed most") and "Layer 0 changed least" in text for text in texts)
-    [turned] = [text for text in texts if "turned" in text]
-    assert "heads' outputs furthest, by 0.6500 on average" in turned
-    assert "layer 1 head 1 (0.8000); half of it by step 10; the keys least (0.2000)" in turned
-    [cone] = [text for text in texts if text.startswith("cone.output")]
-    assert "rose from 0.3000 to 0.5000 (+67 %) on average, most in layer 1 (0.4000 to 0.8000)" in cone
-    assert any("single key" in text and "3 of 4 at the end, 1 at the start" in text for text in texts)
-    assert any("twin" in text and "2 of 4 at the end, 0 at the start" in text for text in texts)
-
-
-@pytest.mark.parametrize(
-    ("speeds", "said"),
-    [([0, 0.4, 0.3, 0.1], "are settling: they turned by 0.1000"), ([0, 0.2, 0.3, 0.4], "are still turning")],
-)
-def test_settling_is_the_last_speed_against_the_fastest(speeds: list[float], said: str) -> None:
-    values = [[[speed, speed]] for speed in speeds]
-    texts = [f.text for f in findings(run({"velocity.query": values, "entropy": [[[1, 2]]] * 4}))]
-    assert any(said in text for text in texts)
-
-
-def test_a_short_last_interval_is_no_sign_of_settling() -> None:
-    history = run({"velocity.query": [[[s, s]] for s in (0, 0.4, 0.4, 0.4, 0.01)], "entropy": [[[1, 2]]] * 5})
-    history.steps = np.array([0, 10, 20, 30, 31])
-    assert any("still turning" in finding.text for finding in findings(history))
-
-
-def test_one_sample_has_no_change() -> None:
-    [only] = findings(run({"entropy": [[[1, 2]]]}))
-    assert "nothing can have changed yet" in only.text

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from lightning_geo import GeometryHistory, GeometryRecord
-from lightning_geo.analysis.comparison import compare, subspace_distance
+from lightning_geo.analysis.comparison import compare
+from lightning_geo.analysis.subspaces import subspace_distance
 from lightning_geo.functional import subspace
 from lightning_geo.utils.errors import RunError
 from support.records import make_record
@@ -32,7 +33,7 @@ def test_runs_of_another_length_are_compared_where_both_still_are() -> None:
     found = compare(short, long)
     assert found.steps == (10, 10)
     assert found.differences[0].difference.item() == 3.0
-    assert any("end at different steps, A at 10 and B at 20" in note for note in found.notes)
+    assert any("end at different steps: A at 10, B at 20" in note for note in found.notes)
 
 
 def test_the_step_asked_for_is_the_nearest_sample() -> None:
@@ -40,7 +41,7 @@ def test_the_step_asked_for_is_the_nearest_sample() -> None:
     assert compare(a, b, step=10).differences[0].difference.item() == 10
     found = compare(a, b, step=13)
     assert found.steps == (10, 10)
-    assert found.notes == ("Step 13 is not a sample of both runs: step 10 is nearest.",)
+    assert found.notes == ("Not both runs have a sample at step 13; compared at step 10, the nearest.",)
 
 
 # -- differences
@@ -92,7 +93,9 @@ def test_a_value_that_one_run_alone_has_passes_no_limit() -> None:
     found = compare(a, b)
     assert [row.head for row in found.rows()] == [0]
     assert found.largest("entropy") == np.inf
-    with pytest.raises(RunError, match="'attention_distance' has no value in both runs"):
+    with pytest.raises(
+        RunError, match="limit on 'attention_distance': no layer or head has a value in both runs"
+    ):
         found.largest("attention_distance")
 
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from lightning_geo import GeometryHistory, GeometryRecord, functional
-from lightning_geo.analysis.changes import findings
 from lightning_geo.analysis.comparison import compare
 from lightning_geo.analysis.gate_changes import different_gates, head_gates, lasting_changes
 from lightning_geo.analysis.runs import Run
@@ -15,6 +14,7 @@ from lightning_geo.cli import compare as compared
 from lightning_geo.cli import show
 from lightning_geo.metrics.gates import GATES, KINDS, gate_labels
 from lightning_geo.report.page import report
+from lightning_geo.report.sentences import findings
 from support.report_page import Page
 
 OPEN, CLOSED = 0, 1
@@ -123,18 +123,15 @@ def test_different_gates_are_the_clearest_first() -> None:
 def test_reports_and_commands_say_it() -> None:
     runs = [Run(name, name, history) for name, history in zip("ab", two(), strict=True)]  # type: ignore[arg-type]
     text = Page(report(runs)).text
-    assert "2 of 3 heads have another gate in B than in A" in text
+    assert "The gates of 2 of 3 heads differ between A and B" in text
     assert "What the heads do: 1 of 3 changed their gate" in text
     assert "layer 0 head 1: closed → open at step 10 (margin 0.40, later 0.40)" in text
     assert "open: 2, then 2" in text
     [only] = findings(runs[1].history)
-    assert (
-        only.text
-        == "Heads that became another kind of gate, lastingly: 1 of 3; most often closed → open (1)."
-    )
+    assert only.text == "Heads that changed their gate for good: 1 of 3; most often closed → open (1)."
     shown = show.as_text(runs[1:])
-    assert "2 open, 1 mixed; 1 of 3 heads changed theirs" in shown
+    assert "2 open, 1 mixed; 1 of 3 heads changed their gate" in shown
     found = [compare(runs[0].history, runs[1].history)]
-    printed = compared.as_text(runs, found, chosen=False)
-    assert "Heads with another gate in B than in A: 2 of 3" in printed
+    printed = compared.as_text(runs, found, every_cell=False)
+    assert "Heads whose gate differs between A and B: 2 of 3" in printed
     assert '"gates"' in compared.as_json(runs, found)

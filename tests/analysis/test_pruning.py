@@ -58,9 +58,9 @@ def test_a_redundant_important_pair_loses_one_and_not_both() -> None:
     plan = pruning_plan(history(importance, alike(2, 4, (0, 0, 1, 0.98))), 0.5)
     assert [tuple(head)[1:] for head in plan.heads] == [(0, 2), (0, 0), (0, 3), (1, 0)]
     removed, stays = (next(r for r in plan.ranking if r.head[1:] == (0, h)) for h in (0, 1))
-    assert "head 1 says the same (0.98)" in removed.reason
+    assert "duplicates head 1 (0.98)" in removed.reason
     assert removed.score == pytest.approx(0.9 * (1 - 0.6 / 2))
-    assert "stands in for head 0" in stays.reason
+    assert "kept in place of head 0" in stays.reason
     assert stays.score == 1.0  # nobody is like it any more
     alone = pruning_plan(history(importance), 0.5)
     assert [tuple(head)[1:] for head in alone.heads] == [(0, 2), (0, 3), (1, 0), (1, 1)]
@@ -71,7 +71,7 @@ def test_of_a_group_that_says_the_same_one_stays() -> None:
     group = alike(1, 4, (0, 0, 1, 1.0), (0, 0, 2, 1.0), (0, 1, 2, 1.0))
     plan = pruning_plan(history(np.array([[0.7, 0.8, 0.9, 0.5]]), group), 0.5)
     assert [ranked.head.head for ranked in plan.ranking] == [0, 1, 3, 2]
-    assert "stands in for head 1" in plan.ranking[-1].reason
+    assert "kept in place of head 1" in plan.ranking[-1].reason
 
 
 @given(

@@ -10,7 +10,7 @@ import pytest
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_geo import GeometryHistory, GeometryRecord
-from lightning_geo.analysis.runs import describe_layout, layout, names_of, open_runs, series
+from lightning_geo.analysis.runs import describe_model, heads_per_layer, metric_series, names_of, open_runs
 from lightning_geo.storage.event_files import find_runs
 from lightning_geo.utils.errors import RunError
 from support.records import make_record, write
@@ -74,8 +74,8 @@ def test_links_out_of_the_logdir_are_not_followed(tmp_path: Path) -> None:
     (stolen / "events.out.tfevents.1").symlink_to(next(secret.iterdir()))
     [runs], notes = open_runs([logdir])
     assert [run.path for run in runs] == [logdir / "mine"]
-    assert "link out of the run's directory" in notes[0]
-    with pytest.raises(RunError, match="link out of the run's directory"):
+    assert "links to a file outside the run's directory" in notes[0]
+    with pytest.raises(RunError, match="links to a file outside the run's directory"):
         open_runs([stolen])
 
 
@@ -128,7 +128,7 @@ def test_series_leave_out_what_this_version_does_not_know() -> None:
             "self_mass": np.full((2, 2), np.nan),
         }
     }
-    [found] = series(GeometryHistory([GeometryRecord(stacks)]))
+    [found] = metric_series(GeometryHistory([GeometryRecord(stacks)]))
     assert (found.key, found.stack, found.values.shape) == ("entropy", "encoder", (1, 2, 2))
     assert found.model().tolist() == [2.0]
 
@@ -136,19 +136,19 @@ def test_series_leave_out_what_this_version_does_not_know() -> None:
 def test_the_model_number_is_that_of_the_record() -> None:
     record = make_record(stacks=["enc", "dec"])
     history = GeometryHistory([record])
-    model = {of.key: of.model()[0] for of in series(history)}
+    model = {of.key: of.model()[0] for of in metric_series(history)}
     assert model == pytest.approx(record.summaries(), rel=1e-6)
 
 
 def test_layers_and_heads_come_from_the_structure_or_the_arrays() -> None:
     history = GeometryHistory([make_record(layers=4, heads=5, metrics=["entropy"])])
-    assert layout(history) == {"encoder": (5,) * 4}
-    assert describe_layout(history) == "Tiny (encoder: 4 layers × 5 heads)"
-    for model in (
+    assert heads_per_layer(history) == {"encoder": (5,) * 4}
+    assert describe_model(history) == "Tiny (encoder: 4 layers × 5 heads)"
+    for structure in (
         {},
         {"stacks": None},
         {"stacks": {"encoder": 3}},
         {"stacks": {"encoder": {"heads": ["x"]}}},
     ):
-        history.model = model
-        assert layout(history) == {"encoder": (5,) * 4}
+        history.model = structure
+        assert heads_per_layer(history) == {"encoder": (5,) * 4}

@@ -36,7 +36,7 @@ def test_mean_spread_and_statistic_are_those_of_scipy() -> None:
         assert row.mean_a == pytest.approx(a.mean(0)[cell])
         assert row.spread_b == pytest.approx(b.std(0, ddof=1)[cell])
         moderated = (b.mean(0) - a.mean(0))[cell] / (error[cell] + np.median(error))
-        assert row.times == pytest.approx(moderated)
+        assert row.statistic == pytest.approx(moderated)
 
 
 def test_noise_is_called_noise_as_often_as_chance_says() -> None:
@@ -69,7 +69,7 @@ def test_many_runs_are_shuffled_a_bounded_number_of_times() -> None:
 def test_one_group_has_a_mean_and_a_spread() -> None:
     a = noise(1, 3)
     found = compare_groups(runs(a), [])
-    assert all(np.isnan([row.times, row.chance, row.mean_b]).all() for row in found.rows)
+    assert all(np.isnan([row.statistic, row.chance, row.mean_b]).all() for row in found.rows)
     assert found.rows[0].spread_a > 0
 
 

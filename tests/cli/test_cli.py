@@ -60,9 +60,8 @@ def test_a_run_that_dropped_all_samples_is_not_said_to_have_had_no_monitor(
             sink.note(Dropped("geometry", number, f"LookupError: no heads, time {number}"), 50 * number)
         sink.close()
     assert main([name, str(tmp_path / "a"), str(tmp_path / "b")]) == 2
-    assert (
-        "GeometryMonitor 'geometry' was there but dropped all 2 samples: LookupError: no heads, time 2"
-        in (capsys.readouterr().err)
+    assert "GeometryMonitor 'geometry' dropped 2 of 2 samples: LookupError: no heads, time 2" in (
+        capsys.readouterr().err
     )
 
 
@@ -73,7 +72,7 @@ def test_show_says_what_was_left_out(tmp_path: Path, capsys: Out) -> None:
     assert main(["show", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "coverage 75% of attention calls measured at the last sample" in out
-    assert "left out in layers.0, layers.1: Its heads cannot be told." in out
+    assert "not measured in layers.0, layers.1: Its heads cannot be told." in out
     sink.write(make_record(50, coverage={"seen": 4, "measured": 4, "left_out": {}}))
     assert main(["show", str(tmp_path)]) == 0
     assert "coverage" not in capsys.readouterr().out
@@ -130,7 +129,7 @@ def test_csv_is_all_that_is_printed(runs: Path, capsys: Out) -> None:
 def test_fail_above_is_for_scripts(runs: Path, capsys: Out, limit: str, code: int) -> None:
     assert main(["compare", str(runs / "a"), str(runs / "b"), "--fail-above", limit]) == code
     out, err = capsys.readouterr()
-    assert "What differs most" in out
+    assert "Largest differences" in out
     assert ("differs by" in err) == bool(code)
 
 
@@ -140,7 +139,7 @@ def test_groups_are_compared_with_their_spread(runs: Path, capsys: Out) -> None:
     out = capsys.readouterr().out
     assert "A  2 runs: a/version_0, b/version_0" in out
     assert "chance" in out
-    assert "take it as a hint" in out
+    assert "treat the differences as hints" in out
     assert main([*arguments, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["comparisons"][0]["splits"] == 3
     assert main([*arguments, "--csv"]) == 0
@@ -153,13 +152,13 @@ def bad(runs: Path) -> dict[str, tuple[list[str], str]]:
     a, b = str(runs / "a"), str(runs / "b")
     return {
         "nowhere": (["compare", a, str(runs / "x")], "does not exist"),
-        "one": (["compare", a], "is one run"),
-        "none": (["compare"], "name two runs"),
+        "one": (["compare", a], "Only one run found"),
+        "none": (["compare"], "Name two runs"),
         "metric": (["compare", a, b, "--metric", "entropie"], "Did you mean 'entropy'"),
         "limit on nothing": (["compare", a, b, "--fail-above", "sink=1"], "Did you mean"),
-        "groups and runs": (["compare", a, "--group", b], "--group goes neither"),
+        "groups and runs": (["compare", a, "--group", b], "--group cannot be combined"),
         "single group": (["compare", "--group", a], "two runs or more"),
-        "no report there": (["report", a, "-o", str(runs / "x" / "y.html")], "cannot be written"),
+        "no report there": (["report", a, "-o", str(runs / "x" / "y.html")], "Cannot write"),
         "show nothing": (["show", str(runs / "x")], "does not exist"),
         "tail nothing": (["tail", str(runs / "x")], "does not exist"),
         "monitor": (["show", a, "--monitor", "other"], "['geometry'], but got 'other'"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lightning_geo.dashboard.metadata import Series, describe, parse_tag, tag_of
+from lightning_geo.dashboard.metadata import TagAddress, describe, parse_tag, tag_of
 from lightning_geo.metrics.selection import select, spec_of
 from lightning_geo.storage.events import metadata_tag, record_event, session_tag
 from support.records import make_record
@@ -15,12 +15,12 @@ def test_every_stored_metric_is_found_again_and_nothing_else() -> None:
     record.matrices = {"encoder": {"basis.query": record.stacks["encoder"]["entropy"]}}
     found = [parse_tag(value.tag) for value in record_event(record, "geometry").summary.value]
     expected = {("geometry", stack, metric) for stack in record.stacks for metric in select()}
-    assert {series for series in found if series} == expected
+    assert {address for address in found if address} == expected
 
 
 def test_tags_and_series_are_each_others_inverse() -> None:
-    series = Series("train-2", "decoder.cross", "effective_rank.query")
-    assert parse_tag(tag_of(series)) == series
+    address = TagAddress("train-2", "decoder.cross", "effective_rank.query")
+    assert parse_tag(tag_of(address)) == address
 
 
 @pytest.mark.parametrize(

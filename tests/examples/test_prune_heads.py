@@ -15,7 +15,7 @@ SMALL = ("--max-steps", 3, "--limit", 60, "--length", 32)
 def test_half_of_the_heads_go(run, tmp_path):
     printed = run("prune_heads.py", *SMALL, "--seeds", 2)
     assert re.search(r"^36 +50 % ", printed, re.MULTILINE)
-    assert "36 heads less" in printed
+    assert "36 heads removed" in printed
     folder = tmp_path / "prune_heads" / "version_0"
     assert (folder / "prune_heads.png").stat().st_size > 10_000
     model = torch.load(folder / "pruned.pt", weights_only=False)

@@ -14,7 +14,7 @@ from torch.utils.data import default_collate
 from lightning_geo import explain, measure
 from lightning_geo.cli.main import main
 from lightning_geo.functional import gate_labels
-from lightning_geo.interventions.explanation import GEOMETRY
+from lightning_geo.interventions.head_geometry import GEOMETRY
 from lightning_geo.metrics.gates import GATES, MIXED
 from lightning_geo.report.explanation_page import explanation_page
 from support.lit import bert, sequences
@@ -155,9 +155,9 @@ def test_blamed_are_the_most_negative(model: nn.Module, batch: dict[str, Tensor]
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"target": 3}, "`target` to be a class from 0 to 2 but got 3"),
-        ({"target": 0, "contrast": -1}, "`contrast` to be a class from 0 to 2 but got -1"),
-        ({"target": 1, "contrast": 1}, "`contrast` to be another class than `target` but both are 1"),
+        ({"target": 3}, "`target` to be a class from 0 to 2, but got 3"),
+        ({"target": 0, "contrast": -1}, "`contrast` to be a class from 0 to 2, but got -1"),
+        ({"target": 1, "contrast": 1}, "`contrast` to be another class than `target`, but both are 1"),
         ({"target": [1, 2]}, "`target` to be one class, or one for each of 4 examples, but got 2"),
         ({"target": 0, "reference": [{"input_ids": 1}]}, "mappings with `labels`"),
     ],
@@ -213,10 +213,10 @@ def test_the_command_writes_the_page(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "[CLS] good news today [SEP]</p>" in content
     assert "[CLS] bad [SEP]</p>" in content
     for bad, message in (
-        (["explain", str(tmp_path), "--text", "x", "--target", "1"], "holds no text classifier"),
-        (["explain", str(tmp_path / "no"), "--text", "x", "--target", "1"], "is no directory"),
-        ([*command[:-1], "7", "-o", str(page)], "`target` to be a class from 0 to 1 but got 7"),
-        ([*command, "--reference", str(page)], "is no file of lines with a class number"),
+        (["explain", str(tmp_path), "--text", "x", "--target", "1"], "Cannot load a text classifier"),
+        (["explain", str(tmp_path / "no"), "--text", "x", "--target", "1"], "is not a directory"),
+        ([*command[:-1], "7", "-o", str(page)], "`target` to be a class from 0 to 1, but got 7"),
+        ([*command, "--reference", str(page)], "as lines of class index, tab and text"),
     ):
         assert main(bad) == 2
         assert message in capsys.readouterr().err

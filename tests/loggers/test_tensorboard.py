@@ -227,7 +227,7 @@ def test_dropped_samples_are_marked_where_the_record_is(tmp_path: Path, writer: 
         sink.note(Dropped("geometry", 3, "no heads"), 7)  # type: ignore[attr-defined]
     if writer == "tensorboardX":
         experiment.close()
-    with pytest.raises(ValueError, match="'geometry' was there but dropped all 3 samples: no heads"):
+    with pytest.raises(ValueError, match="'geometry' dropped 3 of 3 samples: no heads"):
         load_history(tmp_path / "first")
     with pytest.raises(ValueError, match="Was the monitor among"):
         load_history(tmp_path / "second")

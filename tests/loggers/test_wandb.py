@@ -153,7 +153,7 @@ def test_the_report_is_attached_at_the_end(tmp_path: Path) -> None:
     assert page.startswith("<!DOCTYPE html>")
     assert "wandb" not in page  # W&B adds a stylesheet from its server unless told not to
     assert "2, steps 0 to 50" in page
-    assert "Geometry of " in page
+    assert "Attention geometry: " in page
 
 
 def test_a_record_beside_tensorboard_has_a_report_too(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ _SVG = "{http://www.w3.org/2000/svg}"
 
 def parsed(svg: str) -> ET.Element:
     """Well-formed or an error."""
-    return ET.fromstring(svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1))
+    return ET.fromstring(str(svg).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1))
 
 
 def pixels(svg: str) -> NDArray[np.uint8]:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from lightning_geo import GeometryHistory, GeometryRecord, load_history
-from lightning_geo.analysis.changes import findings
 from lightning_geo.analysis.runs import Run
 from lightning_geo.report.page import report
+from lightning_geo.report.sentences import findings
 from lightning_geo.storage.record_file import RecordFile
 from lightning_geo.utils.errors import RunError
 from support.programs import launch_browser
@@ -73,7 +73,7 @@ def test_a_report_of_two_says_where_they_differ() -> None:
         record.stacks["encoder"]["entropy"] = record.stacks["encoder"]["entropy"].copy()
     b.history._records[-1].stacks["encoder"]["entropy"][1, 2] += 1000
     text = Page(report([a, Run("b", Path("b"), GeometryHistory(b.history._records))])).text
-    assert "The runs differ most in layer 1" in text
+    assert "Layer 1 differs most" in text
     assert "entropy, B − A" in text or "entropy12" in text
 
 

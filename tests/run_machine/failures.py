@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 import pytorch_lightning as pl
 
-from lightning_geo.loggers.logger_sinks import Outlets
+from lightning_geo.loggers.logger_sinks import LoggerSinks
 from lightning_geo.loggers.scalars import ScalarSink
 from lightning_geo.measurement import call_statistics
 from lightning_geo.monitor.sampler import Sampler
@@ -88,7 +88,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "recording starts": (CallRecorder, "start"),
     "recording ends": (CallRecorder, "settled"),
     "the probe is gathered": (Probe, "gather"),
-    "outlets are opened": (Outlets, "open"),
+    "sinks are opened": (LoggerSinks, "open"),
     "the record is written": (RecordFile, "write"),
     "the record is closed": (RecordFile, "close"),
     "scalars are logged": (ScalarSink, "write"),

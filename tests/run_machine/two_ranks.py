@@ -40,7 +40,7 @@ PATIENCE = int(os.environ.get("PATIENCE", "60"))
 #: What may fail inside of the monitor on one rank alone.
 FAULTS = (
     "the sampler is made", "models are watched", "the probe is replayed", "a sample begins",
-    "attention is measured", "a copy is made", "recording starts", "recording ends", "outlets are opened",
+    "attention is measured", "a copy is made", "recording starts", "recording ends", "sinks are opened",
     "the record is written", "the record is closed", "scalars are logged",
 )  # fmt: skip
 

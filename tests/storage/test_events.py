@@ -105,7 +105,7 @@ def test_events_of_others_are_none() -> None:
 def test_what_only_claims_to_be_a_record_is_a_value_error(metadata: bytes) -> None:
     event = record_event(make_record(), "geometry")
     event.summary.value[0].tensor.string_val[0] = metadata
-    with pytest.raises(ValueError, match=r"no record|JSON|Expecting|codec|newer"):
+    with pytest.raises(ValueError, match=r"not a record|JSON|Expecting|codec|newer"):
         parse_record(event)
 
 
@@ -114,7 +114,7 @@ def test_a_tensor_that_is_none_is_a_value_error() -> None:
         event = record_event(make_record(metrics=["entropy"]), "geometry")
         for name, value in spoil.items():
             setattr(event.summary.value[1].tensor, name, value)
-        with pytest.raises(ValueError, match=r"no record|buffer|reshape"):
+        with pytest.raises(ValueError, match=r"not a record|buffer|reshape"):
             parse_record(event)
 
 

@@ -26,7 +26,7 @@ def content(directory: Path, steps: list[int], resumed_at: int | None = None) ->
 
 
 def steps_of(follower: Follower) -> list[int | str]:
-    return [news.said if news.record is None else news.record.step for news in follower.poll()]
+    return [news.text if news.record is None else news.record.step for news in follower.poll()]
 
 
 @given(cuts=st.lists(st.floats(0, 1), max_size=6))
@@ -81,4 +81,4 @@ def test_dropped_samples_are_said(tmp_path: Path) -> None:
     sink = RecordFile(tmp_path, "geometry")
     sink.note(Dropped("geometry", 1, "no heads"), 0)
     [said] = steps_of(Follower(tmp_path))
-    assert said == "GeometryMonitor 'geometry' was there but dropped all 1 sample: no heads"
+    assert said == "GeometryMonitor 'geometry' dropped 1 of 1 samples: no heads"

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_geo.metrics.selection import select, spec_of
+from lightning_geo.storage.history import GeometryHistory
 from lightning_geo.storage.record import GeometryRecord
 from lightning_geo.storage.record_file import RecordFile
 
@@ -73,3 +74,17 @@ def write(directory: Path, *steps: int, name: str = "geometry", **kwargs: object
         sink.write(make_record(step, **{"metrics": ["entropy"], **kwargs}))  # type: ignore[arg-type]
     sink.close()
     return directory
+
+
+def run_of(values: dict[str, list[object]], every: int = 10) -> GeometryHistory:
+    """A run from the values of each metric at each sample."""
+    count = len(next(iter(values.values())))
+    return GeometryHistory(
+        [
+            GeometryRecord(
+                {"encoder": {name: np.array(of[sample], np.float32) for name, of in values.items()}},
+                step=every * sample,
+            )
+            for sample in range(count)
+        ]
+    )

@@ -1,0 +1,71 @@
+"""What the commands share: their options, the runs they read and the files they write."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning_geo.analysis.runs import Run, open_runs
+from lightning_geo.utils.errors import RunError
+from lightning_geo.utils.formatting import plain
+
+__all__ = ["RUN", "add_command", "add_output", "read_runs", "write_page"]
+
+#: Help for an argument that names runs.
+RUN = "directory of one run, TensorBoard logdir with several runs, or W&B offline run"
+
+
+def add_command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str, *, monitor: bool = True
+) -> Any:
+    """Return the parser of a new command.
+
+    Args:
+        commands: Subparsers of the main parser.
+        name: The command's name.
+        run: What it does; returns the exit code.
+        text: Its help, a sentence without capital and full stop.
+        monitor: Whether it takes ``--monitor``.
+    """
+    parser = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+    parser.set_defaults(function=run)
+    if monitor:
+        parser.add_argument("--monitor", metavar="NAME", help="monitor to use if the run has several")
+    return parser
+
+
+def add_output(parser: Any, default: str) -> None:
+    """Add the option that says where a page is written."""
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path(default),
+        metavar="FILE",
+        help="file to write (default: %(default)s)",
+    )
+
+
+def read_runs(paths: Sequence[str], monitor: str | None) -> list[Run]:
+    """Return the runs at and below some paths; print what was skipped to stderr."""
+    groups, notes = open_runs(paths, monitor)
+    for note in notes:
+        print(f"lightning-geo: {plain(note)}", file=sys.stderr)
+    return [run for group in groups for run in group]
+
+
+def write_page(path: Path, page: str) -> None:
+    """Write a page, and print its path and size.
+
+    Raises:
+        RunError: If the file cannot be written.
+    """
+    try:
+        path.write_text(page, encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise RunError(f"Cannot write {os.fspath(path)!r}: {error.strerror}.") from error
+    print(f"{plain(path)}: {len(page.encode(errors='replace')) / 1e3:,.0f} kB")

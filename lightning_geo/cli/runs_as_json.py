@@ -1,0 +1,33 @@
+"""Runs and rows as JSON has them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from lightning_geo.analysis.runs import Run
+
+__all__ = ["as_object", "finite", "run_metadata"]
+
+
+def as_object(row: NamedTuple) -> dict[str, Any]:
+    """Return a row as JSON has it."""
+    return {key: finite(value) for key, value in row._asdict().items()}
+
+
+def run_metadata(run: Run) -> dict[str, Any]:
+    """Return which run it is, as JSON has it."""
+    history = run.history
+    return {
+        "name": run.name,
+        "path": str(run.path),
+        "model": history.model.get("class"),
+        "samples": len(history),
+        "steps": [int(history.steps[0]), int(history.steps[-1])],
+        "probe_fingerprint": str(history.metadata["probe_fingerprint"][-1]),
+    }
+
+
+def finite(value: Any) -> Any:
+    """Return None for a number that is not finite."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,109 @@
+"""The report's chapter on how further runs differ from the first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from markupsafe import Markup
+
+from lightning_geo.analysis.comparison import Comparison
+from lightning_geo.analysis.differences import Difference
+from lightning_geo.analysis.gate_changes import different_gates
+from lightning_geo.analysis.runs import Run
+from lightning_geo.report.figures import matrix
+from lightning_geo.report.rendering import Table
+from lightning_geo.report.sentences import comparison_sentences, margin
+from lightning_geo.utils.formatting import number
+
+__all__ = ["GateDifferences", "RunDifferences", "run_differences"]
+
+_MAPS = 6  # differences drawn for each further run
+_GATES_APART = 10  # heads listed whose gates differ between runs
+_COMPARED = 4  # further runs with pictures of their own; the file has to stay small
+
+
+class GateDifferences(NamedTuple):
+    """Heads whose gate differs between two runs: how many, and the clearest ones."""
+
+    summary: str
+    heads: Table
+
+
+class RunDifferences(NamedTuple):
+    """How one run differs from the first.
+
+    Args:
+        name: The run's name.
+        sentences: What differs most, and how the runs were compared.
+        gates: ``None`` where no head has a gate in both runs.
+        largest: The metrics that differ most.
+        maps: Pictures of differences; ``None`` beyond the first four runs.
+    """
+
+    name: str
+    sentences: list[str]
+    gates: GateDifferences | None
+    largest: Table
+    maps: list[Markup] | None
+
+
+def run_differences(runs: Sequence[Run], comparisons: Sequence[Comparison]) -> list[RunDifferences]:
+    """Return what the chapter shows of each further run.
+
+    Args:
+        runs: The first one is the reference.
+        comparisons: One for each further run.
+    """
+    return [
+        RunDifferences(
+            run.name,
+            list(comparison_sentences(comparison)),
+            _gates(runs[0], run, comparison),
+            _largest(comparison),
+            _maps(comparison) if place < _COMPARED else None,
+        )
+        for place, (run, comparison) in enumerate(zip(runs[1:], comparisons, strict=True))
+    ]
+
+
+def _gates(a: Run, b: Run, comparison: Comparison) -> GateDifferences | None:
+    both, different = different_gates(a.history, b.history, comparison.steps)
+    if not both:
+        return None
+    several = len(a.history.stacks) > 1
+    rows = [
+        (f"{d.stack}/{d.layer}" if several else d.layer, d.head, d.a, d.b, margin(d.lead))
+        for d in different[:_GATES_APART]
+    ]
+    summary = f"The gates of {len(different)} of {both} heads differ between A and B"
+    return GateDifferences(summary, Table(("layer", "head", "A", "B", "by"), rows))
+
+
+def _largest(comparison: Comparison) -> Table:
+    rows = [
+        (row.metric, row.layer, "" if row.head is None else row.head, number(row.a), number(row.b),
+         number(row.difference, signed=True), f"{abs(row.relative):.2f}")
+        for row in comparison.telling(10)
+    ]  # fmt: skip
+    return Table(("metric", "layer", "head", "A", "B", "B − A", "relative"), rows)
+
+
+def _maps(comparison: Comparison) -> list[Markup]:
+    def largest_first(difference: Difference) -> float:
+        return -float(np.nan_to_num(np.nanmax(np.abs(difference.relative))))
+
+    headline = [
+        difference
+        for difference in comparison.differences
+        if difference.metric.rpartition("/")[2] in difference.spec.headline
+        and difference.a.ndim == 2
+        and np.isfinite(difference.difference).any()
+    ]
+    maps = []
+    for difference in sorted(headline, key=largest_first)[:_MAPS]:
+        end = float(np.nanmax(np.abs(difference.difference))) or 1.0
+        title = f"{difference.metric}, B − A"
+        maps.append(matrix(difference.difference, title, -end, end, diverging=True))
+    return maps
