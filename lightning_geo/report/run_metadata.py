@@ -19,17 +19,20 @@ def run_metadata(runs: Sequence[Run]) -> Table:
     rows: list[tuple[str, list[str]]] = [
         ("model", [describe_model(run.history) for run in runs]),
         ("samples", [_span(run.history) for run in runs]),
-        ("epochs", [f"{_fact(run, 'epoch', 0)} to {_fact(run, 'epoch')}" for run in runs]),
-        ("training batches", [_fact(run, "batches_seen") for run in runs]),
-        ("probe", [_fact(run, "probe") or "none (measured on training batches)" for run in runs]),
+        ("epochs", [f"{_field(run, 'epoch', 0)} to {_field(run, 'epoch')}" for run in runs]),
+        ("training batches", [_field(run, "batches_seen") for run in runs]),
+        (
+            "probe",
+            [_field(run, "probe_fingerprint") or "none (measured on training batches)" for run in runs],
+        ),
         ("recorded", [_when(run.history) for run in runs]),
         ("time per sample", [_cost(run.history) for run in runs]),
     ]
     return Table(("run", *(run.name for run in runs)), [(name, *values) for name, values in rows])
 
 
-def _fact(run: Run, fact: str, sample: int = -1) -> str:
-    return str(run.history.metadata[fact][sample])
+def _field(run: Run, field: str, sample: int = -1) -> str:
+    return str(run.history.metadata[field][sample])
 
 
 def _span(history: GeometryHistory) -> str:

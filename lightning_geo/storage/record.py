@@ -139,6 +139,7 @@ class GeometryRecord:
             KeyError: If the margins were not measured.
 
         Example:
+            >>> from lightning_geo.metrics.gates import GATES
             >>> margins = {f"gate.{gate}": np.full((1, 2), -0.2) for gate in GATES}
             >>> margins["gate.closed"][0, 1] = 0.1
             >>> GeometryRecord({"encoder": margins}).gates().tolist()

@@ -177,7 +177,7 @@ def test_without_a_sample_or_a_readable_record_there_is_no_report(
     for each in (sink, record):
         each.write(make_record(metrics=["entropy"]))
     monkeypatch.setattr("lightning_geo.loggers.wandb._READ", 10)
-    with pytest.warns(UserWarning, match="Afterwards: lightning-geo report"):
+    with pytest.warns(UserWarning, match="Write it later with: lightning-geo report"):
         sink.close()
     assert isinstance(sink, WandbSink)
     sink.record_at = "s3://bucket/run"
