@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest.mock import patch
@@ -102,7 +103,7 @@ def fault(name: str | None, at: int = 0) -> Iterator[None]:
         yield
         return
     owner, function = FAULTS[name]
-    original, calls = vars(owner)[function] if isinstance(owner, type) else getattr(owner, function), [0]
+    original, calls = inspect.getattr_static(owner, function), [0]
     bound = original.__func__ if isinstance(original, classmethod) else original
 
     def broken(*args: Any, **kwargs: Any) -> Any:

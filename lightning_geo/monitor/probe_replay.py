@@ -1,0 +1,171 @@
+"""Samples on the probe: recorded calls run once more, on twins of the models."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from lightning_geo.measurement.importance import importances
+from lightning_geo.measurement.sample import Measurement
+from lightning_geo.monitor.observed_models import ObservedModels
+from lightning_geo.observe.module_selection import ITSELF
+from lightning_geo.observe.replay.replica import Replica
+from lightning_geo.observe.replay.undisturbed import Call, RandomState
+from lightning_geo.probe.call import ProbeCall
+from lightning_geo.probe.division import divides
+from lightning_geo.probe.probe import Share
+from lightning_geo.utils.errors import let_go
+
+__all__ = ["Calls", "ProbeReplay"]
+
+#: Calls; where random numbers start in each, a seed or an earlier state; how many sequences have their
+#: single scores measured, None where the whole sample has a number of them.
+Calls = Sequence[tuple[Call, int | RandomState, int | None]]
+
+
+class ProbeReplay(ObservedModels):
+    """Replays recorded calls of the models, or of the LightningModule that they are in."""
+
+    def replay(
+        self, share: Share, metrics: tuple[str, ...], unrecorded: Mapping[str, str] | None = None
+    ) -> Exception | None:
+        """Measure the models on recorded calls; returns what went wrong.
+
+        Args:
+            share: On the models' device.
+            metrics: Stored names of those that are due.
+            unrecorded: Models of which no call could be recorded -> why.
+        """
+        self._due, self._replaying = metrics, True
+        self._lacking = dict(unrecorded or {})
+        try:
+            measurement = self._measurement = self._begin()
+            recorded_calls = (*share.uncounted, *share.calls)
+            # a call of the LightningModule shows them all
+            outside = any(recorded.call.method for recorded in recorded_calls)
+            self._unrecorded = {} if outside else self._lacking
+            self._called = {recorded.model for recorded in recorded_calls if not recorded.call.method}
+            for calls in (share.uncounted, share.calls):
+                measurement.discard_values()
+                for name in self.models:
+                    mine = [r for r in calls if r.model == name and not r.call.method]
+                    self._run(measurement, [name], _replayed(mine))
+                self._replay_outside(measurement, _replayed(r for r in calls if r.call.method))
+            if self._weighs_heads:
+                self._add_importance(measurement, share)
+        except Exception as error:
+            return let_go(error)
+        return self._first_failure(measurement)
+
+    def _replay_outside(self, measurement: Measurement, calls: Calls) -> None:
+        """Run the LightningModule's calls; until models are chosen a step that needs its trainer may fail."""
+        try:
+            self._run(measurement, self._uncalled, calls)
+        except Exception as error:
+            if self._chosen:
+                raise
+            method = calls[0][0].method
+            reason = f"{type(error).__name__}: {error} (in a replay of its {method})"
+            self._unrecorded = self._lacking | {ITSELF: reason}
+
+    @property
+    def _uncalled(self) -> list[str]:
+        """The models that the LightningModule's calls show: those that have no calls of their own."""
+        return [name for name in self.models if name not in self._called]
+
+    def _shown_by(self, recorded: ProbeCall) -> list[str]:
+        """The models that a call shows."""
+        return self._uncalled if recorded.call.method else [recorded.model]
+
+    def _together(self, calls: list[ProbeCall]) -> list[list[ProbeCall]]:
+        """Those of one model's calls that the same copy may run, one after the other."""
+        reusable = bool(calls) and self._stand_in(calls[0].call, calls[0].model).reusable
+        return [calls] if reusable else [[call] for call in calls]
+
+    def _stand_in(self, call: Call, name: str) -> Replica:
+        """What is replayed: the model, or the LightningModule that it is in."""
+        replica = self._outside if call.method else self._replicas[name]
+        assert replica is not None
+        return replica
+
+    def _observed(self, ran: nn.Module, call: Call, name: str) -> nn.Module:
+        """The model in what is replayed."""
+        return ran.get_submodule(self._paths[name]) if call.method else ran
+
+    def divides(self, recorded: ProbeCall) -> bool:
+        """Whether the first axis of a call holds sequences; see :mod:`~lightning_geo.probe.division`."""
+        call = recorded.to(self.device)
+        return divides(self._stand_in(call.call, call.model), call, self._forward_context)
+
+    def remember(self) -> None:
+        """Keep what the step that begins is entered with, for a sample that is taken at its end."""
+        for replica in self._everyone():
+            replica.remember()
+
+    def forget(self) -> None:
+        """Replay the models as they are."""
+        for replica in self._everyone():
+            replica.forget()
+
+    def _everyone(self) -> list[Replica]:
+        outside = [] if self._outside is None else [self._outside]
+        return list(dict.fromkeys([*(self._replicas[name] for name in self.models), *outside]))
+
+    def _add_importance(self, measurement: Measurement, share: Share) -> None:
+        """A failure costs the importance, not the sample: other ranks may have succeeded."""
+        self._importance_failures = {}
+        for name in self.models:
+            found, parts = [], []
+            try:
+                for calls in self._together([r for r in share.calls if name in self._shown_by(r)]):
+                    replica = self._stand_in(calls[0].call, name)
+                    with replica.running() as model:
+                        seen = self._observed(model, calls[0].call, name)
+                        loss_fn, context = self._loss_fn, self._forward_context
+                        parts += importances(model, calls, loss_fn, context, seen, replica.once)
+                found = parts
+            except Exception as error:
+                self._importance_failures[name] = let_go(error)
+            measurement.add_importance(found, self.device, name)
+
+    def _run(
+        self,
+        measurement: Measurement,
+        names: list[str],
+        calls: Calls,
+        *,
+        evaluate: bool = True,
+    ) -> None:
+        """Run calls that show these models, each from where its random numbers start.
+
+        Hooks are installed once for all of them, or for each where the model remembers its calls.
+        """
+        if not names or not calls:
+            return
+        first = calls[0][0]
+        replica = self._stand_in(first, names[0])
+        replica.try_out(first.run, self._forward_context)
+        # what a step computes with gradients off is no part of training, as in source "batch"
+        step = first.method not in ("", "forward")
+        for group in [calls] if replica.reusable else [[call] for call in calls]:
+            with replica.running() as model, contextlib.ExitStack() as stack:
+                for name in names:
+                    twin = self._observed(model, first, name)
+                    stack.enter_context(measurement.observe(name, training=step, replays=True, twin=twin))
+                for call, start, scored in group:
+                    options: dict[str, Any] = {"evaluate": evaluate, "start": start}
+                    if scored is not None:
+                        for name in names:
+                            measurement.score(name, scored)
+                    with (
+                        replica.once(model, gradient=step, frozen=step, **options),
+                        self._forward_context(),
+                    ):
+                        call.run(model)
+
+
+def _replayed(calls: Iterable[ProbeCall]) -> Calls:
+    return [(recorded.call, 0, recorded.scored or 0) for recorded in calls]
