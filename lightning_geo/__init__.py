@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from lightning_geo.interventions.ablation import evaluate_plan
     from lightning_geo.interventions.explanation import explain
     from lightning_geo.interventions.head_removal import apply_plan
-    from lightning_geo.measurement.sample import measure
+    from lightning_geo.measurement.one_batch import measure
     from lightning_geo.monitor.lightning import GeometryMonitor
     from lightning_geo.storage.history import GeometryHistory, load_history
     from lightning_geo.storage.record import GeometryRecord
@@ -59,7 +59,7 @@ _MODULES = {
     "evaluate_plan": "interventions.ablation",
     "explain": "interventions.explanation",
     "load_history": "storage.history",
-    "measure": "measurement.sample",
+    "measure": "measurement.one_batch",
     "pruning_plan": "analysis.pruning",
 }
 

@@ -1,34 +1,25 @@
-"""One sample: tap, statistics, metrics, record. The monitor uses it, and so does anyone by hand."""
+"""One sample of one or several models: what is observed, and the metrics derived from it."""
 
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_geo.kernels.workspace import reuse_scratch
 from lightning_geo.measurement.assemble import Bases, Computed, compute
-from lightning_geo.measurement.importance import LossFunction, importances
 from lightning_geo.measurement.rank_reduction import Merged, reduce_over_ranks
 from lightning_geo.measurement.sample_statistics import SampleStatistics
 from lightning_geo.measurement.training_importance import TrainingGradients
-from lightning_geo.metrics.selection import compares_samples, select
 from lightning_geo.observe import UNOBSERVED, CallKey, Coverage, LayerNumbering, Tap, number_layers
 from lightning_geo.observe.evidence.axes import config_of
-from lightning_geo.observe.module_selection import check_layers
-from lightning_geo.observe.replay.undisturbed import Call, device_of, undisturbed
-from lightning_geo.probe.call import ProbeCall
-from lightning_geo.storage.record import GeometryRecord
-from lightning_geo.utils.arguments import check_positive, check_token_ids
 from lightning_geo.utils.errors import ArgumentError
 from lightning_geo.utils.formatting import some
 
-__all__ = ["LayerChoice", "Measurement", "measure", "special_tokens"]
+__all__ = ["LayerChoice", "Measurement", "special_tokens"]
 
 LayerChoice = int | str | Sequence[int] | None
 
@@ -300,84 +291,3 @@ def special_tokens(model: nn.Module, given: Iterable[int] | None) -> tuple[int, 
         value = getattr(config, name, None)
         found += [v for v in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(v, int)]
     return tuple(dict.fromkeys(found))
-
-
-def measure(
-    model: nn.Module,
-    batch: Any,
-    *,
-    metrics: Iterable[str] | str | None = None,
-    layers: LayerChoice = None,
-    rank: int = 8,
-    special_token_ids: Iterable[int] | None = None,
-    loss_fn: LossFunction | None = None,
-) -> GeometryRecord:
-    """Measure the geometry of a model's attention on one batch, as the monitor does on its probe.
-
-    The model runs once, in eval mode and without gradient; its flags, buffers and the random number
-    generators are as before when it returns. ``drift``, ``velocity`` and ``weight_drift`` are absent: they
-    compare samples.
-
-    Args:
-        model: Any module that computes attention.
-        batch: A mapping is keyword arguments, a tuple positional ones, a tensor the one argument.
-        metrics: Families or single names; ``None`` for the families entropy, pattern, cone, subspace, stream
-            and head. ``importance`` needs a loss.
-        layers: Layer indices, or a regular expression on module paths; default all.
-        rank: Dimensions of the subspaces that are compared, at most half a head.
-        special_token_ids: Input ids that count as special tokens; default those of ``model.config``.
-        loss_fn: ``loss_fn(output, *args, **kwargs)`` for ``importance``; default the ``loss`` that the model
-            itself returns.
-
-    Returns:
-        A record; ``record["entropy"]`` is a float32 array [layer, head]. Its ``matrices`` hold the bases and
-        the similarities of heads, as a run's first and last record do.
-
-    Raises:
-        ValueError: If a metric is unknown, nothing matches ``layers``, or no attention was seen.
-        LookupError: If ``importance`` is asked for and there is no loss, or one that compares sequences.
-
-    Example:
-        >>> model = torch.nn.TransformerEncoder(
-        ...     torch.nn.TransformerEncoderLayer(16, nhead=2, batch_first=True), num_layers=3)
-        >>> measure(model, torch.randn(4, 10, 16))["entropy"].shape
-        (3, 2)
-    """
-    started = time.perf_counter()
-    check_positive("rank", rank)
-    check_token_ids(special_token_ids)
-    check_layers(layers, model)
-    names = tuple(name for name in select(metrics) if not compares_samples(name))
-    if not names:
-        raise ValueError(
-            "Expected `metrics` to name more than `drift`, `velocity` and `weight_drift` but got "
-            f"{metrics!r}: they compare samples, and this is one."
-        )
-    measurement = Measurement({"": Tap(model, special_tokens(model, special_token_ids))}, names, layers, rank)
-    call = Call.from_batch(batch)
-    call = call.to(device_of(model, call))
-    with undisturbed(model), measurement.observe():
-        call.run(model)
-    if measurement.failures:
-        raise measurement.failures[0]
-    if not measurement.observed:
-        if measurement.reasons:
-            raise ValueError(
-                f"Expected attention in `model` that can be measured but all that {type(model).__name__} "
-                f"showed was left out, {measurement.reasons}"
-            )
-        raise ValueError(
-            f"Expected `model` to compute attention but {type(model).__name__} showed none. "
-            f"{measurement.why_nothing()}"
-        )
-    measurement.check_layers()
-    if "importance" in names:
-        found = importances(model, [ProbeCall.of("", call)], loss_fn)
-        measurement.add_importance(found, device_of(model, call))
-    computed = measurement.compute()
-    about = {"class": type(model).__name__, "stacks": computed.structure}
-    cost = time.perf_counter() - started
-    return GeometryRecord(
-        computed.stacks, about, computed.matrices(), wall_time=time.time(), cost_seconds=cost,
-        coverage=measurement.coverage.as_dict(),
-    )  # fmt: skip

@@ -9,11 +9,8 @@ import torch
 from torch import Tensor
 
 from lightning_geo.functional import (
-    AttentionStatistics,
     HeadMoments,
-    HeadReads,
     HeadWeights,
-    StreamStatistics,
     head_moments,
     masked_mean,
     stream_statistics,
@@ -21,16 +18,15 @@ from lightning_geo.functional import (
 from lightning_geo.functional.stream import mean_over_tokens
 from lightning_geo.measurement.call_statistics import (
     ObservedRows,
-    ObservedScores,
     call_statistics,
     observed_scores,
 )
+from lightning_geo.measurement.observed_values import add_cones, planes_of, reads_by_document, value_of
+from lightning_geo.measurement.requested_metrics import RequestedMetrics
 from lightning_geo.measurement.row_sampling import draw_rows, variance_of_mean
 from lightning_geo.measurement.sums import LayerStatistics
-from lightning_geo.metrics.gates import GATES
 from lightning_geo.metrics.registry import metric_function, reads_of
 from lightning_geo.metrics.selection import spec_of
-from lightning_geo.metrics.spec import ROLES
 from lightning_geo.observe import AttentionCall, BlockCall, CallKey, HeadGradientHook, Projections
 from lightning_geo.observe.packed.splitting import by_document
 from lightning_geo.probe.limits import SCORED_SEQUENCES
@@ -66,33 +62,15 @@ class SampleStatistics:
         self.layers: dict[CallKey, LayerStatistics] = {}
         #: path of a list item and the call that it belongs to -> statistics of input and output
         self.blocks: dict[tuple[str, CallKey], LayerStatistics] = {}
-        kinds: dict[str, list[str]] = {}
-        for name in metrics:
-            kinds.setdefault(spec_of(name).kind, []).append(name)
-        self._rows = [n for n in kinds.get("row", ()) if spec_of(n).summary == "mean"]
-        self._maxima = [n for n in kinds.get("row", ()) if spec_of(n).summary == "max"]
-        self._sequences = kinds.get("sequence", [])
-        self._tokens = kinds.get("tokens", [])
-        self._directions = kinds.get("directions", [])
-        spectral = [*kinds.get("moments", ()), *kinds.get("bases", ())]
-        self._roles = [r for r in ROLES if any(n.endswith(f".{r}") for n in spectral)]
-        if "qk_alignment" in spectral:
-            self._roles = [r for r in ROLES if r in {*self._roles, "query", "key"}]
-        self._gram = bool(kinds.get("heads"))
-        self._scores = kinds.get("scores", [])
-        if kinds.get("counts"):  # of what heads' margins say
-            every = [f"gate.{gate}" for gate in GATES]
-            self._scores = [*every, *(name for name in self._scores if name not in every)]
+        self._requested = RequestedMetrics.of(metrics)
         #: sequences of each call that the metrics of kind ``scores`` have had
         self._scored: dict[CallKey, int] = {}
         #: sequences, the first ones, whose single scores are looked at
         self.scored = SCORED_SEQUENCES
-        self._reads = kinds.get("reads", [])
         #: sequences that they had before the packed call whose documents are being shown
         self._scored_before: dict[CallKey, int] = {}
-        self._weights = kinds.get("weights", [])
         #: whether anything here is computed from projections
-        self.reads_projections = bool(self._weights or self._reads)
+        self.reads_projections = bool(self._requested.weights or self._requested.reads)
         self._weighed: set[CallKey] = set()
         self._start = {} if start is None else start
         #: RV coefficients of heads' weights, call -> metric -> [h, h]: no sums, the same on every rank
@@ -104,15 +82,15 @@ class SampleStatistics:
         """Measure the weights, once in a sample however often they are used, and what they were given."""
         layer = self.layers.get(key)
         call = projections.call
-        weighing = bool(self._weights) and key not in self._weighed
-        if layer is None or not (weighing or self._reads):
+        weighing = bool(self._requested.weights) and key not in self._weighed
+        if layer is None or not (weighing or self._requested.reads):
             return
         weights = projections.weights()
-        for name in self._reads:
+        for name in self._requested.reads:
             role = name.rpartition(".")[2]
             read = projections.read(role)
             if call is not None and role in weights and read is not None:
-                for part in _reads_by_document(call, role, read, weights[role], layer.heads):
+                for part in reads_by_document(call, role, read, weights[role], layer.heads):
                     layer.add_values(f"reads.{role}", (name,), metric_function(name)(part)[None])
         if weighing:
             self._weighed.add(key)
@@ -120,12 +98,12 @@ class SampleStatistics:
 
     def _measure_weights(self, layer: LayerStatistics, key: CallKey, weights: dict[str, Tensor]) -> None:
         names = [
-            n for n in self._weights
+            n for n in self._requested.weights
             if set(reads_of(n)) <= set(weights) and not (key.cross and spec_of(n).self_attention)
         ]  # fmt: skip
         drifting = [n.rpartition(".")[2] for n in names if spec_of(n).name == "weight_drift"]
         heads = HeadWeights(**weights, heads=layer.heads, start=self._start_of(key, weights, drifting))
-        values = {name: _of_part(name, heads) for name in names}
+        values = {name: value_of(name, heads) for name in names}
         for group, axes in (("weights.head", 2), ("weights.layer", 1)):
             mine = tuple(name for name in names if len(spec_of(name).axes) == axes)
             if mine:  # as those of one sequence: ranks have the same
@@ -169,11 +147,11 @@ class SampleStatistics:
             sample = draw_rows(batch, queries, call.query_mask, self._max_queries, seed, call.device)
         names = [
             name
-            for name in (*self._rows, *self._maxima, *self._sequences)
+            for name in (*self._requested.rows, *self._requested.maxima, *self._requested.sequences)
             if not (call.offset is None and spec_of(name).self_attention)
             # some rows do not tell what is no mean over rows; where other calls are short enough to measure
             # all of theirs, a value would be that of the short calls alone
-            and (self._max_queries is None or name in self._rows or not reads_of(name))
+            and (self._max_queries is None or name in self._requested.rows or not reads_of(name))
         ]
         if not names:
             return
@@ -185,8 +163,8 @@ class SampleStatistics:
         # a sequence with NaN or infinity in it has no value, rather than that of its other rows
         broken = (live & ~statistics.logsumexp.isfinite()).any(-1)
         layer.add("broken", broken.sum())
-        planes = _planes((name for name in names if spec_of(name).kind == "row"), statistics)
-        rows = tuple(name for name in self._rows if name in planes)
+        planes = planes_of((name for name in names if spec_of(name).kind == "row"), statistics)
+        rows = tuple(name for name in self._requested.rows if name in planes)
         if rows:
             stacked = torch.stack([planes[name] for name in rows])
             counted = live & ~stacked.isnan()
@@ -197,10 +175,10 @@ class SampleStatistics:
             elif self._max_queries is not None:
                 variances = torch.zeros_like(values)  # exact; ranks with longer calls have the same sums
             layer.add_values("row", rows, values, variances)
-        for name in (name for name in self._maxima if name in planes):
+        for name in (name for name in self._requested.maxima if name in planes):
             values = torch.where(live, planes[name], -torch.inf).amax(-1)
             layer.add_maximum(name, torch.where(broken, torch.nan, values))
-        sequences = tuple(name for name in self._sequences if name in names)
+        sequences = tuple(name for name in self._requested.sequences if name in names)
         if sequences and "query" in moments and "key" in moments:
             seen = ObservedRows(moments["query"], moments["key"], call.key_mask, statistics)
             values = torch.stack([metric_function(name)(seen) for name in sequences])
@@ -210,7 +188,7 @@ class SampleStatistics:
         """Measure what needs every score more than once, on the first sequences alone."""
         known = call.query is not None and call.key is not None
         names = [
-            n for n in self._scores
+            n for n in self._requested.scores
             if not (spec_of(n).self_attention and (call.offset != 0 or call.lengths[1] != call.lengths[2]))
             and (known or reads_of(n) == ("attended",))
         ]  # fmt: skip
@@ -227,27 +205,27 @@ class SampleStatistics:
             return
         self._scored[key] = self._scored.get(key, 0) + count
         scores = observed_scores(call, count)
-        values = torch.stack([_of_part(name, scores) for name in names])
+        values = torch.stack([value_of(name, scores) for name in names])
         layer.add_values("scores", tuple(names), values)
 
     def _measure_vectors(self, layer: LayerStatistics, call: AttentionCall) -> dict[str, HeadMoments]:
         """Measure what the four roles' vectors look like; returns what rows may need of it."""
+        requested, output = self._requested, call.output
         vectors = {"query": call.query, "key": call.key, "value": call.value, "output": call.output}
-        output = call.output
-        gram = self._gram and output is not None and output.shape[1] * output.shape[3] <= GRAM_MAX_WIDTH
-        cones = [name for name in self._directions if name.endswith(".head")]
+        gram = requested.gram and output is not None and output.shape[1] * output.shape[3] <= GRAM_MAX_WIDTH
+        cones = [name for name in requested.directions if name.endswith(".head")]
         found: dict[str, HeadMoments] = {}
         for role, x in vectors.items():
-            wanted = {"scatter"} if role in self._roles and not (gram and role == "output") else set()
-            if role in ("query", "key") and self._sequences:
-                wanted |= {"norm", "directions"}
+            statistics = {"scatter"} if role in requested.roles and not (gram and role == "output") else set()
+            if role in ("query", "key") and requested.sequences:
+                statistics |= {"norm", "directions"}
             if role == "output" and cones:
-                wanted.add("directions")
-            if x is None or not wanted:
+                statistics.add("directions")
+            if x is None or not statistics:
                 continue
             mask = call.query_mask if role in ("query", "output") else call.key_mask
-            found[role] = moments = head_moments(x, mask, statistics=wanted)
-            if "scatter" in wanted:
+            found[role] = moments = head_moments(x, mask, statistics=statistics)
+            if "scatter" in statistics:
                 layer.add_moments(role, moments)
         if gram and output is not None:  # one matrix for all heads: its blocks serve role output too
             joint = output.transpose(1, 2).flatten(2)[:, None]
@@ -255,15 +233,15 @@ class SampleStatistics:
         if cones and "output" in found:
             moments = found["output"]
             valid = moments.valid.sum(-1)[:, None].expand(moments.directions.shape[:2])  # type: ignore[union-attr]
-            _add_cones(layer, "head", cones, moments, valid)
+            add_cones(layer, "head", cones, moments, valid)
         return found
 
     def _measure_stream(
         self, layer: LayerStatistics, stage: str, x: Tensor, mask: Tensor | None, before: Tensor | None = None
     ) -> None:
         """Measure hidden states ``[B, N, d]`` at one stage; tokens' statistics at ``output`` alone."""
-        cones = [name for name in self._directions if name.endswith(f".{stage}")]
-        tokens = self._tokens if stage == "output" else []
+        cones = [name for name in self._requested.directions if name.endswith(f".{stage}")]
+        tokens = self._requested.tokens if stage == "output" else []
         wanted = {field for name in tokens for field in reads_of(name)}
         if cones:
             wanted.add("directions")
@@ -271,8 +249,8 @@ class SampleStatistics:
             return
         statistics = stream_statistics(x, mask, before, statistics=wanted)
         if cones:
-            _add_cones(layer, stage, cones, statistics, statistics.valid.sum(-1))
-        planes = _planes(tokens, statistics)
+            add_cones(layer, stage, cones, statistics, statistics.valid.sum(-1))
+        planes = planes_of(tokens, statistics)
         if planes:
             stacked = torch.stack([*planes.values()])
             values = mean_over_tokens(stacked, statistics.valid, statistics.finite)
@@ -327,53 +305,3 @@ class SampleStatistics:
         """Like :meth:`everything`, each with its key."""
         blocks = sorted(self.blocks.items(), key=lambda item: item[0])
         return [*sorted(self.layers.items(), key=lambda item: item[0]), *blocks]
-
-
-def _planes(names: Iterable[str], statistics: AttentionStatistics | StreamStatistics) -> dict[str, Tensor]:
-    """The metrics of kind ``row`` or ``tokens`` that these statistics have the fields for."""
-    planes = {}
-    for name in names:
-        fields = [getattr(statistics, field) for field in reads_of(name)]
-        if all(field is not None for field in fields):
-            planes[name] = metric_function(name)(*fields)
-    return planes
-
-
-def _reads_by_document(
-    call: AttentionCall,
-    role: str,
-    read: tuple[Tensor, Tensor | None, Tensor | None],
-    weight: Tensor,
-    heads: int,
-) -> list[HeadReads]:
-    """What a role's projection was given, by sequence or by document; nothing where the tokens are others."""
-    x, y, bias = read
-    mask = call.query_mask if role == "query" else call.key_mask
-    if mask is not None and mask.shape != x.shape[:2]:
-        return []
-    if call.documents is None:
-        return [HeadReads(x, weight, y, bias, mask, heads)]
-    if x.shape[:2] != (call.lengths[0], call.lengths[2 if role != "query" else 1]):
-        return []
-    keys = role != "query"
-    xs = call.documents.split_hidden(x, mask, keys=keys)
-    ys = [(None, None)] * len(xs) if y is None else call.documents.split_hidden(y, keys=keys)
-    return [HeadReads(a, weight, b, bias, m, heads) for (a, m), (b, _) in zip(xs, ys, strict=True)]
-
-
-def _of_part(name: str, given: HeadWeights | ObservedScores) -> Tensor:
-    parts = (name.rpartition(".")[2],) if spec_of(name).parts else ()
-    values: Tensor = metric_function(name)(given, *parts)
-    return values
-
-
-def _add_cones(
-    layer: LayerStatistics,
-    stage: str,
-    names: list[str],
-    statistics: HeadMoments | StreamStatistics,
-    valid: Tensor,
-) -> None:
-    directions = statistics.directions, valid, statistics.directed
-    values = torch.stack([metric_function(name)(*directions) for name in names])
-    layer.add_values(stage, tuple(names), values)

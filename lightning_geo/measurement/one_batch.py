@@ -1,0 +1,109 @@
+"""One batch measured by hand, as the monitor measures its probe."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+from lightning_geo.measurement.importance import LossFunction, importances
+from lightning_geo.measurement.sample import LayerChoice, Measurement, special_tokens
+from lightning_geo.metrics.selection import compares_samples, select
+from lightning_geo.observe import Tap
+from lightning_geo.observe.module_selection import check_layers
+from lightning_geo.observe.replay.undisturbed import Call, device_of, undisturbed
+from lightning_geo.probe.call import ProbeCall
+from lightning_geo.storage.record import GeometryRecord
+from lightning_geo.utils.arguments import check_positive, check_token_ids
+
+__all__ = ["measure"]
+
+
+def measure(
+    model: nn.Module,
+    batch: Any,
+    *,
+    metrics: Iterable[str] | str | None = None,
+    layers: LayerChoice = None,
+    rank: int = 8,
+    special_token_ids: Iterable[int] | None = None,
+    loss_fn: LossFunction | None = None,
+) -> GeometryRecord:
+    """Measure the geometry of a model's attention on one batch, as the monitor does on its probe.
+
+    The model runs once, in eval mode and without gradient; its flags, buffers and the random number
+    generators are as before when it returns. ``drift``, ``velocity`` and ``weight_drift`` are absent: they
+    compare samples.
+
+    Args:
+        model: Any module that computes attention.
+        batch: A mapping is keyword arguments, a tuple positional ones, a tensor the one argument.
+        metrics: Families or single names; ``None`` for the families entropy, pattern, cone, subspace, stream
+            and head. ``importance`` needs a loss.
+        layers: Layer indices, or a regular expression on module paths; default all.
+        rank: Dimensions of the subspaces that are compared, at most half a head.
+        special_token_ids: Input ids that count as special tokens; default those of ``model.config``.
+        loss_fn: ``loss_fn(output, *args, **kwargs)`` for ``importance``; default the ``loss`` that the model
+            itself returns.
+
+    Returns:
+        A record; ``record["entropy"]`` is a float32 array [layer, head]. Its ``matrices`` hold the bases and
+        the similarities of heads, as a run's first and last record do.
+
+    Raises:
+        ValueError: If a metric is unknown, nothing matches ``layers``, or no attention was seen.
+        LookupError: If ``importance`` is asked for and there is no loss, or one that compares sequences.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.TransformerEncoder(
+        ...     torch.nn.TransformerEncoderLayer(16, nhead=2, batch_first=True), num_layers=3)
+        >>> measure(model, torch.randn(4, 10, 16))["entropy"].shape
+        (3, 2)
+    """
+    started = time.perf_counter()
+    check_positive("rank", rank)
+    check_token_ids(special_token_ids)
+    check_layers(layers, model)
+    names = tuple(name for name in select(metrics) if not compares_samples(name))
+    if not names:
+        raise ValueError(
+            "Expected `metrics` to name more than `drift`, `velocity` and `weight_drift` but got "
+            f"{metrics!r}: they compare samples, and this is one."
+        )
+    measurement = Measurement({"": Tap(model, special_tokens(model, special_token_ids))}, names, layers, rank)
+    call = Call.from_batch(batch)
+    call = call.to(device_of(model, call))
+    with undisturbed(model), measurement.observe():
+        call.run(model)
+    if measurement.failures:
+        raise measurement.failures[0]
+    _check_observed(measurement, model)
+    measurement.check_layers()
+    if "importance" in names:
+        found = importances(model, [ProbeCall.of("", call)], loss_fn)
+        measurement.add_importance(found, device_of(model, call))
+    computed = measurement.compute()
+    about = {"class": type(model).__name__, "stacks": computed.structure}
+    cost = time.perf_counter() - started
+    return GeometryRecord(
+        computed.stacks, about, computed.matrices(), wall_time=time.time(), cost_seconds=cost,
+        coverage=measurement.coverage.as_dict(),
+    )  # fmt: skip
+
+
+def _check_observed(measurement: Measurement, model: nn.Module) -> None:
+    """Raise unless the model showed attention that can be measured."""
+    kind = type(model).__name__
+    if measurement.observed:
+        return
+    if measurement.reasons:
+        raise ValueError(
+            f"Expected attention in `model` that can be measured but all that {kind} "
+            f"showed was left out, {measurement.reasons}"
+        )
+    raise ValueError(
+        f"Expected `model` to compute attention but {kind} showed none. {measurement.why_nothing()}"
+    )
