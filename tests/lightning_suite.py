@@ -31,9 +31,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning_geo.lightning import AnyCallback
 
 from lightning_geo import GeometryMonitor
+from lightning_geo.monitor._lightning import CallbackBase
 
 #: Parts of the suite that are about the course of a run.
 PARTS = ("callbacks", "checkpointing", "core", "loggers", "loops", "trainer", "tuner")
@@ -56,7 +56,7 @@ _who, _log = os.environ.get(_WHO), os.environ.get(_LOG)
 _fits: list[str] = []
 
 
-class Bystander(AnyCallback):
+class Bystander(CallbackBase):
     """Does nothing, but has a state, as a monitor has: checkpoints hold both."""
 
     def state_dict(self) -> dict[str, Any]:

@@ -102,7 +102,12 @@ def test_how_much_memory_kept_weights_take_is_said(tmp_path: Path, monkeypatch: 
         warnings.simplefilter("always")
         run(tmp_path / "small", watch, Lit(bert), 2)
         assert not [w for w in caught if "weight_drift" in str(w.message)]
-        kept = [x for modules in watch._run.start.values() for r in modules.values() for x in r.values()]
+        kept = [
+            x
+            for modules in watch._run.samples.state.start.values()
+            for r in modules.values()
+            for x in r.values()
+        ]
         size = sum(x.nbytes for x in kept)
         assert size == 2 * 4 * 32 * 32 * 4  # four matrices of two layers
         monkeypatch.setattr("lightning_geo.monitor.absence_warnings.KEPT_BYTES", size - 1)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from google.protobuf.message import DecodeError
 from wandb.proto.wandb_internal_pb2 import Record
 
 
@@ -15,7 +16,10 @@ def sent(run_directory: Path) -> list[Any]:
     """All records of a finished run."""
     (path,) = run_directory.glob("*.wandb")
     for _ in range(300):  # W&B's own process may write the end of it after `finish` has returned
-        records = parse(path.read_bytes())
+        try:
+            records = parse(path.read_bytes())
+        except DecodeError:  # the last record is being written
+            records = []
         if records and records[-1].WhichOneof("record_type") == "exit":
             return records
         time.sleep(0.1)
