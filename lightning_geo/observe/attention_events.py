@@ -170,7 +170,7 @@ class AttentionEvents:
         """
         call = held.call
         try:
-            self.evidence.tell_tokens(held, self.stack)
+            self.evidence.set_tokens(held, self.stack)
         except PackedCallError as error:
             self.leave_out(str(error), held.module)
             return
