@@ -77,7 +77,7 @@ class Measurement:
             twin: A copy of the model that runs in its place.
         """
         statistics = self._statistics[name]
-        statistics.listen = None if slopes is None else slopes.listen
+        statistics.gradient_hook = None if slopes is None else slopes.hook
         tap = self._taps[name]
         with reuse_scratch(), tap.open(statistics, training=training, replays=replays, twin=twin):
             yield tap

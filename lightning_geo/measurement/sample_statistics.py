@@ -75,8 +75,8 @@ class SampleStatistics:
         self._start = {} if start is None else start
         #: RV coefficients of heads' weights, call -> metric -> [h, h]: no sums, the same on every rank
         self.overlaps: dict[CallKey, dict[str, Tensor]] = {}
-        #: says what is to listen for the gradient at an attention call; None where nothing is
-        self.listen: Callable[[CallKey, AttentionCall], HeadGradientHook] | None = None
+        #: returns the gradient hook of an attention call; None where no gradient is needed
+        self.gradient_hook: Callable[[CallKey, AttentionCall], HeadGradientHook] | None = None
 
     def projections(self, key: CallKey, projections: Projections) -> None:
         """Measure the weights, once in a sample however often they are used, and what they were given."""
@@ -126,7 +126,7 @@ class SampleStatistics:
         return start
 
     def attention(self, key: CallKey, call: AttentionCall) -> HeadGradientHook | None:
-        """Measure one attention call; what it returns listens to training's gradient."""
+        """Measure one attention call, and return the hook for its training gradient, if any."""
         layer = self.layers.setdefault(key, LayerStatistics())
         layer.heads = call.heads
         self._scored_before[key] = self._scored.get(key, 0)
@@ -136,7 +136,7 @@ class SampleStatistics:
             # errors add up as those of independent draws, so no call, rank or layer may draw as another does
             self._measure_rows(layer, part, moments, f"{self._seed} rank {rank()} call {number} {key}")
             self._measure_scores(layer, key, part)
-        return None if self.listen is None else self.listen(key, call)
+        return None if self.gradient_hook is None else self.gradient_hook(key, call)
 
     def _measure_rows(
         self, layer: LayerStatistics, call: AttentionCall, moments: dict[str, HeadMoments], seed: str

@@ -62,7 +62,7 @@ class BatchObservation(ProbeReplay):
                 compiles_attention(model) or has_fast_path(model) for model in self.models.values()
             )
             if self.dependence is not None and not self._chosen:
-                for undo in self.dependence.listen():
+                for undo in self.dependence.watch():
                     self._watching.callback(undo)
             for name, model in self.models.items():
                 if self.dependence is not None and not self._chosen:

@@ -8,10 +8,11 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_geo.observe.attention.by_hand import SoftmaxTracer, WrittenAttention
+from lightning_geo.observe.attention.by_hand import SoftmaxTracer
 from lightning_geo.observe.attention.by_hand_calls import written_calls
 from lightning_geo.observe.attention.gathering import between_channels, gatherer, resolve
 from lightning_geo.observe.attention.sdpa import multi_head_call, multi_head_inputs, sdpa_call, sdpa_inputs
+from lightning_geo.observe.attention.traced_tensors import WrittenAttention
 from lightning_geo.observe.attention.varlen import VARLEN, varlen_call, varlen_inputs
 from lightning_geo.observe.call import AttentionCall
 from lightning_geo.observe.coverage import Coverage
@@ -29,6 +30,9 @@ from lightning_geo.observe.packed.documents import PackedCallError
 __all__ = ["AttentionEvents"]
 
 _CHANNELS = "it is attention between channels, not between tokens, for which these metrics are not defined"
+_SCRIPTED = (
+    "its module is TorchScript, which hides the attention inside. Observe the model before `torch.jit.script`"
+)
 _AGAIN = (
     "it attends twice with the same queries and keys, to other values: its values and outputs are those of "
     "the first time alone"
@@ -166,7 +170,7 @@ class AttentionEvents:
         """
         call = held.call
         try:
-            self.evidence.tell_tokens(held, self.stack)
+            self.evidence.set_tokens(held, self.stack)
         except PackedCallError as error:
             self.leave_out(str(error), held.module)
             return
@@ -200,3 +204,12 @@ class AttentionEvents:
         """Count an attention call that cannot be measured."""
         self.coverage.seen += 1
         self.coverage.leave_out(self.stack.frames[-1].name if name is None else name, reason)
+
+    def leave_out_scripted(self, root: str) -> None:
+        """Count the attention of TorchScript modules inside one that starts, whether it runs or not.
+
+        TorchScript runs outside Python, so that no hook can tell which of them run.
+        """
+        for name in self.stack.tree.scripted:
+            if name.startswith(f"{root}." if root else ""):
+                self.leave_out(_SCRIPTED, name)

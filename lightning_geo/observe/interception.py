@@ -1,4 +1,4 @@
-"""What observing switches for the whole process, while an observed model runs and no longer."""
+"""Process-wide patches for observing, in place only while an observed model runs."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from lightning_geo.observe.attention.routed import observe_routed
 from lightning_geo.observe.call import AttentionCall
 from lightning_geo.observe.replay.torch_compile import as_compiled
 
-__all__ = ["INTERCEPTION", "Listener"]
+__all__ = ["INTERCEPTION", "ConnectedTap"]
 
-#: Results of functions that only look at a tensor.
+#: Result types of functions that only inspect a tensor.
 _PLAIN = frozenset({bool, int, float, str, torch.Size, torch.dtype, torch.device, torch.layout})
 
 
-class Listener(Protocol):
-    """A tap, as seen from here. Neither method raises; both return what the model is to get."""
+class ConnectedTap(Protocol):
+    """A tap that receives function calls. Neither method raises; both return the result for the model."""
 
     busy: bool
 
@@ -34,66 +34,67 @@ class Listener(Protocol):
 
 
 class Interception:
-    """On from the first listener to the last, in whatever order they come and go.
+    """Patches once for all connected taps: from the first connect to the last disconnect, in any order.
 
-    Two monitors observe the same step, and neither may take the other's patch for the original.
+    Two monitors may observe the same step. If each patched by itself, the second would save the first one's
+    patch as the original, and restore it after the first is gone.
     """
 
     def __init__(self) -> None:
-        self._listeners: list[Listener] = []
+        self._taps: list[ConnectedTap] = []
         self._on = contextlib.ExitStack()
         self._mode = _Functions(self._function)
 
-    def connect(self, listener: Listener) -> None:
-        """Tell ``listener`` what happens."""
-        if not self._listeners:
+    def connect(self, tap: ConnectedTap) -> None:
+        """Pass function calls to ``tap`` from now on."""
+        if not self._taps:
             with contextlib.ExitStack() as stack:
                 stack.enter_context(_without_fast_path())
                 stack.enter_context(observe_routed(self._routed, self._unseen))
                 stack.enter_context(observe_flex(self._flex, self._unwatched))
                 stack.enter_context(self._mode)
                 self._on = stack.pop_all()
-        self._listeners.append(listener)
+        self._taps.append(tap)
 
-    def disconnect(self, listener: Listener) -> None:
-        """Tell it no more; harmless when done twice."""
-        if listener in self._listeners:
-            self._listeners.remove(listener)
-            if not self._listeners:
+    def disconnect(self, tap: ConnectedTap) -> None:
+        """Stop passing calls to ``tap``; a second call does nothing."""
+        if tap in self._taps:
+            self._taps.remove(tap)
+            if not self._taps:
                 self._on.close()
 
     def _routed(self, module: nn.Module, translate: Callable[[], AttentionCall], result: Any) -> Any:
-        for listener in self._listeners:
-            result = listener.routed(module, translate, result)
+        for tap in self._taps:
+            result = tap.routed(module, translate, result)
         return result
 
     def _flex(self, translate: Callable[[], AttentionCall], result: Any) -> Any:
-        for listener in self._listeners:
-            if not listener.busy:  # else part of a call that was seen: transformers' own
-                result = listener.routed(None, translate, result)
+        for tap in self._taps:
+            if not tap.busy:  # a busy tap already has this call, through transformers
+                result = tap.routed(None, translate, result)
         return result
 
     def _function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
-        for listener in self._listeners:
-            result = listener.function(func, args, kwargs, result)
+        for tap in self._taps:
+            result = tap.function(func, args, kwargs, result)
         return result
 
     @contextlib.contextmanager
     def _unseen(self) -> Iterator[None]:
-        """Run a routed function: what it calls inside belongs to the call already seen."""
-        before = [(listener, listener.busy) for listener in self._listeners]
-        for listener, _ in before:
-            listener.busy = True
+        """Run a routed function while taps ignore the functions inside: they belong to the routed call."""
+        before = [(tap, tap.busy) for tap in self._taps]
+        for tap, _ in before:
+            tap.busy = True
         try:
             with self._unwatched(), as_compiled():
                 yield
         finally:
-            for listener, busy in before:
-                listener.busy = busy
+            for tap, busy in before:
+                tap.busy = busy
 
     @contextlib.contextmanager
     def _unwatched(self) -> Iterator[None]:
-        """Without our mode: flex attention compiles what it runs, which the mode would disturb."""
+        """Leave our function mode: flex attention compiles code, and the compiler would trace the mode."""
         ours = _get_current_function_mode() is self._mode
         if ours:
             self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
@@ -106,7 +107,7 @@ class Interception:
 
 @contextlib.contextmanager
 def _without_fast_path() -> Iterator[None]:
-    """The fused encoder layer of inference shows nothing of its attention."""
+    """Turn off the fused encoder layer of inference, which hides its attention."""
     enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -116,7 +117,7 @@ def _without_fast_path() -> Iterator[None]:
 
 
 class _Functions(TorchFunctionMode):
-    """Show ``see`` the torch functions that a model is made of, after they have run."""
+    """Calls ``see`` with each torch function after it ran, and returns the result of ``see``."""
 
     def __init__(self, see: Callable[..., Any]) -> None:
         super().__init__()
@@ -125,12 +126,12 @@ class _Functions(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if torch.compiler.is_compiling():  # traced, it would become part of somebody's compiled code
+        if torch.compiler.is_compiling():  # otherwise the compiler would trace ``see`` into the user's graph
             return result
         if type(result) in _PLAIN or (result is None and func is not Tensor.__setitem__):
             return result
         return self._see(func, args, kwargs, result)
 
 
-#: The process's.
+#: The process's only one.
 INTERCEPTION = Interception()

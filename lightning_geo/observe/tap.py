@@ -12,6 +12,7 @@ from torch import nn
 
 from lightning_geo.observe.attention_events import AttentionEvents
 from lightning_geo.observe.call import AttentionCall
+from lightning_geo.observe.counted_calls import CountedCalls
 from lightning_geo.observe.coverage import Coverage, LeftOutError
 from lightning_geo.observe.evidence.axes import UnknownAxesError
 from lightning_geo.observe.heads.projection_search import ProjectionObserver
@@ -24,17 +25,10 @@ from lightning_geo.observe.own_work import OwnWork
 from lightning_geo.observe.packed.documents import PackedCallError
 from lightning_geo.observe.replay.call_hooks import Fleeting
 from lightning_geo.observe.replay.torchscript import is_scripted
-from lightning_geo.observe.replay.undisturbed import replay_depth
-from lightning_geo.observe.training_calls import begins_training
 from lightning_geo.utils.device_time import Stopwatch
 from lightning_geo.utils.errors import let_go
 
-__all__ = ["SCRIPTED", "Observer", "Tap"]
-
-#: Why a scripted module's attention gives no numbers.
-SCRIPTED = (
-    "its module is TorchScript, which shows nothing of its inside; observe it before `torch.jit.script`"
-)
+__all__ = ["Observer", "Tap"]
 
 
 class Tap:
@@ -56,13 +50,7 @@ class Tap:
         #: whether the model itself was called, rather than modules in it
         self.called = False
         self._work = OwnWork(model)
-        #: calls that were no part of training, and counted for nothing
-        self.passed_over = 0
-        self._training = False
-        #: the module whose call does not count, once for each of its calls that are running
-        self._passing: list[nn.Module] = []
-        #: the depth of replays that is observed: one's own, not another monitor's in between
-        self._depth = 0
+        self._calls = CountedCalls()
         self._stack = ModuleStack(ModuleTree(model))
         self._events = AttentionEvents(
             self._stack,
@@ -86,6 +74,15 @@ class Tap:
     def coverage(self) -> Coverage:
         """What was seen since the sample began, and what of it was measured."""
         return self._events.coverage
+
+    @property
+    def passed_over(self) -> int:
+        """Calls since the sample began that were skipped because they are not part of training."""
+        return self._calls.passed_over
+
+    @passed_over.setter
+    def passed_over(self, count: int) -> None:
+        self._calls.passed_over = count
 
     @property
     def seconds(self) -> float:
@@ -146,7 +143,8 @@ class Tap:
             replays: Whether replays that begin inside are shown, rather than what runs between them.
             twin: A copy of the model that runs in its place.
         """
-        self._events.observer, self._depth, self._training = observer, replay_depth() + replays, training
+        self._events.observer = observer
+        self._calls.open(training=training, replays=replays)
         wanted = getattr(observer, "reads_projections", False)
         self._events.search.observer = cast(ProjectionObserver, observer) if wanted else None
         if not self._stack.tree.is_of(self._model):
@@ -182,7 +180,7 @@ class Tap:
     def _forget(self) -> None:
         """Drop every reference to the model's activations."""
         self._stack.clear()
-        self._passing.clear()
+        self._calls.skip_from([])
         self._events.clear()
 
     def _fail(self, error: Exception) -> None:
@@ -192,14 +190,15 @@ class Tap:
         if not running:
             INTERCEPTION.disconnect(self)
         self._forget()
-        # the switches stay on until the outermost module ends: others may be on top of them by now
-        self._passing = running
+        # Other tools may have patched the same functions since: undoing ours now would undo theirs. Skip
+        # everything until the outermost module ends, and undo the interception then.
+        self._calls.skip_from(running)
 
     # -- modules start and end
 
     def _enter(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if self._work.busy or self._depth != replay_depth() or self._passes_over(module):
+            if self._work.busy or not self._calls.here or self._passes_over(module):
                 return
             with torch._C.DisableTorchFunction():  # looking at tensors is no event for the mode
                 self._begin(name, module, args, kwargs)
@@ -212,33 +211,29 @@ class Tap:
             self.called = True
         if not self._stack.frames:
             INTERCEPTION.connect(self)
-            self._leave_out_scripted(name)
+            self._events.leave_out_scripted(name)
         self._modules.start(name, module, args, kwargs, self._model.buffers())
 
     def _passes_over(self, module: nn.Module) -> bool:
-        """Whether a module starts in a call that does not count, or borrowed its call for a whole step."""
-        if self._passing:
-            if module is self._passing[0]:
-                self._passing.append(module)
-            return True
-        if self.failures:
-            return True  # the sample is lost: what else it sees would cost time and memory for nothing
-        if module is self._model and getattr(module.forward, "__name__", "") == "wrapped_forward":
-            return True  # of Lightning, for a strategy that wraps the module: what it calls inside counts
-        if self._stack.frames or not self._training or begins_training():
-            return False
-        self._passing.append(module)
-        self.passed_over += 1
-        return True
+        """Whether to ignore a module that starts."""
+        if not self._calls.skipping:
+            if self.failures:
+                return True  # the sample is lost: observing more of it would cost time and memory for nothing
+            if module is self._model and getattr(module.forward, "__name__", "") == "wrapped_forward":
+                # Lightning routes a whole step through the module's call when its strategy wraps the module.
+                # Ignore this call; the modules that the step calls count by themselves.
+                return True
+        return self._calls.begins_skipped(module, outermost=not self._stack.frames)
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], result: Any) -> None:
-        if self._passing and not self._work.busy and self._depth == replay_depth():
-            if module is self._passing[0]:
-                self._passing.pop()
-                if self.failures and not self._passing:
-                    INTERCEPTION.disconnect(self)
+        if self._work.busy or not self._calls.here:
             return
-        if self._work.busy or self._depth != replay_depth() or not self._stack.runs(module):
+        if self._calls.skipping:
+            self._calls.ends_skipped(module)
+            if self.failures and not self._calls.skipping:
+                INTERCEPTION.disconnect(self)
+            return
+        if not self._stack.runs(module):
             return
         with torch._C.DisableTorchFunction():
             while self._stack.frames[-1].module is not module:
@@ -281,12 +276,6 @@ class Tap:
         except Exception as error:
             self._fail(error)
             return result
-
-    def _leave_out_scripted(self, root: str) -> None:
-        """The attention of TorchScript modules inside one that starts: nothing tells whether it runs."""
-        for name in self.scripted:
-            if name.startswith(f"{root}." if root else ""):
-                self._events.leave_out(SCRIPTED, name)
 
     # -- contexts
 

@@ -74,7 +74,7 @@ class CallRecorder:
         if self._root is not None and all(m is not self._root for m in self._candidates.values()):
             self._handles.append(on_call(self._root, self._hook(ITSELF, "forward")))
         if self._dependence is not None:
-            self._handles += self._dependence.listen()
+            self._handles += self._dependence.watch()
 
     def step_begins(self, method: str, batch: Any, batch_idx: int) -> None:
         """A step of the LightningModule is about to be called: watch what it calls.

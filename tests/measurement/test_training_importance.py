@@ -43,7 +43,7 @@ def of_rows(output: Any, *_: Any, **__: Any) -> Tensor:
 
 
 def heard(model: nn.Module, batch: dict[str, Tensor], factor: float = 1.0) -> Measurement:
-    """One forward and backward of a loss times ``factor``, listened to."""
+    """One forward and backward of a loss times ``factor``, with hooks on the gradients."""
     measurement, slopes = Measurement({"": Tap(model)}, ("importance",)), TrainingGradients()
     slopes.factor = factor
     slopes.begins((), batch)
@@ -197,15 +197,15 @@ def test_ways_to_train_that_give_the_same(build: Callable[[], Lit], tmp_path: Pa
     np.testing.assert_allclose(ours, alone(before), rtol=3e-6)
 
 
-NO_GRADIENT = "training's gradient does not reach it"
+NO_GRADIENT = "the training gradient does not reach it"
 ABSENT: dict[str, tuple[Callable[[], Lit], str]] = {
     "reentrant checkpointing": (lambda: Lit(lambda: checkpointed(True)), NO_GRADIENT),
     "frozen": (lambda: Frozen(), NO_GRADIENT),
     "two losses": (lambda: Manual(twice), "several losses were differentiated through one forward"),
     "a backward of one's own": (
-        lambda: Manual(lambda module, loss: loss.backward()), "its backward was not Lightning's"
+        lambda: Manual(lambda module, loss: loss.backward()), "its backward pass was not run by Lightning"
     ),
-    "no backward": (lambda: Idle(), "training's backward did not come through it"),
+    "no backward": (lambda: Idle(), "the training backward pass did not reach it"),
     "compiled": (lambda: Compiled(), "the model is compiled"),
     "hidden dropout": (lambda: Lit(lambda: Encoder(0.1)), "dropout cannot be repeated"),
     "in place": (lambda: Lit(lambda: Encoder(0.0, own=True)), "changes its heads' outputs in place"),
@@ -358,4 +358,4 @@ def test_no_hook_stays(phase: str, tmp_path: Path) -> None:
     assert hooks(module) == []
     assert traces(module) == []
     gc.collect()
-    assert not [x for x in gc.get_objects() if type(x) is TrainingGradients and x._heard]
+    assert not [x for x in gc.get_objects() if type(x) is TrainingGradients and x._gradients]

@@ -227,7 +227,7 @@ def test_the_importance_of_a_frozen_model_is_absent_in_a_named_module(tmp_path: 
 
     monitor = GeometryMonitor(1, source="batch", module="pool", metrics=["importance", "metric:entropy"])
     said = messages(lambda: fit(tmp_path, Frozen(), monitor, steps=1))
-    assert "in Attention: training's gradient does not reach it" in said
+    assert "in Attention: the training gradient does not reach it" in said
 
 
 def test_activations_that_are_not_finite_are_those_of_both_towers(tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def test_an_observer_that_fails_costs_the_model_nothing(model: nn.Module, batch:
     expected = model(**batch).loss
     with tap.open(Notes(fails=True)):
         assert model(**batch).loss.equal(expected)
-        assert not INTERCEPTION._listeners  # what runs behind the model computes as without us
+        assert not INTERCEPTION._taps  # code after the model runs without our patches
     assert [str(failure) for failure in tap.failures] == ["no"]
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import AttentionInterface
 
 from lightning_geo import load_history
-from lightning_geo.observe.replay.call_hooks import _ToldCall
+from lightning_geo.observe.replay.call_hooks import _HookedCall
 from lightning_geo.storage.record import GeometryRecord
 
 GET_INTERFACE = AttentionInterface.get_interface
@@ -54,7 +54,7 @@ def traces(module: nn.Module) -> list[str]:
         if "_hooks" in kind and isinstance(value, dict) and value
     ]
     parts = module.named_modules()
-    found += [f"{n}: compiled call" for n, m in parts if isinstance(m._compiled_call_impl, _ToldCall)]
+    found += [f"{n}: compiled call" for n, m in parts if isinstance(m._compiled_call_impl, _HookedCall)]
     if AttentionInterface.get_interface is not GET_INTERFACE:
         found.append("AttentionInterface.get_interface")
     if not torch.backends.mha.get_fastpath_enabled():

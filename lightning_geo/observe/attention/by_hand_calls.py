@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_geo.observe.attention.by_hand import Softmax, WrittenAttention
 from lightning_geo.observe.attention.terms import Term
+from lightning_geo.observe.attention.traced_tensors import Softmax, WrittenAttention
 from lightning_geo.observe.call import AttentionCall
 from lightning_geo.observe.evidence.axes import Axes, UnknownAxesError
 from lightning_geo.observe.evidence.masks import MaskReader, visible

@@ -154,49 +154,77 @@ def find_axes(
     if not lead:
         return Axes(None)
     if len(lead) == 1:
-        heads = _heads_in(lead[0], rows, declared, tokens)
-        order = heads_first(x, heads) if heads not in (1, lead[0]) else False
-        if order is None:
-            raise UnknownAxesError(
-                f"batch and heads are one axis of {lead[0]}, and which of them comes first cannot be told. "
-                "Call attention with [batch, heads, tokens, features]"
-            )
-        return Axes(0, heads, order) if heads > 1 else Axes(None)
+        return _folded_axes(x, declared, tokens, heads_first)
     grouped = _axis_of_groups(lead, key, declared) if declared or len(lead) == 2 else None
     if grouped is not None:
         return Axes(grouped)
-    total = math.prod(lead)
-    # of many axes that nobody declares, some fit by chance: keys may be another sequence's
-    keys = key.shape[-2] if key is not None and (declared or len(lead) == 2) else 0
-    counted: list[int] = []
-    # the outermost module whose tokens agree with any reading decides: inner ones may be given parts
-    for n in tokens:
-        if declared is None and len(lead) == 2 and lead[0] * x.shape[-1] == n != lead[0] * rows:
-            break  # or attention between channels
-        if declared in (None, 1) and total * rows == n:
-            return Axes(None)  # one head's rows are the tokens: there is no axis of heads
-        found = [i for i, size in enumerate(lead) if n in (total // size * rows, total // size * keys)]
-        if found and (declared is None or any(lead[i] == declared for i in found)):
-            counted = found
-            break
-        counted = counted or found
-    if declared == 1 and (not counted or any(lead[i] == 1 for i in counted)):
+    counted = _counted_axes(x, declared, tokens, key)
+    if counted is None or (declared == 1 and (not counted or any(lead[i] == 1 for i in counted))):
         return Axes(None)
-    readings = _readings(
-        lead, declared, counted, whole=not tokens or total // (declared or 1) * rows in tokens
-    )
-    if len(readings) > 1:  # the features of a projection lie next to its last axis of heads
+    whole = not tokens or math.prod(lead) // (declared or 1) * rows in tokens
+    readings = _readings(lead, declared, counted, whole=whole)
+    if len(readings) > 1:
+        # A projection puts each head's features next to the last axis of heads: strides show which it is.
         near = [r for r in readings if r.is_next_to_features(x)]
         readings = near if len(near) == 1 else [Axes(1)] if len(lead) == 2 else []
     if len(readings) == 1:
         return readings[0]
     if len(lead) == 2 and declared not in lead and (declared is None or not tokens or 1 in counted):
         return Axes(1)
-    said = "declares none" if declared is None else f"declares {declared}"
+    declaration = "declares no heads" if declared is None else f"declares {declared} heads"
     raise UnknownAxesError(
-        f"which axis of {list(x.shape)} is heads cannot be told: the module {said}. Give it an attribute "
-        "`num_heads`, or call attention with [batch, heads, tokens, features]"
+        f"cannot tell which axis of {list(x.shape)} is heads: the module {declaration}. Give it a "
+        "`num_heads` attribute, or call attention with [batch, heads, tokens, features]"
     )
+
+
+def _folded_axes(
+    x: Tensor,
+    declared: int | None,
+    tokens: Sequence[int],
+    heads_first: Callable[[Tensor, int], bool | None],
+) -> Axes:
+    """Return the axes of three-dimensional queries, whose first axis is batch, heads or both.
+
+    Raises:
+        UnknownAxesError: If it is both, and neither module nor operations say which varies slower.
+    """
+    size = x.shape[0]
+    heads = _heads_in(size, x.shape[-2], declared, tokens)
+    order = heads_first(x, heads) if heads not in (1, size) else False
+    if order is None:
+        raise UnknownAxesError(
+            f"batch and heads share one axis of size {size}, and their order in it is unknown. "
+            "Call attention with [batch, heads, tokens, features]"
+        )
+    return Axes(0, heads, order) if heads > 1 else Axes(None)
+
+
+def _counted_axes(
+    x: Tensor, declared: int | None, tokens: Sequence[int], key: Tensor | None
+) -> list[int] | None:
+    """Return the axes that may be heads because one head's rows are as many as the layer's tokens.
+
+    Returns:
+        Indices of leading axes, none if no count fits; ``None`` if all rows together are the tokens, so that
+        there is no axis of heads.
+    """
+    lead, rows = x.shape[:-2], x.shape[-2]
+    total = math.prod(lead)
+    # With more than two undeclared axes, the keys of another sequence fit some axis by chance: ignore them.
+    keys = key.shape[-2] if key is not None and (declared or len(lead) == 2) else 0
+    counted: list[int] = []
+    # The outermost module whose token count fits an axis decides: inner modules may process only a part.
+    for n in tokens:
+        if declared is None and len(lead) == 2 and lead[0] * x.shape[-1] == n != lead[0] * rows:
+            break  # the features are as many as the tokens: possibly attention between channels
+        if declared in (None, 1) and total * rows == n:
+            return None
+        fitting = [i for i, size in enumerate(lead) if n in (total // size * rows, total // size * keys)]
+        if fitting and (declared is None or any(lead[i] == declared for i in fitting)):
+            return fitting
+        counted = counted or fitting
+    return counted
 
 
 def _axis_of_groups(lead: Sequence[int], key: Tensor | None, declared: int | None) -> int | None:

@@ -1,7 +1,7 @@
-"""Everything that tells what an attention call is: gathered in one place, each source in a file of its own.
+"""All evidence about an attention call, gathered from its sources, each of which has its own file.
 
-In the order of their weight: what the model was told (``tokens``, ``documents``), what its modules declare
-(``axes``, ``positions``), what its tensors were computed from (``origins``, ``folds``), and sizes.
+In order of weight: the model's arguments (``tokens``, ``documents``), declarations of its modules (``axes``,
+``positions``), the operations that computed its tensors (``origins``, ``folds``), and sizes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["CallEvidence"]
 
 
 class CallEvidence:
-    """What is known of the sequences that run through a model.
+    """Tracks the sequences that run through a model.
 
     Args:
         special_ids: Input ids that count as special tokens.
@@ -38,13 +38,13 @@ class CallEvidence:
         self._folds = Folds()
         self.masks = MaskReader()
         self._documents = Documents()
-        #: names of the model's arguments by source
+        #: source -> name of the model's argument
         self._arguments: dict[int, str] = {}
-        #: real tokens of sequences, as self-attention tells them: source, batch and length -> [B, N]
+        #: real tokens of sequences, known from self-attention: source, batch and length -> [B, N]
         self._query_masks: dict[tuple[int | None, int, int], Tensor | None] = {}
 
     def clear(self) -> None:
-        """Forget the forward that ended."""
+        """Forget the forward pass that ended."""
         self._origins.clear()
         self._folds.clear()
         self.masks.clear()
@@ -52,59 +52,61 @@ class CallEvidence:
         self._query_masks.clear()
 
     def begin(self, frame: Frame, buffers: Iterable[Tensor]) -> None:
-        """The outermost module starts: its arguments are the sequences, its buffers are constants."""
+        """Register the outermost module's arguments as sequences, and its buffers as constants."""
         self._origins.make(buffers)
         for argument, value in frame.given.items():
-            found = list(tensors_in([value, *value.values()] if isinstance(value, Mapping) else [value], {}))
-            self._origins.give(found)
-            for x in found:
+            tensors = list(
+                tensors_in([value, *value.values()] if isinstance(value, Mapping) else [value], {})
+            )
+            self._origins.give(tensors)
+            for x in tensors:
                 origin = self._origins.of(x)
                 if origin is not None:
                     self._arguments[origin.source] = argument
 
     def follow(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-        """A torch function returned that is no attention by itself."""
+        """Follow a torch function that is not attention by itself."""
         self._origins.follow(func, args, kwargs, result)
         self._folds.follow(func, args, kwargs, result)
 
     def attended(self, query: Tensor, key: Tensor, result: Any) -> tuple[Origin | None, Origin | None]:
-        """An attention gave ``result`` to these queries; what is known of them and of the keys."""
+        """Note that an attention computed ``result``, and return the origins of its queries and keys."""
         known = self._origins.of(query), self._origins.of(key)
         if result is not None:
             self._origins.attended(query, result)
         return known
 
     def axes(self, x: Tensor, key: Tensor | None, stack: ModuleStack) -> Axes:
-        """Which axis of queries ``[*lead, Nq, D]`` (or of scores) is heads, by their keys too.
+        """Find the axis of heads in queries ``[*lead, Nq, D]`` (or scores), with the help of their keys.
 
         Raises:
-            UnknownAxesError: If nothing tells.
+            UnknownAxesError: If no evidence decides.
         """
         declared = next((n for f in reversed(stack.inside()) if (n := declared_heads(f.module))), None)
         return find_axes(x, declared, tokens_in(stack.outwards(), x), self._folds.heads_first, key)
 
     def place(self, held: Held, stack: ModuleStack) -> None:
-        """Tell self-attention from cross-attention, and where queries stand; lay out the masks."""
+        """Set whether the call is cross-attention, its queries' positions and the layout of its masks."""
         call = held.call
         module = stack.tree.modules.get(held.module, stack.frames[-1].module)
         set_positions(call, module, stack.frames, held.query, held.key, behind=held.behind)
         shape = call.lengths[0], call.heads
         call.masks = tuple(self.masks.laid_out(mask, shape) for mask in call.masks)
 
-    def tell_tokens(self, held: Held, stack: ModuleStack) -> None:
-        """Fill in which tokens are real and which are special, and the documents of packed rows.
+    def set_tokens(self, held: Held, stack: ModuleStack) -> None:
+        """Fill in real tokens, special tokens and the documents of packed rows.
 
         Raises:
-            PackedCallError: If its rows hold documents that the call cannot be divided into.
+            PackedCallError: If the call cannot be divided into the documents in its rows.
         """
         call, frames = held.call, stack.frames
         batch, queries, _ = call.lengths
         names = [None if o is None else self._arguments.get(o.source) for o in (held.query, held.key)]
         place = None if held.query is None else held.query.source, batch, queries
-        told = set_token_masks(call, frames, (names[0], names[1]), self.masks, self._query_masks.get(place))
+        passed = set_token_masks(call, frames, (names[0], names[1]), self.masks, self._query_masks.get(place))
         call.documents = self._documents.of(call, [frame.evidence for frame in frames])
-        if call.documents is not None and not told:
-            # a token that nobody but itself sees is a document, not padding
+        if call.documents is not None and not passed:
+            # In packed rows, a token that only its own query sees is a one-token document, not padding.
             call.query_mask = call.key_mask = keys_by_masks(call, self.masks, alone=True)
         if not call.cross:
             self._query_masks[place] = call.query_mask

@@ -1,4 +1,4 @@
-"""Hear in a backward to come what each head's output is worth to what is differentiated; nothing changes."""
+"""Read the gradient of every head's output in a later backward pass, without changing anything."""
 
 from __future__ import annotations
 
@@ -19,42 +19,42 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class HeadGradientHook:
-    """Tells ⟨o, ∂L/∂o⟩ of every head of one attention call when a backward comes through it.
+    """Reports ⟨o, ∂L/∂o⟩ of every head of one attention call when a backward pass reaches it.
 
-    A hook on the tensor that computing the attention returned: it reads the gradient and returns nothing, so
-    that forward and backward are what they were, to the last bit. It keeps o alive until then, as autograd
-    mostly does anyway.
+    The hook sits on the tensor that the attention function returned. It reads the gradient and returns
+    nothing, so that forward and backward stay the same to the last bit. It keeps o alive until the backward
+    pass, as autograd mostly does anyway.
 
     Args:
-        tell: Given [B, H] at the first backward, L being what is differentiated.
+        on_gradient: Called with [B, H] in the first backward pass; L is the tensor that is differentiated.
     """
 
-    def __init__(self, tell: Callable[[Tensor], None]) -> None:
-        self._tell = tell
+    def __init__(self, on_gradient: Callable[[Tensor], None]) -> None:
+        self._on_gradient = on_gradient
         self._handle: Any = None
-        #: why nothing can be told, if so
+        #: why there is no gradient to report; ``None`` as long as there may be one
         self.absence: str | None = None
 
     def attach(self, result: Any, call: AttentionCall, multi_head: Arguments | None = None) -> None:
-        """Listen at what computed the attention.
+        """Hook the result of the function that computed the attention.
 
         Args:
-            result: What it returned: a tensor, or a tuple that begins with it.
+            result: The function's result: a tensor, or a tuple that begins with it.
             call: The same call, translated; its head outputs are known.
-            multi_head: The arguments, if it was ``F.multi_head_attention_forward``.
+            multi_head: The function's arguments, if it is ``F.multi_head_attention_forward``.
         """
         result = result[0] if isinstance(result, tuple) else result
         if not result.requires_grad:
             self.absence = (
-                "training's gradient does not reach it: all that it depends on is frozen, or reentrant "
+                "the training gradient does not reach it: everything it depends on is frozen, or reentrant "
                 "checkpointing recomputes it"
             )
             return
         assert call.output is not None
-        output = call.output.detach()  # with a graph, it would keep its own hook alive
+        output = call.output.detach()  # undetached, the output's graph would keep this hook alive
         try:
             if multi_head is None:
-                per_head = _seen_by_head(result, output)
+                per_head = _viewed_by_head(result, output)
             else:
                 per_head = _back_through_projection(output.shape[1], *multi_head)
         except LookupError as error:
@@ -62,7 +62,7 @@ class HeadGradientHook:
             return
         held, version = [output], output._version
 
-        def hear(gradient: Tensor) -> None:
+        def read_gradient(gradient: Tensor) -> None:
             try:
                 if not held:
                     self.absence = "several losses were differentiated through one forward"
@@ -72,21 +72,25 @@ class HeadGradientHook:
                     self.absence = "the model changes its heads' outputs in place"
                     return
                 with torch.no_grad(), torch._C.DisableTorchFunction():
-                    self._tell(_inner(output, per_head(gradient.detach())))
-            except Exception as error:  # the backward that is running is not to see this
+                    self._on_gradient(_inner(output, per_head(gradient.detach())))
+            except Exception as error:  # raised here, it would abort the user's backward pass
                 self.absence = f"{type(error).__name__}: {error}"
 
-        self._handle = result.register_hook(hear)
+        self._handle = result.register_hook(read_gradient)
 
     def remove(self) -> None:
-        """Listen no more; harmless when done twice."""
+        """Remove the hook; a second call does nothing."""
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
 
 
-def _seen_by_head(result: Tensor, output: Tensor) -> Callable[[Tensor], Tensor]:
-    """From the result's gradient to that of head outputs that are a view of it."""
+def _viewed_by_head(result: Tensor, output: Tensor) -> Callable[[Tensor], Tensor]:
+    """Map the result's gradient to the gradient of head outputs that are a view of the result.
+
+    Raises:
+        LookupError: If they are no view of it.
+    """
     view = HeadView.of(result, output)
     return lambda gradient: view(gradient.new_empty_strided(gradient.shape, view.stride).copy_(gradient))
 
@@ -94,19 +98,19 @@ def _seen_by_head(result: Tensor, output: Tensor) -> Callable[[Tensor], Tensor]:
 def _back_through_projection(
     heads: int, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Callable[[Tensor], Tensor]:
-    """From the gradient of what ``F.multi_head_attention_forward`` returns, back to its heads' outputs.
+    """Map the gradient of ``F.multi_head_attention_forward``'s result to its heads' outputs.
 
     Raises:
-        LookupError: In training with dropout, where the outputs cannot be computed again.
+        LookupError: In training with dropout, whose mask is lost: the outputs cannot be computed again.
     """
-    given = MULTI_HEAD.bind(*args, **kwargs)
-    given.apply_defaults()
-    if given.arguments["training"] and given.arguments["dropout_p"] > 0:
+    bound = MULTI_HEAD.bind(*args, **kwargs)
+    bound.apply_defaults()
+    if bound.arguments["training"] and bound.arguments["dropout_p"] > 0:
         raise LookupError("nn.MultiheadAttention hides its heads' outputs, and dropout cannot be repeated")
-    weight: Tensor = given.arguments["out_proj_weight"].detach()
+    weight: Tensor = bound.arguments["out_proj_weight"].detach()
 
     def per_head(gradient: Tensor) -> Tensor:
-        gradient = gradient if gradient.dim() == 3 else gradient.unsqueeze(1)  # of one sequence
+        gradient = gradient if gradient.dim() == 3 else gradient.unsqueeze(1)  # an unbatched sequence
         back: Tensor = (gradient.to(weight.dtype) @ weight).unflatten(-1, (heads, -1))
         return back.permute(1, 2, 0, 3)
 
@@ -114,6 +118,6 @@ def _back_through_projection(
 
 
 def _inner(output: Tensor, gradient: Tensor) -> Tensor:
-    """[B, H], in float32 at least."""
+    """Return ⟨output, gradient⟩ of every head, [B, H], in float32 or wider."""
     wide = torch.promote_types(output.dtype, torch.float32)
     return (output.to(wide) * gradient.to(wide)).sum((-2, -1))

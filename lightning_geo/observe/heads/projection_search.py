@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from lightning_geo.metrics.spec import ROLES
 from lightning_geo.observe.call import AttentionCall, CallKey
+from lightning_geo.observe.heads.projection_matching import find_sources
 from lightning_geo.observe.heads.projections import (
     Projections,
     Source,
     drop_inner,
-    find_sources,
     given_sources,
     output_source,
 )

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lightning_geo.observe.call import AttentionCall
 from lightning_geo.observe.packed.claims import Evidence, claimed_documents
-from lightning_geo.observe.packed.isolation import joined_rows, tells_pairs
+from lightning_geo.observe.packed.isolation import joined_rows, varies_by_query
 from lightning_geo.observe.packing import Packing
 from lightning_geo.observe.spans import Array, Spans, from_cumulative, is_packed
 from lightning_geo.utils.errors import GeometryError
@@ -60,7 +60,7 @@ class Documents:
         if call.cumulative is not None or call.restarts is not None:
             return self._by_construction(call)
         evidence = [e for frame in reversed(given) for e in frame]
-        hiding = [mask for mask in call.masks if tells_pairs(mask)]
+        hiding = [mask for mask in call.masks if varies_by_query(mask)]
         if not evidence or not hiding:
             return None
         if call.cross:

@@ -13,13 +13,13 @@ from torch.nn.attention.flex_attention import BlockMask
 from lightning_geo.observe.call import AttentionCall
 from lightning_geo.observe.spans import Spans
 
-__all__ = ["joined_rows", "tells_pairs"]
+__all__ = ["joined_rows", "varies_by_query"]
 
 #: Score pairs that are looked at in one step.
 _PAIRS = 1 << 24
 
 
-def tells_pairs(mask: Any) -> bool:
+def varies_by_query(mask: Any) -> bool:
     """Whether a mask can hide a key from some queries and not from others."""
     if isinstance(mask, Tensor):
         # a padding mask that was expanded over queries has one row
@@ -37,7 +37,7 @@ def joined_rows(call: AttentionCall, spans: Spans) -> list[bool]:
     real = documents >= 0
     if call.query_mask is not None:
         real = real & call.query_mask
-    rules = [_pair_rule(mask, length) for mask in call.masks if tells_pairs(mask)]
+    rules = [_pair_rule(mask, length) for mask in call.masks if varies_by_query(mask)]
     columns = torch.arange(length, device=call.device)
     together = torch.zeros(batch, dtype=torch.bool, device=call.device)
     step = max(1, _PAIRS // (batch * length))

@@ -1,4 +1,4 @@
-"""Be told of a module's calls, without a trace in copies that are made of it meanwhile."""
+"""Run a function before a module's calls, without leaving a trace in copies made meanwhile."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["Fleeting", "on_call"]
 
 
 class Fleeting:
-    """A hook of a module that takes itself off every copy of the module.
+    """A module hook that removes itself from every copy of the module.
 
     Args:
-        hook: What it calls.
+        hook: The function to call.
     """
 
     def __init__(self, hook: Callable[..., Any]) -> None:
@@ -36,7 +36,7 @@ def _the_stand_in() -> Callable[..., None]:
 
 
 def _take_off(module: nn.Module, *_: Any) -> None:
-    """Stand in a copy for a hook of the original's, until the copy is first called."""
+    """Replace a :class:`Fleeting` hook in a copy; removes itself at the copy's first call."""
     for hooks in (module._forward_pre_hooks, module._forward_hooks):
         for key in [key for key, hook in hooks.items() if hook is _take_off]:
             del hooks[key]
@@ -52,43 +52,43 @@ def _take_off(module: nn.Module, *_: Any) -> None:
 def on_call(
     module: nn.Module, function: Callable[[tuple[Any, ...], dict[str, Any]], None]
 ) -> Callable[[], None]:
-    """Run ``function(args, kwargs)`` before every call of ``module``; returns what undoes it.
+    """Run ``function(args, kwargs)`` before every call of ``module``; returns a function that undoes it.
 
-    A module compiled in place runs its hooks inside the compiled code, so there the compiled call
-    itself is wrapped: the graph stays as it is.
+    A module compiled in place runs its hooks inside the compiled code, where a new hook would change
+    the graph. There the compiled call itself is wrapped, and the graph stays as it is.
     """
     if module._compiled_call_impl is None:
 
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if torch.compiler.is_compiling():
-                return  # inside somebody's compiled code: no part of it
+                return  # an outer function is being compiled: the hook must not become part of its graph
             if getattr(module.forward, "__name__", "forward") != "wrapped_forward":
-                function(args, kwargs)  # else Lightning borrows the module's call for a whole step
+                function(args, kwargs)  # else Lightning runs a whole step through the module's call
 
         return module.register_forward_pre_hook(Fleeting(hook), with_kwargs=True).remove
 
     call = module._compiled_call_impl
-    if not isinstance(call, _ToldCall):
-        call = module._compiled_call_impl = _ToldCall(call)
-    call.listeners.append(function)
+    if not isinstance(call, _HookedCall):
+        call = module._compiled_call_impl = _HookedCall(call)
+    call.hooks.append(function)
 
     def undo() -> None:
-        if function in call.listeners:
-            call.listeners.remove(function)
-        if not call.listeners and module._compiled_call_impl is call:
+        if function in call.hooks:
+            call.hooks.remove(function)
+        if not call.hooks and module._compiled_call_impl is call:
             module._compiled_call_impl = call.compiled
 
     return undo
 
 
-class _ToldCall:
-    """A compiled call that tells listeners of its arguments first; of several, any may go first."""
+class _HookedCall:
+    """A compiled call that passes its arguments to hooks before it runs; hooks may go in any order."""
 
     def __init__(self, compiled: Callable[..., Any]) -> None:
         self.compiled = compiled
-        self.listeners: list[Callable[[tuple[Any, ...], dict[str, Any]], None]] = []
+        self.hooks: list[Callable[[tuple[Any, ...], dict[str, Any]], None]] = []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        for listener in tuple(self.listeners):
-            listener(args, kwargs)
+        for hook in tuple(self.hooks):
+            hook(args, kwargs)
         return self.compiled(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""Whether what a model is called with is data, or was computed with parameters that training changes."""
+"""Whether a model's inputs are data, or were computed with parameters that training changes."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ __all__ = ["Dependence", "NoDataError"]
 
 
 class NoDataError(GeometryError, LookupError):
-    """No call that could be replayed begins at the data."""
+    """No call of the run starts from data, so that none can be replayed."""
 
 
 class Dependence:
-    """Tells calls that are given data from those whose inputs depend on parameters.
+    """Distinguishes calls on data from calls whose inputs depend on parameters.
 
-    An input is data if it is not floating point, lies in the memory of the step's batch, or was there before
-    anything with parameters ran in the step. All else may depend on parameters, and counts as if it did.
+    An input is data if it is not floating point, lies in the memory of the step's batch, or existed before
+    any module with parameters ran in the step. Any other input counts as dependent on parameters.
 
     Args:
         root: The LightningModule.
@@ -47,11 +47,11 @@ class Dependence:
                 around = getattr(around, part, around)
         self._ran: set[str] = set()
         self._batch: set[int] = set()
-        #: names of models of which a call depends on parameters
+        #: names of models with a call whose inputs depend on parameters
         self.found: set[str] = set()
 
-    def listen(self) -> list[Callable[[], None]]:
-        """Watch what runs; returns what undoes it."""
+    def watch(self) -> list[Callable[[], None]]:
+        """Watch the modules beside the models; returns functions that undo it."""
         return [on_call(module, partial(self._runs, path)) for path, module in self._parts.items()]
 
     def _runs(self, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -59,30 +59,30 @@ class Dependence:
             self._ran.add(path)
 
     def step_begins(self, batch: Any) -> None:
-        """Nothing has run yet, and this is data.
+        """Take a step's batch as data, and forget which modules ran before.
 
         Args:
-            batch: What the step is given.
+            batch: The step's batch.
         """
         self._ran.clear()
         self._batch = {_memory(x) for x in Call((batch,)).tensors()}
 
     def noting(self, name: str) -> Callable[[tuple[Any, ...], dict[str, Any]], None]:
-        """What is to be told of a model's calls."""
+        """Return a function that checks the inputs of a model's calls."""
 
         def note(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            with contextlib.suppress(Exception):  # the model is running: it is not to see this
+            with contextlib.suppress(Exception):  # raised here, it would abort the user's step
                 self.note(name, args, kwargs)
 
         return note
 
     def note(self, name: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Look at a call of a model; whether its inputs may depend on parameters.
+        """Check one call of a model, and return whether its inputs may depend on parameters.
 
         Args:
-            name: The model's; None for the LightningModule itself.
-            args: What it is given.
-            kwargs: What it is given by keyword.
+            name: The model's name; None for the LightningModule itself.
+            args: The call's positional arguments.
+            kwargs: The call's keyword arguments.
         """
         if replay_depth():
             return False
@@ -99,7 +99,7 @@ class Dependence:
 
 
 def _within(path: str, other: str) -> bool:
-    """Whether one of two modules holds the other, or they are the same."""
+    """Whether one of two modules contains the other, or both are the same."""
     return not path or not other or f"{path}.".startswith(f"{other}.") or f"{other}.".startswith(f"{path}.")
 
 
