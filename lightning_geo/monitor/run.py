@@ -225,7 +225,11 @@ class Run:
             return
         if pl_module.automatic_optimization:
             samples.inputs.step_ends()
-        samples.sampler.pause()
+        try:
+            samples.sampler.pause()
+        except Exception as error:
+            samples.sampler.spoil(error)
+            raise
         if self._pending and not samples.replays:
             with self._complaints.about("training's backward could not be heard"):
                 samples.sampler.differentiates(loss_factor(trainer, loss))
@@ -272,8 +276,11 @@ class Run:
             self._sample_what_was_recorded(trainer)  # a step is a batch, with or without an update
         if samples.replays or not self._pending or samples.sampler is None:
             return
-        samples.sampler.pause()
-        samples.sampler.run_shadows()  # where backward was not Lightning's
+        try:
+            samples.sampler.pause()
+            samples.sampler.run_shadows()  # where backward was not Lightning's
+        except Exception as error:  # the other ranks wait for this one's sample all the same
+            samples.sampler.spoil(error)
         if not trainer.fit_loop._should_accumulate():
             self._pending = False
             started = seconds_on(samples.sampler.device) - samples.sampler.seconds

@@ -113,6 +113,8 @@ class Sampler:
         self._chosen = False
         #: whether the last sample showed no attention at all
         self.saw_nothing = False
+        #: whether the last sample was whole on all ranks; what failed after that, failed on this rank alone
+        self.merged = False
         self._replaying = False
         self._measurement: Measurement | None = None
         self._failure: Exception | None = None
@@ -302,9 +304,9 @@ class Sampler:
         Args:
             metrics: Stored names of those that are due in a new sample; None for more of the last one.
         """
-        self.pause()
         self._replaying = False
         try:
+            self.pause()
             if metrics is not None or self._measurement is None:
                 self._forget()
                 self._importance_failures = {}
@@ -349,6 +351,10 @@ class Sampler:
     def pause(self) -> None:
         """Stop observing; harmless when done twice."""
         self._watching.close()
+
+    def spoil(self, error: Exception) -> None:
+        """Keep what went wrong while training was observed: it costs the sample, on every rank."""
+        self._failure = self._failure or let_go(error)
 
     def differentiates(self, factor: float | Tensor | None) -> None:
         """A backward of training's begins, from a loss times ``factor``; or has ended, without one."""
@@ -510,6 +516,7 @@ class Sampler:
         measurement, self._measurement, self._failure = self._measurement, None, None
         names = list(self.models)
         ran = error is None or isinstance(error, LookupError)
+        self.merged = False
         self.saw_nothing = ran and measurement is not None and not measurement.observed
         try:
             if measurement is None:
@@ -538,8 +545,13 @@ class Sampler:
             self._complaints.exchange()
             # all ranks or none go on without a probe
             raise NoDataError(str(reason)) if any(everyones(isinstance(error, NoDataError))) else reason
+        self.merged = True
         if merged.unsaid:
             self._complaints.exchange()
+        failures: list[Exception] = []
+        if self._weighs_heads:  # now, since what follows may fail on one rank alone
+            failures = [e for name in names if (e := self._importance_failures.get(name)) is not None]
+            failures += _failures_elsewhere(failures)
         if not self._chosen:
             self._report_unrecorded(names)
         self.prefer(names)
@@ -551,8 +563,7 @@ class Sampler:
         report_other_heads(self._structure, computed.structure, self._complaints)
         self._structure = computed.structure
         if self._weighs_heads:
-            failures = [e for name in names if (e := self._importance_failures.get(name)) is not None]
-            report_importance(failures + _failures_elsewhere(failures), computed, self._complaints)
+            report_importance(failures, computed, self._complaints)
         return computed
 
 

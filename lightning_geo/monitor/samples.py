@@ -27,7 +27,7 @@ from lightning_geo.storage.events import Dropped
 from lightning_geo.storage.record import GeometryRecord
 from lightning_geo.utils.device_time import seconds_on
 from lightning_geo.utils.formatting import some
-from lightning_geo.utils.ranks import from_rank_zero
+from lightning_geo.utils.ranks import from_rank_zero, world_size
 from lightning_geo.utils.warn_once import Complaints
 
 __all__ = ["Samples", "tensors"]
@@ -159,6 +159,8 @@ class Samples:
                 self.open(trainer)
                 self.outlets.write(record, final=final)
         state.cost += seconds_on(self.sampler.device) - started
+        if state.samples == before and self.sampler.merged and world_size() > 1:
+            state.samples += 1  # other ranks have it, and what is due next depends on the number
         if state.samples == before == 0:
             self._give_up_in_vain()
 
