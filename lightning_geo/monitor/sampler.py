@@ -36,7 +36,7 @@ from lightning_geo.probe.call import ProbeCall
 from lightning_geo.probe.division import divides
 from lightning_geo.probe.probe import Share
 from lightning_geo.utils.device_time import seconds_on
-from lightning_geo.utils.errors import let_go
+from lightning_geo.utils.errors import call_all, let_go
 from lightning_geo.utils.ranks import everyones, failure_of_any_rank, known_to_rank_zero
 from lightning_geo.utils.warn_once import Complaints
 
@@ -363,8 +363,7 @@ class Sampler:
 
     def stop(self) -> None:
         """Leave nothing behind in the models or in what they computed; harmless when done twice."""
-        self.pause()
-        self._forget()
+        call_all(self.pause, self._forget)
 
     def _add_what_was_heard(self, measurement: Measurement, names: Iterable[str]) -> None:
         """Of training's own backward; again, a failure costs the importance alone."""

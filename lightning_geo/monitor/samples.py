@@ -26,6 +26,7 @@ from lightning_geo.probe.source import ProbeSource
 from lightning_geo.storage.events import Dropped
 from lightning_geo.storage.record import GeometryRecord
 from lightning_geo.utils.device_time import seconds_on
+from lightning_geo.utils.errors import call_all
 from lightning_geo.utils.formatting import some
 from lightning_geo.utils.ranks import from_rank_zero, world_size
 from lightning_geo.utils.warn_once import Complaints
@@ -77,9 +78,7 @@ class Samples:
 
     def stop(self) -> None:
         """Leave nothing behind in the models."""
-        self.inputs.stop()
-        if self.sampler is not None:
-            self.sampler.stop()
+        call_all(self.inputs.stop, *(() if self.sampler is None else (self.sampler.stop,)))
 
     def open(self, trainer: Any) -> None:
         """Open the loggers; without one, all monitors of a run share the directory of its record."""
