@@ -50,9 +50,9 @@ class BatchObservation(ProbeReplay):
         Args:
             metrics: Stored names of those that are due in a new sample; None for more of the last one.
         """
-        self.pause()
         self._replaying = False
         try:
+            self.pause()
             if metrics is not None or self._measurement is None:
                 self._forget()
                 self._importance_failures = {}
@@ -97,6 +97,10 @@ class BatchObservation(ProbeReplay):
     def pause(self) -> None:
         """Stop observing; harmless when done twice."""
         self._watching.close()
+
+    def spoil(self, error: Exception) -> None:
+        """Keep what went wrong while training was observed: it costs the sample, on every rank."""
+        self._failure = self._failure or let_go(error)
 
     def differentiates(self, factor: float | Tensor | None) -> None:
         """A backward of training's begins, from a loss times ``factor``; or has ended, without one."""

@@ -13,6 +13,7 @@ from lightning_geo.monitor.run import Run
 from lightning_geo.monitor.runs_by_trainer import RunsByTrainer
 from lightning_geo.monitor.settings import Settings
 from lightning_geo.storage.record import GeometryRecord
+from lightning_geo.utils.errors import call_all
 from lightning_geo.utils.warn_once import Complaints
 
 __all__ = ["GeometryMonitor"]
@@ -316,10 +317,11 @@ class GeometryMonitor(CallbackBase):
         if stage != "fit":
             return
         self._complaints.late = False
-        self._run.stop()
-        self._run.samples.sinks.close()  # where an earlier fit ended without any of the hooks that do so
+        before = self._run
         if steps_taken(trainer) == 0:
-            self._runs.current = self._run.anew()
+            self._runs.current = before.anew()
+        # where an earlier fit ended without any of the hooks that do so
+        call_all(before.stop, before.samples.sinks.close)
 
     @_hook
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
@@ -398,15 +400,12 @@ class GeometryMonitor(CallbackBase):
     @_hook
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Leave nothing behind, in the model or open: Lightning calls no `teardown` after an exception."""
-        self._run.end()
-        self._let_go()
+        call_all(self._run.end, self._let_go)
 
     @_hook
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Close what was opened."""
-        if stage == "fit":
-            self._run.end()
-        self._let_go()
+        call_all(*[self._run.end] * (stage == "fit"), self._let_go)
 
     def _let_go(self) -> None:
         """Keep no model alive, and by it no Trainer: the monitor may live on, and be used for other runs."""

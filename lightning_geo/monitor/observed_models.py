@@ -84,6 +84,8 @@ class ObservedModels:
         self._chosen = False
         #: whether the last sample showed no attention at all
         self.saw_nothing = False
+        #: whether the last sample was whole on all ranks; what failed after that, failed on this rank alone
+        self.merged = False
         self._replaying = False
         self._measurement: Measurement | None = None
         self._failure: Exception | None = None

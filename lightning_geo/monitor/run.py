@@ -29,6 +29,7 @@ from lightning_geo.monitor.settings import Settings
 from lightning_geo.observe.module_selection import candidates, check_layers
 from lightning_geo.observe.replay.torch_compile import is_compiled_function
 from lightning_geo.utils.device_time import seconds_on
+from lightning_geo.utils.errors import call_all
 from lightning_geo.utils.ranks import failure_of_any_rank, from_rank_zero, on_all_ranks
 from lightning_geo.utils.warn_once import Complaints
 
@@ -225,7 +226,11 @@ class Run:
             return
         if pl_module.automatic_optimization:
             samples.inputs.step_ends()
-        samples.sampler.pause()
+        try:
+            samples.sampler.pause()
+        except Exception as error:
+            samples.sampler.spoil(error)
+            raise
         if self._pending and not samples.replays:
             with self._complaints.about("training's backward could not be heard"):
                 samples.sampler.differentiates(loss_factor(trainer, loss))
@@ -272,8 +277,11 @@ class Run:
             self._sample_what_was_recorded(trainer)  # a step is a batch, with or without an update
         if samples.replays or not self._pending or samples.sampler is None:
             return
-        samples.sampler.pause()
-        samples.sampler.run_shadows()  # where backward was not Lightning's
+        try:
+            samples.sampler.pause()
+            samples.sampler.run_shadows()  # where backward was not Lightning's
+        except Exception as error:  # the other ranks wait for this one's sample all the same
+            samples.sampler.spoil(error)
         if not trainer.fit_loop._should_accumulate():
             self._pending = False
             started = seconds_on(samples.sampler.device) - samples.sampler.seconds
@@ -288,9 +296,9 @@ class Run:
         """
         # first, since all ranks meet there
         self._cancel_last = after_the_others(trainer, finish)
-        self.stop()
         self._complaints.late = True
         self.samples.state.ended = True
+        self.stop()
 
     def finish(self, trainer: Any) -> None:
         """Take the last sample and say what it all cost."""
@@ -311,18 +319,14 @@ class Run:
 
     def end(self) -> None:
         """Close what was opened, and leave nothing behind."""
-        self.stop()
-        self.samples.sinks.close()
-        self._complaints.say_the_rest()
-        if self._cancel_last is not None:
-            self._cancel_last()
-            self._cancel_last = None
+        cancel, self._cancel_last = self._cancel_last, None
+        last = () if cancel is None else (cancel,)
+        call_all(self.stop, self.samples.sinks.close, self._complaints.say_the_rest, *last)
 
     def stop(self) -> None:
         """Leave the models alone."""
-        self.samples.stop()
-        self._eagerly.close()
         self._pending = False
+        call_all(self.samples.stop, self._eagerly.close)
 
     def state_dict(self) -> dict[str, Any]:
         """What the run's next session needs, in containers that a weights-only load accepts."""

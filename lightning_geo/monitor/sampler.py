@@ -14,6 +14,7 @@ from lightning_geo.monitor.absence_warnings import (
 from lightning_geo.monitor.batch_observation import BatchObservation
 from lightning_geo.observe.replay.dependence import NoDataError
 from lightning_geo.probe.probe import Share
+from lightning_geo.utils.errors import call_all
 from lightning_geo.utils.ranks import everyones, failure_of_any_rank, known_to_rank_zero
 
 __all__ = ["Sampler"]
@@ -27,8 +28,7 @@ class Sampler(BatchObservation):
 
     def stop(self) -> None:
         """Leave nothing behind in the models or in what they computed; harmless when done twice."""
-        self.pause()
-        self._forget()
+        call_all(self.pause, self._forget)
 
     def check_layers(self) -> None:
         """Raise if ``layers`` matches nothing of what was seen so far."""
@@ -62,6 +62,7 @@ class Sampler(BatchObservation):
         measurement, self._measurement, self._failure = self._measurement, None, None
         names = list(self.models)
         ran = error is None or isinstance(error, LookupError)
+        self.merged = False
         self.saw_nothing = ran and measurement is not None and not measurement.observed
         try:
             if measurement is None:
@@ -90,8 +91,13 @@ class Sampler(BatchObservation):
             self._complaints.exchange()
             # all ranks or none go on without a probe
             raise NoDataError(str(reason)) if any(everyones(isinstance(error, NoDataError))) else reason
+        self.merged = True
         if merged.unsaid:
             self._complaints.exchange()
+        failures: list[Exception] = []
+        if self._weighs_heads:  # now, since what follows may fail on one rank alone
+            failures = [e for name in names if (e := self._importance_failures.get(name)) is not None]
+            failures += _failures_elsewhere(failures)
         if not self._chosen:
             self._report_unrecorded(names)
         self.prefer(names)
@@ -103,8 +109,7 @@ class Sampler(BatchObservation):
         report_other_heads(self._structure, computed.structure, self._complaints)
         self._structure = computed.structure
         if self._weighs_heads:
-            failures = [e for name in names if (e := self._importance_failures.get(name)) is not None]
-            report_importance(failures + _failures_elsewhere(failures), computed, self._complaints)
+            report_importance(failures, computed, self._complaints)
         return computed
 
 

@@ -26,8 +26,9 @@ from lightning_geo.probe.source import ProbeSource
 from lightning_geo.storage.events import Dropped
 from lightning_geo.storage.record import GeometryRecord
 from lightning_geo.utils.device_time import seconds_on
+from lightning_geo.utils.errors import call_all
 from lightning_geo.utils.formatting import some
-from lightning_geo.utils.ranks import from_rank_zero
+from lightning_geo.utils.ranks import from_rank_zero, world_size
 from lightning_geo.utils.warn_once import Complaints
 
 __all__ = ["Samples", "tensors"]
@@ -77,9 +78,7 @@ class Samples:
 
     def stop(self) -> None:
         """Leave nothing behind in the models."""
-        self.inputs.stop()
-        if self.sampler is not None:
-            self.sampler.stop()
+        call_all(self.inputs.stop, *(() if self.sampler is None else (self.sampler.stop,)))
 
     def open(self, trainer: Any) -> None:
         """Open the loggers; without one, all monitors of a run share the directory of its record."""
@@ -159,6 +158,8 @@ class Samples:
                 self.open(trainer)
                 self.sinks.write(record, final=final)
         state.cost += seconds_on(self.sampler.device) - started
+        if state.samples == before and self.sampler.merged and world_size() > 1:
+            state.samples += 1  # other ranks have it, and what is due next depends on the number
         if state.samples == before == 0:
             self._give_up_in_vain()
 

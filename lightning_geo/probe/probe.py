@@ -9,13 +9,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from lightning_geo.observe.replay.undisturbed import Call
 from lightning_geo.probe.call import ProbeCall
 from lightning_geo.probe.limits import SCORED_SEQUENCES, within, within_over_ranks
-from lightning_geo.utils.ranks import world_size
 
 __all__ = ["Probe", "Share", "copied", "kept_call", "probe_from"]
 
@@ -119,16 +117,19 @@ class Probe:
         return cls(calls)
 
     @classmethod
-    def gather(cls, calls: Sequence[ProbeCall], size: int, tokens: int | None = None) -> Probe | None:
+    def joined(
+        cls, everyone: Sequence[Sequence[ProbeCall]], size: int, tokens: int | None = None
+    ) -> Probe | None:
         """Join what all ranks recorded, within ``size`` sequences and ``tokens`` tokens per model.
+
+        Args:
+            everyone: Calls by rank.
+            size: Sequences.
+            tokens: Tokens; None for no limit.
 
         Returns:
             ``None`` if nobody has any.
         """
-        everyone: list[list[ProbeCall]] = [list(calls)]
-        if world_size() > 1:
-            everyone = [[] for _ in range(world_size())]
-            dist.all_gather_object(everyone, list(calls))
         everyone = _with_scored(within_over_ranks(everyone, size, tokens))
         longest = max(map(len, everyone))
         joined = [mine[i] for i in range(longest) for mine in everyone if i < len(mine)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from lightning_geo.probe.candidates import Candidates
 from lightning_geo.probe.probe import Probe, Share
 from lightning_geo.probe.recorder import CallRecorder
 from lightning_geo.probe.user_probe import given_probe
-from lightning_geo.utils.ranks import rank, world_size
+from lightning_geo.utils.ranks import everyones, failure_of_any_rank, rank, world_size
 from lightning_geo.utils.warn_once import Complaints
 
 __all__ = ["ProbeSource"]
@@ -76,7 +77,7 @@ class ProbeSource:
         """Record the trainer's steps from now on, unless there is a probe."""
         if self.probe is None and self._given is None and self._recorder is None:
             mine = len(range(rank(), self._size, world_size()))
-            self._candidates = candidates
+            self._candidates = candidates  # first: `finish` is then a matter of all ranks
             self._recorder = CallRecorder(
                 candidates.models, mine, self._tokens, candidates.root, candidates.dependence
             )
@@ -99,14 +100,30 @@ class ProbeSource:
     def finish(self) -> bool:
         """Use what was recorded, or go on recording; whether it is other than the checkpoint's."""
         recorder, candidates, other = self._recorder, self._candidates, False
-        if recorder is None or candidates is None:
+        if candidates is None:
             return False
-        with self._complaints.about("the probe could not be recorded"):
-            calls: list[ProbeCall] = []
-            try:
+        calls: list[ProbeCall] = []
+        unsent, unjoined, probe = None, None, None
+        try:
+            if recorder is not None:
                 calls = recorder.settled(candidates.divides)
-            finally:  # the other ranks wait for this one's calls, whatever became of them
-                other = self._adopt(Probe.gather(calls, self._size, self._tokens))
+            if world_size() > 1:
+                pickle.dumps(calls)  # what cannot be sent fails here, rather than where others wait
+        except Exception as error:
+            calls, unsent = [], error
+        everyone = everyones(calls)  # on every rank, whatever became of its calls
+        try:
+            probe = Probe.joined(everyone, self._size, self._tokens)
+        except Exception as error:
+            unjoined = error
+        # a probe is every rank's or nobody's: those that have one take samples together
+        whole = all(everyones(unjoined is None))
+        failure = unsent if whole else failure_of_any_rank(unsent or unjoined)
+        other = self._adopt(probe if whole else None)
+        if failure is not None:
+            self._complaints.report("the probe could not be recorded", failure)
+        if recorder is None:
+            return other
         kept = [] if self.probe is None else self.probe.models
         self.unrecorded = {n: why for n, why in recorder.passed_over.items() if n not in kept}
         if recorder.passed_over_outside:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import traceback
+from collections.abc import Callable
 
-__all__ = ["ArgumentError", "ArgumentTypeError", "GeometryError", "RunError", "let_go"]
+__all__ = ["ArgumentError", "ArgumentTypeError", "GeometryError", "RunError", "call_all", "let_go"]
 
 
 class GeometryError(Exception):
@@ -51,6 +52,20 @@ def _drop_frames(error: BaseException | None) -> None:
             if isinstance(error, AttributeError):
                 error.obj = None  # what lacks the attribute: a tensor, say
             waiting += [error.__cause__, error.__context__]
+
+
+def call_all(*functions: Callable[[], object]) -> None:
+    """Call functions one after the other, each whatever those before it raised.
+
+    Args:
+        functions: Without arguments.
+
+    Raises:
+        Exception: What the last of those that failed raised.
+    """
+    with contextlib.ExitStack() as stack:
+        for function in reversed(functions):
+            stack.callback(function)
 
 
 class RunError(GeometryError, ValueError):

@@ -243,6 +243,60 @@ def test_a_copy_made_in_the_run_has_no_hook_and_can_be_pickled(tmp_path: Path) -
     pickle.dumps(lit.teacher)
 
 
+class TeacherOfAStep(Lit):
+    """Copies the model while it is observed."""
+
+    teachers: tuple[nn.Module, ...] = ()
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        self.teachers = (copy.deepcopy(self.net),)
+        return super().training_step(batch, batch_idx) + self.teachers[0](batch[0]).detach().mean()
+
+
+@pytest.mark.parametrize("source", ["probe", "batch"])
+def test_a_copy_made_in_a_step_keeps_no_stand_in_of_a_hook(source: str, tmp_path: Path) -> None:
+    """Not even on its lists of modules, which are never called."""
+    lit = TeacherOfAStep(Net)
+    fit(tmp_path, lit, GeometryMonitor(1, source=source, metrics=["entropy"]))
+    (teacher,) = lit.teachers
+    assert any(isinstance(m, nn.ModuleList) for m in teacher.modules())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in teacher.modules())
+
+
+class LogsLoss(Lit):
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        self.log("loss", loss)
+        return loss
+
+
+class Metrics(pl.Callback):
+    """Notes the user's metrics, as they are without a reader, in the hooks of a step."""
+
+    def __init__(self) -> None:
+        self.seen: list[dict[str, float]] = []
+
+    def _note(self, trainer: pl.Trainer, *_: Any) -> None:
+        behind = trainer._logger_connector._callback_metrics
+        self.seen.append({name: float(v) for name, v in behind.items() if "geometry" not in name})
+
+    on_train_batch_start = on_before_backward = on_after_backward = _note  # type: ignore[assignment]
+    on_before_optimizer_step = on_before_zero_grad = on_train_batch_end = _note  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("source", ["probe", "batch"])
+def test_the_users_metrics_move_when_they_do_without_a_monitor(source: str, tmp_path: Path) -> None:
+    seen = []
+    for watch in (False, True):
+        torch.manual_seed(0)
+        metrics, monitor = Metrics(), GeometryMonitor(1, source=source, metrics=["entropy"])
+        fit(tmp_path / str(watch), LogsLoss(Net), *[monitor] * watch, metrics)
+        seen.append(metrics.seen)
+        assert not watch or monitor.last_record is not None
+    assert any(seen[0])
+    assert seen[0] == seen[1]
+
+
 class Copies(pl.Callback):
     """Copies and pickles the trainer and what it holds, in the middle of a step."""
 

@@ -58,6 +58,11 @@ SWITCHING = [
 TOLD = {
     "one_has_hooks": ("rank 1: forward hooks were left out of replays", 0, [0, 3, 6]),
     "one_fails_late": ("rank 1: `on_before_backward` failed: RuntimeError: injected", 0, [0, 4]),
+    "one_cannot_record": (
+        "rank 1: the probe could not be recorded: RuntimeError: injected",
+        0,
+        [0, 2, 4, 6],
+    ),
     "one_fails_before_a_crash": ("rank 1: `on_before_backward` failed: RuntimeError: injected", 1, [0]),
 }
 
@@ -70,7 +75,15 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     # what may leave a rank behind comes last
-    others = ["budget", "schedule", "unprepared", "collectives", "dropping"]
+    others = [
+        "one_cannot_derive",
+        "one_cannot_pause",
+        "budget",
+        "schedule",
+        "unprepared",
+        "collectives",
+        "dropping",
+    ]
     scenarios = [*SAME, *others, *SWITCHING, *TOLD, *FAILING, "strict"]
     assert set(scenarios) == set(ranks.SCENARIOS)
     command = [sys.executable, "-m", "programs.ranks", str(directory), *scenarios]
@@ -213,6 +226,28 @@ def test_what_one_rank_has_to_say_is_said_once(directory: Path, scenario: str) -
             assert what in warning
         else:
             assert result["warnings"] == []
+
+
+def test_a_rank_that_cannot_derive_its_metrics_has_the_next_sample_with_the_others(directory: Path) -> None:
+    """Which metrics are due next depends on how many samples there were."""
+    first, second = results(directory, "one_cannot_derive")
+    assert [record.step for record in first["records"]] == [0, 2, 4, 6]
+    assert [record.step for record in second["records"]] == [2, 4, 6]
+    for ours, theirs in zip(first["records"][1:], second["records"], strict=True):
+        assert ours.keys() == theirs.keys()
+    assert ["importance" in record for record in first["records"]] == [True, False, True, True]
+    (warning,) = first["warnings"]
+    assert "rank 1: a sample was dropped: RuntimeError: injected" in warning
+
+
+def test_a_rank_that_cannot_stop_observing_leaves_nobody_waiting(directory: Path) -> None:
+    first, second = results(directory, "one_cannot_pause")
+    untouched = results(directory, "training")
+    for result, other in zip((first, second), untouched, strict=True):
+        assert [record.step for record in result["records"]] == [0, 4]
+        assert result["loss"] == other["loss"]
+    assert any("injected" in said for said in first["warnings"])
+    assert second["warnings"] == []
 
 
 def test_a_rank_that_fails_under_strict_stops_all_of_them(directory: Path) -> None:

@@ -151,10 +151,10 @@ def test_a_probe_is_cut_to_sequences_and_tokens(
     lengths: list[int], cuts: list[int], size: int, tokens: int, pack: bool
 ) -> None:
     calls, expected = divided(lengths, cuts, pack), first_within(tokens, size, lengths)
-    probe = Probe.gather(calls, size, tokens)
+    probe = Probe.joined([calls], size, tokens)
     assert probe is not None
     assert [n for call in probe.calls for n in call.sequences.tokens] == expected
-    unlimited = Probe.gather(calls, size)
+    unlimited = Probe.joined([calls], size)
     assert unlimited is not None
     assert sum(call.rows for call in unlimited.calls) == min(size, len(lengths))
     if pack:  # the same documents have the same fingerprint however they were packed
@@ -184,7 +184,7 @@ def test_a_row_of_documents_is_cut_within() -> None:
         (4, None, [(7, 1, 2), (3,)]), (2, None, [(7, 1)]), (9, 18, [(7, 1, 2), (3, 5)]),
         (9, 5, [(7,)]), (9, 10, [(7, 1, 2)]), (9, None, [(10, 10)]),
     ]:  # fmt: skip
-        probe = Probe.gather([call], size, tokens)
+        probe = Probe.joined([[call]], size, tokens)
         assert probe is not None
         assert [call.sequences.tokens for call in probe.calls] == expected
 
@@ -192,7 +192,7 @@ def test_a_row_of_documents_is_cut_within() -> None:
 def test_what_cannot_be_divided_is_kept_whole_if_it_is_the_first() -> None:
     whole = [ProbeCall.of("", Call((), {**flattened(GIVEN), "extra": torch.zeros(6)})) for _ in range(3)]
     for size, tokens, expected in [(1, 5, 1), (16, 5, 1), (7, None, 2), (16, 58, 2), (16, None, 3)]:
-        probe = Probe.gather(whole, size, tokens)
+        probe = Probe.joined([whole], size, tokens)
         assert probe is not None
         assert len(probe.calls) == expected
 

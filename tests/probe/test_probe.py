@@ -95,11 +95,11 @@ def test_calls_that_cannot_be_divided_go_round_whole() -> None:
 @given(divisions, st.integers(1, 12))
 def test_a_probe_is_cut_to_its_size_per_model(sizes: list[int], size: int) -> None:
     calls = [*divided(sizes, model="a"), *divided(sizes, model="b")]
-    probe = Probe.gather(calls, size)
+    probe = Probe.joined([calls], size)
     assert probe is not None
     expected = list(range(min(size, sum(sizes))))
     assert [rows_of(probe.only([model]).calls) for model in probe.models] == [expected, expected]
-    assert Probe.gather([], size) is None
+    assert Probe.joined([[]], size) is None
 
 
 def test_state_is_plain_and_comes_back_equal() -> None:

@@ -27,8 +27,10 @@ from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_geo import GeometryMonitor, GeometryRecord
+from lightning_geo.measurement.sample import Measurement
 from lightning_geo.measurement.sample_statistics import SampleStatistics
 from lightning_geo.monitor.sampler import Sampler
+from lightning_geo.probe.recorder import CallRecorder
 from support.lit import FIRST_TOKEN, Lit, bert, sequences, trainer
 
 WORLD_SIZE = 2
@@ -374,6 +376,20 @@ def fails_late(directory: Path, crash: bool = False) -> dict[str, Any]:
         return fit(directory, GeometryMonitor(4, source="batch"), Crashing(), before=proceed)
 
 
+def without_calls(directory: Path, owner: Any, name: str, source: Any = "probe") -> dict[str, Any]:
+    """Rank 1 alone fails once, where all ranks meet."""
+    left = [1]
+
+    def once(self: Any) -> bool:
+        left[0] -= rank() == 1
+        return rank() == 1 and left[0] >= 0
+
+    with failing(owner, name, once):
+        metrics = ["entropy", "importance"]
+        monitor = GeometryMonitor(2, metrics=metrics, source=source, importance_every_n_samples=2)
+        return fit(directory, monitor, Module())
+
+
 SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "validation": lambda d: fit(d, GeometryMonitor(2), Module(), validate=True),
     "training": lambda d: fit(d, GeometryMonitor(2, probe_size=5), Module()),
@@ -416,6 +432,9 @@ SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "one_has_hooks": hooked,
     "one_fails_late": fails_late,
     "one_fails_before_a_crash": lambda d: fails_late(d, crash=True),
+    "one_cannot_record": lambda d: without_calls(d, CallRecorder, "settled"),
+    "one_cannot_derive": lambda d: without_calls(d, Measurement, "compute"),
+    "one_cannot_pause": lambda d: failing_fit(d, "batch", Sampler, "pause"),
     "sharded": sharded,
     "strict": strict_fit,
 }

@@ -185,7 +185,7 @@ class Records:
             for watch, monitor in zip(_watches(watched, run), run.monitors, strict=True):
                 self._read(place, watch, watched.said if excused else [], watched)
                 if values:
-                    self._check_values(place, watch, monitor, fresh[-1])
+                    self._check_values(place, watch, monitor, fresh[-1], run.sessions[-1].started)
         assert not new, f"records outside of the runs' places: {new}"
         assert not list(twin.root.rglob("*.lightning_geo"))
 
@@ -254,7 +254,14 @@ class Records:
             f"{place}, {watch.name}: {missing} are missing of {due}: {watched.said}"
         )
 
-    def _check_values(self, place: Path, watch: Watch, monitor: GeometryMonitor, session: Session) -> None:
+    def _check_values(
+        self, place: Path, watch: Watch, monitor: GeometryMonitor, session: Session, started: float
+    ) -> None:
+        """Compare what a session measured with its snapshots.
+
+        Samples of earlier sessions stay in the record where this one took none of its own: it resumed at
+        their step, or was interrupted before it trained, and its state at that step is another.
+        """
         probe = monitor._run.samples.inputs.probe
         if watch.source != "probe" or watch.max_queries is not None or probe is None:
             return
@@ -263,7 +270,7 @@ class Records:
         except (FileNotFoundError, ValueError):
             return
         for index, step in enumerate(history.steps.tolist()):
-            if step == session.begun != 0:  # it may be the last session's, whose sanity check was another
+            if history.metadata["wall_time"][index] < started:
                 continue
             if (
                 step in session.snapshots

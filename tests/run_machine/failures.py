@@ -12,7 +12,8 @@ import pytorch_lightning as pl
 
 from lightning_geo.loggers.logger_sinks import LoggerSinks
 from lightning_geo.loggers.scalars import ScalarSink
-from lightning_geo.measurement import call_statistics
+from lightning_geo.measurement import call_statistics, rank_reduction
+from lightning_geo.measurement.sample import Measurement
 from lightning_geo.monitor.sampler import Sampler
 from lightning_geo.observe.replay.replica import Replica
 from lightning_geo.probe.probe import Probe
@@ -83,17 +84,23 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "the probe is replayed": (Sampler, "replay"),
     "a sample begins": (Sampler, "_begin"),
     "a sample is concluded": (Sampler, "conclude"),
+    "a sample is prepared": (Sampler, "_add_what_was_heard"),
+    "statistics are packed": (rank_reduction, "_pack"),
+    "metrics are derived": (Measurement, "compute"),
     "observation ends": (Sampler, "pause"),
     "attention is measured": (call_statistics, "attention"),
     "a copy is made": (Replica, "running"),
     "recording starts": (CallRecorder, "start"),
     "recording ends": (CallRecorder, "settled"),
-    "the probe is gathered": (Probe, "gather"),
+    "the probe is joined": (Probe, "joined"),
     "sinks are opened": (LoggerSinks, "open"),
     "the record is written": (RecordFile, "write"),
     "the record is closed": (RecordFile, "close"),
     "scalars are logged": (ScalarSink, "write"),
 }
+
+#: Those that do their work before they raise: nobody else takes hooks off.
+_WORKING = ("observation ends",)
 
 
 @contextlib.contextmanager
@@ -109,6 +116,8 @@ def fault(name: str | None, at: int = 0) -> Iterator[None]:
     def broken(*args: Any, **kwargs: Any) -> Any:
         calls[0] += 1
         if calls[0] > at:
+            if name in _WORKING:
+                bound(*args, **kwargs)
             raise InjectedError(f"when {name}")
         return bound(*args, **kwargs)
 

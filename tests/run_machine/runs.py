@@ -7,6 +7,7 @@ import copy
 import pickle
 import random
 import signal
+import time
 import types
 import warnings
 import weakref
@@ -175,6 +176,7 @@ class Session:
         step: The step at its end.
         snapshots: By step, the weights and state that entered it.
         error: What it raised.
+        started: When it began, in seconds of the wall clock.
     """
 
     run: int
@@ -184,14 +186,13 @@ class Session:
     step: int = 0
     snapshots: dict[int, Module] = field(default_factory=dict)
     error: str = ""
+    started: float = field(default_factory=time.time)
 
 
 class Witness(pl.Callback):
-    """Notes which steps a session entered, and takes snapshots of them."""
+    """Notes which steps a session entered."""
 
-    def __init__(self, snapshots: bool) -> None:
-        self.snapshots = snapshots
-        self.session: Session | None = None
+    session: Session | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.session is not None:
@@ -202,7 +203,21 @@ class Witness(pl.Callback):
         if session is None or step in session.entered:
             return
         session.entered.append(step)
-        if self.snapshots:
+
+
+class Snapshots(pl.Callback):
+    """Takes a snapshot of each step that a session entered, where monitors stand among the callbacks.
+
+    Another callback may have called the model before they sample it.
+    """
+
+    def __init__(self, takes: bool) -> None:
+        self.takes = takes
+        self.session: Session | None = None
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+        session, step = self.session, trainer.global_step
+        if self.takes and session is not None and step not in session.snapshots:
             session.snapshots[step] = snapshot(pl_module)
 
 
@@ -288,6 +303,7 @@ class Run:
     failing: Failing
     acts: Acts
     witness: Witness
+    snapshots: Snapshots
     ends: Ends
     checkpoint: Path | None = None
     sessions: list[Session] = field(default_factory=list)
@@ -380,8 +396,10 @@ class Side:
     def _trainer(
         self, number: int, begin: Begin, folder: Path, module: Module, monitors: list[GeometryMonitor]
     ) -> Run:
-        failing, acts, witness, ends = Failing(), Acts(), Witness(not self.watched), Ends()
-        callbacks = [*monitors, failing, acts] if begin.monitors_first else [failing, acts, *monitors]
+        failing, acts, witness, ends = Failing(), Acts(), Witness(), Ends()
+        snapshots = Snapshots(not self.watched)
+        here = [snapshots, *monitors]
+        callbacks = [*here, failing, acts] if begin.monitors_first else [failing, acts, *here]
         options = self.options()
         if not self.model.manual:
             options["accumulate_grad_batches"] = begin.accumulate
@@ -391,7 +409,7 @@ class Side:
             folder, witness, *callbacks, ends, steps=0, num_sanity_val_steps=begin.sanity,
             logger=[LOGGERS[name](folder) for name in begin.loggers] or False, **options,
         )  # fmt: skip
-        run = Run(number, begin, folder, module, made, monitors, failing, acts, witness, ends)
+        run = Run(number, begin, folder, module, made, monitors, failing, acts, witness, snapshots, ends)
         self.runs[number] = run
         return run
 
@@ -410,7 +428,7 @@ class Side:
         kind = KeyboardInterrupt if fit.interrupts else InjectedError
         run.module.failure = run.failing.failure = Failure(fit.fails, fit.count, kind)
         run.acts.action, run.acts.hook, run.acts.count = self._action(run, fit), fit.acts_in, fit.acts_at
-        run.witness.session = run.ends.session = session
+        run.witness.session = run.snapshots.session = run.ends.session = session
         loop = run.trainer.fit_loop
         if fit.epochs:
             loop.epoch_loop.max_steps, loop.max_epochs = -1, run.trainer.current_epoch + min(fit.steps, 2)
@@ -427,7 +445,7 @@ class Side:
             run.module.failure = run.failing.failure = Failure()
             run.acts.action = None
         session.step = run.trainer.global_step
-        if run.witness.snapshots:
+        if run.snapshots.takes:
             session.snapshots.setdefault(session.step, snapshot(run.module))
         return session
 
