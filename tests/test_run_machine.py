@@ -55,6 +55,41 @@ def test_runs_of_two_ranks(pair: Pair, program: Program) -> None:
     pair.run(program)
 
 
+# -- what was once taken for a fault
+
+
+def test_a_session_that_did_not_train_is_not_held_to_an_earlier_ones_samples() -> None:
+    """It validated before it was interrupted, so that the model's state at the last step is another."""
+    model, batches = Model(parts=("plain",)), Batches(((3, 4), (5,)), (False, False), validation=1)
+    _live(
+        lambda machine: machine.start(model=model, batches=batches, begin=Begin()),
+        lambda machine: machine.fit(0, Fit(3)),
+        lambda machine: machine.fit(0, Fit(fails="on_sanity_check_end", interrupts=True)),
+    )
+
+
+def test_another_callback_may_call_the_model_before_it_is_sampled() -> None:
+    model, batches = Model(attention="by hand", parts=("plain",)), Batches(((2,), (2,)), (False, False))
+    _live(
+        lambda machine: machine.start(
+            model=model, batches=batches, begin=Begin(monitors_first=False, sanity=0)
+        ),
+        lambda machine: machine.fit(0, Fit(1, acts="evaluate", acts_in="on_train_batch_start")),
+    )
+
+
+def _live(*operations: Callable[[RunMachine], None]) -> None:
+    """Do these, and check after each."""
+    machine = RunMachine()
+    try:
+        for operation in operations:
+            operation(machine)
+            machine.holds()
+    finally:
+        machine.teardown()
+    assert machine.records.right > 0
+
+
 # -- the checks see what they look for
 
 
