@@ -190,6 +190,8 @@ class Run:
             due = step != samples.state.step and (self._is_due(step) or samples.overdue)
         if samples.sampler is None:
             return
+        if anew:
+            samples.sampler.forget()  # an earlier step was remembered in vain where it turned out not due
         if samples.inputs.records and (due or step == self._began):
             with self._complaints.about("the probe could not be recorded"):  # on one rank alone, it may be
                 if anew:
@@ -307,6 +309,8 @@ class Run:
             step, samples.batches = steps_taken(trainer), batches_done(trainer)
             known = samples.sampler is not None and samples.inputs.probe is not None
             if samples.replays and known and samples.state.step != step:
+                assert samples.sampler is not None
+                samples.sampler.forget()  # what the last step was entered with
                 samples.replay(trainer, step, final=True)
         finally:  # the other ranks wait, whatever happened here
             self._complaints.exchange()
