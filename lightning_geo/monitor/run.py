@@ -137,6 +137,7 @@ class Run:
         """Go on from a checkpoint, or try the given probe."""
         samples = self.samples
         step = self._began = steps_taken(trainer)
+        samples.agree()
         # what an earlier session wrote from here on is void, but for the last sample of one that had ended
         samples.resumed_at = (step + (samples.state.ended or samples.state.step == step)) or None
         samples.state.ended = False
@@ -147,8 +148,7 @@ class Run:
         if self._budget is not None:
             self._budget.before = samples.state.elapsed
             self._budget.start(step)
-        if samples.replays and samples.sampler is not None and samples.inputs.take_given(samples.sampler):
-            samples.start_bases_anew()
+        self._take_given()
         self._try_layers()
         if not self._sealed:
             self._start_recording()
@@ -159,6 +159,20 @@ class Run:
             samples.note_dropped(trainer, step, LookupError(_SEALED))
             self._complaints.report("there is no probe", LookupError(_SEALED))
             samples.sampler = None
+
+    def _take_given(self) -> None:
+        """Try the given probe, if there is one; it is every rank's or nobody's."""
+        samples, failure = self.samples, None
+        if self._settings.probe is None or not samples.replays or samples.sampler is None:
+            return
+        try:
+            if samples.inputs.take_given(samples.sampler):
+                samples.start_bases_anew()
+        except Exception as error:
+            failure = error
+        if not on_all_ranks(failure is None, samples.sampler.device):
+            samples.inputs.probe = None
+            self._complaints.report("the given probe cannot be used", failure_of_any_rank(failure))
 
     def _start_recording(self) -> None:
         samples = self.samples
@@ -190,6 +204,8 @@ class Run:
             due = step != samples.state.step and (self._is_due(step) or samples.overdue)
         if samples.sampler is None:
             return
+        if anew:
+            samples.sampler.forget()  # an earlier step was remembered in vain where it turned out not due
         if samples.inputs.records and (due or step == self._began):
             with self._complaints.about("the probe could not be recorded"):  # on one rank alone, it may be
                 if anew:
@@ -307,6 +323,8 @@ class Run:
             step, samples.batches = steps_taken(trainer), batches_done(trainer)
             known = samples.sampler is not None and samples.inputs.probe is not None
             if samples.replays and known and samples.state.step != step:
+                assert samples.sampler is not None
+                samples.sampler.forget()  # what the last step was entered with
                 samples.replay(trainer, step, final=True)
         finally:  # the other ranks wait, whatever happened here
             self._complaints.exchange()

@@ -28,10 +28,14 @@ from lightning_geo.storage.record import GeometryRecord
 from lightning_geo.utils.device_time import seconds_on
 from lightning_geo.utils.errors import call_all
 from lightning_geo.utils.formatting import some
-from lightning_geo.utils.ranks import from_rank_zero, world_size
+from lightning_geo.utils.ranks import everyones, from_rank_zero, world_size
 from lightning_geo.utils.warn_once import Complaints
 
 __all__ = ["Samples", "tensors"]
+
+#: What a run says whose state cannot be used, and does then.
+_UNUSABLE = "the checkpoint's state of the monitor cannot be used"
+_ANEW = "Probe, baseline and costs start anew"
 
 #: Samples without any attention after which none is to be expected.
 _IN_VAIN = 3
@@ -248,19 +252,30 @@ class Samples:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the checkpoint was written, or start anew from one that another version wrote."""
-        settings = self._settings
         try:
             state = RunState.from_state_dict(state_dict)
             self.inputs.load_state_dict(state_dict)
         except Exception as error:
-            limits = settings.probe_size, settings.probe_tokens
-            self.inputs = ProbeSource(settings.probe, *limits, self._complaints)
-            self._complaints.say(
-                "the checkpoint's state of the monitor cannot be used",
-                f"{type(error).__name__}: {error}. Probe, baseline and costs start anew",
-            )
+            self._start_inputs_anew()
+            self._complaints.say(_UNUSABLE, f"{type(error).__name__}: {error}. {_ANEW}")
         else:
             self.state = state
+
+    def agree(self) -> None:
+        """Start anew on every rank where they know different things of the run: samples are all ranks'.
+
+        One of them may have been unable to load its state, or to derive what a sample showed.
+        """
+        mine = self.state.step, self.state.samples, self.state.models, self.inputs.fingerprint
+        if any(theirs != mine for theirs in everyones(mine)):
+            self.state = RunState(version=self.state.version)
+            self._start_inputs_anew()
+            self._complaints.say("ranks do not know the same of the run", _ANEW)
+
+    def _start_inputs_anew(self) -> None:
+        settings = self._settings
+        limits = settings.probe_size, settings.probe_tokens
+        self.inputs = ProbeSource(settings.probe, *limits, self._complaints)
 
 
 def tensors(values: Mapping[str, float]) -> dict[str, torch.Tensor]:

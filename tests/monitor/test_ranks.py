@@ -76,6 +76,8 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
         port = probe.getsockname()[1]
     # what may leave a rank behind comes last
     others = [
+        "one_cannot_take_the_given",
+        "one_cannot_load",
         "one_cannot_derive",
         "one_cannot_pause",
         "budget",
@@ -238,6 +240,26 @@ def test_a_rank_that_cannot_derive_its_metrics_has_the_next_sample_with_the_othe
     assert ["importance" in record for record in first["records"]] == [True, False, True, True]
     (warning,) = first["warnings"]
     assert "rank 1: a sample was dropped: RuntimeError: injected" in warning
+
+
+def test_a_rank_that_cannot_load_its_state_starts_anew_with_the_others(directory: Path) -> None:
+    first, second = results(directory, "one_cannot_load")
+    for result in (first, second):
+        assert [record.step for record in result["records"]] == [4, 6, 8]
+    for ours, theirs in zip(first["records"], second["records"], strict=True):
+        assert_same(ours, theirs, 0.0)
+        assert ours.probe_fingerprint
+    assert any("ranks do not know the same of the run: Probe" in said for said in first["warnings"])
+    assert second["warnings"] == []
+
+
+def test_a_rank_that_cannot_try_the_given_probe_leaves_nobody_waiting(directory: Path) -> None:
+    first, second = results(directory, "one_cannot_take_the_given")
+    for result in (first, second):
+        assert [record.step for record in result["records"]] == [1, 2, 4]
+        assert result["steps"] == 6
+    assert any("the given probe cannot be used" in said and "rank 1" in said for said in first["warnings"])
+    assert second["warnings"] == []
 
 
 def test_a_rank_that_cannot_stop_observing_leaves_nobody_waiting(directory: Path) -> None:

@@ -12,11 +12,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+from torch.utils.data import DataLoader
 
 from lightning_geo import GeometryHistory, GeometryMonitor, load_history
 from programs.killed import STOPPED, session
+from support.lit import trainer as fit_trainer
 
 pytestmark = pytest.mark.slow
 
@@ -193,3 +197,53 @@ def test_a_checkpoint_holds_plain_containers_and_tensors_alone(tmp_path: Path) -
     state = monitor.state_dict()
     check(state)
     assert state["probe"] is not None
+
+
+class Counting(torch.nn.Module):
+    """Attention of what grows with each call, as a buffer of the model's counts them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = torch.nn.Linear(8, 24)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        q, k, v = (self.qkv(x) * (1 + self.calls)).unflatten(-1, (3, 2, -1)).permute(2, 0, 3, 1, 4)
+        attended: Tensor = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        return attended
+
+
+class Counts(pl.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Counting()
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        return self.net(batch).square().mean()  # type: ignore[no-any-return]
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_a_sample_after_a_resume_is_of_its_own_step(tmp_path: Path) -> None:
+    """The first step's state, in which a resumed run records its probe anew, is not the next sample's."""
+    torch.manual_seed(0)
+    batches = torch.randn(1, 2, 5, 8)
+
+    def made() -> list[GeometryMonitor]:
+        recorded = GeometryMonitor(2, metrics=["entropy"], probe_in_checkpoint=False, name="recorded")
+        return [recorded, GeometryMonitor(2, metrics=["entropy"], probe=batches[0], name="given")]
+
+    module = Counts()
+    first = fit_trainer(tmp_path / "first", *made(), steps=2)
+    first.fit(module, DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
+    first.save_checkpoint(tmp_path / "end.ckpt")
+    monitors = made()
+    second = fit_trainer(tmp_path / "second", *monitors, steps=3)
+    second.fit(Counts(), DataLoader(batches, batch_size=None), ckpt_path=tmp_path / "end.ckpt")  # type: ignore[arg-type]
+    ours, expected = (monitor.last_record for monitor in monitors)
+    assert ours is not None
+    assert expected is not None
+    assert ours.step == expected.step == 3
+    np.testing.assert_allclose(ours["entropy"], expected["entropy"], rtol=1e-6)

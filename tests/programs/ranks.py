@@ -31,6 +31,7 @@ from lightning_geo.measurement.sample import Measurement
 from lightning_geo.measurement.sample_statistics import SampleStatistics
 from lightning_geo.monitor.sampler import Sampler
 from lightning_geo.probe.recorder import CallRecorder
+from lightning_geo.probe.source import ProbeSource
 from support.lit import FIRST_TOKEN, Lit, bert, sequences, trainer
 
 WORLD_SIZE = 2
@@ -376,6 +377,21 @@ def fails_late(directory: Path, crash: bool = False) -> dict[str, Any]:
         return fit(directory, GeometryMonitor(4, source="batch"), Crashing(), before=proceed)
 
 
+def without_given(directory: Path) -> dict[str, Any]:
+    """Rank 1 alone cannot try the probe that the user gave."""
+    probe = DataLoader(sequences(32, seed=3), 4)  # type: ignore[arg-type]
+    with failing(Sampler, "divides", lambda self: rank() == 1):
+        return fit(directory, GeometryMonitor(2, probe=probe, module="model"), Module())
+
+
+def without_state(directory: Path) -> dict[str, Any]:
+    """Rank 1 alone cannot use the checkpoint's state of the monitor."""
+    path = directory / "middle.ckpt"
+    fit(directory, GeometryMonitor(2), Module(), validate=True, steps=4, save=path)
+    with failing(ProbeSource, "load_state_dict", lambda self: rank() == 1):
+        return fit(directory, GeometryMonitor(2), Module(), validate=True, steps=8, ckpt_path=path)
+
+
 def without_calls(directory: Path, owner: Any, name: str, source: Any = "probe") -> dict[str, Any]:
     """Rank 1 alone fails once, where all ranks meet."""
     left = [1]
@@ -433,6 +449,8 @@ SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "one_fails_late": fails_late,
     "one_fails_before_a_crash": lambda d: fails_late(d, crash=True),
     "one_cannot_record": lambda d: without_calls(d, CallRecorder, "settled"),
+    "one_cannot_take_the_given": without_given,
+    "one_cannot_load": without_state,
     "one_cannot_derive": lambda d: without_calls(d, Measurement, "compute"),
     "one_cannot_pause": lambda d: failing_fit(d, "batch", Sampler, "pause"),
     "sharded": sharded,

@@ -110,8 +110,8 @@ def run(program: Program, root: Path, rank: int) -> None:
         for side in (twin, watched):
             with side.turn():
                 operation(side)
+        dist.barrier()  # both ranks read what rank 0 writes
         check_same(watched, twin)
-        dist.barrier()
         if rank == 0:
             records.check(watched, twin, excused=excused, values=False)
         patches.check()
