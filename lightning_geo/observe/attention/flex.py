@@ -99,7 +99,7 @@ class _Call:
 
     @contextmanager
     def replaced(self, observe: Observe) -> Iterator[None]:
-        """Let the function compute through us, so that the model can be given another output."""
+        """Route the function's computation through ``observe``, which may replace the output."""
         library: Any = self._library
         original = library.flex_attention_hop
 
@@ -118,7 +118,7 @@ class _Call:
             library.flex_attention_hop = original
 
     def translate(self, output: Tensor | None) -> AttentionCall:
-        """Translate it.
+        """Translate the call.
 
         Raises:
             LeftOutError: If a ``score_mod`` changes the scores.
@@ -126,10 +126,10 @@ class _Call:
         given = self._given
         if given["score_mod"] is not getattr(self._library, "_identity", None):
             raise LeftOutError(
-                "the `score_mod` of flex_attention changes scores in a way that cannot be evaluated here"
+                "its flex_attention has a `score_mod`, whose changes to the scores cannot be evaluated"
             )
         query, key, value = given["query"], given["key"], given["value"]
-        if len(key) != len(query):  # one sequence of keys for all
+        if len(key) != len(query):  # all sequences share one sequence of keys
             key, value = (x.expand(len(query), -1, -1, -1) for x in (key, value))
         mask = given["block_mask"]
         empty = mask.BLOCK_SIZE[0] == getattr(self._library, "_LARGE_SPARSE_BLOCK_SIZE", 1 << 30)
@@ -137,7 +137,7 @@ class _Call:
         return AttentionCall(query, key, value, output, masks=masks, scale=given["scale"])
 
     def _mask(self, mask: Any) -> Any:
-        """The mask as it was used: eagerly, blocks are skipped by none, and ``mask_mod`` alone hides keys."""
+        """Return the mask as it was applied: eager code skips no blocks, only ``mask_mod`` hides keys."""
         if self._compiled:
             return mask
         one = torch.ones(mask.kv_num_blocks.shape[:-1], dtype=torch.int32, device=mask.kv_num_blocks.device)
@@ -151,7 +151,7 @@ class _Call:
 
 
 def _is_compiled(frame: FrameType | None) -> bool:
-    """Whether the model compiles this call, so that it runs eagerly for us alone."""
+    """Whether the model compiles this call, so that it is eager only because a replay forces it."""
     while frame is not None:
         if frame.f_code.co_filename.endswith(_COMPILER):
             return True
