@@ -82,7 +82,7 @@ class AttentionEvents:
         self.intervention.clear()
 
     def routed(self, module: nn.Module | None, translate: Callable[[], AttentionCall], result: Any) -> None:
-        """Transformers ran an attention function for ``module``, or the running one called flex_attention."""
+        """Take a call of transformers' attention function for ``module``, or of flex_attention (``None``)."""
         if not self.stack.frames:
             return  # a call outside the observed model
         with self.work.running():

@@ -309,7 +309,7 @@ def test_what_cannot_be_divided_is_absent_with_the_reason(case: str) -> None:
     assert not tap.failures
     ((reason, modules),) = tap.coverage.left_out.items()
     assert modules == ["inner"]
-    assert ("other numbers of queries than of keys" if case == "causal" else "pages of a cache") in reason
+    assert ("unequal numbers of queries and keys" if case == "causal" else "pages of a cache") in reason
 
 
 class Holder(nn.Module):
