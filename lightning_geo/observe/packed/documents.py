@@ -74,9 +74,8 @@ class Documents:
         if key in self._packings:
             return self._packings[key][1]
         packing = self._by_claim(call, evidence)
-        if (
-            call.scores is None
-        ):  # masks read from scores are freed after the layer, and their identity may be reused
+        # Masks read from scores are freed after the layer; another layer's may take their place in memory.
+        if call.scores is None:
             self._packings[key] = (hiding, evidence), packing
         return packing
 

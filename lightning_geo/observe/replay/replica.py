@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
-from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_geo.observe import name_of
+from lightning_geo.observe.replay.data_writes import DataReads, differing_parameters, equal_values
 from lightning_geo.observe.replay.torchscript import is_scripted
 from lightning_geo.observe.replay.twin import (
     foreign_among,
@@ -96,10 +96,10 @@ class Replica:
         try:
             twin = twin_of(self.model, None if _has_room(self._model) else ())
             before, memory = _places(twin), _memory(twin)
-            reads = _DataReads(twin)
+            reads = DataReads(twin)
             with undisturbed(twin), _without_global_hooks(), context(), _apart(self._model), reads:
                 run(twin)
-            self._written = _changed(twin, before) | _other_values(twin, self.model) | reads.names
+            self._written = _changed(twin, before) | differing_parameters(twin, self.model) | reads.names
             self.reusable = not self._written and memory is not None and memory == _memory(twin)
         except Exception as error:
             with self._in_place(None), context():
@@ -162,7 +162,7 @@ class Replica:
             if written is None or name in written
         ]
         versions = {name: parameter._version for name, parameter, *_ in guarded}
-        reads = _DataReads(model)
+        reads = DataReads(model)
         changed: set[str] = set()
         try:
             with undisturbed(model, **options), _without_global_hooks(), contextlib.ExitStack() as trial:
@@ -181,7 +181,7 @@ class Replica:
             for name, parameter, data, copy in guarded:
                 if parameter._version != versions[name]:
                     changed.add(name)
-                if parameter.data.data_ptr() != data.data_ptr() or not _equal(data, copy):
+                if parameter.data.data_ptr() != data.data_ptr() or not equal_values(data, copy):
                     changed.add(name)
                     parameter.data = data
                     data.copy_(copy)
@@ -229,39 +229,6 @@ def _changed(twin: nn.Module, before: dict[str, tuple[nn.Parameter, int, int]]) 
         name for name, (p, version, place) in before.items()
         if now.get(name) is not p or p._version != version or p.data_ptr() != place
     }  # fmt: skip
-
-
-class _DataReads(TorchFunctionMode):
-    """Records which parameters are accessed through ``.data``.
-
-    A write through ``.data`` does not raise the version, and may leave the values equal this time, as a clamp
-    or a normalisation does. So every access counts as a write.
-
-    Args:
-        model: The model that owns the parameters.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self._names = {id(p): name for name, p in model.named_parameters()}
-        self.names: set[str] = set()
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func == Tensor.data.__get__ and id(args[0]) in self._names:  # type: ignore[attr-defined]
-            self.names.add(self._names[id(args[0])])
-        return func(*args, **(kwargs or {}))
-
-
-def _other_values(twin: nn.Module, model: nn.Module) -> set[str]:
-    """Return the names of parameters whose values differ: a write through ``.data`` raises no version."""
-    originals = dict(model.named_parameters())
-    return {n for n, p in twin.named_parameters() if n in originals and not _equal(p.data, originals[n].data)}
-
-
-def _equal(x: Tensor, y: Tensor) -> bool:
-    if x.device.type == "meta" or y.device.type == "meta":
-        return x.device == y.device
-    return x.shape == y.shape and bool(((x == y) | ((x != x) & (y != y))).all())
 
 
 def _has_room(model: nn.Module) -> bool:
