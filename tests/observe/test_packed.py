@@ -350,7 +350,7 @@ def test_hidden_states_of_other_tokens_are_absent_with_the_reason() -> None:
         tap._model(numbers + 5, numbers)
     assert not tap.failures
     assert list(tap.coverage.left_out.values()) == [["layers.0"]]
-    assert "not the tokens of the packed rows" in next(iter(tap.coverage.left_out))
+    assert "other tokens than the packed rows" in next(iter(tap.coverage.left_out))
     assert not statistics.blocks
     (layer,) = statistics.layers.values()
     assert {"row(entropy)", "attention(cone.attention)"} <= layer.names.keys()
