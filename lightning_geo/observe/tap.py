@@ -198,7 +198,7 @@ class Tap:
 
     def _enter(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if self._work.busy or not self._calls.here or self._passes_over(module):
+            if self._work.busy or not self._calls.at_own_depth or self._passes_over(module):
                 return
             with torch._C.DisableTorchFunction():  # looking at tensors is no event for the mode
                 self._begin(name, module, args, kwargs)
@@ -226,7 +226,7 @@ class Tap:
         return self._calls.begins_skipped(module, outermost=not self._stack.frames)
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], result: Any) -> None:
-        if self._work.busy or not self._calls.here:
+        if self._work.busy or not self._calls.at_own_depth:
             return
         if self._calls.skipping:
             self._calls.ends_skipped(module)

@@ -24,8 +24,8 @@ class Share:
 
     Args:
         calls: The rank's own calls.
-        uncounted: One call of each kind that the rank lacks, run but not counted: ranks can merge results only
-            if they have the same layers.
+        uncounted: One call of each kind that the rank lacks, run but not counted: ranks can merge results
+            only if they have the same layers.
     """
 
     calls: list[ProbeCall]

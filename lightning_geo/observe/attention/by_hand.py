@@ -32,7 +32,7 @@ _SOFTMAX: frozenset[Any] = frozenset({F.softmax, torch.softmax, Tensor.softmax, 
 
 @dataclass
 class SoftmaxTracer:
-    """Recognises attention by the operations that compute its tensors, whatever else runs in between.
+    """Recognises attention by the operations that compute its tensors.
 
     Scores start as a batched matrix product and pass through functions that keep rows and columns. A softmax
     runs over one of these two axes, and its probabilities are multiplied with values. A softmax that is

@@ -38,8 +38,8 @@ def observe_flex(observe: Observe, unwatched: Callable[[], AbstractContextManage
     were checked, and closes once the output is known.
 
     Args:
-        observe: Takes what translates the call, and the output; returns what the model gets. What it returns
-            is used in replays alone, where everything runs eagerly.
+        observe: Takes a function that translates the call, and the output; returns the output for the model.
+            Only replays, in which everything runs eagerly, use the returned output.
         unwatched: Context without our torch function mode, which the compiler would trace.
     """
     library = sys.modules.get(_LIBRARY)

@@ -50,9 +50,7 @@ def fused_flex(
                 given["enable_gqa"],
                 options,
             )
-        except (
-            Exception
-        ):  # no compiler or no kernel for this device: eager code is slower, its result the same
+        except Exception:  # no compiler or no kernel for this device: eager code is slower
             return None
     nothing = query.new_empty(0)
     return output, nothing, nothing

@@ -27,9 +27,9 @@ def observe_routed(observe: Observe, running: Callable[[], Any]) -> Iterator[Non
     its own, and a *new* name would lose the padding mask, which is made by name.
 
     Args:
-        observe: Takes the calling module, what translates the call, and its result; returns what the module
-            gets.
-        running: Context in which the original function runs; what it calls inside is not seen twice.
+        observe: Takes the calling module, a function that translates the call, and the call's result; returns
+            the result for the module.
+        running: Context for the original function, in which the functions that it calls are ignored.
     """
     library = sys.modules.get("transformers.modeling_utils")
     interface = getattr(library, "AttentionInterface", None)

@@ -42,9 +42,7 @@ def sdpa_call(
     layout = axes(query, key)
     mask = None if attn_mask is None else plain_mask(attn_mask)
     lengths = query.shape[-2], key.shape[-2]
-    if (
-        is_causal and lengths[0] != lengths[1]
-    ):  # torch aligns causality at the top left, whatever the queries' offset
+    if is_causal and lengths[0] != lengths[1]:  # torch aligns causality at the top left
         mask, is_causal = torch.ones(lengths, dtype=torch.bool, device=query.device).tril(), False
     q, k, v = layout(query), layout.grouped(key, query), layout.grouped(value, query)
     if any(x.shape[0] != q.shape[0] or q.shape[1] % x.shape[1] for x in (k, v)):

@@ -1,4 +1,4 @@
-"""What is known of single tensors of a running model, for as long as they live."""
+"""A table of single tensors of a running model, for as long as they live."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class ProjectionSearch:
     def __init__(self, observing: Callable[[], AbstractContextManager[None]]) -> None:
         #: receives projections; None if no observer needs them
         self.observer: ProjectionObserver | None = None
-        #: attention module -> roles whose projections were not found
+        #: attention module -> roles without a known projection
         self.missing: dict[str, list[str]] = {}
         self._observing = observing
         #: attention module, cross-attention or not, and part -> sizes of its heads, and their sources
@@ -94,7 +94,7 @@ class ProjectionSearch:
                 self.settle()
 
     def settle(self) -> None:
-        """End the search for the last attention, and show the projections found."""
+        """End the search for the last attention, and show its projections."""
         if self._awaiting is None or self.observer is None:
             return
         key, call, runs = self._awaiting

@@ -30,14 +30,14 @@ class ModuleTree:
         self.linear = {name for name, module in self.modules.items() if is_linear(module)}
         elements = {name: elements_of(name, self.modules) for name in self.modules}
         #: modules inside of lists
-        self.listed = {name for name, found in elements.items() if found}
+        self.listed = {name for name, within in elements.items() if within}
         #: innermost list items
-        self.items = {found[-1].name for found in elements.values() if found}
+        self.items = {within[-1].name for within in elements.values() if within}
         #: modules that own a list of layers: when one starts, the runs of its layers are counted anew
-        self.owners = {found[0].parent.rpartition(".")[0] for found in elements.values() if found} | {""}
+        self.owners = {within[0].parent.rpartition(".")[0] for within in elements.values() if within} | {""}
         # Items that hold a list themselves: an attention outside that list is a layer of its own.
-        stages = {e.name for found in elements.values() for e in found[:-1]}
-        innermost = {name: found[-1].name for name, found in elements.items() if found}
+        stages = {e.name for within in elements.values() for e in within[:-1]}
+        innermost = {name: within[-1].name for name, within in elements.items() if within}
         #: modules in a stage, beside its list of layers
         self.beside = {name for name, item in innermost.items() if item in stages and name != item}
         self._innermost = innermost
