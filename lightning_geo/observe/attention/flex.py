@@ -99,7 +99,7 @@ class _Call:
 
     @contextmanager
     def replaced(self, observe: Observe) -> Iterator[None]:
-        """Route the function's computation through ``observe``, which may replace the output."""
+        """Let the function compute through us, so that the model can be given another output."""
         library: Any = self._library
         original = library.flex_attention_hop
 
@@ -151,7 +151,7 @@ class _Call:
 
 
 def _is_compiled(frame: FrameType | None) -> bool:
-    """Whether the model compiles this call, so that it is eager only because a replay forces it."""
+    """Whether the model compiles this call, so that it runs eagerly for us alone."""
     while frame is not None:
         if frame.f_code.co_filename.endswith(_COMPILER):
             return True

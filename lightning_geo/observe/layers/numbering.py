@@ -18,7 +18,7 @@ __all__ = ["LayerNumbering", "clean_name", "elements_of", "looks_like_attention"
 #: Path components that wrappers add: compile, FSDP, checkpointing, DDP. A run with them and one
 #: without must give the same names, or they could not be compared.
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "module"}
-#: Prefix that peft adds.
+#: What peft puts in front.
 _PEFT = "base_model.model."
 
 

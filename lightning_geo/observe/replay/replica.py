@@ -32,11 +32,11 @@ from lightning_geo.utils.warn_once import Complaints
 
 __all__ = ["Replica"]
 
-#: Hooks that torch calls for all modules of a process.
+#: Hooks that torch calls for the modules of a whole process.
 _GLOBAL = ("_global_forward_pre_hooks", "_global_forward_hooks", "_global_forward_hooks_always_called")
 
 
-#: Names of a module's own parts, as opposed to the user's attributes.
+#: What a module consists of, apart from its attributes.
 _TREE = ("_parameters", "_buffers", "_modules", "_trainer", *vars(nn.Module()))
 
 
@@ -218,7 +218,7 @@ def _memory(twin: nn.Module) -> bytes | None:
 
 
 def _places(twin: nn.Module) -> dict[str, tuple[nn.Parameter, int, int]]:
-    """Return parameters by name, with version and address."""
+    """Parameters by name, with version and address."""
     return {name: (p, p._version, p.data_ptr()) for name, p in twin.named_parameters()}
 
 
@@ -262,7 +262,7 @@ def _apart(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_global_hooks() -> Iterator[None]:
-    """Leave out the user's hooks on all modules."""
+    """Leave out hooks of the user's that hold for all modules."""
     before = {name: OrderedDict(getattr(global_hooks, name)) for name in _GLOBAL}
     try:
         for name, hooks in before.items():

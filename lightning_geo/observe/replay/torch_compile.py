@@ -59,7 +59,7 @@ def _attends(value: Any) -> bool:
 
 
 def is_compiled_function(function: Any) -> bool:
-    """Whether ``torch.compile`` made a function; ``torch.compiler.disable`` marks functions the same way."""
+    """Whether ``torch.compile`` made it, and not ``torch.compiler.disable``, which marks functions alike."""
     return hasattr(function, "_torchdynamo_orig_callable") and not getattr(
         function, "_torchdynamo_disable", False
     )
@@ -71,7 +71,7 @@ _stances: list[str] = []
 
 @contextlib.contextmanager
 def eagerly() -> Iterator[None]:
-    """Run compiled models and functions eagerly, such as a compiled ``flex_attention``."""
+    """Run what is compiled eagerly: models, and functions such as a compiled ``flex_attention``."""
     if "torch._dynamo" not in sys.modules:  # nothing can be compiled, and to import it takes seconds
         yield
         return

@@ -25,13 +25,13 @@ _COMPUTING = (
     "torch.nn", "torch.ao", "torch.distributed", "torchao", "peft", "adapters", "accelerate", "transformers",
     "bitsandbytes", "optimum", "auto_gptq", "gptqmodel", "hqq",
 )  # fmt: skip
-#: Hooks that run in a forward pass, and hooks that never run in a replay.
+#: Hooks that run with a forward, and those that never do in a replay.
 _FORWARD_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 _OTHER_HOOKS = (
     "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks", "_state_dict_pre_hooks",
     "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks",
 )  # fmt: skip
-#: Stores of offloaded weights, which accelerate only reads.
+#: Weights that accelerate keeps elsewhere: it only reads them.
 _READ_ONLY = ("OffloadedWeightsLoader", "PrefixedDataset")
 
 
@@ -106,7 +106,7 @@ class _WithoutGraph(TorchFunctionMode):
 
 
 def _parts_of_hook(hook: Any) -> tuple[Any, ...]:
-    """Return the hooks within a hook of accelerate, which may be a sequence."""
+    """The hooks of accelerate's in one, several in a row."""
     return tuple(getattr(hook, "hooks", (hook,)))
 
 
@@ -128,12 +128,12 @@ def needed_hooks(hooks: dict[int, Any]) -> dict[int, Any]:
 
 def foreign_hooks(model: nn.Module) -> dict[str, str]:
     """Return the user's forward hooks by module path; a replay leaves them out."""
-    foreign = {}
+    found = {}
     for path, module in model.named_modules():
         for name in _FORWARD_HOOKS if not is_scripted(module) else ():
             for hook in foreign_among(getattr(module, name)).values():
-                foreign[path] = getattr(_function_of(hook), "__qualname__", repr(hook))
-    return foreign
+                found[path] = getattr(_function_of(hook), "__qualname__", repr(hook))
+    return found
 
 
 def foreign_among(hooks: dict[int, Any]) -> dict[int, Any]:

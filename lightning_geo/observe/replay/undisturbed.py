@@ -96,7 +96,7 @@ def device_of(model: nn.Module, call: Call | None = None) -> torch.device:
 
 
 def _execution_device(hook: Any) -> torch.device | None:
-    """Return the device on which a hook of accelerate runs its module; None for other hooks."""
+    """Where a hook of accelerate runs its module; None where it does not say, or is no such hook."""
     for part in getattr(hook, "hooks", (hook,)):  # several in a row
         device = getattr(part, "execution_device", None)
         if isinstance(device, int):
@@ -145,7 +145,7 @@ def undisturbed(
             for module in model.modules():
                 module.training = False  # only the flag: a user's own `train()` may do more
         if gradient:
-            for module in model.modules():  # `_same_state` restores them
+            for module in model.modules():  # `_same_state` puts them back
                 module._backward_hooks = OrderedDict()
                 module._backward_pre_hooks = OrderedDict()
         stack.enter_context(eagerly())  # compiled code would ignore the hooks
