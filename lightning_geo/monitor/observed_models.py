@@ -133,7 +133,7 @@ class ObservedModels:
                 be replayed.
         """
         observed = measurement.observed
-        found = set() if self.dependence is None else self.dependence.found & self.models.keys()
+        found = set() if self.dependence is None else self.dependence.dependent & self.models.keys()
         fed = sorted(found - {ITSELF}) if self.models.get(ITSELF) is self.root else []
         if any(self._attends(measurement, name) for name in fed):
             if ITSELF in observed:

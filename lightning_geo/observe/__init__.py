@@ -1,15 +1,16 @@
-"""Attention in a running model, seen without the model noticing.
+"""Observe attention in a running model without changing the model.
 
-- ``tap`` opens and closes: hooks, what is switched for the process (``interception``), failures. It passes on
-  to ``module_events`` (modules start and end) and ``attention_events`` (functions that compute attention).
-- ``attention/``: the ways in which models compute attention, one file each; ``gathering`` joins calls
-  that are parts of one attention.
-- ``evidence/``: what is known about a call (axes, masks, positions, tokens), one source a file, gathered in
+- ``tap`` adds and removes hooks and process-wide patches (``interception``), and keeps failures. It passes
+  events to ``module_events`` (modules start and end) and ``attention_events`` (functions that compute
+  attention); ``counted_calls`` decides which calls count.
+- ``attention/``: the ways in which models compute attention, one per file; ``gathering`` joins calls that are
+  parts of one attention.
+- ``evidence/``: the axes, masks, positions and tokens of a call, one source per file, gathered in
   ``call_evidence``; ``packed/``, ``packing`` and ``spans``: rows that hold several documents.
-- ``layers/``: the modules that are running, and which layer of which stack a call belongs to.
+- ``layers/``: the running modules, and the layer and stack of each call.
 - ``heads/``: projections of single heads, the gradients of their outputs, and scaling them.
-- ``replay/``: running a model once more without a trace in training; ``module_selection``: which one.
-- ``call``, ``observer`` and ``coverage``: what an observer is shown, and what was left out.
+- ``replay/``: runs a model again without a trace in training; ``module_selection``: selects the model.
+- ``call``, ``observer`` and ``coverage``: the events that an observer receives, and those left out.
 """
 
 from lightning_geo.observe.call import AttentionCall, BlockCall, CallKey

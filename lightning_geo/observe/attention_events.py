@@ -29,29 +29,29 @@ from lightning_geo.observe.packed.documents import PackedCallError
 
 __all__ = ["AttentionEvents"]
 
-_CHANNELS = "it is attention between channels, not between tokens, for which these metrics are not defined"
+_CHANNELS = "it attends between channels, not between tokens, where these metrics are undefined"
 _SCRIPTED = (
     "its module is TorchScript, which hides the attention inside. Observe the model before `torch.jit.script`"
 )
 _AGAIN = (
-    "it attends twice with the same queries and keys, to other values: its values and outputs are those of "
-    "the first time alone"
+    "it attends twice with the same queries and keys but other values: metrics of values and outputs use the "
+    "first time only"
 )
 _NO_PLACE = (
-    "where its queries stand among its keys cannot be told, so that metrics of positions (`self_mass`, "
+    "the positions of its queries among its keys are unknown, so that metrics of positions (`self_mass`, "
     "`attention_distance`, …) are absent"
 )
 
 
 class AttentionEvents:
-    """From the functions that a model calls to the attention calls that an observer is shown.
+    """Turns the functions that a model calls into attention calls, and passes these to an observer.
 
     Args:
         stack: The modules that are running.
-        work: Runs what is computed here.
+        work: Contexts for the computations made here.
         special_token_ids: Input ids that count as special tokens.
-        imply: Told of a module that runs although nothing called it.
-        name_of: Names a module for a person.
+        imply: Called with the path of a module that runs although its ``__call__`` was skipped.
+        name_of: Maps a module's path to its name in messages.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class AttentionEvents:
     ) -> None:
         self.stack = stack
         self.work = work
-        #: what was seen and what of it was measured
+        #: how many calls were seen, and how many measured
         self.coverage = Coverage()
         self.evidence = CallEvidence(tuple(special_token_ids))
         self.tracer = SoftmaxTracer(self._written, lambda: self.stack.frames[-1].name)
@@ -82,9 +82,9 @@ class AttentionEvents:
         self.intervention.clear()
 
     def routed(self, module: nn.Module | None, translate: Callable[[], AttentionCall], result: Any) -> None:
-        """Transformers ran an attention function for ``module``, or the running one called flex_attention."""
+        """Take a call of transformers' attention function for ``module``, or of flex_attention (``None``)."""
         if not self.stack.frames:
-            return  # not of the observed model
+            return  # a call outside the observed model
         with self.work.running():
             call = translate()
             assert call.query is not None
@@ -94,7 +94,7 @@ class AttentionEvents:
             self._see(Held(call, name, query, key, result))
 
     def function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-        """Follow a torch function; attention that it computes is seen."""
+        """Follow a torch function, and take the attention that it computes, if any."""
         if func is F.scaled_dot_product_attention:
             with self.work.running():
                 call = sdpa_call(self._axes, result, *args, **kwargs)
@@ -112,7 +112,7 @@ class AttentionEvents:
                 query, key = self.evidence.attended(*varlen_inputs(func, args, kwargs), result)
                 self._see(Held(call, self.stack.frames[-1].name, query, key, result))
         else:
-            for x in args:  # a layer whose parameters are used from outside runs, although it was not called
+            for x in args:  # using a layer's parameters from outside runs the layer without calling it
                 item = self.stack.uses(x) if isinstance(x, nn.Parameter) else None
                 if item is not None:
                     with self.work.running():
@@ -124,7 +124,7 @@ class AttentionEvents:
         return self.evidence.axes(x, key, self.stack)
 
     def _written(self, attention: WrittenAttention, place: str | None = None) -> None:
-        """An attention was recognised in products and softmaxes."""
+        """Translate an attention recognised in products and softmaxes."""
         with self.work.running():
             calls = written_calls(attention, self._axes, self.evidence.masks)
             for softmax, call in zip(attention.softmaxes, calls, strict=True):
@@ -133,7 +133,7 @@ class AttentionEvents:
                 self._see(Held(call, name, query, key, attention.product))
 
     def _see(self, held: Held) -> None:
-        """An attention was computed: show it, or hold it until the others that it belongs to are there."""
+        """Show a computed attention, or hold it until the other parts of the same attention are computed."""
         call, frames = held.call, self.stack.frames
         self.evidence.place(held, self.stack)
         if between_channels(call, tokens_in(frames)):
@@ -147,14 +147,14 @@ class AttentionEvents:
             self._show(held)
             return
         if owner.held and not owner.held[-1].beside(held):
-            waited, owner.held = owner.held, []
-            self._show_all(owner, waited)
+            complete, owner.held = owner.held, []
+            self._show_all(owner, complete)
         owner.held.append(held)
         for frame in frames[frames.index(owner) + 1 :]:
             frame.gathered = True
 
     def _show_all(self, frame: Frame, held: list[Held]) -> None:
-        """Show what was held, parts of one attention as one."""
+        """Show held calls, parts of one attention joined into one."""
         resolved = resolve(frame, held, tokens_in([frame]))
         for one in resolved.calls:
             self._show(one, more=one is not resolved.calls[0] and resolved.shares)
@@ -165,8 +165,8 @@ class AttentionEvents:
         """Show the observer one attention call.
 
         Args:
-            held: It, and what is known of it.
-            more: Whether it holds more sequences of the call that was shown before.
+            held: The call and the evidence about it.
+            more: Whether it holds further sequences of the call shown before.
         """
         call = held.call
         try:
@@ -187,7 +187,7 @@ class AttentionEvents:
             self.search.attention(key, call, runs)
 
     def settle(self, frame: Frame) -> None:
-        """Show what waited for the end of a module: parts of one attention, softmaxes used in odd ways."""
+        """Show calls held until a module ends: parts of one attention, and softmaxes without a product."""
         held, frame.held = frame.held, []
         if held:
             self._show_all(frame, held)

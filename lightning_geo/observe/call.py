@@ -1,4 +1,4 @@
-"""What a tap yields: one attention call, and one run of a layer's block."""
+"""The events that a tap shows: an attention call, and a run of a layer's block."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ __all__ = ["AttentionCall", "BlockCall", "CallKey"]
 
 
 class CallKey(NamedTuple):
-    """Which attention call of a forward it is: what becomes a layer of a stack.
+    """Identifies an attention call of a forward pass; each becomes a layer of a stack.
 
     Args:
         module: Path of the module that computes it, from the observed model.
-        repeat: How often that module's layer ran before in the same forward (ALBERT shares one).
-        cross: Whether keys come from another sequence than queries.
-        part: Which of several attentions that the module computes in one run (differential attention).
+        repeat: How often the module's layer ran before in the same forward pass (ALBERT shares one layer).
+        cross: Whether keys and queries come from different sequences.
+        part: Number among several attentions of the module in one run (differential attention).
     """
 
     module: str
@@ -38,26 +38,31 @@ class AttentionCall:
         key: [B, Hk, Nk, D], Hk dividing H.
         value: [B, Hk, Nk, Dv].
         output: Per-head outputs [B, H, Nq, Dv].
-        masks: What hides or biases scores [B or 1, H or 1, Nq or 1, Nk or 1]: bool (True = attend), additive
-            float, or ``BlockMask``. Beside ``scores``, which hold every bias, bool masks alone.
-        scores: [B, H, Nq, Nk] as given to softmax, from models that compute it by hand; then
-            query, key, value and output may be ``None`` (they could not be told).
+        masks: Masks that hide or bias scores, [B or 1, H or 1, Nq or 1, Nk or 1]: bool (True = attend),
+            additive float, or ``BlockMask``. With ``scores``, which include every bias, bool masks only.
+        scores: [B, H, Nq, Nk], the softmax's input in models that write attention out; query, key, value and
+            output may then be ``None`` (unknown).
         is_causal: Whether keys after a query's own are hidden: those after ``offset + i`` from query i.
-        offset: Keys before that of query 0, which are in front of the sequence (a cache, a prefix); ``None``
-            where queries have no place among the keys: in cross-attention, or where nothing tells it.
-        cross: Whether keys come from another sequence than queries.
-        query_mask: [B, Nq] bool, real tokens; ``None`` where nothing says.
+        offset: Number of keys in front of query 0's own (a cache, a prefix); ``None`` if queries have no
+            position among the keys, as in cross-attention, or if it is unknown.
+        window: ``(left, right)``: query i sees keys ``offset + i - left`` to ``offset + i + right``; -1 is no
+            limit. ``None`` for all keys.
+        scale: Factor of the dot products; ``None`` for 1/sqrt(D).
+        softcap: Scores become ``softcap * tanh(score / softcap)`` before masks; ``None`` for none.
+        sinks: [H], the logit of a key-less column per head (gpt-oss).
+        cross: Whether keys and queries come from different sequences.
+        query_mask: [B, Nq] bool, True for real tokens; ``None`` if unknown.
         key_mask: [B, Nk] bool, likewise.
         special: [B, Nk] bool, special tokens among the keys.
         sequence_first: Whether the module's hidden states are [N, B, d].
-        parameters: role -> weight ``[features, d]`` (of the output: ``[d, features]``), where the call itself
-            was given them.
-        inputs: role -> what these were multiplied with ``[B, N, d]``.
-        cumulative: Cumulative lengths of the queries' and the keys' documents, where the attention function
-            was given them and lets no document see another.
+        parameters: role -> weight ``[features, d]`` (of the output: ``[d, features]``), if the function takes
+            them as arguments.
+        inputs: role -> hidden states ``[B, N, d]`` that these weights are multiplied with.
+        cumulative: Cumulative lengths of the queries' and the keys' documents, if the attention function
+            takes them and hides other documents.
         restarts: Position ids ``[1, N]`` from which the attention function makes such documents itself.
-        documents: The documents that its rows hold; ``None`` where every row is one sequence.
-        portion: Which of a packed call's documents this is; ``None`` for a call as it was made.
+        documents: The documents in its rows; ``None`` if every row is one sequence.
+        portion: The part of a packed call that this call is; ``None`` for a call that was not divided.
     """
 
     query: Tensor | None
@@ -102,13 +107,13 @@ class AttentionCall:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Number and size of the heads of every role, 0 where it could not be told."""
+        """Number and size of the heads of every role; 0 if unknown."""
         roles = (self.query, self.key, self.value, self.output)
         return tuple(n for x in roles for n in ((0, 0) if x is None else (x.shape[1], x.shape[3])))
 
     @property
     def device(self) -> torch.device:
-        """Where its tensors are."""
+        """Device of its tensors."""
         tensor = self.query if self.scores is None else self.scores
         assert tensor is not None
         return tensor.device

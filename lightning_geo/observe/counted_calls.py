@@ -32,7 +32,7 @@ class CountedCalls:
         self._depth, self._training = replay_depth() + replays, training
 
     @property
-    def here(self) -> bool:
+    def at_own_depth(self) -> bool:
         """Whether the code that runs is at the tap's depth of replays."""
         return self._depth == replay_depth()
 

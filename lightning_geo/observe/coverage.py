@@ -1,4 +1,4 @@
-"""How much of a sample's attention was measured, and why the rest was not."""
+"""How much of a sample's attention was measured, and the reasons for the rest."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from lightning_geo.utils.errors import GeometryError
 
 __all__ = ["UNOBSERVED", "Coverage", "LeftOutError"]
 
-#: Why a module that looks like attention gave no numbers.
+#: Reason for a module that looks like attention but showed none.
 UNOBSERVED = (
-    "It computes attention in a way that shows neither scaled_dot_product_attention nor a softmax over "
-    "[batch, head, query, key], so that its numbers are absent. If the model has another implementation "
+    "It calls neither scaled_dot_product_attention nor a softmax over [batch, head, query, key]: its "
+    "attention is hidden, and its metrics are absent. If the model has another implementation "
     "(`attn_implementation`, a flag for fused kernels), choose that."
 )
 
 
 class LeftOutError(GeometryError):
-    """An attention call that gives no numbers; the message is the reason, and the sample goes on."""
+    """An attention call cannot be measured. The message is the reason; the sample continues."""
 
 
 @dataclass
@@ -26,9 +26,9 @@ class Coverage:
     """Attention calls of one sample: seen, measured, and left out with the reason.
 
     Args:
-        seen: Attention calls that were recognised as such.
-        measured: Those of them that gave numbers.
-        left_out: reason -> paths of the modules that it holds for, each once.
+        seen: Recognised attention calls.
+        measured: Measured attention calls among them.
+        left_out: reason -> paths of the modules that it applies to, each once.
     """
 
     seen: int = 0
@@ -36,14 +36,14 @@ class Coverage:
     left_out: dict[str, list[str]] = field(default_factory=dict)
 
     def leave_out(self, module: str, reason: str) -> None:
-        """Count an attention call of ``module`` that gave no numbers, or only some of them."""
+        """Record why an attention call of ``module`` lacks all or some of its metrics."""
         modules = self.left_out.setdefault(reason, [])
         if module not in modules:
             modules.append(module)
 
     @property
     def share(self) -> float:
-        """Measured calls over seen calls; NaN where no attention was seen.
+        """Fraction of seen calls that were measured; NaN if none was seen.
 
         Example:
             >>> Coverage(seen=4, measured=3).share
@@ -52,7 +52,7 @@ class Coverage:
         return self.measured / self.seen if self.seen else float("nan")
 
     def merge(self, other: Coverage) -> None:
-        """Add what another model's, or another rank's, coverage says."""
+        """Add the coverage of another model or rank."""
         self.seen += other.seen
         self.measured += other.measured
         for reason, modules in other.left_out.items():
@@ -60,5 +60,5 @@ class Coverage:
                 self.leave_out(module, reason)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain numbers, strings and containers: what a record keeps."""
+        """Return plain numbers, strings and containers for a record."""
         return {"seen": self.seen, "measured": self.measured, "left_out": dict(self.left_out)}

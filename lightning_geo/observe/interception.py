@@ -27,10 +27,10 @@ class ConnectedTap(Protocol):
     busy: bool
 
     def routed(self, module: nn.Module | None, translate: Callable[[], AttentionCall], result: Any) -> Any:
-        """Transformers ran an attention function for ``module``, or the running one called flex_attention."""
+        """Take a call of transformers' attention function for ``module``, or of flex_attention (``None``)."""
 
     def function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
-        """A torch function returned."""
+        """Take a torch function that returned."""
 
 
 class Interception:

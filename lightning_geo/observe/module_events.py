@@ -1,4 +1,4 @@
-"""Modules of an observed model start and end: what they were given and returned is shown as blocks."""
+"""Start and end of an observed model's modules, whose inputs and outputs are shown as blocks."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from lightning_geo.observe.packed.claims import evidence_in
 
 __all__ = ["ModuleEvents"]
 
-_OTHER_TOKENS = "its hidden states are not the tokens of the packed rows that its attention saw"
+_OTHER_TOKENS = "its hidden states have other tokens than the packed rows of its attention"
 _PAST_CALL = (
-    "the layer was run as `layer.forward(x)`, past its hooks, so that its input and output are absent. Call "
-    "`layer(x)`"
+    "the model ran `layer.forward(x)`, which skips hooks, so that metrics of the layer's input and output "
+    "are absent. Call `layer(x)` instead"
 )
 
 
 class ModuleEvents:
-    """Keeps the stack of running modules, and shows the observer what attention modules and layers returned.
+    """Keeps the stack of running modules, and shows the observer the results of attention modules and layers.
 
     Args:
         stack: The modules that are running.
-        attention: What happens inside of them.
+        attention: The attention calls inside of them.
     """
 
     def __init__(self, stack: ModuleStack, attention: AttentionEvents) -> None:
@@ -56,14 +56,14 @@ class ModuleEvents:
         kwargs: dict[str, Any],
         buffers: Iterable[Tensor],
     ) -> None:
-        """A module was called.
+        """Handle the call of a module.
 
         Args:
             name: Its path.
             module: The module.
             args: Its positional arguments.
             kwargs: Its keyword arguments.
-            buffers: Of the observed model, which are no data.
+            buffers: Buffers of the observed model, which are constants, not data.
         """
         frame = Frame(name, module, given=given_to(module, args, kwargs))
         if self.stack.frames:
@@ -82,14 +82,14 @@ class ModuleEvents:
         self.stack.push(frame)
 
     def imply(self, name: str) -> None:
-        """A module starts, or its parameters are used: those around it that were not called run as well."""
+        """Start the modules around ``name`` that run although their ``__call__`` was skipped."""
         while self.stack.ends_before(name):
             self.end()
         for frame in self.stack.implied_by(name):
             self.stack.push(frame)
 
     def end(self, result: Any = None) -> None:
-        """The innermost running module returned; without a result where nothing called it."""
+        """Handle the return of the innermost module; an implied module has no result."""
         frames, items = self.stack.frames, self.stack.tree.items
         frame = frames[-1]
         with self._attention.work.running():
@@ -113,7 +113,7 @@ class ModuleEvents:
             self.unobserved[frame.name] = type(frame.module).__name__
 
     def _report(self, frame: Frame, output: Tensor | None) -> None:
-        """Show what a module that attends was given and returned, by sequence or by document."""
+        """Show the input and output of a module with attention inside, by sequence or by document."""
         is_block = self.stack.is_block(frame)
         if frame.emitted is None and not is_block:
             return

@@ -1,4 +1,4 @@
-"""Which modules of a LightningModule are observed."""
+"""Select the modules of a LightningModule to observe."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ ITSELF = ""
 
 
 def candidates(root: nn.Module, module: str | None) -> dict[str, nn.Module]:
-    """Modules that may be observed: the named one, or the direct children and the root itself.
+    """Return the modules that may be observed: the named one, or the direct children and the root itself.
 
     Raises:
-        ArgumentError: If ``module`` names nothing, or nothing that can be observed.
+        ArgumentError: If ``module`` names no module, or one that cannot be observed.
     """
     if module is not None:
         named = dict(root.named_modules())
@@ -35,7 +35,7 @@ def candidates(root: nn.Module, module: str | None) -> dict[str, nn.Module]:
         if is_scripted(named[module]):
             raise ArgumentError(
                 f"Expected `module` to name a module that runs in Python but {module!r} is TorchScript, "
-                "which shows nothing of its inside."
+                "which hides its inside."
             )
         return {ITSELF: named[module]}
     children = {
@@ -47,10 +47,10 @@ def candidates(root: nn.Module, module: str | None) -> dict[str, nn.Module]:
 
 
 def choose(observed: Iterable[str]) -> list[str]:
-    """Of the candidates that showed attention, those to observe from now on.
+    """Choose among the candidates that showed attention those to observe from now on.
 
-    One child is the model. Of several, the root's own forward, where it was called, is the better
-    choice: only there do they feed each other.
+    A single child is the model. With several children, the root's own forward is better if it was called:
+    only there do the children feed each other.
     """
     names = list(observed)
     children = [name for name in names if name != ITSELF]
@@ -58,15 +58,15 @@ def choose(observed: Iterable[str]) -> list[str]:
 
 
 def check_layers(layers: int | str | Sequence[int] | None, *roots: nn.Module) -> None:
-    """Check what can be checked of ``layers`` before anything ran.
+    """Check ``layers`` as far as possible before the model has run.
 
     Args:
-        layers: As given to the monitor or to ``measure``.
+        layers: The argument of the monitor or of ``measure``.
         roots: Modules from which paths may start.
 
     Raises:
-        ArgumentError: If it is no pattern, or matches no module name.
-        ArgumentTypeError: If it is something else.
+        ArgumentError: If it is no valid pattern, or matches no module name.
+        ArgumentTypeError: If it is neither a pattern nor layer indices.
     """
     if layers is None:
         return

@@ -1,4 +1,4 @@
-"""What a tap reports to."""
+"""The protocol of observers, to which a tap reports."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ __all__ = ["Observer"]
 
 
 class Observer(Protocol):
-    """What a tap reports to. Everything runs without gradient, autocast or torch function modes."""
+    """Receives the events of a tap. Methods run without gradient, autocast and torch function modes."""
 
     def attention(self, key: CallKey, call: AttentionCall) -> Tensor | HeadGradientHook | None:
-        """One attention was computed.
+        """Receive one attention call.
 
         Returns:
-            What to multiply the heads' outputs with before the model goes on, [B or 1, H]; or what listens to
-            their gradient, which changes nothing; ``None`` to leave them alone.
+            Factors by which the heads' outputs are multiplied before the model continues, [B or 1, H]; or a
+            hook that reads their gradient and changes nothing; ``None`` to leave them alone.
         """
 
     def attention_module(self, key: CallKey, output: Tensor, mask: Tensor | None) -> None:
-        """The module that computed it returned hidden states [B, N, d]."""
+        """Receive the hidden states [B, N, d] that an attention module returned."""
 
     def block(self, block: BlockCall) -> None:
-        """A list item with attention inside returned."""
+        """Receive one run of a layer with attention inside."""

@@ -1,4 +1,4 @@
-"""What a tap computes itself while a model runs: unseen by everybody, timed, without gradient or autocast."""
+"""A tap's own computations while a model runs: unobserved, timed, without gradient and autocast."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class OwnWork:
     def __init__(self, model: nn.Module) -> None:
         devices = {p.device.type for p in model.parameters()} | {"cpu", device_of(model).type}
         self._devices = sorted(devices - {"meta"})
-        #: whether it runs, or a function whose inside belongs to a call that was already seen
+        #: whether a computation of the tap runs, or a function whose call the tap has already seen
         self.busy = False
-        #: how long it took
+        #: time of the computations so far
         self.stopwatch = Stopwatch()
 
     @contextlib.contextmanager
@@ -47,7 +47,7 @@ class OwnWork:
 
     @contextlib.contextmanager
     def unseen(self) -> Iterator[None]:
-        """Compute with gradient and the model's precision, which the model is to go on with."""
+        """Compute unobserved, in the model's precision and with gradient: the model uses the result."""
         busy, self.busy = self.busy, True
         try:
             with torch._C.DisableTorchFunction():

@@ -14,10 +14,10 @@ __all__ = ["Bucket", "Packing", "Portion"]
 
 @dataclass(frozen=True)
 class Portion:
-    """Which part of a packed attention call a batch of documents is.
+    """The part of a packed attention call that a batch of documents is.
 
     Args:
-        numbers: Places of its documents among those of the whole call, ascending.
+        numbers: Indices of its documents among those of the whole call, ascending.
         longest: Tokens of the longest document of the whole call.
     """
 
@@ -27,12 +27,12 @@ class Portion:
 
 @dataclass(frozen=True)
 class _Places:
-    """Where the tokens of some documents are.
+    """Places of some documents' tokens.
 
     Args:
-        index: ``[documents, longest]`` int64, token indices over all rows; behind a shorter document its
-            last token comes again, so that what is there is finite.
-        real: Bool, like ``index``: False behind the document's end; ``None`` where all are equally long.
+        index: ``[documents, longest]`` int64, token indices over all rows. A shorter document is padded with
+            its last token, so that padded entries are finite.
+        real: Bool, like ``index``: False in padding; ``None`` if all documents are equally long.
     """
 
     index: Tensor
@@ -57,7 +57,7 @@ class _Places:
         return None if x is None else self.take(x.transpose(1, 2)).transpose(1, 2)
 
     def take_mask(self, mask: Tensor | None) -> Tensor | None:
-        """``[B, N]`` or ``None`` to ``[documents, longest]``; ``None`` where all tokens are real."""
+        """``[B, N]`` or ``None`` to ``[documents, longest]``; ``None`` if all tokens are real."""
         taken = None if mask is None else self.take(mask)
         return self.real if taken is None else taken if self.real is None else taken & self.real
 
@@ -67,9 +67,9 @@ class Bucket:
     """Documents of similar length: at most half of a padded batch of them is padding.
 
     Args:
-        numbers: Their places among all documents.
-        queries: Where their queries are.
-        keys: Where their keys are; the same object in self-attention.
+        numbers: Their indices among all documents.
+        queries: Places of their queries.
+        keys: Places of their keys; the same object in self-attention.
     """
 
     numbers: tuple[int, ...]
@@ -85,7 +85,7 @@ class Packing:
         queries: Spans of query tokens, one per document, none of them empty.
         keys: Spans of key tokens of the same documents; the same list in self-attention.
         total: Query tokens of all rows.
-        device: Where the tensors are.
+        device: Device of the tensors.
     """
 
     queries: Spans
@@ -96,7 +96,7 @@ class Packing:
 
     @property
     def buckets(self) -> list[Bucket]:
-        """Documents whose lengths have the same power of two above; that of the first document first."""
+        """Documents grouped by length, rounded up to a power of two; the first document's group is first."""
         if not self._kept:
             groups: dict[tuple[int, int], list[int]] = {}
             for number, (query, key) in enumerate(zip(self.queries, self.keys, strict=True)):
@@ -110,18 +110,18 @@ class Packing:
         return self._kept
 
     def holds(self, x: Tensor | None) -> bool:
-        """Whether ``[B, N, ...]`` are the tokens that these documents are made of."""
+        """Whether ``[B, N, ...]`` has as many tokens as these documents' rows."""
         return x is not None and x.dim() > 1 and x.shape[0] * x.shape[1] == self.total
 
     def split_hidden(
         self, x: Tensor, mask: Tensor | None = None, *, keys: bool = False
     ) -> list[tuple[Tensor, Tensor | None]]:
-        """Hidden states ``[B, N, ...]`` and their mask ``[B, N]`` in batches of documents.
+        """Divide hidden states ``[B, N, ...]`` and their mask ``[B, N]`` into batches of documents.
 
         Args:
             x: One vector or more per token.
-            mask: True = real token; ``None`` if all are.
-            keys: Whether they are the tokens of keys, in cross-attention.
+            mask: True for real tokens; ``None`` if all are real.
+            keys: Whether they are tokens of the keys, in cross-attention.
         """
         places = [bucket.keys if keys else bucket.queries for bucket in self.buckets]
         return [(p.take(x), p.take_mask(mask)) for p in places]

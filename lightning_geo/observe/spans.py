@@ -14,15 +14,15 @@ Spans = list[tuple[int, int]]
 
 
 def from_cumulative(cumulative: Array, total: int, *, exact: bool = True) -> Spans | None:
-    """Documents by cumulative lengths, as FlashAttention's ``cu_seqlens``: 0, n₁, n₁ + n₂, ...
+    """Find documents by cumulative lengths, such as FlashAttention's ``cu_seqlens``: 0, n₁, n₁ + n₂, ...
 
     Args:
         cumulative: ``[documents + 1]``, or ``[1, documents + 1]``.
         total: Tokens of all rows.
-        exact: Whether they must cover every token; else what lies behind the last belongs to none.
+        exact: Whether they must cover every token; otherwise tokens after the last document belong to none.
 
     Returns:
-        One span per document, empty ones included; ``None`` where these are no such lengths.
+        One span per document, empty ones included; ``None`` if these are no cumulative lengths.
     """
     bounds = cumulative.reshape(-1)
     if bounds.size != cumulative.shape[-1] or bounds.size < 2:
@@ -35,16 +35,16 @@ def from_cumulative(cumulative: Array, total: int, *, exact: bool = True) -> Spa
 
 
 def from_numbers(numbers: Array, *, is_mask: bool) -> Spans | None:
-    """Documents by a number for each token: a run of one number is a document.
+    """Find documents by a number for each token: a run of equal numbers is a document.
 
     Args:
         numbers: ``[B, N]``.
-        is_mask: Whether the argument is called a mask, in which 0 is padding and 1 alone says nothing
-            of documents. In others (``seq_idx``) 0 is a document if every row begins with it and none
-            comes back to it; negative numbers are padding in both.
+        is_mask: Whether the argument is named a mask, in which 0 is padding; one of 0 and 1 only describes no
+            documents. In other arguments (``seq_idx``) 0 is a document if every row begins with it and no row
+            returns to it. Negative numbers are padding in both.
 
     Returns:
-        One span per document; ``None`` where nothing tells documents apart.
+        One span per document; ``None`` if the numbers describe no documents.
     """
     real = numbers >= 0
     returns_to_zero = ((numbers[:, 1:] == 0) & (numbers[:, :-1] != 0)).any()
@@ -56,20 +56,20 @@ def from_numbers(numbers: Array, *, is_mask: bool) -> Spans | None:
 
 
 def from_positions(positions: Array, real: NDArray[np.bool_] | None, *, planes: int = 1) -> Spans | None:
-    """Documents by position ids: one begins where the position does not go up.
+    """Find documents by position ids: one begins wherever the position does not increase.
 
-    Where a padding mask is given it alone says which tokens are real: transformers fills the positions of
-    padded ones with 0 or 1. Without it, padding shows as one position that is repeated, and is no position
-    at which documents begin; documents of one token look the same but repeat the lowest position.
+    A padding mask decides which tokens are real, since transformers fills padded positions with 0 or 1.
+    Without a mask, a repeated position is padding, unless it is the lowest position: that one begins
+    documents, and repeats in documents of one token.
 
     Args:
         positions: ``[B, N]``.
-        real: ``[B, N]``, False = padding; ``None`` where no mask was given.
-        planes: How many planes the position ids have of which this is the first. The temporal plane of three
-            (mrope) stands still within an image, so that only a step back begins a document there.
+        real: ``[B, N]``, False for padding; ``None`` without a mask.
+        planes: Number of planes of the position ids, the first of which is ``positions``. Of three planes
+            (mrope) the first is temporal and constant within an image: only a decrease begins a document.
 
     Returns:
-        One span per document; ``None`` where no token is real.
+        One span per document; ``None`` if no token is real.
     """
     stands_still = planes == 3
     if real is None:
@@ -89,7 +89,7 @@ def from_positions(positions: Array, real: NDArray[np.bool_] | None, *, planes: 
 
 
 def is_packed(spans: Spans, length: int) -> bool:
-    """Whether any row of that length holds more than one document, or any document goes beyond its row."""
+    """Whether some row of that length holds several documents, or some document crosses a row's end."""
     rows = [(start // length, (stop - 1) // length) for start, stop in spans if stop > start]
     firsts = [first for first, _ in rows]
     return len(set(firsts)) < len(firsts) or any(first != last for first, last in rows)
@@ -101,7 +101,7 @@ def _changes(numbers: Array) -> NDArray[np.bool_]:
 
 
 def _filled(positions: Array, lowest: int) -> NDArray[np.bool_]:
-    """Tokens whose position repeats the one before, and at a row's start the one that is repeated too."""
+    """Find tokens that repeat the position before, and a row's first token if the second repeats it."""
     repeats: NDArray[np.bool_] = ~_changes(positions) & (positions != lowest)
     leading = np.logical_and.accumulate(positions == positions[:, :1], axis=1)
     repeats |= leading & repeats[:, 1:2].any(axis=1, keepdims=True)
@@ -109,13 +109,13 @@ def _filled(positions: Array, lowest: int) -> NDArray[np.bool_]:
 
 
 def _runs(starts: NDArray[np.bool_], real: NDArray[np.bool_]) -> Spans:
-    """From each start to the last real token before the next, of those that begin with a real token."""
+    """Return spans from each start that is a real token to the last real token before the next start."""
     batch, length = real.shape
     begin = np.flatnonzero(starts)
     end = np.append(begin[1:], batch * length)
     row_end = (begin // length + 1) * length
     tokens = np.flatnonzero(real)
-    # behind the last real token of a document lies padding, up to the next document or the row's end
+    # Padding fills the gap from a document's last real token to the next document or the row's end.
     last = tokens[np.maximum(np.searchsorted(tokens, np.minimum(end, row_end)) - 1, 0)]
     kept = real.reshape(-1)[begin]
     return list(zip(begin[kept].tolist(), (last[kept] + 1).tolist(), strict=True))

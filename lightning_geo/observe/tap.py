@@ -1,4 +1,4 @@
-"""The tap: observes one model's attention calls while it is open, and leaves nothing behind."""
+"""The tap: observes one model's attention calls while it is open, and leaves no trace."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ __all__ = ["Observer", "Tap"]
 class Tap:
     """Observe the attention of ``model`` while the context is open.
 
-    Nothing of the model changes: forward hooks that return nothing, and while it runs a torch
-    function mode and a lookup of transformers, all removed whatever happened. A failure while
-    observing is kept in ``failures`` and ends the observing; the model's forward goes on. Only an
-    observer that asks for it changes what the model computes: see :meth:`Observer.attention`.
+    The model stays the same: the tap adds forward hooks that return nothing and, while the model runs, a
+    torch function mode and a patched lookup in transformers, and removes all of them in any case. A failure
+    to observe is kept in ``failures`` and ends observation; the model's forward pass continues. The model's
+    results change only at an observer's request: see :meth:`Observer.attention`.
 
     Args:
         model: The observed model.
@@ -47,7 +47,7 @@ class Tap:
     def __init__(self, model: nn.Module, special_token_ids: Iterable[int] = ()) -> None:
         self._model = model
         self.failures: list[Exception] = []
-        #: whether the model itself was called, rather than modules in it
+        #: whether the model itself was called, not only modules in it
         self.called = False
         self._work = OwnWork(model)
         self._calls = CountedCalls()
@@ -63,7 +63,7 @@ class Tap:
 
     @property
     def busy(self) -> bool:
-        """Whether what runs is no part of the model, or part of a call that was already seen."""
+        """Whether the running code is not the model's, or part of a call that was already seen."""
         return self._work.busy
 
     @busy.setter
@@ -72,7 +72,7 @@ class Tap:
 
     @property
     def coverage(self) -> Coverage:
-        """What was seen since the sample began, and what of it was measured."""
+        """Attention calls since the sample began: seen, measured and left out."""
         return self._events.coverage
 
     @property
@@ -86,11 +86,11 @@ class Tap:
 
     @property
     def seconds(self) -> float:
-        """What observing has cost since the sample began."""
+        """Time that observing took since the sample began."""
         return self._work.stopwatch.seconds
 
     def begin_sample(self) -> None:
-        """Count, time and note failures anew."""
+        """Reset counts, time and failures."""
         self.failures.clear()
         self.unobserved.clear()
         self.passed_over = 0
@@ -109,7 +109,7 @@ class Tap:
 
     @property
     def unobserved(self) -> dict[str, str]:
-        """Modules that look like attention and ran without showing any: path -> class name."""
+        """Modules that look like attention but showed none when they ran: path -> class name."""
         return self._modules.unobserved
 
     @property
@@ -118,12 +118,12 @@ class Tap:
         return self._stack.tree.scripted
 
     def name_of(self, path: str, prefix: str = "") -> str:
-        """Name one of the model's modules for a person; see :func:`.name_of`."""
+        """Name one of the model's modules in messages; see :func:`.name_of`."""
         return name_of(path, self._model, prefix)
 
     @property
     def unprojected(self) -> dict[str, list[str]]:
-        """Attention modules and the roles whose projections could not be found."""
+        """Attention modules with the roles whose projections are unknown."""
         return self._events.search.missing
 
     @contextlib.contextmanager
@@ -135,18 +135,18 @@ class Tap:
         replays: bool = False,
         twin: nn.Module | None = None,
     ) -> Iterator[Tap]:
-        """Show ``observer`` what happens until the context ends.
+        """Show the model's attention calls to ``observer`` while the context is open.
 
         Args:
-            observer: What is shown.
-            training: Whether calls count only where they are part of training.
-            replays: Whether replays that begin inside are shown, rather than what runs between them.
+            observer: Receives the calls.
+            training: Whether to show only calls that are part of training.
+            replays: Whether to show replays that begin inside the context, rather than calls between them.
             twin: A copy of the model that runs in its place.
         """
         self._events.observer = observer
         self._calls.open(training=training, replays=replays)
-        wanted = getattr(observer, "reads_projections", False)
-        self._events.search.observer = cast(ProjectionObserver, observer) if wanted else None
+        reads_projections = getattr(observer, "reads_projections", False)
+        self._events.search.observer = cast(ProjectionObserver, observer) if reads_projections else None
         if not self._stack.tree.is_of(self._model):
             self._stack.tree = ModuleTree(self._model)
             self._events.search.forget()
@@ -173,7 +173,7 @@ class Tap:
                 self._events.search.forget()
 
     def _start_over(self) -> None:
-        """Be as before the model ran."""
+        """Disconnect, and forget the model's run."""
         INTERCEPTION.disconnect(self)
         self._forget()
 
@@ -184,7 +184,7 @@ class Tap:
         self._events.clear()
 
     def _fail(self, error: Exception) -> None:
-        """Keep what went wrong, without the activations that its frames hold, and look at nothing more."""
+        """Keep an error, without the activations in its stack frames, and stop observing."""
         self.failures.append(let_go(error))
         running = [frame.module for frame in self._stack.frames[:1]]
         if not running:
@@ -198,7 +198,7 @@ class Tap:
 
     def _enter(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if self._work.busy or not self._calls.here or self._passes_over(module):
+            if self._work.busy or not self._calls.at_own_depth or self._passes_over(module):
                 return
             with torch._C.DisableTorchFunction():  # looking at tensors is no event for the mode
                 self._begin(name, module, args, kwargs)
@@ -226,7 +226,7 @@ class Tap:
         return self._calls.begins_skipped(module, outermost=not self._stack.frames)
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], result: Any) -> None:
-        if self._work.busy or not self._calls.here:
+        if self._work.busy or not self._calls.at_own_depth:
             return
         if self._calls.skipping:
             self._calls.ends_skipped(module)
@@ -245,12 +245,12 @@ class Tap:
     # -- attention happens
 
     def routed(self, module: nn.Module | None, translate: Callable[[], AttentionCall], result: Any) -> Any:
-        """Transformers ran an attention function for ``module``, or the running one called flex_attention."""
+        """Take a call of transformers' attention function for ``module``, or of flex_attention (``None``)."""
         self._harmless(self._events.routed)(module, translate, result)
         return self._intervened(result)
 
     def function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
-        """A torch function returned."""
+        """Take a torch function that returned."""
         if self._work.busy or not self._stack.frames:
             return result
         started = self._work.stopwatch.start()
@@ -267,7 +267,7 @@ class Tap:
     def _intervened(
         self, result: Any, multi_head: tuple[tuple[Any, ...], dict[str, Any]] | None = None
     ) -> Any:
-        """What the model gets: the result itself, unless the observer asked for another."""
+        """Return the result for the model: unchanged unless the observer requested scaling."""
         if not self._events.intervention.pending:
             return result
         try:
@@ -280,7 +280,7 @@ class Tap:
     # -- contexts
 
     def _harmless(self, function: Callable[..., None]) -> Callable[..., None]:
-        """Keep what goes wrong in ``function`` from the model that is running."""
+        """Wrap ``function`` so that its errors do not reach the running model."""
 
         def guarded(*args: Any) -> None:
             try:

@@ -1,4 +1,4 @@
-"""Which calls of a model are part of training: those that a backward can come through."""
+"""Which calls of a model are part of training: those that a backward pass can reach."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ __all__ = ["begins_training"]
 def begins_training() -> bool:
     """Whether a call that begins now is part of training.
 
-    With gradients off it is not: the pass of a reference model, generation, a frozen teacher. Functions with
-    a backward of their own turn them off in their forward too, and are part: reentrant checkpointing.
+    A call with gradients off is not: a reference model's pass, generation, a frozen teacher. Custom autograd
+    functions, such as reentrant checkpointing, also turn gradients off in their forward, but are part of
+    training: the call stack shows them.
     """
     if torch.is_grad_enabled():
         return True
@@ -26,7 +27,7 @@ def begins_training() -> bool:
         if "ctx" in frame.f_code.co_varnames:
             context = frame.f_locals.get("ctx")
             if isinstance(context, BackwardCFunction):
-                # below `no_grad` nothing that it is given requires a gradient
+                # Called under `no_grad`, the function has no input that needs a gradient.
                 return any(context.needs_input_grad)
         frame = frame.f_back
     return False

@@ -1,1 +1,1 @@
-"""The fixed inputs: recorded, given by the user, restored from a checkpoint, shared over ranks."""
+"""The probe's fixed inputs: recorded, passed by the user, restored from a checkpoint, shared over ranks."""

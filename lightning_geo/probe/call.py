@@ -23,13 +23,12 @@ class ProbeCall:
     Args:
         model: Prefix of the observed model.
         call: Its arguments, on the CPU.
-        rows: Sequences in it; parts that it can be divided into where it is divisible.
-        divisible: Whether it can be divided: all its tensors have the sequences on their first axis, or its
-            only row holds documents, and every tensor has an entry for each token;
-            never where it brings a cache.
-        sequences: Counts of its parts.
-        scored: How many of its sequences, the first ones, have their single scores measured; None where the
-            probe has not decided yet.
+        rows: Number of parts if it is divisible, otherwise number of sequences.
+        divisible: Whether it can be divided: all its tensors have the sequences on their first axis; or its
+            only row holds documents, and every tensor has an entry for each token. A call with a cache never
+            can.
+        sequences: Sequences and tokens of its parts.
+        scored: Number of its first sequences whose single scores are measured; None before the probe decides.
     """
 
     model: str
@@ -41,7 +40,7 @@ class ProbeCall:
 
     @classmethod
     def of(cls, model: str, call: Call, *, packed: bool = True) -> ProbeCall:
-        """Count the sequences of a call; without ``packed`` its rows, which reads no tensor."""
+        """Count the sequences of a call; without ``packed`` only its rows, which reads no tensor."""
         sequences = CallSequences.of(call, packed=packed)
         divisible = sequences.divisible and not holds_state([*call.args, call.kwargs])
         rows = len(sequences.counts) if divisible else sequences.counts[0]
@@ -49,7 +48,7 @@ class ProbeCall:
 
     @property
     def kind(self) -> tuple[object, ...]:
-        """Calls of a kind run through the same layers."""
+        """Identifies calls that run through the same layers."""
         return self.model, self.call.method, len(self.call.args), *sorted(self.call.kwargs)
 
     def to(self, device: torch.device) -> ProbeCall:
@@ -57,7 +56,7 @@ class ProbeCall:
         return replace(self, call=self.call.to(device))
 
     def whole(self) -> ProbeCall:
-        """The same call, not to be divided."""
+        """Return the same call as one that cannot be divided."""
         if not self.divisible:
             return self
         counts, tokens = (sum(self.sequences.counts),), (sum(self.sequences.tokens),)
@@ -65,36 +64,36 @@ class ProbeCall:
         return replace(self, rows=counts[0], divisible=False, sequences=sequences)
 
     def take(self, rows: slice) -> ProbeCall:
-        """Some of its sequences; all of them where it is not divisible."""
+        """Return some of its parts; the whole call if it is not divisible."""
         if not self.divisible:
             return self
         documents = self.sequences.documents
         if documents is None:
-            # a view would keep the whole batch, and put it into checkpoints
+            # A view would keep the whole batch in memory and in checkpoints: clone the rows.
             with torch.inference_mode(False), torch.no_grad():
                 return ProbeCall.of(self.model, self.call.map(lambda x: x[rows].clone() if x.dim() else x))
-        chosen = range(self.rows)[rows]
-        call, spans = documents_taken(self.call, documents, chosen)
-        tokens = tuple(self.sequences.tokens[i] for i in chosen)
+        indices = range(self.rows)[rows]
+        call, spans = documents_taken(self.call, documents, indices)
+        tokens = tuple(self.sequences.tokens[i] for i in indices)
         sequences = CallSequences(True, (1,) * len(tokens), tokens, spans, packed=len(tokens) > 1)
         return ProbeCall(self.model, call, len(tokens), True, sequences)
 
     def scored_in(self, rows: slice) -> int:
-        """How many of the scored sequences are in some of the parts; there too they are the first ones."""
-        chosen, start, scored = range(self.rows)[rows], 0, 0
+        """Count the scored sequences in some of the parts, where they are the first ones, too."""
+        indices, start, scored = range(self.rows)[rows], 0, 0
         for index, count in enumerate(self.sequences.counts):
-            scored += min(count, max(0, (self.scored or 0) - start)) if index in chosen else 0
+            scored += min(count, max(0, (self.scored or 0) - start)) if index in indices else 0
             start += count
         return scored
 
     def digests(self) -> list[bytes]:
-        """One digest per sequence, padding left out where an attention mask tells it."""
+        """Return a digest of each sequence, without the padding that an attention mask marks."""
         if self.sequences.documents is not None:
             parts = tokens_of_documents(self.call, self.sequences.documents)
             return [digest(part, slice(None), None) for part in parts]
         named = {**{str(i): x for i, x in enumerate(self.call.args)}, **self.call.kwargs}
         if self.call.method and isinstance(named.get("0"), Mapping):
-            named |= named.pop("0")  # a step's batch: its entries are what a model's keyword arguments are
+            named |= named.pop("0")  # a step's batch: its entries count as a model's keyword arguments
         mask = named.get("attention_mask")
         if not (self.divisible and isinstance(mask, Tensor) and mask.dim() == 2):
             mask = None
@@ -103,6 +102,6 @@ class ProbeCall:
 
 
 def rows_of(call: Call) -> tuple[int, bool]:
-    """How many sequences there are, and whether all tensors have them on their first axis."""
+    """Return the number of sequences, and whether all tensors have them on their first axis."""
     sizes = [x.shape[0] for x in call.tensors() if x.dim() > 0]
     return (sizes[0] if sizes else 1), len(set(sizes)) == 1

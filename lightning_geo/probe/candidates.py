@@ -1,4 +1,4 @@
-"""What the probe needs to know of the models that it is replayed on."""
+"""The protocol by which the probe accesses the models that it is replayed on."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ class Candidates(Protocol):
 
     #: Modules by name.
     models: dict[str, nn.Module]
-    #: The LightningModule that they are in; None if it does not matter.
+    #: The LightningModule that contains them; None without one.
     root: nn.Module | None
-    #: Tells calls that are given data from calls that are given what parameters computed.
+    #: Distinguishes calls on data from calls whose inputs depend on parameters.
     dependence: Dependence | None
 
     @property
     def device(self) -> torch.device:
-        """Where the models are."""
+        """Device of the models."""
 
     def divides(self, recorded: ProbeCall) -> bool:
         """Whether the first axis of a call holds sequences."""
 
     def replay(self, share: Share, metrics: tuple[str, ...]) -> Exception | None:
-        """Run recorded calls once more; returns what went wrong."""
+        """Replay recorded calls; returns the error if one fails."""
 
     def because(self, reasons: Mapping[str, str]) -> str:
-        """Why models have no recorded call, in words."""
+        """Explain why models have no recorded call."""

@@ -1,4 +1,4 @@
-"""Whether a call's first axis holds sequences, by what the model computes with fewer of them."""
+"""Whether a call's first axis holds sequences, tested by running the model on a part of it."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from lightning_geo.probe.call import ProbeCall
 
 __all__ = ["divides"]
 
-#: Arguments whose first axis is sequences by their names alone.
+#: Names of arguments whose first axis always holds sequences.
 _BATCH_FIRST = ("input_ids", "attention_mask", "pixel_values", "inputs_embeds")
 
 
 def divides(
     replica: Replica, recorded: ProbeCall, context: Callable[[], AbstractContextManager[object]]
 ) -> bool:
-    """Whether a call may be cut along the first axis of its tensors.
+    """Whether a call can be divided along the first axis of its tensors.
 
-    It may not where that axis holds tokens: with half of it, attention has fewer keys and as many sequences.
+    It cannot if that axis holds tokens: with half of them, attention has fewer keys but as many sequences.
 
     Args:
         replica: Runs the model.
         recorded: The call, on the model's device.
-        context: The precision.
+        context: Returns the context of the training precision.
     """
     call, rows = recorded.call, recorded.rows
     named = [call.kwargs, *(x for x in call.args if isinstance(x, dict))]
@@ -36,7 +36,7 @@ def divides(
     try:
         replica.try_out(call.run, context)
         whole = _shapes(replica, call, context)
-    except Exception:  # the sample says why it fails
+    except Exception:  # the sample will fail likewise, and report why
         return True
     part = 2 if rows > 2 else 1
     try:
@@ -51,13 +51,13 @@ def divides(
 def _shapes(
     replica: Replica, call: Call, context: Callable[[], AbstractContextManager[object]]
 ) -> list[tuple[int, int]]:
-    """Sequences and keys of each attention call that is not of documents."""
-    found: list[tuple[int, int]] = []
+    """Return sequences and keys of each attention call, packed calls left out."""
+    shapes: list[tuple[int, int]] = []
 
     def look(key: CallKey, attention: AttentionCall) -> None:
         if attention.documents is None:
             batch, _, keys = attention.lengths
-            found.append((batch, keys))
+            shapes.append((batch, keys))
 
     with (
         replica.running() as model,
@@ -66,4 +66,4 @@ def _shapes(
         context(),
     ):
         call.run(model)
-    return found
+    return shapes

@@ -1,4 +1,4 @@
-"""Fingerprints: equal for equal inputs, whatever their order, padding or number of ranks."""
+"""Fingerprints, equal for equal inputs in any order, with any padding and on any number of ranks."""
 
 from __future__ import annotations
 
@@ -15,6 +15,13 @@ __all__ = ["digest"]
 
 
 def digest(named: Mapping[str, Any], row: int | slice, mask: Tensor | None) -> bytes:
+    """Return a digest of one sequence's entries in every tensor.
+
+    Args:
+        named: Arguments by name.
+        row: Index of the sequence, or a slice of sequences.
+        mask: ``[B, N]``, nonzero for real tokens, whose entries alone count; None for all tokens.
+    """
     state = hashlib.sha256()
     for name, value in sorted(named.items()):
         tensors: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""How much of the recorded calls a probe keeps: a number of sequences, and of tokens."""
+"""Limits on the recorded calls in a probe: a number of sequences, and of tokens."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from lightning_geo.probe.call import ProbeCall
 
 __all__ = ["SCORED_SEQUENCES", "within", "within_over_ranks"]
 
-#: Sequences of a probe, over all ranks, from which metrics of kind ``scores`` are taken; of a training batch,
-#: on each rank.
+#: Number of sequences for metrics of kind ``scores``: of a probe over all ranks, of a training batch on each
+#: rank.
 SCORED_SEQUENCES = 2
 
 
 def within(
     before: Sequence[ProbeCall], call: ProbeCall, size: int, tokens: int | None
 ) -> tuple[list[ProbeCall], bool]:
-    """What a probe keeps of one more call, cut where sequences end.
+    """Return the part of one more call that a probe keeps, cut between sequences.
 
-    Sequences are kept in order until the next one would exceed a limit. The first is always kept, however
-    long. Rows of documents are cut between documents where a single one of them can be. A call that cannot
-    be divided counts as a whole: it is kept while fewer than ``size`` sequences are there, and beyond
-    ``tokens`` only as the first.
+    Sequences are kept in order until the next one would exceed a limit. The first is always kept, at any
+    length. Rows of documents are cut between documents, if a single row can be divided. A call that cannot
+    be divided is kept whole while there are fewer than ``size`` sequences; beyond ``tokens`` only as the
+    first.
 
     Args:
-        before: What was kept of the same model's calls.
+        before: Calls of the same model kept so far.
         call: The next one.
-        size: Most sequences.
-        tokens: Most real tokens; None for no limit.
+        size: Maximum number of sequences.
+        tokens: Maximum number of real tokens; None for no limit.
 
     Returns:
-        None, one or two calls, and whether the probe is complete.
+        No call, one or two, and whether the probe is complete.
     """
     kept: list[ProbeCall] = []
     sequences = sum(sum(c.sequences.counts) for c in before)
@@ -62,15 +62,15 @@ def within(
 def within_over_ranks(
     everyone: Sequence[Sequence[ProbeCall]], size: int, tokens: int | None
 ) -> list[list[ProbeCall]]:
-    """What the probe keeps of what the ranks recorded, the same sequences on however many ranks.
+    """Return the recorded calls that a probe keeps, the same sequences on any number of ranks.
 
-    A distributed sampler deals sequences out in turn, so they are counted in turn: the first of every rank,
-    then the second of every rank.
+    A distributed sampler deals sequences out in turn. They are counted in the same order: the first of every
+    rank, then the second of every rank.
 
     Args:
         everyone: Calls by rank.
-        size: Most sequences per model.
-        tokens: Most real tokens per model; None for no limit.
+        size: Maximum number of sequences per model.
+        tokens: Maximum number of real tokens per model; None for no limit.
     """
     if len(everyone) == 1:
         return [_prefix(everyone[0], size, tokens)]
@@ -97,11 +97,11 @@ def _prefix(calls: Sequence[ProbeCall], size: int, tokens: int | None) -> list[P
 
 
 def _dealt_out(parts: Sequence[Sequence[tuple[int, int]]], size: int, tokens: int | None) -> list[int]:
-    """How many of each rank's parts, (sequences, tokens), are kept when all are counted in turn."""
+    """Count the parts (sequences, tokens) that each rank keeps when all ranks are counted in turn."""
     taken = [0] * len(parts)
     sequences = used = 0
     for turn in range(max(map(len, parts))):
-        for rank in (rank for rank, mine in enumerate(parts) if turn < len(mine)):
+        for rank in (rank for rank, own in enumerate(parts) if turn < len(own)):
             count, length = parts[rank][turn]
             long = tokens is not None and used + length > tokens
             if sequences >= size or (long and sequences):

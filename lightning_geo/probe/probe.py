@@ -20,11 +20,12 @@ __all__ = ["Probe", "Share", "copied", "kept_call", "probe_from"]
 
 @dataclass
 class Share:
-    """What one rank replays of the probe.
+    """One rank's share of the probe.
 
     Args:
-        calls: Its own.
-        uncounted: One of each kind of which it has none: ranks merge only what has the same layers.
+        calls: The rank's own calls.
+        uncounted: One call of each kind that the rank lacks, run but not counted: ranks can merge results
+            only if they have the same layers.
     """
 
     calls: list[ProbeCall]
@@ -40,15 +41,15 @@ class Probe:
     """The inputs on which samples are taken.
 
     Args:
-        calls: In order; those of all ranks. Where they do not say which sequences are scored, the first ones
-            of each model are.
+        calls: Calls of all ranks, in order. If they do not say which sequences are scored, the first ones of
+            each model are.
     """
 
     def __init__(self, calls: Sequence[ProbeCall]) -> None:
         known = all(call.scored is not None for call in calls)
         self.calls = list(calls) if known else _with_scored([calls])[0]
         digests = sorted(d for call in self.calls for d in call.digests())
-        #: equal for equal inputs, in whatever order, padding or number of ranks they came
+        #: equal for equal inputs in any order, with any padding and from any number of ranks
         self.fingerprint = hashlib.sha256(b"".join(digests)).hexdigest()[:16] if digests else ""
 
     @property
@@ -57,11 +58,11 @@ class Probe:
         return list(dict.fromkeys(call.model for call in self.calls))
 
     def share(self, rank: int, world_size: int) -> Share:
-        """What one rank replays: every ``world_size``-th sequence, counted through all calls of a model.
+        """Return one rank's share: every ``world_size``-th sequence, counted through all calls of a model.
 
         A call that cannot be divided counts as one.
         """
-        mine: list[ProbeCall] = []
+        own: list[ProbeCall] = []
         others: list[ProbeCall] = []
         dealt: dict[str, int] = {}
         for call in self.calls:
@@ -70,27 +71,25 @@ class Probe:
             first = (rank - before) % world_size
             if call.divisible and call.rows > first:
                 rows = slice(first, None, world_size)
-                mine.append(
-                    call if world_size == 1 else replace(call.take(rows), scored=call.scored_in(rows))
-                )
+                own.append(call if world_size == 1 else replace(call.take(rows), scored=call.scored_in(rows)))
             elif not call.divisible and first == 0:
-                mine.append(call)
+                own.append(call)
             else:
                 others.append(replace(call.take(slice(1)), scored=0))
         missing = {call.kind: call for call in others}
-        for call in mine:
+        for call in own:
             missing.pop(call.kind, None)
-        return Share(mine, list(missing.values()))
+        return Share(own, list(missing.values()))
 
     def only(self, models: Iterable[str]) -> Probe:
-        """The calls of these models; itself where there are no others."""
-        wanted = set(models)
-        lacking = wanted - {c.model for c in self.calls if not c.call.method}
-        kept = [c for c in self.calls if (lacking if c.call.method else c.model in wanted)]
+        """Return a probe with the calls of these models; itself if there are no others."""
+        observed = set(models)
+        lacking = observed - {c.model for c in self.calls if not c.call.method}
+        kept = [c for c in self.calls if (lacking if c.call.method else c.model in observed)]
         return self if len(kept) == len(self.calls) else Probe(kept)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain containers and tensors only: what a checkpoint can be loaded with safely."""
+        """Return plain containers and tensors, which a checkpoint can load safely."""
         return {
             "calls": [
                 {
@@ -120,7 +119,7 @@ class Probe:
     def joined(
         cls, everyone: Sequence[Sequence[ProbeCall]], size: int, tokens: int | None = None
     ) -> Probe | None:
-        """Join what all ranks recorded, within ``size`` sequences and ``tokens`` tokens per model.
+        """Join the calls of all ranks, within ``size`` sequences and ``tokens`` tokens per model.
 
         Args:
             everyone: Calls by rank.
@@ -128,16 +127,16 @@ class Probe:
             tokens: Tokens; None for no limit.
 
         Returns:
-            ``None`` if nobody has any.
+            ``None`` if no rank has a call.
         """
         everyone = _with_scored(within_over_ranks(everyone, size, tokens))
         longest = max(map(len, everyone))
-        joined = [mine[i] for i in range(longest) for mine in everyone if i < len(mine)]
+        joined = [calls[i] for i in range(longest) for calls in everyone if i < len(calls)]
         return cls(joined) if joined else None
 
 
 def _with_scored(everyone: Sequence[Sequence[ProbeCall]]) -> list[list[ProbeCall]]:
-    """Mark the sequences of each model whose single scores are measured: the same on however many ranks.
+    """Mark the sequences of each model whose single scores are measured, the same on any number of ranks.
 
     Args:
         everyone: Calls by rank; their sequences are counted in turn, as :func:`within_over_ranks` does.
@@ -155,7 +154,7 @@ def _with_scored(everyone: Sequence[Sequence[ProbeCall]]) -> list[list[ProbeCall
         ]
         left = SCORED_SEQUENCES
         for turn in range(max(map(len, parts))):
-            for rank in (rank for rank, mine in enumerate(parts) if turn < len(mine)):
+            for rank in (rank for rank, own in enumerate(parts) if turn < len(own)):
                 index, count = parts[rank][turn]
                 scored[rank][index] += min(count, left)
                 left -= min(count, left)
@@ -166,10 +165,10 @@ def _with_scored(everyone: Sequence[Sequence[ProbeCall]]) -> list[list[ProbeCall
 
 
 def probe_from(given: Any, size: int, tokens: int | None = None) -> list[Call]:
-    """Calls from what a user gave as ``probe``: one batch whole, or a dataloader's first.
+    """Return the calls of a user's ``probe``: a whole batch, or a dataloader's first batches.
 
     Raises:
-        TypeError: If nothing in it can be kept.
+        TypeError: If an argument cannot be kept.
     """
     loader = not isinstance(given, (Tensor, Mapping, tuple, list)) and isinstance(given, Iterable)
     calls: list[ProbeCall] = []
@@ -189,7 +188,7 @@ def kept_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
     """Copy the arguments of one call of a function.
 
     Raises:
-        TypeError: If one cannot be kept, with its name and what to do.
+        TypeError: If an argument cannot be kept; the message names it and a remedy.
     """
     names = list(inspect.signature(function).parameters)
     named = [(names[i] if i < len(names) else str(i), value) for i, value in enumerate(args)]
@@ -209,7 +208,7 @@ def copied(value: Any) -> Any:
     """Copy to plain containers on the CPU.
 
     Raises:
-        TypeError: If there is anything but tensors, numbers, strings, None and containers of them.
+        TypeError: If it contains anything but tensors, numbers, strings, None and containers of them.
     """
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)

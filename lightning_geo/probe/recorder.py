@@ -1,4 +1,4 @@
-"""Records what the trainer calls, from the data on: the models, the LightningModule, or its steps."""
+"""Records the trainer's calls on data: of the models, of the LightningModule, or of its steps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lightning_geo.probe.probe import kept_call
 
 __all__ = ["CallRecorder"]
 
-#: What is called: a candidate itself, or else a method of the LightningModule.
+#: A candidate's name and "", or a method of the LightningModule.
 _Key = tuple[str, str]
 
 
@@ -30,8 +30,8 @@ class CallRecorder:
         candidates: Modules by prefix.
         size: Sequences to record of each.
         tokens: Tokens to record of each, see :func:`~lightning_geo.probe.limits.within`; None for no limit.
-        root: The LightningModule; None where its calls do not matter.
-        dependence: Tells which calls begin at the data; None if all do.
+        root: The LightningModule; None to ignore its calls.
+        dependence: Decides which calls are on data; None if all are.
     """
 
     def __init__(
@@ -48,18 +48,18 @@ class CallRecorder:
         self._dependence = dependence
         self._complete: set[_Key] = set()
         self._handles: list[Any] = []
-        #: calls as they were, and what is kept of them within the limits
+        #: whole calls, and their parts within the limits
         self._whole: dict[_Key, list[ProbeCall]] = {}
         self._kept: dict[_Key, list[ProbeCall]] = {}
         self._dependent: set[_Key] = set()
-        #: why calls were passed over, by prefix
+        #: prefix -> why the model's calls were skipped
         self.passed_over: dict[str, str] = {}
-        #: why the LightningModule's own calls were passed over
+        #: why the LightningModule's own calls were skipped
         self.passed_over_outside = ""
 
     @property
     def calls(self) -> list[ProbeCall]:
-        """What was recorded of the candidates."""
+        """The recorded calls of the candidates."""
         return [call for (_, method), calls in self._kept.items() if not method for call in calls]
 
     def start(self) -> None:
@@ -69,7 +69,7 @@ class CallRecorder:
         for name, module in self._candidates.items():
             try:
                 self._handles.append(on_call(module, self._hook(name)))
-            except Exception as error:  # some modules, as TorchScript's, take no hook
+            except Exception as error:  # some modules, such as TorchScript, take no hook
                 self.passed_over[name] = f"its calls cannot be watched ({type(error).__name__}: {error})"
         if self._root is not None and all(m is not self._root for m in self._candidates.values()):
             self._handles.append(on_call(self._root, self._hook(ITSELF, "forward")))
@@ -77,11 +77,11 @@ class CallRecorder:
             self._handles += self._dependence.watch()
 
     def step_begins(self, method: str, batch: Any, batch_idx: int) -> None:
-        """A step of the LightningModule is about to be called: watch what it calls.
+        """Watch the calls of a step of the LightningModule that is about to begin.
 
         Args:
-            method: Its name.
-            batch: What it is given.
+            method: The step's name.
+            batch: The step's batch.
             batch_idx: The batch's number.
         """
         if self._dependence is not None:
@@ -92,14 +92,14 @@ class CallRecorder:
         self.start()
 
     def stop(self) -> None:
-        """Leave the candidates alone; harmless when done twice."""
+        """Stop watching the candidates; a second call does nothing."""
         for remove in self._handles:
             remove()
         self._handles = []
 
     def _hook(self, name: str, method: str = "") -> Callable[[tuple[Any, ...], dict[str, Any]], None]:
         def record(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            # what another monitor replays is no call of the trainer's
+            # A replay of another monitor is not a call of the trainer.
             if replay_depth():
                 return
             module = self._candidates[name] if not method else self._root
@@ -111,7 +111,8 @@ class CallRecorder:
     def _record(self, key: _Key, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         name, method = key
         try:
-            # what the sanity check passes are inference tensors, of no use to a later forward
+            # The sanity check passes inference tensors, which a later forward pass could not use: copy them
+            # as normal tensors.
             with torch.inference_mode(False), torch.no_grad():
                 called = method in ("", "forward")
                 if called and self._dependence is not None:
@@ -129,30 +130,30 @@ class CallRecorder:
                     self._kept.setdefault(key, []).extend(kept)
                 if complete:
                     self._complete.add(key)
-        except Exception as error:  # the model is running: it is not to see this
+        except Exception as error:  # raised here, it would abort the user's step
             if method:
                 self.passed_over_outside = str(error)
             else:
                 self.passed_over[name] = str(error)
 
     def settled(self, divides: Callable[[ProbeCall], bool]) -> list[ProbeCall]:
-        """What a probe is made of: calls that begin at the data, cut where they may be.
+        """Return the calls for a probe: those on data, cut where they can be divided.
 
         Args:
-            divides: Whether a call's first axis holds sequences, by what its model computes.
+            divides: Tests on the model whether a call's first axis holds sequences.
         """
-        chosen: list[_Key] = [(n, m) for n, m in self._kept if not m and (n, m) not in self._dependent]
+        keys: list[_Key] = [(n, m) for n, m in self._kept if not m and (n, m) not in self._dependent]
         lacking = any(not method for _, method in self._dependent)
         lacking = lacking or any((name, "") not in self._kept for name in self.passed_over)
-        if (lacking or not chosen) and (ITSELF, "") not in chosen:
+        if (lacking or not keys) and (ITSELF, "") not in keys:
             outside = [key for key in self._kept if key[1] and key not in self._dependent]
-            chosen += sorted(outside, key=lambda key: key[1] != "forward")[:1]
-        found = []
-        for key in chosen:
+            keys += sorted(outside, key=lambda key: key[1] != "forward")[:1]
+        settled = []
+        for key in keys:
             kept: list[ProbeCall] = []
             for whole in self._whole[key]:
                 known = whole.sequences.documents is not None or whole.sequences.packed
                 call = whole if known or not whole.divisible or divides(whole) else whole.whole()
                 kept += within(kept, call, *self._limits)[0]
-            found += kept
-        return found
+            settled += kept
+        return settled

@@ -1,4 +1,4 @@
-"""What the sequences of a model's call are: its rows, or the documents that are packed into one."""
+"""The sequences of a model's call: its rows, or the documents packed into one row."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from lightning_geo.observe.spans import Spans
 
 __all__ = ["CallSequences", "documents_taken", "tokens_of_documents"]
 
-#: The longest document, as FlashAttention wants to be told it.
+#: Names of FlashAttention's argument for the length of the longest document.
 _LONGEST = r"max_?(length|seq_?lens?)(_q|_k|_kv)?"
 
 
 @dataclass(frozen=True)
 class CallSequences:
-    """Sequences and tokens of one call, by what it can be divided into.
+    """Sequences and tokens of one call, for each part that it can be divided into.
 
     Args:
-        divisible: Whether it can be divided: into rows, or into the documents of its only row.
-        counts: Sequences in each part; a part of a call that cannot be divided is all of it.
-        tokens: Real tokens in each part; 0 where nothing tells them (images).
-        documents: Spans of the only row, where the parts are its documents.
+        divisible: Whether it can be divided into rows, or into the documents of its only row.
+        counts: Sequences in each part; a call that cannot be divided is one part.
+        tokens: Real tokens in each part; 0 if unknown (images).
+        documents: Spans of the only row's documents, if these are the parts.
         packed: Whether rows hold several documents.
     """
 
@@ -47,10 +47,10 @@ class CallSequences:
 
     @classmethod
     def of(cls, call: Call, *, packed: bool = True) -> CallSequences:
-        """Count them.
+        """Count the sequences and tokens of a call.
 
         Args:
-            call: Arguments of the model. Documents are told by the names of keyword arguments.
+            call: Arguments of the model; documents are recognised by the names of keyword arguments.
             packed: Whether to look for documents, for which the host reads tensors.
         """
         sizes = [x.shape[0] for x in call.tensors() if x.dim() > 0]
@@ -81,18 +81,18 @@ class CallSequences:
         return cls(False, (len(spans),), (sum(tokens),), packed=True)
 
 
-def documents_taken(call: Call, documents: Spans, chosen: Sequence[int]) -> tuple[Call, Spans]:
-    """The call of some documents of its only row.
+def documents_taken(call: Call, documents: Spans, indices: Sequence[int]) -> tuple[Call, Spans]:
+    """Return a call with some of the documents of its only row.
 
     Args:
-        call: The whole call; :class:`CallSequences` says that it can be divided so.
-        documents: Its documents.
-        chosen: Which of them, ascending.
+        call: The whole call, divisible into documents according to :class:`CallSequences`.
+        documents: Spans of its documents.
+        indices: Indices of the documents to take, ascending.
 
     Returns:
-        The call, and where the documents are in it.
+        The call, and the spans of the documents in it.
     """
-    kept = [documents[index] for index in chosen]
+    kept = [documents[index] for index in indices]
     lengths = [stop - start for start, stop in kept]
     bounds = [0, *np.cumsum(lengths).tolist()]
     tokens = torch.cat([torch.arange(start, stop) for start, stop in kept])
@@ -118,9 +118,9 @@ def documents_taken(call: Call, documents: Spans, chosen: Sequence[int]) -> tupl
 
 
 def tokens_of_documents(call: Call, documents: Spans) -> list[dict[str, list[Tensor]]]:
-    """Each document's own entries of every tensor, by argument: those that it would have in a row of its own.
+    """Return each document's entries of every tensor, by argument, as in a row of its own.
 
-    Cumulative lengths are left out, and document numbers begin anew: they tell what else is in the row.
+    Cumulative lengths are left out and document numbers start anew, since both depend on the rest of the row.
     """
     length = _length(call)
     named = [*((str(i), x) for i, x in enumerate(call.args)), *call.kwargs.items()]
@@ -149,7 +149,7 @@ def _own(name: str, value: Any, length: int, span: tuple[int, int]) -> Iterator[
 
 
 def _named(call: Call) -> Iterator[tuple[str, Any]]:
-    """Arguments and, one level deep, what is in mappings; positional ones have no name."""
+    """Yield arguments by name, and entries of mappings one level deep; positional arguments have no name."""
     for name, value in [*(("", x) for x in call.args), *call.kwargs.items()]:
         if isinstance(value, Mapping):
             yield from ((str(key), item) for key, item in value.items())
@@ -158,7 +158,7 @@ def _named(call: Call) -> Iterator[tuple[str, Any]]:
 
 
 def _row_shape(call: Call) -> tuple[int, int] | None:
-    """Rows and tokens of each by ``input_ids``, or by the first tensor; ``None`` where it holds no tokens."""
+    """Return rows and tokens per row by ``input_ids`` or the first tensor; ``None`` if it holds no tokens."""
     tensors = [(name, x) for name, x in _named(call) if isinstance(x, Tensor) and x.dim() > 0]
     named = dict(tensors)
     if not tensors:
@@ -186,8 +186,10 @@ def _length(call: Call) -> int:
 
 def _claims(call: Call, batch: int, length: int) -> Iterator[Spans]:
     kinds = ((kind_of(name), x) for name, x in _named(call) if isinstance(x, Tensor) and x.dim() > 0)
-    told = [(kind, x) for kind, x in kinds if kind is not None and not x.is_floating_point() and x.dim() < 4]
-    evidence = [(kind, x.detach().to("cpu", torch.int64).numpy()) for kind, x in told]
+    claims = [
+        (kind, x) for kind, x in kinds if kind is not None and not x.is_floating_point() and x.dim() < 4
+    ]
+    evidence = [(kind, x.detach().to("cpu", torch.int64).numpy()) for kind, x in claims]
     return claimed_documents(evidence, batch, length)
 
 
@@ -198,7 +200,7 @@ def _real_tokens(call: Call, shape: tuple[int, int]) -> list[int]:
 
 
 def _can_be_cut(call: Call, length: int) -> bool:
-    """Whether every tensor has one entry per token, or is made anew from the documents' lengths."""
+    """Whether every tensor has one entry per token, or can be rebuilt from the documents' lengths."""
     named = _named(call)
     rebuilt = {id(x) for name, x in named if kind_of(name) == "cumulative" or re.fullmatch(_LONGEST, name)}
     cut = [x for x in call.tensors() if id(x) not in rebuilt and x.dim() > 0]
@@ -206,9 +208,9 @@ def _can_be_cut(call: Call, length: int) -> bool:
 
 
 def _token_axes(x: Tensor, length: int) -> tuple[int, ...] | None:
-    """Axes of one row's tokens: of ``[1, N, ...]``, ``[planes, 1, N]``, ``[1, 1, N, N]``, ``[N, ...]``.
+    """Return the token axes of ``[1, N, ...]``, ``[planes, 1, N]``, ``[1, 1, N, N]`` or ``[N, ...]``.
 
-    ``None`` where there is none, and where a second axis is as long by chance or by meaning.
+    ``None`` if there is none, or if another axis has the same length, so that the tokens' axis is ambiguous.
     """
     shape = tuple(x.shape)
     pairs = shape[-2:] == (length, length) and length > 1

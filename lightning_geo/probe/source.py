@@ -1,4 +1,4 @@
-"""Where a monitor's probe comes from: the run's first calls, what the user gave, or a checkpoint."""
+"""The source of a monitor's probe: the run's first calls, the user's ``probe=``, or a checkpoint."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ __all__ = ["ProbeSource"]
 
 
 class ProbeSource:
-    """Gets hold of the probe, once.
+    """Obtains the probe once.
 
     Args:
         given: A batch or dataloader; None records the run's first calls.
-        size: Sequences, over all ranks.
-        tokens: Tokens, over all ranks; None for no limit.
-        complaints: Where failures go.
+        size: Number of sequences over all ranks.
+        tokens: Number of tokens over all ranks; None for no limit.
+        complaints: Takes warnings about failures.
     """
 
     def __init__(self, given: Any, size: int, tokens: int | None, complaints: Complaints) -> None:
@@ -38,21 +38,21 @@ class ProbeSource:
         self._candidates: Candidates | None = None
         self._share: Share | None = None
         self._known: str | None = None
-        #: observed models of which no call could be recorded -> why
+        #: observed models without a recorded call -> why
         self.unrecorded: dict[str, str] = {}
         self.probe: Probe | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy, or a pickle, records nothing."""
+        """Leave out recording: a copy or a pickle records nothing."""
         return {**vars(self), "_recorder": None, "_candidates": None}
 
     @property
     def fingerprint(self) -> str:
-        """The probe's; empty without one."""
+        """The probe's fingerprint; empty without a probe."""
         return "" if self.probe is None else self.probe.fingerprint
 
     def share(self, device: torch.device) -> Share:
-        """What this rank replays."""
+        """Return this rank's share of the probe."""
         assert self.probe is not None
         if self._share is None:
             self._share = self.probe.share(rank(), world_size()).to(device)
@@ -64,10 +64,10 @@ class ProbeSource:
             self.probe = self.probe.only(models)
 
     def take_given(self, candidates: Candidates) -> bool:
-        """Try what the user gave, if anything; whether it is other than the checkpoint's.
+        """Use the user's ``probe=``, if any; returns whether it differs from the checkpoint's.
 
         Raises:
-            ValueError: If the model cannot take it.
+            ValueError: If the model does not accept it.
         """
         if self._given is None or self.probe is not None:
             return False
@@ -76,10 +76,10 @@ class ProbeSource:
     def start(self, candidates: Candidates) -> None:
         """Record the trainer's steps from now on, unless there is a probe."""
         if self.probe is None and self._given is None and self._recorder is None:
-            mine = len(range(rank(), self._size, world_size()))
+            share = len(range(rank(), self._size, world_size()))
             self._candidates = candidates  # first: `finish` is then a matter of all ranks
             self._recorder = CallRecorder(
-                candidates.models, mine, self._tokens, candidates.root, candidates.dependence
+                candidates.models, share, self._tokens, candidates.root, candidates.dependence
             )
 
     @property
@@ -88,17 +88,17 @@ class ProbeSource:
         return self._recorder is not None
 
     def step_begins(self, method: str, batch: Any, batch_idx: int) -> None:
-        """A step of the LightningModule is about to be called; see :class:`CallRecorder`."""
+        """Record a step of the LightningModule that is about to begin; see :class:`CallRecorder`."""
         if self._recorder is not None:
             self._recorder.step_begins(method, batch, batch_idx)
 
     def step_ends(self) -> None:
-        """Leave the models alone until the next step, so that no copy of them has a hook."""
+        """Stop watching the models until the next step, so that no copy of them has a hook."""
         if self._recorder is not None:
             self._recorder.stop()
 
     def finish(self) -> bool:
-        """Use what was recorded, or go on recording; whether it is other than the checkpoint's."""
+        """Use the recorded calls, if any; returns whether they differ from the checkpoint's."""
         recorder, candidates, other = self._recorder, self._candidates, False
         if candidates is None:
             return False
@@ -108,15 +108,15 @@ class ProbeSource:
             if recorder is not None:
                 calls = recorder.settled(candidates.divides)
             if world_size() > 1:
-                pickle.dumps(calls)  # what cannot be sent fails here, rather than where others wait
+                pickle.dumps(calls)  # fail here if calls cannot be sent, not while other ranks wait
         except Exception as error:
             calls, unsent = [], error
-        everyone = everyones(calls)  # on every rank, whatever became of its calls
+        everyone = everyones(calls)  # on every rank, even after a failure: the others wait
         try:
             probe = Probe.joined(everyone, self._size, self._tokens)
         except Exception as error:
             unjoined = error
-        # a probe is every rank's or nobody's: those that have one take samples together
+        # All ranks have a probe or none has: ranks with a probe take samples together.
         whole = all(everyones(unjoined is None))
         failure = unsent if whole else failure_of_any_rank(unsent or unjoined)
         other = self._adopt(probe if whole else None)
@@ -133,7 +133,7 @@ class ProbeSource:
         return other
 
     def stop(self) -> None:
-        """Leave the models alone; harmless when done twice."""
+        """Stop recording; a second call does nothing."""
         if self._recorder is not None:
             self._recorder.stop()
             self._recorder = self._candidates = None
@@ -146,16 +146,16 @@ class ProbeSource:
         return True
 
     def missing(self, candidates: Candidates) -> LookupError:
-        """Why there is no probe, and what to do."""
+        """Return an error that says why there is no probe, with a remedy."""
         if self.unrecorded:
             return LookupError(f"no call could be recorded. {candidates.because(self.unrecorded)}")
         return LookupError(
-            "the trainer has called no module that may be observed. If training calls a method other than "
-            "the module itself, give `probe=` or `module=`"
+            "the trainer has not called any module that can be observed. If training calls a method other "
+            "than the module itself, set `probe=` or `module=`"
         )
 
     def state_dict(self, *, inputs: bool) -> dict[str, Any]:
-        """The probe's inputs, if they may be kept, and its fingerprint."""
+        """Return the probe's inputs, if they may be stored, and its fingerprint."""
         probe = self.probe
         return {
             "probe": probe.state_dict() if probe is not None and inputs else None,
@@ -163,7 +163,7 @@ class ProbeSource:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with the same inputs, or notice that they are others."""
+        """Restore the inputs, or only the fingerprint, which a new probe is compared with."""
         self._known = state["fingerprint"]
         if state["probe"] is not None:
             self.probe = Probe.from_state_dict(state["probe"])

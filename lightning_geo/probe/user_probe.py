@@ -1,4 +1,4 @@
-"""A probe that the user gives, tried on the models before training begins."""
+"""A probe from the user, tried on the models before training begins."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ __all__ = ["given_probe"]
 
 
 def given_probe(given: Any, size: int, tokens: int | None, candidates: Candidates) -> Probe:
-    """Find out which candidate takes what was given; on every rank.
+    """Find the candidate that accepts the user's inputs, on every rank.
 
     Args:
         given: A batch or a dataloader.
         size: Sequences to take of a dataloader.
         tokens: Tokens to take of a dataloader; None for no limit.
-        candidates: Knows the candidates.
+        candidates: The models that may be observed.
 
     Raises:
-        ArgumentError: If none takes it.
+        ArgumentError: If no candidate accepts them.
     """
     calls = _calls(given, size, tokens, candidates)
     reasons = []
@@ -46,11 +46,11 @@ def given_probe(given: Any, size: int, tokens: int | None, candidates: Candidate
 
 
 def _calls(given: Any, size: int, tokens: int | None, candidates: Candidates) -> list[Call]:
-    """Rank 0's, on every rank: a dataloader that shuffles yields other sequences on each."""
+    """Return rank 0's calls on every rank: a shuffling dataloader yields other sequences on each."""
     box: list[Any] = [None]
     if rank() == 0:
         try:
-            # to begin a dataloader is to draw a random number
+            # Starting a dataloader draws a random number: restore the generators afterwards.
             with undisturbed(next(iter(candidates.models.values()))):
                 box = [probe_from(given, size, tokens)]
         except Exception as error:

@@ -250,7 +250,7 @@ CASES = {
         LookupError, [], module=lambda: Lit(Headless), source="batch", also=IN_VAIN,
     ),
     "unknown attention": Case(
-        r"no attention could be observed in strange \(LinearAttention\): LookupError: It computes",
+        r"no attention could be observed in strange \(LinearAttention\): LookupError: It calls neither",
         LookupError, ALL, module=lambda: Lit(Strange),
     ),
     "model that cannot be replayed": Case(

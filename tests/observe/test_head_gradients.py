@@ -60,7 +60,7 @@ def test_what_cannot_be_heard_says_why() -> None:
     result = torch.ones(1, 2, 3, 4, requires_grad=True)
     hook = HeadGradientHook(told.append)
     hook.attach(result, call_of(result.detach().clone()))
-    assert hook.absence == "the heads' outputs are no view of what the attention function returned"
+    assert hook.absence == "the heads' outputs are no view of the attention function's result"
     hook = HeadGradientHook(lambda slopes: slopes.does_not_exist)
     hook.attach(result, call_of(result.detach()))
     result.sum().backward()  # not the backward's concern

@@ -309,7 +309,7 @@ def test_what_cannot_be_divided_is_absent_with_the_reason(case: str) -> None:
     assert not tap.failures
     ((reason, modules),) = tap.coverage.left_out.items()
     assert modules == ["inner"]
-    assert ("other numbers of queries than of keys" if case == "causal" else "lie in a cache") in reason
+    assert ("unequal numbers of queries and keys" if case == "causal" else "pages of a cache") in reason
 
 
 class Holder(nn.Module):
@@ -350,7 +350,7 @@ def test_hidden_states_of_other_tokens_are_absent_with_the_reason() -> None:
         tap._model(numbers + 5, numbers)
     assert not tap.failures
     assert list(tap.coverage.left_out.values()) == [["layers.0"]]
-    assert "not the tokens of the packed rows" in next(iter(tap.coverage.left_out))
+    assert "other tokens than the packed rows" in next(iter(tap.coverage.left_out))
     assert not statistics.blocks
     (layer,) = statistics.layers.values()
     assert {"row(entropy)", "attention(cone.attention)"} <= layer.names.keys()

@@ -32,16 +32,16 @@ _SOFTMAX: frozenset[Any] = frozenset({F.softmax, torch.softmax, Tensor.softmax, 
 
 @dataclass
 class SoftmaxTracer:
-    """Recognises attention by what tensors are computed from, whatever else runs in between.
+    """Recognises attention by the operations that compute its tensors.
 
-    The scores come from a batched matrix product, through functions that keep rows and columns; softmax runs
-    over one of these two axes; and its probabilities are multiplied with values. A softmax that is not
-    multiplied with anything is no attention; one that is used in another way is emitted alone at the end of
-    its layer, where nothing else in it is.
+    Scores start as a batched matrix product and pass through functions that keep rows and columns. A softmax
+    runs over one of these two axes, and its probabilities are multiplied with values. A softmax that is
+    multiplied with nothing is no attention. A softmax that is used in another way is emitted at the end of
+    its layer, if the layer showed no other attention.
 
     Args:
         emit: Called with each attention as soon as it is multiplied with values.
-        place: Tells the path of the module that is running.
+        place: Returns the path of the running module.
     """
 
     emit: Callable[[WrittenAttention], None]
@@ -51,18 +51,18 @@ class SoftmaxTracer:
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
 
     def unmultiplied(self, path: str) -> list[Softmax]:
-        """Softmaxes of a module that ends whose probabilities were used, but not in a product with values."""
+        """Return softmaxes of an ended module that were used, but not multiplied with values."""
         within = [s for s in self._waiting if not path or s.place == path or s.place.startswith(f"{path}.")]
         self._waiting = [softmax for softmax in self._waiting if softmax not in within]
         return [softmax for softmax in within if softmax.used]
 
     def clear(self) -> None:
-        """Forget what was seen, and every tensor with it."""
+        """Forget all softmaxes and tensors."""
         self._known.clear()
         self._waiting.clear()
 
     def see(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-        """A torch function returned."""
+        """Follow a torch function that returned."""
         if is_product(func):
             self._product(func, args, kwargs, result)
         elif len(self._known):
@@ -88,9 +88,9 @@ class SoftmaxTracer:
         for side, probabilities in enumerate(known):
             if isinstance(probabilities, Probabilities):
                 rows, columns = probabilities.rows, probabilities.columns
-                found = None if product is None else product.with_values(result, side, rows, columns)
-                if found is not None:
-                    value, output = found if probabilities.whole else (None, None)
+                pair = None if product is None else product.with_values(result, side, rows, columns)
+                if pair is not None:
+                    value, output = pair if probabilities.whole else (None, None)
                     self._multiplied(probabilities, value, output, result)
                 else:
                     _use(probabilities)
@@ -141,7 +141,7 @@ class SoftmaxTracer:
     # -- everything else
 
     def _assigned(self, args: tuple[Any, ...]) -> None:
-        """``scores[mask] = value``."""
+        """Follow an assignment ``scores[mask] = value``."""
         x, index, value = args
         known = self._known.get(x)
         if isinstance(known, Scores):
@@ -159,7 +159,7 @@ class SoftmaxTracer:
         result: Any,
         given: list[tuple[Tensor, Scores | Probabilities]],
     ) -> None:
-        """What is known of a function's arguments holds of its results, where these keep the two axes."""
+        """Pass records of a function's arguments on to its results, as far as these keep the two axes."""
         probable = [(x, known) for x, known in given if isinstance(known, Probabilities)]
         softmaxes = tuple(dict.fromkeys(s for _, known in probable for s in known.softmaxes))
         for y in filter(_is_float, result if isinstance(result, (tuple, list)) else [result]):
@@ -185,7 +185,7 @@ class SoftmaxTracer:
             scores = self._with_terms(func, args, kwargs, x, scores, given)
             if any(y.shape[a] != x.shape[b] for a, b in zip(axes, before, strict=True)):
                 keys = keys_before(func, args, kwargs, x, before[1]) if len(given) == 1 else None
-                product = None if keys is None else scores.product  # else parts were joined, or cut
+                product = None if keys is None else scores.product  # otherwise parts were joined or cut
                 products = [(part, one.product) for part, one in pairs]
                 parts = joined_products(func, args, kwargs, products, before[1])
                 scores = replace(scores, product=product, keys=keys, parts=parts, terms=(), opaque=True)
@@ -200,9 +200,9 @@ class SoftmaxTracer:
         scores: Scores,
         given: list[tuple[Tensor, Scores | Probabilities]],
     ) -> Scores:
-        """The scores with what this function adds to them, or hides."""
+        """Add the mask that a function applies to scores to their record."""
         others = [other for y, other in given if y is not x and isinstance(other, Scores)]
-        if others:  # two products are added: what hides in either hides in the sum
+        if others:  # a sum of two products: masks of either apply to the sum
             terms = tuple(term for other in others for term in other.terms)
             opaque = scores.opaque or any(o.opaque for o in others) or not is_sum(func)
             return replace(scores, terms=scores.terms + terms, opaque=opaque)

@@ -1,4 +1,4 @@
-"""From an attention that was recognised in matrix products and softmaxes to attention calls."""
+"""Translate attention recognised in matrix products and softmaxes into attention calls."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ __all__ = ["assembled", "written_calls"]
 def written_calls(
     attention: WrittenAttention, axes: Callable[[Tensor, Tensor | None], Axes], reader: MaskReader
 ) -> list[AttentionCall]:
-    """One call for each softmax; values and outputs are told where there is one.
+    """Return a call for each softmax; with several softmaxes, calls have no values and outputs.
 
     Args:
-        attention: What was recognised.
-        axes: Tells which axis of queries, or of scores, is heads, given the keys too.
-        reader: Of masks.
+        attention: The recognised attention.
+        axes: Finds the axis of heads in queries, or in scores, from their keys too.
+        reader: Reads masks.
 
     Raises:
-        UnknownAxesError: If the axes cannot be told.
+        UnknownAxesError: If the axis of heads is unknown.
     """
     calls = [_call(softmax, attention, axes, reader) for softmax in attention.softmaxes]
     if len(calls) > 1:
@@ -46,18 +46,18 @@ def _call(
 ) -> AttentionCall:
     scores, lead = softmax.scores, softmax.scores.shape[:-2]
     query = softmax.query
-    found = axes(scores if query is None or query.shape[:-2] != lead else query, softmax.key)
+    layout = axes(scores if query is None or query.shape[:-2] != lead else query, softmax.key)
     if softmax.known.keys is not None and attention.value is not None:
-        scores = scores[..., : attention.value.shape[-2]]  # without the columns that have no key
-    whole = found(scores)
+        scores = scores[..., : attention.value.shape[-2]]  # drop the columns without a key
+    whole = layout(scores)
     roles = softmax.query, softmax.key, attention.value, attention.output
-    q, k, v, output = (_heads(x, found, lead, whole) for x in roles)
+    q, k, v, output = (_heads(x, layout, lead, whole) for x in roles)
     if k is not None and k.shape[2] != whole.shape[3]:
         q = k = None
     if output is not None and output.shape[1:3] != whole.shape[1:3]:
         output = None
     masks = [
-        _mask(term, softmax.axes, found, lead, whole, reader) if {*term.axes} == {*softmax.axes} else None
+        _mask(term, softmax.axes, layout, lead, whole, reader) if {*term.axes} == {*softmax.axes} else None
         for term in softmax.known.terms
     ]
     if softmax.known.opaque or any(mask is None for mask in masks):
@@ -66,7 +66,7 @@ def _call(
 
 
 def _heads(x: Tensor | None, axes: Axes, lead: torch.Size, scores: Tensor) -> Tensor | None:
-    """[..., N, D] to [B, h, N, D], h dividing H; None where it is neither."""
+    """Map [..., N, D] to [B, h, N, D], h dividing H; None if the sizes do not allow it."""
     if x is None:
         return None
     batch, heads = scores.shape[:2]
@@ -85,7 +85,7 @@ def _heads(x: Tensor | None, axes: Axes, lead: torch.Size, scores: Tensor) -> Te
 def _mask(
     term: Term, places: tuple[int, int], axes: Axes, lead: torch.Size, scores: Tensor, reader: MaskReader
 ) -> Tensor | None:
-    """The keys that a term shows, bool [B or 1, H or 1, Nq or 1, Nk or 1]; None if it cannot be laid out."""
+    """Return a term as a bool mask [B or 1, H or 1, Nq or 1, Nk or 1]; None if its shape does not fit."""
     mask = term.mask if term.mask.dtype == torch.bool else visible(reader.hiding(term.mask))
     mask = mask[(None,) * (len(term.shape) - mask.dim())].movedim(places, (-2, -1))
     before = tuple(n for i, n in enumerate(term.shape) if i - len(term.shape) not in places)
@@ -101,19 +101,20 @@ def _mask(
 
 
 def assembled(pieces: list[AttentionCall]) -> AttentionCall:
-    """One call from several that hold some of the query rows each, in order.
+    """Join calls that hold consecutive query rows into one call.
 
-    Which key is which is not known any more: rows are filled up with hidden keys to one length.
+    Keys of the pieces cannot be matched: shorter rows are padded with hidden keys, and the call has no
+    positions.
 
     Args:
-        pieces: Calls with scores, of the same sequences and heads.
+        pieces: Calls with scores, of the same sequences and heads, in order.
     """
     batch = min(piece.lengths[0] for piece in pieces)
     width = max(piece.lengths[2] for piece in pieces)
     rows = []
     for piece in pieces:
         scores = F.pad(_hidden(piece), (0, width - piece.lengths[2]), value=-torch.inf)
-        # blocks of rows that stood beside the sequences come one after another
+        # Blocks of rows in the batch axis become consecutive rows of their sequence.
         rows.append(scores.unflatten(0, (batch, -1)).transpose(1, 2).flatten(2, 3))
     return AttentionCall(None, None, None, None, scores=torch.cat(rows, dim=2), offset=None)
 
@@ -129,15 +130,14 @@ def _hidden(piece: AttentionCall) -> Tensor:
 def _each_key_once(scores: Tensor, key: Tensor) -> Tensor:
     """Merge the columns of one key: rows that pick blocks of keys (BigBird) may pick a block twice.
 
-    The probabilities of its columns belong together. Keys are told apart by their projection on a random
-    direction.
+    Probabilities of equal keys are added. Keys are compared by their projection on a random direction.
 
     Args:
         scores: [B, H, rows, columns].
         key: [B, Hk, columns, D].
 
     Returns:
-        Scores like these, with all that a key has in one column and -inf in its others.
+        Scores of the same shape, with each key's total in one column and -inf in its other columns.
     """
     direction = torch.rand(key.shape[-1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     marks = key.to(torch.float64) @ direction.to(key.device)

@@ -1,4 +1,4 @@
-"""What becomes of the axes, columns and products of scores in the functions that models put them through."""
+"""Follow the axes, columns and products of scores through the functions that models apply."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MATRIX_SWAPS: frozenset[Any] = frozenset({
 def keys_before(
     func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], x: Tensor, columns: int
 ) -> int | None:
-    """How many columns are keys where scores were joined with columns that are no product's."""
+    """Count the key columns after scores were concatenated with columns of no product."""
     if func not in (torch.cat, torch.concat):
         return None
     parts = args[0] if args else kwargs["tensors"]
@@ -36,7 +36,7 @@ def keys_before(
 
 
 def joined_rows(parts: tuple[Product, ...], lead: torch.Size) -> tuple[Tensor, Tensor]:
-    """Queries, and the keys of all parts one after the other."""
+    """Return the queries, and the keys of all parts concatenated."""
     keys = [part.rows[1] for part in parts]
     return parts[0].rows[0], torch.cat([key.expand(*lead, *key.shape[-2:]) for key in keys], dim=-2)
 
@@ -48,7 +48,7 @@ def joined_products(
     known: Sequence[tuple[Tensor, Product | None]],
     columns: int,
 ) -> tuple[Product, ...]:
-    """Products that were joined, in order; nothing if one is not known or has other queries."""
+    """Return concatenated products in order; none if one is unknown or has other queries."""
     if func not in (torch.cat, torch.concat) or len(known) < 2:
         return ()
     parts = args[0] if args else kwargs["tensors"]
@@ -56,13 +56,13 @@ def joined_products(
     if _negative(dim, known[0][0]) != columns:
         return ()
     products = [next((product for x, product in known if x is part), None) for part in parts]
-    found = tuple(product for product in products if product is not None)
-    same = all(product.factors[0] is found[0].factors[0] for product in found)
-    return found if len(found) == len(products) and same else ()
+    known_products = tuple(product for product in products if product is not None)
+    same = all(product.factors[0] is known_products[0].factors[0] for product in known_products)
+    return known_products if len(known_products) == len(products) and same else ()
 
 
 def begins_at_front(func: Any, args: tuple[Any, ...], columns: int) -> bool:
-    """Whether it is ``p[..., :n]``."""
+    """Whether a function call is ``p[..., :n]``."""
     if func is not Tensor.__getitem__ or columns != -1:
         return False
     index = args[1] if isinstance(args[1], tuple) else (args[1],)
@@ -73,15 +73,15 @@ def begins_at_front(func: Any, args: tuple[Any, ...], columns: int) -> bool:
 def axes_after(
     func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], x: Tensor, y: Tensor, axes: tuple[int, int]
 ) -> tuple[int, int] | None:
-    """Where two axes (negative) of an argument are in a function's result; None where they are lost.
+    """Return the positions in a function's result of two axes (negative) of an argument; None if lost.
 
     Args:
         func: The function.
         args: Its positional arguments.
-        kwargs: The others.
+        kwargs: Its keyword arguments.
         x: The argument.
         y: The result.
-        axes: In ``x``.
+        axes: The axes in ``x``.
     """
     options = [*args[1:], *kwargs.values()]
     if func in _SWAPS or func in _MATRIX_SWAPS:
@@ -93,7 +93,7 @@ def axes_after(
         places = {_negative(old, x): new - x.dim() for new, old in enumerate(order)}
         return places[axes[0]], places[axes[1]]
     if y.dim() == x.dim():
-        # the same layout, be it of fewer sequences, heads or keys
+        # The layout is the same, possibly with fewer sequences, heads or keys.
         changed = [i - x.dim() for i in range(x.dim()) if x.shape[i] != y.shape[i]]
         return axes if set(changed) <= {*axes} or x.numel() != y.numel() else None
     if set(axes) == {-2, -1} and y.dim() >= 2 and y.shape[-2:] == x.shape[-2:]:
@@ -106,7 +106,7 @@ def _negative(axis: int, x: Tensor) -> int:
 
 
 def added_term(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> tuple[Term, ...]:
-    """The first argument of ``baddbmm``, which is added to the product."""
+    """Return the first argument of ``baddbmm``, which is added to the product, as a term."""
     if "baddbmm" not in getattr(func, "__name__", ""):
         return ()
     added = args[0] if args else kwargs["input"]

@@ -38,8 +38,8 @@ def observe_flex(observe: Observe, unwatched: Callable[[], AbstractContextManage
     were checked, and closes once the output is known.
 
     Args:
-        observe: Takes what translates the call, and the output; returns what the model gets. What it returns
-            is used in replays alone, where everything runs eagerly.
+        observe: Takes a function that translates the call, and the output; returns the output for the model.
+            Only replays, in which everything runs eagerly, use the returned output.
         unwatched: Context without our torch function mode, which the compiler would trace.
     """
     library = sys.modules.get(_LIBRARY)
@@ -118,7 +118,7 @@ class _Call:
             library.flex_attention_hop = original
 
     def translate(self, output: Tensor | None) -> AttentionCall:
-        """Translate it.
+        """Translate the call.
 
         Raises:
             LeftOutError: If a ``score_mod`` changes the scores.
@@ -126,10 +126,10 @@ class _Call:
         given = self._given
         if given["score_mod"] is not getattr(self._library, "_identity", None):
             raise LeftOutError(
-                "the `score_mod` of flex_attention changes scores in a way that cannot be evaluated here"
+                "its flex_attention has a `score_mod`, whose changes to the scores cannot be evaluated"
             )
         query, key, value = given["query"], given["key"], given["value"]
-        if len(key) != len(query):  # one sequence of keys for all
+        if len(key) != len(query):  # all sequences share one sequence of keys
             key, value = (x.expand(len(query), -1, -1, -1) for x in (key, value))
         mask = given["block_mask"]
         empty = mask.BLOCK_SIZE[0] == getattr(self._library, "_LARGE_SPARSE_BLOCK_SIZE", 1 << 30)
@@ -137,7 +137,7 @@ class _Call:
         return AttentionCall(query, key, value, output, masks=masks, scale=given["scale"])
 
     def _mask(self, mask: Any) -> Any:
-        """The mask as it was used: eagerly, blocks are skipped by none, and ``mask_mod`` alone hides keys."""
+        """Return the mask as it was applied: eager code skips no blocks, only ``mask_mod`` hides keys."""
         if self._compiled:
             return mask
         one = torch.ones(mask.kv_num_blocks.shape[:-1], dtype=torch.int32, device=mask.kv_num_blocks.device)

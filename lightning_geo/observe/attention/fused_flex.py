@@ -1,4 +1,4 @@
-"""Compute in a replay as a compiled ``flex_attention`` does, which runs eagerly there."""
+"""Compute a compiled ``flex_attention`` in a replay, where it runs eagerly, as its compiled code would."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from lightning_geo.observe.replay.torch_compile import as_compiled
 
 __all__ = ["fused_flex", "with_blocks"]
 
-#: Where eager code would need memory for all scores at once, and the compiler has a kernel that does not.
+#: Devices with a compiled kernel that needs no memory for all scores at once, as eager code does.
 _DEVICES = ("cuda",)
 
-#: Options that ``flex_attention`` adds to those that it is given, and refuses to be given.
+#: Kernel options that ``flex_attention`` adds itself, and refuses from a caller.
 _OWN_OPTIONS = ("OUTPUT_LOGSUMEXP", "OUTPUT_MAX")
 
 
 def fused_flex(
     function: Callable[..., Any], given: Mapping[str, Any]
 ) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Compute on a GPU with a kernel of the compiler: eagerly, all scores would have to fit into memory.
+    """Compute on a GPU with a compiled kernel: eager code would need memory for all scores at once.
 
     Args:
         function: ``flex_attention``.
-        given: Its local variables once its arguments were checked.
+        given: The function's local variables after it checked its arguments.
 
     Returns:
-        Output, and the two statistics that nobody asked for; ``None`` where eager code has to do it.
+        The output and two empty statistics, which the caller ignores; ``None`` if eager code must compute it.
     """
     query = given["query"]
     if query.device.type not in _DEVICES or given.get("return_lse") or given.get("return_aux") is not None:
@@ -50,7 +50,7 @@ def fused_flex(
                 given["enable_gqa"],
                 options,
             )
-        except Exception:  # no compiler, no kernel for this device: eager code is slower and as right
+        except Exception:  # no compiler or no kernel for this device: eager code is slower
             return None
     nothing = query.new_empty(0)
     return output, nothing, nothing
@@ -58,7 +58,7 @@ def fused_flex(
 
 @functools.lru_cache(maxsize=1)
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    # a function of its own: entries in the cache of the model's own would count against its limit
+    # Compiled apart: entries for the model's own function would count against its recompilation limit.
     def attend(
         query: Tensor,
         key: Tensor,
@@ -77,10 +77,11 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def with_blocks(args: tuple[Any, ...], given: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Hide what compiled code skips: eager code looks at ``mask_mod`` alone, not at the mask's blocks.
+    """Hide the blocks that compiled code skips: eager code reads ``mask_mod`` only, not the blocks.
 
     Args:
-        args: Of the operator: query, key, value, score_mod, the mask as a tuple ending with its mask_mod, ...
+        args: The operator's arguments: query, key, value, score_mod, the mask as a tuple that ends with its
+            mask_mod, ...
         given: Local variables of ``flex_attention``.
     """
     mask = given["block_mask"]

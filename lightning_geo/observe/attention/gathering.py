@@ -19,20 +19,20 @@ from lightning_geo.observe.layers.frame import Frame
 __all__ = ["Resolved", "between_channels", "gatherer", "resolve"]
 
 _ROWS = (
-    "its softmax covers some of the queries only, beside others in the same module that do not make up the "
-    "whole"
+    "its softmax covers only some of the queries, and the other softmaxes in its module do not cover exactly "
+    "the rest"
 )
-_HEADS = "its heads are computed one by one, with masks or sizes that do not fit together"
+_HEADS = "its heads are computed one by one, with masks or sizes that differ"
 
 
 @dataclass
 class Resolved:
-    """What held calls turned out to be.
+    """Held calls after parts of one attention were joined.
 
     Args:
-        calls: To be shown.
-        shares: Whether they are sequences of one call.
-        reason: Why others are not among them.
+        calls: The calls to show.
+        shares: Whether they hold different sequences of one call.
+        reason: Why some held calls are left out; empty if none is.
     """
 
     calls: list[Held]
@@ -55,20 +55,20 @@ def between_channels(call: AttentionCall, tokens: Sequence[int]) -> bool:
         return False
     if batch * query.shape[2] not in tokens and batch * key.shape[2] not in tokens:
         return True
-    # as many of one as of the other: features lie next to each other in memory, where a projection made them
+    # Features and tokens are equally many. A projection writes features next to each other: strides decide.
     return inner == key.shape[2] and all(x.stride(-2) < x.stride(-1) for x in (query, key))
 
 
 def gatherer(
     held: Held, inside: Sequence[Frame], frames: Sequence[Frame], modules: Mapping[str, nn.Module]
 ) -> Frame | None:
-    """Find the module whose end a call has to wait for, if it may be a part of its attention.
+    """Find the module whose attention the call may be a part of; the call is held until that module ends.
 
     Args:
         held: The call.
-        inside: The modules that run within its layer, outermost first.
-        frames: All that run.
-        modules: The observed model's, by path.
+        inside: The running modules of its layer, outermost first.
+        frames: All running modules.
+        modules: The observed model's modules by path.
     """
     call = held.call
     if call.heads == 1:
@@ -89,20 +89,20 @@ def gatherer(
 
 
 def _tokens_of(frame: Frame, call: AttentionCall) -> int | None:
-    """Tokens of the widest hidden states that a module was given, if not its queries themselves."""
+    """Count the tokens of a module's widest input hidden states, leaving out inputs as wide as one head."""
     width = 0 if call.query is None or call.heads == 1 else call.query.shape[-1]
-    given = [
+    states = [
         x for x in frame.given.values()
         if isinstance(x, Tensor) and x.is_floating_point() and x.dim() == 3 and x.shape[-1] not in (0, width)
     ]  # fmt: skip
-    widest = max(given, key=lambda x: int(x.shape[-1]), default=None)
+    widest = max(states, key=lambda x: int(x.shape[-1]), default=None)
     return None if widest is None else widest.numel() // widest.shape[-1]
 
 
 def _list_of_heads(
     call: AttentionCall, frames: Sequence[Frame], modules: Mapping[str, nn.Module]
 ) -> Frame | None:
-    """The module that holds a list of single heads, one of which computed the call."""
+    """Find the module with a list of single-head modules, if one of these computed the call."""
     for index in range(len(frames) - 1, 0, -1):
         item, owner = frames[index], frames[index - 1]
         path, _, number = item.name.rpartition(".")
@@ -120,12 +120,12 @@ def _list_of_heads(
 
 
 def resolve(frame: Frame, held: list[Held], tokens: Sequence[int]) -> Resolved:
-    """Put together what a module computed part by part.
+    """Join the calls in which a module computed its attention part by part.
 
     Args:
         frame: The module.
-        held: Calls with the same queries' origin, in order.
-        tokens: How many tokens it was given.
+        held: Calls whose queries have the same origin, in order.
+        tokens: Token counts of the module's inputs.
     """
     held = [replace(one, late=True) for one in held]
     if len(held) == 1:
@@ -146,7 +146,7 @@ def resolve(frame: Frame, held: list[Held], tokens: Sequence[int]) -> Resolved:
 
 
 def _joined_heads(calls: list[AttentionCall]) -> AttentionCall | None:
-    """One call from several of one head each; None where they do not fit together."""
+    """Join calls of one head each into one call; None if their masks or sizes differ."""
     joined: dict[str, Tensor | None] = {}
     for role in ("query", "key", "value", "output", "scores"):
         parts = [x for x in (getattr(call, role) for call in calls) if x is not None]

@@ -1,4 +1,4 @@
-"""Batched matrix products, however they are written: which rows, columns and factors they have."""
+"""Batched matrix products in every notation, with their rows, columns and factors."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Product:
     """One batched product of two tensors.
 
     Args:
-        factors: The two tensors as they were given.
-        letters: Of the factors and the result, as in einsum; empty for matmul.
+        factors: The two tensors that are multiplied.
+        letters: Einsum letters of the factors and the result; empty for matmul.
     """
 
     factors: tuple[Tensor, Tensor]
@@ -50,11 +50,11 @@ class Product:
         return one, two
 
     def with_values(self, result: Tensor, side: int, rows: int, columns: int) -> tuple[Tensor, Tensor] | None:
-        """What probabilities were multiplied with, if the factor ``side`` is that.
+        """Return values and outputs, if the factor ``side`` holds probabilities.
 
         Args:
-            result: What the product gave.
-            side: Which of the factors holds probabilities.
+            result: Result of the product.
+            side: Number of the factor that holds probabilities.
             rows: Its axis of queries.
             columns: Its axis of keys.
 
@@ -67,12 +67,12 @@ class Product:
             if (side, rows, columns) == (0, -2, -1):
                 return other, result
             return (other.mT, result.mT) if (side, rows, columns) == (1, -1, -2) else None
-        mine, theirs, out = self.letters[side], self.letters[1 - side], self.letters[2]
-        row, column = mine[rows], mine[columns]
-        feature = set(theirs) & set(out) - set(mine)
+        own, theirs, out = self.letters[side], self.letters[1 - side], self.letters[2]
+        row, column = own[rows], own[columns]
+        feature = set(theirs) & set(out) - set(own)
         if column not in theirs or column in out or row in theirs or row not in out or len(feature) != 1:
             return None
-        lead = "".join(c for c in mine if c not in (row, column))
+        lead = "".join(c for c in own if c not in (row, column))
         if not set(lead) <= set(out) or not set(theirs) <= {*lead, column, *feature}:
             return None
         (feature_letter,) = feature
@@ -82,7 +82,7 @@ class Product:
         )
 
     def _own(self, side: int) -> str:
-        """The letter of this factor's rows: the last in the result that the other factor has not."""
+        """Return the letter of a factor's rows: the last one in the result that the other factor lacks."""
         other = self.letters[1 - side]
         return [c for c in self.letters[2] if c in self.letters[side] and c not in other][-1]
 
@@ -93,14 +93,14 @@ def is_product(func: Any) -> bool:
 
 
 def product_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Product | None:
-    """Read a product; None where it is none of two batches of matrices."""
-    given = [*args, *kwargs.values()]
+    """Return the product of two batches of matrices; None for any other call."""
+    values = [*args, *kwargs.values()]
     if func is torch.einsum:
-        operands = given[1] if isinstance(given[1], (list, tuple)) else given[1:]
-        return _einsum(given[0], operands) if isinstance(given[0], str) else None
+        operands = values[1] if isinstance(values[1], (list, tuple)) else values[1:]
+        return _einsum(values[0], operands) if isinstance(values[0], str) else None
     if func in _ADDING:
-        given = given[1:]
-    factors = [x for x in given if isinstance(x, Tensor) and x.dim() >= 3]
+        values = values[1:]
+    factors = [x for x in values if isinstance(x, Tensor) and x.dim() >= 3]
     if func is Tensor.__rmatmul__:
         factors.reverse()
     return Product((factors[0], factors[1])) if len(factors) == 2 else None
@@ -116,15 +116,15 @@ def _einsum(equation: str, operands: Any) -> Product | None:
     one, two = (set(word) for word in letters)
     whole = set(out)
     own = len(one & whole - two), len(two & whole - one)
-    if min(own) != 1 or len(one & two - whole) != 1:  # else the leading axes would not be the same
+    if min(own) != 1 or len(one & two - whole) != 1:  # otherwise the factors' leading axes differ
         return None
     return Product((operands[0], operands[1]), (letters[0], letters[1], out))
 
 
 def _arranged(x: Tensor, letters: str, lead: str, last: str) -> Tensor:
-    """Permute to the axes ``lead + last``, with size 1 where it lacks a leading one."""
+    """Permute to the axes ``lead + last``, with size 1 for a missing leading axis."""
     order = [letters.index(c) for c in lead + last if c in letters]
-    if order != sorted(order):  # else it is the tensor itself: what is known of it is known of no view
+    if order != sorted(order):  # otherwise return the tensor itself: a view has no record
         x = x.permute(order)
     for i, letter in enumerate(lead):
         if letter not in letters:

@@ -1,4 +1,4 @@
-"""Attention that transformers routes through its ``AttentionInterface``, whatever the backend."""
+"""Attention that transformers routes through its ``AttentionInterface``, under any backend."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def observe_routed(observe: Observe, running: Callable[[], Any]) -> Iterator[Non
     its own, and a *new* name would lose the padding mask, which is made by name.
 
     Args:
-        observe: Takes the calling module, what translates the call, and its result; returns what the module
-            gets.
-        running: Context in which the original function runs; what it calls inside is not seen twice.
+        observe: Takes the calling module, a function that translates the call, and the call's result; returns
+            the result for the module.
+        running: Context for the original function, in which the functions that it calls are ignored.
     """
     library = sys.modules.get("transformers.modeling_utils")
     interface = getattr(library, "AttentionInterface", None)
@@ -84,10 +84,10 @@ def _call(
         if isinstance(mask, Tensor) and mask.dim() == 2:
             mask = mask[:, None, None, -key.shape[2] :] > 0
     elif name.endswith("eager") or "flex" in name:
-        causal = False  # there, the mask says it all
+        causal = False  # in these backends the mask includes causality
     else:
         causal = causal and mask is None and queries > 1
-        if causal and key.shape[2] != queries:  # aligned at the top left, wherever the queries stand
+        if causal and key.shape[2] != queries:  # sdpa aligns causality at the top left, whatever the offset
             mask = torch.ones(1, 1, queries, key.shape[2], dtype=torch.bool, device=query.device).tril()
             causal = False
     if isinstance(mask, Tensor) and mask.shape[-1] > key.shape[2]:
@@ -110,7 +110,7 @@ def _call(
 
 
 def _per_head(output: Tensor, batch: int, heads: int, queries: int) -> Tensor | None:
-    """[B, N, H, D], or the same with heads merged, to [B, H, N, D]."""
+    """Map [B, N, H, D], or the same with heads merged, to [B, H, N, D]."""
     if not isinstance(output, torch.Tensor) or output.numel() % (batch * heads * queries):
         return None
     return output.reshape(batch, queries, heads, -1).transpose(1, 2)

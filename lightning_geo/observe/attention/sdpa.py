@@ -29,41 +29,46 @@ def sdpa_call(
     """Translate one call of ``scaled_dot_product_attention``.
 
     Args:
-        axes: Tells which of the queries' axes is heads, given the keys too. The other arguments
-            are the function's result and its own arguments.
+        axes: Finds the axis of heads from queries and keys. The other arguments are the function's result
+            and its own arguments.
+
+    Raises:
+        UnknownAxesError: If the tensors are nested, or the axis of heads is unknown.
     """
     if query.is_nested:
-        raise UnknownAxesError("nested tensors are not read. Pad them, or use position ids that start again")
-    found = axes(query, key)
+        raise UnknownAxesError(
+            "it attends with nested tensors. Pad the sequences, or pack them with position ids that restart"
+        )
+    layout = axes(query, key)
     mask = None if attn_mask is None else plain_mask(attn_mask)
     lengths = query.shape[-2], key.shape[-2]
-    if is_causal and lengths[0] != lengths[1]:  # aligned at the top left, wherever the queries stand
+    if is_causal and lengths[0] != lengths[1]:  # torch aligns causality at the top left
         mask, is_causal = torch.ones(lengths, dtype=torch.bool, device=query.device).tril(), False
-    q, k, v = found(query), found.grouped(key, query), found.grouped(value, query)
+    q, k, v = layout(query), layout.grouped(key, query), layout.grouped(value, query)
     if any(x.shape[0] != q.shape[0] or q.shape[1] % x.shape[1] for x in (k, v)):
         raise UnknownAxesError(
-            f"queries {list(query.shape)} and keys {list(key.shape)} do not fit together as batch and heads. "
+            f"queries {list(query.shape)} and keys {list(key.shape)} have no batch and heads in common. "
             "Call attention with [batch, heads, tokens, features]"
         )
     return AttentionCall(
         query=q,
         key=k,
         value=v,
-        output=found(output),
-        masks=() if mask is None else (found.mask(mask, query.shape[:-2]),),
+        output=layout(output),
+        masks=() if mask is None else (layout.mask(mask, query.shape[:-2]),),
         is_causal=is_causal,
         scale=scale,
     )
 
 
 def sdpa_inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Queries and keys among the arguments of ``scaled_dot_product_attention``."""
+    """Return queries and keys from the arguments of ``scaled_dot_product_attention``."""
     query, key = [*args, *(kwargs[name] for name in ("query", "key") if name in kwargs)][:2]
     return query, key
 
 
 def plain_mask(mask: Tensor) -> Tensor:
-    """A mask as a tensor of its entries: the objects of ``torch.nn.attention.bias`` are empty tensors."""
+    """Return a mask with its entries: objects of ``torch.nn.attention.bias`` are tensors without entries."""
     if not isinstance(mask, CausalBias):
         return mask
     shape = mask.seq_len_q, mask.seq_len_kv
@@ -72,24 +77,24 @@ def plain_mask(mask: Tensor) -> Tensor:
 
 
 def multi_head_inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Hidden states of queries and of keys among the arguments of ``F.multi_head_attention_forward``."""
-    given = MULTI_HEAD.bind(*args, **kwargs).arguments
-    return given["query"], given["key"]
+    """Return the queries' and keys' hidden states from ``F.multi_head_attention_forward``'s arguments."""
+    arguments = MULTI_HEAD.bind(*args, **kwargs).arguments
+    return arguments["query"], arguments["key"]
 
 
 def multi_head_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[AttentionCall, bool]:
     """Translate one call of ``F.multi_head_attention_forward`` from its arguments.
 
-    The function shows nothing of its inside (entering the mode again would recurse without end),
-    so that query, key and value are projected once more, and the heads' outputs computed again
-    without dropout: about half of the call's own cost, on samples only.
+    The function hides its inside: to observe it, the function mode would have to enter itself and recurse
+    endlessly. Query, key and value are projected again instead, and the heads' outputs computed again without
+    dropout, on samples only. That costs about half as much as the call itself.
 
     Returns:
-        The call, and whether keys that belong to no token were put behind the others.
+        The call, and whether keys without a token were appended to the others.
     """
-    given = MULTI_HEAD.bind(*args, **kwargs)
-    given.apply_defaults()
-    a = given.arguments
+    bound = MULTI_HEAD.bind(*args, **kwargs)
+    bound.apply_defaults()
+    a = bound.arguments
     query, key, value = a["query"], a["key"], a["value"]
     if query.dim() == 2:  # unbatched
         query, key, value = (x.unsqueeze(1) for x in (query, key, value))
@@ -134,7 +139,7 @@ def multi_head_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Atte
 def _multi_head_masks(
     attention: Tensor | None, padding: Tensor | None, batch: int, heads: int
 ) -> tuple[Tensor, ...]:
-    """Bool masks of ``nn.MultiheadAttention`` hide where True: turn them round."""
+    """Invert bool masks: in ``nn.MultiheadAttention`` True hides, in an attention call False."""
     masks = []
     if attention is not None:
         shape = (batch, heads) if attention.dim() == 3 and attention.shape[0] != 1 else None

@@ -1,4 +1,4 @@
-"""What models add to scores or hide in them between the product and the softmax."""
+"""Masks and biases that models apply to scores between the product and the softmax."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ _SUBTRACT: frozenset[Any] = frozenset({
 _FILL: frozenset[Any] = frozenset({torch.masked_fill, Tensor.masked_fill, Tensor.masked_fill_})
 _WHERE: frozenset[Any] = frozenset({torch.where, Tensor.where})
 
-#: Names of functions that lay out anew, convert or squash, whatever else they are given.
+#: Names of functions that change layout or type, or squash values, whatever their other arguments.
 _LOOKING = frozenset({
     "view", "reshape", "unflatten", "flatten", "squeeze", "unsqueeze", "expand", "expand_as", "repeat",
     "permute", "transpose", "swapaxes", "swapdims", "movedim", "get", "contiguous", "clone", "detach", "to",
     "type", "type_as", "float", "half", "bfloat16", "double", "getitem", "chunk", "split", "unbind", "narrow",
     "select", "neg", "tanh", "requires_grad",
 })  # fmt: skip
-#: Those that multiply or divide: a product with 0 is a score of 0, which hides nothing.
+#: Names of functions that multiply or divide: they never hide keys, since a score of 0 is visible.
 _SCALING = frozenset({
     "mul", "imul", "rmul", "multiply", "div", "truediv", "itruediv", "divide", "true_divide",
 })  # fmt: skip
 
-#: A fill value below it hides.
+#: Fill values at or below this hide.
 _HIDING = -50.0
 
 
 @dataclass(frozen=True)
 class Term:
-    """A mask as it was applied to scores.
+    """A mask applied to scores.
 
     Args:
         mask: Bool, True where a key stays visible; or additive. Broadcastable to ``shape``.
-        shape: Of the scores at that time.
-        axes: Their two axes of rows and columns at that time.
+        shape: Shape of the scores when it was applied.
+        axes: Their axes of rows and columns at that time.
     """
 
     mask: Tensor
@@ -54,16 +54,16 @@ class Term:
 def term_of(
     func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], scores: Tensor, axes: tuple[int, int]
 ) -> Term | None:
-    """Read what a function did to scores with these axes; None where it is no mask."""
+    """Return the mask that a function applied to scores with these axes; None if it applied none."""
     given = [*args, *kwargs.values()]
     others = [x for x in given if isinstance(x, Tensor) and x is not scores]
     mask: Tensor | None = None
     if func in _ADD or func in _SUBTRACT:
-        if len(others) == 1 and others[0].dtype != torch.bool:  # (1 - mask) * -10000 may be whole numbers
+        if len(others) == 1 and others[0].dtype != torch.bool:  # may be integers: (1 - mask) * -10000
             factor = kwargs.get("alpha", 1) * (-1 if func in _SUBTRACT else 1)
             if given[0] is scores:
                 mask = others[0].to(scores.dtype) * factor if factor != 1 else others[0].to(scores.dtype)
-            elif "alpha" not in kwargs:  # what is taken from has the sign that it has
+            elif "alpha" not in kwargs:  # in `mask - scores` the mask keeps its sign
                 mask = others[0].to(scores.dtype)
     elif func in _FILL and len(given) == 3:
         if _hides(given[2]):
@@ -80,12 +80,12 @@ def term_of(
 
 
 def is_sum(func: Any) -> bool:
-    """Whether it adds or subtracts."""
+    """Whether a torch function adds or subtracts."""
     return func in _ADD or func in _SUBTRACT
 
 
 def keeps_visibility(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], scores: Tensor) -> bool:
-    """Whether a function that is no mask is known to hide no key either: it looks, scales or squashes."""
+    """Whether a function that applies no mask surely hides no key: it changes layout, scales or squashes."""
     name = getattr(func, "__name__", "").strip("_")
     if name in _SCALING or func is F.dropout:
         return True
@@ -94,7 +94,7 @@ def keeps_visibility(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], s
 
 
 def _hides(value: Any) -> bool:
-    """Whether scores are filled with something that hides; on a device, a tensor is taken for that."""
+    """Whether a fill value hides. A tensor on a device is assumed to, rather than wait for its value."""
     if isinstance(value, Tensor):
         return value.device.type != "cpu" or bool((value <= _HIDING).all())
     return isinstance(value, (int, float)) and value <= _HIDING

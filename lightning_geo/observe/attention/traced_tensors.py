@@ -14,18 +14,18 @@ __all__ = ["Probabilities", "Scores", "Softmax", "WrittenAttention"]
 
 @dataclass(frozen=True)
 class Scores:
-    """What is known of a tensor that holds the scores of an attention, before its softmax.
+    """Record of a tensor with an attention's scores, before the softmax.
 
     Args:
-        first: Axis (negative) of the product's first factor's rows.
-        second: Axis of its second factor's.
-        product: The product of queries and keys that it began as; None where it is not whole.
-        parts: Products of the same queries that were joined along the columns; empty where there is one.
-        given: Its two factors, or those of the first part.
-        keys: How many columns are the product's, where columns without key were put behind (learned sinks).
-        terms: What was added to it or hides in it since.
-        opaque: Whether something else was done to it that may hide keys.
-        number: Order among products: of several that are added up, the first is content with content.
+        first: Axis (negative) of the rows of the product's first factor.
+        second: Axis (negative) of the rows of its second factor.
+        product: The product of queries and keys; None if the tensor holds only a part of it.
+        parts: Products of the same queries joined along the columns; empty for a single one.
+        given: The product's two factors, or those of the first part.
+        keys: Number of columns from the product, if columns without a key were appended (learned sinks).
+        terms: Masks and biases applied since.
+        opaque: Whether another operation that may hide keys was applied.
+        number: Order among products: of several that are added, the first multiplies content with content.
     """
 
     first: int
@@ -44,15 +44,15 @@ class Softmax:
     """One softmax over scores.
 
     Args:
-        scores: As it was given them, rows before columns: [..., Nq, Nk].
-        known: What is known of them.
-        axes: Their axes of queries and keys before they were laid out so.
-        place: Path of the module that it ran in.
-        query: Their product's queries [..., Nq, D]; None where it is not known.
-        key: Its keys [..., Nk, D].
-        given: What queries and keys are views of.
+        scores: Input of the softmax with rows before columns: [..., Nq, Nk].
+        known: Record of the scores.
+        axes: Axes of queries and keys in the original layout.
+        place: Path of the module in which it ran.
+        query: Queries of the product [..., Nq, D]; None if unknown.
+        key: Keys of the product [..., Nk, D]; None if unknown.
+        given: The tensors that queries and keys are views of.
         emitted: Whether its product with values was seen.
-        used: Whether something else was computed from its probabilities.
+        used: Whether its probabilities were used in another way.
     """
 
     scores: Tensor
@@ -66,7 +66,7 @@ class Softmax:
     used: bool = False
 
     def let_go(self) -> None:
-        """Drop every tensor: what is known of the probabilities lives as long as they do, in a graph say."""
+        """Drop every tensor: this record lives as long as the probabilities, which a graph may keep."""
         nothing = self.scores.new_empty(0)
         self.scores, self.query, self.key, self.given = nothing, None, None, (nothing, nothing)
         self.known = replace(self.known, product=None, parts=(), given=self.given, terms=())
@@ -74,13 +74,13 @@ class Softmax:
 
 @dataclass(frozen=True)
 class Probabilities:
-    """What is known of a tensor that holds attention probabilities.
+    """Record of a tensor with attention probabilities.
 
     Args:
         rows: Axis (negative) of queries.
         columns: Axis of keys.
-        softmaxes: What it was computed from.
-        whole: Whether it still has all columns, those without key aside.
+        softmaxes: The softmaxes that it was computed from.
+        whole: Whether it still has the columns of all keys.
     """
 
     rows: int
@@ -91,13 +91,13 @@ class Probabilities:
 
 @dataclass
 class WrittenAttention:
-    """An attention that was recognised: softmaxes whose probabilities are multiplied with values.
+    """A recognised attention: softmaxes whose probabilities are multiplied with values.
 
     Args:
         softmaxes: Several where a module combines them before the product (differential attention).
-        value: [..., Nk, Dv]; None where it is not known.
-        output: [..., Nq, Dv], the product itself laid out.
-        product: The product as the model has it.
+        value: [..., Nk, Dv]; None if unknown.
+        output: [..., Nq, Dv], the product in this layout.
+        product: The product in the model's layout.
     """
 
     softmaxes: tuple[Softmax, ...]

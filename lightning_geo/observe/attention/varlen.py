@@ -1,4 +1,4 @@
-"""``torch.nn.attention.varlen``: attention of documents laid end to end, seen as an operator."""
+"""``torch.nn.attention.varlen``: attention over documents laid end to end, observed as an operator."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def varlen_call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result
     """
     given = _given(func, args, kwargs)
     if given.get("seqused_k") is not None or given.get("block_table") is not None:
-        raise PackedCallError("its keys lie in a cache, of which only a part is in use")
+        raise PackedCallError("its keys lie in the pages of a cache that is only partly in use")
     output = given["out"] if "out" in given else result[0]
     causal = bool(given.get("is_causal"))
     left, right = given.get("window_size") or (-1, -1)
-    of_queries, of_keys = given["cu_seq_q"], given.get("cu_seq_k")
+    query_bounds, key_bounds = given["cu_seq_q"], given.get("cu_seq_k")
     return AttentionCall(
         query=_one_row(given["query"]),
         key=_one_row(given["key"]),
@@ -52,12 +52,12 @@ def varlen_call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result
         is_causal=causal or (left, right) == (-1, 0),
         window=None if (left, right) in ((-1, -1), (-1, 0)) else (left, right),
         scale=given.get("scale"),
-        cumulative=(of_queries, of_queries if of_keys is None else of_keys),
+        cumulative=(query_bounds, query_bounds if key_bounds is None else key_bounds),
     )
 
 
 def varlen_inputs(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Queries and keys among the arguments of such an operator."""
+    """Return queries and keys from such an operator's arguments."""
     given = _given(func, args, kwargs)
     return given["query"], given["key"]
 

@@ -1,1 +1,1 @@
-"""What is known about an attention call: axes, masks, positions and tokens, each source a file."""
+"""Evidence about an attention call: axes, masks, positions and tokens, one source per file."""

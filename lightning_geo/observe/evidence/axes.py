@@ -1,4 +1,4 @@
-"""Which axis is heads: from what modules declare, and from how many tokens there are."""
+"""Which axis is heads, by the modules' declared heads and the number of tokens."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _NAMES = ("num_heads", "num_attention_heads", "n_heads", "n_head", "nhead", "nhe
 
 
 class UnknownAxesError(GeometryError, LookupError):
-    """Nothing says which axis is heads."""
+    """The axis of heads is unknown."""
 
 
 def config_of(module: nn.Module) -> Any:
-    """A module's ``config``; None where it has none, or a property of that name fails."""
+    """Return a module's ``config``; None if it has none, or its ``config`` property raises."""
     try:
         return getattr(module, "config", None)
     except Exception:
@@ -30,7 +30,7 @@ def config_of(module: nn.Module) -> Any:
 
 
 def declared_heads(module: nn.Module) -> int | None:
-    """How many heads a module says that it has: an attribute of its own, or of its config."""
+    """Return the number of heads that a module declares in an attribute of its own or of its config."""
     for holder in (module, config_of(module)):
         if holder is None:
             continue
@@ -43,13 +43,13 @@ def declared_heads(module: nn.Module) -> int | None:
 
 @dataclass(frozen=True)
 class Axes:
-    """How the leading axes of an attention's tensors become batch and heads.
+    """Maps the leading axes of an attention's tensors to batch and heads.
 
     Args:
-        heads: Index of the axis of heads among the leading axes; None where there is one head without axis.
-        folded: Heads in the first axis where it holds batch and heads in one; else 0.
-        heads_first: Whether heads vary slower there.
-        groups: Whether heads are two axes, groups and the heads of each, the first of which is ``heads``.
+        heads: Index of the axis of heads among the leading axes; None for a single head without an axis.
+        folded: Number of heads if the first axis holds batch and heads together; else 0.
+        heads_first: Whether heads vary slower than sequences in that axis.
+        groups: Whether heads are two axes, groups and the heads of each; ``heads`` is then that of groups.
     """
 
     heads: int | None
@@ -58,13 +58,13 @@ class Axes:
     groups: bool = False
 
     def is_next_to_features(self, x: Tensor) -> bool:
-        """Whether the last axis of heads lies in memory as a projection lays it out."""
+        """Whether the last axis of heads is next to the features in memory, as a projection writes it."""
         assert self.heads is not None
         last = self.heads + self.groups
         return x.shape[last] > 1 and x.stride(last) == x.shape[-1] * x.stride(-1)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """[*lead, rows, columns] to [B, H, rows, columns]; fewer heads than queries have stay fewer."""
+        """Map [*lead, rows, columns] to [B, H, rows, columns]; grouped key heads stay fewer."""
         if self.groups:
             assert self.heads is not None
             return Axes(self.heads)(x.flatten(self.heads, self.heads + 1))
@@ -80,20 +80,24 @@ class Axes:
         return x if x.dim() == 4 else x.flatten(0, -4)
 
     def grouped(self, x: Tensor, queries: Tensor) -> Tensor:
-        """The same for keys and values, whose folded axis holds fewer heads where heads are grouped."""
+        """Map keys or values likewise; with grouped heads, their folded axis holds fewer heads."""
         if not self.folded or x.dim() != 3:
             return self(x)
         batch = queries.shape[0] // self.folded
         if x.shape[0] % batch or self.folded % (x.shape[0] // batch):
-            raise UnknownAxesError("the keys' heads and batch are one axis that fits neither")
+            raise UnknownAxesError(
+                f"the first axis of the keys, of size {x.shape[0]}, does not fit a batch of {batch} with "
+                f"{self.folded} query heads. "
+                "Call attention with [batch, heads, tokens, features]"
+            )
         return self._unfolded(x, batch)
 
     def _unfolded(self, x: Tensor, batch: int) -> Tensor:
-        found: Tensor = x.unflatten(0, (-1, batch) if self.heads_first else (batch, -1))
-        return found.transpose(0, 1) if self.heads_first else found
+        split: Tensor = x.unflatten(0, (-1, batch) if self.heads_first else (batch, -1))
+        return split.transpose(0, 1) if self.heads_first else split
 
     def mask(self, mask: Tensor, lead: Sequence[int]) -> Tensor:
-        """A mask that broadcasts over the leading axes ``lead``, to [B or 1, H or 1, Nq or 1, Nk or 1]."""
+        """Map a mask broadcastable over axes ``lead`` to [B or 1, H or 1, Nq or 1, Nk or 1]."""
         if mask.dim() < 2:
             mask = mask.reshape((1,) * (2 - mask.dim()) + tuple(mask.shape))
         mask = mask[(None,) * (len(lead) + 2 - mask.dim())]
@@ -127,23 +131,24 @@ def find_axes(
     heads_first: Callable[[Tensor, int], bool | None] = lambda x, heads: None,
     key: Tensor | None = None,
 ) -> Axes:
-    """Tell heads from batch in queries (or probabilities) ``[*lead, queries, columns]``.
+    """Find the axis of heads in queries (or probabilities) ``[*lead, queries, columns]``.
 
-    A module that declares its heads decides, as far as sizes allow. The number of tokens in the layer's input
-    decides what it leaves open: one head's rows are as many as these. What both leave open is decided by
-    memory, where heads that a projection made lie next to their features, and by PyTorch's convention
-    [B, H, N, D] for four axes, in this order.
+    Evidence counts in this order: the heads that the module declares, as far as sizes allow; the number of
+    tokens in the layer's input, which equals the number of rows of one head; the memory layout, in which a
+    projection puts each head next to its features; and PyTorch's convention [B, H, N, D] for four axes.
 
     Args:
-        x: What attention was given for queries.
-        declared: Heads that the module declares; None if it does not.
-        tokens: How many tokens modules around the call were given, those of its layer first, from outside in.
-        heads_first: Tells whether heads vary slower than sequences where both are the first of three axes.
-        key: What attention was given for keys: where queries are pooled, these are the layer's tokens, and
-            where heads are grouped, they have fewer of them.
+        x: Queries of the attention.
+        declared: Number of heads that the module declares; None if it declares none.
+        tokens: Token counts of the inputs of modules around the call, those of its layer first, from outside
+            in.
+        heads_first: Returns whether heads vary slower than sequences in an axis that holds both; None if
+            unknown.
+        key: Keys of the attention. If queries are pooled, the keys are the layer's tokens; if heads are
+            grouped, keys have fewer heads.
 
     Raises:
-        UnknownAxesError: If nothing decides.
+        UnknownAxesError: If no evidence decides.
 
     Example:
         >>> import torch
@@ -228,19 +233,21 @@ def _counted_axes(
 
 
 def _axis_of_groups(lead: Sequence[int], key: Tensor | None, declared: int | None) -> int | None:
-    """The one axis of which keys have less than queries: several heads of these share one of those."""
+    """Return the only axis on which keys are fewer than queries, so that query heads share key heads."""
     if key is None or key.dim() != len(lead) + 2:
         return None
     fewer = [(i, n, k) for i, (n, k) in enumerate(zip(lead, key.shape, strict=False)) if n != k]
     if len(fewer) != 1:
         return None
     ((axis, queries, keys),) = fewer
-    shared = keys > 0 and queries % keys == 0 and (axis > 0 or keys > 1)  # else one sequence of keys for all
+    shared = (
+        keys > 0 and queries % keys == 0 and (axis > 0 or keys > 1)
+    )  # otherwise all sequences share one sequence of keys
     return axis if shared and declared in (None, queries) else None
 
 
 def _readings(lead: Sequence[int], declared: int | None, counted: list[int], *, whole: bool) -> list[Axes]:
-    """Which axes may be heads, by what is declared and by which leave as many rows as there are tokens."""
+    """Return candidate layouts whose head axis fits the declared heads and the counted tokens."""
     if declared is None:
         return [Axes(i) for i in counted]
     sized = [i for i, n in enumerate(lead) if n == declared]
@@ -253,7 +260,7 @@ def _readings(lead: Sequence[int], declared: int | None, counted: list[int], *, 
 
 
 def _heads_in(size: int, rows: int, declared: int | None, tokens: Sequence[int]) -> int:
-    """How many heads the first of three axes holds: 1 in [sequences, N, D], H in [sequences · H, N, D]."""
+    """Count the heads in the first of three axes: 1 in [sequences, N, D], H in [sequences · H, N, D]."""
     if declared == 1:
         return 1
     for n in tokens:
@@ -271,6 +278,6 @@ def _heads_in(size: int, rows: int, declared: int | None, tokens: Sequence[int])
     if declared is not None and not tokens and size % declared == 0:
         return declared
     raise UnknownAxesError(
-        f"whether the first of three axes ({size}) holds sequences or their heads cannot be told. Give the "
-        "module an attribute `num_heads`, or call attention with [batch, heads, tokens, features]"
+        f"cannot tell whether the first of three axes, of size {size}, holds sequences or their heads. Give "
+        "the module a `num_heads` attribute, or call attention with [batch, heads, tokens, features]"
     )

@@ -1,4 +1,4 @@
-"""Which of batch and heads comes first where both are one axis: followed from where they were joined."""
+"""Whether batch or heads comes first in an axis that holds both, known from where they were joined."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _RESHAPES: frozenset[Any] = frozenset({
 })  # fmt: skip
 _CATS: frozenset[Any] = frozenset({torch.cat, torch.concat, torch.concatenate})
 
-#: Sizes of the two axes that were joined, the first varying slower, and their strides.
+#: Sizes of the two joined axes, the slower first, and their strides.
 Fold = tuple[tuple[int, int], tuple[int, int]]
 
 
 class Folds:
-    """Notes where two axes of a tensor were joined into one of three axes.
+    """Tracks tensors of three axes, one of which was joined from two.
 
-    Known are [a, b, N, D] -> [a·b, N, D], [N, B, d] -> [N, B·H, D] (the features are split behind the batch)
-    and heads that were split off one by one and put behind each other, ``cat(x.split(D, -1), 0)``.
+    Recognised are [a, b, N, D] -> [a·b, N, D], [N, B, d] -> [N, B·H, D] (features split off into the batch
+    axis), and heads split off one by one and concatenated, ``cat(x.split(D, -1), 0)``.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class Folds:
         self._known.clear()
 
     def heads_first(self, x: Tensor, heads: int) -> bool | None:
-        """Whether heads vary slower than sequences on the first axis; None where it is not known.
+        """Whether heads vary slower than sequences on the first axis; None if unknown.
 
         Args:
             x: [B·H, N, D].
@@ -47,12 +47,12 @@ class Folds:
         (first, second), strides = known
         if first != second:
             return first == heads
-        if strides[0] != strides[1]:  # heads lie closer together than sequences
+        if strides[0] != strides[1]:  # heads are closer together in memory than sequences
             return strides[0] < strides[1]
         return None
 
     def follow(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-        """A torch function returned."""
+        """Follow a torch function that returned."""
         if not isinstance(result, Tensor) or result.dim() not in (3, 4) or not args:
             return
         x = args[0]

@@ -1,4 +1,4 @@
-"""One attention call and what is known of it."""
+"""One attention call with the evidence about it."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ __all__ = ["Held"]
 
 @dataclass
 class Held:
-    """One attention call and what is known of it.
+    """One attention call with the evidence about it.
 
     Args:
         call: The call.
         module: Path of the module that computed it.
         query: Origin of its queries.
         key: Origin of its keys.
-        result: What the function returned that computed it.
-        multi_head: Its arguments, if it was ``F.multi_head_attention_forward``.
-        behind: Whether keys beyond the queries' own were put behind them.
-        late: Whether the model went on before it was shown.
+        result: Result of the function that computed it.
+        multi_head: The function's arguments, if it is ``F.multi_head_attention_forward``.
+        behind: Whether extra keys were appended after the queries' own, not put in front.
+        late: Whether the model already used the result when the call is shown.
     """
 
     call: AttentionCall
@@ -36,5 +36,5 @@ class Held:
     late: bool = False
 
     def beside(self, other: Held) -> bool:
-        """Whether both attend with the same hidden states, rather than one with what the other gave."""
+        """Whether both attend with the same hidden states, not one with the other's output."""
         return self.query is not None and self.query == other.query

@@ -1,4 +1,4 @@
-"""Masks in every form that attention functions take, and which of their entries hide a key."""
+"""Masks in every form that attention functions accept, and which entries hide a key."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _HIDING = -50.0
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
-#: Query rows that are looked at together: nothing of the size of a long mask is held beside it.
+#: Query rows read in one step, so that a long mask needs no copy of its own size.
 _ROWS = 1024
 
 
@@ -32,10 +32,10 @@ def visible(mask: Tensor) -> Tensor:
 def with_hidden(mask: Tensor) -> Tensor:
     """Write -inf where an additive mask hides: below -9000 in any case, and where a gap sets entries apart.
 
-    Swin hides with -100, others with -1000, while ALiBi's bias reaches such values without hiding. A mask has
-    two clusters of entries, 0 and its constant, each as wide as the bias that was added; a bias that grows
-    with distance takes every value between. So the lower half of a mask's range is hidden where its middle
-    half is empty.
+    Swin hides with -100, other models with -1000, while ALiBi's bias reaches such values without hiding. The
+    entries of a hiding mask form two clusters, at 0 and at its constant, each as wide as the added bias; a
+    bias that grows with distance fills the range in between. So an empty middle half means that the lower
+    half of the range is hidden.
 
     Args:
         mask: Additive, any shape.
@@ -57,18 +57,18 @@ def with_hidden(mask: Tensor) -> Tensor:
 
 
 class MaskReader:
-    """Reads each mask once, however many layers are given it.
+    """Reads each mask once, however many layers use it.
 
-    Masks are told apart by identity and version; those that a model makes anew for each layer are read anew,
-    and forgotten with them.
+    Masks are compared by identity and version. A mask that the model creates anew in each layer is read anew,
+    and forgotten when it is freed.
     """
 
     def __init__(self) -> None:
-        #: what was asked -> mask -> its version then, and the answer
+        #: question -> mask -> the mask's version when it was read, and the result
         self._read: dict[str, TensorTable[tuple[int, Any]]] = {}
 
     def clear(self) -> None:
-        """Forget the masks of the forward that ended."""
+        """Forget the masks of the forward pass that ended."""
         self._read.clear()
 
     def once(self, what: str, mask: Any, function: Callable[[Any], Any]) -> Any:
@@ -102,11 +102,11 @@ class MaskReader:
 
 
 def keys_seen(mask: Tensor | BlockMask, queries: int, keys: int, front: int = 0) -> Tensor:
-    """Tell the keys that are tokens from padding, by who may attend to them.
+    """Distinguish real keys from padding, by the queries that may attend to them.
 
-    A padded key is one that no query sees but, where masks keep rows from being empty, its own. Causal masks
-    show the last token to its own query alone: it is one if the token before it is. A token that sees itself
-    alone and is seen by nobody else is a document of its own, unless several lie at an end of some row.
+    No query sees a padded key, except its own where a mask keeps rows from being empty. A causal mask shows
+    the last token to its own query only: it is real if the token before it is. A token that sees only itself
+    and that no other query sees is a one-token document, unless several such tokens lie at an end of a row.
 
     Args:
         mask: [B or 1, H or 1, Nq or 1, Nk or 1], bool or additive with -inf where it hides; or a BlockMask.
@@ -145,7 +145,7 @@ def keys_seen(mask: Tensor | BlockMask, queries: int, keys: int, front: int = 0)
 
 
 def rows_of(mask: Tensor | BlockMask, queries: int, keys: int) -> Iterator[Tensor]:
-    """Some query rows after others: bool [B or 1, rows, Nk], True where any head may attend."""
+    """Yield blocks of query rows in order: bool [B or 1, rows, Nk], True where any head may attend."""
     rule = None if isinstance(mask, Tensor) else BlockRule.of(mask)
     for start in range(0, queries, _ROWS):
         stop = min(start + _ROWS, queries)
@@ -157,7 +157,7 @@ def rows_of(mask: Tensor | BlockMask, queries: int, keys: int) -> Iterator[Tenso
 
 
 def _as_keys(rows: list[Tensor], keys: int, front: int) -> Tensor:
-    """[B, Nq] of queries to [B, Nk], at the keys that are the same tokens."""
+    """Move flags of queries [B, Nq] to the keys of the same tokens, [B, Nk]."""
     joined = torch.cat(rows, -1)[:, : max(keys - front, 0)]
     result = joined.new_zeros(len(joined), keys)
     result[:, front : front + joined.shape[1]] = joined
@@ -165,27 +165,27 @@ def _as_keys(rows: list[Tensor], keys: int, front: int) -> Tensor:
 
 
 def _tokens(seen_by: Tensor, itself: Tensor, alone: Tensor, live: Tensor, later: Tensor) -> Tensor:
-    """Decide by how many queries see a key, and by what its own and later queries see.
+    """Decide which keys are tokens.
 
     Args:
-        seen_by: [B, Nk], how many queries see a key.
-        itself: Whether its own query does.
-        alone: Whether that one sees nothing else.
-        live: Whether its own query sees anything.
+        seen_by: [B, Nk], number of queries that see a key.
+        itself: Whether the key's own query sees it.
+        alone: Whether that query sees nothing else.
+        live: Whether that query sees any key.
         later: [B], whether any query sees a key after its own.
     """
     others, seen = seen_by > itself, seen_by > 0
-    # in a causal mask the last token is seen by its own query alone, since later ones are padding
+    # In a causal mask only its own query sees the last token, since later queries are padding.
     busy = (live & ~alone).to(torch.int64)
     after = busy.flip(-1).cumsum(-1).flip(-1) - busy
     before = torch.cat([torch.ones_like(others[:, :1]), others[:, :-1]], -1)
     others = others | (itself & ~alone & ~later[:, None] & (after == 0) & before)
     padded = (~others).to(torch.uint8)
     front, back = padded.cumprod(-1), padded.flip(-1).cumprod(-1).flip(-1)
-    # one at an end is padding where another sequence has more there, or where it does not see itself
+    # A single such key at an end is padding if another sequence has more there, or if it does not see itself.
     at_an_end = sum(run * (run.sum(-1, keepdim=True).amax() > 1) for run in (front, back))
     tokens = others | (itself & alone & ~others & (at_an_end == 0))
-    # where padding does not see itself, what does is no padding
+    # Where padding does not see itself, a key that sees itself is no padding.
     tokens = tokens | (itself & (~seen).any(-1, keepdim=True))
-    # where everybody sees itself alone, there is no padding to be known
+    # Where every key sees only itself, padding is indistinguishable: take all as tokens.
     return tokens | (itself & ~tokens.any(-1, keepdim=True))

@@ -1,4 +1,4 @@
-"""Which token sequence each tensor of a running model comes from."""
+"""The token sequence that each tensor of a running model comes from."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from lightning_geo.observe.evidence.tensor_table import TensorTable
 
 __all__ = ["Origin", "Origins", "makes_anew", "tensors_in"]
 
-#: Nothing of a tensor's tokens is in what these make of it.
+#: Functions whose result contains nothing of their argument's tokens.
 _LIKE: frozenset[Any] = frozenset({
     torch.zeros_like, torch.ones_like, torch.empty_like, torch.full_like, torch.rand_like, torch.randn_like,
     Tensor.new_zeros, Tensor.new_ones, Tensor.new_empty, Tensor.new_full, Tensor.new_tensor,
 })  # fmt: skip
 _CAT: frozenset[Any] = frozenset({torch.cat, torch.concat, torch.concatenate})
 
-#: Ranks of sources: what a model makes by itself says nothing of tokens, where an input takes part.
+#: Ranks of sources: where an input takes part, the model's own tensors say nothing about tokens.
 _MADE, _GIVEN = 1, 2
 
 
 class Origin(NamedTuple):
-    """Where a tensor's tokens come from.
+    """Source of a tensor's tokens.
 
     Args:
         rank: 2 for an input of the model, 1 for its parameters, buffers and constants.
-        source: Which of them.
-        mixed: Bit mask of the attentions on the way, queries' side: other tokens of the sequence are in it.
-        front: Tokens of another source that were put in front.
+        source: Number of that input, parameter, buffer or constant.
+        mixed: Bit mask of the attentions on the way through their queries; each mixed in other tokens.
+        front: Number of tokens of another source in front.
     """
 
     rank: int
@@ -40,10 +40,10 @@ class Origin(NamedTuple):
     front: int = 0
 
     def same_sequence(self, keys: Origin) -> bool:
-        """Whether ``keys`` are tokens of the sequence that these queries are tokens of.
+        """Whether ``keys`` and these queries are tokens of the same sequence.
 
-        They are where both come from one source and every attention on the keys' way is on the queries'
-        way too. The output of an encoder that read the same ids has attentions that a decoder's has not.
+        They are if both come from one source, and every attention on the keys' way is also on the queries'
+        way. An encoder that reads the same ids as the decoder has attentions that the decoder has not.
         """
         return self[:2] == keys[:2] and not keys.mixed & ~self.mixed
 
@@ -51,8 +51,8 @@ class Origin(NamedTuple):
 class Origins:
     """Follows the tokens of a model's inputs through the torch functions that it calls.
 
-    The result of a function has the origin of its first argument of the highest rank. It is unknown behind
-    what shows no torch functions (custom autograd functions, scripted modules).
+    A function's result has the origin of its first argument of the highest rank. Results of code that shows
+    no torch functions (custom autograd functions, scripted modules) have no known origin.
     """
 
     def __init__(self) -> None:
@@ -66,24 +66,24 @@ class Origins:
         self._attentions = itertools.count()
 
     def give(self, tensors: Iterable[Tensor]) -> None:
-        """These are inputs of the model: each that is not known is a source of its own."""
+        """Register inputs of the model: each unknown tensor becomes a source of its own."""
         for x in tensors:
             if self.of(x) is None:
                 self._known.set(x, Origin(_GIVEN, next(self._numbers)))
 
     def make(self, tensors: Iterable[Tensor]) -> None:
-        """These are the model's own constants."""
+        """Register the model's own constants."""
         for x in tensors:
             if self.of(x) is None:
                 self._known.set(x, Origin(_MADE, next(self._numbers)))
 
     def of(self, x: Any) -> Origin | None:
-        """The origin of a tensor; None where it is not known."""
+        """Return a tensor's origin; None if unknown."""
         known = self._known.get(x)
         return Origin(_MADE, id(x)) if known is None and isinstance(x, nn.Parameter) else known
 
     def attended(self, query: Any, result: Any) -> None:
-        """``result`` is what an attention gave to these queries: tokens of their sequence, mixed."""
+        """Register an attention's result: tokens of the queries' sequence, mixed by one more attention."""
         origin = self.of(query)
         if origin is not None:
             bit = 1 << next(self._attentions)
@@ -91,7 +91,7 @@ class Origins:
                 self._known.set(x, origin._replace(mixed=origin.mixed | bit))
 
     def follow(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-        """A torch function returned."""
+        """Follow a torch function that returned."""
         if func is Tensor.__setitem__:
             self._write_into(args[0], args[-1])
             return
@@ -113,7 +113,7 @@ class Origins:
                 self._known.set(x, origin)
 
     def _write_into(self, x: Tensor, value: Any) -> None:
-        """Tokens written into a constant make a sequence of their own: inputs shifted to the right, say."""
+        """Start a new sequence where tokens are written into a constant, such as inputs shifted right."""
         origin, written = self.of(x), self.of(value)
         if written is not None and written.rank == _GIVEN and (origin is None or origin.rank == _MADE):
             self._known.set(x, Origin(_GIVEN, next(self._numbers), written.mixed))
@@ -131,7 +131,7 @@ class Origins:
         return origin
 
     def _of_cat(self, args: tuple[Any, ...], kwargs: dict[str, Any], given: list[Tensor]) -> Origin | None:
-        """Tokens joined: the last part of the highest rank, what stands before it being in front."""
+        """Return the origin of concatenated tokens: the last part of the highest rank."""
         known = [(x, o) for x in given if (o := self.of(x)) is not None]
         if not known:
             return None
@@ -142,7 +142,7 @@ class Origins:
         front = 0
         for x in itertools.takewhile(lambda x: x is not last, given):
             before = self.of(x)
-            if not x.numel():  # a cache that is still empty has one axis only
+            if not x.numel():  # an empty cache, which has a single axis
                 continue
             if features or (before is not None and before[:2] == origin[:2]):
                 return self._of_all(
@@ -153,12 +153,12 @@ class Origins:
 
 
 def makes_anew(func: Any) -> bool:
-    """Whether a torch function takes a tensor for its shape, type and device alone."""
+    """Whether a torch function uses only a tensor's shape, type and device."""
     return func in _LIKE
 
 
 def tensors_in(args: Iterable[Any], kwargs: dict[str, Any]) -> Iterator[Tensor]:
-    """Tensors among the arguments of a torch function, also those in lists and tuples."""
+    """Yield tensors among a torch function's arguments, including those in lists and tuples."""
     for value in args:
         if isinstance(value, Tensor):
             yield value

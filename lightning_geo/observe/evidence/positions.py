@@ -1,4 +1,4 @@
-"""Where queries stand among keys, and whether these are tokens of the same sequence."""
+"""The positions of queries among keys, and whether both are tokens of the same sequence."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ def set_positions(
 ) -> None:
     """Fill in ``cross`` and ``offset`` from the evidence, in the order of its weight.
 
-    The module declares cross-attention; else it is told by what queries and keys were computed from; else,
-    where a module on the way shows no torch functions, by whether the attention module was given one
-    sequence or several. What all this leaves open has no positions.
+    The module's declaration decides whether the call is cross-attention; without one, the origins of queries
+    and keys decide; without origins, because some module on the way shows no torch functions, the number of
+    sequences among the attention module's inputs does. If none decides, queries have no positions.
 
     Args:
         call: One attention call.
-        module: Which computed it.
+        module: The module that computed it.
         frames: The running modules, outermost first.
         query: The queries' origin.
         key: The keys'.
-        behind: Whether keys beyond the queries' own were put behind them.
+        behind: Whether extra keys were appended after the queries' own, not put in front.
     """
     _, queries, keys = call.lengths
     declared = getattr(module, "is_cross_attention", None)
@@ -54,7 +54,7 @@ def set_positions(
     elif queries == keys or behind:
         call.offset = 0
     else:
-        # what aligns causality at the last key (FlashAttention) says it too
+        # FlashAttention aligns causality at the last key, so that its call has an offset already.
         call.offset = _keys_in_front(queries, keys, frames, query, key) or call.offset or None
 
 
@@ -71,11 +71,11 @@ def _keys_in_front(
 
 
 def _given_one_sequence(frames: Sequence[Frame]) -> bool | None:
-    """Whether the attention module was given hidden states of one sequence; None where that says nothing."""
+    """Whether the attention module's inputs have hidden states of one sequence only; None if undecided."""
     if not frames:
         return None
-    given = [
+    states = [
         x for x in frames[-1].given.values()
         if isinstance(x, Tensor) and x.is_floating_point() and x.dim() == 3
     ]  # fmt: skip
-    return True if len({id(x) for x in given}) == 1 else None
+    return True if len({id(x) for x in states}) == 1 else None

@@ -1,4 +1,4 @@
-"""What is known of single tensors of a running model, for as long as they live."""
+"""A table of single tensors of a running model, for as long as they live."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ T = TypeVar("T")
 
 
 class TensorTable(Generic[T]):
-    """A dictionary from tensors, told apart by identity; an entry goes when its tensor does.
+    """A dictionary keyed by tensor identity; an entry disappears with its tensor.
 
-    ``WeakTensorKeyDictionary`` does the same several times slower, which counts here: a model makes thousands
-    of tensors in a forward.
+    A model creates thousands of tensors in a forward pass, and ``WeakTensorKeyDictionary`` is several times
+    slower.
     """
 
     def __init__(self) -> None:
@@ -26,12 +26,12 @@ class TensorTable(Generic[T]):
         return len(self._entries)
 
     def get(self, x: Any) -> T | None:
-        """What is known of ``x``; None for nothing."""
+        """Return the entry of ``x``; None if it has none."""
         entry = self._entries.get(id(x))
         return None if entry is None else entry[1]
 
     def set(self, x: Tensor, value: T) -> None:
-        """Know this of ``x``, instead of what was known before."""
+        """Set the entry of ``x``, in place of an earlier one."""
         number, entries = id(x), self._entries
         entry = entries.get(number)
         if entry is not None:
@@ -40,9 +40,9 @@ class TensorTable(Generic[T]):
         entries[number] = weakref.ref(x, lambda _: entries.pop(number, None) and None), value
 
     def drop(self, x: Any) -> None:
-        """Know nothing of ``x``."""
+        """Remove the entry of ``x``, if any."""
         self._entries.pop(id(x), None)
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove all entries."""
         self._entries.clear()

@@ -1,4 +1,4 @@
-"""Act on single heads while a model runs: silence them, or ask what depends on them."""
+"""Scale single heads while a model runs: silence them, or differentiate by them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Factor = Callable[[CallKey, AttentionCall], Tensor | None]
 
 
 class _Scaling:
-    """An observer that looks at nothing and multiplies heads' outputs."""
+    """An observer that measures nothing and multiplies heads' outputs."""
 
     def __init__(self, factor: Factor) -> None:
         self._factor = factor
@@ -31,15 +31,15 @@ class _Scaling:
 
 @contextlib.contextmanager
 def scaled_heads(tap: Tap, factor: Factor, *, replays: bool = False) -> Iterator[None]:
-    """Inside, whatever the tapped model computes has its heads' outputs multiplied.
+    """Multiply the heads' outputs of the tapped model while the context is open.
 
     Args:
-        tap: Of the model.
-        factor: What to multiply the outputs of one attention call with, [B or 1, H]; ``None`` for nothing.
-        replays: Whether this is done in replays that begin inside, rather than between them.
+        tap: The model's tap.
+        factor: Returns the factors of one attention call's heads, [B or 1, H]; ``None`` to leave them alone.
+        replays: Whether to scale in replays that begin inside the context, rather than between them.
 
     Raises:
-        Exception: Afterwards, if an attention could not be changed: what the model returned is void then.
+        Exception: At the end, if an attention could not be scaled: the model's results are invalid then.
     """
     with tap.open(_Scaling(factor), replays=replays):
         yield
@@ -48,19 +48,20 @@ def scaled_heads(tap: Tap, factor: Factor, *, replays: bool = False) -> Iterator
 
 
 class HeadFactors:
-    """A factor 1 on every head of every attention, by which an objective can be differentiated.
+    """A factor of 1 on every head of every attention, for differentiating an objective by them.
 
-    The derivative by a head's factor is ⟨o, ∂objective/∂o⟩ with its output o, without keeping o or its
-    gradient. Nothing else needs to require a gradient: the graph begins at the factors.
+    The derivative by a head's factor is ⟨o, ∂objective/∂o⟩ with the head's output o; neither o nor its
+    gradient is stored. Nothing else needs to require a gradient: the graph begins at the factors.
 
     Args:
-        rows: Sequences that get a factor each, where a call has just as many; ``None`` for one in all.
+        rows: Number of sequences. A call with as many has a factor for each sequence, any other call one
+            factor for all; ``None`` for one factor in every call.
     """
 
     def __init__(self, rows: int | None = None) -> None:
         self._rows = rows
         self._complete = False
-        #: by attention call, in the order in which they were made
+        #: factors by attention call, in the order of the calls
         self.of: dict[CallKey, Tensor] = {}
 
     def __call__(self, key: CallKey, call: AttentionCall) -> Tensor:
@@ -70,16 +71,16 @@ class HeadFactors:
         wide = torch.promote_types(call.output.dtype, torch.float32)
         rows = batch if batch == self._rows else 1
         if self._complete or key not in self.of:
-            # under inference mode a tensor could have no gradient
+            # A tensor made under inference mode cannot have a gradient: leave the mode.
             with torch.inference_mode(False):
                 fresh = torch.ones(rows, heads, dtype=wide, device=call.device, requires_grad=True)
-            if self._complete:  # recomputed in backward by activation checkpointing: part of no new graph
+            if self._complete:  # activation checkpointing recomputes the call in backward: no new graph
                 return fresh
             self.of[key] = fresh
         return self.of[key]
 
     def slopes(self, objective: Tensor) -> dict[CallKey, Tensor]:
-        """Return the objective's derivative by every factor, [1 or B, H]; NaN where it has none.
+        """Return the objective's derivative by every factor, [1 or B, H]; NaN without dependence.
 
         No parameter's gradient is computed or touched.
 
@@ -92,10 +93,10 @@ class HeadFactors:
                 "Expected the objective to depend on the heads' outputs but it is a constant to autograd: "
                 "the model returned it without a graph."
             )
-        # a power of two changes no digit, and float16 gradients do not vanish
+        # Scaled up, float16 gradients do not underflow; dividing by a power of two afterwards is exact.
         scale = torch.full_like(objective, 1024.0)
-        found = torch.autograd.grad(objective, list(self.of.values()), scale, allow_unused=True)
+        scaled = torch.autograd.grad(objective, list(self.of.values()), scale, allow_unused=True)
         return {
             key: torch.full_like(factor, torch.nan).detach() if slope is None else slope / 1024.0
-            for (key, factor), slope in zip(self.of.items(), found, strict=True)
+            for (key, factor), slope in zip(self.of.items(), scaled, strict=True)
         }

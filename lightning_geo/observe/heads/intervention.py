@@ -1,4 +1,4 @@
-"""Changing what an attention call returned, or hooking its gradient, where an observer asked for it."""
+"""Scale an attention call's heads, or hook their gradient, at an observer's request."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class Intervention:
-    """Holds what an observer asked for one attention call until the function that computes it returns."""
+    """Holds an observer's request for one attention call until the attention function returns."""
 
     def __init__(self) -> None:
         self._requested: tuple[AttentionCall, Tensor | HeadGradientHook] | None = None
 
     @property
     def pending(self) -> bool:
-        """Whether the function that returns next has a request."""
+        """Whether there is a request for the function that returns next."""
         return self._requested is not None
 
     def clear(self) -> None:
@@ -33,15 +33,15 @@ class Intervention:
         self._requested = None
 
     def request(self, held: Held, answer: Tensor | HeadGradientHook | None, name: str) -> None:
-        """Take what the observer returned for a call.
+        """Take the observer's request for a call.
 
         Args:
-            held: The call. The result of one that waited for others was handed to the model already.
+            held: The call. If it was held until its module ended, the model already used its result.
             answer: Factors of its heads' outputs, a hook on their gradient, or ``None`` for neither.
-            name: Of the module that computes it, for messages.
+            name: Name in messages of the module that computes it.
 
         Raises:
-            LookupError: If the heads' outputs cannot be told, or were used already.
+            LookupError: If the heads' outputs are unknown, or the model already used them.
             ValueError: If the factors are of another shape.
         """
         if answer is None:
@@ -49,21 +49,23 @@ class Intervention:
         if isinstance(answer, Tensor):
             check_scalable(name, held.call, answer)
         elif held.call.output is None:
-            answer.absence = "its heads' outputs cannot be told from what the model computes"
+            answer.absence = "the outputs of its heads are unknown"
             return
         if not held.late:
             self._requested = held.call, answer
         elif isinstance(answer, HeadGradientHook):
             answer.attach(held.result, held.call, held.multi_head)
         else:
-            raise LookupError(f"{name!r} computes its heads one by one: they cannot be scaled")
+            raise LookupError(
+                f"{name!r} computes its attention in several parts, whose heads cannot be scaled"
+            )
 
     def apply(self, result: Any, multi_head: Arguments | None = None) -> Any:
-        """Return what the model gets: the result, or one with scaled heads.
+        """Return the result for the model: as it is, or with scaled heads.
 
         Args:
-            result: What the function returned.
-            multi_head: Its arguments, if it was ``F.multi_head_attention_forward``.
+            result: The attention function's result.
+            multi_head: The function's arguments, if it is ``F.multi_head_attention_forward``.
 
         Raises:
             LookupError: If the heads' outputs are no view of the result.

@@ -15,7 +15,7 @@ from lightning_geo.observe.layers.linear_run import Run
 
 __all__ = ["find_sources"]
 
-#: What separate projections are called, where nothing else tells queries from keys.
+#: Names of separate projections, if nothing else distinguishes queries from keys.
 _NAMES = {"query": r"^(to_)?q(uery)?(_proj|_lin)?$", "key": r"^(to_)?k(ey)?(_proj|_lin)?$"}
 
 #: Relative differences that rounding explains, in float32 and in half precision.
@@ -23,25 +23,25 @@ _CLOSE, _CLOSE_HALF = 2e-3, 3e-2
 
 
 class _Candidate(NamedTuple):
-    """Heads of one run's output that may be a role."""
+    """Heads in one run's output that may be a role's heads."""
 
     run: Run
-    role: str  # what its layout says, "" for a whole output
+    role: str  # the role in this layout; "" for a whole output
     source: Source
     layout: str
 
 
 def find_sources(runs: Sequence[Run], call: AttentionCall) -> dict[str, Source]:
-    """Find which of the linear modules that ran made an attention's queries, keys and values.
+    """Find the linear modules that computed an attention's queries, keys and values.
 
     Args:
-        runs: What ran in the attention module before the attention.
+        runs: Runs of linear modules in the attention module, before the attention.
         call: The attention.
 
     Returns:
-        By role, for those that could be told.
+        The source of every role that was found.
     """
-    found: dict[str, _Candidate] = {}
+    matches: dict[str, _Candidate] = {}
     observed = {"value": call.value, "query": call.query, "key": call.key}
     for role, x in observed.items():
         if x is None:
@@ -50,22 +50,22 @@ def find_sources(runs: Sequence[Run], call: AttentionCall) -> dict[str, Source]:
         if call.query is not None:
             heads = call.query.shape[1]
         candidates = [c for run in runs for c in _candidates(run, x, heads, role)]
-        # by identity: a module that ran twice has two runs, and tensors in them have no truth value
-        taken = [(id(one.run), one.source.chosen) for one in found.values()]
+        # Compare runs by identity: `==` would compare their tensors, which have no truth value.
+        taken = [(id(one.run), one.source.chosen) for one in matches.values()]
         free = [c for c in candidates if (id(c.run), c.source.chosen) not in taken]
         match = next((c for c in candidates if _same(c, x)), None)
         if match is None and role != "value":
             match = next((c for c in free if _same_lengths(c, x)), None)
-            value = found.get("value")
+            value = matches.get("value")
             if match is None and value is not None:
                 match = next((c for c in free if _by_convention(c, role, value)), None)
         if match is not None:
-            found[role] = match
-    return {role: candidate.source for role, candidate in found.items()}
+            matches[role] = match
+    return {role: candidate.source for role, candidate in matches.items()}
 
 
 def _candidates(run: Run, observed: Tensor, heads: int, role: str) -> Iterator[_Candidate]:
-    """Whole outputs that have the right size, and the parts of fused ones."""
+    """Yield whole outputs of the right size, and parts of fused outputs."""
     if effective_weight(run.module) is None:
         return
     features, size = run.y.shape[-1], observed.shape[3]
@@ -83,7 +83,7 @@ def _candidates(run: Run, observed: Tensor, heads: int, role: str) -> Iterator[_
 
 
 def _layouts(units: int, heads: int) -> Iterator[tuple[str, dict[str, list[int]]]]:
-    """How an output of so many heads may hold roles: role -> places."""
+    """Yield layouts of roles in an output of ``units`` heads: name, and role -> indices."""
     yield "whole", {}
     every = list(range(units))
     shared, rest = divmod(units - heads, 2)
@@ -105,7 +105,7 @@ def _layouts(units: int, heads: int) -> Iterator[tuple[str, dict[str, list[int]]
 
 
 def _heads_of(candidate: _Candidate, observed: Tensor) -> Tensor | None:
-    """``[n, h, D]`` of the first sequence, heads as many as attention was given."""
+    """Return the first sequence's heads ``[n, h, D]``, repeated to the attention's number of heads."""
     batch, heads, tokens, size = observed.shape
     y, source = candidate.run.y, candidate.source
     if y.numel() != batch * tokens * y.shape[-1] or heads % source.heads:
@@ -121,7 +121,7 @@ def _same(candidate: _Candidate, observed: Tensor) -> bool:
 
 
 def _same_lengths(candidate: _Candidate, observed: Tensor) -> bool:
-    """Rotated, or scaled by one number for all: what lengths a rotation leaves."""
+    """Whether vectors have equal lengths up to a common factor, as after rotation or scaling."""
     y = _heads_of(candidate, observed)
     if y is None or y.numel() == 0:
         return False
@@ -131,7 +131,7 @@ def _same_lengths(candidate: _Candidate, observed: Tensor) -> bool:
     middle = ratio.median()
     half = torch.finfo(observed.dtype).bits < 32
     close = (ratio - middle).abs() <= (_CLOSE_HALF if half else _CLOSE) * middle
-    # as many tokens and heads with one ratio are no chance, but a single number is
+    # Many vectors share a ratio only if they are the same vectors; a single one always does.
     return bool(close.all()) and ratio.numel() > 1
 
 

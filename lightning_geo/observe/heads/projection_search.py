@@ -1,4 +1,4 @@
-"""Which parameters an attention gets its queries, keys and values from, and which take its outputs."""
+"""Search for the parameters that compute an attention's queries, keys and values, and read its outputs."""
 
 from __future__ import annotations
 
@@ -24,36 +24,35 @@ __all__ = ["ProjectionObserver", "ProjectionSearch"]
 
 
 class ProjectionObserver(Protocol):
-    """What may also be told the parameters before and after an attention: finding them costs something."""
+    """An observer that may also receive an attention's projections, whose search takes time."""
 
     reads_projections: bool
 
     def projections(self, key: CallKey, projections: Projections) -> None:
-        """Where that attention's queries, keys and values came from, and where its outputs went."""
+        """Receive the projections of one attention call."""
 
 
 class ProjectionSearch:
-    """Looks at the linear modules around each attention, the first time that it is seen with such heads.
+    """Searches the linear modules around each attention, once for each number and size of heads.
 
-    Those before it are known when it runs; the one behind is waited for until its layer ends.
+    Modules before the attention have run already; the output projection may follow until the layer ends.
 
     Args:
-        observing: The context in which observers are told.
+        observing: The context in which the observer is called.
     """
 
     def __init__(self, observing: Callable[[], AbstractContextManager[None]]) -> None:
-        #: who wants to know; None if nobody does
+        #: receives projections; None if no observer needs them
         self.observer: ProjectionObserver | None = None
-        #: attention modules and the roles whose projections could not be found
+        #: attention module -> roles without a known projection
         self.missing: dict[str, list[str]] = {}
         self._observing = observing
-        #: by attention module, whether it is crossed and which part: the sizes of its heads, and what was
-        #: found for them
+        #: attention module, cross-attention or not, and part -> sizes of its heads, and their sources
         self._sources: dict[tuple[str, bool, int], tuple[tuple[int, ...], dict[str, Source]]] = {}
         self._awaiting: tuple[CallKey, AttentionCall, list[Run]] | None = None
 
     def forget(self) -> None:
-        """The model's modules are others now."""
+        """Forget all projections, after the model's modules changed."""
         self._sources.clear()
 
     def start_over(self) -> None:
@@ -61,12 +60,12 @@ class ProjectionSearch:
         self._awaiting = None
 
     def attention(self, key: CallKey, call: AttentionCall, runs: list[Run]) -> None:
-        """An attention was computed.
+        """Take one attention call, and search its projections unless they are known.
 
         Args:
-            key: Which.
-            call: What it was.
-            runs: Linear modules that ran before it, in its layer.
+            key: The call's key.
+            call: The call.
+            runs: Runs of linear modules before it in its layer.
         """
         if self.observer is None:
             return
@@ -75,16 +74,16 @@ class ProjectionSearch:
             self.observer.projections(key, Projections(given_sources(call), runs, call))
             return
         place = key.module, key.cross, key.part
-        known, found = self._sources.get(place, (None, {}))
+        known, sources = self._sources.get(place, (None, {}))
         if known != call.sizes:
-            found = find_sources(runs, call)
-            self._sources[place] = call.sizes, found
+            sources = find_sources(runs, call)
+            self._sources[place] = call.sizes, sources
             self._awaiting = key, call, runs
             return
-        self.observer.projections(key, Projections(found, runs, call))
+        self.observer.projections(key, Projections(sources, runs, call))
 
     def linear_starts(self, module: nn.Module, x: Any) -> None:
-        """A linear module starts: it may be the one that the last attention waits for."""
+        """Check whether a linear module that starts is the last attention's output projection."""
         if self._awaiting is None or not isinstance(x, Tensor):
             return
         key, call, _ = self._awaiting
@@ -95,15 +94,15 @@ class ProjectionSearch:
                 self.settle()
 
     def settle(self) -> None:
-        """Whatever was found by now is what there is."""
+        """End the search for the last attention, and show its projections."""
         if self._awaiting is None or self.observer is None:
             return
         key, call, runs = self._awaiting
         self._awaiting = None
-        _, found = self._sources[key.module, key.cross, key.part]
+        _, sources = self._sources[key.module, key.cross, key.part]
         with self._observing():
-            drop_inner(found, cross=key.cross)
-            missing = [role for role in ROLES if role not in found]
+            drop_inner(sources, cross=key.cross)
+            missing = [role for role in ROLES if role not in sources]
             if missing:
                 self.missing[key.module] = missing
-            self.observer.projections(key, Projections(found, runs, call))
+            self.observer.projections(key, Projections(sources, runs, call))

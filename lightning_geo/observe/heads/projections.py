@@ -1,9 +1,10 @@
-"""Which parameters make an attention's queries, keys and values, and which take up what its heads give.
+"""The parameters that compute an attention's queries, keys and values, and that read its heads' outputs.
 
-Names say little: nearly every model family has its own, and fused layers lay heads out in their own
-way. So what ran is compared with what attention was given: the values are a projection's output as it
-is; queries and keys too, or have its lengths where they were rotated. Where neither holds (a norm
-of each head's queries) a name or the layout of the values decides. What cannot be told is absent.
+Names say little: nearly every model family has its own, and fused layers have layouts of their own. So the
+outputs of linear modules are compared with the attention's inputs (``projection_matching``). Values equal a
+projection's output; queries and keys equal it too, or have the same lengths if they were rotated. If neither
+holds (each head's queries are normalised), a name or the layout of the values decides. A projection that none
+of these finds is absent.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Source:
-    """Which rows of a linear module's weight make one role's heads.
+    """The rows of a linear module's weight that compute one role's heads.
 
     Args:
-        weight: The linear module, or the parameter itself where there is none.
-        heads: How many there are.
-        chosen: Their places among the heads in the weight, ``None`` for all in order.
-        units: How many heads the weight has in all.
-        transposed: Whether heads lie along the weight's columns: what takes up heads' outputs.
+        weight: The linear module, or the parameter itself if there is no module.
+        heads: Number of the role's heads.
+        chosen: Their indices among all heads in the weight; ``None`` for all in order.
+        units: Number of all heads in the weight.
+        transposed: Whether heads lie along the weight's columns, as in the output projection.
     """
 
     weight: nn.Module | Tensor
@@ -46,23 +47,23 @@ class Source:
     transposed: bool = False
 
     def read(self) -> Tensor | None:
-        """``[h, D, d]`` as it is now, a view where possible; ``None`` where parameters are out of reach."""
+        """Return the current weight ``[h, D, d]``, a view if possible; ``None`` if it is inaccessible."""
         weight = self.weight if isinstance(self.weight, Tensor) else effective_weight(self.weight)
         if weight is None:
             return None
         weight = weight.detach()
-        found: Tensor
+        heads: Tensor
         units = self.units or self.heads
         if weight.shape[self.transposed] % units:
             return None
         if self.transposed:
-            found = weight.unflatten(1, (units, -1)).permute(1, 2, 0)
+            heads = weight.unflatten(1, (units, -1)).permute(1, 2, 0)
         else:
-            found = self.of_heads(weight.unflatten(0, (units, -1)), 0)
-        return found
+            heads = self.of_heads(weight.unflatten(0, (units, -1)), 0)
+        return heads
 
     def of_heads(self, x: Tensor, dim: int) -> Tensor:
-        """Pick this role's heads along an axis of all of them."""
+        """Select this role's heads along an axis of all heads."""
         if self.chosen is None:
             return x
         return x.index_select(dim, torch.tensor(self.chosen, device=x.device))
@@ -70,11 +71,11 @@ class Source:
 
 @dataclass
 class Projections:
-    """Where an attention's roles come from, as far as that could be told.
+    """The known projections of an attention.
 
     Args:
-        sources: By role.
-        runs: The linear modules that ran before the attention.
+        sources: Source of each known role.
+        runs: Runs of linear modules before the attention.
         call: The attention.
     """
 
@@ -83,15 +84,15 @@ class Projections:
     call: AttentionCall | None = None
 
     def weights(self) -> dict[str, Tensor]:
-        """``role -> [h, D, d]``, read now."""
-        found = {role: source.read() for role, source in self.sources.items()}
-        return {role: weight for role, weight in found.items() if weight is not None}
+        """Return the current weights, ``role -> [h, D, d]``."""
+        weights = {role: source.read() for role, source in self.sources.items()}
+        return {role: weight for role, weight in weights.items() if weight is not None}
 
     def read(self, role: str) -> tuple[Tensor, Tensor | None, Tensor | None] | None:
-        """What a role's projection was given ``[B, N, d]``, its result ``[B, N, h, D]`` and bias ``[h, D]``.
+        """Return the input ``[B, N, d]``, output ``[B, N, h, D]`` and bias ``[h, D]`` of a role's projection.
 
         Returns:
-            ``None`` where that was not seen; the second is ``None`` where it is to be computed.
+            ``None`` if they are unknown; the output alone is ``None`` if it has to be computed.
         """
         if self.call is None:
             return None
@@ -113,10 +114,10 @@ class Projections:
 
 
 def effective_weight(module: nn.Module) -> Tensor | None:
-    """``[out, in]``, what the module multiplies with: base and LoRA adapters together.
+    """Return the matrix ``[out, in]`` that a module multiplies with: its base and LoRA adapters together.
 
     Returns:
-        ``None`` for quantised, sharded or offloaded weights, and adapters that are more than an addition.
+        ``None`` for quantised, sharded or offloaded weights, and for adapters that do more than add.
     """
     base = getattr(module, "base_layer", None)
     if isinstance(base, nn.Module):
@@ -151,32 +152,32 @@ def _adapted(module: nn.Module, base: nn.Module) -> Tensor | None:
 
 
 def given_sources(call: AttentionCall) -> dict[str, Source]:
-    """The same where the call itself was given its parameters."""
+    """Return the sources of a call whose function takes the parameters as arguments."""
     assert call.query is not None
     heads, parameters = call.query.shape[1], call.parameters or {}
     return {role: Source(weight, heads, transposed=role == "output") for role, weight in parameters.items()}
 
 
-def drop_inner(found: dict[str, Source], *, cross: bool) -> None:
-    """Forget what does not read the stream itself but something compressed, as in latent attention.
+def drop_inner(sources: dict[str, Source], *, cross: bool) -> None:
+    """Drop projections that do not read the stream but a compressed version of it, as in latent attention.
 
     Args:
-        found: By role; changed in place.
-        cross: Whether keys and values are of another stream, of any width.
+        sources: Sources by role; changed in place.
+        cross: Whether keys and values come from another stream, of any width.
     """
-    written = found["output"].read() if "output" in found else None
+    written = sources["output"].read() if "output" in sources else None
     for role in ("query",) if cross else ("query", "key", "value"):
-        read = found[role].read() if role in found else None
+        read = sources[role].read() if role in sources else None
         if written is not None and read is not None and read.shape[2] != written.shape[2]:
-            del found[role]
+            del sources[role]
 
 
 def output_source(module: nn.Module, x: Tensor, heads: Tensor) -> Source | None:
-    """What takes up the heads' outputs, if it is this module.
+    """Return a linear module as the output projection, if its input is the heads' outputs.
 
     Args:
         module: A linear module.
-        x: What it is given.
+        x: Its input.
         heads: The heads' outputs ``[B, H, N, D]``.
     """
     merged = heads[:1].transpose(1, 2).flatten(2)

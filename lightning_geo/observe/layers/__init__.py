@@ -1,1 +1,1 @@
-"""The modules of an observed model: which are running, and which layer of which stack each is."""
+"""The modules of an observed model: the running ones, and each one's layer and stack."""

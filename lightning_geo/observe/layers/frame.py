@@ -1,4 +1,4 @@
-"""Modules that are running, and what their arguments and results say."""
+"""Running modules, and the hidden states, ids and token counts in their arguments and results."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = [
 
 @dataclass
 class Frame:
-    """A module that is running, and what happened inside so far."""
+    """A running module, and the events inside it so far."""
 
     name: str
     module: nn.Module
@@ -38,7 +38,7 @@ class Frame:
     input_ids: Tensor | None = None
     #: arguments by name
     given: dict[str, Any] = field(default_factory=dict)
-    #: whether it was called past its ``__call__``, so that what it was given and returned is not known
+    #: whether its ``forward`` was called directly, so that hooks saw neither arguments nor result
     implied: bool = False
     keys: list[CallKey] = field(default_factory=list)
     emitted: CallKey | None = None
@@ -48,20 +48,20 @@ class Frame:
     linears: list[Run] = field(default_factory=list)
     #: queries and keys of its last attention
     attended: tuple[Tensor | None, Tensor | None] | None = None
-    #: attention calls that wait for its end: parts of one attention
+    #: attention calls held until it ends: parts of one attention
     held: list[Any] = field(default_factory=list)
-    #: whether an outer module holds what it computed
+    #: whether an outer module holds its attention calls
     gathered: bool = False
     evidence: tuple[Evidence, ...] = ()
     documents: Packing | None = None
 
 
-#: Positional parameters by class of module. Weak: a parametrised module's class is its own, and holds it.
+#: Positional parameters by module class. Weak: a parametrised module has a class of its own, which holds it.
 _POSITIONAL: weakref.WeakKeyDictionary[Any, tuple[str, ...]] = weakref.WeakKeyDictionary()
 
 
 def _positional(kind: Any) -> tuple[str, ...]:
-    """Names of the positional parameters of a module class's ``forward``."""
+    """Return the names of the positional parameters of a module class's ``forward``."""
     names = _POSITIONAL.get(kind)
     if names is None:
         names = _POSITIONAL[kind] = _read_positional(kind)
@@ -78,19 +78,19 @@ def _read_positional(kind: Any) -> tuple[str, ...]:
 
 
 def given_to(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a module's call by name; those without one by position."""
+    """Return the arguments of a module's call by name, those without a name by position."""
     names = _positional(type(module))
     return {**{names[i] if i < len(names) else str(i): x for i, x in enumerate(args)}, **kwargs}
 
 
 def tokens_in(frames: Iterable[Frame], query: Tensor | None = None) -> list[int]:
-    """How many tokens each tensor of hidden states holds that running modules were given.
+    """Count the tokens of every hidden-states tensor among the arguments of running modules.
 
     Args:
         frames: The running modules.
-        query: What attention was given for queries: it says nothing of its own axes.
+        query: Queries of the attention. They are left out: their axes are the ones in question.
     """
-    found: list[int] = []
+    counts: list[int] = []
     for frame in frames:
         for name, x in frame.given.items():
             if not isinstance(x, Tensor) or not x.is_floating_point() or not 2 <= x.dim() <= 5:
@@ -99,10 +99,10 @@ def tokens_in(frames: Iterable[Frame], query: Tensor | None = None) -> list[int]
                 continue
             # [B, N, d] or [B, H, W, d], and of images [B, d, H, W]; [B, 1, N, N] is a mask
             features = [x.shape[-1]] + ([x.shape[1]] if x.dim() == 4 and x.shape[1] > 1 else [])
-            found += [x.numel() // n for n in features if n]
+            counts += [x.numel() // n for n in features if n]
         if frame.input_ids is not None:
-            found.append(frame.input_ids.numel())
-    return found
+            counts.append(frame.input_ids.numel())
+    return counts
 
 
 def _is_part(x: Tensor, query: Tensor) -> bool:
@@ -110,7 +110,7 @@ def _is_part(x: Tensor, query: Tensor) -> bool:
 
 
 def hidden_states(values: Iterable[Any]) -> Tensor | None:
-    """First floating point tensor with batch, token and feature axes."""
+    """Return the first floating point tensor with batch, token and feature axes."""
     for value in values:
         if isinstance(value, Tensor) and value.is_floating_point() and value.dim() in (3, 4):
             return value.flatten(1, 2) if value.dim() == 4 else value
@@ -118,7 +118,7 @@ def hidden_states(values: Iterable[Any]) -> Tensor | None:
 
 
 def token_states(values: Iterable[Any]) -> Tensor | None:
-    """Hidden states; those of rows laid one after the other, ``[tokens, d]``, where there are no others."""
+    """Return hidden states; of rows laid end to end, ``[tokens, d]``, if there are no others."""
     values = tuple(values)
     flat = (x for x in values if isinstance(x, Tensor) and x.is_floating_point() and x.dim() == 2)
     states = hidden_states(values)
@@ -126,7 +126,7 @@ def token_states(values: Iterable[Any]) -> Tensor | None:
 
 
 def in_rows(x: Tensor | None, documents: Packing | None) -> Tensor | None:
-    """``[B, N, d]``, or ``[tokens, d]`` as one row of documents; ``None`` where they are not those tokens."""
+    """Return ``[B, N, d]``, ``[tokens, d]`` as one row; ``None`` if the row does not fit the documents."""
     if x is None or x.dim() > 2:
         return x
     return x[None] if documents is not None and documents.holds(x[None]) else None
@@ -143,5 +143,5 @@ def batch_first(x: Tensor | None, frame: Frame) -> Tensor | None:
 
 
 def fitting(mask: Tensor | None, x: Tensor) -> Tensor | None:
-    """The mask, where it is about the tokens of ``x`` (not so for Swin's windows)."""
+    """Return the mask if it fits the tokens of ``x``, unlike that of Swin's windows."""
     return mask if mask is not None and mask.shape == x.shape[:2] else None

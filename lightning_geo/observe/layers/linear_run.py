@@ -1,4 +1,4 @@
-"""Linear modules' runs inside an attention module."""
+"""Runs of linear modules inside an attention module."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Run(NamedTuple):
     Args:
         name: Last part of its path.
         module: The module.
-        x: What it was given ``[..., d]``.
-        y: What it returned ``[..., features]``.
+        x: Its input ``[..., d]``.
+        y: Its output ``[..., features]``.
     """
 
     name: str

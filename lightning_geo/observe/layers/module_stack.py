@@ -1,4 +1,4 @@
-"""The modules of an observed model, and those of them that are running."""
+"""The modules of an observed model, and the stack of running ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["ModuleStack", "ModuleTree"]
 
 
 class ModuleTree:
-    """What a model is made of, by cleaned path.
+    """The modules of a model by cleaned path.
 
     Args:
         model: The observed model.
@@ -30,14 +30,14 @@ class ModuleTree:
         self.linear = {name for name, module in self.modules.items() if is_linear(module)}
         elements = {name: elements_of(name, self.modules) for name in self.modules}
         #: modules inside of lists
-        self.listed = {name for name, found in elements.items() if found}
+        self.listed = {name for name, within in elements.items() if within}
         #: innermost list items
-        self.items = {found[-1].name for found in elements.values() if found}
-        #: modules that own a list of layers: when one starts, its layers are counted anew
-        self.owners = {found[0].parent.rpartition(".")[0] for found in elements.values() if found} | {""}
-        # items that hold a list themselves: an attention beside that list is a layer of its own
-        stages = {e.name for found in elements.values() for e in found[:-1]}
-        innermost = {name: found[-1].name for name, found in elements.items() if found}
+        self.items = {within[-1].name for within in elements.values() if within}
+        #: modules that own a list of layers: when one starts, the runs of its layers are counted anew
+        self.owners = {within[0].parent.rpartition(".")[0] for within in elements.values() if within} | {""}
+        # Items that hold a list themselves: an attention outside that list is a layer of its own.
+        stages = {e.name for within in elements.values() for e in within[:-1]}
+        innermost = {name: within[-1].name for name, within in elements.items() if within}
         #: modules in a stage, beside its list of layers
         self.beside = {name for name, item in innermost.items() if item in stages and name != item}
         self._innermost = innermost
@@ -58,14 +58,14 @@ class ModuleTree:
         }
 
     def of(self, twin: nn.Module) -> ModuleTree:
-        """The same tree over the modules of a copy of the model."""
+        """Return the same tree over the modules of a copy of the model."""
         tree = copy.copy(self)
         tree._find(twin)
         tree._find_parameters()
         return tree
 
     def is_of(self, model: nn.Module) -> bool:
-        """Whether the model still has the modules that it had: to prune heads replaces some."""
+        """Whether the model still has the same modules: pruning heads replaces some."""
         return self._known == [id(module) for module in model.modules()]
 
     def is_alone(self, name: str) -> bool:
@@ -74,10 +74,10 @@ class ModuleTree:
 
 
 class ModuleStack:
-    """The modules that are running, outermost first, and how often each layer ran.
+    """The running modules, outermost first, and how often each layer ran.
 
     Args:
-        tree: Of the model.
+        tree: The model's modules.
     """
 
     def __init__(self, tree: ModuleTree) -> None:
@@ -87,12 +87,12 @@ class ModuleStack:
         self._runs: dict[str, tuple[Frame, int, int]] = {}
 
     def clear(self) -> None:
-        """Nothing is running, and nothing ran."""
+        """Forget the running modules and the runs of layers."""
         self.frames.clear()
         self._runs.clear()
 
     def push(self, frame: Frame) -> None:
-        """A module starts; if it owns layers, these are counted anew."""
+        """Add a module that starts; if it owns layers, count their runs anew."""
         if frame.name in self.tree.owners and not frame.implied:
             prefix = f"{frame.name}." if frame.name else ""
             self._runs = {k: run for k, run in self._runs.items() if not k.startswith(prefix)}
@@ -103,14 +103,14 @@ class ModuleStack:
         return any(frame.module is module for frame in self.frames)
 
     def ends_before(self, name: str) -> bool:
-        """Whether the innermost module must have ended if ``name`` starts: nothing told its end."""
+        """Whether the innermost module has ended if ``name`` starts: implied modules run no end hook."""
         return self.frames[-1].implied and not name.startswith(f"{self.frames[-1].name}.")
 
     def implied_by(self, name: str) -> Iterator[Frame]:
-        """Modules around ``name`` that run although nothing called them: ``layer.forward(x)`` skips hooks."""
+        """Yield modules around ``name`` that run without a call: ``layer.forward(x)`` skips hooks."""
         around = self.frames[-1].name
         if not name.startswith(f"{around}." if around else ""):
-            return  # shared with what is running
+            return  # a module shared with the running ones
         parts = name.split(".")
         for depth in range(around.count(".") + 2 if around else 1, len(parts)):
             path = ".".join(parts[:depth])
@@ -119,29 +119,29 @@ class ModuleStack:
                 yield Frame(path, module, implied=True)
 
     def uses(self, parameter: nn.Parameter) -> str | None:
-        """The layer that a parameter belongs to, if it is not running."""
+        """Return the layer of a parameter, if that layer is not running."""
         item = self.tree.item_of.get(id(parameter))
         return None if item is None or any(frame.name == item for frame in self.frames) else item
 
     def inside(self) -> list[Frame]:
-        """The modules that are running within the innermost list item, that included."""
+        """Return the running modules from the innermost list item inwards."""
         for index in range(len(self.frames) - 1, -1, -1):
             if self.frames[index].name in self.tree.items:
                 return self.frames[index:]
         return self.frames
 
     def outwards(self) -> list[Frame]:
-        """Those of the layer from outside in, then those around it from inside out."""
+        """Return the layer's running modules from outside in, then those around it from inside out."""
         inside = self.inside()
         return [*inside, *reversed(self.frames[: len(self.frames) - len(inside)])]
 
     def key(self, module: str, *, cross: bool, more: bool = False) -> CallKey:
-        """Number a call: by the runs of its layer, and within a run by its module's attentions.
+        """Number a call by the runs of its layer, and within a run by its module's attentions.
 
         Args:
             module: Path of the attention module.
             cross: Whether it is cross-attention.
-            more: Whether it holds more sequences of the call before.
+            more: Whether it holds further sequences of the previous call.
         """
         run = next((f for f in reversed(self.frames) if f.name in self.tree.items), None)
         run = run or next((f for f in self.frames if f.name == module), self.frames[0])
@@ -154,9 +154,9 @@ class ModuleStack:
         return CallKey(module, repeat, cross, part)
 
     def note(self, key: CallKey, call: AttentionCall) -> None:
-        """An attention was computed: its tokens are those of the modules around it."""
+        """Note an attention call, and its tokens as those of the modules around it."""
         innermost = self.frames[-1]
-        innermost.emitted = innermost.emitted or key  # the output is that of the first part
+        innermost.emitted = innermost.emitted or key  # the module's output counts for the first part
         sequence_first = getattr(innermost.module, "batch_first", True) is False
         for frame in self.frames:
             if key not in frame.keys:
@@ -168,20 +168,20 @@ class ModuleStack:
             frame.sequence_first = sequence_first
 
     def takes_input(self, name: str) -> bool:
-        """Whether a module's input may be that of a layer."""
+        """Whether a module's input may be a layer's input."""
         return name in self.tree.items or self.tree.is_alone(name)
 
     def is_block(self, frame: Frame) -> bool:
-        """Whether a module that ends is a layer's block."""
+        """Whether a module that ends is the block of a layer."""
         return frame.name in self.tree.items or (frame.emitted is not None and self.tree.is_alone(frame.name))
 
     def records_linears(self) -> bool:
-        """Whether a linear module that ended may make queries, keys or values."""
-        # outside of layers there are larger ones, the last being the vocabulary's
+        """Whether a linear module that ended may compute queries, keys or values."""
+        # Linear modules outside of layers, such as the vocabulary's, are large: their outputs are not kept.
         return not self.tree.items or any(frame.name in self.tree.items for frame in self.frames)
 
     def attended_with(self, query: Tensor | None, key: Tensor | None) -> bool:
-        """Whether the innermost module's last attention was of just these; notes them."""
+        """Whether the innermost module's last attention had the same queries and keys; remembers these."""
         frame, last = self.frames[-1], self.frames[-1].attended
         frame.attended = query, key
         return query is not None and last is not None and last[0] is query and last[1] is key

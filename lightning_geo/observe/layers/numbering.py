@@ -1,4 +1,4 @@
-"""Which layer of which stack a call belongs to, from the paths of modules alone."""
+"""The layer and stack of each call, by the paths of modules."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PEFT = "base_model.model."
 
 
 def clean_name(path: str) -> str:
-    """Remove what wrappers add to a module path.
+    """Remove the path components that wrappers add to a module path.
 
     Example:
         >>> clean_name("base_model.model._orig_mod.encoder.layer.0")
@@ -34,17 +34,17 @@ def clean_name(path: str) -> str:
 
 
 def looks_like_attention(module: nn.Module) -> bool:
-    """Whether a module is an attention by the name of its class."""
+    """Whether the name of a module's class says that it is an attention."""
     return re.search(r"att(entio)?n$", type(module).__name__, re.IGNORECASE) is not None
 
 
 def name_of(path: str, model: nn.Module, prefix: str = "") -> str:
-    """Name a module for a person: by its path, the observed model itself by its class.
+    """Name a module in messages: by its path, the observed model itself by its class.
 
     Args:
-        path: From the observed model; empty for itself.
+        path: Path from the observed model; empty for the model itself.
         model: The observed model.
-        prefix: Name of the observed model, where there are several.
+        prefix: Name of the observed model, if there are several.
 
     Example:
         >>> name_of("", nn.Linear(1, 1)), name_of("layers.0", nn.Linear(1, 1), "text")
@@ -56,10 +56,10 @@ def name_of(path: str, model: nn.Module, prefix: str = "") -> str:
 
 @dataclass(frozen=True)
 class LayerNumbering:
-    """Where every attention call of a model goes.
+    """The stack and layer of every attention call of a model.
 
     Args:
-        layers: ``call -> (stack, layer)``; no two calls have the same.
+        layers: ``call -> (stack, layer)``, unique for each call.
         blocks: ``call -> path of the block whose input and output belong to that layer``.
         sizes: ``stack -> number of layers``, those without attention included.
         rows: ``stack -> path of the list item or module behind each layer``, the model itself by its class.
@@ -72,7 +72,7 @@ class LayerNumbering:
 
 
 def number_layers(calls: Iterable[CallKey], modules: dict[str, nn.Module]) -> LayerNumbering:
-    """Number the attention calls of one forward.
+    """Number the attention calls of one forward pass.
 
     A layer is an item of the outermost list: a T5 block, not the sublayers listed in it. An item with
     several self-attentions (or several cross-attentions), some of them in a deeper list, is a stage: each
@@ -83,7 +83,7 @@ def number_layers(calls: Iterable[CallKey], modules: dict[str, nn.Module]) -> La
     run several times are numbered by call order; where only some do, further runs go to ``<stack>.run2``.
 
     Args:
-        calls: In the order in which they were made.
+        calls: The calls in order.
         modules: The observed model's modules by cleaned path, in the order of ``named_modules``.
     """
     groups: dict[str | None, list[CallKey]] = {}
@@ -103,7 +103,7 @@ def number_layers(calls: Iterable[CallKey], modules: dict[str, nn.Module]) -> La
 
 
 def _stack_names(placed: dict[str | None, PlacedCalls]) -> dict[str | None, str]:
-    """Name stacks by what holds their list; by the list itself where that is not unique."""
+    """Name stacks by the module that holds their list, or by the list where that is ambiguous."""
     holders = {parent: (parent or "").rpartition(".")[0] for parent in placed}
     counts = Counter(holders.values())
     names: dict[str | None, str] = {}

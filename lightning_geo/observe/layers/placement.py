@@ -1,4 +1,4 @@
-"""Which items of a model's lists are layers, and which layer, stack and part each attention call is."""
+"""The items of a model's lists that are layers, and the layer, stack and part of each attention call."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Element:
 
 @dataclass(frozen=True)
 class Place:
-    """Where one attention call goes, within the layers of one list.
+    """Place of one attention call within the layers of one list.
 
     Args:
         layer: Number of the layer.
         block: Path of the module whose input and output are the layer's.
-        variant: What is added to the name of the stack, ``.cross`` or ``.part2``; mostly nothing.
+        variant: Suffix of the stack's name, such as ``.cross`` or ``.part2``; usually empty.
     """
 
     layer: int
@@ -47,7 +47,7 @@ class PlacedCalls:
     """The attention calls below one outermost list.
 
     Args:
-        places: Of each call.
+        places: Place of each call.
         rows: Path of the list item or module behind each layer.
     """
 
@@ -56,26 +56,26 @@ class PlacedCalls:
 
     @property
     def variants(self) -> list[str]:
-        """Variants that occur, each once."""
+        """All variants, each once."""
         return list(dict.fromkeys(place.variant for place in self.places.values()))
 
 
 def elements_of(name: str, modules: Modules) -> list[Element]:
-    """List items that enclose the module ``name``, outermost first."""
+    """Return the list items that contain the module ``name``, outermost first."""
     parts = name.split(".")
-    found = []
+    elements = []
     for depth, part in enumerate(parts):
         parent = ".".join(parts[:depth])
         if part.isdigit() and isinstance(modules.get(parent), (nn.ModuleList, nn.Sequential)):
-            found.append(Element(parent, int(part)))
-    return found
+            elements.append(Element(parent, int(part)))
+    return elements
 
 
 def place_calls(calls: Sequence[CallKey], modules: Modules, parent: str | None) -> PlacedCalls:
     """Number the attention calls below one outermost list.
 
     Args:
-        calls: In the order in which they were made.
+        calls: The calls in order.
         modules: The model's modules by path, in the order of ``named_modules``.
         parent: Path of the list; ``None`` for modules that are in no list, each a layer of its own.
     """
@@ -102,14 +102,14 @@ def place_calls(calls: Sequence[CallKey], modules: Modules, parent: str | None) 
 
 
 def _row_of(module: str, rows: set[str], modules: Modules) -> str:
-    """The row that a module is in: itself, or the innermost list item that is one."""
+    """Return the row of a module: the module itself, or the innermost list item around it that is a row."""
     if module in rows:
         return module
     return next(e.name for e in reversed(elements_of(module, modules)) if e.name in rows)
 
 
 def _names(row_of: dict[CallKey, str]) -> dict[CallKey, str]:
-    """Suffixes that tell several attention modules of one layer apart; empty where there is one."""
+    """Return suffixes that distinguish several attention modules of one layer; empty for a single one."""
     names = dict.fromkeys(row_of, "")
     for cross in (False, True):
         paths = {
@@ -119,11 +119,11 @@ def _names(row_of: dict[CallKey, str]) -> dict[CallKey, str]:
         modules = {call.module: row_of[call] for call in paths}
         if len(set(modules.values())) == len(modules):
             continue
-        # the shortest beginnings that differ: `attention.time` where `attention` names two
+        # Take the shortest prefixes that differ: `attention.time` if `attention` names two modules.
         for length in range(1, 1 + max(map(len, paths.values()))):
             short = {call: ".".join(path[:length]) for call, path in paths.items()}
-            told = {(row_of[call], name): call.module for call, name in short.items()}
-            if all(told[row_of[call], name] == call.module for call, name in short.items()):
+            owners = {(row_of[call], name): call.module for call, name in short.items()}
+            if all(owners[row_of[call], name] == call.module for call, name in short.items()):
                 break
         names.update({call: f".{name}" if name else "" for call, name in short.items()})
     return names
@@ -134,7 +134,7 @@ class _Rows:
 
     Args:
         calls: All attention calls below it.
-        attention: The modules that make them, in the order of ``named_modules``.
+        attention: The modules that compute them, in the order of ``named_modules``.
         modules: The model's modules by path.
     """
 
@@ -144,14 +144,14 @@ class _Rows:
         self._modules = modules
 
     def of_list(self, parent: str) -> list[str]:
-        """Paths of the layers of a list, in order."""
+        """Return the paths of a list's layers, in order."""
         names = (name for name, _ in self._modules[parent].named_children())
         items = [Element(parent, int(name)).name for name in names if name.isdigit()]
         inside = {item: [m for m in self._attention if _within(m, item)] for item in items}
         stages = {item for item in items if self._is_stage(item, inside[item])}
         rows: list[str] = []
         for item in items:
-            # beside stages, an item with one attention in a list is a stage of one layer
+            # If other items are stages, an item with a single attention in a deeper list is one too.
             if item in stages or (stages and len(inside[item]) == 1 and self._list_in(item, inside[item][0])):
                 rows += self._of_stage(item, inside[item])
             elif inside[item] or not stages:
@@ -171,12 +171,12 @@ class _Rows:
         return rows
 
     def _is_stage(self, item: str, attention: list[str]) -> bool:
-        """Whether it has several attentions of a kind, some of them in a list within it."""
+        """Whether an item has several self- or cross-attentions, some of them in a list within it."""
         counts = [sum((module, cross) in self._kinds for module in attention) for cross in (False, True)]
         return max(counts) > 1 and any(self._list_in(item, module) is not None for module in attention)
 
     def _list_in(self, item: str, module: str) -> str | None:
-        """The outermost list within an item that has the module in it."""
+        """Return the outermost list within an item that contains the module."""
         elements = elements_of(module, self._modules)
         inside = (e.parent for e in elements if e.name != item and _within(e.name, item))
         return next(inside, None)

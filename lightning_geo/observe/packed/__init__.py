@@ -1,1 +1,1 @@
-"""Rows that hold several documents: where these begin, whether masks keep them apart."""
+"""Rows that hold several documents: their boundaries, and whether masks separate them."""

@@ -1,4 +1,4 @@
-"""Arguments of running modules that may tell documents apart, and what they say."""
+"""Arguments of running modules that may describe documents, and the documents they describe."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from lightning_geo.observe.spans import (
 
 __all__ = ["Evidence", "claimed_documents", "evidence_in", "flash_documents", "kind_of"]
 
-#: Names of arguments by kind of evidence; only integers and bools are looked at.
+#: Names of arguments by kind of evidence; only integers and bools count.
 _NAMES = {
     "cumulative": r"cu_?(seq_?)?(lens?|lengths|q|k)?(_q|_k|_kv)?",
     "mask": r"(attention_?|attn_?|padding_?|pad_?|key_padding_?)?mask",
@@ -35,7 +35,7 @@ Kind = str
 
 
 class Evidence(NamedTuple):
-    """One argument of a running module that may tell documents apart."""
+    """One argument of a running module that may describe documents."""
 
     kind: Kind
     tensor: Tensor
@@ -43,29 +43,29 @@ class Evidence(NamedTuple):
 
 @functools.lru_cache(maxsize=1024)
 def kind_of(name: str) -> Kind | None:
-    """Which kind of evidence an argument of that name is; ``None`` for none.
+    """Return an argument's kind of evidence by its name; ``None`` if it is none.
 
     Example:
         >>> kind_of("cu_seq_lens_q"), kind_of("position_ids"), kind_of("input_ids")
         ('cumulative', 'positions', None)
     """
-    found = (kind for kind, pattern in _NAMES.items() if re.fullmatch(pattern, name, re.IGNORECASE))
-    return next(found, None)
+    kinds = (kind for kind, pattern in _NAMES.items() if re.fullmatch(pattern, name, re.IGNORECASE))
+    return next(kinds, None)
 
 
 def evidence_in(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Evidence, ...]:
-    """Arguments of a module that may tell documents apart, those in a batch given as a dict included."""
+    """Return a module's arguments that may describe documents, including entries of dict arguments."""
     named: list[tuple[str, Any]] = list(kwargs.items())
-    if any(_may_tell(value) for value in args):
+    if any(_may_describe(value) for value in args):
         named += zip(_parameters(type(module).forward), args, strict=False)
     for value in (*args, *kwargs.values()):
         if isinstance(value, Mapping):
             named += [(str(name), item) for name, item in value.items()]
-    kinds = ((kind_of(name), value) for name, value in named if _may_tell(value))
+    kinds = ((kind_of(name), value) for name, value in named if _may_describe(value))
     return tuple(Evidence(kind, value) for kind, value in kinds if kind is not None)
 
 
-def _may_tell(value: Any) -> bool:
+def _may_describe(value: Any) -> bool:
     whole = isinstance(value, Tensor) and not value.is_floating_point() and 0 < value.dim() < 4
     return whole and value.device.type != "meta"
 
@@ -91,12 +91,12 @@ def _read_parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
 def flash_documents(
     options: Mapping[str, Any], batch: int, mask: Any
 ) -> tuple[tuple[Tensor, Tensor] | None, Tensor | None]:
-    """What transformers' flash attention makes its documents from, by its own rules.
+    """Return the arguments from which transformers' flash attention makes its documents.
 
     Args:
         options: Keyword arguments of the attention function.
         batch: Rows.
-        mask: Its attention mask: where there is one, rows are unpadded and all else is ignored.
+        mask: Its attention mask; with one, transformers unpads the rows and ignores the other arguments.
 
     Returns:
         Cumulative lengths of queries and keys, or position ids; at most one of them is not ``None``.
@@ -114,15 +114,15 @@ def flash_documents(
 
 
 def claimed_documents(evidence: Iterable[tuple[Kind, Array]], batch: int, length: int) -> Iterator[Spans]:
-    """What arguments say of the documents in ``[batch, length]`` rows, the strongest kind first.
+    """Yield the documents that arguments describe in ``[batch, length]`` rows, the strongest kind first.
 
     Args:
-        evidence: Kinds and values; those that are not about rows like these are passed over.
+        evidence: Kinds and values; values for rows of other sizes are skipped.
         batch: Rows.
         length: Tokens of each.
 
     Yields:
-        Spans, none of them empty or longer than its row, where some row holds several documents.
+        Spans if some row holds several documents; none is empty or crosses the end of its row.
     """
     of_kind: dict[Kind, list[tuple[Array, int]]] = {}
     for kind, array in evidence:
@@ -134,12 +134,12 @@ def claimed_documents(evidence: Iterable[tuple[Kind, Array]], batch: int, length
             of_kind.setdefault(kind, []).append((plane, planes))
     masks = [array for array, _ in of_kind.get("mask", ())]
     real = next((mask != 0 for mask in masks), None)
-    found: list[Spans | None] = []
-    found += [from_cumulative(array, batch * length) for array, _ in of_kind.get("cumulative", ())]
-    found += [from_numbers(mask, is_mask=True) for mask in masks]
-    found += [from_numbers(array, is_mask=False) for array, _ in of_kind.get("numbers", ())]
-    found += [from_positions(array, real, planes=n) for array, n in of_kind.get("positions", ())]
-    for spans in found:
+    claims: list[Spans | None] = []
+    claims += [from_cumulative(array, batch * length) for array, _ in of_kind.get("cumulative", ())]
+    claims += [from_numbers(mask, is_mask=True) for mask in masks]
+    claims += [from_numbers(array, is_mask=False) for array, _ in of_kind.get("numbers", ())]
+    claims += [from_positions(array, real, planes=n) for array, n in of_kind.get("positions", ())]
+    for spans in claims:
         filled = [] if spans is None else [span for span in spans if span[1] > span[0]]
         inside = all(start // length == (stop - 1) // length for start, stop in filled)
         if inside and is_packed(filled, length):
@@ -147,7 +147,7 @@ def claimed_documents(evidence: Iterable[tuple[Kind, Array]], batch: int, length
 
 
 def _covers(kind: Kind, shape: tuple[int, ...], batch: int, length: int) -> bool:
-    """Whether an argument says something of every token of rows like these."""
+    """Whether an argument has an entry for every token of the rows."""
     if kind == "positions":
         return shape[-2:] in ((batch, length), (1, length)) or shape == (length,)
     return shape == (batch, length) or (batch == 1 and shape == (length,))

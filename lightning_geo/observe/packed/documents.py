@@ -1,9 +1,9 @@
-"""Which documents the rows of an attention call are made of.
+"""The documents in the rows of an attention call.
 
-Evidence comes in this order: cumulative lengths or position ids that the attention function itself was given
-and makes its documents from (FlashAttention, ``varlen_attn``); then, of the running modules' arguments, the
-innermost first, cumulative lengths, document numbers, and position ids that start again. What a module was
-given is only a claim: it counts where the call's masks keep every query from the keys of other documents.
+Evidence counts in this order: cumulative lengths or position ids from which the attention function itself
+makes its documents (FlashAttention, ``varlen_attn``); then arguments of the running modules, the innermost
+first: cumulative lengths, document numbers, and position ids that restart. A module's argument is only a
+claim: it counts if the call's masks hide the keys of other documents from every query.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ __all__ = ["Documents", "PackedCallError"]
 
 
 class PackedCallError(GeometryError, ValueError):
-    """The call's rows hold several documents, and its attention cannot be divided among them."""
+    """A call's rows hold several documents, and the call cannot be divided into them."""
 
 
 class Documents:
-    """Finds the documents of attention calls; the host waits for the device once per root call.
+    """Finds the documents of attention calls.
 
-    Everything that it looked at is kept until :meth:`start_over`, so that all layers share one look.
+    Results are kept until :meth:`start_over`, so that all layers share them and the host waits for the device
+    once per root call.
     """
 
     def __init__(self) -> None:
@@ -40,7 +41,7 @@ class Documents:
         self._packings: dict[tuple[Any, ...], tuple[Any, Packing | None]] = {}
 
     def start_over(self) -> None:
-        """A root call begins or ends: drop every reference to its tensors."""
+        """Drop every reference to a root call's tensors when one begins or ends."""
         self._host.clear()
         self._packings.clear()
 
@@ -48,14 +49,14 @@ class Documents:
         """Find the documents of one call.
 
         Args:
-            call: With its ``query_mask``, where there is one.
-            given: What the running modules were given, outermost first: see :func:`evidence_in`.
+            call: The call, with its ``query_mask`` if there is one.
+            given: Arguments of the running modules, outermost first: see :func:`evidence_in`.
 
         Returns:
-            ``None`` where every row is one sequence, as far as anybody can tell.
+            ``None`` if no evidence says that a row holds more than one sequence.
 
         Raises:
-            PackedCallError: If its rows hold documents that the call cannot be divided into.
+            PackedCallError: If the call cannot be divided into the documents in its rows.
         """
         if call.cumulative is not None or call.restarts is not None:
             return self._by_construction(call)
@@ -73,7 +74,8 @@ class Documents:
         if key in self._packings:
             return self._packings[key][1]
         packing = self._by_claim(call, evidence)
-        if call.scores is None:  # their masks are another layer's next time
+        # Masks read from scores are freed after the layer; another layer's may take their place in memory.
+        if call.scores is None:
             self._packings[key] = (hiding, evidence), packing
         return packing
 
@@ -91,8 +93,8 @@ class Documents:
             shifted = any(q[1] - q[0] != k[1] - k[0] for q, k in apart)
             if shifted and (call.is_causal or call.window is not None):
                 raise PackedCallError(
-                    "its documents have other numbers of queries than of keys, and causality or a window "
-                    "counts from each document's end"
+                    "its documents have unequal numbers of queries and keys, so that causality or a window, "
+                    "which count from each document's end, cannot be measured"
                 )
         return packing
 
@@ -102,20 +104,20 @@ class Documents:
             positions = self._read([call.restarts])[0]
             if positions.size != rows or (np.diff(positions[0]) == 1).all():
                 return None
-            # transformers' own rule: a document begins wherever the lowest position stands
+            # Same rule as in transformers: a document begins at each occurrence of the lowest position.
             starts = np.flatnonzero(positions[0] == positions.min()).tolist()
             spans = list(zip(starts, [*starts[1:], rows], strict=True))
             return Packing(spans, spans, rows, call.device)
         assert call.cumulative is not None
         bounds = self._read(call.cumulative)
         total = batch * rows
-        of_queries = from_cumulative(bounds[0], total, exact=False)
-        of_keys = from_cumulative(bounds[1], batch * columns, exact=False)
-        if of_queries is None or of_keys is None or len(of_queries) != len(of_keys):
-            raise PackedCallError("its cumulative lengths do not fit its queries and keys")
-        pairs = [(q, k) for q, k in zip(of_queries, of_keys, strict=True) if q[1] > q[0] and k[1] > k[0]]
+        query_spans = from_cumulative(bounds[0], total, exact=False)
+        key_spans = from_cumulative(bounds[1], batch * columns, exact=False)
+        if query_spans is None or key_spans is None or len(query_spans) != len(key_spans):
+            raise PackedCallError("its cumulative lengths do not match its queries and keys")
+        pairs = [(q, k) for q, k in zip(query_spans, key_spans, strict=True) if q[1] > q[0] and k[1] > k[0]]
         if not pairs:
-            raise PackedCallError("its cumulative lengths leave no document")
+            raise PackedCallError("its cumulative lengths describe no document with queries and keys")
         spans = [q for q, _ in pairs]
         same = rows == columns and all(q == k for q, k in pairs)
         covered = sum(stop - start for start, stop in spans) == total
@@ -137,7 +139,7 @@ class Documents:
         return claimed_documents([(e.kind, x) for e, x in zip(evidence, arrays, strict=True)], batch, length)
 
     def _check_cross(self, call: AttentionCall, evidence: Sequence[Evidence]) -> None:
-        """Queries of packed rows that see each other keys: nothing says which keys are a document's.
+        """Refuse cross-attention from packed rows: the keys that belong to each document are unknown.
 
         Raises:
             PackedCallError: If the rows of queries are packed.
@@ -149,12 +151,12 @@ class Documents:
             self._packings[key] = evidence, packed
         if self._packings[key][1] is not None:
             raise PackedCallError(
-                "its queries are documents in packed rows, and nothing says which keys are theirs: "
-                "give `cu_seq_lens_k`"
+                "its queries are documents in packed rows, but the keys of each document are unknown. Pass "
+                "`cu_seq_lens_k`"
             )
 
     def _read(self, tensors: Iterable[Tensor]) -> list[Array]:
-        """Bring tensors to the host, those of a device that were not looked at before in one go."""
+        """Copy tensors to the host; new ones of a device are copied together, to wait for it once."""
         tensors = list(tensors)
         by_device: dict[torch.device, dict[tuple[int, int], Tensor]] = {}
         for x in tensors:
@@ -169,7 +171,7 @@ class Documents:
 
 
 def _whole_rows(spans: Spans, together: Sequence[bool], length: int) -> Spans:
-    """Rows whose documents see each other are one sequence."""
+    """Merge the documents of rows in which they attend to each other into one sequence."""
     apart = [span for span in spans if not together[span[0] // length]]
     whole = [(row * length, (row + 1) * length) for row, seen in enumerate(together) if seen]
     return sorted(apart + whole)
@@ -184,7 +186,7 @@ def _place(x: Tensor) -> tuple[int, int]:
 
 
 def _identity(x: Any) -> tuple[Any, ...]:
-    """Equal for the same content: a slice that every layer takes anew of one mask is the same tensor."""
+    """Return a key equal for tensors over the same memory, such as slices that layers take of one mask."""
     if not isinstance(x, Tensor):
         return (id(x),)
     return x.data_ptr(), x.storage_offset(), tuple(x.shape), x.stride(), x.dtype, _version(x)

@@ -1,4 +1,4 @@
-"""Whether the masks of an attention call keep the queries of a document from the keys of all others."""
+"""Whether the masks of an attention call hide the keys of other documents from a document's queries."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from lightning_geo.observe.spans import Spans
 
 __all__ = ["joined_rows", "varies_by_query"]
 
-#: Score pairs that are looked at in one step.
+#: Query-key pairs checked in one step.
 _PAIRS = 1 << 24
 
 
 def varies_by_query(mask: Any) -> bool:
-    """Whether a mask can hide a key from some queries and not from others."""
+    """Whether a mask may hide a key from some queries but not from others."""
     if isinstance(mask, Tensor):
-        # a padding mask that was expanded over queries has one row
+        # Stride 0: a padding mask expanded over queries, the same for all.
         return mask.dim() >= 2 and min(mask.shape[-2:]) > 1 and mask.stride(-2) != 0
     return isinstance(mask, BlockMask)
 
 
 def joined_rows(call: AttentionCall, spans: Spans) -> list[bool]:
-    """Of each row, whether any query of a document may attend to a key outside of it."""
+    """Return for each row whether some query may attend to a key of another document."""
     batch, length, _ = call.lengths
     labels = np.full(batch * length, -1)
     for number, (start, stop) in enumerate(spans):
@@ -49,12 +49,12 @@ def joined_rows(call: AttentionCall, spans: Spans) -> list[bool]:
         for rule in rules:
             seen = seen & rule(rows)
         together |= seen.flatten(1).any(1)
-    found: list[bool] = together.tolist()
-    return found
+    joined: list[bool] = together.tolist()
+    return joined
 
 
 def _pair_rule(mask: Any, length: int) -> Callable[[slice], Tensor]:
-    """``rows -> [B or 1, rows, Nk]``: the keys that these rows see in any head."""
+    """Return ``rows -> [B or 1, rows, Nk]``, the keys that these rows see in any head."""
     from lightning_geo.kernels import HIDDEN_BELOW, BlockRule
 
     if isinstance(mask, BlockMask):

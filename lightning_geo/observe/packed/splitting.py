@@ -1,4 +1,4 @@
-"""Attention calls of packed rows, taken apart into the calls that documents would have made alone."""
+"""Divide attention calls of packed rows into the calls that each document would make alone."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["by_document"]
 
 
 def by_document(call: AttentionCall) -> list[AttentionCall]:
-    """Return the calls that documents would have made alone, in batches of similar length.
+    """Return the calls that documents would make alone, in batches of similar length.
 
     Args:
-        call: Any call; where every row is one sequence, it is returned as it is.
+        call: Any call; if every row is one sequence, it is returned unchanged.
 
     Returns:
         Each with query, key, value and output ``[documents, H, longest, D]`` and a ``query_mask``.
@@ -29,7 +29,7 @@ def by_document(call: AttentionCall) -> list[AttentionCall]:
     if packing is None:
         return [call]
     longest = max(stop - start for start, stop in packing.queries)
-    # with keys of other lengths no query has a position among them
+    # With unequal numbers of queries and keys, queries have no position among the keys.
     equal = all(q[1] - q[0] == k[1] - k[0] for q, k in zip(packing.queries, packing.keys, strict=True))
     call = call if equal else replace(call, cross=True, offset=None)
     return [_part(call, bucket, longest) for bucket in packing.buckets]
@@ -66,7 +66,7 @@ def _part(call: AttentionCall, bucket: Bucket, longest: int) -> AttentionCall:
 
 
 def _pairs(mask: Any, call: AttentionCall, bucket: Bucket) -> Any:
-    """What a mask (or the scores) says of the pairs within documents."""
+    """Take the entries of a mask (or of scores) for the query-key pairs within documents."""
     _, rows, columns = call.lengths
     query, key = bucket.queries.index, bucket.keys.index
     sequence, query, key = query[:, 0] // rows, query % rows, key % columns
@@ -76,13 +76,13 @@ def _pairs(mask: Any, call: AttentionCall, bucket: Bucket) -> Any:
     sequence = sequence if mask.shape[0] > 1 else torch.zeros_like(sequence)
     query = query if mask.shape[2] > 1 else torch.zeros_like(query[:, :1])
     key = key if mask.shape[3] > 1 else torch.zeros_like(key[:, :1])
-    if mask.stride(1) == 0:  # one for all heads: taken once
+    if mask.stride(1) == 0:  # the same for all heads: copy it once
         mask = mask[:, :1]
     return mask[sequence[:, None, None], :, query[:, :, None], key[:, None, :]].permute(0, 3, 1, 2)
 
 
 def _block_pairs(mask: BlockMask, sequence: Tensor, query: Tensor, key: Tensor) -> BlockMask:
-    """The same rule on other positions; whether the kernel skips a block is part of it."""
+    """Apply a block mask's rule, skipped blocks included, to the documents' positions."""
     rule = BlockRule.of(mask)
     if rule.blocks.shape[0] == 1:
         sequence = torch.zeros_like(sequence)

@@ -1,1 +1,1 @@
-"""Running a model once more without a trace in training."""
+"""Run a model again without a trace in training."""

@@ -1,4 +1,4 @@
-"""Arguments that a forward may change: caches grow by what they are given, lists by what is appended."""
+"""Copies of arguments that a forward pass may change, such as caches and lists."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 __all__ = ["holds_state", "independent"]
 
-#: Types of what no forward changes, or is meant to share.
+#: Types that no forward pass changes, or that are meant to be shared.
 _CONSTANT = (
     type(None), bool, int, float, complex, str, bytes, Enum, torch.dtype, torch.device, torch.Size,
     nn.Module, type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial,
@@ -23,19 +23,19 @@ _CONSTANT = (
 
 
 def independent(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Copy arguments so that a call leaves the caller's as they are.
+    """Copy arguments so that a call cannot change the caller's.
 
-    Tensors given as such are inputs, and shared. What lies in lists, dictionaries and objects is copied, with
-    its tensors; what cannot be copied is shared.
+    Tensors passed directly are inputs, and shared. Lists, dictionaries and objects are copied, including
+    their tensors; objects that cannot be copied are shared.
     """
-    # a tensor that is given twice, alone and in a list, stays one tensor
+    # A tensor passed both directly and in a list stays one tensor.
     memo = {id(x): x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)}
     with _Clones():
         return tuple(_copy(x, memo) for x in args), {name: _copy(x, memo) for name, x in kwargs.items()}
 
 
 def holds_state(value: Any) -> bool:
-    """Whether there is an object in it that a forward may change, such as a cache."""
+    """Whether a value contains an object that a forward pass may change, such as a cache."""
     if isinstance(value, Mapping):
         return any(map(holds_state, value.values()))
     if isinstance(value, (list, tuple)):
@@ -50,12 +50,12 @@ def _copy(value: Any, memo: dict[int, Any]) -> Any:
         return value.clone_state()
     try:
         return copy.deepcopy(value, memo)
-    except Exception:  # it refuses: streams, process groups, locks
+    except Exception:  # streams, process groups and locks refuse to be copied
         return value
 
 
 class _Clones(TorchFunctionMode):
-    """Copy tensors that have a graph too, which ``copy.deepcopy`` refuses to; the copies have none."""
+    """Lets ``copy.deepcopy`` copy tensors with a graph, which it refuses; the copies have no graph."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.__deepcopy__:

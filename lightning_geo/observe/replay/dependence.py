@@ -48,7 +48,7 @@ class Dependence:
         self._ran: set[str] = set()
         self._batch: set[int] = set()
         #: names of models with a call whose inputs depend on parameters
-        self.found: set[str] = set()
+        self.dependent: set[str] = set()
 
     def watch(self) -> list[Callable[[], None]]:
         """Watch the modules beside the models; returns functions that undo it."""
@@ -94,7 +94,7 @@ class Dependence:
             others = [ran for ran in self._ran if not path or not _within(ran, path)]
             dependent = bool(others) or (self._own and bool(path))
         if dependent and name is not None:
-            self.found.add(name)
+            self.dependent.add(name)
         return dependent
 
 

@@ -1,4 +1,4 @@
-"""Replay a model so that training keeps no trace of it: on a twin, or in place where it cannot be copied."""
+"""Replay a model without a trace in training: on a twin, or in place if the model cannot be copied."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
-from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_geo.observe import name_of
+from lightning_geo.observe.replay.data_writes import DataReads, differing_parameters, equal_values
 from lightning_geo.observe.replay.torchscript import is_scripted
 from lightning_geo.observe.replay.twin import (
     foreign_among,
@@ -41,80 +41,80 @@ _TREE = ("_parameters", "_buffers", "_modules", "_trainer", *vars(nn.Module()))
 
 
 class _SharesError(GeometryError, RuntimeError):
-    """The copy of a model runs modules of the model itself."""
+    """A model's copy calls modules of the model itself."""
 
 
 class Replica:
     """Runs one model beside its training.
 
-    The first call that it is tried on runs on a copy that shares nothing, and shows which parameters the
-    forward writes: later copies share all but these.
+    The first run is a trial on a copy that shares nothing. It shows which parameters the forward pass writes:
+    later copies share all others.
 
     Args:
         model: The model.
-        name: Its name.
-        complaints: Where it is said what a replay leaves out, or cannot keep apart.
+        name: The model's name.
+        complaints: Takes warnings about what a replay leaves out or cannot isolate.
     """
 
     def __init__(self, model: nn.Module, name: str, complaints: Complaints) -> None:
         self._model = model
         self._name = name_of(name, model)
         self._complaints = complaints
-        #: whether a copy stands for the model
+        #: whether replays run on a copy of the model
         self._copies = True
-        #: names of parameters that its forward writes; None until a trial has shown them
+        #: names of parameters that its forward pass writes; None before the trial
         self._written: set[str] | None = None
-        #: whether one call leaves nothing in a copy that the next could notice
+        #: whether a copy is unchanged after a call, so that further calls may use it
         self.reusable = False
         self._entered: nn.Module | None = None
 
     @property
     def model(self) -> nn.Module:
-        """What is to be run: the model as it was when it was last remembered, or as it is now."""
+        """The model to run: as it was when last remembered, or as it is now."""
         return self._model if self._entered is None else self._entered
 
     def remember(self) -> None:
-        """Keep buffers and attributes as they are now, for runs after the training forward has moved them."""
-        with contextlib.suppress(Exception):  # what cannot be copied runs as it will be then
+        """Keep the current buffers and attributes, for runs after the training forward pass changed them."""
+        with contextlib.suppress(Exception):  # a model that cannot be copied runs in its state at the time
             self._entered = twin_of(self._model) if self._copies else None
 
     def forget(self) -> None:
-        """Run the model as it is from now on."""
+        """Run the model in its current state from now on."""
         self._entered = None
 
     def try_out(
         self, run: Callable[[nn.Module], object], context: Callable[[], AbstractContextManager[object]]
     ) -> None:
-        """Learn from a first run what the forward writes, and whether a copy can stand for the model.
+        """Run a trial to find which parameters the forward pass writes, and whether a copy works.
 
         Raises:
-            Exception: What the model itself raises.
+            Exception: If the model itself fails.
         """
         if self._written is not None:
             return
-        self._say_hooks()
+        self._warn_of_hooks()
         try:
             twin = twin_of(self.model, None if _has_room(self._model) else ())
             before, memory = _places(twin), _memory(twin)
-            reads = _DataReads(twin)
+            reads = DataReads(twin)
             with undisturbed(twin), _without_global_hooks(), context(), _apart(self._model), reads:
                 run(twin)
-            self._written = _changed(twin, before) | _other_values(twin, self.model) | reads.names
+            self._written = _changed(twin, before) | differing_parameters(twin, self.model) | reads.names
             self.reusable = not self._written and memory is not None and memory == _memory(twin)
         except Exception as error:
             with self._in_place(None), context():
-                run(self._model)  # raises where the model is at fault
+                run(self._model)  # raises if the model fails, not the copy
             self._copies = False
             self._entered = None
             self._complaints.say(
                 f"{self._name} cannot be copied for a replay",
-                f"{type(error).__name__}: {error}. It is replayed in place: buffers, attributes and "
-                "parameters are put back, what its forward changes inside of other objects is not",
+                f"{type(error).__name__}: {error}. The model is replayed in place: its buffers, attributes "
+                "and parameters are restored, but changes of its forward pass inside other objects remain",
             )
 
     @contextlib.contextmanager
     def running(self) -> Iterator[nn.Module]:
-        """Yield what stands for the model, for as long as the context lasts: each call is made in `once`."""
+        """Yield the module to run, valid while the context is open; make each call inside :meth:`once`."""
         if not self._copies:
             yield self._model
             return
@@ -128,16 +128,16 @@ class Replica:
                 self._written = written | (self._written or set())
                 self._complaints.say(
                     f"the forward of {self._name} writes parameters",
-                    f"{some(sorted(written))}, which its first replay did not: this one has changed them",
+                    f"{some(sorted(written))}, but did not in its first replay: this replay has changed them",
                 )
 
     @contextlib.contextmanager
     def once(self, model: nn.Module, *, frozen: bool = False, **options: Any) -> Iterator[None]:
-        """Inside, the stand-in is run.
+        """Isolate one call of the module from :meth:`running` while the context is open.
 
         Args:
-            model: As :meth:`running` yields it.
-            frozen: Whether a copy's parameters need no gradient, so that with ``gradient`` no graph is kept.
+            model: The module that :meth:`running` yields.
+            frozen: Whether to turn off the gradients of a copy's parameters, so that no graph leads to them.
             **options: See :func:`~lightning_geo.observe.replay.undisturbed.undisturbed`.
         """
         if model is self._model:
@@ -154,7 +154,7 @@ class Replica:
 
     @contextlib.contextmanager
     def _in_place(self, written: Collection[str] | None, **options: Any) -> Iterator[None]:
-        """Run the model itself, and put back what is known to change."""
+        """Run the model itself, and restore everything that is known to change."""
         model = self._model
         guarded = [
             (name, p, p.data, p.data.clone())
@@ -162,7 +162,7 @@ class Replica:
             if written is None or name in written
         ]
         versions = {name: parameter._version for name, parameter, *_ in guarded}
-        reads = _DataReads(model)
+        reads = DataReads(model)
         changed: set[str] = set()
         try:
             with undisturbed(model, **options), _without_global_hooks(), contextlib.ExitStack() as trial:
@@ -181,30 +181,30 @@ class Replica:
             for name, parameter, data, copy in guarded:
                 if parameter._version != versions[name]:
                     changed.add(name)
-                if parameter.data.data_ptr() != data.data_ptr() or not _equal(data, copy):
+                if parameter.data.data_ptr() != data.data_ptr() or not equal_values(data, copy):
                     changed.add(name)
                     parameter.data = data
                     data.copy_(copy)
 
-    def _say_hooks(self) -> None:
+    def _warn_of_hooks(self) -> None:
         hooks = foreign_hooks(self._model)
         if hooks:
             named = [f"{name_of(path, self._model)} ({hook})" for path, hook in hooks.items()]
             self._complaints.say(
                 "forward hooks were left out of replays",
-                f"{some(named)}. What they gather stays training's own; if they change what the model "
-                'computes, `source="batch"` measures it with them',
+                f"{some(named)}. Data that they collect thus comes from training only. If they change the "
+                'model\'s results, set `source="batch"`, which measures the model with its hooks',
             )
 
 
 def _kept_hooks(hooks: dict[int, Any]) -> dict[int, Any]:
-    """Those that a model computes with, and one's own; in order."""
+    """Return the hooks that a model computes with, and the monitor's own, in order."""
     foreign = foreign_among(hooks)
     return {key: hook for key, hook in hooks.items() if key not in foreign}
 
 
 def _memory(twin: nn.Module) -> bytes | None:
-    """What a copy keeps beside tensors and plain values, which are put back; None if none can tell."""
+    """Serialise a copy's attributes other than tensors and plain values; None if they cannot be pickled."""
     plain = (type(None), bool, int, float, complex, str, bytes, Tensor, nn.Module, Dataset, DataLoader)
     kept = [
         {k: v for k, v in vars(m).items() if k not in _TREE and not isinstance(v, plain)}
@@ -223,7 +223,7 @@ def _places(twin: nn.Module) -> dict[str, tuple[nn.Parameter, int, int]]:
 
 
 def _changed(twin: nn.Module, before: dict[str, tuple[nn.Parameter, int, int]]) -> set[str]:
-    """Names of parameters that were written."""
+    """Return the names of parameters written since ``before``."""
     now = dict(twin.named_parameters())
     return {
         name for name, (p, version, place) in before.items()
@@ -231,41 +231,8 @@ def _changed(twin: nn.Module, before: dict[str, tuple[nn.Parameter, int, int]]) 
     }  # fmt: skip
 
 
-class _DataReads(TorchFunctionMode):
-    """Notes which parameters are read through ``.data``.
-
-    A write through it leaves the version as it is, and the value too where it comes out the same this time,
-    as that of a clamp or a normalisation.
-
-    Args:
-        model: Whose parameters.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self._names = {id(p): name for name, p in model.named_parameters()}
-        self.names: set[str] = set()
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func == Tensor.data.__get__ and id(args[0]) in self._names:  # type: ignore[attr-defined]
-            self.names.add(self._names[id(args[0])])
-        return func(*args, **(kwargs or {}))
-
-
-def _other_values(twin: nn.Module, model: nn.Module) -> set[str]:
-    """Names of parameters whose values differ: writes through ``.data`` leave the version as it is."""
-    originals = dict(model.named_parameters())
-    return {n for n, p in twin.named_parameters() if n in originals and not _equal(p.data, originals[n].data)}
-
-
-def _equal(x: Tensor, y: Tensor) -> bool:
-    if x.device.type == "meta" or y.device.type == "meta":
-        return x.device == y.device
-    return x.shape == y.shape and bool(((x == y) | ((x != x) & (y != y))).all())
-
-
 def _has_room(model: nn.Module) -> bool:
-    """Whether the device has memory for all parameters once more."""
+    """Whether the device has memory for a copy of all parameters."""
     device = device_of(model)
     if device.type != "cuda":
         return True
@@ -276,10 +243,10 @@ def _has_room(model: nn.Module) -> bool:
 
 @contextlib.contextmanager
 def _apart(model: nn.Module) -> Iterator[None]:
-    """Raise if any of the model's own modules is called.
+    """Check that none of the model's own modules is called.
 
     Raises:
-        _SharesError: At the end.
+        _SharesError: At the end, if one was.
     """
     called: list[nn.Module] = []
     modules = [m for m in model.modules() if not is_scripted(m)]
@@ -290,7 +257,7 @@ def _apart(model: nn.Module) -> Iterator[None]:
         for handle in handles:
             handle.remove()
     if called:
-        raise _SharesError(f"a copy of it calls its own {type(called[0]).__name__}")
+        raise _SharesError(f"a copy of it calls the original's {type(called[0]).__name__}")
 
 
 @contextlib.contextmanager

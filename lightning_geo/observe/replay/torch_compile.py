@@ -1,4 +1,4 @@
-"""What ``torch.compile`` made: how it is recognised, and how it runs eagerly for a while."""
+"""Recognise modules and functions from ``torch.compile``, and run them eagerly for a while."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lightning_geo.observe.replay.torchscript import is_scripted
 
 __all__ = ["as_compiled", "compiles_attention", "eagerly", "is_compiled", "is_compiled_function"]
 
-#: Functions by which attention is computed.
+#: Functions that compute attention.
 _ATTENTION = frozenset({"flex_attention", "scaled_dot_product_attention", "softmax"})
 
 
@@ -31,8 +31,8 @@ def is_compiled(model: nn.Module) -> bool:
 def compiles_attention(model: nn.Module) -> bool:
     """Whether the model is compiled, or its code holds a compiled function that computes attention.
 
-    A compiled ``flex_attention`` is mostly such a function: a global of the file that a module's class is
-    in, or an attribute of the class or of the module.
+    A compiled ``flex_attention`` usually is: a global in the file of a module's class, or an attribute of the
+    class or of the module.
     """
     if is_compiled(model):
         return True
@@ -49,8 +49,8 @@ def _is_of_torch(kind: type) -> bool:
 
 
 def _attends(value: Any) -> bool:
-    """Whether it is a compiled attention function, or a compiled function that names one."""
-    # `hasattr` on whatever a module holds could run code of its own: lazy imports do
+    """Whether a value is a compiled attention function, or a compiled function that mentions one."""
+    # Check the type first: `hasattr` on arbitrary objects can run their code, such as lazy imports.
     if not isinstance(value, FunctionType) or not is_compiled_function(value):
         return False
     inside = vars(value)["_torchdynamo_orig_callable"]
@@ -86,6 +86,6 @@ def eagerly() -> Iterator[None]:
 
 @contextlib.contextmanager
 def as_compiled() -> Iterator[None]:
-    """Undo :func:`eagerly` for one attention function, of which no inside is observed."""
+    """Undo :func:`eagerly` for one attention function, whose inside is not observed."""
     with torch.compiler.set_stance(_stances[0]) if _stances else contextlib.nullcontext():
         yield

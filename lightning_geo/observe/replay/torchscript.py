@@ -1,4 +1,4 @@
-"""TorchScript modules: they run outside of Python, so that nothing of their inside can be observed."""
+"""TorchScript modules, which run outside Python, so that their inside cannot be observed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PRODUCTS = ("aten::matmul", "aten::bmm", "aten::baddbmm", "aten::einsum")
 
 
 def is_scripted(module: nn.Module) -> bool:
-    """Whether ``torch.jit.script`` or ``torch.jit.trace`` made it: it takes no hooks."""
+    """Whether ``torch.jit.script`` or ``torch.jit.trace`` made a module; such a module takes no hooks."""
     return isinstance(module, torch.jit.ScriptModule)
 
 
@@ -25,13 +25,13 @@ def scripted_attention(modules: Mapping[str, nn.Module]) -> list[str]:
     """Return the paths of the TorchScript modules whose own code computes attention, by their graphs.
 
     Args:
-        modules: By path.
+        modules: Modules by path.
     """
-    found = [name for name, module in modules.items() if is_scripted(module) and _attends(module)]
-    # the graph of a module contains those of its children: the innermost ones attend
+    attending = [name for name, module in modules.items() if is_scripted(module) and _attends(module)]
+    # A module's graph contains those of its children: only the innermost modules attend by themselves.
     return [
-        name for name in found
-        if not any(other != name and other.startswith(f"{name}." if name else "") for other in found)
+        name for name in attending
+        if not any(other != name and other.startswith(f"{name}." if name else "") for other in attending)
     ]  # fmt: skip
 
 
@@ -48,9 +48,9 @@ def _attends(module: Any) -> bool:
 
 
 def keep_state(module: Any) -> Callable[[], None]:
-    """Return what puts back the attributes that a TorchScript module's forward, or a mode flag, changes.
+    """Return a function that restores a TorchScript module's attributes and its ``training`` flag.
 
-    They are not in the module's ``__dict__``. Tensors that are changed in place are the caller's task.
+    These are not in the module's ``__dict__``. Tensors changed in place are left to the caller.
     """
     names: tuple[str, ...] = ()
     with contextlib.suppress(AttributeError, RuntimeError):

@@ -1,4 +1,4 @@
-"""A twin: a copy of a tree of modules over the same parameters, run once and thrown away."""
+"""A twin: a copy of a module tree over the same parameters, run once and discarded."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lightning_geo.observe.replay.torchscript import is_scripted
 
 __all__ = ["foreign_among", "foreign_hooks", "is_lightning", "needed_hooks", "quiet", "twin_of"]
 
-#: Packages whose hooks are part of what a model computes: norms and masks of weights, adapters, offloading.
+#: Packages whose hooks belong to a model's computation: weight norms and masks, adapters, offloading.
 _COMPUTING = (
     "torch.nn", "torch.ao", "torch.distributed", "torchao", "peft", "adapters", "accelerate", "transformers",
     "bitsandbytes", "optimum", "auto_gptq", "gptqmodel", "hqq",
@@ -36,14 +36,14 @@ _READ_ONLY = ("OffloadedWeightsLoader", "PrefixedDataset")
 
 
 def twin_of(model: nn.Module, own: Collection[str] | None = ()) -> nn.Module:
-    """Copy a tree of modules; parameters are new objects over the same storage.
+    """Copy a module tree; its parameters are new objects over the same storage.
 
-    Buffers, attributes and generators are the copy's own. Hooks of the user's are left out, and every
+    The copy has its own buffers, attributes and generators. The user's hooks are left out, and every
     LightningModule in the copy is :func:`quiet`.
 
     Args:
-        model: What is copied.
-        own: Names of parameters that are copied too, because the forward writes them; None for all.
+        model: The module to copy.
+        own: Names of parameters to copy too, because the forward pass writes them; None for all.
 
     Raises:
         Exception: If an attribute refuses to be copied (locks, files, process groups).
@@ -55,7 +55,7 @@ def twin_of(model: nn.Module, own: Collection[str] | None = ()) -> nn.Module:
     hooks: list[tuple[OrderedDict[int, Any], OrderedDict[int, Any]]] = []
     for module in modules:
         if is_scripted(module):
-            memo[id(module)] = module  # a copy would share no parameters; its state is put back
+            memo[id(module)] = module  # a copy would share no parameters; its state is restored
             continue
         for name, value in vars(module).items():
             if name in _FORWARD_HOOKS:
@@ -86,7 +86,7 @@ def twin_of(model: nn.Module, own: Collection[str] | None = ()) -> nn.Module:
 def _parameter_twin(parameter: nn.Parameter, *, copied: bool) -> nn.Parameter:
     if type(parameter) is not nn.Parameter or is_lazy(parameter):  # quantised, sharded
         return copy.deepcopy(parameter) if is_lazy(parameter) else parameter
-    # not `detach`: an in-place change would count as one of the original's
+    # `detach` would share the version: an in-place change would count as one of the original.
     data = parameter.data.clone() if copied else parameter.data
     twin = nn.Parameter(data, requires_grad=parameter.requires_grad)
     vars(twin).update(vars(parameter))
@@ -94,7 +94,7 @@ def _parameter_twin(parameter: nn.Parameter, *, copied: bool) -> nn.Parameter:
 
 
 class _WithoutGraph(TorchFunctionMode):
-    """Copy tensors that training computed, which ``copy.deepcopy`` refuses to; the copies have no graph."""
+    """Lets ``copy.deepcopy`` copy tensors with a graph, which it refuses; the copies have no graph."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.__deepcopy__ and not args[0].is_leaf:
@@ -122,12 +122,12 @@ def _share_weights(weights: Any, memo: dict[int, Any]) -> None:
 
 
 def needed_hooks(hooks: dict[int, Any]) -> dict[int, Any]:
-    """Those that are part of what the model computes, whoever observes it."""
+    """Return the hooks that are part of the model's computation."""
     return {key: hook for key, hook in hooks.items() if _package_of(hook).startswith(_COMPUTING)}
 
 
 def foreign_hooks(model: nn.Module) -> dict[str, str]:
-    """Forward hooks of the user's, by the path of their module: a replay leaves them out."""
+    """Return the user's forward hooks by module path; a replay leaves them out."""
     found = {}
     for path, module in model.named_modules():
         for name in _FORWARD_HOOKS if not is_scripted(module) else ():
@@ -137,7 +137,7 @@ def foreign_hooks(model: nn.Module) -> dict[str, str]:
 
 
 def foreign_among(hooks: dict[int, Any]) -> dict[int, Any]:
-    """Those that are neither part of what the model computes nor ours."""
+    """Return the hooks that belong neither to the model's computation nor to this package."""
     own = ("lightning_geo", *_COMPUTING)
     return {key: hook for key, hook in hooks.items() if not _package_of(hook).startswith(own)}
 
@@ -157,7 +157,7 @@ def _package_of(hook: Any) -> str:
 
 
 def _rebind_functions(module: nn.Module, memo: dict[int, Any]) -> None:
-    """Let functions among a module's attributes, such as a replaced ``forward``, hold the copy's modules."""
+    """Make functions among a copy's attributes, such as a replaced ``forward``, use the copy's modules."""
     twin = memo[id(module)]
     for name, value in vars(module).items():
         if isinstance(value, types.FunctionType):
@@ -165,7 +165,7 @@ def _rebind_functions(module: nn.Module, memo: dict[int, Any]) -> None:
 
 
 def _rebound(function: Any, memo: dict[int, Any]) -> Any:
-    """The function over the copy's modules where it is closed over the original's; else itself."""
+    """Return a function that refers to the copy's modules; itself if it refers to none of the original's."""
     if not isinstance(function, types.FunctionType):
         return function
     if is_compiled_function(function):
@@ -196,7 +196,7 @@ def _content(cell: Any) -> Any:
 
 
 def _holds(cell: Any, memo: dict[int, Any]) -> bool:
-    """Whether a cell holds a module that was copied, a method of one, or a function closed over one."""
+    """Whether a closure's cell holds a copied module, its method, or a function closed over one."""
     content = _content(cell)
     if isinstance(content, types.FunctionType):
         return any(_holds(inner, memo) for inner in content.__closure__ or () if inner is not cell)
@@ -208,14 +208,14 @@ def _holds(cell: Any, memo: dict[int, Any]) -> bool:
 
 
 def is_lightning(module: nn.Module) -> bool:
-    """Whether it is a LightningModule, of whichever package."""
+    """Whether a module is a LightningModule, of either package."""
     return any(kind.__name__ == "LightningModule" for kind in type(module).__mro__)
 
 
 def quiet(module: nn.Module) -> None:
-    """Cut a LightningModule off from its trainer: it logs nothing and optimizes nothing.
+    """Disconnect a LightningModule from its trainer, so that it neither logs nor optimizes.
 
-    What it reads of the trainer are the numbers, names and switches.
+    It can still read the trainer's numbers, names and flags.
     """
     place, inert, count = vars(module), _Inert(), 1
     trainer = place.get("_trainer")
@@ -234,11 +234,11 @@ def quiet(module: nn.Module) -> None:
 
 
 def _nothing(*_: Any, **__: Any) -> None:
-    """In place of what would reach the trainer."""
+    """Replaces methods that would reach the trainer."""
 
 
 class _Inert:
-    """Takes whatever is asked of it and does nothing."""
+    """Accepts any attribute access and call, and does nothing."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -256,7 +256,7 @@ class _Inert:
 
 
 class _QuietTrainer:
-    """The numbers, names and switches of a trainer; all else is inert."""
+    """Exposes a trainer's numbers, names and flags; everything else is inert."""
 
     def __init__(self, trainer: Any) -> None:
         self._real = trainer

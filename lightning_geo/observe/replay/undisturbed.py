@@ -1,4 +1,4 @@
-"""Run a model once more without training noticing: no gradient, no draw, no flag and no buffer changes."""
+"""Run a model again without effect on training: gradients, random states, flags and buffers stay the same."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lightning_geo.observe.replay.call_state import independent
 from lightning_geo.observe.replay.torch_compile import eagerly
 from lightning_geo.observe.replay.torchscript import is_scripted, keep_state
 
-#: They change their way of computing when a torch function mode is on; the numbers are not quite the same.
+#: Modules that compute in another way under a torch function mode, with slightly different results.
 _FUSED = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
 
 __all__ = ["Call", "undisturbed"]
@@ -32,8 +32,8 @@ class Call:
     Args:
         args: Positional ones.
         kwargs: Those by keyword.
-        method: What is called instead of the observed model itself: a step of the LightningModule that it is
-            in, by name, or its ``forward``.
+        method: Name of a method of the LightningModule to call instead of the observed model itself: one of
+            its steps, or ``forward``.
     """
 
     args: tuple[Any, ...] = ()
@@ -42,7 +42,7 @@ class Call:
 
     @classmethod
     def from_batch(cls, batch: Any) -> Call:
-        """A mapping is keyword arguments, a tuple or list positional ones, anything else the one argument."""
+        """Take a mapping as keyword arguments, a tuple or list as positional ones, else a single argument."""
         if isinstance(batch, Mapping):
             return cls((), dict(batch))
         return cls(tuple(batch)) if isinstance(batch, (tuple, list)) else cls((batch,))
@@ -57,35 +57,35 @@ class Call:
         return self.map(lambda x: x.to(device))
 
     def tensors(self) -> list[Tensor]:
-        """All tensors, in order."""
-        found: list[Tensor] = []
-        self.map(found.append)
-        return found
+        """Return all tensors, in order."""
+        tensors: list[Tensor] = []
+        self.map(tensors.append)
+        return tensors
 
     def independent(self) -> Call:
-        """The same call, whose caches and containers are its own."""
+        """Return the same call with caches and containers of its own."""
         return Call(*independent(self.args, self.kwargs), self.method)
 
     def run(self, model: nn.Module) -> Any:
-        """Call ``model``, as often as wanted: what it changes in its arguments is a copy."""
+        """Call ``model`` with a copy of the arguments, so that the call can be repeated."""
         call = self.independent()
         function = model if call.method in ("", "forward") else getattr(model, call.method)
         return function(*call.args, **call.kwargs)
 
 
 def has_fast_path(model: nn.Module) -> bool:
-    """Whether PyTorch may run its fused inference path inside, which being observed turns off."""
+    """Whether PyTorch may use its fused inference path in the model, which observing turns off."""
     fused = [m for m in model.modules() if isinstance(m, _FUSED)]
-    # a frozen one is likely to be switched to eval mode on the way
+    # A frozen module is likely to be switched to eval mode within the step.
     return any(not m.training or not any(p.requires_grad for p in m.parameters()) for m in fused)
 
 
 def device_of(model: nn.Module, call: Call | None = None) -> torch.device:
-    """Where the model computes; never ``meta``, where accelerate leaves placeholders of offloaded parameters.
+    """Return the device on which a model computes, never ``meta``, where accelerate keeps placeholders.
 
     Args:
         model: The model.
-        call: What it is given, whose device decides where the model's own is unknown.
+        call: The model's inputs, whose device counts if the model's own is unknown.
     """
     hooks = (getattr(module, "_hf_hook", None) for module in model.modules())
     named = (device for hook in hooks if (device := _execution_device(hook)) is not None)
@@ -110,7 +110,7 @@ _depth = 0
 
 
 def replay_depth() -> int:
-    """How many replays are running, one within another: 0 for what the trainer itself runs."""
+    """Return the number of nested replays that are running; 0 for the trainer's own calls."""
     return _depth
 
 
@@ -123,16 +123,16 @@ def undisturbed(
     gradient: bool = False,
     state: bool = True,
 ) -> Iterator[None]:
-    """Let ``model`` run eagerly, and put everything back afterwards.
+    """Run ``model`` eagerly while the context is open, and restore everything at the end.
 
     Args:
-        model: What is going to run.
-        evaluate: In eval mode; else in the mode that it is in.
-        start: Where random numbers start, a seed or an earlier state.
-        gradient: Whether a graph is kept, for ``torch.autograd.grad`` inside the context: it reaches no
-            parameter, and no backward hook of the user's runs.
-        state: Whether the model's state is put back; a copy that is thrown away keeps none, but for
-            TorchScript modules, which it shares.
+        model: The model to run.
+        evaluate: Whether to run in eval mode; otherwise in the current mode.
+        start: Start of the random numbers, a seed or an earlier state.
+        gradient: Whether to record a graph for ``torch.autograd.grad`` inside the context. The user's
+            backward hooks do not run.
+        state: Whether to restore the model's state. A copy needs no restoring, except for its TorchScript
+            modules, which it shares with the model.
     """
     global _depth
     with contextlib.ExitStack() as stack:
@@ -143,7 +143,7 @@ def undisturbed(
         stack.enter_context(_same_state([m for m in model.modules() if state or is_scripted(m)]))
         if evaluate:
             for module in model.modules():
-                module.training = False  # the flag alone: a `train()` of the user's may do more
+                module.training = False  # only the flag: a user's own `train()` may do more
         if gradient:
             for module in model.modules():  # `_same_state` puts them back
                 module._backward_hooks = OrderedDict()
@@ -158,7 +158,7 @@ def undisturbed(
 
 @dataclass(frozen=True)
 class RandomState:
-    """States of the generators that everybody draws from."""
+    """States of the global random generators."""
 
     python: Any
     numpy: Any
@@ -167,7 +167,7 @@ class RandomState:
 
     @classmethod
     def now(cls, device: torch.device) -> RandomState:
-        """Those of this moment."""
+        """Return the current states."""
         accelerator = None
         if device.type in ("cuda", "xpu"):  # a forward may draw on any of the devices
             accelerator = torch.get_device_module(device).get_rng_state_all()
@@ -176,7 +176,7 @@ class RandomState:
         return cls(random.getstate(), np.random.get_state(), torch.get_rng_state(), accelerator)  # noqa: NPY002
 
     def restore(self, device: torch.device) -> None:
-        """Go on from here."""
+        """Set the generators to these states."""
         random.setstate(self.python)
         np.random.set_state(self.numpy)  # noqa: NPY002
         torch.set_rng_state(self.cpu)
@@ -197,7 +197,7 @@ def _random_numbers_from(start: int | RandomState, device: torch.device) -> Iter
         else:
             random.seed(start)
             np.random.seed(start)  # noqa: NPY002
-            # not torch.manual_seed: it would also seed the devices whose state is not kept
+            # torch.manual_seed would also seed devices whose state is not saved here.
             torch.default_generator.manual_seed(start)
             if device.type != "cpu" and before.accelerator is not None:
                 seed = torch.get_device_module(device)
@@ -209,10 +209,10 @@ def _random_numbers_from(start: int | RandomState, device: torch.device) -> Iter
 
 @contextlib.contextmanager
 def _same_state(modules: list[nn.Module]) -> Iterator[None]:
-    """Put back buffers and attributes that forward writes, in place or anew, even in eval.
+    """Restore buffers and attributes that a forward pass writes or replaces, even in eval mode.
 
-    Dynamic RoPE keeps frequencies in a buffer and the length that they are for in an attribute;
-    quantisation observers, caches and counters do the like.
+    Dynamic RoPE keeps frequencies in a buffer and their sequence length in an attribute; quantisation
+    observers, caches and counters do likewise.
     """
     scripted = [m for m in modules if is_scripted(m)]
     restore = [keep_state(m) for m in scripted]
