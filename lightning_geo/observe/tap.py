@@ -26,6 +26,8 @@ from lightning_geo.observe.replay.call_hooks import Fleeting
 from lightning_geo.observe.replay.torchscript import is_scripted
 from lightning_geo.observe.replay.undisturbed import replay_depth
 from lightning_geo.observe.training_calls import begins_training
+from lightning_geo.utils._lightning import borrows_forward
+from lightning_geo.utils._torch import without_function_modes
 from lightning_geo.utils.device_time import Stopwatch
 from lightning_geo.utils.errors import let_go
 
@@ -201,7 +203,7 @@ class Tap:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if self._work.busy or self._depth != replay_depth() or self._passes_over(module):
                 return
-            with torch._C.DisableTorchFunction():  # looking at tensors is no event for the mode
+            with without_function_modes():  # looking at tensors is no event for the mode
                 self._begin(name, module, args, kwargs)
 
         return hook
@@ -223,8 +225,8 @@ class Tap:
             return True
         if self.failures:
             return True  # the sample is lost: what else it sees would cost time and memory for nothing
-        if module is self._model and getattr(module.forward, "__name__", "") == "wrapped_forward":
-            return True  # of Lightning, for a strategy that wraps the module: what it calls inside counts
+        if module is self._model and borrows_forward(module):
+            return True  # Lightning's whole step: what it calls inside counts
         if self._stack.frames or not self._training or begins_training():
             return False
         self._passing.append(module)
@@ -240,7 +242,7 @@ class Tap:
             return
         if self._work.busy or self._depth != replay_depth() or not self._stack.runs(module):
             return
-        with torch._C.DisableTorchFunction():
+        with without_function_modes():
             while self._stack.frames[-1].module is not module:
                 self._modules.end()
             self._modules.end(result)

@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightning_geo.utils._lightning import borrows_forward
+from lightning_geo.utils._torch import compiled_call, remove_forward_hook, set_compiled_call
+
 __all__ = ["Fleeting", "on_call"]
 
 
@@ -37,16 +40,7 @@ def _the_stand_in() -> Callable[..., None]:
 
 def _take_off(module: nn.Module, *_: Any) -> None:
     """Stand in a copy for a hook of the original's, until the copy is first called."""
-    for hooks in (module._forward_pre_hooks, module._forward_hooks):
-        for key in [key for key, hook in hooks.items() if hook is _take_off]:
-            del hooks[key]
-    for keys in (
-        module._forward_pre_hooks_with_kwargs,
-        module._forward_hooks_with_kwargs,
-        module._forward_hooks_always_called,
-    ):
-        for key in [k for k in keys if k not in {**module._forward_pre_hooks, **module._forward_hooks}]:
-            del keys[key]
+    remove_forward_hook(module, _take_off)
 
 
 def on_call(
@@ -57,26 +51,27 @@ def on_call(
     A module compiled in place runs its hooks inside the compiled code, so there the compiled call
     itself is wrapped: the graph stays as it is.
     """
-    if module._compiled_call_impl is None:
+    compiled = compiled_call(module)
+    if compiled is None:
 
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if torch.compiler.is_compiling():
                 return  # inside somebody's compiled code: no part of it
-            if getattr(module.forward, "__name__", "forward") != "wrapped_forward":
-                function(args, kwargs)  # else Lightning borrows the module's call for a whole step
+            if not borrows_forward(module):  # else the call is a whole step's
+                function(args, kwargs)
 
         return module.register_forward_pre_hook(Fleeting(hook), with_kwargs=True).remove
 
-    call = module._compiled_call_impl
-    if not isinstance(call, _ToldCall):
-        call = module._compiled_call_impl = _ToldCall(call)
+    call = compiled if isinstance(compiled, _ToldCall) else _ToldCall(compiled)
+    if call is not compiled:
+        set_compiled_call(module, call)
     call.listeners.append(function)
 
     def undo() -> None:
         if function in call.listeners:
             call.listeners.remove(function)
-        if not call.listeners and module._compiled_call_impl is call:
-            module._compiled_call_impl = call.compiled
+        if not call.listeners and compiled_call(module) is call:
+            set_compiled_call(module, call.compiled)
 
     return undo
 
