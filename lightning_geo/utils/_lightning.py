@@ -50,8 +50,8 @@ def set_trainer(module: nn.Module, trainer: Any) -> None:
 def borrows_forward(module: nn.Module) -> bool:
     """Whether a strategy runs a whole training step through a module's ``forward``.
 
-    Strategies that wrap the LightningModule replace its ``forward`` for as long as a step takes. Relies on the name ``wrapped_forward`` in
-    ``pytorch_lightning.strategies.strategy``; checked on Lightning 2.6.6.
+    Strategies that wrap the LightningModule replace its ``forward`` for as long as a step takes. Relies on
+    the name ``wrapped_forward`` in ``pytorch_lightning.strategies.strategy``; checked on Lightning 2.6.6.
     """
     return getattr(module.forward, "__name__", "") == "wrapped_forward"
 

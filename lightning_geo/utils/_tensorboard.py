@@ -17,8 +17,9 @@ _FILE_WRITER = "_get_file_writer"
 def is_summary_writer(experiment: Any) -> bool:
     """Whether it is a ``SummaryWriter``, torch's or tensorboardX's.
 
-    The class is asked: Lightning's stand-in for an experiment has every attribute that one asks it for. Relies
-    on ``SummaryWriter._get_file_writer``; checked on tensorboard 2.21.0, torch 2.13.0, tensorboardX 2.6.5.
+    The class is asked: Lightning's stand-in for an experiment has every attribute that one asks it for.
+    Relies on ``SummaryWriter._get_file_writer``; checked on tensorboard 2.21.0, torch 2.13.0, tensorboardX
+    2.6.5.
     """
     return callable(getattr(type(experiment), _FILE_WRITER, None))
 
