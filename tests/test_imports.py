@@ -20,6 +20,7 @@ LIGHT_ROOMS = ("analysis", "cli", "dashboard", "loggers", "metrics", "report", "
 HEAVY_MODULES = {
     "lightning_geo.loggers.logger_sinks",
     "lightning_geo.metrics.registry",
+    "lightning_geo.utils._torch",
     "lightning_geo.utils.device_time",
     "lightning_geo.utils.ranks",
     "lightning_geo.utils.warn_once",

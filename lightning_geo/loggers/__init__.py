@@ -21,6 +21,7 @@ from lightning_geo.storage.events import Dropped
 from lightning_geo.storage.places import named, place
 from lightning_geo.storage.record import GeometryRecord
 from lightning_geo.storage.record_file import RecordFile
+from lightning_geo.utils._tensorboard import file_writer, is_summary_writer
 
 __all__ = ["RecordSink", "Sink", "open_sinks"]
 
@@ -122,10 +123,10 @@ class _LoggerOffers:
         """Open a logger's sink; if that fails, nothing of the logger is kept."""
         experiment, name = _experiment(logger), self._name
         schedule = PictureSchedule(self._max_steps)
-        if _can(experiment, "_get_file_writer"):
+        if is_summary_writer(experiment):
             from lightning_geo.loggers.tensorboard import TensorBoardSink  # needs tensorboard to be installed
 
-            folder = experiment._get_file_writer().get_logdir()
+            folder = file_writer(experiment).get_logdir()
             free = not is_taken(folder, self._taken)
             # the mark of a resumed session would void the other run's samples
             resumed_at = self._resumed_at if free else None

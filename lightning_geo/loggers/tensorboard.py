@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 from tensorboard.compat.proto.event_pb2 import Event
@@ -12,6 +11,7 @@ from lightning_geo.loggers.pictures import PictureSchedule, pictures, png
 from lightning_geo.loggers.tags import Level, scalars
 from lightning_geo.storage.events import Dropped, dropped_event, record_event, session_event
 from lightning_geo.storage.record import GeometryRecord
+from lightning_geo.utils._tensorboard import as_its_own, file_writer
 
 __all__ = ["TensorBoardSink"]
 
@@ -47,18 +47,18 @@ class TensorBoardSink:
         self._started = False
         if resumed_at is not None:
             # at once, so that the replaced samples end before anything that this session writes
-            writer = experiment._get_file_writer()
-            mark = _as_its_own(writer, session_event(resumed_at, name))
+            writer = file_writer(experiment)
+            mark = as_its_own(writer, session_event(resumed_at, name))
             writer.add_event(mark, step=resumed_at)
             writer.flush()
-        folder = experiment._get_file_writer().get_logdir()
+        folder = file_writer(experiment).get_logdir()
         self.where = f"TensorBoard: tensorboard --logdir {folder}"
         self.holds: str | None = folder if with_record else None
 
     def write(self, record: GeometryRecord, *, final: bool = False) -> None:
         """Write one sample."""
         # not cached: the experiment opens a new writer after `close`, as between two fits
-        writer = self._experiment._get_file_writer()
+        writer = file_writer(self._experiment)
         event = record_event(record, self._name) if self._with_record else Event(step=record.step)
         for tag, number in scalars(record, self._name, self._level).items():
             event.summary.value.add(tag=tag, simple_value=number)
@@ -81,24 +81,15 @@ class TensorBoardSink:
     def note(self, dropped: Dropped, step: int) -> None:
         """Note a dropped sample in a run that has none yet."""
         if self._with_record:
-            writer = self._experiment._get_file_writer()
-            writer.add_event(_as_its_own(writer, dropped_event(dropped, step)), step=step)
+            writer = file_writer(self._experiment)
+            writer.add_event(as_its_own(writer, dropped_event(dropped, step)), step=step)
             writer.flush()
 
     @staticmethod
     def _send(writer: Any, event: Any, record: GeometryRecord) -> None:
-        event = _as_its_own(writer, event)
+        event = as_its_own(writer, event)
         writer.add_event(event, step=record.step, walltime=record.wall_time or None)
         writer.flush()
 
     def close(self) -> None:
         """Leave the writer open, because it belongs to the logger."""
-
-
-def _as_its_own(writer: Any, event: Any) -> Any:
-    """The event in the writer's own class: any other kills tensorboardX's thread, and writes then hang."""
-    package = type(writer).__module__.partition(".")[0]
-    if package != "tensorboardX":
-        return event
-    own = importlib.import_module(f"{package}.proto.event_pb2")
-    return own.Event.FromString(event.SerializeToString())

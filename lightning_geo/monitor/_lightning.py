@@ -1,4 +1,4 @@
-"""Lightning, whichever package the user imported: the callback's base class, and what a Trainer is asked."""
+"""Lightning, whichever package the user imported: the callback's base class, and a Trainer's public part."""
 
 from __future__ import annotations
 
@@ -7,23 +7,19 @@ import importlib
 import importlib.util
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from lightning_geo.utils._lightning import batches_done
+
 if TYPE_CHECKING:
     from pytorch_lightning import Callback
-    from torch import Tensor, nn
 
 __all__ = [
     "CallbackBase",
-    "add_callback_metrics",
     "after_the_others",
-    "batches_done",
-    "class_name",
-    "is_sharded",
     "lightning_logger",
-    "loss_factor",
     "steps_taken",
 ]
 
@@ -130,54 +126,3 @@ def steps_taken(trainer: Any) -> int:
     if trainer.lightning_module.automatic_optimization:
         return int(trainer.global_step)
     return batches_done(trainer)
-
-
-def add_callback_metrics(trainer: Any, metrics: Mapping[str, Tensor]) -> None:
-    """Put numbers where ``EarlyStopping`` looks for them.
-
-    ``trainer.callback_metrics`` takes over the current step's numbers when it is read (checked on 2.6): the
-    dict behind it is written instead, so that the user's own metrics stay what they are without a reader.
-    """
-    behind = getattr(getattr(trainer, "_logger_connector", None), "_callback_metrics", None)
-    (behind if isinstance(behind, dict) else trainer.callback_metrics).update(metrics)
-
-
-def batches_done(trainer: Any) -> int:
-    """Batches whose forward and backward are done."""
-    return int(trainer.fit_loop.epoch_loop.batch_progress.total.processed)
-
-
-def class_name(module: nn.Module) -> str:
-    """As the user knows it: compiled and sharded modules have classes of their own."""
-    classes = type(getattr(module, "_orig_mod", module)).__mro__
-    return next(c.__name__ for c in classes if not c.__name__.startswith("FSDP"))
-
-
-def is_sharded(trainer: Any) -> bool:
-    """Whether parameters are split over ranks, so that an inner module cannot be called on its own."""
-    return _has_strategy(trainer, "FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")
-
-
-def _has_strategy(trainer: Any, *names: str) -> bool:
-    return any(base.__name__ in names for base in type(trainer.strategy).__mro__)
-
-
-def loss_factor(trainer: Any, loss: Tensor) -> Tensor | None:
-    """What Lightning multiplied a step's loss with before backward, so that gradients are that much larger.
-
-    Args:
-        trainer: Of the step.
-        loss: What backward begins from.
-
-    Returns:
-        The loss scale of the precision plugin over ``accumulate_grad_batches``; ``None`` where an engine of
-        its own (DeepSpeed) scales.
-    """
-    if _has_strategy(trainer, "DeepSpeedStrategy"):
-        return None
-    factor: Tensor = loss.detach().float().new_ones(())
-    scaler = getattr(trainer.precision_plugin, "scaler", None)
-    if scaler is not None:
-        factor = scaler.scale(factor)  # on the device: to read the number would be to wait for it
-    scaled: Tensor = factor / trainer.accumulate_grad_batches
-    return scaled

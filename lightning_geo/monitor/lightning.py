@@ -13,6 +13,7 @@ from lightning_geo.monitor.run import Run
 from lightning_geo.monitor.runs_by_trainer import RunsByTrainer
 from lightning_geo.monitor.settings import Settings
 from lightning_geo.storage.record import GeometryRecord
+from lightning_geo.utils._lightning import state_key
 from lightning_geo.utils.errors import call_all
 from lightning_geo.utils.warn_once import Complaints
 
@@ -303,7 +304,7 @@ class GeometryMonitor(CallbackBase):
     @property
     def state_key(self) -> str:
         """One state per name."""
-        return self._generate_state_key(name=self._settings.name)
+        return state_key(self, self._settings.name)
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy or a pickle of the monitor keeps: its arguments and its run's state, but no model."""

@@ -12,22 +12,21 @@ from typing import Any
 import torch
 
 from lightning_geo.loggers.logger_sinks import LoggerSinks
-from lightning_geo.monitor._lightning import (
-    add_callback_metrics,
-    after_the_others,
-    batches_done,
-    is_sharded,
-    lightning_logger,
-    loss_factor,
-    steps_taken,
-)
+from lightning_geo.monitor._lightning import after_the_others, lightning_logger, steps_taken
 from lightning_geo.monitor.baseline import bases_of
 from lightning_geo.monitor.sampler import Sampler
 from lightning_geo.monitor.samples import Samples, tensors
 from lightning_geo.monitor.schedule import OverheadBudget
 from lightning_geo.monitor.settings import Settings
 from lightning_geo.observe.module_selection import candidates, check_layers
-from lightning_geo.observe.replay.torch_compile import is_compiled_function
+from lightning_geo.utils._lightning import (
+    accumulates,
+    add_callback_metrics,
+    batches_done,
+    is_sharded,
+    loss_factor,
+)
+from lightning_geo.utils._torch import is_compiled_function
 from lightning_geo.utils.device_time import seconds_on
 from lightning_geo.utils.errors import call_all
 from lightning_geo.utils.ranks import failure_of_any_rank, from_rank_zero, on_all_ranks
@@ -298,7 +297,7 @@ class Run:
             samples.sampler.run_shadows()  # where backward was not Lightning's
         except Exception as error:  # the other ranks wait for this one's sample all the same
             samples.sampler.spoil(error)
-        if not trainer.fit_loop._should_accumulate():
+        if not accumulates(trainer):
             self._pending = False
             started = seconds_on(samples.sampler.device) - samples.sampler.seconds
             samples.conclude(trainer, samples.step, samples.sampler.failure(), started)

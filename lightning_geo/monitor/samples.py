@@ -15,7 +15,6 @@ import torch
 from lightning_geo.loggers.logger_sinks import LoggerSinks
 from lightning_geo.measurement.assemble import Computed
 from lightning_geo.metrics.selection import needs_probe
-from lightning_geo.monitor._lightning import add_callback_metrics, class_name
 from lightning_geo.monitor.baseline import bases_of, check_bases
 from lightning_geo.monitor.runs_by_trainer import runs_of
 from lightning_geo.monitor.sampler import Sampler
@@ -25,6 +24,8 @@ from lightning_geo.observe.replay.dependence import NoDataError
 from lightning_geo.probe.source import ProbeSource
 from lightning_geo.storage.events import Dropped
 from lightning_geo.storage.record import GeometryRecord
+from lightning_geo.utils._lightning import add_callback_metrics
+from lightning_geo.utils._torch import class_name
 from lightning_geo.utils.device_time import seconds_on
 from lightning_geo.utils.errors import call_all
 from lightning_geo.utils.formatting import some

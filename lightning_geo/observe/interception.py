@@ -8,12 +8,13 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode, _get_current_function_mode
+from torch.overrides import TorchFunctionMode
 
 from lightning_geo.observe.attention.flex import observe_flex
 from lightning_geo.observe.attention.routed import observe_routed
 from lightning_geo.observe.call import AttentionCall
 from lightning_geo.observe.replay.torch_compile import as_compiled
+from lightning_geo.utils._torch import innermost_function_mode
 
 __all__ = ["INTERCEPTION", "ConnectedTap"]
 
@@ -95,7 +96,7 @@ class Interception:
     @contextlib.contextmanager
     def _unwatched(self) -> Iterator[None]:
         """Leave our function mode: flex attention compiles code, and the compiler would trace the mode."""
-        ours = _get_current_function_mode() is self._mode
+        ours = innermost_function_mode() is self._mode
         if ours:
             self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
         try:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from lightning_geo.observe.replay.undisturbed import device_of
+from lightning_geo.utils._torch import without_function_modes
 from lightning_geo.utils.device_time import Stopwatch
 
 __all__ = ["OwnWork"]
@@ -36,7 +37,7 @@ class OwnWork:
         try:
             with contextlib.ExitStack() as stack:
                 stack.enter_context(torch.no_grad())
-                stack.enter_context(torch._C.DisableTorchFunction())
+                stack.enter_context(without_function_modes())
                 for device in self._devices:
                     stack.enter_context(torch.autocast(device, enabled=False))
                 yield
@@ -50,7 +51,7 @@ class OwnWork:
         """Compute unobserved, in the model's precision and with gradient: the model uses the result."""
         busy, self.busy = self.busy, True
         try:
-            with torch._C.DisableTorchFunction():
+            with without_function_modes():
                 yield
         finally:
             self.busy = busy

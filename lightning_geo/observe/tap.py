@@ -25,6 +25,8 @@ from lightning_geo.observe.own_work import OwnWork
 from lightning_geo.observe.packed.documents import PackedCallError
 from lightning_geo.observe.replay.call_hooks import Fleeting
 from lightning_geo.observe.replay.torchscript import is_scripted
+from lightning_geo.utils._lightning import borrows_forward
+from lightning_geo.utils._torch import without_function_modes
 from lightning_geo.utils.device_time import Stopwatch
 from lightning_geo.utils.errors import let_go
 
@@ -200,7 +202,7 @@ class Tap:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if self._work.busy or not self._calls.at_own_depth or self._passes_over(module):
                 return
-            with torch._C.DisableTorchFunction():  # looking at tensors is no event for the mode
+            with without_function_modes():  # looking at tensors is no event for the mode
                 self._begin(name, module, args, kwargs)
 
         return hook
@@ -219,7 +221,7 @@ class Tap:
         if not self._calls.skipping:
             if self.failures:
                 return True  # the sample is lost: observing more of it would cost time and memory for nothing
-            if module is self._model and getattr(module.forward, "__name__", "") == "wrapped_forward":
+            if module is self._model and borrows_forward(module):
                 # Lightning routes a whole step through the module's call when its strategy wraps the module.
                 # Ignore this call; the modules that the step calls count by themselves.
                 return True
@@ -235,7 +237,7 @@ class Tap:
             return
         if not self._stack.runs(module):
             return
-        with torch._C.DisableTorchFunction():
+        with without_function_modes():
             while self._stack.frames[-1].module is not module:
                 self._modules.end()
             self._modules.end(result)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_geo.observe.call import AttentionCall
 from lightning_geo.observe.packed.claims import flash_documents
+from lightning_geo.utils._transformers import attention_lookups
 
 __all__ = ["observe_routed"]
 
@@ -23,24 +23,13 @@ Observe = Callable[[nn.Module, Callable[[], AttentionCall], Any], Any]
 def observe_routed(observe: Observe, running: Callable[[], Any]) -> Iterator[None]:
     """Hand every routed attention call to ``observe`` while the context is open.
 
-    The lookup is intercepted, not the table: ``eager`` stands in no table, each model file brings
-    its own, and a *new* name would lose the padding mask, which is made by name.
-
     Args:
         observe: Takes the calling module, a function that translates the call, and the call's result; returns
             the result for the module.
         running: Context for the original function, in which the functions that it calls are ignored.
     """
-    library = sys.modules.get("transformers.modeling_utils")
-    interface = getattr(library, "AttentionInterface", None)
-    if interface is None:  # no model of transformers can be in use
-        yield
-        return
-    original = interface.get_interface
 
-    def get_interface(self: Any, attn_implementation: str, default: Callable[..., Any]) -> Callable[..., Any]:
-        attend = original(self, attn_implementation, default)
-
+    def replace(implementation: str, attend: Callable[..., Any]) -> Callable[..., Any]:
         def observed(
             module: nn.Module, query: Tensor, key: Tensor, value: Tensor,
             attention_mask: Any = None, *args: Any, **kwargs: Any,
@@ -49,16 +38,13 @@ def observe_routed(observe: Observe, running: Callable[[], Any]) -> Iterator[Non
                 result = attend(module, query, key, value, attention_mask, *args, **kwargs)
             inputs = (query, key, value, attention_mask, *args)
             return observe(
-                module, lambda: _call(attn_implementation, attend, module, inputs, kwargs, result), result
+                module, lambda: _call(implementation, attend, module, inputs, kwargs, result), result
             )
 
         return observed
 
-    interface.get_interface = get_interface
-    try:
+    with attention_lookups(replace):
         yield
-    finally:
-        interface.get_interface = original
 
 
 def _call(

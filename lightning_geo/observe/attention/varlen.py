@@ -4,22 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lightning_geo.observe.call import AttentionCall
 from lightning_geo.observe.packed.documents import PackedCallError
+from lightning_geo.utils._torch import varlen_operators
 
 __all__ = ["VARLEN", "varlen_call", "varlen_inputs"]
 
-_PLAIN: Any
-_INTO: Any
-try:  # importing it registers the operators; torch has had it since 2.10
-    import torch.nn.attention.varlen
-
-    _PLAIN, _INTO = torch.ops.torch_attn._varlen_attn, torch.ops.torch_attn._varlen_attn_out
-except (ImportError, AttributeError):
-    _PLAIN = _INTO = None
+_PLAIN, _INTO = varlen_operators()
 
 #: The operators behind ``varlen_attn`` and ``varlen_attn_out``, as a torch function mode sees them.
 VARLEN: frozenset[Any] = frozenset(op for op in (_PLAIN, _INTO) if op is not None)

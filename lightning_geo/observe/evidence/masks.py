@@ -12,6 +12,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from lightning_geo.kernels import HIDDEN_BELOW, BlockRule
 from lightning_geo.observe.evidence.axes import Axes
 from lightning_geo.observe.evidence.tensor_table import TensorTable
+from lightning_geo.utils._torch import version_of
 
 __all__ = ["MaskReader", "keys_seen", "rows_of", "visible", "with_hidden"]
 
@@ -74,7 +75,7 @@ class MaskReader:
     def once(self, what: str, mask: Any, function: Callable[[Any], Any]) -> Any:
         """``function(mask)``, computed the first time only."""
         table = self._read.setdefault(what, TensorTable())
-        version = mask._version if isinstance(mask, Tensor) and not mask.is_inference() else 0
+        version = version_of(mask) if isinstance(mask, Tensor) and not mask.is_inference() else 0
         known = table.get(mask)
         if known is None or known[0] != version:
             known = version, function(mask)

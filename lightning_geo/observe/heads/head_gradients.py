@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_geo.observe.attention.sdpa import MULTI_HEAD
 from lightning_geo.observe.call import AttentionCall
 from lightning_geo.observe.heads.head_scaling import HeadView
+from lightning_geo.utils._torch import version_of, without_function_modes
 
 __all__ = ["HeadGradientHook"]
 
@@ -60,7 +61,7 @@ class HeadGradientHook:
         except LookupError as error:
             self.absence = str(error)
             return
-        held, version = [output], output._version
+        held, version = [output], version_of(output)
 
         def read_gradient(gradient: Tensor) -> None:
             try:
@@ -68,10 +69,10 @@ class HeadGradientHook:
                     self.absence = "several losses were differentiated through one forward"
                     return
                 output = held.pop()
-                if output._version != version:
+                if version_of(output) != version:
                     self.absence = "the model changes its heads' outputs in place"
                     return
-                with torch.no_grad(), torch._C.DisableTorchFunction():
+                with torch.no_grad(), without_function_modes():
                     self._on_gradient(_inner(output, per_head(gradient.detach())))
             except Exception as error:  # raised here, it would abort the user's backward pass
                 self.absence = f"{type(error).__name__}: {error}"

@@ -12,12 +12,10 @@ from torch import nn
 
 from lightning_geo.observe.call import CallKey
 from lightning_geo.observe.layers.placement import PlacedCalls, elements_of, place_calls
+from lightning_geo.utils._torch import WRAPPERS, unwrapped
 
 __all__ = ["LayerNumbering", "clean_name", "elements_of", "looks_like_attention", "name_of", "number_layers"]
 
-#: Path components that wrappers add: compile, FSDP, checkpointing, DDP. A run with them and one
-#: without must give the same names, or they could not be compared.
-_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "module"}
 #: What peft puts in front.
 _PEFT = "base_model.model."
 
@@ -25,11 +23,13 @@ _PEFT = "base_model.model."
 def clean_name(path: str) -> str:
     """Remove the path components that wrappers add to a module path.
 
+    A run with them and one without must give the same names, or they could not be compared.
+
     Example:
         >>> clean_name("base_model.model._orig_mod.encoder.layer.0")
         'encoder.layer.0'
     """
-    parts = [part for part in path.split(".") if part not in _WRAPPERS]
+    parts = [part for part in path.split(".") if part not in WRAPPERS]
     return ".".join(parts).removeprefix(_PEFT)
 
 
@@ -51,7 +51,7 @@ def name_of(path: str, model: nn.Module, prefix: str = "") -> str:
         ('Linear', 'text.layers.0')
     """
     joined = ".".join(part for part in (prefix, path) if part)
-    return joined or type(getattr(model, "_orig_mod", model)).__name__
+    return joined or type(unwrapped(model)).__name__
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from lightning_geo.observe.packed.claims import Evidence, claimed_documents
 from lightning_geo.observe.packed.isolation import joined_rows, varies_by_query
 from lightning_geo.observe.packing import Packing
 from lightning_geo.observe.spans import Array, Spans, from_cumulative, is_packed
+from lightning_geo.utils._torch import version_of
 from lightning_geo.utils.errors import GeometryError
 
 __all__ = ["Documents", "PackedCallError"]
@@ -178,7 +179,7 @@ def _whole_rows(spans: Spans, together: Sequence[bool], length: int) -> Spans:
 
 
 def _version(x: Tensor) -> int:
-    return 0 if x.is_inference() else x._version
+    return 0 if x.is_inference() else version_of(x)
 
 
 def _place(x: Tensor) -> tuple[int, int]:

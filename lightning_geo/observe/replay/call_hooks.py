@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightning_geo.utils._lightning import borrows_forward
+from lightning_geo.utils._torch import compiled_call, remove_forward_hook, set_compiled_call
+
 __all__ = ["Fleeting", "on_call"]
 
 
@@ -37,16 +40,7 @@ def _the_stand_in() -> Callable[..., None]:
 
 def _take_off(module: nn.Module, *_: Any) -> None:
     """Replace a :class:`Fleeting` hook in a copy; removes itself at the copy's first call."""
-    for hooks in (module._forward_pre_hooks, module._forward_hooks):
-        for key in [key for key, hook in hooks.items() if hook is _take_off]:
-            del hooks[key]
-    for keys in (
-        module._forward_pre_hooks_with_kwargs,
-        module._forward_hooks_with_kwargs,
-        module._forward_hooks_always_called,
-    ):
-        for key in [k for k in keys if k not in {**module._forward_pre_hooks, **module._forward_hooks}]:
-            del keys[key]
+    remove_forward_hook(module, _take_off)
 
 
 def on_call(
@@ -57,26 +51,27 @@ def on_call(
     A module compiled in place runs its hooks inside the compiled code, where a new hook would change
     the graph. There the compiled call itself is wrapped, and the graph stays as it is.
     """
-    if module._compiled_call_impl is None:
+    compiled = compiled_call(module)
+    if compiled is None:
 
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if torch.compiler.is_compiling():
                 return  # an outer function is being compiled: the hook must not become part of its graph
-            if getattr(module.forward, "__name__", "forward") != "wrapped_forward":
-                function(args, kwargs)  # else Lightning runs a whole step through the module's call
+            if not borrows_forward(module):  # else Lightning runs a whole step through the module's call
+                function(args, kwargs)
 
         return module.register_forward_pre_hook(Fleeting(hook), with_kwargs=True).remove
 
-    call = module._compiled_call_impl
-    if not isinstance(call, _HookedCall):
-        call = module._compiled_call_impl = _HookedCall(call)
+    call = compiled if isinstance(compiled, _HookedCall) else _HookedCall(compiled)
+    if call is not compiled:
+        set_compiled_call(module, call)
     call.hooks.append(function)
 
     def undo() -> None:
         if function in call.hooks:
             call.hooks.remove(function)
-        if not call.hooks and module._compiled_call_impl is call:
-            module._compiled_call_impl = call.compiled
+        if not call.hooks and compiled_call(module) is call:
+            set_compiled_call(module, call.compiled)
 
     return undo
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_geo.observe.replay.call_hooks import on_call
 from lightning_geo.observe.replay.undisturbed import Call, replay_depth
+from lightning_geo.utils._torch import parameters_of
 from lightning_geo.utils.errors import GeometryError
 
 __all__ = ["Dependence", "NoDataError"]
@@ -40,7 +41,7 @@ class Dependence:
         for path in {"", *self._paths.values()}:
             around = root
             for part in path.split(".") if path else [""]:
-                self._own = self._own or bool(around._parameters)
+                self._own = self._own or bool(parameters_of(around))
                 prefix = f"{paths[id(around)]}." if around is not root else ""
                 beside = {f"{prefix}{name}": m for name, m in around.named_children()}
                 self._parts |= {n: m for n, m in beside.items() if any(True for _ in m.parameters())}

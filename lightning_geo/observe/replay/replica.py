@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import pickle
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as global_hooks
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_geo.observe import name_of
@@ -26,18 +24,16 @@ from lightning_geo.observe.replay.twin import (
     twin_of,
 )
 from lightning_geo.observe.replay.undisturbed import device_of, undisturbed
+from lightning_geo.utils._lightning import TRAINER
+from lightning_geo.utils._torch import filter_forward_hooks, global_forward_hooks, version_of
 from lightning_geo.utils.errors import GeometryError
 from lightning_geo.utils.formatting import some
 from lightning_geo.utils.warn_once import Complaints
 
 __all__ = ["Replica"]
 
-#: Hooks that torch calls for the modules of a whole process.
-_GLOBAL = ("_global_forward_pre_hooks", "_global_forward_hooks", "_global_forward_hooks_always_called")
-
-
 #: What a module consists of, apart from its attributes.
-_TREE = ("_parameters", "_buffers", "_modules", "_trainer", *vars(nn.Module()))
+_TREE = (*vars(nn.Module()), TRAINER)
 
 
 class _SharesError(GeometryError, RuntimeError):
@@ -161,7 +157,7 @@ class Replica:
             for name, p in model.named_parameters()
             if written is None or name in written
         ]
-        versions = {name: parameter._version for name, parameter, *_ in guarded}
+        versions = {name: version_of(parameter) for name, parameter, *_ in guarded}
         reads = DataReads(model)
         changed: set[str] = set()
         try:
@@ -170,8 +166,7 @@ class Replica:
                     trial.enter_context(reads)
                 for module in model.modules():  # `undisturbed` puts these back too
                     if not is_scripted(module):
-                        module._forward_hooks = OrderedDict(_kept_hooks(module._forward_hooks))
-                        module._forward_pre_hooks = OrderedDict(_kept_hooks(module._forward_pre_hooks))
+                        filter_forward_hooks(module, _kept_hooks)
                     if is_lightning(module):
                         quiet(module)
                 yield
@@ -179,7 +174,7 @@ class Replica:
         finally:
             changed |= reads.names
             for name, parameter, data, copy in guarded:
-                if parameter._version != versions[name]:
+                if version_of(parameter) != versions[name]:
                     changed.add(name)
                 if parameter.data.data_ptr() != data.data_ptr() or not equal_values(data, copy):
                     changed.add(name)
@@ -219,7 +214,7 @@ def _memory(twin: nn.Module) -> bytes | None:
 
 def _places(twin: nn.Module) -> dict[str, tuple[nn.Parameter, int, int]]:
     """Parameters by name, with version and address."""
-    return {name: (p, p._version, p.data_ptr()) for name, p in twin.named_parameters()}
+    return {name: (p, version_of(p), p.data_ptr()) for name, p in twin.named_parameters()}
 
 
 def _changed(twin: nn.Module, before: dict[str, tuple[nn.Parameter, int, int]]) -> set[str]:
@@ -227,7 +222,7 @@ def _changed(twin: nn.Module, before: dict[str, tuple[nn.Parameter, int, int]]) 
     now = dict(twin.named_parameters())
     return {
         name for name, (p, version, place) in before.items()
-        if now.get(name) is not p or p._version != version or p.data_ptr() != place
+        if now.get(name) is not p or version_of(p) != version or p.data_ptr() != place
     }  # fmt: skip
 
 
@@ -263,14 +258,14 @@ def _apart(model: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def _without_global_hooks() -> Iterator[None]:
     """Leave out hooks of the user's that hold for all modules."""
-    before = {name: OrderedDict(getattr(global_hooks, name)) for name in _GLOBAL}
+    places = global_forward_hooks()
+    before = [dict(place) for place in places]
     try:
-        for name, hooks in before.items():
-            for key in hooks.keys() - needed_hooks(hooks).keys() if name != _GLOBAL[2] else ():
-                del getattr(global_hooks, name)[key]
+        for place in places[:2]:
+            for key in place.keys() - needed_hooks(place).keys():
+                del place[key]
         yield
     finally:
-        for name, hooks in before.items():
-            place = getattr(global_hooks, name)
+        for place, hooks in zip(places, before, strict=True):
             place.clear()
             place.update(hooks)

@@ -12,8 +12,14 @@ import torch
 from torch import nn
 
 from lightning_geo.observe.replay.torchscript import is_scripted
+from lightning_geo.utils._torch import (
+    compiled_from,
+    compiler_stance,
+    is_compiled_function,
+    is_compiled_module,
+)
 
-__all__ = ["as_compiled", "compiles_attention", "eagerly", "is_compiled", "is_compiled_function"]
+__all__ = ["as_compiled", "compiles_attention", "eagerly", "is_compiled"]
 
 #: Functions that compute attention.
 _ATTENTION = frozenset({"flex_attention", "scaled_dot_product_attention", "softmax"})
@@ -22,7 +28,7 @@ _ATTENTION = frozenset({"flex_attention", "scaled_dot_product_attention", "softm
 def is_compiled(model: nn.Module) -> bool:
     """Whether any module runs through ``torch.compile``: wrapped, in place, or its ``forward`` alone."""
     return any(
-        hasattr(m, "_orig_mod") or m._compiled_call_impl is not None or is_compiled_function(m.forward)
+        is_compiled_module(m) or is_compiled_function(m.forward)
         for m in model.modules()
         if not is_scripted(m)
     )
@@ -53,16 +59,9 @@ def _attends(value: Any) -> bool:
     # Check the type first: `hasattr` on arbitrary objects can run their code, such as lazy imports.
     if not isinstance(value, FunctionType) or not is_compiled_function(value):
         return False
-    inside = vars(value)["_torchdynamo_orig_callable"]
+    inside = compiled_from(value)
     names = getattr(getattr(inside, "__code__", None), "co_names", ())
     return getattr(inside, "__name__", None) in _ATTENTION or not _ATTENTION.isdisjoint(names)
-
-
-def is_compiled_function(function: Any) -> bool:
-    """Whether ``torch.compile`` made it, and not ``torch.compiler.disable``, which marks functions alike."""
-    return hasattr(function, "_torchdynamo_orig_callable") and not getattr(
-        function, "_torchdynamo_disable", False
-    )
 
 
 #: The compiler's stances outside of those that :func:`eagerly` set.
@@ -72,11 +71,11 @@ _stances: list[str] = []
 @contextlib.contextmanager
 def eagerly() -> Iterator[None]:
     """Run what is compiled eagerly: models, and functions such as a compiled ``flex_attention``."""
-    if "torch._dynamo" not in sys.modules:  # nothing can be compiled, and to import it takes seconds
+    stance = compiler_stance()
+    if stance is None:  # nothing can be compiled
         yield
         return
-    current = getattr(torch._dynamo.eval_frame, "_stance", None)
-    _stances.append(getattr(current, "stance", "default"))
+    _stances.append(stance)
     try:
         with torch.compiler.set_stance("force_eager"):
             yield

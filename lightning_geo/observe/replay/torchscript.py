@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from lightning_geo.utils._torch import script_attribute, script_attributes, set_script_attribute
 
 __all__ = ["is_scripted", "keep_state", "scripted_attention"]
 
@@ -52,16 +53,13 @@ def keep_state(module: Any) -> Callable[[], None]:
 
     These are not in the module's ``__dict__``. Tensors changed in place are left to the caller.
     """
-    names: tuple[str, ...] = ()
-    with contextlib.suppress(AttributeError, RuntimeError):
-        names = tuple(module._concrete_type.get_attributes())
-    before = {name: module._c.getattr(name) for name in (*names, "training") if module._c.hasattr(name)}
+    before = {name: script_attribute(module, name) for name in script_attributes(module)}
 
     def restore() -> None:
         for name, value in before.items():
-            now = module._c.getattr(name)
+            now = script_attribute(module, name)
             same = now is value if isinstance(value, Tensor) or isinstance(now, Tensor) else now == value
             if not same:
-                module._c.setattr(name, value)
+                set_script_attribute(module, name, value)
 
     return restore

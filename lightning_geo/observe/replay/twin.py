@@ -15,8 +15,16 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_geo.observe.replay.torch_compile import is_compiled_function
 from lightning_geo.observe.replay.torchscript import is_scripted
+from lightning_geo.utils._lightning import set_trainer, trainer_of
+from lightning_geo.utils._torch import (
+    FORWARD_HOOKS,
+    OTHER_HOOKS,
+    compiled_from,
+    forward_hooks,
+    is_compiled_function,
+)
+from lightning_geo.utils._transformers import offloading_hooks
 
 __all__ = ["foreign_among", "foreign_hooks", "is_lightning", "needed_hooks", "quiet", "twin_of"]
 
@@ -24,12 +32,6 @@ __all__ = ["foreign_among", "foreign_hooks", "is_lightning", "needed_hooks", "qu
 _COMPUTING = (
     "torch.nn", "torch.ao", "torch.distributed", "torchao", "peft", "adapters", "accelerate", "transformers",
     "bitsandbytes", "optimum", "auto_gptq", "gptqmodel", "hqq",
-)  # fmt: skip
-#: Hooks that run with a forward, and those that never do in a replay.
-_FORWARD_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
-_OTHER_HOOKS = (
-    "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks", "_state_dict_pre_hooks",
-    "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks",
 )  # fmt: skip
 #: Weights that accelerate keeps elsewhere: it only reads them.
 _READ_ONLY = ("OffloadedWeightsLoader", "PrefixedDataset")
@@ -58,15 +60,15 @@ def twin_of(model: nn.Module, own: Collection[str] | None = ()) -> nn.Module:
             memo[id(module)] = module  # a copy would share no parameters; its state is restored
             continue
         for name, value in vars(module).items():
-            if name in _FORWARD_HOOKS:
+            if name in FORWARD_HOOKS:
                 hooks.append((value, memo.setdefault(id(value), OrderedDict())))
-            elif name in _OTHER_HOOKS:
+            elif name in OTHER_HOOKS:
                 memo[id(value)] = OrderedDict()
             elif isinstance(value, (Dataset, DataLoader, types.ModuleType)):
                 memo[id(value)] = value
-        for part in _parts_of_hook(vars(module).get("_hf_hook")):
+        for part in offloading_hooks(module):
             _share_weights(getattr(part, "weights_map", None), memo)
-        trainer = vars(module).get("_trainer")
+        trainer = trainer_of(module)
         if trainer is not None:
             memo[id(trainer)] = _quiet_trainer(trainer)
     with _WithoutGraph():
@@ -78,7 +80,7 @@ def twin_of(model: nn.Module, own: Collection[str] | None = ()) -> nn.Module:
                 _rebind_functions(module, memo)
     for module in modules:
         if is_lightning(module):
-            vars(memo[id(module)])["_trainer"] = vars(module).get("_trainer")  # `__getstate__` drops it
+            set_trainer(memo[id(module)], trainer_of(module))  # `__getstate__` drops it
             quiet(memo[id(module)])
     return twin
 
@@ -105,11 +107,6 @@ class _WithoutGraph(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _parts_of_hook(hook: Any) -> tuple[Any, ...]:
-    """The hooks of accelerate's in one, several in a row."""
-    return tuple(getattr(hook, "hooks", (hook,)))
-
-
 def _share_weights(weights: Any, memo: dict[int, Any]) -> None:
     while weights is not None and type(weights).__name__ in _READ_ONLY:
         memo[id(weights)] = weights
@@ -130,8 +127,8 @@ def foreign_hooks(model: nn.Module) -> dict[str, str]:
     """Return the user's forward hooks by module path; a replay leaves them out."""
     found = {}
     for path, module in model.named_modules():
-        for name in _FORWARD_HOOKS if not is_scripted(module) else ():
-            for hook in foreign_among(getattr(module, name)).values():
+        for hooks in forward_hooks(module) if not is_scripted(module) else ():
+            for hook in foreign_among(hooks).values():
                 found[path] = getattr(_function_of(hook), "__qualname__", repr(hook))
     return found
 
@@ -169,7 +166,7 @@ def _rebound(function: Any, memo: dict[int, Any]) -> Any:
     if not isinstance(function, types.FunctionType):
         return function
     if is_compiled_function(function):
-        inner = vars(function)["_torchdynamo_orig_callable"]
+        inner = compiled_from(function)
         return _rebound(inner, memo) if isinstance(inner, types.FunctionType) else copy.deepcopy(inner, memo)
     cells = function.__closure__ or ()
     if id(function) in memo or not any(_holds(cell, memo) for cell in cells):
@@ -218,11 +215,11 @@ def quiet(module: nn.Module) -> None:
     It can still read the trainer's numbers, names and flags.
     """
     place, inert, count = vars(module), _Inert(), 1
-    trainer = place.get("_trainer")
+    trainer = trainer_of(module)
     if isinstance(trainer, _QuietTrainer):
         return
     if trainer is not None:
-        place["_trainer"] = _QuietTrainer(trainer)
+        set_trainer(module, _QuietTrainer(trainer))
         count = len(getattr(trainer, "optimizers", None) or [None])
     for name in (
         "log", "log_dict", "print", "manual_backward", "toggle_optimizer", "untoggle_optimizer",

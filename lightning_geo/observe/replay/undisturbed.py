@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import random
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +17,8 @@ from torch import Tensor, nn
 from lightning_geo.observe.replay.call_state import independent
 from lightning_geo.observe.replay.torch_compile import eagerly
 from lightning_geo.observe.replay.torchscript import is_scripted, keep_state
+from lightning_geo.utils._torch import buffers_of, parameters_of, version_of, without_backward_hooks
+from lightning_geo.utils._transformers import offloading_hooks
 
 #: Modules that compute in another way under a torch function mode, with slightly different results.
 _FUSED = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
@@ -87,7 +88,7 @@ def device_of(model: nn.Module, call: Call | None = None) -> torch.device:
         model: The model.
         call: The model's inputs, whose device counts if the model's own is unknown.
     """
-    hooks = (getattr(module, "_hf_hook", None) for module in model.modules())
+    hooks = (hook for module in model.modules() for hook in offloading_hooks(module))
     named = (device for hook in hooks if (device := _execution_device(hook)) is not None)
     given = () if call is None else call.tensors()
     tensors = (x.device for x in itertools.chain(model.parameters(), model.buffers(), given))
@@ -97,13 +98,10 @@ def device_of(model: nn.Module, call: Call | None = None) -> torch.device:
 
 def _execution_device(hook: Any) -> torch.device | None:
     """Where a hook of accelerate runs its module; None where it does not say, or is no such hook."""
-    for part in getattr(hook, "hooks", (hook,)):  # several in a row
-        device = getattr(part, "execution_device", None)
-        if isinstance(device, int):
-            return torch.device("cuda", device)
-        if isinstance(device, (str, torch.device)):
-            return torch.device(device)
-    return None
+    device = getattr(hook, "execution_device", None)
+    if isinstance(device, int):
+        return torch.device("cuda", device)
+    return torch.device(device) if isinstance(device, (str, torch.device)) else None
 
 
 _depth = 0
@@ -146,8 +144,7 @@ def undisturbed(
                 module.training = False  # only the flag: a user's own `train()` may do more
         if gradient:
             for module in model.modules():  # `_same_state` puts them back
-                module._backward_hooks = OrderedDict()
-                module._backward_pre_hooks = OrderedDict()
+                without_backward_hooks(module)
         stack.enter_context(eagerly())  # compiled code would ignore the hooks
         _depth += 1
         try:
@@ -217,12 +214,14 @@ def _same_state(modules: list[nn.Module]) -> Iterator[None]:
     scripted = [m for m in modules if is_scripted(m)]
     restore = [keep_state(m) for m in scripted]
     python = [m for m in modules if not is_scripted(m)]
-    places = [place for m in python for place in (m._buffers, vars(m))] + [vars(m) for m in scripted]
+    places = [place for m in python for place in (buffers_of(m), vars(m))] + [vars(m) for m in scripted]
     before = [dict(place) for place in places]
-    parameters = [(m._parameters, dict(m._parameters)) for m in python]
+    parameters = [(parameters_of(m), dict(parameters_of(m))) for m in python]
     values = [value for place in before for value in place.values()]
     values += [buffer for m in scripted for buffer in m.buffers(recurse=False)]
-    tensors = [(x, x.clone(), x._version) for x in values if isinstance(x, Tensor) and not x.is_inference()]
+    tensors = [
+        (x, x.clone(), version_of(x)) for x in values if isinstance(x, Tensor) and not x.is_inference()
+    ]
     generators = [(x, x.get_state()) for x in values if isinstance(x, torch.Generator)]
     try:
         yield
@@ -234,7 +233,7 @@ def _same_state(modules: list[nn.Module]) -> Iterator[None]:
         for put_back in restore:
             put_back()
         for tensor, copy, version in tensors:
-            if tensor._version != version:
+            if version_of(tensor) != version:
                 tensor.copy_(copy)
         for generator, state in generators:
             generator.set_state(state)

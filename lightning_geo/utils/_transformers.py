@@ -1,0 +1,54 @@
+"""Private and fragile names of transformers, and of accelerate below it, each behind one function.
+
+An update of transformers that renames one of them is repaired here. ``tests/test_private_names.py`` fails for
+every use of such a name elsewhere in the package. Nothing here imports transformers.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+__all__ = ["attention_lookups", "offloading_hooks"]
+
+
+@contextmanager
+def attention_lookups(replace: Callable[[str, Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+    """Exchange the attention functions that models look up while the context is open.
+
+    The lookup is intercepted, not the table: ``eager`` stands in no table, each model file brings
+    its own, and a *new* name would lose the padding mask, which is made by name.
+
+    Relies on ``AttentionInterface.get_interface`` in ``transformers.modeling_utils``; checked on transformers
+    5.23.0. Where that was never imported no model of transformers can be in use, and nothing is exchanged.
+
+    Args:
+        replace: Given the implementation's name and its function, returns what the model calls.
+    """
+    library = sys.modules.get("transformers.modeling_utils")
+    interface = getattr(library, "AttentionInterface", None)
+    if interface is None:
+        yield
+        return
+    original = interface.get_interface
+
+    def get_interface(self: Any, attn_implementation: str, default: Callable[..., Any]) -> Callable[..., Any]:
+        return replace(attn_implementation, original(self, attn_implementation, default))
+
+    interface.get_interface = get_interface
+    try:
+        yield
+    finally:
+        interface.get_interface = original
+
+
+def offloading_hooks(module: Any) -> tuple[Any, ...]:
+    """The hooks by which accelerate moves a module of an offloaded model to its device; mostly none.
+
+    Relies on the attribute ``_hf_hook``, and on ``hooks`` of a hook that stands for several in a row; checked
+    on transformers 5.23.0 with accelerate 1.15.0.
+    """
+    hook = vars(module).get("_hf_hook")
+    return () if hook is None else tuple(getattr(hook, "hooks", (hook,)))
