@@ -12,7 +12,7 @@ from lightning_geo.loggers.tags import Level
 from lightning_geo.storage.events import Dropped
 from lightning_geo.storage.places import Place, named, place
 from lightning_geo.storage.record import GeometryRecord
-from lightning_geo.utils.warn_once import Complaints
+from lightning_geo.utils.warn_once import WarnOnce
 
 __all__ = ["LoggerSinks", "new_version"]
 
@@ -23,16 +23,16 @@ class LoggerSinks:
     Args:
         name: The monitor's name.
         level: Finest scalars.
-        complaints: Turns failures into warnings.
+        warn_once: Turns failures into warnings.
         taken: Directories of other runs' records.
     """
 
     def __init__(
-        self, name: str, level: Level, complaints: Complaints, taken: frozenset[str] = frozenset()
+        self, name: str, level: Level, warn_once: WarnOnce, taken: frozenset[str] = frozenset()
     ) -> None:
         self._name = name
         self._level = level
-        self._complaints = complaints
+        self._warn_once = warn_once
         self._sinks: list[Sink] | None = None
         self._taken = taken
         #: where the record is, once it was opened
@@ -48,11 +48,11 @@ class LoggerSinks:
         """
         folders = [folder for logger in loggers if (folder := place_of(logger, "log_dir")) is not None]
         taken = self._taken | self.holds | {str(named(place(folder))) for folder in folders}
-        return LoggerSinks(self._name, self._level, self._complaints, taken)
+        return LoggerSinks(self._name, self._level, self._warn_once, taken)
 
     def anew(self) -> LoggerSinks:
         """Those of the next run of the same monitor."""
-        return LoggerSinks(self._name, self._level, self._complaints, self._taken)
+        return LoggerSinks(self._name, self._level, self._warn_once, self._taken)
 
     @property
     def places(self) -> str:
@@ -72,7 +72,7 @@ class LoggerSinks:
         self._sinks, max_steps = [], None
         if trainer.fast_dev_run:
             return
-        with self._complaints.about("the length of the run is not known"):
+        with self._warn_once.about("the length of the run is not known"):
             max_steps = trainer.estimated_stepping_batches
 
         def directory() -> Place:
@@ -80,10 +80,10 @@ class LoggerSinks:
             self.version = version or new_version(root)
             return root / self.version
 
-        with self._complaints.about("the loggers could not be opened"):
+        with self._warn_once.about("the loggers could not be opened"):
             self._sinks = open_sinks(
                 trainer.loggers, name=self._name, level=self._level, resumed_at=resumed_at,
-                max_steps=max_steps, directory=directory, taken=self._taken, about=self._complaints.about,
+                max_steps=max_steps, directory=directory, taken=self._taken, about=self._warn_once.about,
             )  # fmt: skip
         records = (sink.holds for sink in self._sinks if isinstance(sink, RecordSink))
         self.holds |= {str(named(place(folder))) for folder in records if folder is not None}
@@ -91,20 +91,20 @@ class LoggerSinks:
     def write(self, record: GeometryRecord, *, final: bool) -> None:
         """Write a record to all sinks."""
         for sink in self._sinks or []:
-            with self._complaints.about(f"writing to {sink.where} failed"):
+            with self._warn_once.about(f"writing to {sink.where} failed"):
                 sink.write(record, final=final)
 
     def note(self, dropped: Dropped, step: int) -> None:
         """Note a dropped sample in the record of a run that has none yet."""
         for sink in self._sinks or []:
             if isinstance(sink, RecordSink):
-                with self._complaints.about(f"writing to {sink.where} failed"):
+                with self._warn_once.about(f"writing to {sink.where} failed"):
                     sink.note(dropped, step)
 
     def close(self) -> None:
         """Close the sinks; the next fit opens new ones."""
         for sink in self._sinks or []:
-            with self._complaints.about(f"closing {sink.where} failed"):
+            with self._warn_once.about(f"closing {sink.where} failed"):
                 sink.close()
         self._sinks = None
 

@@ -11,9 +11,7 @@ from torch import Tensor
 from lightning_geo.measurement.importance import NoImportanceError
 from lightning_geo.measurement.sample import Measurement
 from lightning_geo.measurement.training_importance import TrainingGradients
-from lightning_geo.monitor.absence_warnings import (
-    by_reason,
-)
+from lightning_geo.monitor.absence_warnings import by_reason
 from lightning_geo.monitor.probe_replay import Calls, ProbeReplay
 from lightning_geo.observe import name_of
 from lightning_geo.observe.replay.call_hooks import on_call
@@ -25,9 +23,9 @@ from lightning_geo.utils.errors import let_go
 
 __all__ = ["BatchObservation"]
 
-#: Why training's backward says nothing of heads.
+#: Why there are no head gradients.
 _COMPILED = (
-    "the model is compiled, or may take PyTorch's fused path: training's backward shows no heads there"
+    "the model is compiled, or may take PyTorch's fused path: its backward pass has no gradients by head"
 )
 
 
@@ -36,8 +34,8 @@ class BatchObservation(ProbeReplay):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        #: what hears training's backward by model, where importance is measured so
-        self._slopes: dict[str, TrainingGradients] = {}
+        #: gradients of training's own backward pass by model, where importance is measured from them
+        self._gradients: dict[str, TrainingGradients] = {}
         self._watching = contextlib.ExitStack()
         self._shadows: list[tuple[str, Call, RandomState]] = []
         self._shadow_seconds = 0.0
@@ -71,10 +69,12 @@ class BatchObservation(ProbeReplay):
                     self._watching.callback(on_call(model, self._shadow(name)))
                     self._importance_failures[name] = NoImportanceError(_COMPILED)
                     continue
-                slopes = self._slopes.setdefault(name, TrainingGradients()) if self._weighs_heads else None
-                if slopes is not None:
-                    self._watching.callback(on_call(model, slopes.begins))
-                self._watching.enter_context(self._measurement.observe(name, slopes, training=True))
+                gradients = (
+                    self._gradients.setdefault(name, TrainingGradients()) if self._weighs_heads else None
+                )
+                if gradients is not None:
+                    self._watching.callback(on_call(model, gradients.begins))
+                self._watching.enter_context(self._measurement.observe(name, gradients, training=True))
         except Exception as error:
             self._failure = self._failure or let_go(error)
             self.pause()
@@ -89,7 +89,7 @@ class BatchObservation(ProbeReplay):
                 start = RandomState.now(self.device)
                 # as they are now: the forward that begins may make a cache longer
                 self._shadows.append((name, Call(args, kwargs).map(Tensor.detach).independent(), start))
-            except Exception as error:  # the model is running: it is not to see this
+            except Exception as error:  # raised here, it would stop the user's forward pass
                 self._failure = let_go(error)
 
         return keep
@@ -103,37 +103,42 @@ class BatchObservation(ProbeReplay):
         self._failure = self._failure or let_go(error)
 
     def differentiates(self, factor: float | Tensor | None) -> None:
-        """A backward of training's begins, from a loss times ``factor``; or has ended, without one."""
-        for slopes in self._slopes.values():
-            slopes.factor = factor
+        """Announce a backward pass of training.
 
-    def _add_what_was_heard(self, measurement: Measurement, names: Iterable[str]) -> None:
-        """Of training's own backward; again, a failure costs the importance alone."""
+        Args:
+            factor: What the loss was multiplied by; None once the pass has ended.
+        """
+        for gradients in self._gradients.values():
+            gradients.factor = factor
+
+    def _add_training_importance(self, measurement: Measurement, names: Iterable[str]) -> None:
+        """Add the importance that training's own backward pass gave; a failure costs the importance alone."""
         names = list(names)
-        for name in (name for name in names if name in self._slopes):
-            slopes, found = self._slopes[name], []
+        for name in (name for name in names if name in self._gradients):
+            gradients, importances = self._gradients[name], []
             try:
-                found = list(slopes.importances())
-                if slopes.absences:
+                importances = list(gradients.importances())
+                if gradients.absences:
                     prefix = name if len(names) > 1 else ""
                     absences = {
                         name_of(module, self.models[name], prefix): reason
-                        for module, reason in slopes.absences.items()
+                        for module, reason in gradients.absences.items()
                     }
                     self._importance_failures[name] = NoImportanceError(by_reason(absences))
             except Exception as error:
                 self._importance_failures[name] = let_go(error)
-            measurement.add_importance(found, self.device, name)
+            measurement.add_importance(importances, self.device, name)
 
     def _forget(self) -> None:
-        for slopes in self._slopes.values():
-            slopes.close()
-        self._slopes.clear()
+        for gradients in self._gradients.values():
+            gradients.close()
+        self._gradients.clear()
 
     def run_shadows(self) -> None:
-        """What shows nothing of its attention runs once more on what it was given, eagerly.
+        """Re-run models whose attention was hidden (compiled or fused), eagerly, on the same inputs.
 
-        Before the optimizer changes the weights, but after backward, which may need the buffers as they are.
+        This happens before the optimizer changes the weights, but after backward, which may need the buffers
+        as they are.
         """
         shadows, self._shadows = self._shadows, []
         if not shadows:
@@ -141,9 +146,9 @@ class BatchObservation(ProbeReplay):
         started = seconds_on(self.device)
         try:
             for name in self.models:
-                mine: Calls = [(call, start, None) for owner, call, start in shadows if owner == name]
+                calls: Calls = [(call, start, None) for owner, call, start in shadows if owner == name]
                 if self._failure is None and self._measurement is not None:
-                    self._run(self._measurement, [name], mine, evaluate=False)
+                    self._run(self._measurement, [name], calls, evaluate=False)
         except Exception as error:
             self._failure = let_go(error)
         self._shadow_seconds += seconds_on(self.device) - started

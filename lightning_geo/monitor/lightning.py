@@ -15,7 +15,7 @@ from lightning_geo.monitor.settings import Settings
 from lightning_geo.storage.record import GeometryRecord
 from lightning_geo.utils._lightning import state_key
 from lightning_geo.utils.errors import call_all
-from lightning_geo.utils.warn_once import Complaints
+from lightning_geo.utils.warn_once import WarnOnce
 
 __all__ = ["GeometryMonitor"]
 
@@ -31,7 +31,7 @@ def _hook(hook: Hook) -> Hook:
     @functools.wraps(hook)
     def run(self: GeometryMonitor, trainer: Any, *args: Any, **kwargs: Any) -> None:
         self._runs.of(trainer, self._new_run)
-        with self._complaints.about(f"`{hook.__name__}` failed"):
+        with self._warn_once.about(f"`{hook.__name__}` failed"):
             hook(self, trainer, *args, **kwargs)
 
     return run  # type: ignore[return-value]
@@ -285,11 +285,11 @@ class GeometryMonitor(CallbackBase):
             strict=strict,
             name=name,
         )
-        self._complaints = Complaints(strict)
+        self._warn_once = WarnOnce(strict)
         self._runs = RunsByTrainer(self._new_run())
 
     def _new_run(self) -> Run:
-        return Run(self._settings, self._complaints)
+        return Run(self._settings, self._warn_once)
 
     @property
     def _run(self) -> Run:
@@ -317,7 +317,7 @@ class GeometryMonitor(CallbackBase):
         """Start anew, unless `fit` is called again to go on; a checkpoint's state comes afterwards."""
         if stage != "fit":
             return
-        self._complaints.late = False
+        self._warn_once.late = False
         before = self._run
         if steps_taken(trainer) == 0:
             self._runs.current = before.anew()

@@ -18,7 +18,7 @@ from lightning_geo.observe.module_selection import ITSELF, choose
 from lightning_geo.observe.replay.dependence import Dependence, NoDataError
 from lightning_geo.observe.replay.replica import Replica
 from lightning_geo.observe.replay.undisturbed import device_of
-from lightning_geo.utils.warn_once import Complaints
+from lightning_geo.utils.warn_once import WarnOnce
 
 __all__ = ["Context", "ObservedModels"]
 
@@ -36,7 +36,7 @@ class ObservedModels:
         max_queries: Query rows to measure per sequence; None for all.
         loss_fn: What ``importance`` is importance to; None for the model's own loss.
         forward_context: The trainer's precision.
-        complaints: Where failures go.
+        warn_once: Where failures go.
         root: The LightningModule that they are in; None if it does not matter.
     """
 
@@ -49,7 +49,7 @@ class ObservedModels:
         max_queries: int | None,
         loss_fn: LossFunction | None,
         forward_context: Context,
-        complaints: Complaints,
+        warn_once: WarnOnce,
         root: nn.Module | None = None,
     ) -> None:
         retry_failed()
@@ -62,13 +62,13 @@ class ObservedModels:
         self._taps = {
             n: Tap(model, special_tokens(model, special_token_ids)) for n, model in self.models.items()
         }
-        self._replicas = {n: Replica(model, n, complaints) for n, model in self.models.items()}
+        self._replicas = {n: Replica(model, n, warn_once) for n, model in self.models.items()}
         #: of the LightningModule, whose own calls are replayed where a model's do not begin at the data
         self._outside: Replica | None = None
         self._paths: dict[str, str] = {}
         if root is not None:
             own = next((r for n, r in self._replicas.items() if self.models[n] is root), None)
-            self._outside = Replica(root, "", complaints) if own is None else own
+            self._outside = Replica(root, "", warn_once) if own is None else own
             paths = {id(module): path for path, module in root.named_modules()}
             self._paths = {name: paths.get(id(model), "") for name, model in self.models.items()}
         #: models of which the probe holds calls of their own
@@ -80,7 +80,7 @@ class ObservedModels:
         self.start: dict[str, dict[str, dict[str, Tensor]]] = {}
         self._loss_fn = loss_fn
         self._forward_context = forward_context
-        self._complaints = complaints
+        self._warn_once = warn_once
         self._chosen = False
         #: whether the last sample showed no attention at all
         self.saw_nothing = False
@@ -189,4 +189,4 @@ class ObservedModels:
                 lacking[name] = reason
         if lacking:
             said = "its calls could not be recorded, so that the record lacks it, or measures its parts alone"
-            self._complaints.say(f"{said}. {self.because(lacking)}")
+            self._warn_once.say(f"{said}. {self.because(lacking)}")

@@ -30,7 +30,7 @@ from lightning_geo.utils._torch import is_compiled_function
 from lightning_geo.utils.device_time import seconds_on
 from lightning_geo.utils.errors import call_all
 from lightning_geo.utils.ranks import failure_of_any_rank, from_rank_zero, on_all_ranks
-from lightning_geo.utils.warn_once import Complaints
+from lightning_geo.utils.warn_once import WarnOnce
 
 __all__ = ["Run"]
 
@@ -46,15 +46,15 @@ class Run:
 
     Args:
         settings: The monitor's.
-        complaints: Where failures go.
+        warn_once: Where failures go.
         sinks: Where records go.
     """
 
-    def __init__(self, settings: Settings, complaints: Complaints, sinks: LoggerSinks | None = None) -> None:
+    def __init__(self, settings: Settings, warn_once: WarnOnce, sinks: LoggerSinks | None = None) -> None:
         self._settings = settings
-        self._complaints = complaints
-        sinks = sinks or LoggerSinks(settings.name, settings.scalars, complaints)
-        self.samples = Samples(settings, complaints, sinks)
+        self._warn_once = warn_once
+        sinks = sinks or LoggerSinks(settings.name, settings.scalars, warn_once)
+        self.samples = Samples(settings, warn_once, sinks)
         share = settings.max_overhead
         self._budget = None if share is None else OverheadBudget(share)
         self._began = 0
@@ -68,7 +68,7 @@ class Run:
 
     def anew(self) -> Run:
         """Return the monitor's next run."""
-        return Run(self._settings, self._complaints, self.samples.sinks.anew())
+        return Run(self._settings, self._warn_once, self.samples.sinks.anew())
 
     def copied(self, loggers: Iterable[Any]) -> Run:
         """Return the run of a copy of the monitor: another one, whose record has a directory of its own.
@@ -87,30 +87,37 @@ class Run:
         samples.replays = settings.source == "probe" and not is_sharded(trainer)
         if settings.source == "probe" and not samples.replays:
             said = 'cannot replay an inner module: `source="batch"` is used'
-            self._complaints.say(f"{type(trainer.strategy).__name__} {said}")
+            self._warn_once.say(f"{type(trainer.strategy).__name__} {said}")
         models = candidates(pl_module, settings.module)
         check_layers(settings.layers, pl_module, *models.values())
         sampler, failure = None, None
         try:
             sampler = Sampler(
                 models, settings.layers, settings.rank, settings.special_token_ids, settings.max_queries,
-                settings.loss_fn, trainer.precision_plugin.forward_context, self._complaints, pl_module,
+                settings.loss_fn, trainer.precision_plugin.forward_context, self._warn_once, pl_module,
             )  # fmt: skip
-            sampler.start = samples.state.start
-            sampler.prefer(samples.state.models)
         except Exception as error:
             sampler, failure = None, error
         if not on_all_ranks(failure is None, trainer.strategy.root_device):
             sampler = None  # on every rank: samples are merged over all of them
-            self._complaints.report("the models cannot be observed", failure_of_any_rank(failure))
+            self._warn_once.report("the models cannot be observed", failure_of_any_rank(failure))
         samples.sampler = sampler
-        if samples.state.baseline is None and settings.baseline is not None:
-            samples.state.baseline = bases_of(settings.baseline)
+        self._take_state()
         self._sealed = is_compiled_function(pl_module.training_step)
         if self._sealed and not samples.replays:
-            self._complaints.report("nothing can be observed", LookupError(_SEALED))
+            self._warn_once.report("nothing can be observed", LookupError(_SEALED))
             samples.sampler = None
         self._started = time.perf_counter()
+
+    def _take_state(self) -> None:
+        """Use what an earlier session knew, if every rank knows the same."""
+        samples, baseline = self.samples, self._settings.baseline
+        samples.agree()
+        if samples.sampler is not None:
+            samples.sampler.start = samples.state.start
+            samples.sampler.prefer(samples.state.models)
+        if samples.state.baseline is None and baseline is not None:
+            samples.state.baseline = bases_of(baseline)
 
     def sanity_check_starts(self) -> None:
         """Record the probe from the validation data: runs over the same data then share it."""
@@ -135,8 +142,8 @@ class Run:
     def training_starts(self, trainer: Any) -> None:
         """Go on from a checkpoint, or try the given probe."""
         samples = self.samples
+        self._take_state()  # strategies that shard restore checkpoints after `on_fit_start`
         step = self._began = steps_taken(trainer)
-        samples.agree()
         # what an earlier session wrote from here on is void, but for the last sample of one that had ended
         samples.resumed_at = (step + (samples.state.ended or samples.state.step == step)) or None
         samples.state.ended = False
@@ -156,7 +163,7 @@ class Run:
         elif samples.replays and samples.inputs.probe is None:
             self.stop()
             samples.note_dropped(trainer, step, LookupError(_SEALED))
-            self._complaints.report("there is no probe", LookupError(_SEALED))
+            self._warn_once.report("there is no probe", LookupError(_SEALED))
             samples.sampler = None
 
     def _take_given(self) -> None:
@@ -171,7 +178,7 @@ class Run:
             failure = error
         if not on_all_ranks(failure is None, samples.sampler.device):
             samples.inputs.probe = None
-            self._complaints.report("the given probe cannot be used", failure_of_any_rank(failure))
+            self._warn_once.report("the given probe cannot be used", failure_of_any_rank(failure))
 
     def _start_recording(self) -> None:
         samples = self.samples
@@ -185,7 +192,7 @@ class Run:
     def _try_layers(self) -> None:
         """Find a wrong `layers` as soon as there is a probe: the first sample may be dropped, or far off."""
         samples = self.samples
-        if self._settings.layers is None or samples.sampler is None or self._complaints.late:
+        if self._settings.layers is None or samples.sampler is None or self._warn_once.late:
             return
         if samples.replays and samples.inputs.probe is not None:
             samples.sampler.try_layers(samples.inputs.share(samples.sampler.device))
@@ -197,7 +204,7 @@ class Run:
         anew, samples.step = step != samples.step, step
         if anew:
             samples.epoch, samples.batches = trainer.current_epoch, batches_done(trainer)
-            self._complaints.late = step != self._began
+            self._warn_once.late = step != self._began
         due = self._pending
         if anew:
             due = step != samples.state.step and (self._is_due(step) or samples.overdue)
@@ -206,7 +213,7 @@ class Run:
         if anew:
             samples.sampler.forget()  # an earlier step was remembered in vain where it turned out not due
         if samples.inputs.records and (due or step == self._began):
-            with self._complaints.about("the probe could not be recorded"):  # on one rank alone, it may be
+            with self._warn_once.about("the probe could not be recorded"):  # on one rank alone, it may be
                 if anew:
                     samples.sampler.remember()
                 samples.inputs.step_begins("training_step", batch, batch_idx)
@@ -231,7 +238,7 @@ class Run:
             return self._budget(step, samples.state.cost, samples.state.samples, agree)
         due, failure = self._settings.schedule.agreed(step, agree)
         if failure is not None:
-            self._complaints.report("`schedule` failed", failure, f"first at step {step}")
+            self._warn_once.report("`schedule` failed", failure, f"first at step {step}")
         return due
 
     def backward_starts(self, trainer: Any, pl_module: Any, loss: Any) -> None:
@@ -247,7 +254,7 @@ class Run:
             samples.sampler.spoil(error)
             raise
         if self._pending and not samples.replays:
-            with self._complaints.about("training's backward could not be heard"):
+            with self._warn_once.about("training's backward pass could not be observed"):
                 samples.sampler.differentiates(loss_factor(trainer, loss))
 
     def backward_ended(self, pl_module: Any) -> None:
@@ -266,7 +273,7 @@ class Run:
         if samples.replays:
             self._sample_what_was_recorded(trainer)
         elif self._pending and samples.sampler is not None and samples.state.samples == 0:
-            with self._complaints.about("a sample was dropped", f"first at step {samples.step}"):
+            with self._warn_once.about("a sample was dropped", f"first at step {samples.step}"):
                 samples.sampler.check_layers()  # before the first update, rather than at the sample's end
 
     def _sample_what_was_recorded(self, trainer: Any) -> None:
@@ -311,7 +318,7 @@ class Run:
         """
         # first, since all ranks meet there
         self._cancel_last = after_the_others(trainer, finish)
-        self._complaints.late = True
+        self._warn_once.late = True
         self.samples.state.ended = True
         self.stop()
 
@@ -326,7 +333,7 @@ class Run:
                 samples.sampler.forget()  # what the last step was entered with
                 samples.replay(trainer, step, final=True)
         finally:  # the other ranks wait, whatever happened here
-            self._complaints.exchange()
+            self._warn_once.exchange()
         if samples.state.samples and trainer.is_global_zero:
             count, cost, run = samples.state.samples, samples.state.cost, time.perf_counter() - self._started
             share = f"{100 * cost / max(run, 1e-9):.1f} % of the run"
@@ -338,7 +345,7 @@ class Run:
         """Close what was opened, and leave nothing behind."""
         cancel, self._cancel_last = self._cancel_last, None
         last = () if cancel is None else (cancel,)
-        call_all(self.stop, self.samples.sinks.close, self._complaints.say_the_rest, *last)
+        call_all(self.stop, self.samples.sinks.close, self._warn_once.say_the_rest, *last)
 
     def stop(self) -> None:
         """Leave the models alone."""

@@ -73,7 +73,7 @@ class Sampler(BatchObservation):
                     raise LookupError("nothing was observed")
                 measurement.keep(names)
                 measurement.check_layers()
-            self._add_what_was_heard(measurement, names)
+            self._add_training_importance(measurement, names)
         except Exception as failure:
             error = failure
         finally:
@@ -83,17 +83,17 @@ class Sampler(BatchObservation):
             if measurement is None or error is not None:
                 reduce_over_ranks([], False, self.device)
             else:
-                merged = measurement.reduce(self.device, self._complaints.unsaid)
+                merged = measurement.reduce(self.device, self._warn_once.unsaid)
         except Exception as failure:
             error = failure
         if measurement is None or not merged.valid:
             reason = failure_of_any_rank(error)
-            self._complaints.exchange()
+            self._warn_once.exchange()
             # all ranks or none go on without a probe
             raise NoDataError(str(reason)) if any(everyones(isinstance(error, NoDataError))) else reason
         self.merged = True
         if merged.unsaid:
-            self._complaints.exchange()
+            self._warn_once.exchange()
         failures: list[Exception] = []
         if self._weighs_heads:  # now, since what follows may fail on one rank alone
             failures = [e for name in names if (e := self._importance_failures.get(name)) is not None]
@@ -104,12 +104,12 @@ class Sampler(BatchObservation):
         self._chosen = True
         computed = measurement.compute(baseline, previous)
         self.coverage = measurement.coverage
-        report_gaps(measurement, computed, self._due, self._complaints)
-        report_kept_weights(self.start, self._complaints)
-        report_other_heads(self._structure, computed.structure, self._complaints)
+        report_gaps(measurement, computed, self._due, self._warn_once)
+        report_kept_weights(self.start, self._warn_once)
+        report_other_heads(self._structure, computed.structure, self._warn_once)
         self._structure = computed.structure
         if self._weighs_heads:
-            report_importance(failures, computed, self._complaints)
+            report_importance(failures, computed, self._warn_once)
         return computed
 
 

@@ -30,7 +30,7 @@ from lightning_geo.utils.device_time import seconds_on
 from lightning_geo.utils.errors import call_all
 from lightning_geo.utils.formatting import some
 from lightning_geo.utils.ranks import everyones, from_rank_zero, world_size
-from lightning_geo.utils.warn_once import Complaints
+from lightning_geo.utils.warn_once import WarnOnce
 
 __all__ = ["Samples", "tensors"]
 
@@ -47,17 +47,17 @@ class Samples:
 
     Args:
         settings: The monitor's.
-        complaints: Where failures go.
+        warn_once: Where failures go.
         sinks: Where records go.
     """
 
-    def __init__(self, settings: Settings, complaints: Complaints, sinks: LoggerSinks) -> None:
+    def __init__(self, settings: Settings, warn_once: WarnOnce, sinks: LoggerSinks) -> None:
         self._settings = settings
-        self._complaints = complaints
+        self._warn_once = warn_once
         self.sinks = sinks
         self.last_record: GeometryRecord | None = None
         self.state = RunState()
-        self.inputs = ProbeSource(settings.probe, settings.probe_size, settings.probe_tokens, complaints)
+        self.inputs = ProbeSource(settings.probe, settings.probe_size, settings.probe_tokens, warn_once)
         self.sampler: Sampler | None = None
         #: whether samples are taken on the probe, rather than on the training batch
         self.replays = settings.source == "probe"
@@ -134,7 +134,7 @@ class Samples:
         assert self.sampler is not None
         state, before = self.state, self.state.samples
         state.step = step
-        about = self._complaints.about("a sample was dropped", f"first at step {step}")
+        about = self._warn_once.about("a sample was dropped", f"first at step {step}")
         with about, self._noting(trainer, step):
             try:
                 computed = self.sampler.conclude(error, state.baseline, state.previous)
@@ -142,7 +142,7 @@ class Samples:
                 self.observe_batches(reason)
                 return
             if computed.broken:
-                self._complaints.report(
+                self._warn_once.report(
                     "activations are not finite",
                     FloatingPointError(
                         f"NaN or infinity in {some(computed.broken)}; what it spoils has no value"
@@ -173,13 +173,13 @@ class Samples:
         assert self.sampler is not None
         self._vain += self.sampler.saw_nothing
         if from_rank_zero(int(self._vain >= _IN_VAIN), self.sampler.device):
-            self._complaints.say(f"no attention was seen in {_IN_VAIN} samples, so that no more are taken")
+            self._warn_once.say(f"no attention was seen in {_IN_VAIN} samples, so that no more are taken")
             self.stop()
             self.inputs.probe = self.sampler = None
 
     def observe_batches(self, reason: LookupError) -> None:
         """Observe training itself from now on: what could be replayed does not begin at the data."""
-        self._complaints.say(
+        self._warn_once.say(
             'there is nothing to replay that begins at the data: `source="batch"` is used', str(reason)
         )
         self.replays, self.overdue = False, True
@@ -258,7 +258,7 @@ class Samples:
             self.inputs.load_state_dict(state_dict)
         except Exception as error:
             self._start_inputs_anew()
-            self._complaints.say(_UNUSABLE, f"{type(error).__name__}: {error}. {_ANEW}")
+            self._warn_once.say(_UNUSABLE, f"{type(error).__name__}: {error}. {_ANEW}")
         else:
             self.state = state
 
@@ -271,12 +271,12 @@ class Samples:
         if any(theirs != mine for theirs in everyones(mine)):
             self.state = RunState(version=self.state.version)
             self._start_inputs_anew()
-            self._complaints.say("ranks do not know the same of the run", _ANEW)
+            self._warn_once.say("ranks do not know the same of the run", _ANEW)
 
     def _start_inputs_anew(self) -> None:
         settings = self._settings
         limits = settings.probe_size, settings.probe_tokens
-        self.inputs = ProbeSource(settings.probe, *limits, self._complaints)
+        self.inputs = ProbeSource(settings.probe, *limits, self._warn_once)
 
 
 def tensors(values: Mapping[str, float]) -> dict[str, torch.Tensor]:

@@ -17,7 +17,7 @@ from lightning_geo.observe.coverage import Coverage, LeftOutError
 from lightning_geo.observe.evidence.axes import UnknownAxesError
 from lightning_geo.observe.heads.projection_search import ProjectionObserver
 from lightning_geo.observe.interception import INTERCEPTION
-from lightning_geo.observe.layers.module_stack import ModuleStack, ModuleTree
+from lightning_geo.observe.layers.module_stack import ModuleStack, ModuleTree, has_forward
 from lightning_geo.observe.layers.numbering import name_of
 from lightning_geo.observe.module_events import ModuleEvents
 from lightning_geo.observe.observer import Observer
@@ -160,8 +160,8 @@ class Tap:
                 self._model, self._stack.tree = twin, tree.of(twin)
                 self._events.search.forget()
             for name, module in self.modules.items():
-                if is_scripted(module) or type(module).forward is nn.Module.forward:
-                    continue  # it takes no hooks, or is a mere list: nothing would take them off a copy
+                if is_scripted(module) or not has_forward(module):
+                    continue  # takes no hooks, or is never called: nothing would remove the hooks from a copy
                 enter = self._harmless(self._enter(name))
                 handles.append(module.register_forward_pre_hook(Fleeting(enter), with_kwargs=True))
                 handles.append(module.register_forward_hook(Fleeting(leave), always_call=True))

@@ -14,7 +14,7 @@ from lightning_geo.probe.probe import Probe, Share
 from lightning_geo.probe.recorder import CallRecorder
 from lightning_geo.probe.user_probe import given_probe
 from lightning_geo.utils.ranks import everyones, failure_of_any_rank, rank, world_size
-from lightning_geo.utils.warn_once import Complaints
+from lightning_geo.utils.warn_once import WarnOnce
 
 __all__ = ["ProbeSource"]
 
@@ -26,14 +26,14 @@ class ProbeSource:
         given: A batch or dataloader; None records the run's first calls.
         size: Number of sequences over all ranks.
         tokens: Number of tokens over all ranks; None for no limit.
-        complaints: Takes warnings about failures.
+        warn_once: Takes warnings about failures.
     """
 
-    def __init__(self, given: Any, size: int, tokens: int | None, complaints: Complaints) -> None:
+    def __init__(self, given: Any, size: int, tokens: int | None, warn_once: WarnOnce) -> None:
         self._given = given
         self._size = size
         self._tokens = tokens
-        self._complaints = complaints
+        self._warn_once = warn_once
         self._recorder: CallRecorder | None = None
         self._candidates: Candidates | None = None
         self._share: Share | None = None
@@ -121,7 +121,7 @@ class ProbeSource:
         failure = unsent if whole else failure_of_any_rank(unsent or unjoined)
         other = self._adopt(probe if whole else None)
         if failure is not None:
-            self._complaints.report("the probe could not be recorded", failure)
+            self._warn_once.report("the probe could not be recorded", failure)
         if recorder is None:
             return other
         kept = [] if self.probe is None else self.probe.models
@@ -142,7 +142,7 @@ class ProbeSource:
         self.probe, self._share = probe, None
         if probe is None or self._known in (None, probe.fingerprint):
             return False
-        self._complaints.say("the checkpoint's probe differs from this run's, so that drift starts anew")
+        self._warn_once.say("the checkpoint's probe differs from this run's, so that drift starts anew")
         return True
 
     def missing(self, candidates: Candidates) -> LookupError:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from lightning_geo.utils.errors import ArgumentError, let_go
 from lightning_geo.utils.ranks import everyones, is_known_to_rank_zero, rank
 
-__all__ = ["Complaints"]
+__all__ = ["WarnOnce"]
 
 _log = logging.getLogger(__name__)
 
@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 _Key = tuple[str, type | None]
 
 
-class Complaints:
+class WarnOnce:
     """Turns errors into warnings, one per kind, from rank 0 alone: the others would mostly say the same.
 
     What they say is kept until ranks meet, in :meth:`exchange`; rank 0 then says what it has not said itself.

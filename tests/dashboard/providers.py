@@ -58,7 +58,7 @@ def client_of(provider: Any) -> Client:
     return Client(TensorBoardWSGI([plugin], data_provider=provider))
 
 
-def eventually(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
+def eventually(condition: Callable[[], Any], seconds: float = 120.0) -> Any:
     """Wait until a condition holds: providers read files in the background."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):

@@ -31,6 +31,7 @@ from lightning_geo import GeometryMonitor, GeometryRecord, load_history, measure
 from lightning_geo.monitor.sampler import Sampler
 from lightning_geo.observe.replay.call_hooks import _take_off
 from support.lit import Classifier, Lit, bert, fit, loader, sequences, trainer
+from support.open_files import open_files
 from support.same import assert_same, assert_same_records, outcome, traces
 
 
@@ -38,7 +39,7 @@ def steps_in(directory: Path) -> list[int]:
     return load_history(directory).steps.tolist()
 
 
-def complaints(caught: list[warnings.WarningMessage]) -> list[str]:
+def warn_once(caught: list[warnings.WarningMessage]) -> list[str]:
     return [str(w.message) for w in caught if "GeometryMonitor" in str(w.message)]
 
 
@@ -90,7 +91,7 @@ def test_whatever_a_hook_calls_may_fail(source: Any, tmp_path: Path, monkeypatch
                 outcome(fit(tmp_path, module, monitor, steps=3, validation=loader(8)), module), expected
             )
             assert traces(module) == []
-            failed += [name] * any("injected" in said for said in complaints(caught))
+            failed += [name] * any("injected" in said for said in warn_once(caught))
     assert {"__init__", "conclude", "pause"} <= set(failed)
 
 
@@ -116,17 +117,6 @@ class Failing(Classifier):
         if self.global_step == self.at:
             raise self.error
         return super().training_step(batch, batch_idx)
-
-
-def open_files(directory: Path) -> list[str]:
-    found = []
-    for link in Path("/proc/self/fd").iterdir():
-        try:
-            target = str(link.readlink())
-        except OSError:
-            continue
-        found += [target] if target.startswith(str(directory)) else []
-    return found
 
 
 @pytest.mark.parametrize("error", [RuntimeError("boom"), KeyboardInterrupt()])

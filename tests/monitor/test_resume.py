@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.strategies import SingleDeviceStrategy
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_geo import GeometryHistory, GeometryMonitor, load_history
 from programs.killed import STOPPED, session
+from support.lit import Classifier, loader
 from support.lit import trainer as fit_trainer
 
 pytestmark = pytest.mark.slow
@@ -55,7 +57,7 @@ def run(killed: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Path:
 
 
 def resume(directory: Path, scenario: str, **options: Any) -> tuple[Any, list[GeometryMonitor], list[str]]:
-    """Go on from step 100 to step 120; the Trainer, the monitors and what they complained of."""
+    """Go on from step 100 to step 120; the Trainer, the monitors and the warnings."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trainer, monitors = session(directory, scenario, steps=STOPPED, resume=True, **options)
@@ -84,8 +86,8 @@ def scalars(directory: Path, tag: str) -> list[int]:
 def test_killed_at_160_resumed_at_100_stopped_at_120(run: Path, scenario: str, tmp_path: Path) -> None:
     assert load_history(run / "version_0").steps[-1] >= STOPPED  # what is to go
     losses = [] if scenario == "csv" else scalars(run / "version_0", "loss")
-    trainer, _, complaints = resume(run, scenario)
-    assert complaints == []
+    trainer, _, messages = resume(run, scenario)
+    assert messages == []
     session(tmp_path / "whole", scenario, steps=STOPPED)
     history, expected = load_history(run / "version_0"), load_history(tmp_path / "whole" / "version_0")
     assert expected.steps.tolist() == STEPS[scenario]
@@ -116,8 +118,8 @@ def test_in_a_new_version_directory(run: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("run", ["unsaved_other"], indirect=True)
 def test_drift_starts_anew_where_the_recorded_probe_is_another(run: Path) -> None:
     """The first session had it from the sanity check, which a resumed run leaves out."""
-    *_, complaints = resume(run, "unsaved_other")
-    assert [DIFFERS in complaint for complaint in complaints] == [True]
+    *_, messages = resume(run, "unsaved_other")
+    assert [DIFFERS in text for text in messages] == [True]
     history = load_history(run / "version_0")
     assert history.steps.tolist() == [0, 33, 66, 99, STOPPED]
     assert len(set(history.metadata["probe_fingerprint"])) == 2
@@ -139,8 +141,8 @@ def test_checkpoints_load_in_the_weights_only_way(run: Path, scenario: str) -> N
 
 @pytest.mark.parametrize("run", ["two"], indirect=True)
 def test_two_monitors_keep_apart(run: Path, tmp_path: Path) -> None:
-    _, monitors, complaints = resume(run, "two")
-    assert complaints == []
+    _, monitors, messages = resume(run, "two")
+    assert messages == []
     assert len({monitor.state_key for monitor in monitors}) == 2
     session(tmp_path / "whole", "two", steps=STOPPED)
     for name, steps in (("geometry", [0, 33, 66, 99, STOPPED]), ("slow", [0, 70])):
@@ -247,3 +249,29 @@ def test_a_sample_after_a_resume_is_of_its_own_step(tmp_path: Path) -> None:
     assert expected is not None
     assert ours.step == expected.step == 3
     np.testing.assert_allclose(ours["entropy"], expected["entropy"], rtol=1e-6)
+
+
+class Late(SingleDeviceStrategy):
+    """Restores checkpoints after ``on_fit_start``, as strategies that shard the model do."""
+
+    restore_checkpoint_after_setup = True  # type: ignore[assignment]
+
+
+def test_a_strategy_that_restores_late_goes_on_as_any_other(tmp_path: Path) -> None:
+    module, metrics = Classifier(), ["entropy", "drift", "weight_drift"]
+    first = fit_trainer(tmp_path, GeometryMonitor(1, metrics=metrics, weights_every_n_samples=1), steps=3)
+    first.fit(module, loader())
+    first.save_checkpoint(tmp_path / "end.ckpt")
+    records = []
+    for strategy in (SingleDeviceStrategy, Late):
+        monitor = GeometryMonitor(1, metrics=metrics, weights_every_n_samples=1, strict=True)
+        options = {"strategy": strategy(torch.device("cpu")), "accelerator": "auto"}
+        resumed = fit_trainer(tmp_path / strategy.__name__, monitor, steps=5, **options)
+        resumed.fit(Classifier(), loader(), ckpt_path=tmp_path / "end.ckpt")
+        assert monitor.last_record is not None
+        records.append(monitor.last_record)
+    expected, late = records
+    assert expected["drift.query"].max() > 0
+    assert expected["weight_drift.query"].min() > 0
+    for name in expected:
+        np.testing.assert_array_equal(late[name], expected[name])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import traceback
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode
 from torch.utils.data import default_collate
 
+from lightning_geo import measure
 from lightning_geo.observe import AttentionCall, BlockCall, CallKey, Tap
 from lightning_geo.observe.interception import INTERCEPTION
 from lightning_geo.observe.replay.undisturbed import undisturbed
@@ -273,3 +276,48 @@ def test_what_looks_like_attention_and_shows_none_is_told(build: Callable[[], nn
     with tap.open(Notes()):
         tap.modules[""](torch.ones(1, 2, 3))
     assert tap.unobserved == ({"0": "OtherAttention"} if build is OtherAttention else {})
+
+
+class Layer(nn.Module):
+    """One attention with a residual connection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.norm = nn.MultiheadAttention(8, 2, batch_first=True), nn.LayerNorm(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        return x + self.attention(y, y, y, need_weights=False)[0]
+
+
+class Encoder(nn.Module):
+    """Two of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([Layer(), Layer()])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class Bare(nn.Module):
+    """Another's modules under a ``forward`` of the instance, as code that assembles models sets it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.__dict__.update(model.__dict__)
+        self.forward = functools.partial(type(model).forward, self)
+
+
+def test_a_forward_that_is_set_on_the_instance_is_observed_as_one_of_the_class() -> None:
+    encoder = Encoder()
+    x = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(1))
+    expected = measure(encoder, x)
+    encoder.layers = nn.ModuleList(Bare(layer) for layer in encoder.layers)
+    record = measure(Bare(encoder), x)
+    assert record.keys() == expected.keys()
+    for name in expected:
+        np.testing.assert_array_equal(record[name], expected[name])

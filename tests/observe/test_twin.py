@@ -23,7 +23,7 @@ from lightning_geo import GeometryMonitor
 from lightning_geo.observe.replay.call_hooks import _take_off
 from lightning_geo.observe.replay.replica import Replica
 from lightning_geo.observe.replay.twin import twin_of
-from lightning_geo.utils.warn_once import Complaints
+from lightning_geo.utils.warn_once import WarnOnce
 from support.lit import Classifier, Lit, bert, fit
 from support.same import assert_same, outcome
 
@@ -79,7 +79,7 @@ def replayed(model: nn.Module, x: Tensor, times: int = 3) -> tuple[list[Tensor],
     """What it gives time after time, and what is said."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        replica, results = Replica(model, "m", Complaints(False)), []
+        replica, results = Replica(model, "m", WarnOnce(False)), []
         for _ in range(times):
             replica.try_out(lambda m: m(x), torch.no_grad)
             with replica.running() as running, replica.once(running):
@@ -135,7 +135,7 @@ class Clamped(nn.Module):
 @pytest.mark.parametrize("locked", [False, True])
 def test_a_write_that_changed_nothing_the_first_time_changes_nothing_later(locked: bool) -> None:
     model, x = Clamped(locked=locked), torch.ones(3)
-    replica = Replica(model, "m", Complaints(False))
+    replica = Replica(model, "m", WarnOnce(False))
     replica.try_out(lambda m: m(x), torch.no_grad)
     with torch.no_grad():
         model.weight.fill_(2.0)

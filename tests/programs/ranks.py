@@ -317,7 +317,7 @@ def scheduled(directory: Path) -> dict[str, Any]:
 
 def unprepared(directory: Path) -> dict[str, Any]:
     """Rank 1 alone fails before the first step."""
-    with failing(Sampler, "prefer", lambda self: rank() == 1):
+    with failing(Sampler, "__init__", lambda self: rank() == 1):
         return fit(directory, GeometryMonitor(2), Module())
 
 

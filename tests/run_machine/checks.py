@@ -23,6 +23,7 @@ from lightning_geo import GeometryMonitor, load_history
 from run_machine.failures import Failure
 from run_machine.models import Attention, Bert, Module
 from run_machine.runs import Memory, Run, Session, Side, Watch, _generators, _set_generators
+from support.open_files import open_files
 
 __all__ = ["Patches", "Records", "check_files", "check_same", "held_tensors", "live_tensors"]
 
@@ -404,18 +405,6 @@ def _ended(path: str, root: Path) -> str:
     """A file's directory, and its name where that is not one of the record's."""
     relative = Path(path).relative_to(root)
     return str(relative) if relative.suffix == ".lightning_geo" else str(relative.parent)
-
-
-def open_files(directory: Path) -> list[str]:
-    """Files of this process below a directory."""
-    found = []
-    for link in Path("/proc/self/fd").iterdir():
-        try:
-            target = str(link.readlink())
-        except OSError:
-            continue
-        found += [target] if target.startswith(f"{directory}/") else []
-    return found
 
 
 def live_tensors() -> int:

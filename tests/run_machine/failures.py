@@ -84,7 +84,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "the probe is replayed": (Sampler, "replay"),
     "a sample begins": (Sampler, "_begin"),
     "a sample is concluded": (Sampler, "conclude"),
-    "a sample is prepared": (Sampler, "_add_what_was_heard"),
+    "a sample is prepared": (Sampler, "_add_training_importance"),
     "statistics are packed": (rank_reduction, "_pack"),
     "metrics are derived": (Measurement, "compute"),
     "observation ends": (Sampler, "pause"),

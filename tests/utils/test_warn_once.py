@@ -6,21 +6,20 @@ import warnings
 
 import pytest
 
-from lightning_geo.utils import ranks
-from lightning_geo.utils import warn_once as complaints
-from lightning_geo.utils.warn_once import Complaints
+from lightning_geo.utils import ranks, warn_once
+from lightning_geo.utils.warn_once import WarnOnce
 
 
 class Ranks:
     """Lets this process be each of several ranks in turn."""
 
     def __init__(self, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.each = [Complaints(strict=False) for _ in range(size)]
+        self.each = [WarnOnce(strict=False) for _ in range(size)]
         self.now = 0
-        for module in (complaints, ranks):
+        for module in (warn_once, ranks):
             monkeypatch.setattr(module, "rank", lambda: self.now)
         self._given: list[object] = []
-        monkeypatch.setattr(complaints, "everyones", lambda value: self._given)
+        monkeypatch.setattr(warn_once, "everyones", lambda value: self._given)
 
     def exchange(self) -> None:
         self._given = [list(each._unsaid) for each in self.each]

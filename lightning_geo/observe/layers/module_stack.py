@@ -13,7 +13,15 @@ from lightning_geo.observe.layers.linear_run import is_linear
 from lightning_geo.observe.layers.numbering import clean_name, elements_of
 from lightning_geo.observe.replay.torchscript import scripted_attention
 
-__all__ = ["ModuleStack", "ModuleTree"]
+__all__ = ["ModuleStack", "ModuleTree", "has_forward"]
+
+
+def has_forward(module: nn.Module) -> bool:
+    """Whether a module can be called: lists and dictionaries of modules cannot.
+
+    A ``forward`` set on the instance counts as one of the class does.
+    """
+    return getattr(module.forward, "__func__", module.forward) is not nn.Module.forward
 
 
 class ModuleTree:
@@ -115,7 +123,7 @@ class ModuleStack:
         for depth in range(around.count(".") + 2 if around else 1, len(parts)):
             path = ".".join(parts[:depth])
             module = self.tree.modules.get(path)
-            if module is not None and type(module).forward is not nn.Module.forward:
+            if module is not None and has_forward(module):
                 yield Frame(path, module, implied=True)
 
     def uses(self, parameter: nn.Parameter) -> str | None:

@@ -28,7 +28,7 @@ from lightning_geo.utils._lightning import TRAINER
 from lightning_geo.utils._torch import filter_forward_hooks, global_forward_hooks, version_of
 from lightning_geo.utils.errors import GeometryError
 from lightning_geo.utils.formatting import some
-from lightning_geo.utils.warn_once import Complaints
+from lightning_geo.utils.warn_once import WarnOnce
 
 __all__ = ["Replica"]
 
@@ -49,13 +49,13 @@ class Replica:
     Args:
         model: The model.
         name: The model's name.
-        complaints: Takes warnings about what a replay leaves out or cannot isolate.
+        warn_once: Takes warnings about what a replay leaves out or cannot isolate.
     """
 
-    def __init__(self, model: nn.Module, name: str, complaints: Complaints) -> None:
+    def __init__(self, model: nn.Module, name: str, warn_once: WarnOnce) -> None:
         self._model = model
         self._name = name_of(name, model)
-        self._complaints = complaints
+        self._warn_once = warn_once
         #: whether replays run on a copy of the model
         self._copies = True
         #: names of parameters that its forward pass writes; None before the trial
@@ -102,7 +102,7 @@ class Replica:
                 run(self._model)  # raises if the model fails, not the copy
             self._copies = False
             self._entered = None
-            self._complaints.say(
+            self._warn_once.say(
                 f"{self._name} cannot be copied for a replay",
                 f"{type(error).__name__}: {error}. The model is replayed in place: its buffers, attributes "
                 "and parameters are restored, but changes of its forward pass inside other objects remain",
@@ -122,7 +122,7 @@ class Replica:
             written = _changed(twin, before) - (self._written or set())
             if written:
                 self._written = written | (self._written or set())
-                self._complaints.say(
+                self._warn_once.say(
                     f"the forward of {self._name} writes parameters",
                     f"{some(sorted(written))}, but did not in its first replay: this replay has changed them",
                 )
@@ -185,7 +185,7 @@ class Replica:
         hooks = foreign_hooks(self._model)
         if hooks:
             named = [f"{name_of(path, self._model)} ({hook})" for path, hook in hooks.items()]
-            self._complaints.say(
+            self._warn_once.say(
                 "forward hooks were left out of replays",
                 f"{some(named)}. Data that they collect thus comes from training only. If they change the "
                 'model\'s results, set `source="batch"`, which measures the model with its hooks',
