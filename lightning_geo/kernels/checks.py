@@ -1,86 +1,35 @@
-"""Checks of an attention call's arguments, which end in an :class:`AttentionProblem`."""
+"""Checks of an attention call's tensors and options, and the form in which the kernels take them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import TypeAlias
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from lightning_geo.kernels.blocks import BlockRule
-from lightning_geo.kernels.problem import STATISTICS, AttentionProblem
-from lightning_geo.utils.arguments import check_statistics
-from lightning_geo.utils.shapes import Bool, Float, Int64, Shaped
+from lightning_geo.utils.shapes import Int64, Shaped
 
-__all__ = ["Mask", "attention_problem"]
+__all__ = [
+    "Mask",
+    "check_finite",
+    "check_flags",
+    "check_query_key",
+    "check_rows",
+    "check_sinks",
+    "positive_softcap",
+    "read_masks",
+    "window_sides",
+]
 
 Mask: TypeAlias = Tensor | BlockMask
 
 
-def attention_problem(
-    query: Float[Tensor, "batch heads queries dim"],
-    key: Float[Tensor, "batch key_heads keys dim"],
-    *,
-    mask: Mask | Sequence[Mask] | None,
-    is_causal: bool,
-    causal_alignment: str,
-    query_mask: Bool[Tensor, "batch queries"] | None,
-    window: int | tuple[int, int] | None,
-    sinks: Float[Tensor, " heads"] | None,
-    special: Bool[Tensor, "batch keys"] | None,
-    scale: float | None,
-    softcap: float | None,
-    statistics: Iterable[str] | None,
-    queries: Int64[Tensor, "batch measured"] | None,
-) -> AttentionProblem:
-    """Check the arguments of an attention call and describe it in the form that every backend takes.
-
-    Arguments are those of :func:`lightning_geo.functional.attention_statistics`.
-
-    Raises:
-        TypeError: If an argument is no tensor, or none of the expected type.
-        ValueError: If shapes or devices do not fit, or an option has no meaning.
-    """
-    _check_query_key(query, key)
-    batch, heads, rows, width = query.shape
-    keys = key.shape[2]
-    if causal_alignment not in ("top_left", "bottom_right"):
-        raise ValueError(
-            "Expected `causal_alignment` to be 'top_left' (torch) or 'bottom_right' (FlashAttention) "
-            f"but got {causal_alignment!r}."
-        )
-    left, right = _window(window)
-    _check_flags("query_mask", query_mask, (batch, rows), "a real token", query.device)
-    _check_flags("special", special, (batch, keys), "a special token", query.device)
-    if sinks is not None:
-        _check_tensor("sinks", sinks, query.device)
-        if sinks.shape != (heads,):
-            raise ValueError(
-                f"Expected `sinks` to have shape [{heads}], one logit per query head, "
-                f"but got {list(sinks.shape)}."
-            )
-    masks = tuple(mask) if isinstance(mask, (list, tuple)) else () if mask is None else (mask,)
-    return AttentionProblem(
-        query=query,
-        key=key,
-        scale=_finite("scale", width**-0.5 if scale is None else scale),
-        softcap=_softcap(softcap),
-        masks=tuple(_mask(m, (batch, heads, rows, keys), query.device) for m in masks),
-        offset=keys - rows if causal_alignment == "bottom_right" else 0,
-        left=left,
-        right=0 if is_causal else right,
-        query_mask=query_mask,
-        sinks=sinks,
-        special=special,
-        rows=None if queries is None else _rows(queries, (batch, rows), query.device),
-        requested=check_statistics(statistics, STATISTICS),
-    )
-
-
-def _rows(rows: Tensor, shape: tuple[int, int], device: torch.device) -> Int64[Tensor, "batch measured"]:
+def check_rows(rows: Tensor, shape: tuple[int, int], device: torch.device) -> Int64[Tensor, "batch measured"]:
+    """Raise unless ``queries`` are rows of ``shape``, [B, Nq]; on a GPU the host waits for the answer."""
     if not isinstance(rows, Tensor) or rows.dtype != torch.int64:
         kind = rows.dtype if isinstance(rows, Tensor) else type(rows).__name__
         raise TypeError(f"Expected `queries` to be an int64 tensor of row indices but got {kind}.")
@@ -114,7 +63,8 @@ def _check_device(name: str, value: Tensor, device: torch.device | None) -> None
         )
 
 
-def _check_query_key(query: Tensor, key: Tensor) -> None:
+def check_query_key(query: Tensor, key: Tensor) -> None:
+    """Raise unless they are [B, H, Nq, D] and [B, Hk, Nk, D] on one device, H a multiple of Hk."""
     for name, value in (("query", query), ("key", key)):
         _check_tensor(name, value)
         if value.dim() != 4 or value.shape[3] == 0:
@@ -136,9 +86,33 @@ def _check_query_key(query: Tensor, key: Tensor) -> None:
         )
 
 
-def _check_flags(
+def check_sinks(sinks: Tensor | None, heads: int, device: torch.device) -> None:
+    """Raise unless ``sinks`` is one logit per head, or None."""
+    if sinks is None:
+        return
+    _check_tensor("sinks", sinks, device)
+    if sinks.shape != (heads,):
+        raise ValueError(
+            f"Expected `sinks` to have shape [{heads}], one logit per query head, "
+            f"but got {list(sinks.shape)}."
+        )
+
+
+def read_masks(
+    masks: Mask | Sequence[Mask] | None, query: Tensor, key: Tensor
+) -> tuple[Shaped[Tensor, "#batch #heads #queries #keys"] | BlockRule, ...]:
+    """Check the masks of a call and bring each into the form that tiles need."""
+    shape = (*query.shape[:3], key.shape[2])
+    several: tuple[Any, ...] = () if masks is None else (masks,)
+    if isinstance(masks, (list, tuple)):
+        several = tuple(masks)
+    return tuple(_mask(mask, shape, query.device) for mask in several)
+
+
+def check_flags(
     name: str, value: Tensor | None, shape: tuple[int, int], meaning: str, device: torch.device
 ) -> None:
+    """Raise unless ``value`` is a boolean tensor of that shape, or None."""
     if value is None:
         return
     if not isinstance(value, Tensor) or value.dtype != torch.bool:
@@ -189,7 +163,7 @@ def _mask(
     return mask
 
 
-def _window(window: int | tuple[int, int] | None) -> tuple[int | None, int | None]:
+def window_sides(window: int | tuple[int, int] | None) -> tuple[int | None, int | None]:
     """How many keys before and after a position are visible; None for all."""
     if window is None:
         return None, None
@@ -208,15 +182,17 @@ def _window(window: int | tuple[int, int] | None) -> tuple[int | None, int | Non
     )
 
 
-def _finite(name: str, value: float) -> float:
+def check_finite(name: str, value: float) -> float:
+    """Raise unless ``value`` is finite."""
     if not math.isfinite(value):
         raise ValueError(f"Expected `{name}` to be finite but got {value!r}.")
     return float(value)
 
 
-def _softcap(softcap: float | None) -> float | None:
+def positive_softcap(softcap: float | None) -> float | None:
+    """Return ``softcap``, None where it caps nothing."""
     if softcap is None or softcap == 0:
         return None
     if softcap < 0:
         raise ValueError(f"Expected `softcap` to be positive, or None for none, but got {softcap!r}.")
-    return _finite("softcap", softcap)
+    return check_finite("softcap", softcap)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 from torch import Tensor
 
 from lightning_geo.kernels.blocks import BlockRule
+from lightning_geo.kernels.checks import check_flags, check_query_key, check_sinks
 from lightning_geo.utils.shapes import Bool, Float, Int64, Shaped
 
 __all__ = ["STATISTICS", "AttentionProblem", "AttentionStatistics"]
@@ -21,7 +22,7 @@ STATISTICS = (
 
 @dataclass(frozen=True)
 class AttentionProblem:
-    """A checked attention call: :func:`lightning_geo.functional.attention_statistics` builds it.
+    """One attention call; its tensors are checked when it is made, whoever makes it.
 
     The key position of query row i is p = i + ``offset``. Key j is visible to it where
     p - ``left`` <= j <= p + ``right`` and every mask agrees.
@@ -41,6 +42,10 @@ class AttentionProblem:
         special: ``[B, Nk]`` bool, True = special token; None for none.
         rows: ``[B, R]`` int64, the query rows to measure, in any order; None for all of them.
         requested: Which of ``STATISTICS`` to compute; the others cost nothing.
+
+    Raises:
+        TypeError: If an argument is no tensor, or none of the expected type.
+        ValueError: If shapes or devices do not fit.
     """
 
     query: Float[Tensor, "batch heads queries dim"]
@@ -56,6 +61,14 @@ class AttentionProblem:
     special: Bool[Tensor, "batch keys"] | None = None
     rows: Int64[Tensor, "batch measured"] | None = None
     requested: frozenset[str] = frozenset(STATISTICS)
+
+    def __post_init__(self) -> None:
+        check_query_key(self.query, self.key)
+        batch, heads, queries, _ = self.query.shape
+        device = self.query.device
+        check_flags("query_mask", self.query_mask, (batch, queries), "a real token", device)
+        check_flags("special", self.special, (batch, self.key.shape[2]), "a special token", device)
+        check_sinks(self.sinks, heads, device)
 
     @property
     def rows_shape(self) -> tuple[int, int, int]:

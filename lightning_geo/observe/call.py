@@ -8,6 +8,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_geo.kernels import STATISTICS, AttentionProblem
+from lightning_geo.kernels.checks import (
+    check_finite,
+    check_query_key,
+    positive_softcap,
+    read_masks,
+    window_sides,
+)
 from lightning_geo.observe.packing import Packing, Portion
 
 __all__ = ["AttentionCall", "BlockCall", "CallKey"]
@@ -88,6 +96,39 @@ class AttentionCall:
     restarts: Tensor | None = None
     documents: Packing | None = None
     portion: Portion | None = None
+
+    def problem(
+        self, requested: frozenset[str] = frozenset(STATISTICS), rows: Tensor | None = None
+    ) -> AttentionProblem:
+        """The products of queries and keys in the form that kernels take; ``scores`` play no part in it.
+
+        Args:
+            requested: Statistics to compute.
+            rows: ``[B, R]`` int64, the query rows to measure; None for all.
+
+        Raises:
+            TypeError: If what was observed is no tensor of the expected type.
+            ValueError: If shapes or devices do not fit.
+        """
+        assert self.query is not None
+        assert self.key is not None
+        check_query_key(self.query, self.key)
+        left, right = window_sides(self.window)
+        return AttentionProblem(
+            query=self.query,
+            key=self.key,
+            scale=self.query.shape[3] ** -0.5 if self.scale is None else check_finite("scale", self.scale),
+            softcap=positive_softcap(self.softcap),
+            masks=read_masks(self.masks, self.query, self.key),
+            offset=self.offset or 0,
+            left=left,
+            right=0 if self.is_causal else right,
+            query_mask=self.query_mask,
+            sinks=self.sinks,
+            special=self.special,
+            rows=rows,
+            requested=requested,
+        )
 
     @property
     def lengths(self) -> tuple[int, int, int]:

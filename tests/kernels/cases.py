@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from lightning_geo.functional import attention_statistics
+from lightning_geo.functional.attention import attention_problem
 from lightning_geo.kernels import AttentionProblem
-from lightning_geo.kernels.checks import attention_problem
 
 Arguments = dict[str, Any]
 
