@@ -32,7 +32,8 @@ def sum_of_directions(
     else:
         check_mask(mask, x.shape[:-1], "mask" if name == "x" else f"{name}_mask")
         valid = mask.expand(x.shape[:-1]).sum(-1).to(x.dtype)
-    total, directed = sum_directions(x, torch.linalg.vector_norm(x, dim=-1), mask)
+        x = torch.where(mask[..., None], x, 0.0)
+    total, directed = sum_directions(x, torch.linalg.vector_norm(x, dim=-1))
     return total, valid, directed
 
 
