@@ -12,6 +12,10 @@ from lightning_geo.utils.shapes import Bool, Float, Num
 
 __all__ = ["cone_index", "mean_cosine", "sum_of_directions"]
 
+#: What these functions take of hidden states, and of heads' outputs.
+_STAGE = ("directions", "tokens", "directed")
+_OUTPUTS = ("output.directions", "output.tokens", "output.directed")
+
 
 def sum_of_directions(
     x: Float[Tensor, "*batch n d"], mask: Bool[Tensor, "*#batch #n"] | None = None, name: str = "x"
@@ -97,21 +101,24 @@ def mean_cosine(
     return _mean_cosine(*sum_of_directions(x, mask))
 
 
-@computes("cone_index")
+@computes("cone_index", reads=_STAGE)
+@computes("cone_index.head", reads=_OUTPUTS)
 def _cone_index(
     total: Float[Tensor, "*batch d"], valid: Num[Tensor, "*batch"], directed: Num[Tensor, "*batch"]
 ) -> Float[Tensor, "*batch"]:
     return torch.where(valid > 0, torch.linalg.vector_norm(total, dim=-1), torch.nan)
 
 
-@computes("cone")
+@computes("cone", reads=_STAGE)
+@computes("cone.head", reads=_OUTPUTS)
 def _cone(
     total: Float[Tensor, "*batch d"], valid: Num[Tensor, "*batch"], directed: Num[Tensor, "*batch"]
 ) -> Float[Tensor, "*batch"]:
     return (_cone_index(total, valid, directed) / valid).clamp(max=1)
 
 
-@computes("mean_cosine")
+@computes("mean_cosine", reads=_STAGE)
+@computes("mean_cosine.head", reads=_OUTPUTS)
 def _mean_cosine(
     total: Float[Tensor, "*batch d"], valid: Num[Tensor, "*batch"], directed: Num[Tensor, "*batch"]
 ) -> Float[Tensor, "*batch"]:

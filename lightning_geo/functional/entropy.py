@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from lightning_geo.functional._tensors import as_float, check_mask, shannon_entropy
-from lightning_geo.functional.observed_call import ObservedCall
 from lightning_geo.metrics.registry import computes
 from lightning_geo.utils.shapes import Bool, Float, Num
 
@@ -48,6 +47,7 @@ def normalized_entropy(
     return torch.where(visible_keys >= 2, ratio.clamp(0, 1), torch.nan)
 
 
+@computes("key_entropy", reads=("received", "key_mask"))
 def key_entropy(
     received: Float[Tensor, "*batch heads keys"], key_mask: Bool[Tensor, "*#batch #keys"] | None = None
 ) -> Float[Tensor, "*batch heads"]:
@@ -88,8 +88,3 @@ def key_entropy(
     share = received / torch.where(total == 0, 1.0, total)
     ratio = (shannon_entropy(share) / keys.clamp(min=2).log()).clamp(0, 1)
     return torch.where((keys >= 2) & (total.squeeze(-1) != 0), ratio, torch.nan)
-
-
-@computes("key_entropy", reads=("received",))
-def _key_entropy(call: ObservedCall) -> Float[Tensor, "batch heads"]:
-    return key_entropy(call.received, call.key_mask)

@@ -80,16 +80,16 @@ def gate_labels(margins: Float[Tensor, "7 ..."]) -> Int64[Tensor, ...]:
     return torch.where(margins.isnan().any(0), -1, label)
 
 
-@computes("gate_count")
-def gate_count(margins: Float[Tensor, "7 heads"], part: str) -> Float[Tensor, ""]:
+@computes("gate_count", reads=("margins",))
+def gate_count(margins: Float[Tensor, "7 *layers heads"], part: str) -> Float[Tensor, "*layers"]:
     """How many heads of a layer are one gate: a scalar.
 
     Args:
-        margins: ``[7, H]``, in the order of ``GATES``.
+        margins: ``[7, ..., H]``, in the order of ``GATES``.
         part: One of ``GATES``, or ``"mixed"``.
     """
-    count = (gate_labels(margins) == (*GATES, MIXED).index(part)).sum()
-    return torch.where(margins.isnan().all(), torch.nan, count.to(margins.dtype))
+    count = (gate_labels(margins) == (*GATES, MIXED).index(part)).sum(-1)
+    return torch.where(margins.isnan().all(-1).all(0), torch.nan, count.to(margins.dtype))
 
 
 def gate_shares(

@@ -89,7 +89,7 @@ def head_similarity(covariance: Float[Tensor, "*batch H D H D"]) -> Float[Tensor
     return (norms.square() / (own[..., :, None] * own[..., None, :])).clamp(max=1)
 
 
-@computes("redundancy")
+@computes("redundancy", reads=("covariance",))
 def redundancy(covariance: Float[Tensor, "*batch H D H D"]) -> Float[Tensor, "*batch H"]:
     r"""How well the most similar other head of the layer stands in for each head.
 
@@ -118,7 +118,7 @@ def redundancy(covariance: Float[Tensor, "*batch H D H D"]) -> Float[Tensor, "*b
     return torch.where(others < 0, torch.nan, others)
 
 
-@computes("complementarity")
+@computes("complementarity", reads=("covariance",))
 def complementarity(covariance: Float[Tensor, "*batch H D H D"]) -> Float[Tensor, "*batch"]:
     r"""Dimensions that the heads of a layer span together, as a share of the sum of what each spans alone.
 

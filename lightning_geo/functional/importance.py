@@ -11,7 +11,7 @@ from lightning_geo.utils.shapes import Float
 __all__ = ["head_importance"]
 
 
-@computes("importance")
+@computes("importance", reads=("slope",))
 def head_importance(slope: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     r"""First-order change of a sequence's loss when a head is silenced, whatever its sign.
 

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from lightning_geo import kernels
-from lightning_geo.functional._tensors import as_float, check_mask, masked_mean
+from lightning_geo.functional._tensors import as_float, check_mask
 from lightning_geo.functional.cone import sum_of_directions
-from lightning_geo.functional.observed_call import ObservedCall
 from lightning_geo.kernels import BACKENDS, MOMENTS, Backend, HeadMoments
 from lightning_geo.metrics.registry import computes
 from lightning_geo.utils.arguments import check_one_of, check_statistics
@@ -115,6 +114,7 @@ def qk_cosine(
     return _cosine(q, queries, k, keys)
 
 
+@computes("qk_cosine", reads=("query.directions", "query.tokens", "key.directions", "key.tokens"))
 def _cosine(
     q: Float[Tensor, "*batch heads dim"],
     queries: Num[Tensor, "*batch heads"],
@@ -136,30 +136,7 @@ def _for_query_heads(x: Tensor, heads: int, dim: int) -> Tensor:
     return x.repeat_interleave(heads // x.shape[dim], dim)
 
 
-@computes("qk_cosine")
-def _qk_cosine(call: ObservedCall) -> Float[Tensor, "batch heads"]:
-    (q, queries), (k, keys) = (_directions(moments) for moments in (call.query, call.key))
-    return _cosine(q, queries, k, keys)
-
-
-def _directions(
-    moments: HeadMoments,
-) -> tuple[Float[Tensor, "batch heads dim"], Num[Tensor, "batch heads"]]:
-    assert moments.directions is not None
-    return moments.directions, moments.valid.sum(-1)[:, None].expand(moments.directions.shape[:2])
-
-
-@computes("query_norm")
-def _query_norm(call: ObservedCall) -> Float[Tensor, "batch heads"]:
-    return _mean_norm(call.query)
-
-
-@computes("key_norm")
-def _key_norm(call: ObservedCall) -> Float[Tensor, "batch heads"]:
-    assert call.query.norm is not None
-    return _for_query_heads(_mean_norm(call.key), call.query.norm.shape[1], -1)
-
-
-def _mean_norm(moments: HeadMoments) -> Float[Tensor, "batch heads"]:
-    assert moments.norm is not None
-    return masked_mean(moments.norm, moments.valid[:, None])
+@computes("query_norm", reads=("query.length",))
+@computes("key_norm", reads=("key.length",))
+def _length(length: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    return length

@@ -6,34 +6,14 @@ from typing import Protocol
 
 from torch import Tensor
 
-from lightning_geo.kernels import AttentionProblem, HeadMoments
-from lightning_geo.utils.shapes import Bool, Float
+from lightning_geo.kernels import AttentionProblem
+from lightning_geo.utils.shapes import Float
 
-__all__ = ["ObservedCall", "ObservedScores"]
-
-
-class ObservedCall(Protocol):
-    """An attention call as functions of kind ``sequence`` read it."""
-
-    @property
-    def query(self) -> HeadMoments:
-        """Lengths and directions of the queries."""
-
-    @property
-    def key(self) -> HeadMoments:
-        """Those of the keys: Hk heads, H a multiple of Hk."""
-
-    @property
-    def key_mask(self) -> Bool[Tensor, "batch keys"] | None:
-        """``[B, Nk]`` bool, True = real token; None if all are."""
-
-    @property
-    def received(self) -> Float[Tensor, "batch heads keys"]:
-        """``[B, H, Nk]``, the attention that each key receives, for functions that read it."""
+__all__ = ["ObservedScores"]
 
 
 class ObservedScores(Protocol):
-    """An attention call as functions of kind ``scores`` read it."""
+    """An attention call as functions that read ``scores`` or ``attended`` take it."""
 
     @property
     def problem(self) -> AttentionProblem:

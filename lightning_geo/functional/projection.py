@@ -47,7 +47,7 @@ class HeadReads:
     heads: int | None = None
 
 
-@computes("projection_strength")
+@computes("projection_strength", reads=("inputs",))
 def projection_strength(reads: HeadReads) -> Float[Tensor, "batch heads"]:
     r"""Share of tokens that lies in a head's read subspace.
 
@@ -97,19 +97,19 @@ def _mean_angle(weights: HeadWeights, one: str, other: str) -> Float[Tensor, " h
     return torch.where(finite, angle, torch.nan)
 
 
-@computes("query_value_angle", reads=("query", "value"))
+@computes("query_value_angle", reads=("weights",), roles=("query", "value"))
 def query_value_angle(weights: HeadWeights) -> Float[Tensor, " heads"]:
     """Mean principal angle ``[H]`` between the subspaces read by a head's queries and values, radians."""
     return _mean_angle(weights, "query", "value")
 
 
-@computes("key_value_angle", reads=("key", "value"))
+@computes("key_value_angle", reads=("weights",), roles=("key", "value"))
 def key_value_angle(weights: HeadWeights) -> Float[Tensor, " heads"]:
     """Mean principal angle ``[H]`` between the subspaces read by a head's keys and values, radians."""
     return _mean_angle(weights, "key", "value")
 
 
-@computes("score_norm_share")
+@computes("score_norm_share", reads=("scores",))
 def score_norm_share(scores: ObservedScores, part: str) -> Float[Tensor, "batch heads"]:
     r"""How scores come to differ: by the queries' lengths, by the keys', or by direction.
 

@@ -17,7 +17,7 @@ __all__ = ["score_entropy", "von_neumann_entropy"]
 BINS = 20
 
 
-@computes("score_entropy")
+@computes("score_entropy", reads=("scores",))
 def score_entropy(scores: ObservedScores) -> Float[Tensor, "batch heads"]:
     r"""Shannon entropy of the histogram of all scores that a head gives in a sequence.
 
@@ -104,21 +104,21 @@ def _of_call(scores: ObservedScores, *, symmetric: bool, paper: bool) -> Float[T
     return von_neumann_entropy(problem.query, key, mask, symmetric=symmetric, paper=paper)
 
 
-@computes("von_neumann_entropy")
+@computes("von_neumann_entropy", reads=("scores",))
 def _whole(scores: ObservedScores) -> Float[Tensor, "batch heads"]:
     return _of_call(scores, symmetric=False, paper=False)
 
 
-@computes("von_neumann_entropy.paper")
+@computes("von_neumann_entropy.paper", reads=("scores",))
 def _whole_paper(scores: ObservedScores) -> Float[Tensor, "batch heads"]:
     return _of_call(scores, symmetric=False, paper=True)
 
 
-@computes("von_neumann_entropy.symmetric")
+@computes("von_neumann_entropy.symmetric", reads=("scores",))
 def _symmetric(scores: ObservedScores) -> Float[Tensor, "batch heads"]:
     return _of_call(scores, symmetric=True, paper=False)
 
 
-@computes("von_neumann_entropy.symmetric.paper")
+@computes("von_neumann_entropy.symmetric.paper", reads=("scores",))
 def _symmetric_paper(scores: ObservedScores) -> Float[Tensor, "batch heads"]:
     return _of_call(scores, symmetric=True, paper=True)

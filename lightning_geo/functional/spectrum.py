@@ -44,12 +44,12 @@ def effective_rank(singular_values: Float[Tensor, "*batch d"]) -> Float[Tensor, 
     return shannon_entropy(_shares(singular_values, "singular_values")).exp()
 
 
-@computes("effective_rank")
+@computes("effective_rank", reads=("eigenvalues",))
 def _effective_rank(eigenvalues: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
     return effective_rank(as_float(eigenvalues, "eigenvalues", "d").clamp(min=0).sqrt())
 
 
-@computes("participation_ratio")
+@computes("participation_ratio", reads=("eigenvalues",))
 def participation_ratio(eigenvalues: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
     r"""Participation ratio: a count of dimensions that the strongest dominate.
 
@@ -75,7 +75,7 @@ def participation_ratio(eigenvalues: Float[Tensor, "*batch d"]) -> Float[Tensor,
     return 1 / _shares(eigenvalues, "eigenvalues").square().sum(-1)
 
 
-@computes("stable_rank")
+@computes("stable_rank", reads=("eigenvalues",))
 def stable_rank(eigenvalues: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
     r"""Stable rank: total variance over the largest.
 
@@ -101,7 +101,7 @@ def stable_rank(eigenvalues: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch
     return 1 / top_share(eigenvalues)
 
 
-@computes("top_share")
+@computes("top_share", reads=("eigenvalues",))
 def top_share(eigenvalues: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
     r"""Share of the variance in the strongest direction.
 

@@ -117,7 +117,7 @@ def principal_angles(
     return torch.where(finite[..., None], torch.atan2(sine, cosine).to(dtype), torch.nan)
 
 
-@computes("qk_alignment")
+@computes("qk_alignment", reads=("basis.query", "basis.key"))
 def projection_similarity(
     u: Float[Tensor, "*#batch d r"], v: Float[Tensor, "*#batch d r"]
 ) -> Float[Tensor, "*#batch"]:
@@ -150,8 +150,8 @@ def projection_similarity(
     return similarity.clamp(max=1).to(torch.promote_types(u.dtype, v.dtype))
 
 
-@computes("drift")
-@computes("velocity")
+@computes("drift", reads=("basis", "basis.baseline"))
+@computes("velocity", reads=("basis", "basis.previous"))
 def subspace_distance(
     u: Float[Tensor, "*#batch d r"], v: Float[Tensor, "*#batch d r"]
 ) -> Float[Tensor, "*#batch"]:

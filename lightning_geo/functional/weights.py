@@ -18,7 +18,7 @@ from lightning_geo.utils.shapes import Float
 __all__ = ["HeadWeights"]
 
 
-@computes("symmetry", reads=QK)
+@computes("symmetry", reads=("weights",), roles=QK)
 def symmetry(weights: HeadWeights) -> Float[Tensor, " heads"]:
     r"""Whether a head scores a pair of tokens alike in both directions.
 
@@ -39,7 +39,7 @@ def symmetry(weights: HeadWeights) -> Float[Tensor, " heads"]:
     return (trace / square.sum((-2, -1), dtype=trace.dtype)).clamp(-1, 1)
 
 
-@computes("directionality", reads=QK)
+@computes("directionality", reads=("weights",), roles=QK)
 def directionality(weights: HeadWeights) -> Float[Tensor, " heads"]:
     r"""Whether a few stream directions stand out on the key side of M or on its query side.
 
@@ -86,57 +86,57 @@ def _direction(
     return torch.where(total == 0, 0.0, (over - under) / torch.where(total == 0, 1.0, total))
 
 
-@computes("layer_symmetry", reads=QK)
+@computes("layer_symmetry", reads=("weights",), roles=QK)
 def layer_symmetry(weights: HeadWeights) -> Float[Tensor, ""]:
     """Compute :func:`symmetry` of a layer's M, summed over its heads: a scalar."""
     trace, columns, _ = weights.layer_form
     return (trace / columns.square().sum(dtype=trace.dtype)).clamp(-1, 1)
 
 
-@computes("layer_directionality", reads=QK)
+@computes("layer_directionality", reads=("weights",), roles=QK)
 def layer_directionality(weights: HeadWeights) -> Float[Tensor, ""]:
     """Compute :func:`directionality` of a layer's M, summed over its heads: a scalar."""
     _, columns, rows = weights.layer_form
     return _direction(columns, rows)
 
 
-@computes("qk_effective_rank", reads=QK)
+@computes("qk_effective_rank", reads=("weights",), roles=QK)
 def qk_effective_rank(weights: HeadWeights) -> Float[Tensor, " heads"]:
     """Effective rank ``[H]`` of M (entropy of its singular values, Roy & Vetterli 2007)."""
     return effective_rank(weights.qk_spectrum.sqrt())
 
 
-@computes("qk_stable_rank", reads=QK)
+@computes("qk_stable_rank", reads=("weights",), roles=QK)
 def qk_stable_rank(weights: HeadWeights) -> Float[Tensor, " heads"]:
     """Stable rank ``[H]`` of M: ‖M‖²_F / σ₁²."""
     return stable_rank(weights.qk_spectrum)
 
 
-@computes("qk_norm", reads=QK)
+@computes("qk_norm", reads=("weights",), roles=QK)
 def qk_norm(weights: HeadWeights) -> Float[Tensor, " heads"]:
     """Frobenius norm ``[H]`` of M."""
     return weights.qk_spectrum.sum(-1).sqrt()
 
 
-@computes("ov_effective_rank", reads=OV)
+@computes("ov_effective_rank", reads=("weights",), roles=OV)
 def ov_effective_rank(weights: HeadWeights) -> Float[Tensor, " heads"]:
     """Effective rank ``[H]`` of N (entropy of its singular values, Roy & Vetterli 2007)."""
     return effective_rank(weights.ov_spectrum.sqrt())
 
 
-@computes("ov_stable_rank", reads=OV)
+@computes("ov_stable_rank", reads=("weights",), roles=OV)
 def ov_stable_rank(weights: HeadWeights) -> Float[Tensor, " heads"]:
     """Stable rank ``[H]`` of N: ‖N‖²_F / σ₁²."""
     return stable_rank(weights.ov_spectrum)
 
 
-@computes("ov_norm", reads=OV)
+@computes("ov_norm", reads=("weights",), roles=OV)
 def ov_norm(weights: HeadWeights) -> Float[Tensor, " heads"]:
     """Frobenius norm ``[H]`` of N."""
     return weights.ov_spectrum.sum(-1).sqrt()
 
 
-@computes("read_overlap")
+@computes("read_overlap", reads=("weights",))
 def read_overlap(weights: HeadWeights, role: str) -> Float[Tensor, " heads"]:
     r"""How well the most similar other head of the layer reads the same directions.
 
@@ -158,13 +158,13 @@ def read_overlap(weights: HeadWeights, role: str) -> Float[Tensor, " heads"]:
     return weights.each(torch.where(defined, others, torch.nan))
 
 
-@computes("write_overlap", reads=("output",))
+@computes("write_overlap", reads=("weights",), roles=("output",))
 def write_overlap(weights: HeadWeights) -> Float[Tensor, " heads"]:
     """Compute :func:`read_overlap` of the directions that heads write: ``[H]``."""
     return read_overlap(weights, "output")
 
 
-@computes("weight_drift")
+@computes("weight_drift", reads=("weights",))
 def weight_drift(weights: HeadWeights, role: str) -> Float[Tensor, " heads"]:
     r"""How far the directions that a head reads or writes have moved, with their weights.
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from lightning_geo.kernels.masks import HIDDEN_SCORE, bias_of, count_hidden, first_keys, is_hidden
-from lightning_geo.kernels.precision import exactly
+from lightning_geo.kernels.precision import exactly, is_finite
 from lightning_geo.kernels.problem import AttentionProblem, AttentionStatistics
 from lightning_geo.kernels.tiles import Plan, Rows, Tile
-from lightning_geo.kernels.workspace import scratch
+from lightning_geo.kernels.workspace import kept, scratch
 from lightning_geo.utils.shapes import Bool, Float, Int64
 
 __all__ = ["TILE_SCORES", "chunked"]
@@ -184,7 +184,7 @@ class _RowSums:
         problem = self.problem
         live = self._live(Tile(*(slice(None),) * 4))
         total, sinks = self.sums[_TOTAL], problem.sinks
-        finite = torch.isfinite(total) & torch.isfinite(self.sums[_MOMENT])
+        finite = is_finite(total + self.sums[_MOMENT])
         undefined = ~(live & finite)
         logarithm = total.log()
         # centred at the peak: exact at any offset of the scores
@@ -227,14 +227,12 @@ class _LinearWeights:
     """
 
     def __init__(self, problem: AttentionProblem, rows: int) -> None:
-        device = problem.query.device
         #: how far back the farthest row looks
         self._behind = problem.query.shape[2] + max(problem.offset, 0)
-        ahead = torch.arange(-self._behind, problem.keys - min(problem.offset, 0), device=device)
-        if problem.rows is None:  # neighbouring rows: shifted once, every tile takes the same
-            ahead = ahead - torch.arange(rows, device=device)[:, None]
-        parts = [torch.ones_like(ahead), ahead < 0, ahead > 0, ahead.abs()]
-        self._table = torch.stack(parts, dim=-2).to(torch.float32)  # [rows, 4, ahead] or [4, ahead]
+        ahead = problem.keys - min(problem.offset, 0)
+        # neighbouring rows: shifted once, every tile takes the same
+        shifts = rows if problem.rows is None else None
+        self._table = kept(_linear_weights, -self._behind, ahead, shifts, problem.query.device)
 
     def add_up(
         self,
@@ -260,6 +258,15 @@ class _LinearWeights:
         for sequences, weights, part in shares:
             linear = torch.bmm(weights, part.permute(1, 2, 0)).permute(1, 2, 0)
             sums[:, sequences, tile.heads, tile.rows] = linear.reshape(4, -1, heads, count)
+
+
+def _linear_weights(start: int, stop: int, shifts: int | None, device: torch.device) -> Tensor:
+    """The table of weights, [rows, 4, ahead] for so many shifts, or [4, ahead]."""
+    ahead = torch.arange(start, stop, device=device)
+    if shifts is not None:
+        ahead = ahead - torch.arange(shifts, device=device)[:, None]
+    parts = [torch.ones_like(ahead), ahead < 0, ahead > 0, ahead.abs()]
+    return torch.stack(parts, dim=-2).to(torch.float32)
 
 
 def _compact(name: str, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

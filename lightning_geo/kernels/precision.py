@@ -7,8 +7,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
-__all__ = ["exactly"]
+from lightning_geo.utils.shapes import Bool, Float
+
+__all__ = ["exactly", "is_finite"]
 
 
 @contextmanager
@@ -27,3 +30,8 @@ def exactly(device: torch.device) -> Iterator[None]:
             yield
     finally:
         backend.fp32_precision = before
+
+
+def is_finite(x: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
+    """``torch.isfinite`` in two operations, where that takes four."""
+    return x.sub(x) == 0

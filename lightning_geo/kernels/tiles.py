@@ -102,6 +102,8 @@ class Rows:
     def keys_in_band(self) -> Float[Tensor, "batch rows"]:
         """How many keys causality and window leave to each row: float32 ``[B or 1, rows]``."""
         problem, position = self._problem, self.positions
+        if problem.left is None and problem.right is None:
+            return torch.full_like(position, problem.keys, dtype=torch.float32)
         start = torch.zeros_like(position) if problem.left is None else (position - problem.left).clamp(min=0)
         last = torch.full_like(position, problem.keys - 1)
         if problem.right is not None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_geo.kernels.precision import exactly
+from lightning_geo.kernels.precision import exactly, is_finite
 from lightning_geo.kernels.workspace import scratch
 from lightning_geo.utils.shapes import Bool, Float, Num
 
@@ -130,7 +130,7 @@ def token_planes(
         requested: Which of ``STREAM``.
     """
     planes = {"norm": norm} if "norm" in requested else {}
-    finite = norm.isfinite()
+    finite = is_finite(norm)
     if before is not None and "update_ratio" in requested:
         before = _wide(before)
         length = torch.linalg.vector_norm(before, dim=-1)
@@ -138,7 +138,7 @@ def token_planes(
         change = torch.linalg.vector_norm(torch.sub(x, before, out=out), dim=-1)
         ratio = change / torch.where(length == 0, 1.0, length)
         planes["update_ratio"] = torch.where(length == 0, torch.nan, ratio)
-        finite = finite & length.isfinite()
+        finite = finite & is_finite(length)
     if requested & {"skewness", "kurtosis"}:
         shape = _shape(x)
         planes.update({name: plane for name, plane in shape.items() if name in requested})

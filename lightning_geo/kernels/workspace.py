@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["reuse_scratch", "scratch"]
+__all__ = ["kept", "reuse_scratch", "scratch"]
 
 _local = threading.local()
 
@@ -47,3 +48,14 @@ def scratch(name: str, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype 
     if key not in buffers or buffers[key].numel() < size:
         buffers[key] = torch.empty(size, device=like.device, dtype=dtype)
     return buffers[key][:size].view(shape)
+
+
+def kept(make: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """Return ``make(*arguments)``, made once within :func:`reuse_scratch`; nobody may write to it."""
+    buffers: dict[tuple[object, ...], Tensor] | None = getattr(_local, "buffers", None)
+    if buffers is None:
+        return make(*arguments)
+    key = make, *arguments
+    if key not in buffers:
+        buffers[key] = make(*arguments)
+    return buffers[key]

@@ -65,7 +65,7 @@ def variance_of_mean(values: Tensor, counted: Tensor, fraction: Tensor) -> Tenso
     Args:
         values: One per row, ``[..., B, H, R]``.
         counted: Bool, like ``values``: the rows that have a value.
-        fraction: ``[B]``.
+        fraction: ``[..., B]``.
 
     Returns:
         ``[..., B, H]``; 0 where all rows were taken, NaN where one row of several was.
@@ -76,5 +76,5 @@ def variance_of_mean(values: Tensor, counted: Tensor, fraction: Tensor) -> Tenso
     mean = torch.where(counted, values, 0.0).sum(-1) / number
     squares = torch.where(counted, (values - mean[..., None]).square(), 0.0).sum(-1)
     variance = squares / (number - 1) / number  # 0/0 where there is one row
-    rest = (1 - fraction)[:, None]
+    rest = (1 - fraction)[..., None]
     return torch.where(rest == 0, torch.where(number > 0, 0.0, torch.nan), rest * variance)

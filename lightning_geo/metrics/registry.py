@@ -1,57 +1,59 @@
-"""Which function computes which metric. A new metric is one function, one MetricSpec, one test.
+"""Which function computes which metric, and which quantities it reads.
 
-A function is registered under its metric's name with :func:`computes` in the module of its family
-and found with :func:`metric_function`. How it is called depends on ``MetricSpec.kind``; what it
-returns is float, NaN where the metric is not defined:
+A function is registered under its metric's name with :func:`computes` in the module of its family and found
+with :func:`metric_function`. It is called with the quantities that ``reads`` names, in that order, and with
+the part (role, stage, gate) where the last column says so. It returns float, NaN where the metric is not
+defined. Leading axes ``...`` are layers and more: what a function does, it does for all of them at once.
 
-========== ======================================================== ===============================
-kind       called as                                                returns
-========== ======================================================== ===============================
-row        ``fn(*planes)``: the fields of ``AttentionStatistics``  ``[B, H, Nq]``, one per query.
-           that ``reads`` names, in that order                      Without a registered function:
-                                                                    the field of the same name
-tokens     the same with fields of ``StreamStatistics``             ``[B, N]``, one per token
-sequence   ``fn(call)``, an :class:`ObservedCall`                   ``[B, H]``, one per sequence
-directions ``fn(total, valid, directed)``, what                     ``[...]``, one per sequence.
-           ``cone.sum_of_directions`` returns: taken once for all   ``cone.head``, of head outputs,
-           of them                                                  is ``cone``'s
-moments    ``fn(eigenvalues)``: ``[..., d]``, descending, >= 0      ``[...]``
-heads      ``fn(covariance)``: ``[H, D, H, D]``, centred            ``[H]`` or scalar, as the axes
-                                                                    of the spec say
-slopes     ``fn(slope)``: ``[H]``, the derivative of one sequence's  ``[H]``, one per sequence
-           loss by a factor 1 on each head's output
-bases      ``fn(u, v)``: ``[..., d, r]`` each, orthonormal columns; ``[...]``
-           the caller decides which pair (query and key, now and
-           baseline, now and before)
-weights    ``fn(weights)``, a ``HeadWeights``; ``fn(weights, part)``  ``[H]`` or scalar, as the axes
-           where the spec has parts. ``reads`` names the roles       of the spec say
-           that it needs; a part is one
-scores     ``fn(scores)``, an :class:`ObservedScores`;              ``[B, H]``, one per sequence
-           ``fn(scores, part)`` where the spec has parts
-counts     ``fn(margins, part)``, what heads' gates are: ``[7, H]``  scalar
-reads      ``fn(reads)``, a ``HeadReads`` of the role that is       ``[B, H]``, one per sequence
-           the part
-========== ======================================================== ===============================
+====================================== ============================================== ====================
+quantity                               what it is                                     returns
+====================================== ============================================== ====================
+fields of ``AttentionStatistics``      one number per query row, ``[..., B, H, Nq]``  the same, averaged
+                                                                                      over rows; or the
+                                                                                      largest is taken
+``received``, ``key_mask``             attention by key ``[..., B, H, Nk]``, and      ``[..., B, H]``
+                                       which keys are real ``[..., B, Nk]`` or None
+fields of ``StreamStatistics``         one number per token, ``[B, N]``               the same, averaged
+``directions``, ``tokens``,            sum of unit vectors of hidden states           ``[B]``
+``directed``                           ``[B, d]``, numbers of tokens ``[B]``
+``output.directions`` and so on        the same of heads' outputs, ``[..., B, H, D]`` ``[..., B, H]``
+``query.directions``, ``query.tokens`` the same of one role, ``[..., B, h, D]``;      ``[..., B, H]``
+``key.directions``, ``key.tokens``     heads of keys may be fewer
+``query.length``, ``key.length``       mean length of vectors, ``[..., B, H]``        ``[..., B, H]``
+``eigenvalues``                        of a role's covariance, ``[..., D]``,          ``[...]``
+                                       descending, at least 0
+``basis``, ``basis.baseline``,         orthonormal columns ``[..., D, r]``: the       ``[...]``
+``basis.previous``, ``basis.query``,   role's now, at the baseline, in the sample
+``basis.key``                          before; two roles'
+``covariance``                         of all heads' outputs, ``[..., H, D, H, D]``   ``[..., H]`` or
+                                                                                      ``[...]``
+``weights``                            :class:`.HeadWeights`; ``roles`` names those   ``[H]`` or a scalar;
+                                       that must be known                             called with the part
+``inputs``                             :class:`.HeadReads` of the part's role         ``[B, H]``
+``scores``, ``attended``               :class:`.ObservedScores`, its products known;  ``[B, H]``; called
+                                       or its softmax alone                           with the part
+``margins``                            of heads' gates, ``[7, ..., H]``               ``[...]``; with the part
+``slope``                              derivative of a sequence's loss by a factor 1  ``[..., H]``
+                                       on each head's output, ``[..., H]``
+====================================== ============================================== ====================
 
-A function needs no line in ``functional/__init__.py`` unless users are to call it by hand; only
-the first function of a new family adds its module there.
+A collector (``measurement/collectors/``) offers the quantities of one source of data. A function needs no
+line in ``functional/__init__.py`` unless users are to call it by hand; only the first function of a new
+family adds its module there.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from lightning_geo.metrics.catalog import CATALOG
 from lightning_geo.metrics.selection import spec_of
 
-if TYPE_CHECKING:
-    pass
-
-__all__ = ["METRIC_FUNCTIONS", "computes", "metric_function", "reads_of"]
+__all__ = ["METRIC_FUNCTIONS", "computes", "metric_function", "reads_of", "roles_of"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Tensor])
 
@@ -59,16 +61,18 @@ _Function = TypeVar("_Function", bound=Callable[..., Tensor])
 METRIC_FUNCTIONS: dict[str, Callable[..., Tensor]] = {}
 
 _READS: dict[str, tuple[str, ...]] = {}
+_ROLES: dict[str, tuple[str, ...]] = {}
 
 
-def computes(name: str, reads: tuple[str, ...] = ()) -> Callable[[_Function], _Function]:
+def computes(
+    name: str, reads: tuple[str, ...] = (), roles: tuple[str, ...] = ()
+) -> Callable[[_Function], _Function]:
     """Register the decorated function as the one that computes the catalog's metric ``name``.
 
     Args:
         name: Name of a :class:`~lightning_geo.metrics.spec.MetricSpec` in the catalog.
-        reads: Fields of ``AttentionStatistics`` (of ``StreamStatistics`` for kind ``tokens``, roles for kind
-            ``weights``, ``"attended"`` for kind ``scores`` where softmax is enough) that it needs: what
-            nothing reads is not computed.
+        reads: The quantities that it is called with, see above. What nothing reads is not computed.
+        roles: Roles whose weights must be known, for functions that read ``weights``.
 
     Returns:
         A decorator that returns its function unchanged.
@@ -86,7 +90,7 @@ def computes(name: str, reads: tuple[str, ...] = ()) -> Callable[[_Function], _F
         near = difflib.get_close_matches(name, CATALOG, n=1, cutoff=0.0)[0]
         raise ValueError(
             f"Expected `name` to be a metric of the catalog but got {name!r}. Did you mean {near!r}? "
-            "A new metric needs its MetricSpec in lightning_geo/catalog.py first."
+            "A new metric needs its MetricSpec in lightning_geo/metrics/catalog.py first."
         )
 
     def register(function: _Function) -> _Function:
@@ -97,51 +101,47 @@ def computes(name: str, reads: tuple[str, ...] = ()) -> Callable[[_Function], _F
                 f"{known.__module__}.{known.__qualname__}. Remove one of the two."
             )
         METRIC_FUNCTIONS[name] = function
-        _READS[name] = reads
+        _READS[name], _ROLES[name] = reads, roles
         return function
 
     return register
 
 
 def reads_of(name: str) -> tuple[str, ...]:
-    """Return which fields of ``AttentionStatistics`` or ``StreamStatistics``, or which roles, it needs.
+    """Return the quantities that a metric is computed from; without a function, that of its own name.
 
     Example:
-        >>> reads_of("normalized_entropy"), reads_of("attention_distance"), reads_of("stable_rank")
-        (('entropy', 'visible_keys'), ('attention_distance',), ())
+        >>> reads_of("normalized_entropy"), reads_of("attention_distance"), reads_of("stable_rank.query")
+        (('entropy', 'visible_keys'), ('attention_distance',), ('eigenvalues',))
     """
     spec = spec_of(name)
-    own = (spec.name,) if spec.kind in ("row", "tokens") else ()
-    if spec.kind == "weights" and spec.parts:
-        return (name.rpartition(".")[2],)
-    return _READS.get(spec.name, own)
+    return _READS.get(spec.name, (spec.name,))
+
+
+def roles_of(name: str) -> tuple[str, ...]:
+    """Return the roles whose weights a metric needs: the part's, where it has one for each role."""
+    spec = spec_of(name)
+    return (name.rpartition(".")[2],) if spec.parts else _ROLES.get(spec.name, ())
 
 
 def metric_function(name: str) -> Callable[..., Any]:
-    """Return the function that computes a metric, to be called as its ``kind`` says.
+    """Return the function that computes a metric from the quantities of :func:`reads_of`.
 
-    A metric on other axes (``cone.head``) falls back to its base name's function (``cone``), and a
-    ``row`` or ``tokens`` metric without function of its own to the field of its name.
+    Without a registered function, a metric is the quantity of its name.
 
     Args:
         name: Metric name or stored name, such as ``entropy``, ``cone.head``, ``drift.query``.
 
     Raises:
-        KeyError: If there is no such metric, or nothing computes it.
+        KeyError: If there is no such metric.
 
     Example:
         >>> import torch
         >>> metric_function("stable_rank.query")(torch.tensor([2.0, 1.0, 1.0]))
         tensor(2.)
     """
-    spec = spec_of(name)
-    for known in (spec.name, spec.name.partition(".")[0]):
-        if known in METRIC_FUNCTIONS:
-            return METRIC_FUNCTIONS[known]
-    if spec.kind in ("row", "tokens"):
-        return _as_it_is
-    raise KeyError(f"No function computes {spec.name!r}: decorate one with @computes({spec.name!r}).")
+    return METRIC_FUNCTIONS.get(spec_of(name).name, _as_it_is)
 
 
-def _as_it_is(plane: Tensor) -> Tensor:
-    return plane
+def _as_it_is(quantity: Tensor) -> Tensor:
+    return quantity

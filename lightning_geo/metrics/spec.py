@@ -27,7 +27,6 @@ class MetricSpec:
         range: Lowest and highest possible value; ``None`` where there is no bound.
         headline: Parts (or the bare name) that get per-layer scalars and pictures by default.
         summary: How a model number is made of layers and heads, and sequences merged.
-        kind: What it is computed from, see :mod:`lightning_geo.metrics.registry`.
         self_attention: Defined only where queries and keys are the same tokens.
         default: Whether it is measured where nobody says which metrics.
         signed: Whether its sign says most: its colours diverge from 0.
@@ -40,10 +39,6 @@ class MetricSpec:
     formula: str
     meaning: str
     source: str
-    kind: Literal[
-        "row", "sequence", "tokens", "directions", "moments", "heads", "bases",
-        "weights", "scores", "reads", "counts", "slopes",
-    ]  # fmt: skip
     parts: tuple[str, ...] = ()
     range: tuple[float | None, float | None] = (None, None)
     headline: tuple[str, ...] = ()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_geo.kernels import retry_failed
 from lightning_geo.measurement.importance import LossFunction
 from lightning_geo.measurement.sample import LayerChoice, Measurement, special_tokens
-from lightning_geo.metrics.selection import spec_of
+from lightning_geo.metrics.registry import reads_of
 from lightning_geo.observe import Coverage, Tap, looks_like_attention, name_of
 from lightning_geo.observe.module_selection import ITSELF, choose
 from lightning_geo.observe.replay.dependence import Dependence, NoDataError
@@ -154,7 +154,7 @@ class ObservedModels:
 
     @property
     def _weighs_heads(self) -> bool:
-        return any(spec_of(name).kind == "slopes" for name in self._due)
+        return any("slope" in reads_of(name) for name in self._due)
 
     def _first_failure(self, measurement: Measurement) -> Exception | None:
         if measurement.failures:

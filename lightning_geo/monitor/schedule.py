@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 
-from lightning_geo.metrics.selection import spec_of
+from lightning_geo.metrics.registry import reads_of
 from lightning_geo.utils.arguments import check_positive
 from lightning_geo.utils.ranks import rank
 
@@ -107,12 +107,15 @@ class SlowClocks:
     def __init__(self, *, weights_every_n_samples: int, importance_every_n_samples: int) -> None:
         check_positive("weights_every_n_samples", weights_every_n_samples)
         check_positive("importance_every_n_samples", importance_every_n_samples)
-        #: kind of metric -> samples from one to the next
-        self._intervals = {"weights": weights_every_n_samples, "slopes": importance_every_n_samples}
+        #: what a metric reads -> samples from one to the next
+        self._intervals = {"weights": weights_every_n_samples, "slope": importance_every_n_samples}
 
     def due(self, metrics: Iterable[str], samples: int, *, final: bool = False) -> tuple[str, ...]:
         """Those of ``metrics`` to measure after so many samples of the run."""
-        return tuple(m for m in metrics if final or samples % self._intervals.get(spec_of(m).kind, 1) == 0)
+        return tuple(m for m in metrics if final or samples % self._interval(m) == 0)
+
+    def _interval(self, metric: str) -> int:
+        return max(self._intervals.get(quantity, 1) for quantity in reads_of(metric))
 
 
 class OverheadBudget:

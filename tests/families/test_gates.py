@@ -19,6 +19,7 @@ from lightning_geo.measurement.sample_statistics import SampleStatistics
 from lightning_geo.metrics.gates import GATES
 from lightning_geo.metrics.selection import select
 from lightning_geo.observe import AttentionCall, CallKey
+from support.means import means_of
 
 Array = NDArray[np.float64]
 #: As the catalogue's formulas and METRICS say; written out here, so that a changed threshold is seen.
@@ -131,8 +132,7 @@ def test_a_head_is_what_it_was_made_to_be(kind: str) -> None:
     statistics.attention(
         CallKey("a"), AttentionCall(None, None, None, None, scores=_matrix(kind)[None, None])
     )
-    [layer] = statistics.layers.values()
-    values = layer.mean_values()
+    values = means_of(statistics, CallKey("a"))
     label = gate_labels(torch.stack([values[f"gate.{gate}"] for gate in GATES]))
     assert (*GATES, "mixed")[int(label)] == kind, values
 

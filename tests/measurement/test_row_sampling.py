@@ -12,12 +12,14 @@ from transformers import BertModel
 
 from lightning_geo import GeometryMonitor, measure
 from lightning_geo.loggers.tags import headlines, scalars
+from lightning_geo.measurement.collectors import attention_rows
 from lightning_geo.measurement.row_sampling import draw_rows, variance_of_mean
 from lightning_geo.measurement.sample import Measurement
 from lightning_geo.measurement.sample_statistics import SampleStatistics
 from lightning_geo.metrics.selection import is_standard_error, select, spec_of
 from lightning_geo.observe import AttentionCall, BlockCall, CallKey, Tap
 from lightning_geo.storage.record import GeometryRecord
+from support.means import means_of
 from texts import bbc_news, tokenizer_of
 from texts import packaged_bert as directory
 
@@ -61,7 +63,7 @@ def activations() -> AttentionCall:
 def record_of(call: AttentionCall, max_queries: int | None, seed: str = "") -> dict[str, np.ndarray]:
     sample = SampleStatistics(METRICS, max_queries, seed)
     sample.attention(CallKey("layer"), call)
-    return {name: value.numpy() for name, value in sample.layers[CallKey("layer")].mean_values().items()}
+    return {name: value.numpy() for name, value in means_of(sample, CallKey("layer")).items()}
 
 
 def test_draws_real_rows_once_each():
@@ -148,21 +150,21 @@ def ranks_and_layers(
     model = torch.nn.Linear(1, 1)
     samples = []
     for rank, mine in enumerate(calls):
-        monkeypatch.setattr(
-            "lightning_geo.measurement.sample_statistics.rank", lambda rank=rank: rank, raising=False
-        )
+        monkeypatch.setattr(attention_rows, "rank", lambda rank=rank: rank)
         measurement = Measurement({name: Tap(model)}, select(["metric:entropy"]), max_queries=max_queries)
         samples.append(measurement._statistics[name])
         for call in mine:
             for layer in range(6):
                 samples[-1].attention(CallKey(f"layers.{layer}"), call)
+    for sample in samples:
+        sample.settle()
     first, *others = (sample.layers for sample in samples)
     for layer, statistics in first.items():
         for other in others:
             assert other[layer].sums.keys() == statistics.sums.keys()  # else ranks drop the sample
             for key, value in other[layer].sums.items():
                 statistics.add(key, value)
-    values = [statistics.mean_values() for statistics in first.values()]
+    values = [means_of(samples[0], key) for key in first]
     return {key: torch.stack([value[key] for value in values]).numpy() for key in values[0]}
 
 
@@ -199,7 +201,7 @@ def test_calls_that_are_run_but_not_counted_move_no_draw():
     after.zero()
     for sample in (alone, after):
         sample.attention(CallKey("layer"), calls[1])
-    values = [sample.layers[CallKey("layer")].mean_values() for sample in (alone, after)]
+    values = [means_of(sample, CallKey("layer")) for sample in (alone, after)]
     assert values[0].keys() == values[1].keys()
     for name in values[0]:
         torch.testing.assert_close(values[0][name], values[1][name], rtol=0, atol=0, equal_nan=True)
@@ -215,7 +217,7 @@ def test_calls_of_unequal_length_are_all_counted():
         for sample in (some, full):
             for call in calls:
                 sample.attention(CallKey("layer"), call)
-        got, whole = (sample.layers[CallKey("layer")].mean_values() for sample in (some, full))
+        got, whole = (means_of(sample, CallKey("layer")) for sample in (some, full))
         assert {"max_logit", "key_entropy"} <= whole.keys()
         assert not {"max_logit", "key_entropy"} & got.keys()
         assert {"entropy", "query_norm", "qk_cosine"} <= got.keys()
@@ -231,9 +233,9 @@ def test_what_is_no_mean_over_rows_is_exact_or_absent():
     sample.attention(CallKey("layer"), call)
     whole = SampleStatistics(select(["query_norm"]))
     whole.attention(CallKey("layer"), call)
-    values = sample.layers[CallKey("layer")].mean_values()
+    values = means_of(sample, CallKey("layer"))
     assert set(values) == {"entropy", "entropy.stderr", "query_norm"}
-    expected = whole.layers[CallKey("layer")].mean_values()["query_norm"]
+    expected = means_of(whole, CallKey("layer"))["query_norm"]
     torch.testing.assert_close(values["query_norm"], expected)
 
 

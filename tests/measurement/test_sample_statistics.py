@@ -12,12 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lightning_geo.functional import attention_statistics, cone_index, head_moments
+from lightning_geo.functional import attention_statistics, cone_index
 from lightning_geo.measurement.rank_reduction import reduce_over_ranks
 from lightning_geo.measurement.sample_statistics import SampleStatistics
-from lightning_geo.measurement.sums import LayerStatistics
+from lightning_geo.measurement.sums import covariances
 from lightning_geo.metrics.selection import compares_samples, select
 from lightning_geo.observe import AttentionCall, BlockCall, CallKey
+from support.means import means_of
 
 KEY = CallKey("layers.0.attention")
 METRICS = tuple(name for name in select() if not compares_samples(name))
@@ -72,7 +73,7 @@ def test_batches_add_up_to_the_whole(cuts: set[int]) -> None:
 
 def test_means_are_over_valid_tokens_then_sequences() -> None:
     sample = sample_of(slice(0, 4))
-    values, call = sample.layers[KEY].mean_values(), call_of()
+    values, call = means_of(sample, KEY), call_of()
     assert call.query is not None
     assert call.key is not None
     assert call.output is not None
@@ -93,12 +94,12 @@ def test_covariances_survive_a_mean_far_from_zero(mean: float, masked: bool) -> 
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(6, 5, 3, 4, generator=generator, dtype=torch.float64) * 1e-2 + mean
     mask = torch.rand(6, 5, generator=generator) < 0.7 if masked else torch.ones(6, 5, dtype=torch.bool)
-    layer = LayerStatistics()
+    sample = SampleStatistics(("effective_rank.query",))
     for rows in (slice(0, 2), slice(2, 6)):
-        part = x[rows].float().transpose(1, 2)
-        layer.add_moments("query", head_moments(part, mask[rows] if masked else None))
-    covariance = layer.covariance("query")
-    assert covariance is not None
+        part, real = x[rows].float().transpose(1, 2), mask[rows] if masked else None
+        sample.attention(KEY, AttentionCall(part, part, part, part, query_mask=real, key_mask=real))
+    sample.settle()
+    [covariance] = covariances([sample.layers[KEY]], "query")
     kept = x.float().double()[mask]
     for head in range(3):
         expected = np.cov(kept[:, head].T.numpy(), bias=True)
@@ -106,10 +107,11 @@ def test_covariances_survive_a_mean_far_from_zero(mean: float, masked: bool) -> 
 
 
 def test_fewer_than_two_tokens_have_no_covariance() -> None:
-    layer = LayerStatistics()
-    assert layer.covariance("query") is None
-    layer.add_moments("query", head_moments(torch.ones(1, 2, 3, 4), torch.tensor([[True, False, False]])))
-    assert torch.as_tensor(layer.covariance("query")).isnan().all()
+    x, real = torch.ones(1, 2, 3, 4), torch.tensor([[True, False, False]])
+    sample = SampleStatistics(("effective_rank.query",))
+    sample.attention(KEY, AttentionCall(x, x, x, x, query_mask=real, key_mask=real))
+    sample.settle()
+    assert covariances([sample.layers[KEY]], "query").isnan().all()
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
@@ -121,11 +123,12 @@ def test_a_broken_sequence_does_not_count(bad: float, role: str) -> None:
     sample = SampleStatistics(("entropy", "self_mass", "max_logit", "key_entropy", "query_norm"))
     sample.attention(KEY, call)
     whole = sample_of(slice(0, 1), slice(2, 4), metrics=("entropy", "self_mass", "max_logit"))
+    sample.settle()
     layer = sample.layers[KEY]
     heads = 2 if role == "key" else 1  # its head, or those that share the key
     assert layer.sums["broken"] == heads
     assert layer.sums["row(entropy self_mass).count"].tolist()[0] == [3] * heads + [4] * (4 - heads)
-    values, expected = layer.mean_values(), whole.layers[KEY].mean_values()
+    values, expected = means_of(sample, KEY), means_of(whole, KEY)
     for name in ("entropy", "self_mass", "max_logit"):
         np.testing.assert_allclose(values[name][:heads], expected[name][:heads], rtol=1e-6, err_msg=name)
     assert all(value.isfinite().all() for value in values.values())
@@ -141,8 +144,8 @@ def test_padding_may_hold_anything() -> None:
     sample.attention(KEY, call)
     plain = SampleStatistics(METRICS)
     plain.attention(KEY, call_of())
-    assert sample.layers[KEY].sums["broken"] == 0
     assert_same_statistics(sample, plain)
+    assert sample.layers[KEY].sums["broken"] == 0
 
 
 def test_zeroed_statistics_keep_their_layout_and_add_nothing() -> None:
@@ -152,6 +155,8 @@ def test_zeroed_statistics_keep_their_layout_and_add_nothing() -> None:
         assert all(not value.any() for value in layer.sums.values())
         assert all((value == -torch.inf).all() for value in layer.maxima.values())
     sample.attention(KEY, call_of())
+    for each in (sample, whole):
+        each.settle()
     [total] = [name for name in whole.layers[KEY].sums if name.startswith("row(") and name.endswith(".total")]
     assert sample.layers[KEY].sums[total].equal(whole.layers[KEY].sums[total])
 
@@ -167,12 +172,13 @@ def test_calls_that_have_other_metrics_are_counted_together() -> None:
     for sample, order in zip(both, (calls, calls[::-1]), strict=True):
         for call in order:
             sample.attention(KEY, call)
-    first, second = (sample.layers[KEY].mean_values() for sample in alone)
+    first, second = (means_of(sample, KEY) for sample in alone)
     assert "self_mass" in first
     assert "self_mass" not in second
     for sample in both:
+        sample.settle()
         assert sample.layers[KEY].names.keys() == both[0].layers[KEY].names.keys()  # as ranks need it
-        values = sample.layers[KEY].mean_values()
+        values = means_of(sample, KEY)
         assert values.keys() == first.keys() | second.keys()
         torch.testing.assert_close(values["entropy"], (first["entropy"] + second["entropy"]) / 2)
         torch.testing.assert_close(values["self_mass"], first["self_mass"])

@@ -110,4 +110,4 @@ class CallEvidence:
             call.query_mask = call.key_mask = keys_by_masks(call, self.masks, alone=True)
         if not call.cross:
             self._query_masks[place] = call.query_mask
-        call.special = special_tokens_of(frames, self._special_ids, call)
+        call.special = special_tokens_of(frames, self._special_ids, call, self.masks)

@@ -82,6 +82,15 @@ class MaskReader:
             table.set(mask, known)
         return known[1]
 
+    def once_of_both(self, what: str, first: Tensor, second: Tensor, function: Callable[..., Any]) -> Any:
+        """``function(first, second)``, computed the first time only."""
+        by_second = self.once(what, first, lambda _: TensorTable())
+        known = by_second.get(second)
+        if known is None:
+            known = function(first, second)
+            by_second.set(second, known)
+        return known
+
     def hiding(self, mask: Any) -> Any:
         """The mask, with -inf where it hides; bool masks and block masks as they are."""
         if not isinstance(mask, Tensor) or mask.dtype == torch.bool:

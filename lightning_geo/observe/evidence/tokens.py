@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,6 +40,7 @@ def tokens_from_arguments(
     *,
     memory: bool = False,
     cross: bool = False,
+    reader: MaskReader,
 ) -> Tensor | None:
     """Return the padding mask of a sequence that a running module was called with, the innermost first.
 
@@ -49,6 +51,7 @@ def tokens_from_arguments(
         length: Tokens of each.
         memory: Whether the sequence is the memory that a cross-attention attends to.
         cross: Whether the call is a cross-attention, whose own mask belongs to the memory.
+        reader: Reads masks.
 
     Returns:
         [B, N] bool, True for real tokens; ``None`` if no module has such a mask. The argument's name decides
@@ -73,7 +76,9 @@ def tokens_from_arguments(
                 and mask.shape == (batch, length)
                 and _is_about(name, argument, frame)
             ):
-                return _real(mask, padding="padding" in name)
+                read = partial(_real, padding="padding" in name)
+                real: Tensor = reader.once(f"real by {name}", mask, read)
+                return real
     return None
 
 
@@ -117,7 +122,7 @@ def keys_by_masks(call: AttentionCall, reader: MaskReader, *, alone: bool = Fals
             seen = reader.once("any row", mask, lambda m: _any_row(m, queries, keys))
         else:
             seen = reader.seen(mask, queries, keys, front)
-        seen = seen.expand(batch, keys)
+        seen = reader.once(f"of {batch} {keys}", seen, lambda s: s.expand(batch, keys))
         common = seen if common is None else common & seen
     return common
 
@@ -153,19 +158,22 @@ def set_token_masks(
     """
     batch, queries, keys = call.lengths
     seen = keys_by_masks(call, reader)
-    passed_keys = tokens_from_arguments(frames, arguments[1], batch, keys, memory=call.cross)
-    passed_keys = _consistent(passed_keys, seen)
+    passed_keys = tokens_from_arguments(frames, arguments[1], batch, keys, memory=call.cross, reader=reader)
+    passed_keys = _consistent(passed_keys, seen, reader)
     if call.cross or call.offset is None:
-        passed_queries = tokens_from_arguments(frames, arguments[0], batch, queries, cross=call.cross)
+        passed_queries = tokens_from_arguments(
+            frames, arguments[0], batch, queries, cross=call.cross, reader=reader
+        )
         call.query_mask = passed_queries if passed_queries is not None else known_queries
         call.key_mask = passed_keys if passed_keys is not None else seen
         return passed_queries is not None
     own = slice(call.offset, call.offset + queries)
-    passed = tokens_from_arguments(frames, arguments[0], batch, queries)
-    passed = _consistent(passed, None if seen is None else seen[:, own])
+    passed = tokens_from_arguments(frames, arguments[0], batch, queries, reader=reader)
+    seen_own = None if seen is None else _own(seen, own, reader)
+    passed = _consistent(passed, seen_own, reader)
     if passed is None and passed_keys is not None:
-        passed = passed_keys[:, own]
-    call.query_mask = passed if passed is not None else None if seen is None else seen[:, own]
+        passed = _own(passed_keys, own, reader)
+    call.query_mask = passed if passed is not None else seen_own
     if queries == keys:
         call.key_mask = call.query_mask
     elif call.query_mask is not None:
@@ -177,15 +185,30 @@ def set_token_masks(
     return passed is not None
 
 
-def _consistent(mask: Tensor | None, seen: Tensor | None) -> Tensor | None:
+def _own(mask: Tensor, own: slice, reader: MaskReader) -> Tensor:
+    """Return the part of a mask of keys that is the queries' own: the same tensor for every layer."""
+    if own == slice(0, mask.shape[1]):
+        return mask
+    part: Tensor = reader.once(f"own {own}", mask, lambda m: m[:, own])
+    return part
+
+
+def _consistent(mask: Tensor | None, seen: Tensor | None, reader: MaskReader) -> Tensor | None:
     """Return the mask, inverted if the call's masks hide exactly the tokens that it marks as real."""
     if mask is None or seen is None:
         return mask
+    consistent: Tensor = reader.once_of_both("consistent", mask, seen, _not_inverted)
+    return consistent
+
+
+def _not_inverted(mask: Tensor, seen: Tensor) -> Tensor:
     wrong, right = (seen & ~mask).any(), (seen & mask).any()
     return torch.where(wrong & ~right, ~mask, mask)
 
 
-def special_tokens_of(frames: Iterable[Frame], ids: tuple[int, ...], call: AttentionCall) -> Tensor | None:
+def special_tokens_of(
+    frames: Iterable[Frame], ids: tuple[int, ...], call: AttentionCall, reader: MaskReader
+) -> Tensor | None:
     """Return which keys are special tokens, [B, Nk] bool; None if no running module has their input ids."""
     batch, queries, keys = call.lengths
     if not ids or call.cross or call.offset is None:
@@ -194,14 +217,19 @@ def special_tokens_of(frames: Iterable[Frame], ids: tuple[int, ...], call: Atten
         tokens = frame.input_ids
         if tokens is None:
             continue
-        if batch == 1 and tokens.numel() in (queries, keys):  # rows laid end to end
-            tokens = tokens.reshape(1, -1)
-        if tokens.shape not in ((batch, queries), (batch, keys)):
+        end_to_end = batch == 1 and tokens.numel() in (queries, keys)
+        shape = (1, tokens.numel()) if end_to_end else tokens.shape
+        if shape not in ((batch, queries), (batch, keys)):
             continue
-        special = torch.isin(tokens, torch.tensor(ids, device=tokens.device))
-        if tokens.shape[1] != keys:
+        special: Tensor = reader.once(f"special {ids}", tokens, lambda t: _special(t, ids))
+        special = special.reshape(shape)
+        if shape[1] != keys:
             whole = special.new_zeros(batch, keys)
             whole[:, call.offset : call.offset + queries] = special
             special = whole
         return special
     return None
+
+
+def _special(tokens: Tensor, ids: tuple[int, ...]) -> Tensor:
+    return torch.isin(tokens, torch.tensor(ids, device=tokens.device))

@@ -1,0 +1,108 @@
+"""Equal tensors of several layers, gathered until one operation serves them all.
+
+On a GPU each operation is a launch of several microseconds, and on small inputs a sample is nothing but
+launches. Tensors that are large by themselves are not gathered: copying them would cost more than it saves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["LayerBatches"]
+
+#: Bytes to gather before they are computed: what a CPU keeps in its caches, and less than a sample's tiles.
+_LIMIT = {"cpu": 1 << 21}
+_LIMIT_ELSEWHERE = 1 << 26
+
+#: ``compute(owners, tensors, shared)``; tensors have a layer axis, one entry for each owner.
+Compute = Callable[[list[Any], dict[str, Tensor], dict[str, Tensor | None]], None]
+
+
+class LayerBatches:
+    """Calls ``compute`` for several layers at once where their tensors are small and of equal shape.
+
+    Args:
+        compute: Called with the owners of the gathered tensors, the tensors, and what they share.
+        axis: Where the layer axis is put.
+    """
+
+    def __init__(self, compute: Compute, axis: int = 0) -> None:
+        self._compute = compute
+        self._axis = axis
+        self._open: dict[tuple[Any, ...], _Batch] = {}
+
+    def add(
+        self, owner: Any, tensors: Mapping[str, Tensor], shared: Mapping[str, Tensor | None], tag: Any = None
+    ) -> None:
+        """Gather an owner's tensors, which are copied, or compute them where they are large.
+
+        Args:
+            owner: What the results belong to.
+            tensors: By name.
+            shared: Tensors that only owners with these very tensors have in common, such as masks.
+            tag: What else must be equal.
+        """
+        size = sum(x.numel() * _wide(x.dtype).itemsize for x in tensors.values())
+        device = next(iter(tensors.values())).device
+        capacity = _LIMIT.get(device.type, _LIMIT_ELSEWHERE) // max(size, 1)
+        with torch.no_grad():
+            if capacity < 2:
+                single = {name: x.unsqueeze(self._axis) for name, x in tensors.items()}
+                self._compute([owner], single, dict(shared))
+                return
+            layout = tuple((name, x.shape, x.dtype, x.device) for name, x in tensors.items())
+            signature = (tag, layout, tuple((name, id(x)) for name, x in shared.items()))
+            batch = self._open.get(signature)
+            if batch is None:
+                batch = self._open[signature] = _Batch(tensors, dict(shared), capacity, self._axis)
+            batch.add(owner, tensors)
+            if len(batch.owners) == batch.capacity:
+                self._flush(batch)
+
+    def flush(self) -> None:
+        """Compute everything that was gathered, and let go of it."""
+        batches, self._open = list(self._open.values()), {}
+        with torch.no_grad():
+            for batch in batches:
+                self._flush(batch)
+
+    def _flush(self, batch: _Batch) -> None:
+        owners, batch.owners = batch.owners, []
+        if owners:
+            tensors = {n: x.narrow(self._axis, 0, len(owners)) for n, x in batch.tensors.items()}
+            self._compute(owners, tensors, batch.shared)
+
+
+class _Batch:
+    """Memory for the tensors of several owners; they are float32 where they were of half precision."""
+
+    def __init__(
+        self, tensors: Mapping[str, Tensor], shared: dict[str, Tensor | None], capacity: int, axis: int
+    ) -> None:
+        #: kept while the batch is open: other tensors would otherwise get their identity
+        self.shared = shared
+        self.capacity = min(capacity, 64)
+        self.owners: list[Any] = []
+        self._axis = axis
+        with torch.inference_mode(False):  # memory made in inference mode could not be written outside of it
+            self.tensors = {
+                name: x.new_empty(_with_axis(x.shape, axis, self.capacity), dtype=_wide(x.dtype))
+                for name, x in tensors.items()
+            }
+
+    def add(self, owner: Any, tensors: Mapping[str, Tensor]) -> None:
+        for name, x in tensors.items():
+            self.tensors[name].select(self._axis, len(self.owners)).copy_(x)
+        self.owners.append(owner)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32) if dtype.is_floating_point else dtype
+
+
+def _with_axis(shape: Sequence[int], axis: int, size: int) -> tuple[int, ...]:
+    return (*shape[:axis], size, *shape[axis:])

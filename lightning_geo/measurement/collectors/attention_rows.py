@@ -1,0 +1,154 @@
+"""Attention by query row: entropies and patterns, and the attention that each key receives."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_geo.functional import masked_mean
+from lightning_geo.kernels import STATISTICS
+from lightning_geo.kernels.precision import is_finite
+from lightning_geo.measurement.batches import LayerBatches
+from lightning_geo.measurement.call_statistics import call_statistics
+from lightning_geo.measurement.collectors.collector import Collector
+from lightning_geo.measurement.derived import DerivedStack
+from lightning_geo.measurement.row_sampling import draw_rows, variance_of_mean
+from lightning_geo.measurement.sums import LayerSums, add_maximum, add_values
+from lightning_geo.metrics.registry import metric_function, reads_of
+from lightning_geo.metrics.selection import spec_of
+from lightning_geo.observe import AttentionCall, CallKey
+from lightning_geo.utils.ranks import rank
+
+__all__ = ["AttentionRows"]
+
+#: What is read by key rather than by query row.
+_BY_KEY = frozenset({"received", "key_mask"})
+
+
+class _Rows(NamedTuple):
+    """The metrics of a call, and the planes in front of which they are computed."""
+
+    fields: tuple[str, ...]
+    means: tuple[str, ...]
+    maxima: tuple[str, ...]
+
+
+class AttentionRows(Collector):
+    """Statistics of attention rows, averaged over the real rows of each sequence.
+
+    Args:
+        metrics: Stored names of the metrics to measure.
+        max_queries: Query rows to measure per sequence, drawn at random; None for all of them.
+        seed: Which ones, beside the number of the call, its module and this process's rank.
+    """
+
+    offers = frozenset(STATISTICS) | _BY_KEY
+
+    def __init__(self, metrics: tuple[str, ...], max_queries: int | None = None, seed: str = "") -> None:
+        if max_queries is not None:
+            # some rows do not tell what is no mean over rows; where other calls are short enough to measure
+            # all of theirs, a value would be that of the short calls alone
+            metrics = tuple(
+                n for n in metrics if spec_of(n).summary == "mean" and "received" not in reads_of(n)
+            )
+        super().__init__(metrics)
+        self._max_queries = max_queries
+        self._seed = seed
+        #: attention calls of each module so far, documents of different lengths counted apart
+        self._drawn: dict[CallKey, int] = {}
+        self._rows = LayerBatches(self._add_rows)
+        self._received = LayerBatches(self._add_received)
+
+    def attention(self, layer: LayerSums, key: CallKey, call: AttentionCall) -> None:
+        number = self._drawn[key] = self._drawn.get(key, 0) + 1
+        metrics = [n for n in self.metrics if not (call.offset is None and spec_of(n).self_attention)]
+        if not metrics:
+            return
+        sample = None
+        if self._max_queries is not None:
+            batch, queries, _ = call.lengths
+            # errors add up as those of independent draws, so no call, rank or layer may draw as another does
+            seed = f"{self._seed} rank {rank()} call {number} {key}"
+            sample = draw_rows(batch, queries, call.query_mask, self._max_queries, seed, call.device)
+        # logsumexp tells whether all scores are finite
+        requested = {field for name in metrics for field in reads_of(name)} - {"key_mask"} | {"logsumexp"}
+        statistics = call_statistics(call, requested, None if sample is None else sample.rows)
+        planes = {
+            field: plane
+            for field in STATISTICS
+            if field != "received" and (plane := getattr(statistics, field)) is not None
+        }
+        by_row = [name for name in metrics if set(reads_of(name)) <= set(planes)]
+        rows = _Rows(
+            tuple(planes),
+            tuple(name for name in by_row if spec_of(name).summary == "mean"),
+            tuple(name for name in by_row if spec_of(name).summary == "max"),
+        )
+        tensors = {"planes": torch.stack(list(planes.values())), "live": statistics.live}
+        if sample is not None:
+            tensors["fraction"] = sample.fraction
+        self._rows.add((layer, rows), tensors, {}, tag=rows)
+        by_key = tuple(name for name in metrics if "received" in reads_of(name))
+        if by_key and statistics.received is not None:
+            owner, tensors = (layer, by_key), {"received": statistics.received}
+            self._received.add(owner, tensors, {"key_mask": call.key_mask}, tag=by_key)
+
+    def _add_rows(
+        self,
+        owners: list[tuple[LayerSums, _Rows]],
+        tensors: dict[str, Tensor],
+        shared: dict[str, Tensor | None],
+    ) -> None:
+        layers, rows = [layer for layer, _ in owners], owners[0][1]
+        planes = dict(zip(rows.fields, tensors["planes"].unbind(1), strict=True))
+        live = tensors["live"]
+        # a sequence with NaN or infinity in it has no value, rather than that of its other rows
+        broken = (live & ~is_finite(planes["logsumexp"])).any(-1)
+        for layer, count in zip(layers, broken.sum((1, 2)), strict=True):
+            layer.add("broken", count)
+        if rows.means:
+            stacked = torch.stack([_value(name, planes) for name in rows.means], 1)
+            counted = live[:, None] & ~stacked.isnan()
+            values = torch.where(broken[:, None], torch.nan, masked_mean(stacked, counted))
+            variances = None
+            if "fraction" in tensors:
+                variances = variance_of_mean(stacked, counted, tensors["fraction"][:, None])
+            elif self._max_queries is not None:
+                variances = torch.zeros_like(values)  # exact; ranks with longer calls have the same sums
+            add_values(layers, "row", rows.means, values, variances)
+        for name in rows.maxima:
+            largest = torch.where(live, _value(name, planes), -torch.inf).amax(-1)
+            add_maximum(layers, name, torch.where(broken, torch.nan, largest))
+
+    def _add_received(
+        self,
+        owners: list[tuple[LayerSums, tuple[str, ...]]],
+        tensors: dict[str, Tensor],
+        shared: dict[str, Tensor | None],
+    ) -> None:
+        names, key_mask = owners[0][1], shared["key_mask"]
+        received = tensors["received"]
+        if key_mask is not None:
+            key_mask = key_mask.expand(len(owners), *key_mask.shape)
+        quantities = {"received": received, "key_mask": key_mask}
+        values = [metric_function(n)(*(quantities[field] for field in reads_of(n))) for n in names]
+        add_values([layer for layer, _ in owners], "received", names, torch.stack(values, 1))
+
+    def settle(self) -> None:
+        self._rows.flush()
+        self._received.flush()
+
+    def zero(self) -> None:
+        self._drawn.clear()
+
+    def derive(self, stack: DerivedStack) -> None:
+        indices = [index for index, layer in stack.layers.items() if "broken" in layer.sums]
+        if indices:
+            stack.add_broken(indices, torch.stack([stack.layers[i].sums["broken"] for i in indices]) > 0)
+
+
+def _value(name: str, planes: dict[str, Tensor]) -> Tensor:
+    value: Tensor = metric_function(name)(*(planes[field] for field in reads_of(name)))
+    return value

@@ -1,0 +1,296 @@
+"""Vectors of queries, keys, values and heads' outputs: lengths, directions, spectra and subspaces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_geo.functional import (
+    HeadMoments,
+    head_moments,
+    head_similarity,
+    masked_mean,
+    principal_subspace,
+)
+from lightning_geo.measurement.batches import LayerBatches
+from lightning_geo.measurement.collectors.collector import Collector
+from lightning_geo.measurement.derived import DerivedStack, layers_by_shape
+from lightning_geo.measurement.sums import LayerSums, add_moments, add_values, covariances
+from lightning_geo.metrics.registry import metric_function, reads_of
+from lightning_geo.metrics.spec import ROLES
+from lightning_geo.observe import AttentionCall, CallKey
+
+__all__ = ["RoleMoments"]
+
+#: Largest width for which the d×d second moment of all heads' outputs is kept.
+_JOINT_MAX_WIDTH = 1024
+
+#: Bytes of joint covariances that are derived at a time.
+_JOINT_BYTES = 1 << 26
+
+_QUERY_AND_KEY = ("query.directions", "query.tokens", "key.directions", "key.tokens")
+_OUTPUT = ("output.directions", "output.tokens", "output.directed")
+
+
+class _Vectors(NamedTuple):
+    """One role's vectors of a call, and what is needed of them."""
+
+    layer: LayerSums
+    role: str
+    requested: frozenset[str]
+    #: of the call, by role: what functions of several roles read
+    directions: dict[str, tuple[Tensor, Tensor]]
+
+
+class RoleMoments(Collector):
+    """Second moments of each role's vectors, their lengths and where they point.
+
+    Args:
+        metrics: Stored names of the metrics to measure.
+    """
+
+    offers = frozenset(
+        {
+            "query.length", "key.length", *_QUERY_AND_KEY, *_OUTPUT,
+            "eigenvalues", "basis", "basis.baseline", "basis.previous", "basis.query", "basis.key",
+            "covariance",
+        }
+    )  # fmt: skip
+
+    def __init__(self, metrics: tuple[str, ...]) -> None:
+        super().__init__(metrics)
+        reads = {name: frozenset(reads_of(name)) for name in metrics}
+        self._lengths = {role: self._reading({f"{role}.length"}, reads) for role in ("query", "key")}
+        self._pairs = self._reading({"query.directions"}, reads)
+        self._cones = self._reading({"output.directions"}, reads)
+        self._spectral = self._reading({"eigenvalues"}, reads)
+        self._joint = self._reading({"covariance"}, reads)
+        self._compared = self._reading({"basis", "basis.query"}, reads)
+        roles = {name.rpartition(".")[2] for name in (*self._spectral, *self._compared)}
+        if self._reading({"basis.query"}, reads):
+            roles |= {"query", "key"}
+        self._roles = [role for role in ROLES if role in roles]
+        self._batches = LayerBatches(self._add, axis=2)
+        self._waiting: list[tuple[LayerSums, dict[str, tuple[Tensor, Tensor]]]] = []
+
+    @staticmethod
+    def _reading(quantities: set[str], reads: dict[str, frozenset[str]]) -> tuple[str, ...]:
+        return tuple(name for name, read in reads.items() if read & quantities)
+
+    def attention(self, layer: LayerSums, key: CallKey, call: AttentionCall) -> None:
+        output = call.output
+        joint = (
+            bool(self._joint) and output is not None and output.shape[1] * output.shape[3] <= _JOINT_MAX_WIDTH
+        )
+        directions: dict[str, tuple[Tensor, Tensor]] = {}
+        vectors = {"query": call.query, "key": call.key, "value": call.value, "output": output}
+        for role, x in vectors.items():
+            requested = self._requested(role, joint=joint)
+            if x is None or not requested:
+                continue
+            mask = call.query_mask if role in ("query", "output") else call.key_mask
+            owner = _Vectors(layer, role, requested, directions)
+            # tokens first: models project to [B, N, H * D], and reading against that order is slow
+            self._batches.add(owner, {"x": x.transpose(1, 2)}, {"mask": mask})
+        if joint and output is not None:  # one matrix for all heads: its blocks serve role output too
+            owner = _Vectors(layer, "heads", frozenset({"scatter"}), {})
+            together = output.transpose(1, 2).flatten(2)[:, :, None]
+            self._batches.add(owner, {"x": together}, {"mask": call.query_mask})
+        if self._pairs and call.query is not None and call.key is not None:
+            self._waiting.append((layer, directions))
+
+    def _requested(self, role: str, *, joint: bool) -> frozenset[str]:
+        """The moments of a role that are needed."""
+        requested = {"scatter"} if role in self._roles and not (joint and role == "output") else set()
+        if role in ("query", "key"):
+            requested |= {"norm"} if self._lengths[role] else set()
+            requested |= {"directions"} if self._pairs else set()
+        if role == "output" and self._cones:
+            requested.add("directions")
+        return frozenset(requested)
+
+    def _add(
+        self, owners: list[_Vectors], tensors: dict[str, Tensor], shared: dict[str, Tensor | None]
+    ) -> None:
+        x, count = tensors["x"], len(owners)
+        requested = frozenset().union(*(owner.requested for owner in owners))
+        moments = head_moments(x.flatten(2, 3).transpose(1, 2), shared["mask"], statistics=requested)
+        heads = x.shape[3]
+        scattered = [i for i, owner in enumerate(owners) if "scatter" in owner.requested]
+        if scattered:
+            assert moments.count is not None
+            assert moments.mean is not None
+            assert moments.scatter is not None
+            mean, scatter = (m.unflatten(0, (count, heads)) for m in (moments.mean, moments.scatter))
+            if len(scattered) < count:
+                mean, scatter = (torch.stack([m[i] for i in scattered]) for m in (mean, scatter))
+            layers, roles = ([getattr(owners[i], field) for i in scattered] for field in ("layer", "role"))
+            add_moments(layers, roles, moments.count, mean, scatter)
+        self._add_lengths(owners, moments, heads)
+        self._add_directions(owners, moments, heads)
+
+    def _add_lengths(self, owners: list[_Vectors], moments: HeadMoments, heads: int) -> None:
+        if moments.norm is None:
+            return
+        # [L, B, h]
+        lengths = masked_mean(moments.norm, moments.valid[:, None]).unflatten(1, (len(owners), heads))
+        lengths = lengths.transpose(0, 1)
+        for role, names in self._lengths.items():
+            mine = [i for i, owner in enumerate(owners) if owner.role == role]
+            if mine and names:
+                layers = [owners[i].layer for i in mine]
+                values = torch.stack([lengths[i] for i in mine])
+                # grouped queries share a key's numbers
+                values = _repeated(values, layers[0].heads // heads, -1)
+                values = torch.stack([metric_function(name)(values) for name in names], 1)
+                add_values(layers, role, names, values)
+
+    def _add_directions(self, owners: list[_Vectors], moments: HeadMoments, heads: int) -> None:
+        if moments.directions is None or moments.directed is None:
+            return
+        shape = (len(owners), heads)
+        directions = moments.directions.unflatten(1, shape).transpose(0, 1)  # [L, B, h, D]
+        directed = moments.directed.unflatten(1, shape).transpose(0, 1)  # [L, B, h]
+        tokens = moments.valid.sum(-1)[:, None]  # [B, 1]
+        for i, owner in enumerate(owners):
+            owner.directions[owner.role] = directions[i], tokens
+        mine = [i for i, owner in enumerate(owners) if owner.role == "output"]
+        if mine and self._cones:
+            quantities = {
+                "output.directions": torch.stack([directions[i] for i in mine]),
+                "output.tokens": tokens.expand(len(mine), -1, heads),
+                "output.directed": torch.stack([directed[i] for i in mine]),
+            }
+            values = [metric_function(n)(*(quantities[q] for q in reads_of(n))) for n in self._cones]
+            add_values([owners[i].layer for i in mine], "head", self._cones, torch.stack(values, 1))
+
+    def settle(self) -> None:
+        self._batches.flush()
+        waiting, self._waiting = self._waiting, []
+        groups: dict[tuple[object, ...], list[tuple[LayerSums, dict[str, tuple[Tensor, Tensor]]]]] = {}
+        for layer, directions in waiting:
+            shapes = (directions[role][0].shape for role in ("query", "key"))
+            groups.setdefault(tuple(shapes), []).append((layer, directions))
+        for group in groups.values():
+            quantities = {
+                f"{role}.{name}": torch.stack([directions[role][i] for _, directions in group])
+                for role in ("query", "key")
+                for i, name in enumerate(("directions", "tokens"))
+            }
+            values = [metric_function(n)(*(quantities[q] for q in reads_of(n))) for n in self._pairs]
+            add_values([layer for layer, _ in group], "pair", self._pairs, torch.stack(values, 1))
+
+    # -- metrics
+
+    def derive(self, stack: DerivedStack) -> None:
+        self._derive_joint(stack)
+        bases = self._derive_spectra(stack)
+        size, heads = len(stack.heads), max(stack.heads)
+        stack.bases = {role: _stacked_bases(parts, size, heads) for role, parts in bases.items()}
+        self._compare_bases(stack)
+
+    def _derive_joint(self, stack: DerivedStack) -> None:
+        """Compare the heads of a layer by the covariance of all their outputs."""
+        own: list[tuple[list[int], Tensor]] = []
+        for indices in layers_by_shape(stack.layers, "heads.second"):
+            width = stack.layers[indices[0]].sums["heads.second"].shape[-1]
+            step = max(1, _JOINT_BYTES // (8 * width * width))
+            for start in range(0, len(indices), step):
+                part = indices[start : start + step]
+                covariance = _covariance(stack, part, "heads")[:, 0].float()
+                heads = stack.heads[part[0]]
+                covariance = covariance.unflatten(1, (heads, -1)).unflatten(3, (heads, -1))
+                for name in self._joint:
+                    stack.add(name, part, metric_function(name)(covariance))
+                stack.similarities.append((part, head_similarity(covariance)))
+                # each head's own is a block of that of all heads together
+                own.append((part, covariance.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)))
+        self._own = own if "output" in self._roles else []
+
+    def _derive_spectra(self, stack: DerivedStack) -> dict[str, list[tuple[list[int], Tensor]]]:
+        """Eigenvalue metrics, and top subspaces [L, H, D, r] by role; one decomposition per head size."""
+        found: dict[int, list[tuple[str, list[int], Tensor]]] = {}
+        for role in self._roles:
+            for indices in layers_by_shape(stack.layers, f"{role}.second"):
+                covariance = _covariance(stack, indices, role).float()
+                found.setdefault(covariance.shape[-1], []).append((role, indices, covariance))
+        for indices, covariance in self._own:
+            found.setdefault(covariance.shape[-1], []).append(("output", indices, covariance))
+        bases: dict[str, list[tuple[list[int], Tensor]]] = {}
+        if not found:
+            return bases
+        rank = max(1, min(stack.rank, min(found) // 2))
+        for entries in found.values():
+            values, vectors = principal_subspace(torch.cat([c.flatten(0, 1) for *_, c in entries]), rank)
+            counts = [c.shape[0] * c.shape[1] for *_, c in entries]
+            metrics = {name: metric_function(name)(values).split(counts) for name in self._spectral}
+            for i, ((role, indices, covariance), basis) in enumerate(
+                zip(entries, vectors.split(counts), strict=True)
+            ):
+                shape = covariance.shape[:2]
+                repeat = stack.heads[indices[0]] // shape[1]  # grouped queries share a key's numbers
+                for name, parts in metrics.items():
+                    if name.endswith(f".{role}"):
+                        stack.add(name, indices, _repeated(parts[i].unflatten(0, shape), repeat, 1))
+                bases.setdefault(role, []).append((indices, _repeated(basis.unflatten(0, shape), repeat, 1)))
+        return bases
+
+    def _compare_bases(self, stack: DerivedStack) -> None:
+        """How two roles' subspaces, or one role's at two samples, lie to each other."""
+        own = stack.bases
+        for name in self._compared:
+            role, reads = name.rpartition(".")[2], reads_of(name)
+            others = {
+                "basis": own.get(role),
+                "basis.query": own.get("query"),
+                "basis.key": own.get("key"),
+                "basis.baseline": (own if stack.baseline is None else stack.baseline).get(role),
+                "basis.previous": (stack.previous or {}).get(role),
+            }
+            first, second = (others[quantity] for quantity in reads)
+            if first is None or second is None or first.shape != second.shape:
+                continue
+            values = metric_function(name)(first, second.to(first.device))
+            if second is first:  # against itself: rounding is no drift, but NaN stays
+                values = values * 0.0
+            elif "basis" in reads:
+                # a layer that lost heads has numbered them anew: no head is to be compared with another
+                same = _last_head(first) == _last_head(second.to(first.device))
+                values = values.masked_fill(~same[:, None], torch.nan)
+            stack.add(name, range(len(values)), values)
+
+
+def _covariance(stack: DerivedStack, indices: Sequence[int], name: str) -> Tensor:
+    """Covariances of some layers [L, h, D, D]; notes the layers in which something is not finite."""
+    layers = [stack.layers[index] for index in indices]
+    total = torch.stack([layer.sums[f"{name}.sum"] for layer in layers])
+    stack.add_broken(indices, ~total.isfinite().flatten(1).all(1))
+    return covariances(layers, name)
+
+
+def _repeated(x: Tensor, times: int, dim: int) -> Tensor:
+    return x if times == 1 else x.repeat_interleave(times, dim)
+
+
+def _stacked_bases(parts: Iterable[tuple[list[int], Tensor]], size: int, heads: int) -> Tensor:
+    """[layer, head, feature, component], NaN where a layer has none."""
+    parts = list(parts)
+    features = max(basis.shape[2] for _, basis in parts)
+    if len(parts) == 1 and parts[0][1].shape[:2] == (size, heads):
+        return parts[0][1]
+    example = parts[0][1]
+    result = example.new_full((size, heads, features, example.shape[-1]), torch.nan)
+    for indices, bases in parts:
+        for index, basis in zip(indices, bases, strict=True):
+            result[index, : basis.shape[0]] = 0.0  # smaller heads live in the first features
+            result[index, : basis.shape[0], : basis.shape[1]] = basis
+    return result
+
+
+def _last_head(bases: Tensor) -> Tensor:
+    """[layer], one more than the number of each layer's last head that has a basis."""
+    there = ~bases.isnan().flatten(2).all(-1)
+    return (there * torch.arange(1, there.shape[1] + 1, device=there.device)).amax(1)

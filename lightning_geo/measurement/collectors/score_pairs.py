@@ -1,0 +1,90 @@
+"""Single scores: what needs every pair of query and key more than once, on the first sequences alone."""
+
+from __future__ import annotations
+
+import torch
+
+from lightning_geo.measurement.call_statistics import observed_scores
+from lightning_geo.measurement.collectors.collector import Collector
+from lightning_geo.measurement.derived import DerivedStack
+from lightning_geo.measurement.sums import LayerSums, add_values
+from lightning_geo.metrics.gates import GATES
+from lightning_geo.metrics.registry import metric_function, reads_of
+from lightning_geo.metrics.selection import spec_of
+from lightning_geo.observe import AttentionCall, CallKey
+from lightning_geo.probe.limits import SCORED_SEQUENCES
+
+__all__ = ["ScorePairs"]
+
+_MARGINS = tuple(f"gate.{gate}" for gate in GATES)
+
+
+class ScorePairs(Collector):
+    """Scores of the first sequences; their cost grows with the square of the length.
+
+    Args:
+        metrics: Stored names of the metrics to measure.
+    """
+
+    offers = frozenset({"scores", "attended", "margins"})
+
+    def __init__(self, metrics: tuple[str, ...]) -> None:
+        super().__init__(metrics)
+        self._counts = [name for name in metrics if "margins" in reads_of(name)]
+        by_sequence = [name for name in metrics if name not in self._counts]
+        if self._counts:  # of what heads' margins say
+            by_sequence = [*_MARGINS, *(name for name in by_sequence if name not in _MARGINS)]
+        self._by_sequence = by_sequence
+        #: sequences, the first ones, whose single scores are looked at
+        self._limit = SCORED_SEQUENCES
+        #: sequences of each call that were measured
+        self._scored: dict[CallKey, int] = {}
+        #: the same before the packed call whose documents are being shown
+        self._scored_before: dict[CallKey, int] = {}
+
+    def begins(self, key: CallKey) -> None:
+        """Note that the parts of a call follow."""
+        self._scored_before[key] = self._scored.get(key, 0)
+
+    def score(self, sequences: int) -> None:
+        """Look at the single scores of that many sequences of what runs from now on, and of no more."""
+        self._limit = sequences
+        self._scored = dict.fromkeys(self._scored, 0)  # the keys tell what is laid out
+
+    def attention(self, layer: LayerSums, key: CallKey, call: AttentionCall) -> None:
+        known = call.query is not None and call.key is not None
+        names = tuple(
+            name for name in self._by_sequence
+            if not (spec_of(name).self_attention and (call.offset != 0 or call.lengths[1] != call.lengths[2]))
+            and (known or reads_of(name) == ("attended",))
+        )  # fmt: skip
+        if call.portion is None:
+            count = min(self._limit - self._scored.get(key, 0), call.lengths[0])
+        else:  # documents come by length: the first ones may be in several batches
+            left = self._limit - self._scored_before[key]
+            count = sum(number < left for number in call.portion.numbers)
+        if names and count <= 0 and key not in self._scored:  # all ranks need the same layout
+            self._scored[key] = 0
+            none = torch.full((1, len(names), 1, layer.heads), torch.nan, device=call.device)
+            add_values([layer], "scores", names, none)
+        if not names or count <= 0:
+            return
+        self._scored[key] = self._scored.get(key, 0) + count
+        scores = observed_scores(call, count)
+        parts = {name: (name.rpartition(".")[2],) if spec_of(name).parts else () for name in names}
+        values = torch.stack([metric_function(name)(scores, *parts[name]) for name in names])
+        add_values([layer], "scores", names, values[None])
+
+    def zero(self) -> None:
+        self._scored.clear()
+        self._scored_before.clear()
+
+    def derive(self, stack: DerivedStack) -> None:
+        """Count the heads of each gate."""
+        counted = [
+            (indices, name, metric_function(name)(torch.stack(margins), name.rpartition(".")[2]))
+            for indices, margins in stack.means(_MARGINS)
+            for name in self._counts
+        ]
+        for indices, name, counts in counted:
+            stack.add(name, indices, counts)

@@ -1,0 +1,111 @@
+"""The information stream: hidden states before, in and after a layer, by token and by sequence."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_geo.functional import stream_statistics
+from lightning_geo.functional.stream import mean_over_tokens
+from lightning_geo.kernels import STREAM
+from lightning_geo.measurement.batches import LayerBatches
+from lightning_geo.measurement.collectors.collector import Collector
+from lightning_geo.measurement.sums import LayerSums, add_values
+from lightning_geo.metrics.registry import metric_function, reads_of
+from lightning_geo.metrics.spec import STAGES
+from lightning_geo.observe import BlockCall
+
+__all__ = ["Stream"]
+
+
+class _Stage(NamedTuple):
+    """The metrics of one stage."""
+
+    name: str
+    by_token: tuple[str, ...]
+    cones: tuple[str, ...]
+
+
+class Stream(Collector):
+    """Length, distribution, change and cone of hidden states; by token at a layer's output alone.
+
+    Args:
+        metrics: Stored names of the metrics to measure.
+    """
+
+    offers = frozenset({*STREAM, "tokens", "directed"})
+
+    def __init__(self, metrics: tuple[str, ...]) -> None:
+        super().__init__(metrics)
+        by_token = tuple(name for name in metrics if "directions" not in reads_of(name))
+        cones = [name for name in metrics if "directions" in reads_of(name)]
+        self._stages = {
+            stage: _Stage(
+                stage,
+                by_token if stage == "output" else (),
+                tuple(name for name in cones if name.endswith(f".{stage}")),
+            )
+            for stage in STAGES
+        }
+        self._batches = LayerBatches(self._add)
+
+    def attention_output(self, layer: LayerSums, output: Tensor, mask: Tensor | None) -> None:
+        self._observe(layer, "attention", output, mask)
+
+    def block(self, layer: LayerSums, block: BlockCall) -> None:
+        if block.input is not None:
+            self._observe(layer, "input", block.input, block.mask)
+        if block.output is not None:
+            self._observe(layer, "output", block.output, block.mask, block.input)
+
+    def _observe(
+        self, layer: LayerSums, name: str, x: Tensor, mask: Tensor | None, before: Tensor | None = None
+    ) -> None:
+        stage = self._stages[name]
+        if not (stage.by_token or stage.cones):
+            return
+        tensors = {"x": x}
+        if before is not None and any("update_ratio" in reads_of(metric) for metric in stage.by_token):
+            tensors["before"] = before
+        self._batches.add((layer, stage), tensors, {"mask": mask}, tag=stage)
+
+    def _add(
+        self,
+        owners: list[tuple[LayerSums, _Stage]],
+        tensors: dict[str, Tensor],
+        shared: dict[str, Tensor | None],
+    ) -> None:
+        layers, stage = [layer for layer, _ in owners], owners[0][1]
+        mask, count = shared["mask"], len(owners)
+        if mask is not None:
+            mask = mask.expand(count, *mask.shape).flatten(0, 1)
+        requested = {field for name in (*stage.by_token, *stage.cones) for field in reads_of(name)}
+        before = tensors["before"].flatten(0, 1) if "before" in tensors else None
+        statistics = stream_statistics(
+            tensors["x"].flatten(0, 1), mask, before, statistics=requested & set(STREAM)
+        )
+        if stage.cones:
+            quantities = {
+                "directions": statistics.directions,
+                "tokens": statistics.valid.sum(-1),
+                "directed": statistics.directed,
+            }
+            values = [metric_function(n)(*(quantities[q] for q in reads_of(n))) for n in stage.cones]
+            add_values(layers, stage.name, stage.cones, _by_layer(torch.stack(values), count))
+        planes = {name: [getattr(statistics, field) for field in reads_of(name)] for name in stage.by_token}
+        names = tuple(n for n, fields in planes.items() if all(field is not None for field in fields))
+        if names:
+            stacked = torch.stack([metric_function(name)(*planes[name]) for name in names])
+            means = mean_over_tokens(stacked, statistics.valid, statistics.finite)
+            add_values(layers, "tokens", names, _by_layer(means, count))
+
+    def settle(self) -> None:
+        self._batches.flush()
+
+
+def _by_layer(values: Tensor, count: int) -> Tensor:
+    """[P, L·B] as [L, P, B]."""
+    by_layer: Tensor = values.unflatten(1, (count, -1)).transpose(0, 1)
+    return by_layer

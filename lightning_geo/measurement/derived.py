@@ -1,0 +1,185 @@
+"""Metrics of one stack as they are derived, and their one transfer to the host."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lightning_geo.measurement.sums import LayerSums
+from lightning_geo.metrics.selection import spec_of, standard_error
+from lightning_geo.observe import CallKey
+
+__all__ = ["Bases", "DerivedStack", "layers_by_shape", "to_host"]
+
+#: ``stack -> role -> [layer, head, feature, component]``, NaN where a layer has none.
+Bases = Mapping[str, Mapping[str, Tensor]]
+
+#: Stands for what is not finite among the names of values.
+_BROKEN = "broken"
+
+
+@dataclass
+class DerivedStack:
+    """What is known of one stack, and what collectors derive from it.
+
+    Args:
+        layers: Sums of attention by layer index, of the layers that are reported.
+        keys: The attention calls of these layers.
+        heads: Heads of all layers; 0 for one without attention.
+        rank: Dimensions of subspaces.
+        baseline: Bases by role that ``drift`` is against; None for this sample's own.
+        previous: Bases by role that ``velocity`` is against.
+    """
+
+    layers: dict[int, LayerSums]
+    keys: dict[int, CallKey]
+    heads: list[int]
+    rank: int
+    baseline: Mapping[str, Tensor] | None
+    previous: Mapping[str, Tensor] | None
+    bases: dict[str, Tensor] = field(default_factory=dict)
+    #: indices of layers, and [L, H, H]
+    similarities: list[tuple[Sequence[int], Tensor]] = field(default_factory=list)
+    #: index of a layer -> metric -> [h, h], what its heads have in common by their weights
+    overlaps: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    #: names, indices of layers, and [L, P, ...]
+    values: list[tuple[tuple[str, ...], Sequence[int], Tensor]] = field(default_factory=list)
+
+    def add(self, name: str, indices: Sequence[int], values: Tensor) -> None:
+        """Add a metric's values [L, H] or [L] of some layers."""
+        self.values.append(((name,), indices, values.unsqueeze(1)))
+
+    def add_broken(self, indices: Sequence[int], flags: Tensor) -> None:
+        """Note layers in which something is not finite, [L] bool."""
+        self.add(_BROKEN, indices, flags)
+
+    def add_means(self, sums: Mapping[int, LayerSums]) -> None:
+        """Add means over sequences of everything kept by value, and the maxima; NaN where there was none.
+
+        Estimates come with their standard errors: sequences are the strata of one sample of rows.
+        """
+        for names, indices, count, total, variance in _values(sums):
+            self.values.append((names, indices, total / count))
+            if variance is not None:
+                errors = tuple(map(standard_error, names))
+                self.values.append((errors, indices, variance.sqrt() / count))
+        for name in dict.fromkeys(name for layer in sums.values() for name in layer.maxima):
+            groups: dict[torch.Size, list[int]] = {}
+            for index, layer in sums.items():
+                if name in layer.maxima:
+                    groups.setdefault(layer.maxima[name].shape, []).append(index)
+            for indices in groups.values():
+                largest = torch.stack([sums[index].maxima[name] for index in indices])
+                self.add(name, indices, torch.where(largest.isfinite(), largest, torch.nan))
+
+    def means(self, names: Sequence[str]) -> Iterator[tuple[Sequence[int], list[Tensor]]]:
+        """Layers that have values of all these metrics, and the values [L, ...] of each."""
+        for group, indices, values in self.values:
+            if set(names) <= set(group):
+                yield indices, [values[:, group.index(name)] for name in names]
+
+
+def layers_by_shape(layers: Mapping[int, LayerSums], name: str) -> list[list[int]]:
+    """Indices of the layers that have a sum of that name, equal ones together."""
+    groups: dict[tuple[torch.Size, int], list[int]] = {}
+    for index, layer in layers.items():
+        if name in layer.sums:
+            groups.setdefault((layer.sums[name].shape, layer.heads), []).append(index)
+    return list(groups.values())
+
+
+def _values(
+    sums: Mapping[int, LayerSums],
+) -> Iterator[tuple[tuple[str, ...], list[int], Tensor, Tensor, Tensor | None]]:
+    """Names, layers, counts [L, P, ...], totals and variances of what is kept by value."""
+    alike: dict[tuple[Any, ...], list[int]] = {}
+    for index, layer in sums.items():
+        kinds: dict[str, list[str]] = {}
+        for group in layer.names:
+            kinds.setdefault(group.partition("(")[0], []).append(group)
+        for groups in kinds.values():
+            shapes = tuple(layer.sums[f"{group}.count"].shape for group in groups)
+            alike.setdefault((tuple(groups), shapes), []).append(index)
+    for (groups, _), indices in alike.items():
+        layers = [sums[index] for index in indices]
+        if len(groups) == 1:
+            (group,) = groups
+            count, total, variance = (
+                _stacked(layers, f"{group}.{p}") for p in ("count", "total", "variance")
+            )
+            assert count is not None
+            assert total is not None
+            yield layers[0].names[group], indices, count, total, variance
+        else:
+            yield from ((names, [i], *rest) for i in indices for names, *rest in [_together(sums[i], groups)])
+
+
+def _stacked(layers: Sequence[LayerSums], name: str) -> Tensor | None:
+    return torch.stack([layer.sums[name] for layer in layers]) if name in layers[0].sums else None
+
+
+def _together(layer: LayerSums, groups: Sequence[str]) -> tuple[Any, ...]:
+    """Names, counts, totals and variances of a layer whose calls had different metrics, added up."""
+    names = tuple(dict.fromkeys(name for group in groups for name in layer.names[group]))
+
+    def added(part: str) -> Tensor:
+        rows: dict[str, Tensor] = {}
+        for group in groups:
+            for name, value in zip(layer.names[group], layer.sums[f"{group}.{part}"], strict=True):
+                rows[name] = rows[name] + value if name in rows else value
+        return torch.stack([rows[name] for name in names])[None]
+
+    estimated = f"{groups[0]}.variance" in layer.sums
+    return names, added("count"), added("total"), added("variance") if estimated else None
+
+
+def to_host(
+    stacks: Mapping[str, DerivedStack], metrics: Iterable[str]
+) -> tuple[dict[str, dict[str, NDArray[Any]]], dict[str, list[int]]]:
+    """Move all values to the host at once, into arrays with NaN where nothing was measured.
+
+    Args:
+        stacks: What was derived, by stack.
+        metrics: Stored names that are reported, in their order.
+
+    Returns:
+        Arrays [layer, head] or [layer] by stack and metric, and the layers of each stack in which something
+        is not finite.
+    """
+    order = {name: i for i, name in enumerate(n for m in metrics for n in (m, standard_error(m)))}
+    pieces = [(stack, *piece) for stack, derived in stacks.items() for piece in derived.values]
+    arrays: dict[str, dict[str, NDArray[Any]]] = {stack: {} for stack in stacks}
+    broken: dict[str, list[int]] = {stack: [] for stack in stacks}
+    if not pieces:
+        return arrays, broken
+    by_type: dict[torch.dtype, list[Tensor]] = {}
+    for *_, values in pieces:
+        by_type.setdefault(values.dtype, []).append(values.flatten())
+    flat = torch.cat([torch.cat(parts).float() for parts in by_type.values()]).cpu().numpy()
+    starts = dict.fromkeys(by_type, 0)
+    start = 0
+    for dtype, parts in by_type.items():
+        starts[dtype] = start
+        start += sum(part.numel() for part in parts)
+    for stack, names, indices, values in pieces:
+        begin = starts[values.dtype]
+        starts[values.dtype] += values.numel()
+        numbers = flat[begin : begin + values.numel()].reshape(values.shape)
+        heads = stacks[stack].heads
+        for place, name in enumerate(names):
+            if name == _BROKEN:
+                broken[stack] += [i for i, flag in zip(indices, numbers[:, place], strict=True) if flag]
+            if name not in order:
+                continue
+            shape = (len(heads), max(heads))[: len(spec_of(name).axes)]
+            array = arrays[stack].setdefault(name, np.full(shape, np.nan, np.float32))
+            for index, value in zip(indices, numbers[:, place], strict=True):
+                array[(index, slice(value.size))[: len(shape)]] = value
+    ordered = {s: dict(sorted(a.items(), key=lambda i: order[i[0]])) for s, a in arrays.items()}
+    return ordered, broken
