@@ -20,7 +20,12 @@ from lightning_geo.metrics.registry import reads_of
 from lightning_geo.observe import AttentionCall, BlockCall, CallKey, HeadGradientHook, Projections
 from lightning_geo.observe.packed.splitting import by_document
 
-__all__ = ["SampleStatistics"]
+__all__ = ["SOURCES", "SampleStatistics"]
+
+#: The collectors.
+SOURCES: tuple[type[Collector], ...] = (
+    AttentionRows, RoleMoments, Stream, Weights, ScorePairs, Importance,
+)  # fmt: skip
 
 
 class SampleStatistics:
@@ -130,17 +135,12 @@ class SampleStatistics:
         return [*sorted(self.layers.items(), key=lambda item: item[0]), *blocks]
 
 
-_SOURCES: tuple[type[Collector], ...] = (
-    AttentionRows, RoleMoments, Stream, Weights, ScorePairs, Importance,
-)  # fmt: skip
-
-
 def _by_source(metrics: Iterable[str]) -> dict[type[Collector], tuple[str, ...]]:
     """The metrics of each collector: of the one that offers what they read."""
-    found: dict[type[Collector], list[str]] = {source: [] for source in _SOURCES}
+    found: dict[type[Collector], list[str]] = {source: [] for source in SOURCES}
     for name in metrics:
         reads = frozenset(reads_of(name))
-        sources = [source for source in _SOURCES if reads <= source.offers]
+        sources = [source for source in SOURCES if reads <= source.offers]
         if not sources:
             raise LookupError(f"Expected a source of data for {name!r}, which reads {sorted(reads)}.")
         found[sources[0]].append(name)

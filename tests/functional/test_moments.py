@@ -1,21 +1,37 @@
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from lightning_geo.functional import (
-    head_moments,
-    metric_function,
     qk_cosine,
     token_norm,
 )
+from lightning_geo.measurement.sample_statistics import SampleStatistics
+from lightning_geo.observe import AttentionCall, CallKey
+from support.means import means_of
 
 SEEDS = st.integers(0, 2**32 - 1)
+
+
+def measured(
+    query: Tensor, key: Tensor, query_mask: Tensor | None = None, key_mask: Tensor | None = None
+) -> dict[str, Tensor]:
+    """What a sample of each sequence says, [B, H] by metric."""
+    values = []
+    for i in range(len(query)):
+        b = slice(i, i + 1)
+        masks = {"query_mask": query_mask, "key_mask": key_mask}
+        own = {name: None if mask is None else mask[b] for name, mask in masks.items()}
+        sample = SampleStatistics(("query_norm", "key_norm", "qk_cosine"))
+        call = AttentionCall(query[b], key[b], None, None, **own)
+        sample.attention(CallKey("layer"), call)
+        values.append(means_of(sample, CallKey("layer")))
+    return {name: torch.stack([value[name] for value in values]) for name in values[0]}
 
 
 @given(
@@ -35,8 +51,7 @@ def test_query_and_key_numbers_agree_with_loops(seed, batch, key_heads, group, l
     query_mask, key_mask = (torch.tensor(rng.random((batch, n)) < keep) for n in lengths)
     query.transpose(1, 2)[~query_mask] = torch.nan
     key.transpose(1, 2)[~key_mask] = torch.inf
-    call = SimpleNamespace(query=head_moments(query, query_mask), key=head_moments(key, key_mask))
-    got = {name: metric_function(name)(call) for name in ("qk_cosine", "query_norm", "key_norm")}
+    got = measured(query, key, query_mask, key_mask)
     for b, h in np.ndindex(batch, key_heads * group):
         qs = query[b, h][query_mask[b]].double().numpy()
         ks = key[b, h // group][key_mask[b]].double().numpy()
@@ -59,11 +74,11 @@ def test_cosines_are_not_taken_beyond_one_by_rounding():
 def test_without_masks_every_token_counts():
     generator = torch.Generator().manual_seed(0)
     query, key = torch.randn(2, 4, 5, 8, generator=generator), torch.randn(2, 2, 3, 8, generator=generator)
-    call = SimpleNamespace(query=head_moments(query), key=head_moments(key))
+    got = measured(query, key)
     pairs = torch.cosine_similarity(query[:, :, :, None], key.repeat_interleave(2, 1)[:, :, None], dim=-1)
-    torch.testing.assert_close(metric_function("qk_cosine")(call), pairs.mean((-2, -1)))
-    torch.testing.assert_close(metric_function("query_norm")(call), token_norm(query))
-    torch.testing.assert_close(metric_function("key_norm")(call), token_norm(key)[:, [0, 0, 1, 1]])
+    torch.testing.assert_close(got["qk_cosine"].float(), pairs.mean((-2, -1)))
+    torch.testing.assert_close(got["query_norm"].float(), token_norm(query))
+    torch.testing.assert_close(got["key_norm"].float(), token_norm(key)[:, [0, 0, 1, 1]])
 
 
 @pytest.mark.parametrize(

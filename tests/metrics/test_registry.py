@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import pytest
 import torch
 
 from lightning_geo.functional import (
     METRIC_FUNCTIONS,
-    HeadMoments,
     HeadReads,
     HeadWeights,
     attention_statistics,
@@ -16,26 +16,15 @@ from lightning_geo.functional import (
     metric_function,
     stream_statistics,
 )
-from lightning_geo.kernels import AttentionProblem
+from lightning_geo.kernels import STATISTICS, STREAM, AttentionProblem
 from lightning_geo.kernels.pairs import norm_shares
+from lightning_geo.measurement.sample_statistics import SOURCES, SampleStatistics
 from lightning_geo.metrics import catalog
 from lightning_geo.metrics.gates import GATES
 from lightning_geo.metrics.registry import reads_of
-from lightning_geo.metrics.spec import MetricSpec
+from lightning_geo.metrics.selection import select
 
 BATCH, HEADS, KEY_HEADS, TOKENS, WIDTH = 2, 4, 2, 6, 5
-
-
-@dataclasses.dataclass
-class Call:
-    query: HeadMoments
-    key: HeadMoments
-    key_mask: torch.Tensor | None
-    statistics: object
-
-    @property
-    def received(self) -> torch.Tensor:
-        return self.statistics.received
 
 
 @dataclasses.dataclass
@@ -51,75 +40,70 @@ class Scores:
         return {gate: torch.rand(BATCH, HEADS) for gate in GATES}
 
 
-@pytest.fixture(scope="module")
-def call() -> Call:
+def quantities() -> dict[str, tuple[object, tuple[int, ...]]]:
+    """Everything that a metric function may read, and the shape that it then returns."""
     generator = torch.Generator().manual_seed(0)
-    query = torch.randn(BATCH, HEADS, TOKENS, WIDTH, generator=generator)
-    key = torch.randn(BATCH, KEY_HEADS, TOKENS, WIDTH, generator=generator)
+    random = functools.partial(torch.randn, generator=generator)
+    query, key = random(BATCH, HEADS, TOKENS, WIDTH), random(BATCH, KEY_HEADS, TOKENS, WIDTH)
     mask = torch.tensor([[True] * TOKENS, [True] * 4 + [False] * 2])
-    statistics = attention_statistics(
-        query,
-        key,
-        mask=mask[:, None, None],
-        query_mask=mask,
-        sinks=torch.zeros(HEADS),
+    attention = attention_statistics(
+        query, key, mask=mask[:, None, None], query_mask=mask, sinks=torch.zeros(HEADS),
         special=torch.zeros(BATCH, TOKENS, dtype=torch.bool),
-    )
-    return Call(head_moments(query, mask), head_moments(key, mask), mask, statistics)
+    )  # fmt: skip
+    stream = stream_statistics(*random(1, BATCH, TOKENS, WIDTH), mask, random(BATCH, TOKENS, WIDTH))
+    moments = {"query": head_moments(query, mask), "key": head_moments(key, mask)}
+    moments["output"] = moments["query"]
+    tokens = mask.sum(-1)
+    joint = random(40, HEADS * WIDTH)
+    basis, other = torch.linalg.qr(random(2, HEADS, WIDTH, 2)).Q
+    wide, narrow = random(3, HEADS, WIDTH, 20), random(3, KEY_HEADS, WIDTH, 20)
+    start = {"query": wide[2], "key": narrow[2], "value": narrow[2], "output": wide[2]}
+    weights = HeadWeights(wide[0], *narrow[:2], wide[1], start=start)
+    scores = Scores(AttentionProblem(query, key, 1.0, query_mask=mask))
+    heads = (BATCH, HEADS)
+    found: dict[str, tuple[object, tuple[int, ...]]] = {
+        **{name: (getattr(stream, name), (BATCH, TOKENS)) for name in STREAM if name != "directions"},
+        **{name: (getattr(attention, name), (*heads, TOKENS)) for name in STATISTICS},
+        "received": (attention.received, heads),
+        "key_mask": (mask, heads),
+        "directions": (stream.directions, (BATCH,)),
+        "tokens": (tokens, (BATCH,)),
+        "directed": (stream.directed, (BATCH,)),
+        **{f"{role}.directions": (m.directions, heads) for role, m in moments.items()},
+        **{
+            f"{role}.tokens": (tokens[:, None].expand(m.directed.shape), heads) for role, m in moments.items()
+        },
+        "output.directed": (moments["output"].directed, heads),
+        "query.length": (torch.rand(heads), heads),
+        "key.length": (torch.rand(heads), heads),
+        "eigenvalues": (torch.rand(HEADS, WIDTH, generator=generator).sort(descending=True).values, (HEADS,)),
+        **{f"basis{which}": (basis, (HEADS,)) for which in ("", ".query")},
+        **{f"basis{which}": (other, (HEADS,)) for which in (".key", ".baseline", ".previous")},
+        "covariance": ((joint.T @ joint).reshape(HEADS, WIDTH, HEADS, WIDTH), (HEADS,)),
+        "weights": (weights, (HEADS,)),
+        "inputs": (HeadReads(random(BATCH, TOKENS, 20), narrow[0], mask=mask, heads=HEADS), heads),
+        "scores": (scores, heads),
+        "attended": (scores, heads),
+        "margins": (torch.rand(len(GATES), HEADS, generator=generator), ()),
+        "slope": (random(HEADS), (HEADS,)),
+    }
+    return found
 
 
-def arguments(spec: MetricSpec, call: Call) -> tuple[tuple[object, ...], tuple[int, ...]]:
-    """What a function of this kind is called with, and the shape that it must return."""
-    generator = torch.Generator().manual_seed(1)
-    if spec.kind == "row":
-        return tuple(getattr(call.statistics, field) for field in reads_of(spec.name)), (BATCH, HEADS, TOKENS)
-    if spec.kind == "sequence":
-        return (call,), (BATCH, HEADS)
-    if spec.kind == "directions":
-        moments = call.query
-        valid = moments.valid.sum(-1)[:, None].expand(BATCH, HEADS)
-        if "head" in spec.axes:
-            return (moments.directions, valid, moments.directed), (BATCH, HEADS)
-        return (moments.directions[:, 0], valid[:, 0], moments.directed[:, 0]), (BATCH,)
-    if spec.kind == "tokens":
-        x, before = torch.randn(2, BATCH, TOKENS, WIDTH, generator=generator)
-        stream = stream_statistics(x, call.key_mask, before)
-        return tuple(getattr(stream, field) for field in reads_of(spec.name)), (BATCH, TOKENS)
-    if spec.kind == "moments":
-        return (torch.rand(HEADS, WIDTH, generator=generator).sort(descending=True).values,), (HEADS,)
-    if spec.kind == "heads":
-        x = torch.randn(40, HEADS * WIDTH, generator=generator)
-        covariance = (x.T @ x).reshape(HEADS, WIDTH, HEADS, WIDTH)
-        return (covariance,), (HEADS,) if "head" in spec.axes else ()
-    if spec.kind == "weights":
-        query, output = torch.randn(2, HEADS, WIDTH, 20, generator=generator)
-        key, value, start = torch.randn(3, KEY_HEADS, WIDTH, 20, generator=generator)
-        weights = HeadWeights(query, key, value, output, start={"key": start, "value": start, "query": output,
-                              "output": query})  # fmt: skip
-        return (weights, *spec.parts[:1]), (HEADS,) if "head" in spec.axes else ()
-    if spec.kind == "scores":
-        query = torch.randn(BATCH, HEADS, TOKENS, WIDTH, generator=generator)
-        key = torch.randn(BATCH, KEY_HEADS, TOKENS, WIDTH, generator=generator)
-        scores = Scores(AttentionProblem(query, key, 1.0, query_mask=call.key_mask))
-        return (scores, *spec.parts[:1]), (BATCH, HEADS)
-    if spec.kind == "counts":
-        return (torch.rand(len(GATES), HEADS, generator=generator), *spec.parts[:1]), ()
-    if spec.kind == "reads":
-        x = torch.randn(BATCH, TOKENS, 20, generator=generator)
-        weight = torch.randn(KEY_HEADS, WIDTH, 20, generator=generator)
-        return (HeadReads(x, weight, mask=call.key_mask, heads=HEADS),), (BATCH, HEADS)
-    if spec.kind == "slopes":
-        return (torch.randn(HEADS, generator=generator),), (HEADS,)
-    assert spec.kind == "bases"
-    u, v = torch.linalg.qr(torch.randn(2, HEADS, WIDTH, 2, generator=generator)).Q
-    return (u, v), (HEADS,)
+#: Quantities that functions with parts are called for one by one.
+BY_PART = {"weights", "scores", "attended", "margins"}
 
 
 @pytest.mark.parametrize("name", catalog.CATALOG)
-def test_every_metric_is_computed_as_its_kind_promises(name, call):
+def test_every_metric_is_computed_from_the_quantities_that_it_reads(name):
     spec = catalog.CATALOG[name]
-    inputs, shape = arguments(spec, call)
-    values = metric_function(name)(*inputs)
+    offered = quantities()
+    reads = reads_of(name)
+    part = spec.parts[:1] if set(reads) <= BY_PART else ()
+    values = metric_function(name)(*(offered[quantity][0] for quantity in reads), *part)
+    shape = offered[reads[0]][1]
+    if "head" not in spec.axes and reads[0] in ("covariance", "weights"):
+        shape = ()
     assert values.shape == shape
     assert values.is_floating_point()
     finite = values[values.isfinite()]
@@ -127,6 +111,13 @@ def test_every_metric_is_computed_as_its_kind_promises(name, call):
     low, high = spec.range
     assert low is None or (finite >= low).all()
     assert high is None or (finite <= high).all()
+
+
+@pytest.mark.parametrize("name", select([*{spec.family for spec in catalog.CATALOG.values()}]))
+def test_one_collector_offers_what_a_metric_reads(name):
+    reads = set(reads_of(name))
+    assert len([source for source in SOURCES if reads <= source.offers]) == 1
+    assert set().union(*(source.offers for source in SOURCES)) == set(quantities())
 
 
 def test_nothing_is_registered_that_the_catalog_does_not_have():
@@ -156,16 +147,18 @@ def test_a_metric_has_one_function():
     assert METRIC_FUNCTIONS["redundancy"] is before
 
 
-def test_a_new_metric_is_a_spec_and_a_function(monkeypatch):
+def test_a_metric_without_function_is_the_quantity_of_its_name(monkeypatch):
     spec = dataclasses.replace(catalog.CATALOG["stable_rank"], name="gap", parts=("query",))
     monkeypatch.setitem(catalog.CATALOG, "gap", spec)
-    with pytest.raises(KeyError, match="No function computes 'gap'"):
-        metric_function("gap.query")
+    assert reads_of("gap.query") == ("gap",)
+    with pytest.raises(LookupError, match=r"a source of data for 'gap.query', which reads \['gap'\]"):
+        SampleStatistics(["gap.query"])
     monkeypatch.setitem(METRIC_FUNCTIONS, "gap", None)  # restored afterwards
     del METRIC_FUNCTIONS["gap"]
 
     def gap(eigenvalues):
         return eigenvalues[..., 0] - eigenvalues[..., 1]
 
-    assert computes("gap")(gap) is gap
+    assert computes("gap", reads=("eigenvalues",))(gap) is gap
     assert metric_function("gap.query") is gap
+    assert SampleStatistics(["gap.query"]).collectors

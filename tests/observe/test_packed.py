@@ -352,5 +352,6 @@ def test_hidden_states_of_other_tokens_are_absent_with_the_reason() -> None:
     assert list(tap.coverage.left_out.values()) == [["layers.0"]]
     assert "other tokens than the packed rows" in next(iter(tap.coverage.left_out))
     assert not statistics.blocks
+    statistics.settle()
     (layer,) = statistics.layers.values()
     assert {"row(entropy)", "attention(cone.attention)"} <= layer.names.keys()

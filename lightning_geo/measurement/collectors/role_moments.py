@@ -154,14 +154,14 @@ class RoleMoments(Collector):
         shape = (len(owners), heads)
         directions = moments.directions.unflatten(1, shape).transpose(0, 1)  # [L, B, h, D]
         directed = moments.directed.unflatten(1, shape).transpose(0, 1)  # [L, B, h]
-        tokens = moments.valid.sum(-1)[:, None]  # [B, 1]
+        tokens = moments.valid.sum(-1)[:, None].expand(-1, heads)  # [B, h]
         for i, owner in enumerate(owners):
             owner.directions[owner.role] = directions[i], tokens
         mine = [i for i, owner in enumerate(owners) if owner.role == "output"]
         if mine and self._cones:
             quantities = {
                 "output.directions": torch.stack([directions[i] for i in mine]),
-                "output.tokens": tokens.expand(len(mine), -1, heads),
+                "output.tokens": tokens.expand(len(mine), -1, -1),
                 "output.directed": torch.stack([directed[i] for i in mine]),
             }
             values = [metric_function(n)(*(quantities[q] for q in reads_of(n))) for n in self._cones]
@@ -226,15 +226,16 @@ class RoleMoments(Collector):
         for entries in found.values():
             values, vectors = principal_subspace(torch.cat([c.flatten(0, 1) for *_, c in entries]), rank)
             counts = [c.shape[0] * c.shape[1] for *_, c in entries]
-            metrics = {name: metric_function(name)(values).split(counts) for name in self._spectral}
+            functions = dict.fromkeys(metric_function(name) for name in self._spectral)
+            computed = {function: function(values).split(counts) for function in functions}
             for i, ((role, indices, covariance), basis) in enumerate(
                 zip(entries, vectors.split(counts), strict=True)
             ):
                 shape = covariance.shape[:2]
                 repeat = stack.heads[indices[0]] // shape[1]  # grouped queries share a key's numbers
-                for name, parts in metrics.items():
-                    if name.endswith(f".{role}"):
-                        stack.add(name, indices, _repeated(parts[i].unflatten(0, shape), repeat, 1))
+                for name in (name for name in self._spectral if name.endswith(f".{role}")):
+                    part = computed[metric_function(name)][i].unflatten(0, shape)
+                    stack.add(name, indices, _repeated(part, repeat, 1))
                 bases.setdefault(role, []).append((indices, _repeated(basis.unflatten(0, shape), repeat, 1)))
         return bases
 
