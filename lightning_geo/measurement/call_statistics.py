@@ -1,4 +1,4 @@
-"""One observed attention call as metric functions read it, see :mod:`lightning_geo.metrics.registry`."""
+"""Statistics of one observed attention call, and its single scores."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from torch import Tensor
 
 from lightning_geo.functional import (
     AttentionStatistics,
-    HeadMoments,
     key_entropy,
 )
 from lightning_geo.functional.gates import gate_shares
@@ -19,7 +18,7 @@ from lightning_geo.kernels import HIDDEN_BELOW, AttentionProblem, attention
 from lightning_geo.kernels.pairs import near_and_mutual, norm_shares
 from lightning_geo.observe import AttentionCall
 
-__all__ = ["ObservedRows", "ObservedScores", "call_statistics", "observed_scores"]
+__all__ = ["ObservedScores", "call_statistics", "observed_scores"]
 
 #: How many tokens away near context is.
 NEAR = 4
@@ -31,23 +30,8 @@ _SHARES = frozenset(
 
 
 @dataclass(frozen=True)
-class ObservedRows:
-    """What metric functions of kind ``sequence`` read (see ``functional.registry``)."""
-
-    query: HeadMoments
-    key: HeadMoments
-    key_mask: Tensor | None
-    statistics: AttentionStatistics
-
-    @property
-    def received(self) -> Tensor:
-        assert self.statistics.received is not None
-        return self.statistics.received
-
-
-@dataclass(frozen=True)
 class ObservedScores:
-    """What metric functions of kind ``scores`` read."""
+    """What metric functions that read ``scores`` or ``attended`` take."""
 
     #: from queries and keys as they are, None where they could not be told
     products: AttentionProblem | None

@@ -98,11 +98,22 @@ def add_moments(
         layer.add(f"{name}.second", second[i])
 
 
-def covariances(layers: Sequence[LayerSums], name: str) -> Tensor:
-    """Return centred covariances [L, h, D, D] in float64, NaN for fewer than two tokens."""
+def covariances(layers: Sequence[LayerSums], names: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Return centred covariances of vectors from their sums.
+
+    Args:
+        layers: L layers, one of them several times where several of its sums are of one shape.
+        names: Of the vectors, one for each layer.
+
+    Returns:
+        [L, h, D, D] in float64, NaN for fewer than two tokens; and [L], whether something was not finite.
+    """
     count, total, second = (
-        torch.stack([layer.sums[f"{name}.{part}"] for layer in layers]) for part in ("count", "sum", "second")
+        torch.stack([layer.sums[f"{name}.{part}"] for layer, name in zip(layers, names, strict=True)])
+        for part in ("count", "sum", "second")
     )
+    broken = ~is_finite(total).flatten(1).all(1)
     count = torch.where(count > 1, count, torch.nan)[:, None, None]
     mean = total / count
-    return (second / count[..., None]).addcmul_(mean[..., :, None], mean[..., None, :], value=-1)
+    covariance = (second / count[..., None]).addcmul_(mean[..., :, None], mean[..., None, :], value=-1)
+    return covariance, broken

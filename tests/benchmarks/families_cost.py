@@ -27,7 +27,7 @@ from lightning_geo.functional import HeadWeights
 from lightning_geo.kernels.workspace import reuse_scratch
 from lightning_geo.measurement.call_statistics import observed_scores
 from lightning_geo.measurement.sample import Measurement
-from lightning_geo.metrics.registry import metric_function
+from lightning_geo.metrics.registry import metric_function, reads_of
 from lightning_geo.metrics.selection import compares_samples, select, spec_of
 from lightning_geo.metrics.spec import ROLES
 from lightning_geo.observe import AttentionCall, Tap
@@ -52,7 +52,7 @@ ADDED = {
 #: The metrics of score pairs, each with what it shares its pass with.
 SCORED = {
     "`score_norm_share`": select("score_norm_share"),
-    "`gates`": tuple(name for name in select("gates") if spec_of(name).kind == "scores"),
+    "`gates`": tuple(name for name in select("gates") if "attended" in reads_of(name)),
     "`score_entropy`": select("score_entropy"),
 }
 

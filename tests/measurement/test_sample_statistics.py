@@ -99,7 +99,7 @@ def test_covariances_survive_a_mean_far_from_zero(mean: float, masked: bool) -> 
         part, real = x[rows].float().transpose(1, 2), mask[rows] if masked else None
         sample.attention(KEY, AttentionCall(part, part, part, part, query_mask=real, key_mask=real))
     sample.settle()
-    [covariance] = covariances([sample.layers[KEY]], "query")
+    [covariance], _ = covariances([sample.layers[KEY]], ["query"])
     kept = x.float().double()[mask]
     for head in range(3):
         expected = np.cov(kept[:, head].T.numpy(), bias=True)
@@ -111,7 +111,7 @@ def test_fewer_than_two_tokens_have_no_covariance() -> None:
     sample = SampleStatistics(("effective_rank.query",))
     sample.attention(KEY, AttentionCall(x, x, x, x, query_mask=real, key_mask=real))
     sample.settle()
-    assert covariances([sample.layers[KEY]], "query").isnan().all()
+    assert covariances([sample.layers[KEY]], ["query"])[0].isnan().all()
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])

@@ -36,7 +36,7 @@ def assert_close(ours: GeometryRecord, theirs: GeometryRecord, *, divided: bool 
     """
     assert ours.model["stacks"] == theirs.model["stacks"]
     for key in theirs:
-        spectral = spec_of(key).kind in ("moments", "bases", "heads")
+        spectral = spec_of(key).family in ("subspace", "head")
         tolerance = 1e-3 if divided and spectral else 1e-6
         np.testing.assert_allclose(ours[key], theirs[key], rtol=tolerance, atol=tolerance, err_msg=key)
 

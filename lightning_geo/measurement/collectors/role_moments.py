@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -200,7 +200,9 @@ class RoleMoments(Collector):
             step = max(1, _JOINT_BYTES // (8 * width * width))
             for start in range(0, len(indices), step):
                 part = indices[start : start + step]
-                covariance = _covariance(stack, part, "heads")[:, 0].float()
+                covariance, broken = covariances([stack.layers[i] for i in part], ["heads"] * len(part))
+                stack.add_broken(part, broken)
+                covariance = covariance[:, 0].float()
                 heads = stack.heads[part[0]]
                 covariance = covariance.unflatten(1, (heads, -1)).unflatten(3, (heads, -1))
                 for name in self._joint:
@@ -212,32 +214,46 @@ class RoleMoments(Collector):
 
     def _derive_spectra(self, stack: DerivedStack) -> dict[str, list[tuple[list[int], Tensor]]]:
         """Eigenvalue metrics, and top subspaces [L, H, D, r] by role; one decomposition per head size."""
-        found: dict[int, list[tuple[str, list[int], Tensor]]] = {}
-        for role in self._roles:
-            for indices in layers_by_shape(stack.layers, f"{role}.second"):
-                covariance = _covariance(stack, indices, role).float()
-                found.setdefault(covariance.shape[-1], []).append((role, indices, covariance))
+        #: size of heads -> roles and layers, and [L, h, D, D]
+        found: dict[int, list[tuple[list[tuple[str, list[int]]], Tensor]]] = {}
+        for entries in self._alike(stack):
+            flat = [(role, index) for role, indices in entries for index in indices]
+            layers, roles = [stack.layers[index] for _, index in flat], [role for role, _ in flat]
+            covariance, broken = covariances(layers, roles)
+            stack.add_broken([index for _, index in flat], broken)
+            found.setdefault(covariance.shape[-1], []).append((entries, covariance.float()))
         for indices, covariance in self._own:
-            found.setdefault(covariance.shape[-1], []).append(("output", indices, covariance))
+            found.setdefault(covariance.shape[-1], []).append(([("output", indices)], covariance))
         bases: dict[str, list[tuple[list[int], Tensor]]] = {}
         if not found:
             return bases
         rank = max(1, min(stack.rank, min(found) // 2))
-        for entries in found.values():
-            values, vectors = principal_subspace(torch.cat([c.flatten(0, 1) for *_, c in entries]), rank)
-            counts = [c.shape[0] * c.shape[1] for *_, c in entries]
+        for groups in found.values():
+            values, vectors = principal_subspace(torch.cat([c.flatten(0, 1) for _, c in groups]), rank)
             functions = dict.fromkeys(metric_function(name) for name in self._spectral)
-            computed = {function: function(values).split(counts) for function in functions}
-            for i, ((role, indices, covariance), basis) in enumerate(
-                zip(entries, vectors.split(counts), strict=True)
-            ):
-                shape = covariance.shape[:2]
-                repeat = stack.heads[indices[0]] // shape[1]  # grouped queries share a key's numbers
-                for name in (name for name in self._spectral if name.endswith(f".{role}")):
-                    part = computed[metric_function(name)][i].unflatten(0, shape)
-                    stack.add(name, indices, _repeated(part, repeat, 1))
-                bases.setdefault(role, []).append((indices, _repeated(basis.unflatten(0, shape), repeat, 1)))
+            computed = {function: function(values) for function in functions}
+            start = 0
+            for entries, covariance in groups:
+                heads = covariance.shape[1]
+                for role, indices in entries:
+                    part = slice(start, start + len(indices) * heads)
+                    start = part.stop
+                    repeat = stack.heads[indices[0]] // heads  # grouped queries share a key's numbers
+                    for name in (name for name in self._spectral if name.endswith(f".{role}")):
+                        own = computed[metric_function(name)][part].unflatten(0, (-1, heads))
+                        stack.add(name, indices, _repeated(own, repeat, 1))
+                    basis = vectors[part].unflatten(0, (-1, heads))
+                    bases.setdefault(role, []).append((indices, _repeated(basis, repeat, 1)))
         return bases
+
+    def _alike(self, stack: DerivedStack) -> list[list[tuple[str, list[int]]]]:
+        """Roles and layers whose sums have one shape."""
+        alike: dict[torch.Size, list[tuple[str, list[int]]]] = {}
+        for role in self._roles:
+            for indices in layers_by_shape(stack.layers, f"{role}.second"):
+                shape = stack.layers[indices[0]].sums[f"{role}.second"].shape
+                alike.setdefault(shape, []).append((role, indices))
+        return list(alike.values())
 
     def _compare_bases(self, stack: DerivedStack) -> None:
         """How two roles' subspaces, or one role's at two samples, lie to each other."""
@@ -262,14 +278,6 @@ class RoleMoments(Collector):
                 same = _last_head(first) == _last_head(second.to(first.device))
                 values = values.masked_fill(~same[:, None], torch.nan)
             stack.add(name, range(len(values)), values)
-
-
-def _covariance(stack: DerivedStack, indices: Sequence[int], name: str) -> Tensor:
-    """Covariances of some layers [L, h, D, D]; notes the layers in which something is not finite."""
-    layers = [stack.layers[index] for index in indices]
-    total = torch.stack([layer.sums[f"{name}.sum"] for layer in layers])
-    stack.add_broken(indices, ~total.isfinite().flatten(1).all(1))
-    return covariances(layers, name)
 
 
 def _repeated(x: Tensor, times: int, dim: int) -> Tensor:

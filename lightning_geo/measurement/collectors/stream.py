@@ -27,6 +27,11 @@ class _Stage(NamedTuple):
     by_token: tuple[str, ...]
     cones: tuple[str, ...]
 
+    @property
+    def functions(self) -> tuple[str, ...]:
+        """The metrics of the cone, whatever the stage."""
+        return tuple(name.removesuffix(f".{self.name}") for name in self.cones)
+
 
 class Stream(Collector):
     """Length, distribution, change and cone of hidden states; by token at a layer's output alone.
@@ -69,7 +74,7 @@ class Stream(Collector):
         tensors = {"x": x}
         if before is not None and any("update_ratio" in reads_of(metric) for metric in stage.by_token):
             tensors["before"] = before
-        self._batches.add((layer, stage), tensors, {"mask": mask}, tag=stage)
+        self._batches.add((layer, stage), tensors, {"mask": mask}, tag=(stage.by_token, stage.functions))
 
     def _add(
         self,
@@ -93,7 +98,11 @@ class Stream(Collector):
                 "directed": statistics.directed,
             }
             values = [metric_function(n)(*(quantities[q] for q in reads_of(n))) for n in stage.cones]
-            add_values(layers, stage.name, stage.cones, _by_layer(torch.stack(values), count))
+            by_layer = _by_layer(torch.stack(values), count)
+            for one in dict.fromkeys(stage for _, stage in owners):
+                mine = [i for i, (_, other) in enumerate(owners) if other == one]
+                own = by_layer if len(mine) == count else torch.stack([by_layer[i] for i in mine])
+                add_values([layers[i] for i in mine], one.name, one.cones, own)
         planes = {name: [getattr(statistics, field) for field in reads_of(name)] for name in stage.by_token}
         names = tuple(n for n, fields in planes.items() if all(field is not None for field in fields))
         if names:

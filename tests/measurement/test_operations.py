@@ -1,0 +1,125 @@
+"""How many operations a sample takes, and that it never waits for the device.
+
+On a GPU each operation is a launch, which costs a small model more than its arithmetic.
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+import sys
+from types import FrameType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import BertConfig, BertModel
+
+import lightning_geo
+from lightning_geo import measure
+from lightning_geo.metrics.catalog import CATALOG
+
+PACKAGE = os.path.dirname(lightning_geo.__file__)
+
+#: Operations without a kernel: views, allocations, and scalars that are passed along as arguments.
+FREE = {
+    "_reshape_alias", "_unsafe_view", "alias", "as_strided", "detach", "diagonal", "empty", "empty_like",
+    "expand", "lift_fresh", "new_empty", "permute", "promote_types", "scalar_tensor", "select", "slice",
+    "split", "split_with_sizes", "squeeze", "t", "transpose", "unbind", "unfold", "unsqueeze", "view",
+}  # fmt: skip
+
+#: Operations after which the host knows a number that the device has computed.
+WAITING = {"_local_scalar_dense", "_unique2", "equal", "is_nonzero", "masked_select", "nonzero", "unique_dim"}
+
+#: Places that wait on a CPU, where it costs nothing, and are not run on a GPU or stand to be mended there.
+ON_CPU = {
+    ("kernels/chunked.py", "add"),  # the Triton kernels take its place on a GPU
+    ("kernels/masks.py", "first_keys"),  # likewise
+    ("functional/head_weights.py", "_spectrum"),  # whether a Cholesky decomposition failed
+}
+
+
+def name_of(operation: Any) -> str:
+    return operation.name().split("::")[1].split(".")[0]  # type: ignore[no-any-return]
+
+
+def place() -> tuple[str, str]:
+    """File and function of the package that called the running operation; of the model, nothing."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        path = frame.f_code.co_filename
+        if path.startswith(PACKAGE) and not path.startswith(os.path.join(PACKAGE, "observe")):
+            return os.path.relpath(path, PACKAGE), frame.f_code.co_name
+        frame = frame.f_back
+    return "", ""
+
+
+class Operations(TorchDispatchMode):
+    """Counts operations by place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count: collections.Counter[tuple[str, str]] = collections.Counter()
+        self.waiting: collections.Counter[tuple[str, str]] = collections.Counter()
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = name_of(operation)
+        if name not in FREE:
+            self.count[place()] += 1
+        if name in WAITING:
+            self.waiting[place()] += 1
+        return operation(*args, **(kwargs or {}))
+
+
+def counted(layers: int, **options: Any) -> Operations:
+    """The operations of a sample of 2 x 16 tokens, of which each tile kernel takes one tile."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=60, hidden_size=48, intermediate_size=96, num_hidden_layers=layers, num_attention_heads=12,
+        max_position_embeddings=32,
+    )  # fmt: skip
+    model = BertModel(config, add_pooling_layer=False).eval()
+    mask = torch.ones(2, 16, dtype=torch.long)
+    mask[0, 9:] = 0
+    batch: dict[str, Tensor] = {"input_ids": torch.randint(1, 60, (2, 16)), "attention_mask": mask}
+    measure(model, batch, **options)  # what is made at the first call only
+    with Operations() as operations:
+        measure(model, batch, **options)
+    with torch.no_grad(), Operations() as models_own:
+        model(**batch)
+    operations.count["measurement/one_batch.py", "measure"] -= models_own.count["", ""]
+    return operations
+
+
+def test_a_layer_takes_few_operations_and_a_sample_not_many_more() -> None:
+    few, many = counted(4), counted(8)
+    by_layer = {p: (many.count[p] - few.count[p]) / 4 for p in many.count}
+    once = {p: few.count[p] - 4 * by_layer[p] for p in many.count}
+    for title, counts in (("per layer", by_layer), ("once", once)):
+        largest = sorted(counts.items(), key=lambda item: -item[1])[:10]
+        print(title, round(sum(counts.values())), *(f"\n  {n:5.0f} {'/'.join(p)}" for p, n in largest))
+    tile = sum(n for (path, _), n in by_layer.items() if path.startswith("kernels/"))
+    assert sum(by_layer.values()) <= 120
+    assert sum(by_layer.values()) - tile <= 40
+    assert sum(once.values()) <= ONCE
+
+
+#: Operations besides those of layers, with every default family.
+ONCE = 560
+
+
+@pytest.mark.parametrize("family", sorted({spec.family for spec in CATALOG.values()} - {"importance"}))
+def test_nothing_waits_for_the_device(family: str) -> None:
+    waiting = counted(2, metrics=[family]).waiting
+    assert set(waiting) <= ON_CPU | {("measurement/one_batch.py", "measure")}  # the model's own
+    assert waiting["measurement/one_batch.py", "measure"] <= 1
+
+
+def test_the_count_sees_what_is_called() -> None:
+    with Operations() as operations:
+        x = torch.ones(3)
+        bool(x.add(1).sum() > 2)
+    assert sum(operations.count.values()) == 5
+    assert sum(operations.waiting.values()) == 1
