@@ -36,8 +36,7 @@ def sum_of_directions(
     else:
         check_mask(mask, x.shape[:-1], "mask" if name == "x" else f"{name}_mask")
         valid = mask.expand(x.shape[:-1]).sum(-1).to(x.dtype)
-        x = torch.where(mask[..., None], x, 0.0)
-    total, directed = sum_directions(x, torch.linalg.vector_norm(x, dim=-1))
+    total, directed = sum_directions(x, torch.linalg.vector_norm(x, dim=-1), mask)
     return total, valid, directed
 
 

@@ -41,8 +41,7 @@ class StreamStatistics:
 
     Args:
         valid: Bool ``[B, N]``: real tokens.
-        finite: Bool ``[B, N]``: no feature of the token, nor of the block's input, is NaN or infinite; of
-            padding it says nothing.
+        finite: Bool ``[B, N]``: no feature of the token, nor of the block's input, is NaN or infinite.
         norm: :math:`\|x_i\|`.
         skewness: Third standardised moment over the token's features; not defined if they are all equal.
         kurtosis: Fourth, less 3; likewise.
@@ -101,15 +100,15 @@ def stream_statistics(
         requested: Which of ``STREAM``.
     """
     with torch.no_grad(), exactly(x.device):
-        valid = x.new_ones(x.shape[:-1], dtype=torch.bool) if mask is None else mask
-        x = _without_padding(_wide(x), mask)
+        x = _wide(x)
+        valid = torch.ones_like(x[..., 0], dtype=torch.bool) if mask is None else mask
         norm = torch.linalg.vector_norm(x, dim=-1)
         planes, finite = token_planes(x, norm, before, requested)
         if mask is not None:
             planes = {name: torch.where(mask, plane, torch.nan) for name, plane in planes.items()}
         directions = directed = None
         if "directions" in requested:
-            directions, directed = sum_directions(x, norm)
+            directions, directed = sum_directions(x, norm, mask)
         return StreamStatistics(valid, finite, **planes, directions=directions, directed=directed)
 
 
@@ -159,14 +158,14 @@ def head_moments(
     """
     with torch.no_grad(), exactly(x.device):
         # tokens first: models project to [B, N, H * D], and reading against that order is slow
-        x = _without_padding(_wide(x).transpose(1, 2), None if mask is None else mask[..., None])
-        valid = x.new_ones(x.shape[:2], dtype=torch.bool) if mask is None else mask
+        x = _wide(x).transpose(1, 2)
+        valid = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
         fields: dict[str, Tensor] = {}
         if requested & {"norm", "directions"}:
             norm = torch.linalg.vector_norm(x, dim=-1)
             if "directions" in requested:
                 fields["directions"], fields["directed"] = sum_directions(
-                    x.transpose(1, 2), norm.transpose(1, 2)
+                    x.transpose(1, 2), norm.transpose(1, 2), None if mask is None else mask[:, None]
                 )
             if "norm" in requested:
                 norm = norm if mask is None else torch.where(mask[..., None], norm, torch.nan)
@@ -179,32 +178,51 @@ def head_moments(
 def _scatter(
     x: Float[Tensor, "batch tokens heads dim"], mask: Bool[Tensor, "batch tokens"] | None
 ) -> dict[str, Num[Tensor, ...]]:
-    """Count, mean and scatter of ``[B, N, H, D]`` over real tokens; the others are zero."""
+    """Count, mean and scatter of ``[B, N, H, D]`` over real tokens."""
     heads, width = x.shape[2:]
     x = x.flatten(2).flatten(0, 1)
-    count = x.new_full((), x.shape[0]) if mask is None else mask.sum()
-    mean = x.sum(0) / count.clamp(min=1)
+    real = None if mask is None else mask.flatten()
+    if real is not None and x.device.type == "cpu":  # padding is not even read
+        return _scatter_of(x, real.nonzero().squeeze(-1), None, heads, width)
+    # on a GPU the host would wait for the number of real tokens, so padding is zeroed instead
+    return _scatter_of(x, None, real, heads, width)
+
+
+def _scatter_of(
+    x: Tensor, rows: Tensor | None, real: Tensor | None, heads: int, width: int
+) -> dict[str, Tensor]:
+    """Count, mean and scatter of ``[T, H * D]``, of some rows, or of those that are real."""
+    count = x.new_full((), x.shape[0] if rows is None else rows.shape[0], dtype=torch.int64)
+    centred = scratch("centred", (x.shape[0] if rows is None else rows.shape[0], x.shape[1]), x)
+    source = x if rows is None else torch.index_select(x, 0, rows, out=centred)
+    if real is not None:
+        count, source = real.sum(), torch.where(real[:, None], x, 0.0)  # padding may hold NaN
+    mean = source.sum(0) / count.clamp(min=1)
     # centred before the product: float32 would lose a small spread around a large mean
-    centred = torch.sub(x, mean, out=scratch("centred", tuple(x.shape), x))
-    if mask is not None:
-        centred.mul_(mask.flatten()[:, None])
+    torch.sub(source, mean, out=centred)
+    if real is not None:
+        centred.mul_(real[:, None])
     scatter = _gram(centred.view(-1, heads, width).transpose(0, 1))
     return {"count": count, "mean": mean.view(heads, width), "scatter": scatter}
 
 
 def sum_directions(
-    x: Float[Tensor, "*batch n d"], norm: Float[Tensor, "*batch n"]
+    x: Float[Tensor, "*batch n d"], norm: Float[Tensor, "*batch n"], mask: Bool[Tensor, "*#batch #n"] | None
 ) -> tuple[Float[Tensor, "*batch d"], Float[Tensor, "*batch"]]:
-    """Add up the unit vectors of tokens, as one weighted sum; a zero vector, as padding is, adds zero.
+    """Add up the unit vectors of real tokens, as one weighted sum.
 
     Args:
         x: ``[..., n, d]``.
         norm: Its tokens' lengths ``[..., n]``.
+        mask: Bool ``[..., n]`` (sizes equal or 1), True = real token; None if all are.
 
     Returns:
-        The sum ``[..., d]``, and how many tokens are no zero vectors ``[...]``.
+        The sum ``[..., d]``, and how many real tokens are no zero vectors ``[...]``.
     """
     directed = norm != 0
+    if mask is not None:
+        x = _without_padding(x, norm, mask)
+        directed = directed & mask
     weights = torch.where(directed, norm, torch.inf).reciprocal()
     # in the order in which heads and tokens lie in memory: nothing is read across
     across = x.dim() > 3 and x.stride(-3) < x.stride(-2)
@@ -220,12 +238,12 @@ def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _without_padding(x: Tensor, mask: Tensor | None) -> Tensor:
-    """``x`` [..., n, d] with zeros where ``mask`` [..., n] is False: NaN there would survive any weight."""
-    if mask is None:
+def _without_padding(x: Tensor, norm: Tensor, mask: Tensor) -> Tensor:
+    """Zero the padding where it holds NaN or infinity, which would survive a multiplication by zero."""
+    # checking first saves a pass on a CPU; on a GPU the host would wait for the result
+    if x.device.type == "cpu" and bool(norm.isfinite().all()):
         return x
-    out = None if torch.is_grad_enabled() else scratch("padded", tuple(x.shape), x)
-    return torch.where(mask[..., None], x, x.new_zeros(()), out=out)
+    return torch.where(mask[..., None], x, 0.0)
 
 
 def _shape(x: Float[Tensor, "*batch d"]) -> dict[str, Float[Tensor, "*batch"]]:

@@ -22,7 +22,7 @@ def test_a_wrong_shape_is_refused():
     """None of these functions checks what it is given here: the signature does."""
     x = torch.randn(2, 3, 4)
     with pytest.raises(jaxtyping.TypeCheckError, match="'norm'"):
-        sum_directions(x, x.norm(dim=-1)[:, :2])
+        sum_directions(x, x.norm(dim=-1)[:, :2], None)
     with pytest.raises(jaxtyping.TypeCheckError, match="'p'"):
         shannon_entropy(torch.tensor(1.0))
 
