@@ -16,11 +16,13 @@ from lightning_geo.functional import attention_statistics, cone_index, head_mome
 from lightning_geo.measurement.rank_reduction import reduce_over_ranks
 from lightning_geo.measurement.sample_statistics import SampleStatistics
 from lightning_geo.measurement.sums import LayerStatistics
+from lightning_geo.metrics.catalog import CATALOG
 from lightning_geo.metrics.selection import compares_samples, select
 from lightning_geo.observe import AttentionCall, BlockCall, CallKey
 
 KEY = CallKey("layers.0.attention")
-METRICS = tuple(name for name in select() if not compares_samples(name))
+FAMILIES = sorted({spec.family for spec in CATALOG.values()})
+METRICS = tuple(name for name in select(FAMILIES) if not compares_samples(name))
 LENGTHS = (7, 5, 1, 6)
 
 
