@@ -21,7 +21,13 @@ Run = Callable[..., str]
 def environment() -> dict[str, str]:
     # this checkout, installed or not; nothing may be downloaded, and there is no account to log in to
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "WANDB_API_KEY": ""}
+    return {
+        **os.environ,
+        "PYTHONPATH": path,
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "WANDB_API_KEY": "",
+    }
 
 
 @pytest.fixture(scope="session")

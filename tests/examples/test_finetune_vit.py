@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from lightning_geo import load_history
+
+pytestmark = pytest.mark.slow
 
 
 def test_learns_digits(run, accuracy, tmp_path):

@@ -1,12 +1,13 @@
 """Runs examples as programs, each in a fork of this process: what they all import is imported once.
 
-Reads one line of JSON per run from stdin, ``{"command": [script, option, …], "folder": …}``. Writes one line of
+Reads a line of JSON per run from stdin, ``{"command": [script, option, …], "folder": …}``. Writes a line of
 JSON per run to stdout: the exit status, and what the run wrote to stdout and to stderr.
 """
 
 from __future__ import annotations
 
 import atexit
+import importlib
 import json
 import os
 import runpy
@@ -18,20 +19,15 @@ from typing import Any, NoReturn
 
 def imports() -> None:
     """Import what examples share, nothing of the examples."""
-    import datasets  # noqa: F401
-    import matplotlib.pyplot  # noqa: F401
-    import peft  # noqa: F401
-    import pytorch_lightning.loggers  # noqa: F401
-    import sklearn.datasets  # noqa: F401
     import torch
-    import transformers
-    import wandb  # noqa: F401
 
-    import lightning_geo.functional
-    import lightning_geo.monitor  # noqa: F401
+    for name in ("datasets", "matplotlib.pyplot", "peft", "pytorch_lightning.loggers", "sklearn.datasets",
+                 "wandb", "lightning_geo.functional", "lightning_geo.monitor"):  # fmt: skip
+        importlib.import_module(name)
+    # each is a module of its own that is imported at first use
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer  # noqa: F401
 
     torch.set_num_threads(1)
-    assert transformers.AutoModelForSequenceClassification
 
 
 def program(command: list[str], folder: str) -> NoReturn:
@@ -63,5 +59,7 @@ if __name__ == "__main__":
         if child == 0:
             program(**request)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        written = [(Path(request["folder"]) / name).read_text(errors="replace") for name in ("stdout", "stderr")]
+        written = [
+            (Path(request["folder"]) / name).read_text(errors="replace") for name in ("stdout", "stderr")
+        ]
         print(json.dumps([status, *written]), flush=True)
