@@ -96,7 +96,7 @@ class Row:
         draw: Makes its arguments. Tensors have the leading axes of the draw, but for the ``shared`` ones; an
             array is for the definition alone.
         reference: The definition, for one item of the leading axes: the same arguments as float64 arrays, the
-            value out. None for a function of which it is checked elsewhere what it computes.
+            value out.
         axes: How many leading axes it takes: any number (None), or just that many.
         masks: Positions of the arguments that say which tokens are real.
         tolerance: Absolute and relative, of float64 inputs and of all others.
@@ -112,12 +112,12 @@ class Row:
         dtypes: In which the arguments still are what they have to be.
         result: Its type; None for float32, or float64 for float64 inputs.
         autocast: Whether it may be called under autocast; else its caller switches that off.
-        examples: How many examples are drawn.
+        examples: How many examples are drawn in the usual run; others draw more in proportion.
     """
 
     function: Callable[..., Any]
     draw: Callable[[Draw], Arguments]
-    reference: Callable[..., Any] | None
+    reference: Callable[..., Any]
     axes: int | None = None
     masks: tuple[int, ...] = ()
     tolerance: tuple[float, float] = (1e-9, 2e-5)
@@ -182,7 +182,6 @@ def check_definition(row: Row, draw: Draw, within: tuple[float | None, float | N
         finite, (low, high) = result[result.isfinite()], within
         assert low is None or (finite >= low).all()
         assert high is None or (finite <= high).all()
-    assert row.reference is not None
     tolerance = row.tolerance[draw.dtype != torch.float64]
     for where in np.ndindex(*draw.lead):
         expected = row.reference(*row.item(arguments, where))
