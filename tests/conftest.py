@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import pytest
 import torch
 from hypothesis import settings
 
@@ -23,3 +24,16 @@ settings.register_profile("lightning_geo", derandomize=True, deadline=None, max_
 # For hours, with new examples each time: `--hypothesis-profile=deep`, or by the environment.
 settings.register_profile("deep", derandomize=False, deadline=None, max_examples=20_000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "lightning_geo"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # `--dist loadscope` hands out the modules with the most tests first: the order below is better
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run modules with slow tests first, so that no process is left with one of them at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)

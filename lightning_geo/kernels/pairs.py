@@ -198,7 +198,7 @@ def near_and_mutual(
             heads = slice(key_heads.start * problem.group_size, key_heads.stop * problem.group_size)
             query = problem.query[batch, heads].float()
             key = problem.key[batch, key_heads].float().repeat_interleave(problem.group_size, dim=1)
-            norm = offset[batch, heads]
+            norm, dead = offset[batch, heads], ~live[batch, heads]
             for start in range(0, count, plan.rows):
                 late = slice(start, min(start + plan.rows, count))
                 early = slice(max(0, start - reach), late.stop)
@@ -208,10 +208,13 @@ def near_and_mutual(
                     bias_of(problem, rows, Tile(batch, heads, early, late)).mT,
                 )
                 back, forth = (
-                    _probabilities(problem, name, x[:, :, late], y[:, :, early], bias, offsets)
-                    for name, x, y, bias, offsets in (
-                        ("back", query, key, biases[0], norm[:, :, late, None]),
-                        ("forth", key, query, biases[1], norm[:, :, None, early]),
+                    # padding may hold NaN or infinity, which exp(score - inf) does not make 0
+                    _probabilities(problem, name, x[:, :, late], y[:, :, early], bias, offsets).masked_fill_(
+                        is_hidden(bias) | unused, 0.0
+                    )
+                    for name, x, y, bias, offsets, unused in (
+                        ("back", query, key, biases[0], norm[:, :, late, None], dead[:, :, late, None]),
+                        ("forth", key, query, biases[1], norm[:, :, None, early], dead[:, :, None, early]),
                     )
                 )
                 distance = index[late, None] - index[early]

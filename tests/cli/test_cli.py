@@ -265,8 +265,10 @@ def test_tail_shows_samples_as_they_arrive_and_ends_with_ctrl_c(tmp_path: Path) 
     live = tmp_path / "live"
     live.mkdir()
     process = subprocess.Popen(
-        command("tail", live), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        command("tail", live), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # tests that run in the background of a shell ignore ctrl-c, and so would what they start
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     assert process.stdout is not None
     assert process.stdout.readline().rstrip() == str(live)
     assert "waiting" in process.stdout.readline()

@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from lightning_geo import load_history
+
+pytestmark = pytest.mark.slow
 
 
 def test_collapse_shows_at_once(run, tmp_path):

@@ -11,6 +11,8 @@ from transformers import DistilBertConfig, DistilBertModel
 from lightning_geo import load_history
 from texts import packaged_bert, tokenizer_of
 
+pytestmark = pytest.mark.slow
+
 SMALL = ("--max-steps", 3, "--every-n-steps", 1, "--limit", 60, "--length", 32)
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 
 import numpy as np
+import pytest
 
 from lightning_geo import load_history
+
+pytestmark = pytest.mark.slow
 
 SMALL = ("--max-steps", 3, "--every-n-steps", 1, "--limit", 60, "--length", 32)
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
+
 from lightning_geo import load_history
+
+pytestmark = pytest.mark.slow
 
 
 def test_learns_digits(run, accuracy, tmp_path):
-    printed = run("finetune_vit.py", "--limit", 720, "--epochs", 6, "--every-n-steps", 46)
+    printed = run("finetune_vit.py", "--limit", 720, "--epochs", 6, "--every-n-steps", 46, alone=True)
     value, examples = accuracy(printed)
     assert examples == 180
     assert value > 0.5  # chance is 0.1

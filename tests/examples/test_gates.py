@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 
+import pytest
 from PIL import Image
+
+pytestmark = pytest.mark.slow
 
 
 def test_every_head_has_a_gate(run, tmp_path):

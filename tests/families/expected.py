@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from families.reference import Layer
+from functional import definitions
 
 Array = NDArray[Any]
 RANK = 4  # half the heads' 8 dimensions: the most that `rank=8` allows
@@ -61,12 +61,9 @@ def entropy(layer: Layer) -> dict[str, Array]:
 
 
 def _key_entropy(p: Array, layer: Layer) -> Array:
-    values = []
-    for sequence, rows, keys in zip(p, layer.queries, layer.keys, strict=True):
-        received = sequence[:, rows].sum(1)[:, keys]
-        share = received / received.sum(-1, keepdims=True)
-        values.append(-_plogp(share).sum(-1) / np.log(keys.sum()))
-    return np.mean(values, axis=0)
+    pairs = zip(p, layer.queries, layer.keys, strict=True)
+    received = [sequence[:, rows].sum(1)[:, keys] for sequence, rows, keys in pairs]
+    return np.mean([definitions.key_entropy(one) for one in received], axis=0)
 
 
 def pattern(layer: Layer) -> dict[str, Array]:
@@ -90,33 +87,23 @@ def pattern(layer: Layer) -> dict[str, Array]:
     return {name: _over_rows((p * weight).sum(-1), layer.queries) for name, weight in weights.items()}
 
 
-def _directions(x: Array) -> Array:
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
-
-
-def _over_sequences(value: Callable[[Array], Any], x: Array, valid: Array) -> Array:
-    """Mean over sequences of ``value(tokens [..., n, d])``."""
-    return np.mean([value(sequence[..., rows, :]) for sequence, rows in zip(x, valid, strict=True)], axis=0)
+def _over_sequences(definition: Callable[..., float], valid: Array, *vectors: Array) -> Array:
+    """Mean over sequences of what is defined for tokens [n, d]; vectors are [B, n, d] or [B, H, n, d]."""
+    found = []
+    for rows, *sequences in zip(valid, *vectors, strict=True):
+        tokens = [sequence[..., rows, :] for sequence in sequences]
+        heads = (
+            [definition(*parts) for parts in zip(*tokens, strict=True)]
+            if tokens[0].ndim == 3
+            else definition(*tokens)
+        )
+        found.append(heads)
+    return np.mean(found, axis=0)
 
 
 def _cones(x: Array, valid: Array, suffix: str) -> dict[str, Array]:
-    def index(tokens: Array) -> Array:
-        return np.linalg.norm(_directions(tokens).sum(-2), axis=-1)
-
-    def share(tokens: Array) -> Array:
-        return index(tokens) / tokens.shape[-2]
-
-    def cosine(tokens: Array) -> Array:
-        unit = _directions(tokens)
-        cosines = unit @ unit.swapaxes(-1, -2)
-        apart = ~np.eye(tokens.shape[-2], dtype=bool)
-        return cosines[..., apart].mean(-1)
-
-    return {
-        f"cone.{suffix}": _over_sequences(share, x, valid),
-        f"cone_index.{suffix}": _over_sequences(index, x, valid),
-        f"mean_cosine.{suffix}": _over_sequences(cosine, x, valid),
-    }
+    functions = {name: getattr(definitions, name) for name in ("cone", "cone_index", "mean_cosine")}
+    return {f"{name}.{suffix}": _over_sequences(function, valid, x) for name, function in functions.items()}
 
 
 def head_outputs(layer: Layer) -> Array | None:
@@ -143,17 +130,12 @@ def stream(layer: Layer) -> dict[str, Array]:
     if layer.cross:
         return {}
     x, before = layer.block_output, layer.block_input
-    length = np.linalg.norm(x, axis=-1, keepdims=True)
-    with np.errstate(divide="ignore", invalid="ignore"):  # padding may be zero
-        change = np.linalg.norm(x - before, axis=-1, keepdims=True)
-        change = change / np.linalg.norm(before, axis=-1, keepdims=True)
-    per_token = {
-        "hidden_norm": length,
-        "skewness": stats.skew(x, axis=-1)[..., None],
-        "kurtosis": stats.kurtosis(x, axis=-1)[..., None],
-        "update_ratio": change,
+    return {
+        "hidden_norm": _over_sequences(definitions.token_norm, layer.tokens, x),
+        "skewness": _over_sequences(definitions.skewness, layer.tokens, x),
+        "kurtosis": _over_sequences(definitions.kurtosis, layer.tokens, x),
+        "update_ratio": _over_sequences(definitions.update_ratio, layer.tokens, x, before),
     }
-    return {name: _over_sequences(np.mean, values, layer.tokens) for name, values in per_token.items()}
 
 
 def _centred(x: Array, valid: Array) -> Array:
@@ -188,22 +170,23 @@ def subspace(layer: Layer) -> dict[str, Array]:
         if x is None:
             continue
         _, sigma, directions = np.linalg.svd(_centred(x, valid), full_matrices=False)
-        share, variance = sigma / sigma.sum(-1, keepdims=True), sigma**2
-        result[f"effective_rank.{role}"] = np.exp(-_plogp(share).sum(-1))
-        result[f"participation_ratio.{role}"] = variance.sum(-1) ** 2 / (variance**2).sum(-1)
-        result[f"stable_rank.{role}"] = variance.sum(-1) / variance[..., 0]
-        result[f"top_share.{role}"] = variance[..., 0] / variance.sum(-1)
+        for name, spectra in (
+            ("effective_rank", sigma),
+            ("participation_ratio", sigma**2),
+            ("stable_rank", sigma**2),
+        ):
+            values = [getattr(definitions, name)(spectrum) for spectrum in spectra]
+            result[f"{name}.{role}"] = np.array(values)
+        result[f"top_share.{role}"] = 1 / result[f"stable_rank.{role}"]
         bases[role] = directions[:, :RANK]
         if role in ("query", "key"):
-            result[f"{role}_norm"] = _over_sequences(
-                lambda tokens: np.linalg.norm(tokens, axis=-1).mean(-1), x, valid
-            )
+            result[f"{role}_norm"] = _over_sequences(definitions.token_norm, valid, x)
     if layer.query is not None and layer.key is not None:
         overlap = bases["query"] @ bases["key"].swapaxes(-1, -2)
         result["qk_alignment"] = (overlap**2).sum((-1, -2)) / RANK
-        cosines = _directions(layer.query) @ _directions(layer.key).swapaxes(-1, -2)
-        pairs = layer.queries[:, :, None] & layer.keys[:, None, :]
-        result["qk_cosine"] = np.mean([c[:, m].mean(-1) for c, m in zip(cosines, pairs, strict=True)], axis=0)
+        both = zip(layer.query, layer.key, layer.queries, layer.keys, strict=True)
+        cosines = [definitions.qk_cosine(q[:, rows], k[:, keys]) for q, k, rows, keys in both]
+        result["qk_cosine"] = np.mean(cosines, axis=0)
     return result
 
 
@@ -212,21 +195,8 @@ def head(layer: Layer) -> dict[str, Array]:
     outputs = head_outputs(layer)
     if outputs is None:
         return {}
-    x = _centred(outputs, layer.queries)
-    cross = np.linalg.norm(np.einsum("htd,gte->hgde", x, x), axis=(-1, -2)) ** 2
-    own = np.sqrt(np.diagonal(cross))
-    similarity = cross / np.outer(own, own)
-    np.fill_diagonal(similarity, -np.inf)
-    joined = np.linalg.svd(np.concatenate(list(x), axis=-1), compute_uv=False) ** 2
-    alone = [np.linalg.svd(one, compute_uv=False) ** 2 for one in x]
-
-    def participation(variance: Array) -> Array:
-        return variance.sum() ** 2 / (variance**2).sum()
-
-    return {
-        "redundancy": similarity.max(-1),
-        "complementarity": participation(joined) / sum(participation(one) for one in alone),
-    }
+    x = _centred(outputs, layer.queries).swapaxes(0, 1)
+    return {name: getattr(definitions, name)(x) for name in ("redundancy", "complementarity")}
 
 
 #: Functions by family of metrics.

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from families.expected import probabilities
+from families.matrices import gate_margins
 from families.models import FAMILIES
 from families.packaged import EVERY
 from families.reference import Layer, layers_of
@@ -22,16 +23,6 @@ from lightning_geo.observe import AttentionCall, CallKey
 from support.means import means_of
 
 Array = NDArray[np.float64]
-#: As the catalogue's formulas and METRICS say; written out here, so that a changed threshold is seen.
-THRESHOLDS = {
-    "open": 0.85,
-    "closed": 0.40,
-    "instance": 0.40,
-    "backward": 0.35,
-    "forward": 0.35,
-    "directional": 0.85,
-    "cluster": 0.40,
-}
 NAMES = (
     "bert",
     "gpt2",
@@ -49,43 +40,15 @@ NAMES = (
 CASES = [(name, padding) for name in NAMES for padding in EVERY[name].paddings]
 
 
-def _shares(p: Array, visible: Array, real: Array, keys: Array) -> dict[str, float]:
-    """What the conditions are on, from one attention matrix [n, n]."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        entropy = -np.where(p > 0, p * np.log(p), 0).sum(-1) / np.log(visible.sum(-1))
-    entropy = np.where(visible.sum(-1) >= 2, entropy, np.nan)
-    p = np.where(real[:, None], p, 0.0)
-    i, j = np.meshgrid(*map(np.arange, p.shape), indexing="ij")
-    received = p.sum(0)[keys]
-    received = received / received.sum()
-    rows = real.sum()
-    return {
-        "open": float(np.nanmean(entropy[real])),
-        "closed": float(p[:, keys.argmax()].sum() / rows),
-        "instance": float(np.trace(p) / rows),
-        "backward": float(p[(j < i) & (j >= i - 4)].sum() / rows),
-        "forward": float(p[(j > i) & (j <= i + 4)].sum() / rows),
-        "directional": float(
-            -(received[received > 0] * np.log(received[received > 0])).sum() / np.log(keys.sum())
-        ),
-        "cluster": float(((p * p.T).sum() - (np.diag(p) ** 2).sum()) / (p**2).sum()),
-    }
-
-
-def _margins(shares: dict[str, float]) -> list[float]:
-    over = {gate: share - THRESHOLDS[gate] for gate, share in shares.items()}
-    over["directional"] *= -1
-    over["cluster"] = min(over["cluster"], -over["open"], -over["closed"], -over["instance"])
-    over["directional"] = min(over["directional"], -over["open"], -over["closed"])
-    return [over[gate] for gate in GATES]
-
-
 def expected(layer: Layer) -> Array:
     """[gate, head], over the first two sequences."""
     found = [
         [
-            _margins(_shares(p, layer.visible[b], layer.queries[b], layer.keys[b]))
-            for p in probabilities(layer)[b]
+            [margins[gate] for gate in GATES]
+            for margins in (
+                gate_margins(p, layer.visible[b], layer.queries[b], layer.keys[b])
+                for p in probabilities(layer)[b]
+            )
         ]
         for b in range(2)
     ]

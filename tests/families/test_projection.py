@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from scipy.linalg import subspace_angles
 from torch import nn
 
 from families.dense import READERS, Heads
+from families.matrices import mean_angle, projection_strength, score_norm_shares
 from families.models import FAMILIES
 from families.packaged import EVERY
 from families.reference import Layer, layers_of
@@ -68,18 +68,14 @@ def _given(
 
 
 def _strength(x: Array, weight: Array, valid: Array) -> Array:
-    """[h]: by the full d×d projector of each head."""
-    values = []
-    for w in weight:
-        projector = np.linalg.pinv(w) @ w
-        shares = np.linalg.norm(x @ projector, axis=-1) ** 2 / np.linalg.norm(x, axis=-1) ** 2
-        values.append(np.mean([share[rows].mean() for share, rows in zip(shares, valid, strict=True)]))
-    return np.array(values)
+    """[h], over sequences."""
+    sequences = [[projection_strength(s[rows], w) for w in weight] for s, rows in zip(x, valid, strict=True)]
+    return np.mean(sequences, axis=0)
 
 
 def _angle(one: Array, other: Array, heads: int) -> Array:
     one, other = (np.repeat(w, heads // len(w), axis=0) for w in (one, other))
-    return np.array([subspace_angles(a.T, b.T).mean() for a, b in zip(one, other, strict=True)])
+    return np.array([mean_angle(a, b) for a, b in zip(one, other, strict=True)])
 
 
 def _shares(layer: Layer) -> Array:
@@ -89,14 +85,8 @@ def _shares(layer: Layer) -> Array:
     found = []
     for b in range(2):
         seen = layer.visible[b] & layer.queries[b][:, None]
-        rows = []
-        for query, key in zip(layer.query[b], layer.key[b], strict=True):
-            score = np.log(np.abs(query @ key.T))[seen]
-            lengths = [np.log(np.linalg.norm(x, axis=-1)) for x in (query, key)]
-            long, wide = lengths[0][:, None] + 0 * seen, lengths[1] + 0 * seen
-            terms = [long[seen], wide[seen], score - long[seen] - wide[seen]]
-            rows.append([np.cov(term, score)[0, 1] / np.var(score, ddof=1) for term in terms])
-        found.append(np.array(rows).T)
+        pairs = zip(layer.query[b], layer.key[b], strict=True)
+        found.append(np.array([score_norm_shares(query, key, seen) for query, key in pairs]).T)
     return np.mean(found, axis=0)
 
 

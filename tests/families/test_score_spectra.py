@@ -7,6 +7,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from families import matrices
 from families.models import FAMILIES
 from families.packaged import EVERY
 from families.reference import Layer, layers_of
@@ -19,16 +20,6 @@ NAMES = ("bert", "gpt2", "gpt_neox", "llama", "t5", "vit", "deberta_v2", "mistra
 CASES = [(name, padding) for name in NAMES for padding in EVERY[name].paddings]
 
 
-def _entropy(shares: NDArray[np.float64]) -> float:
-    shares = shares[shares > 1e-12]
-    return float(-(shares * np.log(shares)).sum())
-
-
-def _spectral(matrix: NDArray[np.float64]) -> tuple[float, float]:
-    size = np.abs(np.linalg.eigvals(matrix))
-    return _entropy(size**2 / (size**2).sum()), _entropy(size / np.sqrt((size**2).sum()))
-
-
 def expected(layer: Layer) -> dict[str, NDArray[np.float64]]:
     """[head] of every metric, over the first two sequences."""
     assert layer.query is not None
@@ -39,12 +30,14 @@ def expected(layer: Layer) -> dict[str, NDArray[np.float64]]:
         real = layer.queries[b]
         for one in scores:
             visible = one[layer.visible[b] & real[:, None]]
-            values = {"score_entropy": _entropy(np.histogram(visible, 20)[0] / visible.size)}
+            values = {"score_entropy": matrices.score_entropy(visible)}
             if not layer.cross:
                 whole = one[real][:, real]
-                values["von_neumann_entropy"], values["von_neumann_entropy.paper"] = _spectral(whole)
-                part = _spectral((whole + whole.T) / 2)
-                values["von_neumann_entropy.symmetric"], values["von_neumann_entropy.symmetric.paper"] = part
+                for part, matrix in (("", whole), (".symmetric", (whole + whole.T) / 2)):
+                    values[f"von_neumann_entropy{part}"] = matrices.von_neumann_entropy(matrix)
+                    values[f"von_neumann_entropy{part}.paper"] = matrices.von_neumann_entropy(
+                        matrix, paper=True
+                    )
             for name, value in values.items():
                 found.setdefault(name, [[], []])[b].append(value)
     return {name: np.mean(values, axis=0) for name, values in found.items()}

@@ -104,21 +104,32 @@ def _signature(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[tup
     return signature, constants, attributes
 
 
-def compiled(launch: Launch, capability: int) -> Assembly:
+def binary(launch: Launch, capability: int) -> Any:
     """Compile a launch for a compute capability, 90 for 9.0."""
     source = ASTSource(launch.kernel, *_signature(launch))
     target = GPUTarget("cuda", capability, 32)
-    return _read(triton.compile(source, target=target, options=dict(launch.options)))
+    return triton.compile(source, target=target, options=dict(launch.options))
+
+
+_known: dict[str, Assembly] = {}
+
+
+def compiled(launch: Launch, capability: int) -> Assembly:
+    """What ptxas makes of a launch; disassembled once, where launches are compiled to the same kernel."""
+    kernel = binary(launch, capability)
+    if kernel.hash not in _known:
+        _known[kernel.hash] = _read(kernel)
+    return _known[kernel.hash]
 
 
 def _read(kernel: Any) -> Assembly:
     tools = Path(triton.__file__).parent / "backends/nvidia/bin"
     with tempfile.TemporaryDirectory() as folder:
-        binary = Path(folder) / "kernel.cubin"
-        binary.write_bytes(kernel.asm["cubin"])
+        file = Path(folder) / "kernel.cubin"
+        file.write_bytes(kernel.asm["cubin"])
 
         def run(tool: str, *arguments: str) -> str:
-            command = [str(tools / tool), *arguments, str(binary)]
+            command = [str(tools / tool), *arguments, str(file)]
             return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
         usage = run("cuobjdump", "--dump-resource-usage")

@@ -64,7 +64,7 @@ def test_without_a_device_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ({"query": torch.zeros(2, 4, 13, 8).double()}, "a dtype of torch.float64"),
+        ({"query": torch.zeros(2, 3, 13, 8).double()}, "a dtype of torch.float64"),
         (qk(dim=300), "a head_dim of 300, above 256"),
         (CASES["block_causal"](), "a BlockMask"),
         (CASES["no_queries"](), "it has no rows"),

@@ -19,7 +19,7 @@ if importlib.util.find_spec("triton") is None:
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
-from kernels.assembly import Assembly, compiled, problem_on_meta
+from kernels.assembly import Assembly, binary, compiled, problem_on_meta
 
 pytestmark = pytest.mark.slow
 
@@ -123,10 +123,10 @@ def test_sizes_of_one_are_constants_to_the_compiler(
     if "rows" in options:
         options["rows"] = torch.empty(batch, 1, dtype=torch.int64, device="meta")
     for launch in launches(problem_on_meta(*shape, **options), (9, 0))[0]:
-        assert compiled(launch, 90).lines
+        assert binary(launch, 90).asm["cubin"]
     x = torch.empty(shape, dtype=torch.bfloat16, device="meta")
-    assert compiled(moments_launch(x, None, frozenset(MOMENTS))[0], 90).lines
-    assert compiled(stream_launch(x[0], None, x[0], frozenset(STREAM))[0], 90).lines
+    assert binary(moments_launch(x, None, frozenset(MOMENTS))[0], 90).asm["cubin"]
+    assert binary(stream_launch(x[0], None, x[0], frozenset(STREAM))[0], 90).asm["cubin"]
 
 
 def test_blackwell() -> None:

@@ -16,12 +16,14 @@ from lightning_geo.functional import attention_statistics, cone_index
 from lightning_geo.measurement.rank_reduction import reduce_over_ranks
 from lightning_geo.measurement.sample_statistics import SampleStatistics
 from lightning_geo.measurement.sums import covariances
+from lightning_geo.metrics.catalog import CATALOG
 from lightning_geo.metrics.selection import compares_samples, select
 from lightning_geo.observe import AttentionCall, BlockCall, CallKey
 from support.means import means_of
 
 KEY = CallKey("layers.0.attention")
-METRICS = tuple(name for name in select() if not compares_samples(name))
+FAMILIES = sorted({spec.family for spec in CATALOG.values()})
+METRICS = tuple(name for name in select(FAMILIES) if not compares_samples(name))
 LENGTHS = (7, 5, 1, 6)
 
 
@@ -86,6 +88,18 @@ def test_means_are_over_valid_tokens_then_sequences() -> None:
     np.testing.assert_allclose(values["cone.head"], torch.stack(cones).mean(0), rtol=1e-6)
     logits = plain.max_logit.masked_fill(~plain.live, -torch.inf)
     np.testing.assert_allclose(values["max_logit"], logits.amax((0, 2)), rtol=1e-6)
+
+
+def test_without_masks_every_token_counts() -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key = torch.randn(2, 4, 5, 8, generator=generator), torch.randn(2, 2, 3, 8, generator=generator)
+    sample = SampleStatistics(("query_norm", "key_norm", "qk_cosine"))
+    sample.attention(KEY, AttentionCall(query, key, None, None))
+    means = {name: value.float() for name, value in means_of(sample, KEY).items()}
+    pairs = torch.cosine_similarity(query[:, :, :, None], key.repeat_interleave(2, 1)[:, :, None], dim=-1)
+    torch.testing.assert_close(means["qk_cosine"], pairs.mean((0, -2, -1)))
+    torch.testing.assert_close(means["query_norm"], query.norm(dim=-1).mean((0, -1)))
+    torch.testing.assert_close(means["key_norm"], key.norm(dim=-1).mean((0, -1))[[0, 0, 1, 1]])
 
 
 @pytest.mark.parametrize("mean", [0.0, 10.0])
