@@ -7,6 +7,7 @@ it is given on a line of its input, and answers each with a line.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pickle
 import select
@@ -31,6 +32,7 @@ from run_machine.failures import FAULTS as ANY
 from run_machine.machine import begins, data, fits, models, quiet
 from run_machine.models import Batches, Model
 from run_machine.runs import Begin, Fit, Side
+from run_machine.values import Claim, Rows, confirm
 
 __all__ = ["Pair", "Program", "programs"]
 
@@ -90,8 +92,8 @@ def _fits(draw: Callable[..., Any]) -> Fit:
 # -- a rank
 
 
-def run(program: Program, root: Path, rank: int) -> None:
-    """Do it on this rank, and compare."""
+def run(program: Program, root: Path, rank: int) -> dict[str, int]:
+    """Do it on this rank, and compare; how much there was to compare."""
     patches, records = Patches(), Records()
     watched, twin = (
         Side(
@@ -105,6 +107,7 @@ def run(program: Program, root: Path, rank: int) -> None:
         for name in ("watched", "twin")
     )
     excused = False
+    counts = {"compared": 0, "estimates": 0}
 
     def each(operation: Callable[[Side], object]) -> None:
         for side in (twin, watched):
@@ -113,7 +116,10 @@ def run(program: Program, root: Path, rank: int) -> None:
         dist.barrier()  # both ranks read what rank 0 writes
         check_same(watched, twin)
         if rank == 0:
-            records.check(watched, twin, excused=excused, values=False)
+            records.check(watched, twin, excused=excused)
+        claims = _from_rank_0(records.claims)
+        for done, number in zip(counts, confirm(claims, watched, twin, _gathered, rank, RANKS), strict=True):
+            counts[done] += number
         patches.check()
         check_files(watched, twin)
         dist.barrier()  # before the other rank writes on
@@ -135,6 +141,24 @@ def run(program: Program, root: Path, rank: int) -> None:
                 each(lambda side, begin=begin: side.begin(begin))  # type: ignore[misc]
             number = watched.count - 1
     assert rank == 0 or not records.found
+    for number in list(watched.runs):
+        for side in (twin, watched):
+            with side.turn():
+                side.forget(number)
+        records.forget(number, watched, twin, excused=excused)
+    return {**counts, "samples": records.found, "rows of W&B": records.rows}
+
+
+def _from_rank_0(claims: list[Claim]) -> list[Claim]:
+    given = [claims]
+    dist.broadcast_object_list(given)
+    return given[0]
+
+
+def _gathered(rows: Rows) -> list[Rows]:
+    everyone: list[Rows] = [[] for _ in range(RANKS)]
+    dist.all_gather_object(everyone, rows)
+    return everyone
 
 
 def _options() -> dict[str, Any]:
@@ -150,14 +174,13 @@ def main() -> None:
     directory, rank = Path(sys.argv[1]), dist.get_rank()
     for number, line in enumerate(sys.stdin):
         program, root = pickle.loads(Path(line.strip()).read_bytes()), directory / f"program_{number}"
-        answer = "well"
         try:
-            run(program, root, rank)
+            answer = f"well {json.dumps(run(program, root, rank))}"
         except Exception:
             answer = traceback.format_exc()
         (directory / f"answer_{number}.{rank}").write_text(answer)
         print(f"answered {number}", flush=True)
-        if answer != "well":
+        if not answer.startswith("well"):
             break
         dist.barrier()
         if rank == 0:
@@ -206,8 +229,8 @@ class Pair:
                     )
                 )
 
-    def run(self, program: Program) -> None:
-        """Let both ranks do it.
+    def run(self, program: Program) -> dict[str, int]:
+        """Let both ranks do it; how much there was to compare.
 
         Raises:
             AssertionError: If one finds fault, or does not answer.
@@ -224,10 +247,13 @@ class Pair:
         answers = [self._here / f"answer_{self._count}.{rank}" for rank in range(RANKS)]
         texts = [answer.read_text() if answer.exists() else "no answer" for answer in answers]
         self._count += 1
-        if silent or texts != ["well"] * RANKS:
+        well = all(text.startswith("well") for text in texts)
+        if silent or not well:
             self.close()
         assert not silent, f"ranks {silent} do not answer: {texts}"
-        assert texts == ["well"] * RANKS, "\n".join(texts)
+        assert well, "\n".join(texts)
+        found: dict[str, int] = json.loads(texts[0].removeprefix("well"))
+        return found
 
     def _answers(self, process: subprocess.Popen[str]) -> bool:
         assert process.stdout is not None
