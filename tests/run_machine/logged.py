@@ -78,7 +78,7 @@ class Finished:
         rows: list[dict[str, Any]] = []
         summary: dict[str, Any] = {}
         settings: dict[str, Any] = {}
-        metrics: list[tuple[str, str]] = []
+        metrics: dict[str, str] = {}
         for record in sent(folder):
             kind = record.WhichOneof("record_type")
             if kind == "history":
@@ -88,7 +88,7 @@ class Finished:
             elif kind in ("run", "config"):
                 settings |= _items((record.run.config if kind == "run" else record.config).update)
             elif kind == "metric":
-                metrics.append((record.metric.name or record.metric.glob_name, record.metric.step_metric))
+                metrics[record.metric.name or record.metric.glob_name] = record.metric.step_metric
         mine = [row for row in rows if len(users(row)) == len(row)]
         for row in rows:
             assert row in mine or users(row).keys() == {_AXIS}, f"a row of both: {row}"
@@ -97,7 +97,7 @@ class Finished:
             "rows": mine,
             "summary": {name: summary[name] for name in sorted(users(summary))},
             "config": settings,
-            "metrics": [(name, axis) for name, axis in metrics if "geometry" not in name],
+            "metrics": users(metrics),
         }
         return cls(rows, own)
 

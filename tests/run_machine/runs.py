@@ -462,6 +462,8 @@ class Side:
                 run.trainer.fit(run.module, **self.data(run), ckpt_path=checkpoint)
         except (Exception, SystemExit, KeyboardInterrupt) as error:
             session.error = _without_versions(f"{type(error).__name__}: {error}")
+            # autograd keeps a graph whose backward pass failed until the next one
+            torch.zeros((), requires_grad=True).clone().backward()
         finally:
             run.module.failure = run.failing.failure = Failure()
             run.acts.action = None
