@@ -27,6 +27,8 @@ import torch.distributed as dist
 from hypothesis import strategies as st
 from pytorch_lightning.strategies import DDPStrategy
 
+from lightning_geo.measurement import sample_statistics
+from lightning_geo.probe.probe import Probe, Share
 from run_machine.checks import Patches, Records, check_files, check_same
 from run_machine.failures import FAULTS as ANY
 from run_machine.machine import begins, data, fits, models, quiet
@@ -55,6 +57,7 @@ class Program:
         operations: A :class:`Fit` of the newest run, ``"save"``, ``"again"`` (a new Trainer with the same
             monitors) or ``"resume"``.
         faulty: The rank on which something fails inside of the monitor.
+        plant: What is wrong on purpose, in :data:`PLANTS`: for tests of the checks.
     """
 
     model: Model
@@ -62,6 +65,7 @@ class Program:
     begin: Begin
     operations: tuple[Fit | str, ...]
     faulty: int = 0
+    plant: str = ""
 
 
 @st.composite
@@ -89,11 +93,36 @@ def _fits(draw: Callable[..., Any]) -> Fit:
     return replace(fit, acts="" if fit.acts == "nest" else fit.acts, interrupts=False)
 
 
+# -- what is planted
+
+
+def _loses() -> None:
+    """Count nothing of rank 1's."""
+    share = Probe.share
+
+    def lost(self: Probe, rank: int, world_size: int) -> Share:
+        mine = share(self, rank, world_size)
+        return mine if rank == 0 else Share([], [*mine.calls, *mine.uncounted])
+
+    Probe.share = lost  # type: ignore[method-assign]
+
+
+def _misjudges() -> None:
+    """Report standard errors of sixteen times the size."""
+    variance = sample_statistics.variance_of_mean
+    sample_statistics.variance_of_mean = lambda *args: 256 * variance(*args)
+
+
+PLANTS: dict[str, Callable[[], None]] = {"loses": _loses, "misjudges": _misjudges}
+
+
 # -- a rank
 
 
 def run(program: Program, root: Path, rank: int) -> dict[str, int]:
     """Do it on this rank, and compare; how much there was to compare."""
+    if program.plant:
+        PLANTS[program.plant]()
     patches, records = Patches(), Records()
     watched, twin = (
         Side(
