@@ -16,11 +16,13 @@ import socket
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -96,7 +98,8 @@ def _fits(draw: Callable[..., Any]) -> Fit:
 # -- what is planted
 
 
-def _loses() -> None:
+@contextlib.contextmanager
+def _loses() -> Iterator[None]:
     """Count nothing of rank 1's."""
     share = Probe.share
 
@@ -104,16 +107,22 @@ def _loses() -> None:
         mine = share(self, rank, world_size)
         return mine if rank == 0 else Share([], [*mine.calls, *mine.uncounted])
 
-    Probe.share = lost  # type: ignore[method-assign]
+    with patch.object(Probe, "share", lost):
+        yield
 
 
-def _misjudges() -> None:
+@contextlib.contextmanager
+def _misjudges() -> Iterator[None]:
     """Report standard errors of sixteen times the size."""
     variance = sample_statistics.variance_of_mean
-    sample_statistics.variance_of_mean = lambda *args: 256 * variance(*args)
+    with patch.object(sample_statistics, "variance_of_mean", lambda *args: 256 * variance(*args)):
+        yield
 
 
-PLANTS: dict[str, Callable[[], None]] = {"loses": _loses, "misjudges": _misjudges}
+#: Both ranks find these at the same place, and go on with the next program.
+PLANTS: dict[str, Callable[[], AbstractContextManager[None]]] = {
+    "": contextlib.nullcontext, "loses": _loses, "misjudges": _misjudges
+}  # fmt: skip
 
 
 # -- a rank
@@ -121,8 +130,6 @@ PLANTS: dict[str, Callable[[], None]] = {"loses": _loses, "misjudges": _misjudge
 
 def run(program: Program, root: Path, rank: int) -> dict[str, int]:
     """Do it on this rank, and compare; how much there was to compare."""
-    if program.plant:
-        PLANTS[program.plant]()
     patches, records = Patches(), Records()
     watched, twin = (
         Side(
@@ -204,17 +211,17 @@ def main() -> None:
     for number, line in enumerate(sys.stdin):
         program, root = pickle.loads(Path(line.strip()).read_bytes()), directory / f"program_{number}"
         try:
-            answer = f"well {json.dumps(run(program, root, rank))}"
+            with PLANTS[program.plant]():
+                answer = f"well {json.dumps(run(program, root, rank))}"
         except Exception:
             answer = traceback.format_exc()
         (directory / f"answer_{number}.{rank}").write_text(answer)
         print(f"answered {number}", flush=True)
-        if not answer.startswith("well"):
+        if not answer.startswith("well") and not program.plant:
             break
         dist.barrier()
         if rank == 0:
-            with contextlib.suppress(OSError):
-                shutil.rmtree(root)
+            shutil.rmtree(root, ignore_errors=True)
 
 
 # -- those who ask them
@@ -277,7 +284,7 @@ class Pair:
         texts = [answer.read_text() if answer.exists() else "no answer" for answer in answers]
         self._count += 1
         well = all(text.startswith("well") for text in texts)
-        if silent or not well:
+        if silent or not (well or program.plant):
             self.close()
         assert not silent, f"ranks {silent} do not answer: {texts}"
         assert well, "\n".join(texts)
