@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ import pytorch_lightning as pl
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.stateful import run_state_machine_as_test
+from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
 from lightning_geo import GeometryMonitor
+from lightning_geo.loggers.wandb import WandbSink
 from run_machine.machine import RunMachine
 from run_machine.models import Batches, Model
-from run_machine.runs import Begin, Fit
+from run_machine.runs import Begin, Fit, Watch
 from run_machine.two_ranks import Pair, Program, programs
 
 pytestmark = pytest.mark.slow
@@ -41,6 +45,18 @@ def test_runs() -> None:
     run_state_machine_as_test(RunMachine, settings=_settings(20, stateful_step_count=20 if _deep else 10))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _quiet_wandb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """W&B writes below the tests' directory, sends nothing and says nothing."""
+    folder = tmp_path_factory.mktemp("wandb")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"SILENT": "true", "MODE": "offline"}.items():
+            patch.setenv(f"WANDB_{name}", value)
+        for name in ("CONFIG", "CACHE", "DATA", "ARTIFACT"):
+            patch.setenv(f"WANDB_{name}_DIR", str(folder / name.lower()))
+        yield
+
+
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     """Two ranks for all programs."""
@@ -53,6 +69,46 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
 @given(program=programs())
 def test_runs_of_two_ranks(pair: Pair, program: Program) -> None:
     pair.run(program)
+
+
+BATCHES = Batches(((7, 4, 6), (7, 5)), (False, False))
+#: Exact beside estimates, in a run that goes on elsewhere and one that follows.
+WATCHES = (Watch(), Watch(metrics=None, max_queries=3, name="geometry2"))
+PROGRAM = Program(
+    Model("split", parts=("draws", "plain")), BATCHES,
+    Begin(loggers=("wandb", "tensorboard"), watches=WATCHES),
+    (Fit(2), "save", "resume", Fit(2), "again", Fit(2)),
+)  # fmt: skip
+
+
+def test_every_sample_of_two_ranks_is_in_wandb_and_right(pair: Pair) -> None:
+    found = pair.run(PROGRAM)
+    assert found["compared"] >= 2 * (3 + 2 + 3)
+    assert found["compared"] == 2 * found["estimates"]
+    assert found["rows of W&B"] >= found["compared"]
+
+
+@pytest.mark.parametrize(
+    ("plant", "found"),
+    [("loses", "Not equal to tolerance"), ("misjudges", "is no standard error")],
+)
+def test_planted_faults_of_two_ranks_are_found(pair: Pair, plant: str, found: str) -> None:
+    with pytest.raises(AssertionError, match=found):
+        pair.run(replace(PROGRAM, plant=plant))
+
+
+def test_every_sample_is_in_wandb_and_right() -> None:
+    begin = Begin(loggers=("wandb",), watches=WATCHES)
+    machine = _live(
+        lambda machine: machine.start(model=Model("itself"), batches=BATCHES, begin=begin),
+        lambda machine: machine.fit(0, Fit(2)),
+        lambda machine: machine.save(0),
+        lambda machine: machine.fit(0, Fit(2, fails="training_step", count=1)),
+        lambda machine: machine.resume(0, begin, elsewhere=False, same=False, fit=Fit(2)),
+        lambda machine: machine.forget(0),
+    )
+    assert machine.right > machine.estimates > 2
+    assert machine.records.rows > 8
 
 
 # -- what was once taken for a fault
@@ -78,7 +134,7 @@ def test_another_callback_may_call_the_model_before_it_is_sampled() -> None:
     )
 
 
-def _live(*operations: Callable[[RunMachine], None]) -> None:
+def _live(*operations: Callable[[RunMachine], None]) -> RunMachine:
     """Do these, and check after each."""
     machine = RunMachine()
     try:
@@ -87,7 +143,8 @@ def _live(*operations: Callable[[RunMachine], None]) -> None:
             machine.holds()
     finally:
         machine.teardown()
-    assert machine.records.right > 0
+    assert machine.right > 0
+    return machine
 
 
 # -- the checks see what they look for
@@ -146,6 +203,59 @@ def holds(self: GeometryMonitor, trainer: Any, *_: Any) -> None:
     _kept.append(trainer)
 
 
+def _logger(trainer: Any, kind: type[Logger]) -> Any:
+    return next(logger.experiment for logger in trainer.loggers if isinstance(logger, kind))
+
+
+def purges(self: GeometryMonitor, trainer: Any, *_: Any) -> None:
+    """Void the user's scalars, as TensorBoard's own session mark does."""
+    start = SessionLog(status=SessionLog.START)
+    _logger(trainer, TensorBoardLogger)._get_file_writer().add_event(Event(session_log=start), step=0)
+
+
+def charts(self: GeometryMonitor, trainer: Any, *_: Any) -> None:
+    """Write among the user's scalars."""
+    _logger(trainer, TensorBoardLogger).add_scalar("loss_step", 7.0, 1)
+
+
+def uploads(self: GeometryMonitor, trainer: Any, *_: Any) -> None:
+    """Write among the user's metrics in W&B."""
+    _logger(trainer, WandbLogger).log({"loss_step": 7.0, "trainer/global_step": 1})
+
+
+def renames(self: GeometryMonitor, trainer: Any, *_: Any) -> None:
+    """Give a metric of the user's in W&B another axis."""
+    _logger(trainer, WandbLogger).define_metric("loss_step", step_metric="epoch")
+
+
+def withholds(self: GeometryMonitor, trainer: Any, *_: Any) -> None:
+    """Leave a sample out of W&B, which the record has."""
+    sinks = self._run.samples.sinks
+    sinks._sinks = [sink for sink in sinks._sinks or [] if not isinstance(sink, WandbSink)]
+
+
+def _spoils(self: GeometryMonitor, metric: str, factor: float) -> None:
+    sinks = self._run.samples.sinks
+    write = sinks.write
+
+    def spoiled(record: Any, *, final: bool) -> None:
+        for stack in record.stacks.values():
+            stack[metric] = stack[metric] * factor
+        write(record, final=final)
+
+    sinks.write = spoiled  # type: ignore[method-assign]
+
+
+def errs(self: GeometryMonitor, trainer: Any, *_: Any) -> None:
+    """Record wrong entropies."""
+    _spoils(self, "entropy", 1.001)
+
+
+def misjudges(self: GeometryMonitor, trainer: Any, *_: Any) -> None:
+    """Record wrong standard errors."""
+    _spoils(self, "entropy.stderr", 10.0)
+
+
 def _idle(*_: Any) -> None:
     return None
 
@@ -179,6 +289,13 @@ def restored() -> Iterator[None]:
         (strays, "outside of the runs' places"),
         (skips, "missing"),
         (holds, "alive of runs"),
+        (purges, r"\['tensorboard'\]\['epoch'\]: 5 and 7 items"),
+        (charts, r"\['tensorboard'\]\['loss_step'\]"),
+        (uploads, r"W&B\['rows'\]"),
+        (renames, r"W&B\['metrics'\]"),
+        (withholds, "W&B: .* are missing"),
+        (errs, "Not equal to tolerance"),
+        (misjudges, "is no standard error"),
     ],
 )
 def test_planted_faults_are_found(
@@ -191,9 +308,17 @@ def test_planted_faults_are_found(
         if trainer.global_step == 2:
             plant(self, trainer)
 
+    loggers = {
+        purges: "tensorboard", charts: "tensorboard", uploads: "wandb", renames: "wandb", withholds: "wandb"
+    }  # fmt: skip
+    begin = Begin(
+        loggers=(loggers[plant],) if plant in loggers else (),
+        watches=(Watch(max_queries=3 if plant is misjudges else None),),
+    )
+
     def lives() -> None:
         machine.start(
-            model=Model("split", layers=1), batches=Batches(((3, 4), (5,)), (False, False)), begin=Begin()
+            model=Model("split", layers=1), batches=Batches(((3, 4), (5,)), (False, False)), begin=begin
         )
         machine.holds()
         machine.fit(0, Fit(1))

@@ -42,10 +42,13 @@ class RunsByTrainer(Generic[Run]):
         asked_last = self._trainer()
         if asked_last is not trainer:
             self._trainer = weakref.ref(trainer)
+            known = self._others.pop(trainer, None)
             if asked_last is not None:
                 self._others[asked_last] = self.current
-                known = self._others.pop(trainer, None)
-                self.current = start() if known is None else known
+            if known is not None:
+                self.current = known
+            elif asked_last is not None:
+                self.current = start()
         return self.current
 
     def known(self, trainer: Any) -> Run | None:

@@ -175,6 +175,23 @@ def test_trainers_that_take_turns_keep_their_probes_and_baselines(tmp_path: Path
             np.testing.assert_array_equal(history[key], alone[key], err_msg=key)
 
 
+def test_a_trainer_keeps_its_run_when_the_one_that_fitted_last_is_gone(tmp_path: Path) -> None:
+    monitor = GeometryMonitor(1, metrics=["entropy", "drift"], strict=True)
+    first = fit(tmp_path / "first", Classifier(dropout=0.0), monitor, steps=2)
+    last = fit(tmp_path / "last", Classifier(seed=3), monitor, steps=3)
+    died = weakref.ref(last)
+    del last
+    gc.collect()
+    assert died() is None
+    first.fit_loop.epoch_loop.max_steps = 4
+    first.fit(first.lightning_module, loader())
+    (place,) = (tmp_path / "first" / "lightning_geo").iterdir()
+    history = load_history(place)
+    assert history.steps.tolist() == [0, 1, 2, 3, 4]
+    assert len(set(history.metadata["probe_fingerprint"])) == 1
+    assert steps_in(tmp_path / "last" / "lightning_geo" / "version_0") == [0, 1, 2, 3]
+
+
 class Nested(Callback):
     """Runs another fit within a step of the first."""
 

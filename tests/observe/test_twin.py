@@ -144,6 +144,53 @@ def test_a_write_that_changed_nothing_the_first_time_changes_nothing_later(locke
     assert model.weight.tolist() == [2, 2, 2]
 
 
+class Counts(nn.Module):
+    """Counts in a buffer, in place and anew, in an attribute, and draws from its own generator."""
+
+    def __init__(self, *, locked: bool) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("latest", torch.zeros(()))
+        self.number, self.generator = 0, torch.Generator().manual_seed(0)
+        if locked:
+            self.lock = threading.Lock()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.latest = self.latest + 1
+        self.number += 1
+        if not hasattr(self, "first"):
+            self.first = self.number
+        draw = torch.rand(1, generator=self.generator)
+        return x + self.calls + 10 * self.latest + 100 * self.number + 1000 * self.first + draw
+
+    def state(self) -> list[Any]:
+        drawn = self.generator.get_state().tolist()
+        return [self.calls, self.calls.tolist(), self.latest, self.number, self.first, drawn, self.training]
+
+
+@pytest.mark.filterwarnings("ignore:GeometryMonitor")
+@pytest.mark.parametrize("locked", [False, True])
+def test_what_was_remembered_is_replayed_after_training_has_moved_it(locked: bool) -> None:
+    model, x = Counts(locked=locked), torch.zeros(1)
+    replica = Replica(model, "m", WarnOnce(False))
+    replica.remember()
+    expected = model(x)
+    model(x)
+    before = model.state()
+    replica.try_out(lambda m: m(x), torch.no_grad)
+    for _ in range(2):
+        with replica.running() as running, replica.once(running):
+            assert torch.equal(running(x), expected)
+            assert not running.training
+    after = model.state()
+    assert all(now is then for now, then in zip(after[:3:2], before[:3:2], strict=True))  # the same tensors
+    assert after == before
+    replica.forget()
+    with replica.running() as running, replica.once(running):
+        assert not torch.equal(running(x), expected)
+
+
 def test_a_model_at_fault_raises_as_itself() -> None:
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         replayed(nn.Linear(3, 3), torch.ones(2, 5))

@@ -20,6 +20,7 @@ from run_machine.checks import Patches, Records, check_files, check_same, held_t
 from run_machine.failures import FAULTS, PLACES
 from run_machine.models import ATTENTIONS, CALLS, INSIDE_OBJECTS, PARTS, ROOTS, Batches, Model
 from run_machine.runs import ACTS_IN, LOGGERS, Begin, Fit, Side, Watch
+from run_machine.values import confirm
 
 __all__ = ["RunMachine", "begins", "data", "fits", "models", "quiet", "watches"]
 
@@ -87,7 +88,7 @@ def watches(draw: Callable[..., Any]) -> tuple[Watch, ...]:
                 every=draw(st.integers(1, 3)),
                 source=draw(st.sampled_from(["probe", "probe", "batch"])),
                 metrics=draw(st.sampled_from(_METRICS)),
-                max_queries=draw(st.sampled_from([None, None, 2])),
+                max_queries=draw(st.sampled_from([None, None, 2, 4, 64])),
                 probe_size=draw(st.sampled_from([16, 1, 3])),
                 probe_in_checkpoint=draw(st.booleans()),
                 name=name,
@@ -152,6 +153,8 @@ class RunMachine(RuleBasedStateMachine):
         self.patches = Patches()
         self.root = Path(tempfile.mkdtemp(prefix="run_machine"))
         self.records = Records()
+        #: how many entropies were compared with the truth, and how many of them were estimates
+        self.right = self.estimates = 0
         #: whether something failed inside of the monitor
         self.excused = False
         #: tensors that the watched side made beyond those of its twin
@@ -298,7 +301,8 @@ class RunMachine(RuleBasedStateMachine):
 
     def _forget(self, number: int) -> None:
         self.each(lambda side: side.forget(number))
-        self.records.forget(number)
+        assert self.sides is not None
+        self.records.forget(number, *self.sides, excused=self.excused)
 
     # -- what has to hold
 
@@ -310,6 +314,8 @@ class RunMachine(RuleBasedStateMachine):
         self.sound = False
         check_same(watched, twin)
         self.records.check(watched, twin, excused=self.excused)
+        right, estimates = confirm(self.records.claims, watched, twin)
+        self.right, self.estimates = self.right + right, self.estimates + estimates
         self.patches.check()
         check_files(watched, twin)
         gc.collect()
@@ -331,10 +337,14 @@ class RunMachine(RuleBasedStateMachine):
                 left = live_tensors() - self.begun
                 assert left <= 0, f"{left} tensors are left of runs that are over"
         finally:
+            for side in self.sides or ():
+                side.close()
             self.sides = None
             DONE["examples"] += 1
             DONE["samples"] += self.records.found
-            DONE["entropies"] += self.records.right
+            DONE["rows of W&B"] += self.records.rows
+            DONE["entropies"] += self.right
+            DONE["estimates"] += self.estimates
             with contextlib.suppress(OSError):
                 shutil.rmtree(self.root)
             gc.unfreeze()

@@ -125,14 +125,14 @@ class Attention(nn.Module):
         """Weight and bias of queries, keys and values, in rows."""
         raise NotImplementedError
 
-    def entropy(self, x: Tensor, visible: Tensor) -> Tensor:
-        """[sequence, head] mean entropy of the visible rows, in float64 and dense."""
+    def entropies(self, x: Tensor, visible: Tensor) -> list[Tensor]:
+        """[head, row] entropies of the visible rows of each sequence, in float64 and dense."""
         weight, bias = (p.detach().double() for p in self.projections())
         q, k = (x.double() @ weight.T + bias)[..., : 2 * WIDTH].unflatten(-1, (2, HEADS, -1)).unbind(-3)
         scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(WIDTH / HEADS)
         p = scores.masked_fill(~visible[:, None, None], -torch.inf).softmax(-1)
-        rows = -torch.special.xlogy(p, p).sum(-1) * visible[:, None]
-        return rows.sum(-1) / visible.sum(-1, keepdim=True)
+        rows = -torch.special.xlogy(p, p).sum(-1)
+        return [mine[:, real] for mine, real in zip(rows, visible, strict=True)]
 
 
 class Projected(Attention):

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import pickle
 import random
+import re
 import signal
 import time
 import types
@@ -19,7 +20,8 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
+import wandb
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from torch import Tensor, nn
 
 from lightning_geo import GeometryMonitor
@@ -152,7 +154,17 @@ class Down(Memory):
         super().log_metrics(metrics, step)
 
 
+def _wandb(folder: Path) -> WandbLogger:
+    """An offline run of W&B's, beside others; one in the same folder goes on with it."""
+    settings = wandb.Settings(console="off", silent=True, x_disable_stats=True, disable_git=True)
+    own = "-".join(folder.parts[-3:])  # no two that are open may have the same
+    options: dict[str, Any] = {"id": own, "reinit": "create_new", "settings": settings}
+    folder.mkdir(parents=True, exist_ok=True)
+    return WandbLogger(save_dir=folder, project="run_machine", offline=True, **options)
+
+
 LOGGERS: dict[str, Callable[[Path], Logger]] = {
+    "wandb": _wandb,
     "tensorboard": lambda folder: TensorBoardLogger(folder, "board", version=0),
     "csv": lambda folder: CSVLogger(folder, "csv", version=0),
     "memory": lambda folder: Memory(),
@@ -312,9 +324,16 @@ class Run:
 
     @property
     def places(self) -> list[Path]:
-        """Directories of the loggers that have one, TensorBoard's first."""
-        kinds = [kind for kind in ("tensorboard", "csv") if kind in self.begin.loggers]
-        return [self.folder / {"tensorboard": "board", "csv": "csv"}[kind] / "version_0" for kind in kinds]
+        """Directories of the loggers that have one, TensorBoard's first and W&B's next."""
+        folders = {"tensorboard": "board/version_0", "wandb": "wandb", "csv": "csv/version_0"}
+        return [self.folder / where for kind, where in folders.items() if kind in self.begin.loggers]
+
+    @property
+    def online(self) -> Any:
+        """The open run of W&B's; None where there is none."""
+        loggers = (logger for logger in self.trainer.loggers if isinstance(logger, WandbLogger))
+        experiment = next((logger._experiment for logger in loggers), None)
+        return experiment if hasattr(experiment, "finish") else None  # on other ranks there is a dummy
 
 
 class Side:
@@ -349,6 +368,8 @@ class Side:
         self.said: list[str] = []
         #: of runs that were forgotten
         self.forgotten: list[weakref.ref[Any]] = []
+        #: by run that was forgotten, the directory of its run of W&B's
+        self.finished: dict[int, Path] = {}
         #: what the last operation returned
         self.result: Any = None
         self.count = 0
@@ -440,7 +461,9 @@ class Side:
             with fault(fit.fault if self.watched else None, fit.fault_at):
                 run.trainer.fit(run.module, **self.data(run), ckpt_path=checkpoint)
         except (Exception, SystemExit, KeyboardInterrupt) as error:
-            session.error = f"{type(error).__name__}: {error}"
+            session.error = _without_versions(f"{type(error).__name__}: {error}")
+            # autograd keeps a graph whose backward pass failed until the next one
+            torch.zeros((), requires_grad=True).clone().backward()
         finally:
             run.module.failure = run.failing.failure = Failure()
             run.acts.action = None
@@ -494,6 +517,9 @@ class Side:
         number = self.count
         self.count += 1
         folder = self.root / (f"run_{number}" if elsewhere else self._folder_of(origin))
+        for earlier in self.runs.values():
+            if earlier.folder == folder:
+                self._finish(earlier)
         run = self._trainer(number, begin, folder, Module(self.model, begin.seed + 50), self._monitors(begin))
         run.checkpoint = path
         return run
@@ -513,8 +539,19 @@ class Side:
     def forget(self, number: int) -> None:
         """Let a run go; monitors live on in runs that share them."""
         run = self.runs.pop(number)
+        self._finish(run)
         self.forgotten += [weakref.ref(run.trainer), weakref.ref(run.module)]
         self.forgotten += [weakref.ref(p) for p in run.module.parameters()]
+
+    def close(self) -> None:
+        """End what outlives this process's objects."""
+        for run in self.runs.values():
+            self._finish(run)
+
+    def _finish(self, run: Run) -> None:
+        if (online := run.online) is not None and run.number not in self.finished:
+            self.finished[run.number] = Path(online.dir).parent
+            online.finish()
 
 
 def copied(monitor: GeometryMonitor, how: str) -> GeometryMonitor:
@@ -533,6 +570,11 @@ def snapshot_of_model(module: Module) -> nn.Module:
     for part in made.modules():
         _take_off(part)  # of what never runs, such as the last layer of `nn.MultiheadAttention`
     return made
+
+
+def _without_versions(text: str) -> str:
+    """Without versions of tensors: writes that a replay in place takes back count too."""
+    return re.sub(r"version \d+", "version N", text)
 
 
 def _step_of(checkpoint: Path) -> int:

@@ -7,6 +7,7 @@ it is given on a line of its input, and answers each with a line.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pickle
 import select
@@ -15,22 +16,27 @@ import socket
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
 from hypothesis import strategies as st
 from pytorch_lightning.strategies import DDPStrategy
 
+from lightning_geo.measurement import sample_statistics
+from lightning_geo.probe.probe import Probe, Share
 from run_machine.checks import Patches, Records, check_files, check_same
 from run_machine.failures import FAULTS as ANY
 from run_machine.machine import begins, data, fits, models, quiet
 from run_machine.models import Batches, Model
 from run_machine.runs import Begin, Fit, Side
+from run_machine.values import Claim, Rows, confirm
 
 __all__ = ["Pair", "Program", "programs"]
 
@@ -53,6 +59,7 @@ class Program:
         operations: A :class:`Fit` of the newest run, ``"save"``, ``"again"`` (a new Trainer with the same
             monitors) or ``"resume"``.
         faulty: The rank on which something fails inside of the monitor.
+        plant: What is wrong on purpose, in :data:`PLANTS`: for tests of the checks.
     """
 
     model: Model
@@ -60,6 +67,7 @@ class Program:
     begin: Begin
     operations: tuple[Fit | str, ...]
     faulty: int = 0
+    plant: str = ""
 
 
 @st.composite
@@ -87,11 +95,41 @@ def _fits(draw: Callable[..., Any]) -> Fit:
     return replace(fit, acts="" if fit.acts == "nest" else fit.acts, interrupts=False)
 
 
+# -- what is planted
+
+
+@contextlib.contextmanager
+def _loses() -> Iterator[None]:
+    """Count nothing of rank 1's."""
+    share = Probe.share
+
+    def lost(self: Probe, rank: int, world_size: int) -> Share:
+        mine = share(self, rank, world_size)
+        return mine if rank == 0 else Share([], [*mine.calls, *mine.uncounted])
+
+    with patch.object(Probe, "share", lost):
+        yield
+
+
+@contextlib.contextmanager
+def _misjudges() -> Iterator[None]:
+    """Report standard errors of sixteen times the size."""
+    variance = sample_statistics.variance_of_mean
+    with patch.object(sample_statistics, "variance_of_mean", lambda *args: 256 * variance(*args)):
+        yield
+
+
+#: Both ranks find these at the same place, and go on with the next program.
+PLANTS: dict[str, Callable[[], AbstractContextManager[None]]] = {
+    "": contextlib.nullcontext, "loses": _loses, "misjudges": _misjudges
+}  # fmt: skip
+
+
 # -- a rank
 
 
-def run(program: Program, root: Path, rank: int) -> None:
-    """Do it on this rank, and compare."""
+def run(program: Program, root: Path, rank: int) -> dict[str, int]:
+    """Do it on this rank, and compare; how much there was to compare."""
     patches, records = Patches(), Records()
     watched, twin = (
         Side(
@@ -105,6 +143,7 @@ def run(program: Program, root: Path, rank: int) -> None:
         for name in ("watched", "twin")
     )
     excused = False
+    counts = {"compared": 0, "estimates": 0}
 
     def each(operation: Callable[[Side], object]) -> None:
         for side in (twin, watched):
@@ -113,7 +152,10 @@ def run(program: Program, root: Path, rank: int) -> None:
         dist.barrier()  # both ranks read what rank 0 writes
         check_same(watched, twin)
         if rank == 0:
-            records.check(watched, twin, excused=excused, values=False)
+            records.check(watched, twin, excused=excused)
+        claims = _from_rank_0(records.claims)
+        for done, number in zip(counts, confirm(claims, watched, twin, _gathered, rank, RANKS), strict=True):
+            counts[done] += number
         patches.check()
         check_files(watched, twin)
         dist.barrier()  # before the other rank writes on
@@ -135,6 +177,24 @@ def run(program: Program, root: Path, rank: int) -> None:
                 each(lambda side, begin=begin: side.begin(begin))  # type: ignore[misc]
             number = watched.count - 1
     assert rank == 0 or not records.found
+    for number in list(watched.runs):
+        for side in (twin, watched):
+            with side.turn():
+                side.forget(number)
+        records.forget(number, watched, twin, excused=excused)
+    return {**counts, "samples": records.found, "rows of W&B": records.rows}
+
+
+def _from_rank_0(claims: list[Claim]) -> list[Claim]:
+    given = [claims]
+    dist.broadcast_object_list(given)
+    return given[0]
+
+
+def _gathered(rows: Rows) -> list[Rows]:
+    everyone: list[Rows] = [[] for _ in range(RANKS)]
+    dist.all_gather_object(everyone, rows)
+    return everyone
 
 
 def _options() -> dict[str, Any]:
@@ -150,19 +210,18 @@ def main() -> None:
     directory, rank = Path(sys.argv[1]), dist.get_rank()
     for number, line in enumerate(sys.stdin):
         program, root = pickle.loads(Path(line.strip()).read_bytes()), directory / f"program_{number}"
-        answer = "well"
         try:
-            run(program, root, rank)
+            with PLANTS[program.plant]():
+                answer = f"well {json.dumps(run(program, root, rank))}"
         except Exception:
             answer = traceback.format_exc()
         (directory / f"answer_{number}.{rank}").write_text(answer)
         print(f"answered {number}", flush=True)
-        if answer != "well":
+        if not answer.startswith("well") and not program.plant:
             break
         dist.barrier()
         if rank == 0:
-            with contextlib.suppress(OSError):
-                shutil.rmtree(root)
+            shutil.rmtree(root, ignore_errors=True)
 
 
 # -- those who ask them
@@ -206,8 +265,8 @@ class Pair:
                     )
                 )
 
-    def run(self, program: Program) -> None:
-        """Let both ranks do it.
+    def run(self, program: Program) -> dict[str, int]:
+        """Let both ranks do it; how much there was to compare.
 
         Raises:
             AssertionError: If one finds fault, or does not answer.
@@ -224,10 +283,13 @@ class Pair:
         answers = [self._here / f"answer_{self._count}.{rank}" for rank in range(RANKS)]
         texts = [answer.read_text() if answer.exists() else "no answer" for answer in answers]
         self._count += 1
-        if silent or texts != ["well"] * RANKS:
+        well = all(text.startswith("well") for text in texts)
+        if silent or not (well or program.plant):
             self.close()
         assert not silent, f"ranks {silent} do not answer: {texts}"
-        assert texts == ["well"] * RANKS, "\n".join(texts)
+        assert well, "\n".join(texts)
+        found: dict[str, int] = json.loads(texts[0].removeprefix("well"))
+        return found
 
     def _answers(self, process: subprocess.Popen[str]) -> bool:
         assert process.stdout is not None

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_geo.observe import name_of
 from lightning_geo.observe.replay.data_writes import DataReads, differing_parameters, equal_values
+from lightning_geo.observe.replay.entered import TREE, Entered
 from lightning_geo.observe.replay.torchscript import is_scripted
 from lightning_geo.observe.replay.twin import (
     foreign_among,
@@ -24,16 +25,12 @@ from lightning_geo.observe.replay.twin import (
     twin_of,
 )
 from lightning_geo.observe.replay.undisturbed import device_of, undisturbed
-from lightning_geo.utils._lightning import TRAINER
 from lightning_geo.utils._torch import filter_forward_hooks, global_forward_hooks, version_of
 from lightning_geo.utils.errors import GeometryError
 from lightning_geo.utils.formatting import some
 from lightning_geo.utils.warn_once import WarnOnce
 
 __all__ = ["Replica"]
-
-#: What a module consists of, apart from its attributes.
-_TREE = (*vars(nn.Module()), TRAINER)
 
 
 class _SharesError(GeometryError, RuntimeError):
@@ -63,6 +60,8 @@ class Replica:
         #: whether a copy is unchanged after a call, so that further calls may use it
         self.reusable = False
         self._entered: nn.Module | None = None
+        #: the same for replays in place
+        self._state: Entered | None = None
 
     @property
     def model(self) -> nn.Module:
@@ -71,12 +70,15 @@ class Replica:
 
     def remember(self) -> None:
         """Keep the current buffers and attributes, for runs after the training forward pass changed them."""
-        with contextlib.suppress(Exception):  # a model that cannot be copied runs in its state at the time
+        self.forget()
+        with contextlib.suppress(Exception):  # a model that cannot be copied is replayed in place
             self._entered = twin_of(self._model) if self._copies else None
+        with contextlib.suppress(Exception):  # and in its state at the time if this cannot be kept
+            self._state = Entered(self._model)
 
     def forget(self) -> None:
         """Run the model in its current state from now on."""
-        self._entered = None
+        self._entered = self._state = None
 
     def try_out(
         self, run: Callable[[nn.Module], object], context: Callable[[], AbstractContextManager[object]]
@@ -162,6 +164,8 @@ class Replica:
         changed: set[str] = set()
         try:
             with undisturbed(model, **options), _without_global_hooks(), contextlib.ExitStack() as trial:
+                if self._state is not None:
+                    self._state.put_back()
                 if written is None:
                     trial.enter_context(reads)
                 for module in model.modules():  # `undisturbed` puts these back too
@@ -202,7 +206,7 @@ def _memory(twin: nn.Module) -> bytes | None:
     """Serialise a copy's attributes other than tensors and plain values; None if they cannot be pickled."""
     plain = (type(None), bool, int, float, complex, str, bytes, Tensor, nn.Module, Dataset, DataLoader)
     kept = [
-        {k: v for k, v in vars(m).items() if k not in _TREE and not isinstance(v, plain)}
+        {k: v for k, v in vars(m).items() if k not in TREE and not isinstance(v, plain)}
         for m in twin.modules()
         if not is_scripted(m)
     ]
