@@ -12,11 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_geo.utils._torch import version_of
+
 __all__ = ["LayerBatches"]
 
-#: Bytes to gather before they are computed: what a CPU keeps in its caches, and less than a sample's tiles.
+#: Bytes to gather before they are computed: on a CPU what stays in its caches, on a GPU what nobody misses.
 _LIMIT = {"cpu": 1 << 21}
-_LIMIT_ELSEWHERE = 1 << 26
+_LIMIT_ELSEWHERE = 1 << 24
+
+#: Most owners of one batch, however small their tensors are.
+_OWNERS = 64
 
 #: ``compute(owners, tensors, shared)``; tensors have a layer axis, one entry for each owner.
 Compute = Callable[[list[Any], dict[str, Tensor], dict[str, Tensor | None]], None]
@@ -55,7 +60,7 @@ class LayerBatches:
                 self._compute([owner], single, dict(shared))
                 return
             layout = tuple((name, x.shape, x.dtype, x.device) for name, x in tensors.items())
-            signature = (tag, layout, tuple((name, id(x)) for name, x in shared.items()))
+            signature = (tag, layout, tuple((name, id(x), _version(x)) for name, x in shared.items()))
             batch = self._open.get(signature)
             if batch is None:
                 batch = self._open[signature] = _Batch(tensors, dict(shared), capacity, self._axis)
@@ -83,9 +88,11 @@ class _Batch:
     def __init__(
         self, tensors: Mapping[str, Tensor], shared: dict[str, Tensor | None], capacity: int, axis: int
     ) -> None:
-        #: kept while the batch is open: other tensors would otherwise get their identity
-        self.shared = shared
-        self.capacity = min(capacity, 64)
+        # kept while the batch is open: other tensors would otherwise get their identity
+        self._originals = shared
+        #: as they were: the model, or whoever gave it the tensors, may write to them before they are used
+        self.shared = {name: None if x is None else x.clone() for name, x in shared.items()}
+        self.capacity = min(capacity, _OWNERS)
         self.owners: list[Any] = []
         self._axis = axis
         with torch.inference_mode(False):  # memory made in inference mode could not be written outside of it
@@ -98,6 +105,10 @@ class _Batch:
         for name, x in tensors.items():
             self.tensors[name].select(self._axis, len(self.owners)).copy_(x)
         self.owners.append(owner)
+
+
+def _version(x: Tensor | None) -> int:
+    return 0 if x is None or x.is_inference() else version_of(x)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -1,0 +1,84 @@
+"""Gathering tensors of several layers changes no number, whatever happens to them afterwards."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lightning_geo.measurement import batches
+from lightning_geo.measurement.sample_statistics import SampleStatistics
+from lightning_geo.metrics.selection import compares_samples, select
+from lightning_geo.observe import AttentionCall, BlockCall, CallKey
+from support.means import means_of
+
+METRICS = tuple(name for name in select() if not compares_samples(name))
+
+#: Heads of queries, of keys, and their width.
+LAYERS = ((2, 2, 3), (2, 2, 3), (4, 2, 2))
+#: One call: its layer, batch, tokens, which mask is used, and the type.
+CALLS = st.tuples(
+    st.integers(0, 2), st.integers(1, 2), st.integers(1, 5), st.sampled_from(["none", "shared", "own"]),
+    st.sampled_from([torch.float32, torch.bfloat16]),
+)  # fmt: skip
+
+
+def sample_of(
+    calls: list[tuple[int, ...]], *, gathered: bool, spoil: bool = False
+) -> dict[object, dict[str, Tensor]]:
+    """The means of every layer and block; ``spoil``: everything that was shown is overwritten afterwards."""
+    limit = batches._LIMIT
+    batches._LIMIT = limit if gathered else {"cpu": 0}
+    try:
+        generator = torch.Generator().manual_seed(0)
+        sample, shared = SampleStatistics(METRICS), {}
+        for layer, batch, tokens, kind, dtype in calls:
+            heads, key_heads, width = LAYERS[layer]
+            mask = torch.arange(tokens) < torch.tensor([tokens, max(tokens - 2, 1)])[:batch, None]
+            mask = None if kind == "none" else mask
+            if kind == "shared":
+                mask = shared.setdefault((batch, tokens), mask)
+            q, k, v, o = (
+                torch.randn(batch, h, tokens, width, generator=generator).to(dtype) + 1
+                for h in (heads, key_heads, key_heads, heads)
+            )
+            x, y = torch.randn(2, batch, tokens, 6, generator=generator).to(dtype)
+            key = CallKey(f"layers.{layer}")
+            masks = () if mask is None else (mask[:, None, None],)
+            sample.attention(key, AttentionCall(q, k, v, o, masks=masks, query_mask=mask, key_mask=mask))
+            sample.attention_module(key, y, mask)
+            sample.block(BlockCall(key.module, (key,), x, y, mask))
+            if spoil:
+                for tensor in (q, k, v, o, x, y):
+                    tensor.fill_(7)
+                if kind == "own" and mask is not None:
+                    mask.logical_not_()
+        sample.settle()
+        return {where: means_of(sample, where) for where in (*sample.layers, *sample.blocks)}
+    finally:
+        batches._LIMIT = limit
+
+
+@given(calls=st.lists(CALLS, min_size=1, max_size=7), spoil=st.booleans())
+def test_gathering_changes_no_number(calls: list[tuple[int, ...]], spoil: bool) -> None:
+    apart = sample_of(calls, gathered=False)
+    together = sample_of(calls, gathered=True, spoil=spoil)
+    assert together.keys() == apart.keys()
+    for where, means in apart.items():
+        assert together[where].keys() == means.keys()
+        for name, value in means.items():
+            torch.testing.assert_close(
+                together[where][name], value, rtol=2e-5, atol=2e-5, equal_nan=True, msg=f"{name} of {where}"
+            )
+
+
+def test_a_mask_that_changes_between_layers_is_not_shared() -> None:
+    mask = torch.ones(1, 3, dtype=torch.bool)
+    query = torch.tensor([1.0, 2.0, 9.0])[None, None, :, None]
+    sample = SampleStatistics(("query_norm",))
+    for layer in range(2):
+        sample.attention(CallKey(f"{layer}"), AttentionCall(query, query, None, None, query_mask=mask))
+        mask[0, 2] = False
+    assert means_of(sample, CallKey("0"))["query_norm"] == 4.0
+    assert means_of(sample, CallKey("1"))["query_norm"] == 1.5
