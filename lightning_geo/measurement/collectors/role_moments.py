@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -15,6 +14,7 @@ from lightning_geo.functional import (
     masked_mean,
     principal_subspace,
 )
+from lightning_geo.measurement.bases import compare_bases, stacked_bases
 from lightning_geo.measurement.batches import LayerBatches
 from lightning_geo.measurement.collectors.collector import Collector
 from lightning_geo.measurement.derived import DerivedStack, layers_by_shape
@@ -189,8 +189,8 @@ class RoleMoments(Collector):
         self._derive_joint(stack)
         bases = self._derive_spectra(stack)
         size, heads = len(stack.heads), max(stack.heads)
-        stack.bases = {role: _stacked_bases(parts, size, heads) for role, parts in bases.items()}
-        self._compare_bases(stack)
+        stack.bases = {role: stacked_bases(parts, size, heads) for role, parts in bases.items()}
+        compare_bases(stack, self._compared)
 
     def _derive_joint(self, stack: DerivedStack) -> None:
         """Compare the heads of a layer by the covariance of all their outputs."""
@@ -255,51 +255,6 @@ class RoleMoments(Collector):
                 alike.setdefault(shape, []).append((role, indices))
         return list(alike.values())
 
-    def _compare_bases(self, stack: DerivedStack) -> None:
-        """How two roles' subspaces, or one role's at two samples, lie to each other."""
-        own = stack.bases
-        for name in self._compared:
-            role, reads = name.rpartition(".")[2], reads_of(name)
-            others = {
-                "basis": own.get(role),
-                "basis.query": own.get("query"),
-                "basis.key": own.get("key"),
-                "basis.baseline": (own if stack.baseline is None else stack.baseline).get(role),
-                "basis.previous": (stack.previous or {}).get(role),
-            }
-            first, second = (others[quantity] for quantity in reads)
-            if first is None or second is None or first.shape != second.shape:
-                continue
-            values = metric_function(name)(first, second.to(first.device))
-            if second is first:  # against itself: rounding is no drift, but NaN stays
-                values = values * 0.0
-            elif "basis" in reads:
-                # a layer that lost heads has numbered them anew: no head is to be compared with another
-                same = _last_head(first) == _last_head(second.to(first.device))
-                values = values.masked_fill(~same[:, None], torch.nan)
-            stack.add(name, range(len(values)), values)
-
 
 def _repeated(x: Tensor, times: int, dim: int) -> Tensor:
     return x if times == 1 else x.repeat_interleave(times, dim)
-
-
-def _stacked_bases(parts: Iterable[tuple[list[int], Tensor]], size: int, heads: int) -> Tensor:
-    """[layer, head, feature, component], NaN where a layer has none."""
-    parts = list(parts)
-    features = max(basis.shape[2] for _, basis in parts)
-    if len(parts) == 1 and parts[0][1].shape[:2] == (size, heads):
-        return parts[0][1]
-    example = parts[0][1]
-    result = example.new_full((size, heads, features, example.shape[-1]), torch.nan)
-    for indices, bases in parts:
-        for index, basis in zip(indices, bases, strict=True):
-            result[index, : basis.shape[0]] = 0.0  # smaller heads live in the first features
-            result[index, : basis.shape[0], : basis.shape[1]] = basis
-    return result
-
-
-def _last_head(bases: Tensor) -> Tensor:
-    """[layer], one more than the number of each layer's last head that has a basis."""
-    there = ~bases.isnan().flatten(2).all(-1)
-    return (there * torch.arange(1, there.shape[1] + 1, device=there.device)).amax(1)
