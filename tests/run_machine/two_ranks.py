@@ -29,7 +29,7 @@ import torch.distributed as dist
 from hypothesis import strategies as st
 from pytorch_lightning.strategies import DDPStrategy
 
-from lightning_geo.measurement import sample_statistics
+from lightning_geo.measurement.collectors import attention_rows
 from lightning_geo.probe.probe import Probe, Share
 from run_machine.checks import Patches, Records, check_files, check_same
 from run_machine.failures import FAULTS as ANY
@@ -114,8 +114,8 @@ def _loses() -> Iterator[None]:
 @contextlib.contextmanager
 def _misjudges() -> Iterator[None]:
     """Report standard errors of sixteen times the size."""
-    variance = sample_statistics.variance_of_mean
-    with patch.object(sample_statistics, "variance_of_mean", lambda *args: 256 * variance(*args)):
+    variance = attention_rows.variance_of_mean
+    with patch.object(attention_rows, "variance_of_mean", lambda *args: 256 * variance(*args)):
         yield
 
 
