@@ -32,6 +32,15 @@ class Computed:
     #: modules with activations that are not finite -> their layer, as ``stack/layer``
     broken: dict[str, str] = field(default_factory=dict)
 
+    def add(self, other: Computed) -> None:
+        """Add the results of another model; its stacks have other names."""
+        self.stacks.update(other.stacks)
+        self.bases.update(other.bases)
+        self.similarities.update(other.similarities)
+        self.overlaps.update(other.overlaps)
+        self.structure.update(other.structure)
+        self.broken.update(other.broken)
+
     def matrices(self) -> dict[str, dict[str, NDArray[Any]]]:
         """Bases and head-pair similarities by stack, for the samples that keep them."""
         result: dict[str, dict[str, NDArray[Any]]] = {}

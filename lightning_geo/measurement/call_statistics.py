@@ -31,11 +31,11 @@ _SHARES = frozenset(
 
 @dataclass(frozen=True)
 class ObservedScores:
-    """What metric functions that read ``scores`` or ``attended`` take."""
+    """The argument of metric functions that read ``scores`` or ``attended``."""
 
-    #: from queries and keys as they are, None where they could not be told
+    #: products of queries and keys; None where these are unknown
     products: AttentionProblem | None
-    #: whose softmax is the attention
+    #: scores whose softmax is the attention
     attended: AttentionProblem
     key_mask: Tensor | None
 
@@ -62,7 +62,7 @@ class ObservedScores:
 def call_statistics(
     call: AttentionCall, requested: Iterable[str], rows: Tensor | None
 ) -> AttentionStatistics:
-    """Those statistics of one observed call, of all rows or of some."""
+    """Return the requested statistics of one observed call, of all rows or of some."""
     attended, peak = _attended(call)
     statistics = attention(attended.problem(frozenset(requested), rows))
     if peak is None:

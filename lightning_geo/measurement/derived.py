@@ -26,7 +26,7 @@ _BROKEN = "broken"
 
 @dataclass
 class DerivedStack:
-    """What is known of one stack, and what collectors derive from it.
+    """The sums of one stack, and the values that collectors derive from them.
 
     Args:
         layers: Sums of attention by layer index, of the layers that are reported.

@@ -30,11 +30,11 @@ _SLACK = 0.1
 
 
 class NoImportanceError(GeometryError, LookupError):
-    """There is no importance to be had here, for a reason that is nobody's failure."""
+    """Importance is undefined for this model or loss; not an error."""
 
 
 class NoLossError(NoImportanceError):
-    """The model's call gives no loss, and nobody said how to compute one."""
+    """The model's call gives no loss, and no `loss_fn` was given."""
 
 
 class ComparingLossError(NoImportanceError):

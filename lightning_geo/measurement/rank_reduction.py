@@ -17,7 +17,7 @@ __all__ = ["Merged", "reduce_over_ranks"]
 
 
 class Merged(NamedTuple):
-    """What became of a sample; the same on every rank.
+    """Whether a sample was merged over ranks; the same on every rank.
 
     Args:
         valid: Whether it is whole on all ranks, and of the same layers.
@@ -57,9 +57,9 @@ def reduce_over_ranks(
     except Exception as error:  # no memory left, say: the other ranks wait for this one all the same
         ok, failure = False, error
     counts = (0, 0) if coverage is None else (coverage.seen, coverage.measured)
-    mine = torch.tensor([int(ok), digest, *counts, unsaid], dtype=torch.int64, device=device)
-    everyone = [torch.empty_like(mine) for _ in range(world_size())]
-    dist.all_gather(everyone, mine)
+    own = torch.tensor([int(ok), digest, *counts, unsaid], dtype=torch.int64, device=device)
+    everyone = [torch.empty_like(own) for _ in range(world_size())]
+    dist.all_gather(everyone, own)
     if failure is not None:
         raise failure
     answers = torch.stack(everyone).tolist()

@@ -67,11 +67,11 @@ class Measurement:
         replays: bool = False,
         twin: nn.Module | None = None,
     ) -> Iterator[Tap]:
-        """Everything that the model of that name computes inside belongs to the sample.
+        """Observe what the model of that name computes inside the context.
 
         Args:
             name: The model's.
-            slopes: What is to hear the backward of what is computed.
+            slopes: Receives the gradients of training's own backward pass.
             training: Whether calls count only where they are part of training.
             replays: Whether replays that begin inside belong to it, rather than what runs between them.
             twin: A copy of the model that runs in its place.
@@ -99,12 +99,12 @@ class Measurement:
 
     @property
     def failures(self) -> list[Exception]:
-        """What went wrong while observing."""
+        """Errors of the observation."""
         return [failure for tap in self._taps.values() for failure in tap.failures]
 
     @property
     def seconds(self) -> float:
-        """What observing took."""
+        """Seconds that the observation took."""
         return sum(tap.seconds for tap in self._taps.values())
 
     @property
@@ -142,7 +142,7 @@ class Measurement:
         return merged
 
     def _prefix(self, name: str) -> str:
-        """What stands before the names of a model's modules: its own name, where there are several."""
+        """Return the prefix of the names of a model's modules: its own name if there are several models."""
         return name if len(self._taps) > 1 else ""
 
     @property
@@ -238,8 +238,7 @@ class Measurement:
             prefix = self._prefix(name)
             if prefix:  # two towers have modules of the same names
                 part.broken = {f"{prefix}.{module}": place for module, place in part.broken.items()}
-            for mine, new in zip(vars(merged).values(), vars(part).values(), strict=True):
-                mine.update(new)
+            merged.add(part)
         return merged
 
     def _chooser(self, numbering: LayerNumbering, name: str) -> Callable[[CallKey], bool]:

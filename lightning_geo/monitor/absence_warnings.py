@@ -1,4 +1,4 @@
-"""What is absent from a sample's numbers is said once, and why."""
+"""Warnings about metrics that are absent from a sample, each given once with its reason."""
 
 from __future__ import annotations
 

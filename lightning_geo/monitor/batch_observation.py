@@ -155,5 +155,5 @@ class BatchObservation(ProbeReplay):
 
     @property
     def seconds(self) -> float:
-        """What observing the sample has cost so far."""
+        """Seconds that observing the sample has cost so far."""
         return self._shadow_seconds or (0.0 if self._measurement is None else self._measurement.seconds)

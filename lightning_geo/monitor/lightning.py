@@ -307,7 +307,7 @@ class GeometryMonitor(CallbackBase):
         return state_key(self, self._settings.name)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy or a pickle of the monitor keeps: its arguments and its run's state, but no model."""
+        """Return the content of a copy or a pickle: arguments and the run's state, but no model."""
         return {name: value for name, value in vars(self).items() if name not in _MODULES_OWN}
 
     # -- the run begins
@@ -417,7 +417,7 @@ class GeometryMonitor(CallbackBase):
     # -- checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """What the run's next session needs, in containers that a weights-only load accepts."""
+        """Return the state that a resumed run needs, in containers that a weights-only load accepts."""
         return self._run.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

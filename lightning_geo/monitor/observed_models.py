@@ -55,9 +55,9 @@ class ObservedModels:
         retry_failed()
         self._candidates = dict(candidates)
         self.root = root
-        #: what tells calls that are given data from others
+        #: tells calls whose inputs come from the data from calls whose inputs depend on parameters
         self.dependence = None if root is None else Dependence(root, candidates)
-        #: those of them that are observed
+        #: the candidates that are observed
         self.models = dict(candidates)
         self._taps = {
             n: Tap(model, special_tokens(model, special_token_ids)) for n, model in self.models.items()
@@ -97,7 +97,7 @@ class ObservedModels:
         self._unrecorded: dict[str, str] = {}
         #: the same, before it is known whether a call of the LightningModule shows them
         self._lacking: dict[str, str] = {}
-        #: what the last sample saw of attention, over all ranks
+        #: attention calls of the last sample that were seen and measured, over all ranks
         self.coverage = Coverage()
 
     def prefer(self, names: Iterable[str]) -> None:
@@ -118,7 +118,7 @@ class ObservedModels:
 
     @property
     def device(self) -> torch.device:
-        """Where the models are."""
+        """Device of the models."""
         return device_of(next(iter(self.models.values())))
 
     def _begin(self) -> Measurement:

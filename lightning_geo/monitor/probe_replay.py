@@ -86,7 +86,7 @@ class ProbeReplay(ObservedModels):
         return [calls] if reusable else [[call] for call in calls]
 
     def _stand_in(self, call: Call, name: str) -> Replica:
-        """What is replayed: the model, or the LightningModule that it is in."""
+        """Return the module to replay: the model, or the LightningModule that it is in."""
         replica = self._outside if call.method else self._replicas[name]
         assert replica is not None
         return replica

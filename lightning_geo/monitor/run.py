@@ -61,7 +61,7 @@ class Run:
         #: whether a sample of this step waits for what is recorded or observed in it
         self._pending = False
         self._sealed = False
-        #: what keeps the last sample from being taken
+        #: cancels the last sample
         self._cancel_last: Callable[[], None] | None = None
         self._eagerly = contextlib.ExitStack()
         self._started = time.perf_counter()
@@ -86,8 +86,8 @@ class Run:
         samples, settings = self.samples, self._settings
         samples.replays = settings.source == "probe" and not is_sharded(trainer)
         if settings.source == "probe" and not samples.replays:
-            said = 'cannot replay an inner module: `source="batch"` is used'
-            self._warn_once.say(f"{type(trainer.strategy).__name__} {said}")
+            strategy = type(trainer.strategy).__name__
+            self._warn_once.say(f'{strategy} cannot replay an inner module: `source="batch"` is used')
         models = candidates(pl_module, settings.module)
         check_layers(settings.layers, pl_module, *models.values())
         sampler, failure = None, None
@@ -353,7 +353,7 @@ class Run:
         call_all(self.samples.stop, self._eagerly.close)
 
     def state_dict(self) -> dict[str, Any]:
-        """What the run's next session needs, in containers that a weights-only load accepts."""
+        """Return the state that a resumed run needs, in containers that a weights-only load accepts."""
         if self._budget is not None:
             self.samples.state.elapsed = self._budget.elapsed
         return self.samples.state_dict()

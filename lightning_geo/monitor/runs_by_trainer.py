@@ -13,7 +13,7 @@ class Copied(Protocol):
     """A run that can begin another one in a copy of its monitor."""
 
     def copied(self, loggers: Iterable[Any]) -> Any:
-        """What a copy of the monitor goes on with."""
+        """Return the run of a copy of the monitor."""
 
 
 Run = TypeVar("Run", bound=Copied)

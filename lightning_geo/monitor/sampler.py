@@ -37,11 +37,11 @@ class Sampler(BatchObservation):
 
     def try_layers(self, share: Share) -> None:
         """Raise if ``layers`` matches nothing that runs on recorded calls; nothing is measured."""
-        if self.replay(share, ()) is None:  # what cannot run is said when it is sampled
+        if self.replay(share, ()) is None:  # a failure is reported when the sample is taken
             self.check_layers()
 
     def failure(self) -> Exception | None:
-        """What went wrong since the sample began."""
+        """Return the first error since the sample began, or None."""
         if self._failure is not None or self._measurement is None:
             return self._failure
         return self._first_failure(self._measurement)

@@ -34,16 +34,16 @@ from lightning_geo.utils.warn_once import WarnOnce
 
 __all__ = ["Samples", "tensors"]
 
-#: What a run says whose state cannot be used, and does then.
+#: The warning of a run whose state in the checkpoint cannot be used, and what the run does instead.
 _UNUSABLE = "the checkpoint's state of the monitor cannot be used"
 _ANEW = "Probe, baseline and costs start anew"
 
-#: Samples without any attention after which none is to be expected.
+#: Samples without any attention after which no more are taken.
 _IN_VAIN = 3
 
 
 class Samples:
-    """What a run has measured, with what, and where it goes.
+    """Takes the samples of a run, keeps its state, and sends records to the loggers.
 
     Args:
         settings: The monitor's.
@@ -70,7 +70,7 @@ class Samples:
         self._vain = 0
 
     def copied(self, loggers: Iterable[Any]) -> Samples:
-        """Those of a copy of the monitor: without a model, in a directory of their own.
+        """Return the samples of a copy of the monitor: without a model, in a directory of their own.
 
         Args:
             loggers: Of the run, whose directories belong to it.
@@ -114,7 +114,7 @@ class Samples:
             self.sampler.forget()
 
     def due_metrics(self, *, final: bool = False) -> tuple[str, ...]:
-        """What the next sample measures."""
+        """Return the metrics that the next sample measures."""
         # two batches of the same weights differ as much as 60 steps of training do
         possible = (name for name in self._settings.metrics if self.replays or not needs_probe(name))
         return self._settings.clocks.due(possible, self.state.samples, final=final)
@@ -248,7 +248,7 @@ class Samples:
     # -- checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """What the run's next session needs, in containers that a weights-only load accepts."""
+        """Return the state that a resumed run needs, in containers that a weights-only load accepts."""
         return self.state.state_dict() | self.inputs.state_dict(inputs=self._settings.probe_in_checkpoint)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -267,8 +267,8 @@ class Samples:
 
         One of them may have been unable to load its state, or to derive what a sample showed.
         """
-        mine = self.state.step, self.state.samples, self.state.models, self.inputs.fingerprint
-        if any(theirs != mine for theirs in everyones(mine)):
+        own = self.state.step, self.state.samples, self.state.models, self.inputs.fingerprint
+        if any(other != own for other in everyones(own)):
             self.state = RunState(version=self.state.version)
             self._start_inputs_anew()
             self._warn_once.say("ranks do not know the same of the run", _ANEW)

@@ -107,11 +107,11 @@ class SlowClocks:
     def __init__(self, *, weights_every_n_samples: int, importance_every_n_samples: int) -> None:
         check_positive("weights_every_n_samples", weights_every_n_samples)
         check_positive("importance_every_n_samples", importance_every_n_samples)
-        #: what a metric reads -> samples from one to the next
+        #: quantity that a metric reads -> samples from one measurement of it to the next
         self._intervals = {"weights": weights_every_n_samples, "slope": importance_every_n_samples}
 
     def due(self, metrics: Iterable[str], samples: int, *, final: bool = False) -> tuple[str, ...]:
-        """Those of ``metrics`` to measure after so many samples of the run."""
+        """Return the metrics to measure after that many samples of the run."""
         return tuple(m for m in metrics if final or samples % self._interval(m) == 0)
 
     def _interval(self, metric: str) -> int:

@@ -18,7 +18,7 @@ __all__ = ["Settings"]
 
 @dataclass(frozen=True)
 class Settings:
-    """What a monitor was asked for; :class:`~lightning_geo.GeometryMonitor` says what each argument means."""
+    """The arguments of a monitor, checked; :class:`~lightning_geo.GeometryMonitor` documents them."""
 
     schedule: Schedule
     clocks: SlowClocks

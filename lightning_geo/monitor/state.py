@@ -1,4 +1,4 @@
-"""What a monitor knows of its run, and what of that a checkpoint carries."""
+"""The state of a monitor's run, and the part of it that a checkpoint carries."""
 
 from __future__ import annotations
 

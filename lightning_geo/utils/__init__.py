@@ -1,1 +1,1 @@
-"""What every room needs: argument checks, errors, this process among ranks, numbers as text."""
+"""Shared by all rooms: argument checks, errors, this process among ranks, numbers as text."""

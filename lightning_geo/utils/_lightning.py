@@ -103,7 +103,7 @@ def is_sharded(trainer: Any) -> bool:
 
 
 def loss_factor(trainer: Any, loss: Tensor) -> Tensor | None:
-    """What Lightning multiplied a step's loss with before backward, so that gradients are that much larger.
+    """Return the factor by which Lightning multiplied a step's loss before the backward pass.
 
     Relies on ``DeepSpeedStrategy`` by name and ``precision_plugin.scaler``; checked on Lightning 2.6.6.
 

@@ -188,7 +188,7 @@ def is_compiled_module(module: nn.Module) -> bool:
 
 
 def compiled_call(module: nn.Module) -> Callable[..., Any] | None:
-    """What runs in place of a module that was compiled by ``module.compile()``, its hooks included.
+    """Return the compiled call of a module that was compiled by ``module.compile()``; it includes its hooks.
 
     Relies on ``Module._compiled_call_impl``; checked on torch 2.13.0.
     """
@@ -215,7 +215,7 @@ def is_compiled_function(function: Any) -> bool:
 
 
 def compiled_from(function: Any) -> Any:
-    """What a compiled function was before.
+    """Return the function that was compiled.
 
     Relies on the mark ``_torchdynamo_orig_callable``; checked on torch 2.13.0.
     """
@@ -340,7 +340,7 @@ def flex_calls(
 
 
 def flex_output(frame: FrameType) -> Any:
-    """What ``flex_attention`` has computed in its frame; ``None`` as long as it has not.
+    """Return the result of ``flex_attention`` in its frame; ``None`` before there is one.
 
     Relies on its local variable ``out``; checked on torch 2.13.0.
     """

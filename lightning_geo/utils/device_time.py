@@ -45,7 +45,7 @@ class Stopwatch:
 
     @property
     def seconds(self) -> float:
-        """Of all stretches that have ended; waits for the device."""
+        """Seconds of all intervals that have ended; waits for the device."""
         stretches, self._stretches = self._stretches, []
         for first, last in stretches:
             last.synchronize()

@@ -14,7 +14,7 @@ class GeometryError(Exception):
 
 
 class ArgumentError(GeometryError, ValueError):
-    """An argument that cannot be right: raised where it is found before training began."""
+    """A wrong argument; raised to the user if it is found before training begins."""
 
 
 class ArgumentTypeError(ArgumentError, TypeError):

@@ -1,4 +1,4 @@
-"""What goes wrong is said once, with its cause, and never stops a training run, unless it is asked to."""
+"""Errors as warnings, each given once with its cause; they never stop training, unless `strict` is set."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _Key = tuple[str, type | None]
 class WarnOnce:
     """Turns errors into warnings, one per kind, from rank 0 alone: the others would mostly say the same.
 
-    What they say is kept until ranks meet, in :meth:`exchange`; rank 0 then says what it has not said itself.
+    The other ranks keep theirs until :meth:`exchange`, where rank 0 gives those that it has not given itself.
 
     Args:
         strict: Raise errors instead, on every rank.

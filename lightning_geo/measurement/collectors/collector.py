@@ -1,4 +1,4 @@
-"""What a collector is: one source of data, from what is observed to the metrics that follow from it."""
+"""The base class of collectors: one source of data, from observed events to derived metrics."""
 
 from __future__ import annotations
 

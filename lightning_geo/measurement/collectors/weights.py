@@ -103,7 +103,7 @@ def _by_document(
     weight: Tensor,
     heads: int,
 ) -> list[HeadReads]:
-    """What a role's projection was given, by sequence or by document; nothing where the tokens are others."""
+    """Return the inputs of a role's projection by sequence or document; nothing where the tokens differ."""
     x, y, bias = read
     mask = call.query_mask if role == "query" else call.key_mask
     if mask is not None and mask.shape != x.shape[:2]:
