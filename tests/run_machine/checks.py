@@ -36,9 +36,12 @@ _OWN = ("_trainer", "_fabric", "failure", "source", "seen")
 
 def check_same(watched: Side, twin: Side) -> None:
     """All that training made is the same on both sides."""
-    same(watched.generators, twin.generators, "generators")
     same(watched.result, twin.result, "result")
     assert watched.runs.keys() == twin.runs.keys()
+    for number, ours in watched.runs.items():  # first, as it says why all else differs
+        errors = [[session.error for session in run.sessions] for run in (ours, twin.runs[number])]
+        same(*errors, f"run {number}: errors")
+    same(watched.generators, twin.generators, "generators")
     for number, ours in watched.runs.items():
         theirs, where = twin.runs[number], f"run {number}"
         same(ours.module, theirs.module, f"{where}: module")

@@ -51,7 +51,8 @@ def _board(folder: Path) -> dict[str, list[tuple[int, float]]]:
     events = event_accumulator.EventAccumulator(str(folder), size_guidance=sizes)
     events.Reload()
     tags = sorted(users(dict.fromkeys(events.Tags()["scalars"])))
-    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
+    # sorted: files that were begun within a second are read in the order of their numbers' digits
+    return {tag: sorted((event.step, event.value) for event in events.Scalars(tag)) for tag in tags}
 
 
 @dataclass(frozen=True)
