@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 
+import lightning_geo.functional  # noqa: F401 - it registers what metrics read
 from lightning_geo.metrics.registry import reads_of
 from lightning_geo.utils.arguments import check_positive
 from lightning_geo.utils.ranks import rank

@@ -1,5 +1,8 @@
 """Which steps are sampled."""
 
+import subprocess
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -132,3 +135,13 @@ def test_slower_metrics_have_their_samples_and_the_last():
         ValueError, match="`importance_every_n_samples` to be an integer of at least 1 but got 0"
     ):
         SlowClocks(weights_every_n_samples=4, importance_every_n_samples=0)
+
+
+def test_slow_clocks_know_what_metrics_read_whatever_was_imported_before():
+    program = (
+        "from lightning_geo.monitor.schedule import SlowClocks\n"
+        "clocks = SlowClocks(weights_every_n_samples=2, importance_every_n_samples=3)\n"
+        "print(*clocks.due(('entropy', 'symmetry', 'importance'), 1))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["entropy"]

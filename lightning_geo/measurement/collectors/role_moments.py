@@ -186,14 +186,13 @@ class RoleMoments(Collector):
     # -- metrics
 
     def derive(self, stack: DerivedStack) -> None:
-        self._derive_joint(stack)
-        bases = self._derive_spectra(stack)
+        bases = self._derive_spectra(stack, self._derive_joint(stack))
         size, heads = len(stack.heads), max(stack.heads)
         stack.bases = {role: stacked_bases(parts, size, heads) for role, parts in bases.items()}
         compare_bases(stack, self._compared)
 
-    def _derive_joint(self, stack: DerivedStack) -> None:
-        """Compare the heads of a layer by the covariance of all their outputs."""
+    def _derive_joint(self, stack: DerivedStack) -> list[tuple[list[int], Tensor]]:
+        """Compare the heads of a layer by the covariance of all their outputs; returns each head's own."""
         own: list[tuple[list[int], Tensor]] = []
         for indices in layers_by_shape(stack.layers, "heads.second"):
             width = stack.layers[indices[0]].sums["heads.second"].shape[-1]
@@ -210,9 +209,11 @@ class RoleMoments(Collector):
                 stack.similarities.append((part, head_similarity(covariance)))
                 # each head's own is a block of that of all heads together
                 own.append((part, covariance.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)))
-        self._own = own if "output" in self._roles else []
+        return own if "output" in self._roles else []
 
-    def _derive_spectra(self, stack: DerivedStack) -> dict[str, list[tuple[list[int], Tensor]]]:
+    def _derive_spectra(
+        self, stack: DerivedStack, outputs: list[tuple[list[int], Tensor]]
+    ) -> dict[str, list[tuple[list[int], Tensor]]]:
         """Eigenvalue metrics, and top subspaces [L, H, D, r] by role; one decomposition per head size."""
         #: size of heads -> roles and layers, and [L, h, D, D]
         found: dict[int, list[tuple[list[tuple[str, list[int]]], Tensor]]] = {}
@@ -222,7 +223,7 @@ class RoleMoments(Collector):
             covariance, broken = covariances(layers, roles)
             stack.add_broken([index for _, index in flat], broken)
             found.setdefault(covariance.shape[-1], []).append((entries, covariance.float()))
-        for indices, covariance in self._own:
+        for indices, covariance in outputs:
             found.setdefault(covariance.shape[-1], []).append(([("output", indices)], covariance))
         bases: dict[str, list[tuple[list[int], Tensor]]] = {}
         if not found:
