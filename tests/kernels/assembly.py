@@ -133,7 +133,7 @@ def _read(kernel: Any) -> Assembly:
             return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
         usage = run("cuobjdump", "--dump-resource-usage")
-        listing = run("nvdisasm", "--print-code")
+        listing = run("nvdisasm", "--print-code", "--no-dataflow")
     numbers = {name: int(value) for name, value in re.findall(r"(\w+):(\d+)", usage)}
     lines, loops = _parse(listing)
     return Assembly(numbers["REG"], numbers["STACK"], kernel.metadata.shared, lines, loops)
