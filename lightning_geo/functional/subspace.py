@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_geo.functional._tensors import as_float, exact_dtype, exact_matmul
+from lightning_geo.kernels.precision import is_finite
 from lightning_geo.metrics.registry import computes
 from lightning_geo.utils.shapes import Float
 
@@ -44,7 +45,7 @@ def principal_subspace(
     if not 1 <= rank <= width:
         raise ValueError(f"Expected `rank` to be between 1 and d = {width} but got {rank}.")
     # eigh raises on one bad matrix of a batch: let it cost that one only
-    finite = covariance.isfinite().all(-1).all(-1)
+    finite = is_finite(covariance).flatten(-2).all(-1)
     eigenvalues, vectors = torch.linalg.eigh(torch.where(finite[..., None, None], covariance, 0.0))
     eigenvalues = eigenvalues.flip(-1)
     rounding = torch.finfo(covariance.dtype).eps * width * eigenvalues[..., :1]

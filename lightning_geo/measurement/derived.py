@@ -64,9 +64,10 @@ class DerivedStack:
 
         Estimates come with their standard errors: sequences are the strata of one sample of rows.
         """
-        for names, indices, count, total, variance in _values(sums):
+        for names, indices, parts in _values(sums):
+            total, count, *variances = parts.unbind(1)
             self.values.append((names, indices, total / count))
-            if variance is not None:
+            for variance in variances:
                 errors = tuple(map(standard_error, names))
                 self.values.append((errors, indices, variance.sqrt() / count))
         for name in dict.fromkeys(name for layer in sums.values() for name in layer.maxima):
@@ -94,49 +95,30 @@ def layers_by_shape(layers: Mapping[int, LayerSums], name: str) -> list[list[int
     return list(groups.values())
 
 
-def _values(
-    sums: Mapping[int, LayerSums],
-) -> Iterator[tuple[tuple[str, ...], list[int], Tensor, Tensor, Tensor | None]]:
-    """Names, layers, counts [L, P, ...], totals and variances of what is kept by value."""
+def _values(sums: Mapping[int, LayerSums]) -> Iterator[tuple[tuple[str, ...], list[int], Tensor]]:
+    """Names, layers, and totals, counts and variances [L, 2 or 3, P, ...] of what is kept by value.
+
+    Groups of metrics that equal layers have, in one shape, come together.
+    """
     alike: dict[tuple[Any, ...], list[int]] = {}
     for index, layer in sums.items():
-        kinds: dict[str, list[str]] = {}
+        shapes: dict[tuple[int, ...], list[str]] = {}
         for group in layer.names:
-            kinds.setdefault(group.partition("(")[0], []).append(group)
-        for groups in kinds.values():
-            shapes = tuple(layer.sums[f"{group}.count"].shape for group in groups)
-            alike.setdefault((tuple(groups), shapes), []).append(index)
-    for (groups, _), indices in alike.items():
-        layers = [sums[index] for index in indices]
-        if len(groups) == 1:
-            (group,) = groups
-            count, total, variance = (
-                _stacked(layers, f"{group}.{p}") for p in ("count", "total", "variance")
-            )
-            assert count is not None
-            assert total is not None
-            yield layers[0].names[group], indices, count, total, variance
-        else:
-            yield from ((names, [i], *rest) for i in indices for names, *rest in [_together(sums[i], groups)])
-
-
-def _stacked(layers: Sequence[LayerSums], name: str) -> Tensor | None:
-    return torch.stack([layer.sums[name] for layer in layers]) if name in layers[0].sums else None
-
-
-def _together(layer: LayerSums, groups: Sequence[str]) -> tuple[Any, ...]:
-    """Names, counts, totals and variances of a layer whose calls had different metrics, added up."""
-    names = tuple(dict.fromkeys(name for group in groups for name in layer.names[group]))
-
-    def added(part: str) -> Tensor:
-        rows: dict[str, Tensor] = {}
-        for group in groups:
-            for name, value in zip(layer.names[group], layer.sums[f"{group}.{part}"], strict=True):
-                rows[name] = rows[name] + value if name in rows else value
-        return torch.stack([rows[name] for name in names])[None]
-
-    estimated = f"{groups[0]}.variance" in layer.sums
-    return names, added("count"), added("total"), added("variance") if estimated else None
+            parts = layer.sums[group]
+            shapes.setdefault((len(parts), *parts.shape[2:]), []).append(group)
+        for shape, groups in shapes.items():
+            alike.setdefault((shape, *groups), []).append(index)
+    for (_, *groups), indices in alike.items():
+        names = [name for group in groups for name in sums[indices[0]].names[group]]
+        stacked = torch.cat([sums[index].sums[group] for index in indices for group in groups], 1)
+        parts = stacked.unflatten(1, (len(indices), len(names))).transpose(0, 1)
+        places: dict[str, list[int]] = {}
+        for place, name in enumerate(names):
+            places.setdefault(name, []).append(place)
+        if len(places) < len(names):  # calls of one layer had different metrics: add up what they share
+            rows = [sum(parts[:, :, place] for place in several) for several in places.values()]
+            parts = torch.stack(rows, 2)
+        yield tuple(places), indices, parts
 
 
 def to_host(

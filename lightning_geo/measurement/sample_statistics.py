@@ -15,7 +15,7 @@ from lightning_geo.measurement.collectors.role_moments import RoleMoments
 from lightning_geo.measurement.collectors.score_pairs import ScorePairs
 from lightning_geo.measurement.collectors.stream import Stream
 from lightning_geo.measurement.collectors.weights import Weights
-from lightning_geo.measurement.sums import LayerSums
+from lightning_geo.measurement.sums import LayerSums, settle_values
 from lightning_geo.metrics.registry import reads_of
 from lightning_geo.observe import AttentionCall, BlockCall, CallKey, HeadGradientHook, Projections
 from lightning_geo.observe.packed.splitting import by_document
@@ -114,6 +114,7 @@ class SampleStatistics:
         """Add to the sums what collectors have gathered for an operation on several layers."""
         for collector in self.collectors:
             collector.settle()
+        settle_values((*self.layers.values(), *self.blocks.values()))
 
     def zero(self) -> None:
         """Keep the layout, count nothing."""

@@ -7,8 +7,9 @@ covariances as count, sum and raw second moment.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,16 +17,37 @@ from torch import Tensor
 from lightning_geo.functional._tensors import exact_dtype
 from lightning_geo.kernels.precision import is_finite
 
-__all__ = ["LayerSums", "add_maximum", "add_moments", "add_values", "covariances"]
+__all__ = ["LayerSums", "add_maximum", "add_moments", "add_values", "covariances", "settle_values"]
+
+#: Values of a layer that wait to be added up; more would hold memory for every call of a long sample.
+_WAITING_VALUES = 1 << 17
+
+
+class _Values(NamedTuple):
+    """Values by sequence [P, B, ...] of a group of metrics, and their variances where they are estimates."""
+
+    group: str
+    values: Tensor
+    variances: Tensor | None
 
 
 @dataclass
 class LayerSums:
-    """Sums and maxima of one layer by name; ``names`` says which metrics a stacked one holds."""
+    """Sums and maxima of one layer by name.
+
+    Args:
+        sums: Of a group of metrics, total and count of values [2, P, ...], and the total of their variances
+            [3, P, ...] where they are estimates.
+        maxima: By metric.
+        names: Which metrics a group holds.
+        waiting: Values that :func:`settle_values` adds to the sums.
+        heads: Heads of the layer.
+    """
 
     sums: dict[str, Tensor] = field(default_factory=dict)
     maxima: dict[str, Tensor] = field(default_factory=dict)
     names: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    waiting: list[_Values] = field(default_factory=list)
     heads: int = 0
 
     def add(self, name: str, value: Tensor) -> None:
@@ -43,29 +65,50 @@ def add_values(
 ) -> None:
     """Add values by sequence to the sums of L layers; one that is not finite does not count.
 
+    They wait for :func:`settle_values`, which takes one operation where several groups have one shape.
+
     Args:
         layers: L layers.
         group: Which of a layer's groups of metrics they are.
         names: Of the P metrics.
-        values: ``[L, P, B, ...]``.
+        values: ``[L, P, B, ...]``; nothing may write to them afterwards.
         variances: Of these values, where they are estimates.
     """
     if not names:
         return
-    exact = exact_dtype(values)
-    defined = is_finite(values)
     # calls of one layer may have different metrics: sums of other names must not be added up
     group = f"{group}({' '.join(names)})"
-    parts = {
-        "total": torch.where(defined, values, 0.0).sum(2, dtype=exact),
-        "count": defined.sum(2, dtype=exact),
-    }
-    if variances is not None:
-        parts["variance"] = torch.where(defined, variances, 0.0).sum(2, dtype=exact)
-    for part, sums in parts.items():
-        for layer, value in zip(layers, sums, strict=True):
-            layer.names[group] = names
-            layer.add(f"{group}.{part}", value)
+    values = values.detach()
+    for i, layer in enumerate(layers):
+        layer.names[group] = names
+        layer.waiting.append(_Values(group, values[i], None if variances is None else variances[i]))
+        if sum(entry.values.numel() for entry in layer.waiting) > _WAITING_VALUES:
+            settle_values([layer])
+
+
+def settle_values(layers: Iterable[LayerSums]) -> None:
+    """Add the values that wait to the sums of their layers, those of one shape together."""
+    alike: dict[tuple[object, ...], list[tuple[LayerSums, _Values]]] = {}
+    for layer in layers:
+        for entry in layer.waiting:
+            x = entry.values
+            alike.setdefault((x.shape[1:], x.dtype, x.device, entry.variances is None), []).append(
+                (layer, entry)
+            )
+        layer.waiting = []
+    with torch.no_grad():
+        for entries in alike.values():
+            values = torch.cat([entry.values for _, entry in entries])
+            defined = is_finite(values)
+            parts = [torch.where(defined, values, 0.0), defined]
+            variances = [entry.variances for _, entry in entries if entry.variances is not None]
+            if variances:
+                parts.append(torch.where(defined, torch.cat(variances), 0.0))
+            # [2 or 3, P, ...]
+            sums = torch.stack([part.to(values.dtype) for part in parts]).sum(2, dtype=exact_dtype(values))
+            pieces = sums.split([len(entry.values) for _, entry in entries], 1)
+            for (layer, entry), piece in zip(entries, pieces, strict=True):
+                layer.add(entry.group, piece)
 
 
 def add_maximum(layers: Sequence[LayerSums], name: str, values: Tensor) -> None:

@@ -141,7 +141,7 @@ def test_a_broken_sequence_does_not_count(bad: float, role: str) -> None:
     layer = sample.layers[KEY]
     heads = 2 if role == "key" else 1  # its head, or those that share the key
     assert layer.sums["broken"] == heads
-    assert layer.sums["row(entropy self_mass).count"].tolist()[0] == [3] * heads + [4] * (4 - heads)
+    assert layer.sums["row(entropy self_mass)"][1].tolist()[0] == [3] * heads + [4] * (4 - heads)
     values, expected = means_of(sample, KEY), means_of(whole, KEY)
     for name in ("entropy", "self_mass", "max_logit"):
         np.testing.assert_allclose(values[name][:heads], expected[name][:heads], rtol=1e-6, err_msg=name)
@@ -171,8 +171,8 @@ def test_zeroed_statistics_keep_their_layout_and_add_nothing() -> None:
     sample.attention(KEY, call_of())
     for each in (sample, whole):
         each.settle()
-    [total] = [name for name in whole.layers[KEY].sums if name.startswith("row(") and name.endswith(".total")]
-    assert sample.layers[KEY].sums[total].equal(whole.layers[KEY].sums[total])
+    [group] = [name for name in whole.layers[KEY].sums if name.startswith("row(")]
+    assert sample.layers[KEY].sums[group].equal(whole.layers[KEY].sums[group])
 
 
 def test_calls_that_have_other_metrics_are_counted_together() -> None:
@@ -210,9 +210,9 @@ def test_only_what_was_asked_for_is_kept() -> None:
         sample = sample_of(slice(0, 4), metrics=select(list(metrics)))
         return {name for layer in sample.everything() for name in (*layer.sums, *layer.maxima)}
 
-    assert kept("metric:entropy") == {"broken", "row(entropy).total", "row(entropy).count"}
+    assert kept("metric:entropy") == {"broken", "row(entropy)"}
     assert kept("max_logit") == {"broken", "max_logit"}
-    assert kept("hidden_norm") == {"tokens(hidden_norm).total", "tokens(hidden_norm).count"}
+    assert kept("hidden_norm") == {"tokens(hidden_norm)"}
     assert kept("effective_rank.value") == {"value.count", "value.sum", "value.second"}
     assert kept("qk_alignment") == {f"{r}.{p}" for r in ("query", "key") for p in ("count", "sum", "second")}
     assert kept("redundancy") == {"heads.count", "heads.sum", "heads.second"}

@@ -33,6 +33,22 @@ class _Stage(NamedTuple):
         return tuple(name.removesuffix(f".{self.name}") for name in self.cones)
 
 
+class _Cone(NamedTuple):
+    """What the cone of one layer at one stage is computed from."""
+
+    layer: LayerSums
+    stage: _Stage
+    #: [B, d]
+    directions: Tensor
+    #: [B], real tokens, and those that are no zero vectors
+    tokens: Tensor
+    directed: Tensor
+
+
+#: Bytes of directions that wait for those of other layers.
+_WAITING_BYTES = 1 << 24
+
+
 class Stream(Collector):
     """Length, distribution, change and cone of hidden states; by token at a layer's output alone.
 
@@ -55,6 +71,7 @@ class Stream(Collector):
             for stage in STAGES
         }
         self._batches = LayerBatches(self._add)
+        self._cones: list[_Cone] = []
 
     def attention_output(self, layer: LayerSums, output: Tensor, mask: Tensor | None) -> None:
         self._observe(layer, "attention", output, mask)
@@ -92,17 +109,15 @@ class Stream(Collector):
             tensors["x"].flatten(0, 1), mask, before, statistics=requested & set(STREAM)
         )
         if stage.cones:
-            quantities = {
-                "directions": statistics.directions,
-                "tokens": statistics.valid.sum(-1),
-                "directed": statistics.directed,
-            }
-            values = [metric_function(n)(*(quantities[q] for q in reads_of(n))) for n in stage.cones]
-            by_layer = _by_layer(torch.stack(values), count)
-            for one in dict.fromkeys(stage for _, stage in owners):
-                mine = [i for i, (_, other) in enumerate(owners) if other == one]
-                own = by_layer if len(mine) == count else torch.stack([by_layer[i] for i in mine])
-                add_values([layers[i] for i in mine], one.name, one.cones, own)
+            assert statistics.directions is not None
+            assert statistics.directed is not None
+            directions = statistics.directions.unflatten(0, (count, -1))
+            tokens, directed = (
+                x.unflatten(0, (count, -1)) for x in (statistics.valid.sum(-1), statistics.directed)
+            )
+            self._cones += map(_Cone, layers, (stage for _, stage in owners), directions, tokens, directed)
+            if sum(cone.directions.nbytes for cone in self._cones) > _WAITING_BYTES:
+                self._add_cones()
         planes = {name: [getattr(statistics, field) for field in reads_of(name)] for name in stage.by_token}
         names = tuple(n for n, fields in planes.items() if all(field is not None for field in fields))
         if names:
@@ -110,8 +125,27 @@ class Stream(Collector):
             means = mean_over_tokens(stacked, statistics.valid, statistics.finite)
             add_values(layers, "tokens", names, _by_layer(means, count))
 
+    def _add_cones(self) -> None:
+        """Compute the cones of all layers and stages that have one shape together."""
+        alike: dict[tuple[object, ...], list[_Cone]] = {}
+        for cone in self._cones:
+            alike.setdefault(
+                (cone.stage.functions, cone.directions.shape, cone.directions.device), []
+            ).append(cone)
+        self._cones = []
+        for cones in alike.values():
+            quantities = {
+                name: torch.stack([getattr(cone, name) for cone in cones])
+                for name in ("directions", "tokens", "directed")
+            }
+            names = cones[0].stage.cones
+            values = [metric_function(n)(*(quantities[q] for q in reads_of(n))) for n in names]
+            for cone, own in zip(cones, torch.stack(values, 1), strict=True):
+                add_values([cone.layer], cone.stage.name, cone.stage.cones, own[None])
+
     def settle(self) -> None:
         self._batches.flush()
+        self._add_cones()
 
 
 def _by_layer(values: Tensor, count: int) -> Tensor:
