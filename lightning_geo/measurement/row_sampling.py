@@ -14,7 +14,7 @@ class RowSample:
     """Which rows of each sequence are measured.
 
     Args:
-        rows: ``[B, R]`` int64. Where a sequence has fewer real tokens than R, padding fills up.
+        rows: ``[B, R]`` int64, ascending. Where a sequence has fewer real tokens than R, padding fills up.
         fraction: ``[B]``, share of the sequence's real tokens that are among them.
     """
 
@@ -50,7 +50,8 @@ def draw_rows(
     if query_mask is not None:
         order = order + ~query_mask  # padding last
         real = query_mask.sum(-1)
-    rows = order.topk(size, largest=False, sorted=False).indices
+    # in order: a block of rows that lie together skips the keys that causality hides from all of them
+    rows = order.topk(size, largest=False, sorted=False).indices.sort(dim=1).values
     return RowSample(rows, (size / real.clamp(min=1)).clamp(max=1.0))
 
 

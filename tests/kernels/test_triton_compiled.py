@@ -86,6 +86,7 @@ def attention_launches(capability: int, width: int, dtype: torch.dtype, kind: st
         (90, 256, torch.bfloat16, "causal"),
         (90, 80, torch.bfloat16, "padded"),
         (90, 64, torch.float32, "causal"),
+        (80, 128, torch.float32, "dense"),
         (86, 64, torch.bfloat16, "padded"),
     ],
     ids=str,
@@ -135,13 +136,19 @@ def test_blackwell() -> None:
         assert compiled(launch, 100).count(r"UTC\w*MMA")
 
 
-@pytest.mark.parametrize("capability", [80, 90])
-def test_the_check_fails_on_a_tile_that_spills(capability: int) -> None:
+def test_the_check_fails_on_a_tile_that_spills() -> None:
     large = Tile(128, 128, warps=4)
     problem = problem_on_meta(BATCH, HEADS, TOKENS, 128, right=0)
-    launch = launches(problem, divmod(capability, 10), Tiles(large, large))[0][1]
+    launch = launches(problem, (9, 0), Tiles(large, large))[0][1]
     with pytest.raises(AssertionError, match="stack of"):
-        check(compiled(launch, capability), launch, capability)
+        check(compiled(launch, 90), launch, 90)
+
+
+def test_float32_vectors_of_256_features_fit_into_shared_memory() -> None:
+    _, rows, columns = attention_launches(90, 256, torch.float32, "causal")
+    assert compiled(rows, 90).shared <= 99 * 1024
+    assert compiled(columns, 90).shared <= 99 * 1024
+    assert compiled(columns, 90).spills == 0
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,7 @@ def test_draws_real_rows_once_each():
         assert len(set(rows)) == 8
         assert sum(row < real for row in rows) == min(8, real)
     assert sample.fraction.tolist() == pytest.approx([8 / 50, 8 / 20, 1, 1])
+    assert (sample.rows.diff(dim=1) > 0).all()
     again = draw_rows(4, 50, mask, 8, "seed", torch.device("cpu"))
     other = draw_rows(4, 50, mask, 8, "other", torch.device("cpu"))
     assert torch.equal(sample.rows, again.rows)

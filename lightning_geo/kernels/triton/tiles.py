@@ -28,7 +28,9 @@ class Tiles(NamedTuple):
 def tiles_for(
     width: int, dtype: torch.dtype, capability: tuple[int, int], hungry: bool = False, dense: bool = False
 ) -> Tiles:
-    """Look up tiles that neither spill registers nor, in half precision, need over 99 KiB of shared memory.
+    """Look up tiles that fit into any device's shared memory, 99 KiB, or 227 KiB on a Hopper in float32.
+
+    They spill no registers, but for the rows of float32 vectors of more than 128 features.
 
     Args:
         width: The head dimension, rounded up to a power of two.
@@ -40,7 +42,7 @@ def tiles_for(
     # wgmma has four warps share a tile's rows; older tensor cores do so only where rows outnumber columns
     hopper = capability[0] in (9, 10)
     if dtype == torch.float32:
-        return Tiles(Tile(64, 32, stages=2), Tile(64, 64 if hopper and not hungry else 32, stages=2))
+        return _float32_tiles(width, hopper, hungry)
     if not hopper:
         rows = Tile(128, 32, stages=3 if width <= 64 else 2)
     elif width > 128:
@@ -52,3 +54,11 @@ def tiles_for(
     else:
         rows = Tile(64, 128, stages=2)
     return Tiles(rows, Tile(64, 64 if dense or width > 128 else 128, stages=2))
+
+
+def _float32_tiles(width: int, hopper: bool, hungry: bool) -> Tiles:
+    if width > 128:
+        return Tiles(Tile(16, 32, stages=2), Tile(32, 16, warps=8, stages=2))
+    if width > 64 and not hopper:
+        return Tiles(Tile(64, 16, stages=2), Tile(64, 16, stages=2))
+    return Tiles(Tile(64, 32, stages=2), Tile(64, 64 if hopper and not hungry else 32, stages=2))
