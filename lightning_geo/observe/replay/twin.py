@@ -125,12 +125,12 @@ def needed_hooks(hooks: dict[int, Any]) -> dict[int, Any]:
 
 def foreign_hooks(model: nn.Module) -> dict[str, str]:
     """Return the user's forward hooks by module path; a replay leaves them out."""
-    found = {}
+    by_path = {}
     for path, module in model.named_modules():
         for hooks in forward_hooks(module) if not is_scripted(module) else ():
             for hook in foreign_among(hooks).values():
-                found[path] = getattr(_function_of(hook), "__qualname__", repr(hook))
-    return found
+                by_path[path] = getattr(_function_of(hook), "__qualname__", repr(hook))
+    return by_path
 
 
 def foreign_among(hooks: dict[int, Any]) -> dict[int, Any]:
