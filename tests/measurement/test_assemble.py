@@ -27,7 +27,7 @@ def computed(
     calls: dict[int, AttentionCall],
     *,
     metrics: tuple[str, ...] = select(),
-    chosen: Callable[[CallKey], bool] = lambda key: True,
+    reports: Callable[[CallKey], bool] = lambda key: True,
     earlier: Computed | None = None,
     rank: int = 2,
 ) -> Computed:
@@ -42,7 +42,7 @@ def computed(
         {"stack": ("layers.0", "layers.1", "layers.2")},
     )
     bases = None if earlier is None else earlier.bases
-    return compute(sample, layout, metrics, rank, chosen, bases, bases)
+    return compute(sample, layout, metrics, rank, reports, bases, bases)
 
 
 def test_layers_without_attention_are_rows_without_a_value() -> None:
