@@ -29,7 +29,7 @@ __all__ = ["Run"]
 
 
 class Run:
-    """Decides at which steps samples are taken, and prepares them.
+    """Decides at which steps samples are taken, and has them taken.
 
     Args:
         settings: The monitor's.
