@@ -1,6 +1,7 @@
-"""Private names of torch, Lightning, transformers and TensorBoard stand in one file per package.
+"""Private names of torch, Lightning, transformers and TensorBoard stand in one place per package.
 
-Whoever updates one of these packages has one file to check; each name there says on which versions it works.
+Whoever updates one of these packages has one file, or for torch one folder, to check; each name there says on
+which versions it works.
 """
 
 from __future__ import annotations
@@ -17,7 +18,11 @@ from pytorch_lightning import LightningModule, Trainer
 import lightning_geo
 
 ROOT = Path(lightning_geo.__file__).parent
-FILES = {f"utils/_{package}.py" for package in ("lightning", "tensorboard", "torch", "transformers")}
+FILES = {f"utils/_{package}.py" for package in ("lightning", "tensorboard", "transformers")} | {
+    f"utils/_torch/{path.name}"
+    for path in (ROOT / "utils" / "_torch").glob("*.py")
+    if path.name != "__init__.py"
+}
 PACKAGES = (
     "torch", "lightning", "pytorch_lightning", "lightning_fabric", "transformers", "accelerate",
     "tensorboard", "tensorboardX",
@@ -102,7 +107,7 @@ def test_no_other_file_uses_them() -> None:
         if path not in FILES
         for line in private_names(tree, OWN)
     ]
-    assert not found, "belongs into one of lightning_geo/utils/_*.py: " + ", ".join(found)
+    assert not found, "belongs into one of lightning_geo/utils/_*.py or _torch/*.py: " + ", ".join(found)
 
 
 @pytest.mark.parametrize("path", sorted(FILES))

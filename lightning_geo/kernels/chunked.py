@@ -244,7 +244,7 @@ class _LinearWeights:
         """Enter the weighted sums of a tile into ``sums`` ``[4, B, H, rows]``."""
         _, heads, count, columns = tile.shape
         start = tile.columns.start + self._behind
-        if rows.chosen is None:
+        if rows.indices is None:
             start -= rows.span(tile.rows)[0]
             # rows as the batch of the product: all heads of all sequences share a row's weights
             shares = [(tile.batch, self._table[:count, :, start : start + columns], e.flatten(0, 1))]

@@ -94,8 +94,8 @@ def _mask_bias(
     mask: Shaped[Tensor, "#batch #heads #queries #keys"] | BlockRule, rows: Rows, tile: Tile
 ) -> Float[Tensor, "#b #h #rows #columns"]:
     if isinstance(mask, BlockRule):
-        chosen = tile.rows if rows.chosen is None else rows.chosen[tile.batch, tile.rows]
-        visible = mask.visible(tile.batch, tile.heads, chosen, tile.columns)
+        queries = tile.rows if rows.indices is None else rows.indices[tile.batch, tile.rows]
+        visible = mask.visible(tile.batch, tile.heads, queries, tile.columns)
     else:
         batch, heads, _, columns = (
             s if n > 1 else slice(None) for s, n in zip(tile, mask.shape, strict=True)

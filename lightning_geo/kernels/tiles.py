@@ -43,7 +43,7 @@ class Rows:
     def __init__(self, problem: AttentionProblem) -> None:
         self._problem = problem
         self.count = problem.rows_shape[2]
-        self.chosen: Tensor | None = None
+        self.indices: Tensor | None = None
         self._order: Tensor | None = None
         device = problem.query.device
         if problem.rows is None:
@@ -52,9 +52,9 @@ class Rows:
             self._lowest: Sequence[int] = range(problem.offset, problem.offset + self.count)
             self._highest: Sequence[int] = self._lowest
         else:
-            self.chosen, self._order = problem.rows.sort(dim=1)
-            self.positions = self.chosen + problem.offset
-            any_row = self.chosen.numel() > 0  # an empty axis has no minimum
+            self.indices, self._order = problem.rows.sort(dim=1)
+            self.positions = self.indices + problem.offset
+            any_row = self.indices.numel() > 0  # an empty axis has no minimum
             self._lowest = self.positions.amin(0).tolist() if any_row else [0] * self.count
             self._highest = self.positions.amax(0).tolist() if any_row else [0] * self.count
 
@@ -65,9 +65,9 @@ class Rows:
     def take(self, x: Tensor, axis: int, tile: slice | None = None, batch: slice | None = None) -> Tensor:
         """Those rows of ``x``, whose axis 0 is the batch (or 1) and whose ``axis`` counts query rows."""
         part = slice(0, self.count) if tile is None else tile
-        if self.chosen is None or x.shape[axis] == 1:
+        if self.indices is None or x.shape[axis] == 1:
             return x if x.shape[axis] == 1 else x.narrow(axis, part.start, part.stop - part.start)
-        index = self.chosen[batch or slice(None), part]
+        index = self.indices[batch or slice(None), part]
         index = index.view(index.shape[0], *(index.shape[1] if d == axis else 1 for d in range(1, x.dim())))
         return torch.take_along_dim(x, index, axis)
 

@@ -59,7 +59,7 @@ def compute(
     numbering: LayerNumbering,
     metrics: tuple[str, ...],
     rank: int,
-    chosen: Callable[[CallKey], bool],
+    reports: Callable[[CallKey], bool],
     baseline: Bases | None = None,
     previous: Bases | None = None,
 ) -> Computed:
@@ -70,7 +70,7 @@ def compute(
         numbering: Where its calls go.
         metrics: Stored names to compute.
         rank: Dimensions of the subspaces that are compared; at most half a head.
-        chosen: Which calls to report.
+        reports: Whether to report a call.
         baseline: Bases that ``drift`` is against; without, this sample's own, and drift is 0.
         previous: Bases that ``velocity`` is against; without, it is absent.
     """
@@ -81,7 +81,7 @@ def compute(
         calls = {
             index: key
             for key, (owner, index) in sorted(numbering.layers.items(), key=lambda item: item[1])
-            if owner == name and key in sample.layers and chosen(key)
+            if owner == name and key in sample.layers and reports(key)
         }
         if not calls:
             continue

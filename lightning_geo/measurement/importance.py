@@ -102,7 +102,7 @@ def importances(
         return []
     differentiated = _Differentiated(model, loss_fn, context, model if observed is None else observed, replay)
     with differentiated.tapped():
-        return [found for recorded in calls for found in differentiated.sequences(recorded)]
+        return [by_call for recorded in calls for by_call in differentiated.sequences(recorded)]
 
 
 class _Differentiated:
@@ -141,7 +141,7 @@ class _Differentiated:
 
     def sequences(self, recorded: ProbeCall) -> list[dict[CallKey, Tensor]]:
         """Importance to the loss of each sequence of a call."""
-        found, losses = [], []
+        by_sequence, losses = [], []
         alone = _one_by_one(recorded)
         for call in alone:
             factors = self._factors = HeadFactors()
@@ -149,14 +149,14 @@ class _Differentiated:
                 loss = self._loss(call)
                 slopes = factors.slopes(loss)
             losses.append(loss.detach())
-            found.append({key: head_importance(slope) for key, slope in slopes.items()})
+            by_sequence.append({key: head_importance(slope) for key, slope in slopes.items()})
         if len(alone) > 1:
             self._factors = None
             # observed too, since that may change how the model computes: torch's encoder has a fast path
             with self._replay(self._model):
                 together = self._loss(recorded.call)
             _check_divisible(float(together), torch.stack(losses).flatten().tolist())
-        return found
+        return by_sequence
 
     def _loss(self, call: Call) -> Tensor:
         """The loss of one call.

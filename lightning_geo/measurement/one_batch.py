@@ -83,8 +83,8 @@ def measure(
     _check_observed(measurement, model)
     measurement.check_layers()
     if "importance" in names:
-        found = importances(model, [ProbeCall.of("", call)], loss_fn)
-        measurement.add_importance(found, device_of(model, call))
+        by_sequence = importances(model, [ProbeCall.of("", call)], loss_fn)
+        measurement.add_importance(by_sequence, device_of(model, call))
     computed = measurement.compute()
     about = {"class": type(model).__name__, "stacks": computed.structure}
     cost = time.perf_counter() - started

@@ -83,18 +83,18 @@ class Measurement:
             yield tap
 
     def add_importance(
-        self, found: Iterable[Mapping[CallKey, Tensor]], device: torch.device, name: str = ""
+        self, by_sequence: Iterable[Mapping[CallKey, Tensor]], device: torch.device, name: str = ""
     ) -> None:
         """Count importance for the model of that name, which was observed before.
 
         Args:
-            found: [sequence, head] by attention call; nothing on a rank that has no sequence.
+            by_sequence: [sequence, head] by attention call; nothing on a rank that has no sequence.
             device: The model's.
             name: The model's.
         """
         statistics = self._statistics[name]
         statistics.expect_importance(device)
-        for by_call in found:
+        for by_call in by_sequence:
             statistics.importance(by_call)
 
     @property
@@ -115,13 +115,13 @@ class Measurement:
     @property
     def unobserved(self) -> dict[str, str]:
         """Modules that look like attention but showed none, for no reason that is known: name and class."""
-        found: dict[str, str] = {}
+        modules_without: dict[str, str] = {}
         for name, tap in self._taps.items():
             left_out = [f"{module}." for modules in tap.coverage.left_out.values() for module in modules]
             for path, kind in tap.unobserved.items():
                 if not any(module.startswith(f"{path}." * bool(path)) for module in left_out):
-                    found[tap.name_of(path, self._prefix(name))] = kind
-        return found
+                    modules_without[tap.name_of(path, self._prefix(name))] = kind
+        return modules_without
 
     @property
     def coverage(self) -> Coverage:
@@ -167,18 +167,18 @@ class Measurement:
 
     def why_nothing(self) -> str:
         """Why no attention was seen."""
-        said = f"Attention-like modules that ran: {self.unobserved or 'none'}."
+        reason = f"Attention-like modules that ran: {self.unobserved or 'none'}."
         if self.passed_over:
-            said = (
+            reason = (
                 "Every call of the model ran under `no_grad`, so that none is part of training; "
                 '`source="probe"` measures such a model.'
             )
         if self.scripted:
-            said += (
+            reason += (
                 f" TorchScript computes attention in {', '.join(self.scripted)} and hides its inside: "
                 "observe the module before `torch.jit.script`."
             )
-        return said
+        return reason
 
     @property
     def unprojected(self) -> dict[str, list[str]]:
@@ -233,8 +233,8 @@ class Measurement:
                 sizes = {f"{name}.{stack}": size for stack, size in numbering.sizes.items()}
                 rows = {f"{name}.{stack}": paths for stack, paths in numbering.rows.items()}
                 numbering = LayerNumbering(layers, numbering.blocks, sizes, rows)
-            chosen = self._chooser(numbering, name)
-            part = compute(statistics, numbering, self._metrics, self._rank, chosen, baseline, previous)
+            reports = self._chooser(numbering, name)
+            part = compute(statistics, numbering, self._metrics, self._rank, reports, baseline, previous)
             prefix = self._prefix(name)
             if prefix:  # two towers have modules of the same names
                 part.broken = {f"{prefix}.{module}": place for module, place in part.broken.items()}
@@ -248,8 +248,8 @@ class Measurement:
         if isinstance(layers, str):
             # with and without the observed model's own name in front
             return lambda key: any(re.search(layers, path) for path in (key.module, f"{name}.{key.module}"))
-        wanted = {layers} if isinstance(layers, int) else set(layers)
-        return lambda key: numbering.layers[key][1] in wanted
+        indices = {layers} if isinstance(layers, int) else set(layers)
+        return lambda key: numbering.layers[key][1] in indices
 
     def check_layers(self) -> None:
         """Raise if ``layers`` matches no attention call that was seen.
@@ -285,8 +285,8 @@ def special_tokens(model: nn.Module, given: Iterable[int] | None) -> tuple[int, 
     if given is not None:
         return tuple(given)
     config = config_of(model)
-    found: list[int] = []
+    ids: list[int] = []
     for name in ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"):
         value = getattr(config, name, None)
-        found += [v for v in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(v, int)]
-    return tuple(dict.fromkeys(found))
+        ids += [v for v in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(v, int)]
+    return tuple(dict.fromkeys(ids))

@@ -138,11 +138,11 @@ class SampleStatistics:
 
 def _by_source(metrics: Iterable[str]) -> dict[type[Collector], tuple[str, ...]]:
     """The metrics of each collector: of the one that offers what they read."""
-    found: dict[type[Collector], list[str]] = {source: [] for source in SOURCES}
+    by_source: dict[type[Collector], list[str]] = {source: [] for source in SOURCES}
     for name in metrics:
         reads = frozenset(reads_of(name))
         sources = [source for source in SOURCES if reads <= source.offers]
         if not sources:
             raise LookupError(f"Expected a source of data for {name!r}, which reads {sorted(reads)}.")
-        found[sources[0]].append(name)
-    return {source: tuple(names) for source, names in found.items()}
+        by_source[sources[0]].append(name)
+    return {source: tuple(names) for source, names in by_source.items()}

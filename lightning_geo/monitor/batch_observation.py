@@ -1,10 +1,9 @@
-"""Samples of training itself: what the models compute in a step, and the gradients of its backward pass."""
+"""The sampler's strategy on the batch: a step's own forward, and the gradients of its backward pass."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from torch import Tensor
 
@@ -12,6 +11,8 @@ from lightning_geo.measurement.importance import NoImportanceError
 from lightning_geo.measurement.sample import Measurement
 from lightning_geo.measurement.training_importance import TrainingGradients
 from lightning_geo.monitor.absence_warnings import by_reason
+from lightning_geo.monitor.observed_models import ObservedModels
+from lightning_geo.monitor.open_sample import OpenSample
 from lightning_geo.monitor.probe_replay import Calls, ProbeReplay
 from lightning_geo.observe import name_of
 from lightning_geo.observe.replay.call_hooks import on_call
@@ -29,11 +30,19 @@ _COMPILED = (
 )
 
 
-class BatchObservation(ProbeReplay):
-    """Observes the training forward, or runs it once more, eagerly, where it is compiled or fused."""
+class BatchObservation:
+    """Observes the training forward, or runs it once more, eagerly, where it is compiled or fused.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    Args:
+        observed: The models.
+        sample: The sample in the making.
+        replay: Runs calls once more.
+    """
+
+    def __init__(self, observed: ObservedModels, sample: OpenSample, replay: ProbeReplay) -> None:
+        self._observed = observed
+        self._sample = sample
+        self._replay = replay
         #: gradients of training's own backward pass by model, where importance is measured from them
         self._gradients: dict[str, TrainingGradients] = {}
         self._watching = contextlib.ExitStack()
@@ -48,49 +57,53 @@ class BatchObservation(ProbeReplay):
         Args:
             metrics: Stored names of those that are due in a new sample; None for more of the last one.
         """
-        self._replaying = False
+        sample = self._sample
+        sample.replayed = False
         try:
             self.pause()
-            if metrics is not None or self._measurement is None:
-                self._forget()
-                self._importance_failures = {}
-                self._due = self._due if metrics is None else metrics
-                self._failure, self._measurement, self._shadow_seconds = None, self._begin(), 0.0
-            shadowed = any(
-                compiles_attention(model) or has_fast_path(model) for model in self.models.values()
-            )
-            if self.dependence is not None and not self._chosen:
-                for undo in self.dependence.watch():
-                    self._watching.callback(undo)
-            for name, model in self.models.items():
-                if self.dependence is not None and not self._chosen:
-                    self._watching.callback(on_call(model, self.dependence.noting(name)))
-                if shadowed:
-                    self._watching.callback(on_call(model, self._shadow(name)))
-                    self._importance_failures[name] = NoImportanceError(_COMPILED)
-                    continue
-                gradients = (
-                    self._gradients.setdefault(name, TrainingGradients()) if self._weighs_heads else None
-                )
-                if gradients is not None:
-                    self._watching.callback(on_call(model, gradients.begins))
-                self._watching.enter_context(self._measurement.observe(name, gradients, training=True))
+            if metrics is not None or sample.measurement is None:
+                self.forget()
+                sample.importance_failures = {}
+                sample.due = sample.due if metrics is None else metrics
+                sample.failure, sample.measurement, self._shadow_seconds = None, sample.begin(), 0.0
+            self._install(sample.measurement)
         except Exception as error:
-            self._failure = self._failure or let_go(error)
+            sample.keep_failure(let_go(error))
             self.pause()
+
+    def _install(self, measurement: Measurement) -> None:
+        """Install what observes the models, until :meth:`pause`."""
+        sample, models = self._sample, self._observed.models
+        dependence = None if self._observed.settled else self._observed.dependence
+        shadowed = any(compiles_attention(model) or has_fast_path(model) for model in models.values())
+        if dependence is not None:
+            for undo in dependence.watch():
+                self._watching.callback(undo)
+        for name, model in models.items():
+            if dependence is not None:
+                self._watching.callback(on_call(model, dependence.noting(name)))
+            if shadowed:
+                self._watching.callback(on_call(model, self._shadow(name)))
+                sample.importance_failures[name] = NoImportanceError(_COMPILED)
+                continue
+            gradients = None
+            if sample.weighs_heads:
+                gradients = self._gradients.setdefault(name, TrainingGradients())
+                self._watching.callback(on_call(model, gradients.begins))
+            self._watching.enter_context(measurement.observe(name, gradients, training=True))
 
     def _shadow(self, name: str) -> Callable[..., None]:
         def keep(args: tuple[object, ...], kwargs: dict[str, object]) -> None:
             try:
                 if not begins_training():
-                    if self._measurement is not None:
-                        self._measurement.pass_over(name)
+                    if self._sample.measurement is not None:
+                        self._sample.measurement.pass_over(name)
                     return
-                start = RandomState.now(self.device)
+                start = RandomState.now(self._observed.device)
                 # as they are now: the forward that begins may make a cache longer
                 self._shadows.append((name, Call(args, kwargs).map(Tensor.detach).independent(), start))
             except Exception as error:  # raised here, it would stop the user's forward pass
-                self._failure = let_go(error)
+                self._sample.failure = let_go(error)
 
         return keep
 
@@ -100,7 +113,7 @@ class BatchObservation(ProbeReplay):
 
     def spoil(self, error: Exception) -> None:
         """Keep what went wrong while training was observed: it costs the sample, on every rank."""
-        self._failure = self._failure or let_go(error)
+        self._sample.keep_failure(let_go(error))
 
     def differentiates(self, factor: float | Tensor | None) -> None:
         """Announce a backward pass of training.
@@ -111,7 +124,7 @@ class BatchObservation(ProbeReplay):
         for gradients in self._gradients.values():
             gradients.factor = factor
 
-    def _add_training_importance(self, measurement: Measurement, names: Iterable[str]) -> None:
+    def add_importance(self, measurement: Measurement, names: Iterable[str]) -> None:
         """Add the importance that training's own backward pass gave; a failure costs the importance alone."""
         names = list(names)
         for name in (name for name in names if name in self._gradients):
@@ -121,15 +134,16 @@ class BatchObservation(ProbeReplay):
                 if gradients.absences:
                     prefix = name if len(names) > 1 else ""
                     absences = {
-                        name_of(module, self.models[name], prefix): reason
+                        name_of(module, self._observed.models[name], prefix): reason
                         for module, reason in gradients.absences.items()
                     }
-                    self._importance_failures[name] = NoImportanceError(by_reason(absences))
+                    self._sample.importance_failures[name] = NoImportanceError(by_reason(absences))
             except Exception as error:
-                self._importance_failures[name] = let_go(error)
-            measurement.add_importance(importances, self.device, name)
+                self._sample.importance_failures[name] = let_go(error)
+            measurement.add_importance(importances, self._observed.device, name)
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """Keep no gradients of training's backward pass."""
         for gradients in self._gradients.values():
             gradients.close()
         self._gradients.clear()
@@ -143,17 +157,19 @@ class BatchObservation(ProbeReplay):
         shadows, self._shadows = self._shadows, []
         if not shadows:
             return
-        started = seconds_on(self.device)
+        sample, device = self._sample, self._observed.device
+        started = seconds_on(device)
         try:
-            for name in self.models:
+            for name in self._observed.models:
                 calls: Calls = [(call, start, None) for owner, call, start in shadows if owner == name]
-                if self._failure is None and self._measurement is not None:
-                    self._run(self._measurement, [name], calls, evaluate=False)
+                if sample.failure is None and sample.measurement is not None:
+                    self._replay.run(sample.measurement, [name], calls, evaluate=False)
         except Exception as error:
-            self._failure = let_go(error)
-        self._shadow_seconds += seconds_on(self.device) - started
+            sample.failure = let_go(error)
+        self._shadow_seconds += seconds_on(device) - started
 
     @property
     def seconds(self) -> float:
         """Seconds that observing the sample has cost so far."""
-        return self._shadow_seconds or (0.0 if self._measurement is None else self._measurement.seconds)
+        measurement = self._sample.measurement
+        return self._shadow_seconds or (0.0 if measurement is None else measurement.seconds)

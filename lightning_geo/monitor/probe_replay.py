@@ -1,33 +1,102 @@
-"""Samples on the probe: recorded calls run once more, on twins of the models."""
+"""The sampler's strategy on the probe: recorded calls run once more, on twins of the models."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
+import torch
 from torch import nn
 
-from lightning_geo.measurement.importance import importances
+from lightning_geo.measurement.importance import LossFunction, importances
 from lightning_geo.measurement.sample import Measurement
 from lightning_geo.monitor.observed_models import ObservedModels
+from lightning_geo.monitor.open_sample import OpenSample
 from lightning_geo.observe.module_selection import ITSELF
+from lightning_geo.observe.replay.dependence import Dependence
 from lightning_geo.observe.replay.replica import Replica
 from lightning_geo.observe.replay.undisturbed import Call, RandomState
 from lightning_geo.probe.call import ProbeCall
 from lightning_geo.probe.division import divides
 from lightning_geo.probe.probe import Share
 from lightning_geo.utils.errors import let_go
+from lightning_geo.utils.warn_once import WarnOnce
 
-__all__ = ["Calls", "ProbeReplay"]
+__all__ = ["Calls", "Context", "ProbeReplay"]
+
+Context = Callable[[], AbstractContextManager[object]]
 
 #: Calls; where random numbers start in each, a seed or an earlier state; how many sequences have their
 #: single scores measured, None where the whole sample has a number of them.
 Calls = Sequence[tuple[Call, int | RandomState, int | None]]
 
 
-class ProbeReplay(ObservedModels):
-    """Replays recorded calls of the models, or of the LightningModule that they are in."""
+class ProbeReplay:
+    """Replays recorded calls of the models, or of the LightningModule that they are in.
+
+    It is what the probe knows of the models, see :class:`~lightning_geo.probe.candidates.Candidates`.
+
+    Args:
+        observed: The models.
+        sample: The sample in the making.
+        loss_fn: Loss that ``importance`` refers to; None for the model's own.
+        forward_context: The trainer's precision.
+        warn_once: Where failures go.
+    """
+
+    def __init__(
+        self,
+        observed: ObservedModels,
+        sample: OpenSample,
+        loss_fn: LossFunction | None,
+        forward_context: Context,
+        warn_once: WarnOnce,
+    ) -> None:
+        self._observed = observed
+        self._sample = sample
+        self._loss_fn = loss_fn
+        self._forward_context = forward_context
+        root, models = observed.root, observed.models
+        self._replicas = {name: Replica(model, name, warn_once) for name, model in models.items()}
+        #: of the LightningModule, whose own calls are replayed where a model's do not begin at the data
+        self._outside: Replica | None = None
+        self._paths: dict[str, str] = {}
+        if root is not None:
+            own = next((r for name, r in self._replicas.items() if models[name] is root), None)
+            self._outside = Replica(root, "", warn_once) if own is None else own
+            paths = {id(module): path for path, module in root.named_modules()}
+            self._paths = {name: paths.get(id(model), "") for name, model in models.items()}
+        #: models of which the probe holds calls of their own
+        self._called: set[str] = set()
+        #: models without a recorded call -> why, before it is known whether a call of the LightningModule
+        #: shows them
+        self._lacking: dict[str, str] = {}
+
+    @property
+    def models(self) -> dict[str, nn.Module]:
+        """The observed models, by name."""
+        return self._observed.models
+
+    @property
+    def root(self) -> nn.Module | None:
+        """The LightningModule that contains them; None without one."""
+        return self._observed.root
+
+    @property
+    def dependence(self) -> Dependence | None:
+        """Distinguishes calls on data from calls whose inputs depend on parameters."""
+        return self._observed.dependence
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the models."""
+        return self._observed.device
+
+    def because(self, reasons: Mapping[str, str]) -> str:
+        """Explain why models have no recorded call."""
+        return self._observed.because(reasons)
 
     def replay(
         self, share: Share, metrics: tuple[str, ...], unrecorded: Mapping[str, str] | None = None
@@ -39,37 +108,38 @@ class ProbeReplay(ObservedModels):
             metrics: Stored names of those that are due.
             unrecorded: Models of which no call could be recorded -> why.
         """
-        self._due, self._replaying = metrics, True
+        sample = self._sample
+        sample.due, sample.replayed = metrics, True
         self._lacking = dict(unrecorded or {})
         try:
-            measurement = self._measurement = self._begin()
+            measurement = sample.measurement = sample.begin()
             recorded_calls = (*share.uncounted, *share.calls)
             # a call of the LightningModule shows them all
             outside = any(recorded.call.method for recorded in recorded_calls)
-            self._unrecorded = {} if outside else self._lacking
+            sample.unrecorded = {} if outside else self._lacking
             self._called = {recorded.model for recorded in recorded_calls if not recorded.call.method}
             for calls in (share.uncounted, share.calls):
                 measurement.discard_values()
                 for name in self.models:
-                    mine = [r for r in calls if r.model == name and not r.call.method]
-                    self._run(measurement, [name], _replayed(mine))
+                    own_calls = [r for r in calls if r.model == name and not r.call.method]
+                    self.run(measurement, [name], _replayed(own_calls))
                 self._replay_outside(measurement, _replayed(r for r in calls if r.call.method))
-            if self._weighs_heads:
+            if sample.weighs_heads:
                 self._add_importance(measurement, share)
         except Exception as error:
             return let_go(error)
-        return self._first_failure(measurement)
+        return sample.failure_in(measurement)
 
     def _replay_outside(self, measurement: Measurement, calls: Calls) -> None:
         """Run the LightningModule's calls; until models are chosen a step that needs its trainer may fail."""
         try:
-            self._run(measurement, self._uncalled, calls)
+            self.run(measurement, self._uncalled, calls)
         except Exception as error:
-            if self._chosen:
+            if self._observed.settled:
                 raise
             method = calls[0][0].method
             reason = f"{type(error).__name__}: {error} (in a replay of its {method})"
-            self._unrecorded = self._lacking | {ITSELF: reason}
+            self._sample.unrecorded = self._lacking | {ITSELF: reason}
 
     @property
     def _uncalled(self) -> list[str]:
@@ -91,7 +161,7 @@ class ProbeReplay(ObservedModels):
         assert replica is not None
         return replica
 
-    def _observed(self, ran: nn.Module, call: Call, name: str) -> nn.Module:
+    def _observed_in(self, ran: nn.Module, call: Call, name: str) -> nn.Module:
         """The model in what is replayed."""
         return ran.get_submodule(self._paths[name]) if call.method else ran
 
@@ -116,22 +186,22 @@ class ProbeReplay(ObservedModels):
 
     def _add_importance(self, measurement: Measurement, share: Share) -> None:
         """A failure costs the importance, not the sample: other ranks may have succeeded."""
-        self._importance_failures = {}
+        failures = self._sample.importance_failures = {}
         for name in self.models:
-            found, parts = [], []
+            complete, parts = [], []
             try:
                 for calls in self._together([r for r in share.calls if name in self._shown_by(r)]):
                     replica = self._stand_in(calls[0].call, name)
                     with replica.running() as model:
-                        seen = self._observed(model, calls[0].call, name)
+                        seen = self._observed_in(model, calls[0].call, name)
                         loss_fn, context = self._loss_fn, self._forward_context
                         parts += importances(model, calls, loss_fn, context, seen, replica.once)
-                found = parts
+                complete = parts
             except Exception as error:
-                self._importance_failures[name] = let_go(error)
-            measurement.add_importance(found, self.device, name)
+                failures[name] = let_go(error)
+            measurement.add_importance(complete, self.device, name)
 
-    def _run(
+    def run(
         self,
         measurement: Measurement,
         names: list[str],
@@ -153,7 +223,7 @@ class ProbeReplay(ObservedModels):
         for group in [calls] if replica.reusable else [[call] for call in calls]:
             with replica.running() as model, contextlib.ExitStack() as stack:
                 for name in names:
-                    twin = self._observed(model, first, name)
+                    twin = self._observed_in(model, first, name)
                     stack.enter_context(measurement.observe(name, training=step, replays=True, twin=twin))
                 for call, start, scored in group:
                     options: dict[str, Any] = {"evaluate": evaluate, "start": start}

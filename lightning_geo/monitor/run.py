@@ -2,47 +2,34 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
-import torch
-
 from lightning_geo.loggers.logger_sinks import LoggerSinks
 from lightning_geo.monitor._lightning import after_the_others, lightning_logger, steps_taken
-from lightning_geo.monitor.baseline import bases_of
-from lightning_geo.monitor.sampler import Sampler
+from lightning_geo.monitor.preparation import Preparation
 from lightning_geo.monitor.samples import Samples, tensors
 from lightning_geo.monitor.schedule import OverheadBudget
 from lightning_geo.monitor.settings import Settings
-from lightning_geo.observe.module_selection import candidates, check_layers
 from lightning_geo.utils._lightning import (
     accumulates,
     add_callback_metrics,
     batches_done,
-    is_sharded,
     loss_factor,
 )
-from lightning_geo.utils._torch import is_compiled_function
 from lightning_geo.utils.device_time import seconds_on
 from lightning_geo.utils.errors import call_all
-from lightning_geo.utils.ranks import failure_of_any_rank, from_rank_zero, on_all_ranks
+from lightning_geo.utils.ranks import from_rank_zero
 from lightning_geo.utils.warn_once import WarnOnce
 
 __all__ = ["Run"]
 
-#: What a LightningModule that was compiled as a whole keeps to itself.
-_SEALED = (
-    "the LightningModule is compiled as a whole, which hides the calls of the models in it. Compile the "
-    "model inside instead (`self.model.compile()` in `configure_model`), or give `probe=`"
-)
-
 
 class Run:
-    """Decides at which steps samples are taken, and prepares them.
+    """Decides at which steps samples are taken, and has them taken.
 
     Args:
         settings: The monitor's.
@@ -55,15 +42,14 @@ class Run:
         self._warn_once = warn_once
         sinks = sinks or LoggerSinks(settings.name, settings.scalars, warn_once)
         self.samples = Samples(settings, warn_once, sinks)
+        self._preparation = Preparation(settings, warn_once, self.samples)
         share = settings.max_overhead
         self._budget = None if share is None else OverheadBudget(share)
         self._began = 0
         #: whether a sample of this step waits for what is recorded or observed in it
         self._pending = False
-        self._sealed = False
         #: cancels the last sample
         self._cancel_last: Callable[[], None] | None = None
-        self._eagerly = contextlib.ExitStack()
         self._started = time.perf_counter()
 
     def anew(self) -> Run:
@@ -78,52 +64,18 @@ class Run:
         """
         run = copy.copy(self)
         run.samples = self.samples.copied(loggers)
-        run._pending, run._cancel_last, run._eagerly = False, None, contextlib.ExitStack()
+        run._preparation = self._preparation.copied(run.samples)
+        run._pending, run._cancel_last = False, None
         return run
 
     def fit_starts(self, trainer: Any, pl_module: Any) -> None:
         """Check what can be checked before anything runs; from here on the module is complete."""
-        samples, settings = self.samples, self._settings
-        samples.replays = settings.source == "probe" and not is_sharded(trainer)
-        if settings.source == "probe" and not samples.replays:
-            strategy = type(trainer.strategy).__name__
-            self._warn_once.say(f'{strategy} cannot replay an inner module: `source="batch"` is used')
-        models = candidates(pl_module, settings.module)
-        check_layers(settings.layers, pl_module, *models.values())
-        sampler, failure = None, None
-        try:
-            sampler = Sampler(
-                models, settings.layers, settings.rank, settings.special_token_ids, settings.max_queries,
-                settings.loss_fn, trainer.precision_plugin.forward_context, self._warn_once, pl_module,
-            )  # fmt: skip
-        except Exception as error:
-            sampler, failure = None, error
-        if not on_all_ranks(failure is None, trainer.strategy.root_device):
-            sampler = None  # on every rank: samples are merged over all of them
-            self._warn_once.report("the models cannot be observed", failure_of_any_rank(failure))
-        samples.sampler = sampler
-        self._take_state()
-        self._sealed = is_compiled_function(pl_module.training_step)
-        if self._sealed and not samples.replays:
-            self._warn_once.report("nothing can be observed", LookupError(_SEALED))
-            samples.sampler = None
+        self._preparation.make_sampler(trainer, pl_module)
         self._started = time.perf_counter()
-
-    def _take_state(self) -> None:
-        """Use what an earlier session knew, if every rank knows the same."""
-        samples, baseline = self.samples, self._settings.baseline
-        samples.agree()
-        if samples.sampler is not None:
-            samples.sampler.start = samples.state.start
-            samples.sampler.prefer(samples.state.models)
-        if samples.state.baseline is None and baseline is not None:
-            samples.state.baseline = bases_of(baseline)
 
     def sanity_check_starts(self) -> None:
         """Record the probe from the validation data: runs over the same data then share it."""
-        if self._sealed:  # compiled as a whole, its models' calls show only where nothing is compiled
-            self._eagerly.enter_context(torch.compiler.set_stance("force_eager"))
-        self._start_recording()
+        self._preparation.sanity_check_starts()
 
     def validation_batch_starts(self, batch: Any, batch_idx: int) -> None:
         """Record what the sanity check calls."""
@@ -136,13 +88,12 @@ class Run:
 
     def sanity_check_ended(self) -> None:
         """Use what was recorded."""
-        self._eagerly.close()
-        self._use_recorded()
+        self._preparation.sanity_check_ended()
 
     def training_starts(self, trainer: Any) -> None:
         """Go on from a checkpoint, or try the given probe."""
         samples = self.samples
-        self._take_state()  # strategies that shard restore checkpoints after `on_fit_start`
+        self._preparation.take_state()  # strategies that shard restore checkpoints after `on_fit_start`
         step = self._began = steps_taken(trainer)
         # what an earlier session wrote from here on is void, but for the last sample of one that had ended
         samples.resumed_at = (step + (samples.state.ended or samples.state.step == step)) or None
@@ -154,48 +105,7 @@ class Run:
         if self._budget is not None:
             self._budget.before = samples.state.elapsed
             self._budget.start(step)
-        self._take_given()
-        self._try_layers()
-        if not self._sealed:
-            self._start_recording()
-        elif samples.sampler is None:
-            samples.note_dropped(trainer, step, LookupError(_SEALED))
-        elif samples.replays and samples.inputs.probe is None:
-            self.stop()
-            samples.note_dropped(trainer, step, LookupError(_SEALED))
-            self._warn_once.report("there is no probe", LookupError(_SEALED))
-            samples.sampler = None
-
-    def _take_given(self) -> None:
-        """Try the given probe, if there is one; it is every rank's or nobody's."""
-        samples, failure = self.samples, None
-        if self._settings.probe is None or not samples.replays or samples.sampler is None:
-            return
-        try:
-            if samples.inputs.take_given(samples.sampler):
-                samples.start_bases_anew()
-        except Exception as error:
-            failure = error
-        if not on_all_ranks(failure is None, samples.sampler.device):
-            samples.inputs.probe = None
-            self._warn_once.report("the given probe cannot be used", failure_of_any_rank(failure))
-
-    def _start_recording(self) -> None:
-        samples = self.samples
-        if samples.replays and samples.sampler is not None:
-            samples.inputs.start(samples.sampler)
-
-    def _use_recorded(self) -> None:
-        if self.samples.inputs.finish():
-            self.samples.start_bases_anew()
-
-    def _try_layers(self) -> None:
-        """Find a wrong `layers` as soon as there is a probe: the first sample may be dropped, or far off."""
-        samples = self.samples
-        if self._settings.layers is None or samples.sampler is None or self._warn_once.late:
-            return
-        if samples.replays and samples.inputs.probe is not None:
-            samples.sampler.try_layers(samples.inputs.share(samples.sampler.device))
+        self._preparation.training_starts(trainer, step)
 
     def batch_starts(self, trainer: Any, batch: Any, batch_idx: int) -> None:
         """Sample the weights that enter this step, or start to observe its forward."""
@@ -211,11 +121,12 @@ class Run:
         if samples.sampler is None:
             return
         if anew:
-            samples.sampler.forget()  # an earlier step was remembered in vain where it turned out not due
+            # where an earlier step turned out not to be due, what was remembered of it is not used
+            samples.sampler.on_probe.forget()
         if samples.inputs.records and (due or step == self._began):
             with self._warn_once.about("the probe could not be recorded"):  # on one rank alone, it may be
                 if anew:
-                    samples.sampler.remember()
+                    samples.sampler.on_probe.remember()
                 samples.inputs.step_begins("training_step", batch, batch_idx)
         if not due:
             return
@@ -225,15 +136,15 @@ class Run:
                 samples.replay(trainer, step)
         if not samples.replays:  # from the start, or because there is nothing to replay
             self._pending, samples.overdue = True, False
-            if samples.sampler.dependence is not None:
-                samples.sampler.dependence.step_begins(batch)
-            samples.sampler.watch(samples.due_metrics() if anew else None)
+            if samples.sampler.observed.dependence is not None:
+                samples.sampler.observed.dependence.step_begins(batch)
+            samples.sampler.on_batch.watch(samples.due_metrics() if anew else None)
 
     def _is_due(self, step: int) -> bool:
         samples = self.samples
         if samples.sampler is None:
             return False
-        agree = partial(from_rank_zero, device=samples.sampler.device)
+        agree = partial(from_rank_zero, device=samples.sampler.observed.device)
         if self._budget is not None:
             return self._budget(step, samples.state.cost, samples.state.samples, agree)
         due, failure = self._settings.schedule.agreed(step, agree)
@@ -249,23 +160,23 @@ class Run:
         if pl_module.automatic_optimization:
             samples.inputs.step_ends()
         try:
-            samples.sampler.pause()
+            samples.sampler.on_batch.pause()
         except Exception as error:
-            samples.sampler.spoil(error)
+            samples.sampler.on_batch.spoil(error)
             raise
         if self._pending and not samples.replays:
             with self._warn_once.about("training's backward pass could not be observed"):
-                samples.sampler.differentiates(loss_factor(trainer, loss))
+                samples.sampler.on_batch.differentiates(loss_factor(trainer, loss))
 
     def backward_ended(self, pl_module: Any) -> None:
         """Run what compiled code hid, and go on observing where more forward may follow."""
         samples = self.samples
         if samples.replays or samples.sampler is None or not self._pending:
             return
-        samples.sampler.differentiates(None)
-        samples.sampler.run_shadows()
+        samples.sampler.on_batch.differentiates(None)
+        samples.sampler.on_batch.run_shadows()
         if not pl_module.automatic_optimization:
-            samples.sampler.watch()
+            samples.sampler.on_batch.watch()
 
     def optimizer_starts(self, trainer: Any) -> None:
         """Take the first sample where the probe was recorded from this very step's batches."""
@@ -280,8 +191,8 @@ class Run:
         samples = self.samples
         if self._pending or samples.step == self._began:
             # at a session's first step too, due or not: a resumed run then records what a fresh one did
-            self._use_recorded()
-            self._try_layers()
+            self._preparation.use_recorded()
+            self._preparation.try_layers()
         if not self._pending:
             return
         self._pending = False
@@ -289,7 +200,7 @@ class Run:
             samples.replay(trainer, samples.step)
             return
         assert samples.sampler is not None
-        samples.observe_batches(samples.inputs.missing(samples.sampler))
+        samples.observe_batches(samples.inputs.missing(samples.sampler.on_probe))
 
     def batch_ended(self, trainer: Any, pl_module: Any) -> None:
         """Conclude a sample taken from the step's own batches."""
@@ -300,14 +211,14 @@ class Run:
         if samples.replays or not self._pending or samples.sampler is None:
             return
         try:
-            samples.sampler.pause()
-            samples.sampler.run_shadows()  # where backward was not Lightning's
+            samples.sampler.on_batch.pause()
+            samples.sampler.on_batch.run_shadows()  # where backward was not Lightning's
         except Exception as error:  # the other ranks wait for this one's sample all the same
-            samples.sampler.spoil(error)
+            samples.sampler.on_batch.spoil(error)
         if not accumulates(trainer):
             self._pending = False
-            started = seconds_on(samples.sampler.device) - samples.sampler.seconds
-            samples.conclude(trainer, samples.step, samples.sampler.failure(), started)
+            started = seconds_on(samples.sampler.observed.device) - samples.sampler.on_batch.seconds
+            samples.conclude(trainer, samples.step, samples.sampler.sample.first_failure(), started)
 
     def training_ends(self, trainer: Any, finish: Callable[[], None]) -> None:
         """Measure the final weights once everybody is done: weight averaging replaces them here.
@@ -330,7 +241,7 @@ class Run:
             known = samples.sampler is not None and samples.inputs.probe is not None
             if samples.replays and known and samples.state.step != step:
                 assert samples.sampler is not None
-                samples.sampler.forget()  # what the last step was entered with
+                samples.sampler.on_probe.forget()  # what the last step was entered with
                 samples.replay(trainer, step, final=True)
         finally:  # the other ranks wait, whatever happened here
             self._warn_once.exchange()
@@ -350,7 +261,7 @@ class Run:
     def stop(self) -> None:
         """Leave the models alone."""
         self._pending = False
-        call_all(self.samples.stop, self._eagerly.close)
+        call_all(self.samples.stop, self._preparation.stop)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state that a resumed run needs, in containers that a weights-only load accepts."""

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import nn
+
+from lightning_geo.kernels import retry_failed
 from lightning_geo.measurement.assemble import Bases, Computed
-from lightning_geo.measurement.importance import NoImportanceError
+from lightning_geo.measurement.importance import LossFunction, NoImportanceError
 from lightning_geo.measurement.rank_reduction import Merged, reduce_over_ranks
+from lightning_geo.measurement.sample import LayerChoice, Measurement
 from lightning_geo.monitor.absence_warnings import (
     report_gaps,
     report_importance,
@@ -12,39 +19,77 @@ from lightning_geo.monitor.absence_warnings import (
     report_other_heads,
 )
 from lightning_geo.monitor.batch_observation import BatchObservation
+from lightning_geo.monitor.observed_models import ObservedModels
+from lightning_geo.monitor.open_sample import OpenSample
+from lightning_geo.monitor.probe_replay import Context, ProbeReplay
+from lightning_geo.observe import Coverage
 from lightning_geo.observe.replay.dependence import NoDataError
 from lightning_geo.probe.probe import Share
 from lightning_geo.utils.errors import call_all
 from lightning_geo.utils.ranks import everyones, failure_of_any_rank, known_to_rank_zero
+from lightning_geo.utils.warn_once import WarnOnce
 
 __all__ = ["Sampler"]
 
 
-class Sampler(BatchObservation):
+class Sampler:
     """Measures the same models again and again, and derives a sample's metrics over all ranks.
 
-    Its arguments are those of :class:`.ObservedModels`.
+    Two strategies fill a sample: ``on_probe`` replays recorded calls, ``on_batch`` observes training.
+
+    Args:
+        candidates: Modules that may be observed by name; the first sample shows which do attend.
+        layers: See :class:`~lightning_geo.measurement.sample.Measurement`.
+        rank: Dimensions of the subspaces.
+        special_token_ids: Input ids that count as special.
+        max_queries: Query rows to measure per sequence; None for all.
+        loss_fn: Loss that ``importance`` refers to; None for the model's own.
+        forward_context: The trainer's precision.
+        warn_once: Where failures go.
+        root: The LightningModule that they are in; None if it does not matter.
     """
+
+    def __init__(
+        self,
+        candidates: Mapping[str, nn.Module],
+        layers: LayerChoice,
+        rank: int,
+        special_token_ids: Iterable[int] | None,
+        max_queries: int | None,
+        loss_fn: LossFunction | None,
+        forward_context: Context,
+        warn_once: WarnOnce,
+        root: nn.Module | None = None,
+    ) -> None:
+        retry_failed()
+        self.observed = ObservedModels(candidates, special_token_ids, root)
+        self.sample = OpenSample(self.observed, layers, rank, max_queries)
+        self.on_probe = ProbeReplay(self.observed, self.sample, loss_fn, forward_context, warn_once)
+        self.on_batch = BatchObservation(self.observed, self.sample, self.on_probe)
+        self._warn_once = warn_once
+        #: whether the last sample showed no attention at all
+        self.saw_nothing = False
+        #: whether the last sample was whole on all ranks; what failed after that, failed on this rank alone
+        self.merged = False
+        #: stacks of the last sample, see Computed
+        self._structure: dict[str, Any] = {}
+        #: attention calls of the last sample that were seen and measured, over all ranks
+        self.coverage = Coverage()
 
     def stop(self) -> None:
         """Leave nothing behind in the models or in what they computed; harmless when done twice."""
-        call_all(self.pause, self._forget)
+        call_all(self.on_batch.pause, self.on_batch.forget)
 
     def check_layers(self) -> None:
         """Raise if ``layers`` matches nothing of what was seen so far."""
-        if self._measurement is not None and self._measurement.observed and self.failure() is None:
-            self._measurement.check_layers()
+        measurement = self.sample.measurement
+        if measurement is not None and measurement.observed and self.sample.first_failure() is None:
+            measurement.check_layers()
 
     def try_layers(self, share: Share) -> None:
         """Raise if ``layers`` matches nothing that runs on recorded calls; nothing is measured."""
-        if self.replay(share, ()) is None:  # a failure is reported when the sample is taken
+        if self.on_probe.replay(share, ()) is None:  # a failure is reported when the sample is taken
             self.check_layers()
-
-    def failure(self) -> Exception | None:
-        """Return the first error since the sample began, or None."""
-        if self._failure is not None or self._measurement is None:
-            return self._failure
-        return self._first_failure(self._measurement)
 
     def conclude(self, error: Exception | None, baseline: Bases | None, previous: Bases | None) -> Computed:
         """Merge the sample over ranks and derive its metrics.
@@ -59,31 +104,47 @@ class Sampler(BatchObservation):
         Raises:
             Exception: ``error``, or that another rank dropped the sample.
         """
-        measurement, self._measurement, self._failure = self._measurement, None, None
-        names = list(self.models)
+        measurement, names = self.sample.close(), list(self.observed.models)
         ran = error is None or isinstance(error, LookupError)
         self.merged = False
         self.saw_nothing = ran and measurement is not None and not measurement.observed
         try:
             if measurement is None:
-                measurement = self._begin()
-            if error is None and not self._chosen:
-                names = self._choose(measurement)
-                if not names:  # there is nothing yet that `layers` could fail to match
-                    raise LookupError("nothing was observed")
-                measurement.keep(names)
-                measurement.check_layers()
-            self._add_training_importance(measurement, names)
+                measurement = self.sample.begin()
+            if error is None and not self.observed.settled:
+                names = self._choose_models(measurement)
+            self.on_batch.add_importance(measurement, names)
         except Exception as failure:
             error = failure
         finally:
-            self._forget()
-        merged = Merged(False, False)
+            self.on_batch.forget()
+        measurement = self._merged(measurement, error)
+        failures = self._importance_failures(names)
+        if not self.observed.settled:
+            self.sample.report_unrecorded(names, self._warn_once)
+        self.observed.settle(names)
+        computed = measurement.compute(baseline, previous)
+        self.coverage = measurement.coverage
+        self._report(measurement, computed, failures)
+        return computed
+
+    def _choose_models(self, measurement: Measurement) -> list[str]:
+        """Choose the models of all samples, and reduce the first one to them."""
+        names = self.sample.choose_models(measurement)
+        if not names:  # there is nothing yet that `layers` could fail to match
+            raise LookupError("nothing was observed")
+        measurement.keep(names)
+        measurement.check_layers()
+        return names
+
+    def _merged(self, measurement: Measurement | None, error: Exception | None) -> Measurement:
+        """Add up a sample over all ranks, which meet here; raises on all of them unless it is whole."""
+        device, merged = self.observed.device, Merged(False, False)
         try:
             if measurement is None or error is not None:
-                reduce_over_ranks([], False, self.device)
+                reduce_over_ranks([], False, device)
             else:
-                merged = measurement.reduce(self.device, self._warn_once.unsaid)
+                merged = measurement.reduce(device, self._warn_once.unsaid)
         except Exception as failure:
             error = failure
         if measurement is None or not merged.valid:
@@ -94,32 +155,33 @@ class Sampler(BatchObservation):
         self.merged = True
         if merged.unsaid:
             self._warn_once.exchange()
-        failures: list[Exception] = []
-        if self._weighs_heads:  # now, since what follows may fail on one rank alone
-            failures = [e for name in names if (e := self._importance_failures.get(name)) is not None]
-            failures += _failures_elsewhere(failures)
-        if not self._chosen:
-            self._report_unrecorded(names)
-        self.prefer(names)
-        self._chosen = True
-        computed = measurement.compute(baseline, previous)
-        self.coverage = measurement.coverage
-        report_gaps(measurement, computed, self._due, self._warn_once)
-        report_kept_weights(self.start, self._warn_once)
+        return measurement
+
+    def _importance_failures(self, names: Iterable[str]) -> list[Exception]:
+        """Why importance is absent, on any rank; before what may fail on one rank alone."""
+        if not self.sample.weighs_heads:
+            return []
+        failures = self.sample.importance_failures
+        own = [failures[name] for name in names if name in failures]
+        return own + _failures_elsewhere(own)
+
+    def _report(self, measurement: Measurement, computed: Computed, failures: list[Exception]) -> None:
+        """Warn of what the sample lacks."""
+        report_gaps(measurement, computed, self.sample.due, self._warn_once)
+        report_kept_weights(self.sample.start, self._warn_once)
         report_other_heads(self._structure, computed.structure, self._warn_once)
         self._structure = computed.structure
-        if self._weighs_heads:
+        if self.sample.weighs_heads:
             report_importance(failures, computed, self._warn_once)
-        return computed
 
 
 def _failures_elsewhere(failures: list[Exception]) -> list[Exception]:
     """Why other ranks have no importance, each reason once; to be called on every rank."""
-    here = [(isinstance(error, NoImportanceError), str(error)) for error in map(known_to_rank_zero, failures)]
-    found: dict[tuple[bool, str], Exception] = {}
-    for index, theirs in enumerate(everyones(here)):
+    own = [(isinstance(error, NoImportanceError), str(error)) for error in map(known_to_rank_zero, failures)]
+    elsewhere: dict[tuple[bool, str], Exception] = {}
+    for index, theirs in enumerate(everyones(own)):
         for known, text in theirs:
-            if (known, text) not in here:
+            if (known, text) not in own:
                 error = NoImportanceError(text) if known else RuntimeError(f"rank {index}: {text}")
-                found.setdefault((known, text), error)
-    return list(found.values())
+                elsewhere.setdefault((known, text), error)
+    return list(elsewhere.values())

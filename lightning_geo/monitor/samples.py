@@ -101,17 +101,17 @@ class Samples:
             final: Whether it is the run's last.
         """
         assert self.sampler is not None
-        started = seconds_on(self.sampler.device)
+        started = seconds_on(self.sampler.observed.device)
         error: Exception | None
         try:
-            share = self.inputs.share(self.sampler.device)
+            share = self.inputs.share(self.sampler.observed.device)
             due = self.due_metrics(final=final)
-            error = self.sampler.replay(share, due, self.inputs.unrecorded)
+            error = self.sampler.on_probe.replay(share, due, self.inputs.unrecorded)
         except Exception as failure:  # the other ranks wait all the same
             error = failure
         self.conclude(trainer, step, error, started, final=final)
         if self.sampler is not None:
-            self.sampler.forget()
+            self.sampler.on_probe.forget()
 
     def due_metrics(self, *, final: bool = False) -> tuple[str, ...]:
         """Return the metrics that the next sample measures."""
@@ -149,7 +149,7 @@ class Samples:
                     ),
                     f"first at step {step}",
                 )
-            state.models = list(self.sampler.models)
+            state.models = list(self.sampler.observed.models)
             self.inputs.keep(state.models)
             if state.samples == 0 and self._settings.baseline is not None:
                 check_bases(state.baseline, computed.bases, self._settings.baseline)
@@ -157,12 +157,12 @@ class Samples:
             self._move_bases(computed)
             self.last_record = record = self._record(computed, step, started, matrices=ends)
             state.samples += 1
-            state.summaries = self._summaries(record, self.sampler.due)
+            state.summaries = self._summaries(record, self.sampler.sample.due)
             add_callback_metrics(trainer, tensors(state.summaries))
             if trainer.is_global_zero:
                 self.open(trainer)
                 self.sinks.write(record, final=final)
-        state.cost += seconds_on(self.sampler.device) - started
+        state.cost += seconds_on(self.sampler.observed.device) - started
         if state.samples == before and self.sampler.merged and world_size() > 1:
             state.samples += 1  # other ranks have it, and what is due next depends on the number
         if state.samples == before == 0:
@@ -172,7 +172,7 @@ class Samples:
         """Stop to look for attention after a few samples that saw none; the same on every rank."""
         assert self.sampler is not None
         self._vain += self.sampler.saw_nothing
-        if from_rank_zero(int(self._vain >= _IN_VAIN), self.sampler.device):
+        if from_rank_zero(int(self._vain >= _IN_VAIN), self.sampler.observed.device):
             self._warn_once.say(f"no attention was seen in {_IN_VAIN} samples, so that no more are taken")
             self.stop()
             self.inputs.probe = self.sampler = None
@@ -224,7 +224,7 @@ class Samples:
 
     def _record(self, computed: Computed, step: int, started: float, *, matrices: bool) -> GeometryRecord:
         assert self.sampler is not None
-        model = ", ".join(map(class_name, self.sampler.models.values()))
+        model = ", ".join(map(class_name, self.sampler.observed.models.values()))
         return GeometryRecord(
             computed.stacks,
             {"class": model, "stacks": computed.structure},
@@ -233,7 +233,7 @@ class Samples:
             epoch=self.epoch,
             batches_seen=self.batches,
             wall_time=time.time(),
-            cost_seconds=seconds_on(self.sampler.device) - started,
+            cost_seconds=seconds_on(self.sampler.observed.device) - started,
             probe_fingerprint=self.inputs.fingerprint,
             coverage=self.sampler.coverage.as_dict(),
             # once a key, always a key: a chart that ends where all is well again would mislead

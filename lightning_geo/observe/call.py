@@ -107,7 +107,7 @@ class AttentionCall:
             rows: ``[B, R]`` int64, the query rows to measure; None for all.
 
         Raises:
-            TypeError: If what was observed is no tensor of the expected type.
+            TypeError: If an observed argument is no tensor of the expected type.
             ValueError: If shapes or devices do not fit.
         """
         assert self.query is not None

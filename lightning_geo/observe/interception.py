@@ -71,7 +71,7 @@ class Interception:
 
     def _flex(self, translate: Callable[[], AttentionCall], result: Any) -> Any:
         for tap in self._taps:
-            if not tap.busy:  # a busy tap already has this call, through transformers
+            if not tap.busy:  # a busy tap received this call from transformers already
                 result = tap.routed(None, translate, result)
         return result
 
@@ -127,12 +127,12 @@ class _Functions(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if torch.compiler.is_compiling():  # otherwise the compiler would trace ``see`` into the user's graph
+        if torch.compiler.is_compiling():  # keep ``see`` out of the user's graph
             return result
         if type(result) in _PLAIN or (result is None and func is not Tensor.__setitem__):
             return result
         return self._see(func, args, kwargs, result)
 
 
-#: The process's only one.
+#: The one interception of this process.
 INTERCEPTION = Interception()

@@ -161,7 +161,8 @@ class Tap:
                 self._events.search.forget()
             for name, module in self.modules.items():
                 if is_scripted(module) or not has_forward(module):
-                    continue  # takes no hooks, or is never called: nothing would remove the hooks from a copy
+                    # TorchScript takes no hooks; a module that is never called would keep its hooks in a copy
+                    continue
                 enter = self._harmless(self._enter(name))
                 handles.append(module.register_forward_pre_hook(Fleeting(enter), with_kwargs=True))
                 handles.append(module.register_forward_hook(Fleeting(leave), always_call=True))
@@ -202,7 +203,8 @@ class Tap:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if self._work.busy or not self._calls.at_own_depth or self._passes_over(module):
                 return
-            with without_function_modes():  # looking at tensors is no event for the mode
+            # Our own tensor functions would reach the torch function mode as events of the model.
+            with without_function_modes():
                 self._begin(name, module, args, kwargs)
 
         return hook
@@ -220,7 +222,7 @@ class Tap:
         """Whether to ignore a module that starts."""
         if not self._calls.skipping:
             if self.failures:
-                return True  # the sample is lost: observing more of it would cost time and memory for nothing
+                return True  # a failure has already cost the sample: save the time and memory of the rest
             if module is self._model and borrows_forward(module):
                 # Lightning routes a whole step through the module's call when its strategy wraps the module.
                 # Ignore this call; the modules that the step calls count by themselves.

@@ -18,12 +18,17 @@ __all__ = ["Candidates"]
 class Candidates(Protocol):
     """Models that may be observed, and how calls are tried on them."""
 
-    #: Modules by name.
-    models: dict[str, nn.Module]
-    #: The LightningModule that contains them; None without one.
-    root: nn.Module | None
-    #: Distinguishes calls on data from calls whose inputs depend on parameters.
-    dependence: Dependence | None
+    @property
+    def models(self) -> dict[str, nn.Module]:
+        """Modules by name."""
+
+    @property
+    def root(self) -> nn.Module | None:
+        """The LightningModule that contains them; None without one."""
+
+    @property
+    def dependence(self) -> Dependence | None:
+        """Distinguishes calls on data from calls whose inputs depend on parameters."""
 
     @property
     def device(self) -> torch.device:

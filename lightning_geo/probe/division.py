@@ -36,7 +36,7 @@ def divides(
     try:
         replica.try_out(call.run, context)
         whole = _shapes(replica, call, context)
-    except Exception:  # the sample will fail likewise, and report why
+    except Exception:  # the sample will fail in the same way, and reports the reason
         return True
     part = 2 if rows > 2 else 1
     try:

@@ -8,8 +8,8 @@ from lightning_geo.probe.call import ProbeCall
 
 __all__ = ["SCORED_SEQUENCES", "within", "within_over_ranks"]
 
-#: Number of sequences for metrics of kind ``scores``: of a probe over all ranks, of a training batch on each
-#: rank.
+#: Number of sequences whose single scores are measured: of a probe over all ranks, of a training batch on
+#: each rank.
 SCORED_SEQUENCES = 2
 
 

@@ -69,7 +69,7 @@ class CallRecorder:
         for name, module in self._candidates.items():
             try:
                 self._handles.append(on_call(module, self._hook(name)))
-            except Exception as error:  # some modules, such as TorchScript, take no hook
+            except Exception as error:  # TorchScript modules, for instance, take no hooks
                 self.passed_over[name] = f"its calls cannot be watched ({type(error).__name__}: {error})"
         if self._root is not None and all(m is not self._root for m in self._candidates.values()):
             self._handles.append(on_call(self._root, self._hook(ITSELF, "forward")))
@@ -130,7 +130,7 @@ class CallRecorder:
                     self._kept.setdefault(key, []).extend(kept)
                 if complete:
                     self._complete.add(key)
-        except Exception as error:  # raised here, it would abort the user's step
+        except Exception as error:  # an error in a hook would abort the user's step
             if method:
                 self.passed_over_outside = str(error)
             else:

@@ -77,7 +77,8 @@ class ProbeSource:
         """Record the trainer's steps from now on, unless there is a probe."""
         if self.probe is None and self._given is None and self._recorder is None:
             share = len(range(rank(), self._size, world_size()))
-            self._candidates = candidates  # first: `finish` is then a matter of all ranks
+            # Set before anything that may fail on one rank: `finish`, in which ranks meet, asks for it.
+            self._candidates = candidates
             self._recorder = CallRecorder(
                 candidates.models, share, self._tokens, candidates.root, candidates.dependence
             )
@@ -108,10 +109,10 @@ class ProbeSource:
             if recorder is not None:
                 calls = recorder.settled(candidates.divides)
             if world_size() > 1:
-                pickle.dumps(calls)  # fail here if calls cannot be sent, not while other ranks wait
+                pickle.dumps(calls)  # calls that cannot be sent must fail before the ranks meet
         except Exception as error:
             calls, unsent = [], error
-        everyone = everyones(calls)  # on every rank, even after a failure: the others wait
+        everyone = everyones(calls)  # ranks meet here: one that failed sends an empty list
         try:
             probe = Probe.joined(everyone, self._size, self._tokens)
         except Exception as error:

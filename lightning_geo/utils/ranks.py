@@ -62,9 +62,9 @@ def everyones(value: Any) -> list[Any]:
     """Every rank's value, in the order of ranks; anything that can be pickled."""
     if world_size() == 1:
         return [value]
-    found: list[Any] = [None] * world_size()
-    dist.all_gather_object(found, value)
-    return found
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def known_to_rank_zero(error: Exception) -> Exception:
@@ -86,7 +86,8 @@ def failure_of_any_rank(error: Exception | None) -> Exception:
         error: This rank's; ``None`` where another failed, or they do not fit together.
     """
     everyone = everyones(None if error is None else f"{type(error).__name__}: {error}")
-    others = "; ".join(f"rank {index}: {said}" for index, said in enumerate(everyone) if said is not None)
+    reasons = [f"rank {index}: {reason}" for index, reason in enumerate(everyone) if reason is not None]
+    others = "; ".join(reasons)
     if error is not None:
         # where rank 0 has an error of its own it speaks of that alone
         return known_to_rank_zero(error) if everyone[0] in (None, everyone[rank()]) else error

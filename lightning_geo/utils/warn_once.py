@@ -42,11 +42,11 @@ class WarnOnce:
         if key in self._said:
             return
         self._said.add(key)
-        said = f"{what}{details and ': '}{details}"
+        warning = f"{what}{details and ': '}{details}"
         if rank() != 0:
-            self._unsaid.append((key, said))
+            self._unsaid.append((key, warning))
             return
-        _warn(said, stacklevel=4)
+        _warn(warning, stacklevel=4)
 
     @property
     def unsaid(self) -> int:
@@ -58,20 +58,20 @@ class WarnOnce:
         everyone, self._unsaid = everyones(self._unsaid), []
         if rank() != 0:
             return
-        found: dict[_Key, tuple[list[int], str]] = {}
+        unsaid: dict[_Key, tuple[list[int], str]] = {}
         for index, theirs in enumerate(everyone):
-            for key, said in theirs:
+            for key, warning in theirs:
                 if key not in self._said:
-                    found.setdefault(key, ([], said))[0].append(index)
-        for key, (ranks, said) in found.items():
+                    unsaid.setdefault(key, ([], warning))[0].append(index)
+        for key, (ranks, warning) in unsaid.items():
             self._said.add(key)
-            _warn(f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}: {said}", stacklevel=4)
+            _warn(f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}: {warning}", stacklevel=4)
 
     def say_the_rest(self) -> None:
         """Say what rank 0 will not be told any more: the run has ended, and not in good order."""
         unsaid, self._unsaid = self._unsaid, []
-        for _, said in unsaid:
-            _warn(f"rank {rank()}: {said}", stacklevel=4)
+        for _, warning in unsaid:
+            _warn(f"rank {rank()}: {warning}", stacklevel=4)
 
     def report(self, what: str, error: Exception, when: str = "") -> None:
         """Warn of an error, or raise it if strict, or if it is an argument's before training began."""
@@ -93,8 +93,8 @@ class WarnOnce:
             self.report(what, error, when)
 
 
-def _warn(said: str, stacklevel: int) -> None:
-    message = f"GeometryMonitor: {said}"
+def _warn(warning: str, stacklevel: int) -> None:
+    message = f"GeometryMonitor: {warning}"
     try:
         warnings.warn(message, stacklevel=stacklevel)
     except Warning:

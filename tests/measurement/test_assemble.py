@@ -27,7 +27,7 @@ def computed(
     calls: dict[int, AttentionCall],
     *,
     metrics: tuple[str, ...] = select(),
-    chosen: Callable[[CallKey], bool] = lambda key: True,
+    reports: Callable[[CallKey], bool] = lambda key: True,
     earlier: Computed | None = None,
     rank: int = 2,
 ) -> Computed:
@@ -42,7 +42,7 @@ def computed(
         {"stack": ("layers.0", "layers.1", "layers.2")},
     )
     bases = None if earlier is None else earlier.bases
-    return compute(sample, layout, metrics, rank, chosen, bases, bases)
+    return compute(sample, layout, metrics, rank, reports, bases, bases)
 
 
 def test_layers_without_attention_are_rows_without_a_value() -> None:
@@ -90,13 +90,13 @@ def test_fewer_heads_and_smaller_ones_are_padded() -> None:
 
 def test_layers_that_are_not_chosen_are_absent() -> None:
     calls = {i: call_of(i) for i in range(3)}
-    some = computed(calls, chosen=lambda key: key.module == "layers.1")
+    some = computed(calls, reports=lambda key: key.module == "layers.1")
     whole = computed(calls)
     for name, array in some.stacks["stack"].items():
         np.testing.assert_array_equal(array[1], whole.stacks["stack"][name][1])
         assert np.isnan(array[[0, 2]]).all()
     assert some.structure["stack"] == {"modules": ["layers.0", "layers.1", "layers.2"], "heads": [0, 4, 0]}
-    assert computed(calls, chosen=lambda key: False).stacks == {}
+    assert computed(calls, reports=lambda key: False).stacks == {}
 
 
 def test_drift_and_velocity_compare_bases() -> None:

@@ -28,6 +28,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from lightning_geo import GeometryMonitor, GeometryRecord, load_history, measure
+from lightning_geo.monitor.batch_observation import BatchObservation
+from lightning_geo.monitor.observed_models import ObservedModels
+from lightning_geo.monitor.probe_replay import ProbeReplay
 from lightning_geo.monitor.sampler import Sampler
 from lightning_geo.observe.replay.call_hooks import _take_off
 from support.lit import Classifier, Lit, bert, fit, loader, sequences, trainer
@@ -73,18 +76,21 @@ def test_whatever_a_hook_calls_may_fail(source: Any, tmp_path: Path, monkeypatch
     """Each thing that the hooks ask of the sampler raises, one after the other."""
     bare = Classifier()
     expected = outcome(fit(tmp_path, bare, steps=3, validation=loader(8)), bare)
-    names = [
-        n for n in dir(Sampler) if callable(getattr(Sampler, n)) and not n.startswith("_") and n != "stop"
+    methods = [
+        (owner, name)
+        for owner in (Sampler, ProbeReplay, BatchObservation, ObservedModels)
+        for name in dir(owner)
+        if callable(getattr(owner, name)) and not name.startswith("_") and name != "stop"
     ]
     failed = []
-    for name in ["__init__", *names]:
+    for owner, name in [(Sampler, "__init__"), *methods]:
         with monkeypatch.context() as patch, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
 
             def fail(*args: Any, **kwargs: Any) -> Any:
                 raise ArithmeticError("injected")
 
-            patch.setattr(Sampler, name, fail)
+            patch.setattr(owner, name, fail)
             module = Classifier()
             monitor = GeometryMonitor(1, source=source, layers=[0])
             assert_same(

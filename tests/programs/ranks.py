@@ -29,6 +29,9 @@ from torch.utils.data import DataLoader, DistributedSampler
 from lightning_geo import GeometryMonitor, GeometryRecord
 from lightning_geo.measurement.sample import Measurement
 from lightning_geo.measurement.sample_statistics import SampleStatistics
+from lightning_geo.monitor.batch_observation import BatchObservation
+from lightning_geo.monitor.open_sample import OpenSample
+from lightning_geo.monitor.probe_replay import ProbeReplay
 from lightning_geo.monitor.sampler import Sampler
 from lightning_geo.probe.recorder import CallRecorder
 from lightning_geo.probe.source import ProbeSource
@@ -209,7 +212,7 @@ def failing_fit(
 def strict_fit(directory: Path) -> dict[str, Any]:
     """What each rank raises where rank 1 fails."""
     try:
-        return failing_fit(directory, "probe", Sampler, "replay", strict=True)
+        return failing_fit(directory, "probe", ProbeReplay, "replay", strict=True)
     except RuntimeError as error:
         return {"raised": str(error)}
 
@@ -373,14 +376,14 @@ def fails_late(directory: Path, crash: bool = False) -> dict[str, Any]:
         nonlocal now
         now = step
 
-    with failing(Sampler, "pause", lambda self: rank() == 1 and now == (2 if crash else 5)):
+    with failing(BatchObservation, "pause", lambda self: rank() == 1 and now == (2 if crash else 5)):
         return fit(directory, GeometryMonitor(4, source="batch"), Crashing(), before=proceed)
 
 
 def without_given(directory: Path) -> dict[str, Any]:
     """Rank 1 alone cannot try the probe that the user gave."""
     probe = DataLoader(sequences(32, seed=3), 4)  # type: ignore[arg-type]
-    with failing(Sampler, "divides", lambda self: rank() == 1):
+    with failing(ProbeReplay, "divides", lambda self: rank() == 1):
         return fit(directory, GeometryMonitor(2, probe=probe, module="model"), Module())
 
 
@@ -431,11 +434,11 @@ SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "resumed": resumed,
     "dropping": dropping,
     "fails_in_replay": lambda d: failing_fit(d, "probe", nn.Embedding, "forward"),
-    "fails_before_replay": lambda d: failing_fit(d, "probe", Sampler, "replay"),
+    "fails_before_replay": lambda d: failing_fit(d, "probe", ProbeReplay, "replay"),
     "fails_in_observation": lambda d: failing_fit(d, "batch", SampleStatistics, "attention"),
-    "fails_before_observation": lambda d: failing_fit(d, "batch", Sampler, "_begin"),
+    "fails_before_observation": lambda d: failing_fit(d, "batch", OpenSample, "begin"),
     "fails_in_first_replay": lambda d: failing_fit(d, "probe", SampleStatistics, "attention", at=0),
-    "fails_in_first_observation": lambda d: failing_fit(d, "batch", Sampler, "_begin", at=0),
+    "fails_in_first_observation": lambda d: failing_fit(d, "batch", OpenSample, "begin", at=0),
     "fails_in_packing": lambda d: failing_fit(d, "batch", SampleStatistics, "named"),
     "budget": budget,
     "schedule": scheduled,
@@ -452,7 +455,7 @@ SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "one_cannot_take_the_given": without_given,
     "one_cannot_load": without_state,
     "one_cannot_derive": lambda d: without_calls(d, Measurement, "compute"),
-    "one_cannot_pause": lambda d: failing_fit(d, "batch", Sampler, "pause"),
+    "one_cannot_pause": lambda d: failing_fit(d, "batch", BatchObservation, "pause"),
     "sharded": sharded,
     "strict": strict_fit,
 }

@@ -14,6 +14,9 @@ from lightning_geo.loggers.logger_sinks import LoggerSinks
 from lightning_geo.loggers.scalars import ScalarSink
 from lightning_geo.measurement import call_statistics, rank_reduction
 from lightning_geo.measurement.sample import Measurement
+from lightning_geo.monitor.batch_observation import BatchObservation
+from lightning_geo.monitor.open_sample import OpenSample
+from lightning_geo.monitor.probe_replay import ProbeReplay
 from lightning_geo.monitor.sampler import Sampler
 from lightning_geo.observe.replay.replica import Replica
 from lightning_geo.probe.probe import Probe
@@ -80,14 +83,14 @@ for _name in HOOKS:
 #: Functions of the package that may fail, and the owner of each.
 FAULTS: dict[str, tuple[Any, str]] = {
     "the sampler is made": (Sampler, "__init__"),
-    "models are watched": (Sampler, "watch"),
-    "the probe is replayed": (Sampler, "replay"),
-    "a sample begins": (Sampler, "_begin"),
+    "models are watched": (BatchObservation, "watch"),
+    "the probe is replayed": (ProbeReplay, "replay"),
+    "a sample begins": (OpenSample, "begin"),
     "a sample is concluded": (Sampler, "conclude"),
-    "a sample is prepared": (Sampler, "_add_training_importance"),
+    "a sample is prepared": (BatchObservation, "add_importance"),
     "statistics are packed": (rank_reduction, "_pack"),
     "metrics are derived": (Measurement, "compute"),
-    "observation ends": (Sampler, "pause"),
+    "observation ends": (BatchObservation, "pause"),
     "attention is measured": (call_statistics, "attention"),
     "a copy is made": (Replica, "running"),
     "recording starts": (CallRecorder, "start"),

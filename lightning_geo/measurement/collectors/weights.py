@@ -66,10 +66,10 @@ class Weights(Collector):
         heads = HeadWeights(**weights, heads=layer.heads, start=self._start_of(key, weights, drifting))
         values = {name: metric_function(name)(heads, *_part(name)) for name in names}
         for group, axes in (("weights.head", 2), ("weights.layer", 1)):
-            mine = tuple(name for name in names if len(spec_of(name).axes) == axes)
-            if mine:  # as those of one sequence: ranks have the same
-                stacked = torch.stack([values[name] for name in mine])
-                add_values([layer], group, mine, stacked[None, :, None])
+            of_group = tuple(name for name in names if len(spec_of(name).axes) == axes)
+            if of_group:  # as those of one sequence: ranks have the same
+                stacked = torch.stack([values[name] for name in of_group])
+                add_values([layer], group, of_group, stacked[None, :, None])
         self._overlaps[key] = {name: heads.overlap(role) for name, role in _OVERLAPS.items() if name in names}
 
     def _start_of(self, key: CallKey, weights: dict[str, Tensor], roles: Iterable[str]) -> dict[str, Tensor]:

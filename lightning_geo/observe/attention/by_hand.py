@@ -185,7 +185,8 @@ class SoftmaxTracer:
             scores = self._with_terms(func, args, kwargs, x, scores, given)
             if any(y.shape[a] != x.shape[b] for a, b in zip(axes, before, strict=True)):
                 keys = keys_before(func, args, kwargs, x, before[1]) if len(given) == 1 else None
-                product = None if keys is None else scores.product  # otherwise parts were joined or cut
+                # Unknown keys mean that parts were joined or cut: the scores have no single product any more.
+                product = None if keys is None else scores.product
                 products = [(part, one.product) for part, one in pairs]
                 parts = joined_products(func, args, kwargs, products, before[1])
                 scores = replace(scores, product=product, keys=keys, parts=parts, terms=(), opaque=True)
@@ -202,7 +203,7 @@ class SoftmaxTracer:
     ) -> Scores:
         """Add the mask that a function applies to scores to their record."""
         others = [other for y, other in given if y is not x and isinstance(other, Scores)]
-        if others:  # a sum of two products: masks of either apply to the sum
+        if others:  # the masks of two products apply to their sum
             terms = tuple(term for other in others for term in other.terms)
             opaque = scores.opaque or any(o.opaque for o in others) or not is_sum(func)
             return replace(scores, terms=scores.terms + terms, opaque=opaque)

@@ -48,7 +48,7 @@ def _call(
     query = softmax.query
     layout = axes(scores if query is None or query.shape[:-2] != lead else query, softmax.key)
     if softmax.known.keys is not None and attention.value is not None:
-        scores = scores[..., : attention.value.shape[-2]]  # drop the columns without a key
+        scores = scores[..., : attention.value.shape[-2]]  # columns without a key have no values
     whole = layout(scores)
     roles = softmax.query, softmax.key, attention.value, attention.output
     q, k, v, output = (_heads(x, layout, lead, whole) for x in roles)

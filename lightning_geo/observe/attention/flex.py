@@ -68,10 +68,10 @@ def _observed(
 
 
 class _Call:
-    """One call of ``flex_attention`` that is running.
+    """A running call of ``flex_attention``.
 
     Args:
-        frame: The function's.
+        frame: Frame of the function.
     """
 
     def __init__(self, frame: FrameType) -> None:
@@ -80,7 +80,7 @@ class _Call:
         self._compiled = is_compiled_frame(frame)
 
     def replaced(self, observe: Observe) -> AbstractContextManager[None]:
-        """Let the function compute through us, so that the model can be given another output."""
+        """Replace the operator that the function calls, so that the model can receive another output."""
 
         def replace(original: Callable[..., Any]) -> Callable[..., Any]:
             def compute(*args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Compute a compiled ``flex_attention`` in a replay, where it runs eagerly, as its compiled code would."""
+"""Compute ``flex_attention`` in an eager replay as the model's compiled code computes it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from lightning_geo.observe.replay.torch_compile import as_compiled
 
 __all__ = ["fused_flex", "with_blocks"]
 
-#: Devices with a compiled kernel that needs no memory for all scores at once, as eager code does.
+#: Devices whose compiled kernel never holds all scores at once; eager code does.
 _DEVICES = ("cuda",)
 
-#: Kernel options that ``flex_attention`` adds itself, and refuses from a caller.
+#: Kernel options that ``flex_attention`` sets itself and rejects from callers.
 _OWN_OPTIONS = ("OUTPUT_LOGSUMEXP", "OUTPUT_MAX")
 
 
@@ -50,7 +50,8 @@ def fused_flex(
                 given["enable_gqa"],
                 options,
             )
-        except Exception:  # no compiler or no kernel for this device: eager code is slower
+        except Exception:
+            # There is no compiler, or no kernel for this device: the slower eager code computes instead.
             return None
     nothing = query.new_empty(0)
     return output, nothing, nothing
@@ -58,7 +59,8 @@ def fused_flex(
 
 @functools.lru_cache(maxsize=1)
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    # Compiled apart: entries for the model's own function would count against its recompilation limit.
+    # Each compilation counts against a function's recompilation limit. Compile a function of our own, so that
+    # the limit of the model's stays untouched.
     def attend(
         query: Tensor,
         key: Tensor,

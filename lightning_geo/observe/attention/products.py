@@ -116,7 +116,7 @@ def _einsum(equation: str, operands: Any) -> Product | None:
     one, two = (set(word) for word in letters)
     whole = set(out)
     own = len(one & whole - two), len(two & whole - one)
-    if min(own) != 1 or len(one & two - whole) != 1:  # otherwise the factors' leading axes differ
+    if min(own) != 1 or len(one & two - whole) != 1:  # leading axes of the factors differ
         return None
     return Product((operands[0], operands[1]), (letters[0], letters[1], out))
 
@@ -124,7 +124,8 @@ def _einsum(equation: str, operands: Any) -> Product | None:
 def _arranged(x: Tensor, letters: str, lead: str, last: str) -> Tensor:
     """Permute to the axes ``lead + last``, with size 1 for a missing leading axis."""
     order = [letters.index(c) for c in lead + last if c in letters]
-    if order != sorted(order):  # otherwise return the tensor itself: a view has no record
+    # Records belong to tensors, and a view would have none: return the tensor itself where possible.
+    if order != sorted(order):
         x = x.permute(order)
     for i, letter in enumerate(lead):
         if letter not in letters:

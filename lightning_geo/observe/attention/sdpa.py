@@ -42,7 +42,8 @@ def sdpa_call(
     layout = axes(query, key)
     mask = None if attn_mask is None else plain_mask(attn_mask)
     lengths = query.shape[-2], key.shape[-2]
-    if is_causal and lengths[0] != lengths[1]:  # torch aligns causality at the top left
+    # torch aligns causality at the first key, whatever the offset: write the mask out.
+    if is_causal and lengths[0] != lengths[1]:
         mask, is_causal = torch.ones(lengths, dtype=torch.bool, device=query.device).tril(), False
     q, k, v = layout(query), layout.grouped(key, query), layout.grouped(value, query)
     if any(x.shape[0] != q.shape[0] or q.shape[1] % x.shape[1] for x in (k, v)):
@@ -96,7 +97,7 @@ def multi_head_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Atte
     bound.apply_defaults()
     a = bound.arguments
     query, key, value = a["query"], a["key"], a["value"]
-    if query.dim() == 2:  # unbatched
+    if query.dim() == 2:  # one sequence without a batch axis
         query, key, value = (x.unsqueeze(1) for x in (query, key, value))
     _, batch, width = query.shape
     if a["use_separate_proj_weight"]:

@@ -59,7 +59,8 @@ def term_of(
     others = [x for x in given if isinstance(x, Tensor) and x is not scores]
     mask: Tensor | None = None
     if func in _ADD or func in _SUBTRACT:
-        if len(others) == 1 and others[0].dtype != torch.bool:  # may be integers: (1 - mask) * -10000
+        # An integer term counts too: some models add `(1 - mask) * -10000`.
+        if len(others) == 1 and others[0].dtype != torch.bool:
             factor = kwargs.get("alpha", 1) * (-1 if func in _SUBTRACT else 1)
             if given[0] is scores:
                 mask = others[0].to(scores.dtype) * factor if factor != 1 else others[0].to(scores.dtype)

@@ -13,7 +13,7 @@ from lightning_geo.observe.evidence.tensor_table import TensorTable
 
 __all__ = ["Origin", "Origins", "makes_anew", "tensors_in"]
 
-#: Functions whose result contains nothing of their argument's tokens.
+#: Functions that use only the shape, type and device of their argument: the result holds no tokens of it.
 _LIKE: frozenset[Any] = frozenset({
     torch.zeros_like, torch.ones_like, torch.empty_like, torch.full_like, torch.rand_like, torch.randn_like,
     Tensor.new_zeros, Tensor.new_ones, Tensor.new_empty, Tensor.new_full, Tensor.new_tensor,
@@ -142,7 +142,7 @@ class Origins:
         front = 0
         for x in itertools.takewhile(lambda x: x is not last, given):
             before = self.of(x)
-            if not x.numel():  # an empty cache, which has a single axis
+            if not x.numel():  # an empty cache has one axis and no tokens
                 continue
             if features or (before is not None and before[:2] == origin[:2]):
                 return self._of_all(

@@ -66,7 +66,7 @@ def tokens_from_arguments(
         if role == "target" and not whole:
             names = _MASK_NAMES["source"]  # inside a decoder, the plain name means the decoder's own padding
         elif memory and not (whole and role == "source"):
-            names = _MASK_NAMES["memory"]  # there, the memory's mask does not have the plain name
+            names = _MASK_NAMES["memory"]  # inside a decoder, the memory's mask has another name
         for name in (*_of_its_own(argument), *names):
             if cross and depth and name == "key_padding_mask" and not memory:
                 continue

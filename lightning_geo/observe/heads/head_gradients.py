@@ -74,7 +74,7 @@ class HeadGradientHook:
                     return
                 with torch.no_grad(), without_function_modes():
                     self._on_gradient(_inner(output, per_head(gradient.detach())))
-            except Exception as error:  # raised here, it would abort the user's backward pass
+            except Exception as error:  # an error in a hook would abort the user's backward
                 self.absence = f"{type(error).__name__}: {error}"
 
         self._handle = result.register_hook(read_gradient)

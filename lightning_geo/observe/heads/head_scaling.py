@@ -105,7 +105,8 @@ def scale_multi_head(
     a = bound.arguments
     if a["training"] and a["dropout_p"] > 0:
         raise LookupError("nn.MultiheadAttention with dropout in training mode cannot be computed again")
-    output = multi_head_call(args, kwargs)[0].output  # with a graph, which the observed output lacks
+    # The observed output has no graph: compute it once more, so that gradients flow to the factor.
+    output = multi_head_call(args, kwargs)[0].output
     assert output is not None
     scaled = (output * factor[:, :, None, None]).permute(2, 0, 1, 3).flatten(2)
     projected = F.linear(scaled, a["out_proj_weight"], a["out_proj_bias"])

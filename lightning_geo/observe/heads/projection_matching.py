@@ -51,8 +51,8 @@ def find_sources(runs: Sequence[Run], call: AttentionCall) -> dict[str, Source]:
             heads = call.query.shape[1]
         candidates = [c for run in runs for c in _candidates(run, x, heads, role)]
         # Compare runs by identity: `==` would compare their tensors, which have no truth value.
-        taken = [(id(one.run), one.source.chosen) for one in matches.values()]
-        free = [c for c in candidates if (id(c.run), c.source.chosen) not in taken]
+        taken = [(id(one.run), one.source.indices) for one in matches.values()]
+        free = [c for c in candidates if (id(c.run), c.source.indices) not in taken]
         match = next((c for c in candidates if _same(c, x)), None)
         if match is None and role != "value":
             match = next((c for c in free if _same_lengths(c, x)), None)
@@ -72,12 +72,12 @@ def _candidates(run: Run, observed: Tensor, heads: int, role: str) -> Iterator[_
     if features % size:
         return
     units = features // size
-    for layout, chosen in _layouts(units, heads):
-        if not chosen:
+    for layout, places_by_part in _layouts(units, heads):
+        if not places_by_part:
             if heads % units == 0 and (role != "query" or units == heads):
                 yield _Candidate(run, "", Source(run.module, units), layout)
             continue
-        for name, places in chosen.items():
+        for name, places in places_by_part.items():
             if (len(places) == heads) if role == "query" else (heads % len(places) == 0):
                 yield _Candidate(run, name, Source(run.module, len(places), tuple(places), units), layout)
 

@@ -47,7 +47,7 @@ class ProjectionSearch:
         #: attention module -> roles without a known projection
         self.missing: dict[str, list[str]] = {}
         self._observing = observing
-        #: attention module, cross-attention or not, and part -> sizes of its heads, and their sources
+        #: (attention module, cross-attention or not, part) -> (sizes of its heads, source of each role)
         self._sources: dict[tuple[str, bool, int], tuple[tuple[int, ...], dict[str, Source]]] = {}
         self._awaiting: tuple[CallKey, AttentionCall, list[Run]] | None = None
 

@@ -35,14 +35,14 @@ class Source:
     Args:
         weight: The linear module, or the parameter itself if there is no module.
         heads: Number of the role's heads.
-        chosen: Their indices among all heads in the weight; ``None`` for all in order.
+        indices: Their indices among all heads in the weight; ``None`` for all in order.
         units: Number of all heads in the weight.
         transposed: Whether heads lie along the weight's columns, as in the output projection.
     """
 
     weight: nn.Module | Tensor
     heads: int
-    chosen: tuple[int, ...] | None = None
+    indices: tuple[int, ...] | None = None
     units: int = 0
     transposed: bool = False
 
@@ -64,9 +64,9 @@ class Source:
 
     def of_heads(self, x: Tensor, dim: int) -> Tensor:
         """Select this role's heads along an axis of all heads."""
-        if self.chosen is None:
+        if self.indices is None:
             return x
-        return x.index_select(dim, torch.tensor(self.chosen, device=x.device))
+        return x.index_select(dim, torch.tensor(self.indices, device=x.device))
 
 
 @dataclass

@@ -118,7 +118,7 @@ class ModuleStack:
         """Yield modules around ``name`` that run without a call: ``layer.forward(x)`` skips hooks."""
         around = self.frames[-1].name
         if not name.startswith(f"{around}." if around else ""):
-            return  # a module shared with the running ones
+            return  # the module lies elsewhere in the tree, and is shared with a running one
         parts = name.split(".")
         for depth in range(around.count(".") + 2 if around else 1, len(parts)):
             path = ".".join(parts[:depth])

@@ -16,7 +16,7 @@ from lightning_geo.utils._torch import WRAPPERS, unwrapped
 
 __all__ = ["LayerNumbering", "clean_name", "elements_of", "looks_like_attention", "name_of", "number_layers"]
 
-#: What peft puts in front.
+#: Prefix that peft adds to module paths.
 _PEFT = "base_model.model."
 
 
@@ -34,7 +34,7 @@ def clean_name(path: str) -> str:
 
 
 def looks_like_attention(module: nn.Module) -> bool:
-    """Whether the name of a module's class says that it is an attention."""
+    """Whether the name of a module's class marks it as attention."""
     return re.search(r"att(entio)?n$", type(module).__name__, re.IGNORECASE) is not None
 
 

@@ -86,7 +86,7 @@ def place_calls(calls: Sequence[CallKey], modules: Modules, parent: str | None) 
     names = _names(row_of)
     runs = list(dict.fromkeys((row_of[call], call.repeat) for call in calls))
     repeats = {row: sorted(n for r, n in runs if r == row) for row in row_of.values()}
-    by_order = min(map(len, repeats.values())) > 1  # ALBERT: the order of runs is the depth
+    by_order = min(map(len, repeats.values())) > 1  # ALBERT runs one layer many times
     places: dict[CallKey, Place] = {}
     taken: set[tuple[int, str]] = set()
     for call, row in row_of.items():
@@ -94,7 +94,7 @@ def place_calls(calls: Sequence[CallKey], modules: Modules, parent: str | None) 
         layer = runs.index((row, call.repeat)) if by_order else rows.index(row)
         variant = ".cross" * call.cross + names[call]
         variant += f".run{run + 1}" * (run > 0) + f".part{call.part + 1}" * (call.part > 0)
-        while (layer, variant) in taken:  # a module that is itself named `cross` or `part2`
+        while (layer, variant) in taken:  # a module has the name `cross` or `part2` of its own
             variant += ".other"
         taken.add((layer, variant))
         places[call] = Place(layer, row, variant)

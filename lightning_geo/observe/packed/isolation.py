@@ -62,7 +62,7 @@ def _pair_rule(mask: Any, length: int) -> Callable[[slice], Tensor]:
         batch, heads = rule.blocks.shape[:2]
         every = slice(0, batch), slice(0, heads)
         return lambda rows: rule.visible(*every, rows, slice(0, length)).any(1)
-    if mask.dim() > 2 and mask.stride(-3) == 0:  # one for all heads
+    if mask.dim() > 2 and mask.stride(-3) == 0:  # all heads share one mask
         mask = mask.narrow(-3, 0, 1)
     four = mask[(None,) * (4 - mask.dim())]
 

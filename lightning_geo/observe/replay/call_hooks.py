@@ -56,8 +56,9 @@ def on_call(
 
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if torch.compiler.is_compiling():
-                return  # an outer function is being compiled: the hook must not become part of its graph
-            if not borrows_forward(module):  # else Lightning runs a whole step through the module's call
+                return  # the compiler traces an outer function: keep the hook out of its graph
+            # Some strategies run a whole step through the module's call: this is no call of the model.
+            if not borrows_forward(module):
                 function(args, kwargs)
 
         return module.register_forward_pre_hook(Fleeting(hook), with_kwargs=True).remove

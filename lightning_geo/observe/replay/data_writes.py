@@ -42,7 +42,7 @@ def differing_parameters(twin: nn.Module, model: nn.Module) -> set[str]:
 
 
 def equal_values(x: Tensor, y: Tensor) -> bool:
-    """Whether two tensors have equal values, NaN equal to NaN; on ``meta``, whether both are there."""
+    """Whether two tensors have equal values, NaN equal to NaN; two on ``meta`` count as equal."""
     if x.device.type == "meta" or y.device.type == "meta":
         return x.device == y.device
     return x.shape == y.shape and bool(((x == y) | ((x != x) & (y != y))).all())

@@ -72,7 +72,7 @@ class Dependence:
         """Return a function that checks the inputs of a model's calls."""
 
         def note(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            with contextlib.suppress(Exception):  # raised here, it would abort the user's step
+            with contextlib.suppress(Exception):  # an error in a hook would abort the user's step
                 self.note(name, args, kwargs)
 
         return note

@@ -71,9 +71,9 @@ class Replica:
     def remember(self) -> None:
         """Keep the current buffers and attributes, for runs after the training forward pass changed them."""
         self.forget()
-        with contextlib.suppress(Exception):  # a model that cannot be copied is replayed in place
+        with contextlib.suppress(Exception):  # if the copy fails, the model is replayed in place
             self._entered = twin_of(self._model) if self._copies else None
-        with contextlib.suppress(Exception):  # and in its state at the time if this cannot be kept
+        with contextlib.suppress(Exception):  # if this fails too, with its buffers at the time of the replay
             self._state = Entered(self._model)
 
     def forget(self) -> None:
@@ -101,7 +101,7 @@ class Replica:
             self.reusable = not self._written and memory is not None and memory == _memory(twin)
         except Exception as error:
             with self._in_place(None), context():
-                run(self._model)  # raises if the model fails, not the copy
+                run(self._model)  # if the model itself fails, its error counts, not the copy's
             self._copies = False
             self._entered = None
             self._warn_once.say(
@@ -143,7 +143,8 @@ class Replica:
                 yield
             return
         if frozen:
-            shared = set(map(id, self._model.parameters()))  # quantised ones, see `twin_of`
+            # A copy shares quantised parameters with the model (see `twin_of`): leave their flags alone.
+            shared = set(map(id, self._model.parameters()))
             for parameter in model.parameters():
                 if id(parameter) not in shared:
                     parameter.requires_grad_(False)
@@ -168,7 +169,7 @@ class Replica:
                     self._state.put_back()
                 if written is None:
                     trial.enter_context(reads)
-                for module in model.modules():  # `undisturbed` puts these back too
+                for module in model.modules():  # `undisturbed` restores hooks and trainers at the end
                     if not is_scripted(module):
                         filter_forward_hooks(module, _kept_hooks)
                     if is_lightning(module):

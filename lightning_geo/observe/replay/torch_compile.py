@@ -70,9 +70,9 @@ _stances: list[str] = []
 
 @contextlib.contextmanager
 def eagerly() -> Iterator[None]:
-    """Run what is compiled eagerly: models, and functions such as a compiled ``flex_attention``."""
+    """Run compiled models, and compiled functions such as ``flex_attention``, eagerly inside the context."""
     stance = compiler_stance()
-    if stance is None:  # nothing can be compiled
+    if stance is None:  # the compiler is not loaded, so that nothing is compiled
         yield
         return
     _stances.append(stance)

@@ -39,7 +39,7 @@ def scripted_attention(modules: Mapping[str, nn.Module]) -> list[str]:
 def _attends(module: Any) -> bool:
     try:
         graph = module.inlined_graph
-    except (AttributeError, RuntimeError):  # it has no forward of its own
+    except (AttributeError, RuntimeError):  # a module without forward has no graph
         return False
 
     def calls(*kinds: str) -> bool:

@@ -57,7 +57,9 @@ def twin_of(model: nn.Module, own: Collection[str] | None = ()) -> nn.Module:
     hooks: list[tuple[OrderedDict[int, Any], OrderedDict[int, Any]]] = []
     for module in modules:
         if is_scripted(module):
-            memo[id(module)] = module  # a copy would share no parameters; its state is restored
+            # A copy of TorchScript would share no parameters: the twin uses the module itself, and
+            # `undisturbed` restores its state.
+            memo[id(module)] = module
             continue
         for name, value in vars(module).items():
             if name in FORWARD_HOOKS:
@@ -80,15 +82,16 @@ def twin_of(model: nn.Module, own: Collection[str] | None = ()) -> nn.Module:
                 _rebind_functions(module, memo)
     for module in modules:
         if is_lightning(module):
-            set_trainer(memo[id(module)], trainer_of(module))  # `__getstate__` drops it
+            set_trainer(memo[id(module)], trainer_of(module))  # `__getstate__` dropped the trainer
             quiet(memo[id(module)])
     return twin
 
 
 def _parameter_twin(parameter: nn.Parameter, *, copied: bool) -> nn.Parameter:
-    if type(parameter) is not nn.Parameter or is_lazy(parameter):  # quantised, sharded
+    # A subclass (quantised, sharded) cannot be rebuilt from its data: share it, and copy a lazy one.
+    if type(parameter) is not nn.Parameter or is_lazy(parameter):
         return copy.deepcopy(parameter) if is_lazy(parameter) else parameter
-    # `detach` would share the version: an in-place change would count as one of the original.
+    # `detach` would share the version counter: a change of the twin in place would count as the original's.
     data = parameter.data.clone() if copied else parameter.data
     twin = nn.Parameter(data, requires_grad=parameter.requires_grad)
     vars(twin).update(vars(parameter))
@@ -125,12 +128,12 @@ def needed_hooks(hooks: dict[int, Any]) -> dict[int, Any]:
 
 def foreign_hooks(model: nn.Module) -> dict[str, str]:
     """Return the user's forward hooks by module path; a replay leaves them out."""
-    found = {}
+    by_path = {}
     for path, module in model.named_modules():
         for hooks in forward_hooks(module) if not is_scripted(module) else ():
             for hook in foreign_among(hooks).values():
-                found[path] = getattr(_function_of(hook), "__qualname__", repr(hook))
-    return found
+                by_path[path] = getattr(_function_of(hook), "__qualname__", repr(hook))
+    return by_path
 
 
 def foreign_among(hooks: dict[int, Any]) -> dict[int, Any]:
@@ -188,7 +191,7 @@ def _rebound(function: Any, memo: dict[int, Any]) -> Any:
 def _content(cell: Any) -> Any:
     try:
         return cell.cell_contents
-    except ValueError:  # empty
+    except ValueError:  # the cell is empty: its variable was never assigned
         return None
 
 

@@ -31,8 +31,8 @@ class Call:
     """Arguments of one call of a model.
 
     Args:
-        args: Positional ones.
-        kwargs: Those by keyword.
+        args: Positional arguments.
+        kwargs: Keyword arguments.
         method: Name of a method of the LightningModule to call instead of the observed model itself: one of
             its steps, or ``forward``.
     """
@@ -97,7 +97,7 @@ def device_of(model: nn.Module, call: Call | None = None) -> torch.device:
 
 
 def _execution_device(hook: Any) -> torch.device | None:
-    """Where a hook of accelerate runs its module; None where it does not say, or is no such hook."""
+    """Return the device on which a hook of accelerate runs its module; None if the hook names none."""
     device = getattr(hook, "execution_device", None)
     if isinstance(device, int):
         return torch.device("cuda", device)
@@ -141,11 +141,11 @@ def undisturbed(
         stack.enter_context(_same_state([m for m in model.modules() if state or is_scripted(m)]))
         if evaluate:
             for module in model.modules():
-                module.training = False  # only the flag: a user's own `train()` may do more
+                module.training = False  # not `eval()`: a user's class may extend it
         if gradient:
-            for module in model.modules():  # `_same_state` puts them back
+            for module in model.modules():  # `_same_state` restores the hooks
                 without_backward_hooks(module)
-        stack.enter_context(eagerly())  # compiled code would ignore the hooks
+        stack.enter_context(eagerly())  # compiled code ignores hooks that were added later
         _depth += 1
         try:
             yield
@@ -166,7 +166,7 @@ class RandomState:
     def now(cls, device: torch.device) -> RandomState:
         """Return the current states."""
         accelerator = None
-        if device.type in ("cuda", "xpu"):  # a forward may draw on any of the devices
+        if device.type in ("cuda", "xpu"):  # a model on several devices draws on each of them
             accelerator = torch.get_device_module(device).get_rng_state_all()
         elif device.type == "mps":
             accelerator = [torch.mps.get_rng_state()]
@@ -194,7 +194,7 @@ def _random_numbers_from(start: int | RandomState, device: torch.device) -> Iter
         else:
             random.seed(start)
             np.random.seed(start)  # noqa: NPY002
-            # torch.manual_seed would also seed devices whose state is not saved here.
+            # `torch.manual_seed` would also seed devices whose states were not saved: seed the others alone.
             torch.default_generator.manual_seed(start)
             if device.type != "cpu" and before.accelerator is not None:
                 seed = torch.get_device_module(device)

@@ -1,0 +1,158 @@
+"""What precedes a run's first step: the models, what an earlier session knew, and the probe."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from typing import Any
+
+import torch
+
+from lightning_geo.monitor.baseline import bases_of
+from lightning_geo.monitor.sampler import Sampler
+from lightning_geo.monitor.samples import Samples
+from lightning_geo.monitor.settings import Settings
+from lightning_geo.observe.module_selection import candidates, check_layers
+from lightning_geo.utils._lightning import is_sharded
+from lightning_geo.utils._torch import is_compiled_function
+from lightning_geo.utils.errors import call_all
+from lightning_geo.utils.ranks import failure_of_any_rank, on_all_ranks
+from lightning_geo.utils.warn_once import WarnOnce
+
+__all__ = ["Preparation"]
+
+#: What a LightningModule that was compiled as a whole keeps to itself.
+_SEALED = (
+    "the LightningModule is compiled as a whole, which hides the calls of the models in it. Compile the "
+    "model inside instead (`self.model.compile()` in `configure_model`), or give `probe=`"
+)
+
+
+class Preparation:
+    """Makes the sampler of a run, and obtains its probe.
+
+    Args:
+        settings: The monitor's.
+        warn_once: Where failures go.
+        samples: The run's.
+    """
+
+    def __init__(self, settings: Settings, warn_once: WarnOnce, samples: Samples) -> None:
+        self._settings = settings
+        self._warn_once = warn_once
+        self._samples = samples
+        #: whether the LightningModule is compiled as a whole
+        self._sealed = False
+        self._eagerly = contextlib.ExitStack()
+
+    def copied(self, samples: Samples) -> Preparation:
+        """Return that of a copy of the run, which has other samples."""
+        preparation = copy.copy(self)
+        preparation._samples, preparation._eagerly = samples, contextlib.ExitStack()
+        return preparation
+
+    def stop(self) -> None:
+        """Let compiled code run compiled again."""
+        self._eagerly.close()
+
+    def make_sampler(self, trainer: Any, pl_module: Any) -> None:
+        """Check what can be checked before anything runs; from here on the module is complete."""
+        samples, settings = self._samples, self._settings
+        samples.replays = settings.source == "probe" and not is_sharded(trainer)
+        if settings.source == "probe" and not samples.replays:
+            strategy = type(trainer.strategy).__name__
+            self._warn_once.say(f'{strategy} cannot replay an inner module: `source="batch"` is used')
+        models = candidates(pl_module, settings.module)
+        check_layers(settings.layers, pl_module, *models.values())
+        sampler, failure = None, None
+        try:
+            sampler = Sampler(
+                models, settings.layers, settings.rank, settings.special_token_ids, settings.max_queries,
+                settings.loss_fn, trainer.precision_plugin.forward_context, self._warn_once, pl_module,
+            )  # fmt: skip
+        except Exception as error:
+            sampler, failure = None, error
+        if not on_all_ranks(failure is None, trainer.strategy.root_device):
+            sampler = None  # on every rank: samples are merged over all of them
+            self._warn_once.report("the models cannot be observed", failure_of_any_rank(failure))
+        samples.sampler = sampler
+        self.take_state()
+        self._sealed = is_compiled_function(pl_module.training_step)
+        if self._sealed and not samples.replays:
+            self._warn_once.report("nothing can be observed", LookupError(_SEALED))
+            samples.sampler = None
+
+    def take_state(self) -> None:
+        """Use what an earlier session knew, if every rank knows the same."""
+        samples, baseline = self._samples, self._settings.baseline
+        samples.agree()
+        if samples.sampler is not None:
+            samples.sampler.sample.start = samples.state.start
+            samples.sampler.observed.prefer(samples.state.models)
+        if samples.state.baseline is None and baseline is not None:
+            samples.state.baseline = bases_of(baseline)
+
+    # -- the probe
+
+    def sanity_check_starts(self) -> None:
+        """Record the probe from the validation data: runs over the same data then share it."""
+        if self._sealed:  # compiled as a whole, its models' calls show only where nothing is compiled
+            self._eagerly.enter_context(torch.compiler.set_stance("force_eager"))
+        self._start_recording()
+
+    def sanity_check_ended(self) -> None:
+        """Use what was recorded."""
+        self.stop()
+        self.use_recorded()
+
+    def training_starts(self, trainer: Any, step: int) -> None:
+        """Try the given probe, or record one.
+
+        Args:
+            trainer: Whose run it is.
+            step: Optimizer steps taken so far.
+        """
+        samples = self._samples
+        self._take_given()
+        self.try_layers()
+        if not self._sealed:
+            self._start_recording()
+        elif samples.sampler is None:
+            samples.note_dropped(trainer, step, LookupError(_SEALED))
+        elif samples.replays and samples.inputs.probe is None:
+            call_all(samples.stop, self.stop)
+            samples.note_dropped(trainer, step, LookupError(_SEALED))
+            self._warn_once.report("there is no probe", LookupError(_SEALED))
+            samples.sampler = None
+
+    def _take_given(self) -> None:
+        """Try the given probe, if there is one; it is every rank's or nobody's."""
+        samples, failure = self._samples, None
+        if self._settings.probe is None or not samples.replays or samples.sampler is None:
+            return
+        try:
+            if samples.inputs.take_given(samples.sampler.on_probe):
+                samples.start_bases_anew()
+        except Exception as error:
+            failure = error
+        if not on_all_ranks(failure is None, samples.sampler.observed.device):
+            samples.inputs.probe = None
+            self._warn_once.report("the given probe cannot be used", failure_of_any_rank(failure))
+
+    def _start_recording(self) -> None:
+        samples = self._samples
+        if samples.replays and samples.sampler is not None:
+            samples.inputs.start(samples.sampler.on_probe)
+
+    def use_recorded(self) -> None:
+        """Make a probe of what was recorded, if anything was."""
+        if self._samples.inputs.finish():
+            self._samples.start_bases_anew()
+
+    def try_layers(self) -> None:
+        """Find a wrong `layers` as soon as there is a probe: the first sample may be dropped, or far off."""
+        samples = self._samples
+        if self._settings.layers is None or samples.sampler is None or self._warn_once.late:
+            return
+        if samples.replays and samples.inputs.probe is not None:
+            samples.sampler.try_layers(samples.inputs.share(samples.sampler.observed.device))

@@ -1,0 +1,87 @@
+"""Private and fragile names of PyTorch, each behind one function, in a file for what they concern.
+
+An update of torch that renames one of them is repaired here. ``tests/test_private_names.py`` fails for every
+use of such a name elsewhere in the package.
+"""
+
+from __future__ import annotations
+
+from lightning_geo.utils._torch.compiled import (
+    compiled_call,
+    compiled_from,
+    compiler_stance,
+    is_compiled_frame,
+    is_compiled_function,
+    is_compiled_module,
+    set_compiled_call,
+)
+from lightning_geo.utils._torch.flex import (
+    flex_calls,
+    flex_masks_nothing,
+    flex_operator_replaced,
+    flex_output,
+    flex_scores_unchanged,
+)
+from lightning_geo.utils._torch.function_modes import (
+    innermost_function_mode,
+    without_function_modes,
+)
+from lightning_geo.utils._torch.hooks import (
+    FORWARD_HOOKS,
+    OTHER_HOOKS,
+    filter_forward_hooks,
+    forward_hooks,
+    global_forward_hooks,
+    remove_forward_hook,
+    without_backward_hooks,
+)
+from lightning_geo.utils._torch.modules import (
+    WRAPPERS,
+    buffers_of,
+    class_name,
+    parameters_of,
+    unwrapped,
+    version_of,
+)
+from lightning_geo.utils._torch.script import (
+    script_attribute,
+    script_attributes,
+    set_script_attribute,
+)
+from lightning_geo.utils._torch.varlen import (
+    varlen_operators,
+)
+
+__all__ = [
+    "FORWARD_HOOKS",
+    "OTHER_HOOKS",
+    "WRAPPERS",
+    "buffers_of",
+    "class_name",
+    "compiled_call",
+    "compiled_from",
+    "compiler_stance",
+    "filter_forward_hooks",
+    "flex_calls",
+    "flex_masks_nothing",
+    "flex_operator_replaced",
+    "flex_output",
+    "flex_scores_unchanged",
+    "forward_hooks",
+    "global_forward_hooks",
+    "innermost_function_mode",
+    "is_compiled_frame",
+    "is_compiled_function",
+    "is_compiled_module",
+    "parameters_of",
+    "remove_forward_hook",
+    "script_attribute",
+    "script_attributes",
+    "set_compiled_call",
+    "set_script_attribute",
+    "unwrapped",
+    "varlen_operators",
+    "version_of",
+    "without_backward_hooks",
+    "without_function_modes",
+]
