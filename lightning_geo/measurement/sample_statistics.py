@@ -57,7 +57,7 @@ class SampleStatistics:
         self._importance = Importance(named[Importance])
         every: list[Collector] = [
             AttentionRows(named[AttentionRows], max_queries, seed),
-            RoleMoments(named[RoleMoments]),
+            RoleMoments(named[RoleMoments], seed),
             Stream(named[Stream]),
             Weights(named[Weights], start),
             self._scores,
