@@ -34,6 +34,8 @@ class Measurement:
         rank: Dimensions of the subspaces.
         max_queries: Query rows to measure per sequence, drawn at random; None for all of them.
         start: Weights at the run's start by model, see :class:`.SampleStatistics`.
+        unasked: By model, calls of earlier samples that are none of ``layers``, filled in: they are not
+            measured. Numbers of layers are known at the end of a sample only.
     """
 
     def __init__(
@@ -44,7 +46,9 @@ class Measurement:
         rank: int = 8,
         max_queries: int | None = None,
         start: dict[str, dict[str, dict[str, Tensor]]] | None = None,
+        unasked: dict[str, set[CallKey]] | None = None,
     ) -> None:
+        self._unasked = {} if unasked is None else unasked
         self._metrics = metrics
         self._layers = layers
         self._rank = rank
@@ -54,7 +58,8 @@ class Measurement:
             tap.begin_sample()
         start = {} if start is None else start
         self._statistics = {
-            name: SampleStatistics(metrics, max_queries, name, start.setdefault(name, {})) for name in taps
+            name: SampleStatistics(metrics, max_queries, name, start.setdefault(name, {}), self._asks(name))
+            for name in taps
         }
 
     @contextmanager
@@ -234,6 +239,7 @@ class Measurement:
                 rows = {f"{name}.{stack}": paths for stack, paths in numbering.rows.items()}
                 numbering = LayerNumbering(layers, numbering.blocks, sizes, rows)
             chosen = self._chooser(numbering, name)
+            self._forget_others(name, {key for key in numbering.layers if not chosen(key)})
             part = compute(statistics, numbering, self._metrics, self._rank, chosen, baseline, previous)
             prefix = self._prefix(name)
             if prefix:  # two towers have modules of the same names
@@ -241,13 +247,43 @@ class Measurement:
             merged.add(part)
         return merged
 
+    def _asks(self, name: str) -> Callable[[CallKey], bool]:
+        """Return whether a call is to be measured, as far as it is known while the model runs."""
+        if self._layers is None:
+            return lambda key: True
+        if isinstance(self._layers, str):
+            return self._matches(self._layers, name)
+        unasked = frozenset(self._unasked.get(name, ()))
+        return lambda key: key not in unasked
+
+    def _forget_others(self, name: str, others: set[CallKey]) -> None:
+        """Measure these calls no more.
+
+        Raises:
+            LookupError: If this sample did not measure a call that belongs to ``layers`` now.
+        """
+        known = self._unasked.pop(name, set())
+        moved = known & self._statistics[name].layers.keys() - others
+        if moved:
+            modules = some(sorted({key.module for key in moved}))
+            raise LookupError(
+                f"layers are numbered otherwise than in the sample before, so that {modules} was not "
+                "measured; the next sample measures it"
+            )
+        if not isinstance(self._layers, str):
+            self._unasked[name] = others
+
+    @staticmethod
+    def _matches(pattern: str, name: str) -> Callable[[CallKey], bool]:
+        # with and without the observed model's own name in front
+        return lambda key: any(re.search(pattern, path) for path in (key.module, f"{name}.{key.module}"))
+
     def _chooser(self, numbering: LayerNumbering, name: str) -> Callable[[CallKey], bool]:
         layers = self._layers
         if layers is None:
             return lambda key: True
         if isinstance(layers, str):
-            # with and without the observed model's own name in front
-            return lambda key: any(re.search(layers, path) for path in (key.module, f"{name}.{key.module}"))
+            return self._matches(layers, name)
         wanted = {layers} if isinstance(layers, int) else set(layers)
         return lambda key: numbering.layers[key][1] in wanted
 

@@ -13,7 +13,7 @@ from lightning_geo.kernels import retry_failed
 from lightning_geo.measurement.importance import LossFunction
 from lightning_geo.measurement.sample import LayerChoice, Measurement, special_tokens
 from lightning_geo.metrics.registry import reads_of
-from lightning_geo.observe import Coverage, Tap, looks_like_attention, name_of
+from lightning_geo.observe import CallKey, Coverage, Tap, looks_like_attention, name_of
 from lightning_geo.observe.module_selection import ITSELF, choose
 from lightning_geo.observe.replay.dependence import Dependence, NoDataError
 from lightning_geo.observe.replay.replica import Replica
@@ -78,6 +78,8 @@ class ObservedModels:
         self._due: tuple[str, ...] = ()
         #: weights at the run's start by model: filled in by the first sample that measures their drift
         self.start: dict[str, dict[str, dict[str, Tensor]]] = {}
+        #: calls by model that are none of ``layers``: filled in by samples, which number them
+        self._unasked: dict[str, set[CallKey]] = {}
         self._loss_fn = loss_fn
         self._forward_context = forward_context
         self._warn_once = warn_once
@@ -123,7 +125,7 @@ class ObservedModels:
 
     def _begin(self) -> Measurement:
         taps = {name: self._taps[name] for name in self.models}
-        return Measurement(taps, self._due, *self._settings, start=self.start)
+        return Measurement(taps, self._due, *self._settings, start=self.start, unasked=self._unasked)
 
     def _choose(self, measurement: Measurement) -> list[str]:
         """The models that are observed from now on.

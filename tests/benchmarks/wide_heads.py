@@ -1,4 +1,4 @@
-"""The family ``head`` of a layer as wide as LLaMA 7B's: its time over the layer's own forward, and its memory.
+"""The family ``head`` of a layer as wide as LLaMA 7B's: its time over the layer's own forward, and its bytes.
 
 ``python tests/benchmarks/wide_heads.py [--tokens 256]``
 """

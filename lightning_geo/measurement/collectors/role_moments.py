@@ -44,6 +44,7 @@ class _Vectors(NamedTuple):
     layer: LayerSums
     role: str
     requested: frozenset[str]
+    key: CallKey
     #: of the call, by role: what functions of several roles read
     directions: dict[str, tuple[Tensor, Tensor]]
 
@@ -67,7 +68,7 @@ class RoleMoments(Collector):
     def __init__(self, metrics: tuple[str, ...], seed: str = "") -> None:
         super().__init__(metrics)
         self._seed = seed
-        self._generator: torch.Generator | None = None
+        self._generators: dict[CallKey, torch.Generator] = {}
         reads = {name: frozenset(reads_of(name)) for name in metrics}
         self._lengths = {role: self._reading({f"{role}.length"}, reads) for role in ("query", "key")}
         self._pairs = self._reading({"query.directions"}, reads)
@@ -99,11 +100,11 @@ class RoleMoments(Collector):
             if x is None or not requested:
                 continue
             mask = call.query_mask if role in ("query", "output") else call.key_mask
-            owner = _Vectors(layer, role, requested, directions)
+            owner = _Vectors(layer, role, requested, key, directions)
             # tokens first: models project to [B, N, H * D], and reading against that order is slow
             self._batches.add(owner, {"x": x.transpose(1, 2)}, {"mask": mask})
         if joint and output is not None:  # one matrix for all heads: its blocks serve role output too
-            owner = _Vectors(layer, "heads", frozenset({"scatter"}), {})
+            owner = _Vectors(layer, "heads", frozenset({"scatter"}), key, {})
             together = output.transpose(1, 2).flatten(2)[:, :, None]
             self._batches.add(owner, {"x": together}, {"mask": call.query_mask})
         if self._pairs and call.query is not None and call.key is not None:
@@ -128,10 +129,10 @@ class RoleMoments(Collector):
             x.flatten(2, 3).transpose(1, 2), shared["mask"], statistics=requested - {"sketch"}
         )
         heads = x.shape[3]
-        sketched = [i for i, owner in enumerate(owners) if "sketch" in owner.requested]
-        if sketched:
-            outputs = x.flatten(3) if len(sketched) == count else x[:, :, sketched].flatten(3)
-            add_sketches([owners[i].layer for i in sketched], outputs, shared["mask"], self._signs(x.device))
+        for i, owner in enumerate(owners):
+            if "sketch" in owner.requested:
+                outputs = x[:, :, i : i + 1].flatten(3)
+                add_sketches([owner.layer], outputs, shared["mask"], self._signs(owner.key, x.device))
         scattered = [i for i, owner in enumerate(owners) if "scatter" in owner.requested]
         if scattered:
             assert moments.count is not None
@@ -145,12 +146,12 @@ class RoleMoments(Collector):
         self._add_lengths(owners, moments, heads)
         self._add_directions(owners, moments, heads)
 
-    def _signs(self, device: torch.device) -> torch.Generator:
-        """The source of signs: the same ones at every sample of a fixed probe, other ones on every rank."""
-        if self._generator is None:
-            seed = zlib.crc32(f"{self._seed} rank {rank()} signs".encode())
-            self._generator = torch.Generator(device).manual_seed(seed)
-        return self._generator
+    def _signs(self, key: CallKey, device: torch.device) -> torch.Generator:
+        """The source of a layer's signs: the same at every sample of a fixed probe, others on every rank."""
+        if key not in self._generators:
+            seed = zlib.crc32(f"{self._seed} rank {rank()} {key} signs".encode())
+            self._generators[key] = torch.Generator(device).manual_seed(seed)
+        return self._generators[key]
 
     def _add_lengths(self, owners: list[_Vectors], moments: HeadMoments, heads: int) -> None:
         if moments.norm is None:
