@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_geo.kernels.workspace import reuse_scratch
 from lightning_geo.measurement.assemble import Bases, Computed, compute
+from lightning_geo.measurement.chosen_layers import ChosenLayers, LayerChoice
 from lightning_geo.measurement.rank_reduction import Merged, reduce_over_ranks
 from lightning_geo.measurement.sample_statistics import SampleStatistics
 from lightning_geo.measurement.training_importance import TrainingGradients
@@ -20,8 +20,6 @@ from lightning_geo.utils.errors import ArgumentError
 from lightning_geo.utils.formatting import some
 
 __all__ = ["LayerChoice", "Measurement", "special_tokens"]
-
-LayerChoice = int | str | Sequence[int] | None
 
 
 class Measurement:
@@ -48,7 +46,6 @@ class Measurement:
         start: dict[str, dict[str, dict[str, Tensor]]] | None = None,
         unasked: dict[str, set[CallKey]] | None = None,
     ) -> None:
-        self._unasked = {} if unasked is None else unasked
         self._metrics = metrics
         self._layers = layers
         self._rank = rank
@@ -57,8 +54,12 @@ class Measurement:
         for tap in taps.values():
             tap.begin_sample()
         start = {} if start is None else start
+        unasked = {} if unasked is None else unasked
+        self._choices = {name: ChosenLayers(layers, name, unasked.setdefault(name, set())) for name in taps}
         self._statistics = {
-            name: SampleStatistics(metrics, max_queries, name, start.setdefault(name, {}), self._asks(name))
+            name: SampleStatistics(
+                metrics, max_queries, name, start.setdefault(name, {}), self._choices[name].asks()
+            )
             for name in taps
         }
 
@@ -239,7 +240,7 @@ class Measurement:
                 rows = {f"{name}.{stack}": paths for stack, paths in numbering.rows.items()}
                 numbering = LayerNumbering(layers, numbering.blocks, sizes, rows)
             chosen = self._chooser(numbering, name)
-            self._forget_others(name, {key for key in numbering.layers if not chosen(key)})
+            self._choices[name].learn((k for k in numbering.layers if not chosen(k)), numbering.layers)
             part = compute(statistics, numbering, self._metrics, self._rank, chosen, baseline, previous)
             prefix = self._prefix(name)
             if prefix:  # two towers have modules of the same names
@@ -247,45 +248,8 @@ class Measurement:
             merged.add(part)
         return merged
 
-    def _asks(self, name: str) -> Callable[[CallKey], bool]:
-        """Return whether a call is to be measured, as far as it is known while the model runs."""
-        if self._layers is None:
-            return lambda key: True
-        if isinstance(self._layers, str):
-            return self._matches(self._layers, name)
-        unasked = frozenset(self._unasked.get(name, ()))
-        return lambda key: key not in unasked
-
-    def _forget_others(self, name: str, others: set[CallKey]) -> None:
-        """Measure these calls no more.
-
-        Raises:
-            LookupError: If this sample did not measure a call that belongs to ``layers`` now.
-        """
-        known = self._unasked.pop(name, set())
-        moved = known & self._statistics[name].layers.keys() - others
-        if moved:
-            modules = some(sorted({key.module for key in moved}))
-            raise LookupError(
-                f"layers are numbered otherwise than in the sample before, so that {modules} was not "
-                "measured; the next sample measures it"
-            )
-        if not isinstance(self._layers, str):
-            self._unasked[name] = others
-
-    @staticmethod
-    def _matches(pattern: str, name: str) -> Callable[[CallKey], bool]:
-        # with and without the observed model's own name in front
-        return lambda key: any(re.search(pattern, path) for path in (key.module, f"{name}.{key.module}"))
-
     def _chooser(self, numbering: LayerNumbering, name: str) -> Callable[[CallKey], bool]:
-        layers = self._layers
-        if layers is None:
-            return lambda key: True
-        if isinstance(layers, str):
-            return self._matches(layers, name)
-        wanted = {layers} if isinstance(layers, int) else set(layers)
-        return lambda key: numbering.layers[key][1] in wanted
+        return self._choices[name].chosen(numbering)
 
     def check_layers(self) -> None:
         """Raise if ``layers`` matches no attention call that was seen.
