@@ -52,12 +52,11 @@ def linear_cka(
     return (cross / (own_x * own_y).sqrt()).clamp(max=1).to(dtype)
 
 
-def _block_norms(
-    covariance: Float[Tensor, "*batch H D H D"],
-) -> tuple[Float[Tensor, "*batch H D H D"], Float[Tensor, "*batch H H"]]:
-    """Check ``[..., H, D, H, D]``; return it and the Frobenius norms ``[..., H, H]`` of its blocks."""
+def block_norms(covariance: Float[Tensor, "*batch H D H D"]) -> Float[Tensor, "*batch H H"]:
+    """Frobenius norms of the blocks of the covariance of all heads' outputs, ``[..., H, D, H, D]``."""
     covariance = as_float(covariance, "covariance", "H D H D")
-    return covariance, torch.linalg.vector_norm(covariance, dim=(-3, -1))
+    norms: Tensor = torch.linalg.vector_norm(covariance, dim=(-3, -1))
+    return norms
 
 
 def head_similarity(covariance: Float[Tensor, "*batch H D H D"]) -> Float[Tensor, "*batch H H"]:
@@ -84,12 +83,15 @@ def head_similarity(covariance: Float[Tensor, "*batch H D H D"]) -> Float[Tensor
                 [1.0000, 1.0000, 0.2500],
                 [0.2500, 0.2500, 1.0000]])
     """
-    _, norms = _block_norms(covariance)
+    return similarity_of_blocks(block_norms(covariance))
+
+
+def similarity_of_blocks(norms: Float[Tensor, "*batch H H"]) -> Float[Tensor, "*batch H H"]:
+    """:func:`head_similarity` from the Frobenius norms of the covariance's blocks."""
     own = norms.diagonal(dim1=-2, dim2=-1)
     return (norms.square() / (own[..., :, None] * own[..., None, :])).clamp(max=1)
 
 
-@computes("redundancy", reads=("covariance",))
 def redundancy(covariance: Float[Tensor, "*batch H D H D"]) -> Float[Tensor, "*batch H"]:
     r"""How well the most similar other head of the layer stands in for each head.
 
@@ -112,13 +114,17 @@ def redundancy(covariance: Float[Tensor, "*batch H D H D"]) -> Float[Tensor, "*b
         >>> redundancy((x.T @ x).reshape(3, 1, 3, 1))
         tensor([1.0000, 1.0000, 0.2500])
     """
-    similarity = head_similarity(covariance)
+    return _redundancy(block_norms(covariance))
+
+
+@computes("redundancy", reads=("block_norms",))
+def _redundancy(norms: Float[Tensor, "*batch H H"]) -> Float[Tensor, "*batch H"]:
+    similarity = similarity_of_blocks(norms)
     itself = torch.eye(similarity.shape[-1], dtype=torch.bool, device=similarity.device)
     others = torch.where(itself | similarity.isnan(), -1.0, similarity).amax(-1)
     return torch.where(others < 0, torch.nan, others)
 
 
-@computes("complementarity", reads=("covariance",))
 def complementarity(covariance: Float[Tensor, "*batch H D H D"]) -> Float[Tensor, "*batch"]:
     r"""Dimensions that the heads of a layer span together, as a share of the sum of what each spans alone.
 
@@ -144,8 +150,19 @@ def complementarity(covariance: Float[Tensor, "*batch H D H D"]) -> Float[Tensor
         >>> complementarity(torch.eye(4).reshape(2, 2, 2, 2)), complementarity(torch.ones(2, 1, 2, 1))
         (tensor(1.), tensor(0.5000))
     """
-    covariance, norms = _block_norms(covariance)
-    traces = covariance.diagonal(dim1=-4, dim2=-2).diagonal(dim1=-3, dim2=-2).sum(-1)
+    norms = block_norms(covariance)
+    return _complementarity(norms, block_traces(covariance.to(norms.dtype)))
+
+
+def block_traces(covariance: Float[Tensor, "*batch H D H D"]) -> Float[Tensor, "*batch H"]:
+    """Traces of the heads' own covariances."""
+    return covariance.diagonal(dim1=-4, dim2=-2).diagonal(dim1=-3, dim2=-2).sum(-1)
+
+
+@computes("complementarity", reads=("block_norms", "traces"))
+def _complementarity(
+    norms: Float[Tensor, "*batch H H"], traces: Float[Tensor, "*batch H"]
+) -> Float[Tensor, "*batch"]:
     own = norms.diagonal(dim1=-2, dim2=-1)
     alone = (traces / torch.where(own == 0, 1.0, own)).square().sum(-1)
     together = traces.sum(-1).square() / norms.square().sum((-2, -1))

@@ -15,6 +15,9 @@ from lightning_geo.utils.ranks import world_size
 
 __all__ = ["Merged", "reduce_over_ranks"]
 
+#: Bytes from which a sum is reduced by itself.
+_LARGE = 1 << 22
+
 
 class Merged(NamedTuple):
     """Whether a sample was merged over ranks; the same on every rank.
@@ -38,7 +41,7 @@ def reduce_over_ranks(
     """Merge the statistics of all ranks, in place: every rank makes the same collectives.
 
     A small one agrees on whether every rank has a sample and all have the same layout; then one
-    sum and one maximum over flat buffers.
+    sum and one maximum over flat buffers, and one for each large sum.
 
     Args:
         samples: This rank's statistics.
@@ -79,7 +82,7 @@ def reduce_over_ranks(
 def _pack(
     samples: list[SampleStatistics], device: torch.device
 ) -> tuple[int, list[tuple[Any, list[tuple[dict[str, Tensor], str]], Tensor]]]:
-    """A digest of the layout; per operation, the places in the statistics that it reduces and one buffer."""
+    """A digest of the layout; of each reduction its operation, places in the statistics and buffer."""
     layers = [(i, key, layer) for i, sample in enumerate(samples) for key, layer in sample.named()]
     # names too: other layers of the same shapes (layer drop) must not be added up
     layout: list[Any] = [(i, tuple(key), sorted(layer.names.items())) for i, key, layer in layers]
@@ -88,7 +91,11 @@ def _pack(
         stores: list[dict[str, Tensor]] = [getattr(layer, kind) for *_, layer in layers]
         slots = [(store, name) for store in stores for name in sorted(store)]
         layout.append([(name, tuple(store[name].shape)) for store, name in slots])
-        if slots:
-            flat = torch.cat([store[name].flatten() for store, name in slots]).to(device)
-            buffers.append((operation, slots, flat))
+        large = [(store, name) for store, name in slots if store[name].nbytes >= _LARGE]
+        # reduced where they lie: copies of them all would double the memory that a sample takes
+        buffers += [(operation, [slot], slot[0][slot[1]].flatten().to(device)) for slot in large]
+        small = [(store, name) for store, name in slots if store[name].nbytes < _LARGE]
+        if small:
+            flat = torch.cat([store[name].flatten() for store, name in small]).to(device)
+            buffers.append((operation, small, flat))
     return int.from_bytes(hashlib.sha256(repr(layout).encode()).digest()[:7], "big"), buffers

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_geo.kernels.workspace import reuse_scratch
 from lightning_geo.measurement.assemble import Bases, Computed, compute
+from lightning_geo.measurement.chosen_layers import ChosenLayers, LayerChoice
 from lightning_geo.measurement.rank_reduction import Merged, reduce_over_ranks
 from lightning_geo.measurement.sample_statistics import SampleStatistics
 from lightning_geo.measurement.training_importance import TrainingGradients
@@ -20,8 +20,6 @@ from lightning_geo.utils.errors import ArgumentError
 from lightning_geo.utils.formatting import some
 
 __all__ = ["LayerChoice", "Measurement", "special_tokens"]
-
-LayerChoice = int | str | Sequence[int] | None
 
 
 class Measurement:
@@ -34,6 +32,8 @@ class Measurement:
         rank: Dimensions of the subspaces.
         max_queries: Query rows to measure per sequence, drawn at random; None for all of them.
         start: Weights at the run's start by model, see :class:`.SampleStatistics`.
+        unasked: By model, calls of earlier samples that are none of ``layers``, filled in: they are not
+            measured. Numbers of layers are known at the end of a sample only.
     """
 
     def __init__(
@@ -44,6 +44,7 @@ class Measurement:
         rank: int = 8,
         max_queries: int | None = None,
         start: dict[str, dict[str, dict[str, Tensor]]] | None = None,
+        unasked: dict[str, set[CallKey]] | None = None,
     ) -> None:
         self._metrics = metrics
         self._layers = layers
@@ -53,8 +54,13 @@ class Measurement:
         for tap in taps.values():
             tap.begin_sample()
         start = {} if start is None else start
+        unasked = {} if unasked is None else unasked
+        self._choices = {name: ChosenLayers(layers, name, unasked.setdefault(name, set())) for name in taps}
         self._statistics = {
-            name: SampleStatistics(metrics, max_queries, name, start.setdefault(name, {})) for name in taps
+            name: SampleStatistics(
+                metrics, max_queries, name, start.setdefault(name, {}), self._choices[name].asks()
+            )
+            for name in taps
         }
 
     @contextmanager
@@ -234,6 +240,7 @@ class Measurement:
                 rows = {f"{name}.{stack}": paths for stack, paths in numbering.rows.items()}
                 numbering = LayerNumbering(layers, numbering.blocks, sizes, rows)
             reports = self._chooser(numbering, name)
+            self._choices[name].learn((k for k in numbering.layers if not reports(k)), numbering.layers)
             part = compute(statistics, numbering, self._metrics, self._rank, reports, baseline, previous)
             prefix = self._prefix(name)
             if prefix:  # two towers have modules of the same names
@@ -242,14 +249,7 @@ class Measurement:
         return merged
 
     def _chooser(self, numbering: LayerNumbering, name: str) -> Callable[[CallKey], bool]:
-        layers = self._layers
-        if layers is None:
-            return lambda key: True
-        if isinstance(layers, str):
-            # with and without the observed model's own name in front
-            return lambda key: any(re.search(layers, path) for path in (key.module, f"{name}.{key.module}"))
-        indices = {layers} if isinstance(layers, int) else set(layers)
-        return lambda key: numbering.layers[key][1] in indices
+        return self._choices[name].chosen(numbering)
 
     def check_layers(self) -> None:
         """Raise if ``layers`` matches no attention call that was seen.

@@ -36,6 +36,7 @@ class SampleStatistics:
         max_queries: Query rows to measure per sequence, drawn at random; None for all of them.
         seed: Which ones, beside the number of the call, its module and this process's rank.
         start: Weights at the run's start, by attention module and role; what is missing is filled in.
+        asked: Which calls to measure; of the others only their keys are kept, which number the layers.
 
     Raises:
         LookupError: If nothing offers what a metric reads.
@@ -47,7 +48,9 @@ class SampleStatistics:
         max_queries: int | None = None,
         seed: str = "",
         start: dict[str, dict[str, Tensor]] | None = None,
+        asked: Callable[[CallKey], bool] = lambda key: True,
     ) -> None:
+        self._asked = asked
         self.layers: dict[CallKey, LayerSums] = {}
         #: path of a list item and the call that it belongs to -> sums of input and output
         self.blocks: dict[tuple[str, CallKey], LayerSums] = {}
@@ -57,7 +60,7 @@ class SampleStatistics:
         self._importance = Importance(named[Importance])
         every: list[Collector] = [
             AttentionRows(named[AttentionRows], max_queries, seed),
-            RoleMoments(named[RoleMoments]),
+            RoleMoments(named[RoleMoments], seed),
             Stream(named[Stream]),
             Weights(named[Weights], start),
             self._scores,
@@ -73,6 +76,8 @@ class SampleStatistics:
         """Measure one attention call, and return the hook for its training gradient, if any."""
         layer = self.layers.setdefault(key, LayerSums())
         layer.heads = call.heads
+        if not self._asked(key):
+            return None
         self._scores.begins(key)
         for part in by_document(call):
             for collector in self.collectors:
@@ -81,30 +86,35 @@ class SampleStatistics:
 
     def attention_module(self, key: CallKey, output: Tensor, mask: Tensor | None) -> None:
         """Measure what the attention module wrote."""
-        if key in self.layers:
+        if key in self.layers and self._asked(key):
             for collector in self.collectors:
                 collector.attention_output(self.layers[key], output, mask)
 
     def block(self, block: BlockCall) -> None:
         """Measure a layer's input and output."""
         owner = next((key for key in block.keys if not key.cross), block.keys[0])
+        if not self._asked(owner):
+            return
         layer = self.blocks.setdefault((block.name, owner), LayerSums())
         for collector in self.collectors:
             collector.block(layer, block)
 
     def projections(self, key: CallKey, projections: Projections) -> None:
         """Measure the projections of a call, and what they were given."""
-        if key in self.layers:
+        if key in self.layers and self._asked(key):
             for collector in self.collectors:
                 collector.projections(self.layers[key], key, projections)
 
     def importance(self, by_call: Mapping[CallKey, Tensor]) -> None:
         """Count the importance [sequence, head] of heads to the losses of sequences."""
-        self._importance.add(self.layers, by_call)
+        self._importance.add(self._measured(), {k: v for k, v in by_call.items() if self._asked(k)})
 
     def expect_importance(self, device: torch.device) -> None:
         """Make room for importance on every rank."""
-        self._importance.expect(self.layers, device)
+        self._importance.expect(self._measured(), device)
+
+    def _measured(self) -> dict[CallKey, LayerSums]:
+        return {key: layer for key, layer in self.layers.items() if self._asked(key)}
 
     def score(self, sequences: int) -> None:
         """Look at the single scores of that many sequences of what runs from now on, and of no more."""

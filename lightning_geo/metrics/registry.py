@@ -25,8 +25,9 @@ fields of ``StreamStatistics``         one number per token, ``[B, N]``         
 ``basis``, ``basis.baseline``,         orthonormal columns ``[..., D, r]``: the       ``[...]``
 ``basis.previous``, ``basis.query``,   role's now, at the baseline, in the sample
 ``basis.key``                          before; two roles'
-``covariance``                         of all heads' outputs, ``[..., H, D, H, D]``   ``[..., H]`` or
-                                                                                      ``[...]``
+``block_norms``, ``traces``            of the covariance of all heads' outputs:       ``[..., H]`` or
+                                       Frobenius norms of its blocks ``[..., H, H]``  ``[...]``
+                                       and traces of the heads' own ``[..., H]``
 ``weights``                            :class:`.HeadWeights`; ``roles`` names those   ``[H]`` or a scalar;
                                        that must be known                             called with the part
 ``inputs``                             :class:`.HeadReads` of the part's role         ``[B, H]``

@@ -9,6 +9,7 @@ from torch import Tensor
 from lightning_geo.measurement.sample import LayerChoice, Measurement
 from lightning_geo.metrics.registry import reads_of
 from lightning_geo.monitor.observed_models import ObservedModels
+from lightning_geo.observe import CallKey
 from lightning_geo.observe.module_selection import ITSELF, choose
 from lightning_geo.observe.replay.dependence import NoDataError
 from lightning_geo.utils.warn_once import WarnOnce
@@ -44,10 +45,13 @@ class OpenSample:
         self.importance_failures: dict[str, Exception] = {}
         #: weights at the run's start by model: filled in by the first sample that measures their drift
         self.start: dict[str, dict[str, dict[str, Tensor]]] = {}
+        #: calls by model that are none of ``layers``: filled in by samples, which number them
+        self._unasked: dict[str, set[CallKey]] = {}
 
     def begin(self) -> Measurement:
         """Return a new measurement of the observed models and the metrics that are due."""
-        return Measurement(self._observed.taps, self.due, *self._settings, start=self.start)
+        taps, start, unasked = self._observed.taps, self.start, self._unasked
+        return Measurement(taps, self.due, *self._settings, start=start, unasked=unasked)
 
     def close(self) -> Measurement | None:
         """Return the measurement, and let the next sample begin without failure."""

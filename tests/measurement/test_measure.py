@@ -142,7 +142,8 @@ def test_layers_that_are_not_chosen_have_no_value(
     for key in whole:
         expected = np.full_like(whole[key], np.nan)
         expected[kept] = whole[key][kept]
-        np.testing.assert_array_equal(some[key], expected, err_msg=key)
+        # other layers are decomposed together, which rounds otherwise
+        np.testing.assert_allclose(some[key], expected, rtol=1e-4, atol=1e-5, err_msg=key)
 
 
 def test_special_tokens_are_given_or_the_configs() -> None:

@@ -11,6 +11,7 @@ import sys
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -19,7 +20,13 @@ from transformers import BertConfig, BertModel
 
 import lightning_geo
 from lightning_geo import measure
+from lightning_geo.measurement.sample import Measurement
 from lightning_geo.metrics.catalog import CATALOG
+from lightning_geo.metrics.selection import compares_samples, select
+from lightning_geo.observe import Tap
+
+#: What a single sample measures by default.
+METRICS = tuple(name for name in select() if not compares_samples(name))
 
 PACKAGE = os.path.dirname(lightning_geo.__file__)
 
@@ -111,6 +118,41 @@ def test_a_layer_takes_few_operations_and_a_sample_not_many_more(padded: bool) -
 
 #: Operations besides those of layers, with every default family; a mask has to be read once.
 ONCE = {False: 400, True: 480}
+
+
+def test_layers_that_are_not_asked_for_cost_nothing() -> None:
+    config = BertConfig(
+        vocab_size=60, hidden_size=48, intermediate_size=96, num_hidden_layers=24, num_attention_heads=12,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    deep = BertModel(config, add_pooling_layer=False).eval()
+    shallow = BertModel(BertConfig(**{**config.to_dict(), "num_hidden_layers": 1}), add_pooling_layer=False)
+    batch = {"input_ids": torch.randint(1, 60, (2, 16))}
+
+    def sample(model: BertModel, layers: Any, times: int) -> tuple[int, Any, int]:
+        tap, unasked = Tap(model, ()), {}
+        for _ in range(times):
+            with torch.no_grad(), Operations() as operations:
+                measurement = Measurement({"": tap}, METRICS, layers, unasked=unasked)
+                with measurement.observe():
+                    model(**batch)
+                found = measurement.compute().stacks["encoder"]
+        held = sum(x.nbytes for s in measurement._statistics.values() for y in s.everything()
+                   for x in y.sums.values())  # fmt: skip
+        del operations.count["", ""]  # the model's own
+        return sum(operations.count.values()), found, held
+
+    one, _, least = sample(shallow.eval(), None, 1)
+    _, whole, _ = sample(deep, None, 1)
+    # numbers of layers are known at the end of the first sample, paths at once
+    for layers, times in ([23], 2), (r"layer\.23\.", 1):
+        count, found, held = sample(deep, layers, times)
+        assert count <= 1.3 * one
+        assert held == least
+        assert found.keys() == whole.keys()
+        for name, values in found.items():
+            np.testing.assert_array_equal(np.isnan(values[:23]), True, name)
+            np.testing.assert_allclose(values[23], whole[name][23], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("family", sorted({spec.family for spec in CATALOG.values()} - {"importance"}))

@@ -42,9 +42,9 @@ def test_unknown_name_names_the_nearest():
 def test_a_metric_has_one_function():
     before = METRIC_FUNCTIONS["redundancy"]
     with pytest.raises(
-        ValueError, match=r"'redundancy' is already computed by lightning_geo\.functional\.head\.redundancy"
+        ValueError, match=r"'redundancy' is already computed by lightning_geo\.functional\.head\._redundancy"
     ):
-        computes("redundancy")(lambda covariance: covariance)
+        computes("redundancy")(lambda norms: norms)
     assert METRIC_FUNCTIONS["redundancy"] is before
 
 

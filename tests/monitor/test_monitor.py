@@ -290,14 +290,16 @@ def test_module_names_the_observed_one(name: str | None, probe: Any, observed: s
 @pytest.mark.parametrize("layers", [1, [1], r"layer\.1\.", r"^bert\.encoder\.layer\.1"])
 @pytest.mark.parametrize("source", ["probe", "batch"])
 def test_layers_leaves_the_others_out(layers: Any, source: Any, tmp_path: Path) -> None:
-    fit(tmp_path / "all", Classifier(dropout=0.0), GeometryMonitor(9, source=source, **QUIET), steps=1)
-    some = GeometryMonitor(9, source=source, layers=layers, **QUIET)
-    fit(tmp_path / "some", Classifier(dropout=0.0), some, steps=1)
-    whole, part = (records(tmp_path / name)[0] for name in ("all", "some"))
-    assert part.keys() == whole.keys()
-    for key in part:
-        assert np.isnan(part[key][0]).all(), key
-        np.testing.assert_array_equal(part[key][1], whole[key][1])
+    fit(tmp_path / "all", Classifier(dropout=0.0), GeometryMonitor(1, source=source, **QUIET), steps=2)
+    some = GeometryMonitor(1, source=source, layers=layers, **QUIET)
+    fit(tmp_path / "some", Classifier(dropout=0.0), some, steps=2)
+    # the second sample does not measure what the first one has shown to be other layers
+    for whole, part in zip(*(records(tmp_path / name)[:2] for name in ("all", "some")), strict=True):
+        assert part.keys() == whole.keys()
+        for key in part:
+            assert np.isnan(part[key][0]).all(), key
+            # other layers are decomposed together, which rounds otherwise
+            np.testing.assert_allclose(part[key][1], whole[key][1], rtol=1e-4, atol=1e-5, err_msg=key)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import NamedTuple
 
 import torch
@@ -10,25 +11,27 @@ from torch import Tensor
 from lightning_geo.functional import (
     HeadMoments,
     head_moments,
-    head_similarity,
     masked_mean,
     principal_subspace,
 )
+from lightning_geo.functional.head import block_norms, block_traces, similarity_of_blocks
 from lightning_geo.measurement.bases import compare_bases, stacked_bases
 from lightning_geo.measurement.batches import LayerBatches
 from lightning_geo.measurement.collectors.collector import Collector
 from lightning_geo.measurement.derived import DerivedStack, layers_by_shape
+from lightning_geo.measurement.head_sketch import add_sketches, sketched_norms
 from lightning_geo.measurement.sums import LayerSums, add_moments, add_values, covariances
 from lightning_geo.metrics.registry import metric_function, reads_of
 from lightning_geo.metrics.spec import ROLES
 from lightning_geo.observe import AttentionCall, CallKey
+from lightning_geo.utils.ranks import rank
 
 __all__ = ["RoleMoments"]
 
-#: Largest width for which the d×d second moment of all heads' outputs is kept.
+#: Largest width for which the d×d second moment of all heads' outputs is kept; above, a sketch of them is.
 _JOINT_MAX_WIDTH = 1024
 
-#: Bytes of joint covariances that are derived at a time.
+#: Bytes of joint covariances, or of sketches, that are derived at a time.
 _JOINT_BYTES = 1 << 26
 
 _QUERY_AND_KEY = ("query.directions", "query.tokens", "key.directions", "key.tokens")
@@ -41,6 +44,7 @@ class _Vectors(NamedTuple):
     layer: LayerSums
     role: str
     requested: frozenset[str]
+    key: CallKey
     #: of the call, by role: what functions of several roles read
     directions: dict[str, tuple[Tensor, Tensor]]
 
@@ -50,24 +54,27 @@ class RoleMoments(Collector):
 
     Args:
         metrics: Stored names of the metrics to measure.
+        seed: Which signs the sketches of wide layers get, beside this process's rank.
     """
 
     offers = frozenset(
         {
             "query.length", "key.length", *_QUERY_AND_KEY, *_OUTPUT,
             "eigenvalues", "basis", "basis.baseline", "basis.previous", "basis.query", "basis.key",
-            "covariance",
+            "block_norms", "traces",
         }
     )  # fmt: skip
 
-    def __init__(self, metrics: tuple[str, ...]) -> None:
+    def __init__(self, metrics: tuple[str, ...], seed: str = "") -> None:
         super().__init__(metrics)
+        self._seed = seed
+        self._generators: dict[CallKey, torch.Generator] = {}
         reads = {name: frozenset(reads_of(name)) for name in metrics}
         self._lengths = {role: self._reading({f"{role}.length"}, reads) for role in ("query", "key")}
         self._pairs = self._reading({"query.directions"}, reads)
         self._cones = self._reading({"output.directions"}, reads)
         self._spectral = self._reading({"eigenvalues"}, reads)
-        self._joint = self._reading({"covariance"}, reads)
+        self._joint = self._reading({"block_norms", "traces"}, reads)
         self._compared = self._reading({"basis", "basis.query"}, reads)
         roles = {name.rpartition(".")[2] for name in (*self._spectral, *self._compared)}
         if self._reading({"basis.query"}, reads):
@@ -82,21 +89,22 @@ class RoleMoments(Collector):
 
     def attention(self, layer: LayerSums, key: CallKey, call: AttentionCall) -> None:
         output = call.output
-        joint = (
-            bool(self._joint) and output is not None and output.shape[1] * output.shape[3] <= _JOINT_MAX_WIDTH
-        )
+        width = output.shape[1] * output.shape[3] if self._joint and output is not None else 0
+        joint = 0 < width <= _JOINT_MAX_WIDTH
         directions: dict[str, tuple[Tensor, Tensor]] = {}
         vectors = {"query": call.query, "key": call.key, "value": call.value, "output": output}
         for role, x in vectors.items():
             requested = self._requested(role, joint=joint)
+            if role == "output" and width > _JOINT_MAX_WIDTH:
+                requested |= {"scatter", "sketch"}
             if x is None or not requested:
                 continue
             mask = call.query_mask if role in ("query", "output") else call.key_mask
-            owner = _Vectors(layer, role, requested, directions)
+            owner = _Vectors(layer, role, requested, key, directions)
             # tokens first: models project to [B, N, H * D], and reading against that order is slow
             self._batches.add(owner, {"x": x.transpose(1, 2)}, {"mask": mask})
         if joint and output is not None:  # one matrix for all heads: its blocks serve role output too
-            owner = _Vectors(layer, "heads", frozenset({"scatter"}), {})
+            owner = _Vectors(layer, "heads", frozenset({"scatter"}), key, {})
             together = output.transpose(1, 2).flatten(2)[:, :, None]
             self._batches.add(owner, {"x": together}, {"mask": call.query_mask})
         if self._pairs and call.query is not None and call.key is not None:
@@ -117,8 +125,14 @@ class RoleMoments(Collector):
     ) -> None:
         x, count = tensors["x"], len(owners)
         requested = frozenset().union(*(owner.requested for owner in owners))
-        moments = head_moments(x.flatten(2, 3).transpose(1, 2), shared["mask"], statistics=requested)
+        moments = head_moments(
+            x.flatten(2, 3).transpose(1, 2), shared["mask"], statistics=requested - {"sketch"}
+        )
         heads = x.shape[3]
+        for i, owner in enumerate(owners):
+            if "sketch" in owner.requested:
+                outputs = x[:, :, i : i + 1].flatten(3)
+                add_sketches([owner.layer], outputs, shared["mask"], self._signs(owner.key, x.device))
         scattered = [i for i, owner in enumerate(owners) if "scatter" in owner.requested]
         if scattered:
             assert moments.count is not None
@@ -131,6 +145,13 @@ class RoleMoments(Collector):
             add_moments(layers, roles, moments.count, mean, scatter)
         self._add_lengths(owners, moments, heads)
         self._add_directions(owners, moments, heads)
+
+    def _signs(self, key: CallKey, device: torch.device) -> torch.Generator:
+        """The source of a layer's signs: the same at every sample of a fixed probe, others on every rank."""
+        if key not in self._generators:
+            seed = zlib.crc32(f"{self._seed} rank {rank()} {key} signs".encode())
+            self._generators[key] = torch.Generator(device).manual_seed(seed)
+        return self._generators[key]
 
     def _add_lengths(self, owners: list[_Vectors], moments: HeadMoments, heads: int) -> None:
         if moments.norm is None:
@@ -196,20 +217,32 @@ class RoleMoments(Collector):
         own: list[tuple[list[int], Tensor]] = []
         for indices in layers_by_shape(stack.layers, "heads.second"):
             width = stack.layers[indices[0]].sums["heads.second"].shape[-1]
-            step = max(1, _JOINT_BYTES // (8 * width * width))
-            for start in range(0, len(indices), step):
-                part = indices[start : start + step]
+            for part in _in_parts(indices, 8 * width * width):
                 covariance, broken = covariances([stack.layers[i] for i in part], ["heads"] * len(part))
                 stack.add_broken(part, broken)
                 covariance = covariance[:, 0].float()
                 heads = stack.heads[part[0]]
                 covariance = covariance.unflatten(1, (heads, -1)).unflatten(3, (heads, -1))
-                for name in self._joint:
-                    stack.add(name, part, metric_function(name)(covariance))
-                stack.similarities.append((part, head_similarity(covariance)))
+                self._compare(stack, part, block_norms(covariance), block_traces(covariance))
                 # each head's own is a block of that of all heads together
                 own.append((part, covariance.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)))
+        for indices in layers_by_shape(stack.layers, "heads.sketch"):
+            rows = stack.layers[indices[0]].sums["heads.sketch"].shape[0]
+            for part in _in_parts(indices, 4 * stack.heads[indices[0]] * rows * rows):
+                layers = [stack.layers[i] for i in part]
+                covariance, broken = covariances(layers, ["output"] * len(part))
+                stack.add_broken(part, broken)
+                norms = sketched_norms(layers, covariance)
+                traces = covariance.diagonal(dim1=-2, dim2=-1).sum(-1)
+                self._compare(stack, part, norms.float(), traces.float())
         return own if "output" in self._roles else []
+
+    def _compare(self, stack: DerivedStack, indices: list[int], norms: Tensor, traces: Tensor) -> None:
+        """Add metrics of heads compared: norms [L, H, H] of blocks of the covariance, traces [L, H]."""
+        quantities = {"block_norms": norms, "traces": traces}
+        for name in self._joint:
+            stack.add(name, indices, metric_function(name)(*(quantities[q] for q in reads_of(name))))
+        stack.similarities.append((indices, similarity_of_blocks(norms)))
 
     def _derive_spectra(
         self, stack: DerivedStack, outputs: list[tuple[list[int], Tensor]]
@@ -259,3 +292,9 @@ class RoleMoments(Collector):
 
 def _repeated(x: Tensor, times: int, dim: int) -> Tensor:
     return x if times == 1 else x.repeat_interleave(times, dim)
+
+
+def _in_parts(indices: list[int], size: int) -> list[list[int]]:
+    """Some layers at a time, each of them with tensors of that many bytes."""
+    step = max(1, _JOINT_BYTES // size)
+    return [indices[start : start + step] for start in range(0, len(indices), step)]
