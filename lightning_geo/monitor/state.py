@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lightning_geo.measurement.assemble import Bases
 
-__all__ = ["RunState"]
+__all__ = ["RunState", "bases_on"]
 
 #: Changes with what the fields of a checkpoint's state mean.
 FORMAT = 1
@@ -48,8 +49,11 @@ class RunState:
     version: str | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Its fields by name."""
-        return {"format": FORMAT} | {f.name: getattr(self, f.name) for f in fields(self)}
+        """Its fields by name, tensors on the CPU."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name in ("baseline", "previous"):
+            values[name] = None if values[name] is None else bases_on(torch.device("cpu"), values[name])
+        return {"format": FORMAT} | values
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> RunState:
@@ -64,3 +68,8 @@ class RunState:
                 f"this one reads {FORMAT}"
             )
         return cls(**{f.name: state[f.name] for f in fields(cls)})
+
+
+def bases_on(device: torch.device, bases: Bases) -> Bases:
+    """Bases of subspaces on a device."""
+    return {stack: {role: u.to(device) for role, u in roles.items()} for stack, roles in bases.items()}
