@@ -18,6 +18,7 @@ from lightning_geo.analysis.runs import (
     stored_names,
 )
 from lightning_geo.analysis.subspaces import SubspaceDistance, subspace_distances
+from lightning_geo.metrics.foreign_specs import differing_fields
 from lightning_geo.metrics.reductions import root_mean_square
 from lightning_geo.storage.history import GeometryHistory
 from lightning_geo.utils.errors import RunError
@@ -90,7 +91,8 @@ class Comparison:
         Raises:
             RunError: If the metric is unknown, or not in the comparison.
         """
-        names = stored_names([f"metric:{metric.removeprefix('metric:')}"])
+        specs = {d.spec.name: d.spec for d in self.differences}
+        names = stored_names([f"metric:{metric.removeprefix('metric:')}"], specs)
         requested = [d for d in self.differences if d.metric.rpartition("/")[2] in names]
         largest = [
             float(np.nanmax(np.abs(d.difference))) for d in requested if np.isfinite(d.difference).any()
@@ -151,11 +153,12 @@ def compare(
     if step is not None:
         last = int(np.abs(a.steps[alignment.a] - step).argmin())
     window = Alignment(alignment.a[: last + 1], alignment.b[: last + 1], "")
-    names = None if metrics is None else stored_names(metrics)
+    names = None if metrics is None else stored_names(metrics, {**b.specs, **a.specs})
     both, differences = [], []
+    changed = _changed_specs(a, b)
     for series in metric_series(a):
         other = find_series(b, stacks[series.stack], series.name)
-        if other is None or other.values.shape[1:] != series.values.shape[1:]:
+        if other is None or other.values.shape[1:] != series.values.shape[1:] or series.spec.name in changed:
             continue
         both.append(series.key)
         if names is None or series.name in names:
@@ -165,12 +168,22 @@ def compare(
             )
     if not differences:
         requested = "No metric" if names is None else f"None of {', '.join(names)}"
-        raise RunError(f"{requested} has values in both runs. Both have: {', '.join(both) or 'nothing'}.")
+        both_have = f"Both have: {', '.join(both) or 'nothing'}."
+        raise RunError(f"{requested} has values in both runs. {' '.join([both_have, *changed.values()])}")
     steps = int(a.steps[window.a[-1]]), int(b.steps[window.b[-1]])
     return Comparison(
         alignment, steps, tuple(differences), tuple(subspace_distances(a, b, stacks)), _probe(a, b),
-        tuple(_notes(a, b, steps, step)),
+        (*_notes(a, b, steps, step), *changed.values()),
     )  # fmt: skip
+
+
+def _changed_specs(a: GeometryHistory, b: GeometryHistory) -> dict[str, str]:
+    """Metrics of one name by which the runs mean different numbers, each with a note."""
+    return {
+        name: f"Not compared: {name}, whose {', '.join(fields)} differs between A and B."
+        for name in a.specs
+        if name in b.specs and (fields := differing_fields(a.specs[name], b.specs[name]))
+    }
 
 
 def _moved(values: Array) -> Array:

@@ -7,7 +7,7 @@ covariances as count, sum and raw second moment.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -32,6 +32,18 @@ class LayerSums:
         """Add to a sum."""
         value = value.to(exact_dtype(value))
         self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+    def void(self, metrics: Collection[str]) -> None:
+        """Let metrics, by name without part, have no value, whatever other ranks add."""
+        for group, names in self.names.items():
+            for place, name in enumerate(names):
+                if name.partition(".")[0] in metrics:
+                    total = self.sums[f"{group}.total"].clone()
+                    total[place] = torch.nan
+                    self.sums[f"{group}.total"] = total
+        for name in self.maxima:
+            if name.partition(".")[0] in metrics:  # NaN need not survive a maximum
+                self.maxima[name] = torch.full_like(self.maxima[name], torch.inf)
 
 
 def add_values(

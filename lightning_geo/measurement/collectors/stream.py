@@ -13,7 +13,7 @@ from lightning_geo.kernels import STREAM
 from lightning_geo.measurement.batches import LayerBatches
 from lightning_geo.measurement.collectors.collector import Collector
 from lightning_geo.measurement.sums import LayerSums, add_values
-from lightning_geo.metrics.registry import metric_function, reads_of
+from lightning_geo.metrics.registry import reads_of
 from lightning_geo.metrics.spec import STAGES
 from lightning_geo.observe import BlockCall
 
@@ -97,16 +97,21 @@ class Stream(Collector):
                 "tokens": statistics.valid.sum(-1),
                 "directed": statistics.directed,
             }
-            values = [metric_function(n)(*(quantities[q] for q in reads_of(n))) for n in stage.cones]
+            shape = quantities["tokens"].shape
+            values = [self.value(name, quantities, shape) for name in stage.cones]
             by_layer = _by_layer(torch.stack(values), count)
             for one in dict.fromkeys(stage for _, stage in owners):
                 mine = [i for i, (_, other) in enumerate(owners) if other == one]
                 own = by_layer if len(mine) == count else torch.stack([by_layer[i] for i in mine])
                 add_values([layers[i] for i in mine], one.name, one.cones, own)
-        planes = {name: [getattr(statistics, field) for field in reads_of(name)] for name in stage.by_token}
-        names = tuple(n for n, fields in planes.items() if all(field is not None for field in fields))
+        planes = {
+            field: plane for name in stage.by_token for field in reads_of(name)
+            if (plane := getattr(statistics, field)) is not None
+        }  # fmt: skip
+        names = tuple(name for name in stage.by_token if set(reads_of(name)) <= set(planes))
         if names:
-            stacked = torch.stack([metric_function(name)(*planes[name]) for name in names])
+            shape = statistics.valid.shape
+            stacked = torch.stack([self.value(name, planes, shape) for name in names])
             means = mean_over_tokens(stacked, statistics.valid, statistics.finite)
             add_values(layers, "tokens", names, _by_layer(means, count))
 

@@ -1,0 +1,138 @@
+"""A collector of others: with sums of its own, and errors that cost its own metrics alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from lightning_geo.measurement.collectors.collector import Collector
+from lightning_geo.measurement.derived import DerivedStack
+from lightning_geo.measurement.metric_values import without_trace
+from lightning_geo.measurement.sums import LayerSums
+from lightning_geo.metrics.selection import spec_of
+from lightning_geo.observe import AttentionCall, BlockCall, CallKey, Projections
+from lightning_geo.utils.errors import let_go
+
+__all__ = ["ForeignCollector"]
+
+_BlockKey = tuple[str, CallKey]
+
+
+class ForeignCollector:
+    """Passes events to a collector of others, until it fails.
+
+    Args:
+        kind: Its class.
+        metrics: Stored names of the metrics to measure.
+    """
+
+    def __init__(self, kind: type[Collector], metrics: tuple[str, ...]) -> None:
+        self._metrics = metrics
+        self._kind = kind
+        self.name = f"{kind.__module__}.{kind.__qualname__}"
+        self.layers: dict[CallKey, LayerSums] = {}
+        self.blocks: dict[_BlockKey, LayerSums] = {}
+        #: first error of each metric, by name
+        self.failures: dict[str, Exception] = {}
+        self._collector: Collector | None = None
+        self._run(self._make, torch.device("cpu"))
+
+    def _make(self) -> None:
+        self._collector = self._kind(self._metrics)
+
+    def attention(self, key: CallKey, heads: int, call: AttentionCall) -> None:
+        """Pass on an attention call."""
+        if self._collector is not None:
+            layer = self._layer(key, heads)
+            self._run(lambda: self._collector.attention(layer, key, call), call.device)  # type: ignore[union-attr]
+
+    def attention_output(self, key: CallKey, heads: int, output: Tensor, mask: Tensor | None) -> None:
+        """Pass on what an attention module wrote."""
+        if self._collector is not None:
+            layer = self._layer(key, heads)
+            self._run(lambda: self._collector.attention_output(layer, output, mask), output.device)  # type: ignore[union-attr]
+
+    def block(self, key: _BlockKey, block: BlockCall) -> None:
+        """Pass on a layer's input and output."""
+        x = block.output if block.input is None else block.input
+        if self._collector is not None and x is not None:
+            layer = self.blocks.setdefault(key, LayerSums())
+            self._run(lambda: self._collector.block(layer, block), x.device)  # type: ignore[union-attr]
+
+    def projections(self, key: CallKey, heads: int, projections: Projections) -> None:
+        """Pass on the projections of an attention call."""
+        if self._collector is not None:
+            layer = self._layer(key, heads)
+            self._run(lambda: self._collector.projections(layer, key, projections), self._device)  # type: ignore[union-attr]
+
+    def settle(self) -> None:
+        """Let it add what has waited to its sums."""
+        if self._collector is not None:
+            self._run(self._collector.settle, self._device)
+
+    def zero(self) -> None:
+        """Let it forget what it counted; its sums are zeroed by the caller."""
+        if self._collector is not None:
+            self._run(self._collector.zero, self._device)
+
+    def derive(self, stack: DerivedStack, blocks: Mapping[int, _BlockKey]) -> None:
+        """Add its metrics to a stack, derived from its sums alone."""
+        if self._collector is not None:
+            self._run(lambda: self._derive(stack, blocks), self._device)
+
+    def _derive(self, stack: DerivedStack, blocks: Mapping[int, _BlockKey]) -> None:
+        assert self._collector is not None
+        layers = {i: self.layers[key] for i, key in stack.keys.items() if key in self.layers}
+        own = replace(
+            stack, layers=layers, baseline=None, previous=None, bases={}, similarities=[], overlaps={}, values=[]
+        )
+        own.add_means(layers)
+        own.add_means({i: self.blocks[key] for i, key in blocks.items() if key in self.blocks})
+        self._collector.derive(own)
+        for names, indices, values in own.values:
+            self._check(names, indices, values, stack.heads)
+        stack.values += own.values
+
+    def _check(self, names: Sequence[str], indices: Sequence[int], values: Tensor, heads: list[int]) -> None:
+        """Raise unless values are those of its own metrics, in the shape of these layers."""
+        others = [name for name in names if name.removesuffix(".stderr") not in self._metrics]
+        if others:
+            raise ValueError(f"Expected {self.name} to add {list(self._metrics)} but got {others}.")
+        for name in names:
+            tails = {(heads[i],)[: len(spec_of(name).axes) - 1] for i in indices}
+            expected = [(len(indices), len(names), *tail) for tail in tails]
+            if [tuple(values.shape)] != expected or not values.is_floating_point():
+                raise ValueError(
+                    f"Expected {self.name} to add floating point values of {name!r} for {len(indices)} layers "
+                    f"in shape {expected} but got {values.dtype} {list(values.shape)}."
+                )
+
+    def _layer(self, key: CallKey, heads: int) -> LayerSums:
+        layer = self.layers.setdefault(key, LayerSums())
+        layer.heads = heads
+        return layer
+
+    @property
+    def _device(self) -> torch.device:
+        sums = (x for layer in (*self.layers.values(), *self.blocks.values()) for x in layer.sums.values())
+        return next((x.device for x in sums), torch.device("cpu"))
+
+    def _run(self, function: Callable[[], None], device: torch.device) -> None:
+        try:
+            with without_trace(device):
+                function()
+        except Exception as error:
+            self.drop(let_go(error))
+        if self._collector is not None:
+            for name, failure in self._collector.failures.items():
+                self.failures.setdefault(name, failure)
+
+    def drop(self, error: Exception) -> None:
+        """Forget the collector and its sums: the rest of a sample's events would give a part of a number."""
+        for name in self._metrics:
+            self.failures.setdefault(name.partition(".")[0], error)
+        self._collector = None
+        self.layers, self.blocks = {}, {}
