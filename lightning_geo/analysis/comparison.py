@@ -18,8 +18,10 @@ from lightning_geo.analysis.runs import (
     stored_names,
 )
 from lightning_geo.analysis.subspaces import SubspaceDistance, subspace_distances
+from lightning_geo.metrics.catalog import CATALOG
 from lightning_geo.metrics.foreign_specs import differing_fields
 from lightning_geo.metrics.reductions import root_mean_square
+from lightning_geo.metrics.spec import MetricSpec
 from lightning_geo.storage.history import GeometryHistory
 from lightning_geo.utils.errors import RunError
 
@@ -55,6 +57,11 @@ class Comparison:
         """Every cell of every metric, largest difference first."""
         rows = [row for difference in self.differences for row in difference.rows()]
         return sorted(rows, key=lambda row: -abs(row.relative))
+
+    def own_metrics(self) -> list[MetricSpec]:
+        """The specs of the compared metrics that are not built in."""
+        specs = {difference.spec.name: difference.spec for difference in self.differences}
+        return [spec for name, spec in specs.items() if name not in CATALOG]
 
     def telling(self, count: int, *, each_metric: bool = True) -> list[Row]:
         """Return the rows that differ most.

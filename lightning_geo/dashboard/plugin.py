@@ -31,8 +31,7 @@ _STATIC = "static"
 _TYPES = {".js": "text/javascript", ".css": "text/css"}
 #: Stored names of built-in metrics, each with its place.
 _BUILT_IN = {
-    name: place
-    for place, name in enumerate(name for spec in CATALOG.values() for name in spec.stored_names)
+    name: place for place, name in enumerate(name for spec in CATALOG.values() for name in spec.stored_names)
 }
 _OTHERWISE = "Other runs mean other numbers by this name"
 _ALL = 10**9  # samples; the provider wants a number

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -86,9 +85,7 @@ class ForeignCollector:
     def _derive(self, stack: DerivedStack, blocks: Mapping[int, _BlockKey]) -> None:
         assert self._collector is not None
         layers = {i: self.layers[key] for i, key in stack.keys.items() if key in self.layers}
-        own = replace(
-            stack, layers=layers, baseline=None, previous=None, bases={}, similarities=[], overlaps={}, values=[]
-        )
+        own = DerivedStack(layers, stack.keys, stack.heads, stack.rank, baseline=None, previous=None)
         own.add_means(layers)
         own.add_means({i: self.blocks[key] for i, key in blocks.items() if key in self.blocks})
         self._collector.derive(own)
@@ -106,8 +103,8 @@ class ForeignCollector:
             expected = [(len(indices), len(names), *tail) for tail in tails]
             if [tuple(values.shape)] != expected or not values.is_floating_point():
                 raise ValueError(
-                    f"Expected {self.name} to add floating point values of {name!r} for {len(indices)} layers "
-                    f"in shape {expected} but got {values.dtype} {list(values.shape)}."
+                    f"Expected {self.name} to add floating point values of {name!r}, {expected} for "
+                    f"{len(indices)} layers, but got {values.dtype} {list(values.shape)}."
                 )
 
     def _layer(self, key: CallKey, heads: int) -> LayerSums:

@@ -79,8 +79,9 @@ def register_metric(
     The function gets copies of what it reads, without gradient, and what it draws from the random generators
     is put back, so that it cannot change other metrics or the training. What it raises, or a result of
     another shape or of integers, costs this metric alone: it is absent, and a warning says why, once
-    (``measure`` and ``strict=True`` raise instead). An operation whose result the host waits for (``.item()``,
-    ``if tensor:``) costs a synchronisation with the device each time; NaN says that a value is not defined.
+    (``measure`` and ``strict=True`` raise instead). An operation whose result the host waits for
+    (``.item()``, ``if tensor:``) costs a synchronisation with the device each time. NaN says that a value is
+    not defined.
 
     A package offers metrics to whoever installs it by an entry point in the group ``lightning_geo.metrics``
     that names the module with this call. Registering a function of the same module and name again, as when a
@@ -106,16 +107,16 @@ def register_metric(
     Example:
         >>> from lightning_geo import MetricSpec, measure, register_metric
         >>> spec = MetricSpec(
-        ...     name="head_uncertainty", family="mine", axes=("layer", "head"), unit="keys", range=(1.0, None),
+        ...     name="keys_in_use", family="mine", axes=("layer", "head"), unit="keys", range=(1.0, None),
         ...     formula="exp(entropy)", meaning="How many keys a row spreads over.", source="here")
         >>> @register_metric(spec, reads=("entropy",))
-        ... def head_uncertainty(entropy):
+        ... def keys_in_use(entropy):
         ...     return entropy.exp()
         >>> import torch
         >>> model = torch.nn.TransformerEncoder(
         ...     torch.nn.TransformerEncoderLayer(16, nhead=2, batch_first=True), num_layers=3)
-        >>> measure(model, torch.randn(4, 10, 16), metrics=["head_uncertainty"]).keys()
-        ['head_uncertainty']
+        >>> measure(model, torch.randn(4, 10, 16), metrics=["keys_in_use"]).keys()
+        ['keys_in_use']
     """
     reads = (reads,) if isinstance(reads, str) else tuple(reads)
     try:
@@ -125,7 +126,7 @@ def register_metric(
     if collector is None:
         _check_source(spec, reads)
     elif not (isinstance(collector, type) and issubclass(collector, Collector)):
-        raise ArgumentError(f"Expected `collector` to be a class derived from Collector but got {collector!r}.")
+        raise ArgumentError(f"Expected `collector` to be a subclass of Collector but got {collector!r}.")
     elif not reads or not set(reads) <= collector.offers:
         raise ArgumentError(
             f"Expected `reads` to be quantities that {collector.__name__} offers, "
@@ -166,7 +167,7 @@ def _check_source(spec: MetricSpec, reads: tuple[str, ...]) -> None:
     if reads == ("weights",) and not set(spec.parts) <= set(ROLES):
         raise ArgumentError(f"Expected `parts` to be some of {ROLES} for {reads} but got {spec.parts}.")
     if spec.summary == "max" and not source.maximum:
-        raise ArgumentError(f'Expected `summary` to be "mean" for {reads}: its sequences merge by their mean.')
+        raise ArgumentError(f'Expected `summary` to be "mean" for {reads}: sequences merge by their mean.')
     if spec.self_attention and not source.self_attention:
         raise ArgumentError(
             f"Expected `self_attention` to be False for {reads}, which does not tell what attends to what."

@@ -125,13 +125,13 @@ class SampleStatistics:
 
     def settle(self) -> None:
         """Add to the sums what collectors have gathered for an operation on several layers."""
-        for collector in (*self.collectors, *self.foreign):
+        for collector in self._every():
             collector.settle()
 
     def zero(self) -> None:
         """Keep the layout, count nothing."""
         self.settle()
-        for collector in (*self.collectors, *self.foreign):
+        for collector in self._every():
             collector.zero()
         for layer in self.everything():
             layer.sums = {name: torch.zeros_like(value) for name, value in layer.sums.items()}
@@ -140,11 +140,7 @@ class SampleStatistics:
     @property
     def failures(self) -> dict[str, Exception]:
         """The first error of each foreign metric, by name."""
-        return {
-            name: error
-            for collector in (*self.collectors, *self.foreign)
-            for name, error in collector.failures.items()
-        }
+        return {name: error for collector in self._every() for name, error in collector.failures.items()}
 
     def void_failures(self) -> None:
         """Let what failed here have no value on any rank: the others' alone would pass for all."""
@@ -152,6 +148,9 @@ class SampleStatistics:
         failed = set(self.failures)
         for layer in self.everything() if failed else ():
             layer.void(failed)
+
+    def _every(self) -> list[Collector | ForeignCollector]:
+        return [*self.collectors, *self.foreign]
 
     def drop_foreign(self, error: Exception) -> None:
         """Forget others' collectors and their sums, for this reason."""
@@ -180,7 +179,7 @@ def _sorted(*groups: Mapping[Any, LayerSums]) -> list[tuple[tuple[Any, ...], Lay
 def _by_source(
     metrics: Iterable[str],
 ) -> tuple[dict[type[Collector], tuple[str, ...]], dict[type[Collector], tuple[str, ...]]]:
-    """The metrics of each built-in collector, of the one that offers what they read; and of those of others."""
+    """The metrics of each built-in collector, which offers what they read, and of others' collectors."""
     own: dict[type[Collector], list[str]] = {source: [] for source in SOURCES}
     foreign: dict[type[Collector], list[str]] = {}
     for name in metrics:

@@ -1,7 +1,7 @@
 """Specs of metrics that are not built in: checked, written into records, and read back from files.
 
-A reader trusts nothing in a file, so that registration and reading share one check: what can be registered can
-be read, and a name or text that no one could have registered is damage.
+A reader trusts nothing in a file, so that registration and reading share one check: what can be registered
+can be read, and a name or text that no one could have registered is damage.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def _spec(name: str, values: object) -> MetricSpec:
     if missing := [field for field, default in known.items() if default is MISSING and field not in values]:
         raise ValueError(f"it lacks {', '.join(missing)}")
     # fields of a newer version say nothing to this one
-    given = {
+    given: dict[str, Any] = {
         field: tuple(value) if isinstance(value, list) else value
         for field, value in values.items()
         if field in known

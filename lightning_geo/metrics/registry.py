@@ -38,9 +38,9 @@ fields of ``StreamStatistics``         one number per token, ``[B, N]``         
 ====================================== ============================================== ====================
 
 A collector (``measurement/collectors/``) offers the quantities of one source of data. Metrics from outside
-(:func:`lightning_geo.register_metric`) read the same quantities, or those of a collector of their own. A function needs no
-line in ``functional/__init__.py`` unless users are to call it by hand; only the first function of a new
-family adds its module there.
+(:func:`lightning_geo.register_metric`) read the same quantities, or those of a collector of their own. A
+function needs no line in ``functional/__init__.py`` unless users are to call it by hand; only the first
+function of a new family adds its module there.
 """
 
 from __future__ import annotations

@@ -233,8 +233,8 @@ def _changed_specs(records: list[GeometryRecord]) -> Iterator[str]:
         for name, spec in record.specs.items():
             if name in last and (fields := differing_fields(last[name], spec)):
                 yield (
-                    f"{name!r} changed its {', '.join(fields)} at step {record.step}, so that earlier samples "
-                    "are not comparable with later ones"
+                    f"{name!r} changed its {', '.join(fields)} at step {record.step}: earlier samples do not "
+                    "compare with later ones"
                 )
             last[name] = spec
 

@@ -147,4 +147,3 @@ class AttentionRows(Collector):
         indices = [index for index, layer in stack.layers.items() if "broken" in layer.sums]
         if indices:
             stack.add_broken(indices, torch.stack([stack.layers[i].sums["broken"] for i in indices]) > 0)
-

@@ -27,8 +27,9 @@ class Collector:
     :meth:`settle`. Sums of several ranks are added up before :meth:`derive`.
 
     A new source of data is a subclass, given to :func:`lightning_geo.register_metric` with each metric that
-    reads it. Of the events it takes those that it needs, and passes the quantities of each to :meth:`add`.
-    Its tensors are the model's own: a collector must not write to them, nor keep them longer than the event.
+    reads it. Of the events it takes those that it needs, and passes the quantities of each to
+    :meth:`add_by_sequence`. Tensors of events are the model's own: a collector must not write to them,
+    nor keep them longer than the event.
     An operation whose result the host waits for (``.item()``, ``if tensor:``) costs a synchronisation at
     each event. What a collector raises costs its own metrics alone.
 
@@ -57,7 +58,7 @@ class Collector:
         ...             "value.length": lengths,  # [B, H, Nk]
         ...             "value.real": real if call.key_mask is None else call.key_mask,  # [B, Nk]
         ...         }
-        ...         self.add(layer, quantities, (batch, layer.heads))
+        ...         self.add_by_sequence(layer, quantities, (batch, layer.heads))
         >>> spec = MetricSpec(
         ...     name="value_norm", family="values", axes=("layer", "head"), unit="1", range=(0.0, None),
         ...     formula="mean ‖v‖ over real tokens", meaning="A rise: heads write more.", source="here")
@@ -94,7 +95,7 @@ class Collector:
             return foreign_value(name, quantities, shape, parts, self.failures)
         return value(name, quantities, *parts)
 
-    def add(self, layer: LayerSums, quantities: Mapping[str, Any], shape: Sequence[int]) -> None:
+    def add_by_sequence(self, layer: LayerSums, quantities: Mapping[str, Any], shape: Sequence[int]) -> None:
         """Add the values that all metrics of this collector have of one event, by sequence.
 
         A layer's number is the mean over all sequences of which a value is finite.

@@ -166,8 +166,8 @@ class RoleMoments(Collector):
                 "output.tokens": tokens.expand(len(mine), -1, -1),
                 "output.directed": torch.stack([directed[i] for i in mine]),
             }
-            shape = quantities["output.directions"].shape[:-1]
-            values = [self.value(name, quantities, shape) for name in self._cones]
+            leading = quantities["output.directions"].shape[:-1]
+            values = [self.value(name, quantities, leading) for name in self._cones]
             add_values([owners[i].layer for i in mine], "head", self._cones, torch.stack(values, 1))
 
     def settle(self) -> None:

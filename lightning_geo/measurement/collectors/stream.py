@@ -97,7 +97,7 @@ class Stream(Collector):
                 "tokens": statistics.valid.sum(-1),
                 "directed": statistics.directed,
             }
-            shape = quantities["tokens"].shape
+            shape = statistics.valid.shape[:1]
             values = [self.value(name, quantities, shape) for name in stage.cones]
             by_layer = _by_layer(torch.stack(values), count)
             for one in dict.fromkeys(stage for _, stage in owners):
