@@ -1,6 +1,6 @@
 """Define a metric of your own, train a small decoder for a few seconds, and find the metric everywhere.
 
-The metric is the Gini coefficient of the attention that keys receive: 0 where all tokens receive the same, near
+The metric is the Gini coefficient of the attention that keys receive: 0 where all receive the same, near
 1 where a few tokens receive nearly all. The run carries its description, so that whoever reads the run needs
 neither this file nor the metric's package.
 """

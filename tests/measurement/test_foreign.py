@@ -48,7 +48,7 @@ class Shy:
         for argument in arguments:
             for tensor in tensors_of(argument):
                 tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor.zero_()
-        torch.rand(3), random.random(), np.random.random()  # noqa: B018, NPY002
+        torch.rand(3), random.random(), np.random.random()
         return result
 
 
@@ -83,7 +83,7 @@ def test_a_metric_from_outside_is_as_the_built_in_one_and_touches_nothing(name: 
     alone = measure(model, batch, metrics=families)
     clones = {clone(spec): spec for spec in OPEN}
     weights = {key: value.clone() for key, value in model.state_dict().items()}
-    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()  # type: ignore[index]  # noqa: NPY002
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()  # type: ignore[index]
     both = measure(model, batch, metrics=[*families, *clones])
     for stack, arrays in alone.stacks.items():
         for metric, values in arrays.items():
@@ -94,11 +94,13 @@ def test_a_metric_from_outside_is_as_the_built_in_one_and_touches_nothing(name: 
                 if expected is None or np.isnan(expected).all():
                     assert stored not in both.stacks[stack]
                 else:
-                    np.testing.assert_allclose(both.stacks[stack][stored], expected, 1e-5, 1e-6, err_msg=stored)
+                    np.testing.assert_allclose(
+                        both.stacks[stack][stored], expected, 1e-5, 1e-6, err_msg=stored
+                    )
     assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), states[0])
     assert random.getstate() == states[1]
-    assert np.array_equal(np.random.get_state()[1], states[2])  # type: ignore[index]  # noqa: NPY002
+    assert np.array_equal(np.random.get_state()[1], states[2])  # type: ignore[index]
 
 
 def encoder() -> nn.Module:
@@ -108,7 +110,9 @@ def encoder() -> nn.Module:
 
 
 def measured(*metrics: str) -> GeometryRecord:
-    return measure(encoder(), torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(1)), metrics=metrics)
+    return measure(
+        encoder(), torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(1)), metrics=metrics
+    )
 
 
 def raises(entropy: Tensor) -> Tensor:
@@ -165,7 +169,11 @@ def test_a_collector_measures_what_no_built_in_one_does(name: str) -> None:
 
     class Watching(ValueLengths):
         def attention(self, layer: Any, key: Any, call: Any) -> None:
-            real = torch.ones(call.value.shape[::2], dtype=torch.bool) if call.key_mask is None else call.key_mask
+            real = (
+                torch.ones(call.value.shape[::2], dtype=torch.bool)
+                if call.key_mask is None
+                else call.key_mask
+            )
             x = call.value.double()
             means = [x[i][:, real[i]].square().sum(-1).sqrt().mean(-1) for i in range(len(x))]
             mean = torch.stack(means).nanmean(0).repeat_interleave(layer.heads // x.shape[1])

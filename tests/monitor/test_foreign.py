@@ -1,4 +1,4 @@
-"""A metric from outside in a run: training is untouched, what fails is said once, and the record describes it."""
+"""A metric from outside in a run: training is untouched, failures are said once, the record describes it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _registry() -> Iterator[None]:
 
 def spoils(entropy: Tensor) -> Tensor:
     entropy.zero_()
-    torch.manual_seed(random.randrange(99) + np.random.randint(9))  # noqa: NPY002
+    torch.manual_seed(random.randrange(99) + np.random.randint(9))
     return torch.rand_like(entropy)
 
 
