@@ -115,7 +115,9 @@ def test_a_run_that_changed_what_a_metric_is_says_so(tmp_path: Path) -> None:
         assert load_history(tmp_path).specs["own"].unit == "apples"
 
 
-def test_a_damaged_spec_costs_the_description_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_spec_costs_the_description_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     content = b""
     for step in (0, 10):
         event = Event.FromString(record_event(record(step), "geometry").SerializeToString())
@@ -126,7 +128,7 @@ def test_a_damaged_spec_costs_the_description_alone(tmp_path: Path, capsys: pyte
         value.tensor.string_val[0] = json.dumps(metadata).encode()
         content += frame(event.SerializeToString())
     (tmp_path / "events.out.tfevents.1.host").write_bytes(content)
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match="skipping damaged parts") as caught:
         history = load_history(tmp_path)
     [said] = [str(w.message) for w in caught]  # once, though each sample carries it
     assert said.count("the spec of 'own' is damaged, so that the metric has no description: ") == 1

@@ -130,7 +130,12 @@ def test_the_index_lists_what_there_is_in_a_fixed_order(client: Client) -> None:
 def test_metrics_that_are_not_built_in_are_described_as_their_run_does(client: Client) -> None:
     told = {metric["name"]: metric for metric in ask(client, "index").json["metrics"]}
     mine = told["mine"]
-    assert (mine["unit"], mine["range"], mine["family"], mine["headline"]) == ("bananas", [0, 2], "mine", True)
+    assert (mine["unit"], mine["range"], mine["family"], mine["headline"]) == (
+        "bananas",
+        [0, 2],
+        "mine",
+        True,
+    )
     # text, which the page puts into text nodes; the second run's numbers are in another unit
     assert mine["meaning"] == f"{HOSTILE} Other runs mean other numbers by this name: unit."
     assert told["damaged"]["family"] == "other"

@@ -47,7 +47,7 @@ def test_a_cell_run_again_replaces_and_another_function_does_not() -> None:
     assert metric_function("mine") is second
     assert select(["mine"]) == ("mine",)
     assert "mine" not in select()
-    with pytest.raises(ValueError, match="got 'mime'. Did you mean 'mine'?"):
+    with pytest.raises(ValueError, match=r"got 'mime'\. Did you mean 'mine'\?"):
         select("mime")
 
 
@@ -99,7 +99,7 @@ def test_entry_points_are_imported_where_a_name_is_unknown_and_a_broken_one_is_s
         warnings.simplefilter("error")
         select(["entropy", "metric:cone"])  # built in: nothing is imported
     assert "plugged_metrics" not in sys.modules
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match="the entry point") as caught:
         assert select(["entropy", "plugged"])[-1] == "plugged"
     assert [str(w.message).partition(" failed")[0] for w in caught] == [
         f"lightning_geo: the entry point '{name}' ({module}) of the group 'lightning_geo.metrics'"
