@@ -21,6 +21,7 @@ from lightning_geo.analysis.subspaces import SubspaceDistance, subspace_distance
 from lightning_geo.metrics.catalog import CATALOG
 from lightning_geo.metrics.foreign_specs import differing_fields
 from lightning_geo.metrics.reductions import root_mean_square
+from lightning_geo.metrics.selection import is_standard_error
 from lightning_geo.metrics.spec import MetricSpec
 from lightning_geo.storage.history import GeometryHistory
 from lightning_geo.utils.errors import RunError
@@ -61,7 +62,7 @@ class Comparison:
     def own_metrics(self) -> list[MetricSpec]:
         """The specs of the compared metrics that are not built in."""
         specs = {difference.spec.name: difference.spec for difference in self.differences}
-        return [spec for name, spec in specs.items() if name not in CATALOG]
+        return [spec for name, spec in specs.items() if name not in CATALOG and not is_standard_error(name)]
 
     def telling(self, count: int, *, each_metric: bool = True) -> list[Row]:
         """Return the rows that differ most.
@@ -98,7 +99,7 @@ class Comparison:
         Raises:
             RunError: If the metric is unknown, or not in the comparison.
         """
-        specs = {d.spec.name: d.spec for d in self.differences}
+        specs = {spec.name: spec for spec in self.own_metrics()}
         names = stored_names([f"metric:{metric.removeprefix('metric:')}"], specs)
         requested = [d for d in self.differences if d.metric.rpartition("/")[2] in names]
         largest = [
@@ -165,7 +166,11 @@ def compare(
     changed = _changed_specs(a, b)
     for series in metric_series(a):
         other = find_series(b, stacks[series.stack], series.name)
-        if other is None or other.values.shape[1:] != series.values.shape[1:] or series.spec.name in changed:
+        if (
+            other is None
+            or other.values.shape[1:] != series.values.shape[1:]
+            or series.name.partition(".")[0] in changed
+        ):
             continue
         both.append(series.key)
         if names is None or series.name in names:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from lightning_geo.analysis.runs import describe_model, heads_per_layer, metric_series, stored_names
 from lightning_geo.metrics.foreign_specs import differing_fields
+from lightning_geo.metrics.spec import MetricSpec
 from lightning_geo.storage.history import GeometryHistory
 from lightning_geo.utils.errors import RunError
 
@@ -108,12 +109,7 @@ def compare_groups(
     if not len(common):
         raise RunError("The runs have no step in common, so they cannot be compared as groups.")
     at = int(common[-1] if step is None else common[np.abs(common - step).argmin()])
-    specs = {name: spec for run in runs[::-1] for name, spec in run.specs.items()}
-    changed = {
-        name
-        for name, spec in specs.items()
-        if any(name in run.specs and differing_fields(spec, run.specs[name]) for run in runs)
-    }
+    specs, changed = _specs(runs)
     keys, cells = _cells(runs, at, None if metrics is None else stored_names(metrics, specs), changed)
     statistics, splits = _moderated(keys, cells, len(a))
     first, second = cells[: len(a)], cells[len(a) :]
@@ -136,6 +132,16 @@ def compare_groups(
     return GroupComparison(at, (len(a), len(b)), tuple(rows), len(splits) + 1, tuple(notes))
 
 
+def _specs(runs: Sequence[GeometryHistory]) -> tuple[dict[str, MetricSpec], set[str]]:
+    """Specs of metrics that are not built in, the first run's, and names by which runs mean other numbers."""
+    specs = {name: spec for run in runs[::-1] for name, spec in run.specs.items()}
+    return specs, {
+        name
+        for name, spec in specs.items()
+        if any(name in run.specs and differing_fields(spec, run.specs[name]) for run in runs)
+    }
+
+
 def _cells(
     runs: Sequence[GeometryHistory], step: int, names: tuple[str, ...] | None, changed: Collection[str]
 ) -> tuple[list[tuple[str, int, int | None]], Array]:
@@ -147,7 +153,7 @@ def _cells(
         ours = list(runs[0].stacks)
         values = {}
         for series in metric_series(run):
-            if (names is not None and series.name not in names) or series.spec.name in changed:
+            if (names is not None and series.name not in names) or series.name.partition(".")[0] in changed:
                 continue
             key = f"{ours[stacks[series.stack]]}/{series.name}" if len(ours) > 1 else series.name
             now = series.values[sample]

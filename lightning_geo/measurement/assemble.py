@@ -45,12 +45,14 @@ class Computed:
         self.broken.update(other.broken)
         self.failures = {**other.failures, **self.failures}
 
-    def drop_failed(self) -> None:
-        """Leave out foreign metrics that failed, here or on another rank, in whatever model."""
+    def drop_absent(self) -> None:
+        """Leave out importance without a loss, and foreign metrics that failed, in whatever model or rank."""
         for arrays in self.stacks.values():
             for name, values in list(arrays.items()):
                 base = name.partition(".")[0]
-                if base in self.failures or (base in FOREIGN and np.isnan(values).all()):
+                # there was no loss, or one that no head changes
+                weightless = "slope" in reads_of(name) and not np.nan_to_num(values).any()
+                if weightless or base in self.failures or (base in FOREIGN and np.isnan(values).all()):
                     del arrays[name]
 
     def matrices(self) -> dict[str, dict[str, NDArray[Any]]]:
@@ -124,11 +126,8 @@ def compute(
     for name, layers in broken.items():
         modules = result.structure[name]["modules"]
         result.broken.update({modules[index]: f"{name}/{index}" for index in layers})
-    for arrays in result.stacks.values():
-        for metric in [m for m in arrays if "slope" in reads_of(m) and not np.nan_to_num(arrays[m]).any()]:
-            del arrays[metric]  # there was no loss, or one that no head changes
     result.failures = sample.failures
-    result.drop_failed()
+    result.drop_absent()
     return result
 
 

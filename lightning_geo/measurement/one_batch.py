@@ -43,7 +43,8 @@ def measure(
         model: Any module that computes attention.
         batch: A mapping is keyword arguments, a tuple positional ones, a tensor the one argument.
         metrics: Families or single names; ``None`` for the families entropy, pattern, cone, subspace, stream
-            and head. ``importance`` needs a loss.
+            and head. ``importance`` needs a loss. Those of :func:`lightning_geo.register_metric` are named
+            like any other.
         layers: Layer indices, or a regular expression on module paths; default all.
         rank: Dimensions of the subspaces that are compared, at most half a head.
         special_token_ids: Input ids that count as special tokens; default those of ``model.config``.

@@ -13,7 +13,7 @@ from lightning_geo.measurement.collectors.collector import Collector
 from lightning_geo.metrics.foreign import FOREIGN, ForeignMetric
 from lightning_geo.metrics.foreign_specs import check_spec
 from lightning_geo.metrics.spec import ROLES, STAGES, MetricSpec
-from lightning_geo.utils.errors import ArgumentError
+from lightning_geo.utils.errors import ArgumentError, ArgumentTypeError
 
 __all__ = ["register_metric"]
 
@@ -119,19 +119,7 @@ def register_metric(
         ['keys_in_use']
     """
     reads = (reads,) if isinstance(reads, str) else tuple(reads)
-    try:
-        check_spec(spec)
-    except (AttributeError, ValueError) as error:
-        raise ArgumentError(str(error)) from error
-    if collector is None:
-        _check_source(spec, reads)
-    elif not (isinstance(collector, type) and issubclass(collector, Collector)):
-        raise ArgumentError(f"Expected `collector` to be a subclass of Collector but got {collector!r}.")
-    elif not reads or not set(reads) <= collector.offers:
-        raise ArgumentError(
-            f"Expected `reads` to be quantities that {collector.__name__} offers, "
-            f"{sorted(collector.offers)}, but got {reads}."
-        )
+    _check(spec, reads, collector)
 
     def register(function: _Function) -> _Function:
         metric = ForeignMetric(replace(spec, default=False), function, reads, tuple(roles), collector)
@@ -145,6 +133,28 @@ def register_metric(
         return function
 
     return register
+
+
+def _check(spec: MetricSpec, reads: tuple[str, ...], collector: object) -> None:
+    """Raise unless a metric can be registered."""
+    if not isinstance(spec, MetricSpec):
+        raise ArgumentTypeError(
+            f"Expected `spec` to be a MetricSpec but got {type(spec).__name__}. "
+            "The decorator is @register_metric(MetricSpec(...), reads=...)."
+        )
+    try:
+        check_spec(spec)
+    except ValueError as error:
+        raise ArgumentError(str(error)) from error
+    if collector is None:
+        _check_source(spec, reads)
+    elif not (isinstance(collector, type) and issubclass(collector, Collector)):
+        raise ArgumentError(f"Expected `collector` to be a subclass of Collector but got {collector!r}.")
+    elif not reads or not set(reads) <= collector.offers:
+        raise ArgumentError(
+            f"Expected `reads` to be quantities that {collector.__name__} offers, "
+            f"{sorted(collector.offers)}, but got {reads}."
+        )
 
 
 def _check_source(spec: MetricSpec, reads: tuple[str, ...]) -> None:

@@ -241,7 +241,7 @@ class Measurement:
             if prefix:  # two towers have modules of the same names
                 part.broken = {f"{prefix}.{module}": place for module, place in part.broken.items()}
             merged.add(part)
-        merged.drop_failed()
+        merged.drop_absent()
         return merged
 
     def _chooser(self, numbering: LayerNumbering, name: str) -> Callable[[CallKey], bool]:

@@ -34,6 +34,7 @@ def record(step: int, seed: int = 0, own: MetricSpec = OWN) -> GeometryRecord:
     made = make_record(step, metrics=["entropy"], seed=seed)
     values = np.random.default_rng([step, seed]).uniform(0, 2, (2, 3)).astype(np.float32)
     made.stacks["encoder"] |= {"own": values, "parted.query": values[:, 0], "parted.key": values[:, 1]}
+    made.stacks["encoder"] |= {"entropy.stderr": values / 9, "own.stderr": values / 9}
     made.specs = {"own": own, "parted": PARTS}
     return made
 
@@ -76,6 +77,8 @@ def test_the_commands_describe_them(runs: Path, tmp_path: Path, capsys: pytest.C
     printed = capsys.readouterr().out
     assert described in printed
     assert "parted" not in printed
+    assert main(["compare", a, b]) == 0
+    assert "stderr (" not in capsys.readouterr().out  # an estimate's error is no metric of its own
     assert main(["compare", a, b, "--json", "--fail-above", "own=9", "--metric", "mine"]) == 0
     [compared] = json.loads(capsys.readouterr().out)["comparisons"]
     assert {row["metric"] for row in compared["differences"]} == {"own", "parted.query", "parted.key"}
@@ -100,7 +103,7 @@ def test_other_wording_is_the_same_metric_and_another_unit_is_not(runs: Path) ->
     worded = compare(a, other(meaning="Fruit.", range=(0.0, 9.0)))
     assert [d.spec for d in worded.differences if d.metric == "own"] == [OWN]
     apart = compare(a, other(unit="apples", formula="x"))
-    assert "own" not in {d.metric for d in apart.differences}
+    assert not {"own", "own.stderr"} & {d.metric for d in apart.differences}
     assert "Not compared: own, whose unit, formula differs between A and B." in apart.notes
     with pytest.raises(RunError, match="Not compared: own, whose unit"):
         compare(a, other(unit="apples"), ["own"])
