@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from lightning_geo.measurement.metric_values import without_trace
 from lightning_geo.measurement.sums import LayerSums
 from lightning_geo.metrics.selection import spec_of
 from lightning_geo.observe import AttentionCall, BlockCall, CallKey, Projections
+from lightning_geo.utils._torch import version_of
 from lightning_geo.utils.errors import let_go
 
 __all__ = ["ForeignCollector"]
@@ -44,28 +46,21 @@ class ForeignCollector:
 
     def attention(self, key: CallKey, heads: int, call: AttentionCall) -> None:
         """Pass on an attention call."""
-        if self._collector is not None:
-            layer = self._layer(key, heads)
-            self._run(lambda: self._collector.attention(layer, key, call), call.device)  # type: ignore[union-attr]
+        tensors = call.query, call.key, call.value, call.output, call.scores
+        self._pass("attention", tensors, lambda: self._layer(key, heads), key, call)
 
     def attention_output(self, key: CallKey, heads: int, output: Tensor, mask: Tensor | None) -> None:
         """Pass on what an attention module wrote."""
-        if self._collector is not None:
-            layer = self._layer(key, heads)
-            self._run(lambda: self._collector.attention_output(layer, output, mask), output.device)  # type: ignore[union-attr]
+        self._pass("attention_output", (output, mask), lambda: self._layer(key, heads), output, mask)
 
     def block(self, key: _BlockKey, block: BlockCall) -> None:
         """Pass on a layer's input and output."""
-        x = block.output if block.input is None else block.input
-        if self._collector is not None and x is not None:
-            layer = self.blocks.setdefault(key, LayerSums())
-            self._run(lambda: self._collector.block(layer, block), x.device)  # type: ignore[union-attr]
+        tensors = block.input, block.output
+        self._pass("block", tensors, lambda: self.blocks.setdefault(key, LayerSums()), block)
 
     def projections(self, key: CallKey, heads: int, projections: Projections) -> None:
         """Pass on the projections of an attention call."""
-        if self._collector is not None:
-            layer = self._layer(key, heads)
-            self._run(lambda: self._collector.projections(layer, key, projections), self._device)  # type: ignore[union-attr]
+        self._pass("projections", (), lambda: self._layer(key, heads), key, projections)
 
     def settle(self) -> None:
         """Let it add what has waited to its sums."""
@@ -81,6 +76,20 @@ class ForeignCollector:
         """Add its metrics to a stack, derived from its sums alone."""
         if self._collector is not None:
             self._run(lambda: self._derive(stack, blocks), self._device)
+
+    def _pass(
+        self, event: str, tensors: Sequence[Tensor | None], layer: Callable[[], LayerSums], *arguments: Any
+    ) -> None:
+        """Pass an event on, unless its class does not take it; tensors must be left as they are."""
+        collector = self._collector
+        if collector is None or getattr(self._kind, event) is getattr(Collector, event):
+            return
+        device = next((x.device for x in tensors if x is not None), self._device)
+        before = _versions(tensors)
+        self._run(lambda: getattr(collector, event)(layer(), *arguments), device)
+        if _versions(tensors) != before:
+            # too late for this step where the tensors are training's own, and so all the more to be said
+            self.drop(RuntimeError(f"{self.name}.{event} wrote to tensors of the model"))
 
     def _derive(self, stack: DerivedStack, blocks: Mapping[int, _BlockKey]) -> None:
         assert self._collector is not None
@@ -133,3 +142,7 @@ class ForeignCollector:
             self.failures.setdefault(name.partition(".")[0], error)
         self._collector = None
         self.layers, self.blocks = {}, {}
+
+
+def _versions(tensors: Iterable[Tensor | None]) -> list[int]:
+    return [version_of(x) for x in tensors if x is not None and not x.is_inference()]

@@ -236,6 +236,14 @@ class Misshapen(ValueLengths):
         stack.add("value_norm", [0], torch.zeros(1, 3))
 
 
+class Writing(ValueLengths):
+    """Spoils what the model goes on with."""
+
+    def attention(self, layer: Any, key: Any, call: Any) -> None:
+        super().attention(layer, key, call)
+        call.value.mul_(2)
+
+
 class Unmade(ValueLengths):
     def __init__(self, metrics: tuple[str, ...]) -> None:
         raise ArithmeticError("no")
@@ -248,6 +256,7 @@ class Unmade(ValueLengths):
         (Taking, r"to add \['value_norm'\] but got \['entropy'\]"),
         (Misshapen, "'value_norm'"),
         (Unmade, "ArithmeticError: no"),
+        (Writing, "Writing.attention wrote to tensors of the model"),
     ],
 )
 def test_a_collector_at_fault_is_named(kind: type[Collector], message: str) -> None:
