@@ -26,17 +26,22 @@ if TYPE_CHECKING:
     from lightning_geo.interventions.ablation import evaluate_plan
     from lightning_geo.interventions.explanation import explain
     from lightning_geo.interventions.head_removal import apply_plan
+    from lightning_geo.measurement.collectors.collector import Collector
     from lightning_geo.measurement.one_batch import measure
+    from lightning_geo.measurement.registration import register_metric
+    from lightning_geo.metrics.spec import MetricSpec
     from lightning_geo.monitor.lightning import GeometryMonitor
     from lightning_geo.storage.history import GeometryHistory, load_history
     from lightning_geo.storage.record import GeometryRecord
     from lightning_geo.utils.errors import GeometryError
 
 __all__ = [
+    "Collector",
     "GeometryError",
     "GeometryHistory",
     "GeometryMonitor",
     "GeometryRecord",
+    "MetricSpec",
     "PruningPlan",
     "__version__",
     "apply_plan",
@@ -46,14 +51,17 @@ __all__ = [
     "load_history",
     "measure",
     "pruning_plan",
+    "register_metric",
 ]
 
 #: Public name -> the module that defines it.
 _MODULES = {
+    "Collector": "measurement.collectors.collector",
     "GeometryError": "utils.errors",
     "GeometryHistory": "storage.history",
     "GeometryMonitor": "monitor.lightning",
     "GeometryRecord": "storage.record",
+    "MetricSpec": "metrics.spec",
     "PruningPlan": "analysis.pruning",
     "apply_plan": "interventions.head_removal",
     "evaluate_plan": "interventions.ablation",
@@ -61,6 +69,7 @@ _MODULES = {
     "load_history": "storage.history",
     "measure": "measurement.one_batch",
     "pruning_plan": "analysis.pruning",
+    "register_metric": "measurement.registration",
 }
 
 

@@ -18,7 +18,11 @@ from lightning_geo.analysis.runs import (
     stored_names,
 )
 from lightning_geo.analysis.subspaces import SubspaceDistance, subspace_distances
+from lightning_geo.metrics.catalog import CATALOG
+from lightning_geo.metrics.foreign_specs import differing_fields
 from lightning_geo.metrics.reductions import root_mean_square
+from lightning_geo.metrics.selection import is_standard_error
+from lightning_geo.metrics.spec import MetricSpec
 from lightning_geo.storage.history import GeometryHistory
 from lightning_geo.utils.errors import RunError
 
@@ -55,6 +59,11 @@ class Comparison:
         rows = [row for difference in self.differences for row in difference.rows()]
         return sorted(rows, key=lambda row: -abs(row.relative))
 
+    def own_metrics(self) -> list[MetricSpec]:
+        """The specs of the compared metrics that are not built in."""
+        specs = {difference.spec.name: difference.spec for difference in self.differences}
+        return [spec for name, spec in specs.items() if name not in CATALOG and not is_standard_error(name)]
+
     def telling(self, count: int, *, each_metric: bool = True) -> list[Row]:
         """Return the rows that differ most.
 
@@ -90,7 +99,8 @@ class Comparison:
         Raises:
             RunError: If the metric is unknown, or not in the comparison.
         """
-        names = stored_names([f"metric:{metric.removeprefix('metric:')}"])
+        specs = {spec.name: spec for spec in self.own_metrics()}
+        names = stored_names([f"metric:{metric.removeprefix('metric:')}"], specs)
         requested = [d for d in self.differences if d.metric.rpartition("/")[2] in names]
         largest = [
             float(np.nanmax(np.abs(d.difference))) for d in requested if np.isfinite(d.difference).any()
@@ -151,11 +161,16 @@ def compare(
     if step is not None:
         last = int(np.abs(a.steps[alignment.a] - step).argmin())
     window = Alignment(alignment.a[: last + 1], alignment.b[: last + 1], "")
-    names = None if metrics is None else stored_names(metrics)
+    names = None if metrics is None else stored_names(metrics, {**b.specs, **a.specs})
     both, differences = [], []
+    changed = _changed_specs(a, b)
     for series in metric_series(a):
         other = find_series(b, stacks[series.stack], series.name)
-        if other is None or other.values.shape[1:] != series.values.shape[1:]:
+        if (
+            other is None
+            or other.values.shape[1:] != series.values.shape[1:]
+            or series.name.partition(".")[0] in changed
+        ):
             continue
         both.append(series.key)
         if names is None or series.name in names:
@@ -165,12 +180,22 @@ def compare(
             )
     if not differences:
         requested = "No metric" if names is None else f"None of {', '.join(names)}"
-        raise RunError(f"{requested} has values in both runs. Both have: {', '.join(both) or 'nothing'}.")
+        both_have = f"Both have: {', '.join(both) or 'nothing'}."
+        raise RunError(f"{requested} has values in both runs. {' '.join([both_have, *changed.values()])}")
     steps = int(a.steps[window.a[-1]]), int(b.steps[window.b[-1]])
     return Comparison(
         alignment, steps, tuple(differences), tuple(subspace_distances(a, b, stacks)), _probe(a, b),
-        tuple(_notes(a, b, steps, step)),
+        (*_notes(a, b, steps, step), *changed.values()),
     )  # fmt: skip
+
+
+def _changed_specs(a: GeometryHistory, b: GeometryHistory) -> dict[str, str]:
+    """Metrics of one name by which the runs mean different numbers, each with a note."""
+    return {
+        name: f"Not compared: {name}, whose {', '.join(fields)} differs between A and B."
+        for name in a.specs
+        if name in b.specs and (fields := differing_fields(a.specs[name], b.specs[name]))
+    }
 
 
 def _moved(values: Array) -> Array:

@@ -28,6 +28,7 @@ __all__ = [
     "metric_series",
     "names_of",
     "open_runs",
+    "own_metrics",
     "stored_names",
 ]
 
@@ -54,7 +55,7 @@ class MetricSeries(NamedTuple):
         key: Its name in the history, with the stack before it where there are several.
         stack: Stack of layers.
         name: As stored, ``effective_rank.query``.
-        spec: The metric's entry in the catalog.
+        spec: The metric's entry in the catalog, or of one that is not built in the run's own.
         values: [sample, layer] or [sample, layer, head], infinities as NaN.
     """
 
@@ -85,8 +86,8 @@ def find_series(history: GeometryHistory, stack: str, name: str) -> MetricSeries
     """Return one metric of a run, or None if :func:`metric_series` would not yield it."""
     values = history.stacks.get(stack, {}).get(name)
     try:
-        spec = spec_of(name)
-    except KeyError:  # a metric of a newer version
+        spec = spec_of(name, history.specs)
+    except KeyError:  # a metric of a newer version, or one whose spec is damaged
         return None
     if values is None or values.ndim != 1 + len(spec.axes) or not np.isfinite(values).any():
         return None
@@ -95,14 +96,27 @@ def find_series(history: GeometryHistory, stack: str, name: str) -> MetricSeries
     return MetricSeries(f"{stack}/{name}" if len(history.stacks) > 1 else name, stack, name, spec, finite)
 
 
-def stored_names(metrics: Iterable[str]) -> tuple[str, ...]:
+def own_metrics(history: GeometryHistory) -> list[MetricSeries]:
+    """Return the metrics of a run that are not built in, each spec once, with the first of its series."""
+    first: dict[str, MetricSeries] = {}
+    for series in metric_series(history):
+        if series.spec.name in history.specs:
+            first.setdefault(series.spec.name, series)
+    return list(first.values())
+
+
+def stored_names(metrics: Iterable[str], specs: Mapping[str, MetricSpec]) -> tuple[str, ...]:
     """Return the stored names that families and metrics mean.
+
+    Args:
+        metrics: Families, metrics or stored names.
+        specs: Of the metrics that are not built in.
 
     Raises:
         RunError: If one is unknown.
     """
     try:
-        return select(metrics)
+        return select(metrics, specs)
     except ValueError as error:
         raise RunError(str(error)) from error
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import NamedTuple
@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_geo.analysis.runs import describe_model, heads_per_layer, metric_series, stored_names
+from lightning_geo.metrics.foreign_specs import differing_fields
+from lightning_geo.metrics.spec import MetricSpec
 from lightning_geo.storage.history import GeometryHistory
 from lightning_geo.utils.errors import RunError
 
@@ -107,7 +109,8 @@ def compare_groups(
     if not len(common):
         raise RunError("The runs have no step in common, so they cannot be compared as groups.")
     at = int(common[-1] if step is None else common[np.abs(common - step).argmin()])
-    keys, cells = _cells(runs, at, None if metrics is None else stored_names(metrics))
+    specs, changed = _specs(runs)
+    keys, cells = _cells(runs, at, None if metrics is None else stored_names(metrics, specs), changed)
     statistics, splits = _moderated(keys, cells, len(a))
     first, second = cells[: len(a)], cells[len(a) :]
     rows = []
@@ -124,11 +127,23 @@ def compare_groups(
             )
         )  # fmt: skip
     rows.sort(key=lambda row: -abs(row.statistic) if math.isfinite(row.statistic) else 0.0)
-    return GroupComparison(at, (len(a), len(b)), tuple(rows), len(splits) + 1, tuple(_notes(runs, at, step)))
+    notes = [f"Not compared: {name}, by which the runs mean different numbers." for name in sorted(changed)]
+    notes = [*_notes(runs, at, step), *notes]
+    return GroupComparison(at, (len(a), len(b)), tuple(rows), len(splits) + 1, tuple(notes))
+
+
+def _specs(runs: Sequence[GeometryHistory]) -> tuple[dict[str, MetricSpec], set[str]]:
+    """Specs of metrics that are not built in, the first run's, and names by which runs mean other numbers."""
+    specs = {name: spec for run in runs[::-1] for name, spec in run.specs.items()}
+    return specs, {
+        name
+        for name, spec in specs.items()
+        if any(name in run.specs and differing_fields(spec, run.specs[name]) for run in runs)
+    }
 
 
 def _cells(
-    runs: Sequence[GeometryHistory], step: int, names: tuple[str, ...] | None
+    runs: Sequence[GeometryHistory], step: int, names: tuple[str, ...] | None, changed: Collection[str]
 ) -> tuple[list[tuple[str, int, int | None]], Array]:
     """Metric, layer and head of every cell that all runs have a value for, and [run, cell]."""
     by_run: list[dict[tuple[str, int, int | None], float]] = []
@@ -138,7 +153,7 @@ def _cells(
         ours = list(runs[0].stacks)
         values = {}
         for series in metric_series(run):
-            if names is not None and series.name not in names:
+            if (names is not None and series.name not in names) or series.name.partition(".")[0] in changed:
                 continue
             key = f"{ours[stacks[series.stack]]}/{series.name}" if len(ours) > 1 else series.name
             now = series.values[sample]

@@ -5,15 +5,16 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning_geo.analysis.runs import Run, open_runs
+from lightning_geo.metrics.spec import MetricSpec, unit_and_range
 from lightning_geo.utils.errors import RunError
 from lightning_geo.utils.formatting import plain
 
-__all__ = ["RUN", "add_command", "add_output", "read_runs", "write_page"]
+__all__ = ["RUN", "add_command", "add_output", "own_metrics_text", "read_runs", "write_page"]
 
 #: Help for an argument that names runs.
 RUN = "directory of one run, TensorBoard logdir with several runs, or W&B offline run"
@@ -48,6 +49,17 @@ def add_output(parser: Any, default: str) -> None:
         metavar="FILE",
         help="file to write (default: %(default)s)",
     )
+
+
+def own_metrics_text(specs: Iterable[MetricSpec]) -> list[str]:
+    """Return a section on metrics that are not built in, which no guide explains; nothing for none."""
+    lines = [
+        f"{spec.name} ({unit_and_range(spec)}): {spec.formula}. {spec.meaning} Source: {spec.source}"
+        for spec in specs
+    ]
+    return [
+        "\n".join(["Metrics that are not built in, as the run describes them:", *map(plain, lines)])
+    ] * bool(lines)
 
 
 def read_runs(paths: Sequence[str], monitor: str | None) -> list[Run]:

@@ -21,8 +21,9 @@ from lightning_geo.analysis.runs import Run, describe_model, names_of
 from lightning_geo.analysis.seed_groups import compare_groups
 from lightning_geo.analysis.subspaces import SubspaceDistance
 from lightning_geo.cli import groups as seed_groups
-from lightning_geo.cli.command import RUN, add_command, read_runs
+from lightning_geo.cli.command import RUN, add_command, own_metrics_text, read_runs
 from lightning_geo.cli.runs_as_json import as_object, finite, run_metadata
+from lightning_geo.metrics.foreign_specs import as_stored
 from lightning_geo.utils.errors import RunError
 from lightning_geo.utils.formatting import number, plain, table
 
@@ -122,6 +123,7 @@ def as_text(runs: Sequence[Run], comparisons: Sequence[Comparison], *, every_cel
         sections.append(_layers(comparison))
         sections += [_subspaces(comparison.subspaces)] if comparison.subspaces else []
         sections += _gates(runs[0], run, comparison)
+        sections += own_metrics_text(comparison.own_metrics())
     return "\n\n".join(sections)
 
 
@@ -218,6 +220,7 @@ def _comparison(a: Run, run: Run, comparison: Comparison) -> dict[str, Any]:
         "steps": list(comparison.steps),
         "probe": comparison.probe,
         "notes": list(comparison.notes),
+        "metrics": {spec.name: as_stored(spec) for spec in comparison.own_metrics()},
         "differences": [as_object(row) for row in comparison.rows()],
         "layers": [
             {"stack": stack, "layer": layer, "relative": finite(times)}

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from lightning_geo.analysis.gate_changes import head_gates, lasting_changes
-from lightning_geo.analysis.runs import Run, describe_model, metric_series
-from lightning_geo.cli.command import RUN, add_command, read_runs
+from lightning_geo.analysis.runs import Run, describe_model, metric_series, own_metrics
+from lightning_geo.cli.command import RUN, add_command, own_metrics_text, read_runs
 from lightning_geo.storage.history import GeometryHistory
 from lightning_geo.utils.formatting import moment, number, plain, some, table
 
@@ -34,7 +34,8 @@ def as_text(runs: Sequence[Run]) -> str:
         rows = [_line(run) for run in runs]
         return table(("run", "model", "samples", "steps", "probe", "recorded"), rows, left=2)
     [run] = runs
-    return f"{_metadata(run)}\n\n{_metrics(run.history)}"
+    own = own_metrics_text(series.spec for series in own_metrics(run.history))
+    return "\n\n".join([_metadata(run), _metrics(run.history), *own])
 
 
 def _line(run: Run) -> tuple[str, ...]:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from lightning_geo.metrics.spec import MetricSpec
 
 __all__ = ["PLUGIN", "TagAddress", "describe", "parse_tag", "tag_of"]
 
@@ -36,8 +40,12 @@ def parse_tag(tag: str) -> TagAddress | None:
     return TagAddress(*parts) if plugin == PLUGIN and len(parts) == len(TagAddress._fields) else None
 
 
-def describe(metric: str) -> dict[str, Any]:
+def describe(metric: str, specs: Mapping[str, MetricSpec] | None = None) -> dict[str, Any]:
     """Return what the page shows about a stored metric; of an unknown one, its name.
+
+    Args:
+        metric: As stored.
+        specs: Of the metrics that are not built in, by name, as runs carry them.
 
     Example:
         >>> describe("drift.query")["unit"], describe("drift.query")["range"]
@@ -50,8 +58,8 @@ def describe(metric: str) -> dict[str, Any]:
     base, _, part = metric.partition(".")
     described: dict[str, Any] = {"name": metric, "base": base, "part": part, "family": "other"}
     try:
-        spec = spec_of(metric)
-    except KeyError:  # written by a newer version
+        spec = spec_of(metric, specs or {})
+    except KeyError:  # written by a newer version, or its spec is damaged
         return described | {"axes": (), "unit": "1", "formula": "", "meaning": "", "source": "",
                             "signed": False, "range": (None, None), "summary": "mean",
                             "headline": False}  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import wraps
 from importlib import resources
 from pathlib import PurePosixPath
@@ -19,12 +20,20 @@ from werkzeug.wrappers import Request, Response
 
 from lightning_geo.dashboard.metadata import PLUGIN, TagAddress, describe, parse_tag, tag_of
 from lightning_geo.dashboard.samples import in_force, pack
+from lightning_geo.metrics.catalog import CATALOG
+from lightning_geo.metrics.foreign_specs import differing_fields, read_specs
+from lightning_geo.metrics.spec import MetricSpec
 from lightning_geo.storage.events import metadata_tag, session_tag
 
 __all__ = ["GeometryPlugin"]
 
 _STATIC = "static"
 _TYPES = {".js": "text/javascript", ".css": "text/css"}
+#: Stored names of built-in metrics, each with its place.
+_BUILT_IN = {
+    name: place for place, name in enumerate(name for spec in CATALOG.values() for name in spec.stored_names)
+}
+_OTHERWISE = "Other runs mean other numbers by this name"
 _ALL = 10**9  # samples; the provider wants a number
 
 Route = Callable[[Any, Request], Response]
@@ -68,6 +77,8 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard ships no ty
 
     def __init__(self, context: Any) -> None:
         self._provider = context.data_provider
+        #: (experiment, run, monitor) -> its last sample, and the specs that it carries
+        self._read_specs: dict[tuple[str, str, str], tuple[Any, dict[str, MetricSpec]]] = {}
         folder = resources.files("lightning_geo.dashboard") / _STATIC
         # read now: nothing else can be asked for, and an upgrade under a running server mixes nothing
         self._static = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
@@ -133,6 +144,7 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard ships no ty
                 stacks.setdefault(found.stack, []).append(found.metric)
                 key = (run, found.monitor)
                 changed[key] = max(changed.get(key, (0, 0.0)), (series.max_step, series.max_wall_time))
+        specs = self._specs(ctx, experiment, runs, changed)
         metrics = {
             metric
             for run in runs.values()
@@ -158,8 +170,40 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard ships no ty
                 }
                 for run, monitors in runs.items()
             ],
-            "metrics": [describe(metric) for metric in _ordered(metrics)],
+            "metrics": [describe(metric, specs) for metric in _ordered(metrics)],
         }
+
+    def _specs(
+        self,
+        ctx: Any,
+        experiment: str,
+        runs: dict[str, dict[str, dict[str, list[str]]]],
+        changed: dict[tuple[str, str], tuple[int, float]],
+    ) -> dict[str, MetricSpec]:
+        """Specs of the metrics that are not built in: the first run's, with a word on others of the name."""
+        specs: dict[str, MetricSpec] = {}
+        for run, monitors in runs.items():
+            for monitor, stacks in monitors.items():
+                if not {name for names in stacks.values() for name in names} - _BUILT_IN.keys():
+                    continue
+                key = (experiment, run, monitor)
+                last, read = self._read_specs.get(key, (None, {}))
+                if last != changed[run, monitor]:
+                    read = self._stored_specs(ctx, experiment, run, monitor)
+                    self._read_specs[key] = changed[run, monitor], read
+                for name, spec in read.items():
+                    first = specs.setdefault(name, spec)
+                    if (fields := differing_fields(first, spec)) and _OTHERWISE not in first.meaning:
+                        meaning = f"{first.meaning} {_OTHERWISE}: {', '.join(fields)}."
+                        specs[name] = replace(first, meaning=meaning)
+        return specs
+
+    def _stored_specs(self, ctx: Any, experiment: str, run: str, monitor: str) -> dict[str, MetricSpec]:
+        try:
+            stored = self.metadata(ctx, experiment, run, monitor).get("specs", {})
+        except (LookupError, ValueError, AttributeError, RecursionError):  # damaged: the metrics stay unnamed
+            return {}
+        return read_specs(stored)[0]
 
     def metadata(self, ctx: Any, experiment: str, run: str, monitor: str) -> dict[str, Any]:
         """Return the metadata of a monitor's last sample.
@@ -239,9 +283,5 @@ def _natural(text: str) -> list[tuple[int, str]]:
 
 
 def _ordered(names: Iterable[str]) -> list[str]:
-    """In the order of the catalog; unknown names behind."""
-    from lightning_geo.metrics.catalog import CATALOG
-
-    stored = (name for spec in CATALOG.values() for name in spec.stored_names)
-    place = {name: index for index, name in enumerate(stored)}
-    return sorted(names, key=lambda name: (place.get(name, len(place)), name))
+    """In the order of the catalog; other names behind."""
+    return sorted(names, key=lambda name: (_BUILT_IN.get(name, len(_BUILT_IN)), name))

@@ -31,7 +31,7 @@ def headlines(record: GeometryRecord) -> Iterator[Headline]:
     """Yield the headline metrics of a record, stack by stack."""
     for stack, arrays in record.stacks.items():
         for name, values in arrays.items():
-            spec = spec_of(name)
+            spec = spec_of(name, record.specs)
             if name in spec.headline:
                 yield Headline(stack, name, spec, values)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_geo.measurement.derived import Bases, DerivedStack, to_host
 from lightning_geo.measurement.sample_statistics import SampleStatistics
+from lightning_geo.metrics.foreign import FOREIGN
 from lightning_geo.metrics.registry import reads_of
 from lightning_geo.observe import CallKey, LayerNumbering
 
@@ -31,6 +32,8 @@ class Computed:
     structure: dict[str, Any] = field(default_factory=dict)
     #: modules with activations that are not finite -> their layer, as ``stack/layer``
     broken: dict[str, str] = field(default_factory=dict)
+    #: foreign metrics that failed on this rank -> the first error of each
+    failures: dict[str, Exception] = field(default_factory=dict)
 
     def add(self, other: Computed) -> None:
         """Add the results of another model; its stacks have other names."""
@@ -40,6 +43,17 @@ class Computed:
         self.overlaps.update(other.overlaps)
         self.structure.update(other.structure)
         self.broken.update(other.broken)
+        self.failures = {**other.failures, **self.failures}
+
+    def drop_absent(self) -> None:
+        """Leave out importance without a loss, and foreign metrics that failed, in whatever model or rank."""
+        for arrays in self.stacks.values():
+            for name, values in list(arrays.items()):
+                base = name.partition(".")[0]
+                # there was no loss, or one that no head changes
+                weightless = "slope" in reads_of(name) and not np.nan_to_num(values).any()
+                if weightless or base in self.failures or (base in FOREIGN and np.isnan(values).all()):
+                    del arrays[name]
 
     def matrices(self) -> dict[str, dict[str, NDArray[Any]]]:
         """Bases and head-pair similarities by stack, for the samples that keep them."""
@@ -98,6 +112,8 @@ def compute(
         stack.add_means({i: block for i, block in blocks.items() if block is not None})
         for collector in sample.collectors:
             collector.derive(stack)
+        for other in sample.foreign:
+            other.derive(stack, {i: (numbering.blocks[key], key) for i, key in calls.items()})
         stacks[name] = stack
         # of a layer without attention, the path of the list item; its heads are 0
         modules = list(numbering.rows[name])
@@ -110,9 +126,8 @@ def compute(
     for name, layers in broken.items():
         modules = result.structure[name]["modules"]
         result.broken.update({modules[index]: f"{name}/{index}" for index in layers})
-    for arrays in result.stacks.values():
-        for metric in [m for m in arrays if "slope" in reads_of(m) and not np.nan_to_num(arrays[m]).any()]:
-            del arrays[metric]  # there was no loss, or one that no head changes
+    result.failures = sample.failures
+    result.drop_absent()
     return result
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from lightning_geo.measurement.importance import LossFunction, importances
 from lightning_geo.measurement.sample import LayerChoice, Measurement, special_tokens
+from lightning_geo.metrics.foreign import foreign_specs
 from lightning_geo.metrics.selection import compares_samples, select
 from lightning_geo.observe import Tap
 from lightning_geo.observe.module_selection import check_layers
@@ -17,6 +18,7 @@ from lightning_geo.observe.replay.undisturbed import Call, device_of, undisturbe
 from lightning_geo.probe.call import ProbeCall
 from lightning_geo.storage.record import GeometryRecord
 from lightning_geo.utils.arguments import check_positive, check_token_ids
+from lightning_geo.utils.errors import MetricError
 
 __all__ = ["measure"]
 
@@ -41,7 +43,8 @@ def measure(
         model: Any module that computes attention.
         batch: A mapping is keyword arguments, a tuple positional ones, a tensor the one argument.
         metrics: Families or single names; ``None`` for the families entropy, pattern, cone, subspace, stream
-            and head. ``importance`` needs a loss.
+            and head. ``importance`` needs a loss. Those of :func:`lightning_geo.register_metric` are named
+            like any other.
         layers: Layer indices, or a regular expression on module paths; default all.
         rank: Dimensions of the subspaces that are compared, at most half a head.
         special_token_ids: Input ids that count as special tokens; default those of ``model.config``.
@@ -54,6 +57,7 @@ def measure(
 
     Raises:
         ValueError: If a metric is unknown, nothing matches ``layers``, or no attention was seen.
+        MetricError: If the function or the collector of a metric from outside fails.
         LookupError: If ``importance`` is asked for and there is no loss, or one that compares sequences.
 
     Example:
@@ -86,11 +90,13 @@ def measure(
         by_sequence = importances(model, [ProbeCall.of("", call)], loss_fn)
         measurement.add_importance(by_sequence, device_of(model, call))
     computed = measurement.compute()
+    for name, error in computed.failures.items():
+        raise MetricError(f"The metric {name!r} failed: {type(error).__name__}: {error}") from error
     about = {"class": type(model).__name__, "stacks": computed.structure}
     cost = time.perf_counter() - started
     return GeometryRecord(
         computed.stacks, about, computed.matrices(), wall_time=time.time(), cost_seconds=cost,
-        coverage=measurement.coverage.as_dict(),
+        coverage=measurement.coverage.as_dict(), specs=foreign_specs(names),
     )  # fmt: skip
 
 

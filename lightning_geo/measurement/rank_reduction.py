@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lightning_geo.measurement.sample_statistics import SampleStatistics
+from lightning_geo.measurement.sums import LayerSums
 from lightning_geo.observe import Coverage
 from lightning_geo.utils.ranks import world_size
 
@@ -41,7 +42,9 @@ def reduce_over_ranks(
     """Merge the statistics of all ranks, in place: every rank makes the same collectives.
 
     A small one agrees on whether every rank has a sample and all have the same layout; then one
-    sum and one maximum over flat buffers, and one for each large sum.
+    sum and one maximum over flat buffers and one for each large sum; and the same for the sums of others'
+    collectors, if there are any. Where only these differ in their layout, as after an error on one rank, only
+    these are dropped.
 
     Args:
         samples: This rank's statistics.
@@ -52,25 +55,33 @@ def reduce_over_ranks(
     """
     if world_size() == 1:
         return Merged(ok, False)
-    digest, failure = 0, None
-    buffers: list[tuple[Any, list[tuple[dict[str, Tensor], str]], Tensor]] = []
+    failure = None
+    packed, foreign = _Packed(0, []), _Packed(0, [])
     try:
         if ok:
-            digest, buffers = _pack(samples, device)
+            packed = _pack([sample.named() for sample in samples], device)
+            foreign = _pack([sample.named_foreign() for sample in samples], device)
     except Exception as error:  # no memory left, say: the other ranks wait for this one all the same
         ok, failure = False, error
     counts = (0, 0) if coverage is None else (coverage.seen, coverage.measured)
-    own = torch.tensor([int(ok), digest, *counts, unsaid], dtype=torch.int64, device=device)
+    numbers = [int(ok), packed.digest, foreign.digest, *counts, unsaid]
+    own = torch.tensor(numbers, dtype=torch.int64, device=device)
     everyone = [torch.empty_like(own) for _ in range(world_size())]
     dist.all_gather(everyone, own)
     if failure is not None:
         raise failure
     answers = torch.stack(everyone).tolist()
-    if not all(valid and layout == digest for valid, layout, *_ in answers):
+    if not all(valid and layout == packed.digest for valid, layout, *_ in answers):
         return Merged(False, False)
-    _, _, seen, measured, waiting = (list(numbers) for numbers in zip(*answers, strict=True))
+    _, _, others, seen, measured, waiting = (list(numbers) for numbers in zip(*answers, strict=True))
     if coverage is not None:
         coverage.seen, coverage.measured = sum(seen), sum(measured)
+    buffers = packed.buffers
+    if len(set(others)) == 1:
+        buffers = [*buffers, *foreign.buffers]
+    else:
+        for sample in samples:
+            sample.drop_foreign(RuntimeError("it failed, or saw other layers, on another rank"))
     for operation, slots, flat in buffers:
         dist.all_reduce(flat, operation)
         pieces = torch.split(flat, [store[name].numel() for store, name in slots])
@@ -79,11 +90,16 @@ def reduce_over_ranks(
     return Merged(True, any(waiting))
 
 
-def _pack(
-    samples: list[SampleStatistics], device: torch.device
-) -> tuple[int, list[tuple[Any, list[tuple[dict[str, Tensor], str]], Tensor]]]:
-    """A digest of the layout; of each reduction its operation, places in the statistics and buffer."""
-    layers = [(i, key, layer) for i, sample in enumerate(samples) for key, layer in sample.named()]
+class _Packed(NamedTuple):
+    """A digest of a layout; of each reduction its operation, places in the sums and buffer."""
+
+    digest: int
+    buffers: list[tuple[Any, list[tuple[dict[str, Tensor], str]], Tensor]]
+
+
+def _pack(named: list[list[tuple[tuple[Any, ...], LayerSums]]], device: torch.device) -> _Packed:
+    """Pack the sums of several models, each with its key."""
+    layers = [(i, key, layer) for i, entries in enumerate(named) for key, layer in entries]
     # names too: other layers of the same shapes (layer drop) must not be added up
     layout: list[Any] = [(i, tuple(key), sorted(layer.names.items())) for i, key, layer in layers]
     buffers = []
@@ -98,4 +114,5 @@ def _pack(
         if small:
             flat = torch.cat([store[name].flatten() for store, name in small]).to(device)
             buffers.append((operation, small, flat))
-    return int.from_bytes(hashlib.sha256(repr(layout).encode()).digest()[:7], "big"), buffers
+    digest = int.from_bytes(hashlib.sha256(repr(layout).encode()).digest()[:7], "big")
+    return _Packed(digest, buffers)

@@ -220,6 +220,8 @@ class Measurement:
     def reduce(self, device: torch.device, unsaid: int = 0) -> Merged:
         """Merge over ranks; see :func:`.reduce_over_ranks`."""
         self._merged = self.coverage
+        for statistics in self._statistics.values():
+            statistics.void_failures()
         return reduce_over_ranks(list(self._statistics.values()), True, device, self._merged, unsaid)
 
     def discard_values(self) -> None:
@@ -246,6 +248,7 @@ class Measurement:
             if prefix:  # two towers have modules of the same names
                 part.broken = {f"{prefix}.{module}": place for module, place in part.broken.items()}
             merged.add(part)
+        merged.drop_absent()
         return merged
 
     def _chooser(self, numbering: LayerNumbering, name: str) -> Callable[[CallKey], bool]:

@@ -15,7 +15,9 @@ from lightning_geo.measurement.collectors.role_moments import RoleMoments
 from lightning_geo.measurement.collectors.score_pairs import ScorePairs
 from lightning_geo.measurement.collectors.stream import Stream
 from lightning_geo.measurement.collectors.weights import Weights
+from lightning_geo.measurement.foreign_collector import ForeignCollector
 from lightning_geo.measurement.sums import LayerSums, settle_values
+from lightning_geo.metrics.foreign import FOREIGN
 from lightning_geo.metrics.registry import reads_of
 from lightning_geo.observe import AttentionCall, BlockCall, CallKey, HeadGradientHook, Projections
 from lightning_geo.observe.packed.splitting import by_document
@@ -54,7 +56,7 @@ class SampleStatistics:
         self.layers: dict[CallKey, LayerSums] = {}
         #: path of a list item and the call that it belongs to -> sums of input and output
         self.blocks: dict[tuple[str, CallKey], LayerSums] = {}
-        named = _by_source(metrics)
+        named, foreign = _by_source(metrics)
         start = {} if start is None else start
         self._scores = ScorePairs(named[ScorePairs])
         self._importance = Importance(named[Importance])
@@ -67,8 +69,11 @@ class SampleStatistics:
             self._importance,
         ]
         self.collectors = [collector for collector in every if collector.metrics]
+        self.foreign = [ForeignCollector(kind, names) for kind, names in foreign.items()]
         #: whether anything here is computed from projections
-        self.reads_projections = bool(named[Weights])
+        self.reads_projections = bool(named[Weights]) or any(
+            kind.projections is not Collector.projections for kind in foreign
+        )
         #: returns the gradient hook of an attention call; None where no gradient is needed
         self.gradient_hook: Callable[[CallKey, AttentionCall], HeadGradientHook] | None = None
 
@@ -82,6 +87,8 @@ class SampleStatistics:
         for part in by_document(call):
             for collector in self.collectors:
                 collector.attention(layer, key, part)
+            for other in self.foreign:
+                other.attention(key, call.heads, part)
         return None if self.gradient_hook is None else self.gradient_hook(key, call)
 
     def attention_module(self, key: CallKey, output: Tensor, mask: Tensor | None) -> None:
@@ -89,6 +96,8 @@ class SampleStatistics:
         if key in self.layers and self._asked(key):
             for collector in self.collectors:
                 collector.attention_output(self.layers[key], output, mask)
+            for other in self.foreign:
+                other.attention_output(key, self.layers[key].heads, output, mask)
 
     def block(self, block: BlockCall) -> None:
         """Measure a layer's input and output."""
@@ -98,12 +107,16 @@ class SampleStatistics:
         layer = self.blocks.setdefault((block.name, owner), LayerSums())
         for collector in self.collectors:
             collector.block(layer, block)
+        for other in self.foreign:
+            other.block((block.name, owner), block)
 
     def projections(self, key: CallKey, projections: Projections) -> None:
         """Measure the projections of a call, and what they were given."""
         if key in self.layers and self._asked(key):
             for collector in self.collectors:
                 collector.projections(self.layers[key], key, projections)
+            for other in self.foreign:
+                other.projections(key, self.layers[key].heads, projections)
 
     def importance(self, by_call: Mapping[CallKey, Tensor]) -> None:
         """Count the importance [sequence, head] of heads to the losses of sequences."""
@@ -122,37 +135,75 @@ class SampleStatistics:
 
     def settle(self) -> None:
         """Add to the sums what collectors have gathered for an operation on several layers."""
-        for collector in self.collectors:
+        for collector in self._every():
             collector.settle()
         settle_values((*self.layers.values(), *self.blocks.values()))
 
     def zero(self) -> None:
         """Keep the layout, count nothing."""
         self.settle()
-        for collector in self.collectors:
+        for collector in self._every():
             collector.zero()
         for layer in self.everything():
             layer.sums = {name: torch.zeros_like(value) for name, value in layer.sums.items()}
             layer.maxima = {name: torch.full_like(v, -torch.inf) for name, v in layer.maxima.items()}
 
+    @property
+    def failures(self) -> dict[str, Exception]:
+        """The first error of each foreign metric, by name."""
+        return {name: error for collector in self._every() for name, error in collector.failures.items()}
+
+    def void_failures(self) -> None:
+        """Let what failed here have no value on any rank: the others' alone would pass for all."""
+        self.settle()
+        failed = set(self.failures)
+        for layer in self.everything() if failed else ():
+            layer.void(failed)
+
+    def _every(self) -> list[Collector | ForeignCollector]:
+        return [*self.collectors, *self.foreign]
+
+    def drop_foreign(self, error: Exception) -> None:
+        """Forget others' collectors and their sums, for this reason."""
+        for other in self.foreign:
+            other.drop(error)
+
     def everything(self) -> list[LayerSums]:
-        """All layers and blocks, by name: ranks may meet them in different orders."""
-        return [layer for _, layer in self.named()]
+        """All layers and blocks."""
+        return [layer for _, layer in (*self.named(), *self.named_foreign())]
 
     def named(self) -> list[tuple[tuple[Any, ...], LayerSums]]:
-        """Like :meth:`everything`, each with its key."""
+        """The sums of layers and blocks, each with its key, by name: ranks may meet them in any order."""
         self.settle()
-        blocks = sorted(self.blocks.items(), key=lambda item: item[0])
-        return [*sorted(self.layers.items(), key=lambda item: item[0]), *blocks]
+        return _sorted(self.layers, self.blocks)
+
+    def named_foreign(self) -> list[tuple[tuple[Any, ...], LayerSums]]:
+        """The same of others' collectors."""
+        others = sorted(self.foreign, key=lambda other: other.name)
+        return [((o.name, *key), layer) for o in others for key, layer in _sorted(o.layers, o.blocks)]
 
 
-def _by_source(metrics: Iterable[str]) -> dict[type[Collector], tuple[str, ...]]:
-    """The metrics of each collector: of the one that offers what they read."""
-    by_source: dict[type[Collector], list[str]] = {source: [] for source in SOURCES}
+def _sorted(*groups: Mapping[Any, LayerSums]) -> list[tuple[tuple[Any, ...], LayerSums]]:
+    return [item for group in groups for item in sorted(group.items(), key=lambda item: item[0])]
+
+
+def _by_source(
+    metrics: Iterable[str],
+) -> tuple[dict[type[Collector], tuple[str, ...]], dict[type[Collector], tuple[str, ...]]]:
+    """The metrics of each built-in collector, which offers what they read, and of others' collectors."""
+    own: dict[type[Collector], list[str]] = {source: [] for source in SOURCES}
+    foreign: dict[type[Collector], list[str]] = {}
     for name in metrics:
+        metric = FOREIGN.get(name.partition(".")[0])
+        if metric is not None and metric.collector is not None:
+            foreign.setdefault(metric.collector, []).append(name)
+            continue
         reads = frozenset(reads_of(name))
         sources = [source for source in SOURCES if reads <= source.offers]
         if not sources:
             raise LookupError(f"Expected a source of data for {name!r}, which reads {sorted(reads)}.")
-        by_source[sources[0]].append(name)
-    return {source: tuple(names) for source, names in by_source.items()}
+        own[sources[0]].append(name)
+    return (
+        {source: tuple(names) for source, names in own.items()},
+        {source: tuple(names) for source, names in foreign.items()},
+    )

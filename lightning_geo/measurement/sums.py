@@ -7,7 +7,7 @@ covariances as count, sum and raw second moment.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -54,6 +54,18 @@ class LayerSums:
         """Add to a sum."""
         value = value.to(exact_dtype(value))
         self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+    def void(self, metrics: Collection[str]) -> None:
+        """Let metrics, by name without part, have no value, whatever other ranks add."""
+        for group, names in self.names.items():
+            for place, name in enumerate(names):
+                if name.partition(".")[0] in metrics:
+                    parts = self.sums[group].clone()
+                    parts[0, place] = torch.nan
+                    self.sums[group] = parts
+        for name in self.maxima:
+            if name.partition(".")[0] in metrics:  # NaN need not survive a maximum
+                self.maxima[name] = torch.full_like(self.maxima[name], torch.inf)
 
 
 def add_values(

@@ -10,7 +10,7 @@ from itertools import groupby
 from pathlib import Path
 
 from lightning_geo.metrics.catalog import CATALOG
-from lightning_geo.metrics.spec import MetricSpec
+from lightning_geo.metrics.spec import MetricSpec, unit_and_range
 
 __all__ = ["GUIDE", "tables", "updated"]
 
@@ -67,20 +67,8 @@ def _section(family: str, specs: list[MetricSpec]) -> str:
 def _row(spec: MetricSpec) -> str:
     # all roles, stages or gates of a metric share a row
     name = f"{spec.name}.{{{','.join(spec.parts)}}}" if spec.parts else spec.name
-    cells = f"`{name}`", ", ".join(spec.axes), _scale(spec), spec.formula, spec.meaning, spec.source
+    cells = f"`{name}`", ", ".join(spec.axes), unit_and_range(spec), spec.formula, spec.meaning, spec.source
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
-def _scale(spec: MetricSpec) -> str:
-    """Unit and range: ``nats, ≥ 0``; ``1`` is the unit of ratios and needs no mention."""
-    low, high = spec.range
-    if low is not None and high is not None:
-        span = f"{low:g} to {high:g}".replace("-", "−")
-    elif low is not None:
-        span = f"≥ {low:g}".replace("-", "−")
-    else:
-        span = ""
-    return ", ".join(part for part in (spec.unit if spec.unit != "1" else "", span) if part) or "any number"
 
 
 def main() -> None:

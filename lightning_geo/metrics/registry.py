@@ -38,9 +38,10 @@ fields of ``StreamStatistics``         one number per token, ``[B, N]``         
                                        on each head's output, ``[..., H]``
 ====================================== ============================================== ====================
 
-A collector (``measurement/collectors/``) offers the quantities of one source of data. A function needs no
-line in ``functional/__init__.py`` unless users are to call it by hand; only the first function of a new
-family adds its module there.
+A collector (``measurement/collectors/``) offers the quantities of one source of data. Metrics from outside
+(:func:`lightning_geo.register_metric`) read the same quantities, or those of a collector of their own. A
+function needs no line in ``functional/__init__.py`` unless users are to call it by hand; only the first
+function of a new family adds its module there.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from lightning_geo.metrics.catalog import CATALOG
+from lightning_geo.metrics.foreign import FOREIGN
 from lightning_geo.metrics.selection import spec_of
 
 __all__ = ["METRIC_FUNCTIONS", "computes", "metric_function", "reads_of", "roles_of"]
@@ -115,14 +117,17 @@ def reads_of(name: str) -> tuple[str, ...]:
         >>> reads_of("normalized_entropy"), reads_of("attention_distance"), reads_of("stable_rank.query")
         (('entropy', 'visible_keys'), ('attention_distance',), ('eigenvalues',))
     """
-    spec = spec_of(name)
-    return _READS.get(spec.name, (spec.name,))
+    base = spec_of(name).name
+    return FOREIGN[base].reads if base in FOREIGN else _READS.get(base, (base,))
 
 
 def roles_of(name: str) -> tuple[str, ...]:
     """Return the roles whose weights a metric needs: the part's, where it has one for each role."""
     spec = spec_of(name)
-    return (name.rpartition(".")[2],) if spec.parts else _ROLES.get(spec.name, ())
+    part = (name.rpartition(".")[2],) if spec.parts else ()
+    if spec.name in FOREIGN:
+        return (*part, *FOREIGN[spec.name].roles)
+    return part or _ROLES.get(spec.name, ())
 
 
 def metric_function(name: str) -> Callable[..., Any]:
@@ -141,7 +146,8 @@ def metric_function(name: str) -> Callable[..., Any]:
         >>> metric_function("stable_rank.query")(torch.tensor([2.0, 1.0, 1.0]))
         tensor(2.)
     """
-    return METRIC_FUNCTIONS.get(spec_of(name).name, _as_it_is)
+    base = spec_of(name).name
+    return FOREIGN[base].function if base in FOREIGN else METRIC_FUNCTIONS.get(base, _as_it_is)
 
 
 def _as_it_is(quantity: Tensor) -> Tensor:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from lightning_geo.metrics.catalog import CATALOG
+from lightning_geo.metrics.foreign import FOREIGN, load_entry_points
 from lightning_geo.metrics.spec import MetricSpec
 
 __all__ = ["compares_samples", "is_standard_error", "needs_probe", "select", "spec_of", "standard_error"]
@@ -15,8 +16,13 @@ __all__ = ["compares_samples", "is_standard_error", "needs_probe", "select", "sp
 _ERROR = ".stderr"
 
 
-def spec_of(stored_name: str) -> MetricSpec:
+def spec_of(stored_name: str, specs: Mapping[str, MetricSpec] | None = None) -> MetricSpec:
     """Return the spec behind a stored name such as ``cone.head`` or ``drift.query``.
+
+    Args:
+        stored_name: As in a record.
+        specs: Of metrics that are not built in, by name, as the record carries them; None for those that are
+            registered in this process. None of them stands for a built-in metric.
 
     Raises:
         KeyError: If no metric has that name.
@@ -28,11 +34,17 @@ def spec_of(stored_name: str) -> MetricSpec:
     if stored_name in CATALOG:
         return CATALOG[stored_name]
     if stored_name.endswith(_ERROR):
-        return _error_of(spec_of(stored_name.removesuffix(_ERROR)))
-    base = stored_name.rpartition(".")[0]
-    if base in CATALOG and stored_name in CATALOG[base].stored_names:
-        return CATALOG[base]
-    raise KeyError(stored_name)
+        return _error_of(spec_of(stored_name.removesuffix(_ERROR), specs))
+    base = stored_name.rpartition(".")[0] or stored_name
+    if base in CATALOG:
+        spec = CATALOG[base]
+    elif specs is not None:
+        spec = specs[base]
+    else:
+        spec = FOREIGN[base].spec
+    if stored_name not in spec.stored_names:
+        raise KeyError(stored_name)
+    return spec
 
 
 def standard_error(stored_name: str) -> str:
@@ -64,21 +76,27 @@ def _error_of(spec: MetricSpec) -> MetricSpec:
 
 def compares_samples(stored_name: str) -> bool:
     """Whether a metric needs another sample (``drift``, ``velocity``, ``weight_drift``)."""
-    return needs_probe(stored_name) or spec_of(stored_name).name == "weight_drift"
+    return needs_probe(stored_name) or stored_name.partition(".")[0] == "weight_drift"
 
 
 def needs_probe(stored_name: str) -> bool:
     """Whether a metric needs another sample of the same inputs (``drift``, ``velocity``)."""
-    return spec_of(stored_name).name in ("drift", "velocity")
+    return stored_name.partition(".")[0] in ("drift", "velocity")
 
 
-def select(metrics: Iterable[str] | str | None = None) -> tuple[str, ...]:
-    """Resolve families and metric names to stored names, in catalog order.
+def select(
+    metrics: Iterable[str] | str | None = None, specs: Mapping[str, MetricSpec] | None = None
+) -> tuple[str, ...]:
+    """Resolve families and metric names to stored names, in catalog order; foreign metrics follow by name.
 
-    A name that is both a family and a metric means the family; ``metric:entropy`` means the one.
+    A name that is both a family and a metric means the family; ``metric:entropy`` means the one. A built-in
+    family means its built-in metrics alone: what is installed must not change what a run measures.
 
     Args:
-        metrics: Families, metric names, stored names; ``None`` for everything that is measured by default.
+        metrics: Families, metric names, stored names; ``None`` for everything that is measured by default,
+            which no foreign metric is.
+        specs: Of metrics that are not built in, as records carry them; None for those that are registered in
+            this process, or that an entry point registers.
 
     Raises:
         ValueError: If a name is unknown (the nearest one is suggested) or nothing is selected.
@@ -87,28 +105,59 @@ def select(metrics: Iterable[str] | str | None = None) -> tuple[str, ...]:
         >>> select(["metric:entropy", "drift.query"])
         ('entropy', 'drift.query')
     """
-    every = tuple(name for spec in CATALOG.values() for name in spec.stored_names)
     if metrics is None:
         return tuple(name for spec in CATALOG.values() if spec.default for name in spec.stored_names)
-    wanted: set[str] = set()
     metrics = [metrics] if isinstance(metrics, str) else list(metrics)
+    known = _known(specs)
+    if specs is None and not all(_meant(str(name), known) for name in metrics):
+        load_entry_points()
+        known = _known(specs)
+    wanted: set[str] = set()
     for name in metrics:
-        bare = str(name).removeprefix("metric:")
-        family = [s for spec in CATALOG.values() if spec.family == bare for s in spec.stored_names]
-        # `metric:cone` also means `cone.head`: one metric, whatever its axes
-        single = [s for s in every if s == bare or s.startswith(f"{bare}.")]
-        found = family if family and bare == name else single
+        found = _meant(str(name), known)
         if not found:
-            known = sorted({*every, *CATALOG, *(spec.family for spec in CATALOG.values())})
-            near = difflib.get_close_matches(bare, known, n=1, cutoff=0.0)
-            raise ValueError(
-                f"Expected every entry of `metrics` to be a metric or family, but got {name!r}. "
-                f"Did you mean {near[0]!r}? All names: {', '.join(known)}."
-            )
+            raise ValueError(_unknown(str(name), known))
         wanted.update(found)
     if not wanted:
         raise ValueError(
             "Expected `metrics` to name at least one metric or family, but got none. "
             "Leave it out to measure what is measured by default."
         )
-    return tuple(name for name in every if name in wanted)
+    return tuple(name for spec in known for name in spec.stored_names if name in wanted)
+
+
+def _known(specs: Mapping[str, MetricSpec] | None) -> list[MetricSpec]:
+    """All specs in the order of stored names: ranks may have registered theirs in other orders."""
+    foreign = {name: metric.spec for name, metric in FOREIGN.items()} if specs is None else specs
+    return [*CATALOG.values(), *(foreign[name] for name in sorted(foreign))]
+
+
+def _meant(name: str, known: Iterable[MetricSpec]) -> list[str]:
+    """The stored names that a family or a metric means."""
+    bare = name.removeprefix("metric:")
+    families = {spec.family for spec in CATALOG.values()}
+    if bare == name and (
+        family := [
+            stored
+            for spec in known
+            if spec.family == bare and (spec.name in CATALOG or bare not in families)
+            for stored in spec.stored_names
+        ]
+    ):
+        return family
+    # `metric:cone` also means `cone.head`: one metric, whatever its axes
+    return [
+        stored
+        for spec in known
+        for stored in spec.stored_names
+        if stored == bare or stored.startswith(f"{bare}.")
+    ]
+
+
+def _unknown(name: str, known: Iterable[MetricSpec]) -> str:
+    names = sorted({n for spec in known for n in (spec.name, spec.family, *spec.stored_names)})
+    near = difflib.get_close_matches(name.removeprefix("metric:"), names, n=1, cutoff=0.0)
+    return (
+        f"Expected every entry of `metrics` to be a metric or family, but got {name!r}. "
+        f"Did you mean {near[0]!r}? All names: {', '.join(names)}."
+    )

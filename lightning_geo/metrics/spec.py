@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["ROLES", "STAGES", "MetricSpec"]
+__all__ = ["ROLES", "STAGES", "MetricSpec", "unit_and_range"]
 
 ROLES = ("query", "key", "value", "output")
 STAGES = ("input", "attention", "output")
@@ -51,3 +51,22 @@ class MetricSpec:
     def stored_names(self) -> tuple[str, ...]:
         """Names under which its arrays are stored."""
         return tuple(f"{self.name}.{part}" for part in self.parts) or (self.name,)
+
+
+def unit_and_range(spec: MetricSpec) -> str:
+    """Return unit and range as text: ``nats, ≥ 0``; ``1`` is the unit of ratios and needs no mention.
+
+    Example:
+        >>> unit_and_range(MetricSpec("m", "f", ("layer",), "nats", "", "", "", range=(0.0, 2.5)))
+        'nats, 0 to 2.5'
+    """
+    low, high = spec.range
+    if low is not None and high is not None:
+        span = f"{low:g} to {high:g}".replace("-", "−")
+    elif low is not None:
+        span = f"≥ {low:g}".replace("-", "−")
+    elif high is not None:
+        span = f"≤ {high:g}".replace("-", "−")
+    else:
+        span = ""
+    return ", ".join(part for part in (spec.unit if spec.unit != "1" else "", span) if part) or "any number"

@@ -47,6 +47,8 @@ def report_gaps(
             f"nothing that ran before or after its attention gives its {', '.join(roles)}, or the "
             "parameters are quantised, sharded or offloaded; what is computed from them is absent",
         )
+    for name, error in computed.failures.items():
+        warn_once.report(f"the metric {name!r} is absent", error)
     known = any("special_mass" in arrays for arrays in computed.stacks.values())
     if "special_mass" in metrics and measurement.takes_ids and not known:
         warn_once.say(

@@ -130,7 +130,8 @@ class GeometryMonitor(CallbackBase):
         metrics: Families or single metrics, ``"metric:entropy"`` where both have the name. ``None`` for the
             families ``entropy``, ``pattern``, ``cone``, ``subspace``, ``stream`` and ``head``. ``weights``,
             ``projection``, ``gates``, ``importance`` and ``score_spectra`` are measured if they are named.
-            Metrics that are not requested are not computed.
+            Metrics that are not requested are not computed. Those of :func:`lightning_geo.register_metric`
+            are named like any other.
         layers: Layer indices, or a regular expression on module names; ``None`` for all. One that matches no
             layer is an error before training begins, as soon as there is a probe to try it on.
         rank: Dimensions of the subspaces that are compared, at most half a head.

@@ -14,6 +14,7 @@ import torch
 
 from lightning_geo.loggers.logger_sinks import LoggerSinks
 from lightning_geo.measurement.assemble import Computed
+from lightning_geo.metrics.foreign import foreign_specs
 from lightning_geo.metrics.selection import needs_probe
 from lightning_geo.monitor.baseline import bases_of, check_bases
 from lightning_geo.monitor.runs_by_trainer import runs_of
@@ -238,6 +239,7 @@ class Samples:
             coverage=self.sampler.coverage.as_dict(),
             # once a key, always a key: a chart that ends where all is well again would mislead
             coverage_shown=f"{self._settings.name}/coverage" in self.state.summaries,
+            specs=foreign_specs(self._settings.metrics),
         )
 
     def start_bases_anew(self) -> None:

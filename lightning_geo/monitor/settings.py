@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning_geo.loggers.tags import Level
 from lightning_geo.measurement.sample import LayerChoice
+from lightning_geo.metrics.foreign import FOREIGN, ForeignMetric
 from lightning_geo.metrics.selection import needs_probe, select, spec_of
 from lightning_geo.monitor.schedule import OverheadBudget, Schedule, SlowClocks
 from lightning_geo.utils.arguments import check_name, check_one_of, check_positive, check_token_ids
@@ -24,6 +25,8 @@ class Settings:
     clocks: SlowClocks
     max_overhead: float | None
     metrics: tuple[str, ...]
+    #: those of ``metrics`` that are not built in; where a spawned rank unpickles them they are registered
+    foreign: tuple[ForeignMetric, ...]
     layers: LayerChoice
     rank: int
     source: str
@@ -81,7 +84,11 @@ class Settings:
             OverheadBudget(max_overhead)  # raises where it is no share
         names = select(metrics)
         _check_source(others["source"], names, others["probe"], others["baseline"], others["loss_fn"])
-        return cls(schedule=steps, clocks=clocks, max_overhead=max_overhead, metrics=names, **others)
+        bases = dict.fromkeys(name.partition(".")[0] for name in names)
+        foreign = tuple(FOREIGN[base] for base in bases if base in FOREIGN)
+        return cls(
+            schedule=steps, clocks=clocks, max_overhead=max_overhead, metrics=names, foreign=foreign, **others
+        )
 
 
 def _check_source(

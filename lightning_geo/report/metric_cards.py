@@ -10,13 +10,15 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from lightning_geo.analysis.changes import Change, change_of, changes
-from lightning_geo.analysis.runs import MetricSeries, Run, find_series, metric_series
+from lightning_geo.analysis.runs import MetricSeries, Run, find_series, metric_series, own_metrics
+from lightning_geo.metrics.foreign_specs import differing_fields
+from lightning_geo.metrics.spec import unit_and_range
 from lightning_geo.report.figures import evolution, lines, matrix
 from lightning_geo.report.rendering import Table
 from lightning_geo.report.sentences import sentence
 from lightning_geo.utils.formatting import number
 
-__all__ = ["MetricCard", "metric_cards", "metric_table"]
+__all__ = ["MetricCard", "metric_cards", "metric_table", "own_metrics_table"]
 
 Array = NDArray[np.float64]
 
@@ -61,6 +63,15 @@ def metric_table(run: Run) -> Table:
                  "" if head is None else head, number(change.most_change, signed=True))
             )  # fmt: skip
     return Table(("metric", "first", "last", "change", "most in layer", "head", "by"), rows)
+
+
+def own_metrics_table(run: Run) -> Table:
+    """Return what a run says of its metrics that are not built in."""
+    specs = [series.spec for series in own_metrics(run.history)]
+    return Table(
+        ("metric", "unit, range", "formula", "how to read it", "source"),
+        [(spec.name, unit_and_range(spec), spec.formula, spec.meaning, spec.source) for spec in specs],
+    )
 
 
 def _card(runs: Sequence[Run], change: Change) -> MetricCard:
@@ -116,7 +127,8 @@ def _curves(runs: Sequence[Run], series: MetricSeries) -> Markup:
 def _same(run: Run, series: MetricSeries) -> MetricSeries | None:
     """The metric in another run of the same model, whose only stack may have another name."""
     stack = series.stack if series.stack in run.history.stacks else next(iter(run.history.stacks))
-    return find_series(run.history, stack, series.name)
+    other = find_series(run.history, stack, series.name)
+    return None if other is None or differing_fields(series.spec, other.spec) else other
 
 
 def _limits(series: MetricSeries) -> tuple[float, float]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from lightning_geo.analysis.comparison import compare
 from lightning_geo.analysis.runs import Run
-from lightning_geo.report.metric_cards import metric_cards, metric_table
+from lightning_geo.report.metric_cards import metric_cards, metric_table, own_metrics_table
 from lightning_geo.report.rendering import render
 from lightning_geo.report.run_changes import run_changes
 from lightning_geo.report.run_differences import run_differences
@@ -37,6 +37,7 @@ def report(runs: Sequence[Run]) -> str:
         changes=[run_changes(run) for run in runs],
         cards=metric_cards(runs),
         metrics=metric_table(first),
+        own_metrics=own_metrics_table(first),
     )
 
 

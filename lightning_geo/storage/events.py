@@ -3,7 +3,7 @@
 One event holds one sample of one monitor. Its summary has one tensor per metric, tagged
 ``lightning_geo/<name>/<stack>/<metric>``, one per basis or head-pair matrix, tagged
 ``lightning_geo/<name>/matrices/<stack>/<matrix>``, and the metadata as JSON in
-``lightning_geo/<name>/record``.
+``lightning_geo/<name>/record``; the specs of metrics that are not built in are among it, under ``specs``.
 A resumed run begins with an empty tensor ``lightning_geo/<name>/session``, which voids the samples that the
 monitor wrote earlier at or after its step. While a run has no sample, each dropped sample leaves the count
 and the reason as JSON in ``lightning_geo/<name>/dropped``, so that readers can tell a monitor that failed
@@ -24,6 +24,7 @@ from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.compat.proto.types_pb2 import DT_DOUBLE, DT_FLOAT, DT_HALF, DT_STRING
 
+from lightning_geo.metrics.foreign_specs import read_specs
 from lightning_geo.storage.record import GeometryRecord
 
 __all__ = [
@@ -91,8 +92,12 @@ def _add(event: Any, tag: str, tensor: Any) -> None:
     value.metadata.plugin_data.plugin_name = PLUGIN
 
 
-def parse_record(event: Any) -> tuple[str, GeometryRecord] | None:
+def parse_record(event: Any, problems: list[str] | None = None) -> tuple[str, GeometryRecord] | None:
     """Return the monitor's name and the record that an event holds, or None for any other event.
+
+    Args:
+        event: An ``Event`` of ``tensorboard.compat.proto``.
+        problems: Gets a sentence on each spec of a metric that cannot be used; the record does without it.
 
     Raises:
         ValueError: If the event claims to hold a record but does not, or one of a newer format.
@@ -102,12 +107,12 @@ def parse_record(event: Any) -> tuple[str, GeometryRecord] | None:
     if metadata_value is None:
         return None
     try:
-        return _parsed(values, metadata_value)
+        return _parsed(values, metadata_value, [] if problems is None else problems)
     except (KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise ValueError(f"not a record: {type(error).__name__}: {error}") from error
 
 
-def _parsed(values: Any, metadata_value: Any) -> tuple[str, GeometryRecord]:
+def _parsed(values: Any, metadata_value: Any, problems: list[str]) -> tuple[str, GeometryRecord]:
     metadata = json.loads(metadata_value.tensor.string_val[0])
     if metadata.pop("format") > _FORMAT:
         raise ValueError("written by a newer version of lightning_geo; update lightning_geo to read it")
@@ -118,7 +123,9 @@ def _parsed(values: Any, metadata_value: Any) -> tuple[str, GeometryRecord]:
     if not isinstance(name, str) or not -(2**62) < metadata.get("step", 0) < 2**62:
         raise ValueError("not a record: its name is not text, or its step is out of range")
     prefix = f"{PLUGIN}/{name}/"
-    record = GeometryRecord({}, **metadata)
+    specs, damaged = read_specs(metadata.pop("specs", {}))
+    problems += damaged
+    record = GeometryRecord({}, **metadata, specs=specs)
     for value in values:
         # scalars and the layout of charts may share the event
         parts = value.tag.removeprefix(prefix).split("/") if value.tag.startswith(prefix) else []

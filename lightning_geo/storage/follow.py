@@ -41,6 +41,7 @@ class Follower:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = place(path)
         self._offsets: dict[Place, int] = {}
+        self._said: set[str] = set()
 
     def poll(self) -> Iterator[News]:
         """Yield what is new since the last call; a half-written event waits for the next one."""
@@ -67,11 +68,16 @@ class Follower:
             self._offsets[file] = self._offsets.get(file, 0) + len(data) + _OVERHEAD
             try:
                 event = Event.FromString(data)
-                sample = parse_record(event)
+                problems: list[str] = []
+                sample = parse_record(event, problems)
                 dropped = parse_dropped(event)
             except (DecodeError, ValueError) as error:
                 yield News(text=f"{file}: skipped an event ({error or 'not a TensorBoard event'})")
                 continue
+            for problem in dict.fromkeys(problems):
+                if problem not in self._said:  # a spec comes with every sample
+                    self._said.add(problem)
+                    yield News(text=problem)
             if sample:
                 yield News(*sample)
             elif dropped is not None:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_geo.metrics.foreign_specs import differing_fields
+from lightning_geo.metrics.spec import MetricSpec
 from lightning_geo.storage.event_files import event_files, read_events
 from lightning_geo.storage.places import Place, place
 from lightning_geo.storage.record import GeometryRecord, lookup
@@ -39,6 +41,7 @@ class GeometryHistory:
             ``coverage`` (the share of attention calls that were measured; ``record(i).coverage`` says what
             was left out), each [sample].
         model: Model class, modules and heads of each layer, as of the last sample.
+        specs: ``name -> MetricSpec`` of the metrics that are not built in, as their last sample has them.
 
     Example:
         >>> records = [GeometryRecord({"encoder": {"entropy": np.ones((2, 4))}}, step=s) for s in (0, 50)]
@@ -58,6 +61,7 @@ class GeometryHistory:
         }
         self.metadata["coverage"] = np.array([record.coverage_share for record in records])
         self.model = records[-1].model
+        self.specs = {name: spec for record in records for name, spec in record.specs.items()}
         self.stacks: dict[str, dict[str, NDArray[Any]]] = {}
         # a dict as an ordered set: metrics keep the order in which the records list them
         names = {(s, m): None for record in records for s, arrays in record.stacks.items() for m in arrays}
@@ -74,10 +78,10 @@ class GeometryHistory:
 
         A bare name means the main stack where the others are its parts (``encoder.part2``).
         """
-        return lookup(self.stacks, key)
+        return lookup(self.stacks, key, self.specs)
 
     def __contains__(self, key: str) -> bool:
-        return key in GeometryRecord(self.stacks)
+        return key in GeometryRecord(self.stacks, specs=self.specs)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.keys())
@@ -175,6 +179,7 @@ def read_history(
     monitors: dict[str, list[GeometryRecord]] = {}
     dropped: dict[str, str] = {}
     others: set[str] = set()
+    problems: list[str] = []
     for file in files:
         for event in read_events(file):
             if isinstance(event, str):
@@ -187,7 +192,7 @@ def read_history(
                         _drop(records, step)
                 continue
             try:
-                sample = parse_record(event)
+                sample = parse_record(event, problems)
                 if (none := parse_dropped(event)) is not None:
                     dropped[none.monitor] = str(none)
                     continue
@@ -200,6 +205,9 @@ def read_history(
                 records.append(keep(sample[1]))
             elif len(others) < 10:
                 others.update(value.tag for value in event.summary.value)
+    for records in monitors.values():
+        problems += _changed_specs(records)
+    skipped += dict.fromkeys(problems)  # a spec comes with every sample
     if skipped:
         shown = "; ".join(skipped[:5]) + (f"; and {len(skipped) - 5} more" if len(skipped) > 5 else "")
         warnings.warn(f"Read {os.fspath(path)!r}, skipping damaged parts: {shown}.", stacklevel=stacklevel)
@@ -216,6 +224,19 @@ def read_history(
 def _drop(records: list[GeometryRecord], step: int) -> None:
     while records and records[-1].step >= step:
         records.pop()
+
+
+def _changed_specs(records: list[GeometryRecord]) -> Iterator[str]:
+    """Metrics that a later session has given another spec, whose numbers are not those of the earlier one."""
+    last: dict[str, MetricSpec] = {}
+    for record in records:
+        for name, spec in record.specs.items():
+            if name in last and (fields := differing_fields(last[name], spec)):
+                yield (
+                    f"{name!r} changed its {', '.join(fields)} at step {record.step}: earlier samples do not "
+                    "compare with later ones"
+                )
+            last[name] = spec
 
 
 def _monitor(

@@ -12,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_geo.metrics.catalog import CATALOG
+from lightning_geo.metrics.foreign_specs import as_stored
 from lightning_geo.metrics.gates import KINDS, gate_labels
 from lightning_geo.metrics.reductions import reduce_finite
 from lightning_geo.metrics.selection import is_standard_error, spec_of
+from lightning_geo.metrics.spec import MetricSpec
 
 __all__ = ["GeometryRecord", "lookup"]
 
@@ -26,12 +28,17 @@ _PART = re.compile(r"(\.(part|run)\d+)+$")
 Stacks = Mapping[str, Mapping[str, NDArray[Any]]]
 
 
-def lookup(stacks: Stacks, key: str) -> NDArray[Any]:
+def lookup(stacks: Stacks, key: str, specs: Mapping[str, MetricSpec] | None = None) -> NDArray[Any]:
     """Find ``key`` (``entropy``, ``effective_rank``, ``decoder.cross/entropy``) among stacks.
 
     A metric with roles or stages, asked for by its bare name, is stacked on a last axis. A bare name means
     the main stack where the others are its parts or further runs: ``entropy`` is ``encoder/entropy`` beside
     ``encoder.part2/entropy`` (the second attention of the same modules) or ``encoder.run2/entropy``.
+
+    Args:
+        stacks: ``stack -> stored name -> array``.
+        key: What to find.
+        specs: Of the metrics that are not built in.
 
     Raises:
         KeyError: If there is no such metric, or several stacks have it that are not parts of one.
@@ -42,7 +49,7 @@ def lookup(stacks: Stacks, key: str) -> NDArray[Any]:
     """
     stack, _, metric = key.rpartition("/")
     candidates = [stack] if stack else list(stacks)
-    holders = [s for s in candidates if s in stacks and _part_names(stacks[s], metric)]
+    holders = [s for s in candidates if s in stacks and _part_names(stacks[s], metric, specs)]
     if not holders:
         names = sorted({n for s in stacks.values() for n in s})
         near = difflib.get_close_matches(metric, names, n=1)
@@ -56,7 +63,7 @@ def lookup(stacks: Stacks, key: str) -> NDArray[Any]:
             f"Ask for one of {[f'{s}/{metric}' for s in holders]}."
         )
     arrays = stacks[holders[0]]
-    names = _part_names(arrays, metric)
+    names = _part_names(arrays, metric, specs)
     return arrays[metric] if names == [metric] else np.stack([arrays[n] for n in names], axis=-1)
 
 
@@ -65,10 +72,12 @@ def _main_stack(stack: str) -> str:
     return _PART.sub("", stack)
 
 
-def _part_names(arrays: Mapping[str, NDArray[Any]], metric: str) -> list[str]:
+def _part_names(
+    arrays: Mapping[str, NDArray[Any]], metric: str, specs: Mapping[str, MetricSpec] | None
+) -> list[str]:
     if metric in arrays:
         return [metric]
-    spec = CATALOG.get(metric)
+    spec = CATALOG.get(metric) or (specs or {}).get(metric)
     return [n for n in spec.stored_names if n in arrays] if spec else []
 
 
@@ -88,6 +97,7 @@ class GeometryRecord:
         probe_fingerprint: Fingerprint of the inputs; equal fingerprints mean equal inputs. Empty for batches.
         coverage: Attention calls ``seen`` and ``measured`` by all ranks, and ``left_out``: reason -> modules
             (on the rank that wrote the record). Empty where nobody counted.
+        specs: Of the metrics that are not built in, by name: the record describes itself.
         coverage_shown: Whether the share is a summary even where it is 1, because it was less before.
 
     Example:
@@ -106,10 +116,11 @@ class GeometryRecord:
     cost_seconds: float = 0.0
     probe_fingerprint: str = ""
     coverage: dict[str, Any] = field(default_factory=dict)
+    specs: dict[str, MetricSpec] = field(default_factory=dict)
     coverage_shown: bool = False
 
     def __getitem__(self, key: str) -> NDArray[Any]:
-        return lookup(self.stacks, key)
+        return lookup(self.stacks, key, self.specs)
 
     def __contains__(self, key: str) -> bool:
         try:
@@ -154,7 +165,8 @@ class GeometryRecord:
             "model", "step", "epoch", "batches_seen", "wall_time", "cost_seconds", "probe_fingerprint",
             "coverage",
         )  # fmt: skip
-        return {name: getattr(self, name) for name in names}
+        specs = {name: as_stored(spec) for name, spec in self.specs.items()}
+        return {name: getattr(self, name) for name in names} | ({"specs": specs} if specs else {})
 
     @property
     def coverage_share(self) -> float:
@@ -176,7 +188,11 @@ class GeometryRecord:
         """
         result = {}
         for key in (key for key in self.keys() if not is_standard_error(key)):
-            value = float(reduce_finite(self[key], spec_of(key.rpartition("/")[2]).summary))
+            try:
+                spec = spec_of(key.rpartition("/")[2], self.specs)
+            except KeyError:  # from a file: a metric of a newer version, or one whose spec is damaged
+                continue
+            value = float(reduce_finite(self[key], spec.summary))
             if np.isfinite(value):
                 result[key] = value
         share = self.coverage_share

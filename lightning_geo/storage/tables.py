@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lightning_geo.metrics.selection import spec_of
+from lightning_geo.metrics.spec import MetricSpec
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,6 +26,7 @@ class Samples(Protocol):
     stacks: dict[str, dict[str, NDArray[Any]]]
     metadata: dict[str, NDArray[Any]]
     model: dict[str, Any]
+    specs: dict[str, MetricSpec]
     path: str
 
 
@@ -39,7 +42,7 @@ def to_xarray(history: Samples, stack: str | None = None) -> xarray.Dataset:
     if stack is None or stack not in history.stacks:
         raise ValueError(f"Expected `stack` to be one of {list(history.stacks)} but got {stack!r}.")
     arrays = {
-        name: xarray.DataArray(values, dims=_AXES[: values.ndim], attrs=_about(name))
+        name: xarray.DataArray(values, dims=_AXES[: values.ndim], attrs=_about(name, history.specs))
         for name, values in history.stacks[stack].items()
     }
     sizes = {dim: size for array in arrays.values() for dim, size in array.sizes.items()}
@@ -64,17 +67,17 @@ def to_pandas(history: Samples) -> pd.DataFrame:
                 "layer": cells[1],
                 "head": pd.array(cells[2] if len(cells) > 2 else [None] * len(cells[0]), dtype="Int64"),
                 "value": values[cells],
-                "unit": _about(name).get("units", ""),
+                "unit": _about(name, history.specs).get("units", ""),
             }
             frames.append(pd.DataFrame(columns))
     table = pd.concat(frames, ignore_index=True)
     return table.astype(dict.fromkeys(("stack", "metric", "unit"), "category"))
 
 
-def _about(name: str) -> dict[str, str]:
+def _about(name: str, specs: Mapping[str, MetricSpec]) -> dict[str, str]:
     """Unit, formula and meaning of a metric, under the names that xarray's plots use."""
     try:
-        spec = spec_of(name)
-    except KeyError:  # a metric of a newer version
+        spec = spec_of(name, specs)
+    except KeyError:  # a metric of a newer version, or one whose spec is damaged
         return {}
     return {"units": spec.unit, "long_name": name, "formula": spec.formula, "meaning": spec.meaning}

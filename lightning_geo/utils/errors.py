@@ -6,7 +6,15 @@ import contextlib
 import traceback
 from collections.abc import Callable
 
-__all__ = ["ArgumentError", "ArgumentTypeError", "GeometryError", "RunError", "call_all", "let_go"]
+__all__ = [
+    "ArgumentError",
+    "ArgumentTypeError",
+    "GeometryError",
+    "MetricError",
+    "RunError",
+    "call_all",
+    "let_go",
+]
 
 
 class GeometryError(Exception):
@@ -70,3 +78,7 @@ def call_all(*functions: Callable[[], object]) -> None:
 
 class RunError(GeometryError, ValueError):
     """A path that is no run, or runs that do not fit together; the message is for a person."""
+
+
+class MetricError(GeometryError, RuntimeError):
+    """A metric from outside whose function or collector failed; its own error is the cause."""

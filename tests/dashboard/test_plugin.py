@@ -20,6 +20,7 @@ from lightning_geo.dashboard.metadata import PLUGIN
 from lightning_geo.dashboard.samples import in_force
 from lightning_geo.storage.record import GeometryRecord
 from support.records import make_record
+from support.registry import spec_named
 
 HOSTILE = '<img src=x onerror="alert(1)">'
 KINDS = ["fast", "slow"]
@@ -58,6 +59,15 @@ def ragged(step: int) -> GeometryRecord:
     )
 
 
+def own(step: int, unit: str) -> GeometryRecord:
+    """Metrics that are not built in: one described in markup, one whose description is damaged."""
+    record = now(make_record(step, metrics=["entropy"]))
+    record.stacks["encoder"] |= {"mine": np.ones((2, 3), np.float32), "damaged": np.ones((2, 3), np.float32)}
+    spec = spec_named("mine", unit=unit, meaning=HOSTILE, range=(0.0, 2.0), headline=("mine",))
+    record.specs = {"mine": spec, "damaged": replace(spec, name="damaged", headline=("other",))}
+    return record
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs with what users and their disks come up with."""
@@ -68,6 +78,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     write_run(directory / "version_2", [ragged(s) for s in (0, 10, 20)])
     write_run(directory / HOSTILE / "__proto__", [now(make_record(s, stacks=("b", "a"))) for s in (0, 5)])
+    for name, unit in (("own", "bananas"), ("own_2", "apples")):
+        write_run(directory / name, [own(s, unit) for s in (0, 10)])
     resumed = directory / "resumed"
     write_run(resumed, [now(make_record(s, metrics=["entropy"], seed=1)) for s in (0, 10, 20, 25, 30)])
     time.sleep(1.1)  # event files are ordered by the second in their name
@@ -88,7 +100,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", params=KINDS)
 def client(request: pytest.FixtureRequest, runs: Path) -> Client:
     client = client_of(provider_of(request.param, runs))
-    names = {"version_10", "version_2", f"{HOSTILE}/__proto__", "resumed", "cut"}
+    names = {"version_10", "version_2", f"{HOSTILE}/__proto__", "resumed", "cut", "own", "own_2"}
     eventually(lambda: names <= {run["run"] for run in ask(client, "index").json["runs"]})
     eventually(lambda: len(data(client, "version_10", "encoder", "entropy").steps) == 300)
     eventually(lambda: data(client, "resumed", "encoder", "entropy").steps[-1] == 50)
@@ -104,7 +116,7 @@ def data(client: Client, run: str, stack: str, metric: str, **query: Any) -> Val
 def test_the_index_lists_what_there_is_in_a_fixed_order(client: Client) -> None:
     index = ask(client, "index").json
     runs = {run["run"]: run["monitors"] for run in index["runs"]}
-    assert list(runs) == [f"{HOSTILE}/__proto__", "cut", "resumed", "version_2", "version_10"]
+    assert list(runs) == [f"{HOSTILE}/__proto__", "cut", "own", "own_2", "resumed", "version_2", "version_10"]
     (monitor,) = runs["version_10"]
     assert monitor["monitor"] == "geometry"
     assert monitor["last"][0] == 299
@@ -113,6 +125,21 @@ def test_the_index_lists_what_there_is_in_a_fixed_order(client: Client) -> None:
     told = {metric["name"]: metric for metric in index["metrics"]}
     assert told["entropy"]["formula"] == "−Σ p ln p"
     assert told["of_a_newer_version"]["family"] == "other"
+
+
+def test_metrics_that_are_not_built_in_are_described_as_their_run_does(client: Client) -> None:
+    told = {metric["name"]: metric for metric in ask(client, "index").json["metrics"]}
+    mine = told["mine"]
+    assert (mine["unit"], mine["range"], mine["family"], mine["headline"]) == (
+        "bananas",
+        [0, 2],
+        "mine",
+        True,
+    )
+    # text, which the page puts into text nodes; the second run's numbers are in another unit
+    assert mine["meaning"] == f"{HOSTILE} Other runs mean other numbers by this name: unit."
+    assert told["damaged"]["family"] == "other"
+    np.testing.assert_array_equal(data(client, "own", "encoder", "damaged").values, np.ones((2, 2, 3)))
 
 
 def test_values_are_those_that_were_written(client: Client, runs: Path) -> None:

@@ -85,6 +85,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "unprepared",
         "collectives",
         "dropping",
+        "foreign",
     ]
     scenarios = [*SAME, *others, *SWITCHING, *TOLD, *FAILING, "strict"]
     assert set(scenarios) == set(ranks.SCENARIOS)
@@ -228,6 +229,26 @@ def test_what_one_rank_has_to_say_is_said_once(directory: Path, scenario: str) -
             assert what in warning
         else:
             assert result["warnings"] == []
+
+
+def test_a_metric_from_outside_that_fails_on_one_rank_is_absent_on_all(directory: Path) -> None:
+    """Rank 0's sequences alone would pass for all of them."""
+    first, second = results(directory, "foreign")
+    for ours, theirs in zip(first["records"], second["records"], strict=True):
+        assert_same(ours, theirs, 0.0)
+        np.testing.assert_array_equal(ours["largest"], ours["max_logit"])
+        assert ("faulty" in ours) == ("collected" in ours) == (ours.step != 3)
+    for step, record in zip((0, 3, 6), first["records"], strict=True):
+        assert record.step == step
+        if step != 3:
+            np.testing.assert_allclose(record["faulty"], record["entropy"], 1e-6)
+            np.testing.assert_allclose(record["collected"], 1.5)  # as many sequences here as there
+    said = "\n".join(first["warnings"])
+    assert "rank 1: the metric 'faulty' is absent: ArithmeticError: function" in said
+    assert "the metric 'collected' is absent: RuntimeError: it failed" in said
+    assert "rank 1: the metric 'collected' is absent: ArithmeticError: collector" in said
+    assert len(first["warnings"]) == 3
+    assert second["warnings"] == []
 
 
 def test_a_rank_that_cannot_derive_its_metrics_has_the_next_sample_with_the_others(directory: Path) -> None:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, DistributedSampler
 
-from lightning_geo import GeometryMonitor, GeometryRecord
+from lightning_geo import Collector, GeometryMonitor, GeometryRecord
 from lightning_geo.measurement.sample import Measurement
 from lightning_geo.measurement.sample_statistics import SampleStatistics
 from lightning_geo.monitor.batch_observation import BatchObservation
@@ -36,6 +36,7 @@ from lightning_geo.monitor.sampler import Sampler
 from lightning_geo.probe.recorder import CallRecorder
 from lightning_geo.probe.source import ProbeSource
 from support.lit import FIRST_TOKEN, Lit, bert, sequences, trainer
+from support.registry import nothing_registered, register
 
 WORLD_SIZE = 2
 #: Sequences of a batch, over all ranks.
@@ -324,6 +325,36 @@ def unprepared(directory: Path) -> dict[str, Any]:
         return fit(directory, GeometryMonitor(2), Module())
 
 
+def foreign(directory: Path) -> dict[str, Any]:
+    """Metrics from outside, of which a function and a collector fail on rank 1 alone in the second sample."""
+    now = 0
+
+    def proceed(step: int) -> None:
+        nonlocal now
+        now = step
+
+    def faulty(entropy: Tensor) -> Tensor:
+        if rank() == 1 and now == 3:
+            raise ArithmeticError("function")
+        return entropy
+
+    class Faulty(Collector):
+        offers = frozenset({"own"})
+
+        def attention(self, layer: Any, key: Any, call: Any) -> None:
+            if rank() == 1 and now == 3 and "1" in key.module:
+                raise ArithmeticError("collector")
+            shape = call.query.shape[:2]
+            self.add_by_sequence(layer, {"own": torch.full(shape, 1.0 + rank())}, shape)
+
+    with nothing_registered():
+        register("faulty", faulty)
+        register("largest", lambda x: x, ("max_logit",), summary="max")
+        register("collected", lambda x: x, ("own",), collector=Faulty)
+        monitor = GeometryMonitor(3, metrics=["entropy", "max_logit", "faulty", "largest", "collected"])
+        return fit(directory, monitor, Module(), validate=True, before=proceed)
+
+
 def hooked(directory: Path) -> dict[str, Any]:
     """Rank 1 alone has a forward hook of the user's, which replays leave out."""
     module = Module()
@@ -448,6 +479,7 @@ SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "none_begins_there_on_rank_0": lambda d: without_data(d, (0,)),
     "none_begins_there_on_rank_1": lambda d: without_data(d, (1,)),
     "no_validation_call_begins_there": lambda d: without_data(d, (0, 1), validate=True),
+    "foreign": foreign,
     "one_has_hooks": hooked,
     "one_fails_late": fails_late,
     "one_fails_before_a_crash": lambda d: fails_late(d, crash=True),

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lightning_geo import GeometryHistory, GeometryRecord, load_history
+from lightning_geo import GeometryHistory, GeometryRecord, MetricSpec, load_history
 from lightning_geo.analysis.runs import Run
 from lightning_geo.report.page import report
 from lightning_geo.report.sentences import findings
@@ -26,14 +26,16 @@ def run(name: str = "bert/version_0", seed: int = 0, samples: int = 4, **kwargs:
 
 
 def hostile() -> Run:
-    """A run whose every name is markup."""
+    """A run whose every name is markup, and what it says of its own metrics."""
+    spec = MetricSpec(HOSTILE, HOSTILE, ("layer", "head"), *[HOSTILE] * 4, headline=(HOSTILE,))
     records = [
         GeometryRecord(
-            {HOSTILE: {"entropy": np.random.default_rng(s).random((2, 3)), HOSTILE: np.ones((2, 3))},
+            {HOSTILE: {"entropy": np.random.default_rng(s).random((2, 3)), HOSTILE: np.ones((2, 3)) * s},
              f"{HOSTILE}2": {"entropy": np.ones((2, 3)) * s}},
             {"class": HOSTILE},
             step=s,
             probe_fingerprint=HOSTILE,
+            specs={HOSTILE: spec},
         )
         for s in (0, 9)
     ]  # fmt: skip

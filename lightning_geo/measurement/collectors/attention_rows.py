@@ -16,7 +16,7 @@ from lightning_geo.measurement.collectors.collector import Collector
 from lightning_geo.measurement.derived import DerivedStack
 from lightning_geo.measurement.row_sampling import draw_rows, variance_of_mean
 from lightning_geo.measurement.sums import LayerSums, add_maximum, add_values
-from lightning_geo.metrics.registry import metric_function, reads_of
+from lightning_geo.metrics.registry import reads_of
 from lightning_geo.metrics.selection import spec_of
 from lightning_geo.observe import AttentionCall, CallKey
 from lightning_geo.utils.ranks import rank
@@ -109,7 +109,7 @@ class AttentionRows(Collector):
         for layer, count in zip(layers, broken.sum((1, 2)), strict=True):
             layer.add("broken", count)
         if rows.means:
-            stacked = torch.stack([_value(name, planes) for name in rows.means], 1)
+            stacked = torch.stack([self.value(name, planes, live.shape) for name in rows.means], 1)
             counted = live[:, None] & ~stacked.isnan()
             values = torch.where(broken[:, None], torch.nan, masked_mean(stacked, counted))
             variances = None
@@ -119,7 +119,7 @@ class AttentionRows(Collector):
                 variances = torch.zeros_like(values)  # exact; ranks with longer calls have the same sums
             add_values(layers, "row", rows.means, values, variances)
         for name in rows.maxima:
-            largest = torch.where(live, _value(name, planes), -torch.inf).amax(-1)
+            largest = torch.where(live, self.value(name, planes, live.shape), -torch.inf).amax(-1)
             add_maximum(layers, name, torch.where(broken, torch.nan, largest))
 
     def _add_received(
@@ -133,7 +133,7 @@ class AttentionRows(Collector):
         if key_mask is not None:
             key_mask = key_mask.expand(len(owners), *key_mask.shape)
         quantities = {"received": received, "key_mask": key_mask}
-        values = [metric_function(n)(*(quantities[field] for field in reads_of(n))) for n in names]
+        values = [self.value(name, quantities, received.shape[:-1]) for name in names]
         add_values([layer for layer, _ in owners], "received", names, torch.stack(values, 1))
 
     def settle(self) -> None:
@@ -147,8 +147,3 @@ class AttentionRows(Collector):
         indices = [index for index, layer in stack.layers.items() if "broken" in layer.sums]
         if indices:
             stack.add_broken(indices, torch.stack([stack.layers[i].sums["broken"] for i in indices]) > 0)
-
-
-def _value(name: str, planes: dict[str, Tensor]) -> Tensor:
-    value: Tensor = metric_function(name)(*(planes[field] for field in reads_of(name)))
-    return value

@@ -21,7 +21,8 @@ from lightning_geo.measurement.collectors.collector import Collector
 from lightning_geo.measurement.derived import DerivedStack, layers_by_shape
 from lightning_geo.measurement.head_sketch import add_sketches, sketched_norms
 from lightning_geo.measurement.sums import LayerSums, add_moments, add_values, covariances
-from lightning_geo.metrics.registry import metric_function, reads_of
+from lightning_geo.metrics.registry import reads_of
+from lightning_geo.metrics.selection import spec_of
 from lightning_geo.metrics.spec import ROLES
 from lightning_geo.observe import AttentionCall, CallKey
 from lightning_geo.utils.ranks import rank
@@ -166,8 +167,9 @@ class RoleMoments(Collector):
                 values = torch.stack([lengths[i] for i in mine])
                 # grouped queries share a key's numbers
                 values = _repeated(values, layers[0].heads // heads, -1)
-                values = torch.stack([metric_function(name)(values) for name in names], 1)
-                add_values(layers, role, names, values)
+                quantities = {f"{role}.length": values}
+                by_name = [self.value(name, quantities, values.shape) for name in names]
+                add_values(layers, role, names, torch.stack(by_name, 1))
 
     def _add_directions(self, owners: list[_Vectors], moments: HeadMoments, heads: int) -> None:
         if moments.directions is None or moments.directed is None:
@@ -185,7 +187,8 @@ class RoleMoments(Collector):
                 "output.tokens": tokens.expand(len(mine), -1, -1),
                 "output.directed": torch.stack([directed[i] for i in mine]),
             }
-            values = [metric_function(n)(*(quantities[q] for q in reads_of(n))) for n in self._cones]
+            leading = quantities["output.directions"].shape[:-1]
+            values = [self.value(name, quantities, leading) for name in self._cones]
             add_values([owners[i].layer for i in mine], "head", self._cones, torch.stack(values, 1))
 
     def settle(self) -> None:
@@ -201,7 +204,8 @@ class RoleMoments(Collector):
                 for role in ("query", "key")
                 for i, name in enumerate(("directions", "tokens"))
             }
-            values = [metric_function(n)(*(quantities[q] for q in reads_of(n))) for n in self._pairs]
+            shape = quantities["query.directions"].shape[:-1]
+            values = [self.value(name, quantities, shape) for name in self._pairs]
             add_values([layer for layer, _ in group], "pair", self._pairs, torch.stack(values, 1))
 
     # -- metrics
@@ -241,7 +245,8 @@ class RoleMoments(Collector):
         """Add metrics of heads compared: norms [L, H, H] of blocks of the covariance, traces [L, H]."""
         quantities = {"block_norms": norms, "traces": traces}
         for name in self._joint:
-            stack.add(name, indices, metric_function(name)(*(quantities[q] for q in reads_of(name))))
+            shape = norms.shape[: len(spec_of(name).axes)]
+            stack.add(name, indices, self.value(name, quantities, shape))
         stack.similarities.append((indices, similarity_of_blocks(norms)))
 
     def _derive_spectra(
@@ -264,8 +269,12 @@ class RoleMoments(Collector):
         rank = max(1, min(stack.rank, min(found) // 2))
         for groups in found.values():
             values, vectors = principal_subspace(torch.cat([c.flatten(0, 1) for _, c in groups]), rank)
-            functions = dict.fromkeys(metric_function(name) for name in self._spectral)
-            computed = {function: function(values) for function in functions}
+            # all roles at once
+            metrics = {spec_of(name).name: name for name in self._spectral}
+            computed = {
+                metric: self.value(name, {"eigenvalues": values}, values.shape[:-1])
+                for metric, name in metrics.items()
+            }
             start = 0
             for entries, covariance in groups:
                 heads = covariance.shape[1]
@@ -274,7 +283,7 @@ class RoleMoments(Collector):
                     start = part.stop
                     repeat = stack.heads[indices[0]] // heads  # grouped queries share a key's numbers
                     for name in (name for name in self._spectral if name.endswith(f".{role}")):
-                        own = computed[metric_function(name)][part].unflatten(0, (-1, heads))
+                        own = computed[spec_of(name).name][part].unflatten(0, (-1, heads))
                         stack.add(name, indices, _repeated(own, repeat, 1))
                     basis = vectors[part].unflatten(0, (-1, heads))
                     bases.setdefault(role, []).append((indices, _repeated(basis, repeat, 1)))

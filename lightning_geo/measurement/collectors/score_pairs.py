@@ -72,7 +72,9 @@ class ScorePairs(Collector):
         self._scored[key] = self._scored.get(key, 0) + count
         scores = observed_scores(call, count)
         parts = {name: (name.rpartition(".")[2],) if spec_of(name).parts else () for name in names}
-        values = torch.stack([metric_function(name)(scores, *parts[name]) for name in names])
+        quantities = {"scores": scores, "attended": scores}
+        shape = (count, layer.heads)
+        values = torch.stack([self.value(name, quantities, shape, *parts[name]) for name in names])
         add_values([layer], "scores", names, values[None])
 
     def zero(self) -> None:

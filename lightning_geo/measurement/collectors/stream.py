@@ -13,7 +13,7 @@ from lightning_geo.kernels import STREAM
 from lightning_geo.measurement.batches import LayerBatches
 from lightning_geo.measurement.collectors.collector import Collector
 from lightning_geo.measurement.sums import LayerSums, add_values
-from lightning_geo.metrics.registry import metric_function, reads_of
+from lightning_geo.metrics.registry import reads_of
 from lightning_geo.metrics.spec import STAGES
 from lightning_geo.observe import BlockCall
 
@@ -118,10 +118,14 @@ class Stream(Collector):
             self._cones += map(_Cone, layers, (stage for _, stage in owners), directions, tokens, directed)
             if sum(cone.directions.nbytes for cone in self._cones) > _WAITING_BYTES:
                 self._add_cones()
-        planes = {name: [getattr(statistics, field) for field in reads_of(name)] for name in stage.by_token}
-        names = tuple(n for n, fields in planes.items() if all(field is not None for field in fields))
+        planes = {
+            field: plane for name in stage.by_token for field in reads_of(name)
+            if (plane := getattr(statistics, field)) is not None
+        }  # fmt: skip
+        names = tuple(name for name in stage.by_token if set(reads_of(name)) <= set(planes))
         if names:
-            stacked = torch.stack([metric_function(name)(*planes[name]) for name in names])
+            shape = statistics.valid.shape
+            stacked = torch.stack([self.value(name, planes, shape) for name in names])
             means = mean_over_tokens(stacked, statistics.valid, statistics.finite)
             add_values(layers, "tokens", names, _by_layer(means, count))
 
@@ -139,7 +143,8 @@ class Stream(Collector):
                 for name in ("directions", "tokens", "directed")
             }
             names = cones[0].stage.cones
-            values = [metric_function(n)(*(quantities[q] for q in reads_of(n))) for n in names]
+            shape = quantities["tokens"].shape
+            values = [self.value(name, quantities, shape) for name in names]
             for cone, own in zip(cones, torch.stack(values, 1), strict=True):
                 add_values([cone.layer], cone.stage.name, cone.stage.cones, own[None])
 

@@ -11,7 +11,7 @@ from lightning_geo.functional import HeadReads, HeadWeights
 from lightning_geo.measurement.collectors.collector import Collector
 from lightning_geo.measurement.derived import DerivedStack
 from lightning_geo.measurement.sums import LayerSums, add_values
-from lightning_geo.metrics.registry import metric_function, reads_of, roles_of
+from lightning_geo.metrics.registry import reads_of, roles_of
 from lightning_geo.metrics.selection import spec_of
 from lightning_geo.observe import AttentionCall, CallKey, Projections
 
@@ -52,7 +52,8 @@ class Weights(Collector):
             read = projections.read(role)
             if call is not None and role in weights and read is not None:
                 for part in _by_document(call, role, read, weights[role], layer.heads):
-                    add_values([layer], f"inputs.{role}", (name,), metric_function(name)(part)[None, None])
+                    values = self.value(name, {"inputs": part}, (len(part.x), layer.heads))
+                    add_values([layer], f"inputs.{role}", (name,), values[None, None])
         if weighing:
             self._weighed.add(key)
             self._measure(layer, key, weights)
@@ -64,7 +65,8 @@ class Weights(Collector):
         ]  # fmt: skip
         drifting = [n.rpartition(".")[2] for n in names if spec_of(n).name == "weight_drift"]
         heads = HeadWeights(**weights, heads=layer.heads, start=self._start_of(key, weights, drifting))
-        values = {name: metric_function(name)(heads, *_part(name)) for name in names}
+        shapes = {name: (layer.heads,) if len(spec_of(name).axes) == 2 else () for name in names}
+        values = {n: self.value(n, {"weights": heads}, shapes[n], *_part(n)) for n in names}
         for group, axes in (("weights.head", 2), ("weights.layer", 1)):
             of_group = tuple(name for name in names if len(spec_of(name).axes) == axes)
             if of_group:  # as those of one sequence: ranks have the same
