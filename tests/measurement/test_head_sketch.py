@@ -177,7 +177,7 @@ def test_the_width_of_large_models_fits_and_takes_no_more_to_merge() -> None:
     tensors = [value for layer in sample.layers.values() for value in layer.sums.values()]
     held = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}
     assert 32 / 2 * sum(held.values()) <= 400e6
-    _, buffers = _pack([sample], torch.device("cpu"))
+    buffers = _pack([sample.named()], torch.device("cpu")).buffers
     copies = [flat for *_, flat in buffers if flat.untyped_storage().data_ptr() not in held]
     assert sum(flat.nbytes for flat in copies) <= 1e6
 
