@@ -107,3 +107,12 @@ def test_a_spawned_rank_registers_what_its_monitor_measures(
     monkeypatch.setitem(sys.modules, "defines_plugged", None)  # cannot be imported there
     with pytest.warns(UserWarning, match="'defines_plugged', which defines the metric 'plugged', cannot be"):
         pickle.loads(pickled)
+
+
+def test_random_rows_give_an_estimate_with_its_error(tmp_path: Path) -> None:
+    register("mine", lambda entropy: entropy)
+    fit(tmp_path, Classifier(), GeometryMonitor(4, metrics=["metric:entropy", "mine"], max_queries=4))
+    history = load_history(next(tmp_path.rglob("version_0")))
+    for suffix in ("", ".stderr"):
+        np.testing.assert_allclose(history[f"mine{suffix}"], history[f"entropy{suffix}"], rtol=1e-6)
+    assert history["mine.stderr"].max() > 0
