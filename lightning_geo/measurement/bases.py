@@ -28,14 +28,16 @@ def compare_bases(stack: DerivedStack, metrics: Iterable[str]) -> None:
         first, second = (others[quantity] for quantity in reads)
         if first is None or second is None or first.shape != second.shape:
             continue
-        values = metric_function(name)(first, second.to(first.device))
+        indices = sorted(stack.layers)
+        here, there = (_of_layers(basis.to(first.device), indices) for basis in (first, second))
+        values = metric_function(name)(here, there)
         if second is first:  # against itself: rounding is no drift, but NaN stays
             values = values * 0.0
         elif "basis" in reads:
             # a layer that lost heads has numbered them anew: no head is to be compared with another
-            same = _last_head(first) == _last_head(second.to(first.device))
+            same = _last_head(here) == _last_head(there)
             values = values.masked_fill(~same[:, None], torch.nan)
-        stack.add(name, range(len(values)), values)
+        stack.add(name, indices, values)
 
 
 def stacked_bases(parts: Iterable[tuple[list[int], Tensor]], size: int, heads: int) -> Tensor:
@@ -51,6 +53,12 @@ def stacked_bases(parts: Iterable[tuple[list[int], Tensor]], size: int, heads: i
             result[index, : basis.shape[0]] = 0.0  # smaller heads live in the first features
             result[index, : basis.shape[0], : basis.shape[1]] = basis
     return result
+
+
+def _of_layers(bases: Tensor, indices: list[int]) -> Tensor:
+    if len(indices) == len(bases):
+        return bases
+    return torch.stack([bases[index] for index in indices])  # a list as index would wait for a GPU
 
 
 def _last_head(bases: Tensor) -> Tensor:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from lightning_geo.observe import CallKey, LayerNumbering
+from torch import nn
+
+from lightning_geo.observe import CallKey, LayerNumbering, looks_like_attention
+from lightning_geo.observe.layers.numbering import elements_of
+from lightning_geo.utils.errors import ArgumentError
 from lightning_geo.utils.formatting import some
 
-__all__ = ["ChosenLayers", "LayerChoice"]
+__all__ = ["ChosenLayers", "LayerChoice", "no_match", "not_measured"]
 
 LayerChoice = int | str | Sequence[int] | None
 
@@ -16,60 +20,98 @@ LayerChoice = int | str | Sequence[int] | None
 class ChosenLayers:
     """The attention calls of one model that are measured and reported.
 
+    Numbers of layers are known at the end of a sample only. Until one has shown them, a call in a plain list
+    of layers is taken to have the number of its list item, and any other call is measured in any case.
+
     Args:
         layers: Layer indices, or a regular expression on the paths of attention modules; None for all.
         name: The model's.
-        unasked: Calls that earlier samples have shown to be others, filled in. Numbers of layers are known at
-            the end of a sample only, so the first one measures every call where ``layers`` are numbers.
+        modules: Its modules by cleaned path.
+        known: Whether samples have reported a call; filled in. One that any sample has reported is measured.
     """
 
-    def __init__(self, layers: LayerChoice, name: str, unasked: set[CallKey]) -> None:
-        self._layers = layers
+    def __init__(
+        self, layers: LayerChoice, name: str, modules: Mapping[str, nn.Module], known: dict[CallKey, bool]
+    ) -> None:
+        self._pattern = layers if isinstance(layers, str) else None
+        self._wanted = None
+        if layers is not None and not isinstance(layers, str):
+            self._wanted = {layers} if isinstance(layers, int) else set(layers)
         self._name = name
-        self._unasked = unasked
-        self._passed_over = frozenset(unasked)
+        self._modules = dict(modules)
+        self._known = known
+        #: what earlier samples have shown: a call is measured throughout a sample or not at all
+        self._before = dict(known)
+        self._lists: dict[str, bool] = {}
 
-    def asks(self) -> Callable[[CallKey], bool]:
+    def asks(self, key: CallKey) -> bool:
         """Return whether a call is to be measured, as far as it is known while the model runs."""
-        if isinstance(self._layers, str):
-            return self._matches(self._layers)
-        passed_over = self._passed_over
-        return lambda key: key not in passed_over
+        if self._pattern is not None:
+            return self._matches(key)
+        if self._wanted is None:
+            return True
+        if key not in self._before:
+            self._before[key] = self._may_be_wanted(key, self._wanted)
+        return self._before[key]
 
     def chosen(self, numbering: LayerNumbering) -> Callable[[CallKey], bool]:
         """Return whether a call is reported."""
-        layers = self._layers
-        if layers is None:
-            return lambda key: True
-        if isinstance(layers, str):
-            return self._matches(layers)
-        wanted = {layers} if isinstance(layers, int) else set(layers)
-        return lambda key: numbering.layers[key][1] in wanted
+        if self._pattern is not None:
+            return self._matches
+        wanted = self._wanted
+        return lambda key: wanted is None or numbering.layers[key][1] in wanted
 
-    def learn(self, others: Iterable[CallKey], seen: Iterable[CallKey]) -> None:
-        """Measure other calls no more, from the next sample on.
+    def learn(self, numbering: LayerNumbering) -> list[str]:
+        """Remember which calls are reported, for the next sample.
 
-        Args:
-            others: Calls of this sample that are not reported.
-            seen: All calls of this sample.
-
-        Raises:
-            LookupError: If this sample passed over a call that is reported.
+        Returns:
+            Modules that are reported, and whose calls this sample passed over.
         """
-        self._unasked.clear()
-        others = set(others)
-        if isinstance(self._layers, str):
-            return
-        moved = self._passed_over & set(seen) - others
-        if moved:
-            raise LookupError(
-                "layers are numbered otherwise than in the sample before, so that "
-                f"{some(sorted({key.module for key in moved}))} was not measured; the next sample measures it"
-            )
-        self._unasked |= others
+        if self._wanted is None:
+            return []
+        reports = self.chosen(numbering)
+        for key in numbering.layers:
+            self._known[key] = reports(key) or self._known.get(key, False)
+        return sorted({key.module for key in numbering.layers if reports(key) and not self.asks(key)})
 
-    def _matches(self, pattern: str) -> Callable[[CallKey], bool]:
+    def _matches(self, key: CallKey) -> bool:
         # with and without the observed model's own name in front
-        return lambda key: any(
-            re.search(pattern, path) for path in (key.module, f"{self._name}.{key.module}")
-        )
+        paths = (key.module, f"{self._name}.{key.module}")
+        return any(re.search(self._pattern or "", path) for path in paths)
+
+    def _may_be_wanted(self, key: CallKey, wanted: set[int]) -> bool:
+        elements = elements_of(key.module, self._modules)
+        if key.repeat or len(elements) != 1 or not self._is_plain(elements[0].parent):
+            return True
+        return elements[0].index in wanted
+
+    def _is_plain(self, path: str) -> bool:
+        """Whether each item of a list is a layer, rather than a stage with a list of layers in it."""
+        if path not in self._lists:
+            names = [name for name, _ in self._modules[path].named_children()]
+            self._lists[path] = names == [str(i) for i in range(len(names))] and not any(
+                name.startswith(f"{path}." * bool(path))
+                and looks_like_attention(module)
+                and len(elements_of(name, self._modules)) > 1
+                for name, module in self._modules.items()
+            )
+        return self._lists[path]
+
+
+def not_measured(modules: Sequence[str]) -> LookupError:
+    """The error of a sample that lacks what it is to report."""
+    return LookupError(
+        f"layers are numbered otherwise than expected, so that {some(modules)} was not measured; the next "
+        "sample measures it"
+    )
+
+
+def no_match(
+    layers: LayerChoice, numberings: Iterable[LayerNumbering], modules: Sequence[str]
+) -> ArgumentError:
+    """The error of ``layers`` that match no attention call."""
+    sizes = {stack: size for numbering in numberings for stack, size in numbering.sizes.items()}
+    return ArgumentError(
+        f"Expected `layers` to match at least one layer but got {layers!r}. "
+        f"Layers per stack: {sizes}; attention modules: {modules[:4]}{'...' * (len(modules) > 4)}."
+    )

@@ -83,7 +83,10 @@ def sketched_norms(layers: Sequence[LayerSums], covariance: Tensor) -> Tensor:
     The estimates are divided by those of the heads' own norms, which are known: equal heads come out as
     equal, and errors shrink as heads become alike. The standard error of a similarity s (linear CKA) is at
     most :math:`4 (1 - s) / \sqrt{r}` to first order in :math:`1 / \sqrt{r}`; in heads of one dimension, the
-    worst that are known, it is :math:`2 \sqrt{s} (1 - s) / \sqrt{r}`, 0.035 at most.
+    worst that are known, it is :math:`2 \sqrt{s} (1 - s) / \sqrt{r}`, 0.035 at most. That of the sum of all
+    squared norms, which complementarity is made of, is at most :math:`4 \sqrt{2 / r}` of it, 0.06 in the
+    worst that are known. An estimate below 0 counts as 0: the sum is high by up to :math:`0.6 H / r` of it,
+    where heads are of one dimension and unrelated.
 
     Args:
         layers: L layers of H heads, with sketches, counts and sums.

@@ -78,6 +78,7 @@ def importances(
     context: Callable[[], AbstractContextManager[object]] = nullcontext,
     observed: nn.Module | None = None,
     replay: Replay = undisturbed,
+    asked: Callable[[CallKey], bool] = lambda key: True,
 ) -> list[dict[CallKey, Tensor]]:
     """Return the importance of every head, [1, H] by attention call, for one sequence after the other.
 
@@ -91,6 +92,7 @@ def importances(
         context: The precision.
         observed: The module in it whose heads are looked at; None for all of it.
         replay: What it is run in.
+        asked: Whose heads: the backward pass ends at the first of these calls.
 
     Raises:
         NoLossError: If there is no loss.
@@ -100,7 +102,8 @@ def importances(
     """
     if not calls:
         return []
-    differentiated = _Differentiated(model, loss_fn, context, model if observed is None else observed, replay)
+    observed = model if observed is None else observed
+    differentiated = _Differentiated(model, loss_fn, context, observed, replay, asked)
     with differentiated.tapped():
         return [by_call for recorded in calls for by_call in differentiated.sequences(recorded)]
 
@@ -114,6 +117,7 @@ class _Differentiated:
         context: The trainer's precision.
         observed: The module in it whose heads are looked at.
         replay: What the model is run in.
+        asked: Whose heads.
     """
 
     def __init__(
@@ -123,11 +127,13 @@ class _Differentiated:
         context: Callable[[], AbstractContextManager[object]],
         observed: nn.Module,
         replay: Replay,
+        asked: Callable[[CallKey], bool],
     ) -> None:
         self._model = model
         self._loss_fn = loss_fn
         self._context = context
         self._replay = replay
+        self._asked = asked
         self._tap = Tap(observed)
         #: of the sequence that runs; None where all run together
         self._factors: HeadFactors | None = None
@@ -137,7 +143,7 @@ class _Differentiated:
         return scaled_heads(self._tap, self._factor, replays=True)
 
     def _factor(self, key: CallKey, call: AttentionCall) -> Tensor | None:
-        return None if self._factors is None else self._factors(key, call)
+        return self._factors(key, call) if self._factors is not None and self._asked(key) else None
 
     def sequences(self, recorded: ProbeCall) -> list[dict[CallKey, Tensor]]:
         """Importance to the loss of each sequence of a call."""

@@ -12,7 +12,7 @@ from lightning_geo.measurement.importance import LossFunction, importances
 from lightning_geo.measurement.sample import LayerChoice, Measurement, special_tokens
 from lightning_geo.metrics.foreign import foreign_specs
 from lightning_geo.metrics.selection import compares_samples, select
-from lightning_geo.observe import Tap
+from lightning_geo.observe import CallKey, Tap
 from lightning_geo.observe.module_selection import check_layers
 from lightning_geo.observe.replay.undisturbed import Call, device_of, undisturbed
 from lightning_geo.probe.call import ProbeCall
@@ -77,17 +77,22 @@ def measure(
             "Expected `metrics` to name more than `drift`, `velocity` and `weight_drift` but got "
             f"{metrics!r}: they compare samples, and this is one."
         )
-    measurement = Measurement({"": Tap(model, special_tokens(model, special_token_ids))}, names, layers, rank)
+    taps, known = {"": Tap(model, special_tokens(model, special_token_ids))}, {"": dict[CallKey, bool]()}
     call = Call.from_batch(batch)
     call = call.to(device_of(model, call))
-    with undisturbed(model), measurement.observe():
-        call.run(model)
-    if measurement.failures:
-        raise measurement.failures[0]
-    _check_observed(measurement, model)
-    measurement.check_layers()
+    complete = False
+    while not complete:  # once more, where the numbers of layers were others than their places in lists
+        measurement = Measurement(taps, names, layers, rank, known=known)
+        with undisturbed(model), measurement.observe():
+            call.run(model)
+        if measurement.failures:
+            raise measurement.failures[0]
+        _check_observed(measurement, model)
+        measurement.check_layers()
+        complete = measurement.learn_layers()
     if "importance" in names:
-        by_sequence = importances(model, [ProbeCall.of("", call)], loss_fn)
+        calls = [ProbeCall.of("", call)]
+        by_sequence = importances(model, calls, loss_fn, asked=measurement.asks(""))
         measurement.add_importance(by_sequence, device_of(model, call))
     computed = measurement.compute()
     for name, error in computed.failures.items():

@@ -10,13 +10,12 @@ from torch import Tensor, nn
 
 from lightning_geo.kernels.workspace import reuse_scratch
 from lightning_geo.measurement.assemble import Bases, Computed, compute
-from lightning_geo.measurement.chosen_layers import ChosenLayers, LayerChoice
+from lightning_geo.measurement.chosen_layers import ChosenLayers, LayerChoice, no_match, not_measured
 from lightning_geo.measurement.rank_reduction import Merged, reduce_over_ranks
 from lightning_geo.measurement.sample_statistics import SampleStatistics
 from lightning_geo.measurement.training_importance import TrainingGradients
 from lightning_geo.observe import UNOBSERVED, CallKey, Coverage, LayerNumbering, Tap, number_layers
 from lightning_geo.observe.evidence.axes import config_of
-from lightning_geo.utils.errors import ArgumentError
 from lightning_geo.utils.formatting import some
 
 __all__ = ["LayerChoice", "Measurement", "special_tokens"]
@@ -32,8 +31,7 @@ class Measurement:
         rank: Dimensions of the subspaces.
         max_queries: Query rows to measure per sequence, drawn at random; None for all of them.
         start: Weights at the run's start by model, see :class:`.SampleStatistics`.
-        unasked: By model, calls of earlier samples that are none of ``layers``, filled in: they are not
-            measured. Numbers of layers are known at the end of a sample only.
+        known: By model, whether earlier samples have reported a call, see :class:`.ChosenLayers`; filled in.
     """
 
     def __init__(
@@ -44,7 +42,7 @@ class Measurement:
         rank: int = 8,
         max_queries: int | None = None,
         start: dict[str, dict[str, dict[str, Tensor]]] | None = None,
-        unasked: dict[str, set[CallKey]] | None = None,
+        known: dict[str, dict[CallKey, bool]] | None = None,
     ) -> None:
         self._metrics = metrics
         self._layers = layers
@@ -54,11 +52,14 @@ class Measurement:
         for tap in taps.values():
             tap.begin_sample()
         start = {} if start is None else start
-        unasked = {} if unasked is None else unasked
-        self._choices = {name: ChosenLayers(layers, name, unasked.setdefault(name, set())) for name in taps}
+        known = {} if known is None else known
+        self._choices = {
+            name: ChosenLayers(layers, name, tap.modules, known.setdefault(name, {}))
+            for name, tap in taps.items()
+        }
         self._statistics = {
             name: SampleStatistics(
-                metrics, max_queries, name, start.setdefault(name, {}), self._choices[name].asks()
+                metrics, max_queries, name, start.setdefault(name, {}), self._choices[name].asks
             )
             for name in taps
         }
@@ -126,7 +127,7 @@ class Measurement:
             left_out = [f"{module}." for modules in tap.coverage.left_out.values() for module in modules]
             for path, kind in tap.unobserved.items():
                 if not any(module.startswith(f"{path}." * bool(path)) for module in left_out):
-                    modules_without[tap.name_of(path, self._prefix(name))] = kind
+                    modules_without[self._named(name, path)] = kind
         return modules_without
 
     @property
@@ -138,7 +139,7 @@ class Measurement:
         for name, tap in self._taps.items():
             own = tap.coverage
             named = {
-                reason: [tap.name_of(path, self._prefix(name)) for path in modules]
+                reason: [self._named(name, path) for path in modules]
                 for reason, modules in own.left_out.items()
             }
             merged.merge(Coverage(own.seen, own.measured, named))
@@ -146,6 +147,9 @@ class Measurement:
             merged.seen += 1
             merged.leave_out(module, UNOBSERVED)
         return merged
+
+    def _named(self, name: str, path: str) -> str:
+        return self._taps[name].name_of(path, self._prefix(name))
 
     def _prefix(self, name: str) -> str:
         """Return the prefix of the names of a model's modules: its own name if there are several models."""
@@ -190,7 +194,7 @@ class Measurement:
     def unprojected(self) -> dict[str, list[str]]:
         """Attention modules and the roles whose projections could not be found."""
         return {
-            tap.name_of(path, self._prefix(name)): roles
+            self._named(name, path): roles
             for name, tap in self._taps.items()
             for path, roles in tap.unprojected.items()
         }
@@ -234,15 +238,13 @@ class Measurement:
     def compute(self, baseline: Bases | None = None, previous: Bases | None = None) -> Computed:
         """Derive all metrics; see :func:`lightning_geo.measurement.assemble.compute`."""
         merged = Computed()
-        for name, statistics in self._statistics.items():
-            numbering = number_layers(statistics.layers, self._taps[name].modules)
+        numberings = self._numberings()
+        if missed := self._learn(numberings):
+            raise not_measured(missed)
+        for name, numbering in numberings.items():
             if len(self._statistics) > 1:
-                layers = {k: (f"{name}.{stack}", i) for k, (stack, i) in numbering.layers.items()}
-                sizes = {f"{name}.{stack}": size for stack, size in numbering.sizes.items()}
-                rows = {f"{name}.{stack}": paths for stack, paths in numbering.rows.items()}
-                numbering = LayerNumbering(layers, numbering.blocks, sizes, rows)
-            reports = self._chooser(numbering, name)
-            self._choices[name].learn((k for k in numbering.layers if not reports(k)), numbering.layers)
+                numbering = numbering.of_model(name)
+            statistics, reports = self._statistics[name], self._choices[name].chosen(numbering)
             part = compute(statistics, numbering, self._metrics, self._rank, reports, baseline, previous)
             prefix = self._prefix(name)
             if prefix:  # two towers have modules of the same names
@@ -251,8 +253,27 @@ class Measurement:
         merged.drop_absent()
         return merged
 
-    def _chooser(self, numbering: LayerNumbering, name: str) -> Callable[[CallKey], bool]:
-        return self._choices[name].chosen(numbering)
+    def _numberings(self) -> dict[str, LayerNumbering]:
+        return {
+            name: number_layers(s.layers, self._taps[name].modules) for name, s in self._statistics.items()
+        }
+
+    def _learn(self, numberings: Mapping[str, LayerNumbering]) -> list[str]:
+        """Let all models know which layers are reported: ranks must go on alike if one model then fails."""
+        missed = {name: self._choices[name].learn(numbering) for name, numbering in numberings.items()}
+        return [self._named(name, path) for name, paths in missed.items() for path in paths]
+
+    def learn_layers(self) -> bool:
+        """Whether every layer that is reported was measured; if not, the next measurement does so."""
+        return not self._learn(self._numberings())
+
+    def asks(self, name: str) -> Callable[[CallKey], bool]:
+        """Return whether a call of the model of that name is to be measured."""
+        return self._choices[name].asks
+
+    def measures(self, name: str) -> bool:
+        """Whether any call of that model was to be measured."""
+        return any(map(self.asks(name), self._statistics[name].layers))
 
     def check_layers(self) -> None:
         """Raise if ``layers`` matches no attention call that was seen.
@@ -260,27 +281,11 @@ class Measurement:
         Raises:
             ArgumentError: With what there is to match.
         """
-        numberings = {
-            name: number_layers(s.layers, self._taps[name].modules) for name, s in self._statistics.items()
-        }
-        if any(
-            self._chooser(numbering, name)(key)
-            for name, numbering in numberings.items()
-            for key in numbering.layers
-        ):
-            return
-        modules = sorted(
-            {
-                self._taps[name].name_of(key.module, self._prefix(name))
-                for name, numbering in numberings.items()
-                for key in numbering.layers
-            }
-        )
-        sizes = {stack: size for numbering in numberings.values() for stack, size in numbering.sizes.items()}
-        raise ArgumentError(
-            f"Expected `layers` to match at least one layer but got {self._layers!r}. "
-            f"Layers per stack: {sizes}; attention modules: {modules[:4]}{'...' * (len(modules) > 4)}."
-        )
+        numberings = self._numberings()
+        calls = [(name, key) for name, numbering in numberings.items() for key in numbering.layers]
+        if not any(self._choices[name].chosen(numberings[name])(key) for name, key in calls):
+            modules = sorted({self._named(name, key.module) for name, key in calls})
+            raise no_match(self._layers, numberings.values(), modules)
 
 
 def special_tokens(model: nn.Module, given: Iterable[int] | None) -> tuple[int, ...]:

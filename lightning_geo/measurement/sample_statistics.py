@@ -52,7 +52,8 @@ class SampleStatistics:
         start: dict[str, dict[str, Tensor]] | None = None,
         asked: Callable[[CallKey], bool] = lambda key: True,
     ) -> None:
-        self._asked = asked
+        #: whether a call is measured
+        self.measures = asked
         self.layers: dict[CallKey, LayerSums] = {}
         #: path of a list item and the call that it belongs to -> sums of input and output
         self.blocks: dict[tuple[str, CallKey], LayerSums] = {}
@@ -81,7 +82,7 @@ class SampleStatistics:
         """Measure one attention call, and return the hook for its training gradient, if any."""
         layer = self.layers.setdefault(key, LayerSums())
         layer.heads = call.heads
-        if not self._asked(key):
+        if not self.measures(key):
             return None
         self._scores.begins(key)
         for part in by_document(call):
@@ -93,7 +94,7 @@ class SampleStatistics:
 
     def attention_module(self, key: CallKey, output: Tensor, mask: Tensor | None) -> None:
         """Measure what the attention module wrote."""
-        if key in self.layers and self._asked(key):
+        if key in self.layers and self.measures(key):
             for collector in self.collectors:
                 collector.attention_output(self.layers[key], output, mask)
             for other in self.foreign:
@@ -102,7 +103,7 @@ class SampleStatistics:
     def block(self, block: BlockCall) -> None:
         """Measure a layer's input and output."""
         owner = next((key for key in block.keys if not key.cross), block.keys[0])
-        if not self._asked(owner):
+        if not self.measures(owner):
             return
         layer = self.blocks.setdefault((block.name, owner), LayerSums())
         for collector in self.collectors:
@@ -112,7 +113,7 @@ class SampleStatistics:
 
     def projections(self, key: CallKey, projections: Projections) -> None:
         """Measure the projections of a call, and what they were given."""
-        if key in self.layers and self._asked(key):
+        if key in self.layers and self.measures(key):
             for collector in self.collectors:
                 collector.projections(self.layers[key], key, projections)
             for other in self.foreign:
@@ -120,14 +121,14 @@ class SampleStatistics:
 
     def importance(self, by_call: Mapping[CallKey, Tensor]) -> None:
         """Count the importance [sequence, head] of heads to the losses of sequences."""
-        self._importance.add(self._measured(), {k: v for k, v in by_call.items() if self._asked(k)})
+        self._importance.add(self._measured(), {k: v for k, v in by_call.items() if self.measures(k)})
 
     def expect_importance(self, device: torch.device) -> None:
         """Make room for importance on every rank."""
         self._importance.expect(self._measured(), device)
 
     def _measured(self) -> dict[CallKey, LayerSums]:
-        return {key: layer for key, layer in self.layers.items() if self._asked(key)}
+        return {key: layer for key, layer in self.layers.items() if self.measures(key)}
 
     def score(self, sequences: int) -> None:
         """Look at the single scores of that many sequences of what runs from now on, and of no more."""

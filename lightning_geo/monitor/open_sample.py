@@ -45,13 +45,13 @@ class OpenSample:
         self.importance_failures: dict[str, Exception] = {}
         #: weights at the run's start by model: filled in by the first sample that measures their drift
         self.start: dict[str, dict[str, dict[str, Tensor]]] = {}
-        #: calls by model that are none of ``layers``: filled in by samples, which number them
-        self._unasked: dict[str, set[CallKey]] = {}
+        #: by model, whether a call is one of ``layers``: filled in by samples, which number them
+        self._known: dict[str, dict[CallKey, bool]] = {}
 
     def begin(self) -> Measurement:
         """Return a new measurement of the observed models and the metrics that are due."""
-        taps, start, unasked = self._observed.taps, self.start, self._unasked
-        return Measurement(taps, self.due, *self._settings, start=start, unasked=unasked)
+        taps, start, known = self._observed.taps, self.start, self._known
+        return Measurement(taps, self.due, *self._settings, start=start, known=known)
 
     def close(self) -> Measurement | None:
         """Return the measurement, and let the next sample begin without failure."""

@@ -187,7 +187,7 @@ class ProbeReplay:
     def _add_importance(self, measurement: Measurement, share: Share) -> None:
         """A failure costs the importance, not the sample: other ranks may have succeeded."""
         failures = self._sample.importance_failures = {}
-        for name in self.models:
+        for name in filter(measurement.measures, self.models):
             complete, parts = [], []
             try:
                 for calls in self._together([r for r in share.calls if name in self._shown_by(r)]):
@@ -195,7 +195,8 @@ class ProbeReplay:
                     with replica.running() as model:
                         seen = self._observed_in(model, calls[0].call, name)
                         loss_fn, context = self._loss_fn, self._forward_context
-                        parts += importances(model, calls, loss_fn, context, seen, replica.once)
+                        asked = measurement.asks(name)
+                        parts += importances(model, calls, loss_fn, context, seen, replica.once, asked)
                 complete = parts
             except Exception as error:
                 failures[name] = let_go(error)

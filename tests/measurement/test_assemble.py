@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from lightning_geo.measurement.assemble import Computed, compute
-from lightning_geo.measurement.chosen_layers import ChosenLayers
 from lightning_geo.measurement.sample_statistics import SampleStatistics
 from lightning_geo.metrics.selection import select
 from lightning_geo.observe import AttentionCall, CallKey, LayerNumbering
@@ -142,13 +141,3 @@ def test_what_is_not_finite_is_told_by_module_and_spoils_its_own_layer(
         np.testing.assert_array_equal(array[[0, 2]], expected[[0, 2]], err_msg=name)
     if "effective_rank.query" in metrics:
         assert np.isnan(result.stacks["stack"][f"effective_rank.{role}"][1]).any()
-
-
-def test_a_layer_that_got_another_number_is_said_and_measured_next() -> None:
-    unasked: set[CallKey] = set()
-    ChosenLayers([2], "", unasked).learn(KEYS[:2], KEYS)
-    second = ChosenLayers([2], "", unasked)
-    assert [second.asks()(key) for key in KEYS] == [False, False, True]
-    with pytest.raises(LookupError, match=r"so that 'layers\.1' was not measured|so that layers\.1 was not"):
-        second.learn([KEYS[0], KEYS[2]], KEYS)
-    assert all(ChosenLayers([2], "", unasked).asks()(key) for key in KEYS)

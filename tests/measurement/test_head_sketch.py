@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lightning_geo import measure, pruning_plan
 from lightning_geo.functional import complementarity, head_similarity, redundancy
+from lightning_geo.functional.head import _complementarity as complementarity_of_blocks
 from lightning_geo.measurement.assemble import compute
 from lightning_geo.measurement.collectors import role_moments
 from lightning_geo.measurement.head_sketch import ROWS, add_sketches, sketched_norms
@@ -46,6 +47,10 @@ def one_dimension(draw: Callable[..., Tensor], n: int) -> Tensor:
     return (shares * common + (1 - shares**2).sqrt() * draw(n, 6, 1)) * torch.ones(8)
 
 
+def of_one_dimension_unrelated(draw: Callable[..., Tensor], n: int) -> Tensor:
+    return draw(n, 12, 1)
+
+
 def spread_out(draw: Callable[..., Tensor], n: int) -> Tensor:
     return draw(n, 6, 24)
 
@@ -71,7 +76,10 @@ def far_from_zero(draw: Callable[..., Tensor], n: int) -> Tensor:
     return of_one_value_head(draw, n) + 1e5 * draw(6, 8)
 
 
-KINDS = [one_dimension, spread_out, of_one_value_head, few_outliers, of_unequal_size, far_from_zero]
+KINDS = [
+    one_dimension, of_one_dimension_unrelated, spread_out, of_one_value_head, few_outliers, of_unequal_size,
+    far_from_zero,
+]  # fmt: skip
 
 
 def drawing(seed: int) -> Callable[..., Tensor]:
@@ -97,6 +105,11 @@ def test_estimates_are_unbiased_and_as_far_off_as_stated(kind: Callable[..., Ten
     assert ((got.mean(0) - exact).abs() <= 4 * got.std(0) / times**0.5 + 2 / ROWS).all()
     known = norms.diagonal(dim1=1, dim2=2)
     torch.testing.assert_close(known, own)
+    assert got[:, exact < 0.7].lt(0.95).all()  # what a pruning plan takes for duplicates
+    shares = complementarity_of_blocks(norms, blocks.diagonal(dim1=-2, dim2=-1).sum(-1))
+    shares /= complementarity(covariance)
+    assert shares.std() <= 0.07
+    assert -0.6 * len(exact) / ROWS - 0.02 <= shares.mean() - 1 <= 0.02
 
 
 @pytest.fixture

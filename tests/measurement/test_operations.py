@@ -28,6 +28,9 @@ from lightning_geo.observe import Tap
 #: What a single sample measures by default.
 METRICS = tuple(name for name in select() if not compares_samples(name))
 
+#: Those that need no loss.
+FAMILIES = sorted({spec.family for spec in CATALOG.values()} - {"importance"})
+
 PACKAGE = os.path.dirname(lightning_geo.__file__)
 
 #: Operations without a kernel: views, allocations, and scalars that are passed along as arguments.
@@ -128,25 +131,26 @@ def test_layers_that_are_not_asked_for_cost_nothing() -> None:
     deep = BertModel(config, add_pooling_layer=False).eval()
     shallow = BertModel(BertConfig(**{**config.to_dict(), "num_hidden_layers": 1}), add_pooling_layer=False)
     batch = {"input_ids": torch.randint(1, 60, (2, 16))}
+    metrics = tuple(name for name in select(FAMILIES) if not compares_samples(name))
 
-    def sample(model: BertModel, layers: Any, times: int) -> tuple[int, Any, int]:
-        tap, unasked = Tap(model, ()), {}
-        for _ in range(times):
-            with torch.no_grad(), Operations() as operations:
-                measurement = Measurement({"": tap}, METRICS, layers, unasked=unasked)
+    def sample(model: BertModel, layers: Any, known: Any = None) -> tuple[int, Any, int]:
+        with torch.no_grad():
+            with Operations() as models_own:
+                model(**batch)
+            with Operations() as operations:
+                measurement = Measurement({"": Tap(model, ())}, metrics, layers, known=known)
                 with measurement.observe():
                     model(**batch)
                 found = measurement.compute().stacks["encoder"]
-        held = sum(x.nbytes for s in measurement._statistics.values() for y in s.everything()
-                   for x in y.sums.values())  # fmt: skip
-        del operations.count["", ""]  # the model's own
-        return sum(operations.count.values()), found, held
+        sums = [layer.sums for s in measurement._statistics.values() for layer in s.everything()]
+        held = sum(x.nbytes for by_name in sums for x in by_name.values())
+        return sum(operations.count.values()) - sum(models_own.count.values()), found, held
 
-    one, _, least = sample(shallow.eval(), None, 1)
-    _, whole, _ = sample(deep, None, 1)
-    # numbers of layers are known at the end of the first sample, paths at once
-    for layers, times in ([23], 2), (r"layer\.23\.", 1):
-        count, found, held = sample(deep, layers, times)
+    one, _, least = sample(shallow.eval(), None)
+    _, whole, _ = sample(deep, None)
+    known: dict[str, Any] = {}
+    for layers in [23], r"layer\.23\.", [23]:  # at the first sample, and at the second
+        count, found, held = sample(deep, layers, known)
         assert count <= 1.3 * one
         assert held == least
         assert found.keys() == whole.keys()
@@ -155,7 +159,31 @@ def test_layers_that_are_not_asked_for_cost_nothing() -> None:
             np.testing.assert_allclose(values[23], whole[name][23], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("family", sorted({spec.family for spec in CATALOG.values()} - {"importance"}))
+def test_the_backward_pass_of_importance_ends_where_layers_begin() -> None:
+    def beyond_forwards(depth: int, layers: Any) -> int:
+        torch.manual_seed(0)
+        config = BertConfig(
+            vocab_size=60, hidden_size=48, intermediate_size=96, num_hidden_layers=depth,
+            num_attention_heads=12,
+        )  # fmt: skip
+        model = BertModel(config, add_pooling_layer=False).eval()
+        batch = {"input_ids": torch.randint(1, 60, (2, 16))}
+        with torch.no_grad(), Operations() as models_own:
+            model(**batch)
+        with Operations() as operations:
+            measure(model, batch, metrics="importance", layers=layers, loss_fn=loss)
+        # observed, each sequence alone, and these together
+        return sum(operations.count.values()) - 4 * sum(models_own.count.values())
+
+    def loss(output: Any, **_: Any) -> Tensor:
+        return output.last_hidden_state.square().mean()  # type: ignore[no-any-return]
+
+    one = beyond_forwards(1, None)
+    assert beyond_forwards(24, [23]) <= 1.3 * one
+    assert beyond_forwards(24, [0]) >= 5 * one  # that is what it passes through
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_nothing_waits_for_the_device(family: str) -> None:
     waiting = counted(2, metrics=[family]).waiting
     assert set(waiting) <= ON_CPU | {("measurement/one_batch.py", "measure")}  # the model's own

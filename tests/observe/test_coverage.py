@@ -140,7 +140,7 @@ def test_a_measurement_counts_anew_adds_models_up_and_names_them() -> None:
 def test_counts_add_up_over_ranks_and_reasons_stay_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     def all_gather(into: list[Tensor], mine: Tensor) -> None:
         for place, extra in zip(into, (0, 10), strict=True):
-            place.copy_(mine + torch.tensor([0, 0, extra, extra, extra]))
+            place.copy_(mine + torch.tensor([0, 0, 0, extra, extra, extra]))
 
     monkeypatch.setattr(reduction, "world_size", lambda: 2)
     monkeypatch.setattr(dist, "all_gather", all_gather)

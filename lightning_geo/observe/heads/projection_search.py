@@ -28,6 +28,9 @@ class ProjectionObserver(Protocol):
 
     reads_projections: bool
 
+    def measures(self, key: CallKey) -> bool:
+        """Return whether it needs those of a call."""
+
     def projections(self, key: CallKey, projections: Projections) -> None:
         """Receive the projections of one attention call."""
 
@@ -70,6 +73,8 @@ class ProjectionSearch:
         if self.observer is None:
             return
         self.settle()
+        if not self.observer.measures(key):
+            return
         if call.parameters is not None:
             self.observer.projections(key, Projections(given_sources(call), runs, call))
             return

@@ -70,6 +70,13 @@ class LayerNumbering:
     sizes: dict[str, int]
     rows: dict[str, tuple[str, ...]]
 
+    def of_model(self, name: str) -> LayerNumbering:
+        """The same with the model's name before those of its stacks."""
+        layers = {key: (f"{name}.{stack}", layer) for key, (stack, layer) in self.layers.items()}
+        sizes = {f"{name}.{stack}": size for stack, size in self.sizes.items()}
+        rows = {f"{name}.{stack}": paths for stack, paths in self.rows.items()}
+        return LayerNumbering(layers, self.blocks, sizes, rows)
+
 
 def number_layers(calls: Iterable[CallKey], modules: dict[str, nn.Module]) -> LayerNumbering:
     """Number the attention calls of one forward pass.
