@@ -36,15 +36,15 @@ class ChosenLayers:
         passed_over = self._passed_over
         return lambda key: key not in passed_over
 
-    def chosen(self, numbering: LayerNumbering) -> Callable[[CallKey], bool]:
+    def reports(self, numbering: LayerNumbering) -> Callable[[CallKey], bool]:
         """Return whether a call is reported."""
         layers = self._layers
         if layers is None:
             return lambda key: True
         if isinstance(layers, str):
             return self._matches(layers)
-        wanted = {layers} if isinstance(layers, int) else set(layers)
-        return lambda key: numbering.layers[key][1] in wanted
+        numbers = {layers} if isinstance(layers, int) else set(layers)
+        return lambda key: numbering.layers[key][1] in numbers
 
     def learn(self, others: Iterable[CallKey], seen: Iterable[CallKey]) -> None:
         """Measure other calls no more, from the next sample on.

@@ -249,7 +249,7 @@ class Measurement:
         return merged
 
     def _chooser(self, numbering: LayerNumbering, name: str) -> Callable[[CallKey], bool]:
-        return self._choices[name].chosen(numbering)
+        return self._choices[name].reports(numbering)
 
     def check_layers(self) -> None:
         """Raise if ``layers`` matches no attention call that was seen.

@@ -61,7 +61,7 @@ class Preparation:
         samples.replays = settings.source == "probe" and not is_sharded(trainer)
         if settings.source == "probe" and not samples.replays:
             strategy = type(trainer.strategy).__name__
-            self._warn_once.say(f'{strategy} cannot replay an inner module: `source="batch"` is used')
+            self._warn_once.warn(f'{strategy} cannot replay an inner module: `source="batch"` is used')
         models = candidates(pl_module, settings.module)
         check_layers(settings.layers, pl_module, *models.values())
         sampler, failure = None, None

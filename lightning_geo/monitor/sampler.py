@@ -144,7 +144,7 @@ class Sampler:
             if measurement is None or error is not None:
                 reduce_over_ranks([], False, device)
             else:
-                merged = measurement.reduce(device, self._warn_once.unsaid)
+                merged = measurement.reduce(device, self._warn_once.pending)
         except Exception as failure:
             error = failure
         if measurement is None or not merged.valid:
