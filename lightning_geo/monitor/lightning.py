@@ -293,7 +293,7 @@ class GeometryMonitor(CallbackBase):
 
     @property
     def _run(self) -> Run:
-        """That of the Trainer whose hook was called last."""
+        """The run of the Trainer whose hook was called last."""
         return self._runs.current
 
     @property

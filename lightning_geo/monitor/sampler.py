@@ -158,7 +158,7 @@ class Sampler:
         return measurement
 
     def _importance_failures(self, names: Iterable[str]) -> list[Exception]:
-        """Why importance is absent, on any rank; before what may fail on one rank alone."""
+        """Collect the reasons of all ranks why importance is absent; every rank has to reach this call."""
         if not self.sample.weighs_heads:
             return []
         failures = self.sample.importance_failures
@@ -176,7 +176,7 @@ class Sampler:
 
 
 def _failures_elsewhere(failures: list[Exception]) -> list[Exception]:
-    """Why other ranks have no importance, each reason once; to be called on every rank."""
+    """Collect other ranks' reasons why importance is absent, each once; every rank calls this."""
     own = [(isinstance(error, NoImportanceError), str(error)) for error in map(known_to_rank_zero, failures)]
     elsewhere: dict[tuple[bool, str], Exception] = {}
     for index, theirs in enumerate(everyones(own)):

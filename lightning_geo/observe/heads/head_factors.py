@@ -80,7 +80,7 @@ class HeadFactors:
         return self._by_call[key]
 
     def slopes(self, objective: Tensor) -> dict[CallKey, Tensor]:
-        """Return the objective's derivative by every factor, [1 or B, H]; NaN without dependence.
+        """Return the objective's derivative by every factor, [1 or B, H]; NaN if it does not depend on one.
 
         No parameter's gradient is computed or touched.
 
