@@ -113,7 +113,7 @@ def explain(
         ValueError: If the model returns no such logits, a class is none of them, or the examples cannot be
             told apart.
         TypeError: If ``special_token_ids`` are no integers.
-        LookupError: If the outputs of some heads cannot be told.
+        LookupError: If the outputs of some heads are unknown.
     """
     check_token_ids(special_token_ids)
     call = Call.from_batch(batch).to(device_of(model))

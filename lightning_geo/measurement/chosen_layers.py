@@ -54,12 +54,12 @@ class ChosenLayers:
             self._before[key] = self._may_be_wanted(key, self._wanted)
         return self._before[key]
 
-    def chosen(self, numbering: LayerNumbering) -> Callable[[CallKey], bool]:
+    def reports(self, numbering: LayerNumbering) -> Callable[[CallKey], bool]:
         """Return whether a call is reported."""
         if self._pattern is not None:
             return self._matches
-        wanted = self._wanted
-        return lambda key: wanted is None or numbering.layers[key][1] in wanted
+        numbers = self._wanted
+        return lambda key: numbers is None or numbering.layers[key][1] in numbers
 
     def learn(self, numbering: LayerNumbering) -> list[str]:
         """Remember which calls are reported, for the next sample.
@@ -69,7 +69,7 @@ class ChosenLayers:
         """
         if self._wanted is None:
             return []
-        reports = self.chosen(numbering)
+        reports = self.reports(numbering)
         for key in numbering.layers:
             self._known[key] = reports(key) or self._known.get(key, False)
         return sorted({key.module for key in numbering.layers if reports(key) and not self.asks(key)})

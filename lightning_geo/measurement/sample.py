@@ -244,7 +244,7 @@ class Measurement:
         for name, numbering in numberings.items():
             if len(self._statistics) > 1:
                 numbering = numbering.of_model(name)
-            statistics, reports = self._statistics[name], self._choices[name].chosen(numbering)
+            statistics, reports = self._statistics[name], self._choices[name].reports(numbering)
             part = compute(statistics, numbering, self._metrics, self._rank, reports, baseline, previous)
             prefix = self._prefix(name)
             if prefix:  # two towers have modules of the same names
@@ -283,7 +283,7 @@ class Measurement:
         """
         numberings = self._numberings()
         calls = [(name, key) for name, numbering in numberings.items() for key in numbering.layers]
-        if not any(self._choices[name].chosen(numberings[name])(key) for name, key in calls):
+        if not any(self._choices[name].reports(numberings[name])(key) for name, key in calls):
             modules = sorted({self._named(name, key.module) for name, key in calls})
             raise no_match(self._layers, numberings.values(), modules)
 

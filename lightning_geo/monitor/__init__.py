@@ -1,1 +1,1 @@
-"""When samples are taken, on which ranks, and what survives a restart."""
+"""Decides when and on which ranks samples are taken, and keeps their state over restarts."""

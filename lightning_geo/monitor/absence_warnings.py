@@ -40,10 +40,10 @@ def report_gaps(
         )
     for reason, modules in measurement.coverage.left_out.items():
         if reason != UNOBSERVED:
-            warn_once.say(f"attention was left out in {some(modules)}", reason, once=reason)
+            warn_once.warn(f"attention was left out in {some(modules)}", reason, once=reason)
     for name, roles in measurement.unprojected.items():
-        warn_once.say(
-            f"the projections of {name} could not be told",
+        warn_once.warn(
+            f"the projections of {name} are unknown",
             f"nothing that ran before or after its attention gives its {', '.join(roles)}, or the "
             "parameters are quantised, sharded or offloaded; what is computed from them is absent",
         )
@@ -51,7 +51,7 @@ def report_gaps(
         warn_once.report(f"the metric {name!r} is absent", error)
     known = any("special_mass" in arrays for arrays in computed.stacks.values())
     if "special_mass" in metrics and measurement.takes_ids and not known:
-        warn_once.say(
+        warn_once.warn(
             "special_mass is absent",
             "the model's config names no bos, eos, cls or sep token; give `special_token_ids=`",
         )
@@ -72,7 +72,7 @@ def report_other_heads(before: Mapping[str, Any], now: Mapping[str, Any], warn_o
         if old != new and old and new  # a layer that was left out has none
     ]
     if changed:
-        warn_once.say(
+        warn_once.warn(
             "the number of heads changed",
             f"in {some(sorted(changed))}. The heads that are left are numbered anew, so none continues an "
             "earlier one; what compares heads with earlier ones is absent there",
@@ -89,7 +89,7 @@ def report_kept_weights(start: Mapping[str, Mapping[str, Mapping[str, Tensor]]],
     kept = [x for modules in start.values() for roles in modules.values() for x in roles.values()]
     size = sum(x.numel() * x.element_size() for x in kept)
     if size > KEPT_BYTES:
-        warn_once.say(
+        warn_once.warn(
             "weight_drift keeps the attention weights of the run's start",
             f"{size / 1e9:.2f} GB in the memory of every rank and in every checkpoint. Leave `weight_drift` "
             "out of `metrics` if that is too much",
@@ -104,11 +104,11 @@ def report_importance(failures: Iterable[Exception], computed: Computed, warn_on
     failures = list(failures)
     for error in failures:
         if isinstance(error, NoImportanceError):
-            warn_once.say(absent, str(error))
+            warn_once.warn(absent, str(error))
         else:
             warn_once.report("importance could not be measured", error)
     if not present and not failures:
-        warn_once.say(
+        warn_once.warn(
             absent,
             "no head changes the loss of a sequence, or its gradient is not finite. A loss that compares the "
             "sequences of a batch (contrastive) is constant for one alone; training's own, which "

@@ -131,7 +131,7 @@ class OpenSample:
             if lost and self._observed.may_attend(name):
                 lacking[name] = reason
         if lacking:
-            warn_once.say(
+            warn_once.warn(
                 "its calls could not be recorded, so that the record lacks it, or measures its parts alone. "
                 f"{self._observed.because(lacking)}"
             )

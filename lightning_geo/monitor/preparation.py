@@ -1,4 +1,4 @@
-"""What precedes a run's first step: the models, what an earlier session knew, and the probe."""
+"""Prepares a run before its first step: the models, the state of an earlier session, and the probe."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lightning_geo.utils.warn_once import WarnOnce
 
 __all__ = ["Preparation"]
 
-#: What a LightningModule that was compiled as a whole keeps to itself.
+#: Reason and remedy if the LightningModule is compiled as a whole.
 _SEALED = (
     "the LightningModule is compiled as a whole, which hides the calls of the models in it. Compile the "
     "model inside instead (`self.model.compile()` in `configure_model`), or give `probe=`"
@@ -61,7 +61,7 @@ class Preparation:
         samples.replays = settings.source == "probe" and not is_sharded(trainer)
         if settings.source == "probe" and not samples.replays:
             strategy = type(trainer.strategy).__name__
-            self._warn_once.say(f'{strategy} cannot replay an inner module: `source="batch"` is used')
+            self._warn_once.warn(f'{strategy} cannot replay an inner module: `source="batch"` is used')
         models = candidates(pl_module, settings.module)
         check_layers(settings.layers, pl_module, *models.values())
         sampler, failure = None, None

@@ -68,7 +68,7 @@ class ProbeReplay:
             self._outside = Replica(root, "", warn_once) if own is None else own
             paths = {id(module): path for path, module in root.named_modules()}
             self._paths = {name: paths.get(id(model), "") for name, model in models.items()}
-        #: models of which the probe holds calls of their own
+        #: models with calls of their own in the probe
         self._called: set[str] = set()
         #: models without a recorded call -> why, before it is known whether a call of the LightningModule
         #: shows them
@@ -106,7 +106,7 @@ class ProbeReplay:
         Args:
             share: On the models' device.
             metrics: Stored names of those that are due.
-            unrecorded: Models of which no call could be recorded -> why.
+            unrecorded: Models without a recorded call -> why.
         """
         sample = self._sample
         sample.due, sample.replayed = metrics, True
@@ -151,7 +151,7 @@ class ProbeReplay:
         return self._uncalled if recorded.call.method else [recorded.model]
 
     def _together(self, calls: list[ProbeCall]) -> list[list[ProbeCall]]:
-        """Those of one model's calls that the same copy may run, one after the other."""
+        """Group one model's calls: the same copy may run a group, one call after the other."""
         reusable = bool(calls) and self._stand_in(calls[0].call, calls[0].model).reusable
         return [calls] if reusable else [[call] for call in calls]
 

@@ -256,7 +256,7 @@ class Run:
         """Close what was opened, and leave nothing behind."""
         cancel, self._cancel_last = self._cancel_last, None
         last = () if cancel is None else (cancel,)
-        call_all(self.stop, self.samples.sinks.close, self._warn_once.say_the_rest, *last)
+        call_all(self.stop, self.samples.sinks.close, self._warn_once.warn_of_pending, *last)
 
     def stop(self) -> None:
         """Leave the models alone."""

@@ -144,7 +144,7 @@ class Sampler:
             if measurement is None or error is not None:
                 reduce_over_ranks([], False, device)
             else:
-                merged = measurement.reduce(device, self._warn_once.unsaid)
+                merged = measurement.reduce(device, self._warn_once.pending)
         except Exception as failure:
             error = failure
         if measurement is None or not merged.valid:
@@ -158,7 +158,7 @@ class Sampler:
         return measurement
 
     def _importance_failures(self, names: Iterable[str]) -> list[Exception]:
-        """Why importance is absent, on any rank; before what may fail on one rank alone."""
+        """Collect the reasons of all ranks why importance is absent; every rank has to reach this call."""
         if not self.sample.weighs_heads:
             return []
         failures = self.sample.importance_failures
@@ -176,7 +176,7 @@ class Sampler:
 
 
 def _failures_elsewhere(failures: list[Exception]) -> list[Exception]:
-    """Why other ranks have no importance, each reason once; to be called on every rank."""
+    """Collect other ranks' reasons why importance is absent, each once; every rank calls this."""
     own = [(isinstance(error, NoImportanceError), str(error)) for error in map(known_to_rank_zero, failures)]
     elsewhere: dict[tuple[bool, str], Exception] = {}
     for index, theirs in enumerate(everyones(own)):

@@ -174,13 +174,13 @@ class Samples:
         assert self.sampler is not None
         self._vain += self.sampler.saw_nothing
         if from_rank_zero(int(self._vain >= _IN_VAIN), self.sampler.observed.device):
-            self._warn_once.say(f"no attention was seen in {_IN_VAIN} samples, so that no more are taken")
+            self._warn_once.warn(f"no attention was seen in {_IN_VAIN} samples, so that no more are taken")
             self.stop()
             self.inputs.probe = self.sampler = None
 
     def observe_batches(self, reason: LookupError) -> None:
         """Observe training itself from now on: what could be replayed does not begin at the data."""
-        self._warn_once.say(
+        self._warn_once.warn(
             'there is nothing to replay that begins at the data: `source="batch"` is used', str(reason)
         )
         self.replays, self.overdue = False, True
@@ -260,7 +260,7 @@ class Samples:
             self.inputs.load_state_dict(state_dict)
         except Exception as error:
             self._start_inputs_anew()
-            self._warn_once.say(_UNUSABLE, f"{type(error).__name__}: {error}. {_ANEW}")
+            self._warn_once.warn(_UNUSABLE, f"{type(error).__name__}: {error}. {_ANEW}")
         else:
             self.state = state
 
@@ -273,7 +273,7 @@ class Samples:
         if any(other != own for other in everyones(own)):
             self.state = RunState(version=self.state.version)
             self._start_inputs_anew()
-            self._warn_once.say("ranks do not know the same of the run", _ANEW)
+            self._warn_once.warn("ranks do not know the same of the run", _ANEW)
 
     def _start_inputs_anew(self) -> None:
         settings = self._settings

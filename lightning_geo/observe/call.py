@@ -100,7 +100,7 @@ class AttentionCall:
     def problem(
         self, requested: frozenset[str] = frozenset(STATISTICS), rows: Tensor | None = None
     ) -> AttentionProblem:
-        """The products of queries and keys in the form that kernels take; ``scores`` play no part in it.
+        """Return the problem that kernels compute from queries, keys and masks; ``scores`` are ignored.
 
         Args:
             requested: Statistics to compute.

@@ -1,4 +1,4 @@
-"""How much of a sample's attention was measured, and the reasons for the rest."""
+"""Counts the attention that a sample measured, and keeps the reasons for the rest."""
 
 from __future__ import annotations
 

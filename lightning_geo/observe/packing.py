@@ -14,7 +14,7 @@ __all__ = ["Bucket", "Packing", "Portion"]
 
 @dataclass(frozen=True)
 class Portion:
-    """The part of a packed attention call that a batch of documents is.
+    """The part of a packed attention call that one batch of its documents makes up.
 
     Args:
         numbers: Indices of its documents among those of the whole call, ascending.

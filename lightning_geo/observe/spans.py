@@ -1,4 +1,4 @@
-"""Where documents begin and end in packed rows, each source of evidence a function on host arrays."""
+"""Finds where documents begin and end in packed rows; one function on host arrays per kind of evidence."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def from_positions(positions: Array, real: NDArray[np.bool_] | None, *, planes: 
     Args:
         positions: ``[B, N]``.
         real: ``[B, N]``, False for padding; ``None`` without a mask.
-        planes: Number of planes of the position ids, the first of which is ``positions``. Of three planes
-            (mrope) the first is temporal and constant within an image: only a decrease begins a document.
+        planes: Number of planes of the position ids; ``positions`` is the first plane. With three planes
+            (mrope) it is temporal and constant within an image, so that only a decrease begins a document.
 
     Returns:
         One span per document; ``None`` if no token is real.

@@ -1,4 +1,4 @@
-"""Which calls of a model are part of training: those that a backward pass can reach."""
+"""Recognises the calls of a model that are part of training: a backward pass can reach them."""
 
 from __future__ import annotations
 

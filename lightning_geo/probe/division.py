@@ -1,4 +1,4 @@
-"""Whether a call's first axis holds sequences, tested by running the model on a part of it."""
+"""Tests whether a call's first axis holds sequences, by running the model on a part of it."""
 
 from __future__ import annotations
 

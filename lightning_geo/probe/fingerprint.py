@@ -1,4 +1,4 @@
-"""Fingerprints, equal for equal inputs in any order, with any padding and on any number of ranks."""
+"""Fingerprints that are equal for equal inputs in any order, with any padding, on any number of ranks."""
 
 from __future__ import annotations
 

@@ -8,8 +8,8 @@ from lightning_geo.probe.call import ProbeCall
 
 __all__ = ["SCORED_SEQUENCES", "within", "within_over_ranks"]
 
-#: Number of sequences whose single scores are measured: of a probe over all ranks, of a training batch on
-#: each rank.
+#: Number of sequences whose single scores are measured: over all ranks in a probe, on each rank in a training
+#: batch.
 SCORED_SEQUENCES = 2
 
 
@@ -20,8 +20,8 @@ def within(
 
     Sequences are kept in order until the next one would exceed a limit. The first is always kept, at any
     length. Rows of documents are cut between documents, if a single row can be divided. A call that cannot
-    be divided is kept whole while there are fewer than ``size`` sequences; beyond ``tokens`` only as the
-    first.
+    be divided is kept whole while there are fewer than ``size`` sequences; one that exceeds ``tokens`` is
+    kept only if it is the first.
 
     Args:
         before: Calls of the same model kept so far.

@@ -143,7 +143,7 @@ class ProbeSource:
         self.probe, self._share = probe, None
         if probe is None or self._known in (None, probe.fingerprint):
             return False
-        self._warn_once.say("the checkpoint's probe differs from this run's, so that drift starts anew")
+        self._warn_once.warn("the checkpoint's probe differs from this run's, so that drift starts anew")
         return True
 
     def missing(self, candidates: Candidates) -> LookupError:

@@ -20,9 +20,9 @@ _Key = tuple[str, type | None]
 
 
 class WarnOnce:
-    """Turns errors into warnings, one per kind, from rank 0 alone: the others would mostly say the same.
+    """Turns errors into warnings, one per kind, from rank 0 alone: the other ranks mostly have the same ones.
 
-    The other ranks keep theirs until :meth:`exchange`, where rank 0 gives those that it has not given itself.
+    The other ranks keep theirs until :meth:`exchange`, where rank 0 emits those that it has not emitted yet.
 
     Args:
         strict: Raise errors instead, on every rank.
@@ -32,45 +32,45 @@ class WarnOnce:
         self.strict = strict
         #: whether training has begun: from then on a wrong argument costs the samples, not the run
         self.late = False
-        self._said: set[_Key] = set()
-        #: by another rank than 0
-        self._unsaid: list[tuple[_Key, str]] = []
+        self._emitted: set[_Key] = set()
+        #: warnings of this rank, another one than 0, since the last exchange
+        self._pending: list[tuple[_Key, str]] = []
 
-    def say(self, what: str, details: str = "", kind: type | None = None, once: str | None = None) -> None:
+    def warn(self, what: str, details: str = "", kind: type | None = None, once: str | None = None) -> None:
         """Warn, once for each ``what`` (or ``once``, where it is given) and kind of error."""
         key = (what if once is None else once, kind)
-        if key in self._said:
+        if key in self._emitted:
             return
-        self._said.add(key)
+        self._emitted.add(key)
         warning = f"{what}{details and ': '}{details}"
         if rank() != 0:
-            self._unsaid.append((key, warning))
+            self._pending.append((key, warning))
             return
         _warn(warning, stacklevel=4)
 
     @property
-    def unsaid(self) -> int:
-        """How many things this rank has to say that rank 0 has not been told."""
-        return len(self._unsaid)
+    def pending(self) -> int:
+        """Number of warnings of this rank that rank 0 does not know yet."""
+        return len(self._pending)
 
     def exchange(self) -> None:
-        """Let rank 0 say what only others have to say; every rank calls this, and waits for the others."""
-        everyone, self._unsaid = everyones(self._unsaid), []
+        """Emit on rank 0 the warnings that only other ranks have; every rank calls this, and waits."""
+        everyone, self._pending = everyones(self._pending), []
         if rank() != 0:
             return
-        unsaid: dict[_Key, tuple[list[int], str]] = {}
-        for index, theirs in enumerate(everyone):
-            for key, warning in theirs:
-                if key not in self._said:
-                    unsaid.setdefault(key, ([], warning))[0].append(index)
-        for key, (ranks, warning) in unsaid.items():
-            self._said.add(key)
+        new: dict[_Key, tuple[list[int], str]] = {}
+        for index, warnings_of_rank in enumerate(everyone):
+            for key, warning in warnings_of_rank:
+                if key not in self._emitted:
+                    new.setdefault(key, ([], warning))[0].append(index)
+        for key, (ranks, warning) in new.items():
+            self._emitted.add(key)
             _warn(f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}: {warning}", stacklevel=4)
 
-    def say_the_rest(self) -> None:
-        """Say what rank 0 will not be told any more: the run has ended, and not in good order."""
-        unsaid, self._unsaid = self._unsaid, []
-        for _, warning in unsaid:
+    def warn_of_pending(self) -> None:
+        """Emit this rank's pending warnings itself: the run ended without a last exchange."""
+        pending, self._pending = self._pending, []
+        for _, warning in pending:
             _warn(f"rank {rank()}: {warning}", stacklevel=4)
 
     def report(self, what: str, error: Exception, when: str = "") -> None:
@@ -80,8 +80,8 @@ class WarnOnce:
         if rank() != 0 and is_known_to_rank_zero(error):
             let_go(error)
             return
-        notes = ", ".join(note for note in (when, "training goes on", "said once") if note)
-        self.say(what, f"{type(error).__name__}: {error} ({notes})", type(error))
+        notes = ", ".join(note for note in (when, "training goes on", "warned once") if note)
+        self.warn(what, f"{type(error).__name__}: {error} ({notes})", type(error))
         let_go(error)  # a frame that raises what it holds keeps itself, and its tensors, alive
 
     @contextlib.contextmanager

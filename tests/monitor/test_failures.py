@@ -230,7 +230,7 @@ CASES = {
         FloatingPointError, ALL[:-1], module=lambda: Lit(poisoned), source="batch",
     ),
     "failing measurement": Case(
-        r"a sample was dropped: ArithmeticError: an unlucky number \(first at step 0, training goes on, said",
+        r"a sample was dropped: ArithmeticError: an unlucky number \(first at step 0, training goes on",
         ArithmeticError, [], fixture="measurement_fails",
     ),
     "failing measurement, batch": Case(

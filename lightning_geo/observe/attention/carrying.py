@@ -25,7 +25,7 @@ _MATRIX_SWAPS: frozenset[Any] = frozenset({
 def keys_before(
     func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], x: Tensor, columns: int
 ) -> int | None:
-    """Count the key columns after scores were concatenated with columns of no product."""
+    """Count the key columns of scores that were concatenated with columns without a product."""
     if func not in (torch.cat, torch.concat):
         return None
     parts = args[0] if args else kwargs["tensors"]

@@ -41,7 +41,7 @@ class Resolved:
 
 
 def between_channels(call: AttentionCall, tokens: Sequence[int]) -> bool:
-    """Whether its rows are features, and the products run over tokens (XCiT, DaViT).
+    """Whether a call's rows are features, and its products run over tokens (XCiT, DaViT).
 
     Args:
         call: One attention call.

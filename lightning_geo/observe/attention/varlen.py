@@ -17,7 +17,7 @@ _PLAIN, _INTO = varlen_operators()
 #: The operators behind ``varlen_attn`` and ``varlen_attn_out``, as a torch function mode sees them.
 VARLEN: frozenset[Any] = frozenset(op for op in (_PLAIN, _INTO) if op is not None)
 
-#: Their arguments in order, behind the output of the second.
+#: Their arguments in order; the second operator takes its output in front of them.
 _NAMES = (
     "query", "key", "value", "cu_seq_q", "cu_seq_k", "max_q", "max_k", "is_causal", "scale", "window_size",
     "enable_gqa", "seqused_k", "block_table", "num_splits",

@@ -1,4 +1,4 @@
-"""Which axis is heads, by the modules' declared heads and the number of tokens."""
+"""Finds the axis of heads, by the heads that modules declare and by the number of tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All evidence about an attention call, gathered from its sources, each of which has its own file.
+"""Gathers all evidence about an attention call; each source has a file of its own.
 
 In order of weight: the model's arguments (``tokens``, ``documents``), declarations of its modules (``axes``,
 ``positions``), the operations that computed its tensors (``origins``, ``folds``), and sizes.

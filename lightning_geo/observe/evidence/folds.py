@@ -1,4 +1,4 @@
-"""Whether batch or heads comes first in an axis that holds both, known from where they were joined."""
+"""Finds whether batch or heads varies slower in an axis that holds both, by the function that joined them."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ Fold = tuple[tuple[int, int], tuple[int, int]]
 
 
 class Folds:
-    """Tracks tensors of three axes, one of which was joined from two.
+    """Tracks tensors of three axes, one of them joined from batch and heads.
 
-    Recognised are [a, b, N, D] -> [a·b, N, D], [N, B, d] -> [N, B·H, D] (features split off into the batch
+    It recognises [a, b, N, D] -> [a·b, N, D], [N, B, d] -> [N, B·H, D] (features split off into the batch
     axis), and heads split off one by one and concatenated, ``cat(x.split(D, -1), 0)``.
     """
 

@@ -73,7 +73,7 @@ class MaskReader:
         self._read.clear()
 
     def once(self, what: str, mask: Any, function: Callable[[Any], Any]) -> Any:
-        """``function(mask)``, computed the first time only."""
+        """Return ``function(mask)``, computed the first time only."""
         table = self._read.setdefault(what, TensorTable())
         version = version_of(mask) if isinstance(mask, Tensor) and not mask.is_inference() else 0
         known = table.get(mask)
@@ -83,7 +83,7 @@ class MaskReader:
         return known[1]
 
     def once_of_both(self, what: str, first: Tensor, second: Tensor, function: Callable[..., Any]) -> Any:
-        """``function(first, second)``, computed the first time only."""
+        """Return ``function(first, second)``, computed the first time only."""
         by_second = self.once(what, first, lambda _: TensorTable())
         known = by_second.get(second)
         if known is None:
@@ -92,13 +92,13 @@ class MaskReader:
         return known
 
     def hiding(self, mask: Any) -> Any:
-        """The mask, with -inf where it hides; bool masks and block masks as they are."""
+        """Return the mask with -inf where it hides; bool masks and block masks stay as they are."""
         if not isinstance(mask, Tensor) or mask.dtype == torch.bool:
             return mask
         return self.once("hiding", mask, with_hidden)
 
     def laid_out(self, mask: Any, shape: tuple[int, int]) -> Any:
-        """The mask with four axes for [B, H] calls, with -inf where it hides."""
+        """Return the mask with the four axes of a [B, H] call, and -inf where it hides."""
         if not isinstance(mask, Tensor):
             return mask
         if mask.dtype not in (torch.bool, *_FLOATS):
@@ -107,7 +107,7 @@ class MaskReader:
         return hiding if mask.dim() == 4 else Axes(1).mask(hiding, shape)
 
     def seen(self, mask: Tensor | BlockMask, queries: int, keys: int, front: int) -> Tensor:
-        """Which keys are tokens, bool [B or 1, Nk]; see :func:`keys_seen`."""
+        """Return bool [B or 1, Nk], True for keys that are tokens; see :func:`keys_seen`."""
         return self.once(f"seen {front}", mask, lambda m: keys_seen(m, queries, keys, front))  # type: ignore[no-any-return]
 
 

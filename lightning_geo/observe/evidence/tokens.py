@@ -1,4 +1,4 @@
-"""Which tokens are real: by the model's padding masks, else by keys that masks hide from all queries."""
+"""Finds the real tokens: by the model's padding masks, else by keys that masks hide from all queries."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ class HeadFactors:
         self._rows = rows
         self._complete = False
         #: factors by attention call, in the order of the calls
-        self.of: dict[CallKey, Tensor] = {}
+        self._by_call: dict[CallKey, Tensor] = {}
 
     def __call__(self, key: CallKey, call: AttentionCall) -> Tensor:
         """Return the factor of a call, [1 or B, H]."""
@@ -70,17 +70,17 @@ class HeadFactors:
         batch, heads = call.output.shape[:2]
         wide = torch.promote_types(call.output.dtype, torch.float32)
         rows = batch if batch == self._rows else 1
-        if self._complete or key not in self.of:
+        if self._complete or key not in self._by_call:
             # A tensor made under inference mode cannot have a gradient: leave the mode.
             with torch.inference_mode(False):
                 fresh = torch.ones(rows, heads, dtype=wide, device=call.device, requires_grad=True)
             if self._complete:  # activation checkpointing recomputes the call in backward: no new graph
                 return fresh
-            self.of[key] = fresh
-        return self.of[key]
+            self._by_call[key] = fresh
+        return self._by_call[key]
 
     def slopes(self, objective: Tensor) -> dict[CallKey, Tensor]:
-        """Return the objective's derivative by every factor, [1 or B, H]; NaN without dependence.
+        """Return the objective's derivative by every factor, [1 or B, H]; NaN if it does not depend on one.
 
         No parameter's gradient is computed or touched.
 
@@ -88,15 +88,15 @@ class HeadFactors:
             ValueError: If the objective depends on no head.
         """
         self._complete = True
-        if not self.of or not objective.requires_grad:
+        if not self._by_call or not objective.requires_grad:
             raise ValueError(
                 "Expected the objective to depend on the heads' outputs but it is a constant to autograd: "
                 "the model returned it without a graph."
             )
         # Scaled up, float16 gradients do not underflow; dividing by a power of two afterwards is exact.
         scale = torch.full_like(objective, 1024.0)
-        scaled = torch.autograd.grad(objective, list(self.of.values()), scale, allow_unused=True)
+        scaled = torch.autograd.grad(objective, list(self._by_call.values()), scale, allow_unused=True)
         return {
             key: torch.full_like(factor, torch.nan).detach() if slope is None else slope / 1024.0
-            for (key, factor), slope in zip(self.of.items(), scaled, strict=True)
+            for (key, factor), slope in zip(self._by_call.items(), scaled, strict=True)
         }

@@ -1,10 +1,10 @@
 """The parameters that compute an attention's queries, keys and values, and that read its heads' outputs.
 
-Names say little: nearly every model family has its own, and fused layers have layouts of their own. So the
-outputs of linear modules are compared with the attention's inputs (``projection_matching``). Values equal a
-projection's output; queries and keys equal it too, or have the same lengths if they were rotated. If neither
-holds (each head's queries are normalised), a name or the layout of the values decides. A projection that none
-of these finds is absent.
+Module names do not suffice: nearly every model family has its own, and fused layers have layouts of their
+own. So the outputs of linear modules are compared with the attention's inputs (``projection_matching``).
+Values equal a projection's output; queries and keys equal it too, or have the same lengths if they were
+rotated. If neither holds (each head's queries are normalised), a name or the layout of the values decides. A
+projection that none of these identifies is absent.
 """
 
 from __future__ import annotations

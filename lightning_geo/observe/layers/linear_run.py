@@ -26,7 +26,7 @@ class Run(NamedTuple):
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether it is ``nn.Linear``, GPT-2's ``Conv1D``, or one of them in an adapter of peft."""
+    """Whether a module is ``nn.Linear``, GPT-2's ``Conv1D``, or one of them in an adapter of peft."""
     base = getattr(module, "base_layer", None)
     if isinstance(base, nn.Module):
         return is_linear(base)

@@ -1,4 +1,4 @@
-"""Whether the masks of an attention call hide the keys of other documents from a document's queries."""
+"""Checks whether an attention call's masks hide the keys of other documents from a document's queries."""
 
 from __future__ import annotations
 

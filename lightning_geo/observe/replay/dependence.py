@@ -1,4 +1,4 @@
-"""Whether a model's inputs are data, or were computed with parameters that training changes."""
+"""Distinguishes inputs that are data from inputs computed with parameters, which training changes."""
 
 from __future__ import annotations
 

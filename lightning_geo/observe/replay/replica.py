@@ -104,7 +104,7 @@ class Replica:
                 run(self._model)  # if the model itself fails, its error counts, not the copy's
             self._copies = False
             self._entered = None
-            self._warn_once.say(
+            self._warn_once.warn(
                 f"{self._name} cannot be copied for a replay",
                 f"{type(error).__name__}: {error}. The model is replayed in place: its buffers, attributes "
                 "and parameters are restored, but changes of its forward pass inside other objects remain",
@@ -124,7 +124,7 @@ class Replica:
             written = _changed(twin, before) - (self._written or set())
             if written:
                 self._written = written | (self._written or set())
-                self._warn_once.say(
+                self._warn_once.warn(
                     f"the forward of {self._name} writes parameters",
                     f"{some(sorted(written))}, but did not in its first replay: this replay has changed them",
                 )
@@ -190,7 +190,7 @@ class Replica:
         hooks = foreign_hooks(self._model)
         if hooks:
             named = [f"{name_of(path, self._model)} ({hook})" for path, hook in hooks.items()]
-            self._warn_once.say(
+            self._warn_once.warn(
                 "forward hooks were left out of replays",
                 f"{some(named)}. Data that they collect thus comes from training only. If they change the "
                 'model\'s results, set `source="batch"`, which measures the model with its hooks',

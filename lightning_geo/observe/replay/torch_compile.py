@@ -64,7 +64,7 @@ def _attends(value: Any) -> bool:
     return getattr(inside, "__name__", None) in _ATTENTION or not _ATTENTION.isdisjoint(names)
 
 
-#: The compiler's stances outside of those that :func:`eagerly` set.
+#: Stances of the compiler before each open :func:`eagerly` changed it, the outermost first.
 _stances: list[str] = []
 
 

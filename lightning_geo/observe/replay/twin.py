@@ -33,7 +33,7 @@ _COMPUTING = (
     "torch.nn", "torch.ao", "torch.distributed", "torchao", "peft", "adapters", "accelerate", "transformers",
     "bitsandbytes", "optimum", "auto_gptq", "gptqmodel", "hqq",
 )  # fmt: skip
-#: Weights that accelerate keeps elsewhere: it only reads them.
+#: Classes in which accelerate keeps offloaded weights. It only reads these, so that a twin shares them.
 _READ_ONLY = ("OffloadedWeightsLoader", "PrefixedDataset")
 
 
