@@ -15,10 +15,13 @@ from lightning_geo.measurement.sums import LayerSums
 from lightning_geo.metrics.selection import spec_of, standard_error
 from lightning_geo.observe import CallKey
 
-__all__ = ["Bases", "DerivedStack", "layers_by_shape", "to_host"]
+__all__ = ["Bases", "DerivedStack", "in_parts", "layers_by_shape", "to_host"]
 
 #: ``stack -> role -> [layer, head, feature, component]``, NaN where a layer has none.
 Bases = Mapping[str, Mapping[str, Tensor]]
+
+#: Bytes of the tensors of layers that are derived at a time.
+_PART_BYTES = 1 << 26
 
 #: Stands for what is not finite among the names of values.
 _BROKEN = "broken"
@@ -93,6 +96,12 @@ def layers_by_shape(layers: Mapping[int, LayerSums], name: str) -> list[list[int
         if name in layer.sums:
             groups.setdefault((layer.sums[name].shape, layer.heads), []).append(index)
     return list(groups.values())
+
+
+def in_parts(indices: list[int], size: int) -> list[list[int]]:
+    """Divide layers that have tensors of that many bytes each into parts that memory allows."""
+    step = max(1, _PART_BYTES // size)
+    return [indices[start : start + step] for start in range(0, len(indices), step)]
 
 
 def _values(sums: Mapping[int, LayerSums]) -> Iterator[tuple[tuple[str, ...], list[int], Tensor]]:

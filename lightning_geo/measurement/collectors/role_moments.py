@@ -18,7 +18,7 @@ from lightning_geo.functional.head import block_norms, block_traces, similarity_
 from lightning_geo.measurement.bases import compare_bases, stacked_bases
 from lightning_geo.measurement.batches import LayerBatches
 from lightning_geo.measurement.collectors.collector import Collector
-from lightning_geo.measurement.derived import DerivedStack, layers_by_shape
+from lightning_geo.measurement.derived import DerivedStack, in_parts, layers_by_shape
 from lightning_geo.measurement.head_sketch import add_sketches, sketched_norms
 from lightning_geo.measurement.sums import LayerSums, add_moments, add_values, covariances
 from lightning_geo.metrics.registry import reads_of
@@ -31,9 +31,6 @@ __all__ = ["RoleMoments"]
 
 #: Largest width for which the d×d second moment of all heads' outputs is kept; above, a sketch of them is.
 _JOINT_MAX_WIDTH = 1024
-
-#: Bytes of joint covariances, or of sketches, that are derived at a time.
-_JOINT_BYTES = 1 << 26
 
 _QUERY_AND_KEY = ("query.directions", "query.tokens", "key.directions", "key.tokens")
 _OUTPUT = ("output.directions", "output.tokens", "output.directed")
@@ -221,7 +218,7 @@ class RoleMoments(Collector):
         own: list[tuple[list[int], Tensor]] = []
         for indices in layers_by_shape(stack.layers, "heads.second"):
             width = stack.layers[indices[0]].sums["heads.second"].shape[-1]
-            for part in _in_parts(indices, 8 * width * width):
+            for part in in_parts(indices, 8 * width * width):
                 covariance, broken = covariances([stack.layers[i] for i in part], ["heads"] * len(part))
                 stack.add_broken(part, broken)
                 covariance = covariance[:, 0].float()
@@ -232,7 +229,7 @@ class RoleMoments(Collector):
                 own.append((part, covariance.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)))
         for indices in layers_by_shape(stack.layers, "heads.sketch"):
             rows = stack.layers[indices[0]].sums["heads.sketch"].shape[0]
-            for part in _in_parts(indices, 4 * stack.heads[indices[0]] * rows * rows):
+            for part in in_parts(indices, 4 * stack.heads[indices[0]] * rows * rows):
                 layers = [stack.layers[i] for i in part]
                 covariance, broken = covariances(layers, ["output"] * len(part))
                 stack.add_broken(part, broken)
@@ -301,9 +298,3 @@ class RoleMoments(Collector):
 
 def _repeated(x: Tensor, times: int, dim: int) -> Tensor:
     return x if times == 1 else x.repeat_interleave(times, dim)
-
-
-def _in_parts(indices: list[int], size: int) -> list[list[int]]:
-    """Some layers at a time, each of them with tensors of that many bytes."""
-    step = max(1, _JOINT_BYTES // size)
-    return [indices[start : start + step] for start in range(0, len(indices), step)]
