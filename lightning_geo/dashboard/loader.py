@@ -20,9 +20,9 @@ class GeometryLoader(TBLoader):  # type: ignore[misc]  # tensorboard ships no ty
 
         Left alone TensorBoard keeps a random 100 samples of each metric, or 10 without its fast data server.
         """
-        wanted = getattr(flags, "samples_per_plugin", None)
-        if isinstance(wanted, dict):
-            wanted.setdefault(PLUGIN, 0)
+        limits = getattr(flags, "samples_per_plugin", None)
+        if isinstance(limits, dict):
+            limits.setdefault(PLUGIN, 0)
 
     def load(self, context: Any) -> Any:
         """Return the plugin, or None if it cannot be loaded."""

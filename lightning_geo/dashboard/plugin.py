@@ -137,12 +137,12 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard ships no ty
         # sorted: the fast data server lists in another order each time
         for run, tags in sorted(listing.items(), key=lambda item: _natural(item[0])):
             for tag, series in sorted(tags.items(), key=lambda item: _natural(item[0])):
-                found = parse_tag(tag)
-                if found is None:
+                address = parse_tag(tag)
+                if address is None:
                     continue
-                stacks = runs.setdefault(run, {}).setdefault(found.monitor, {})
-                stacks.setdefault(found.stack, []).append(found.metric)
-                key = (run, found.monitor)
+                stacks = runs.setdefault(run, {}).setdefault(address.monitor, {})
+                stacks.setdefault(address.stack, []).append(address.metric)
+                key = (run, address.monitor)
                 changed[key] = max(changed.get(key, (0, 0.0)), (series.max_step, series.max_wall_time))
         specs = self._specs(ctx, experiment, runs, changed)
         metrics = {
@@ -262,14 +262,14 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard ships no ty
         return pack(samples[first:], address, header)
 
     def _read(self, ctx: Any, experiment: str, run: str, tags: list[str], limit: int) -> dict[str, Any]:
-        found = self._provider.read_tensors(
+        by_run = self._provider.read_tensors(
             ctx,
             experiment_id=experiment,
             plugin_name=PLUGIN,
             run_tag_filter=RunTagFilter([run], tags),
             downsample=limit,
         )
-        tensors: dict[str, Any] = found.get(run, {})
+        tensors: dict[str, Any] = by_run.get(run, {})
         return tensors
 
 

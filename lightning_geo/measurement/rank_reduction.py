@@ -25,11 +25,11 @@ class Merged(NamedTuple):
 
     Args:
         valid: Whether it is whole on all ranks, and of the same layers.
-        unsaid: Whether any rank has a warning that rank 0 has not been told; False where it is not valid.
+        pending: Whether any rank has a warning that rank 0 does not know; False where it is not valid.
     """
 
     valid: bool
-    unsaid: bool
+    pending: bool
 
 
 def reduce_over_ranks(
@@ -37,7 +37,7 @@ def reduce_over_ranks(
     ok: bool,
     device: torch.device,
     coverage: Coverage | None = None,
-    unsaid: int = 0,
+    pending: int = 0,
 ) -> Merged:
     """Merge the statistics of all ranks, in place: every rank makes the same collectives.
 
@@ -51,7 +51,7 @@ def reduce_over_ranks(
         ok: Whether this rank's sample is whole.
         device: Where the process group's backend communicates.
         coverage: What this rank saw and measured; counts are added up, reasons stay this rank's own.
-        unsaid: How many warnings rank 0 has not been told.
+        pending: How many warnings rank 0 does not know.
     """
     if world_size() == 1:
         return Merged(ok, False)
@@ -64,7 +64,7 @@ def reduce_over_ranks(
     except Exception as error:  # no memory left, say: the other ranks wait for this one all the same
         ok, failure = False, error
     counts = (0, 0) if coverage is None else (coverage.seen, coverage.measured)
-    numbers = [int(ok), packed.digest, foreign.digest, *counts, unsaid]
+    numbers = [int(ok), packed.digest, foreign.digest, *counts, pending]
     own = torch.tensor(numbers, dtype=torch.int64, device=device)
     everyone = [torch.empty_like(own) for _ in range(world_size())]
     dist.all_gather(everyone, own)

@@ -221,12 +221,12 @@ class Measurement:
         self._statistics = {name: self._statistics[name] for name in names}
         self._taps = {name: self._taps[name] for name in names}
 
-    def reduce(self, device: torch.device, unsaid: int = 0) -> Merged:
+    def reduce(self, device: torch.device, pending: int = 0) -> Merged:
         """Merge over ranks; see :func:`.reduce_over_ranks`."""
         self._merged = self.coverage
         for statistics in self._statistics.values():
             statistics.void_failures()
-        return reduce_over_ranks(list(self._statistics.values()), True, device, self._merged, unsaid)
+        return reduce_over_ranks(list(self._statistics.values()), True, device, self._merged, pending)
 
     def discard_values(self) -> None:
         """Keep the numbering but count nothing: what a rank without inputs brings to the sum."""

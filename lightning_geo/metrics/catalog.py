@@ -208,8 +208,8 @@ _PROJECTION = [
                meaning, "Björck & Golub 1973", range=(0.0, 1.5709), self_attention=role == "query",
                default=False)
     for role, meaning in (
-        ("query", "A fall: the head moves what it asks with."),
-        ("key", "A fall: the head moves what it is found by."),
+        ("query", "A fall: the head copies the directions that its queries read."),
+        ("key", "A fall: the head copies the directions that it is matched on."),
     )
 ] + [
     MetricSpec("score_norm_share", "projection", _HEAD, "1",

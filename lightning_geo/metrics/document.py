@@ -46,10 +46,10 @@ def updated(guide: str) -> str:
         >>> updated("<!-- tables -->\\nold\\n<!-- end of tables -->").count("### ") > 5
         True
     """
-    text, found = _TABLES.subn(lambda _: f"\n{tables()}\n", guide)
-    if found != 1:
+    text, pairs = _TABLES.subn(lambda _: f"\n{tables()}\n", guide)
+    if pairs != 1:
         raise ValueError(
-            f"Expected one pair of <!-- tables --> and <!-- end of tables --> in the guide but found {found}."
+            f"Expected one pair of <!-- tables --> and <!-- end of tables --> in the guide but found {pairs}."
         )
     return text
 

@@ -112,18 +112,18 @@ def select(
     if specs is None and not all(_meant(str(name), known) for name in metrics):
         load_entry_points()
         known = _known(specs)
-    wanted: set[str] = set()
+    requested: set[str] = set()
     for name in metrics:
-        found = _meant(str(name), known)
-        if not found:
+        meant = _meant(str(name), known)
+        if not meant:
             raise ValueError(_unknown(str(name), known))
-        wanted.update(found)
-    if not wanted:
+        requested.update(meant)
+    if not requested:
         raise ValueError(
             "Expected `metrics` to name at least one metric or family, but got none. "
             "Leave it out to measure what is measured by default."
         )
-    return tuple(name for spec in known for name in spec.stored_names if name in wanted)
+    return tuple(name for spec in known for name in spec.stored_names if name in requested)
 
 
 def _known(specs: Mapping[str, MetricSpec] | None) -> list[MetricSpec]:

@@ -153,7 +153,7 @@ class Sampler:
             # all ranks or none go on without a probe
             raise NoDataError(str(reason)) if any(everyones(isinstance(error, NoDataError))) else reason
         self.merged = True
-        if merged.unsaid:
+        if merged.pending:
             self._warn_once.exchange()
         return measurement
 

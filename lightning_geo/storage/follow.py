@@ -41,7 +41,7 @@ class Follower:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = place(path)
         self._offsets: dict[Place, int] = {}
-        self._said: set[str] = set()
+        self._reported: set[str] = set()
 
     def poll(self) -> Iterator[News]:
         """Yield what is new since the last call; a half-written event waits for the next one."""
@@ -75,8 +75,8 @@ class Follower:
                 yield News(text=f"{file}: skipped an event ({error or 'not a TensorBoard event'})")
                 continue
             for problem in dict.fromkeys(problems):
-                if problem not in self._said:  # a spec comes with every sample
-                    self._said.add(problem)
+                if problem not in self._reported:  # a spec comes with every sample
+                    self._reported.add(problem)
                     yield News(text=problem)
             if sample:
                 yield News(*sample)

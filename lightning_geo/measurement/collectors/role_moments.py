@@ -158,10 +158,10 @@ class RoleMoments(Collector):
         lengths = masked_mean(moments.norm, moments.valid[:, None]).unflatten(1, (len(owners), heads))
         lengths = lengths.transpose(0, 1)
         for role, names in self._lengths.items():
-            mine = [i for i, owner in enumerate(owners) if owner.role == role]
-            if mine and names:
-                layers = [owners[i].layer for i in mine]
-                values = torch.stack([lengths[i] for i in mine])
+            places = [i for i, owner in enumerate(owners) if owner.role == role]
+            if places and names:
+                layers = [owners[i].layer for i in places]
+                values = torch.stack([lengths[i] for i in places])
                 # grouped queries share a key's numbers
                 values = _repeated(values, layers[0].heads // heads, -1)
                 quantities = {f"{role}.length": values}
@@ -177,16 +177,16 @@ class RoleMoments(Collector):
         tokens = moments.valid.sum(-1)[:, None].expand(-1, heads)  # [B, h]
         for i, owner in enumerate(owners):
             owner.directions[owner.role] = directions[i], tokens
-        mine = [i for i, owner in enumerate(owners) if owner.role == "output"]
-        if mine and self._cones:
+        places = [i for i, owner in enumerate(owners) if owner.role == "output"]
+        if places and self._cones:
             quantities = {
-                "output.directions": torch.stack([directions[i] for i in mine]),
-                "output.tokens": tokens.expand(len(mine), -1, -1),
-                "output.directed": torch.stack([directed[i] for i in mine]),
+                "output.directions": torch.stack([directions[i] for i in places]),
+                "output.tokens": tokens.expand(len(places), -1, -1),
+                "output.directed": torch.stack([directed[i] for i in places]),
             }
             leading = quantities["output.directions"].shape[:-1]
             values = [self.value(name, quantities, leading) for name in self._cones]
-            add_values([owners[i].layer for i in mine], "head", self._cones, torch.stack(values, 1))
+            add_values([owners[i].layer for i in places], "head", self._cones, torch.stack(values, 1))
 
     def settle(self) -> None:
         self._batches.flush()
@@ -251,20 +251,20 @@ class RoleMoments(Collector):
     ) -> dict[str, list[tuple[list[int], Tensor]]]:
         """Eigenvalue metrics, and top subspaces [L, H, D, r] by role; one decomposition per head size."""
         #: size of heads -> roles and layers, and [L, h, D, D]
-        found: dict[int, list[tuple[list[tuple[str, list[int]]], Tensor]]] = {}
+        by_size: dict[int, list[tuple[list[tuple[str, list[int]]], Tensor]]] = {}
         for entries in self._alike(stack):
             flat = [(role, index) for role, indices in entries for index in indices]
             layers, roles = [stack.layers[index] for _, index in flat], [role for role, _ in flat]
             covariance, broken = covariances(layers, roles)
             stack.add_broken([index for _, index in flat], broken)
-            found.setdefault(covariance.shape[-1], []).append((entries, covariance.float()))
+            by_size.setdefault(covariance.shape[-1], []).append((entries, covariance.float()))
         for indices, covariance in outputs:
-            found.setdefault(covariance.shape[-1], []).append(([("output", indices)], covariance))
+            by_size.setdefault(covariance.shape[-1], []).append(([("output", indices)], covariance))
         bases: dict[str, list[tuple[list[int], Tensor]]] = {}
-        if not found:
+        if not by_size:
             return bases
-        rank = max(1, min(stack.rank, min(found) // 2))
-        for groups in found.values():
+        rank = max(1, min(stack.rank, min(by_size) // 2))
+        for groups in by_size.values():
             values, vectors = principal_subspace(torch.cat([c.flatten(0, 1) for _, c in groups]), rank)
             # all roles at once
             metrics = {spec_of(name).name: name for name in self._spectral}
