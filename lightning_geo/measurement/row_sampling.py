@@ -45,7 +45,7 @@ def draw_rows(
     if queries <= size:
         return None
     generator = torch.Generator().manual_seed(zlib.crc32(seed.encode()))
-    order = torch.rand(batch, queries, generator=generator).to(device)
+    order = torch.rand(batch, queries, generator=generator).to(device, non_blocking=True)
     real = torch.full((batch,), queries, device=device)
     if query_mask is not None:
         order = order + ~query_mask  # padding last

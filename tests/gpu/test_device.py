@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import BertConfig, BertModel
 
 from kernels import test_vectors as vectors
 from kernels.cases import CASES, problem_of
@@ -23,6 +24,10 @@ from lightning_geo.kernels import MOMENTS, STREAM, AttentionProblem, AttentionSt
 from lightning_geo.kernels.reference import reference
 from lightning_geo.kernels.triton import attention, missing, unsupported
 from lightning_geo.kernels.triton import vectors as vectors_on_triton
+from lightning_geo.measurement.sample import Measurement
+from lightning_geo.metrics.selection import compares_samples, select
+from lightning_geo.observe import Tap
+from lightning_geo.observe.replay.undisturbed import undisturbed
 
 _reason = missing(torch.device("cuda")) if torch.cuda.is_available() else "no CUDA device"
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(_reason is not None, reason=str(_reason))]
@@ -133,6 +138,33 @@ for name in ("causal_long", "several_masks", "mask_full", "special_tokens_groupe
     attention(moved(rounded(name, torch.bfloat16), "cuda"))
 torch.cuda.synchronize()
 """
+
+
+@pytest.mark.parametrize("max_queries", [None, 8])
+def test_observing_never_waits_for_the_device(max_queries: int | None) -> None:
+    config = BertConfig(
+        vocab_size=60, hidden_size=48, intermediate_size=96, num_hidden_layers=3, num_attention_heads=12
+    )
+    model = BertModel(config, add_pooling_layer=False).eval().cuda()
+    real = torch.arange(16) < torch.tensor([[9], [16]])
+    batch = {"input_ids": torch.randint(1, 60, (2, 16)).cuda(), "attention_mask": real.long().cuda()}
+    names = tuple(name for name in select() if not compares_samples(name))
+    tap = Tap(model, (1, 2))
+
+    def observe() -> Measurement:
+        measurement = Measurement({"": tap}, names, max_queries=max_queries)
+        with undisturbed(model), measurement.observe():
+            model(**batch)
+        assert not measurement.failures
+        return measurement
+
+    observe().compute()  # compiles the kernels
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        observe()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_the_sanitizer_finds_nothing() -> None:

@@ -232,4 +232,5 @@ def special_tokens_of(
 
 
 def _special(tokens: Tensor, ids: tuple[int, ...]) -> Tensor:
-    return torch.isin(tokens, torch.tensor(ids, device=tokens.device))
+    # without waiting for the device, which a blocking copy does
+    return torch.isin(tokens, torch.tensor(ids).to(tokens.device, non_blocking=True))
