@@ -7,6 +7,8 @@ import zlib
 import torch
 from torch import Tensor
 
+from lightning_geo.utils.device_copy import without_waiting
+
 __all__ = ["RowSample", "draw_rows", "variance_of_mean"]
 
 
@@ -45,7 +47,7 @@ def draw_rows(
     if queries <= size:
         return None
     generator = torch.Generator().manual_seed(zlib.crc32(seed.encode()))
-    order = torch.rand(batch, queries, generator=generator).to(device, non_blocking=True)
+    order = without_waiting(torch.rand(batch, queries, generator=generator), device)
     real = torch.full((batch,), queries, device=device)
     if query_mask is not None:
         order = order + ~query_mask  # padding last

@@ -19,8 +19,8 @@ from lightning_geo.kernels.precision import is_finite
 
 __all__ = ["LayerSums", "add_maximum", "add_moments", "add_values", "covariances", "settle_values"]
 
-#: Values of a layer that wait to be added up; more would hold memory for every call of a long sample.
-_WAITING_VALUES = 1 << 17
+#: Groups of a layer, and values in them, that wait to be added up: a long sample has many calls.
+_WAITING, _WAITING_VALUES = 64, 1 << 17
 
 
 class _Values(NamedTuple):
@@ -94,7 +94,8 @@ def add_values(
     for i, layer in enumerate(layers):
         layer.names[group] = names
         layer.waiting.append(_Values(group, values[i], None if variances is None else variances[i]))
-        if sum(entry.values.numel() for entry in layer.waiting) > _WAITING_VALUES:
+        waiting = sum(entry.values.numel() for entry in layer.waiting)
+        if waiting > _WAITING_VALUES or len(layer.waiting) > _WAITING:
             settle_values([layer])
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_geo.observe.spans import Spans
+from lightning_geo.utils.device_copy import without_waiting
 
 __all__ = ["Bucket", "Packing", "Portion"]
 
@@ -45,8 +46,8 @@ class _Places:
         steps = torch.arange(int(lengths.max()))
         index = starts[:, None] + torch.minimum(steps, lengths[:, None] - 1)
         equal = bool((lengths == lengths[0]).all())
-        real = None if equal else (steps < lengths[:, None]).to(device, non_blocking=True)
-        return cls(index.to(device, non_blocking=True), real)
+        real = None if equal else without_waiting(steps < lengths[:, None], device)
+        return cls(without_waiting(index, device), real)
 
     def take(self, x: Tensor) -> Tensor:
         """``[B, N, ...]`` to ``[documents, longest, ...]``."""

@@ -87,6 +87,7 @@ def attention_launches(capability: int, width: int, dtype: torch.dtype, kind: st
         (90, 80, torch.bfloat16, "padded"),
         (90, 64, torch.float32, "causal"),
         (80, 128, torch.float32, "dense"),
+        (86, 64, torch.float32, "bias"),
         (86, 64, torch.bfloat16, "padded"),
     ],
     ids=str,

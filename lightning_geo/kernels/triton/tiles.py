@@ -30,7 +30,8 @@ def tiles_for(
 ) -> Tiles:
     """Look up tiles that fit into any device's shared memory, 99 KiB, or 227 KiB on a Hopper in float32.
 
-    They spill no registers, but for the rows of float32 vectors of more than 128 features.
+    They spill no registers in half precision. In float32 some do: rows of more than 128 features, and on a
+    Hopper masks that differ between rows, or 128 features with any mask or special tokens.
 
     Args:
         width: The head dimension, rounded up to a power of two.
@@ -42,7 +43,7 @@ def tiles_for(
     # wgmma has four warps share a tile's rows; older tensor cores do so only where rows outnumber columns
     hopper = capability[0] in (9, 10)
     if dtype == torch.float32:
-        return _float32_tiles(width, hopper, hungry)
+        return _float32_tiles(width, hopper, hungry, dense)
     if not hopper:
         rows = Tile(128, 32, stages=3 if width <= 64 else 2)
     elif width > 128:
@@ -56,9 +57,9 @@ def tiles_for(
     return Tiles(rows, Tile(64, 64 if dense or width > 128 else 128, stages=2))
 
 
-def _float32_tiles(width: int, hopper: bool, hungry: bool) -> Tiles:
+def _float32_tiles(width: int, hopper: bool, hungry: bool, dense: bool) -> Tiles:
     if width > 128:
         return Tiles(Tile(16, 32, stages=2), Tile(32, 16, warps=8, stages=2))
-    if width > 64 and not hopper:
+    if not hopper and (dense or width > 64):
         return Tiles(Tile(64, 16, stages=2), Tile(64, 16, stages=2))
     return Tiles(Tile(64, 32, stages=2), Tile(64, 64 if hopper and not hungry else 32, stages=2))

@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_geo.observe.call import AttentionCall
 from lightning_geo.observe.evidence.masks import MaskReader, rows_of, visible, with_hidden
 from lightning_geo.observe.layers.frame import Frame
+from lightning_geo.utils.device_copy import without_waiting
 
 __all__ = ["keys_by_masks", "set_token_masks", "special_tokens_of", "tokens_from_arguments"]
 
@@ -232,5 +233,4 @@ def special_tokens_of(
 
 
 def _special(tokens: Tensor, ids: tuple[int, ...]) -> Tensor:
-    # without waiting for the device, which a blocking copy does
-    return torch.isin(tokens, torch.tensor(ids).to(tokens.device, non_blocking=True))
+    return torch.isin(tokens, without_waiting(torch.tensor(ids), tokens.device))
