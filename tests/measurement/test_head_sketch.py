@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -140,6 +140,9 @@ def test_a_sample_agrees_with_the_definition(
 ) -> None:
     x = kind(drawing(seed), n)
     x[:, 1] = 3 * x[:, 0].flip(-1)  # twins up to a rotation
+    spread = x.double().var(0, correction=0).sum(-1).sqrt()
+    # rounding hides the spread of a few tokens that lie close together; such a head has no value, see below
+    assume((spread > 1e-5 * x.double().mean(0).norm(dim=-1)).all())
     parts = []
     for start, end in itertools.pairwise(sorted({0, n, *(cut for cut in cuts if cut < n)})):
         part, mask = x[None, start:end], None
