@@ -12,10 +12,12 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from playwright.sync_api import Browser, Error, Playwright, sync_playwright
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Playwright
 
 #: Path of the browser to use, before any other; Karma and most CI images know the name.
 BROWSER_VARIABLE = "CHROME_BIN"
@@ -51,6 +53,8 @@ def browser_paths() -> list[str | None]:
 
 def launch_browser(playwright: Playwright) -> Browser | None:
     """Start the first browser that is installed, or return ``None`` where none is."""
+    from playwright.sync_api import Error
+
     for path in browser_paths():
         if path is None or os.access(path, os.X_OK):
             try:
@@ -85,6 +89,10 @@ def missing(program: str) -> str | None:
     """Return what to install for ``"browser"`` or ``"node"``, or ``None`` where it is there."""
     if program == "node":
         return None if node_path() else NO_NODE
+    try:  # a machine with a GPU need not have it
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        return NO_BROWSER
     with sync_playwright() as playwright:
         browser = launch_browser(playwright)
         if browser is None:

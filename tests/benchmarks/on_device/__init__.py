@@ -1,0 +1,1 @@
+"""What ``on_gpu.py`` measures on a CUDA device: one stage a file."""
