@@ -6,6 +6,7 @@ launches. Tensors that are large by themselves are not gathered: copying them wo
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,9 +17,12 @@ from lightning_geo.utils._torch import version_of
 
 __all__ = ["LayerBatches"]
 
-#: Bytes to gather before they are computed: on a CPU what stays in its caches, on a GPU what nobody misses.
+#: Bytes to gather before they are computed: on a CPU, what stays in its caches.
 _LIMIT = {"cpu": 1 << 21}
 _LIMIT_ELSEWHERE = 1 << 24
+
+#: A GPU copies fast and launches slowly: it gathers this share of its memory.
+_SHARE_OF_CUDA = 512
 
 #: Most owners of one batch, however small their tensors are.
 _OWNERS = 64
@@ -53,7 +57,7 @@ class LayerBatches:
         """
         size = sum(x.numel() * _wide(x.dtype).itemsize for x in tensors.values())
         device = next(iter(tensors.values())).device
-        capacity = _LIMIT.get(device.type, _LIMIT_ELSEWHERE) // max(size, 1)
+        capacity = _limit(device) // max(size, 1)
         with torch.no_grad():
             if capacity < 2:
                 single = {name: x.unsqueeze(self._axis) for name, x in tensors.items()}
@@ -105,6 +109,19 @@ class _Batch:
         for name, x in tensors.items():
             self.tensors[name].select(self._axis, len(self.owners)).copy_(x)
         self.owners.append(owner)
+
+
+@functools.cache
+def _memory(device: torch.device) -> int:
+    """Bytes that a CUDA device has."""
+    return torch.cuda.get_device_properties(device).total_memory
+
+
+def _limit(device: torch.device) -> int:
+    """Bytes to gather on a device before they are computed."""
+    if device.type == "cuda":
+        return _memory(device) // _SHARE_OF_CUDA
+    return _LIMIT.get(device.type, _LIMIT_ELSEWHERE)
 
 
 def _version(x: Tensor | None) -> int:

@@ -30,13 +30,13 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self._seconds = 0.0
-        self._stretches: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._stretches: list[tuple[torch.Event, torch.Event]] = []
 
-    def start(self) -> torch.cuda.Event | float:
+    def start(self) -> torch.Event | float:
         """Begin a stretch; what is returned ends it."""
         return _mark() if torch.cuda.is_initialized() else time.perf_counter()
 
-    def stop(self, started: torch.cuda.Event | float) -> None:
+    def stop(self, started: torch.Event | float) -> None:
         """End a stretch."""
         if isinstance(started, float):
             self._seconds += time.perf_counter() - started
@@ -53,7 +53,8 @@ class Stopwatch:
         return self._seconds
 
 
-def _mark() -> torch.cuda.Event:
-    event = torch.cuda.Event(enable_timing=True)
+def _mark() -> torch.Event:
+    # its C++ finds the current stream: in Python that took most of a mark's time, a fifth of observing BERT
+    event = torch.Event("cuda", enable_timing=True)
     event.record()
     return event

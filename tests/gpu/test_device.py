@@ -30,6 +30,7 @@ from lightning_geo.measurement.sample import Measurement
 from lightning_geo.metrics.selection import compares_samples, select
 from lightning_geo.observe import Tap
 from lightning_geo.observe.replay.undisturbed import undisturbed
+from lightning_geo.utils.device_time import Stopwatch
 
 _reason = missing(torch.device("cuda")) if torch.cuda.is_available() else "no CUDA device"
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(_reason is not None, reason=str(_reason))]
@@ -179,6 +180,23 @@ def test_observing_never_waits_for_the_device(max_queries: int | None) -> None:
     observe().compute()  # compiles the kernels
     assert waits(torch.ones(1, device="cuda").item)
     assert waits(observe) == waits(forward)
+
+
+def test_a_stopwatch_counts_its_stretches_alone() -> None:
+    watch, cycles = Stopwatch(), 20_000_000
+
+    def seconds(own: int) -> float:
+        torch.cuda._sleep(cycles)  # of training
+        started = watch.start()
+        torch.cuda._sleep(own)
+        watch.stop(started)
+        before = watch.seconds
+        torch.cuda.synchronize()
+        return before
+
+    first = seconds(cycles)
+    assert 0.005 < first < 0.05
+    assert seconds(3 * cycles) / first == pytest.approx(4, rel=0.2)
 
 
 def test_the_sanitizer_finds_nothing() -> None:

@@ -22,7 +22,7 @@ class Device:
         monkeypatch.setattr(clock.time, "perf_counter", lambda: self.now)
         monkeypatch.setattr(torch.accelerator, "synchronize", self.wait)
         monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-        monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing: Mark(self))
+        monkeypatch.setattr(torch, "Event", lambda device, enable_timing: Mark(self))
 
     def wait(self, device: Any = None) -> None:
         self.now, self.queued = self.now + self.queued, 0.0
