@@ -36,10 +36,13 @@ class OwnWork:
         busy, self.busy, started = self.busy, True, self.stopwatch.start()
         try:
             with contextlib.ExitStack() as stack:
-                stack.enter_context(torch.no_grad())
                 stack.enter_context(without_function_modes())
+                # at a thousand calls a sample, entering what is already so would cost a tenth of its time
+                if torch.is_grad_enabled():
+                    stack.enter_context(torch.no_grad())
                 for device in self._devices:
-                    stack.enter_context(torch.autocast(device, enabled=False))
+                    if torch.is_autocast_enabled(device):
+                        stack.enter_context(torch.autocast(device, enabled=False))
                 yield
         finally:
             self.busy = busy
