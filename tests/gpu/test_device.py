@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
 from kernels import test_vectors as vectors
@@ -165,6 +166,35 @@ def test_observing_never_waits_for_the_device(max_queries: int | None) -> None:
         observe()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+class _Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads = 4
+        self.project = nn.Linear(64, 192)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (part.unflatten(-1, (4, 16)).transpose(1, 2) for part in self.project(x).chunk(3, -1))
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def test_a_graph_that_is_captured_while_a_sample_is_taken_stays_the_models_own() -> None:
+    model, x = _Attention().cuda(), torch.randn(2, 24, 64, device="cuda")
+    measurement = Measurement({"": Tap(model)}, select("entropy"))
+    graph = torch.cuda.CUDAGraph()
+    with torch.no_grad(), measurement.observe():
+        expected = model(x)
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph):
+            result = model(x)
+    result.zero_()
+    graph.replay()
+    torch.testing.assert_close(result, expected)
+    assert not measurement.failures
+    assert (measurement.coverage.seen, measurement.coverage.measured) == (2, 1)
+    assert "CUDA graph" in measurement.reasons
+    assert measurement.compute().stacks
 
 
 def test_the_sanitizer_finds_nothing() -> None:

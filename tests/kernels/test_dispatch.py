@@ -67,6 +67,14 @@ def test_another_run_tries_again(failing, tmp_path):
         assert len(failing) == count
 
 
+def test_a_failure_in_the_capture_of_a_graph_rules_nothing_out(failing, monkeypatch):
+    problem = problem_of(CASES["plain"]())
+    monkeypatch.setattr(kernels, "is_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match="no kernel image"):
+        kernels._run("attention", "auto", OnDevice(), problem)
+    assert not kernels._FAILED
+
+
 def test_a_backend_that_is_asked_for_by_name_may_say_what_is_wrong(failing):
     with pytest.raises(RuntimeError, match="no kernel image"):
         kernels.attention(problem_of(CASES["plain"]()), "triton")
