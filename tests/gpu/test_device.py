@@ -120,6 +120,26 @@ def test_vectors_agree_with_the_oracle(name: str) -> None:
     vectors.assert_agree(got, expected, 1e-4)
 
 
+@pytest.mark.parametrize("name", vectors.WIDE)
+def test_the_scatter_of_wide_vectors_keeps_its_digits(name: str) -> None:
+    x, mask = vectors.WIDE[name]()
+    there, where = x.cuda(), None if mask is None else mask.cuda()
+    assert vectors_on_triton.unsupported("head_moments", there, where, frozenset({"scatter"})) is None
+    got = kernels.head_moments(there, where, frozenset({"scatter"}), "triton")
+    vectors.assert_scatter_agrees(got, x, mask)
+    again = kernels.head_moments(there, where, frozenset({"scatter"}), "triton")
+    assert torch.equal(got.scatter, again.scatter)
+
+
+def test_the_scatter_of_as_many_tokens_as_a_layer_has() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(32, 1, 512, 768, generator=generator) + 3.0 * torch.randn(768, generator=generator)
+    mask = torch.arange(512) >= torch.randint(0, 400, (32, 1), generator=generator)  # padding comes first
+    x = x.bfloat16()
+    got = kernels.head_moments(x.cuda(), mask.cuda(), frozenset({"scatter"}), "triton")
+    vectors.assert_scatter_agrees(got, x, mask)
+
+
 def test_positions_are_exact_in_long_rows() -> None:
     keys = 70_000
     query, key = torch.full((1, 1, 1, 16), 5.0), torch.zeros(1, 1, keys, 16)

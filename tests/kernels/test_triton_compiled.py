@@ -12,7 +12,7 @@ import torch
 from lightning_geo.kernels import MOMENTS, STREAM
 from lightning_geo.kernels.triton import Launch, launches
 from lightning_geo.kernels.triton.tiles import Tile, Tiles
-from lightning_geo.kernels.triton.vectors import moments_launch, stream_launch
+from lightning_geo.kernels.triton.vectors import gram_launch, moments_launch, stream_launch
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed: it is for Linux only", allow_module_level=True)
@@ -147,6 +147,27 @@ def test_moments_kernel(width: int) -> None:
     assert assembly.spills == 0
     assert assembly.shared <= LEAST_SHARED
     assert assembly.count("HMMA", "HGMMA")
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype"),
+    [(90, torch.bfloat16)]
+    if VERSION == OLDEST
+    else [(90, torch.bfloat16), (80, torch.float16), (80, torch.float32)],
+    ids=str,
+)
+def test_gram_kernel(capability: int, dtype: torch.dtype) -> None:
+    """Second moments are multiplied by tensor cores, whatever the type: 4 or 6 bfloat16 products a number."""
+    x = torch.empty(4, 1, TOKENS, 768, dtype=dtype, device="meta")
+    launch, _ = gram_launch(x, x[:, 0, :, 0] > 0, divmod(capability, 10))
+    assembly = compiled(launch, capability)
+    assert assembly.spills == 0
+    assert assembly.shared <= LEAST_SHARED
+    (loop,) = assembly.main_loops
+    assert loop.count("HGMMA" if capability == 90 else "HMMA")
+    threads = 32 * launch.options["num_warps"]
+    numbers = launch.constants["BLOCK"] ** 2 * launch.constants["ROWS"] / threads
+    assert loop.length / numbers < (0.32 if capability == 90 else 1.15)
 
 
 @later

@@ -15,7 +15,15 @@ from lightning_geo.kernels.blocks import BlockRule
 from lightning_geo.kernels.problem import AttentionProblem, AttentionStatistics
 from lightning_geo.kernels.triton.constants import Dots, Planes
 from lightning_geo.kernels.triton.inputs import Inputs
-from lightning_geo.kernels.triton.launch import DTYPES, Launch, interpreted, missing, on_device, strides
+from lightning_geo.kernels.triton.launch import (
+    DTYPES,
+    Launch,
+    capability_of,
+    interpreted,
+    missing,
+    on_device,
+    strides,
+)
 from lightning_geo.kernels.triton.masks import row_masks
 from lightning_geo.kernels.triton.tiles import Tile, Tiles, shared_memory
 
@@ -72,9 +80,8 @@ def attention(problem: AttentionProblem, tiles: Tiles | None = None) -> Attentio
         The statistics. Beside them, two float32 numbers per row are held if received mass is requested.
     """
     device = problem.query.device
-    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
     with torch.no_grad(), on_device(device):
-        todo, statistics = launches(problem, capability, tiles)
+        todo, statistics = launches(problem, capability_of(device), tiles)
         for launch in todo:
             launch.run()
     return statistics

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-__all__ = ["Tile", "Tiles", "shared_memory", "tiles_for"]
+__all__ = ["GramTile", "Tile", "Tiles", "gram_tile_for", "shared_memory", "tiles_for"]
 
 
 class Tile(NamedTuple):
@@ -22,6 +22,14 @@ class Tile(NamedTuple):
     warps: int = 4
     stages: int = 3
     shared: int = 99
+
+
+class GramTile(NamedTuple):
+    """Features along each side of a block of second moments, tokens it takes at once, warps that share it."""
+
+    features: int
+    tokens: int
+    warps: int
 
 
 class Tiles(NamedTuple):
@@ -61,6 +69,13 @@ def tiles_for(
     else:
         rows = Tile(64, 128, stages=2)
     return Tiles(rows, Tile(64, 64 if dense or width > 128 else 128, stages=2))
+
+
+def gram_tile_for(dtype: torch.dtype, capability: tuple[int, int]) -> GramTile:
+    """Look up the tile for second moments of wide vectors; it spills no registers."""
+    if dtype != torch.float32 and capability[0] in (9, 10):
+        return GramTile(128, 32, warps=8)
+    return GramTile(64, 32, warps=4)
 
 
 @functools.cache
