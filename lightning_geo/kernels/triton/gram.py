@@ -11,7 +11,7 @@ long as two (three) of TF32.
 import triton
 import triton.language as tl
 
-__all__ = ["gram_kernel"]
+__all__ = ["gram_kernel", "multiply", "split"]
 
 
 @triton.jit
@@ -36,7 +36,7 @@ def _is_real(token, total, mask, MASKED: tl.constexpr):
 
 
 @triton.jit
-def _part(values, UPCAST: tl.constexpr):
+def split(values, UPCAST: tl.constexpr):
     """Split off what bfloat16 holds of some values; returns it and the rest."""
     if UPCAST:  # the interpreter cuts off what bfloat16 rounds (Veltkamp's splitting rounds)
         scaled = values * 65537.0
@@ -59,21 +59,21 @@ def _shift(
     values = _load(_place(x, token, tokens, x_b, x_n), channel, x_d, real, D)
     mean = tl.sum(values, 0) / tl.maximum(tl.sum(real.to(tl.float32), 0), 1.0)
     if PARTS == 2:
-        mean, _ = _part(mean, UPCAST)
+        mean, _ = split(mean, UPCAST)
     return mean.to(tl.float32)
 
 
 @triton.jit
-def _product(left, right, PARTS: tl.constexpr, UPCAST: tl.constexpr):
+def multiply(left, right, PARTS: tl.constexpr, UPCAST: tl.constexpr):
     """Multiply [tokens, m] and [tokens, n] to [m, n], smallest products first."""
-    a, rest = _part(left, UPCAST)
-    other_a, other_rest = _part(right, UPCAST)
-    b, rest = _part(rest, UPCAST)
-    other_b, other_rest = _part(other_rest, UPCAST)
+    a, rest = split(left, UPCAST)
+    other_a, other_rest = split(right, UPCAST)
+    b, rest = split(rest, UPCAST)
+    other_b, other_rest = split(other_rest, UPCAST)
     product = tl.dot(tl.trans(b), other_b)
     if PARTS == 3:
-        c, rest = _part(rest, UPCAST)
-        other_c, other_rest = _part(other_rest, UPCAST)
+        c, rest = split(rest, UPCAST)
+        other_c, other_rest = split(other_rest, UPCAST)
         product = tl.dot(tl.trans(a), other_c, product)
         product = tl.dot(tl.trans(c), other_a, product)
     product = tl.dot(tl.trans(a), other_b, product)
@@ -120,7 +120,7 @@ def gram_kernel(
         kept += real.to(tl.float32)
         first += tl.sum(left, 0)
         # tensor cores cut off what they add: their sums stay short
-        second += _product(left, right, PARTS, UPCAST)
+        second += multiply(left, right, PARTS, UPCAST)
 
     at = program.to(tl.int64)
     there = (channel < D)[:, None] & (other < D)[None, :]

@@ -210,6 +210,8 @@ def moments_launch(
             "NORM": norm is not None,
             "DIRECTIONS": directions,
             "SCATTER": scatter,
+            "PARTS": 3 if x.dtype == torch.float32 else 2,
+            "UPCAST": interpreted(),
         },
         {"num_warps": 8 if scatter and block > 64 else 4, "num_stages": 2, "enable_fp_fusion": True},
     )
