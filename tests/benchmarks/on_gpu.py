@@ -225,6 +225,13 @@ def of_vectors(bench: Bench, batch: int, tokens: int) -> None:
                     return kernels.head_moments(x, None, frozenset(wanted), "triton")
 
                 yield line(f"heads' {', '.join(wanted)}, D {width}", run, x, out, 1)
+        for dtype in (torch.bfloat16, torch.float32):
+            x = torch.randn(batch, 1, tokens, 768, device=bench.device).to(dtype)
+
+            def run(x: Tensor = x) -> object:
+                return kernels.head_moments(x, None, frozenset({"scatter"}), "triton")
+
+            yield line(f"scatter of all heads, d 768, {dtype}", run, x, torch.empty_like(x), 1)
 
     def line(name: str, run: Callable[[], object], x: Tensor, out: Tensor, reads: int) -> Iterable[object]:
         copy, ours = bench.times(lambda: out.copy_(x), run)
