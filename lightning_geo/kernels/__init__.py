@@ -18,6 +18,7 @@ from lightning_geo.kernels.blocks import BlockRule, mask_rows
 from lightning_geo.kernels.masks import HIDDEN_BELOW
 from lightning_geo.kernels.problem import STATISTICS, AttentionProblem, AttentionStatistics
 from lightning_geo.kernels.vectors import MOMENTS, STREAM, HeadMoments, StreamStatistics, sum_directions
+from lightning_geo.utils.cuda_graphs import is_capturing
 from lightning_geo.utils.shapes import Bool, Float
 
 __all__ = [
@@ -112,7 +113,7 @@ def _run(operation: str, backend: str, device: torch.device, *arguments: object)
     The debug log names the backend and the reason for a fallback. A kernel picked by ``"auto"`` may still
     fail, on a device or with a compiler that was never tried: one warning is logged, ``chunked`` computes the
     result, and calls of the same operation, dtype, width and device skip the backend from then on. A kernel
-    requested by name raises.
+    requested by name raises, and so does one whose call is captured into a CUDA graph.
     """
     picked = ("triton" if device.type == "cuda" else "chunked") if backend == "auto" else backend
     function, reason = _function(operation, picked, *arguments)
@@ -123,7 +124,8 @@ def _run(operation: str, backend: str, device: torch.device, *arguments: object)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            if backend != "auto" or picked == "chunked":
+            # a kernel that fails while a CUDA graph is captured may well run outside of it
+            if backend != "auto" or picked == "chunked" or is_capturing():
                 raise
             attempt = _attempt(operation, picked, arguments[0])
             reason = _FAILED[attempt] = f"{type(error).__name__}: {error}"

@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_geo.measurement.derived import Bases, DerivedStack, to_host
+from lightning_geo.measurement.row_sampling import is_mean_over_rows
 from lightning_geo.measurement.sample_statistics import SampleStatistics
 from lightning_geo.metrics.foreign import FOREIGN
 from lightning_geo.metrics.registry import reads_of
+from lightning_geo.metrics.selection import is_standard_error
 from lightning_geo.observe import CallKey, LayerNumbering
 
 __all__ = ["Bases", "Computed", "compute"]
@@ -44,6 +46,14 @@ class Computed:
         self.structure.update(other.structure)
         self.broken.update(other.broken)
         self.failures = {**other.failures, **self.failures}
+
+    def drop_by_draw(self) -> None:
+        """Leave out errors where no rank drew rows, and where it did in all layers, what a draw lacks."""
+        for arrays in self.stacks.values():
+            for name, values in list(arrays.items()):
+                exact = is_standard_error(name) and not np.nan_to_num(values).any()
+                if exact or (np.isnan(values).all() and not is_mean_over_rows(name)):
+                    del arrays[name]
 
     def drop_absent(self) -> None:
         """Leave out importance without a loss, and foreign metrics that failed, in whatever model or rank."""
@@ -127,6 +137,8 @@ def compute(
         modules = result.structure[name]["modules"]
         result.broken.update({modules[index]: f"{name}/{index}" for index in layers})
     result.failures = sample.failures
+    if sample.draws_if_long:
+        result.drop_by_draw()
     result.drop_absent()
     return result
 

@@ -37,7 +37,7 @@ def measure(
 
     The model runs once, in eval mode and without gradient; its flags, buffers and the random number
     generators are as before when it returns. ``drift``, ``velocity`` and ``weight_drift`` are absent: they
-    compare samples.
+    compare samples. All query rows are measured, however long the sequences.
 
     Args:
         model: Any module that computes attention.

@@ -3,13 +3,53 @@
 from __future__ import annotations
 
 import zlib
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from lightning_geo.metrics.registry import reads_of
+from lightning_geo.metrics.selection import spec_of
 from lightning_geo.utils.device_copy import without_waiting
 
-__all__ = ["RowSample", "draw_rows", "variance_of_mean"]
+__all__ = [
+    "ESTIMATED",
+    "MaxQueries",
+    "RowSample",
+    "draw_rows",
+    "is_mean_over_rows",
+    "rows_to_draw",
+    "variance_of_mean",
+]
+
+#: How many query rows of a sequence to measure; None for all, ``"auto"`` for all unless there are many.
+MaxQueries = int | Literal["auto"] | None
+
+_LONG, _ROWS = 2048, 512
+
+#: Reason why long calls lack some metrics without a ``max_queries`` of the user's.
+ESTIMATED = (
+    f"its sequences have more than {_LONG:,} tokens, so that {_ROWS} random query rows of each are measured: "
+    "means over rows are estimates with standard errors (`entropy.stderr`), and `max_logit` and "
+    "`key_entropy` are absent. `max_queries=None` measures all rows"
+)
+
+
+def rows_to_draw(max_queries: MaxQueries, queries: int) -> int | None:
+    """How many of a sequence's query rows to draw; None to measure all.
+
+    Example:
+        >>> rows_to_draw("auto", 2048), rows_to_draw("auto", 2049), rows_to_draw(64, 2049)
+        (None, 512, 64)
+    """
+    if max_queries == "auto":
+        return _ROWS if queries > _LONG else None
+    return max_queries
+
+
+def is_mean_over_rows(name: str) -> bool:
+    """Whether some rows can stand for all in a metric of attention rows, by stored name."""
+    return spec_of(name).summary == "mean" and "received" not in reads_of(name)
 
 
 class RowSample:

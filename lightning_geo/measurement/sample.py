@@ -12,6 +12,7 @@ from lightning_geo.kernels.workspace import reuse_scratch
 from lightning_geo.measurement.assemble import Bases, Computed, compute
 from lightning_geo.measurement.chosen_layers import ChosenLayers, LayerChoice, no_match, not_measured
 from lightning_geo.measurement.rank_reduction import Merged, reduce_over_ranks
+from lightning_geo.measurement.row_sampling import ESTIMATED, MaxQueries
 from lightning_geo.measurement.sample_statistics import SampleStatistics
 from lightning_geo.measurement.training_importance import TrainingGradients
 from lightning_geo.observe import UNOBSERVED, CallKey, Coverage, LayerNumbering, Tap, number_layers
@@ -29,7 +30,7 @@ class Measurement:
         metrics: Stored names, as :func:`lightning_geo.metrics.selection.select` returns them.
         layers: Layer indices, or a regular expression on the paths of attention modules.
         rank: Dimensions of the subspaces.
-        max_queries: Query rows to measure per sequence, drawn at random; None for all of them.
+        max_queries: See :class:`.AttentionRows`.
         start: Weights at the run's start by model, see :class:`.SampleStatistics`.
         known: By model, whether earlier samples have reported a call, see :class:`.ChosenLayers`; filled in.
     """
@@ -40,7 +41,7 @@ class Measurement:
         metrics: tuple[str, ...],
         layers: LayerChoice = None,
         rank: int = 8,
-        max_queries: int | None = None,
+        max_queries: MaxQueries = None,
         start: dict[str, dict[str, dict[str, Tensor]]] | None = None,
         known: dict[str, dict[CallKey, bool]] | None = None,
     ) -> None:
@@ -143,6 +144,9 @@ class Measurement:
                 for reason, modules in own.left_out.items()
             }
             merged.merge(Coverage(own.seen, own.measured, named))
+        for name, statistics in self._statistics.items():
+            for path in statistics.estimated:
+                merged.leave_out(self._named(name, path), ESTIMATED)
         for module in self.unobserved:  # seen to run, though nothing in it could be seen
             merged.seen += 1
             merged.leave_out(module, UNOBSERVED)

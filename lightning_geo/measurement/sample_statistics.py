@@ -16,6 +16,7 @@ from lightning_geo.measurement.collectors.score_pairs import ScorePairs
 from lightning_geo.measurement.collectors.stream import Stream
 from lightning_geo.measurement.collectors.weights import Weights
 from lightning_geo.measurement.foreign_collector import ForeignCollector
+from lightning_geo.measurement.row_sampling import MaxQueries
 from lightning_geo.measurement.sums import LayerSums, settle_values
 from lightning_geo.metrics.foreign import FOREIGN
 from lightning_geo.metrics.registry import reads_of
@@ -35,7 +36,7 @@ class SampleStatistics:
 
     Args:
         metrics: Stored names to measure.
-        max_queries: Query rows to measure per sequence, drawn at random; None for all of them.
+        max_queries: See :class:`.AttentionRows`.
         seed: Which ones, beside the number of the call, its module and this process's rank.
         start: Weights at the run's start, by attention module and role; what is missing is filled in.
         asked: Which calls to measure; of the others only their keys are kept, which number the layers.
@@ -47,7 +48,7 @@ class SampleStatistics:
     def __init__(
         self,
         metrics: Iterable[str],
-        max_queries: int | None = None,
+        max_queries: MaxQueries = None,
         seed: str = "",
         start: dict[str, dict[str, Tensor]] | None = None,
         asked: Callable[[CallKey], bool] = lambda key: True,
@@ -61,8 +62,11 @@ class SampleStatistics:
         start = {} if start is None else start
         self._scores = ScorePairs(named[ScorePairs])
         self._importance = Importance(named[Importance])
+        self._rows = AttentionRows(named[AttentionRows], max_queries, seed)
+        #: whether rows are drawn of long sequences alone
+        self.draws_if_long = max_queries == "auto"
         every: list[Collector] = [
-            AttentionRows(named[AttentionRows], max_queries, seed),
+            self._rows,
             RoleMoments(named[RoleMoments], seed),
             Stream(named[Stream]),
             Weights(named[Weights], start),
@@ -77,6 +81,11 @@ class SampleStatistics:
         )
         #: returns the gradient hook of an attention call; None where no gradient is needed
         self.gradient_hook: Callable[[CallKey, AttentionCall], HeadGradientHook] | None = None
+
+    @property
+    def estimated(self) -> list[str]:
+        """Paths of the modules of which some rows stand for all, although nobody limited them."""
+        return list(self._rows.estimated)
 
     def attention(self, key: CallKey, call: AttentionCall) -> HeadGradientHook | None:
         """Measure one attention call, and return the hook for its training gradient, if any."""

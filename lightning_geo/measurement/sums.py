@@ -17,7 +17,15 @@ from torch import Tensor
 from lightning_geo.functional._tensors import exact_dtype
 from lightning_geo.kernels.precision import is_finite
 
-__all__ = ["LayerSums", "add_maximum", "add_moments", "add_values", "covariances", "settle_values"]
+__all__ = [
+    "LayerSums",
+    "add_maximum",
+    "add_moments",
+    "add_values",
+    "covariances",
+    "settle_values",
+    "void_values",
+]
 
 #: Groups of a layer, and values in them, that wait to be added up: a long sample has many calls.
 _WAITING, _WAITING_VALUES = 64, 1 << 17
@@ -51,8 +59,14 @@ class LayerSums:
     heads: int = 0
 
     def add(self, name: str, value: Tensor) -> None:
-        """Add to a sum."""
+        """Add to a sum; variances that one of the two lacks are 0."""
         value = value.to(exact_dtype(value))
+        known = self.sums.get(name)
+        if known is not None and known.shape[:1] != value.shape[:1]:
+            short, long = sorted((known, value), key=len)
+            self.sums[name] = long.clone()
+            self.sums[name][: len(short)] += short
+            return
         self.sums[name] = self.sums[name] + value if name in self.sums else value
 
     def void(self, metrics: Collection[str]) -> None:
@@ -88,8 +102,7 @@ def add_values(
     """
     if not names:
         return
-    # calls of one layer may have different metrics: sums of other names must not be added up
-    group = f"{group}({' '.join(names)})"
+    group = _named(group, names)
     values = values.detach()
     for i, layer in enumerate(layers):
         layer.names[group] = names
@@ -97,6 +110,29 @@ def add_values(
         waiting = sum(entry.values.numel() for entry in layer.waiting)
         if waiting > _WAITING_VALUES or len(layer.waiting) > _WAITING:
             settle_values([layer])
+
+
+def void_values(
+    layer: LayerSums, group: str, names: tuple[str, ...], shape: tuple[int, ...], like: Tensor
+) -> None:
+    """Let metrics that are kept by value have none in this sample, whatever other calls and ranks add.
+
+    Args:
+        layer: The layer.
+        group: As for :func:`add_values`.
+        names: Of the P metrics.
+        shape: Of one sequence's value.
+        like: Gives the device.
+    """
+    if names:
+        layer.names[_named(group, names)] = names
+        parts = like.new_full((2, len(names), *shape), torch.nan, dtype=torch.float32)
+        layer.add(_named(group, names), parts)
+
+
+def _named(group: str, names: tuple[str, ...]) -> str:
+    # calls of one layer may have different metrics: sums of other names must not be added up
+    return f"{group}({' '.join(names)})"
 
 
 def settle_values(layers: Iterable[LayerSums]) -> None:

@@ -19,6 +19,7 @@ from lightning_geo.observe.replay.call_hooks import on_call
 from lightning_geo.observe.replay.torch_compile import compiles_attention
 from lightning_geo.observe.replay.undisturbed import Call, RandomState, has_fast_path
 from lightning_geo.observe.training_calls import begins_training
+from lightning_geo.utils.cuda_graphs import CaptureError, is_capturing
 from lightning_geo.utils.device_time import seconds_on
 from lightning_geo.utils.errors import let_go
 
@@ -95,6 +96,8 @@ class BatchObservation:
     def _shadow(self, name: str) -> Callable[..., None]:
         def keep(args: tuple[object, ...], kwargs: dict[str, object]) -> None:
             try:
+                if is_capturing():
+                    raise CaptureError
                 if not begins_training():
                     if self._sample.measurement is not None:
                         self._sample.measurement.pass_over(name)

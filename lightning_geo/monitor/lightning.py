@@ -128,7 +128,9 @@ class GeometryMonitor(RunHooks):
             over rows are then estimates with standard errors (``record["entropy.stderr"]``; 1.96 of them
             cover the exact value in 95 of 100 draws). ``max_logit`` and ``key_entropy`` are absent, however
             short the sequences; everything else stays exact. The rows differ between calls, layers and ranks,
-            and are the same at every sample. ``None`` measures all.
+            and are the same at every sample. ``"auto"`` draws 512 rows of sequences above 2,048 tokens,
+            warns once and names the modules in ``record.coverage``, and measures all rows of shorter ones.
+            ``None`` measures all.
         weights_every_n_samples: Samples between those that also measure what needs the parameters alone
             (``weights``, the angles of ``projection``; default 10): weights move slowly. The first and the
             last sample always do.
@@ -230,7 +232,7 @@ class GeometryMonitor(RunHooks):
         module: str | None = None,
         baseline: str | os.PathLike[str] | None = None,
         special_token_ids: list[int] | None = None,
-        max_queries: int | None = None,
+        max_queries: int | Literal["auto"] | None = "auto",
         weights_every_n_samples: int = 10,
         importance_every_n_samples: int = 5,
         loss_fn: Callable[..., Any] | None = None,

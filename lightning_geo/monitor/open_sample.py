@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
+from lightning_geo.measurement.row_sampling import MaxQueries
 from lightning_geo.measurement.sample import LayerChoice, Measurement
 from lightning_geo.metrics.registry import reads_of
 from lightning_geo.monitor.observed_models import ObservedModels
@@ -24,11 +25,11 @@ class OpenSample:
         observed: The models that are measured.
         layers: See :class:`~lightning_geo.measurement.sample.Measurement`.
         rank: Dimensions of the subspaces.
-        max_queries: Query rows to measure per sequence; None for all.
+        max_queries: See :class:`.AttentionRows`.
     """
 
     def __init__(
-        self, observed: ObservedModels, layers: LayerChoice, rank: int, max_queries: int | None
+        self, observed: ObservedModels, layers: LayerChoice, rank: int, max_queries: MaxQueries
     ) -> None:
         self._observed = observed
         self._settings = (layers, rank, max_queries)

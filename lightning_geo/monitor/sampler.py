@@ -11,6 +11,7 @@ from lightning_geo.kernels import retry_failed
 from lightning_geo.measurement.assemble import Bases, Computed
 from lightning_geo.measurement.importance import LossFunction, NoImportanceError
 from lightning_geo.measurement.rank_reduction import Merged, reduce_over_ranks
+from lightning_geo.measurement.row_sampling import MaxQueries
 from lightning_geo.measurement.sample import LayerChoice, Measurement
 from lightning_geo.monitor.absence_warnings import (
     report_gaps,
@@ -42,7 +43,7 @@ class Sampler:
         layers: See :class:`~lightning_geo.measurement.sample.Measurement`.
         rank: Dimensions of the subspaces.
         special_token_ids: Input ids that count as special.
-        max_queries: Query rows to measure per sequence; None for all.
+        max_queries: See :class:`.AttentionRows`.
         loss_fn: Loss that ``importance`` refers to; None for the model's own.
         forward_context: The trainer's precision.
         warn_once: Where failures go.
@@ -55,7 +56,7 @@ class Sampler:
         layers: LayerChoice,
         rank: int,
         special_token_ids: Iterable[int] | None,
-        max_queries: int | None,
+        max_queries: MaxQueries,
         loss_fn: LossFunction | None,
         forward_context: Context,
         warn_once: WarnOnce,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_geo.loggers.tags import Level
+from lightning_geo.measurement.row_sampling import MaxQueries
 from lightning_geo.measurement.sample import LayerChoice
 from lightning_geo.metrics.foreign import FOREIGN, ForeignMetric
 from lightning_geo.metrics.selection import needs_probe, select, spec_of
@@ -37,7 +38,7 @@ class Settings:
     module: str | None
     baseline: str | os.PathLike[str] | None
     special_token_ids: list[int] | None
-    max_queries: int | None
+    max_queries: MaxQueries
     loss_fn: Callable[..., Any] | None
     scalars: Level
     strict: bool
@@ -65,9 +66,16 @@ class Settings:
         check_one_of("scalars", others["scalars"], ("model", "layer", "head"))
         for name in ("rank", "probe_size"):
             check_positive(name, others[name])
-        for name in ("probe_tokens", "max_queries"):
-            if others[name] is not None:
-                check_positive(name, others[name])
+        if others["probe_tokens"] is not None:
+            check_positive("probe_tokens", others["probe_tokens"])
+        limit = others["max_queries"]
+        if isinstance(limit, str) and limit != "auto":
+            raise ValueError(
+                'Expected `max_queries` to be an integer of at least 1, "auto" or None (all rows) but got '
+                f"{limit!r}."
+            )
+        if limit is not None and limit != "auto":
+            check_positive("max_queries", limit)
         check_token_ids(others["special_token_ids"])
         check_name(others["name"])
         clocks = SlowClocks(

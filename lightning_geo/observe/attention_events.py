@@ -203,7 +203,9 @@ class AttentionEvents:
     def leave_out(self, reason: str, name: str | None = None) -> None:
         """Count an attention call that cannot be measured."""
         self.coverage.seen += 1
-        self.coverage.leave_out(self.stack.frames[-1].name if name is None else name, reason)
+        if name is None:
+            name = self.stack.frames[-1].name if self.stack.frames else ""
+        self.coverage.leave_out(name, reason)
 
     def leave_out_scripted(self, root: str) -> None:
         """Count the attention of TorchScript modules inside one that starts, whether it runs or not.

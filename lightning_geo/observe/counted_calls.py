@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 
+from lightning_geo.observe.coverage import LeftOutError
 from lightning_geo.observe.replay.undisturbed import replay_depth
 from lightning_geo.observe.training_calls import begins_training
+from lightning_geo.utils.cuda_graphs import CaptureError, is_capturing
 
 __all__ = ["CountedCalls"]
 
@@ -51,12 +53,20 @@ class CountedCalls:
         Args:
             module: The module that starts.
             outermost: Whether no counted module is running.
+
+        Raises:
+            LeftOutError: If the call is captured into a CUDA graph; it is skipped.
         """
         if self._skipped:
             if module is self._skipped[0]:
                 self._skipped.append(module)
             return True
-        if not outermost or not self._training or begins_training():
+        if not outermost:
+            return False
+        if is_capturing():
+            self._skipped.append(module)
+            raise LeftOutError(str(CaptureError()))
+        if not self._training or begins_training():
             return False
         self._skipped.append(module)
         self.passed_over += 1

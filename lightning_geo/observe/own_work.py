@@ -10,6 +10,7 @@ from torch import nn
 
 from lightning_geo.observe.replay.undisturbed import device_of
 from lightning_geo.utils._torch import without_function_modes
+from lightning_geo.utils.cuda_graphs import CaptureError, is_capturing
 from lightning_geo.utils.device_time import Stopwatch
 
 __all__ = ["OwnWork"]
@@ -32,7 +33,13 @@ class OwnWork:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Compute without gradient, in full precision and without torch function modes."""
+        """Compute without gradient, in full precision and without torch function modes.
+
+        Raises:
+            CaptureError: If the model has begun to capture a CUDA graph: what ran here would be part of it.
+        """
+        if is_capturing():
+            raise CaptureError
         busy, self.busy, started = self.busy, True, self.stopwatch.start()
         try:
             with contextlib.ExitStack() as stack:

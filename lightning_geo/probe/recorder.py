@@ -16,6 +16,7 @@ from lightning_geo.observe.replay.undisturbed import replay_depth
 from lightning_geo.probe.call import ProbeCall
 from lightning_geo.probe.limits import within
 from lightning_geo.probe.probe import kept_call
+from lightning_geo.utils.cuda_graphs import CaptureError, is_capturing
 
 __all__ = ["CallRecorder"]
 
@@ -111,6 +112,8 @@ class CallRecorder:
     def _record(self, key: _Key, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         name, method = key
         try:
+            if is_capturing():  # copies would become part of the graph
+                raise CaptureError
             # The sanity check passes inference tensors, which a later forward pass could not use: copy them
             # as normal tensors.
             with torch.inference_mode(False), torch.no_grad():

@@ -6,6 +6,8 @@ import time
 
 import torch
 
+from lightning_geo.utils.cuda_graphs import is_capturing
+
 __all__ = ["Stopwatch", "seconds_on"]
 
 
@@ -34,7 +36,9 @@ class Stopwatch:
 
     def start(self) -> torch.Event | float:
         """Begin a stretch; what is returned ends it."""
-        return _mark() if torch.cuda.is_initialized() else time.perf_counter()
+        # a mark that is captured into a CUDA graph can never be read
+        marks = torch.cuda.is_initialized() and not is_capturing()
+        return _mark() if marks else time.perf_counter()
 
     def stop(self, started: torch.Event | float) -> None:
         """End a stretch."""

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
 from kernels import test_vectors as vectors
@@ -122,6 +123,26 @@ def test_vectors_agree_with_the_oracle(name: str) -> None:
     vectors.assert_agree(got, expected, 1e-4)
 
 
+@pytest.mark.parametrize("name", vectors.WIDE)
+def test_the_scatter_of_wide_vectors_keeps_its_digits(name: str) -> None:
+    x, mask = vectors.WIDE[name]()
+    there, where = x.cuda(), None if mask is None else mask.cuda()
+    assert vectors_on_triton.unsupported("head_moments", there, where, frozenset({"scatter"})) is None
+    got = kernels.head_moments(there, where, frozenset({"scatter"}), "triton")
+    vectors.assert_scatter_agrees(got, x, mask)
+    again = kernels.head_moments(there, where, frozenset({"scatter"}), "triton")
+    assert torch.equal(got.scatter, again.scatter)
+
+
+def test_the_scatter_of_as_many_tokens_as_a_layer_has() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(32, 1, 512, 768, generator=generator) + 3.0 * torch.randn(768, generator=generator)
+    mask = torch.arange(512) >= torch.randint(0, 400, (32, 1), generator=generator)  # padding comes first
+    x = x.bfloat16()
+    got = kernels.head_moments(x.cuda(), mask.cuda(), frozenset({"scatter"}), "triton")
+    vectors.assert_scatter_agrees(got, x, mask)
+
+
 def test_positions_are_exact_in_long_rows() -> None:
     keys = 70_000
     query, key = torch.full((1, 1, 1, 16), 5.0), torch.zeros(1, 1, keys, 16)
@@ -197,6 +218,35 @@ def test_a_stopwatch_counts_its_stretches_alone() -> None:
     first = seconds(cycles)
     assert 0.005 < first < 0.05
     assert seconds(3 * cycles) / first == pytest.approx(4, rel=0.2)
+
+
+class _Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads = 4
+        self.project = nn.Linear(64, 192)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (part.unflatten(-1, (4, 16)).transpose(1, 2) for part in self.project(x).chunk(3, -1))
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def test_a_graph_that_is_captured_while_a_sample_is_taken_stays_the_models_own() -> None:
+    model, x = _Attention().cuda(), torch.randn(2, 24, 64, device="cuda")
+    measurement = Measurement({"": Tap(model)}, select("entropy"))
+    graph = torch.cuda.CUDAGraph()
+    with torch.no_grad(), measurement.observe():
+        expected = model(x)
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph):
+            result = model(x)
+    result.zero_()
+    graph.replay()
+    torch.testing.assert_close(result, expected)
+    assert not measurement.failures
+    assert (measurement.coverage.seen, measurement.coverage.measured) == (2, 1)
+    assert "CUDA graph" in measurement.reasons
+    assert measurement.compute().stacks
 
 
 def test_the_sanitizer_finds_nothing() -> None:

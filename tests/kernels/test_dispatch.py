@@ -10,6 +10,7 @@ import torch
 
 from kernels.cases import CASES, problem_of
 from lightning_geo import GeometryMonitor, kernels
+from lightning_geo.kernels.triton import plan
 from support.lit import Lit, bert, fit
 
 
@@ -65,6 +66,38 @@ def test_another_run_tries_again(failing, tmp_path):
         for _ in range(2):
             kernels._run("attention", "auto", OnDevice(), problem)
         assert len(failing) == count
+
+
+def test_a_failure_in_the_capture_of_a_graph_rules_nothing_out(failing, monkeypatch):
+    problem = problem_of(CASES["plain"]())
+    monkeypatch.setattr(kernels, "is_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match="no kernel image"):
+        kernels._run("attention", "auto", OnDevice(), problem)
+    assert not kernels._FAILED
+
+
+@pytest.mark.parametrize(
+    ("width", "dtype", "kibibytes", "taken"),
+    [
+        (64, torch.bfloat16, 99, True),
+        (200, torch.bfloat16, 99, False),
+        (128, torch.float32, 160, False),
+        (65, torch.float32, 227, True),
+    ],
+)
+def test_a_device_with_too_little_shared_memory_is_told_beforehand(
+    width, dtype, kibibytes, taken, monkeypatch
+):
+    device = types.SimpleNamespace(
+        major=9, minor=0, name="a small Hopper", shared_memory_per_block_optin=1024 * kibibytes
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: device)
+    monkeypatch.setattr(plan, "missing", lambda _: None)
+    query, key = torch.randn(2, 1, 1, 4, width).to(dtype)
+    reason = plan.unsupported("attention", kernels.AttentionProblem(query, key, 1.0))
+    assert (reason is None) == taken
+    if reason is not None:
+        assert f"where a small Hopper has {1024 * kibibytes}" in reason
 
 
 def test_a_backend_that_is_asked_for_by_name_may_say_what_is_wrong(failing):

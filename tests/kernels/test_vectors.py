@@ -93,6 +93,58 @@ def one_token() -> tuple[Tensor, None]:  # no spread
     return tokens(1, 2, 1, 4), None
 
 
+WIDE: dict[str, Callable[[], tuple[Tensor, Tensor | None]]] = {}
+
+
+def wide_case(
+    build: Callable[[], tuple[Tensor, Tensor | None]],
+) -> Callable[[], tuple[Tensor, Tensor | None]]:
+    """Vectors of many features whose scatter is hard to keep in few digits."""
+    WIDE[build.__name__] = build
+    return build
+
+
+@wide_case
+def small_spread() -> tuple[Tensor, Tensor]:  # the mean is as far away as bfloat16 resolves the spread
+    x = tokens(2, 1, 700, 200, mean=100.0)
+    return x.bfloat16(), torch.arange(700) < torch.tensor([[700], [650]])
+
+
+@wide_case
+def smaller_spread() -> tuple[Tensor, None]:
+    return tokens(2, 1, 300, 200, mean=3000.0), None
+
+
+@wide_case
+def an_outlying_token() -> tuple[Tensor, None]:  # the first one, which the shift is estimated from
+    x = tokens(2, 1, 700, 200)
+    x[0, 0, 0, ::3] = 1e4
+    return x.bfloat16(), None
+
+
+@wide_case
+def outlying_features() -> tuple[Tensor, Tensor]:
+    x = tokens(2, 2, 300, 200)
+    x[..., 5::40] = 1000.0 * x[..., 5::40] + 3000.0
+    x[1, :, 200:] = torch.nan
+    return x.half().float(), torch.arange(300) < torch.tensor([[300], [200]])
+
+
+@wide_case
+def the_same_rest_in_all() -> tuple[Tensor, None]:  # what bfloat16 leaves of each has one sign: it adds up
+    x = torch.where(torch.arange(300)[:, None] % 2 == 0, 1.0, -1.0).expand(1, 1, 300, 200)
+    return (x * (1 + 2**-9 + 2**-18 + 2**-19)).contiguous(), None
+
+
+def assert_scatter_agrees(got: Any, x: Tensor, mask: Tensor | None) -> None:
+    """In float32, up to the spread of the features."""
+    expected = kernels.head_moments(x, mask, frozenset({"scatter"}), "reference").scatter
+    assert expected is not None
+    spread = expected.diagonal(dim1=1, dim2=2).sqrt()
+    error = (got.scatter.double().cpu() - expected).abs() / (spread[:, :, None] * spread[:, None])
+    assert error.max() < 1e-5, error.max()
+
+
 def assert_agree(got: Any, expected: Any, tolerance: float = 1e-5) -> None:
     for field in dataclasses.fields(expected):
         ours, theirs = (getattr(statistics, field.name) for statistics in (got, expected))
@@ -111,6 +163,12 @@ def test_moments_agree_with_the_oracle(name: str) -> None:
     got = kernels.head_moments(x, mask, frozenset(MOMENTS))
     assert_agree(got, kernels.head_moments(x, mask, frozenset(MOMENTS), "reference"))
     assert torch.equal(x.nan_to_num(), before.nan_to_num())
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_the_scatter_of_wide_vectors_keeps_its_digits(name: str) -> None:
+    x, mask = WIDE[name]()
+    assert_scatter_agrees(kernels.head_moments(x, mask, frozenset({"scatter"})), x, mask)
 
 
 @pytest.mark.parametrize("name", [name for name, build in CASES.items() if build()[1] is not None])

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import default_collate
 
@@ -112,6 +113,47 @@ def failing(step: Any, batch: dict[str, Tensor]) -> Tensor:
         step.model(**shuffled(batch))
     handle.remove()
     return plain(step, batch)
+
+
+def captured(step: Any, batch: dict[str, Tensor]) -> Tensor:
+    """A CUDA graph is captured: what an observer adds would be part of every replay."""
+    with pytest.MonkeyPatch.context() as patch, _Operations() as operations:
+        patch.setattr(torch.cuda, "is_initialized", lambda: True)
+        patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        loss = step.model(**shuffled(batch)).loss
+    step.captured = [*getattr(step, "captured", ()), *operations.names]
+    return loss  # type: ignore[no-any-return]
+
+
+class _Operations(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("source", ["batch", "probe"])
+def test_nothing_is_added_to_a_graph_that_is_captured(source: str, tmp_path: Path) -> None:
+    def run(*callbacks: GeometryMonitor) -> list[str]:
+        module = Steps(lambda: bert(dropout=0.0), lambda step, x: captured(step, x) + plain(step, x))
+        fit(tmp_path, module, *callbacks, data=loader(8, 4), steps=2)
+        return module.captured  # type: ignore[no-any-return]
+
+    monitor = GeometryMonitor(1, source=source, metrics="entropy", probe_size=4)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        watched = run(monitor)
+    assert watched == run()
+    assert len([w for w in caught if "CUDA graph" in str(w.message)]) == (source == "batch")
+    record = monitor.last_record
+    assert record is not None
+    assert np.isfinite(record["entropy"]).all()
+    layers = len(record["entropy"])
+    assert record.coverage["measured"] == layers
+    assert record.coverage["seen"] == layers + (source == "batch")
 
 
 @pytest.mark.parametrize("compute", [no_grad_before, no_grad_after, inference_mode, parts_alone, failing])

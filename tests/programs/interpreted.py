@@ -36,7 +36,7 @@ from lightning_geo.kernels import MOMENTS, STATISTICS, STREAM, AttentionProblem 
 from lightning_geo.kernels.reference import reference  # noqa: E402
 from lightning_geo.kernels.triton import attention, unsupported  # noqa: E402
 from lightning_geo.kernels.triton import vectors as vectors_on_triton  # noqa: E402
-from lightning_geo.kernels.triton.tiles import Tile, Tiles  # noqa: E402
+from lightning_geo.kernels.triton.tiles import GramTile, Tile, Tiles  # noqa: E402
 
 #: Small enough to cut the cases' 13 tokens nowhere and their 203 everywhere; the interpreter needs some 10 ms
 #: a tile of any size.
@@ -107,6 +107,8 @@ def checks() -> dict[str, Callable[[], None]]:
     for name in (*vectors.CASES, "many_tokens", "wide_stream"):
         found[f"stream: {name}"] = lambda name=name: stream_agrees(name)
         found[f"moments: {name}"] = lambda name=name: moments_agree(name)
+    for name in vectors.WIDE:
+        found[f"scatter: {name}"] = lambda name=name: scatter_agrees(name)
     found["tiles from the table"] = lambda: agrees(problem_of(CASES["causal"]()), None)
     found["by name"] = by_name
     return found
@@ -153,6 +155,16 @@ def moments_agree(name: str) -> None:
             continue
         got = vectors_on_triton.head_moments(upcast(x), mask, wanted)
         vectors.assert_agree(got, kernels.head_moments(x, mask, wanted, "reference"))
+
+
+def scatter_agrees(name: str) -> None:
+    x, mask = vectors.WIDE[name]()
+    for tile in (GramTile(128, 32, warps=8), GramTile(64, 32, warps=4)):
+        with patch.object(vectors_on_triton, "gram_tile_for", lambda *_, tile=tile: tile):
+            got = vectors_on_triton.head_moments(x, mask, frozenset(["scatter"]))
+            vectors.assert_scatter_agrees(got, x, mask)
+            error = (got.mean - kernels.head_moments(x, mask, frozenset(["scatter"]), "reference").mean).abs()
+            assert error.max() <= 1e-6 * x.nan_to_num().abs().max()
 
 
 def upcast(x: Tensor | None) -> Tensor | None:

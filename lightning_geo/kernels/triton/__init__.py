@@ -3,7 +3,7 @@
 The modules that the host runs (``plan``, ``inputs``, ``constants``, ``launch``, ``masks``, ``tiles``,
 ``vectors``) load without Triton, so that they can give a reason when they cannot take a call. The kernels are
 in ``rows`` (with ``spans``, ``singles`` and ``output``), ``columns`` and ``visibility``, which share
-``scores``, and in ``moments``.
+``scores``, and in ``moments`` and ``gram``.
 """
 
 from lightning_geo.kernels.triton.launch import Launch, missing

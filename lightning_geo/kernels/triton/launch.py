@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["DTYPES", "Launch", "as_bytes", "interpreted", "missing", "on_device", "strides"]
+__all__ = ["DTYPES", "Launch", "as_bytes", "capability_of", "interpreted", "missing", "on_device", "strides"]
 
 #: Types that the kernels read.
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -52,6 +52,11 @@ def missing(device: torch.device) -> str | None:
 def on_device(device: torch.device) -> AbstractContextManager[object]:
     """Make a CUDA device the current one, which kernels are launched on."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+def capability_of(device: torch.device) -> tuple[int, int]:
+    """Compute capability of a CUDA device; of a Hopper for any other, where kernels are interpreted."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
 
 
 def interpreted() -> bool:

@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from lightning_geo.kernels.triton.gram import multiply, split
+
 __all__ = ["moments_kernel", "stream_kernel"]
 
 
@@ -101,6 +103,7 @@ def moments_kernel(
     x, x_b, x_h, x_n, x_d, mask, norms, sums, directed, counts, means, scatters, heads, tokens, chunks,
     D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, STEPS: tl.constexpr, MASKED: tl.constexpr,
     NORM: tl.constexpr, DIRECTIONS: tl.constexpr, SCATTER: tl.constexpr,
+    PARTS: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Compute the moments of a chunk of tokens of one sequence and head, about their own mean."""
     program = tl.program_id(0)
@@ -137,10 +140,13 @@ def moments_kernel(
             # about the mean of the first tokens: float32 would lose a small spread around a large mean
             if step == 0:
                 shift = tl.sum(values, 0) / tl.maximum(tl.sum(real.to(tl.float32), 0), 1.0)
+                if PARTS == 2:
+                    shift, _ = split(shift, UPCAST)
+                    shift = shift.to(tl.float32)
             centred = tl.where(real[:, None], values - shift[None, :], 0.0)
             kept += real.to(tl.float32)
             first += tl.sum(centred, 0)
-            second = tl.dot(tl.trans(centred), centred, second, input_precision="tf32x3")
+            second += multiply(centred, centred, PARTS, UPCAST)
     if DIRECTIONS:
         at = (batch * chunks + chunk) * heads + head
         tl.store(sums + at * D + channel, total, mask=channel < D)

@@ -13,11 +13,19 @@ from torch import Tensor
 
 from lightning_geo.kernels.blocks import BlockRule
 from lightning_geo.kernels.problem import AttentionProblem, AttentionStatistics
-from lightning_geo.kernels.triton.constants import Planes
+from lightning_geo.kernels.triton.constants import Dots, Planes
 from lightning_geo.kernels.triton.inputs import Inputs
-from lightning_geo.kernels.triton.launch import DTYPES, Launch, missing, on_device, strides
+from lightning_geo.kernels.triton.launch import (
+    DTYPES,
+    Launch,
+    capability_of,
+    interpreted,
+    missing,
+    on_device,
+    strides,
+)
 from lightning_geo.kernels.triton.masks import row_masks
-from lightning_geo.kernels.triton.tiles import Tile, Tiles
+from lightning_geo.kernels.triton.tiles import Tile, Tiles, shared_memory
 
 __all__ = ["attention", "launches", "unsupported"]
 
@@ -44,7 +52,21 @@ def unsupported(operation: str, problem: AttentionProblem) -> str | None:
         return "a BlockMask"
     if len(row_masks(problem)) > 2:
         return f"{len(problem.masks)} masks that do not fit into two"
-    return None
+    return None if interpreted() else _lacking_memory(query, key)
+
+
+def _lacking_memory(query: Tensor, key: Tensor) -> str | None:
+    """Return the reason if a CUDA device has too little shared memory for a tile; None if it has enough."""
+    device: Any = torch.cuda.get_device_properties(query.device)
+    dtype = query.dtype if query.dtype == key.dtype else torch.float32
+    width = Dots.of(query.shape[3], False, dtype).block
+    required = shared_memory(width, dtype, (device.major, device.minor))
+    if required <= device.shared_memory_per_block_optin:
+        return None
+    return (
+        f"tiles that need {required} bytes of shared memory, where {device.name} has "
+        f"{device.shared_memory_per_block_optin}"
+    )
 
 
 def attention(problem: AttentionProblem, tiles: Tiles | None = None) -> AttentionStatistics:
@@ -58,9 +80,8 @@ def attention(problem: AttentionProblem, tiles: Tiles | None = None) -> Attentio
         The statistics. Beside them, two float32 numbers per row are held if received mass is requested.
     """
     device = problem.query.device
-    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
     with torch.no_grad(), on_device(device):
-        todo, statistics = launches(problem, capability, tiles)
+        todo, statistics = launches(problem, capability_of(device), tiles)
         for launch in todo:
             launch.run()
     return statistics

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
 
-__all__ = ["Tile", "Tiles", "tiles_for"]
+__all__ = ["GramTile", "Tile", "Tiles", "gram_tile_for", "shared_memory", "tiles_for"]
 
 
 class Tile(NamedTuple):
-    """Queries and keys of a tile, warps that share it, stages of its pipeline."""
+    """Queries and keys of a tile, warps that share it, stages of its pipeline.
+
+    ``shared`` KiB of shared memory suffice for its kernel, whatever the masks. Every device has 99, those of
+    compute capability 9 and 10 have 227.
+    """
 
     queries: int
     keys: int
     warps: int = 4
     stages: int = 3
+    shared: int = 99
+
+
+class GramTile(NamedTuple):
+    """Features along each side of a block of second moments, tokens it takes at once, warps that share it."""
+
+    features: int
+    tokens: int
+    warps: int
 
 
 class Tiles(NamedTuple):
@@ -28,7 +42,7 @@ class Tiles(NamedTuple):
 def tiles_for(
     width: int, dtype: torch.dtype, capability: tuple[int, int], hungry: bool = False, dense: bool = False
 ) -> Tiles:
-    """Look up tiles that fit into any device's shared memory, 99 KiB, or 227 KiB on a Hopper in float32.
+    """Look up the tiles of a call.
 
     They spill no registers in half precision. In float32 some do: rows of more than 128 features, and on a
     Hopper masks that differ between rows, or 128 features with any mask or special tokens.
@@ -47,7 +61,7 @@ def tiles_for(
     if not hopper:
         rows = Tile(128, 32, stages=3 if width <= 64 else 2)
     elif width > 128:
-        rows = Tile(64, 64, stages=2)
+        rows = Tile(64, 64, stages=2, shared=113)
     elif hungry:
         rows = Tile(64, 64)
     elif width <= 64:
@@ -57,9 +71,29 @@ def tiles_for(
     return Tiles(rows, Tile(64, 64 if dense or width > 128 else 128, stages=2))
 
 
+def gram_tile_for(dtype: torch.dtype, capability: tuple[int, int]) -> GramTile:
+    """Look up the tile for second moments of wide vectors; it spills no registers."""
+    if dtype != torch.float32 and capability[0] in (9, 10):
+        return GramTile(128, 32, warps=8)
+    return GramTile(64, 32, warps=4)
+
+
+@functools.cache
+def shared_memory(width: int, dtype: torch.dtype, capability: tuple[int, int]) -> int:
+    """Bytes of shared memory that suffice for every kernel of these sizes; see :func:`tiles_for`."""
+    flags = (False, True)
+    tiles = [tiles_for(width, dtype, capability, hungry, dense) for hungry in flags for dense in flags]
+    return 1024 * max(tile.shared for both in tiles for tile in both)
+
+
 def _float32_tiles(width: int, hopper: bool, hungry: bool, dense: bool) -> Tiles:
     if width > 128:
         return Tiles(Tile(16, 32, stages=2), Tile(32, 16, warps=8, stages=2))
     if not hopper and (dense or width > 64):
         return Tiles(Tile(64, 16, stages=2), Tile(64, 16, stages=2))
-    return Tiles(Tile(64, 32, stages=2), Tile(64, 64 if hopper and not hungry else 32, stages=2))
+    columns = 64 if hopper and not hungry else 32
+    wide = width > 64
+    return Tiles(
+        Tile(64, 32, stages=2, shared=113 if wide else 99),
+        Tile(64, columns, stages=2, shared=161 if wide and columns == 64 else 99),
+    )

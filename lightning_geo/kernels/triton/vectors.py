@@ -9,13 +9,33 @@ import torch
 from torch import Tensor
 
 from lightning_geo.kernels.precision import exactly
-from lightning_geo.kernels.triton.launch import DTYPES, Launch, as_bytes, missing, on_device, strides
+from lightning_geo.kernels.triton.launch import (
+    DTYPES,
+    Launch,
+    as_bytes,
+    capability_of,
+    interpreted,
+    missing,
+    on_device,
+    strides,
+)
+from lightning_geo.kernels.triton.tiles import gram_tile_for
 from lightning_geo.kernels.vectors import HeadMoments, StreamStatistics
 
-__all__ = ["head_moments", "moments_launch", "stream_launch", "stream_statistics", "unsupported"]
+__all__ = [
+    "gram_launch",
+    "head_moments",
+    "moments_launch",
+    "stream_launch",
+    "stream_statistics",
+    "unsupported",
+]
 
 # programs that keep a large device busy; partial sums are one vector per program, so not many more
 _PROGRAMS = 2048
+
+# most features of vectors whose scatter a program holds, and of those whose scatter is computed by blocks
+_WIDE, _WIDEST = 128, 2048
 
 
 def unsupported(
@@ -37,7 +57,9 @@ def unsupported(
             return f"a dtype of {tensor.dtype}"
     if x.numel() == 0:
         return "it has no tokens"
-    most = 16384 if operation == "stream_statistics" else 128
+    most = 16384 if operation == "stream_statistics" else _WIDE
+    if operation == "head_moments" and frozenset({"scatter"}) in rest:
+        most = _WIDEST
     if x.shape[-1] > most:
         return f"vectors of {x.shape[-1]} features, above {most}"
     return None
@@ -119,9 +141,13 @@ def stream_launch(
 def head_moments(x: Tensor, mask: Tensor | None, requested: frozenset[str]) -> HeadMoments:
     """Compute :func:`lightning_geo.kernels.vectors.head_moments` on a CUDA device."""
     with torch.no_grad(), on_device(x.device), exactly(x.device):
+        valid = x.new_ones(x.shape[0], x.shape[2], dtype=torch.bool) if mask is None else mask
+        if x.shape[-1] > _WIDE:
+            launch, partial = gram_launch(x, mask, capability_of(x.device))
+            launch.run()
+            return HeadMoments(valid, **_about_the_mean(**partial))
         launch, norm, partial = moments_launch(x, mask, requested)
         launch.run()
-        valid = x.new_ones(x.shape[0], x.shape[2], dtype=torch.bool) if mask is None else mask
         fields: dict[str, Tensor] = {} if norm is None else {"norm": norm}
         if "sums" in partial:
             fields |= {"directions": partial["sums"].sum(1), "directed": partial["directed"].sum(1)}
@@ -184,10 +210,67 @@ def moments_launch(
             "NORM": norm is not None,
             "DIRECTIONS": directions,
             "SCATTER": scatter,
+            "PARTS": 3 if x.dtype == torch.float32 else 2,
+            "UPCAST": interpreted(),
         },
         {"num_warps": 8 if scatter and block > 64 else 4, "num_stages": 2, "enable_fp_fusion": True},
     )
     return launch, norm, partial
+
+
+def gram_launch(
+    x: Tensor, mask: Tensor | None, capability: tuple[int, int]
+) -> tuple[Launch, dict[str, Tensor]]:
+    """Prepare the kernel for the scatter of wide vectors, and the moments about a shift that it fills."""
+    from lightning_geo.kernels.triton import gram
+
+    batch, heads, tokens, width = x.shape
+    tile = gram_tile_for(x.dtype, capability)
+    blocks = -(-width // tile.features)
+    blocks = blocks * (blocks + 1) // 2
+    tiles = -(-batch * tokens // tile.tokens)
+    # as many programs as a large device runs at once, of 512 tokens at least: each writes a block of numbers
+    chunks = max(1, min(1024 // (tile.warps * heads * blocks), tiles * tile.tokens // 512))
+    steps = -(-tiles // chunks)
+    chunks = -(-tiles // steps)
+    partial = {
+        "counts": x.new_empty(chunks, dtype=torch.float32),
+        "shifts": x.new_empty(heads, width, dtype=torch.float32),
+        "sums": x.new_empty(chunks, heads, width, dtype=torch.float32),
+        "products": x.new_empty(chunks, heads, width, width, dtype=torch.float32),
+    }
+    launch = Launch(
+        gram.gram_kernel,
+        blocks * heads * chunks,
+        {
+            "x": x,
+            "mask": x if mask is None else as_bytes(mask.contiguous()),
+            **partial,
+            **strides("x", "bhnd", x),
+            "heads": heads,
+            "tokens": tokens,
+            "total": batch * tokens,
+            "steps": steps,
+        },
+        {
+            "D": width,
+            "BLOCK": tile.features,
+            "ROWS": tile.tokens,
+            "MASKED": mask is not None,
+            "PARTS": 3 if x.dtype == torch.float32 else 2,
+            "UPCAST": interpreted(),
+        },
+        {"num_warps": tile.warps, "num_stages": 2, "enable_fp_fusion": True},
+    )
+    return launch, partial
+
+
+def _about_the_mean(counts: Tensor, shifts: Tensor, sums: Tensor, products: Tensor) -> dict[str, Tensor]:
+    """Moments about the mean from those about a shift close to it."""
+    count = counts.sum()
+    offset = sums.sum(0) / count.clamp(min=1)
+    scatter = torch.baddbmm(products.sum(0), (count * offset)[:, :, None], offset[:, None], alpha=-1)
+    return {"count": count, "mean": shifts + offset, "scatter": scatter}
 
 
 def _merge(counts: Tensor, means: Tensor, scatters: Tensor) -> dict[str, Tensor]:

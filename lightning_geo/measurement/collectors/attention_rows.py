@@ -14,12 +14,18 @@ from lightning_geo.measurement.batches import LayerBatches
 from lightning_geo.measurement.call_statistics import call_statistics
 from lightning_geo.measurement.collectors.collector import Collector
 from lightning_geo.measurement.derived import DerivedStack
-from lightning_geo.measurement.row_sampling import draw_rows, variance_of_mean
-from lightning_geo.measurement.sums import LayerSums, add_maximum, add_values
+from lightning_geo.measurement.row_sampling import (
+    MaxQueries,
+    draw_rows,
+    is_mean_over_rows,
+    rows_to_draw,
+    variance_of_mean,
+)
+from lightning_geo.measurement.sums import LayerSums, add_maximum, add_values, void_values
 from lightning_geo.metrics.registry import reads_of
 from lightning_geo.metrics.selection import spec_of
 from lightning_geo.observe import AttentionCall, CallKey
-from lightning_geo.utils.ranks import rank
+from lightning_geo.utils.ranks import rank, world_size
 
 __all__ = ["AttentionRows"]
 
@@ -40,22 +46,23 @@ class AttentionRows(Collector):
 
     Args:
         metrics: Stored names of the metrics to measure.
-        max_queries: Query rows to measure per sequence, drawn at random; None for all of them.
+        max_queries: Query rows to measure per sequence, drawn at random; None for all of them, ``"auto"`` for
+            all unless there are many.
         seed: Which ones, beside the number of the call, its module and this process's rank.
     """
 
     offers = frozenset(STATISTICS) | _BY_KEY
 
-    def __init__(self, metrics: tuple[str, ...], max_queries: int | None = None, seed: str = "") -> None:
-        if max_queries is not None:
+    def __init__(self, metrics: tuple[str, ...], max_queries: MaxQueries = None, seed: str = "") -> None:
+        if isinstance(max_queries, int):
             # some rows do not tell what is no mean over rows; where other calls are short enough to measure
             # all of theirs, a value would be that of the short calls alone
-            metrics = tuple(
-                n for n in metrics if spec_of(n).summary == "mean" and "received" not in reads_of(n)
-            )
+            metrics = tuple(n for n in metrics if is_mean_over_rows(n))
         super().__init__(metrics)
         self._max_queries = max_queries
         self._seed = seed
+        #: modules of which some rows were measured although nobody limited them
+        self.estimated: dict[str, None] = {}
         #: attention calls of each module so far, documents of different lengths counted apart
         self._drawn: dict[CallKey, int] = {}
         self._rows = LayerBatches(self._add_rows)
@@ -67,11 +74,14 @@ class AttentionRows(Collector):
         if not metrics:
             return
         sample = None
-        if self._max_queries is not None:
-            batch, queries, _ = call.lengths
+        batch, queries, _ = call.lengths
+        limit = rows_to_draw(self._max_queries, queries)
+        if limit is not None:
             # errors add up as those of independent draws, so no call, rank or layer may draw as another does
             seed = f"{self._seed} rank {rank()} call {number} {key}"
-            sample = draw_rows(batch, queries, call.query_mask, self._max_queries, seed, call.device)
+            sample = draw_rows(batch, queries, call.query_mask, limit, seed, call.device)
+            if self._max_queries == "auto":
+                metrics = self._estimated(layer, key, call, metrics)
         # logsumexp tells whether all scores are finite
         requested = {field for name in metrics for field in reads_of(name)} - {"key_mask"} | {"logsumexp"}
         statistics = call_statistics(call, requested, None if sample is None else sample.rows)
@@ -95,6 +105,19 @@ class AttentionRows(Collector):
             owner, tensors = (layer, by_key), {"received": statistics.received}
             self._received.add(owner, tensors, {"key_mask": call.key_mask}, tag=by_key)
 
+    def _estimated(
+        self, layer: LayerSums, key: CallKey, call: AttentionCall, metrics: list[str]
+    ) -> list[str]:
+        """The metrics that a draw of rows has; the others have no value in this sample, on any rank."""
+        self.estimated[key.module] = None
+        lost = [name for name in metrics if not is_mean_over_rows(name)]
+        by_key = tuple(name for name in lost if "received" in reads_of(name))
+        like = torch.empty(0, device=call.device)
+        void_values(layer, "received", by_key, (call.heads,), like)
+        for name in (name for name in lost if name not in by_key):
+            layer.maxima[name] = like.new_full((call.heads,), torch.inf)  # NaN need not survive a maximum
+        return [name for name in metrics if name not in lost]
+
     def _add_rows(
         self,
         owners: list[tuple[LayerSums, _Rows]],
@@ -115,7 +138,7 @@ class AttentionRows(Collector):
             variances = None
             if "fraction" in tensors:
                 variances = variance_of_mean(stacked, counted, tensors["fraction"][:, None])
-            elif self._max_queries is not None:
+            elif isinstance(self._max_queries, int) or (self._max_queries == "auto" and world_size() > 1):
                 variances = torch.zeros_like(values)  # exact; ranks with longer calls have the same sums
             add_values(layers, "row", rows.means, values, variances)
         for name in rows.maxima:
@@ -142,6 +165,7 @@ class AttentionRows(Collector):
 
     def zero(self) -> None:
         self._drawn.clear()
+        self.estimated.clear()
 
     def derive(self, stack: DerivedStack) -> None:
         indices = [index for index, layer in stack.layers.items() if "broken" in layer.sums]

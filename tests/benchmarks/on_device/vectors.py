@@ -42,6 +42,13 @@ def _cases(bench: Bench) -> Any:
                 return kernels.head_moments(x, None, frozenset(requested), "triton")
 
             yield f"heads' {', '.join(requested)}, D {width}", moments, x, 1
+    for dtype in (torch.bfloat16, torch.float32):
+        x = torch.randn(batch, 1, tokens // 4, 768, device=bench.device).to(dtype)
+
+        def gram(x: Tensor = x) -> object:
+            return kernels.head_moments(x, None, frozenset(("scatter",)), "triton")
+
+        yield f"Gram matrix of all heads' outputs, d 768, {dtype}, {batch} × {tokens // 4}", gram, x, 1
 
 
 def _run(bench: Bench, cases: list[tuple[str, Callable[[], object], Tensor, int]]) -> None:
@@ -54,23 +61,7 @@ def _run(bench: Bench, cases: list[tuple[str, Callable[[], object], Tensor, int]
             yield name, 1e3 * statistics.median(ours), 1e3 * statistics.median(copy), f"{share:.0%}"
 
     table(
-        "Statistics of vectors, 32 × 2048 tokens, bf16",
+        "Statistics of vectors, 32 × 2048 tokens",
         "what | µs | copy of the vectors µs | share of the copy's bandwidth",
         rows(),
-    )
-    heads = torch.randn(16384, 768, device=bench.device)
-    if bench.tiny:
-        heads = heads[:64]
-    half = heads.to(torch.bfloat16)
-    products = {
-        "float32, ieee": lambda: heads.mT @ heads,
-        "float32 from bf16": lambda: half.float().mT @ half.float(),
-        "bf16, float32 sums": lambda: (
-            (half.mT @ half).float() if bench.tiny else torch.mm(half.mT, half, out_dtype=torch.float32)
-        ),
-    }
-    table(
-        "Gram matrix of the heads' outputs, 16,384 tokens × 768",
-        "how | µs",
-        ((name, 1e3 * statistics.median(bench.times(f)[0])) for name, f in products.items()),
     )
