@@ -130,9 +130,9 @@ def compute(
         for index, key in calls.items():
             modules[index] = key.module or modules[index]
         result.structure[name] = {"modules": modules, "heads": stack.heads}
-        result.bases[name] = stack.bases
         _keep_pairs(name, stack, result)
     result.stacks, broken = to_host(stacks, metrics)
+    result.bases = {name: stack.bases for name, stack in stacks.items()}
     for name, layers in broken.items():
         modules = result.structure[name]["modules"]
         result.broken.update({modules[index]: f"{name}/{index}" for index in layers})

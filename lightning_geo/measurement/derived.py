@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,6 +53,8 @@ class DerivedStack:
     overlaps: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     #: names, indices of layers, and [L, P, ...]
     values: list[tuple[tuple[str, ...], Sequence[int], Tensor]] = field(default_factory=list)
+    #: float tensors, and what derives more values from them once they are on the host
+    deferred: list[tuple[list[Tensor], Callable[[list[Tensor]], None]]] = field(default_factory=list)
 
     def add(self, name: str, indices: Sequence[int], values: Tensor) -> None:
         """Add a metric's values [L, H] or [L] of some layers."""
@@ -133,7 +135,7 @@ def _values(sums: Mapping[int, LayerSums]) -> Iterator[tuple[tuple[str, ...], li
 def to_host(
     stacks: Mapping[str, DerivedStack], metrics: Iterable[str]
 ) -> tuple[dict[str, dict[str, NDArray[Any]]], dict[str, list[int]]]:
-    """Move all values to the host at once, into arrays with NaN where nothing was measured.
+    """Move all values to the host at once, derive what is derived there, and make arrays of it.
 
     Args:
         stacks: What was derived, by stack.
@@ -143,34 +145,55 @@ def to_host(
         Arrays [layer, head] or [layer] by stack and metric, and the layers of each stack in which something
         is not finite.
     """
+    _move(stacks)
     order = {name: i for i, name in enumerate(n for m in metrics for n in (m, standard_error(m)))}
-    pieces = [(stack, *piece) for stack, derived in stacks.items() for piece in derived.values]
     arrays: dict[str, dict[str, NDArray[Any]]] = {stack: {} for stack in stacks}
     broken: dict[str, list[int]] = {stack: [] for stack in stacks}
-    if not pieces:
-        return arrays, broken
+    for stack, derived in stacks.items():
+        heads = derived.heads
+        for names, indices, values in derived.values:
+            for place, name in enumerate(names):
+                numbers = values[:, place].numpy()
+                if name == _BROKEN:
+                    broken[stack] += [i for i, flag in zip(indices, numbers, strict=True) if flag]
+                if name not in order:
+                    continue
+                shape = (len(heads), max(heads))[: len(spec_of(name).axes)]
+                array = arrays[stack].setdefault(name, np.full(shape, np.nan, np.float32))
+                for index, value in zip(indices, numbers, strict=True):
+                    array[(index, slice(value.size))[: len(shape)]] = value
+    ordered = {s: dict(sorted(a.items(), key=lambda i: order[i[0]])) for s, a in arrays.items()}
+    return ordered, broken
+
+
+def _move(stacks: Mapping[str, DerivedStack]) -> None:
+    """Replace values by copies on the host, and let it derive what was deferred."""
+    on_device = [values for stack in stacks.values() for *_, values in stack.values]
+    on_device += [x for stack in stacks.values() for tensors, _ in stack.deferred for x in tensors]
+    copies = iter(_copied(on_device))
+    for stack in stacks.values():
+        stack.values = [(names, indices, next(copies)) for names, indices, _ in stack.values]
+    for stack in stacks.values():
+        deferred, stack.deferred = stack.deferred, []
+        for tensors, derive in deferred:
+            derive([next(copies) for _ in tensors])
+
+
+def _copied(tensors: list[Tensor]) -> list[Tensor]:
+    """Tensors as float32 on the host, by one transfer."""
+    if all(x.device.type == "cpu" for x in tensors):
+        return [x.float() for x in tensors]
     by_type: dict[torch.dtype, list[Tensor]] = {}
-    for *_, values in pieces:
-        by_type.setdefault(values.dtype, []).append(values.flatten())
-    flat = torch.cat([torch.cat(parts).float() for parts in by_type.values()]).cpu().numpy()
-    starts = dict.fromkeys(by_type, 0)
-    start = 0
+    for x in tensors:
+        by_type.setdefault(x.dtype, []).append(x.flatten())
+    flat = torch.cat([torch.cat(parts).float() for parts in by_type.values()]).cpu()
+    starts, start = {}, 0
     for dtype, parts in by_type.items():
         starts[dtype] = start
         start += sum(part.numel() for part in parts)
-    for stack, names, indices, values in pieces:
-        begin = starts[values.dtype]
-        starts[values.dtype] += values.numel()
-        numbers = flat[begin : begin + values.numel()].reshape(values.shape)
-        heads = stacks[stack].heads
-        for place, name in enumerate(names):
-            if name == _BROKEN:
-                broken[stack] += [i for i, flag in zip(indices, numbers[:, place], strict=True) if flag]
-            if name not in order:
-                continue
-            shape = (len(heads), max(heads))[: len(spec_of(name).axes)]
-            array = arrays[stack].setdefault(name, np.full(shape, np.nan, np.float32))
-            for index, value in zip(indices, numbers[:, place], strict=True):
-                array[(index, slice(value.size))[: len(shape)]] = value
-    ordered = {s: dict(sorted(a.items(), key=lambda i: order[i[0]])) for s, a in arrays.items()}
-    return ordered, broken
+    copies = []
+    for x in tensors:
+        begin = starts[x.dtype]
+        starts[x.dtype] += x.numel()
+        copies.append(flat[begin : begin + x.numel()].view(x.shape))
+    return copies

@@ -20,7 +20,7 @@ from lightning_geo.monitor.baseline import bases_of, check_bases
 from lightning_geo.monitor.runs_by_trainer import runs_of
 from lightning_geo.monitor.sampler import Sampler
 from lightning_geo.monitor.settings import Settings
-from lightning_geo.monitor.state import RunState, bases_on
+from lightning_geo.monitor.state import RunState
 from lightning_geo.observe.replay.dependence import NoDataError
 from lightning_geo.probe.source import ProbeSource
 from lightning_geo.storage.events import Dropped
@@ -216,12 +216,10 @@ class Samples:
 
     def _move_bases(self, computed: Computed) -> None:
         """The next sample's velocity is against this sample, and drift against the first."""
-        assert self.sampler is not None
-        state, device = self.state, self.sampler.observed.device
         if self.replays:
-            state.previous = computed.bases
-        # those of a checkpoint or another run are moved once: a copy at each sample would wait for the device
-        state.baseline = state.previous if state.baseline is None else bases_on(device, state.baseline)
+            self.state.previous = computed.bases
+        if self.state.baseline is None:
+            self.state.baseline = self.state.previous
 
     def _record(self, computed: Computed, step: int, started: float, *, matrices: bool) -> GeometryRecord:
         assert self.sampler is not None

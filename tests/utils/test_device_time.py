@@ -23,6 +23,7 @@ class Device:
         monkeypatch.setattr(torch.accelerator, "synchronize", self.wait)
         monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
         monkeypatch.setattr(torch, "Event", lambda device, enable_timing: Mark(self))
+        monkeypatch.setattr(clock, "is_capturing", lambda: False)
 
     def wait(self, device: Any = None) -> None:
         self.now, self.queued = self.now + self.queued, 0.0

@@ -18,6 +18,12 @@ from lightning_geo.functional.head import block_norms, block_traces, similarity_
 from lightning_geo.measurement.bases import compare_bases, stacked_bases
 from lightning_geo.measurement.batches import LayerBatches
 from lightning_geo.measurement.collectors.collector import Collector
+from lightning_geo.measurement.decomposition import (
+    Covariances,
+    Decompose,
+    head_covariances,
+    principal_subspaces,
+)
 from lightning_geo.measurement.derived import DerivedStack, in_parts, layers_by_shape
 from lightning_geo.measurement.head_sketch import add_sketches, sketched_norms
 from lightning_geo.measurement.sums import LayerSums, add_moments, add_values, covariances
@@ -208,10 +214,21 @@ class RoleMoments(Collector):
     # -- metrics
 
     def derive(self, stack: DerivedStack) -> None:
-        bases = self._derive_spectra(stack, self._derive_joint(stack))
-        size, heads = len(stack.heads), max(stack.heads)
-        stack.bases = {role: stacked_bases(parts, size, heads) for role, parts in bases.items()}
-        compare_bases(stack, self._compared)
+        outputs = self._derive_joint(stack)
+        groups = head_covariances(stack, self._roles)
+        groups += [([("output", indices)], covariance) for indices, covariance in outputs]
+        here = all(covariance.device.type == "cpu" for _, covariance in groups)
+        decompose: Decompose = principal_subspace if here else principal_subspaces
+
+        def derive(covariances: list[Tensor]) -> None:
+            entries = [of_roles for of_roles, _ in groups]
+            bases = self._derive_spectra(stack, list(zip(entries, covariances, strict=True)), decompose)
+            size, heads = len(stack.heads), max(stack.heads)
+            stack.bases = {role: stacked_bases(parts, size, heads) for role, parts in bases.items()}
+            compare_bases(stack, self._compared)
+
+        # decompositions wait for a GPU at each matrix: all of them have the host's threads to themselves
+        stack.deferred.append(([covariance for _, covariance in groups], derive))
 
     def _derive_joint(self, stack: DerivedStack) -> list[tuple[list[int], Tensor]]:
         """Compare the heads of a layer by the covariance of all their outputs; returns each head's own."""
@@ -247,25 +264,21 @@ class RoleMoments(Collector):
         stack.similarities.append((indices, similarity_of_blocks(norms)))
 
     def _derive_spectra(
-        self, stack: DerivedStack, outputs: list[tuple[list[int], Tensor]]
+        self,
+        stack: DerivedStack,
+        covariances: list[Covariances],
+        decompose: Decompose,
     ) -> dict[str, list[tuple[list[int], Tensor]]]:
         """Eigenvalue metrics, and top subspaces [L, H, D, r] by role; one decomposition per head size."""
-        #: size of heads -> roles and layers, and [L, h, D, D]
-        by_size: dict[int, list[tuple[list[tuple[str, list[int]]], Tensor]]] = {}
-        for entries in self._alike(stack):
-            flat = [(role, index) for role, indices in entries for index in indices]
-            layers, roles = [stack.layers[index] for _, index in flat], [role for role, _ in flat]
-            covariance, broken = covariances(layers, roles)
-            stack.add_broken([index for _, index in flat], broken)
-            by_size.setdefault(covariance.shape[-1], []).append((entries, covariance.float()))
-        for indices, covariance in outputs:
-            by_size.setdefault(covariance.shape[-1], []).append(([("output", indices)], covariance))
+        by_size: dict[int, list[Covariances]] = {}
+        for group in covariances:
+            by_size.setdefault(group[1].shape[-1], []).append(group)
         bases: dict[str, list[tuple[list[int], Tensor]]] = {}
         if not by_size:
             return bases
         rank = max(1, min(stack.rank, min(by_size) // 2))
         for groups in by_size.values():
-            values, vectors = principal_subspace(torch.cat([c.flatten(0, 1) for _, c in groups]), rank)
+            values, vectors = decompose(torch.cat([c.flatten(0, 1) for _, c in groups]), rank)
             # all roles at once
             metrics = {spec_of(name).name: name for name in self._spectral}
             computed = {
@@ -285,15 +298,6 @@ class RoleMoments(Collector):
                     basis = vectors[part].unflatten(0, (-1, heads))
                     bases.setdefault(role, []).append((indices, _repeated(basis, repeat, 1)))
         return bases
-
-    def _alike(self, stack: DerivedStack) -> list[list[tuple[str, list[int]]]]:
-        """Roles and layers whose sums have one shape."""
-        alike: dict[torch.Size, list[tuple[str, list[int]]]] = {}
-        for role in self._roles:
-            for indices in layers_by_shape(stack.layers, f"{role}.second"):
-                shape = stack.layers[indices[0]].sums[f"{role}.second"].shape
-                alike.setdefault(shape, []).append((role, indices))
-        return list(alike.values())
 
 
 def _repeated(x: Tensor, times: int, dim: int) -> Tensor:
