@@ -4,9 +4,9 @@ import triton
 import triton.language as tl
 
 from lightning_geo.kernels.triton.masks import FLOAT_MASK
+from lightning_geo.kernels.triton.places import place, scoring_of
 from lightning_geo.kernels.triton.scores import (
     HIDDEN,
-    Scoring,
     exponents,
     load_vectors,
     masked_scores,
@@ -91,21 +91,15 @@ def columns_kernel(
     CHOSEN: tl.constexpr,
 ):  # fmt: skip
     """Sum the mass that a block of keys of one head receives, given the softmax of each row."""
-    blocks = tl.cdiv(keys, BLOCK_N)
-    pid = tl.program_id(0)
-    block = pid % blocks  # under causality the first have the most rows
-    flat = pid // blocks
-    head = flat % heads
-    batch = flat // heads
-    batch64 = batch.to(tl.int64)
-    query += batch64 * query_b + head.to(tl.int64) * query_h
-    key += batch64 * key_b + (head // group).to(tl.int64) * key_h
-    key_row += batch64 * row_b + head.to(tl.int64) * row_h
-    mask_a += batch64 * a_b + head.to(tl.int64) * a_h
-    mask_b += batch64 * b_b + head.to(tl.int64) * b_h
-    scoring = Scoring(key_row, mask_a, a_q, a_k, mask_b, b_q, b_k, left, right, scale, softcap, factor)
+    block, flat, head, batch = place(keys, heads, BLOCK_N)  # under causality the first have the most rows
+    query += batch.to(tl.int64) * query_b + head.to(tl.int64) * query_h
+    key += batch.to(tl.int64) * key_b + (head // group).to(tl.int64) * key_h
+    scoring = scoring_of(
+        batch, head, key_row, row_b, row_h, mask_a, a_b, a_h, a_q, a_k, mask_b, b_b, b_h, b_q, b_k,
+        left, right, scale, softcap, factor,
+    )  # fmt: skip
     softmax += flat.to(tl.int64) * measured
-    rows += batch64 * measured
+    rows += batch.to(tl.int64) * measured
 
     first = block * BLOCK_N
     last = tl.minimum(first + BLOCK_N, keys) - 1

@@ -17,7 +17,7 @@ from lightning_geo.kernels.problem import STATISTICS, AttentionProblem
 from lightning_geo.kernels.triton.constants import Dots
 from lightning_geo.kernels.triton.launch import as_bytes, interpreted, strides
 from lightning_geo.kernels.triton.masks import key_row_of, row_masks, rules_of
-from lightning_geo.kernels.triton.tiles import Tile, Tiles, tiles_for
+from lightning_geo.kernels.triton.tiles import Tiles, tiles_for
 
 __all__ = ["Inputs"]
 
@@ -115,7 +115,7 @@ class Inputs:
         return arguments
 
     def arguments(self) -> dict[str, Any]:
-        """Arguments of both the pass over keys and the pass over queries."""
+        """Arguments of the passes over keys and over queries, and of what finishes the rows."""
         problem = self.problem
         batch, heads, measured = problem.rows_shape
         return {
@@ -135,14 +135,12 @@ class Inputs:
             **self.visibility,
         }
 
-    def constants(self, tile: Tile) -> dict[str, Any]:
-        """Constants that both passes are compiled for."""
+    def constants(self) -> dict[str, Any]:
+        """Constants that all three are compiled for."""
         return {
             "DOTS": self.dots,
             "RULES": self.rules,
             "CHOSEN": self.problem.rows is not None,
-            "BLOCK_M": tile.queries,
-            "BLOCK_N": tile.keys,
         }
 
     def special(self) -> Tensor:

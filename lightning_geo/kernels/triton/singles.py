@@ -55,20 +55,20 @@ def _store_share(output, dots, single, rows, base, mass, scoring, RULES: tl.cons
 @triton.jit
 def store_singles(
     output, query, query_n, query_d, first, rows, keys, base, mass, scoring,
-    DOTS: tl.constexpr, RULES: tl.constexpr, PLANES: tl.constexpr, BLOCK_M: tl.constexpr,
+    DOTS: tl.constexpr, RULES: tl.constexpr, PLANES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Store the mass on the key before a row, on its own key, on the one after, and on the first."""
     first_column = rows.position
     if PLANES.first_mass >= 0:
-        first_column = tl.load(first) + tl.zeros([BLOCK_M], tl.int32)
+        first_column = tl.load(first) + tl.zeros([BLOCK], tl.int32)
     key_before = _single(rows.position - 1, (rows.position >= 1) & (rows.position - 1 < keys.count))
     key_own = _single(rows.position, (rows.position >= 0) & (rows.position < keys.count))
     key_after = _single(rows.position + 1, (rows.position >= -1) & (rows.position + 1 < keys.count))
     key_first = _single(first_column, first_column < keys.count)
-    dots_before = tl.zeros([BLOCK_M, 16], tl.float32)
-    dots_own = tl.zeros([BLOCK_M, 16], tl.float32)
-    dots_after = tl.zeros([BLOCK_M, 16], tl.float32)
-    dots_first = tl.zeros([BLOCK_M, 16], tl.float32)
+    dots_before = tl.zeros([BLOCK, 16], tl.float32)
+    dots_own = tl.zeros([BLOCK, 16], tl.float32)
+    dots_after = tl.zeros([BLOCK, 16], tl.float32)
+    dots_first = tl.zeros([BLOCK, 16], tl.float32)
     # 16 channels at a time: whole vectors would not fit into registers
     for start in tl.range(0, DOTS.block, 16, num_stages=1, loop_unroll_factor=2):
         channels = start + tl.arange(0, 16)
