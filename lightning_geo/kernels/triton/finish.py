@@ -50,9 +50,10 @@ def finish_kernel(
         store_softmax(softmax, damaged + flat, output, base, mass, alive)
     store_sums(output, sums, peak, base, mass, spread, sinks + head, scoring, RULES, PLANES, SUMS)
     if PLANES.singles:
+        head_keys = Keys(key, key_n, key_d, keys)
         store_singles(
-            output, query, query_n, query_d, first + batch, own, Keys(key, key_n, key_d, keys), base, mass,
-            scoring, DOTS, RULES, PLANES, BLOCK,
+            output, query, query_n, query_d, first + batch, own, head_keys, base, 1.0 / mass, scoring,
+            DOTS, RULES, PLANES, BLOCK,
         )  # fmt: skip
     if PLANES.visible_keys >= 0:
         visible = count_band(own, keys, left, right, RULES)

@@ -21,6 +21,9 @@ from lightning_geo.kernels.triton.tiles import Tile, Tiles
 
 __all__ = ["attention", "launches", "unsupported"]
 
+# rows of a program that finishes them, one to each thread; with 32 of them registers spill in Triton 3.9
+_FINISHED = 64
+
 
 def unsupported(operation: str, problem: AttentionProblem) -> str | None:
     """Return the reason why these kernels cannot take a problem; None if they can.
@@ -182,10 +185,9 @@ def _finish(
 
     problem = inputs.problem
     counts = counts if inputs.counted else None
-    block = 128
     return Launch(
         finish_kernel,
-        problem.rows_shape[0] * problem.rows_shape[1] * -(-problem.rows_shape[2] // block),
+        problem.rows_shape[0] * problem.rows_shape[1] * -(-problem.rows_shape[2] // _FINISHED),
         {
             **inputs.arguments(),
             "query_mask": inputs.query_mask(),
@@ -202,14 +204,14 @@ def _finish(
         },
         {
             **inputs.constants(),
-            "BLOCK": block,
+            "BLOCK": _FINISHED,
             "QUERY_MASK": problem.query_mask is not None,
             "COUNTED": counts is not None,
             "RECEIVED": softmax is not None,
             "PLANES": index,
             "SUMS": kept,
         },
-        {"num_warps": 4, "enable_fp_fusion": True},
+        {"num_warps": _FINISHED // 32, "enable_fp_fusion": True},
     )
 
 

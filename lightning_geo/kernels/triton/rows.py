@@ -185,10 +185,10 @@ def _add_tiles(
 
 
 @triton.jit
-def _store(sums, plane, offsets, inside, values, INDEX: tl.constexpr):
+def _store(sums, plane, inside, values, INDEX: tl.constexpr):
     """Store a number per row; nothing for an INDEX of -1."""
     if INDEX >= 0:
-        tl.store(sums + (tl.full([], INDEX, tl.int64) * plane + offsets), values, mask=inside)
+        tl.store(sums + tl.full([], INDEX, tl.int64) * plane, values, mask=inside)
 
 
 @triton.jit
@@ -222,12 +222,12 @@ def rows_kernel(
             state, spans, q, own, head_keys, special, scoring, KIND, BLOCK_M, BLOCK_N, TAIL, DOTS, RULES, SUMS
         )
 
-    at = flat.to(tl.int64) * measured + slot
-    _store(sums, plane, at, own.inside, state.peak, SUMS.peak)
-    _store(sums, plane, at, own.inside, tl.sum(state.total, 1), SUMS.total)
-    _store(sums, plane, at, own.inside, tl.sum(state.moment, 1), SUMS.moment)
-    _store(sums, plane, at, own.inside, tl.sum(state.squares, 1), SUMS.squares)
-    _store(sums, plane, at, own.inside, tl.sum(state.before, 1), SUMS.before)
-    _store(sums, plane, at, own.inside, tl.sum(state.after, 1), SUMS.after)
-    _store(sums, plane, at, own.inside, tl.sum(state.distance, 1), SUMS.distance)
-    _store(sums, plane, at, own.inside, tl.sum(state.marked, 1), SUMS.marked)
+    sums += flat.to(tl.int64) * measured + slot
+    _store(sums, plane, own.inside, state.peak, SUMS.peak)
+    _store(sums, plane, own.inside, tl.sum(state.total, 1), SUMS.total)
+    _store(sums, plane, own.inside, tl.sum(state.moment, 1), SUMS.moment)
+    _store(sums, plane, own.inside, tl.sum(state.squares, 1), SUMS.squares)
+    _store(sums, plane, own.inside, tl.sum(state.before, 1), SUMS.before)
+    _store(sums, plane, own.inside, tl.sum(state.after, 1), SUMS.after)
+    _store(sums, plane, own.inside, tl.sum(state.distance, 1), SUMS.distance)
+    _store(sums, plane, own.inside, tl.sum(state.marked, 1), SUMS.marked)

@@ -26,7 +26,12 @@ class Tiles(NamedTuple):
 
 
 def tiles_for(
-    width: int, dtype: torch.dtype, capability: tuple[int, int], hungry: bool = False, dense: bool = False
+    width: int,
+    dtype: torch.dtype,
+    capability: tuple[int, int],
+    hungry: bool = False,
+    dense: bool = False,
+    short: bool = False,
 ) -> Tiles:
     """Look up tiles that fit into any device's shared memory, 99 KiB, or 227 KiB on a Hopper in float32.
 
@@ -39,6 +44,7 @@ def tiles_for(
         capability: Of the CUDA device.
         hungry: Masks or special tokens need registers, too.
         dense: Masks that differ between rows need more.
+        short: There are few keys, so that what a block of rows costs beside its tiles counts.
     """
     # wgmma has four warps share a tile's rows; older tensor cores do so only where rows outnumber columns
     hopper = capability[0] in (9, 10)
@@ -51,7 +57,7 @@ def tiles_for(
     elif hungry:
         rows = Tile(64, 64)
     elif width <= 64:
-        rows = Tile(64, 128)
+        rows = Tile(128, 64) if short else Tile(64, 128)
     else:
         rows = Tile(64, 128, stages=2)
     return Tiles(rows, Tile(64, 64 if dense or width > 128 else 128, stages=2))
@@ -61,5 +67,5 @@ def _float32_tiles(width: int, hopper: bool, hungry: bool, dense: bool) -> Tiles
     if width > 128:
         return Tiles(Tile(16, 32, stages=2), Tile(32, 16, warps=8, stages=2))
     if not hopper and (dense or width > 64):
-        return Tiles(Tile(64, 16, stages=2), Tile(64, 16, stages=2))
+        return Tiles(Tile(32 if dense and width > 64 else 64, 16, stages=2), Tile(64, 16, stages=2))
     return Tiles(Tile(64, 32, stages=2), Tile(64, 64 if hopper and not hungry else 32, stages=2))
