@@ -172,7 +172,7 @@ def test_instructions_per_score(wanted: set[str], most: float) -> None:
     scores = rows.constants["BLOCK_M"] * rows.constants["BLOCK_N"] / (32 * rows.options["num_warps"])
     far = min(loop.length for loop in loops) / scores
     assert 5.0 < far < most
-    # a row to each thread: as many threads as rows, and a fifth of the statistics' instructions in rows of 512
+    # a row to each thread
     assert finish.constants["BLOCK"] == 32 * finish.options["num_warps"]
     assert len(compiled(finish, 90).lines) < 700
 

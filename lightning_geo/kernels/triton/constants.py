@@ -90,7 +90,7 @@ class Sums:
     @property
     def count(self) -> int:
         """How many there are."""
-        return 1 + max(vars(self).values())
+        return 1 + int(max(vars(self).values()))
 
     @property
     def placed(self) -> bool:
