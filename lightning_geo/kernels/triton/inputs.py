@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_geo.kernels.problem import STATISTICS, AttentionProblem
+from lightning_geo.kernels.triton.arguments import Masks, Scaling, Sizes, Vectors
 from lightning_geo.kernels.triton.constants import Dots
 from lightning_geo.kernels.triton.launch import as_bytes, interpreted, strides
 from lightning_geo.kernels.triton.masks import key_row_of, row_masks, rules_of
@@ -125,21 +126,28 @@ class Inputs:
         """Arguments of the passes over keys and over queries, and of what finishes the rows."""
         problem = self.problem
         batch, heads, measured = problem.rows_shape
+        visibility = dict(self.visibility)
+        band = {name: visibility.pop(name) for name in ("offset", "left", "right")}
         return {
-            "query": problem.query,
-            "key": problem.key,
+            "query": Vectors(problem.query, *strides("query", "bhnd", problem.query).values()),
+            "key": Vectors(problem.key, *strides("key", "bhnd", problem.key).values()),
+            "masks": Masks(**visibility),
+            "sizes": Sizes(
+                heads=heads,
+                group=problem.group_size,
+                queries=problem.query.shape[2],
+                keys=problem.keys,
+                pitch=self.pitch,
+                measured=measured,
+                plane=batch * heads * measured,
+                **band,
+            ),
+            "scaling": Scaling(
+                problem.scale / (problem.softcap or 1.0),
+                problem.softcap or 1.0,
+                _LOG2E if self.rules.scaled else problem.scale * _LOG2E,
+            ),
             "rows": problem.query if problem.rows is None else problem.rows.contiguous(),
-            **strides("query", "bhnd", problem.query),
-            **strides("key", "bhnd", problem.key),
-            "heads": heads,
-            "group": problem.group_size,
-            "keys": problem.keys,
-            "measured": measured,
-            "plane": batch * heads * measured,
-            "scale": problem.scale / (problem.softcap or 1.0),
-            "softcap": problem.softcap or 1.0,
-            "factor": _LOG2E if self.rules.scaled else problem.scale * _LOG2E,
-            **self.visibility,
         }
 
     def constants(self) -> dict[str, Any]:

@@ -83,12 +83,12 @@ def store_softmax(softmax, damaged, output, base, mass, alive):
 
 
 @triton.jit
-def count_band(rows, keys, left, right, RULES: tl.constexpr):
+def count_band(rows, sizes, RULES: tl.constexpr):
     """Count the keys that causality and window leave to each row."""
     nearest = tl.zeros_like(rows.position)
-    farthest = nearest + (keys - 1)
+    farthest = nearest + (sizes.keys - 1)
     if RULES.left:
-        nearest = tl.maximum(rows.position - left, 0)
+        nearest = tl.maximum(rows.position - sizes.left, 0)
     if RULES.right != 0:
-        farthest = tl.minimum(rows.position + right, keys - 1)
+        farthest = tl.minimum(rows.position + sizes.right, sizes.keys - 1)
     return tl.maximum(farthest - nearest + 1, 0).to(tl.float32)

@@ -7,7 +7,7 @@ import triton.language as tl
 
 from lightning_geo.kernels.triton.scores import Scoring
 
-__all__ = ["Keys", "Rows", "place", "read_rows", "scoring_of"]
+__all__ = ["Keys", "Rows", "of_head", "place", "read_rows", "scoring_of"]
 
 
 class Rows(NamedTuple):
@@ -37,31 +37,33 @@ def place(count, heads, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def scoring_of(
-    batch, head, key_row, row_b, row_h, mask_a, a_b, a_h, a_q, a_k, mask_b, b_b, b_h, b_q, b_k,
-    left, right, scale, softcap, factor,
-):  # fmt: skip
+def of_head(strided, batch, head):
+    """Return the pointer to one head's part of vectors or counts."""
+    return strided.pointer + (batch.to(tl.int64) * strided.b + head.to(tl.int64) * strided.h)
+
+
+@triton.jit
+def scoring_of(batch, head, masks, sizes, scaling):
     """Move the masks' pointers to one head."""
     batch, head = batch.to(tl.int64), head.to(tl.int64)
     return Scoring(
-        key_row + (batch * row_b + head * row_h),
-        mask_a + (batch * a_b + head * a_h), a_q, a_k,
-        mask_b + (batch * b_b + head * b_h), b_q, b_k,
-        left, right, scale, softcap, factor,
+        masks.key_row + (batch * masks.row_b + head * masks.row_h),
+        masks.mask_a + (batch * masks.a_b + head * masks.a_h), masks.a_q, masks.a_k,
+        masks.mask_b + (batch * masks.b_b + head * masks.b_h), masks.b_q, masks.b_k,
+        sizes.left, sizes.right, scaling.scale, scaling.softcap, scaling.factor,
     )  # fmt: skip
 
 
 @triton.jit
-def read_rows(
-    slot, batch, rows, query_mask, queries, measured, offset, CHOSEN: tl.constexpr, QUERY_MASK: tl.constexpr
-):  # fmt: skip
+def read_rows(slot, batch, rows, query_mask, sizes, CHOSEN: tl.constexpr, QUERY_MASK: tl.constexpr):
     """Find the rows of a sequence at some slots of the output."""
-    inside = slot < measured
+    inside = slot < sizes.measured
     row = tl.where(inside, slot, 0)
     if CHOSEN:
-        row = tl.load(rows + (batch.to(tl.int64) * measured + slot), mask=inside, other=0).to(tl.int32)
+        at = batch.to(tl.int64) * sizes.measured + slot
+        row = tl.load(rows + at, mask=inside, other=0).to(tl.int32)
     index = row.to(tl.int64)
     real = inside
     if QUERY_MASK:
-        real = inside & (tl.load(query_mask + (batch.to(tl.int64) * queries + index)) != 0)
-    return Rows(index, row + offset, inside, real)
+        real = inside & (tl.load(query_mask + (batch.to(tl.int64) * sizes.queries + index)) != 0)
+    return Rows(index, row + sizes.offset, inside, real)

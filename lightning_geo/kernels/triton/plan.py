@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_geo.kernels.blocks import BlockRule
 from lightning_geo.kernels.problem import AttentionProblem, AttentionStatistics
+from lightning_geo.kernels.triton.arguments import Counts
 from lightning_geo.kernels.triton.constants import Planes, Sums
 from lightning_geo.kernels.triton.inputs import Inputs
 from lightning_geo.kernels.triton.launch import DTYPES, Launch, missing, on_device, strides
@@ -154,8 +155,6 @@ def _rows(inputs: Inputs, kept: Sums, sums: Tensor) -> Launch:
             "query_mask": inputs.query_mask(),
             "special": inputs.special(),
             "sums": sums,
-            "queries": problem.query.shape[2],
-            "pitch": inputs.pitch,
         },
         {
             **inputs.constants(),
@@ -192,15 +191,13 @@ def _finish(
             **inputs.arguments(),
             "query_mask": inputs.query_mask(),
             "sinks": problem.query if problem.sinks is None else problem.sinks.contiguous(),
-            "counts": planes if counts is None else counts,
+            "counts": Counts(planes if counts is None else counts, *strides("", "bhq", counts).values()),
             "first": live.view(torch.uint8) if first is None else first,
             "sums": sums,
             "planes": planes,
             "live": live.view(torch.uint8),
             "softmax": planes if softmax is None else softmax,
             "damaged": planes if damaged is None else damaged,
-            "queries": problem.query.shape[2],
-            **strides("counts", "bhq", counts),
         },
         {
             **inputs.constants(),

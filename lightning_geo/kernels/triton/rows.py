@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 
 from lightning_geo.kernels.triton.masks import CAUSAL
-from lightning_geo.kernels.triton.places import Keys, place, read_rows, scoring_of
+from lightning_geo.kernels.triton.places import Keys, of_head, place, read_rows, scoring_of
 from lightning_geo.kernels.triton.scores import (
     BOOL,
     HIDDEN,
@@ -193,28 +193,21 @@ def _store(sums, plane, inside, values, INDEX: tl.constexpr):
 
 @triton.jit
 def rows_kernel(
-    query, query_b, query_h, query_n, query_d, key, key_b, key_h, key_n, key_d, rows, query_mask, special,
-    key_row, row_b, row_h, mask_a, a_b, a_h, a_q, a_k, mask_b, b_b, b_h, b_q, b_k, sums,
-    heads, group, queries, keys, pitch, measured, offset, left, right, plane, scale, softcap, factor,
+    query, key, masks, sizes, scaling, rows, query_mask, special, sums,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TAIL: tl.constexpr, DOTS: tl.constexpr,
     RULES: tl.constexpr, SUMS: tl.constexpr, CHOSEN: tl.constexpr, QUERY_MASK: tl.constexpr,
 ):  # fmt: skip
     """Sum the softmax of a block of rows of one head: a plane of ``sums`` per peak or sum."""
-    block, flat, head, batch = place(measured, heads, BLOCK_M)
+    block, flat, head, batch = place(sizes.measured, sizes.heads, BLOCK_M)
     if RULES.right != 0:  # the longest first, so that no long one is left for the end
-        block = tl.cdiv(measured, BLOCK_M) - 1 - block
-    query += batch.to(tl.int64) * query_b + head.to(tl.int64) * query_h
-    key += batch.to(tl.int64) * key_b + (head // group).to(tl.int64) * key_h
-    scoring = scoring_of(
-        batch, head, key_row, row_b, row_h, mask_a, a_b, a_h, a_q, a_k, mask_b, b_b, b_h, b_q, b_k,
-        left, right, scale, softcap, factor,
-    )  # fmt: skip
+        block = tl.cdiv(sizes.measured, BLOCK_M) - 1 - block
+    scoring = scoring_of(batch, head, masks, sizes, scaling)
     slot = block * BLOCK_M + tl.arange(0, BLOCK_M)
-    own = read_rows(slot, batch, rows, query_mask, queries, measured, offset, CHOSEN, QUERY_MASK)
-    q = load_vectors(query, own.index, query_n, query_d, own.inside, DOTS, CHECK=False)
-    head_keys = Keys(key, key_n, key_d, keys)
-    special += batch.to(tl.int64) * pitch
-    spans = spans_of(own, keys, left, right, BLOCK_N, RULES, SUMS.placed)
+    own = read_rows(slot, batch, rows, query_mask, sizes, CHOSEN, QUERY_MASK)
+    q = load_vectors(of_head(query, batch, head), own.index, query.n, query.d, own.inside, DOTS, CHECK=False)
+    head_keys = Keys(of_head(key, batch, head // sizes.group), key.n, key.d, sizes.keys)
+    special += batch.to(tl.int64) * sizes.pitch
+    spans = spans_of(own, sizes, BLOCK_N, RULES, SUMS.placed)
     none = tl.zeros([BLOCK_M, 8], tl.float32)
     state = _State(tl.full([BLOCK_M], HIDDEN, tl.float32), none, none, none, none, none, none, none)
     for KIND in tl.static_range(-1, 2):
@@ -222,12 +215,12 @@ def rows_kernel(
             state, spans, q, own, head_keys, special, scoring, KIND, BLOCK_M, BLOCK_N, TAIL, DOTS, RULES, SUMS
         )
 
-    sums += flat.to(tl.int64) * measured + slot
-    _store(sums, plane, own.inside, state.peak, SUMS.peak)
-    _store(sums, plane, own.inside, tl.sum(state.total, 1), SUMS.total)
-    _store(sums, plane, own.inside, tl.sum(state.moment, 1), SUMS.moment)
-    _store(sums, plane, own.inside, tl.sum(state.squares, 1), SUMS.squares)
-    _store(sums, plane, own.inside, tl.sum(state.before, 1), SUMS.before)
-    _store(sums, plane, own.inside, tl.sum(state.after, 1), SUMS.after)
-    _store(sums, plane, own.inside, tl.sum(state.distance, 1), SUMS.distance)
-    _store(sums, plane, own.inside, tl.sum(state.marked, 1), SUMS.marked)
+    sums += flat.to(tl.int64) * sizes.measured + slot
+    _store(sums, sizes.plane, own.inside, state.peak, SUMS.peak)
+    _store(sums, sizes.plane, own.inside, tl.sum(state.total, 1), SUMS.total)
+    _store(sums, sizes.plane, own.inside, tl.sum(state.moment, 1), SUMS.moment)
+    _store(sums, sizes.plane, own.inside, tl.sum(state.squares, 1), SUMS.squares)
+    _store(sums, sizes.plane, own.inside, tl.sum(state.before, 1), SUMS.before)
+    _store(sums, sizes.plane, own.inside, tl.sum(state.after, 1), SUMS.after)
+    _store(sums, sizes.plane, own.inside, tl.sum(state.distance, 1), SUMS.distance)
+    _store(sums, sizes.plane, own.inside, tl.sum(state.marked, 1), SUMS.marked)
