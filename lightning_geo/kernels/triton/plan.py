@@ -1,5 +1,7 @@
 """Attention statistics as Triton kernels: one pass over the keys, one over the queries for received mass.
 
+Between them, rows are finished: their statistics made of what the first pass summed.
+
 This module loads without Triton, so that it can give a reason when it cannot take a problem. The kernels
 are in the modules beside it.
 """
@@ -59,7 +61,8 @@ def attention(problem: AttentionProblem, tiles: Tiles | None = None) -> Attentio
         tiles: Sizes of the tiles, for tests; from the table by default.
 
     Returns:
-        The statistics. Beside them, two float32 numbers per row are held if received mass is requested.
+        The statistics. Beside them, three to eight float32 numbers per row are held, and two more if received
+        mass is requested.
     """
     device = problem.query.device
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
