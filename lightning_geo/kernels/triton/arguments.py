@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-__all__ = ["Counts", "Masks", "Scaling", "Sizes", "Vectors"]
+__all__ = ["Counts", "MaskSlots", "Scaling", "Sizes", "Vectors"]
 
 
 class Vectors(NamedTuple):
@@ -29,7 +29,7 @@ class Counts(NamedTuple):
     q: Any
 
 
-class Masks(NamedTuple):
+class MaskSlots(NamedTuple):
     """The row of keys ``[B, H, Nk]`` and two masks ``[B, H, Nq, Nk]``, each with its strides."""
 
     key_row: Any

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_geo.kernels.problem import STATISTICS, AttentionProblem
-from lightning_geo.kernels.triton.arguments import Masks, Scaling, Sizes, Vectors
+from lightning_geo.kernels.triton.arguments import MaskSlots, Scaling, Sizes, Vectors
 from lightning_geo.kernels.triton.constants import Dots
 from lightning_geo.kernels.triton.launch import as_bytes, interpreted, strides
 from lightning_geo.kernels.triton.masks import key_row_of, row_masks, rules_of
@@ -107,7 +107,7 @@ class Inputs:
 
     @cached_property
     def visibility(self) -> dict[str, Any]:
-        """Masks and band, for every kernel."""
+        """MaskSlots and band, for every kernel."""
         problem, query, row = self.problem, self.problem.query, self._key_row
         arguments: dict[str, Any] = {
             "offset": problem.offset,
@@ -131,7 +131,7 @@ class Inputs:
         return {
             "query": Vectors(problem.query, *strides("query", "bhnd", problem.query).values()),
             "key": Vectors(problem.key, *strides("key", "bhnd", problem.key).values()),
-            "masks": Masks(**visibility),
+            "masks": MaskSlots(**visibility),
             "sizes": Sizes(
                 heads=heads,
                 group=problem.group_size,
