@@ -107,7 +107,7 @@ class Inputs:
 
     @cached_property
     def visibility(self) -> dict[str, Any]:
-        """MaskSlots and band, for every kernel."""
+        """Masks and band, for every kernel."""
         problem, query, row = self.problem, self.problem.query, self._key_row
         arguments: dict[str, Any] = {
             "offset": problem.offset,
