@@ -79,28 +79,29 @@ def problem_on_meta(
     return AttentionProblem(query, query.clone(), width**-0.5, **options)
 
 
-def _signature(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int], Any]]:
+def _signature(launch: Launch) -> tuple[dict[str, Any], dict[Any, Any], dict[tuple[int, ...], Any]]:
     # as Triton's launcher specialises: ones are constants, multiples of 16 are known as such
-    signature: dict[str, str] = {}
-    constants = dict(launch.constants)
-    attributes: dict[tuple[int], Any] = {}
-    for position, name in enumerate(launch.kernel.arg_names):
-        if name in launch.constants:
-            signature[name] = "constexpr"
-            continue
-        value = launch.arguments[name]
+    constants: dict[Any, Any] = dict(launch.constants)
+    attributes: dict[tuple[int, ...], Any] = {}
+
+    def kind_of(value: Any, path: tuple[int, ...]) -> Any:
+        if isinstance(value, tuple):
+            return type(value)(*(kind_of(part, (*path, i)) for i, part in enumerate(value)))
+        if isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0):
+            attributes[path] = [["tt.divisibility", 16]]
         if isinstance(value, Tensor):
-            signature[name] = _POINTERS[value.dtype]
-        elif isinstance(value, float):
-            signature[name] = "fp32"
-        elif value == 1:
-            signature[name] = "constexpr"
-            constants[name] = 1
-        else:
-            signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-        divisible = isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0)
-        if divisible:
-            attributes[(position,)] = [["tt.divisibility", 16]]
+            return _POINTERS[value.dtype]
+        if isinstance(value, float):
+            return "fp32"
+        if value == 1:
+            constants[path] = 1
+            return "constexpr"
+        return "i32" if -(2**31) <= value < 2**31 else "i64"
+
+    signature = {
+        name: "constexpr" if name in launch.constants else kind_of(launch.arguments[name], (position,))
+        for position, name in enumerate(launch.kernel.arg_names)
+    }
     return signature, constants, attributes
 
 

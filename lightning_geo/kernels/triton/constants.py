@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["Dots", "Planes"]
+__all__ = ["Dots", "Planes", "Sums"]
 
 
 @dataclass(frozen=True)
@@ -57,16 +57,42 @@ class Planes:
     learned_sink_mass: int = -1
 
     @property
-    def sides(self) -> bool:
-        """Whether the masses of the keys before and after a row are kept apart."""
-        return self.backward_mass >= 0 or self.forward_mass >= 0
+    def singles(self) -> bool:
+        """Whether the mass on any single key was requested."""
+        return max(self.self_mass, self.previous_mass, self.next_mass, self.first_mass) >= 0
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Index of each number that the pass over keys leaves of a row; -1 for one that no statistic needs.
+
+    Their order and meaning are those of the state in rows.py.
+    """
+
+    peak: int
+    total: int
+    moment: int
+    squares: int
+    before: int
+    after: int
+    distance: int
+    marked: int
+
+    @classmethod
+    def of(cls, planes: Planes, causal: bool) -> Sums:
+        """Number what the planes need; under causality nothing lies after a row."""
+        needed = [
+            True, True, True, planes.concentration >= 0, planes.backward_mass >= 0,
+            planes.forward_mass >= 0 and not causal, planes.attention_distance >= 0, planes.special_mass >= 0,
+        ]  # fmt: skip
+        return cls(*(sum(needed[:i]) if need else -1 for i, need in enumerate(needed)))
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return 1 + int(max(vars(self).values()))
 
     @property
     def placed(self) -> bool:
         """Whether it matters on which side of a row a key lies, and how far away."""
-        return self.sides or self.attention_distance >= 0
-
-    @property
-    def singles(self) -> bool:
-        """Whether the mass on any single key was requested."""
-        return max(self.self_mass, self.previous_mass, self.next_mass, self.first_mass) >= 0
+        return max(self.before, self.after, self.distance) >= 0

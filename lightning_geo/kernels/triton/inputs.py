@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_geo.kernels.problem import STATISTICS, AttentionProblem
+from lightning_geo.kernels.triton.arguments import MaskSlots, Scaling, Sizes, Vectors
 from lightning_geo.kernels.triton.constants import Dots
 from lightning_geo.kernels.triton.launch import as_bytes, interpreted, strides
 from lightning_geo.kernels.triton.masks import key_row_of, row_masks, rules_of
-from lightning_geo.kernels.triton.tiles import Tile, Tiles, tiles_for
+from lightning_geo.kernels.triton.tiles import Tiles, tiles_for
 
 __all__ = ["Inputs"]
 
@@ -28,6 +29,9 @@ _PLANES = tuple(name for name in STATISTICS if name != "received")
 
 # rows of keys are padded to a multiple of every tile's keys, so that no tile reads past their end
 _PITCH = 128
+
+# up to so many keys a block of 128 rows takes fewer instructions a score than one of 64, on a Hopper
+_SHORT = 1024
 
 # factors of the exponent for which bare dot products can be hidden without overflow
 _TAME_FACTORS = (1e-3, 64.0)
@@ -57,9 +61,13 @@ class Inputs:
         hungry = bool(problem.masks) or (
             self.computes("special_mass") and (self.dots.block > 64 or not self.banded)
         )
-        self.tiles = tiles or tiles_for(self.dots.block, dtype, capability, hungry, bool(self._row_masks))
         kind = 0 if self._key_row is None else 2 if self._biased else 1
         self.rules = rules_of(problem, self._row_masks, kind, self._scaled)
+        # a cap spills registers there, too
+        short = problem.keys <= _SHORT and problem.rows_shape[2] > 64 and not self._scaled
+        self.tiles = tiles or tiles_for(
+            self.dots.block, dtype, capability, hungry, bool(self._row_masks), short
+        )
 
     def computes(self, name: str) -> bool:
         """Whether a statistic was requested and its inputs are there."""
@@ -115,34 +123,39 @@ class Inputs:
         return arguments
 
     def arguments(self) -> dict[str, Any]:
-        """Arguments of both the pass over keys and the pass over queries."""
+        """Arguments of the passes over keys and over queries, and of what finishes the rows."""
         problem = self.problem
         batch, heads, measured = problem.rows_shape
+        visibility = dict(self.visibility)
+        band = {name: visibility.pop(name) for name in ("offset", "left", "right")}
         return {
-            "query": problem.query,
-            "key": problem.key,
+            "query": Vectors(problem.query, *strides("query", "bhnd", problem.query).values()),
+            "key": Vectors(problem.key, *strides("key", "bhnd", problem.key).values()),
+            "masks": MaskSlots(**visibility),
+            "sizes": Sizes(
+                heads=heads,
+                group=problem.group_size,
+                queries=problem.query.shape[2],
+                keys=problem.keys,
+                pitch=self.pitch,
+                measured=measured,
+                plane=batch * heads * measured,
+                **band,
+            ),
+            "scaling": Scaling(
+                problem.scale / (problem.softcap or 1.0),
+                problem.softcap or 1.0,
+                _LOG2E if self.rules.scaled else problem.scale * _LOG2E,
+            ),
             "rows": problem.query if problem.rows is None else problem.rows.contiguous(),
-            **strides("query", "bhnd", problem.query),
-            **strides("key", "bhnd", problem.key),
-            "heads": heads,
-            "group": problem.group_size,
-            "keys": problem.keys,
-            "measured": measured,
-            "plane": batch * heads * measured,
-            "scale": problem.scale / (problem.softcap or 1.0),
-            "softcap": problem.softcap or 1.0,
-            "factor": _LOG2E if self.rules.scaled else problem.scale * _LOG2E,
-            **self.visibility,
         }
 
-    def constants(self, tile: Tile) -> dict[str, Any]:
-        """Constants that both passes are compiled for."""
+    def constants(self) -> dict[str, Any]:
+        """Constants that all three are compiled for."""
         return {
             "DOTS": self.dots,
             "RULES": self.rules,
             "CHOSEN": self.problem.rows is not None,
-            "BLOCK_M": tile.queries,
-            "BLOCK_N": tile.keys,
         }
 
     def special(self) -> Tensor:

@@ -1,5 +1,7 @@
 """Attention statistics as Triton kernels: one pass over the keys, one over the queries for received mass.
 
+Between them, rows are finished: their statistics made of what the first pass summed.
+
 This module loads without Triton, so that it can give a reason when it cannot take a problem. The kernels
 are in the modules beside it.
 """
@@ -13,7 +15,8 @@ from torch import Tensor
 
 from lightning_geo.kernels.blocks import BlockRule
 from lightning_geo.kernels.problem import AttentionProblem, AttentionStatistics
-from lightning_geo.kernels.triton.constants import Dots, Planes
+from lightning_geo.kernels.triton.arguments import Counts
+from lightning_geo.kernels.triton.constants import Dots, Planes, Sums
 from lightning_geo.kernels.triton.inputs import Inputs
 from lightning_geo.kernels.triton.launch import (
     DTYPES,
@@ -28,6 +31,9 @@ from lightning_geo.kernels.triton.masks import row_masks
 from lightning_geo.kernels.triton.tiles import Tile, Tiles, shared_memory
 
 __all__ = ["attention", "launches", "unsupported"]
+
+# rows of a program that finishes them, one to each thread; with 32 of them registers spill in Triton 3.9
+_FINISHED = 64
 
 
 def unsupported(operation: str, problem: AttentionProblem) -> str | None:
@@ -77,7 +83,8 @@ def attention(problem: AttentionProblem, tiles: Tiles | None = None) -> Attentio
         tiles: Sizes of the tiles, for tests; from the table by default.
 
     Returns:
-        The statistics. Beside them, two float32 numbers per row are held if received mass is requested.
+        The statistics. Beside them, three to eight float32 numbers per row are held, and two more if received
+        mass is requested.
     """
     device = problem.query.device
     with torch.no_grad(), on_device(device):
@@ -112,7 +119,11 @@ def launches(
         softmax = new(2, *shape, dtype=torch.float32)
         damaged = problem.query.new_zeros(shape[:2], dtype=torch.int32)
         received = new(*shape[:2], problem.keys, dtype=torch.float32)
-    todo.append(_rows(inputs, planes, live, counts, first, softmax, damaged))
+    index = Planes(**{name: index for index, name in enumerate(inputs.planes)})
+    kept = Sums.of(index, causal=problem.right == 0)
+    sums = new(kept.count, *shape, dtype=torch.float32)
+    todo.append(_rows(inputs, kept, sums))
+    todo.append(_finish(inputs, index, kept, sums, planes, live, counts, first, softmax, damaged))
     if received is not None:
         todo.append(_columns(inputs, softmax, damaged, received))
     fields = dict(zip(inputs.planes, planes, strict=False))
@@ -155,20 +166,11 @@ def _visibility(inputs: Inputs) -> tuple[Launch, Tensor, Tensor]:
     return launch, counts, first
 
 
-def _rows(
-    inputs: Inputs,
-    planes: Tensor,
-    live: Tensor,
-    counts: Tensor | None,
-    first: Tensor | None,
-    softmax: Tensor | None,
-    damaged: Tensor | None,
-) -> Launch:
+def _rows(inputs: Inputs, kept: Sums, sums: Tensor) -> Launch:
     """Prepare the pass over the keys."""
     from lightning_geo.kernels.triton.rows import rows_kernel
 
     problem, tile = inputs.problem, inputs.tiles.rows
-    counts = counts if inputs.counted else None
     return Launch(
         rows_kernel,
         problem.rows_shape[0] * problem.rows_shape[1] * -(-problem.rows_shape[2] // tile.queries),
@@ -176,26 +178,61 @@ def _rows(
             **inputs.arguments(),
             "query_mask": inputs.query_mask(),
             "special": inputs.special(),
+            "sums": sums,
+        },
+        {
+            **inputs.constants(),
+            **_sizes(tile),
+            "TAIL": problem.keys % tile.keys != 0,
+            "QUERY_MASK": problem.query_mask is not None,
+            "SUMS": kept,
+        },
+        _options(tile),
+    )
+
+
+def _finish(
+    inputs: Inputs,
+    index: Planes,
+    kept: Sums,
+    sums: Tensor,
+    planes: Tensor,
+    live: Tensor,
+    counts: Tensor | None,
+    first: Tensor | None,
+    softmax: Tensor | None,
+    damaged: Tensor | None,
+) -> Launch:
+    """Prepare what makes statistics of a row's sums."""
+    from lightning_geo.kernels.triton.finish import finish_kernel
+
+    problem = inputs.problem
+    counts = counts if inputs.counted else None
+    return Launch(
+        finish_kernel,
+        problem.rows_shape[0] * problem.rows_shape[1] * -(-problem.rows_shape[2] // _FINISHED),
+        {
+            **inputs.arguments(),
+            "query_mask": inputs.query_mask(),
             "sinks": problem.query if problem.sinks is None else problem.sinks.contiguous(),
-            "counts": planes if counts is None else counts,
+            "counts": Counts(planes if counts is None else counts, *strides("", "bhq", counts).values()),
             "first": live.view(torch.uint8) if first is None else first,
+            "sums": sums,
             "planes": planes,
             "live": live.view(torch.uint8),
             "softmax": planes if softmax is None else softmax,
             "damaged": planes if damaged is None else damaged,
-            "queries": problem.query.shape[2],
-            "pitch": inputs.pitch,
-            **strides("counts", "bhq", counts),
         },
         {
-            **inputs.constants(tile),
-            "TAIL": problem.keys % tile.keys != 0,
+            **inputs.constants(),
+            "BLOCK": _FINISHED,
             "QUERY_MASK": problem.query_mask is not None,
             "COUNTED": counts is not None,
             "RECEIVED": softmax is not None,
-            "PLANES": Planes(**{name: index for index, name in enumerate(inputs.planes)}),
+            "PLANES": index,
+            "SUMS": kept,
         },
-        _options(tile),
+        {"num_warps": _FINISHED // 32, "enable_fp_fusion": True},
     )
 
 
@@ -208,9 +245,13 @@ def _columns(inputs: Inputs, softmax: Tensor | None, damaged: Tensor | None, rec
         columns_kernel,
         received.shape[0] * received.shape[1] * -(-inputs.problem.keys // tile.keys),
         {**inputs.arguments(), "softmax": softmax, "damaged": damaged, "received": received},
-        inputs.constants(tile),
+        {**inputs.constants(), **_sizes(tile)},
         _options(tile),
     )
+
+
+def _sizes(tile: Tile) -> dict[str, int]:
+    return {"BLOCK_M": tile.queries, "BLOCK_N": tile.keys}
 
 
 def _options(tile: Tile) -> dict[str, Any]:

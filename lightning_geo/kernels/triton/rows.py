@@ -8,7 +8,9 @@ c s - (c m): it rounds once, after the difference, and the rounding of c m shift
 holds while c m < 2^31; rows beyond, which float32 cannot resolve anyway, come out as NaN.
 
 Each state is held per row and column class, the column modulo 8: so tensor cores spread their results over
-threads, and sums over a tile stay within a thread. They cross threads once, at the end.
+threads, and sums over a tile stay within a thread. They cross threads once, at the end, and leave this kernel
+as they are: tensor cores have four threads hold the same row, so that the finish kernel, with a row to each,
+makes statistics of them at a quarter of the instructions.
 """
 
 from typing import Any, NamedTuple
@@ -17,11 +19,10 @@ import triton
 import triton.language as tl
 
 from lightning_geo.kernels.triton.masks import CAUSAL
-from lightning_geo.kernels.triton.output import Output, count_band, store_softmax, store_sums
+from lightning_geo.kernels.triton.places import Keys, of_head, place, read_rows, scoring_of
 from lightning_geo.kernels.triton.scores import (
     BOOL,
     HIDDEN,
-    Scoring,
     base_of,
     exponents,
     load_block,
@@ -29,31 +30,11 @@ from lightning_geo.kernels.triton.scores import (
     masked_scores,
     sum_classes,
 )
-from lightning_geo.kernels.triton.singles import store_singles
 from lightning_geo.kernels.triton.spans import spans_of
 
 __all__ = ["rows_kernel"]
 
 _CAUSAL = tl.constexpr(CAUSAL)
-
-
-class _Rows(NamedTuple):
-    """A program's block of rows: index (int64), key position, whether it exists, and whether it counts."""
-
-    index: Any
-    position: Any
-    inside: Any
-    real: Any
-
-
-class _Keys(NamedTuple):
-    """The keys of one head, and the weights of special tokens."""
-
-    pointer: Any
-    stride_n: Any
-    stride_d: Any
-    count: Any
-    special: Any
 
 
 class _State(NamedTuple):
@@ -119,8 +100,8 @@ def _tile_scores(
 
 @triton.jit
 def _add_tile(
-    state, start, s, rows, keys, scoring, KIND: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    RULES: tl.constexpr, PLANES: tl.constexpr,
+    state, start, s, rows, special, scoring, KIND: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    RULES: tl.constexpr, SUMS: tl.constexpr,
 ):  # fmt: skip
     """Take the scores of one tile into the state."""
     inner = tl.arange(0, BLOCK_N)
@@ -141,40 +122,40 @@ def _add_tile(
     after = state.after
     distance = state.distance
     marked = state.marked
-    if PLANES.concentration >= 0:
+    if SUMS.squares >= 0:
         squares = decay * decay * squares + sum_classes(e * e, BLOCK_M, BLOCK_N)
-    if PLANES.placed:
+    if SUMS.placed:
         reach = (rows.position - start).to(tl.float32)
         ahead = inner.to(tl.float32)[None, :] - reach[:, None]
-    if PLANES.sides:
+    if SUMS.before >= 0:
         before = decay * before
         if KIND < 0:
             before += mass
         elif KIND == 0:
             before += sum_classes(tl.where(ahead < 0, e, 0.0), BLOCK_M, BLOCK_N)
-    if PLANES.sides and RULES.right != _CAUSAL:
+    if SUMS.after >= 0:
         after = decay * after
         if KIND > 0:
             after += mass
         elif KIND == 0:
             after += sum_classes(tl.where(ahead > 0, e, 0.0), BLOCK_M, BLOCK_N)
-    if PLANES.attention_distance >= 0:
+    if SUMS.distance >= 0:
         if KIND == 0:
             distance = decay * distance + sum_classes(e * tl.abs(ahead), BLOCK_M, BLOCK_N)
         else:
             signed = _sum_ahead(e, mass, reach, BLOCK_M, BLOCK_N)
             distance = decay * distance + (signed if KIND > 0 else -signed)
-    if PLANES.special_mass >= 0:
+    if SUMS.marked >= 0:
         # offsets are added first: two additions to the pointer took 79 more registers with a dense mask
-        weight = tl.load(keys.special + (start + inner))[None, :]
+        weight = tl.load(special + (start + inner))[None, :]
         marked = decay * marked + sum_classes(e * weight, BLOCK_M, BLOCK_N)
     return _State(new, total, moment, squares, before, after, distance, marked)
 
 
 @triton.jit
 def _add_tiles(
-    state, spans, q, rows, keys, scoring, KIND: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, TAIL: tl.constexpr, DOTS: tl.constexpr, RULES: tl.constexpr, PLANES: tl.constexpr,
+    state, spans, q, rows, keys, special, scoring, KIND: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, TAIL: tl.constexpr, DOTS: tl.constexpr, RULES: tl.constexpr, SUMS: tl.constexpr,
 ):  # fmt: skip
     """Take all tiles of one KIND into the state: wholly before (-1) or after (1) all rows, or any other (0).
 
@@ -186,7 +167,7 @@ def _add_tiles(
     elif KIND == 0:
         first = spans.begin
         stop = spans.stop - (spans.b - spans.a) - (spans.d - spans.c)
-    elif PLANES.placed and RULES.right != _CAUSAL:
+    elif SUMS.placed and RULES.right != _CAUSAL:
         first = spans.c
         stop = spans.d
     else:
@@ -199,84 +180,47 @@ def _add_tiles(
             tile = tl.where(tile >= spans.c, tile + (spans.d - spans.c), tile)
         start = tile * BLOCK_N
         s = _tile_scores(start, q, rows, keys, scoring, KIND, BLOCK_N, TAIL, DOTS, RULES)
-        state = _add_tile(state, start, s, rows, keys, scoring, KIND, BLOCK_M, BLOCK_N, RULES, PLANES)
+        state = _add_tile(state, start, s, rows, special, scoring, KIND, BLOCK_M, BLOCK_N, RULES, SUMS)
     return state
 
 
 @triton.jit
-def _read_rows(
-    slot, rows, query_mask, measured, offset, CHOSEN: tl.constexpr, QUERY_MASK: tl.constexpr
-):  # fmt: skip
-    """Find the rows at some slots of the output; pointers are those of the sequence."""
-    inside = slot < measured
-    row = tl.where(inside, slot, 0)
-    if CHOSEN:
-        row = tl.load(rows + slot, mask=inside, other=0).to(tl.int32)
-    index = row.to(tl.int64)
-    real = inside
-    if QUERY_MASK:
-        real = inside & (tl.load(query_mask + index) != 0)
-    return _Rows(index, row + offset, inside, real)
+def _store(sums, plane, inside, values, INDEX: tl.constexpr):
+    """Store a number per row; nothing for an INDEX of -1."""
+    if INDEX >= 0:
+        tl.store(sums + tl.full([], INDEX, tl.int64) * plane, values, mask=inside)
 
 
 @triton.jit
 def rows_kernel(
-    query, query_b, query_h, query_n, query_d, key, key_b, key_h, key_n, key_d,
-    rows, query_mask, special, sinks, counts, counts_b, counts_h, counts_q, first,
-    key_row, row_b, row_h, mask_a, a_b, a_h, a_q, a_k, mask_b, b_b, b_h, b_q, b_k,
-    planes, live, softmax, damaged,
-    heads, group, queries, keys, pitch, measured, offset, left, right, plane, scale, softcap, factor,
+    query, key, masks, sizes, scaling, rows, query_mask, special, sums,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TAIL: tl.constexpr, DOTS: tl.constexpr,
-    RULES: tl.constexpr, PLANES: tl.constexpr, CHOSEN: tl.constexpr, QUERY_MASK: tl.constexpr,
-    COUNTED: tl.constexpr, RECEIVED: tl.constexpr,
+    RULES: tl.constexpr, SUMS: tl.constexpr, CHOSEN: tl.constexpr, QUERY_MASK: tl.constexpr,
 ):  # fmt: skip
-    """Compute the statistics of a block of rows of one head."""
-    blocks = tl.cdiv(measured, BLOCK_M)
-    block = tl.program_id(0) % blocks
+    """Sum the softmax of a block of rows of one head: a plane of ``sums`` per peak or sum."""
+    block, flat, head, batch = place(sizes.measured, sizes.heads, BLOCK_M)
     if RULES.right != 0:  # the longest first, so that no long one is left for the end
-        block = blocks - 1 - block
-    flat = tl.program_id(0) // blocks
-    head = flat % heads
-    batch = flat // heads
-    batch64, head64 = batch.to(tl.int64), head.to(tl.int64)
-    query += batch64 * query_b + head64 * query_h
-    key += batch64 * key_b + (head // group).to(tl.int64) * key_h
-    key_row += batch64 * row_b + head64 * row_h
-    mask_a += batch64 * a_b + head64 * a_h
-    mask_b += batch64 * b_b + head64 * b_h
-    scoring = Scoring(key_row, mask_a, a_q, a_k, mask_b, b_q, b_k, left, right, scale, softcap, factor)
+        block = tl.cdiv(sizes.measured, BLOCK_M) - 1 - block
+    scoring = scoring_of(batch, head, masks, sizes, scaling)
     slot = block * BLOCK_M + tl.arange(0, BLOCK_M)
-    own = _read_rows(
-        slot, rows + batch64 * measured, query_mask + batch64 * queries, measured, offset, CHOSEN, QUERY_MASK
-    )
-    q = load_vectors(query, own.index, query_n, query_d, own.inside, DOTS, CHECK=False)
-    head_keys = _Keys(key, key_n, key_d, keys, special + batch64 * pitch)
-    spans = spans_of(own, keys, left, right, BLOCK_N, RULES, PLANES.placed)
+    own = read_rows(slot, batch, rows, query_mask, sizes, CHOSEN, QUERY_MASK)
+    q = load_vectors(of_head(query, batch, head), own.index, query.n, query.d, own.inside, DOTS, CHECK=False)
+    head_keys = Keys(of_head(key, batch, head // sizes.group), key.n, key.d, sizes.keys)
+    special += batch.to(tl.int64) * sizes.pitch
+    spans = spans_of(own, sizes, BLOCK_N, RULES, SUMS.placed)
     none = tl.zeros([BLOCK_M, 8], tl.float32)
     state = _State(tl.full([BLOCK_M], HIDDEN, tl.float32), none, none, none, none, none, none, none)
     for KIND in tl.static_range(-1, 2):
         state = _add_tiles(
-            state, spans, q, own, head_keys, scoring, KIND, BLOCK_M, BLOCK_N, TAIL, DOTS, RULES, PLANES
+            state, spans, q, own, head_keys, special, scoring, KIND, BLOCK_M, BLOCK_N, TAIL, DOTS, RULES, SUMS
         )
 
-    mass, spread = tl.sum(state.total, 1), tl.sum(state.moment, 1)
-    # a visible -inf or NaN leaves a NaN in the moment even where no score was above the hidden ones
-    alive = own.real & ((state.peak > 0.5 * HIDDEN) | (spread != spread))
-    finite = (mass + spread) - (mass + spread) == 0.0
-    base = base_of(state.peak, factor, RULES.scaled)
-    at = flat.to(tl.int64) * measured + slot
-    output = Output(planes, plane, at, own.inside, alive & finite)
-    tl.store(live + at, alive.to(tl.int8), mask=own.inside)
-    if RECEIVED:
-        store_softmax(softmax, damaged + flat, output, base, mass, alive)
-    store_sums(output, state, base, mass, spread, sinks + head, scoring, RULES, PLANES)
-    if PLANES.singles:
-        store_singles(
-            output, query, query_n, query_d, first + batch, own, head_keys, base, mass, scoring,
-            DOTS, RULES, PLANES, BLOCK_M,
-        )  # fmt: skip
-    if PLANES.visible_keys >= 0:
-        visible = count_band(own, keys, left, right, RULES, BLOCK_M)
-        if COUNTED:
-            visible = tl.load(counts + batch64 * counts_b + head64 * counts_h + own.index * counts_q)
-        tl.store(planes + plane * PLANES.visible_keys + at, visible, mask=own.inside)
+    sums += flat.to(tl.int64) * sizes.measured + slot
+    _store(sums, sizes.plane, own.inside, state.peak, SUMS.peak)
+    _store(sums, sizes.plane, own.inside, tl.sum(state.total, 1), SUMS.total)
+    _store(sums, sizes.plane, own.inside, tl.sum(state.moment, 1), SUMS.moment)
+    _store(sums, sizes.plane, own.inside, tl.sum(state.squares, 1), SUMS.squares)
+    _store(sums, sizes.plane, own.inside, tl.sum(state.before, 1), SUMS.before)
+    _store(sums, sizes.plane, own.inside, tl.sum(state.after, 1), SUMS.after)
+    _store(sums, sizes.plane, own.inside, tl.sum(state.distance, 1), SUMS.distance)
+    _store(sums, sizes.plane, own.inside, tl.sum(state.marked, 1), SUMS.marked)

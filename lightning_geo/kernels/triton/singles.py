@@ -5,10 +5,13 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from lightning_geo.kernels.triton.masks import CAUSAL
 from lightning_geo.kernels.triton.output import store_plane
 from lightning_geo.kernels.triton.scores import HIDDEN, exponents, in_band, masked_scores
 
 __all__ = ["store_singles"]
+
+_CAUSAL = tl.constexpr(CAUSAL)
 
 
 class _Single(NamedTuple):
@@ -25,17 +28,30 @@ def _single(column, exists):
 
 
 @triton.jit
-def _dot_step(dots, q, single, keys, channels, WIDTH: tl.constexpr, INDEX: tl.constexpr):
-    """Add the products of some channels with one key per row, if its statistic was requested."""
+def _load_step(x, index, stride_n, stride_d, channels, WIDTH: tl.constexpr, WHOLE: tl.constexpr):
+    """Load some channels of the vectors at some indices; WHOLE where all of these channels exist."""
+    pointers = x + (index * stride_n)[:, None] + channels[None, :] * stride_d
+    values = tl.load(pointers) if WHOLE else tl.load(pointers, mask=(channels < WIDTH)[None, :], other=0.0)
+    return values.to(tl.float32)
+
+
+@triton.jit
+def _dot_step(
+    dots, q, single, keys, channels, WIDTH: tl.constexpr, WHOLE: tl.constexpr, INDEX: tl.constexpr
+):  # fmt: skip
+    """Add the products of some channels with one key per row, if its statistic was requested.
+
+    Where a row lacks the key, it is multiplied with key 0, and the product is dropped later.
+    """
     if INDEX >= 0:
-        pointers = keys.pointer + (single.index * keys.stride_n)[:, None] + channels[None, :] * keys.stride_d
-        k = tl.load(pointers, mask=single.exists[:, None] & (channels < WIDTH)[None, :], other=0.0)
-        dots += q * k.to(tl.float32)
+        dots += q * _load_step(
+            keys.pointer, single.index, keys.stride_n, keys.stride_d, channels, WIDTH, WHOLE
+        )
     return dots
 
 
 @triton.jit
-def _store_share(output, dots, single, rows, base, mass, scoring, RULES: tl.constexpr, INDEX: tl.constexpr):
+def _store_share(output, dots, single, rows, base, share, scoring, RULES: tl.constexpr, INDEX: tl.constexpr):
     """Store the probability of one key per row; 0 where the key is hidden or does not exist."""
     if INDEX >= 0:
         dot = tl.sum(dots, 1)
@@ -48,37 +64,43 @@ def _store_share(output, dots, single, rows, base, mass, scoring, RULES: tl.cons
             visible = visible & in_band(rows.position, single.column, scoring, RULES)
         s = tl.where(visible, s, HIDDEN)
         # this dot product is summed in another order than the tile's, and must not exceed 1 for that
-        share = tl.minimum(tl.exp2(exponents(s, base, scoring.factor, RULES.scaled)) / mass, 1.0)
-        store_plane(output, share, INDEX)
+        mass = tl.minimum(tl.exp2(exponents(s, base, scoring.factor, RULES.scaled)) * share, 1.0)
+        store_plane(output, mass, INDEX)
 
 
 @triton.jit
 def store_singles(
-    output, query, query_n, query_d, first, rows, keys, base, mass, scoring,
-    DOTS: tl.constexpr, RULES: tl.constexpr, PLANES: tl.constexpr, BLOCK_M: tl.constexpr,
+    output, query, query_n, query_d, first, rows, keys, base, share, scoring,
+    DOTS: tl.constexpr, RULES: tl.constexpr, PLANES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Store the mass on the key before a row, on its own key, on the one after, and on the first."""
     first_column = rows.position
     if PLANES.first_mass >= 0:
-        first_column = tl.load(first) + tl.zeros([BLOCK_M], tl.int32)
+        first_column = tl.load(first) + tl.zeros([BLOCK], tl.int32)
     key_before = _single(rows.position - 1, (rows.position >= 1) & (rows.position - 1 < keys.count))
     key_own = _single(rows.position, (rows.position >= 0) & (rows.position < keys.count))
     key_after = _single(rows.position + 1, (rows.position >= -1) & (rows.position + 1 < keys.count))
     key_first = _single(first_column, first_column < keys.count)
-    dots_before = tl.zeros([BLOCK_M, 16], tl.float32)
-    dots_own = tl.zeros([BLOCK_M, 16], tl.float32)
-    dots_after = tl.zeros([BLOCK_M, 16], tl.float32)
-    dots_first = tl.zeros([BLOCK_M, 16], tl.float32)
-    # 16 channels at a time: whole vectors would not fit into registers
-    for start in tl.range(0, DOTS.block, 16, num_stages=1, loop_unroll_factor=2):
-        channels = start + tl.arange(0, 16)
-        pointers = query + (rows.index * query_n)[:, None] + channels[None, :] * query_d
-        q = tl.load(pointers, mask=(channels < DOTS.width)[None, :], other=0.0).to(tl.float32)
-        dots_before = _dot_step(dots_before, q, key_before, keys, channels, DOTS.width, PLANES.previous_mass)
-        dots_own = _dot_step(dots_own, q, key_own, keys, channels, DOTS.width, PLANES.self_mass)
-        dots_after = _dot_step(dots_after, q, key_after, keys, channels, DOTS.width, PLANES.next_mass)
-        dots_first = _dot_step(dots_first, q, key_first, keys, channels, DOTS.width, PLANES.first_mass)
-    _store_share(output, dots_before, key_before, rows, base, mass, scoring, RULES, PLANES.previous_mass)
-    _store_share(output, dots_own, key_own, rows, base, mass, scoring, RULES, PLANES.self_mass)
-    _store_share(output, dots_after, key_after, rows, base, mass, scoring, RULES, PLANES.next_mass)
-    _store_share(output, dots_first, key_first, rows, base, mass, scoring, RULES, PLANES.first_mass)
+    # 16 bytes at a time, as a thread loads them: so a row stays with one thread, and fits into its registers
+    STEP: tl.constexpr = 128 // query.dtype.element_ty.primitive_bitwidth
+    dots_before = tl.zeros([BLOCK, STEP], tl.float32)
+    dots_own = tl.zeros([BLOCK, STEP], tl.float32)
+    dots_after = tl.zeros([BLOCK, STEP], tl.float32)
+    dots_first = tl.zeros([BLOCK, STEP], tl.float32)
+    # under causality the key after a row is hidden, whatever the product
+    AFTER: tl.constexpr = -1 if RULES.right == _CAUSAL else PLANES.next_mass
+    WIDTH: tl.constexpr = DOTS.width
+    WHOLE: tl.constexpr = DOTS.width == DOTS.block
+    for start in tl.range(0, DOTS.block, STEP, num_stages=1, loop_unroll_factor=2):
+        channels = start + tl.arange(0, STEP)
+        q = _load_step(query, rows.index, query_n, query_d, channels, WIDTH, WHOLE)
+        dots_before = _dot_step(
+            dots_before, q, key_before, keys, channels, WIDTH, WHOLE, PLANES.previous_mass
+        )
+        dots_own = _dot_step(dots_own, q, key_own, keys, channels, WIDTH, WHOLE, PLANES.self_mass)
+        dots_after = _dot_step(dots_after, q, key_after, keys, channels, WIDTH, WHOLE, AFTER)
+        dots_first = _dot_step(dots_first, q, key_first, keys, channels, WIDTH, WHOLE, PLANES.first_mass)
+    _store_share(output, dots_before, key_before, rows, base, share, scoring, RULES, PLANES.previous_mass)
+    _store_share(output, dots_own, key_own, rows, base, share, scoring, RULES, PLANES.self_mass)
+    _store_share(output, dots_after, key_after, rows, base, share, scoring, RULES, PLANES.next_mass)
+    _store_share(output, dots_first, key_first, rows, base, share, scoring, RULES, PLANES.first_mass)

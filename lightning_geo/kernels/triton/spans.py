@@ -24,26 +24,26 @@ class Spans(NamedTuple):
 
 
 @triton.jit
-def spans_of(rows, keys, left, right, BLOCK_N: tl.constexpr, RULES: tl.constexpr, PLACED: tl.constexpr):
+def spans_of(rows, sizes, BLOCK_N: tl.constexpr, RULES: tl.constexpr, PLACED: tl.constexpr):
     """Cut the keys by the lowest and highest position of a row that counts."""
     lowest = tl.min(tl.where(rows.real, rows.position, 2147483647), 0)
     highest = tl.max(tl.where(rows.real, rows.position, -2147483647), 0)
     any_real = highest >= lowest
     begin = 0
-    stop = keys
+    stop = sizes.keys
     if RULES.left:
-        begin = tl.minimum(tl.maximum(lowest - left, 0), keys)
+        begin = tl.minimum(tl.maximum(lowest - sizes.left, 0), sizes.keys)
     if RULES.right != 0:
-        stop = tl.maximum(tl.minimum(highest + right + 1, keys), begin)
+        stop = tl.maximum(tl.minimum(highest + sizes.right + 1, sizes.keys), begin)
     begin = tl.where(any_real, begin, 0) // BLOCK_N
     stop = tl.cdiv(tl.where(any_real, stop, 0), BLOCK_N)
     a = begin
     if RULES.left:
-        a = tl.minimum(tl.cdiv(tl.maximum(highest - left, 0), BLOCK_N), stop)
+        a = tl.minimum(tl.cdiv(tl.maximum(highest - sizes.left, 0), BLOCK_N), stop)
         a = tl.maximum(a, begin)
-    limit = keys
+    limit = sizes.keys
     if RULES.right != 0:
-        limit = tl.minimum(keys, tl.maximum(lowest + right + 1, 0))
+        limit = tl.minimum(sizes.keys, tl.maximum(lowest + sizes.right + 1, 0))
     if PLACED:
         b = tl.minimum(tl.maximum(lowest, 0), limit) // BLOCK_N
         b = tl.maximum(tl.minimum(b, stop), a)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import NamedTuple
 
 import torch
@@ -40,7 +41,12 @@ class Tiles(NamedTuple):
 
 
 def tiles_for(
-    width: int, dtype: torch.dtype, capability: tuple[int, int], hungry: bool = False, dense: bool = False
+    width: int,
+    dtype: torch.dtype,
+    capability: tuple[int, int],
+    hungry: bool = False,
+    dense: bool = False,
+    short: bool = False,
 ) -> Tiles:
     """Look up the tiles of a call.
 
@@ -53,6 +59,7 @@ def tiles_for(
         capability: Of the CUDA device.
         hungry: Masks or special tokens need registers, too.
         dense: Masks that differ between rows need more.
+        short: There are few keys, so that what a block of rows costs beside its tiles counts.
     """
     # wgmma has four warps share a tile's rows; older tensor cores do so only where rows outnumber columns
     hopper = capability[0] in (9, 10)
@@ -65,7 +72,7 @@ def tiles_for(
     elif hungry:
         rows = Tile(64, 64)
     elif width <= 64:
-        rows = Tile(64, 128)
+        rows = Tile(128, 64) if short else Tile(64, 128)
     else:
         rows = Tile(64, 128, stages=2)
     return Tiles(rows, Tile(64, 64 if dense or width > 128 else 128, stages=2))
@@ -81,8 +88,8 @@ def gram_tile_for(dtype: torch.dtype, capability: tuple[int, int]) -> GramTile:
 @functools.cache
 def shared_memory(width: int, dtype: torch.dtype, capability: tuple[int, int]) -> int:
     """Bytes of shared memory that suffice for every kernel of these sizes; see :func:`tiles_for`."""
-    flags = (False, True)
-    tiles = [tiles_for(width, dtype, capability, hungry, dense) for hungry in flags for dense in flags]
+    flags = itertools.product((False, True), repeat=3)
+    tiles = [tiles_for(width, dtype, capability, *needs) for needs in flags]
     return 1024 * max(tile.shared for both in tiles for tile in both)
 
 
@@ -90,7 +97,7 @@ def _float32_tiles(width: int, hopper: bool, hungry: bool, dense: bool) -> Tiles
     if width > 128:
         return Tiles(Tile(16, 32, stages=2), Tile(32, 16, warps=8, stages=2))
     if not hopper and (dense or width > 64):
-        return Tiles(Tile(64, 16, stages=2), Tile(64, 16, stages=2))
+        return Tiles(Tile(32 if dense and width > 64 else 64, 16, stages=2), Tile(64, 16, stages=2))
     columns = 64 if hopper and not hungry else 32
     wide = width > 64
     return Tiles(
