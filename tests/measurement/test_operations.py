@@ -48,7 +48,7 @@ ON_CPU = {
     ("kernels/vectors.py", "_scatter"),
     ("kernels/vectors.py", "_without_padding"),
     ("kernels/chunked.py", "add"),  # the Triton kernels take its place on a GPU
-    ("kernels/masks.py", "first_keys"),  # likewise
+    ("kernels/visibility.py", "_search"),  # likewise
     ("functional/head_weights.py", "_spectrum"),  # whether a Cholesky decomposition failed
 }
 
