@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_geo.kernels.blocks import BlockRule
 from lightning_geo.kernels.problem import AttentionProblem
 from lightning_geo.kernels.tiles import Rows, Tile
+from lightning_geo.kernels.workspace import kept_of
 from lightning_geo.utils.shapes import Bool, Float, Shaped
 
 __all__ = ["HIDDEN_BELOW", "HIDDEN_SCORE", "bias_of", "count_hidden", "is_hidden"]
@@ -58,18 +59,21 @@ def _mask_bias(
 ) -> Float[Tensor, "#b #h #rows #columns"]:
     if isinstance(mask, BlockRule):
         queries = tile.rows if rows.indices is None else rows.indices[tile.batch, tile.rows]
-        visible = mask.visible(tile.batch, tile.heads, queries, tile.columns)
-    else:
-        batch, heads, _, columns = (
-            s if n > 1 else slice(None) for s, n in zip(tile, mask.shape, strict=True)
-        )
-        part = rows.take(mask[batch, heads, :, columns], 2, tile.rows, tile.batch)
-        if part.dtype != torch.bool:
-            # one pass where a comparison and a fill take ten
-            return F.threshold(part.to(torch.float32), HIDDEN_BELOW, HIDDEN_SCORE)
-        visible = part
+        return _as_bias((mask.visible(tile.batch, tile.heads, queries, tile.columns),))
+    batch, heads, _, columns = (s if n > 1 else slice(None) for s, n in zip(tile, mask.shape, strict=True))
+    if mask.shape[2] == 1:
+        bias: Tensor = kept_of(_as_bias, (mask,))
+        return bias[batch, heads, :, columns]
+    return _as_bias((rows.take(mask[batch, heads, :, columns], 2, tile.rows, tile.batch),))
+
+
+def _as_bias(masks: tuple[Tensor]) -> Float[Tensor, "#b #h #rows #columns"]:
+    (mask,) = masks
+    if mask.dtype != torch.bool:
+        # one pass where a comparison and a fill take ten
+        return F.threshold(mask.to(torch.float32), HIDDEN_BELOW, HIDDEN_SCORE)
     # booleans convert ten times slower than bytes
-    return visible.view(torch.uint8).to(torch.float32).sub_(1.0).mul_(-HIDDEN_SCORE)
+    return (mask.view(torch.int8) - 1) * -HIDDEN_SCORE
 
 
 def _band_bias(problem: AttentionProblem, rows: Rows, tile: Tile) -> Float[Tensor, "batch 1 rows columns"]:

@@ -86,10 +86,12 @@ def _shared_row(masks: tuple[Tensor, ...], keys: int) -> Bool[Tensor, "#batch #h
 def _counts(masks: tuple[Tensor, ...], band: _Band) -> Float[Tensor, "#batch #heads #queries"]:
     """How many keys of the shared row lie in each row's band."""
     row = _shared_row(masks, band.keys)
+    if band.left is None and band.right is None:
+        if row is None:
+            return torch.full((1, 1, 1), float(band.keys), device=band.device)
+        return row.sum(-1, keepdim=True, dtype=torch.float32)
     if row is None:
         row = torch.ones(1, 1, band.keys, dtype=torch.bool, device=band.device)
-    if band.left is None and band.right is None:
-        return row.sum(-1, keepdim=True, dtype=torch.float32)
     # float32 counts up to 2^24 exactly
     before = F.pad(row.cumsum(-1, dtype=torch.float32), (1, 0))
     start, stop = torch.zeros_like(band.positions), torch.full_like(band.positions, band.keys)
@@ -103,24 +105,26 @@ def _counts(masks: tuple[Tensor, ...], band: _Band) -> Float[Tensor, "#batch #he
 def _first(tensors: tuple[Tensor | None, ...], band: _Band) -> Int64[Tensor, " #batch"]:
     """The lowest of the keys that rows find first from the start of their band on."""
     real, *masks = tensors
-    none = torch.full((1, 1), band.keys, device=band.device)
-    row = _shared_row(tuple(mask for mask in masks if mask is not None), band.keys)
-    valid = None if row is None else row.any(1)
-    if real is not None and band.queries == band.keys:
-        valid = real if valid is None else valid & real
-    columns = torch.arange(band.keys, device=band.device)
-    candidates = columns[None] if valid is None else torch.where(valid, columns, none)
+    square = band.queries == band.keys
     if band.queries == 0:
-        return none[0]
+        return torch.full((1,), band.keys, device=band.device)
+    row = _shared_row(tuple(mask for mask in masks if mask is not None), band.keys)
+    valid = None if row is None else row[:, 0] if row.shape[1] == 1 else row.any(1)
+    if real is not None and square:
+        valid = real if valid is None else valid & real
+    if square and band.offset == 0 and valid is not None:  # visible to its own row at least
+        return F.pad(valid, (0, 1), value=True).view(torch.uint8).argmax(-1)
+    columns, none = torch.arange(band.keys, device=band.device)[None], band.keys
+    candidates = columns if valid is None else columns.masked_fill(~valid, none)
     if band.left is None:
         first = candidates.amin(-1, keepdim=True)
     else:
-        following = F.pad(candidates.flip(-1).cummin(-1).values.flip(-1), (0, 1), value=band.keys)
-        first = following[:, (band.positions - band.left).clamp(0, band.keys)]
+        following = F.pad(candidates.flip(-1).cummin(-1).values.flip(-1), (0, 1), value=none)
+        first = following[:, (band.positions - band.left).clamp(0, none)]
     if band.right is not None:
-        first = torch.where(first <= band.positions + band.right, first, none)
+        first = first.masked_fill(first > band.positions + band.right, none)
     if real is not None:
-        first = torch.where(real, first, none)
+        first = first.masked_fill(~real, none)
     return first.amin(-1)
 
 

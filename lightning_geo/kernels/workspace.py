@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_geo.utils._torch import version_of
+from lightning_geo.utils._torch import identity_of
 
 __all__ = ["kept", "kept_of", "reuse_scratch", "scratch"]
 
@@ -73,13 +73,7 @@ def kept_of(make: Callable[..., Any], tensors: tuple[Tensor | None, ...], *argum
     buffers: dict[tuple[object, ...], Any] | None = getattr(_local, "buffers", None)
     if buffers is None or any(x is not None and x.is_inference() for x in tensors):
         return make(tensors, *arguments)
-    key = make, *map(_identity, tensors), *arguments
+    key = make, *(None if x is None else identity_of(x) for x in tensors), *arguments
     if key not in buffers:
         buffers[key] = tensors, make(tensors, *arguments)
     return buffers[key][1]
-
-
-def _identity(x: Tensor | None) -> tuple[object, ...] | None:
-    if x is None:
-        return None
-    return x.data_ptr(), x.shape, x.stride(), x.dtype, x.device, version_of(x)
