@@ -13,10 +13,11 @@ import math
 import torch
 from torch import Tensor
 
-from lightning_geo.kernels.masks import HIDDEN_SCORE, bias_of, count_hidden, first_keys, is_hidden
+from lightning_geo.kernels.masks import HIDDEN_SCORE, bias_of, count_hidden, is_hidden
 from lightning_geo.kernels.precision import exactly, is_finite
 from lightning_geo.kernels.problem import AttentionProblem, AttentionStatistics
 from lightning_geo.kernels.tiles import Plan, Rows, Tile
+from lightning_geo.kernels.visibility import count_visible, first_keys
 from lightning_geo.kernels.workspace import kept, scratch
 from lightning_geo.utils.shapes import Bool, Float, Int64
 
@@ -69,7 +70,12 @@ class _RowSums:
         self.peak = new(shape, dtype=torch.float32)
         self.sums = new(len(SUMS), *shape, dtype=torch.float32)
         self.received = new(*shape[:2], problem.keys, dtype=torch.float32)
-        self.visible = self.rows.keys_in_band()[:, None].expand(shape).clone()
+        counts = count_visible(problem)
+        self.counted = counts is not None
+        if counts is None:  # tile by tile
+            self.visible = new(shape, dtype=torch.float32)
+        else:
+            self.visible = self.rows.take(counts.expand(shape[0], -1, -1), 2).expand(shape)
         self.real = problem.query_mask
         if self.real is not None:
             self.real = self.rows.take(self.real, 1)
@@ -120,7 +126,8 @@ class _RowSums:
             return
         bias = bias_of(problem, self.rows, tile)
         scores += bias
-        self.visible[tile[:3]] = scores.shape[3] - count_hidden(bias, scores.shape[3])
+        if not self.counted:
+            self.visible[tile[:3]] = scores.shape[3] - count_hidden(bias, scores.shape[3])
         if not tame:
             # NaN survives the addition, also in padded rows, so hidden scores are overwritten
             hidden = is_hidden(bias)
@@ -207,8 +214,10 @@ class _RowSums:
         if self.requested("received"):
             broken = (live & ~finite).any(-1, keepdim=True)
             fields["received"] = self.received.masked_fill(broken, torch.nan)
-        live, visible = self.rows.restore(live), self.rows.restore(self.visible)
-        return AttentionStatistics(live, visible, **fields).only(problem.requested)
+        if self.requested("visible_keys"):  # counts that all layers share stay as they are
+            visible = self.rows.restore(self.visible.clone(memory_format=torch.contiguous_format))
+            fields["visible_keys"] = visible
+        return AttentionStatistics(self.rows.restore(live), **fields).only(problem.requested)
 
 
 def _single_keys(problem: AttentionProblem, rows: Rows) -> Int64[Tensor, "#batch 1 rows 4"]:

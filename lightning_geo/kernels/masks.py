@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +11,10 @@ from torch import Tensor
 from lightning_geo.kernels.blocks import BlockRule
 from lightning_geo.kernels.problem import AttentionProblem
 from lightning_geo.kernels.tiles import Rows, Tile
-from lightning_geo.utils.shapes import Bool, Float, Int64, Shaped
+from lightning_geo.kernels.workspace import kept_of
+from lightning_geo.utils.shapes import Bool, Float, Shaped
 
-__all__ = ["HIDDEN_BELOW", "HIDDEN_SCORE", "bias_of", "count_hidden", "first_keys", "is_hidden"]
+__all__ = ["HIDDEN_BELOW", "HIDDEN_SCORE", "bias_of", "count_hidden", "is_hidden"]
 
 #: An additive mask entry at or below it hides its key. -inf, ``finfo.min`` of every type, -1e4 (and -1e4
 #: plus a position bias) all occur in practice, while no learned bias comes near.
@@ -22,9 +22,6 @@ HIDDEN_BELOW = -9000.0
 
 #: Score of a hidden key in float32: finite, so that a row without visible keys yields no inf - inf.
 HIDDEN_SCORE = -1e30
-
-# columns per step in the search for the first key: nearly always the first step finds it
-_STEP = 64
 
 
 def bias_of(
@@ -57,56 +54,26 @@ def count_hidden(
     return hidden.expand(-1, -1, -1, columns).sum(-1)
 
 
-def first_keys(problem: AttentionProblem) -> Int64[Tensor, " batch"]:
-    """Find the first valid key of each sequence, as ``AttentionStatistics.first_mass`` defines it.
-
-    Returns:
-        int64 ``[B]``; Nk where a sequence has none.
-    """
-    problem = replace(problem, rows=None)  # the first key of the sequence, not that of the chosen rows
-    rows = Rows(problem)
-    batch, heads, queries = problem.rows_shape
-    real = problem.query_mask
-    first = torch.full((batch,), problem.keys, device=problem.query.device)
-    for start in range(0, problem.keys, _STEP):
-        columns = slice(start, min(start + _STEP, problem.keys))
-        seen = _seen(problem, rows, Tile(slice(0, batch), slice(0, heads), slice(0, queries), columns))
-        if real is not None and queries == problem.keys:
-            seen = seen & real[:, columns]
-        earliest = torch.where(seen.any(-1), start + seen.to(torch.uint8).argmax(-1), problem.keys)
-        first = torch.minimum(first, earliest)
-        if bool((first < problem.keys).all()):
-            break
-    return first
-
-
-def _seen(problem: AttentionProblem, rows: Rows, tile: Tile) -> Bool[Tensor, "batch columns"]:
-    """Bool ``[B or 1, columns]``: which keys any live row of the tile may attend to."""
-    visible = (~is_hidden(bias_of(problem, rows, tile))).any(dim=1)
-    if problem.query_mask is not None:
-        real = problem.query_mask[:, tile.rows, None]
-        # where all rows see the same keys, whether there is one at all
-        visible = visible & (real if visible.shape[1] > 1 else real.any(dim=1, keepdim=True))
-    return visible.any(dim=1).expand(-1, tile.shape[3])
-
-
 def _mask_bias(
     mask: Shaped[Tensor, "#batch #heads #queries #keys"] | BlockRule, rows: Rows, tile: Tile
 ) -> Float[Tensor, "#b #h #rows #columns"]:
     if isinstance(mask, BlockRule):
         queries = tile.rows if rows.indices is None else rows.indices[tile.batch, tile.rows]
-        visible = mask.visible(tile.batch, tile.heads, queries, tile.columns)
-    else:
-        batch, heads, _, columns = (
-            s if n > 1 else slice(None) for s, n in zip(tile, mask.shape, strict=True)
-        )
-        part = rows.take(mask[batch, heads, :, columns], 2, tile.rows, tile.batch)
-        if part.dtype != torch.bool:
-            # one pass where a comparison and a fill take ten
-            return F.threshold(part.to(torch.float32), HIDDEN_BELOW, HIDDEN_SCORE)
-        visible = part
+        return _as_bias((mask.visible(tile.batch, tile.heads, queries, tile.columns),))
+    batch, heads, _, columns = (s if n > 1 else slice(None) for s, n in zip(tile, mask.shape, strict=True))
+    if mask.shape[2] == 1:
+        bias: Tensor = kept_of(_as_bias, (mask,))
+        return bias[batch, heads, :, columns]
+    return _as_bias((rows.take(mask[batch, heads, :, columns], 2, tile.rows, tile.batch),))
+
+
+def _as_bias(masks: tuple[Tensor]) -> Float[Tensor, "#b #h #rows #columns"]:
+    (mask,) = masks
+    if mask.dtype != torch.bool:
+        # one pass where a comparison and a fill take ten
+        return F.threshold(mask.to(torch.float32), HIDDEN_BELOW, HIDDEN_SCORE)
     # booleans convert ten times slower than bytes
-    return visible.view(torch.uint8).to(torch.float32).sub_(1.0).mul_(-HIDDEN_SCORE)
+    return (mask.view(torch.int8) - 1) * -HIDDEN_SCORE
 
 
 def _band_bias(problem: AttentionProblem, rows: Rows, tile: Tile) -> Float[Tensor, "batch 1 rows columns"]:

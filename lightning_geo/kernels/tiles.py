@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_geo.kernels.problem import AttentionProblem
-from lightning_geo.utils.shapes import Float, Shaped
+from lightning_geo.utils.shapes import Shaped
 
 __all__ = ["Plan", "Rows", "Tile"]
 
@@ -98,17 +98,6 @@ class Rows:
             yield slice(columns.start, min(inner, columns.stop))
         if problem.right is not None and (inner := lowest + problem.right + 1) < columns.stop:
             yield slice(max(inner, columns.start), columns.stop)
-
-    def keys_in_band(self) -> Float[Tensor, "batch rows"]:
-        """How many keys causality and window leave to each row: float32 ``[B or 1, rows]``."""
-        problem, position = self._problem, self.positions
-        if problem.left is None and problem.right is None:
-            return torch.full_like(position, problem.keys, dtype=torch.float32)
-        start = torch.zeros_like(position) if problem.left is None else (position - problem.left).clamp(min=0)
-        last = torch.full_like(position, problem.keys - 1)
-        if problem.right is not None:
-            last = torch.minimum(last, position + problem.right)
-        return (last + 1 - start).clamp(min=0).to(torch.float32)
 
 
 class Plan(NamedTuple):

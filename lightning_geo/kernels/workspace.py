@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["kept", "reuse_scratch", "scratch"]
+from lightning_geo.utils._torch import identity_of
+
+__all__ = ["kept", "kept_of", "reuse_scratch", "scratch"]
 
 _local = threading.local()
 
@@ -59,3 +61,19 @@ def kept(make: Callable[..., Tensor], *arguments: Any) -> Tensor:
     if key not in buffers:
         buffers[key] = make(*arguments)
     return buffers[key]
+
+
+def kept_of(make: Callable[..., Any], tensors: tuple[Tensor | None, ...], *arguments: Any) -> Any:
+    """Return ``make(tensors, *arguments)``, made once for the same tensors within :func:`reuse_scratch`.
+
+    Tensors are the same if they are over the same memory, which was not written to in between; they are held,
+    so that no other tensor takes their place. Torch does not count what is written to tensors made in
+    inference mode: for these, the result is made anew.
+    """
+    buffers: dict[tuple[object, ...], Any] | None = getattr(_local, "buffers", None)
+    if buffers is None or any(x is not None and x.is_inference() for x in tensors):
+        return make(tensors, *arguments)
+    key = make, *(None if x is None else identity_of(x) for x in tensors), *arguments
+    if key not in buffers:
+        buffers[key] = tensors, make(tensors, *arguments)
+    return buffers[key][1]

@@ -84,9 +84,8 @@ class Measurement:
             replays: Whether replays that begin inside belong to it, rather than what runs between them.
             twin: A copy of the model that runs in its place.
         """
-        statistics = self._statistics[name]
+        statistics, tap = self._statistics[name], self._taps[name]
         statistics.gradient_hook = None if slopes is None else slopes.hook
-        tap = self._taps[name]
         with reuse_scratch(), tap.open(statistics, training=training, replays=replays, twin=twin):
             yield tap
 
@@ -100,10 +99,9 @@ class Measurement:
             device: The model's.
             name: The model's.
         """
-        statistics = self._statistics[name]
-        statistics.expect_importance(device)
+        self._statistics[name].expect_importance(device)
         for by_call in by_sequence:
-            statistics.importance(by_call)
+            self._statistics[name].importance(by_call)
 
     @property
     def failures(self) -> list[Exception]:
@@ -250,10 +248,12 @@ class Measurement:
                 numbering = numbering.of_model(name)
             statistics, reports = self._statistics[name], self._choices[name].reports(numbering)
             part = compute(statistics, numbering, self._metrics, self._rank, reports, baseline, previous)
-            prefix = self._prefix(name)
-            if prefix:  # two towers have modules of the same names
+            if prefix := self._prefix(name):  # two towers have modules of the same names
                 part.broken = {f"{prefix}.{module}": place for module, place in part.broken.items()}
             merged.add(part)
+            withdrawn = [self._named(name, path) for path in self._taps[name].settle_masks()]
+            if self._merged is not None:
+                self._merged.withdraw(withdrawn)
         merged.drop_absent()
         return merged
 

@@ -74,6 +74,17 @@ class AttentionEvents:
         self._imply = imply
         self._name_of = name_of
 
+    def begin_sample(self) -> None:
+        """Reset counts."""
+        self.coverage = Coverage()
+        self.settle_masks()
+
+    def settle_masks(self) -> list[str]:
+        """Read what the device found out about masks; return modules that were measured with another one."""
+        modules = self.evidence.structures.settle()
+        self.coverage.withdraw(modules)
+        return modules
+
     def clear(self) -> None:
         """Drop every reference to the model's activations."""
         self.tracer.clear()

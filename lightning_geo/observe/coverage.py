@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,12 @@ UNOBSERVED = (
     "It calls neither scaled_dot_product_attention nor a softmax over [batch, head, query, key]: its "
     "attention is hidden, and its metrics are absent. If the model has another implementation "
     "(`attn_implementation`, a flag for fused kernels), choose that."
+)
+
+#: Reason for a call that was measured with a mask that it did not have.
+_OTHER_MASK = (
+    "its mask had another structure than in the sample before, so that metrics of attention rows are absent "
+    "from this sample; later samples read the whole mask"
 )
 
 
@@ -40,6 +47,12 @@ class Coverage:
         modules = self.left_out.setdefault(reason, [])
         if module not in modules:
             modules.append(module)
+
+    def withdraw(self, modules: Iterable[str]) -> None:
+        """Count measured calls of these modules as left out, since their masks were others than assumed."""
+        for module in modules:
+            self.leave_out(module, _OTHER_MASK)
+            self.measured = max(0, self.measured - 1)
 
     @property
     def share(self) -> float:

@@ -62,6 +62,8 @@ class Tap:
             name_of=lambda path: self.name_of(path),
         )
         self._modules = ModuleEvents(self._stack, self._events)
+        #: reads what the device found out about masks, and returns modules whose calls have no values for it
+        self.settle_masks = self._events.settle_masks
 
     @property
     def busy(self) -> bool:
@@ -97,7 +99,7 @@ class Tap:
         self.unobserved.clear()
         self.passed_over = 0
         self._work.stopwatch = Stopwatch()
-        self._events.coverage = Coverage()
+        self._events.begin_sample()
 
     @property
     def modules(self) -> dict[str, nn.Module]:

@@ -1,11 +1,11 @@
-"""Copies of small tensors to a device that the host does not wait for."""
+"""Copies of small tensors that the host does not wait for."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-__all__ = ["without_waiting"]
+__all__ = ["ToHost", "without_waiting"]
 
 
 def without_waiting(x: Tensor, device: torch.device) -> Tensor:
@@ -15,3 +15,29 @@ def without_waiting(x: Tensor, device: torch.device) -> Tensor:
     promise no such thing: there, the copy waits.
     """
     return x.to(device, non_blocking=device.type == "cuda")
+
+
+class ToHost:
+    """A small tensor on its way to the host.
+
+    Args:
+        x: The tensor. On CUDA the copy is queued behind the work that computes it.
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        self._event: torch.cuda.Event | None = None
+        self._copy = x
+        if x.device.type == "cuda":
+            self._copy = torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record(torch.cuda.current_stream(x.device))
+
+    @property
+    def arrived(self) -> bool:
+        """Whether :attr:`value` is there."""
+        return self._event is None or self._event.query()
+
+    @property
+    def value(self) -> Tensor:
+        """The tensor on the host, once it has arrived."""
+        return self._copy

@@ -18,6 +18,7 @@ from kernels.comparison import as_arrays, assert_agree, assert_float32
 from lightning_geo.kernels import STATISTICS
 from lightning_geo.kernels.chunked import TILE_SCORES, chunked
 from lightning_geo.kernels.reference import reference
+from lightning_geo.kernels.workspace import reuse_scratch
 from support.gathered import gathered
 
 # one tile; rows cut too: hypothesis draws the sizes between, below
@@ -92,6 +93,17 @@ def test_agrees_with_the_oracle_on_combinations(arguments, tile_scores):
     assert_agree(chunked(problem, tile_scores), as_arrays(reference(problem)))
     chosen = with_rows(problem)
     assert_agree(chunked(chosen, tile_scores), as_arrays(reference(chosen)))
+
+
+@given(calls(), calls())
+def test_what_layers_share_is_kept_until_a_mask_changes(arguments, others):
+    problem = problem_of(arguments)
+    with reuse_scratch():
+        for call in (problem, problem_of(others), problem):
+            assert_agree(chunked(call), as_arrays(reference(call)))
+        for mask in problem.masks:
+            mask.copy_(mask.flip(0, 3))
+        assert_agree(chunked(problem), as_arrays(reference(problem)))
 
 
 @pytest.mark.parametrize(

@@ -10,14 +10,13 @@ from functools import cached_property
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_geo.kernels.problem import STATISTICS, AttentionProblem
 from lightning_geo.kernels.triton.arguments import MaskSlots, Scaling, Sizes, Vectors
 from lightning_geo.kernels.triton.constants import Dots
 from lightning_geo.kernels.triton.launch import as_bytes, interpreted, strides
-from lightning_geo.kernels.triton.masks import key_row_of, row_masks, rules_of
+from lightning_geo.kernels.triton.masks import Masks, rules_of
 from lightning_geo.kernels.triton.tiles import Tiles, tiles_for
 
 __all__ = ["Inputs"]
@@ -26,9 +25,6 @@ _LOG2E = math.log2(math.e)
 
 #: Statistics that the rows kernel writes, one plane each.
 _PLANES = tuple(name for name in STATISTICS if name != "received")
-
-# rows of keys are padded to a multiple of every tile's keys, so that no tile reads past their end
-_PITCH = 128
 
 # up to so many keys a block of 128 rows takes fewer instructions a score than one of 64, on a Hopper
 _SHORT = 1024
@@ -42,16 +38,17 @@ class Inputs:
 
     Args:
         problem: The attention call.
+        masks: Its masks.
         capability: Of the CUDA device.
         tiles: Sizes of the tiles; from the table if None.
     """
 
-    def __init__(self, problem: AttentionProblem, capability: tuple[int, int], tiles: Tiles | None) -> None:
+    def __init__(
+        self, problem: AttentionProblem, masks: Masks, capability: tuple[int, int], tiles: Tiles | None
+    ) -> None:
         self.problem = problem
-        self.pitch = -(-problem.keys // _PITCH) * _PITCH
+        self.masks = masks
         self.planes = [name for name in _PLANES if self.computes(name)]
-        self._row_masks = row_masks(problem)
-        self._key_row, self._biased = key_row_of(problem, self.pitch)
         query, key = problem.query, problem.key
         # bfloat16 arithmetic is wrong in the interpreter
         upcast = query.dtype != key.dtype or (interpreted() and torch.bfloat16 in (query.dtype, key.dtype))
@@ -61,13 +58,10 @@ class Inputs:
         hungry = bool(problem.masks) or (
             self.computes("special_mass") and (self.dots.block > 64 or not self.banded)
         )
-        kind = 0 if self._key_row is None else 2 if self._biased else 1
-        self.rules = rules_of(problem, self._row_masks, kind, self._scaled)
         # a cap spills registers there, too
         short = problem.keys <= _SHORT and problem.rows_shape[2] > 64 and not self._scaled
-        self.tiles = tiles or tiles_for(
-            self.dots.block, dtype, capability, hungry, bool(self._row_masks), short
-        )
+        self.tiles = tiles or tiles_for(self.dots.block, dtype, capability, hungry, bool(masks.rows), short)
+        self.rules = rules_of(problem, masks, self._scaled)
 
     def computes(self, name: str) -> bool:
         """Whether a statistic was requested and its inputs are there."""
@@ -80,35 +74,24 @@ class Inputs:
         return self.problem.left is not None or self.problem.right is not None
 
     @property
-    def per_row(self) -> bool:
-        """Whether rows differ in which keys they may see."""
-        return self.banded or bool(self._row_masks)
-
-    @property
     def counted(self) -> bool:
         """Whether visible keys must be counted, since no formula gives their number."""
         return self.computes("visible_keys") and bool(self.problem.masks)
-
-    @property
-    def mask_heads(self) -> int:
-        """Number of heads with masks of their own; 1 if all share theirs."""
-        key_rows = [] if self._key_row is None else [self._key_row]
-        return max((mask.shape[1] for mask in [*self._row_masks, *key_rows]), default=1)
 
     @property
     def _scaled(self) -> bool:
         """Whether scores are scaled before masks: bare dot products save a multiplication per score."""
         return (
             self.problem.softcap is not None
-            or self._biased
-            or any(mask.dtype != torch.bool for mask in self._row_masks)
+            or self.masks.biased
+            or any(mask.dtype != torch.bool for mask in self.masks.rows)
             or not _TAME_FACTORS[0] <= self.problem.scale * _LOG2E <= _TAME_FACTORS[1]
         )
 
     @cached_property
     def visibility(self) -> dict[str, Any]:
         """Masks and band, for every kernel."""
-        problem, query, row = self.problem, self.problem.query, self._key_row
+        problem, query, row = self.problem, self.problem.query, self.masks.key_row
         arguments: dict[str, Any] = {
             "offset": problem.offset,
             "left": problem.left or 0,
@@ -117,7 +100,7 @@ class Inputs:
             **strides("row", "bh", None if row is None else row[..., 0]),
         }
         for slot, name in enumerate("ab"):
-            mask = self._row_masks[slot] if slot < len(self._row_masks) else None
+            mask = self.masks.rows[slot] if slot < len(self.masks.rows) else None
             arguments[f"mask_{name}"] = query if mask is None else as_bytes(mask)
             arguments |= strides(name, "bhqk", mask)
         return arguments
@@ -137,7 +120,7 @@ class Inputs:
                 group=problem.group_size,
                 queries=problem.query.shape[2],
                 keys=problem.keys,
-                pitch=self.pitch,
+                pitch=self.masks.pitch,
                 measured=measured,
                 plane=batch * heads * measured,
                 **band,
@@ -159,11 +142,8 @@ class Inputs:
         }
 
     def special(self) -> Tensor:
-        """Weights of special tokens, padded; any tensor where they are not read."""
-        if not self.computes("special_mass") or self.problem.special is None:
-            return self.problem.query
-        weights = self.problem.special.to(torch.float32)
-        return F.pad(weights, (0, self.pitch - self.problem.keys))
+        """Weights of special tokens; any tensor where they are not read."""
+        return self.problem.query if self.masks.special is None else self.masks.special
 
     def query_mask(self) -> Tensor:
         """Flags of real rows; any tensor where they are not read."""

@@ -14,14 +14,16 @@ from torch import Tensor
 
 from lightning_geo.kernels.masks import HIDDEN_BELOW
 from lightning_geo.kernels.problem import AttentionProblem
+from lightning_geo.kernels.visibility import count_visible, first_keys
+from lightning_geo.kernels.workspace import kept_of
 
 __all__ = [
     "BOOL_MASK",
     "CAUSAL",
     "FLOAT_MASK",
     "HIDDEN_SCORE",
+    "Masks",
     "Rules",
-    "key_row_of",
     "row_masks",
     "rules_of",
 ]
@@ -32,6 +34,9 @@ HIDDEN_SCORE = -(2.0**100)
 
 #: The kinds of a mask slot; 0 is an empty one.
 BOOL_MASK, FLOAT_MASK = 1, 2
+
+# keys of the widest tile
+_PITCH = 128
 
 #: A right side that ends at the row's own position; 0 is an open one, 1 any other.
 CAUSAL = 2
@@ -64,10 +69,11 @@ class Rules:
     b_rows: bool
 
 
-def rules_of(problem: AttentionProblem, masks: list[Tensor], key_row: int, scaled: bool) -> Rules:
+def rules_of(problem: AttentionProblem, masks: Masks, scaled: bool) -> Rules:
     """Read the rules off a problem and its masks."""
-    kinds = [BOOL_MASK if mask.dtype == torch.bool else FLOAT_MASK for mask in masks] + [0, 0]
-    per_row = [mask.shape[2] > 1 for mask in masks] + [False, False]
+    kinds = [BOOL_MASK if mask.dtype == torch.bool else FLOAT_MASK for mask in masks.rows] + [0, 0]
+    per_row = [mask.shape[2] > 1 for mask in masks.rows] + [False, False]
+    key_row = 0 if masks.key_row is None else 2 if masks.biased else 1
     right = 0 if problem.right is None else CAUSAL if problem.right == 0 else 1
     return Rules(
         scaled, problem.softcap is not None, problem.left is not None, right, key_row,
@@ -92,26 +98,82 @@ def row_masks(problem: AttentionProblem) -> list[Tensor]:
     return floats + bools
 
 
-def key_row_of(problem: AttentionProblem, pitch: int) -> tuple[Tensor | None, bool]:
-    """The masks that are the same for all rows as ``[B or 1, H or 1, pitch]``, and whether they add anything.
+@dataclass(frozen=True)
+class Masks:
+    """What the kernels read of a problem's masks; made once for all layers of a sample that share them.
 
-    float32, so that a thread reads several at once; ``HIDDEN`` where a key is hidden, and beyond the last.
+    Args:
+        rows: The masks that differ between rows.
+        key_row: The others, float32 ``[B or 1, H or 1, pitch]``, ``HIDDEN_SCORE`` where a key is hidden and
+            beyond the last one; None without such masks.
+        biased: Whether the others add anything.
+        pitch: Length of rows of keys: a multiple of every tile's keys, so that no tile reads past their end.
+        special: Weights of special tokens, float32 ``[B, pitch]``; None where they are not read.
+        counts: Visible keys, float32 ``[B or 1, H or 1, Nq or 1]``; None where a formula gives their number,
+            they were not requested, or a kernel has to count them.
+        first: The first key of each sequence, int32 ``[B]``; None where it was not requested, or a kernel has
+            to search it.
+    """
+
+    rows: tuple[Tensor, ...]
+    key_row: Tensor | None
+    biased: bool
+    pitch: int
+    special: Tensor | None
+    counts: Tensor | None
+    first: Tensor | None
+
+    @classmethod
+    def of(cls, problem: AttentionProblem) -> Masks:
+        """Read a problem's masks."""
+        pitch = -(-problem.keys // _PITCH) * _PITCH
+        rows = tuple(row_masks(problem))
+        shared = tuple(mask for mask in problem.masks if isinstance(mask, Tensor) and mask.shape[2] == 1)
+        key_row, biased = kept_of(_key_row, shared, problem.keys, pitch)
+        special = counts = first = None
+        if problem.special is not None and "special_mass" in problem.requested:
+            special = kept_of(_weights, (problem.special,), pitch)
+        if problem.masks and not rows and "visible_keys" in problem.requested:
+            counts = count_visible(problem)
+        if not rows and "first_mass" in problem.requested:
+            first = kept_of(_as_int32, (first_keys(problem),))
+        return cls(rows, key_row, biased, pitch, special, counts, first)
+
+    @property
+    def heads(self) -> int:
+        """Number of heads with masks of their own; 1 if all share theirs."""
+        shared = () if self.key_row is None else (self.key_row,)
+        return max((mask.shape[1] for mask in (*self.rows, *shared)), default=1)
+
+
+def _key_row(masks: tuple[Tensor, ...], keys: int, pitch: int) -> tuple[Tensor | None, bool]:
+    """The masks that are the same for all rows in one, and whether they add anything.
+
+    float32, so that a thread reads several at once.
     """
     hidden: Tensor | None = None
     bias: Tensor | None = None
-    for mask in problem.masks:
-        if isinstance(mask, Tensor) and mask.shape[2] == 1:
-            row = mask[:, :, 0]
-            if mask.dtype == torch.bool:
-                part = ~row
-            else:
-                part = row <= HIDDEN_BELOW
-                row = row.to(torch.float32).masked_fill(part, 0.0)
-                bias = row if bias is None else bias + row
-            hidden = part if hidden is None else hidden | part
+    for mask in masks:
+        row = mask[:, :, 0]
+        if mask.dtype == torch.bool:
+            part = ~row
+        else:
+            part = row <= HIDDEN_BELOW
+            row = row.to(torch.float32).masked_fill(part, 0.0)
+            bias = row if bias is None else bias + row
+        hidden = part if hidden is None else hidden | part
     if hidden is None:
         return None, False
     row = torch.zeros_like(hidden, dtype=torch.float32) if bias is None else bias
     row = row.masked_fill(hidden, HIDDEN_SCORE)
-    row = row.expand(*row.shape[:2], problem.keys)
-    return F.pad(row, (0, pitch - problem.keys), value=HIDDEN_SCORE), bias is not None
+    row = row.expand(*row.shape[:2], keys)
+    return F.pad(row, (0, pitch - keys), value=HIDDEN_SCORE), bias is not None
+
+
+def _weights(tensors: tuple[Tensor], pitch: int) -> Tensor:
+    """Flags of special tokens as weights, with zeros to the end of the row."""
+    return F.pad(tensors[0].to(torch.float32), (0, pitch - tensors[0].shape[1]))
+
+
+def _as_int32(tensors: tuple[Tensor]) -> Tensor:
+    return tensors[0].to(torch.int32).contiguous()

@@ -27,7 +27,7 @@ from lightning_geo.kernels.triton.launch import (
     on_device,
     strides,
 )
-from lightning_geo.kernels.triton.masks import row_masks
+from lightning_geo.kernels.triton.masks import Masks, row_masks
 from lightning_geo.kernels.triton.tiles import Tile, Tiles, shared_memory
 
 __all__ = ["attention", "launches", "unsupported"]
@@ -104,14 +104,14 @@ def launches(
         capability: Of the device to run on.
         tiles: Sizes of the tiles; from the table by default.
     """
-    inputs = Inputs(problem, capability, tiles)
+    inputs = Inputs(problem, Masks.of(problem), capability, tiles)
     new = problem.query.new_empty
     shape = problem.rows_shape
     planes = new(max(1, len(inputs.planes)), *shape, dtype=torch.float32)
     live = new(shape, dtype=torch.bool)
     todo: list[Launch] = []
-    counts = first = None
-    if inputs.counted or inputs.computes("first_mass"):
+    counts, first = inputs.masks.counts, inputs.masks.first
+    if inputs.masks.rows and (inputs.counted or inputs.computes("first_mass")):
         launch, counts, first = _visibility(inputs)
         todo.append(launch)
     softmax = damaged = received = None
@@ -136,19 +136,18 @@ def _visibility(inputs: Inputs) -> tuple[Launch, Tensor, Tensor]:
 
     problem = inputs.problem
     batch, _, queries, _ = problem.query.shape
-    rows = queries if inputs.per_row else 1
-    counts = problem.query.new_empty(batch, inputs.mask_heads, rows, dtype=torch.float32)
+    heads = inputs.masks.heads
+    counts = problem.query.new_empty(batch, heads, queries, dtype=torch.float32)
     first = problem.query.new_full((batch,), problem.keys, dtype=torch.int32)
     tile = (32, 128)
     launch = Launch(
         visibility_kernel,
-        batch * inputs.mask_heads * -(-rows // tile[0]),
+        batch * heads * -(-queries // tile[0]),
         {
             "query_mask": inputs.query_mask(),
             "counts": counts,
             "first": first,
-            "heads": inputs.mask_heads,
-            "rows": rows,
+            "heads": heads,
             "queries": queries,
             "keys": problem.keys,
             **inputs.visibility,

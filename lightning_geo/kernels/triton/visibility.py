@@ -9,34 +9,18 @@ __all__ = ["visibility_kernel"]
 
 
 @triton.jit
-def _live_rows(query_mask, row, inside, rows, queries, BLOCK_N: tl.constexpr):
-    """Which rows are real; a row that stands for all is, if any of them is."""
-    live = inside
-    if rows == queries:
-        live = live & (tl.load(query_mask + row) != 0)
-    else:
-        real = tl.zeros([BLOCK_N], tl.int32)
-        for start in range(0, queries, BLOCK_N):
-            index = start + tl.arange(0, BLOCK_N)
-            flags = tl.load(query_mask + index, mask=index < queries, other=0)
-            real = tl.maximum(real, flags.to(tl.int32))
-        live = live & (tl.max(real, 0) != 0)
-    return live
-
-
-@triton.jit
 def visibility_kernel(
     query_mask, key_row, row_b, row_h, mask_a, a_b, a_h, a_q, a_k, mask_b, b_b, b_h, b_q, b_k,
-    counts, first, heads, rows, queries, keys, offset, left, right,
+    counts, first, heads, queries, keys, offset, left, right,
     RULES: tl.constexpr, QUERY_MASK: tl.constexpr, COUNT: tl.constexpr, FIRST: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Count each row's visible keys and find each sequence's first one.
 
-    ``counts`` is float32 ``[B, heads, rows]``, ``first`` int32 ``[B]`` and holds Nk at first. ``heads`` is 1
-    where all heads share their masks, ``rows`` 1 where all rows see the same keys.
+    ``counts`` is float32 ``[B, heads, Nq]``, ``first`` int32 ``[B]`` and holds Nk at first. ``heads`` is 1
+    where all heads share their masks. For masks that differ between rows alone: else, formulas do.
     """
-    blocks = tl.cdiv(rows, BLOCK_M)
+    blocks = tl.cdiv(queries, BLOCK_M)
     pid = tl.program_id(0)
     block = pid % blocks
     head = (pid // blocks) % heads
@@ -49,11 +33,11 @@ def visibility_kernel(
     scoring = Scoring(key_row, mask_a, a_q, a_k, mask_b, b_q, b_k, left, right, 1.0, 1.0, 1.0)
 
     row = block * BLOCK_M + tl.arange(0, BLOCK_M)
-    inside = row < rows
+    inside = row < queries
     row = tl.where(inside, row, 0)
     live = inside
     if QUERY_MASK and FIRST:
-        live = _live_rows(query_mask, row, inside, rows, queries, BLOCK_N)
+        live = live & (tl.load(query_mask + row) != 0)
 
     position = (row + offset)[:, None]
     count = tl.zeros([BLOCK_M], tl.float32)
@@ -80,6 +64,6 @@ def visibility_kernel(
             candidates = tl.where(seen, column[None, :], keys)
             earliest = tl.minimum(earliest, tl.min(candidates, 1))
     if COUNT:
-        tl.store(counts + (batch * heads + head).to(tl.int64) * rows + row, count, mask=inside)
+        tl.store(counts + (batch * heads + head).to(tl.int64) * queries + row, count, mask=inside)
     if FIRST:
         tl.atomic_min(first + batch, tl.min(earliest, 0))

@@ -7,13 +7,15 @@ In order of weight: the model's arguments (``tokens``, ``documents``), declarati
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_geo.observe.evidence.axes import Axes, declared_heads, find_axes
 from lightning_geo.observe.evidence.folds import Folds
 from lightning_geo.observe.evidence.held_call import Held
+from lightning_geo.observe.evidence.mask_structure import MaskStructures
 from lightning_geo.observe.evidence.masks import MaskReader
 from lightning_geo.observe.evidence.origins import Origin, Origins, tensors_in
 from lightning_geo.observe.evidence.positions import set_positions
@@ -37,6 +39,7 @@ class CallEvidence:
         self._origins = Origins()
         self._folds = Folds()
         self.masks = MaskReader()
+        self.structures = MaskStructures()
         self._documents = Documents()
         #: source -> name of the model's argument
         self._arguments: dict[int, str] = {}
@@ -48,6 +51,7 @@ class CallEvidence:
         self._origins.clear()
         self._folds.clear()
         self.masks.clear()
+        self.structures.clear()
         self._documents.start_over()
         self._query_masks.clear()
 
@@ -88,13 +92,12 @@ class CallEvidence:
     def place(self, held: Held, stack: ModuleStack) -> None:
         """Set whether the call is cross-attention, its queries' positions and the layout of its masks."""
         call = held.call
-        module = stack.tree.modules.get(held.module, stack.frames[-1].module)
-        set_positions(call, module, stack.frames, held.query, held.key, behind=held.behind)
+        set_positions(call, _module(held, stack), stack.frames, held.query, held.key, behind=held.behind)
         shape = call.lengths[0], call.heads
         call.masks = tuple(self.masks.laid_out(mask, shape) for mask in call.masks)
 
     def set_tokens(self, held: Held, stack: ModuleStack) -> None:
-        """Fill in real tokens, special tokens and the documents of packed rows.
+        """Fill in real tokens, special tokens and the documents of packed rows, and simplify masks.
 
         Raises:
             PackedCallError: If the call cannot be divided into the documents in its rows.
@@ -103,7 +106,11 @@ class CallEvidence:
         batch, queries, _ = call.lengths
         names = [None if o is None else self._arguments.get(o.source) for o in (held.query, held.key)]
         place = None if held.query is None else held.query.source, batch, queries
-        passed = set_token_masks(call, frames, (names[0], names[1]), self.masks, self._query_masks.get(place))
+        module, known = _module(held, stack), self._query_masks.get(place)
+        proves = partial(self.structures.proves, call, module)
+        passed = set_token_masks(call, frames, (names[0], names[1]), self.masks, known, proves)
+        if passed and self.structures.knows_at_once(call):  # then no document is hidden from another
+            self.structures.simplify(call, held.module, module)
         call.documents = self._documents.of(call, [frame.evidence for frame in frames])
         if call.documents is not None and not passed:
             # In packed rows, a token that only its own query sees is a one-token document, not padding.
@@ -111,3 +118,11 @@ class CallEvidence:
         if not call.cross:
             self._query_masks[place] = call.query_mask
         call.special = special_tokens_of(frames, self._special_ids, call, self.masks)
+        if call.documents is None:
+            self.structures.simplify(call, held.module, module)
+
+
+def _module(held: Held, stack: ModuleStack) -> nn.Module:
+    """The module that computed a call."""
+    module: nn.Module = stack.tree.modules.get(held.module, stack.frames[-1].module)
+    return module

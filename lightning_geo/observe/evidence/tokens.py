@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -144,6 +144,7 @@ def set_token_masks(
     arguments: tuple[str | None, str | None],
     reader: MaskReader,
     known_queries: Tensor | None,
+    proves: Callable[[Tensor], bool] = lambda tokens: False,
 ) -> bool:
     """Fill in ``query_mask`` and ``key_mask``.
 
@@ -153,13 +154,18 @@ def set_token_masks(
         arguments: Names of the model's arguments that queries and keys come from.
         reader: Reads masks.
         known_queries: Real tokens of the queries' sequence, known from an earlier self-attention.
+        proves: Whether the call's masks are known to show some tokens to themselves, and nothing else.
 
     Returns:
         Whether the queries' mask is an argument of the model rather than deduced from the call's masks.
     """
     batch, queries, keys = call.lengths
-    seen = keys_by_masks(call, reader)
     passed_keys = tokens_from_arguments(frames, arguments[1], batch, keys, memory=call.cross, reader=reader)
+    alike = not call.cross and call.offset == 0 and queries == keys and arguments[0] == arguments[1]
+    if alike and passed_keys is not None and proves(passed_keys):
+        call.query_mask = call.key_mask = passed_keys
+        return True
+    seen = keys_by_masks(call, reader)
     passed_keys = _consistent(passed_keys, seen, reader)
     if call.cross or call.offset is None:
         passed_queries = tokens_from_arguments(

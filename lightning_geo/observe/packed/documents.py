@@ -20,7 +20,7 @@ from lightning_geo.observe.packed.claims import Evidence, claimed_documents
 from lightning_geo.observe.packed.isolation import joined_rows, varies_by_query
 from lightning_geo.observe.packing import Packing
 from lightning_geo.observe.spans import Array, Spans, from_cumulative, is_packed
-from lightning_geo.utils._torch import version_of
+from lightning_geo.utils._torch import identity_of, version_of
 from lightning_geo.utils.errors import GeometryError
 
 __all__ = ["Documents", "PackedCallError"]
@@ -188,6 +188,4 @@ def _place(x: Tensor) -> tuple[int, int]:
 
 def _identity(x: Any) -> tuple[Any, ...]:
     """Return a key equal for tensors over the same memory, such as slices that layers take of one mask."""
-    if not isinstance(x, Tensor):
-        return (id(x),)
-    return x.data_ptr(), x.storage_offset(), tuple(x.shape), x.stride(), x.dtype, _version(x)
+    return identity_of(x) if isinstance(x, Tensor) else (id(x),)

@@ -10,6 +10,7 @@ __all__ = [
     "WRAPPERS",
     "buffers_of",
     "class_name",
+    "identity_of",
     "parameters_of",
     "unwrapped",
     "version_of",
@@ -62,3 +63,13 @@ def version_of(tensor: Tensor) -> int:
         RuntimeError: For a tensor made in inference mode, whose changes torch does not count.
     """
     return tensor._version
+
+
+def identity_of(tensor: Tensor) -> tuple[object, ...]:
+    """A key that is equal for tensors over the same memory, as long as they live and nobody writes to it.
+
+    Torch does not count what is written to tensors made in inference mode.
+    """
+    version = 0 if tensor.is_inference() else version_of(tensor)
+    place = tensor.data_ptr(), tensor.storage_offset(), tuple(tensor.shape), tensor.stride()
+    return *place, tensor.dtype, tensor.device, version

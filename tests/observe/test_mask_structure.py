@@ -1,0 +1,256 @@
+"""Masks written out for every pair are measured as a row of keys and a band where they are that."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from lightning_geo import measure
+from lightning_geo.kernels import AttentionProblem, attention
+from lightning_geo.kernels.reference import reference
+from lightning_geo.measurement import call_statistics
+from lightning_geo.measurement.sample import Measurement
+from lightning_geo.observe import Tap
+from lightning_geo.observe.call import AttentionCall
+from lightning_geo.observe.evidence.mask_structure import MaskStructures
+
+N = 9
+TRIANGLE = torch.ones(N, N, dtype=torch.bool).tril()
+DISTANCE = torch.arange(N)[:, None] - torch.arange(N)
+
+#: Masks [N, N] without padding that a row of keys and a band stand for, and others.
+STRUCTURED = {
+    "row": TRIANGLE | True,
+    "causal": TRIANGLE,
+    "window": TRIANGLE & (DISTANCE < 4),
+}
+OTHERS = {
+    "prefix": TRIANGLE | (torch.arange(N) < 3),
+    "documents": (torch.arange(N)[:, None] < 4) == (torch.arange(N) < 4),
+    "two-sided window": DISTANCE.abs() < 3,
+    "strided": DISTANCE % 2 == 0,
+}
+
+
+@contextmanager
+def not_waiting() -> Iterator[None]:
+    """As on a CUDA device, whose results the host does not know within a sample."""
+    with patch.object(MaskStructures, "knows_at_once", staticmethod(lambda call: False)):
+        yield
+
+
+@st.composite
+def calls(draw: Any, pairs: st.SearchStrategy[str]) -> tuple[AttentionCall, nn.Module]:
+    """A self-attention with such a mask, padded on either side, whose padded rows see anything."""
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    lengths = torch.tensor(draw(st.lists(st.integers(1, N), min_size=1, max_size=3)))[:, None]
+    place = torch.arange(N)
+    real = place >= N - lengths if draw(st.booleans()) else place < lengths
+    mask = ({**STRUCTURED, **OTHERS}[draw(pairs)] & real[:, None])[:, None]
+    rows = draw(st.sampled_from(["as they are", "none", "all", "random"]))
+    chance = torch.rand(mask.shape, generator=generator) < 0.5
+    whatever = {"as they are": mask, "none": chance & False, "all": chance | True, "random": chance}[rows]
+    mask = torch.where(real[:, None, :, None], mask, whatever)
+    if draw(st.booleans()):
+        mask = mask.expand(-1, 2, -1, -1)
+        mask = mask.contiguous() if draw(st.booleans()) else mask
+    masks: tuple[Tensor, ...] = (mask,)
+    if draw(st.booleans()):
+        hidden = draw(st.sampled_from([-torch.inf, -3e38, -1e4]))
+        masks = (torch.zeros(mask.shape).masked_fill(~mask, hidden),)
+    if draw(st.booleans()):
+        masks = (*masks, real[:, None, None])
+    query, key = torch.randn(2, len(lengths), 2, N, 3, generator=generator)
+    call = AttentionCall(query, key, key, query, masks=masks, query_mask=real, key_mask=real)
+    module = nn.Identity()
+    module.is_causal, module.sliding_window = draw(st.booleans()), 4  # type: ignore[assignment]
+    return call, module
+
+
+def is_dense(call: AttentionCall) -> bool:
+    return any(mask.shape[2] > 1 for mask in call.masks)
+
+
+def assert_right(call: AttentionCall, whole: AttentionProblem) -> None:
+    """Real rows have the statistics that the mask as it was written gives them."""
+    got, expected = attention(call.problem()), reference(whole)
+    live = expected.live
+    assert got.live.equal(live)
+    for field in dataclasses.fields(expected):
+        value, truth = getattr(got, field.name), getattr(expected, field.name)
+        if truth is not None:
+            rows = slice(None) if field.name == "received" else live
+            np.testing.assert_allclose(value[rows], truth[rows], rtol=1e-4, atol=1e-5, err_msg=field.name)
+
+
+@given(calls(st.sampled_from([*STRUCTURED, *OTHERS])))
+def test_statistics_are_those_of_the_written_mask(drawn: tuple[AttentionCall, nn.Module]) -> None:
+    call, module = drawn
+    whole = call.problem()
+    MaskStructures().simplify(call, "layer", module)
+    assert_right(call, whole)
+
+
+@given(calls(st.sampled_from(list(STRUCTURED))))
+def test_what_is_a_row_of_keys_and_a_band_is_measured_as_that(drawn: tuple[AttentionCall, nn.Module]) -> None:
+    call, module = drawn
+    MaskStructures().simplify(call, "layer", module)
+    assert not is_dense(call)
+
+
+@given(calls(st.sampled_from([*STRUCTURED, *OTHERS])), st.sampled_from(["bias", "nan", "hidden", "per head"]))
+def test_one_entry_of_a_real_row_decides(drawn: tuple[AttentionCall, nn.Module], change: str) -> None:
+    call, module = drawn
+    assert call.query_mask is not None
+    index = call.query_mask.nonzero()[0]
+    place = (index[0], slice(1) if change == "per head" else slice(None), index[1], index[1])
+    mask = call.masks[0].expand(-1, 2, -1, -1).clone()
+    floats = torch.zeros(mask.shape).masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else mask
+    values = {"bias": 0.5, "nan": torch.nan, "hidden": -torch.inf, "per head": -torch.inf}
+    floats[place] = torch.where(floats[place] == 0, values[change], 0.0)
+    call.masks = floats, *call.masks[1:]
+    whole = call.problem()
+    MaskStructures().simplify(call, "layer", module)
+    if change == "nan":
+        assert is_dense(call)
+    else:
+        assert_right(call, whole)
+
+
+@given(
+    calls(st.sampled_from(list(STRUCTURED))), calls(st.sampled_from([*STRUCTURED, *OTHERS])),
+)  # fmt: skip
+def test_without_waiting_a_mask_is_structured_from_the_second_sample_on_or_counts_for_nothing(
+    first: tuple[AttentionCall, nn.Module], other: tuple[AttentionCall, nn.Module]
+) -> None:
+    structures, (call, module) = MaskStructures(), first
+    with not_waiting():
+        whole = call.problem()
+        for sample in range(2):
+            seen = dataclasses.replace(call)
+            structures.simplify(seen, "layer", module)
+            assert is_dense(seen) == (sample == 0)
+            assert_right(seen, whole)
+            structures.clear()
+            assert structures.settle() == []
+        seen = dataclasses.replace(other[0])
+        structures.simplify(seen, "layer", module)
+        if structures.settle():
+            assert not attention(seen.problem()).live.any()
+            seen = dataclasses.replace(other[0])
+            structures.simplify(seen, "layer", module)
+            assert is_dense(seen)
+        assert_right(seen, other[0].problem())
+
+
+# -- models
+
+SMALL = {
+    "vocab_size": 60, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "max_position_embeddings": 32,
+}  # fmt: skip
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "bert": lambda: transformers.BertModel(transformers.BertConfig(**SMALL), add_pooling_layer=False),
+    "llama": lambda: transformers.LlamaModel(transformers.LlamaConfig(num_key_value_heads=2, **SMALL)),
+    "mistral": lambda: transformers.MistralModel(
+        transformers.MistralConfig(num_key_value_heads=2, sliding_window=5, **SMALL)
+    ),
+}
+
+
+@contextmanager
+def dense_masks() -> Iterator[list[int]]:
+    """Counts the masks that differ between rows, of each call that is measured."""
+    counts: list[int] = []
+
+    def counted(problem: AttentionProblem) -> Any:
+        counts.append(sum(mask.shape[2] > 1 for mask in problem.masks))  # type: ignore[union-attr]
+        return attention(problem)
+
+    with patch.object(call_statistics, "attention", counted):
+        yield counts
+
+
+def batch_of(left: bool) -> dict[str, Tensor]:
+    real = torch.arange(12) < torch.tensor([[7], [12], [4]])
+    real = real.flip(1) if left else real
+    return {"input_ids": torch.randint(3, 60, real.shape), "attention_mask": real.long()}
+
+
+def entropy_of(model: nn.Module, batch: dict[str, Tensor]) -> np.ndarray:
+    """[layer, head], from the matrices that the model returns."""
+    model.set_attn_implementation("eager")  # type: ignore[operator]
+    real = batch["attention_mask"][:, None].double()
+    with torch.no_grad():
+        matrices = model(**batch, output_attentions=True).attentions
+    model.set_attn_implementation("sdpa")  # type: ignore[operator]
+    rows = [torch.special.entr(p.double()).sum(-1) for p in matrices]
+    return np.stack([((x * real).sum(-1) / real.sum(-1)).mean(0).numpy() for x in rows])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_transformers_masks_reach_no_kernel_as_matrices(name: str) -> None:
+    torch.manual_seed(0)
+    model = MODELS[name]().eval()
+    for left in (False, True):
+        batch = batch_of(left)
+        expected = entropy_of(model, batch)
+        with dense_masks() as counts:
+            record = measure(model, batch, metrics="entropy")
+        assert counts == [0, 0]
+        np.testing.assert_allclose(record["entropy"], expected, rtol=1e-5, atol=1e-6)
+        assert record.coverage["left_out"] == {}
+
+
+def test_layers_that_change_their_mask_are_right_or_absent_and_named() -> None:
+    torch.manual_seed(0)
+    model = MODELS["bert"]().eval()
+    batch = batch_of(left=False)
+    tap = Tap(model)
+
+    def change(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        place = next(name for name, x in kwargs.items() if isinstance(x, Tensor) and x.dtype == torch.bool)
+        return args, {**kwargs, place: kwargs[place] & TRIANGLE.new_ones(12, 12).tril(2)}
+
+    def sample() -> tuple[np.ndarray, list[int], Measurement]:
+        with torch.no_grad(), dense_masks() as counts:
+            measurement = Measurement({"": tap}, ("entropy",))
+            with measurement.observe():
+                model(**batch)
+            return measurement.compute().stacks["encoder"]["entropy"], counts, measurement
+
+    plain = entropy_of(model, batch)
+    with not_waiting():
+        for expected in ([1, 1], [0, 0], [0, 0]):
+            entropy, counts, _ = sample()
+            assert counts == expected
+            np.testing.assert_allclose(entropy, plain, rtol=1e-5, atol=1e-6)
+        layer = model.get_submodule("encoder.layer.1.attention.self")
+        handle = layer.register_forward_pre_hook(change, with_kwargs=True)
+        entropy, _, measurement = sample()
+        np.testing.assert_allclose(entropy[0], plain[0], rtol=1e-5, atol=1e-6)
+        assert np.isnan(entropy[1]).all()
+        coverage = measurement.coverage
+        assert (coverage.seen, coverage.measured) == (2, 1)
+        ((reason, modules),) = coverage.left_out.items()
+        assert "another structure" in reason
+        assert modules == ["encoder.layer.1.attention.self"]
+        entropy, counts, measurement = sample()
+        assert counts == [0, 1]
+        assert measurement.coverage.left_out == {}
+    record = measure(model, batch, metrics="entropy")  # where the host knows at once
+    np.testing.assert_allclose(record["entropy"], entropy, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(entropy[0], plain[0], rtol=1e-5, atol=1e-6)
+    assert (np.abs(entropy[1] - plain[1]) > 1e-3).any()
+    handle.remove()
