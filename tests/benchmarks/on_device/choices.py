@@ -18,8 +18,8 @@ from on_device.calls import SHAPES, TINY, Shape, problem
 __all__ = ["prepare"]
 
 TILES = {
-    64: (Tile(64, 128), Tile(64, 64), Tile(128, 64), Tile(128, 128, 8, 2), Tile(64, 32)),
-    128: (Tile(64, 128, 4, 2), Tile(64, 64), Tile(128, 64, 8, 2), Tile(128, 128, 8, 2)),
+    64: (Tile(64, 128), Tile(64, 64), Tile(64, 32), Tile(128, 64), Tile(128, 32), Tile(128, 128, 8, 2)),
+    128: (Tile(64, 128, 4, 2), Tile(64, 64), Tile(64, 32), Tile(128, 64, 8, 2), Tile(128, 128, 8, 2)),
 }
 
 

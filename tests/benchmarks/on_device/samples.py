@@ -113,7 +113,7 @@ def _run(bench: Bench, cases: list[Case]) -> None:
         rows(),
     )
     for case in cases:
-        if case.name.endswith(("512", "512 padded", "2048")):
+        if case.name.endswith("padded"):
             _profile(bench, case)
 
 
