@@ -73,7 +73,7 @@ def test_attention_kernels(case: Case) -> None:
             assert assembly.spills == 0
             if name == "finish":  # a row to each thread
                 assert launch.constants["BLOCK"] == 32 * launch.options["num_warps"]
-                assert len(assembly.lines) < 700
+                assert len(assembly.lines) < 1500
             continue
         known = on_record.get((VERSION, *map(str, case[:4]), name))
         check(assembly, launch, case.capability, case.shared_memory(), 0 if known is None else known.stack)

@@ -26,9 +26,6 @@ _LOG2E = math.log2(math.e)
 #: Statistics that the rows kernel writes, one plane each.
 _PLANES = tuple(name for name in STATISTICS if name != "received")
 
-# up to so many keys a block of 128 rows takes fewer instructions a score than one of 64, on a Hopper
-_SHORT = 1024
-
 # factors of the exponent for which bare dot products can be hidden without overflow
 _TAME_FACTORS = (1e-3, 64.0)
 
@@ -58,9 +55,9 @@ class Inputs:
         hungry = bool(problem.masks) or (
             self.computes("special_mass") and (self.dots.block > 64 or not self.banded)
         )
-        # a cap spills registers there, too
-        short = problem.keys <= _SHORT and problem.rows_shape[2] > 64 and not self._scaled
-        self.tiles = tiles or tiles_for(self.dots.block, dtype, capability, hungry, bool(masks.rows), short)
+        # blocks of 128 rows are wasted on few, and a cap spills registers there
+        keys = problem.keys if problem.rows_shape[2] > 64 and not self._scaled else None
+        self.tiles = tiles or tiles_for(self.dots.block, dtype, capability, hungry, bool(masks.rows), keys)
         self.rules = rules_of(problem, masks, self._scaled)
 
     def computes(self, name: str) -> bool:

@@ -44,17 +44,15 @@ def _dot_step(
     Where a row lacks the key, it is multiplied with key 0, and the product is dropped later.
     """
     if INDEX >= 0:
-        dots += q * _load_step(
-            keys.pointer, single.index, keys.stride_n, keys.stride_d, channels, WIDTH, WHOLE
-        )
+        k = _load_step(keys.pointer, single.index, keys.stride_n, keys.stride_d, channels, WIDTH, WHOLE)
+        dots += tl.sum(q * k, 1)
     return dots
 
 
 @triton.jit
-def _store_share(output, dots, single, rows, base, share, scoring, RULES: tl.constexpr, INDEX: tl.constexpr):
+def _store_share(output, dot, single, rows, base, share, scoring, RULES: tl.constexpr, INDEX: tl.constexpr):
     """Store the probability of one key per row; 0 where the key is hidden or does not exist."""
     if INDEX >= 0:
-        dot = tl.sum(dots, 1)
         s = masked_scores(
             dot, dot, rows.index, rows.position, single.index, single.index, scoring, RULES,
             QUERIES=-1, KEYS=-1, BAND=False, VEILED=False,
@@ -81,17 +79,19 @@ def store_singles(
     key_own = _single(rows.position, (rows.position >= 0) & (rows.position < keys.count))
     key_after = _single(rows.position + 1, (rows.position >= -1) & (rows.position + 1 < keys.count))
     key_first = _single(first_column, first_column < keys.count)
-    # 16 bytes at a time, as a thread loads them: so a row stays with one thread, and fits into its registers
-    STEP: tl.constexpr = 128 // query.dtype.element_ty.primitive_bitwidth
-    dots_before = tl.zeros([BLOCK, STEP], tl.float32)
-    dots_own = tl.zeros([BLOCK, STEP], tl.float32)
-    dots_after = tl.zeros([BLOCK, STEP], tl.float32)
-    dots_first = tl.zeros([BLOCK, STEP], tl.float32)
+    # 64 bytes at a time, neighbours in neighbouring threads: a thread that read a row alone would wait for
+    # as many lines of the cache as there are rows
+    LINE: tl.constexpr = 512 // query.dtype.element_ty.primitive_bitwidth
+    STEP: tl.constexpr = min(LINE, DOTS.block)
+    dots_before = tl.zeros([BLOCK], tl.float32)
+    dots_own = tl.zeros([BLOCK], tl.float32)
+    dots_after = tl.zeros([BLOCK], tl.float32)
+    dots_first = tl.zeros([BLOCK], tl.float32)
     # under causality the key after a row is hidden, whatever the product
     AFTER: tl.constexpr = -1 if RULES.right == _CAUSAL else PLANES.next_mass
     WIDTH: tl.constexpr = DOTS.width
     WHOLE: tl.constexpr = DOTS.width == DOTS.block
-    for start in tl.range(0, DOTS.block, STEP, num_stages=1, loop_unroll_factor=2):
+    for start in tl.range(0, DOTS.block, STEP, num_stages=1):
         channels = start + tl.arange(0, STEP)
         q = _load_step(query, rows.index, query_n, query_d, channels, WIDTH, WHOLE)
         dots_before = _dot_step(

@@ -11,6 +11,10 @@ import torch
 __all__ = ["GramTile", "Tile", "Tiles", "gram_tile_for", "shared_memory", "tiles_for"]
 
 
+#: Up to so many keys, smaller tiles were faster on an H200: what a block of rows costs beside them counts.
+_SHORTEST, _SHORT = 256, 1024
+
+
 class Tile(NamedTuple):
     """Queries and keys of a tile, warps that share it, stages of its pipeline.
 
@@ -46,7 +50,7 @@ def tiles_for(
     capability: tuple[int, int],
     hungry: bool = False,
     dense: bool = False,
-    short: bool = False,
+    keys: int | None = None,
 ) -> Tiles:
     """Look up the tiles of a call.
 
@@ -59,7 +63,7 @@ def tiles_for(
         capability: Of the CUDA device.
         hungry: Masks or special tokens need registers, too.
         dense: Masks that differ between rows need more.
-        short: There are few keys, so that what a block of rows costs beside its tiles counts.
+        keys: How many there are; None where a short call needs no tiles of its own.
     """
     # wgmma has four warps share a tile's rows; older tensor cores do so only where rows outnumber columns
     hopper = capability[0] in (9, 10)
@@ -69,12 +73,12 @@ def tiles_for(
         rows = Tile(128, 32, stages=3 if width <= 64 else 2)
     elif width > 128:
         rows = Tile(64, 64, stages=2, shared=113)
-    elif hungry:
+    elif hungry or width > 64:
         rows = Tile(64, 64)
-    elif width <= 64:
-        rows = Tile(128, 64) if short else Tile(64, 128)
+    elif keys is None or keys > _SHORT:
+        rows = Tile(64, 128)
     else:
-        rows = Tile(64, 128, stages=2)
+        rows = Tile(128, 64) if keys > _SHORTEST else Tile(64, 32)
     return Tiles(rows, Tile(64, 64 if dense or width > 128 else 128, stages=2))
 
 
@@ -88,8 +92,8 @@ def gram_tile_for(dtype: torch.dtype, capability: tuple[int, int]) -> GramTile:
 @functools.cache
 def shared_memory(width: int, dtype: torch.dtype, capability: tuple[int, int]) -> int:
     """Bytes of shared memory that suffice for every kernel of these sizes; see :func:`tiles_for`."""
-    flags = itertools.product((False, True), repeat=3)
-    tiles = [tiles_for(width, dtype, capability, *needs) for needs in flags]
+    needs = itertools.product((False, True), (False, True), (_SHORTEST, _SHORT, None))
+    tiles = [tiles_for(width, dtype, capability, *each) for each in needs]
     return 1024 * max(tile.shared for both in tiles for tile in both)
 
 

@@ -68,7 +68,8 @@ def version_of(tensor: Tensor) -> int:
 def identity_of(tensor: Tensor) -> tuple[object, ...]:
     """A key that is equal for tensors over the same memory, as long as they live and nobody writes to it.
 
-    Torch does not count what is written to tensors made in inference mode.
+    Torch does not count what is written to tensors made in inference mode. Relies on ``Tensor._version``;
+    checked on torch 2.13.0.
     """
     version = 0 if tensor.is_inference() else version_of(tensor)
     place = tensor.data_ptr(), tensor.storage_offset(), tuple(tensor.shape), tensor.stride()
