@@ -208,10 +208,10 @@ class Witness(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.session is not None:
-            self.session.begun = trainer.global_step
+            self.session.begun = _steps(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
-        session, step = self.session, trainer.global_step
+        session, step = self.session, _steps(trainer, pl_module)
         if session is None or step in session.entered:
             return
         session.entered.append(step)
@@ -228,7 +228,7 @@ class Snapshots(pl.Callback):
         self.session: Session | None = None
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
-        session, step = self.session, trainer.global_step
+        session, step = self.session, _steps(trainer, pl_module)
         if self.takes and session is not None and step not in session.snapshots:
             session.snapshots[step] = snapshot(pl_module)
 
@@ -467,7 +467,7 @@ class Side:
         finally:
             run.module.failure = run.failing.failure = Failure()
             run.acts.action = None
-        session.step = run.trainer.global_step
+        session.step = _steps(run.trainer, run.module)
         if run.snapshots.takes:
             session.snapshots.setdefault(session.step, snapshot(run.module))
         return session
@@ -575,6 +575,13 @@ def snapshot_of_model(module: Module) -> nn.Module:
 def _without_versions(text: str) -> str:
     """Without versions of tensors: writes that a replay in place takes back count too."""
     return re.sub(r"version \d+", "version N", text)
+
+
+def _steps(trainer: pl.Trainer, module: pl.LightningModule) -> int:
+    """Optimizer steps so far; in manual optimization batches: one that failed may have stepped before."""
+    if module.automatic_optimization:
+        return int(trainer.global_step)
+    return int(trainer.fit_loop.epoch_loop.batch_progress.total.processed)
 
 
 def _step_of(checkpoint: Path) -> int:
