@@ -20,7 +20,7 @@ from lightning_geo.interventions.head_geometry import (
     logits_of,
 )
 from lightning_geo.measurement.call_statistics import call_statistics
-from lightning_geo.measurement.sample import special_tokens
+from lightning_geo.measurement.special_tokens import special_tokens
 from lightning_geo.observe import AttentionCall, CallKey, Tap
 from lightning_geo.observe.heads.head_factors import HeadFactors, scaled_heads
 from lightning_geo.observe.replay.undisturbed import Call, device_of, undisturbed

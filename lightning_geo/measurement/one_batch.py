@@ -9,7 +9,8 @@ from typing import Any
 from torch import nn
 
 from lightning_geo.measurement.importance import LossFunction, importances
-from lightning_geo.measurement.sample import LayerChoice, Measurement, special_tokens
+from lightning_geo.measurement.sample import LayerChoice, Measurement
+from lightning_geo.measurement.special_tokens import special_tokens
 from lightning_geo.metrics.foreign import foreign_specs
 from lightning_geo.metrics.selection import compares_samples, select
 from lightning_geo.observe import CallKey, Tap

@@ -16,10 +16,9 @@ from lightning_geo.measurement.row_sampling import ESTIMATED, MaxQueries
 from lightning_geo.measurement.sample_statistics import SampleStatistics
 from lightning_geo.measurement.training_importance import TrainingGradients
 from lightning_geo.observe import UNOBSERVED, CallKey, Coverage, LayerNumbering, Tap, number_layers
-from lightning_geo.observe.evidence.axes import config_of
 from lightning_geo.utils.formatting import some
 
-__all__ = ["LayerChoice", "Measurement", "special_tokens"]
+__all__ = ["LayerChoice", "Measurement"]
 
 
 class Measurement:
@@ -290,15 +289,3 @@ class Measurement:
         if not any(self._choices[name].reports(numberings[name])(key) for name, key in calls):
             modules = sorted({self._named(name, key.module) for name, key in calls})
             raise no_match(self._layers, numberings.values(), modules)
-
-
-def special_tokens(model: nn.Module, given: Iterable[int] | None) -> tuple[int, ...]:
-    """Ids of special tokens: the given ones, or the bos, eos, cls and sep that the config names."""
-    if given is not None:
-        return tuple(given)
-    config = config_of(model)
-    ids: list[int] = []
-    for name in ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"):
-        value = getattr(config, name, None)
-        ids += [v for v in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(v, int)]
-    return tuple(dict.fromkeys(ids))

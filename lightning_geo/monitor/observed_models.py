@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import nn
 
-from lightning_geo.measurement.sample import special_tokens
+from lightning_geo.measurement.special_tokens import special_tokens
 from lightning_geo.observe import Tap, looks_like_attention, name_of
 from lightning_geo.observe.replay.dependence import Dependence
 from lightning_geo.observe.replay.undisturbed import device_of
