@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -21,13 +21,10 @@ from lightning_geo.kernels.precision import is_finite
 from lightning_geo.measurement.derived import DerivedStack, layers_by_shape
 from lightning_geo.measurement.sums import covariances
 
-__all__ = ["Covariances", "Decompose", "head_covariances", "principal_subspaces"]
+__all__ = ["Covariances", "head_covariances", "principal_subspaces"]
 
 #: Roles and layers, and the covariances [L, h, D, D] of their heads.
 Covariances = tuple[list[tuple[str, list[int]]], Tensor]
-
-#: ``principal_subspace`` or what takes its place.
-Decompose = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 
 #: Most threads that decompose: more would take cores that load the next batches.
 _THREADS = 8

@@ -181,8 +181,8 @@ def _move(stacks: Mapping[str, DerivedStack]) -> None:
 
 def _copied(tensors: list[Tensor]) -> list[Tensor]:
     """Tensors as float32 on the host, by one transfer."""
-    if all(x.device.type == "cpu" for x in tensors):
-        return [x.float() for x in tensors]
+    if not tensors:
+        return []
     by_type: dict[torch.dtype, list[Tensor]] = {}
     for x in tensors:
         by_type.setdefault(x.dtype, []).append(x.flatten())

@@ -8,22 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_geo.functional import (
-    HeadMoments,
-    head_moments,
-    masked_mean,
-    principal_subspace,
-)
+from lightning_geo.functional import HeadMoments, head_moments, masked_mean, principal_subspace
 from lightning_geo.functional.head import block_norms, block_traces, similarity_of_blocks
 from lightning_geo.measurement.bases import compare_bases, stacked_bases
 from lightning_geo.measurement.batches import LayerBatches
 from lightning_geo.measurement.collectors.collector import Collector
-from lightning_geo.measurement.decomposition import (
-    Covariances,
-    Decompose,
-    head_covariances,
-    principal_subspaces,
-)
+from lightning_geo.measurement.decomposition import Covariances, head_covariances, principal_subspaces
 from lightning_geo.measurement.derived import DerivedStack, in_parts, layers_by_shape
 from lightning_geo.measurement.head_sketch import add_sketches, sketched_norms
 from lightning_geo.measurement.sums import LayerSums, add_moments, add_values, covariances
@@ -217,12 +207,11 @@ class RoleMoments(Collector):
         outputs = self._derive_joint(stack)
         groups = head_covariances(stack, self._roles)
         groups += [([("output", indices)], covariance) for indices, covariance in outputs]
-        here = all(covariance.device.type == "cpu" for _, covariance in groups)
-        decompose: Decompose = principal_subspace if here else principal_subspaces
+        moved = any(covariance.device.type != "cpu" for _, covariance in groups)
 
         def derive(covariances: list[Tensor]) -> None:
             entries = [of_roles for of_roles, _ in groups]
-            bases = self._derive_spectra(stack, list(zip(entries, covariances, strict=True)), decompose)
+            bases = self._derive_spectra(stack, list(zip(entries, covariances, strict=True)), moved)
             size, heads = len(stack.heads), max(stack.heads)
             stack.bases = {role: stacked_bases(parts, size, heads) for role, parts in bases.items()}
             compare_bases(stack, self._compared)
@@ -267,7 +256,7 @@ class RoleMoments(Collector):
         self,
         stack: DerivedStack,
         covariances: list[Covariances],
-        decompose: Decompose,
+        moved: bool,
     ) -> dict[str, list[tuple[list[int], Tensor]]]:
         """Eigenvalue metrics, and top subspaces [L, H, D, r] by role; one decomposition per head size."""
         by_size: dict[int, list[Covariances]] = {}
@@ -278,7 +267,8 @@ class RoleMoments(Collector):
             return bases
         rank = max(1, min(stack.rank, min(by_size) // 2))
         for groups in by_size.values():
-            values, vectors = decompose(torch.cat([c.flatten(0, 1) for _, c in groups]), rank)
+            matrices = torch.cat([c.flatten(0, 1) for _, c in groups])
+            values, vectors = (principal_subspaces if moved else principal_subspace)(matrices, rank)
             # all roles at once
             metrics = {spec_of(name).name: name for name in self._spectral}
             computed = {
