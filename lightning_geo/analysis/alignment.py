@@ -11,7 +11,7 @@ __all__ = ["Alignment", "align"]
 
 
 class Alignment(NamedTuple):
-    """Which samples of two runs belong together.
+    """Pairs of samples of two runs.
 
     Args:
         a: Indices of the first run's samples.

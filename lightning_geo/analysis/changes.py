@@ -1,4 +1,4 @@
-"""What changed within a run, where and when, in numbers. No torch."""
+"""Changes within a run, with place and time, in numbers. No torch."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def layer_changes(all_changes: Sequence[Change]) -> list[tuple[str, NDArray[np.f
 
 
 class HeadCount(NamedTuple):
-    """How many heads are focused on one token, or have a near-duplicate.
+    """Count the heads that are focused on one token, or have a near-duplicate.
 
     Args:
         series: ``normalized_entropy`` or ``redundancy``.

@@ -35,7 +35,7 @@ _PER_FAMILY = 3  # rows: metrics of one family are strongly correlated
 
 @dataclass(frozen=True)
 class Comparison:
-    """What :func:`compare` found.
+    """The result of :func:`compare`.
 
     Args:
         alignment: Which samples belong together.

@@ -1,4 +1,4 @@
-"""Where the numbers of one metric differ between two runs."""
+"""Differences between the numbers of one metric in two runs."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class Difference:
 
     @property
     def one_sided(self) -> int:
-        """How many cells have a value in one run alone."""
+        """The number of cells that have a value in one run alone."""
         return int((np.isfinite(self.a) != np.isfinite(self.b)).sum())
 
     def rows(self) -> Iterator[Row]:

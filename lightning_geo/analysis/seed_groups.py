@@ -55,7 +55,7 @@ class GroupRow(NamedTuple):
 
 @dataclass(frozen=True)
 class GroupComparison:
-    """What :func:`compare_groups` found.
+    """The result of :func:`compare_groups`.
 
     Args:
         step: Step at which all runs were compared.

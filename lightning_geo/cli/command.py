@@ -1,4 +1,4 @@
-"""What the commands share: their options, the runs they read and the files they write."""
+"""The parts that commands share: their options, the runs they read and the files they write."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ def _metadata(run: Run) -> str:
 
 
 def _coverage(history: GeometryHistory) -> list[tuple[str, str]]:
-    """Which attention calls the last sample does not cover, if any."""
+    """Name the attention calls that the last sample does not cover, if any."""
     last = history.record(-1)
     if not last.coverage_share < 1:
         return []

@@ -122,7 +122,7 @@ class _Lines:
         return 2 + max(len(plain(key)), _WIDTH)
 
     def _most(self, record: GeometryRecord) -> str:
-        """Where the sample differs most from the previous one, in units of the metric's spread."""
+        """Find the largest difference to the previous sample, in units of the metric's spread."""
         if self._before is None:
             return ""
         try:

@@ -1,4 +1,4 @@
-"""What TensorBoard imports at every start, for every user: nothing that is heavy or that can fail."""
+"""TensorBoard imports this module at every start, for every user: nothing in it is heavy or can fail."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard ships no ty
 
     @_guarded
     def index_route(self, request: Request) -> Response:
-        """What there is to see: asked for again and again while the page is open."""
+        """The available data: asked for again and again while the page is open."""
         return _respond(request, self.index(*_where(request)), "application/json")
 
     @_guarded

@@ -82,7 +82,7 @@ def gate_labels(margins: Float[Tensor, "7 ..."]) -> Int64[Tensor, ...]:
 
 @computes("gate_count", reads=("margins",))
 def gate_count(margins: Float[Tensor, "7 *layers heads"], part: str) -> Float[Tensor, "*layers"]:
-    """How many heads of a layer are one gate: a scalar.
+    """Count the heads of a layer that are one gate: a scalar.
 
     Args:
         margins: ``[7, ..., H]``, in the order of ``GATES``.

@@ -164,7 +164,7 @@ def _mask(
 
 
 def window_sides(window: int | tuple[int, int] | None) -> tuple[int | None, int | None]:
-    """How many keys before and after a position are visible; None for all."""
+    """Return the number of keys before and after a position that are visible; None for all."""
     if window is None:
         return None, None
     if isinstance(window, int) and not isinstance(window, bool) and window > 0:

@@ -41,14 +41,14 @@ def bias_of(
 
 
 def is_hidden(bias: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
-    """Where a bias hides its key. A NaN hides nothing: it has to reach the row's statistics."""
+    """Find where a bias hides its key. A NaN hides nothing: it has to reach the row's statistics."""
     return bias <= HIDDEN_SCORE / 2
 
 
 def count_hidden(
     bias: Float[Tensor, "batch heads rows #{columns}"], columns: int
 ) -> Float[Tensor, "batch heads rows"]:
-    """How many of a tile's columns a bias hides from each row: float32, :func:`is_hidden` summed up."""
+    """Count the columns of a tile that a bias hides from each row: float32, :func:`is_hidden` summed up."""
     # a comparison is vectorised only where its result is as wide as its operands
     hidden = torch.le(bias, HIDDEN_SCORE / 2, out=torch.empty_like(bias))
     return hidden.expand(-1, -1, -1, columns).sum(-1)

@@ -76,7 +76,7 @@ def reference(problem: AttentionProblem) -> AttentionStatistics:
 def _visible_scores(
     problem: AttentionProblem,
 ) -> tuple[Bool[Tensor, "batch heads queries keys"], Float[Tensor, "batch heads queries keys"]]:
-    """Which keys are visible and all scores, hidden ones included: ``[B, H, Nq, Nk]`` each."""
+    """Compute the visible keys and all scores, hidden ones included: ``[B, H, Nq, Nk]`` each."""
     batch, heads, _ = problem.rows_shape
     shape = (batch, heads, problem.query.shape[2], problem.keys)
     key = problem.key.double().repeat_interleave(problem.group_size, dim=1)

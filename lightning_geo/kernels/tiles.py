@@ -101,7 +101,7 @@ class Rows:
 
 
 class Plan(NamedTuple):
-    """How many sequences, key heads and rows a tile takes; its columns are all that its rows may see."""
+    """The numbers of sequences, key heads and rows of a tile; its columns are all that its rows may see."""
 
     batch: int
     key_heads: int

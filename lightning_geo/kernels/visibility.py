@@ -1,4 +1,4 @@
-"""Which keys are visible: how many to each row, and which comes first in a sequence.
+"""Visible keys: their number in each row, and the first one of each sequence.
 
 Both follow from causality, window and the keys that masks hide from all rows alike, without a look at pairs
 of rows and keys. Only masks that differ between rows are searched.
@@ -51,7 +51,7 @@ def _shared_masks(problem: AttentionProblem) -> tuple[Tensor, ...] | None:
 
 
 class _Band(NamedTuple):
-    """Where rows stand among the keys, and how far they see."""
+    """The positions of rows among the keys, and how far they see."""
 
     queries: int
     keys: int
@@ -84,7 +84,7 @@ def _shared_row(masks: tuple[Tensor, ...], keys: int) -> Bool[Tensor, "#batch #h
 
 
 def _counts(masks: tuple[Tensor, ...], band: _Band) -> Float[Tensor, "#batch #heads #queries"]:
-    """How many keys of the shared row lie in each row's band."""
+    """Count the keys of the shared row that lie in each row's band."""
     row = _shared_row(masks, band.keys)
     if band.left is None and band.right is None:
         if row is None:

@@ -1,4 +1,4 @@
-"""Where records go: one sink per destination, independent of each other.
+"""The destinations of records: one sink each, independent of each other.
 
 Loggers are told apart by the methods of their ``experiment``: ``pytorch_lightning`` and ``lightning.pytorch``
 have different classes for the same logger, and importing either here would load it for users of the other.
@@ -32,7 +32,7 @@ class Sink(Protocol):
     """A destination of records. Its failures are raised; the caller decides what they cost."""
 
     where: str
-    """Where a person finds the records."""
+    """The place where a person finds the records."""
 
     def write(self, record: GeometryRecord, *, final: bool = False) -> None:
         """Write one sample; ``final`` marks the last one of the run."""

@@ -56,7 +56,7 @@ class LoggerSinks:
 
     @property
     def places(self) -> str:
-        """Where a person finds the records."""
+        """The places where a person finds the records."""
         return ", ".join(sink.where for sink in self._sinks or []) or "nowhere: no logger and fast_dev_run"
 
     def open(self, trainer: Any, resumed_at: int | None, version: str | None = None) -> None:

@@ -37,7 +37,7 @@ _PICTURES = 10  # TensorBoard keeps as many per tag
 
 
 class PictureSchedule:
-    """Which samples get pictures: ten over the run.
+    """The samples that get pictures: ten over the run.
 
     TensorBoard keeps ten pictures per tag, a random ten of a longer series. If the length of the run is
     known, pictures are drawn at every ninth of it, otherwise whenever the step has doubled. The first sample

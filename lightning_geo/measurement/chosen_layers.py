@@ -1,4 +1,4 @@
-"""Which attention calls ``layers=`` names: known while the model runs, as far as it can be."""
+"""The attention calls that ``layers=`` names: known while the model runs, as far as it can be."""
 
 from __future__ import annotations
 

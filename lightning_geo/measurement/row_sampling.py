@@ -36,7 +36,7 @@ ESTIMATED = (
 
 
 def rows_to_draw(max_queries: MaxQueries, queries: int) -> int | None:
-    """How many of a sequence's query rows to draw; None to measure all.
+    """Return the number of a sequence's query rows to draw; None to measure all.
 
     Example:
         >>> rows_to_draw("auto", 2048), rows_to_draw("auto", 2049), rows_to_draw(64, 2049)
@@ -53,7 +53,7 @@ def is_mean_over_rows(name: str) -> bool:
 
 
 class RowSample:
-    """Which rows of each sequence are measured.
+    """The rows of each sequence that are measured.
 
     Args:
         rows: ``[B, R]`` int64, ascending. Where a sequence has fewer real tokens than R, padding fills up.

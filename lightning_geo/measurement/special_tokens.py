@@ -1,4 +1,4 @@
-"""Which token ids count as special."""
+"""Token ids that count as special."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What can be measured: specs, the catalog, selection and the registry of metric functions."""
+"""Everything that can be measured: specs, the catalog, selection and the registry of metric functions."""

@@ -1,4 +1,4 @@
-"""Which optimizer steps are sampled."""
+"""The optimizer steps that are sampled."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Schedule:
 
 
 class SlowClocks:
-    """Which metrics a sample measures: some cost much, or change slowly.
+    """The metrics that a sample measures: some cost much, or change slowly.
 
     The run's first and last sample measure them all.
 

@@ -23,7 +23,7 @@ _UNUSUAL = 2.0
 
 
 class _Example(NamedTuple):
-    """What the page shows of one example."""
+    """The page's contents for one example."""
 
     verdict: str
     text: str

@@ -143,7 +143,7 @@ def lines(
 
 
 class _Axes(NamedTuple):
-    """Where steps and values lie in a chart of curves."""
+    """The scales of a chart of curves: steps and values to pixels."""
 
     low: float
     high: float
@@ -222,7 +222,7 @@ def _text(x: str, y: str, content: object, kind: str = "") -> Markup:
 
 
 def _below(wide: float, tall: float, name: str) -> Markup:
-    """What the columns are, under their numbers."""
+    """Label the columns below their numbers."""
     return _text(f"{34 + wide / 2:.0f}", f"{tall + 46:.0f}", name, "m")
 
 

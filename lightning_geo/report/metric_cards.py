@@ -24,7 +24,7 @@ Array = NDArray[np.float64]
 
 
 class MetricCard(NamedTuple):
-    """What the report shows of one metric.
+    """The report's contents for one metric.
 
     Args:
         name: Its name in the history.

@@ -18,7 +18,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 
 class Table(NamedTuple):
-    """What a table shows.
+    """The contents of a table.
 
     Args:
         header: Titles of the columns.

@@ -20,7 +20,7 @@ _GATE_CHANGES = 40  # listed; the others are counted
 
 
 class StackGates(NamedTuple):
-    """What the heads of one stack do at the first and the last sample.
+    """The gates of one stack's heads at the first and the last sample.
 
     Args:
         name: The stack's name; empty where the model has one stack.
@@ -42,7 +42,7 @@ class StackGates(NamedTuple):
 
 
 class RunChanges(NamedTuple):
-    """What changed within one run.
+    """Changes within one run.
 
     Args:
         name: The run's name.

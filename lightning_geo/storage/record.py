@@ -138,7 +138,7 @@ class GeometryRecord:
         return [f"{s}/{n}" if several else n for s, arrays in self.stacks.items() for n in arrays]
 
     def gates(self, stack: str | None = None) -> NDArray[np.str_]:
-        """What each head is, by its margins of the family ``gates``.
+        """Name the gate of each head, by its margins of the family ``gates``.
 
         Args:
             stack: Of which stack; may be left out where there is one.

@@ -149,7 +149,7 @@ def read_frames(path: str | os.PathLike[str], start: int = 0) -> Iterator[bytes 
 
 
 def _end(file: BinaryIO, offset: int) -> int | None:
-    """Where the event at ``offset`` ends, or None if no intact header is there; the file stands behind it."""
+    """Return the end of the event at ``offset``, None without an intact header; the file stands behind it."""
     file.seek(offset)
     header = file.read(_HEADER.size)
     if len(header) < _HEADER.size or masked_crc32c(header[: _LENGTH.size]) != _HEADER.unpack(header)[1]:

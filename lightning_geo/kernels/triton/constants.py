@@ -89,7 +89,7 @@ class Sums:
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """The number of sums."""
         return 1 + int(max(vars(self).values()))
 
     @property

@@ -100,7 +100,7 @@ def row_masks(problem: AttentionProblem) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class Masks:
-    """What the kernels read of a problem's masks; made once for all layers of a sample that share them.
+    """A problem's masks in the form that kernels read; made once for all layers of a sample that share them.
 
     Args:
         rows: The masks that differ between rows.

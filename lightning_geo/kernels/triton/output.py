@@ -1,4 +1,4 @@
-"""What the finish kernel makes of a row's sums: statistics, one plane each, and the softmax."""
+"""The output of the finish kernel: statistics, one plane each, and the softmax."""
 
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ _LN2 = tl.constexpr(0.6931471805599453)
 
 
 class Output(NamedTuple):
-    """Where a block of rows writes: its offsets in a plane, which rows exist and which have statistics."""
+    """The place of a block of rows: its offsets in a plane, rows that exist and rows that have statistics."""
 
     planes: Any
     plane: Any

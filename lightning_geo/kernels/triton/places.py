@@ -1,4 +1,4 @@
-"""Which part of the problem a program works on: its head, its rows, the keys and masks of that head."""
+"""The part of the problem that a program works on: a head, its rows, its keys and masks."""
 
 from typing import Any, NamedTuple
 

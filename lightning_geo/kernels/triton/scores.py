@@ -135,7 +135,7 @@ def apply_mask(
 
 @triton.jit
 def in_band(positions, columns, scoring, RULES: tl.constexpr):
-    """Which columns causality and window leave to which positions; only where one of the two is on."""
+    """Find the columns that causality and window leave to positions; only where one of the two is on."""
     if RULES.left and RULES.right != 0:
         return (columns >= positions - scoring.left) & (columns <= positions + scoring.right)
     elif RULES.left:

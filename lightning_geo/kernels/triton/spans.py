@@ -1,4 +1,4 @@
-"""Which tiles of keys a block of rows goes through, and which of them need no look at single columns."""
+"""The tiles of keys that a block of rows goes through, and those that need no look at single columns."""
 
 from typing import Any, NamedTuple
 

@@ -1,4 +1,4 @@
-"""Which keys are visible: how many to each row, and which comes first in a sequence."""
+"""Visible keys: their number in each row, and the first one of each sequence."""
 
 import triton
 import triton.language as tl

@@ -34,7 +34,7 @@ class _Stage(NamedTuple):
 
 
 class _Cone(NamedTuple):
-    """What the cone of one layer at one stage is computed from."""
+    """The sums that the cone of one layer at one stage is computed from."""
 
     layer: LayerSums
     stage: _Stage

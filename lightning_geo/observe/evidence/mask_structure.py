@@ -27,7 +27,7 @@ _KEPT = 2
 
 
 class Band(NamedTuple):
-    """How many keys before and after its own position a row sees; None for all."""
+    """The number of keys before and after its own position that a row sees; None for all."""
 
     left: int | None = None
     right: int | None = None
@@ -80,7 +80,7 @@ def departs(
 
 
 def _read(masks: list[Tensor]) -> tuple[Tensor, Tensor | None]:
-    """Where all masks let a row see a key, and where any adds something to its score (NaN does)."""
+    """Find where all masks let a row see a key, and where any adds to its score (NaN does)."""
     visible: Tensor | None = None
     added: Tensor | None = None
     for mask in masks:
@@ -95,7 +95,7 @@ def _read(masks: list[Tensor]) -> tuple[Tensor, Tensor | None]:
 
 
 class _Verdicts:
-    """Which bands a set of masks follows.
+    """The bands that a set of masks follows.
 
     Args:
         masks: The masks, held so that no other tensor takes their place in memory, as the others.
