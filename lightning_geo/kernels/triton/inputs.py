@@ -102,6 +102,7 @@ class Inputs:
             arguments |= strides(name, "bhqk", mask)
         return arguments
 
+    @cached_property
     def arguments(self) -> dict[str, Any]:
         """Arguments of the passes over keys and over queries, and of what finishes the rows."""
         problem = self.problem

@@ -174,7 +174,7 @@ def _rows(inputs: Inputs, kept: Sums, sums: Tensor) -> Launch:
         rows_kernel,
         problem.rows_shape[0] * problem.rows_shape[1] * -(-problem.rows_shape[2] // tile.queries),
         {
-            **inputs.arguments(),
+            **inputs.arguments,
             "query_mask": inputs.query_mask(),
             "special": inputs.special(),
             "sums": sums,
@@ -211,7 +211,7 @@ def _finish(
         finish_kernel,
         problem.rows_shape[0] * problem.rows_shape[1] * -(-problem.rows_shape[2] // _FINISHED),
         {
-            **inputs.arguments(),
+            **inputs.arguments,
             "query_mask": inputs.query_mask(),
             "sinks": problem.query if problem.sinks is None else problem.sinks.contiguous(),
             "counts": Counts(planes if counts is None else counts, *strides("", "bhq", counts).values()),
@@ -243,7 +243,7 @@ def _columns(inputs: Inputs, softmax: Tensor | None, damaged: Tensor | None, rec
     return Launch(
         columns_kernel,
         received.shape[0] * received.shape[1] * -(-inputs.problem.keys // tile.keys),
-        {**inputs.arguments(), "softmax": softmax, "damaged": damaged, "received": received},
+        {**inputs.arguments, "softmax": softmax, "damaged": damaged, "received": received},
         {**inputs.constants(), **_sizes(tile)},
         _options(tile),
     )
