@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lightning_geo.kernels import HIDDEN_BELOW
 from lightning_geo.observe.call import AttentionCall
+from lightning_geo.observe.evidence.axes import config_of
 from lightning_geo.utils._torch import identity_of
 from lightning_geo.utils.device_copy import ToHost
 
@@ -259,8 +260,7 @@ def _bands(call: AttentionCall, module: nn.Module) -> tuple[Band, ...]:
     bands: tuple[Band, ...] = (plain, causal)
     if getattr(module, "is_causal", None) is True:
         bands = causal, plain
-    config = getattr(module, "config", None)
-    window = getattr(module, "sliding_window", getattr(config, "sliding_window", None))
+    window = getattr(module, "sliding_window", getattr(config_of(module), "sliding_window", None))
     if isinstance(window, int) and not isinstance(window, bool) and window > 0:
         bands = Band(window - 1, 0), *bands
     return bands
