@@ -21,8 +21,8 @@ def plain(text: object) -> str:
     )
 
 
-def number(value: float, *, signed: bool = False) -> str:
-    """Return a number with four digits that mean something.
+def number(value: float, *, signed: bool = False, digits: int = 4) -> str:
+    """Return a number with a few digits that mean something, four where nobody says.
 
     Example:
         >>> number(0.123456), number(12345.6), number(-0.5, signed=True), number(float("nan"))
@@ -36,10 +36,10 @@ def number(value: float, *, signed: bool = False) -> str:
         return "0"
     if math.isinf(size):
         return f"{sign}∞"
-    if size < 1e-4 or size >= 1e6:
+    if size < 10.0**-digits or size >= 1e6:
         return f"{sign}{size:.2e}"
-    digits = 4 if size < 1 else max(0, 3 - int(math.log10(size)))
-    return f"{sign}{size:,.{digits}f}"
+    places = digits if size < 1 else max(0, digits - 1 - int(math.log10(size)))
+    return f"{sign}{size:,.{places}f}"
 
 
 def moment(seconds: float) -> str:

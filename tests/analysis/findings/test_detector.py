@@ -1,0 +1,189 @@
+"""Findings open, grow, end and come back; live and afterwards alike."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from lightning_geo.analysis.findings.builtin_rules import RULES
+from lightning_geo.analysis.findings.detector import Detector
+from lightning_geo.analysis.findings.rule import Departure, Level, Rule
+from lightning_geo.storage.finding import Finding
+from lightning_geo.storage.record import GeometryRecord
+
+LOW = Rule("low", ("entropy",), Level(at_most=0.1), "{where} have {value}, not {usual}.", samples=2)
+
+
+def record(step: int, stack: str = "encoder", **arrays: object) -> GeometryRecord:
+    named = {name.replace("__", "."): np.array(values, np.float32) for name, values in arrays.items()}
+    return GeometryRecord({stack: named}, step=step)
+
+
+def runs(detector: Detector, entropies: list[object]) -> list[list[Finding]]:
+    return [detector.update(record(10 * i, entropy=values)) for i, values in enumerate(entropies)]
+
+
+def test_the_heads_of_a_stack_are_one_finding_that_opens_grows_and_ends() -> None:
+    fine, two, four = [[1, 1], [1, 1]], [[0.01, 1], [1, 0.02]], [[0.01, 0.01], [0.01, 0.02]]
+    news = runs(detector := Detector([LOW]), [fine, two, two, two, four, four, fine, fine, fine])
+    assert [len(found) for found in news] == [0, 0, 1, 0, 0, 1, 0, 1, 0]
+    opened, grown, ended = news[2][0], news[5][0], news[7][0]
+    assert opened.heads == ((0, 0), (1, 1)) and opened.layers == (0, 1) and opened.since_step == 10
+    assert opened.value == pytest.approx(0.015) and opened.usual == (1, 1)
+    assert opened.message == "2 of 4 heads in layers 0 and 1 have 0.015, not 1.00."
+    assert len(grown.heads) == 4 and grown.since_step == 10 and grown.until_step is None
+    assert ended == grown.closed(70)
+    assert detector.findings == [ended]
+
+
+def test_one_sample_without_it_ends_nothing_and_one_with_it_opens_nothing() -> None:
+    fine, low = [[1.0]], [[0.0]]
+    assert not any(runs(Detector([LOW]), [fine, low, fine, low, fine]))
+    news = runs(Detector([LOW]), [low, low, fine, low, low, fine, low])
+    assert [len(found) for found in news] == [0, 1, 0, 0, 0, 0, 0]
+
+
+def test_a_finding_that_comes_back_soon_is_the_same_and_later_another() -> None:
+    fine, low = [[1.0]], [[0.0]]
+    detector = Detector([LOW])
+    runs(detector, [low, low, fine, fine, low, low])
+    assert [(f.since_step, f.until_step) for f in detector.findings] == [(0, None)]
+    detector = Detector([LOW])
+    news = runs(detector, [low, low, *[fine] * 10, low, low])
+    assert [(f.since_step, f.until_step) for f in detector.findings] == [(0, 30), (120, None)]
+    assert sum(map(len, news)) == 3
+
+
+def test_a_share_of_a_layers_heads_and_a_share_of_the_layers() -> None:
+    half = Rule("half", ("entropy",), Level(at_most=0.1), "m", samples=1, heads=0.5, critical_layers=0.5)
+    [finding] = Detector([half]).update(record(0, entropy=[[0, 1, 1], [0, 0, 1], [1, 1, 1], [1, 1, 0]]))
+    assert finding.layers == (1,) and finding.severity == "warning"
+    [finding] = Detector([half]).update(record(0, entropy=[[0, np.nan], [0, 0], [1, 1], [np.nan, np.nan]]))
+    assert finding.layers == (0, 1) and finding.severity == "critical"
+
+
+def test_a_sample_without_the_metric_says_nothing_of_it() -> None:
+    detector = Detector([LOW])
+    detector.update(record(0, entropy=[[0.0]]))
+    assert not detector.update(record(10, redundancy=[[0.0]]))
+    assert detector.update(record(20, entropy=[[0.0]]))
+    assert detector.unchecked == {}
+    assert Detector([LOW]).unchecked == {"low": ("entropy",)}
+
+
+def test_stacks_have_findings_of_their_own() -> None:
+    both = GeometryRecord({s: {"entropy": np.zeros((1, 1))} for s in ("encoder", "decoder")})
+    detector = Detector([LOW])
+    detector.update(both)
+    assert {finding.stack for finding in detector.update(both)} == {"encoder", "decoder"}
+
+
+# -- departures
+
+
+def smooth(samples: int, seed: int, layers: int = 3, heads: int = 4) -> NDArray[np.float64]:
+    """A healthy fine-tuning: large exponential movement at the start, then a slow trend, with noise."""
+    random = np.random.default_rng(seed)
+    time = np.arange(samples)[:, None, None]
+    shape = (layers, heads)
+    course = random.normal(0, 3, shape) * np.exp(-time / random.uniform(2, 30, shape))
+    noise = random.normal(0, random.uniform(0.003, 0.1, shape), (samples, *shape))
+    return 10 + course + 0.01 * random.normal(0, 1, shape) * time + noise
+
+
+@pytest.mark.parametrize("samples", [12, 200])
+@given(seed=st.integers(0, 2**32 - 1))
+def test_the_movement_at_the_start_of_a_fine_tuning_is_no_departure(samples: int, seed: int) -> None:
+    detector = Detector([RULES["departure"]])
+    for i, values in enumerate(smooth(samples, seed)):
+        assert not detector.update(record(50 * i, query_norm=values))
+
+
+@given(st.integers(20, 100), st.integers(0, 2), st.sampled_from([-1, 1]), st.integers(0, 2**32 - 1))
+def test_a_departure_is_found_where_and_when_it_happens(at: int, layer: int, sign: int, seed: int) -> None:
+    values = smooth(130, seed)
+    values[at:, layer, :3] += sign * 8  # of about 10
+    detector = Detector([RULES["departure"]])
+    news = [detector.update(record(i, query_norm=v, key_norm=smooth(1, 1)[0])) for i, v in enumerate(values)]
+    assert not any(news[: at + 1])
+    [finding] = news[at + 1]
+    assert (finding.since_step, finding.layers, finding.metric) == (at, (layer,), "query_norm")
+    heads = {(layer, head) for head in range(3)}
+    # soon after the start, a head that moved as much by itself does not depart
+    assert set(finding.heads) == heads if at >= 80 else set(finding.heads) <= heads
+    low, high = finding.usual
+    assert (finding.value < low) if sign < 0 else (finding.value > high)
+    assert low < 10 + 3 and high > 10 - 3
+    assert len([f for f in detector.findings if f.severity != "note"]) == 1  # not again while it lasts
+
+
+def test_updates_are_compared_after_intervals_of_one_length() -> None:
+    quiet = Detector([RULES["update_growth"]])
+    for i in range(20):
+        assert not quiet.update(record(10 * i, update_size=[0.01, 0.02]))
+    assert not quiet.update(record(1000, update_size=[0.8, 0.9]))  # the end of the run, after a gap
+    grown = Detector([RULES["update_growth"]])
+    news = [grown.update(record(10 * i, update_size=[0.01 * 1.5 ** max(0, i - 18), 0.02])) for i in range(25)]
+    [finding] = [finding for found in news for finding in found]
+    assert finding.layers == (0,) and finding.since_step <= 220
+
+
+def test_a_window_of_a_thousand_samples_is_bounded_memory() -> None:
+    detector = Detector()
+    random = np.random.default_rng(0)
+    sizes = []
+    for i in range(300):
+        values = random.normal(5, 0.1, (2, 3))
+        detector.update(record(i, query_norm=values, entropy=values, redundancy=values / 10))
+        sizes.append(sum(a.nbytes for a in arrays_in(detector.state_dict())))
+    assert sizes[299] == sizes[80]
+
+
+def arrays_in(state: object) -> list[NDArray[np.generic]]:
+    if isinstance(state, np.ndarray):
+        return [state]
+    values = state.values() if isinstance(state, dict) else state if isinstance(state, list | tuple) else ()
+    return [array for value in values for array in arrays_in(value)]
+
+
+# -- resumed
+
+
+@given(st.integers(0, 59), st.integers(0, 2**32 - 1))
+def test_a_resumed_detector_finds_what_one_that_went_on_finds_and_nothing_twice(stop: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    values = smooth(60, seed)
+    for start in random.integers(10, 60, 3):
+        values[start : start + 8, random.integers(3)] += 9
+    rules = [RULES["departure"], LOW, Rule("high", ("query_norm",), Level(at_least=15), "m", samples=3)]
+    records = [record(5 * i, query_norm=v, entropy=np.abs(v - 10) / 3) for i, v in enumerate(values)]
+    whole, first, second = Detector(rules), Detector(rules), Detector(rules)
+    expected = [whole.update(r) for r in records]
+    found = [first.update(r) for r in records[:stop]]
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    found += [second.update(r) for r in records[stop:]]
+    assert found == expected
+    assert second.findings == whole.findings
+    openings = Counter((*f.key, f.since_step) for news in found for f in news if f.until_step is None)
+    assert len(openings) >= len(whole.findings)
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_a_finding_is_the_same_after_json(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    usual = tuple(random.choice([np.nan, np.inf, 1.5], 2))
+    heads = tuple(map(tuple, random.integers(0, 9, (3, 2)).tolist()))
+    first = Finding("r", "warning", "entropy", "s", (1, 2), heads, 5, 0.5, usual, "m", ("a",), ("b", "c"))  # type: ignore[arg-type]
+    second = Finding.from_dict(json.loads(json.dumps(first.as_dict())))
+    third = Finding.from_dict(json.loads(json.dumps(second.as_dict())))
+    assert second.as_dict() == third.as_dict() == first.as_dict()
+    for damaged in ({}, {**first.as_dict(), "severity": "bad"}, {**first.as_dict(), "layers": 3}):
+        with pytest.raises(ValueError, match="not a finding"):
+            Finding.from_dict(damaged)
