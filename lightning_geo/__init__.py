@@ -22,6 +22,8 @@ from lightning_geo._version import __version__
 
 if TYPE_CHECKING:
     from lightning_geo import functional
+    from lightning_geo.analysis.findings.diagnosis import diagnose
+    from lightning_geo.analysis.findings.rule import Departure, Level, Rule
     from lightning_geo.analysis.pruning import PruningPlan, pruning_plan
     from lightning_geo.interventions.ablation import evaluate_plan
     from lightning_geo.interventions.explanation import explain
@@ -37,14 +39,18 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Collector",
+    "Departure",
     "GeometryError",
     "GeometryHistory",
     "GeometryMonitor",
     "GeometryRecord",
+    "Level",
     "MetricSpec",
     "PruningPlan",
+    "Rule",
     "__version__",
     "apply_plan",
+    "diagnose",
     "evaluate_plan",
     "explain",
     "functional",
@@ -57,13 +63,17 @@ __all__ = [
 #: Public name -> the module that defines it.
 _MODULES = {
     "Collector": "measurement.collectors.collector",
+    "Departure": "analysis.findings.rule",
     "GeometryError": "utils.errors",
     "GeometryHistory": "storage.history",
     "GeometryMonitor": "monitor.lightning",
     "GeometryRecord": "storage.record",
+    "Level": "analysis.findings.rule",
     "MetricSpec": "metrics.spec",
     "PruningPlan": "analysis.pruning",
+    "Rule": "analysis.findings.rule",
     "apply_plan": "interventions.head_removal",
+    "diagnose": "analysis.findings.diagnosis",
     "evaluate_plan": "interventions.ablation",
     "explain": "interventions.explanation",
     "load_history": "storage.history",

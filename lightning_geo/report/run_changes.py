@@ -12,7 +12,7 @@ from lightning_geo.analysis.gate_changes import LEAD, HeadGates, head_gates, las
 from lightning_geo.analysis.runs import Run
 from lightning_geo.metrics.gates import KINDS
 from lightning_geo.report.figures import bars, classes, legend, matrix
-from lightning_geo.report.sentences import findings, gate_change_sentence
+from lightning_geo.report.sentences import gate_change_sentence, run_sentences
 
 __all__ = ["RunChanges", "StackGates", "run_changes"]
 
@@ -46,7 +46,7 @@ class RunChanges(NamedTuple):
 
     Args:
         name: The run's name.
-        sentences: The findings, most telling first.
+        sentences: What changed, most telling first.
         pictures: How much each layer changed, and the drift at the end.
         gates: One per stack that measured gates.
     """
@@ -71,7 +71,7 @@ def run_changes(run: Run) -> RunChanges:
         pictures.append(matrix(drift.values[-1], f"{drift.key} at the end", 0.0, highest))
     return RunChanges(
         run.name,
-        [finding.text for finding in findings(run.history)],
+        [sentence.text for sentence in run_sentences(run.history)],
         pictures,
         [_stack_gates(gates, several) for gates in head_gates(run.history)],
     )

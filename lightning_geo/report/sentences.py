@@ -25,18 +25,18 @@ from lightning_geo.storage.history import GeometryHistory
 from lightning_geo.utils.formatting import number
 
 __all__ = [
-    "Finding",
+    "Sentence",
     "comparison_sentences",
-    "findings",
     "gate_change_sentence",
     "margin",
+    "run_sentences",
     "sentence",
 ]
 
 _SENTENCES = 4  # metrics with a sentence each
 
 
-class Finding(NamedTuple):
+class Sentence(NamedTuple):
     """One sentence.
 
     Args:
@@ -51,10 +51,10 @@ class Finding(NamedTuple):
 # -- one run
 
 
-def findings(history: GeometryHistory) -> list[Finding]:
+def run_sentences(history: GeometryHistory) -> list[Sentence]:
     """Return what a reader should know about a run, most important first."""
     if len(history) == 1:
-        return [Finding(f"Only one sample, at step {history.steps[0]}: there is nothing to compare yet.")]
+        return [Sentence(f"Only one sample, at step {history.steps[0]}: there is nothing to compare yet.")]
     all_changes = changes(history)
     return [
         *_layers(all_changes),
@@ -66,7 +66,7 @@ def findings(history: GeometryHistory) -> list[Finding]:
     ]
 
 
-def _layers(all_changes: Sequence[Change]) -> Iterator[Finding]:
+def _layers(all_changes: Sequence[Change]) -> Iterator[Sentence]:
     several = len({change.series.stack for change in all_changes}) > 1
     for stack, sizes in layer_changes(all_changes):
         if np.isfinite(sizes).sum() < 2:
@@ -75,20 +75,20 @@ def _layers(all_changes: Sequence[Change]) -> Iterator[Finding]:
         most, second, least = order[0], order[1], [i for i in order if np.isfinite(sizes[i])][-1]
         where = f" of {stack}" if several else ""
         followed = "" if second == least else f", followed by layer {second} ({sizes[second]:.2f}×)"
-        yield Finding(
+        yield Sentence(
             f"Layer {most}{where} changed most: {sizes[most]:.2f}× the average layer{followed}. "
             f"Layer {least} changed least ({sizes[least]:.2f}×)."
         )
 
 
-def _drift(all_changes: Sequence[Change]) -> Iterator[Finding]:
+def _drift(all_changes: Sequence[Change]) -> Iterator[Sentence]:
     drifts = [change for change in all_changes if change.series.spec.name == "drift"]
     for stack in dict.fromkeys(change.series.stack for change in drifts):
         of_stack = sorted((c for c in drifts if c.series.stack == stack), key=lambda c: -c.last)
         far, near = of_stack[0], of_stack[-1]
         where = f" of {stack}" if len({change.series.stack for change in drifts}) > 1 else ""
         least = f" {_role(near).capitalize()} subspaces rotated least ({near.last:.2f})."
-        yield Finding(
+        yield Sentence(
             f"The {_role(far)} subspaces{where} rotated most: by {far.last:.2f} on average (0 = as at the "
             f"start, 1 = orthogonal) and by {far.most_change:.2f} in {_place(far.most)}, half of it by step "
             f"{far.half}.{'' if far is near else least}",
@@ -101,7 +101,7 @@ def _role(change: Change) -> str:
     return "head output" if role == "output" else role
 
 
-def _metrics(all_changes: Sequence[Change]) -> Iterator[Finding]:
+def _metrics(all_changes: Sequence[Change]) -> Iterator[Sentence]:
     families: set[str] = set()
     for change in all_changes:
         spec = change.series.spec
@@ -110,7 +110,7 @@ def _metrics(all_changes: Sequence[Change]) -> Iterator[Finding]:
         if not change.size > 0:
             continue
         families.add(spec.family)
-        yield Finding(f"{sentence(change)} {spec.meaning}", change.series.key)
+        yield Sentence(f"{sentence(change)} {spec.meaning}", change.series.key)
 
 
 def sentence(change: Change) -> str:
@@ -134,20 +134,20 @@ def _place(most: tuple[int, int | None]) -> str:
     return f"layer {most[0]}" if most[1] is None else f"layer {most[0]} head {most[1]}"
 
 
-def _heads(history: GeometryHistory) -> Iterator[Finding]:
+def _heads(history: GeometryHistory) -> Iterator[Sentence]:
     for count in head_counts(history):
         where = f" of {count.series.stack}" if len(history.stacks) > 1 else ""
         if count.series.name == "redundancy":
             kind = f"with a near-duplicate in the same layer (redundancy above {TWIN})"
         else:
             kind = f"that attend to essentially one token (normalized entropy below {FOCUSED})"
-        yield Finding(
+        yield Sentence(
             f"Heads{where} {kind}: {count.last} of {count.heads} at the end, {count.first} at the start.",
             count.series.key,
         )
 
 
-def _gates(history: GeometryHistory) -> Iterator[Finding]:
+def _gates(history: GeometryHistory) -> Iterator[Sentence]:
     for gates in head_gates(history):
         if len(gates.steps) < 2:
             continue
@@ -157,10 +157,10 @@ def _gates(history: GeometryHistory) -> Iterator[Finding]:
         ways = Counter((change.before, change.after) for change in lasting).most_common(3)
         most = "; most often " + ", ".join(f"{a} → {b} ({count})" for (a, b), count in ways) if ways else ""
         total = int((gates.labels[-1] >= 0).sum())
-        yield Finding(f"Heads{where} that changed their gate for good: {heads} of {total}{most}.", "gate")
+        yield Sentence(f"Heads{where} that changed their gate for good: {heads} of {total}{most}.", "gate")
 
 
-def _settled(history: GeometryHistory) -> Iterator[Finding]:
+def _settled(history: GeometryHistory) -> Iterator[Sentence]:
     speed = rotation_speed(history)
     if speed is None:
         return
@@ -168,7 +168,7 @@ def _settled(history: GeometryHistory) -> Iterator[Finding]:
         text = f"are settling: they rotated by {speed.last:.3f} between the last two full samples, down from "
     else:
         text = f"are still rotating: by {speed.last:.3f} between the last two full samples, with "
-    yield Finding(
+    yield Sentence(
         f"The subspaces {text}a peak of {speed.fastest:.3f} before step {speed.fastest_step}.", speed.key
     )
 

@@ -3,7 +3,8 @@
 One event holds one sample of one monitor. Its summary has one tensor per metric, tagged
 ``lightning_geo/<name>/<stack>/<metric>``, one per basis or head-pair matrix, tagged
 ``lightning_geo/<name>/matrices/<stack>/<matrix>``, and the metadata as JSON in
-``lightning_geo/<name>/record``; the specs of metrics that are not built in are among it, under ``specs``.
+``lightning_geo/<name>/record``; the specs of metrics that are not built in are among it, under ``specs``,
+and findings that the sample changed, under ``findings``.
 A resumed run begins with an empty tensor ``lightning_geo/<name>/session``, which voids the samples that the
 monitor wrote earlier at or after its step. While a run has no sample, each dropped sample leaves the count
 and the reason as JSON in ``lightning_geo/<name>/dropped``, so that readers can tell a monitor that failed
@@ -25,6 +26,7 @@ from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.compat.proto.types_pb2 import DT_DOUBLE, DT_FLOAT, DT_HALF, DT_STRING
 
 from lightning_geo.metrics.foreign_specs import read_specs
+from lightning_geo.storage.finding import Finding
 from lightning_geo.storage.record import GeometryRecord
 
 __all__ = [
@@ -125,7 +127,8 @@ def _parsed(values: Any, metadata_value: Any, problems: list[str]) -> tuple[str,
     prefix = f"{PLUGIN}/{name}/"
     specs, damaged = read_specs(metadata.pop("specs", {}))
     problems += damaged
-    record = GeometryRecord({}, **metadata, specs=specs)
+    findings = [Finding.from_dict(values) for values in metadata.pop("findings", ())]
+    record = GeometryRecord({}, **metadata, specs=specs, findings=findings)
     for value in values:
         # scalars and the layout of charts may share the event
         parts = value.tag.removeprefix(prefix).split("/") if value.tag.startswith(prefix) else []

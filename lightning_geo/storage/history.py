@@ -42,6 +42,8 @@ class GeometryHistory:
             was left out), each [sample].
         model: Model class, modules and heads of each layer, as of the last sample.
         specs: ``name -> MetricSpec`` of the metrics that are not built in, as their last sample has them.
+        findings: What the monitor found while the run went on, in the order in which it opened, each as it
+            was last; :func:`~lightning_geo.diagnose` finds it anew.
 
     Example:
         >>> records = [GeometryRecord({"encoder": {"entropy": np.ones((2, 4))}}, step=s) for s in (0, 50)]
@@ -62,6 +64,8 @@ class GeometryHistory:
         self.metadata["coverage"] = np.array([record.coverage_share for record in records])
         self.model = records[-1].model
         self.specs = {name: spec for record in records for name, spec in record.specs.items()}
+        latest = {(*finding.key, finding.since_step): finding for r in records for finding in r.findings}
+        self.findings = list(latest.values())
         self.stacks: dict[str, dict[str, NDArray[Any]]] = {}
         # a dict as an ordered set: metrics keep the order in which the records list them
         names = {(s, m): None for record in records for s, arrays in record.stacks.items() for m in arrays}

@@ -17,6 +17,7 @@ from lightning_geo.metrics.gates import KINDS, gate_labels
 from lightning_geo.metrics.reductions import reduce_finite
 from lightning_geo.metrics.selection import is_standard_error, spec_of
 from lightning_geo.metrics.spec import MetricSpec
+from lightning_geo.storage.finding import Finding
 
 __all__ = ["GeometryRecord", "lookup"]
 
@@ -96,8 +97,10 @@ class GeometryRecord:
         cost_seconds: What taking the sample cost, sinks of the sample before included.
         probe_fingerprint: Fingerprint of the inputs; equal fingerprints mean equal inputs. Empty for batches.
         coverage: Attention calls ``seen`` and ``measured`` by all ranks, and ``left_out``: reason -> modules
-            (on the rank that wrote the record). Empty where nobody counted.
+            (on the rank that wrote the record); ``not_finite``: stack -> layers with NaN or infinite
+            activations, where there are any. Empty where nobody counted.
         specs: Of the metrics that are not built in, by name: the record describes itself.
+        findings: Findings that opened, got worse or ended with this sample.
         coverage_shown: Whether the share is a summary even where it is 1, because it was less before.
 
     Example:
@@ -117,6 +120,7 @@ class GeometryRecord:
     probe_fingerprint: str = ""
     coverage: dict[str, Any] = field(default_factory=dict)
     specs: dict[str, MetricSpec] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
     coverage_shown: bool = False
 
     def __getitem__(self, key: str) -> NDArray[Any]:
@@ -166,7 +170,12 @@ class GeometryRecord:
             "coverage",
         )  # fmt: skip
         specs = {name: as_stored(spec) for name, spec in self.specs.items()}
-        return {name: getattr(self, name) for name in names} | ({"specs": specs} if specs else {})
+        findings = [finding.as_dict() for finding in self.findings]
+        return (
+            {name: getattr(self, name) for name in names}
+            | ({"specs": specs} if specs else {})
+            | ({"findings": findings} if findings else {})
+        )
 
     @property
     def coverage_share(self) -> float:

@@ -10,7 +10,7 @@ import pytest
 from lightning_geo import GeometryHistory, GeometryRecord, MetricSpec, load_history
 from lightning_geo.analysis.runs import Run
 from lightning_geo.report.page import report
-from lightning_geo.report.sentences import findings
+from lightning_geo.report.sentences import run_sentences
 from lightning_geo.storage.record_file import RecordFile
 from lightning_geo.utils.errors import RunError
 from support.programs import launch_browser
@@ -60,11 +60,11 @@ def test_a_report_loads_nothing(count: int) -> None:
     assert ("How the runs differ" in page.text) == (count > 1)
 
 
-def test_every_finding_stands_in_it() -> None:
+def test_every_sentence_stands_in_it() -> None:
     one = run()
     text = Page(report([one])).text
-    for finding in findings(one.history):
-        assert finding.text in text
+    for sentence in run_sentences(one.history):
+        assert sentence.text in text
     assert "bert/version_0" in text
     assert "4, steps 0 to 150" in text
 

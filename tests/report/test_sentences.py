@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lightning_geo.report.sentences import findings
+from lightning_geo.report.sentences import run_sentences
 from support.records import run_of
 
 
@@ -21,7 +21,7 @@ def test_sentences_have_the_numbers() -> None:
             "redundancy": [[[0.1, 0.2], [0.3, 0.4]]] * 2 + [[[0.1, 0.2], [0.96, 0.97]]],
         }
     )
-    texts = [finding.text for finding in findings(history)]
+    texts = [sentence.text for sentence in run_sentences(history)]
     assert any(text.startswith("Layer 1 changed most") and "Layer 0 changed least" in text for text in texts)
     [rotated] = [text for text in texts if "rotated" in text]
     assert rotated.startswith("The head output subspaces rotated most: by 0.65 on average")
@@ -39,7 +39,7 @@ def test_sentences_have_the_numbers() -> None:
 )
 def test_settling_is_the_last_speed_against_the_fastest(speeds: list[float], said: str) -> None:
     values = [[[speed, speed]] for speed in speeds]
-    texts = [f.text for f in findings(run_of({"velocity.query": values, "entropy": [[[1, 2]]] * 4}))]
+    texts = [f.text for f in run_sentences(run_of({"velocity.query": values, "entropy": [[[1, 2]]] * 4}))]
     assert any(said in text for text in texts)
 
 
@@ -48,9 +48,9 @@ def test_a_short_last_interval_is_no_sign_of_settling() -> None:
         {"velocity.query": [[[s, s]] for s in (0, 0.4, 0.4, 0.4, 0.01)], "entropy": [[[1, 2]]] * 5}
     )
     history.steps = np.array([0, 10, 20, 30, 31])
-    assert any("still rotating" in finding.text for finding in findings(history))
+    assert any("still rotating" in sentence.text for sentence in run_sentences(history))
 
 
 def test_one_sample_has_no_change() -> None:
-    [only] = findings(run_of({"entropy": [[[1, 2]]]}))
+    [only] = run_sentences(run_of({"entropy": [[[1, 2]]]}))
     assert "nothing to compare yet" in only.text

@@ -109,9 +109,7 @@ class _Departures:
     def __init__(self, rule: Rule, departure: Departure) -> None:
         self._rule, self._departure = rule, departure
         floor = np.log1p(departure.share) if departure.log else departure.share
-        self._trend = Trend(
-            departure.window, floor / departure.spreads, absolute=departure.log
-        )
+        self._trend = Trend(departure.window, floor / departure.spreads, absolute=departure.log)
         #: shapes by metric, in the order of the cells
         self._shapes: dict[str, tuple[int, ...]] = {}
         #: [cell] samples in a row above the trend, negative for below

@@ -13,6 +13,9 @@ _FITTED = 4
 #: Errors that the usual error is taken from at least.
 _ERRORS = 4
 
+#: Samples of the line to each of those whose errors make the usual one: it forgets a start sooner.
+_FORGETS = 4
+
 #: Usual errors at which a value is cut before it enters the line, and its error the usual one.
 _CUT = 3.0
 
@@ -23,10 +26,11 @@ class Trend:
     .. math:: \hat y = \sum_k w_k y_k, \quad w_k = \frac1n + \frac{(x - \bar x)(x_k - \bar x)}{S_{xx}}, \quad
         e = \frac{y - \hat y}{\sqrt{1 + h}}, \quad h = \frac1n + \frac{(x - \bar x)^2}{S_{xx}}
 
-    The usual error of a value is the root mean square of its earlier errors e, which are those of
-    predictions: where a value bends, as at the start of a fine-tuning, they are large and so nothing is
-    unusual. A value that departs enters the line, and its error the mean square, cut to three usual
-    errors: one outlier moves neither, and a lasting change is the new trend after some samples.
+    The usual error of a value is the root mean square of its earlier errors e, weighted exponentially over a
+    quarter of the window. They are errors of predictions: where a value bends, as at the start of a
+    fine-tuning, they are large, so that nothing is unusual. A value that departs enters the line, and its
+    error the mean square, cut to three usual errors: one outlier moves neither, and a lasting change is the
+    new trend after some samples.
 
     Args:
         window: Samples of the line.
@@ -75,7 +79,9 @@ class Trend:
             # a cell that had no value so far has no prediction either
             entered = np.where(np.isnan(prediction), values, prediction + error * stretch)
             self._errors += 1
-            self._square += (np.nan_to_num(error) ** 2 - self._square) / min(self._errors, self._window)
+            self._square += (np.nan_to_num(error) ** 2 - self._square) / min(
+                self._errors, self._window / _FORGETS
+            )
         row = self._count % self._window
         self._steps[row], self._values[row] = step, entered
         self._count += 1

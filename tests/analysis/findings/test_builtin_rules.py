@@ -77,6 +77,9 @@ def test_layers_that_are_not_finite_are_found_by_the_records_own_word() -> None:
 def test_every_rule_has_a_case_known_metrics_and_all_its_texts() -> None:
     assert set(CASES) | {"departure", "update_growth", "not_finite"} == set(RULES)
     for name, rule in RULES.items():
-        assert name == rule.name and rule.causes and rule.next and rule.source
+        assert name == rule.name
+        assert rule.causes
+        assert rule.next
+        assert rule.source
         for metric in rule.metrics:
             spec_of(metric)

@@ -1,0 +1,177 @@
+"""The rules of a run: those of the table, changed, silenced and added to, in Python or by a file."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import fields, replace
+from typing import Any
+
+from lightning_geo.analysis.findings.builtin_rules import RULES
+from lightning_geo.analysis.findings.rule import Departure, Level, Rule
+from lightning_geo.utils.errors import RunError
+
+__all__ = ["read_rules", "rule_of", "rule_set"]
+
+_SECTIONS = ("rules", "change", "silence")
+_OF_A_RULE = tuple(field.name for field in fields(Rule) if field.name != "test")
+_OF_A_LEVEL = tuple(field.name for field in fields(Level))
+_OF_A_DEPARTURE = tuple(field.name for field in fields(Departure))
+
+
+def rule_set(
+    rules: Iterable[Rule] = (),
+    change: Mapping[str, Mapping[str, Any]] | None = None,
+    silence: Collection[str] = (),
+) -> tuple[Rule, ...]:
+    """Return the built-in rules, changed, without some, with others.
+
+    Args:
+        rules: Further rules; a name of a built-in one is refused.
+        change: Name -> fields of the rule, or of its test, with their new values.
+        silence: Names of rules to leave out.
+
+    Raises:
+        ValueError: If a name or a field is unknown, taken twice, or a value does not fit.
+
+    Example:
+        >>> rules = rule_set(change={"entropy_collapse": {"at_most": 0.02}}, silence=["first_token_sink"])
+        >>> {rule.name: rule for rule in rules}["entropy_collapse"].test.at_most
+        0.02
+    """
+    if isinstance(silence, str):
+        raise ValueError(f"Expected `silence` to be a list of rules' names but got {silence!r}.")
+    result = dict(RULES)
+    for rule in rules:
+        if rule.name in result:
+            raise ValueError(
+                f"Expected a name of its own for each rule but got {rule.name!r} twice. Use `change` for a "
+                "built-in one."
+            )
+        result[rule.name] = rule
+    for name, values in (change or {}).items():
+        result[_known(name, result, "change")] = _changed(result[name], values)
+    for name in silence:
+        _known(name, RULES | result, "silence")
+        result.pop(name, None)
+    return tuple(result.values())
+
+
+def read_rules(path: str | os.PathLike[str]) -> tuple[Rule, ...]:
+    """Read a file of rules: YAML with ``rules``, ``change`` and ``silence`` as in :func:`rule_set`.
+
+    Args:
+        path: The file.
+
+    Raises:
+        RunError: If it cannot be read or is not valid; the message names the file and the entry.
+    """
+    import yaml
+
+    where = os.fspath(path)
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = yaml.safe_load(file)
+    except OSError as error:
+        raise RunError(f"Cannot read {where!r}: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RunError(f"{where!r} is not valid YAML: {error}") from error
+    try:
+        sections = {} if content is None else _mapping(content, "the file")
+        _only(sections, _SECTIONS, "the file")
+        rules = [rule_of(values) for values in _list(sections.get("rules"), "rules")]
+        return rule_set(rules, _mapping(sections.get("change") or {}, "change"),
+                        _list(sections.get("silence"), "silence"))  # fmt: skip
+    except (TypeError, ValueError) as error:
+        raise RunError(f"{where!r}: {error}") from error
+
+
+def rule_of(values: object) -> Rule:
+    """Return the rule that a file's entry describes.
+
+    Args:
+        values: ``name``, ``metrics``, ``message`` and further fields of :class:`Rule`, and either those of
+            :class:`Level` or ``departure`` with those of :class:`Departure`.
+
+    Raises:
+        ValueError: If a key is unknown or missing, or a value does not fit.
+
+    Example:
+        >>> rule_of({"name": "flat", "metrics": "entropy", "at_least": 3, "message": "{where}"}).test
+        Level(at_least=3, at_most=None, start_at_least=None, start_at_most=None, start_of=None, \
+unlike_others=False)
+    """
+    entry = dict(_mapping(values, "a rule"))
+    name = entry.get("name")
+    what = f"rule {name!r}"
+    _only(entry, (*_OF_A_RULE, *_OF_A_LEVEL, "departure"), what)
+    missing = [key for key in ("name", "metrics", "message") if key not in entry]
+    if missing:
+        raise ValueError(f"Expected {what} to have {' and '.join(map(repr, missing))}, but it has not.")
+    level = {key: entry.pop(key) for key in _OF_A_LEVEL if key in entry}
+    departure = entry.pop("departure", None)
+    if (departure is None) == (not level):
+        raise ValueError(f"Expected {what} to have either limits of a level or `departure`.")
+    for key in ("metrics", "causes", "next"):
+        if key in entry:
+            texts = entry[key]
+            entry[key] = (texts,) if isinstance(texts, str) else tuple(_list(texts, f"{key} of {what}"))
+    if departure is None:
+        return Rule(test=Level(**_numbers(level, what)), **entry)
+    _only(departure := _mapping(departure, f"departure of {what}"), _OF_A_DEPARTURE, f"departure of {what}")
+    return Rule(test=Departure(**_numbers(departure, what)), **entry)
+
+
+def _changed(rule: Rule, values: Mapping[str, Any]) -> Rule:
+    values = _mapping(values, f"change of {rule.name!r}")
+    of_test = tuple(field.name for field in fields(rule.test))
+    own = tuple(name for name in _OF_A_RULE if name != "name")
+    _only(values, (*own, *of_test), f"change of {rule.name!r}")
+    texts = {key: (v,) if isinstance(v, str) else tuple(v) for key, v in values.items()
+             if key in ("metrics", "causes", "next")}  # fmt: skip
+    test = _numbers({key: v for key, v in values.items() if key in of_test}, f"rule {rule.name!r}")
+    rest = {key: v for key, v in values.items() if key in own}
+    return replace(rule, test=replace(rule.test, **test), **(rest | texts))
+
+
+def _numbers(values: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """Check that limits are numbers: YAML has text where somebody wrote ``0,5``."""
+    for key, value in values.items():
+        text = key in ("start_of", "direction")
+        flag = key in ("unlike_others", "log", "per_interval")
+        expected: tuple[type, ...] = (str,) if text else (bool,) if flag else (int, float)
+        if value is not None and (not isinstance(value, expected) or isinstance(value, bool) != flag):
+            kind = "text" if text else "true or false" if flag else "a number"
+            raise ValueError(f"Expected `{key}` of {what} to be {kind} but got {value!r}.")
+    return dict(values)
+
+
+def _known(name: object, rules: Mapping[str, Rule], where: str) -> str:
+    if not isinstance(name, str) or name not in rules:
+        near = difflib.get_close_matches(str(name), rules, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else f" There are {', '.join(rules)}."
+        raise ValueError(f"Expected `{where}` to name rules but got {name!r}.{hint}")
+    return name
+
+
+def _only(values: Mapping[str, Any], keys: Collection[str], where: str) -> None:
+    for key in values:
+        if key not in keys:
+            near = difflib.get_close_matches(str(key), keys, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else f" Known are {', '.join(keys)}."
+            raise ValueError(f"Expected only known keys in {where} but got {key!r}.{hint}")
+
+
+def _mapping(values: object, where: str) -> Mapping[str, Any]:
+    if not isinstance(values, Mapping):
+        raise ValueError(f"Expected {where} to be a mapping of keys to values but got {values!r}.")
+    return values
+
+
+def _list(values: object, where: str) -> list[Any]:
+    if values is None:
+        return []
+    if not isinstance(values, list | tuple):
+        raise ValueError(f"Expected {where} to be a list but got {values!r}.")
+    return list(values)

@@ -1,0 +1,74 @@
+"""``lightning-geo diagnose``: is something wrong with a run, where, since when, and what to do."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import textwrap
+from typing import Any
+
+from lightning_geo.analysis.findings.builtin_rules import RULES
+from lightning_geo.analysis.findings.diagnosis import Diagnosis, diagnose
+from lightning_geo.analysis.findings.rule_set import read_rules
+from lightning_geo.cli.command import add_command, read_runs
+from lightning_geo.storage.finding import Finding
+from lightning_geo.utils.errors import RunError
+from lightning_geo.utils.formatting import number, plain
+
+__all__ = ["add_parser", "as_text"]
+
+_WIDTH = 96
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command."""
+    parser = add_command(commands, "diagnose", _run, "say what is wrong or unusual in a run, and what to do")
+    parser.add_argument("run", metavar="RUN", help="directory of one run")
+    parser.add_argument(
+        "--rules", metavar="FILE", help="YAML with `rules`, `change` and `silence` (default: built-in rules)"
+    )
+    parser.add_argument("--json", action="store_true", help="print everything as one JSON object")
+
+
+def _run(options: argparse.Namespace) -> int:
+    rules = tuple(RULES.values()) if options.rules is None else read_rules(options.rules)
+    runs = read_runs([options.run], options.monitor)
+    if len(runs) > 1:
+        raise RunError(f"{options.run!r} holds {len(runs)} runs. Name one, such as {str(runs[0].path)!r}.")
+    diagnosis = diagnose(runs[0].history, rules)
+    print(json.dumps(diagnosis.as_dict(), indent=2) if options.json else as_text(diagnosis))
+    return 1 if diagnosis.critical else 0
+
+
+def as_text(diagnosis: Diagnosis) -> str:
+    """Return the verdict, then each finding with its evidence and the next step."""
+    parts = [plain(diagnosis.verdict)]
+    parts += [_finding(finding) for finding in diagnosis.findings]
+    parts.append(f"{diagnosis.samples} samples up to step {diagnosis.last_step}; {_checked(diagnosis)}")
+    return "\n\n".join(parts)
+
+
+def _checked(diagnosis: Diagnosis) -> str:
+    if not diagnosis.unchecked:
+        return "every rule was checked."
+    needs = "; ".join(f"{name} needs {' or '.join(m)}" for name, m in diagnosis.unchecked.items())
+    return f"not checked, for want of their metrics: {plain(needs)}."
+
+
+def _finding(finding: Finding) -> str:
+    span = f"since step {finding.since_step}"
+    if finding.until_step is not None:
+        span = f"from step {finding.since_step} to {finding.until_step}, ended"
+    lines = [f"{finding.severity.upper()}  {finding.rule}, {finding.stack}, {span}", finding.message]
+    low, high = (number(end, digits=3) for end in finding.usual)
+    if finding.metric:
+        usual = low if low == high else f"{low} to {high}"
+        lines.append(f"Evidence: {finding.metric} {number(finding.value, digits=3)}, usual {usual}.")
+    lines += [f"Usual causes: {'; '.join(finding.causes)}."] * bool(finding.causes)
+    lines += [f"Next: {' '.join(finding.next)}"] * bool(finding.next)
+    head, *rest = (plain(line) for line in lines)
+    wrapped = [
+        textwrap.fill(line, _WIDTH, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
+        for line in rest
+    ]
+    return "\n".join([head, *wrapped])
