@@ -32,12 +32,14 @@ if TYPE_CHECKING:
     from lightning_geo.measurement.one_batch import measure
     from lightning_geo.measurement.registration import register_metric
     from lightning_geo.metrics.spec import MetricSpec
+    from lightning_geo.monitor.alerts import Alerts
     from lightning_geo.monitor.lightning import GeometryMonitor
     from lightning_geo.storage.history import GeometryHistory, load_history
     from lightning_geo.storage.record import GeometryRecord
     from lightning_geo.utils.errors import GeometryError
 
 __all__ = [
+    "Alerts",
     "Collector",
     "Departure",
     "GeometryError",
@@ -62,6 +64,7 @@ __all__ = [
 
 #: Public name -> the module that defines it.
 _MODULES = {
+    "Alerts": "monitor.alerts",
     "Collector": "measurement.collectors.collector",
     "Departure": "analysis.findings.rule",
     "GeometryError": "utils.errors",

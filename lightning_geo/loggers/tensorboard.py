@@ -5,7 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+from tensorboard.compat.proto.types_pb2 import DT_STRING
+from tensorboard.plugins.text.metadata import create_summary_metadata as text_metadata
 
+from lightning_geo.loggers.alerts import markdown
 from lightning_geo.loggers.custom_scalars import add_layout, charts, written_layout
 from lightning_geo.loggers.pictures import PictureSchedule, pictures, png
 from lightning_geo.loggers.tags import Level, scalars
@@ -62,6 +67,11 @@ class TensorBoardSink:
         event = record_event(record, self._name) if self._with_record else Event(step=record.step)
         for tag, number in scalars(record, self._name, self._level).items():
             event.summary.value.add(tag=tag, simple_value=number)
+        if record.findings:
+            text = "\n\n---\n\n".join(map(markdown, record.findings))
+            tensor = TensorProto(dtype=DT_STRING, string_val=[text.encode()], tensor_shape=TensorShapeProto())
+            tag = f"{self._name}/findings"
+            event.summary.value.add(tag=tag, tensor=tensor, metadata=text_metadata(tag, ""))
         first, self._started = not self._started, True
         self._send(writer, event, record)
         # in events of their own, so that the numbers are written even if the layout or a picture fails

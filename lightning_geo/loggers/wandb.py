@@ -7,14 +7,17 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from lightning_geo.loggers.alerts import title
 from lightning_geo.loggers.pictures import PictureSchedule, pictures
 from lightning_geo.loggers.tags import Level, scalars
+from lightning_geo.storage.finding import Finding
 from lightning_geo.storage.places import size_of
 from lightning_geo.storage.record import GeometryRecord
 
 __all__ = ["WandbSink"]
 
 _STEP = "trainer/global_step"  # the axis that Lightning's WandbLogger uses
+_ALERTS_APART = 300  # seconds between two alerts of one title
 _READ = 200_000_000  # bytes: a larger record would keep the run waiting for its report
 
 
@@ -62,6 +65,15 @@ class WandbSink:
             self._experiment.log(row)
             self._last_step = record.step
         self._experiment.summary.update(self._changes(model))
+        for finding in record.findings:
+            if finding.until_step is None:
+                self._alert(finding)
+
+    def _alert(self, finding: Finding) -> None:
+        text = f"Since step {finding.since_step}: {finding.message}"
+        text += f"\nNext: {' '.join(finding.next)}" if finding.next else ""
+        level = {"note": "INFO", "warning": "WARN", "critical": "ERROR"}[finding.severity]
+        self._experiment.alert(title(finding), text, level, _ALERTS_APART)
 
     def _changes(self, model: dict[str, float]) -> dict[str, float]:
         if self._resumed:  # the run started in an earlier session

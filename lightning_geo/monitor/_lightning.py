@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CallbackBase",
     "after_the_others",
+    "checkpoint_folder",
     "lightning_logger",
     "steps_taken",
 ]
@@ -115,6 +116,13 @@ def lightning_logger(trainer: Any) -> logging.Logger:
     """The logger below that of the trainer's package, so that lines appear where Lightning's do."""
     package = next((name for name in _PACKAGES if type(trainer).__module__.startswith(name)), _PACKAGES[0])
     return logging.getLogger(f"{package}.callbacks.geometry_monitor")
+
+
+def checkpoint_folder(trainer: Any) -> str:
+    """Return where the trainer keeps checkpoints: its ModelCheckpoint's folder, else one in its root."""
+    callback = trainer.checkpoint_callback
+    folder = getattr(callback, "dirpath", None)
+    return str(folder) if folder else f"{trainer.default_root_dir}/checkpoints"
 
 
 def steps_taken(trainer: Any) -> int:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Any, Literal
 
+from lightning_geo.monitor.alerts import Alerts
 from lightning_geo.monitor.hooks import RunHooks
 from lightning_geo.monitor.settings import Settings
 from lightning_geo.storage.record import GeometryRecord
@@ -38,6 +39,8 @@ class GeometryMonitor(RunHooks):
     - ``geometry_change/<metric>`` in the summary of a W&B run, to sort and filter runs by: change since the
       first sample, beside last, min and max of ``geometry/<metric>``. ``geometry/report`` in W&B: the HTML
       report, attached when training ends.
+    - ``geometry/findings`` as text in TensorBoard, and as alerts of the W&B run: what is wrong or unusual,
+      where, since when, and what to try, at the samples that change it (see ``alerts``).
     - ``lightning_geo/geometry/…`` in the event file: the full record of every sample, for ``load_history``,
       the commands and the tab "Geometry". Standard errors of estimates (``entropy.stderr``) are in it alone.
 
@@ -139,6 +142,10 @@ class GeometryMonitor(RunHooks):
         loss_fn: The loss of ``importance`` on a probe, ``loss_fn(output, *args, **kwargs)`` of one call of
             the observed model; ``None`` for the ``loss`` that the model itself returns.
         scalars: Finest scalars: ``"model"``, ``"layer"`` (headline metrics) or ``"head"``.
+        alerts: Whether findings (attention that collapses, a layer that is frozen, a lost mask) are reported
+            while the run goes on: as a log line, as text in TensorBoard, as an alert of W&B, and in the
+            record. The path of a YAML file, or :class:`lightning_geo.Alerts`, changes and adds rules, calls
+            a function, saves a checkpoint or stops training.
         strict: Raise whatever goes wrong instead of warning once.
         name: First part of all keys; give each of two monitors its own.
 
@@ -237,6 +244,7 @@ class GeometryMonitor(RunHooks):
         importance_every_n_samples: int = 5,
         loss_fn: Callable[..., Any] | None = None,
         scalars: Literal["model", "layer", "head"] = "layer",
+        alerts: bool | str | os.PathLike[str] | Alerts = True,
         strict: bool = False,
         name: str = "geometry",
     ) -> None:
@@ -260,6 +268,7 @@ class GeometryMonitor(RunHooks):
             importance_every_n_samples=importance_every_n_samples,
             loss_fn=loss_fn,
             scalars=scalars,
+            alerts=alerts,
             strict=strict,
             name=name,
         )

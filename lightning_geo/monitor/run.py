@@ -206,6 +206,7 @@ class Run:
         """Conclude a sample taken from the step's own batches."""
         samples = self.samples
         samples.inputs.step_ends()
+        samples.findings.step_ended(trainer)
         if samples.replays and not pl_module.automatic_optimization:
             self._sample_what_was_recorded(trainer)  # a step is a batch, with or without an update
         if samples.replays or not self._pending or samples.sampler is None:
@@ -248,8 +249,9 @@ class Run:
         if samples.state.samples and trainer.is_global_zero:
             count, cost, run = samples.state.samples, samples.state.cost, time.perf_counter() - self._started
             share = f"{100 * cost / max(run, 1e-9):.1f} % of the run"
+            said = f"{samples.findings.verdict} " if samples.findings.verdict else ""
             lightning_logger(trainer).info(
-                f"GeometryMonitor: {count} samples in {cost:.1f} s ({share}). {samples.sinks.places}"
+                f"GeometryMonitor: {said}{count} samples in {cost:.1f} s ({share}). {samples.sinks.places}"
             )
 
     def end(self) -> None:

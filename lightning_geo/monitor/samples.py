@@ -17,6 +17,7 @@ from lightning_geo.measurement.assemble import Computed
 from lightning_geo.metrics.foreign import foreign_specs
 from lightning_geo.metrics.selection import needs_probe
 from lightning_geo.monitor.baseline import bases_of, check_bases
+from lightning_geo.monitor.run_findings import RunFindings
 from lightning_geo.monitor.runs_by_trainer import runs_of
 from lightning_geo.monitor.sampler import Sampler
 from lightning_geo.monitor.settings import Settings
@@ -58,6 +59,7 @@ class Samples:
         self.sinks = sinks
         self.last_record: GeometryRecord | None = None
         self.state = RunState()
+        self.findings = RunFindings(settings.alerts, warn_once)
         self.inputs = ProbeSource(settings.probe, settings.probe_size, settings.probe_tokens, warn_once)
         self.sampler: Sampler | None = None
         #: whether samples are taken on the probe, rather than on the training batch
@@ -80,6 +82,7 @@ class Samples:
         samples.sampler = None
         samples.sinks = self.sinks.copied(loggers)
         samples.state = replace(self.state, version=None)
+        samples.findings = self.findings.copied()
         return samples
 
     def stop(self) -> None:
@@ -162,10 +165,13 @@ class Samples:
             add_callback_metrics(trainer, tensors(state.summaries))
             if trainer.is_global_zero:
                 self.open(trainer)
+                self.findings.add(record)
                 self.sinks.write(record, final=final)
+                self.findings.tell(trainer, record)
         state.cost += seconds_on(self.sampler.observed.device) - started
         if state.samples == before and self.sampler.merged and world_size() > 1:
             state.samples += 1  # other ranks have it, and what is due next depends on the number
+        self.findings.act(trainer, self.sampler.observed.device)
         if state.samples == before == 0:
             self._give_up_in_vain()
 
@@ -234,7 +240,7 @@ class Samples:
             wall_time=time.time(),
             cost_seconds=seconds_on(self.sampler.observed.device) - started,
             probe_fingerprint=self.inputs.fingerprint,
-            coverage=self.sampler.coverage.as_dict(),
+            coverage=self.sampler.coverage.as_dict() | _not_finite(computed),
             # once a key, always a key: a chart that ends where all is well again would mislead
             coverage_shown=f"{self._settings.name}/coverage" in self.state.summaries,
             specs=foreign_specs(self._settings.metrics),
@@ -249,15 +255,18 @@ class Samples:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state that a resumed run needs, in containers that a weights-only load accepts."""
-        return self.state.state_dict() | self.inputs.state_dict(inputs=self._settings.probe_in_checkpoint)
+        state = self.state.state_dict() | {"findings": self.findings.state_dict()}
+        return state | self.inputs.state_dict(inputs=self._settings.probe_in_checkpoint)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the checkpoint was written, or start anew from one that another version wrote."""
         try:
             state = RunState.from_state_dict(state_dict)
             self.inputs.load_state_dict(state_dict)
+            self.findings.load_state_dict(state_dict["findings"])
         except Exception as error:
             self._start_inputs_anew()
+            self.findings = RunFindings(self._settings.alerts, self._warn_once)
             self._warn_once.warn(_UNUSABLE, f"{type(error).__name__}: {error}. {_ANEW}")
         else:
             self.state = state
@@ -270,6 +279,7 @@ class Samples:
         own = self.state.step, self.state.samples, self.state.models, self.inputs.fingerprint
         if any(other != own for other in everyones(own)):
             self.state = RunState(version=self.state.version)
+            self.findings = RunFindings(self._settings.alerts, self._warn_once)
             self._start_inputs_anew()
             self._warn_once.warn("ranks do not know the same of the run", _ANEW)
 
@@ -277,6 +287,15 @@ class Samples:
         settings = self._settings
         limits = settings.probe_size, settings.probe_tokens
         self.inputs = ProbeSource(settings.probe, *limits, self._warn_once)
+
+
+def _not_finite(computed: Computed) -> dict[str, dict[str, list[int]]]:
+    """Return the layers with activations that are not finite, by stack, as the record's coverage has them."""
+    layers: dict[str, set[int]] = {}
+    for place in computed.broken.values():
+        stack, _, layer = place.rpartition("/")
+        layers.setdefault(stack, set()).add(int(layer))
+    return {"not_finite": {stack: sorted(of) for stack, of in layers.items()}} if layers else {}
 
 
 def tensors(values: Mapping[str, float]) -> dict[str, torch.Tensor]:

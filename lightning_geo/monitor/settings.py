@@ -12,6 +12,7 @@ from lightning_geo.measurement.row_sampling import MaxQueries
 from lightning_geo.measurement.sample import LayerChoice
 from lightning_geo.metrics.foreign import FOREIGN, ForeignMetric
 from lightning_geo.metrics.selection import needs_probe, select, spec_of
+from lightning_geo.monitor.alerts import Alerts, AlertsArgument, alerts_of
 from lightning_geo.monitor.schedule import OverheadBudget, Schedule, SlowClocks
 from lightning_geo.utils.arguments import check_name, check_one_of, check_positive, check_token_ids
 
@@ -41,6 +42,7 @@ class Settings:
     max_queries: MaxQueries
     loss_fn: Callable[..., Any] | None
     scalars: Level
+    alerts: Alerts | None
     strict: bool
     name: str
 
@@ -54,6 +56,7 @@ class Settings:
         metrics: str | list[str] | None,
         weights_every_n_samples: int,
         importance_every_n_samples: int,
+        alerts: AlertsArgument,
         **others: Any,
     ) -> Settings:
         """Check arguments, and resolve names of metrics.
@@ -95,7 +98,13 @@ class Settings:
         bases = dict.fromkeys(name.partition(".")[0] for name in names)
         foreign = tuple(FOREIGN[base] for base in bases if base in FOREIGN)
         return cls(
-            schedule=steps, clocks=clocks, max_overhead=max_overhead, metrics=names, foreign=foreign, **others
+            schedule=steps,
+            clocks=clocks,
+            max_overhead=max_overhead,
+            metrics=names,
+            foreign=foreign,
+            alerts=alerts_of(alerts),
+            **others,
         )
 
 

@@ -1,0 +1,141 @@
+"""Alerts of a real run: told once in every place, carried over a resume, acted upon, and never in the way."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+import wandb
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lightning_geo import Alerts, GeometryMonitor, Level, Rule, load_history
+from lightning_geo.storage.finding import Finding
+from support.lit import Classifier, fit, loader
+from support.wandb_file import sent
+
+#: Holds in every sample from the second on, when two have shown it.
+SEEN = Rule("seen_it", ("entropy",), Level(at_least=0.0), "{where} have entropy.", next=("Go on.",))
+
+
+def monitor(**alerts: Any) -> GeometryMonitor:
+    return GeometryMonitor(1, metrics=["entropy"], alerts=Alerts(**{"rules": [SEEN], **alerts}))
+
+
+@pytest.fixture
+def lines(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    caplog.set_level(logging.INFO, "pytorch_lightning.callbacks.geometry_monitor")
+    logging.getLogger("pytorch_lightning").addHandler(caplog.handler)
+    yield caplog
+    logging.getLogger("pytorch_lightning").removeHandler(caplog.handler)
+
+
+def test_a_finding_is_told_once_in_every_place(tmp_path: Path, lines: pytest.LogCaptureFixture) -> None:
+    told: list[Finding] = []
+    board = TensorBoardLogger(tmp_path / "board", "", version="")
+    weights = WandbLogger(save_dir=tmp_path, offline=True, project="p")
+    fit(tmp_path, Classifier(), monitor(notify=told.append), logger=[board, weights], steps=5)
+    wandb.finish()
+    history = load_history(tmp_path / "board")
+    assert history.findings == told
+    [finding] = told
+    assert (finding.rule, finding.since_step, finding.until_step) == ("seen_it", 0, None)
+    assert [len(history.record(i).findings) for i in range(6)] == [0, 1, 0, 0, 0, 0]
+    texts = [
+        r.getMessage() for r in lines.records if "seen_it" in r.getMessage() or "entropy" in r.getMessage()
+    ]
+    assert [t for t in texts if t.startswith("GeometryMonitor: warning since step 0: 8 of 8 heads")] == texts[
+        :1
+    ]
+    assert lines.records[-1].getMessage().startswith("GeometryMonitor: 1 thing to look at. 6 samples")
+    events = EventAccumulator(str(tmp_path / "board"), size_guidance={"tensors": 0})
+    events.Reload()
+    assert (
+        "geometry/findings/text_summary" in events.Tags()["tensors"]
+        or "geometry/findings" in events.Tags()["tensors"]
+    )
+    [run] = (tmp_path / "wandb").glob("offline-run-*")
+    [alert] = [record.alert for record in sent(run) if record.WhichOneof("record_type") == "alert"]
+    assert (alert.title, alert.level) == ("Seen it (bert.encoder.layer)", "WARN") or "Seen it" in alert.title
+    assert "Next: Go on." in alert.text
+
+
+def test_nothing_is_looked_for_without_alerts(tmp_path: Path, lines: pytest.LogCaptureFixture) -> None:
+    fit(tmp_path, Classifier(), GeometryMonitor(1, metrics=["entropy"], alerts=False), steps=3)
+    assert not load_history(tmp_path / "lightning_geo" / "version_0").findings
+    assert lines.records[-1].getMessage().startswith("GeometryMonitor: 4 samples")
+
+
+def test_what_notify_raises_is_a_warning(tmp_path: Path) -> None:
+    def broken(finding: Finding) -> None:
+        raise OSError("the pager is off")
+
+    with pytest.warns(UserWarning, match="`notify` of the alerts failed.*the pager is off"):
+        trainer = fit(tmp_path, Classifier(), monitor(notify=broken), steps=4)
+    assert trainer.global_step == 4
+
+
+def test_stop_ends_training_cleanly_and_a_resumed_run_hears_nothing_twice(tmp_path: Path) -> None:
+    told: list[Finding] = []
+    checkpoints = ModelCheckpoint(tmp_path / "kept", every_n_train_steps=1, save_top_k=-1, filename="{step}")
+    options: dict[str, Any] = {"steps": 12, "enable_checkpointing": True}
+    trainer = fit(
+        tmp_path, Classifier(), monitor(notify=told.append, stop="warning", checkpoint="note"), checkpoints,
+        **options,
+    )  # fmt: skip
+    assert trainer.global_step == 2  # found in the sample before step 1, which still ends
+    assert trainer.state.finished
+    assert len(told) == 1
+    saved = tmp_path / "kept" / "geometry-step=2.ckpt"
+    torch.load(saved, weights_only=True)
+    assert (tmp_path / "kept" / "step=2.ckpt").exists()
+    # from the checkpoint of the finding itself: it goes on, and neither tells nor stops again
+    resumed = pl.Trainer(
+        max_steps=6, accelerator="cpu", logger=False, default_root_dir=tmp_path, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+        callbacks=[monitor(notify=told.append, stop="warning")],
+    )  # fmt: skip
+    resumed.fit(Classifier(), loader(), ckpt_path=saved)
+    assert resumed.global_step == 6
+    assert len(told) == 1
+    history = load_history(tmp_path / "lightning_geo" / "version_0")
+    assert [f.since_step for f in history.findings] == [0]
+    assert history.steps.tolist() == list(range(7))
+
+
+def test_layers_that_are_not_finite_are_a_critical_finding(tmp_path: Path) -> None:
+    class Overflows(Classifier):
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+            if batch_idx == 2:
+                torch.nn.init.constant_(
+                    self.model.bert.encoder.layer[1].attention.self.value.weight, torch.inf
+                )
+
+    told: list[Finding] = []
+    callback = GeometryMonitor(1, alerts=Alerts(notify=told.append))
+    with pytest.warns(UserWarning, match="not finite"):
+        fit(tmp_path, Overflows(), callback, steps=4)
+    critical = [finding for finding in told if finding.rule == "not_finite"]
+    assert [(f.severity, f.layers, f.since_step) for f in critical] == [("critical", (1,), 3)]
+
+
+@pytest.mark.parametrize(
+    ("alerts", "error", "message"),
+    [
+        (3, TypeError, "Expected `alerts` to be True, False"),
+        ("nowhere.yaml", ValueError, "Cannot read 'nowhere.yaml'"),
+        ({"stop": "bad"}, ValueError, "Expected `stop` to be one of"),
+        ({"notify": 3}, ValueError, "Expected `notify` to be callable"),
+        ({"silence": ["depature"]}, ValueError, "Did you mean 'departure'"),
+        ({"file": "a.yaml", "silence": ["departure"]}, ValueError, "but got both"),
+    ],
+)
+def test_bad_alerts_are_refused_at_once(alerts: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        GeometryMonitor(alerts=Alerts(**alerts) if isinstance(alerts, dict) else alerts)
