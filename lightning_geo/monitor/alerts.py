@@ -74,7 +74,7 @@ class Alerts:
         return rules
 
 
-AlertsArgument = bool | str | os.PathLike[str] | Alerts
+AlertsArgument = Alerts | bool | str | os.PathLike[str]
 
 
 def alerts_of(argument: AlertsArgument) -> Alerts | None:

@@ -244,7 +244,7 @@ class GeometryMonitor(RunHooks):
         importance_every_n_samples: int = 5,
         loss_fn: Callable[..., Any] | None = None,
         scalars: Literal["model", "layer", "head"] = "layer",
-        alerts: bool | str | os.PathLike[str] | Alerts = True,
+        alerts: Alerts | bool | str | os.PathLike[str] = True,
         strict: bool = False,
         name: str = "geometry",
     ) -> None:
