@@ -30,8 +30,9 @@ _LEFT = 52.0  # where that chart begins
 
 
 def matrix(
-    values: Array, title: str, low: float, high: float, *, diverging: bool = False, columns: str = "head"
-) -> Markup:
+    values: Array, title: str, low: float, high: float, *, diverging: bool = False, columns: str = "head",
+    marked: NDArray[np.bool_] | None = None,
+) -> Markup:  # fmt: skip
     """Return a matrix as a picture with its colour bar; cells without a value are hatched.
 
     Args:
@@ -41,13 +42,15 @@ def matrix(
         high: Value at the other end.
         diverging: Whether to use colours around a light middle, for differences.
         columns: Name of the columns.
+        marked: The same shape, True for cells with a dot.
     """
     values = values if values.ndim == 2 else values[:, None]
     rows, cols = values.shape
     cell = max(2.0, min(_FIELD[0] / cols, _FIELD[1] / rows, 22.0))
     wide, tall = max(cell, 12.0 if cols == 1 else 2.0) * cols, cell * rows
     body = _field(values, low, high, wide, tall, diverging)
-    parts = [body, _row_names(rows, cell)]
+    dots = [] if marked is None else _dots(marked.reshape(values.shape), wide / cols, cell)
+    parts = [body, *dots, _row_names(rows, cell)]
     if cols > 1:
         parts += [_column_names(cols, wide / cols, tall), _below(wide, tall, columns)]
     parts.append(_bar(wide + 44, max(tall, 60), low, high, diverging))
@@ -68,10 +71,7 @@ def classes(labels: NDArray[np.int64], title: str, marked: NDArray[np.bool_] | N
     table = np.array([list(bytes.fromhex(colour[1:])) for colour in CATEGORICAL], np.uint8)
     opaque = np.where(labels >= 0, 255, 0).astype(np.uint8)
     body = _image(np.concatenate([table[labels.clip(0)], opaque[..., None]], axis=-1), wide, tall)
-    dots = [
-        _DOT.format(x=34 + (col + 0.5) * cell, y=20 + (row + 0.5) * cell, radius=min(cell / 5, 3.5))
-        for row, col in (np.argwhere(marked) if marked is not None else ())
-    ]
+    dots = [] if marked is None else _dots(marked, cell, cell)
     names = [_row_names(rows, cell), _column_names(cols, cell, tall), _below(wide, tall, "head")]
     return _svg(title, wide + 46, tall + 52, [body, *dots, *names])
 
@@ -224,6 +224,12 @@ def _text(x: str, y: str, content: object, kind: str = "") -> Markup:
 def _below(wide: float, tall: float, name: str) -> Markup:
     """Label the columns below their numbers."""
     return _text(f"{34 + wide / 2:.0f}", f"{tall + 46:.0f}", name, "m")
+
+
+def _dots(marked: NDArray[np.bool_], wide: float, tall: float) -> list[Markup]:
+    radius = min(wide / 5, tall / 5, 3.5)
+    places = np.argwhere(marked) + 0.5
+    return [_DOT.format(x=34 + col * wide, y=20 + row * tall, radius=radius) for row, col in places]
 
 
 def _field(values: Array, low: float, high: float, wide: float, tall: float, diverging: bool) -> Markup:

@@ -10,6 +10,7 @@ from lightning_geo.report.metric_cards import metric_cards, metric_table, own_me
 from lightning_geo.report.rendering import render
 from lightning_geo.report.run_changes import run_changes
 from lightning_geo.report.run_differences import run_differences
+from lightning_geo.report.run_findings import run_findings
 from lightning_geo.report.run_metadata import run_metadata
 
 __all__ = ["report"]
@@ -32,6 +33,7 @@ def report(runs: Sequence[Run]) -> str:
         "report.html.jinja",
         title=_title(runs),
         reference=first.name,
+        findings=[run_findings(run) for run in runs],
         metadata=run_metadata(runs),
         differences=run_differences(runs, comparisons),
         changes=[run_changes(run) for run in runs],
