@@ -79,7 +79,7 @@ _DEPARTURES = [
          "stable_rank.output", "cone.output", "hidden_norm", "update_ratio"),
         Departure(),
         "{metric} of {where} left its trend: it is {value}, expected was {usual}.",
-        heads=0.25,
+        heads=0.5,
         causes=("a learning rate that rose", "batches unlike the earlier ones", "labels that are wrong"),
         next=("Compare the loss at this step, and the batches just before it.", _LAST_GOOD),
         source="least squares with prediction errors; Shewhart 1931 (control charts)",

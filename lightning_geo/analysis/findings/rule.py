@@ -73,7 +73,8 @@ class Departure:
 
     A cell departs where the error of its trend's prediction exceeds ``spreads`` times the root mean square of
     the trend's earlier errors, and ``share`` of the value. Errors that were large before, as those at the
-    start of a fine-tuning, thus count less.
+    start of a fine-tuning, thus count less; so does what follows few samples, by the square of their share of
+    the window.
 
     Args:
         spreads: How many times the usual error.

@@ -30,7 +30,8 @@ class Trend:
     quarter of the window. They are errors of predictions: where a value bends, as at the start of a
     fine-tuning, they are large, so that nothing is unusual. A value that departs enters the line, and its
     error the mean square, cut to three usual errors: one outlier moves neither, and a lasting change is the
-    new trend after some samples.
+    new trend after some samples. With n samples, fewer than the window's w, errors count
+    :math:`(n / w)^2` as much.
 
     Args:
         window: Samples of the line.
@@ -74,7 +75,9 @@ class Trend:
             usual = np.maximum(np.sqrt(self._square), self._floor * size)
             if self._errors >= _ERRORS:
                 usual = usual * (1 + _ERRORS / self._errors)  # few errors say little of the usual one
-                score = error / np.where(usual > 0, usual, np.inf)
+                # and a line through few samples, at the start of a run, says little of what comes next
+                doubt = max(1.0, self._window / self._count) ** 2
+                score = error / np.where(usual > 0, usual * doubt, np.inf)
                 error = np.clip(error, -_CUT * usual, _CUT * usual)
             # a cell that had no value so far has no prediction either
             entered = np.where(np.isnan(prediction), values, prediction + error * stretch)
