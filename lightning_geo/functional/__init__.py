@@ -31,6 +31,7 @@ from lightning_geo.functional.subspace import (
     projection_similarity,
     subspace_distance,
 )
+from lightning_geo.functional.updates import bf16_share, unchanged_share, update_size, weight_similarity
 from lightning_geo.functional.weights import HeadWeights
 from lightning_geo.kernels import AttentionStatistics, HeadMoments, StreamStatistics
 from lightning_geo.metrics.registry import METRIC_FUNCTIONS, computes, metric_function
@@ -43,6 +44,7 @@ __all__ = [
     "HeadWeights",
     "StreamStatistics",
     "attention_statistics",
+    "bf16_share",
     "complementarity",
     "computes",
     "cone_index",
@@ -71,6 +73,9 @@ __all__ = [
     "subspace_distance",
     "token_norm",
     "top_share",
+    "unchanged_share",
     "update_ratio",
+    "update_size",
     "von_neumann_entropy",
+    "weight_similarity",
 ]

@@ -99,6 +99,9 @@ def masked_mean(
 
 def shannon_entropy(p: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
     """−Σ p ln p over the last axis in nats, with 0 ln 0 = 0 and a finite gradient there."""
+    if not p.requires_grad:
+        entropy: Tensor = torch.special.entr(p).sum(-1)
+        return entropy
     return 0.0 - (p * torch.where(p == 0, 1.0, p).log()).sum(-1)  # 0.0 - 0 is 0, -(0) would be -0
 
 

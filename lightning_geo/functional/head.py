@@ -164,6 +164,7 @@ def _complementarity(
     norms: Float[Tensor, "*batch H H"], traces: Float[Tensor, "*batch H"]
 ) -> Float[Tensor, "*batch"]:
     own = norms.diagonal(dim1=-2, dim2=-1)
-    alone = (traces / torch.where(own == 0, 1.0, own)).square().sum(-1)
-    together = traces.sum(-1).square() / norms.square().sum((-2, -1))
-    return (together / alone).clamp(max=1)
+    alone = torch.linalg.vector_norm(traces / torch.where(own == 0, 1.0, own), dim=-1)
+    together = traces.sum(-1) / torch.linalg.vector_norm(norms, dim=(-2, -1))
+    ratio: Tensor = together / alone
+    return ratio.square().clamp(max=1)

@@ -72,7 +72,7 @@ def participation_ratio(eigenvalues: Float[Tensor, "*batch d"]) -> Float[Tensor,
         >>> participation_ratio(torch.tensor([3.0, 1.0]))
         tensor(1.6000)
     """
-    return 1 / _shares(eigenvalues, "eigenvalues").square().sum(-1)
+    return _shares(eigenvalues, "eigenvalues").square().sum(-1).reciprocal()
 
 
 @computes("stable_rank", reads=("eigenvalues",))
@@ -98,7 +98,7 @@ def stable_rank(eigenvalues: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch
         >>> stable_rank(torch.tensor([2.0, 1.0, 1.0]))
         tensor(2.)
     """
-    return 1 / top_share(eigenvalues)
+    return top_share(eigenvalues).reciprocal()
 
 
 @computes("top_share", reads=("eigenvalues",))

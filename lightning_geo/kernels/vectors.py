@@ -197,7 +197,9 @@ def _scatter_of(
     source = x if rows is None else torch.index_select(x, 0, rows, out=centred)
     if real is not None:
         count, source = real.sum(), torch.where(real[:, None], x, 0.0)  # padding may hold NaN
-    mean = source.sum(0) / count.clamp(min=1)
+        mean = source.sum(0) / count.clamp(min=1)
+    else:
+        mean = source.sum(0) / max(len(source), 1)
     # centred before the product: float32 would lose a small spread around a large mean
     torch.sub(source, mean, out=centred)
     if real is not None:

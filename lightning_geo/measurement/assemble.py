@@ -116,14 +116,15 @@ def compute(
             rank=rank,
             baseline=None if baseline is None else baseline.get(name, {}),
             previous=None if previous is None else previous.get(name, {}),
+            blocks={index: (numbering.blocks[key], key) for index, key in calls.items()},
         )
-        blocks = {i: sample.blocks.get((numbering.blocks[key], key)) for i, key in calls.items()}
+        blocks = {index: sample.blocks.get(block) for index, block in stack.blocks.items()}
         stack.add_means(stack.layers)
         stack.add_means({i: block for i, block in blocks.items() if block is not None})
         for collector in sample.collectors:
             collector.derive(stack)
         for other in sample.foreign:
-            other.derive(stack, {i: (numbering.blocks[key], key) for i, key in calls.items()})
+            other.derive(stack)
         stacks[name] = stack
         # of a layer without attention, the path of the list item; its heads are 0
         modules = list(numbering.rows[name])

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_geo.kernels.precision import is_finite
 from lightning_geo.measurement.sums import LayerSums
 from lightning_geo.metrics.selection import spec_of, standard_error
 from lightning_geo.observe import CallKey
@@ -38,6 +39,7 @@ class DerivedStack:
         rank: Dimensions of subspaces.
         baseline: Bases by role that ``drift`` is against; None for this sample's own.
         previous: Bases by role that ``velocity`` is against.
+        blocks: Path of the block of each layer, and the attention call that it belongs to.
     """
 
     layers: dict[int, LayerSums]
@@ -46,6 +48,7 @@ class DerivedStack:
     rank: int
     baseline: Mapping[str, Tensor] | None
     previous: Mapping[str, Tensor] | None
+    blocks: dict[int, tuple[str, CallKey]] = field(default_factory=dict)
     bases: dict[str, Tensor] = field(default_factory=dict)
     #: indices of layers, and [L, H, H]
     similarities: list[tuple[Sequence[int], Tensor]] = field(default_factory=list)
@@ -61,7 +64,7 @@ class DerivedStack:
         self.values.append(((name,), indices, values.unsqueeze(1)))
 
     def add_broken(self, indices: Sequence[int], flags: Tensor) -> None:
-        """Note layers in which something is not finite, [L] bool."""
+        """Note layers in which something is not finite, [L], not 0 for those."""
         self.add(_BROKEN, indices, flags)
 
     def add_means(self, sums: Mapping[int, LayerSums]) -> None:
@@ -82,7 +85,7 @@ class DerivedStack:
                     groups.setdefault(layer.maxima[name].shape, []).append(index)
             for indices in groups.values():
                 largest = torch.stack([sums[index].maxima[name] for index in indices])
-                self.add(name, indices, torch.where(largest.isfinite(), largest, torch.nan))
+                self.add(name, indices, torch.where(is_finite(largest), largest, torch.nan))
 
     def means(self, names: Sequence[str]) -> Iterator[tuple[Sequence[int], list[Tensor]]]:
         """Layers that have values of all these metrics, and the values [L, ...] of each."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -77,10 +77,10 @@ class ForeignCollector:
         if self._collector is not None:
             self._run(self._collector.zero, self._device)
 
-    def derive(self, stack: DerivedStack, blocks: Mapping[int, _BlockKey]) -> None:
+    def derive(self, stack: DerivedStack) -> None:
         """Add its metrics to a stack, derived from its sums alone."""
         if self._collector is not None:
-            self._run(lambda: self._derive(stack, blocks), self._device)
+            self._run(lambda: self._derive(stack), self._device)
 
     def _pass(
         self, event: str, tensors: Sequence[Tensor | None], layer: Callable[[], LayerSums], *arguments: Any
@@ -96,12 +96,12 @@ class ForeignCollector:
             # too late for this step where the tensors are training's own, and so all the more to be said
             self.drop(RuntimeError(f"{self.name}.{event} wrote to tensors of the model"))
 
-    def _derive(self, stack: DerivedStack, blocks: Mapping[int, _BlockKey]) -> None:
+    def _derive(self, stack: DerivedStack) -> None:
         assert self._collector is not None
         layers = {i: self.layers[key] for i, key in stack.keys.items() if key in self.layers}
         own = DerivedStack(layers, stack.keys, stack.heads, stack.rank, baseline=None, previous=None)
         own.add_means(layers)
-        own.add_means({i: self.blocks[key] for i, key in blocks.items() if key in self.blocks})
+        own.add_means({i: self.blocks[key] for i, key in stack.blocks.items() if key in self.blocks})
         self._collector.derive(own)
         for names, indices, values in own.values:
             self._check(names, indices, values, stack.heads)

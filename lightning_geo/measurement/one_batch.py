@@ -37,15 +37,16 @@ def measure(
     """Measure the geometry of a model's attention on one batch, as the monitor does on its probe.
 
     The model runs once, in eval mode and without gradient; its flags, buffers and the random number
-    generators are as before when it returns. ``drift``, ``velocity`` and ``weight_drift`` are absent: they
-    compare samples. All query rows are measured, however long the sequences.
+    generators are as before when it returns. Metrics that compare samples are absent (``drift``,
+    ``velocity``, ``weight_drift``, and of ``updates`` all but ``weight_similarity``). All query rows are
+    measured, however long the sequences.
 
     Args:
         model: Any module that computes attention.
         batch: A mapping is keyword arguments, a tuple positional ones, a tensor the one argument.
-        metrics: Families or single names; ``None`` for the families entropy, pattern, cone, subspace, stream
-            and head. ``importance`` needs a loss. Those of :func:`lightning_geo.register_metric` are named
-            like any other.
+        metrics: Families or single names; ``None`` for the families entropy, pattern, cone, subspace, stream,
+            head and updates. ``importance`` needs a loss. Those of :func:`lightning_geo.register_metric` are
+            named like any other.
         layers: Layer indices, or a regular expression on module paths; default all.
         rank: Dimensions of the subspaces that are compared, at most half a head.
         special_token_ids: Input ids that count as special tokens; default those of ``model.config``.
@@ -75,8 +76,8 @@ def measure(
     names = tuple(name for name in select(metrics) if not compares_samples(name))
     if not names:
         raise ValueError(
-            "Expected `metrics` to name more than `drift`, `velocity` and `weight_drift` but got "
-            f"{metrics!r}: they compare samples, and this is one."
+            f"Expected `metrics` to name more than what compares samples but got {metrics!r}: this is one "
+            "sample."
         )
     taps, known = {"": Tap(model, special_tokens(model, special_token_ids))}, {"": dict[CallKey, bool]()}
     call = Call.from_batch(batch)

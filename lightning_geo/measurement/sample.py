@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from lightning_geo.kernels.workspace import reuse_scratch
 from lightning_geo.measurement.assemble import Bases, Computed, compute
 from lightning_geo.measurement.chosen_layers import ChosenLayers, LayerChoice, no_match, not_measured
+from lightning_geo.measurement.collectors.updates import Draw
 from lightning_geo.measurement.rank_reduction import Merged, reduce_over_ranks
 from lightning_geo.measurement.row_sampling import ESTIMATED, MaxQueries
 from lightning_geo.measurement.sample_statistics import SampleStatistics
@@ -32,6 +34,7 @@ class Measurement:
         max_queries: See :class:`.AttentionRows`.
         start: Weights at the run's start by model, see :class:`.SampleStatistics`.
         known: By model, whether earlier samples have reported a call, see :class:`.ChosenLayers`; filled in.
+        drawn: Weights drawn at the sample before by model, see :class:`.Updates`; replaced.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class Measurement:
         max_queries: MaxQueries = None,
         start: dict[str, dict[str, dict[str, Tensor]]] | None = None,
         known: dict[str, dict[CallKey, bool]] | None = None,
+        drawn: dict[str, dict[str, Draw]] | None = None,
     ) -> None:
         self._metrics = metrics
         self._layers = layers
@@ -53,15 +57,22 @@ class Measurement:
             tap.begin_sample()
         start = {} if start is None else start
         known = {} if known is None else known
+        drawn = {} if drawn is None else drawn
         self._choices = {
             name: ChosenLayers(layers, name, tap.modules, known.setdefault(name, {}))
             for name, tap in taps.items()
         }
         self._statistics = {
             name: SampleStatistics(
-                metrics, max_queries, name, start.setdefault(name, {}), self._choices[name].asks
+                metrics,
+                max_queries,
+                name,
+                start.setdefault(name, {}),
+                self._choices[name].asks,
+                partial(getattr, tap, "modules"),
+                drawn.setdefault(name, {}),
             )
-            for name in taps
+            for name, tap in taps.items()
         }
 
     @contextmanager

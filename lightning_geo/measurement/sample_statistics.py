@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_geo.measurement.collectors.attention_rows import AttentionRows
 from lightning_geo.measurement.collectors.collector import Collector
@@ -14,6 +14,7 @@ from lightning_geo.measurement.collectors.importance import Importance
 from lightning_geo.measurement.collectors.role_moments import RoleMoments
 from lightning_geo.measurement.collectors.score_pairs import ScorePairs
 from lightning_geo.measurement.collectors.stream import Stream
+from lightning_geo.measurement.collectors.updates import Draw, Updates
 from lightning_geo.measurement.collectors.weights import Weights
 from lightning_geo.measurement.foreign_collector import ForeignCollector
 from lightning_geo.measurement.row_sampling import MaxQueries
@@ -27,7 +28,7 @@ __all__ = ["SOURCES", "SampleStatistics"]
 
 #: The collectors.
 SOURCES: tuple[type[Collector], ...] = (
-    AttentionRows, RoleMoments, Stream, Weights, ScorePairs, Importance,
+    AttentionRows, RoleMoments, Stream, Updates, Weights, ScorePairs, Importance,
 )  # fmt: skip
 
 
@@ -40,6 +41,8 @@ class SampleStatistics:
         seed: Which ones, beside the number of the call, its module and this process's rank.
         start: Weights at the run's start, by attention module and role; what is missing is filled in.
         asked: Which calls to measure; of the others only their keys are kept, which number the layers.
+        modules: Returns the model's own modules by path.
+        drawn: Weights drawn at the sample before by path; those of this one take their place.
 
     Raises:
         LookupError: If nothing offers what a metric reads.
@@ -52,6 +55,8 @@ class SampleStatistics:
         seed: str = "",
         start: dict[str, dict[str, Tensor]] | None = None,
         asked: Callable[[CallKey], bool] = lambda key: True,
+        modules: Callable[[], dict[str, nn.Module]] = dict,
+        drawn: dict[str, Draw] | None = None,
     ) -> None:
         #: whether a call is measured
         self.measures = asked
@@ -69,6 +74,7 @@ class SampleStatistics:
             self._rows,
             RoleMoments(named[RoleMoments], seed),
             Stream(named[Stream]),
+            Updates(named[Updates], modules, {} if drawn is None else drawn),
             Weights(named[Weights], start),
             self._scores,
             self._importance,

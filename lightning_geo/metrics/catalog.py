@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lightning_geo.metrics.gates import GATES, MIXED
+from lightning_geo.metrics.integrity import UPDATES
 from lightning_geo.metrics.spec import ROLES, STAGES, MetricSpec
 
 __all__ = ["CATALOG"]
@@ -267,6 +268,7 @@ CATALOG: dict[str, MetricSpec] = {
         *_SUBSPACE,
         *_STREAM,
         *_HEADS,
+        *UPDATES,
         *_WEIGHTS,
         *_PROJECTION,
         *_GATES,

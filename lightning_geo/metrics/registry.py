@@ -34,6 +34,11 @@ fields of ``StreamStatistics``         one number per token, ``[B, N]``         
 ``scores``, ``attended``               :class:`.ObservedScores`, its products known;  ``[B, H]``; called
                                        or its softmax alone                           with the part
 ``margins``                            of heads' gates, ``[7, ..., H]``               ``[...]``; with the part
+``drawn``, ``drawn.before``,           drawn weights now and at the sample before     ``[L]``
+``drawn.each``                         ``[L, n]``; how many each stands for ``[n]``
+``drawn.wide``, ``drawn.wide.before``  those of float32 and float64                   ``[L]``
+``drawn.products``, ``drawn.module``   inner products of L layers' matrices           ``[L]``
+                                       ``[L, L]``, number of each one's module ``[L]``
 ``slope``                              derivative of a sequence's loss by a factor 1  ``[..., H]``
                                        on each head's output, ``[..., H]``
 ====================================== ============================================== ====================

@@ -15,6 +15,9 @@ __all__ = ["compares_samples", "is_standard_error", "needs_probe", "select", "sp
 
 _ERROR = ".stderr"
 
+#: Metrics that compare the weights of two samples.
+_OF_WEIGHTS = ("weight_drift", "update_size", "unchanged_share", "bf16_share")
+
 
 def spec_of(stored_name: str, specs: Mapping[str, MetricSpec] | None = None) -> MetricSpec:
     """Return the spec behind a stored name such as ``cone.head`` or ``drift.query``.
@@ -75,8 +78,8 @@ def _error_of(spec: MetricSpec) -> MetricSpec:
 
 
 def compares_samples(stored_name: str) -> bool:
-    """Whether a metric needs another sample (``drift``, ``velocity``, ``weight_drift``)."""
-    return needs_probe(stored_name) or stored_name.partition(".")[0] == "weight_drift"
+    """Whether a metric needs another sample (``drift``, ``weight_drift``, ``update_size``, …)."""
+    return needs_probe(stored_name) or stored_name.partition(".")[0] in _OF_WEIGHTS
 
 
 def needs_probe(stored_name: str) -> bool:

@@ -76,6 +76,10 @@ class GeometryMonitor(RunHooks):
       much a layer changes its input.
     - ``head``: ``redundancy``, similarity with the nearest other head of the layer; ``complementarity``, how
       much the heads of a layer add to each other.
+    - ``updates``: what training does to the weights of layers, by a fixed draw of them. ``update_size`` since
+      the sample before, ``unchanged_share`` of weights that kept their bits, ``bf16_share`` of float32
+      weights that were rounded to bfloat16, ``weight_similarity`` with the nearest other layer. The first
+      sample of a session has the last one alone.
     - ``weights``, if named: the parameters. ``symmetry``, ``directionality``, ``layer_symmetry`` and
       ``layer_directionality``; ``qk_effective_rank``, ``qk_stable_rank`` and ``qk_norm`` of what a head
       compares; ``ov_effective_rank``, ``ov_stable_rank`` and ``ov_norm`` of what it moves; ``read_overlap``
@@ -107,8 +111,9 @@ class GeometryMonitor(RunHooks):
         max_overhead: Share of the run's time that samples may take (0.01 for one per cent), instead. Samples
             are taken less often when they are expensive; the record has the steps that were taken.
         metrics: Families or single metrics, ``"metric:entropy"`` where both have the name. ``None`` for the
-            families ``entropy``, ``pattern``, ``cone``, ``subspace``, ``stream`` and ``head``. ``weights``,
-            ``projection``, ``gates``, ``importance`` and ``score_spectra`` are measured if they are named.
+            families ``entropy``, ``pattern``, ``cone``, ``subspace``, ``stream``, ``head`` and ``updates``.
+            ``weights``, ``projection``, ``gates``, ``importance`` and ``score_spectra`` are measured if they
+            are named.
             Metrics that are not requested are not computed. Those of :func:`lightning_geo.register_metric`
             are named like any other.
         layers: Layer indices, or a regular expression on module names; ``None`` for all. One that matches no

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
+from lightning_geo.measurement.collectors.updates import Draw
 from lightning_geo.measurement.row_sampling import MaxQueries
 from lightning_geo.measurement.sample import LayerChoice, Measurement
 from lightning_geo.metrics.registry import reads_of
@@ -48,11 +49,13 @@ class OpenSample:
         self.start: dict[str, dict[str, dict[str, Tensor]]] = {}
         #: by model, whether a call is one of ``layers``: filled in by samples, which number them
         self._known: dict[str, dict[CallKey, bool]] = {}
+        #: weights drawn at the last sample by model and path; not in checkpoints
+        self._drawn: dict[str, dict[str, Draw]] = {}
 
     def begin(self) -> Measurement:
         """Return a new measurement of the observed models and the metrics that are due."""
         taps, start, known = self._observed.taps, self.start, self._known
-        return Measurement(taps, self.due, *self._settings, start=start, known=known)
+        return Measurement(taps, self.due, *self._settings, start=start, known=known, drawn=self._drawn)
 
     def close(self) -> Measurement | None:
         """Return the measurement, and let the next sample begin without failure."""

@@ -103,8 +103,8 @@ class Tap:
 
     @property
     def modules(self) -> dict[str, nn.Module]:
-        """The model's modules by cleaned path."""
-        return self._stack.tree.modules
+        """The model's own modules by cleaned path, also while a copy of it runs."""
+        return self._stack.tree.own_modules
 
     @property
     def takes_ids(self) -> bool:
@@ -161,7 +161,7 @@ class Tap:
             if twin is not None and twin is not model:
                 self._model, self._stack.tree = twin, tree.of(twin)
                 self._events.search.forget()
-            for name, module in self.modules.items():
+            for name, module in self._stack.tree.modules.items():
                 if is_scripted(module) or not has_forward(module):
                     # TorchScript takes no hooks; a module that is never called would keep its hooks in a copy
                     continue

@@ -156,3 +156,23 @@ def _dimensions(x: Array) -> float:
 
 def complementarity(x: Array) -> float:
     return _dimensions(x.reshape(len(x), -1)) / sum(_dimensions(x[:, h]) for h in range(x.shape[1]))
+
+
+# -- weights [n] now and before
+
+
+def update_size(now: Array, before: Array, each: Array) -> float:
+    size = sum(n * w * w for n, w in zip(each, before, strict=True))
+    change = sum(n * (w - v) ** 2 for n, w, v in zip(each, now, before, strict=True))
+    return float(np.sqrt(change / size)) if size else np.nan
+
+
+def unchanged_share(now: Array, before: Array) -> float:
+    return float(np.mean([w.tobytes() == v.tobytes() for w, v in zip(now, before, strict=True)]))
+
+
+def bf16_share(now: Array, before: Array) -> float:
+    """bfloat16 has eight bits of mantissa, the first of which is not stored."""
+    changed = [w for w, v in zip(now, before, strict=True) if w not in (v, 0)]
+    held = [float(np.frexp(w)[0] * 256).is_integer() for w in changed]
+    return float(np.mean(held)) if held else np.nan

@@ -7,10 +7,12 @@ and in ``families`` where they need full matrices.
 
 from __future__ import annotations
 
-from functional.rows import attention, scores, spectra, tokens, weights
+from functional.rows import attention, scores, spectra, tokens, updates, weights
 from functional.tester import Row
 
-TABLE: dict[str, Row] = tokens.TABLE | attention.TABLE | spectra.TABLE | weights.TABLE | scores.TABLE
+TABLE: dict[str, Row] = (
+    tokens.TABLE | attention.TABLE | spectra.TABLE | weights.TABLE | scores.TABLE | updates.TABLE
+)
 
 #: Metrics whose function is that of a row under another name.
 SERVED = {

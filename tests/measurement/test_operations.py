@@ -158,6 +158,8 @@ def test_layers_that_are_not_asked_for_cost_nothing() -> None:
         assert found.keys() == whole.keys()
         for name, values in found.items():
             np.testing.assert_array_equal(np.isnan(values[:23]), True, name)
+            if name == "weight_similarity":  # there is no other layer to compare with
+                continue
             np.testing.assert_allclose(values[23], whole[name][23], rtol=1e-4, atol=1e-5, err_msg=name)
 
 

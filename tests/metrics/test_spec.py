@@ -37,7 +37,7 @@ def test_stored_names_are_unique_and_lead_back_to_their_metric() -> None:
     assert tuple(stored) == select(sorted(FAMILIES))
     measured = {spec.family for spec in CATALOG.values() if spec.default}
     assert select() == select(sorted(measured)), "a family is measured by default as a whole or not at all"
-    assert measured == {"entropy", "pattern", "cone", "subspace", "stream", "head"}
+    assert measured == {"entropy", "pattern", "cone", "subspace", "stream", "head", "updates"}
     for spec in CATALOG.values():
         assert all(spec_of(name) is spec for name in spec.stored_names)
     with pytest.raises(KeyError):

@@ -76,7 +76,7 @@ def test_early_stopping(
 
 
 def test_every_metric_is_named() -> None:
-    named = set(re.findall(r"``([a-z_]+)``", DOC))
+    named = set(re.findall(r"``([a-z0-9_]+)``", DOC))
     missing = {spec.name.partition(".")[0] for spec in CATALOG.values()} - named
     assert missing == set()
 
@@ -115,7 +115,7 @@ def test_every_key_that_is_logged_is_listed(tmp_path: Path) -> None:
 
 def pattern_of(key: str) -> str:
     """What a listed key stands for, as a regular expression."""
-    parts = {"<metric>": r"[a-z_]+(\.[a-z_]+)*", "<family>": "[a-z_]+", "_03": r"_\d\d", "_05": r"_\d\d"}
+    parts = {"<metric>": r"[a-z0-9_]+(\.[a-z_]+)*", "<family>": "[a-z_]+", "_03": r"_\d\d", "_05": r"_\d\d"}
     pattern = re.escape(key)
     for placeholder, stands_for in parts.items():
         pattern = pattern.replace(re.escape(placeholder), stands_for)

@@ -298,6 +298,8 @@ def test_layers_leaves_the_others_out(layers: Any, source: Any, tmp_path: Path) 
         assert part.keys() == whole.keys()
         for key in part:
             assert np.isnan(part[key][0]).all(), key
+            if key == "weight_similarity":  # there is no other layer to compare with
+                continue
             # other layers are decomposed together, which rounds otherwise
             np.testing.assert_allclose(part[key][1], whole[key][1], rtol=1e-4, atol=1e-5, err_msg=key)
 

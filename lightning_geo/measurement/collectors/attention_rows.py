@@ -170,4 +170,4 @@ class AttentionRows(Collector):
     def derive(self, stack: DerivedStack) -> None:
         indices = [index for index, layer in stack.layers.items() if "broken" in layer.sums]
         if indices:
-            stack.add_broken(indices, torch.stack([stack.layers[i].sums["broken"] for i in indices]) > 0)
+            stack.add_broken(indices, torch.stack([stack.layers[i].sums["broken"] for i in indices]))

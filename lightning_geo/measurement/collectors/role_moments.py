@@ -157,7 +157,7 @@ class RoleMoments(Collector):
             places = [i for i, owner in enumerate(owners) if owner.role == role]
             if places and names:
                 layers = [owners[i].layer for i in places]
-                values = torch.stack([lengths[i] for i in places])
+                values = _taken(lengths, places)
                 # grouped queries share a key's numbers
                 values = _repeated(values, layers[0].heads // heads, -1)
                 quantities = {f"{role}.length": values}
@@ -176,9 +176,9 @@ class RoleMoments(Collector):
         places = [i for i, owner in enumerate(owners) if owner.role == "output"]
         if places and self._cones:
             quantities = {
-                "output.directions": torch.stack([directions[i] for i in places]),
+                "output.directions": _taken(directions, places),
                 "output.tokens": tokens.expand(len(places), -1, -1),
-                "output.directed": torch.stack([directed[i] for i in places]),
+                "output.directed": _taken(directed, places),
             }
             leading = quantities["output.directions"].shape[:-1]
             values = [self.value(name, quantities, leading) for name in self._cones]
@@ -288,6 +288,15 @@ class RoleMoments(Collector):
                     basis = vectors[part].unflatten(0, (-1, heads))
                     bases.setdefault(role, []).append((indices, _repeated(basis, repeat, 1)))
         return bases
+
+
+def _taken(x: Tensor, places: list[int]) -> Tensor:
+    """Entries of the first axis; a view where they are equally far apart, as those of a role are."""
+    step = places[1] - places[0] if len(places) > 1 else 1
+    spread = range(places[0], places[-1] + 1, step)
+    return (
+        x[places[0] : places[-1] + 1 : step] if places == [*spread] else torch.stack([x[i] for i in places])
+    )
 
 
 def _repeated(x: Tensor, times: int, dim: int) -> Tensor:

@@ -33,6 +33,8 @@ class ModuleTree:
 
     def __init__(self, model: nn.Module) -> None:
         self._find(model)
+        #: the same of the model itself, also in the tree of a copy of it
+        self.own_modules = self.modules
         #: paths of TorchScript modules that compute attention
         self.scripted = scripted_attention(self.modules)
         self.linear = {name for name, module in self.modules.items() if is_linear(module)}

@@ -44,6 +44,7 @@ from lightning_geo.utils._torch.modules import (
     unwrapped,
     version_of,
 )
+from lightning_geo.utils._torch.parameters import is_plain
 from lightning_geo.utils._torch.script import (
     script_attribute,
     script_attributes,
@@ -75,6 +76,7 @@ __all__ = [
     "is_compiled_frame",
     "is_compiled_function",
     "is_compiled_module",
+    "is_plain",
     "parameters_of",
     "remove_forward_hook",
     "script_attribute",
