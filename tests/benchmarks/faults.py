@@ -74,7 +74,7 @@ def outcome(case: Case, directory: Path) -> Outcome:
 def on_loss(loss: np.ndarray) -> dict[str, int | None]:
     """First step after the fault began at which each of three rules on the loss holds."""
     departure = RULES["departure"].test
-    trend = Trend(departure.window, departure.share / departure.spreads)  # type: ignore[union-attr]
+    trend = Trend(departure.window, departure.guard, departure.share / departure.spreads)  # type: ignore[union-attr]
     streak, first = 0, dict.fromkeys(("trend", "six deviations", "ten times the best"))
     steps: dict[str, int | None] = dict(first)
     for step, value in enumerate(loss):

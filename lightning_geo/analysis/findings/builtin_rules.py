@@ -57,9 +57,11 @@ _LEVELS = [
     Rule(
         "cone_collapse", ("cone.output",), Level(at_least=0.97, start_at_most=0.87),
         "In {where} all tokens point nearly the same way: {metric} is {value}, at the start it was {usual}.",
-        critical_layers=0.5,
-        causes=("a learning rate that is too high", "attention that averages over all tokens"),
-        next=(_LOWER_RATE, "Compare attention_distance and entropy of the same layers."),
+        "note",
+        causes=("the first steps of a training from scratch, after which it passes",
+                "a learning rate that is too high", "attention that averages over all tokens"),
+        next=("Wait whether it passes.", _LOWER_RATE,
+              "Compare attention_distance and entropy of the same layers."),
         source="The geometry of BERT, arXiv 2502.12033; Noci et al. 2022",
     ),
     Rule(
@@ -85,7 +87,7 @@ _DEPARTURES = [
         source="least squares with prediction errors; Shewhart 1931 (control charts)",
     ),
     Rule(
-        "update_growth", ("update_size",), Departure(direction="up", log=True, share=0.25, per_interval=True),
+        "update_growth", ("update_size",), Departure(direction="up", log=True, share=0.5, guard=8, per_interval=True),
         "Updates of {where} grew: the weights moved by {value} of their size since the sample before, "
         "expected was {usual}.",
         causes=("a learning rate that rose", "gradients that exploded"),

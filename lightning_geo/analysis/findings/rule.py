@@ -72,14 +72,15 @@ class Departure:
     """Hold where a value leaves its own linear trend over the last samples.
 
     A cell departs where the error of its trend's prediction exceeds ``spreads`` times the root mean square of
-    the trend's earlier errors, and ``share`` of the value. Errors that were large before, as those at the
-    start of a fine-tuning, thus count less; so does what follows few samples, by the square of their share of
-    the window.
+    the trend's earlier errors, and its value lies outside all values of the window by ``share`` of itself.
+    Errors that were large before, as those at the start of a fine-tuning, thus count less; so does what
+    follows few samples, by the cube of their share of the window.
 
     Args:
         spreads: How many times the usual error.
         share: Least departure as a share of the value: a smaller one does not matter.
         window: Samples of the trend.
+        guard: Samples before the present one that do not count for the trend, so that slow changes show.
         direction: Which departures count.
         log: Whether the trend is that of the value's logarithm.
         per_interval: Whether the value grows with the steps between two samples, as that of an update: a
@@ -89,15 +90,17 @@ class Departure:
     spreads: float = 8.0
     share: float = 0.05
     window: int = 64
+    guard: int = 0
     direction: Literal["up", "down", "both"] = "both"
     log: bool = False
     per_interval: bool = False
 
     def __post_init__(self) -> None:
-        if not (self.spreads > 0 and self.share >= 0 and self.window >= 8):
+        if not (self.spreads > 0 and self.share >= 0 and self.window >= 8 and self.guard >= 0):
             raise ValueError(
-                "Expected a departure's `spreads` above 0, `share` of at least 0 and `window` of at least 8 "
-                f"but got {self.spreads!r}, {self.share!r} and {self.window!r}."
+                "Expected a departure's `spreads` above 0, `share` and `guard` of at least 0 and "
+                f"`window` of at least 8 but got {self.spreads!r}, {self.share!r}, {self.guard!r} and "
+                f"{self.window!r}."
             )
 
 
