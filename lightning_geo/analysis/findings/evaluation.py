@@ -81,6 +81,7 @@ class _Levels:
             if start is None or start.shape != values.shape:
                 start = self._start[metric] = self._start_of(metric, values, arrays)
                 self._streak[metric] = np.zeros(values.shape, np.int64)
+            np.copyto(start, values, where=np.isnan(start))  # its first value may come later
             streak = self._streak[metric]
             streak += 1
             streak *= self._level.holds(values, start)
@@ -94,7 +95,7 @@ class _Levels:
 
     def _start_of(self, metric: str, values: Cells, arrays: Arrays) -> Cells:
         reference = arrays.get(self._level.start_of or metric)
-        return values if reference is None or reference.shape != values.shape else np.array(reference, float)
+        return np.array(values if reference is None or reference.shape != values.shape else reference, float)
 
     def state_dict(self) -> dict[str, Any]:
         return {"start": dict(self._start), "streak": dict(self._streak)}

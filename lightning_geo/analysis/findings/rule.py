@@ -22,10 +22,10 @@ class Level:
     Args:
         at_least: Lowest value that holds.
         at_most: Highest value that holds.
-        start_at_least: Lowest value at the run's first sample with which it may hold later, so that what a
-            model has been from the start is no finding.
-        start_at_most: Highest value at the run's first sample with which it may hold later.
-        start_of: Stored name of the metric whose first sample ``start_at_least`` and ``start_at_most`` limit,
+        start_at_least: Lowest first value in the run with which it may hold later, so that what a model has
+            been from the start is no finding.
+        start_at_most: Highest first value in the run with which it may hold later.
+        start_of: Stored name of the metric whose first value ``start_at_least`` and ``start_at_most`` limit,
             where a run has it; the same metric by default.
         unlike_others: Hold only while another layer of the stack is not beyond the limit.
 
@@ -54,16 +54,14 @@ class Level:
 
         Args:
             values: [layer] or [layer, head].
-            start: The same of the first sample; NaN where it had none.
+            start: The same shape, the first value in the run; NaN where there was none yet.
         """
-        result = _within(values, self.at_least, self.at_most)
-        limited = self.start_at_least is not None or self.start_at_most is not None
-        if limited:
-            result &= _within(start, self.start_at_least, self.start_at_most) | np.isnan(start)
-        if self.unlike_others:
-            layers = result.reshape(len(result), -1).any(axis=1)
-            others = np.isfinite(values).reshape(len(values), -1).any(axis=1) & ~layers
-            result &= bool(others.any())
+        beyond = _within(values, self.at_least, self.at_most)
+        result = beyond
+        if self.start_at_least is not None or self.start_at_most is not None:
+            result = beyond & _within(start, self.start_at_least, self.start_at_most)
+        if self.unlike_others and not (np.isfinite(values) & ~beyond).any():
+            return np.zeros_like(beyond)
         return result
 
 

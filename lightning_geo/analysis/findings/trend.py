@@ -102,7 +102,7 @@ class Trend:
             values: Their values at the last update.
 
         Returns:
-            As many numbers: above the highest, as a positive one; below the lowest, as a negative one; else 0.
+            As many numbers: positive above the highest, negative below the lowest, else 0.
         """
         held = self._values[self._rows[:, None], cells]
         above, below = values - held.max(axis=0), values - held.min(axis=0)
