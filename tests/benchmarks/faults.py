@@ -1,8 +1,8 @@
 """How early and how reliably faults of training are found: ``python tests/benchmarks/faults.py``.
 
 Eight faults begin at step 200 of 300, each with twenty seeds, beside sixty healthy runs; every step is a
-sample. An alarm is a finding of :func:`lightning_geo.diagnose` that is a warning or critical. A fault is found
-by the first alarm after it began; one before, or in a healthy run, is a false alarm. The lead is counted to the
+sample. An alarm is a finding of :func:`lightning_geo.diagnose` that is a warning or critical. The first alarm
+after a fault began finds it; one before, or in a healthy run, is a false alarm. The lead is counted to the
 first of three rules on the loss: the trend rule of the findings, six standard deviations over 128 steps, ten
 times the best loss so far.
 
