@@ -67,41 +67,47 @@ class _Levels:
 
     def __init__(self, rule: Rule, level: Level) -> None:
         self._rule, self._level = rule, level
-        #: by metric: the first sample's values, and samples in a row beyond the limit
+        #: by metric: the last values, the first ones, and samples in a row beyond the limit
+        self._values: dict[str, Cells] = {}
         self._start: dict[str, Cells] = {}
         self._streak: dict[str, NDArray[np.int64]] = {}
 
     def update(self, record: GeometryRecord, stack: str, arrays: Arrays) -> Shown | None:
+        measured = [metric for metric in self._rule.metrics if metric in arrays]
+        measured = [metric for metric in measured if not np.isnan(arrays[metric]).all()]
+        if not measured:
+            return None
+        for metric in measured:
+            self._take(metric, arrays)
         shown: list[Shown] = []
-        for metric in self._rule.metrics:
-            if metric not in arrays:
-                continue
-            values = np.asarray(arrays[metric], np.float64)
-            start = self._start.get(metric)
-            if start is None or start.shape != values.shape:
-                start = self._start[metric] = self._start_of(metric, values, arrays)
-                self._streak[metric] = np.zeros(values.shape, np.int64)
-            np.copyto(start, values, where=np.isnan(start))  # its first value may come later
-            streak = self._streak[metric]
-            streak += 1
-            streak *= self._level.holds(values, start)
+        for metric, values in self._values.items():  # one that is measured less often stands meanwhile
+            start, streak = self._start[metric], self._streak[metric]
             cells = _of_whole_layers(streak >= self._rule.samples, np.isfinite(values), self._rule.heads)
             shown.append(Shown(metric, cells, values, start, start, holds=bool(streak.any())))
-        if not shown:
-            return None
         most = max(shown, key=lambda one: float(one.cells.mean()))
         others = tuple(one.metric for one in shown if one is not most and one.cells.any())
         return most._replace(others=others, holds=any(one.holds for one in shown))
+
+    def _take(self, metric: str, arrays: Arrays) -> None:
+        values = self._values[metric] = np.asarray(arrays[metric], np.float64)
+        start = self._start.get(metric)
+        if start is None or start.shape != values.shape:
+            start = self._start[metric] = self._start_of(metric, values, arrays)
+            self._streak[metric] = np.zeros(values.shape, np.int64)
+        np.copyto(start, values, where=np.isnan(start))  # its first value may come later
+        self._streak[metric] += 1
+        self._streak[metric] *= self._level.holds(values, start)
 
     def _start_of(self, metric: str, values: Cells, arrays: Arrays) -> Cells:
         reference = arrays.get(self._level.start_of or metric)
         return np.array(values if reference is None or reference.shape != values.shape else reference, float)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"start": dict(self._start), "streak": dict(self._streak)}
+        return {"values": dict(self._values), "start": dict(self._start), "streak": dict(self._streak)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._start, self._streak = dict(state["start"]), dict(state["streak"])
+        self._values, self._start = dict(state["values"]), dict(state["start"])
+        self._streak = dict(state["streak"])
 
 
 class _Departures:

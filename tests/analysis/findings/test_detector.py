@@ -92,6 +92,17 @@ def test_stacks_have_findings_of_their_own() -> None:
     assert {finding.stack for finding in detector.update(both)} == {"encoder", "decoder"}
 
 
+def test_a_metric_that_is_measured_less_often_stands_meanwhile() -> None:
+    rule = Rule("two", ("future_visible.batch", "future_visible.probe"), Level(at_least=0.1), "m", samples=1)
+    detector = Detector([rule])
+    for i in range(40):
+        batch = {"future_visible__batch": [1.0 if 10 <= i < 30 else 0.0]} if i % 10 == 0 else {}
+        if i % 10 == 5:
+            batch = {"future_visible__batch": [np.nan]}
+        detector.update(record(i, future_visible__probe=[0.0], **batch))
+    assert [(f.since_step, f.until_step) for f in detector.findings] == [(10, 30)]
+
+
 # -- departures
 
 
