@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lightning_geo.kernels.workspace import reuse_scratch
 from lightning_geo.measurement.assemble import Bases, Computed, compute
 from lightning_geo.measurement.chosen_layers import ChosenLayers, LayerChoice, no_match, not_measured
+from lightning_geo.measurement.narrowing import Narrowing
 from lightning_geo.measurement.rank_reduction import Merged, reduce_over_ranks
 from lightning_geo.measurement.row_sampling import ESTIMATED, MaxQueries
 from lightning_geo.measurement.sample_statistics import SampleStatistics
@@ -32,6 +33,7 @@ class Measurement:
         max_queries: See :class:`.AttentionRows`.
         start: Weights at the run's start by model, see :class:`.SampleStatistics`.
         known: By model, whether earlier samples have reported a call, see :class:`.ChosenLayers`; filled in.
+        narrowings: By model, what fixed inputs have shown of its layers.
     """
 
     def __init__(
@@ -43,14 +45,13 @@ class Measurement:
         max_queries: MaxQueries = None,
         start: dict[str, dict[str, dict[str, Tensor]]] | None = None,
         known: dict[str, dict[CallKey, bool]] | None = None,
+        narrowings: Mapping[str, Narrowing] | None = None,
     ) -> None:
         self._metrics = metrics
         self._layers = layers
         self._rank = rank
         self._taps = dict(taps)
         self._merged: Coverage | None = None
-        for tap in taps.values():
-            tap.begin_sample()
         start = {} if start is None else start
         known = {} if known is None else known
         self._choices = {
@@ -63,6 +64,11 @@ class Measurement:
             )
             for name in taps
         }
+        self._narrowings = {} if narrowings is None or layers is None else dict(narrowings)
+        for name, tap in taps.items():
+            tap.begin_sample(self._choices[name].asks)
+        for name, narrowing in self._narrowings.items():
+            self._taps[name] = narrowing.begin(self._statistics[name], self._choices[name].asks)
 
     @contextmanager
     def observe(
@@ -83,9 +89,9 @@ class Measurement:
             replays: Whether replays that begin inside belong to it, rather than what runs between them.
             twin: A copy of the model that runs in its place.
         """
-        statistics, tap = self._statistics[name], self._taps[name]
+        statistics, observed = self._statistics[name], self._narrowings.get(name, self._taps[name])
         statistics.gradient_hook = None if slopes is None else slopes.hook
-        with reuse_scratch(), tap.open(statistics, training=training, replays=replays, twin=twin):
+        with reuse_scratch(), observed.open(statistics, training=training, replays=replays, twin=twin) as tap:
             yield tap
 
     def add_importance(
@@ -124,7 +130,8 @@ class Measurement:
         for name, tap in self._taps.items():
             left_out = [f"{module}." for modules in tap.coverage.left_out.values() for module in modules]
             for path, kind in tap.unobserved.items():
-                if not any(module.startswith(f"{path}." * bool(path)) for module in left_out):
+                known = any(module.startswith(f"{path}." * bool(path)) for module in left_out)
+                if self._choices[name].asks(path) and not known:
                     modules_without[self._named(name, path)] = kind
         return modules_without
 
@@ -264,6 +271,8 @@ class Measurement:
     def _learn(self, numberings: Mapping[str, LayerNumbering]) -> list[str]:
         """Let all models know which layers are reported: ranks must go on alike if one model then fails."""
         missed = {name: self._choices[name].learn(numbering) for name, numbering in numberings.items()}
+        for name in numberings.keys() & self._narrowings.keys():
+            self._narrowings[name].learn(self._statistics[name].layers, self._choices[name].has_reported)
         return [self._named(name, path) for name, paths in missed.items() for path in paths]
 
     def learn_layers(self) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
+from lightning_geo.measurement.narrowing import Narrowing
 from lightning_geo.measurement.row_sampling import MaxQueries
 from lightning_geo.measurement.sample import LayerChoice, Measurement
 from lightning_geo.metrics.registry import reads_of
@@ -48,11 +49,14 @@ class OpenSample:
         self.start: dict[str, dict[str, dict[str, Tensor]]] = {}
         #: by model, whether a call is one of ``layers``: filled in by samples, which number them
         self._known: dict[str, dict[CallKey, bool]] = {}
+        #: by model, what the probe has shown of its layers
+        self._narrowings = {name: Narrowing(tap) for name, tap in observed.taps.items()}
 
     def begin(self) -> Measurement:
         """Return a new measurement of the observed models and the metrics that are due."""
         taps, start, known = self._observed.taps, self.start, self._known
-        return Measurement(taps, self.due, *self._settings, start=start, known=known)
+        narrowings = {name: self._narrowings[name] for name in taps} if self.replayed else None
+        return Measurement(taps, self.due, *self._settings, start=start, known=known, narrowings=narrowings)
 
     def close(self) -> Measurement | None:
         """Return the measurement, and let the next sample begin without failure."""
