@@ -40,59 +40,62 @@ class Narrowing:
         self._heads: dict[CallKey, int] = {}
         #: whether the observer reads projections, for those to which both taps showed the same
         self._proved: set[bool] = set()
+        #: of the last sample that both taps observed; None once it is decided, and if that sample failed
         self._comparison: Comparison | None = None
-        self._compared = False
+        #: the comparison that this sample makes
+        self._comparing: Comparison | None = None
+        #: whether this sample observes the asked layers alone
+        self._alone = False
 
     def begin(self, statistics: SampleStatistics, asked: Asked) -> Tap:
         """Begin a sample, and return the tap that counts."""
-        self._compared = False
         if self._narrow is not None and self._narrow.outdated:
             self._forget()
         self._conclude()
+        self._alone, self._comparing = False, None
         if self._narrow is None or self._comparison is not None:
             return self._whole
-        reads = statistics.reads_projections
-        self._narrow.beside = None
-        if reads not in self._proved:
-            self._comparison, self._compared = Comparison(reads), True
-            self._narrow.beside = self._whole
+        self._alone = statistics.reads_projections in self._proved
+        if not self._alone:
+            self._comparing = Comparison(statistics.reads_projections)
+        self._narrow.beside = None if self._alone else self._whole
         self._narrow.begin_sample(asked)
-        return self._whole if self._compared else self._narrow
+        return self._narrow if self._alone else self._whole
 
     def _conclude(self) -> None:
-        """Decide by what the last sample has shown."""
-        narrow, comparison = self._narrow, self._comparison
-        if narrow is None:
-            return
-        holds = comparison is None or comparison.holds
-        if narrow.failures or holds is False:
-            self._possible, self._narrow, self._comparison = False, None, None
+        """Decide by what the last sample has shown, once the device has answered."""
+        comparison = self._comparison
+        holds = True if comparison is None else comparison.holds
+        if self._narrow is not None and (self._narrow.failures or holds is False):
+            self._give_up()
         elif comparison is not None and holds:
             self._proved.add(comparison.projections)
             self._comparison = None
 
+    def _give_up(self) -> None:
+        self._possible, self._narrow, self._comparison = False, None, None
+
     @contextmanager
     def open(self, statistics: SampleStatistics, **options: Any) -> Iterator[Tap]:
         """Show the model's attention calls to the statistics while the context is open; see :class:`.Tap`."""
-        narrow, comparison = self._narrow, self._comparison
-        if narrow is None or (comparison is not None and not self._compared):
-            with self._whole.open(statistics, **options) as tap:
-                yield tap
-        elif comparison is None:
+        narrow, comparing = self._narrow, self._comparing
+        if narrow is not None and self._alone:
             with narrow.open(statistics, **options) as tap:
                 yield tap
             if narrow.ran:
                 statistics.expect(self._heads)
-        else:
-            self._comparison = None  # a run that fails has compared nothing
-            both = OneOfTwo(comparison, narrow.covers, statistics, statistics)
-            other = OneOfTwo(comparison, narrow.covers, None, statistics)
+        elif narrow is not None and comparing is not None:
+            self._comparison = None
+            both = OneOfTwo(comparing, narrow.covers, statistics, statistics)
+            other = OneOfTwo(comparing, narrow.covers, None, statistics)
             with self._whole.open(both, **options) as tap, narrow.open(other, **options):
                 yield tap
-            comparison.settle()
-            comparison.differs |= narrow.coverage.left_out != self._whole.coverage.left_out
-            if not self._whole.failures:
-                self._comparison = comparison
+            comparing.settle()
+            comparing.differs |= narrow.coverage.left_out != self._whole.coverage.left_out
+            self._comparison = comparing
+        else:
+            with self._whole.open(statistics, **options) as tap:
+                yield tap
 
     def learn(self, layers: Mapping[CallKey, LayerSums], asked: Callable[[CallKey], bool]) -> None:
         """Find the blocks to observe, after the first sample; later ones are to show the same calls.
@@ -106,7 +109,7 @@ class Narrowing:
             return
         known, self._heads = self._heads, heads
         if known:  # the same inputs showed other calls
-            self._possible, self._narrow, self._comparison = False, None, None
+            self._give_up()
             return
         modules = self._whole.modules
         blocks = {key.module: next((e.name for e in elements_of(key.module, modules)), "") for key in heads}

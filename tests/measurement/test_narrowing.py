@@ -54,7 +54,7 @@ class Samples:
         values, expected = narrow.compute(), whole.compute()
         assert values.structure == expected.structure
         assert narrow.coverage == whole.coverage
-        assert narrow.unprojected == whole.unprojected
+        assert narrow.unprojected.items() <= whole.unprojected.items()  # of the first sample too
         assert narrow.unobserved == whole.unobserved
         assert values.stacks.keys() == expected.stacks.keys()
         for stack, arrays in expected.stacks.items():
@@ -119,12 +119,18 @@ class Layer(nn.Module):
         self.project = nn.Linear(8, 24)
         self.memory: Tensor | None = None
 
-    def forward(self, x: Tensor, scores: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, scores: Tensor | None = None, memory: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         query, key, value = self.project(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
         if self.memory is not None:
             key = value = self.memory
         product = query @ key.mT if scores is None else query @ key.mT + scores
-        return x + (product.softmax(-1) @ value).transpose(1, 2).flatten(2), product
+        x = x + (product.softmax(-1) @ value).transpose(1, 2).flatten(2)
+        if memory is not None:
+            query, memory = (y.unflatten(-1, (2, 4)).transpose(1, 2) for y in (x, memory))
+            x = x + ((query @ memory.mT).softmax(-1) @ memory).transpose(1, 2).flatten(2)
+        return x, product
 
 
 class Model(nn.Module):
@@ -134,23 +140,26 @@ class Model(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.layers = nn.ModuleList(Layer() for _ in range(4))
-        self.embed = nn.Linear(8, 8)
+        self.encoder, self.embed = Layer(), nn.Linear(8, 8)
         self.how = how
 
     def forward(self, x: Tensor, other: Tensor) -> Tensor:
         x, scores = self.embed(x), None
+        memory = self.encoder(x)[0] if self.how == "memory" else None
         for number, layer in enumerate(self.layers):
             if self.how == "skips" and number == 1:
                 continue
             if self.how == "again" and number == 1:
                 layer(x)
             if self.how == "attribute":
-                memory = self.embed(other).unflatten(-1, (2, 4)).transpose(1, 2)
-                layer.memory = memory if number == 3 else None  # type: ignore[assignment]
+                keys = self.embed(other).unflatten(-1, (2, 4)).transpose(1, 2)
+                layer.memory = keys if number == 3 else None  # type: ignore[assignment]
+            if self.how == "fails":
+                raise RuntimeError("planted")
             if self.how == "shorter" and number == 3:
                 x = x[:, :-1]
-            x, scores = layer(x, scores if self.how == "scores" and number else None)
-        return x
+            x, scores = layer(x, scores if self.how == "scores" and number else None, memory)
+        return self.layers[3].forward(x)[0] if self.how == "direct" else x
 
 
 def batch() -> dict[str, Tensor]:
@@ -158,8 +167,12 @@ def batch() -> dict[str, Tensor]:
     return {"x": torch.randn(2, 6, 8), "other": torch.randn(2, 6, 8)}
 
 
-# Scores with products of earlier layers in them, or keys of another sequence that are no argument.
-@pytest.mark.parametrize(("how", "expected"), [("", True), ("scores", False), ("attribute", False)])
+# Cross-attention to the same tokens after other attentions; scores with products of earlier layers in them;
+# keys of another sequence that are no argument; a run that no hook sees.
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [("", True), ("memory", True), ("scores", False), ("attribute", False), ("direct", False)],
+)
 def test_what_alone_would_look_otherwise_is_observed_whole(how: str, expected: bool) -> None:
     samples = Samples(Model(how), batch(), [3])
     assert [samples.is_narrow() for _ in range(4)] == [False, False, expected, expected]
@@ -184,12 +197,39 @@ def test_a_run_that_is_another_costs_its_sample_and_the_next_is_whole(how: str, 
     assert [samples.is_narrow() for _ in range(3)] == [False] * 3
 
 
+def test_a_model_with_new_modules_is_observed_whole_again() -> None:
+    model = Model()
+    samples = Samples(model, batch(), [3])
+    assert [samples.is_narrow() for _ in range(3)] == [False, False, True]
+    model.layers[0] = Layer()
+    assert [samples.is_narrow() for _ in range(3)] == [False, False, True]
+
+
+def test_a_model_that_shows_other_calls_on_the_same_inputs_stays_whole() -> None:
+    model = Model()
+    samples = Samples(model, batch(), [3])
+    assert not samples.is_narrow()
+    model.how = "memory"
+    assert [samples.is_narrow() for _ in range(3)] == [False] * 3
+
+
+def test_a_model_that_fails_has_shown_nothing() -> None:
+    model = Model()
+    samples = Samples(model, batch(), [3])
+    assert not samples.is_narrow()
+    model.how = "fails"
+    with pytest.raises(RuntimeError, match="planted"):
+        samples.is_narrow()
+    model.how = ""
+    assert [samples.is_narrow() for _ in range(2)] == [False, True]
+
+
 def test_another_number_of_attentions_is_noticed() -> None:
     model = Model()
     samples = Samples(model, batch(), [3])
     assert [samples.is_narrow() for _ in range(3)] == [False, False, True]
     layer, forward = model.layers[3], model.layers[3].forward
-    layer.forward = lambda x, scores=None: (forward(x)[0] + forward(x.flip(1))[0], x)
+    layer.forward = lambda x, scores=None, memory=None: (forward(x)[0] + forward(x.flip(1))[0], x)
     with pytest.raises(ChangedRunError, match="its attention calls are others"):
         samples.is_narrow()
     assert not samples.is_narrow()
@@ -204,13 +244,15 @@ def planted(what: str) -> contextlib.AbstractContextManager[Any]:
         if what == "origin" and frame.name:
             for x in frame.given.values():
                 tap._events.evidence.origins._known.drop(x)
+        elif what == "special":
+            tap._events.evidence.special_ids = (5, 9)
         elif what == "error" and frame.name:
             raise ValueError("planted")
 
     return patch.object(NarrowTap, "_know", know)
 
 
-@pytest.mark.parametrize("what", ["origin", "error"])
+@pytest.mark.parametrize("what", ["origin", "special", "error"])
 def test_a_planted_difference_keeps_samples_whole(what: str) -> None:
     model, inputs = of_family("bart", "sdpa", -1)
     with planted(what):
