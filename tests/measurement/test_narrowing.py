@@ -141,11 +141,13 @@ class Model(nn.Module):
         torch.manual_seed(0)
         self.layers = nn.ModuleList(Layer() for _ in range(4))
         self.encoder, self.embed = Layer(), nn.Linear(8, 8)
+        self.latents = nn.Parameter(torch.randn(2, 5, 8))
         self.how = how
 
     def forward(self, x: Tensor, other: Tensor) -> Tensor:
         x, scores = self.embed(x), None
         memory = self.encoder(x)[0] if self.how == "memory" else None
+        memory = self.latents if self.how == "latents" else memory
         for number, layer in enumerate(self.layers):
             if self.how == "skips" and number == 1:
                 continue
@@ -168,10 +170,17 @@ def batch() -> dict[str, Tensor]:
 
 
 # Cross-attention to the same tokens after other attentions; scores with products of earlier layers in them;
-# keys of another sequence that are no argument; a run that no hook sees.
+# keys of another sequence that are no argument; a run that no hook sees; a parameter, known by its address.
 @pytest.mark.parametrize(
     ("how", "expected"),
-    [("", True), ("memory", True), ("scores", False), ("attribute", False), ("direct", False)],
+    [
+        ("", True),
+        ("memory", True),
+        ("scores", False),
+        ("attribute", False),
+        ("direct", False),
+        ("latents", False),
+    ],
 )
 def test_what_alone_would_look_otherwise_is_observed_whole(how: str, expected: bool) -> None:
     samples = Samples(Model(how), batch(), [3])
@@ -185,6 +194,7 @@ def test_what_alone_would_look_otherwise_is_observed_whole(how: str, expected: b
         ("again", "other layers ran, or in another order"),
         ("scores", r"layers\.3 was given other arguments"),
         ("shorter", r"layers\.3 was given other arguments"),
+        ("buffer", "it has other buffers"),
     ],
 )
 def test_a_run_that_is_another_costs_its_sample_and_the_next_is_whole(how: str, said: str) -> None:
@@ -192,6 +202,8 @@ def test_a_run_that_is_another_costs_its_sample_and_the_next_is_whole(how: str, 
     samples = Samples(model, batch(), [3])
     assert [samples.is_narrow() for _ in range(3)] == [False, False, True]
     model.how = how
+    if how == "buffer":
+        model.register_buffer("more", torch.zeros(1))
     with pytest.raises(ChangedRunError, match=f"{said}. The next sample observes all"):
         samples.is_narrow()
     assert [samples.is_narrow() for _ in range(3)] == [False] * 3
