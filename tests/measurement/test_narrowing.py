@@ -37,11 +37,12 @@ class Samples:
         self._tap = Tap(model, (5, 6, 7))
         self._narrowings = {"": Narrowing(self._tap)}
         self._known: tuple[Any, Any] = ({}, {})
+        self.metrics = METRICS
 
     def take(self, narrowings: Any = None) -> Measurement:
         known = self._known[narrowings is None]
         taps, layers = {"": self._tap}, self._layers
-        sample = Measurement(taps, METRICS, layers, known=known, narrowings=narrowings)
+        sample = Measurement(taps, self.metrics, layers, known=known, narrowings=narrowings)
         with undisturbed(self._model), sample.observe():
             self._model(**self._batch)
         if sample.failures:
@@ -215,6 +216,14 @@ def test_a_model_with_new_modules_is_observed_whole_again() -> None:
     assert [samples.is_narrow() for _ in range(3)] == [False, False, True]
     model.layers[0] = Layer()
     assert [samples.is_narrow() for _ in range(3)] == [False, False, True]
+
+
+def test_projections_are_compared_before_they_are_taken_from_the_asked_layers_alone() -> None:
+    samples = Samples(Model(), batch(), [3])
+    samples.metrics = select("entropy")
+    assert [samples.is_narrow() for _ in range(3)] == [False, False, True]
+    samples.metrics = METRICS
+    assert [samples.is_narrow() for _ in range(2)] == [False, True]
 
 
 def test_a_model_that_shows_other_calls_on_the_same_inputs_stays_whole() -> None:

@@ -118,6 +118,8 @@ class Mixed(nn.Module):
 def test_a_module_that_looks_like_attention_and_shows_none_counts_as_left_out() -> None:
     record = measure(Mixed(), batch())
     assert record.coverage == {"seen": 3, "measured": 2, "left_out": {UNOBSERVED: ["strange"]}}
+    elsewhere = measure(Mixed(), batch(), layers=r"encoder\.layer\.0")
+    assert elsewhere.coverage == {"seen": 1, "measured": 1, "left_out": {}}
 
 
 def test_a_module_whose_calls_were_left_out_is_not_said_to_show_none(leave_out: LeaveOut) -> None:
