@@ -44,8 +44,14 @@ class ChosenLayers:
         self._before = dict(known)
         self._lists: dict[str, bool] = {}
 
-    def asks(self, key: CallKey) -> bool:
-        """Return whether a call is to be measured, as far as it is known while the model runs."""
+    def asks(self, key: CallKey | str) -> bool:
+        """Return whether a call is to be measured, as far as it is known while the model runs.
+
+        Args:
+            key: The call; or the path of a module, for any call in it.
+        """
+        if isinstance(key, str):
+            return self._asks_in(key)
         if self._pattern is not None:
             return self._matches(key)
         if self._wanted is None:
@@ -53,6 +59,21 @@ class ChosenLayers:
         if key not in self._before:
             self._before[key] = self._may_be_wanted(key, self._wanted)
         return self._before[key]
+
+    def _asks_in(self, path: str) -> bool:
+        def within(name: str) -> bool:
+            return f"{name}.".startswith(f"{path}." * bool(path))
+
+        if self._pattern is not None:
+            return any(self._matches(CallKey(name)) for name in self._modules if within(name))
+        known = [asked for key, asked in self._before.items() if within(key.module)]
+        return (
+            any(known) if known else self._wanted is None or self._may_be_wanted(CallKey(path), self._wanted)
+        )
+
+    def has_reported(self, key: CallKey) -> bool:
+        """Return whether any sample has reported a call."""
+        return self._matches(key) if self._pattern is not None else self._known.get(key, True)
 
     def reports(self, numbering: LayerNumbering) -> Callable[[CallKey], bool]:
         """Return whether a call is reported."""

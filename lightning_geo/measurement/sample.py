@@ -13,6 +13,7 @@ from lightning_geo.kernels.workspace import reuse_scratch
 from lightning_geo.measurement.assemble import Bases, Computed, compute
 from lightning_geo.measurement.chosen_layers import ChosenLayers, LayerChoice, no_match, not_measured
 from lightning_geo.measurement.collectors.updates import Draw
+from lightning_geo.measurement.narrowing import Narrowing
 from lightning_geo.measurement.rank_reduction import Merged, reduce_over_ranks
 from lightning_geo.measurement.row_sampling import ESTIMATED, MaxQueries
 from lightning_geo.measurement.sample_statistics import SampleStatistics
@@ -36,6 +37,7 @@ class Measurement:
         known: By model, whether earlier samples have reported a call, see :class:`.ChosenLayers`; filled in.
         drawn: Weights drawn at the sample before by model, see :class:`.Updates`; replaced.
         trained: By model, see :class:`.Visibility`.
+        narrowings: By model, what fixed inputs have shown of its layers.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Measurement:
         known: dict[str, dict[CallKey, bool]] | None = None,
         drawn: dict[str, dict[str, Draw]] | None = None,
         trained: Mapping[str, Mapping[CallKey, Tensor]] | None = None,
+        narrowings: Mapping[str, Narrowing] | None = None,
     ) -> None:
         self._metrics = metrics
         self._layers = layers
@@ -58,15 +61,20 @@ class Measurement:
         start = {} if start is None else start
         known = {} if known is None else known
         drawn = {} if drawn is None else drawn
-        self._choices: dict[str, ChosenLayers] = {}
+        self._choices = {
+            name: ChosenLayers(layers, name, tap.modules, known.setdefault(name, {}))
+            for name, tap in taps.items()
+        }
         self._statistics: dict[str, SampleStatistics] = {}
         for name, tap in taps.items():
-            tap.begin_sample()
-            choice = ChosenLayers(layers, name, tap.modules, known.setdefault(name, {}))
-            own = start.setdefault(name, {}), choice.asks, partial(getattr, tap, "modules")
+            own = start.setdefault(name, {}), self._choices[name].asks, partial(getattr, tap, "modules")
             weights, pairs = drawn.setdefault(name, {}), (trained or {}).get(name)
-            self._choices[name] = choice
             self._statistics[name] = SampleStatistics(metrics, max_queries, name, *own, weights, pairs)
+        self._narrowings = {} if narrowings is None or layers is None else dict(narrowings)
+        for name, tap in taps.items():
+            tap.begin_sample(self._choices[name].asks)
+        for name, narrowing in self._narrowings.items():
+            self._taps[name] = narrowing.begin(self._statistics[name], self._choices[name].asks)
 
     @contextmanager
     def observe(
@@ -87,9 +95,9 @@ class Measurement:
             replays: Whether replays that begin inside belong to it, rather than what runs between them.
             twin: A copy of the model that runs in its place.
         """
-        statistics, tap = self._statistics[name], self._taps[name]
+        statistics, observed = self._statistics[name], self._narrowings.get(name, self._taps[name])
         statistics.gradient_hook = None if slopes is None else slopes.hook
-        with reuse_scratch(), tap.open(statistics, training=training, replays=replays, twin=twin):
+        with reuse_scratch(), observed.open(statistics, training=training, replays=replays, twin=twin) as tap:
             yield tap
 
     def add_importance(
@@ -128,7 +136,8 @@ class Measurement:
         for name, tap in self._taps.items():
             left_out = [f"{module}." for modules in tap.coverage.left_out.values() for module in modules]
             for path, kind in tap.unobserved.items():
-                if not any(module.startswith(f"{path}." * bool(path)) for module in left_out):
+                known = any(module.startswith(f"{path}." * bool(path)) for module in left_out)
+                if self._choices[name].asks(path) and not known:
                     modules_without[self._named(name, path)] = kind
         return modules_without
 
@@ -268,6 +277,8 @@ class Measurement:
     def _learn(self, numberings: Mapping[str, LayerNumbering]) -> list[str]:
         """Let all models know which layers are reported: ranks must go on alike if one model then fails."""
         missed = {name: self._choices[name].learn(numbering) for name, numbering in numberings.items()}
+        for name in numberings.keys() & self._narrowings.keys():
+            self._narrowings[name].learn(self._statistics[name].layers, self._choices[name].has_reported)
         return [self._named(name, path) for name, paths in missed.items() for path in paths]
 
     def learn_layers(self) -> bool:

@@ -113,6 +113,14 @@ class SampleStatistics:
                 other.attention(key, call.heads, part)
         return None if self.gradient_hook is None else self.gradient_hook(key, call)
 
+    def expect(self, heads: Mapping[CallKey, int]) -> None:
+        """Keep the keys of calls that nobody asked for and that were not observed, in their order.
+
+        Args:
+            heads: Heads of every call.
+        """
+        self.layers = {key: self.layers.get(key) or LayerSums(heads=count) for key, count in heads.items()}
+
     def attention_module(self, key: CallKey, output: Tensor, mask: Tensor | None) -> None:
         """Measure what the attention module wrote."""
         if key in self.layers and self.measures(key):

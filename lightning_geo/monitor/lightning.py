@@ -119,7 +119,9 @@ class GeometryMonitor(RunHooks):
             measured if they are named. Metrics that are not requested are not computed. Those of
             :func:`lightning_geo.register_metric` are named like any other.
         layers: Layer indices, or a regular expression on module names; ``None`` for all. One that matches no
-            layer is an error before training begins, as soon as there is a probe to try it on.
+            layer is an error before training begins, as soon as there is a probe to try it on. Coverage then
+            counts these layers alone. On a probe the third sample and later ones do not follow the others,
+            if the second one has shown that this changes nothing; ``source="batch"`` always follows them.
         rank: Dimensions of the subspaces that are compared, at most half a head.
         source: ``"probe"`` replays fixed inputs in eval mode; ``"batch"`` observes the training forward
             itself: no extra forward, but batch noise, and no ``drift`` and ``velocity``.

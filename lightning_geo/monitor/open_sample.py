@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from torch import Tensor
 
 from lightning_geo.measurement.collectors.updates import Draw
+from lightning_geo.measurement.narrowing import Narrowing
 from lightning_geo.measurement.row_sampling import MaxQueries
 from lightning_geo.measurement.sample import LayerChoice, Measurement
 from lightning_geo.metrics.registry import reads_of
@@ -53,12 +54,16 @@ class OpenSample:
         self._drawn: dict[str, dict[str, Draw]] = {}
         #: pairs that masks left visible in the training forward, by model and call, for the next sample
         self.trained: dict[str, dict[CallKey, Tensor]] = {}
+        #: by model, what the probe has shown of its layers
+        self._narrowings = {name: Narrowing(tap) for name, tap in observed.taps.items()}
 
     def begin(self) -> Measurement:
         """Return a new measurement of the observed models and the metrics that are due."""
         taps, start, known = self._observed.taps, self.start, self._known
+        narrowings = {name: self._narrowings[name] for name in taps} if self.replayed else None
         return Measurement(
-            taps, self.due, *self._settings, start=start, known=known, drawn=self._drawn, trained=self.trained
+            taps, self.due, *self._settings, start=start, known=known, drawn=self._drawn,
+            trained=self.trained, narrowings=narrowings,
         )  # fmt: skip
 
     def close(self) -> Measurement | None:

@@ -3,6 +3,7 @@
 - ``tap`` adds and removes hooks and process-wide patches (``interception``), and keeps failures. It passes
   events to ``module_events`` (modules start and end) and ``attention_events`` (functions that compute
   attention); ``counted_calls`` decides which calls count.
+- ``narrow_tap`` observes some blocks of a model alone, and ``same_events`` compares what two taps show.
 - ``attention/``: the ways in which models compute attention, one per file; ``gathering`` joins calls that are
   parts of one attention.
 - ``evidence/``: the axes, masks, positions and tokens of a call, one source per file, gathered in

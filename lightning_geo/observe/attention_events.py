@@ -14,7 +14,7 @@ from lightning_geo.observe.attention.gathering import between_channels, gatherer
 from lightning_geo.observe.attention.sdpa import multi_head_call, multi_head_inputs, sdpa_call, sdpa_inputs
 from lightning_geo.observe.attention.traced_tensors import WrittenAttention
 from lightning_geo.observe.attention.varlen import VARLEN, varlen_call, varlen_inputs
-from lightning_geo.observe.call import AttentionCall
+from lightning_geo.observe.call import AttentionCall, CallKey
 from lightning_geo.observe.coverage import Coverage
 from lightning_geo.observe.evidence.axes import Axes
 from lightning_geo.observe.evidence.call_evidence import CallEvidence
@@ -27,7 +27,10 @@ from lightning_geo.observe.observer import Observer
 from lightning_geo.observe.own_work import OwnWork
 from lightning_geo.observe.packed.documents import PackedCallError
 
-__all__ = ["AttentionEvents"]
+__all__ = ["Asked", "AttentionEvents"]
+
+#: Whether a call is asked for, or any in the module of a path.
+Asked = Callable[[CallKey | str], bool]
 
 _CHANNELS = "it attends between channels, not between tokens, where these metrics are undefined"
 _SCRIPTED = (
@@ -64,8 +67,9 @@ class AttentionEvents:
     ) -> None:
         self.stack = stack
         self.work = work
-        #: how many calls were seen, and how many measured
+        #: how many of the calls that are asked for were seen, and how many measured
         self.coverage = Coverage()
+        self._asked: Asked = lambda call: True
         self.evidence = CallEvidence(tuple(special_token_ids))
         self.tracer = SoftmaxTracer(self._written, lambda: self.stack.frames[-1].name)
         self.search = ProjectionSearch(self.work.running)
@@ -74,14 +78,15 @@ class AttentionEvents:
         self._imply = imply
         self._name_of = name_of
 
-    def begin_sample(self) -> None:
-        """Reset counts."""
+    def begin_sample(self, asked: Asked) -> None:
+        """Reset counts, which are of calls that are asked for."""
+        self._asked = asked
         self.coverage = Coverage()
         self.settle_masks()
 
     def settle_masks(self) -> list[str]:
         """Read what the device found out about masks; return modules that were measured with another one."""
-        modules = self.evidence.structures.settle()
+        modules = [name for name in self.evidence.structures.settle() if self._asked(name)]
         self.coverage.withdraw(modules)
         return modules
 
@@ -151,7 +156,7 @@ class AttentionEvents:
             self.leave_out(_CHANNELS, held.module)
             return
         if self.stack.attended_with(call.query, call.key):
-            self.coverage.leave_out(held.module, _AGAIN)
+            self.note(_AGAIN, held.module)
             return
         owner = gatherer(held, self.stack.inside(), frames, self.stack.tree.modules)
         if owner is None:
@@ -188,12 +193,13 @@ class AttentionEvents:
         if getattr(self.observer, "reads_padding", False):
             self.evidence.set_padding(held, self.stack)
         if call.offset is None and not call.cross:
-            self.coverage.leave_out(held.module, _NO_PLACE)
+            self.note(_NO_PLACE, held.module)
         key = self.stack.key(held.module, cross=call.cross, more=more)
         self.stack.note(key, call)
-        self.coverage.seen += 1
+        asked = self._asked(key)
+        self.coverage.seen += asked
         answer = self.observer.attention(key, call)
-        self.coverage.measured += 1
+        self.coverage.measured += asked
         self.intervention.request(held, answer, self._name_of(key.module))
         if self.search.observer is not None:
             runs = [run for frame in self.stack.inside() for run in frame.linears]
@@ -215,10 +221,15 @@ class AttentionEvents:
 
     def leave_out(self, reason: str, name: str | None = None) -> None:
         """Count an attention call that cannot be measured."""
-        self.coverage.seen += 1
         if name is None:
             name = self.stack.frames[-1].name if self.stack.frames else ""
-        self.coverage.leave_out(name, reason)
+        self.coverage.seen += self._asked(name)
+        self.note(reason, name)
+
+    def note(self, reason: str, name: str) -> None:
+        """Note that an attention call lacks some of its metrics, or a module a part of its calls."""
+        if self._asked(name):
+            self.coverage.leave_out(name, reason)
 
     def leave_out_scripted(self, root: str) -> None:
         """Count the attention of TorchScript modules inside one that starts, whether it runs or not.

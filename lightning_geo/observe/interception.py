@@ -43,6 +43,9 @@ class Interception:
 
     def __init__(self) -> None:
         self._taps: list[ConnectedTap] = []
+        #: those that receive calls now
+        self._watching: list[ConnectedTap] = []
+        self._mode_on = False
         self._on = contextlib.ExitStack()
         self._mode = _Functions(self._function)
 
@@ -53,30 +56,52 @@ class Interception:
                 stack.enter_context(_without_fast_path())
                 stack.enter_context(observe_routed(self._routed, self._unseen))
                 stack.enter_context(observe_flex(self._flex, self._unwatched))
-                stack.enter_context(self._mode)
                 self._on = stack.pop_all()
         self._taps.append(tap)
+        self.watch(tap)
+
+    def watch(self, tap: ConnectedTap) -> None:
+        """Pass function calls to a connected tap again."""
+        self._watching.append(tap)
+        if not self._mode_on:
+            self._mode_on = True
+            self._mode.__enter__()  # type: ignore[no-untyped-call]
+
+    def unwatch(self, tap: ConnectedTap) -> None:
+        """Pass no function calls to a tap that stays connected; a second call does nothing."""
+        if tap in self._watching:
+            self._watching.remove(tap)
+            # torch leaves the mode that was entered last: where that is another, ours stays on, idle
+            if not self._watching and innermost_function_mode() is self._mode:
+                self._leave_mode()
+
+    def _leave_mode(self) -> None:
+        if self._mode_on:
+            self._mode_on = False
+            self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     def disconnect(self, tap: ConnectedTap) -> None:
         """Stop passing calls to ``tap``; a second call does nothing."""
         if tap in self._taps:
+            self.unwatch(tap)
             self._taps.remove(tap)
             if not self._taps:
+                self._leave_mode()
                 self._on.close()
 
     def _routed(self, module: nn.Module, translate: Callable[[], AttentionCall], result: Any) -> Any:
-        for tap in self._taps:
+        for tap in self._watching:
             result = tap.routed(module, translate, result)
         return result
 
     def _flex(self, translate: Callable[[], AttentionCall], result: Any) -> Any:
-        for tap in self._taps:
+        for tap in self._watching:
             if not tap.busy:  # a busy tap received this call from transformers already
                 result = tap.routed(None, translate, result)
         return result
 
     def _function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
-        for tap in self._taps:
+        for tap in self._watching:
             result = tap.function(func, args, kwargs, result)
         return result
 

@@ -104,7 +104,7 @@ class ModuleEvents:
             return
         if frame.implied:
             if frame.keys and frame.name in items:
-                self._attention.coverage.leave_out(frame.name, _PAST_CALL)
+                self._attention.note(_PAST_CALL, frame.name)
         elif frame.keys:
             with self._attention.work.running():
                 values = tuple(result.values()) if isinstance(result, Mapping) else result
@@ -124,7 +124,7 @@ class ModuleEvents:
         parts = [(before, after, mask)]
         if after is not None and frame.documents is not None:
             if not frame.documents.holds(after):
-                self._attention.coverage.leave_out(frame.name, _OTHER_TOKENS)
+                self._attention.note(_OTHER_TOKENS, frame.name)
                 return
             inputs = frame.documents.split_hidden(after if before is None else before)
             outputs = frame.documents.split_hidden(after, mask)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
-from lightning_geo.observe.attention_events import AttentionEvents
+from lightning_geo.observe.attention_events import Asked, AttentionEvents
 from lightning_geo.observe.call import AttentionCall
 from lightning_geo.observe.counted_calls import CountedCalls
 from lightning_geo.observe.coverage import Coverage, LeftOutError
@@ -93,13 +94,13 @@ class Tap:
         """Time that observing took since the sample began."""
         return self._work.stopwatch.seconds
 
-    def begin_sample(self) -> None:
-        """Reset counts, time and failures."""
+    def begin_sample(self, asked: Asked = lambda call: True) -> None:
+        """Reset counts, time and failures; coverage counts the calls that are asked for."""
         self.failures.clear()
         self.unobserved.clear()
         self.passed_over = 0
         self._work.stopwatch = Stopwatch()
-        self._events.begin_sample()
+        self._events.begin_sample(asked)
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -155,19 +156,12 @@ class Tap:
             self._stack.tree = ModuleTree(self._model)
             self._events.search.forget()
         model, tree = self._model, self._stack.tree
-        leave = self._harmless(self._leave)
-        handles = []
+        handles: list[RemovableHandle] = []
         try:
             if twin is not None and twin is not model:
                 self._model, self._stack.tree = twin, tree.of(twin)
                 self._events.search.forget()
-            for name, module in self._stack.tree.modules.items():
-                if is_scripted(module) or not has_forward(module):
-                    # TorchScript takes no hooks; a module that is never called would keep its hooks in a copy
-                    continue
-                enter = self._harmless(self._enter(name))
-                handles.append(module.register_forward_pre_hook(Fleeting(enter), with_kwargs=True))
-                handles.append(module.register_forward_hook(Fleeting(leave), always_call=True))
+            handles.extend(self._hooks(self.modules))
             yield self
         finally:
             for handle in handles:
@@ -176,6 +170,15 @@ class Tap:
             if self._model is not model:
                 self._model, self._stack.tree = model, tree
                 self._events.search.forget()
+
+    def _hooks(self, modules: Mapping[str, nn.Module]) -> Iterator[RemovableHandle]:
+        leave = self._harmless(self._leave)
+        for name, module in modules.items():
+            # TorchScript takes no hooks; a module that is never called would keep its hooks in a copy
+            if not is_scripted(module) and has_forward(module):
+                enter = self._harmless(self._enter(name))
+                yield module.register_forward_pre_hook(Fleeting(enter), with_kwargs=True)
+                yield module.register_forward_hook(Fleeting(leave), always_call=True)
 
     def _start_over(self) -> None:
         """Disconnect, and forget the model's run."""
@@ -282,8 +285,6 @@ class Tap:
         except Exception as error:
             self._fail(error)
             return result
-
-    # -- contexts
 
     def _harmless(self, function: Callable[..., None]) -> Callable[..., None]:
         """Wrap ``function`` so that its errors do not reach the running model."""

@@ -50,7 +50,10 @@ def test_values_are_those_of_the_whole_record(name: str, data: st.DataObject) ->
     paths = {stack: about["modules"] for stack, about in full.model["stacks"].items()}
     every = sorted({path for modules in paths.values() for path in modules})
     numbers = st.sets(st.integers(0, max(map(len, paths.values())) - 1), min_size=1).map(sorted)
-    layers = data.draw(st.one_of(numbers, st.sampled_from(every).map(lambda path: f"^{re.escape(path)}$")))
+    path = data.draw(st.sampled_from(every))
+    places = st.integers(0, path.count(".")).map(lambda start: ".".join(path.split(".")[start:]))
+    patterns = places.map(lambda end: rf"\b{re.escape(end)}$")  # found anywhere in a path
+    layers = data.draw(numbers | st.just(f"^{re.escape(path)}$") | patterns)
     part = measured(name, layers)
     wanted = {
         stack: [bool(re.search(layers, path)) if isinstance(layers, str) else i in layers

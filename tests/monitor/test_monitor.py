@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from pytorch_lightning.callbacks import EarlyStopping
 from torch import Tensor, nn
 
 from lightning_geo import GeometryMonitor, GeometryRecord, load_history, measure
+from lightning_geo.measurement.sample_statistics import SampleStatistics as Statistics
 from lightning_geo.metrics.selection import spec_of
 from support.lit import Causal, Classifier, Lit, bert, fit, gpt2, loader, sequences, trainer
 from support.same import records
@@ -223,6 +225,23 @@ def test_several_models_get_a_prefix_each(source: Any, tmp_path: Path) -> None:
         found["entropy"]
 
 
+@pytest.mark.parametrize("source", ["probe", "batch"])
+@pytest.mark.parametrize("layers", [[2], r"^reference\..*layer\.2"])
+def test_a_model_without_asked_layers_costs_the_others_nothing(
+    layers: Any, source: Any, tmp_path: Path
+) -> None:
+    monitor = GeometryMonitor(1, source=source, layers=layers, metrics="entropy", **QUIET)
+    fit(tmp_path, Towers(), monitor, steps=4)
+    found = records(tmp_path)
+    assert len(found) >= 4
+    for record in found:
+        assert list(record.stacks) == ["reference.bert.encoder"]
+        assert np.isfinite(record["entropy"]).all(1).tolist() == [False, False, True]
+        assert record.coverage == {"seen": 1, "measured": 1, "left_out": {}}
+    with pytest.raises(ValueError, match=r"`layers` to match at least one layer but got \[3\]"):
+        fit(tmp_path / "none", Towers(), GeometryMonitor(1, source=source, layers=[3], **QUIET), steps=1)
+
+
 def test_two_monitors_share_a_trainer_under_their_names(tmp_path: Path) -> None:
     train = GeometryMonitor(2, source="batch", metrics="entropy", name="train", **QUIET)
     probe = GeometryMonitor(3, metrics="cone", name="probe", **QUIET)
@@ -290,11 +309,15 @@ def test_module_names_the_observed_one(name: str | None, probe: Any, observed: s
 @pytest.mark.parametrize("layers", [1, [1], r"layer\.1\.", r"^bert\.encoder\.layer\.1"])
 @pytest.mark.parametrize("source", ["probe", "batch"])
 def test_layers_leaves_the_others_out(layers: Any, source: Any, tmp_path: Path) -> None:
-    fit(tmp_path / "all", Classifier(dropout=0.0), GeometryMonitor(1, source=source, **QUIET), steps=2)
+    fit(tmp_path / "all", Classifier(dropout=0.0), GeometryMonitor(1, source=source, **QUIET), steps=3)
     some = GeometryMonitor(1, source=source, layers=layers, **QUIET)
-    fit(tmp_path / "some", Classifier(dropout=0.0), some, steps=2)
-    # the second sample does not measure what the first one has shown to be other layers
-    for whole, part in zip(*(records(tmp_path / name)[:2] for name in ("all", "some")), strict=True):
+    with patch.object(Statistics, "expect", autospec=True, side_effect=Statistics.expect) as narrowly:
+        fit(tmp_path / "some", Classifier(dropout=0.0), some, steps=3)
+    assert narrowly.called == (source == "probe")
+    # the second sample does not measure what the first one has shown to be other layers, and the third does
+    # not observe it
+    for whole, part in zip(*(records(tmp_path / name)[:3] for name in ("all", "some")), strict=True):
+        assert part.coverage == {"seen": 1, "measured": 1, "left_out": {}}
         assert part.keys() == whole.keys()
         for key in part:
             assert np.isnan(part[key][0]).all(), key

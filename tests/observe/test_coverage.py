@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
@@ -41,9 +43,8 @@ def leave_out(monkeypatch: pytest.MonkeyPatch) -> LeaveOut:
 
     def see(self: AttentionEvents, *args: Any, **options: Any) -> None:
         module = self.stack.frames[-1].name
-        if any(choose(module) for choose in chosen):
-            self.coverage.seen += 1
-            self.coverage.leave_out(module, REASON)
+        if any(choose(module) for choose in chosen[-1:]):
+            self.leave_out(REASON, module)
         else:
             original(self, *args, **options)
 
@@ -69,6 +70,26 @@ def test_what_is_left_out_is_counted_and_named(leave_out: LeaveOut) -> None:
     assert record.summaries()["coverage"] == scalars(record)["geometry/coverage"] == 0.75
     assert np.isnan(record["entropy"]).all(1).tolist() == [True, False, False, False]
     assert record.model["stacks"]["bert.encoder"]["heads"][0] == 0
+
+
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sets(st.integers(0, 3), min_size=1).map(sorted), st.sets(st.integers(0, 3), max_size=3), st.booleans()
+)
+def test_coverage_is_of_the_layers_that_are_asked_for(
+    leave_out: LeaveOut, asked: list[int], hidden: set[int], by_path: bool
+) -> None:
+    paths = [FIRST.replace(".0.", f".{layer}.") for layer in range(4)]
+    leave_out(lambda module: module in paths and paths.index(module) in hidden)
+    layers = rf"\.({'|'.join(map(str, asked))})\." if by_path else asked
+    left_out = [paths[layer] for layer in asked if layer in hidden]
+    if len(left_out) == len(asked):
+        with pytest.raises(ValueError, match="`layers` to match at least one layer"):
+            measure(bert(layers=4), batch(), layers=layers)
+        return
+    record = measure(bert(layers=4), batch(), layers=layers)
+    counts = {"seen": len(asked), "measured": len(asked) - len(left_out)}
+    assert record.coverage == counts | {"left_out": {REASON: left_out} if left_out else {}}
 
 
 class LinearAttention(nn.Module):
@@ -97,6 +118,8 @@ class Mixed(nn.Module):
 def test_a_module_that_looks_like_attention_and_shows_none_counts_as_left_out() -> None:
     record = measure(Mixed(), batch())
     assert record.coverage == {"seen": 3, "measured": 2, "left_out": {UNOBSERVED: ["strange"]}}
+    elsewhere = measure(Mixed(), batch(), layers=r"encoder\.layer\.0")
+    assert elsewhere.coverage == {"seen": 1, "measured": 1, "left_out": {}}
 
 
 def test_a_module_whose_calls_were_left_out_is_not_said_to_show_none(leave_out: LeaveOut) -> None:

@@ -41,8 +41,10 @@ class CallEvidence:
     """
 
     def __init__(self, special_ids: tuple[int, ...] = ()) -> None:
-        self._special_ids = special_ids
-        self._origins = Origins()
+        #: input ids that count as special tokens
+        self.special_ids = special_ids
+        #: the sequences that tensors come from
+        self.origins = Origins()
         self._folds = Folds()
         self.masks = MaskReader()
         self.structures = MaskStructures()
@@ -54,36 +56,37 @@ class CallEvidence:
 
     def clear(self) -> None:
         """Forget the forward pass that ended."""
-        self._origins.clear()
+        self.origins.clear()
         self._folds.clear()
         self.masks.clear()
         self.structures.clear()
         self._documents.start_over()
         self._query_masks.clear()
+        self._arguments.clear()
 
     def begin(self, frame: Frame, buffers: Iterable[Tensor]) -> None:
         """Register the outermost module's arguments as sequences, and its buffers as constants."""
-        self._origins.make(buffers)
+        self.origins.make(buffers)
         for argument, value in frame.given.items():
             tensors = list(
                 tensors_in([value, *value.values()] if isinstance(value, Mapping) else [value], {})
             )
-            self._origins.give(tensors)
+            self.origins.give(tensors)
             for x in tensors:
-                origin = self._origins.of(x)
+                origin = self.origins.of(x)
                 if origin is not None:
                     self._arguments[origin.source] = argument
 
     def follow(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         """Follow a torch function that is not attention by itself."""
-        self._origins.follow(func, args, kwargs, result)
+        self.origins.follow(func, args, kwargs, result)
         self._folds.follow(func, args, kwargs, result)
 
     def attended(self, query: Tensor, key: Tensor, result: Any) -> tuple[Origin | None, Origin | None]:
         """Note that an attention computed ``result``, and return the origins of its queries and keys."""
-        known = self._origins.of(query), self._origins.of(key)
+        known = self.origins.of(query), self.origins.of(key)
         if result is not None:
-            self._origins.attended(query, result)
+            self.origins.attended(query, result)
         return known
 
     def axes(self, x: Tensor, key: Tensor | None, stack: ModuleStack) -> Axes:
@@ -123,7 +126,7 @@ class CallEvidence:
             call.query_mask = call.key_mask = keys_by_masks(call, self.masks, alone=True)
         if not call.cross:
             self._query_masks[place] = call.query_mask
-        call.special = special_tokens_of(frames, self._special_ids, call, self.masks)
+        call.special = special_tokens_of(frames, self.special_ids, call, self.masks)
         if call.documents is None:
             self.structures.simplify(call, held.module, module)
 

@@ -57,36 +57,45 @@ class Origins:
 
     def __init__(self) -> None:
         self._known: TensorTable[Origin] = TensorTable()
-        self._numbers = itertools.count()
-        self._attentions = itertools.count()
+        #: sources and attentions so far, which number the next ones
+        self.sources = self.attentions = 0
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Forget everything: in the next forward pass the same tensors get the same numbers."""
         self._known.clear()
-        self._attentions = itertools.count()
+        self.sources = self.attentions = 0
+
+    def _new(self, rank: int, mixed: int = 0) -> Origin:
+        self.sources += 1
+        return Origin(rank, self.sources - 1, mixed)
 
     def give(self, tensors: Iterable[Tensor]) -> None:
         """Register inputs of the model: each unknown tensor becomes a source of its own."""
         for x in tensors:
             if self.of(x) is None:
-                self._known.set(x, Origin(_GIVEN, next(self._numbers)))
+                self._known.set(x, self._new(_GIVEN))
 
     def make(self, tensors: Iterable[Tensor]) -> None:
         """Register the model's own constants."""
         for x in tensors:
             if self.of(x) is None:
-                self._known.set(x, Origin(_MADE, next(self._numbers)))
+                self._known.set(x, self._new(_MADE))
 
     def of(self, x: Any) -> Origin | None:
         """Return a tensor's origin; None if unknown."""
         known = self._known.get(x)
         return Origin(_MADE, id(x)) if known is None and isinstance(x, nn.Parameter) else known
 
+    def set(self, x: Tensor, origin: Origin) -> None:
+        """Set a tensor's origin, which another run has shown."""
+        self._known.set(x, origin)
+
     def attended(self, query: Any, result: Any) -> None:
         """Register an attention's result: tokens of the queries' sequence, mixed by one more attention."""
         origin = self.of(query)
         if origin is not None:
-            bit = 1 << next(self._attentions)
+            bit = 1 << self.attentions
+            self.attentions += 1
             for x in _tensors_of(result):
                 self._known.set(x, origin._replace(mixed=origin.mixed | bit))
 
@@ -105,7 +114,7 @@ class Origins:
             return
         given = list(tensors_in(args, kwargs))
         if not given or makes_anew(func):
-            origin: Origin | None = Origin(_MADE, next(self._numbers))
+            origin: Origin | None = self._new(_MADE)
         else:
             origin = self._of_cat(args, kwargs, given) if func in _CAT else self._of_all(given)
         if origin is not None:
@@ -116,7 +125,7 @@ class Origins:
         """Start a new sequence where tokens are written into a constant, such as inputs shifted right."""
         origin, written = self.of(x), self.of(value)
         if written is not None and written.rank == _GIVEN and (origin is None or origin.rank == _MADE):
-            self._known.set(x, Origin(_GIVEN, next(self._numbers), written.mixed))
+            self._known.set(x, self._new(_GIVEN, written.mixed))
 
     def _of_all(self, given: list[Tensor]) -> Origin | None:
         origin: Origin | None = None
