@@ -97,8 +97,8 @@ class GeometryRecord:
         cost_seconds: What taking the sample cost, sinks of the sample before included.
         probe_fingerprint: Fingerprint of the inputs; equal fingerprints mean equal inputs. Empty for batches.
         coverage: Attention calls of the asked layers ``seen`` and ``measured`` by all ranks, and
-            ``left_out``: reason -> modules (on the rank that wrote the record); ``not_finite``: stack -> layers
-            with NaN or infinite activations, where there are any. Empty where nobody counted.
+            ``left_out``: reason -> modules (on the rank that wrote the record); ``not_finite``: stack ->
+            layers with NaN or infinite activations, where there are any. Empty where nobody counted.
         specs: Of the metrics that are not built in, by name: the record describes itself.
         findings: Findings that opened, got worse or ended with this sample.
         coverage_shown: Whether the share is a summary even where it is 1, because it was less before.
