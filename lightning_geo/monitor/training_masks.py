@@ -84,10 +84,9 @@ class _Pairs:
         self.by_call: dict[CallKey, Tensor] = {}
 
     def attention(self, key: CallKey, call: AttentionCall) -> None:
-        for part in () if call.cross else by_document(call):
-            if not part.cross:
-                pairs = pairs_of(part)
-                self.by_call[key] = pairs if key not in self.by_call else self.by_call[key] + pairs
+        for part in () if key.cross else by_document(call):
+            pairs = pairs_of(part)
+            self.by_call[key] = pairs if key not in self.by_call else self.by_call[key] + pairs
 
     def attention_module(self, key: CallKey, output: Tensor, mask: Tensor | None) -> None:
         """Nothing."""

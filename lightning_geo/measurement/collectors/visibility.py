@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from lightning_geo.functional._tensors import exact_dtype
 from lightning_geo.kernels.checks import window_sides
 from lightning_geo.kernels.visible_pairs import Sight, visible_pairs
 from lightning_geo.measurement.collectors.collector import Collector
@@ -38,7 +39,7 @@ class Visibility(Collector):
         self._other = parts["batch"] if parts["probe"] else ()
 
     def attention(self, layer: LayerSums, key: CallKey, call: AttentionCall) -> None:
-        if not call.cross and self._own:
+        if not key.cross and self._own:  # on every rank, whatever documents its rows hold
             layer.add(_SUMS, pairs_of(call))
 
     def derive(self, stack: DerivedStack) -> None:
@@ -59,8 +60,9 @@ class Visibility(Collector):
 def pairs_of(call: AttentionCall) -> Tensor:
     """The pairs of a self-attention, ``[4]`` as :func:`.visible_pairs` counts them; 0 without positions."""
     batch, queries, keys = call.lengths
-    if call.offset is None:
-        return torch.zeros(4, device=call.device)
+    if call.offset is None or call.cross:
+        nothing = torch.zeros(4, device=call.device)
+        return nothing.to(exact_dtype(nothing))
     left, right = window_sides(call.window)
     right = 0 if call.is_causal else right
     sight = Sight(batch, queries, keys, call.offset, left, right, call.told)
