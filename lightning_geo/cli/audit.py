@@ -17,7 +17,15 @@ from lightning_geo.analysis.audit.ledger import Receipt, append
 from lightning_geo.analysis.audit.policy_file import read_policy
 from lightning_geo.analysis.audit.record_hash import record_hash
 from lightning_geo.analysis.audit.verification import Verification, verify
-from lightning_geo.analysis.audit.words import asked, counted, found, places_text, verdict, waiver_text
+from lightning_geo.analysis.audit.words import (
+    asked,
+    counted,
+    found,
+    places_text,
+    run_notes,
+    verdict,
+    waiver_text,
+)
 from lightning_geo.analysis.runs import Run, open_runs
 from lightning_geo.cli.command import add_command, write_page
 from lightning_geo.cli.runs_as_json import as_object
@@ -58,6 +66,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.expect or options.lines_only:
         raise RunError("--expect and --lines-only belong to `audit verify LEDGER`.")
     run, notes = _one_run(options.run[0], options.monitor)
+    notes += run_notes(run.history)
     policy = read_policy(options.policy, run.history.specs)
     release = None
     if options.release:

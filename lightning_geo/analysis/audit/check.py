@@ -75,7 +75,7 @@ class Check:
         waived: The same where a waiver holds.
         defined: The same where there is any value.
         since: First sample with a breach that no waiver excuses; ``None`` without one.
-        values: [layer] or [layer, head], all values of the sample with the worst one.
+        values: [layer] or [layer, head], the values that were asked for, of the sample with the worst one.
     """
 
     limit: Limit
@@ -224,7 +224,7 @@ def _check(
         data.reasons(asked), np.logical_or.reduce(open_breach), np.logical_or.reduce(breach & waived),
         np.logical_or.reduce(known),
         int(data.steps[at[0]]) if len(at) else None,
-        np.full(asked.shape, np.nan) if worst is None else data.values[sample],
+        np.full(asked.shape, np.nan) if worst is None else np.where(asked, data.values[sample], np.nan),
     )  # fmt: skip
 
 

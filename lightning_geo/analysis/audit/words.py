@@ -10,9 +10,10 @@ from lightning_geo.analysis.audit.check import Audit, Check, WaiverUse
 from lightning_geo.analysis.audit.policy import Places
 from lightning_geo.analysis.findings.words import named_layers, where
 from lightning_geo.metrics.spec import MetricSpec
-from lightning_geo.utils.formatting import number
+from lightning_geo.storage.history import GeometryHistory
+from lightning_geo.utils.formatting import number, some
 
-__all__ = ["asked", "counted", "found", "places_text", "readable", "verdict", "waiver_text"]
+__all__ = ["asked", "counted", "found", "places_text", "readable", "run_notes", "verdict", "waiver_text"]
 
 
 def verdict(audit: Audit) -> str:
@@ -20,10 +21,12 @@ def verdict(audit: Audit) -> str:
     checks = _count(len(audit.checks), "check")
     breached, missing, waived = (audit.count(result) for result in ("breached", "not measured", "waived"))
     optional = sum(c.result == "not measured" and not c.limit.required for c in audit.checks)
-    open_ = f"{missing} not fully measured" + (f", {optional} of them optional" if optional else "")
+    some_optional = "optional" if optional == missing else f"{optional} of them optional"
+    open_ = f"{missing} not fully measured" + (f" ({some_optional})" if optional else "")
     parts = [f"{waived} waived"] * bool(waived) + [open_] * bool(missing)
     if breached:
-        return f"Breached: {breached} of {checks}" + (f" ({', '.join(parts)})." if parts else ".")
+        names = some(dict.fromkeys(c.limit.name for c in audit.checks if c.result == "breached"))
+        return f"Breached: {breached} of {checks} ({names})" + "".join(f", {part}" for part in parts) + "."
     if audit.result == "not measured":
         more = f" ({waived} waived)" if waived else ""
         return f"Not shown: {missing} of {checks} could not be fully measured{more}."
@@ -85,10 +88,8 @@ def found(check: Check) -> str:
         text = f"{edge}: {what}, {number(-worst.beyond, digits=3)} within it."
     missing = list(check.reasons)
     if absent := check.counts.not_measured:
-        missing.insert(
-            0,
-            f"{absent:,} of {_count(sum(check.counts), 'value')} {'was' if absent == 1 else 'were'} not measured.",
-        )
+        verb = "was" if absent == 1 else "were"
+        missing.insert(0, f"{absent:,} of {_count(sum(check.counts), 'value')} {verb} not measured.")
     return " ".join([text, *missing])
 
 
@@ -98,6 +99,18 @@ def counted(check: Check) -> str:
     total = sum(check.counts)
     parts = [f"{count:,} {name}" for count, name in zip(check.counts, names, strict=True) if count]
     return f"of {total:,} values, " + ", ".join(parts)
+
+
+def run_notes(history: GeometryHistory) -> list[str]:
+    """Say what limits all checks of a run: attention that the monitor could not measure."""
+    share = history.metadata["coverage"]
+    short = share < 1  # NaN: nobody counted
+    if not short.any():
+        return []
+    return [
+        f"In {int(short.sum())} of {_count(len(share), 'sample')} the monitor could not measure all of the "
+        f"model's attention (least: {np.nanmin(share):.0%})."
+    ]
 
 
 def waiver_text(use: WaiverUse) -> str:

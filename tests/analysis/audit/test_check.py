@@ -48,7 +48,7 @@ places = st.builds(Places, st.none(), numbers, numbers)
 grids = st.lists(st.none() | st.lists(VALUES, min_size=9, max_size=9), min_size=1, max_size=4)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     grids, places, places, st.sampled_from(SAMPLES), st.sampled_from([0, 10, 35]),
     st.sampled_from([(0.3, None), (None, 0.7), (0.3, 0.7)]), st.booleans(),
@@ -176,11 +176,11 @@ def test_required_waivers_and_the_verdict() -> None:
     )  # fmt: skip
     for limits, some, failed, text in (
         ((good,), (), False, "Passed: the only check."),
-        ((good, bad), (), True, "Breached: 1 of 2 checks."),
+        ((good, bad), (), True, "Breached: 1 of 2 checks (bad)."),
         ((good, bad), waivers, False, "Passed, with exceptions: 1 of 2 checks passed, 1 waived."),
         ((good, lost), (), True, "Not shown: 1 of 2 checks could not be fully measured."),
-        ((good, optional), (), False, "Passed, with exceptions: 1 of 2 checks passed, 1 not fully measured, "
-                                      "1 of them optional."),
+        ((good, optional), (), False, "Passed, with exceptions: 1 of 2 checks passed, 1 not fully measured "
+                                      "(optional)."),
         ((optional,), (), True, "Not shown: 1 of 1 check could not be fully measured."),
         ((stack,), (), True, "Not shown: 1 of 1 check could not be fully measured."),
     ):  # fmt: skip

@@ -24,7 +24,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, list[Receipt
     return path.read_bytes(), receipts
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_any_edit_is_found(chain: tuple[bytes, list[Receipt]], data: st.DataObject) -> None:
     content, receipts = chain
