@@ -65,17 +65,20 @@ def _run(options: argparse.Namespace) -> int:
         raise RunError("Expected one run and --policy FILE, or `verify` and a ledger.")
     if options.expect or options.lines_only:
         raise RunError("--expect and --lines-only belong to `audit verify LEDGER`.")
-    run, notes = _one_run(options.run[0], options.monitor)
-    notes += run_notes(run.history)
+    run, unread = _one_run(options.run[0], options.monitor)
+    notes = run_notes(run.history)
     policy = read_policy(options.policy, run.history.specs)
     release = None
     if options.release:
         release, more = _one_run(options.release, options.monitor)
-        notes += more
+        unread += more
         if not any(limit.of_change for limit in policy.limits):
             notes.append("The policy limits no change: the earlier release was not compared.")
-    result = audit(run.history, policy, None if release is None else release.history)
+    result = audit(run.history, policy, None if release is None else release.history, unread=unread)
+    notes = [*unread, *notes]
     content = as_dict(result, run, release, notes)
+    if options.html:
+        _check_writable(options.html)
     receipt = append(options.ledger or _LEDGER, content)
     if options.json:
         print(json.dumps({**content, "ledger": receipt._asdict()}, indent=1))
@@ -87,6 +90,14 @@ def _run(options: argparse.Namespace) -> int:
         page = audit_page(result, run, release, content, receipt)
         write_page(options.html, page, quiet=options.json)
     return 1 if result.failed else 0
+
+
+def _check_writable(path: Path) -> None:
+    """Raise before the audit is recorded if its page could not be written after that."""
+    try:
+        path.open("ab").close()
+    except OSError as error:
+        raise RunError(f"Cannot write {os.fspath(path)!r}: {error.strerror}.") from error
 
 
 def _one_run(path: str, monitor: str | None) -> tuple[Run, list[str]]:
@@ -140,6 +151,11 @@ def _check(check: Check) -> dict[str, Any]:
         "metric": check.metric,
         "stack": check.stack,
         "required": check.limit.required,
+        "bounds": {
+            key: value
+            for key in ("at_least", "at_most", "change_at_most")
+            if (value := getattr(check.limit, key)) is not None
+        },
         "result": check.result,
         "asked": asked(check),
         "found": found(check),

@@ -7,7 +7,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from lightning_geo.analysis.audit.check import Check
-from lightning_geo.utils.formatting import number
+from lightning_geo.analysis.audit.words import exact, figure
 
 __all__ = ["limit_scale"]
 
@@ -38,7 +38,7 @@ def limit_scale(check: Check) -> Markup:
         low, high = -limit.change_at_most, limit.change_at_most
     values = np.unique(check.values[np.isfinite(check.values)])
     ends = [end for end in (low, high) if end is not None]
-    least, most = _span(np.array([*values, *ends]), check.spec.range)
+    least, most = _span(np.array([*values, *ends]), (None, None) if limit.of_change else check.spec.range)
 
     def place(value: float) -> float:
         return _LEFT + float(np.clip((value - least) / (most - least), 0, 1)) * _WIDTH
@@ -55,17 +55,17 @@ def limit_scale(check: Check) -> Markup:
     parts += [_VALUE.format(x=place(float(value))) for value in values[few]] if len(values) else []
     for value in ends:
         x = place(value)
-        parts.append(_END.format(x=x, text=number(value, digits=3), kind=_anchor(x)))
+        parts.append(_END.format(x=x, text=exact(value), kind=_anchor(x)))
     kind = "bad" if check.worst.beyond > 0 else "good"
     at = place(check.worst.value)
-    parts.append(_WORST.format(x=at, kind=kind, anchor=_anchor(at), text=number(check.worst.value, digits=3)))
-    label = f"{check.metric}: {number(check.worst.value, digits=3)}"
+    parts.append(_WORST.format(x=at, kind=kind, anchor=_anchor(at), text=figure(check.worst.value)))
+    label = f"{check.metric}: {figure(check.worst.value)}"
     return _SVG.format(label=label, body=Markup("").join(parts))
 
 
 def _span(values: NDArray[np.float64], of_metric: tuple[float | None, float | None]) -> tuple[float, float]:
     """Both ends of the scale: the metric's range where that is finite, else what holds all with a margin."""
-    if of_metric[0] is not None and of_metric[1] is not None and values.min() >= 0:
+    if of_metric[0] is not None and of_metric[1] is not None:
         return of_metric[0], of_metric[1]
     least, most = float(values.min()), float(values.max())
     margin = 0.15 * (most - least) or abs(most) or 1.0

@@ -90,6 +90,7 @@ def test_bad_input_exits_with_2_and_is_not_recorded(files: Path, capsys: pytest.
         (["run", "--policy", "good.yaml", "--expect", "a"], "belong to"),
         (["run", "--policy", "good.yaml", "--release", "none"], "none"),
         (["run", "--policy", "good.yaml", "--ledger", "good.yaml"], "last line is damaged"),
+        (["run", "--policy", "good.yaml", "--html", "none/a.html"], "Cannot write"),
         (["verify"], "one ledger"),
         (["verify", "none.jsonl"], "Cannot read the ledger"),
         (["verify", "audits.jsonl", "--policy", "good.yaml"], "no other options"),
@@ -121,6 +122,8 @@ def test_json_is_the_ledgers_line_and_says_what_was_skipped(
     assert printed["ledger"] == {"path": "l.jsonl", "number": 1, "hash": line["hash"]}
     assert (printed["run"]["samples"], printed["run"]["path"]) == (1, str(files / "run"))
     assert "skipping damaged parts" in printed["notes"][0]
+    assert main(["audit", "run", "--policy", "good.yaml"]) == 1  # a record that is not whole passes no audit
+    assert capsys.readouterr().out.startswith("Not shown: parts of the record could not be read")
     [breach] = [check for check in printed["checks"] if check["result"] == "breached"]
     assert breach["values"] == {"passed": 0, "breached": 6, "waived": 0, "not_measured": 0}
     assert "skipping damaged parts" in Path("a.html").read_text()

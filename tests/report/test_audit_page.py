@@ -62,8 +62,8 @@ def test_it_says_what_was_asked_found_decided_and_not_measured(page: str) -> Non
     for part in (
         "Breached: 2 of 6 checks (wide, change), 1 waived, 1 not fully measured.",
         "2 passed 1 waived 1 not measured 2 breached",
-        "Asked: max_logit within 10.0 logits of the earlier release, in layer 0, at the last sample.",
-        "Worst: 50.0 → 12.5 logits in layer 0, head 1 at step 40, 27.5 beyond the limit.",
+        "Asked: max_logit within 10 logits of the earlier release, in layer 0, at the last sample.",
+        "Worst: 50.00 → 12.50 logits in layer 0, head 1 at step 40, 27.50 beyond the limit.",
         "Breached by head 1 of layer 0, first at step 40. Worst: 0.125 in layer 0, head 1 at step 40, 0.075 "
         "beyond the limit. 1 of 4 values was not measured. Missing or NaN in layer 1",
         "Waiver of “logit” for layer 0: expired",

@@ -118,23 +118,27 @@ class Audit:
         day: The day on which waivers were looked at.
         checks: In the order of the policy.
         waivers: In the order of the policy.
+        unread: What could not be read of the runs, one sentence each.
     """
 
     policy: Policy
     day: dt.date
     checks: tuple[Check, ...]
     waivers: tuple[WaiverUse, ...]
+    unread: tuple[str, ...] = ()
 
     @property
     def result(self) -> Result:
         """The worst of all checks; of those that are not measured, only what the policy requires counts.
 
-        Where nothing at all was measured, the result is ``"not measured"`` whatever the policy requires.
+        Where nothing at all was measured, or the record could not be read whole, it is ``"not measured"``
+        whatever the policy requires: a sample that is lost may have been the last one.
         """
         results = {
             check.result for check in self.checks if check.result != "not measured" or check.limit.required
         }
-        return next((result for result in RESULTS if result in results), "not measured")
+        worst: Result = next((result for result in RESULTS if result in results), "not measured")
+        return "not measured" if self.unread and worst != "breached" else worst
 
     @property
     def failed(self) -> bool:
@@ -151,6 +155,7 @@ def audit(
     policy: Policy,
     release: GeometryHistory | None = None,
     day: dt.date | None = None,
+    unread: Sequence[str] = (),
 ) -> Audit:
     """Check a run against a policy.
 
@@ -164,6 +169,7 @@ def audit(
         release: An earlier run, whose last sample limits on change compare with; only samples on the same
             probe are comparable.
         day: Day for the expiry of waivers; ``None`` for today (UTC).
+        unread: What could not be read of the runs.
 
     Example:
         >>> from lightning_geo import GeometryRecord
@@ -187,7 +193,7 @@ def audit(
         WaiverUse(waiver, _state(waiver, day, matched[i], excused[i]), excused[i])
         for i, waiver in enumerate(policy.waivers)
     )
-    return Audit(policy, day, tuple(checks), waivers)
+    return Audit(policy, day, tuple(checks), waivers, tuple(unread))
 
 
 def _check(

@@ -114,7 +114,7 @@ def measured(
         lacking += why
     missing = limit.places.missing(existing) if len(existing) else []
     if missing:
-        lacking.append(f"The model has no {some(missing)} in {stack}.")
+        lacking.append(f"Stack {stack} has no {some(missing)}.")
     return Measured(
         history.steps[chosen], values, before,
         np.full(shape, np.nan) if errors is None else _fitted(errors[chosen], shape),
@@ -164,7 +164,7 @@ def _lacking(
     if not having.any():
         others = [other for other, arrays in history.stacks.items() if name in arrays]
         hint = f" Name the stacks that have it in `stack`: {some(others)}." if others else ""
-        return [f"No sample of the run has {name} in {stack}.{hint}"]
+        return [f"No sample of the run has {name} in stack {stack}.{hint}"]
     if not len(chosen):
         return [f"The run has no sample from step {limit.from_step} on that has {name}."]
     counted = chosen if limit.samples != "measured" else np.flatnonzero(history.steps >= limit.from_step)
@@ -186,7 +186,7 @@ def _change(
         return nothing, before, [f"The releases are not comparable. {error}"]
     array = release.stacks.get(other, {}).get(name)
     if array is None:
-        return nothing, before, [f"The earlier release has no {name} in {other}."]
+        return nothing, before, [f"The earlier release has no {name} in stack {other}."]
     specs = [spec_of(name, source.specs) for source in (history, release)]
     if fields := differing_fields(*specs):
         which = ", ".join(fields)

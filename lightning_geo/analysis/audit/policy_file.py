@@ -24,6 +24,7 @@ _PLACES = ("stack", "layers", "heads")
 _BOUNDS = ("at_least", "at_most", "change_at_most")
 _LIMIT = ("name", "metric", *_PLACES, *_BOUNDS, "samples", "from_step", "required", "why")
 _WAIVER = ("limit", "metric", *_PLACES, "reason", "approved_by", "expires")
+_LARGEST = 1e300  # of a limit
 _MOST = 10_000  # layers or heads; a larger number is a slip of the pen
 _SPAN = re.compile(r"(\d{1,5})-(\d{1,5})")
 
@@ -218,7 +219,8 @@ def _check_range(bounds: Mapping[str, float], spec: MetricSpec, what: str) -> No
 
 def _number(entry: Mapping[str, Any], key: str, what: str) -> float:
     value = entry[key]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    known = isinstance(value, int | float) and not isinstance(value, bool)
+    if not known or not abs(value) < _LARGEST:  # NaN is not less
         raise EntryError(f"Expected `{key}` of {what} to be a finite number but got {value!r}.", key)
     return float(value)
 
@@ -232,4 +234,4 @@ def _text(entry: Mapping[str, Any], key: str, what: str, *, optional: bool = Fal
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**62

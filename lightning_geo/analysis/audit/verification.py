@@ -118,9 +118,13 @@ def _records(entries: list[dict[str, Any] | None]) -> Iterator[tuple[str, str, b
     for number, entry in enumerate(entries, 1):
         for key in ("run", "release"):
             run = (entry or {}).get(key)
-            if isinstance(run, dict):
-                which = tuple(run.get(field) for field in ("path", "monitor", "record", "samples"))
-                audited.setdefault(which, []).append(number)  # type: ignore[arg-type]
+            if run is None:
+                continue
+            match run:
+                case {"path": str(path), "monitor": str(name), "record": str(content), "samples": int(count)}:
+                    audited.setdefault((path, name, content, count), []).append(number)
+                case _:
+                    yield f"Line {number} does not say which record it is about.", "", False
     read: dict[tuple[str, str], GeometryHistory | str] = {}
     for (path, monitor, expected, samples), numbers in audited.items():
         if (path, monitor) not in read:
@@ -143,5 +147,5 @@ def _read(path: str, monitor: str) -> GeometryHistory | str:
         warnings.simplefilter("ignore")  # what is damaged is changed, which the hash shows
         try:
             return load_history(path, monitor)
-        except (OSError, ValueError, TypeError, MemoryError) as error:
+        except (OSError, ValueError, TypeError, MemoryError, ImportError) as error:
             return str(error) or type(error).__name__

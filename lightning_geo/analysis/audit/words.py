@@ -13,7 +13,18 @@ from lightning_geo.metrics.spec import MetricSpec
 from lightning_geo.storage.history import GeometryHistory
 from lightning_geo.utils.formatting import number, some
 
-__all__ = ["asked", "counted", "found", "places_text", "readable", "run_notes", "verdict", "waiver_text"]
+__all__ = [
+    "asked",
+    "counted",
+    "exact",
+    "figure",
+    "found",
+    "places_text",
+    "readable",
+    "run_notes",
+    "verdict",
+    "waiver_text",
+]
 
 
 def verdict(audit: Audit) -> str:
@@ -27,6 +38,9 @@ def verdict(audit: Audit) -> str:
     if breached:
         names = some(dict.fromkeys(c.limit.name for c in audit.checks if c.result == "breached"))
         return f"Breached: {breached} of {checks} ({names})" + "".join(f", {part}" for part in parts) + "."
+    if audit.unread:
+        counts = ", ".join([f"{audit.count('passed')} of {checks} passed", *parts])
+        return f"Not shown: parts of the record could not be read ({counts})."
     if audit.result == "not measured":
         more = f" ({waived} waived)" if waived else ""
         return f"Not shown: {missing} of {checks} could not be fully measured{more}."
@@ -46,16 +60,16 @@ def asked(check: Check) -> str:
         >>> run = GeometryHistory([GeometryRecord({"encoder": {"entropy": np.ones((2, 4))}})])
         >>> policy = Policy("p", "o", (Limit("focus", ("entropy",), Places(layers=(1,)), at_least=0.05),))
         >>> asked(audit(run, policy).checks[0])
-        'entropy at least 0.050 nats, in layer 1, at the last sample'
+        'entropy at least 0.05 nats, in layer 1, at the last sample'
     """
     limit, unit = check.limit, _unit(check.spec)
     bounds = [
-        f"{words} {number(value, digits=3)}{unit}"
+        f"{words} {exact(value)}{unit}"
         for words, value in (("at least", limit.at_least), ("at most", limit.at_most))
         if value is not None
     ]
     if limit.change_at_most is not None:
-        bounds = [f"within {number(limit.change_at_most, digits=3)}{unit} of the earlier release"]
+        bounds = [f"within {exact(limit.change_at_most)}{unit} of the earlier release"]
     start = f" from step {limit.from_step}" if limit.from_step else ""
     samples = {
         "last": "at the last sample",
@@ -75,17 +89,17 @@ def found(check: Check) -> str:
     value = _value(check)
     what = f"{value} in {place} at step {worst.step}"
     if not math.isnan(worst.error):
-        what += f" (estimated, standard error {number(worst.error, digits=3)})"
+        what += f" (estimated, standard error {figure(worst.error)})"
     if check.result == "breached":
         cells = where(check.breached, check.defined)
         first = f"Breached by {cells}, first at step {check.since}." if check.since is not None else ""
-        size = "no finite number" if math.isinf(worst.beyond) else f"{number(worst.beyond, digits=3)} beyond"
+        size = "no finite number" if math.isinf(worst.beyond) else f"{figure(worst.beyond)} beyond"
         text = f"{first} Worst: {what}, {size}{'' if math.isinf(worst.beyond) else ' the limit'}."
     elif worst.beyond > 0:
         text = f"Beyond the limit, but waived: {where(check.waived, check.defined)}. Worst: {what}."
     else:
         edge = "Largest change" if limit.of_change else "Closest to the limit"
-        text = f"{edge}: {what}, {number(-worst.beyond, digits=3)} within it."
+        text = f"{edge}: {what}, {figure(-worst.beyond)} within it."
     missing = list(check.reasons)
     if absent := check.counts.not_measured:
         verb = "was" if absent == 1 else "were"
@@ -152,13 +166,33 @@ def readable(metric: str) -> str:
     return f"{words[:1].upper()}{words[1:]}" + (f" ({part})" if part else "")
 
 
+def exact(limit: float) -> str:
+    """Return a limit with all its digits.
+
+    Example:
+        >>> exact(0.0205), exact(1000.0), exact(-1e-9)
+        ('0.0205', '1,000', '−1e-09')
+    """
+    return f"{limit:,.15g}".replace("-", "−", 1)
+
+
+def figure(value: float) -> str:
+    """Return a measured number with four digits that mean something.
+
+    Example:
+        >>> figure(0.0199949), figure(12345.6), figure(float("inf"))
+        ('0.01999', '12,346', '∞')
+    """
+    return number(value) if not np.isfinite(value) or abs(value) >= 1 else f"{value:.4g}".replace("-", "−", 1)
+
+
 def _value(check: Check) -> str:
     worst = check.worst
     assert worst is not None
     if not check.limit.of_change:
-        return f"{number(worst.value, digits=3)}{_unit(check.spec)}"
+        return f"{figure(worst.value)}{_unit(check.spec)}"
     now = worst.value + worst.before if np.isfinite(worst.value) else worst.value
-    return f"{number(worst.before, digits=3)} → {number(now, digits=3)}{_unit(check.spec)}"
+    return f"{figure(worst.before)} → {figure(now)}{_unit(check.spec)}"
 
 
 def _unit(spec: MetricSpec) -> str:

@@ -122,7 +122,7 @@ def test_worst_value_first_breach_and_how_far() -> None:
     assert checked.breached.tolist() == [[False, False, True], [False] * 3, [False, True, False]]
     assert found(checked) == (
         "Breached by 2 of 5 heads in layers 0 and 2, first at step 10. Worst: 0.125 nats in layer 0, head 2 "
-        "at step 20, 0.250 beyond the limit. 1 of 15 values was not measured. Missing or NaN in layer 0, in "
+        "at step 20, 0.25 beyond the limit. 1 of 15 values was not measured. Missing or NaN in layer 0, in "
         "the sample at step 20."
     )
 
@@ -136,7 +136,7 @@ def test_change_needs_the_same_probe_model_and_metric() -> None:
     assert changed.counts == Counts(3, 1, 0, 1)
     assert changed.worst is not None
     assert (changed.worst.value, changed.worst.before, changed.worst.beyond) == (-0.5, 1.0, 0.25)
-    assert "1.00 → 0.500 nats" in found(changed)
+    assert "1.000 → 0.5 nats" in found(changed)
     other = run([now], probe_fingerprint="beef")
     batches = run([now], probe_fingerprint="")
     smaller = GeometryHistory([GeometryRecord({"encoder": {"entropy": np.ones((1, 1))}})])
@@ -186,5 +186,9 @@ def test_required_waivers_and_the_verdict() -> None:
     ):  # fmt: skip
         result = audit(history, Policy("p", "o", limits, some), day=DAY)
         assert (result.failed, verdict(result)) == (failed, text)
+    damaged = audit(history, Policy("p", "o", (good,)), day=DAY, unread=["Lost."])
+    assert (damaged.failed, verdict(damaged)) == (
+        True, "Not shown: parts of the record could not be read (1 of 1 check passed).",
+    )  # fmt: skip
     states = [use.state for use in audit(history, Policy("p", "o", (good, bad), waivers), day=DAY).waivers]
     assert states == ["used", "expired", "not needed", "matches nothing"]

@@ -78,6 +78,8 @@ WAIVER = LIMIT + "  at_least: 1\nwaivers:\n- limit: a\n  reason: r\n  approved_b
         (LIMIT + "  at_least: '1'", 6, "a finite number but got '1'"),
         (LIMIT + "  at_least: yes", 6, "a finite number but got True"),
         (LIMIT + "  at_least: .nan", 6, "a finite number"),
+        (LIMIT + "  at_least: -.inf", 6, "a finite number"),
+        (LIMIT + "  at_least: " + "9" * 400, 6, "a finite number"),
         (LIMIT + "  at_least: 0,5", 6, "a finite number but got '0,5'"),
         (LIMIT + "  at_least: 010", 6, "a decimal number but got 010"),
         (LIMIT + "  at_least: 1:30", 6, "a decimal number"),
