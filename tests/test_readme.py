@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 import lightning_geo
+from lightning_geo.analysis.findings.document import GUIDE as FINDINGS
+from lightning_geo.analysis.findings.document import table as rules_table
 from lightning_geo.cli.main import main
 from lightning_geo.metrics.catalog import CATALOG
 from lightning_geo.metrics.document import GUIDE, tables, updated
@@ -144,6 +146,12 @@ def test_tables_of_metrics_are_those_of_the_catalogue() -> None:
     guide = GUIDE.read_text(encoding="utf-8")
     assert updated(guide) == guide, "METRICS.md is stale: run `python -m lightning_geo.metrics.document`"
     assert "python -m lightning_geo.metrics.document" in guide.splitlines()[0]
+
+
+def test_the_table_of_rules_is_theirs() -> None:
+    guide = FINDINGS.read_text(encoding="utf-8")
+    stale = "FINDINGS.md is stale: run `python -m lightning_geo.analysis.findings.document`"
+    assert updated(guide, rules_table()) == guide, stale
 
 
 def test_every_metric_is_in_the_tables_once() -> None:

@@ -32,6 +32,7 @@ from lightning_geo.functional.subspace import (
     subspace_distance,
 )
 from lightning_geo.functional.updates import bf16_share, unchanged_share, update_size, weight_similarity
+from lightning_geo.functional.visibility import visible_share
 from lightning_geo.functional.weights import HeadWeights
 from lightning_geo.kernels import AttentionStatistics, HeadMoments, StreamStatistics
 from lightning_geo.metrics.registry import METRIC_FUNCTIONS, computes, metric_function
@@ -76,6 +77,7 @@ __all__ = [
     "unchanged_share",
     "update_ratio",
     "update_size",
+    "visible_share",
     "von_neumann_entropy",
     "weight_similarity",
 ]

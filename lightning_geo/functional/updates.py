@@ -133,7 +133,7 @@ def weight_similarity(
     """
     products = as_float(products, "products", "n n")
     size = products.diagonal(dim1=-2, dim2=-1).sqrt()
-    cosine = products / (size[..., :, None] * size[..., None, :])
+    cosine = (products / (size[..., :, None] * size[..., None, :])).clamp(-1, 1)
     other = module[..., :, None] != module[..., None, :]
     nearest = torch.where(other, cosine, -torch.inf).amax(-1)
-    return torch.where(other.any(-1), nearest.clamp(-1, 1), torch.nan)
+    return nearest.nan_to_num(torch.nan, neginf=torch.nan)

@@ -46,6 +46,10 @@ class BlockRule:
             return torch.cat([self._tile(b, heads, r, columns) for b, r in zip(one, rows, strict=True)])
         return self._tile(batch, heads, self._range(rows), columns)
 
+    def of_rows(self, rows: Int64[Tensor, " rows"], keys: int) -> Bool[Tensor, "#batch #heads rows columns"]:
+        """Bool ``[B or 1, H or 1, rows, Nk]`` of some rows, the same in all sequences."""
+        return self._tile(slice(None), slice(None), rows, slice(0, keys))
+
     def _tile(
         self, batch: slice, heads: slice, rows: Int64[Tensor, " rows"], columns: slice
     ) -> Bool[Tensor, "#b #h rows columns"]:

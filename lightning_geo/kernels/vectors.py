@@ -129,7 +129,7 @@ def token_planes(
         requested: Which of ``STREAM``.
     """
     planes = {"norm": norm} if "norm" in requested else {}
-    finite = is_finite(norm)
+    longest = norm
     if before is not None and "update_ratio" in requested:
         before = _wide(before)
         length = torch.linalg.vector_norm(before, dim=-1)
@@ -137,11 +137,11 @@ def token_planes(
         change = torch.linalg.vector_norm(torch.sub(x, before, out=out), dim=-1)
         ratio = change / torch.where(length == 0, 1.0, length)
         planes["update_ratio"] = torch.where(length == 0, torch.nan, ratio)
-        finite = finite & is_finite(length)
+        longest = torch.maximum(norm, length)  # not finite where one of them is not
     if requested & {"skewness", "kurtosis"}:
         shape = _shape(x)
         planes.update({name: plane for name, plane in shape.items() if name in requested})
-    return planes, finite
+    return planes, is_finite(longest)
 
 
 def head_moments(

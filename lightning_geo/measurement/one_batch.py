@@ -12,7 +12,7 @@ from lightning_geo.measurement.importance import LossFunction, importances
 from lightning_geo.measurement.sample import LayerChoice, Measurement
 from lightning_geo.measurement.special_tokens import special_tokens
 from lightning_geo.metrics.foreign import foreign_specs
-from lightning_geo.metrics.selection import compares_samples, select
+from lightning_geo.metrics.selection import compares_samples, is_of_batch, select
 from lightning_geo.observe import CallKey, Tap
 from lightning_geo.observe.module_selection import check_layers
 from lightning_geo.observe.replay.undisturbed import Call, device_of, undisturbed
@@ -45,8 +45,8 @@ def measure(
         model: Any module that computes attention.
         batch: A mapping is keyword arguments, a tuple positional ones, a tensor the one argument.
         metrics: Families or single names; ``None`` for the families entropy, pattern, cone, subspace, stream,
-            head and updates. ``importance`` needs a loss. Those of :func:`lightning_geo.register_metric` are
-            named like any other.
+            head, updates and masks. ``importance`` needs a loss. Those of
+            :func:`lightning_geo.register_metric` are named like any other.
         layers: Layer indices, or a regular expression on module paths; default all.
         rank: Dimensions of the subspaces that are compared, at most half a head.
         special_token_ids: Input ids that count as special tokens; default those of ``model.config``.
@@ -73,7 +73,8 @@ def measure(
     check_positive("rank", rank)
     check_token_ids(special_token_ids)
     check_layers(layers, model)
-    names = tuple(name for name in select(metrics) if not compares_samples(name))
+    requested = (name for name in select(metrics) if not compares_samples(name))
+    names = tuple(name for name in requested if not is_of_batch(name))  # it is the probe
     if not names:
         raise ValueError(
             f"Expected `metrics` to name more than what compares samples but got {metrics!r}: this is one "

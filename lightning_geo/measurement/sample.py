@@ -35,6 +35,7 @@ class Measurement:
         start: Weights at the run's start by model, see :class:`.SampleStatistics`.
         known: By model, whether earlier samples have reported a call, see :class:`.ChosenLayers`; filled in.
         drawn: Weights drawn at the sample before by model, see :class:`.Updates`; replaced.
+        trained: By model, see :class:`.Visibility`.
     """
 
     def __init__(
@@ -47,33 +48,25 @@ class Measurement:
         start: dict[str, dict[str, dict[str, Tensor]]] | None = None,
         known: dict[str, dict[CallKey, bool]] | None = None,
         drawn: dict[str, dict[str, Draw]] | None = None,
+        trained: Mapping[str, Mapping[CallKey, Tensor]] | None = None,
     ) -> None:
         self._metrics = metrics
         self._layers = layers
         self._rank = rank
         self._taps = dict(taps)
         self._merged: Coverage | None = None
-        for tap in taps.values():
-            tap.begin_sample()
         start = {} if start is None else start
         known = {} if known is None else known
         drawn = {} if drawn is None else drawn
-        self._choices = {
-            name: ChosenLayers(layers, name, tap.modules, known.setdefault(name, {}))
-            for name, tap in taps.items()
-        }
-        self._statistics = {
-            name: SampleStatistics(
-                metrics,
-                max_queries,
-                name,
-                start.setdefault(name, {}),
-                self._choices[name].asks,
-                partial(getattr, tap, "modules"),
-                drawn.setdefault(name, {}),
-            )
-            for name, tap in taps.items()
-        }
+        self._choices: dict[str, ChosenLayers] = {}
+        self._statistics: dict[str, SampleStatistics] = {}
+        for name, tap in taps.items():
+            tap.begin_sample()
+            choice = ChosenLayers(layers, name, tap.modules, known.setdefault(name, {}))
+            own = start.setdefault(name, {}), choice.asks, partial(getattr, tap, "modules")
+            weights, pairs = drawn.setdefault(name, {}), (trained or {}).get(name)
+            self._choices[name] = choice
+            self._statistics[name] = SampleStatistics(metrics, max_queries, name, *own, weights, pairs)
 
     @contextmanager
     def observe(

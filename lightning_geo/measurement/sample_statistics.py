@@ -15,6 +15,7 @@ from lightning_geo.measurement.collectors.role_moments import RoleMoments
 from lightning_geo.measurement.collectors.score_pairs import ScorePairs
 from lightning_geo.measurement.collectors.stream import Stream
 from lightning_geo.measurement.collectors.updates import Draw, Updates
+from lightning_geo.measurement.collectors.visibility import Visibility
 from lightning_geo.measurement.collectors.weights import Weights
 from lightning_geo.measurement.foreign_collector import ForeignCollector
 from lightning_geo.measurement.row_sampling import MaxQueries
@@ -28,7 +29,7 @@ __all__ = ["SOURCES", "SampleStatistics"]
 
 #: The collectors.
 SOURCES: tuple[type[Collector], ...] = (
-    AttentionRows, RoleMoments, Stream, Updates, Weights, ScorePairs, Importance,
+    AttentionRows, RoleMoments, Stream, Updates, Visibility, Weights, ScorePairs, Importance,
 )  # fmt: skip
 
 
@@ -43,6 +44,7 @@ class SampleStatistics:
         asked: Which calls to measure; of the others only their keys are kept, which number the layers.
         modules: Returns the model's own modules by path.
         drawn: Weights drawn at the sample before by path; those of this one take their place.
+        trained: See :class:`.Visibility`.
 
     Raises:
         LookupError: If nothing offers what a metric reads.
@@ -57,6 +59,7 @@ class SampleStatistics:
         asked: Callable[[CallKey], bool] = lambda key: True,
         modules: Callable[[], dict[str, nn.Module]] = dict,
         drawn: dict[str, Draw] | None = None,
+        trained: Mapping[CallKey, Tensor] | None = None,
     ) -> None:
         #: whether a call is measured
         self.measures = asked
@@ -75,6 +78,7 @@ class SampleStatistics:
             RoleMoments(named[RoleMoments], seed),
             Stream(named[Stream]),
             Updates(named[Updates], modules, {} if drawn is None else drawn),
+            Visibility(named[Visibility], trained),
             Weights(named[Weights], start),
             self._scores,
             self._importance,
@@ -85,6 +89,8 @@ class SampleStatistics:
         self.reads_projections = bool(named[Weights]) or any(
             kind.projections is not Collector.projections for kind in foreign
         )
+        #: whether anything here needs to know padding that masks do not hide
+        self.reads_padding = bool(named[Visibility])
         #: returns the gradient hook of an attention call; None where no gradient is needed
         self.gradient_hook: Callable[[CallKey, AttentionCall], HeadGradientHook] | None = None
 

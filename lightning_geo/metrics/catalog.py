@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lightning_geo.metrics.gates import GATES, MIXED
-from lightning_geo.metrics.integrity import UPDATES
+from lightning_geo.metrics.integrity import MASKS, UPDATES
 from lightning_geo.metrics.spec import ROLES, STAGES, MetricSpec
 
 __all__ = ["CATALOG"]
@@ -269,6 +269,7 @@ CATALOG: dict[str, MetricSpec] = {
         *_STREAM,
         *_HEADS,
         *UPDATES,
+        *MASKS,
         *_WEIGHTS,
         *_PROJECTION,
         *_GATES,

@@ -33,11 +33,13 @@ def tables() -> str:
     )
 
 
-def updated(guide: str) -> str:
-    """Return the guide with its tables written anew.
+def updated(guide: str, content: str | None = None) -> str:
+    """Return a guide with its tables written anew.
 
     Args:
-        guide: Text of METRICS.md; ``<!-- tables -->`` and ``<!-- end of tables -->`` enclose the tables.
+        guide: Text of METRICS.md, or of another guide; ``<!-- tables -->`` and ``<!-- end of tables -->``
+            enclose the tables.
+        content: The tables; ``None`` for those of METRICS.md.
 
     Raises:
         ValueError: If the two markers are not there, on lines of their own.
@@ -46,7 +48,7 @@ def updated(guide: str) -> str:
         >>> updated("<!-- tables -->\\nold\\n<!-- end of tables -->").count("### ") > 5
         True
     """
-    text, pairs = _TABLES.subn(lambda _: f"\n{tables()}\n", guide)
+    text, pairs = _TABLES.subn(lambda _: f"\n{tables() if content is None else content}\n", guide)
     if pairs != 1:
         raise ValueError(
             f"Expected one pair of <!-- tables --> and <!-- end of tables --> in the guide but found {pairs}."

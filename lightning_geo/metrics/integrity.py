@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from lightning_geo.metrics.spec import MetricSpec
 
-__all__ = ["UPDATES"]
+__all__ = ["MASKS", "SOURCES", "UPDATES"]
+
+#: Where masks are looked at: on the probe, and in the training forward.
+SOURCES = ("probe", "batch")
 
 _LAYER = ("layer",)
+_MASKS = "the masks that attention is given"
 _DRAW = "a fixed draw of the block's weights"
 
 UPDATES = [
@@ -26,4 +30,15 @@ UPDATES = [
                "largest cosine of the block's matrices, each less its mean, with another layer's",
                "1: two layers became the same; about 0: they were initialised apart.",
                _DRAW, range=(-1.0, 1.0), signed=True),
+]  # fmt: skip
+
+MASKS = [
+    MetricSpec("future_visible", "masks", _LAYER, "1",
+               "share of the pairs of a real token and a later one of its sequence that masks leave visible",
+               "0: causal; 1: bidirectional. A change: a causal mask was lost, or gained.",
+               _MASKS, SOURCES, (0.0, 1.0), self_attention=True),
+    MetricSpec("padding_visible", "masks", _LAYER, "1",
+               "share of the pairs of a real token and padding that masks leave visible",
+               "Above 0: tokens attend to padding; a padding mask was lost or is ignored.",
+               _MASKS, SOURCES, (0.0, 1.0), self_attention=True),
 ]  # fmt: skip

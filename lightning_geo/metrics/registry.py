@@ -39,6 +39,9 @@ fields of ``StreamStatistics``         one number per token, ``[B, N]``         
 ``drawn.wide``, ``drawn.wide.before``  those of float32 and float64                   ``[L]``
 ``drawn.products``, ``drawn.module``   inner products of L layers' matrices           ``[L]``
                                        ``[L, L]``, number of each one's module ``[L]``
+``future.visible``, ``future.pairs``   pairs with later tokens that are visible, all  ``[L]``
+                                       ``[L]``
+``padding.visible``, ``padding.pairs`` the same with padding                          ``[L]``
 ``slope``                              derivative of a sequence's loss by a factor 1  ``[..., H]``
                                        on each head's output, ``[..., H]``
 ====================================== ============================================== ====================

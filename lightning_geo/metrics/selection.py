@@ -10,7 +10,16 @@ from lightning_geo.metrics.catalog import CATALOG
 from lightning_geo.metrics.foreign import FOREIGN, load_entry_points
 from lightning_geo.metrics.spec import MetricSpec
 
-__all__ = ["compares_samples", "is_standard_error", "needs_probe", "select", "spec_of", "standard_error"]
+__all__ = [
+    "compares_samples",
+    "is_of_batch",
+    "is_of_probe",
+    "is_standard_error",
+    "needs_probe",
+    "select",
+    "spec_of",
+    "standard_error",
+]
 
 
 _ERROR = ".stderr"
@@ -85,6 +94,16 @@ def compares_samples(stored_name: str) -> bool:
 def needs_probe(stored_name: str) -> bool:
     """Whether a metric needs another sample of the same inputs (``drift``, ``velocity``)."""
     return stored_name.partition(".")[0] in ("drift", "velocity")
+
+
+def is_of_probe(stored_name: str) -> bool:
+    """Whether a metric describes masks on the probe (``future_visible.probe``)."""
+    return stored_name.endswith(".probe")
+
+
+def is_of_batch(stored_name: str) -> bool:
+    """Whether a metric describes masks in the training forward (``future_visible.batch``)."""
+    return stored_name.endswith(".batch")
 
 
 def select(

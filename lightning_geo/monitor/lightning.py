@@ -80,6 +80,9 @@ class GeometryMonitor(RunHooks):
       the sample before, ``unchanged_share`` of weights that kept their bits, ``bf16_share`` of float32
       weights that were rounded to bfloat16, ``weight_similarity`` with the nearest other layer. The first
       sample of a session has the last one alone.
+    - ``masks``: what masks let self-attention see [probe, batch]. ``future_visible``, the share of later
+      tokens; ``padding_visible``, of padding. On a probe ``batch`` is the training forward of step 0 or the
+      first sample after it, and of every tenth sample from then on; it stands in the record of the next one.
     - ``weights``, if named: the parameters. ``symmetry``, ``directionality``, ``layer_symmetry`` and
       ``layer_directionality``; ``qk_effective_rank``, ``qk_stable_rank`` and ``qk_norm`` of what a head
       compares; ``ov_effective_rank``, ``ov_stable_rank`` and ``ov_norm`` of what it moves; ``read_overlap``
@@ -111,11 +114,10 @@ class GeometryMonitor(RunHooks):
         max_overhead: Share of the run's time that samples may take (0.01 for one per cent), instead. Samples
             are taken less often when they are expensive; the record has the steps that were taken.
         metrics: Families or single metrics, ``"metric:entropy"`` where both have the name. ``None`` for the
-            families ``entropy``, ``pattern``, ``cone``, ``subspace``, ``stream``, ``head`` and ``updates``.
-            ``weights``, ``projection``, ``gates``, ``importance`` and ``score_spectra`` are measured if they
-            are named.
-            Metrics that are not requested are not computed. Those of :func:`lightning_geo.register_metric`
-            are named like any other.
+            families ``entropy``, ``pattern``, ``cone``, ``subspace``, ``stream``, ``head``, ``updates`` and
+            ``masks``. ``weights``, ``projection``, ``gates``, ``importance`` and ``score_spectra`` are
+            measured if they are named. Metrics that are not requested are not computed. Those of
+            :func:`lightning_geo.register_metric` are named like any other.
         layers: Layer indices, or a regular expression on module names; ``None`` for all. One that matches no
             layer is an error before training begins, as soon as there is a probe to try it on.
         rank: Dimensions of the subspaces that are compared, at most half a head.

@@ -51,11 +51,15 @@ class OpenSample:
         self._known: dict[str, dict[CallKey, bool]] = {}
         #: weights drawn at the last sample by model and path; not in checkpoints
         self._drawn: dict[str, dict[str, Draw]] = {}
+        #: pairs that masks left visible in the training forward, by model and call, for the next sample
+        self.trained: dict[str, dict[CallKey, Tensor]] = {}
 
     def begin(self) -> Measurement:
         """Return a new measurement of the observed models and the metrics that are due."""
         taps, start, known = self._observed.taps, self.start, self._known
-        return Measurement(taps, self.due, *self._settings, start=start, known=known, drawn=self._drawn)
+        return Measurement(
+            taps, self.due, *self._settings, start=start, known=known, drawn=self._drawn, trained=self.trained
+        )  # fmt: skip
 
     def close(self) -> Measurement | None:
         """Return the measurement, and let the next sample begin without failure."""

@@ -134,6 +134,7 @@ class Run:
             self._pending = samples.inputs.probe is None
             if not self._pending:
                 samples.replay(trainer, step)
+                samples.watch_masks()
         if not samples.replays:  # from the start, or because there is nothing to replay
             self._pending, samples.overdue = True, False
             if samples.sampler.observed.dependence is not None:
@@ -159,6 +160,7 @@ class Run:
             return
         if pl_module.automatic_optimization:
             samples.inputs.step_ends()
+        samples.state.cost += samples.sampler.training_masks.pause()
         try:
             samples.sampler.on_batch.pause()
         except Exception as error:
@@ -206,6 +208,8 @@ class Run:
         """Conclude a sample taken from the step's own batches."""
         samples = self.samples
         samples.inputs.step_ends()
+        if samples.sampler is not None:
+            samples.state.cost += samples.sampler.training_masks.pause()
         samples.findings.step_ended(trainer)
         if samples.replays and not pl_module.automatic_optimization:
             self._sample_what_was_recorded(trainer)  # a step is a batch, with or without an update

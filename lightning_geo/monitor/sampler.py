@@ -23,6 +23,7 @@ from lightning_geo.monitor.batch_observation import BatchObservation
 from lightning_geo.monitor.observed_models import ObservedModels
 from lightning_geo.monitor.open_sample import OpenSample
 from lightning_geo.monitor.probe_replay import Context, ProbeReplay
+from lightning_geo.monitor.training_masks import TrainingMasks
 from lightning_geo.observe import Coverage
 from lightning_geo.observe.replay.dependence import NoDataError
 from lightning_geo.probe.probe import Share
@@ -67,6 +68,7 @@ class Sampler:
         self.sample = OpenSample(self.observed, layers, rank, max_queries)
         self.on_probe = ProbeReplay(self.observed, self.sample, loss_fn, forward_context, warn_once)
         self.on_batch = BatchObservation(self.observed, self.sample, self.on_probe)
+        self.training_masks = TrainingMasks(self.observed, self.sample, warn_once)
         self._warn_once = warn_once
         #: whether the last sample showed no attention at all
         self.saw_nothing = False
@@ -79,7 +81,7 @@ class Sampler:
 
     def stop(self) -> None:
         """Leave nothing behind in the models or in what they computed; harmless when done twice."""
-        call_all(self.on_batch.pause, self.on_batch.forget)
+        call_all(self.on_batch.pause, self.on_batch.forget, self.training_masks.pause)
 
     def check_layers(self) -> None:
         """Raise if ``layers`` matches nothing of what was seen so far."""
@@ -125,6 +127,7 @@ class Sampler:
             self.sample.report_unrecorded(names, self._warn_once)
         self.observed.settle(names)
         computed = measurement.compute(baseline, previous)
+        self.sample.trained = {}
         self.coverage = measurement.coverage
         self._report(measurement, computed, failures)
         return computed

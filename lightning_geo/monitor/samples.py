@@ -15,7 +15,7 @@ import torch
 from lightning_geo.loggers.logger_sinks import LoggerSinks
 from lightning_geo.measurement.assemble import Computed
 from lightning_geo.metrics.foreign import foreign_specs
-from lightning_geo.metrics.selection import needs_probe
+from lightning_geo.metrics.selection import is_of_batch, is_of_probe, needs_probe
 from lightning_geo.monitor.baseline import bases_of, check_bases
 from lightning_geo.monitor.run_findings import RunFindings
 from lightning_geo.monitor.runs_by_trainer import runs_of
@@ -117,10 +117,18 @@ class Samples:
         if self.sampler is not None:
             self.sampler.on_probe.forget()
 
+    def watch_masks(self) -> None:
+        """Look at masks in the forward pass of the step that begins, which has been sampled on the probe."""
+        if self.sampler is not None and any(map(is_of_batch, self._settings.metrics)):
+            self.sampler.training_masks.watch(self.state.samples)
+
     def due_metrics(self, *, final: bool = False) -> tuple[str, ...]:
         """Return the metrics that the next sample measures."""
         # two batches of the same weights differ as much as 60 steps of training do
-        possible = (name for name in self._settings.metrics if self.replays or not needs_probe(name))
+        possible = (
+            name for name in self._settings.metrics
+            if self.replays or not (needs_probe(name) or is_of_probe(name))
+        )  # fmt: skip
         return self._settings.clocks.due(possible, self.state.samples, final=final)
 
     def conclude(
@@ -216,6 +224,7 @@ class Samples:
 
         Those of metrics on a slower clock stay: a resumed run's EarlyStopping needs them.
         """
+        due = tuple(name for name in due if not (self.replays and is_of_batch(name)))  # a clock of its own
         lost = {tag for tag in self.state.summaries if tag.rpartition("/")[2] in due}
         values = {f"{self._settings.name}/{key}": value for key, value in record.summaries().items()}
         return {**self.state.summaries, **dict.fromkeys(lost, math.nan), **values}

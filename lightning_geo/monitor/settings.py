@@ -11,7 +11,7 @@ from lightning_geo.loggers.tags import Level
 from lightning_geo.measurement.row_sampling import MaxQueries
 from lightning_geo.measurement.sample import LayerChoice
 from lightning_geo.metrics.foreign import FOREIGN, ForeignMetric
-from lightning_geo.metrics.selection import needs_probe, select, spec_of
+from lightning_geo.metrics.selection import is_of_probe, needs_probe, select, spec_of
 from lightning_geo.monitor.alerts import Alerts, AlertsArgument, alerts_of
 from lightning_geo.monitor.schedule import OverheadBudget, Schedule, SlowClocks
 from lightning_geo.utils.arguments import check_name, check_one_of, check_positive, check_token_ids
@@ -128,7 +128,7 @@ def _check_source(
                     f'Expected `{name}` only with `source="probe"` but got both `{name}` and '
                     '`source="batch"`, which looks at the training batches alone. Leave one of them out.'
                 )
-        if all(map(needs_probe, metrics)):
+        if all(needs_probe(name) or is_of_probe(name) for name in metrics):
             raise ValueError(
                 "Expected `metrics` to name more than `drift` and `velocity` with "
                 f'`source="batch"` but got {tuple(metrics)}: they need a probe. Use `source="probe"`.'

@@ -185,6 +185,8 @@ class AttentionEvents:
         except PackedCallError as error:
             self.leave_out(str(error), held.module)
             return
+        if getattr(self.observer, "reads_padding", False):
+            self.evidence.set_padding(held, self.stack)
         if call.offset is None and not call.cross:
             self.coverage.leave_out(held.module, _NO_PLACE)
         key = self.stack.key(held.module, cross=call.cross, more=more)

@@ -62,6 +62,9 @@ class AttentionCall:
         query_mask: [B, Nq] bool, True for real tokens; ``None`` if unknown.
         key_mask: [B, Nk] bool, likewise.
         special: [B, Nk] bool, special tokens among the keys.
+        told: Whether ``key_mask`` is the padding mask that the model was called with; set for observers that
+            ask for it (``reads_padding``).
+        padding: [B, Nk] bool, padding by its token id where the model was called without a mask; likewise.
         sequence_first: Whether the module's hidden states are [N, B, d].
         parameters: role -> weight ``[features, d]`` (of the output: ``[d, features]``), if the function takes
             them as arguments.
@@ -89,6 +92,8 @@ class AttentionCall:
     query_mask: Tensor | None = None
     key_mask: Tensor | None = None
     special: Tensor | None = None
+    told: bool = False
+    padding: Tensor | None = None
     sequence_first: bool = False
     parameters: dict[str, Tensor] | None = None
     inputs: dict[str, Tensor] | None = None

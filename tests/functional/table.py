@@ -20,4 +20,6 @@ SERVED = {
     "velocity": "subspace_distance",
     "qk_alignment": "projection_similarity",
     "importance": "head_importance",
+    "future_visible": "visible_share",
+    "padding_visible": "visible_share",
 }

@@ -54,7 +54,7 @@ def test_layers_without_attention_are_rows_without_a_value() -> None:
     assert list(arrays) == [name for name in select() if name in arrays]
     for name, array in arrays.items():
         assert array.dtype == np.float32
-        if name not in ("update_ratio",):
+        if name not in ("update_ratio", "padding_visible.probe", "padding_visible.batch"):  # no padding
             assert np.isnan(array[1]).all(), name
             assert np.isfinite(array[[0, 2]]).all(), name
     assert not any(name.startswith("velocity") for name in arrays)

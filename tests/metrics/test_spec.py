@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from lightning_geo.metrics.catalog import CATALOG
 from lightning_geo.metrics.gates import GATES, MIXED
+from lightning_geo.metrics.integrity import SOURCES
 from lightning_geo.metrics.selection import select, spec_of
 from lightning_geo.metrics.spec import ROLES, STAGES
 from lightning_geo.storage.record import GeometryRecord, lookup
@@ -24,7 +25,7 @@ def test_every_metric_says_what_it_is(spec: object) -> None:
     spec = CATALOG[spec.name]  # type: ignore[attr-defined]
     assert spec.unit in {"1", "dimensions", "heads", "logits", "loss", "nats", "radians", "tokens"}
     assert spec.axes in (("layer",), ("layer", "head"))
-    known = STAGES, ("query", "key", "direction"), GATES, (*GATES, MIXED)
+    known = STAGES, ("query", "key", "direction"), GATES, (*GATES, MIXED), SOURCES
     assert set(spec.parts) <= {*ROLES} or spec.parts in known
     assert set(spec.headline) <= set(spec.stored_names)
     low, high = spec.range
@@ -37,7 +38,7 @@ def test_stored_names_are_unique_and_lead_back_to_their_metric() -> None:
     assert tuple(stored) == select(sorted(FAMILIES))
     measured = {spec.family for spec in CATALOG.values() if spec.default}
     assert select() == select(sorted(measured)), "a family is measured by default as a whole or not at all"
-    assert measured == {"entropy", "pattern", "cone", "subspace", "stream", "head", "updates"}
+    assert measured == {"entropy", "pattern", "cone", "subspace", "stream", "head", "updates", "masks"}
     for spec in CATALOG.values():
         assert all(spec_of(name) is spec for name in spec.stored_names)
     with pytest.raises(KeyError):

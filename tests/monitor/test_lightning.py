@@ -28,7 +28,9 @@ ARGUMENTS: dict[str, Any] = {
     "max_queries": 4,
     "weights_every_n_samples": 2, "importance_every_n_samples": 3, "loss_fn": "programs.packages.loss",
     "scalars": "head", "strict": True, "name": "yaml",
-    "alerts": {"class_path": "lightning_geo.Alerts", "init_args": {"silence": ["departure"], "stop": "critical"}},
+    "alerts": {
+        "class_path": "lightning_geo.Alerts", "init_args": {"silence": ["departure"], "stop": "critical"}
+    },
 }  # fmt: skip
 
 

@@ -86,6 +86,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "collectives",
         "dropping",
         "foreign",
+        "stopped",
     ]
     scenarios = [*SAME, *others, *SWITCHING, *TOLD, *FAILING, "strict"]
     assert set(scenarios) == set(ranks.SCENARIOS)
@@ -312,6 +313,13 @@ def test_layers_of_equal_shape_are_not_mixed_up(directory: Path) -> None:
 def test_a_sample_takes_three_collectives(directory: Path) -> None:
     for result in results(directory, "collectives"):
         assert result["per_sample"] == {"all_gather": 1, "all_reduce": 2}
+
+
+def test_a_finding_stops_all_ranks_and_is_told_on_rank_0(directory: Path) -> None:
+    first, second = results(directory, "stopped")
+    assert (first["told"], second["told"]) == (["seen"], [])
+    assert first["steps"] == second["steps"] == 2  # found before step 1, which still ends
+    assert first["kept"] == ["geometry-step=2.ckpt"]
 
 
 def test_sharded_parameters_switch_to_the_training_batch_and_say_so(directory: Path) -> None:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, DistributedSampler
 
-from lightning_geo import Collector, GeometryMonitor, GeometryRecord
+from lightning_geo import Alerts, Collector, GeometryMonitor, GeometryRecord, Level, Rule
 from lightning_geo.measurement.sample import Measurement
 from lightning_geo.measurement.sample_statistics import SampleStatistics
 from lightning_geo.monitor.batch_observation import BatchObservation
@@ -35,6 +35,7 @@ from lightning_geo.monitor.probe_replay import ProbeReplay
 from lightning_geo.monitor.sampler import Sampler
 from lightning_geo.probe.recorder import CallRecorder
 from lightning_geo.probe.source import ProbeSource
+from lightning_geo.storage.finding import Finding
 from support.lit import FIRST_TOKEN, Lit, bert, sequences, trainer
 from support.registry import nothing_registered, register
 
@@ -256,6 +257,16 @@ def dropping(directory: Path) -> dict[str, Any]:
     return fit(directory, monitor, module, before=drop)
 
 
+def stopped(directory: Path) -> dict[str, Any]:
+    """A finding of rank 0 stops training, and has a checkpoint saved, on all ranks."""
+    told: list[Finding] = []
+    rule = Rule("seen", ("entropy",), Level(at_least=0.0), "{where}")
+    alerts = Alerts(rules=[rule], notify=told.append, stop="warning", checkpoint="warning")
+    result = fit(directory, GeometryMonitor(1, metrics=["entropy"], alerts=alerts), Module())
+    kept = sorted(path.name for path in directory.rglob("geometry-*.ckpt"))
+    return result | {"told": [finding.rule for finding in told], "kept": kept}
+
+
 def resumed(directory: Path) -> dict[str, Any]:
     """Two sessions: a checkpoint at step 4, then from it to step 8."""
     path = directory / "middle.ckpt"
@@ -462,6 +473,7 @@ SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
         accumulate_grad_batches=2,
         steps=4,
     ),
+    "stopped": stopped,
     "resumed": resumed,
     "dropping": dropping,
     "fails_in_replay": lambda d: failing_fit(d, "probe", nn.Embedding, "forward"),

@@ -57,9 +57,11 @@ _LEVELS = [
     Rule(
         "cone_collapse", ("cone.output",), Level(at_least=0.97, start_at_most=0.87),
         "In {where} all tokens point nearly the same way: {metric} is {value}, at the start it was {usual}.",
-        critical_layers=0.5,
-        causes=("a learning rate that is too high", "attention that averages over all tokens"),
-        next=(_LOWER_RATE, "Compare attention_distance and entropy of the same layers."),
+        "note",
+        causes=("the first steps of a training from scratch, after which it passes",
+                "a learning rate that is too high", "attention that averages over all tokens"),
+        next=("Wait whether it passes.", _LOWER_RATE,
+              "Compare attention_distance and entropy of the same layers."),
         source="The geometry of BERT, arXiv 2502.12033; Noci et al. 2022",
     ),
     Rule(
@@ -85,7 +87,8 @@ _DEPARTURES = [
         source="least squares with prediction errors; Shewhart 1931 (control charts)",
     ),
     Rule(
-        "update_growth", ("update_size",), Departure(direction="up", log=True, share=0.25, per_interval=True),
+        "update_growth", ("update_size",),
+        Departure(direction="up", log=True, share=0.5, guard=8, per_interval=True),
         "Updates of {where} grew: the weights moved by {value} of their size since the sample before, "
         "expected was {usual}.",
         causes=("a learning rate that rose", "gradients that exploded"),
@@ -96,12 +99,23 @@ _DEPARTURES = [
 
 _CONTRADICTIONS = [
     Rule(
-        "frozen_layer", ("unchanged_share",), Level(at_least=1.0, unlike_others=True),
-        "The weights of {where} do not change while those of other layers do.",
-        causes=("requires_grad=False", "the layer is missing in the optimizer",
-                "reentrant activation checkpointing whose inputs need no gradient"),
-        next=("Check requires_grad and the optimizer's parameter groups.", "Use use_reentrant=False.",
+        "frozen_layer", ("unchanged_share",),
+        Level(at_least=1.0, start_at_most=0.9999, unlike_others=True),
+        "The weights of {where} no longer change, while those of other layers do.",
+        causes=("requires_grad set to False", "gradients that no longer reach the layer",
+                "the layer is missing in a new optimizer"),
+        next=("Check requires_grad, and the optimizer's parameter groups.",
               "If it is intended, silence frozen_layer."),
+        source="identity: an optimizer step changes what it trains",
+    ),
+    Rule(
+        "never_trained", ("unchanged_share",), Level(at_least=1.0, start_at_least=1.0),
+        "The weights of {where} have not changed since training began.",
+        "note", samples=3,
+        causes=("requires_grad=False, often on purpose", "the layer is missing in the optimizer",
+                "reentrant activation checkpointing whose inputs need no gradient"),
+        next=("Check requires_grad, and the optimizer's parameter groups.", "Use use_reentrant=False.",
+              "If it is intended, silence never_trained."),
         source="identity: an optimizer step changes what it trains",
     ),
     Rule(

@@ -81,6 +81,7 @@ class _Levels:
             if start is None or start.shape != values.shape:
                 start = self._start[metric] = self._start_of(metric, values, arrays)
                 self._streak[metric] = np.zeros(values.shape, np.int64)
+            np.copyto(start, values, where=np.isnan(start))  # its first value may come later
             streak = self._streak[metric]
             streak += 1
             streak *= self._level.holds(values, start)
@@ -94,7 +95,7 @@ class _Levels:
 
     def _start_of(self, metric: str, values: Cells, arrays: Arrays) -> Cells:
         reference = arrays.get(self._level.start_of or metric)
-        return values if reference is None or reference.shape != values.shape else np.array(reference, float)
+        return np.array(values if reference is None or reference.shape != values.shape else reference, float)
 
     def state_dict(self) -> dict[str, Any]:
         return {"start": dict(self._start), "streak": dict(self._streak)}
@@ -109,7 +110,9 @@ class _Departures:
     def __init__(self, rule: Rule, departure: Departure) -> None:
         self._rule, self._departure = rule, departure
         floor = np.log1p(departure.share) if departure.log else departure.share
-        self._trend = Trend(departure.window, floor / departure.spreads, absolute=departure.log)
+        self._trend = Trend(
+            departure.window, departure.guard, floor / departure.spreads, absolute=departure.log
+        )
         #: shapes by metric, in the order of the cells
         self._shapes: dict[str, tuple[int, ...]] = {}
         #: [cell] samples in a row above the trend, negative for below
@@ -139,7 +142,7 @@ class _Departures:
         prediction, score = self._trend.update(record.step, scale)
         if len(self._streak) != len(values):
             self._streak = np.zeros(len(values), np.int64)
-        self._follow(score)
+        self._follow(scale, prediction, score)
         longest = int(np.abs(self._streak).max(initial=0))
         if longest < self._rule.samples:
             return Shown(next(iter(present)), *_none(next(iter(present.values()))), holds=longest > 0)
@@ -154,10 +157,15 @@ class _Departures:
             last is not None and gap > 0 and abs(gap - last[1]) <= 0.1 * gap
         )
 
-    def _follow(self, score: Cells) -> None:
+    def _follow(self, scale: Cells, prediction: Cells, score: Cells) -> None:
         departure, streak = self._departure, self._streak
-        up = score > departure.spreads
-        down = score < -departure.spreads
+        up, down = np.zeros(len(score), bool), np.zeros(len(score), bool)
+        far = np.flatnonzero(np.abs(score) > departure.spreads)
+        if len(far):  # the others need not be compared with the whole window
+            beyond = self._trend.beyond(far, scale[far])
+            least = np.log1p(departure.share) if departure.log else departure.share * np.abs(prediction[far])
+            up[far] = (score[far] > 0) & (beyond > least)
+            down[far] = (score[far] < 0) & (beyond < -least)
         streak[:] = np.where(up, np.maximum(streak, 0) + 1, np.where(down, np.minimum(streak, 0) - 1, 0))
         if departure.direction == "up":
             np.maximum(streak, 0, out=streak)

@@ -22,10 +22,10 @@ class Level:
     Args:
         at_least: Lowest value that holds.
         at_most: Highest value that holds.
-        start_at_least: Lowest value at the run's first sample with which it may hold later, so that what a
-            model has been from the start is no finding.
-        start_at_most: Highest value at the run's first sample with which it may hold later.
-        start_of: Stored name of the metric whose first sample ``start_at_least`` and ``start_at_most`` limit,
+        start_at_least: Lowest first value in the run with which it may hold later, so that what a model has
+            been from the start is no finding.
+        start_at_most: Highest first value in the run with which it may hold later.
+        start_of: Stored name of the metric whose first value ``start_at_least`` and ``start_at_most`` limit,
             where a run has it; the same metric by default.
         unlike_others: Hold only while another layer of the stack is not beyond the limit.
 
@@ -54,16 +54,14 @@ class Level:
 
         Args:
             values: [layer] or [layer, head].
-            start: The same of the first sample; NaN where it had none.
+            start: The same shape, the first value in the run; NaN where there was none yet.
         """
-        result = _within(values, self.at_least, self.at_most)
-        limited = self.start_at_least is not None or self.start_at_most is not None
-        if limited:
-            result &= _within(start, self.start_at_least, self.start_at_most) | np.isnan(start)
-        if self.unlike_others:
-            layers = result.reshape(len(result), -1).any(axis=1)
-            others = np.isfinite(values).reshape(len(values), -1).any(axis=1) & ~layers
-            result &= bool(others.any())
+        beyond = _within(values, self.at_least, self.at_most)
+        result = beyond
+        if self.start_at_least is not None or self.start_at_most is not None:
+            result = beyond & _within(start, self.start_at_least, self.start_at_most)
+        if self.unlike_others and not (np.isfinite(values) & ~beyond).any():
+            return np.zeros_like(beyond)
         return result
 
 
@@ -72,14 +70,15 @@ class Departure:
     """Hold where a value leaves its own linear trend over the last samples.
 
     A cell departs where the error of its trend's prediction exceeds ``spreads`` times the root mean square of
-    the trend's earlier errors, and ``share`` of the value. Errors that were large before, as those at the
-    start of a fine-tuning, thus count less; so does what follows few samples, by the square of their share of
-    the window.
+    the trend's earlier errors, and its value lies outside all values of the window by ``share`` of itself.
+    Errors that were large before, as those at the start of a fine-tuning, thus count less; so does what
+    follows few samples, by the cube of their share of the window.
 
     Args:
         spreads: How many times the usual error.
         share: Least departure as a share of the value: a smaller one does not matter.
         window: Samples of the trend.
+        guard: Samples before the present one that do not count for the trend, so that slow changes show.
         direction: Which departures count.
         log: Whether the trend is that of the value's logarithm.
         per_interval: Whether the value grows with the steps between two samples, as that of an update: a
@@ -89,15 +88,17 @@ class Departure:
     spreads: float = 8.0
     share: float = 0.05
     window: int = 64
+    guard: int = 0
     direction: Literal["up", "down", "both"] = "both"
     log: bool = False
     per_interval: bool = False
 
     def __post_init__(self) -> None:
-        if not (self.spreads > 0 and self.share >= 0 and self.window >= 8):
+        if not (self.spreads > 0 and self.share >= 0 and self.window >= 8 and self.guard >= 0):
             raise ValueError(
-                "Expected a departure's `spreads` above 0, `share` of at least 0 and `window` of at least 8 "
-                f"but got {self.spreads!r}, {self.share!r} and {self.window!r}."
+                "Expected a departure's `spreads` above 0, `share` and `guard` of at least 0 and "
+                f"`window` of at least 8 but got {self.spreads!r}, {self.share!r}, {self.guard!r} and "
+                f"{self.window!r}."
             )
 
 

@@ -31,21 +31,26 @@ class Trend:
     fine-tuning, they are large, so that nothing is unusual. A value that departs enters the line, and its
     error the mean square, cut to three usual errors: one outlier moves neither, and a lasting change is the
     new trend after some samples. With n samples, fewer than the window's w, errors count
-    :math:`(n / w)^2` as much.
+    :math:`(n / w)^3` as much.
 
     Args:
         window: Samples of the line.
+        guard: Last samples that enter neither the line nor the usual error: a slow change would hide in them.
         floor: Least usual error, as a share of the value's size.
         absolute: Whether ``floor`` is a number instead of a share.
     """
 
-    def __init__(self, window: int, floor: float, *, absolute: bool = False) -> None:
-        self._window, self._floor, self._absolute = window, floor, absolute
+    def __init__(self, window: int, guard: int, floor: float, *, absolute: bool = False) -> None:
+        self._window, self._guard, self._floor, self._absolute = window, guard, floor, absolute
         self._count = 0
         self._errors = 0
-        self._steps = np.zeros(window)
-        #: [window, cell] the last values, the sample of index i in row i modulo the window
-        self._values: NDArray[np.float32] = np.zeros((window, 0), np.float32)
+        self._steps = np.zeros(window + guard)
+        #: [window + guard, cell] the last values, the sample of index i in row i modulo their number
+        self._values: NDArray[np.float32] = np.zeros((window + guard, 0), np.float32)
+        #: [guard, cell] squared errors that the usual one does not know yet
+        self._guarded: NDArray[np.float32] = np.zeros((guard, 0), np.float32)
+        #: of the samples that the last prediction rests on
+        self._rows: NDArray[np.int64] = np.zeros(0, np.int64)
         self._square: NDArray[np.float64] = np.zeros(0)
 
     def update(
@@ -62,47 +67,73 @@ class Trend:
         """
         if self._square.shape != values.shape:  # the first sample, or a model whose layers changed
             self._count = self._errors = 0
-            self._values = np.zeros((self._window, len(values)), np.float32)
+            self._values = np.zeros((self._window + self._guard, len(values)), np.float32)
+            self._guarded = np.zeros((self._guard, len(values)), np.float32)
             self._square = np.zeros(len(values))
         prediction = score = np.full(len(values), np.nan)
         entered = values
-        if self._count >= _FITTED:
+        if self._count >= _FITTED + self._guard:
             weights, leverage = self._line(step)
-            prediction = (weights.astype(np.float32) @ self._values[: len(weights)]).astype(np.float64)
+            prediction = (weights @ self._values[: len(weights)]).astype(np.float64)
             stretch = np.sqrt(1 + leverage)
             error = np.nan_to_num((values - prediction) / stretch)
             size = 1.0 if self._absolute else np.abs(prediction)
             usual = np.maximum(np.sqrt(self._square), self._floor * size)
-            if self._errors >= _ERRORS:
-                usual = usual * (1 + _ERRORS / self._errors)  # few errors say little of the usual one
+            known = self._errors - self._guard
+            if known >= _ERRORS:
+                usual = usual * (1 + _ERRORS / known)  # few errors say little of the usual one
                 # and a line through few samples, at the start of a run, says little of what comes next
-                doubt = max(1.0, self._window / self._count) ** 2
+                doubt = (self._window / len(self._rows)) ** 3
                 score = error / np.where(usual > 0, usual * doubt, np.inf)
                 error = np.clip(error, -_CUT * usual, _CUT * usual)
             # a cell that had no value so far has no prediction either
             entered = np.where(np.isnan(prediction), values, prediction + error * stretch)
-            self._errors += 1
-            self._square += (np.nan_to_num(error) ** 2 - self._square) / min(
-                self._errors, self._window / _FORGETS
-            )
-        row = self._count % self._window
+            self._learn(np.nan_to_num(error) ** 2)
+        row = self._count % len(self._steps)
         self._steps[row], self._values[row] = step, entered
         self._count += 1
         return prediction, score
 
-    def _line(self, step: int) -> tuple[NDArray[np.float64], float]:
-        """Return the weight of each sample in the prediction at a step, and the prediction's leverage."""
-        steps = self._steps[: min(self._count, self._window)]
-        offsets = steps - steps.mean()
-        ahead = step - steps.mean()
+    def beyond(self, cells: NDArray[np.int64], values: NDArray[np.float64]) -> NDArray[np.floating]:
+        """Return how far values lie outside all those that the last prediction rests on.
+
+        Args:
+            cells: Indices of some cells.
+            values: Their values at the last update.
+
+        Returns:
+            As many numbers: positive above the highest, negative below the lowest, else 0.
+        """
+        held = self._values[self._rows[:, None], cells]
+        above, below = values - held.max(axis=0), values - held.min(axis=0)
+        return np.where(above > 0, above, np.where(below < 0, below, 0.0))
+
+    def _line(self, step: int) -> tuple[NDArray[np.float32], float]:
+        """Return the weight of each row in the prediction at a step, and the prediction's leverage."""
+        held = min(self._count, len(self._steps))
+        self._rows = rows = np.arange(self._count - held, self._count - self._guard) % len(self._steps)
+        offsets = self._steps[rows] - self._steps[rows].mean()
+        ahead = step - self._steps[rows].mean()
         square = float(offsets @ offsets)
-        return 1 / len(steps) + ahead * offsets / square, 1 / len(steps) + ahead**2 / square
+        weights = np.zeros(held, np.float32)
+        weights[rows] = 1 / len(rows) + ahead * offsets / square
+        return weights, 1 / len(rows) + ahead**2 / square
+
+    def _learn(self, square: NDArray[np.float64]) -> None:
+        """Let the usual error know the squared error of some samples ago."""
+        self._errors += 1
+        known = self._errors - self._guard
+        if self._guard:
+            row = known % self._guard
+            square, self._guarded[row] = self._guarded[row].astype(np.float64), square
+        if known > 0:
+            self._square += (square - self._square) / min(known, self._window / _FORGETS)
 
     def state_dict(self) -> dict[str, object]:
         """Return arrays and numbers with which a resumed run goes on."""
         return {
             "count": self._count, "errors": self._errors, "steps": self._steps, "values": self._values,
-            "square": self._square,
+            "square": self._square, "guarded": self._guarded,
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, object]) -> None:

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from lightning_geo.functional import masked_mean
 from lightning_geo.kernels import STATISTICS
-from lightning_geo.kernels.precision import is_finite
 from lightning_geo.measurement.batches import LayerBatches
 from lightning_geo.measurement.call_statistics import call_statistics
 from lightning_geo.measurement.collectors.collector import Collector
@@ -128,12 +127,13 @@ class AttentionRows(Collector):
         planes = dict(zip(rows.fields, tensors["planes"].unbind(1), strict=True))
         live = tensors["live"]
         # a sequence with NaN or infinity in it has no value, rather than that of its other rows
-        broken = (live & ~is_finite(planes["logsumexp"])).any(-1)
+        logsumexp = planes["logsumexp"]
+        broken = (live & (logsumexp - logsumexp != 0)).any(-1)
         for layer, count in zip(layers, broken.sum((1, 2)), strict=True):
             layer.add("broken", count)
         if rows.means:
             stacked = torch.stack([self.value(name, planes, live.shape) for name in rows.means], 1)
-            counted = live[:, None] & ~stacked.isnan()
+            counted = live[:, None] & (stacked == stacked)  # all but NaN
             values = torch.where(broken[:, None], torch.nan, masked_mean(stacked, counted))
             variances = None
             if "fraction" in tensors:

@@ -18,8 +18,14 @@ from lightning_geo.observe.evidence.held_call import Held
 from lightning_geo.observe.evidence.mask_structure import MaskStructures
 from lightning_geo.observe.evidence.masks import MaskReader
 from lightning_geo.observe.evidence.origins import Origin, Origins, tensors_in
+from lightning_geo.observe.evidence.padding import padding_by_ids
 from lightning_geo.observe.evidence.positions import set_positions
-from lightning_geo.observe.evidence.tokens import keys_by_masks, set_token_masks, special_tokens_of
+from lightning_geo.observe.evidence.tokens import (
+    keys_by_masks,
+    set_token_masks,
+    special_tokens_of,
+    tokens_from_arguments,
+)
 from lightning_geo.observe.layers.frame import Frame, tokens_in
 from lightning_geo.observe.layers.module_stack import ModuleStack
 from lightning_geo.observe.packed.documents import Documents
@@ -120,6 +126,22 @@ class CallEvidence:
         call.special = special_tokens_of(frames, self._special_ids, call, self.masks)
         if call.documents is None:
             self.structures.simplify(call, held.module, module)
+
+    def set_padding(self, held: Held, stack: ModuleStack) -> None:
+        """Set whether the keys' mask is what the model was told, and padding by ids where nobody told it."""
+        call, root = held.call, stack.frames[0]
+        batch, queries, keys = call.lengths
+        if call.cross or call.offset != 0 or queries != keys or held.key is None:
+            return
+        name = self._arguments.get(held.key.source)
+        given = root.given
+        if isinstance(batch_of := given.get(name or ""), Mapping):
+            given, name = {**given, **batch_of}, "input_ids"
+        outermost = [Frame(root.name, root.module, given=given)]
+        if tokens_from_arguments(outermost, name, batch, keys, reader=self.masks) is not None:
+            call.told = call.key_mask is not None
+        else:
+            call.padding = padding_by_ids(stack.frames, call, self.masks)
 
 
 def _module(held: Held, stack: ModuleStack) -> nn.Module:

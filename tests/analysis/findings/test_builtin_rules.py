@@ -21,6 +21,7 @@ CASES: dict[str, tuple[str, Layers, Layers, Layers]] = {
     "cone_collapse": ("cone.output", [0.5, 0.9], [0.98, 0.9], [0.9, 0.99]),
     "first_token_sink": ("first_mass", [[0.1, 0.1]], [[0.95, 0.1]], [[0.6, 0.1]]),
     "frozen_layer": ("unchanged_share", [0.0, 0.0], [1.0, 0.0], [1.0, 1.0]),
+    "never_trained": ("unchanged_share", [1.0, 0.0], [1.0, 0.0], [0.9, 1.0]),
     "rounded_updates": ("bf16_share", [0.0, 0.0], [1.0, 1.0], [0.1, 0.0]),
     "lost_updates": ("unchanged_share", [0.0, 0.0], [0.8, 0.9], [0.1, 0.0]),
     "future_visible": ("future_visible.batch", [0.0, 0.0], [0.0, 1e-6], [0.0, 0.0]),
@@ -32,6 +33,7 @@ CASES: dict[str, tuple[str, Layers, Layers, Layers]] = {
 
 def found(metric: str, *samples: object) -> set[str]:
     detector = Detector()
+    assert len(samples) > 2
     for i, values in enumerate(samples):
         detector.update(GeometryRecord({"encoder": {metric: np.array(values, np.float32)}}, step=10 * i))
     return {finding.rule for finding in detector.findings}
@@ -43,7 +45,7 @@ def test_a_rule_finds_its_fault_and_leaves_alone_what_is_close_to_it(rule: str) 
     assert rule in found(metric, start, fault, fault, fault)
     assert rule not in found(metric, start, close, close, close)
     if RULES[rule].samples > 1:
-        assert rule not in found(metric, start, fault, start, fault, start)
+        assert rule not in found(metric, start, fault, close, fault, close)
 
 
 def test_what_a_model_is_from_the_start_is_no_collapse() -> None:
@@ -52,6 +54,11 @@ def test_what_a_model_is_from_the_start_is_no_collapse() -> None:
         assert rule not in found(metric, fault, fault, fault)
     # a bidirectional model sees later tokens from the start, and its share may differ between batches
     assert not found("future_visible.batch", [0.9], [1.0], [1.0])
+
+
+def test_layers_that_never_train_are_no_others_for_a_frozen_one() -> None:
+    # the learning rate ends at 0: nothing changes any more, the first layer never did
+    assert found("unchanged_share", [1.0, 0.0], [1.0, 0.0], *[[1.0, 1.0]] * 3) == {"never_trained"}
 
 
 def test_a_mask_lost_in_training_alone_shows_from_the_first_batch() -> None:

@@ -14,16 +14,16 @@ from lightning_geo.analysis.findings.trend import Trend
 steps_of = st.lists(st.integers(1, 200), min_size=6, max_size=40).map(np.cumsum)
 
 
-@given(steps_of, st.integers(8, 16), st.integers(0, 2**32 - 1))
+@given(steps_of, st.integers(8, 16), st.integers(0, 3), st.integers(0, 2**32 - 1))
 def test_the_prediction_is_that_of_the_line_through_the_last_values(
-    steps: np.ndarray, window: int, seed: int
+    steps: np.ndarray, window: int, guard: int, seed: int
 ) -> None:
     values = np.random.default_rng(seed).normal(10, 1, (len(steps), 3))
-    trend = Trend(window, floor=1e9)  # nothing is cut
+    trend = Trend(window, guard, floor=1e9)  # nothing is cut
     for i, (step, row) in enumerate(zip(steps, values, strict=True)):
         prediction, _ = trend.update(int(step), row)
-        past = slice(max(0, i - window), i)
-        if i < 4:
+        past = slice(max(0, i - guard - window), max(0, i - guard))
+        if i < 4 + guard:
             assert np.isnan(prediction).all()
             continue
         offset = steps[past].mean()
@@ -39,7 +39,7 @@ def test_noise_is_seldom_unusual_and_a_jump_of_twenty_deviations_always(seed: in
     noise = np.random.default_rng(seed).normal(0, spread, (80, 50))
     values = 100 + 0.3 * np.arange(80)[:, None] + noise
     values[70:, 7] += 25 * spread
-    trend, scores = Trend(64, floor=0.0), []
+    trend, scores = Trend(64, 0, floor=0.0), []
     for step, row in enumerate(values):
         scores.append(trend.update(10 * step, row)[1])
     score = np.array(scores)
@@ -49,7 +49,7 @@ def test_noise_is_seldom_unusual_and_a_jump_of_twenty_deviations_always(seed: in
 
 
 def test_one_outlier_moves_the_trend_by_no_more_than_three_usual_errors() -> None:
-    trend = Trend(16, floor=0.01)
+    trend = Trend(16, 0, floor=0.01)
     for step in range(12):
         trend.update(step, np.array([1.0, 1.0]))
     _, score = trend.update(12, np.array([1.0, 1e6]))
@@ -62,7 +62,7 @@ def test_one_outlier_moves_the_trend_by_no_more_than_three_usual_errors() -> Non
 
 
 def test_a_lasting_change_becomes_the_trend() -> None:
-    trend = Trend(16, floor=0.01)
+    trend = Trend(16, 0, floor=0.01)
     scores = [trend.update(step, np.array([1.0 if step < 20 else 2.0]))[1][0] for step in range(80)]
     assert scores[20] > 8
     assert max(map(abs, scores[60:])) < 1
@@ -71,20 +71,31 @@ def test_a_lasting_change_becomes_the_trend() -> None:
 def test_a_missing_value_is_its_own_prediction() -> None:
     rows = [np.array([float(i), float(i)]) for i in range(20)]
     rows[9][1] = np.nan
-    trend = Trend(8, floor=0.01)
+    trend = Trend(8, 0, floor=0.01)
     predictions = np.array([trend.update(i, row)[0] for i, row in enumerate(rows)])
     assert predictions[4:, 1] == pytest.approx(predictions[4:, 0], rel=1e-5)
-    never = Trend(8, floor=0.01)
+    never = Trend(8, 0, floor=0.01)
     assert all(np.isnan(never.update(i, np.array([np.nan]))[0]).all() for i in range(10))
 
 
-@given(st.integers(1, 30), st.integers(0, 2**32 - 1))
-def test_a_resumed_trend_goes_on_as_if_it_had_not_stopped(stop: int, seed: int) -> None:
+@given(st.integers(1, 30), st.integers(0, 5), st.integers(0, 2**32 - 1))
+def test_a_resumed_trend_goes_on_as_if_it_had_not_stopped(stop: int, guard: int, seed: int) -> None:
     values = np.random.default_rng(seed).normal(0, 1, (40, 4))
-    whole = Trend(12, floor=0.01, absolute=True)
+    whole = Trend(12, guard, floor=0.01, absolute=True)
     for step in range(stop):
         whole.update(step, values[step])
-    resumed = Trend(12, floor=0.01, absolute=True)
+    resumed = Trend(12, guard, floor=0.01, absolute=True)
     resumed.load_state_dict(copy.deepcopy(whole.state_dict()))
     for step in range(stop, 40):
         np.testing.assert_array_equal(whole.update(step, values[step]), resumed.update(step, values[step]))
+
+
+def test_a_slow_change_shows_beside_a_guard() -> None:
+    values = np.random.default_rng(0).normal(0, 0.05, 120)
+    values[80:] += 0.1 * np.arange(40)  # a learning rate that grows by a tenth each step, as a logarithm
+    highest = {}
+    for guard in (0, 8):
+        trend = Trend(64, guard, floor=0.02, absolute=True)
+        scores = [trend.update(step, np.array([value]))[1][0] for step, value in enumerate(values)]
+        highest[guard] = max(scores[80:95])
+    assert highest[0] < 8 < highest[8]

@@ -1,4 +1,4 @@
-"""Rows of what an optimizer did to weights, and of weights that two layers share."""
+"""Rows of what an optimizer did to weights, of weights that two layers share, and of what masks show."""
 
 from __future__ import annotations
 
@@ -62,6 +62,10 @@ TABLE = {
     "bf16_share": Row(
         F.bf16_share, weights, definitions.bf16_share, gradient=None, broken=(),
         unchanged={"order": in_order}, undefined=((torch.ones(2, 3), torch.ones(2, 3)),),
+    ),
+    "visible_share": Row(
+        F.visible_share, lambda draw: (draw.gamma(), draw.gamma() + 0.1), np.divide,
+        gradient=None, infinite=False, undefined=((torch.zeros(2), torch.zeros(2)),),
     ),
     "weight_similarity": Row(
         F.weight_similarity, layers, weight_similarity, gradient=None, autocast=True, infinite=False,
