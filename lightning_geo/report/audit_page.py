@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -95,7 +96,7 @@ def audit_page(
         notes=content["notes"],
         metrics=_metrics(result),
         evidence=_evidence(content, receipt),
-        ledger=receipt,
+        command=f"lightning-geo audit verify {shlex.quote(receipt.path)} --expect {receipt.hash}",
     )  # fmt: skip
 
 

@@ -148,6 +148,7 @@ def test_change_needs_the_same_probe_model_and_metric() -> None:
         assert absent.result == "not measured"
         assert absent.counts == Counts(0, 0, 0, 5)
         assert why in found(absent)
+    assert check(batches, limit, release=batches).result == "not measured"
 
 
 def test_metrics_of_the_run_itself_are_audited() -> None:
