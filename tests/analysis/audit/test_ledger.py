@@ -31,7 +31,9 @@ def test_any_edit_is_found(chain: tuple[bytes, list[Receipt]], data: st.DataObje
     path = Path(receipts[0].path)
     lines = content.splitlines(keepends=True)
     place = data.draw(st.integers(0, len(content) - 1))
-    kind = data.draw(st.sampled_from(["flip", "cut", "insert", "remove", "swap", "repeat", "end"]))
+    kind = data.draw(
+        st.sampled_from(["flip", "cut", "insert", "value", "space", "remove", "swap", "repeat", "end"])
+    )
     row, other = data.draw(st.permutations(range(len(lines))))[:2]
     expected = receipts[-1].hash
     if kind == "flip":
@@ -41,6 +43,10 @@ def test_any_edit_is_found(chain: tuple[bytes, list[Receipt]], data: st.DataObje
         changed = content[:place] + content[place + data.draw(st.integers(1, 9)) :]
     elif kind == "insert":
         changed = content[:place] + data.draw(st.binary(min_size=1, max_size=4)) + content[place:]
+    elif kind == "value":  # well-formed, with the hash as it was
+        changed = content.replace(b'"passed"', b'"waived"', data.draw(st.integers(1, 2)))
+    elif kind == "space":
+        changed = content.replace(b",", b", ", data.draw(st.integers(1, 9)))
     elif kind == "remove":
         changed = b"".join(lines[:row] + lines[row + 1 :])
     elif kind == "swap":
