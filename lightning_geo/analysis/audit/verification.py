@@ -73,14 +73,9 @@ def verify(
     hashes = [entry["hash"] if entry else "" for entry in entries]
     notes = []
     if expected is not None:
-        if expected.lower() not in hashes or not expected:
-            problems.append(
-                f"No line has the expected hash {expected}: lines were removed from the end, or written anew."
-            )
-        elif later := len(hashes) - 1 - hashes.index(expected.lower()):
-            notes.append(
-                f"The expected hash is that of line {len(hashes) - later}; {later} were added since."
-            )
+        problem, note = _expectation(expected, hashes)
+        problems += [problem] * bool(problem)
+        notes += [note] * bool(note)
     intact = 0
     if records:
         for problem, note, good in _records(entries):
@@ -94,6 +89,18 @@ def verify(
         tuple(notes),
         intact,
     )
+
+
+def _expectation(expected: str, hashes: list[str]) -> tuple[str, str]:
+    """A problem, or a note, on a hash that the ledger must hold."""
+    if not expected or expected.lower() not in hashes:
+        return (
+            f"No line has the expected hash {expected}: lines were removed from the end, or written anew.",
+            "",
+        )
+    number = hashes.index(expected.lower()) + 1
+    later = len(hashes) - number
+    return "", f"The expected hash is that of line {number}; {later} were added since." if later else ""
 
 
 def _breaks(entries: list[dict[str, Any] | None]) -> Iterator[str]:
