@@ -26,7 +26,7 @@ from lightning_geo.metrics.spec import MetricSpec
 from lightning_geo.storage.history import GeometryHistory
 from lightning_geo.utils.errors import RunError
 
-__all__ = ["Comparison", "compare"]
+__all__ = ["Comparison", "compare", "matched_stacks"]
 
 Array = NDArray[np.float64]
 
@@ -155,7 +155,7 @@ def compare(
         >>> [round(float(value), 3) for value in compare(*runs).differences[0].difference[0]]
         [1.0, 1.0]
     """
-    stacks = _matched_stacks(a, b)
+    stacks = matched_stacks(a, b)
     alignment = align(a.steps, b.steps)
     last = len(alignment.a) - 1
     if step is not None:
@@ -213,7 +213,7 @@ def _probe(a: GeometryHistory, b: GeometryHistory) -> str:
     return "same" if prints[0] == prints[1] else "different"
 
 
-def _matched_stacks(a: GeometryHistory, b: GeometryHistory) -> dict[str, str]:
+def matched_stacks(a: GeometryHistory, b: GeometryHistory) -> dict[str, str]:
     """The second run's stack for each of the first's."""
     ours, theirs = heads_per_layer(a), heads_per_layer(b)
     if ours == theirs:

@@ -70,8 +70,13 @@ def read_runs(paths: Sequence[str], monitor: str | None) -> list[Run]:
     return [run for group in groups for run in group]
 
 
-def write_page(path: Path, page: str) -> None:
+def write_page(path: Path, page: str, *, quiet: bool = False) -> None:
     """Write a page, and print its path and size.
+
+    Args:
+        path: The file.
+        page: Its content.
+        quiet: Whether to print nothing.
 
     Raises:
         RunError: If the file cannot be written.
@@ -80,4 +85,5 @@ def write_page(path: Path, page: str) -> None:
         path.write_text(page, encoding="utf-8", errors="replace")
     except OSError as error:
         raise RunError(f"Cannot write {os.fspath(path)!r}: {error.strerror}.") from error
-    print(f"{plain(path)}: {len(page.encode(errors='replace')) / 1e3:,.0f} kB")
+    if not quiet:
+        print(f"{plain(path)}: {len(page.encode(errors='replace')) / 1e3:,.0f} kB")

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from lightning_geo.cli import compare, diagnose, explain, heads, report, show, tail
+from lightning_geo.cli import audit, compare, diagnose, explain, heads, report, show, tail
 from lightning_geo.utils.errors import RunError
 from lightning_geo.utils.formatting import plain
 
@@ -21,8 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The command line without the program's name; ``None`` for ``sys.argv``.
 
     Returns:
-        0 on success, 1 if a limit of ``--fail-above`` was exceeded or ``diagnose`` has a critical finding, 2
-        on bad input.
+        0 on success; 1 if a limit of ``--fail-above`` or of a policy was exceeded, ``diagnose`` has a
+        critical finding, or a ledger is not intact; 2 on bad input.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -44,10 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    description = "Look at recorded runs, compare them, and find heads to prune."
+    description = "Look at recorded runs, check and compare them, and find heads to prune."
     parser = argparse.ArgumentParser(prog="lightning-geo", description=description)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (show, diagnose, compare, report, tail, heads, explain):
+    for command in (show, diagnose, audit, compare, report, tail, heads, explain):
         command.add_parser(commands)
     return parser
 

@@ -15,7 +15,7 @@ from lightning_geo.storage.record_file import RecordFile
 from lightning_geo.utils.errors import RunError
 from support.programs import launch_browser
 from support.records import make_record
-from support.report_page import Page
+from support.report_page import Page, assert_loads_nothing
 
 HOSTILE = '"><script>document.title="owned"</script><img src=x onerror="document.title=\'owned\'">'
 
@@ -40,17 +40,6 @@ def hostile() -> Run:
         for s in (0, 9)
     ]  # fmt: skip
     return Run(HOSTILE, Path("x"), GeometryHistory(records))
-
-
-def assert_loads_nothing(page: Page) -> None:
-    for tag, attributes in page.elements:
-        assert tag not in ("script", "link", "iframe", "object", "embed", "base", "form", "img", "a"), tag
-        assert not [name for name in attributes if name.startswith("on")]
-        for name in ("src", "href", "xlink:href", "action", "data"):
-            assert (attributes.get(name) or "data:").startswith("data:image/png;base64,"[:5])
-    [policy] = [a["content"] for t, a in page.elements if a.get("http-equiv") == "Content-Security-Policy"]
-    assert policy is not None
-    assert policy.startswith("default-src 'none'")
 
 
 @pytest.mark.parametrize("count", [1, 2, 7])

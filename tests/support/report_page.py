@@ -19,3 +19,15 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text += data
+
+
+def assert_loads_nothing(page: Page) -> None:
+    """It asks the browser for no file and no script, and forbids both."""
+    for tag, attributes in page.elements:
+        assert tag not in ("script", "link", "iframe", "object", "embed", "base", "form", "img", "a"), tag
+        assert not [name for name in attributes if name.startswith("on")]
+        for name in ("src", "href", "xlink:href", "action", "data"):
+            assert (attributes.get(name) or "data:").startswith("data:image/png;base64,"[:5])
+    [policy] = [a["content"] for t, a in page.elements if a.get("http-equiv") == "Content-Security-Policy"]
+    assert policy is not None
+    assert policy.startswith("default-src 'none'")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from typing import Any
 
 from lightning_geo.analysis.findings.builtin_rules import RULES
 from lightning_geo.analysis.findings.rule import Departure, Level, Rule
-from lightning_geo.utils.errors import RunError
+from lightning_geo.utils.yaml_file import EntryError, YamlFile, as_list, as_mapping, check_keys, read_yaml
 
 __all__ = ["read_rules", "rule_of", "rule_set"]
 
@@ -65,26 +66,38 @@ def read_rules(path: str | os.PathLike[str]) -> tuple[Rule, ...]:
         path: The file.
 
     Raises:
-        RunError: If it cannot be read or is not valid; the message names the file and the entry.
+        RunError: If it cannot be read or is not valid; the message names the file, the line and the entry.
     """
-    import yaml
+    file = read_yaml(path)
+    try:
+        sections = {} if file.content is None else as_mapping(file.content, "the file")
+        check_keys(sections, _SECTIONS, "the file")
+        entries = as_list(sections.get("rules"), "rules", "rules")
+        change = as_mapping(sections.get("change") or {}, "change", "change")
+        silence = as_list(sections.get("silence"), "silence", "silence")
+    except EntryError as error:
+        raise file.error(error) from error
+    rules: list[Rule] = []
+    for index, values in enumerate(entries):
+        with _at(file, "rules", index):
+            rules.append(rule_of(values))
+            rule_set(rules)
+    for name, values in change.items():
+        with _at(file, "change", name):
+            rule_set(rules, {name: values})
+    for index, name in enumerate(silence):
+        with _at(file, "silence", index):
+            rule_set(rules, silence=[name])
+    return rule_set(rules, change, silence)
 
-    where = os.fspath(path)
+
+@contextmanager
+def _at(file: YamlFile, *keys: str | int) -> Iterator[None]:
+    """Add file and line to the error of an entry."""
     try:
-        with open(path, encoding="utf-8") as file:
-            content = yaml.safe_load(file)
-    except OSError as error:
-        raise RunError(f"Cannot read {where!r}: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RunError(f"{where!r} is not valid YAML: {error}") from error
-    try:
-        sections = {} if content is None else _mapping(content, "the file")
-        _only(sections, _SECTIONS, "the file")
-        rules = [rule_of(values) for values in _list(sections.get("rules"), "rules")]
-        return rule_set(rules, _mapping(sections.get("change") or {}, "change"),
-                        _list(sections.get("silence"), "silence"))  # fmt: skip
+        yield
     except (TypeError, ValueError) as error:
-        raise RunError(f"{where!r}: {error}") from error
+        raise file.error(error, *keys) from error
 
 
 def rule_of(values: object) -> Rule:
@@ -102,10 +115,10 @@ def rule_of(values: object) -> Rule:
         Level(at_least=3, at_most=None, start_at_least=None, start_at_most=None, start_of=None, \
 unlike_others=False)
     """
-    entry = dict(_mapping(values, "a rule"))
+    entry = dict(as_mapping(values, "a rule"))
     name = entry.get("name")
     what = f"rule {name!r}"
-    _only(entry, (*_OF_A_RULE, *_OF_A_LEVEL, "departure"), what)
+    check_keys(entry, (*_OF_A_RULE, *_OF_A_LEVEL, "departure"), what)
     missing = [key for key in ("name", "metrics", "message") if key not in entry]
     if missing:
         raise ValueError(f"Expected {what} to have {' and '.join(map(repr, missing))}, but it has not.")
@@ -116,18 +129,19 @@ unlike_others=False)
     for key in ("metrics", "causes", "next"):
         if key in entry:
             texts = entry[key]
-            entry[key] = (texts,) if isinstance(texts, str) else tuple(_list(texts, f"{key} of {what}"))
+            entry[key] = (texts,) if isinstance(texts, str) else tuple(as_list(texts, f"{key} of {what}"))
     if departure is None:
         return Rule(test=Level(**_numbers(level, what)), **entry)
-    _only(departure := _mapping(departure, f"departure of {what}"), _OF_A_DEPARTURE, f"departure of {what}")
+    departure = as_mapping(departure, f"departure of {what}", "departure")
+    check_keys(departure, _OF_A_DEPARTURE, f"departure of {what}", "departure")
     return Rule(test=Departure(**_numbers(departure, what)), **entry)
 
 
 def _changed(rule: Rule, values: Mapping[str, Any]) -> Rule:
-    values = _mapping(values, f"change of {rule.name!r}")
+    values = as_mapping(values, f"change of {rule.name!r}")
     of_test = tuple(field.name for field in fields(rule.test))
     own = tuple(name for name in _OF_A_RULE if name != "name")
-    _only(values, (*own, *of_test), f"change of {rule.name!r}")
+    check_keys(values, (*own, *of_test), f"change of {rule.name!r}")
     texts = {key: (v,) if isinstance(v, str) else tuple(v) for key, v in values.items()
              if key in ("metrics", "causes", "next")}  # fmt: skip
     test = _numbers({key: v for key, v in values.items() if key in of_test}, f"rule {rule.name!r}")
@@ -143,7 +157,7 @@ def _numbers(values: Mapping[str, Any], what: str) -> dict[str, Any]:
         expected: tuple[type, ...] = (str,) if text else (bool,) if flag else (int, float)
         if value is not None and (not isinstance(value, expected) or isinstance(value, bool) != flag):
             kind = "text" if text else "true or false" if flag else "a number"
-            raise ValueError(f"Expected `{key}` of {what} to be {kind} but got {value!r}.")
+            raise EntryError(f"Expected `{key}` of {what} to be {kind} but got {value!r}.", key)
     return dict(values)
 
 
@@ -153,25 +167,3 @@ def _known(name: object, rules: Mapping[str, Rule], where: str) -> str:
         hint = f" Did you mean {near[0]!r}?" if near else f" There are {', '.join(rules)}."
         raise ValueError(f"Expected `{where}` to name rules but got {name!r}.{hint}")
     return name
-
-
-def _only(values: Mapping[str, Any], keys: Collection[str], where: str) -> None:
-    for key in values:
-        if key not in keys:
-            near = difflib.get_close_matches(str(key), keys, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else f" Known are {', '.join(keys)}."
-            raise ValueError(f"Expected only known keys in {where} but got {key!r}.{hint}")
-
-
-def _mapping(values: object, where: str) -> Mapping[str, Any]:
-    if not isinstance(values, Mapping):
-        raise ValueError(f"Expected {where} to be a mapping of keys to values but got {values!r}.")
-    return values
-
-
-def _list(values: object, where: str) -> list[Any]:
-    if values is None:
-        return []
-    if not isinstance(values, list | tuple):
-        raise ValueError(f"Expected {where} to be a list but got {values!r}.")
-    return list(values)

@@ -70,6 +70,13 @@ def test_a_file_changes_silences_and_adds(tmp_path: Path) -> None:
         ("rules: [a]", "Expected a rule to be a mapping"),
         ("- a", "Expected the file to be a mapping"),
         ("a: [", "not valid YAML"),
+        (
+            "rules:\n- {name: a, metrics: b, at_most: 1, message: m}\n- name: b\n  at_leats: 1",
+            "line 4: Expected only known",
+        ),
+        ("change:\n  departure:\n    window: 9\n    spreads: x", "line 4: Expected `spreads`"),
+        ("silence: [departure,\n nothing]", "line 2: Expected `silence` to name rules"),
+        ("silence: [departure]\nsilence: [twin_heads]", "line 2: Expected each key once"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_files_name(tmp_path: Path, text: str, message: str) -> None:

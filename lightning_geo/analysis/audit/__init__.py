@@ -1,0 +1,1 @@
+"""Runs checked against a policy of limits, and the ledger of these checks. numpy only."""
