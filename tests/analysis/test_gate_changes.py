@@ -14,7 +14,7 @@ from lightning_geo.cli import compare as compared
 from lightning_geo.cli import show
 from lightning_geo.metrics.gates import GATES, KINDS, gate_labels
 from lightning_geo.report.page import report
-from lightning_geo.report.sentences import findings
+from lightning_geo.report.sentences import run_sentences
 from support.report_page import Page
 
 OPEN, CLOSED = 0, 1
@@ -127,7 +127,7 @@ def test_reports_and_commands_say_it() -> None:
     assert "What the heads do: 1 of 3 changed their gate" in text
     assert "layer 0 head 1: closed → open at step 10 (margin 0.40, later 0.40)" in text
     assert "open: 2, then 2" in text
-    [only] = findings(runs[1].history)
+    [only] = run_sentences(runs[1].history)
     assert only.text == "Heads that changed their gate for good: 1 of 3; most often closed → open (1)."
     shown = show.as_text(runs[1:])
     assert "2 open, 1 mixed; 1 of 3 heads changed their gate" in shown
