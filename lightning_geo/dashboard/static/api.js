@@ -16,6 +16,10 @@ export async function fetchIndex() {
   return (await get("index")).json();
 }
 
+export async function fetchFindings({ run, monitor }) {
+  return (await get("findings", { run, monitor })).json();
+}
+
 async function fetchMetadata(run, monitor) {
   return (await get("metadata", { run, monitor })).json();
 }
