@@ -52,8 +52,8 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard ships no ty
         self._kept: int = limits.get(PLUGIN, 0) if isinstance(limits, dict) else 0
         #: (experiment, run, monitor) -> its last sample, and the specs that it carries
         self._read_specs: dict[tuple[str, str, str], tuple[Any, dict[str, MetricSpec]]] = {}
-        #: (experiment, run, monitor) -> its last sample, and what was found up to there
-        self._found: dict[tuple[str, str, str], tuple[Any, dict[str, Any]]] = {}
+        #: (experiment, run, monitor) -> its last sample, and what was found up to there, as JSON
+        self._found: dict[tuple[str, str, str], tuple[Any, str]] = {}
         folder = resources.files("lightning_geo.dashboard") / _STATIC
         # read now: nothing else can be asked for, and an upgrade under a running server mixes nothing
         self._static = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
@@ -200,8 +200,8 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard ships no ty
         metadata: dict[str, Any] = json.loads(data[-1].numpy.item())
         return metadata
 
-    def findings(self, ctx: Any, experiment: str, run: str, monitor: str) -> dict[str, Any]:
-        """Return the verdict on a run and its findings, see ``run_findings``; read anew where it went on.
+    def findings(self, ctx: Any, experiment: str, run: str, monitor: str) -> str:
+        """Return the verdict on a run and its findings, see ``run_findings``, as JSON; anew where it went on.
 
         Raises:
             LookupError: If the run or the monitor is not there.
@@ -213,10 +213,11 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard ships no ty
         if tags[0] not in listing:
             raise LookupError(f"No metadata of monitor {monitor!r} in run {run!r}.")
         last = [(tag, series.max_step, series.max_wall_time) for tag, series in sorted(listing.items())]
-        read, found = self._found.get((experiment, run, monitor), (None, {}))
+        read, found = self._found.get((experiment, run, monitor), (None, ""))
         if read != last:
             data = self._read(ctx, experiment, run, tags, _ALL)
-            found = run_findings(data.get(tags[0], []), data.get(tags[1], []), self._kept)
+            summary = run_findings(data.get(tags[0], []), data.get(tags[1], []), self._kept)
+            found = json.dumps(summary, allow_nan=False)  # once: TensorBoard is slow at many heads
             self._found[experiment, run, monitor] = last, found
         return found
 

@@ -75,7 +75,7 @@ export class App {
     try {
       this.index = await fetchIndex();
       this.failure = "";
-      this.metadata.retry();
+      for (const kept of [this.metadata, this.cache, this.found]) kept.retry();
     } catch (error) {
       this.failure = `TensorBoard does not answer (${error.message}).`;
     }

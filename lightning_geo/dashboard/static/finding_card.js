@@ -2,7 +2,7 @@
 
 import { scale } from "./colour.js";
 import { el } from "./dom.js";
-import { LEVELS, cellsOf, evidence, meanOver, span, title } from "./findings.js";
+import { LEVELS, cellsOf, evidence, keyOf, meanOver, span, title } from "./findings.js";
 import { Heatmap } from "./heatmap.js";
 import { frame, nearest, quantiles } from "./series.js";
 import { Sparkline } from "./sparkline.js";
@@ -26,7 +26,7 @@ export class FindingCard {
       el("header", {},
         el("span", { class: "badge" }, `${sign} ${word}`), el("b", {}, title(finding.rule)),
         el("span", { class: "muted" }, `${span(finding)}${several ? `, in ${finding.stack}` : ""}`),
-        el("button", { type: "button", class: "show control", title: `Open the map at step ${finding.since_step} with these cells framed`, onclick: onshow }, "Show me")),
+        el("button", { type: "button", class: "show control", dataset: { key: keyOf(finding) }, title: `Open the map at step ${finding.since_step} with these cells framed`, onclick: onshow }, "Show me")),
       el("p", { class: "text" }, finding.message),
       el("dl", {}, ...row("Evidence", evidence(finding)), ...row("Usual causes", finding.causes.join("; ")), ...row("Next", finding.next.join(" "))),
       drawn && finding.metric ? this.pictures : null);

@@ -61,6 +61,7 @@ export function layersText(layers, most = 4) {
     else runs.push([layer, layer]);
   }
   if (!runs.length) return "";
+  if (runs.length === 1 && layers.length === 2) return `layers ${layers.join(" and ")}`;
   const parts = runs.slice(0, most).map(([first, last]) => (first === last ? `${first}` : `${first} to ${last}`));
   if (runs.length > most) parts.push("more");
   const text = parts.length > 1 ? `${parts.slice(0, -1).join(", ")} and ${parts[parts.length - 1]}` : parts[0];

@@ -1,9 +1,8 @@
 // One run's summary: the verdict, its findings on a time line, and a card for each.
 
-import { el } from "./dom.js";
+import { el, refill } from "./dom.js";
 import { FindingCard } from "./finding_card.js";
-import { LEVELS, mapOf, movedMost, movedText, place, span, title } from "./findings.js";
-import { number } from "./format.js";
+import { LEVELS, keyOf, mapOf, movedMost, movedText, place, span, title } from "./findings.js";
 
 const DRAWN = 12; // cards with pictures
 const MOVED = 5;
@@ -26,10 +25,8 @@ export class SummaryPanel {
     const found = this.app.findings(run);
     this.found = found instanceof Error ? null : found;
     const key = JSON.stringify([run, name, found instanceof Error ? found.message : found]);
-    if (key !== this.key) {
-      this.key = key;
-      this._build(found, name);
-    }
+    if (key !== this.key) this._build(found, name);
+    this.key = key;
     this.shown.slice(0, DRAWN).forEach((card) => card.paint(run));
     this._moved();
   }
@@ -37,8 +34,12 @@ export class SummaryPanel {
   _build(found, name) {
     this._verdict(found, name);
     const findings = this.found?.findings ?? [];
-    this.shown = findings.map((finding, i) => new FindingCard(this.app, finding, i < DRAWN, () => this._open(mapOf(finding))));
-    this.cards.replaceChildren(...this.shown.map(({ element }) => element));
+    const cards = JSON.stringify([this.run, findings]);
+    if (cards !== this.built) { // as it is while samples come that change no finding
+      this.shown = findings.map((finding, i) => new FindingCard(this.app, finding, i < DRAWN, () => this._open(mapOf(finding))));
+      refill(this.cards, ...this.shown.map(({ element }) => element));
+    }
+    this.built = cards;
     this._timeline(findings);
     const rules = this.found?.looked_for ?? [];
     this.checked.textContent = rules.length ? `Looked for ${rules.length} things: ${rules.map((rule) => title(rule).toLowerCase()).join(", ")}.` : "";
@@ -77,13 +78,13 @@ export class SummaryPanel {
       const label = `${word}: ${title(finding.rule)}, ${span(finding)}. ${finding.message}`;
       const bar = el("button", {
         type: "button", class: "bar", title: `${label}\nClick to open the map.`, "aria-label": label,
-        dataset: { level: finding.severity, ended: String(!open) }, style: { left: `${left}%`, width: `max(${width}%, 14px)` },
+        dataset: { level: finding.severity, ended: String(!open), key: keyOf(finding) }, style: { left: `${left}%`, width: `max(${width}%, 14px)` },
         onclick: () => this._open(mapOf(finding)),
       }, sign);
       return [el("span", { class: "name", title: label }, title(finding.rule)), el("div", { class: "track" }, bar)];
     });
-    this.line.replaceChildren(...rows, el("span", { class: "muted" }, "step"),
-      el("div", { class: "axis" }, ...[0, 0.5, 1].map((share) => el("span", {}, number(Math.round(first + share * (last - first)))))));
+    refill(this.line, ...rows, el("span", { class: "muted" }, "step"),
+      el("div", { class: "axis" }, ...[0, 0.5, 1].map((share) => el("span", {}, String(Math.round(first + share * (last - first)))))));
   }
 
   /** Opens the map of this run, which becomes run A. */

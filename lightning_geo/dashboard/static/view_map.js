@@ -56,7 +56,7 @@ export class MapView {
     const { sign, word } = LEVELS[finding.severity];
     this.marked.dataset.level = finding.severity;
     this.marked.replaceChildren(
-      el("b", {}, `${sign} ${word}: ${title(finding.rule)}`), ` ${span(finding)}. ${finding.message} `,
+      el("div", { class: "text" }, el("b", {}, `${sign} ${word}: ${title(finding.rule)}`), ` ${span(finding)}. ${finding.message}`),
       el("button", { type: "button", class: "control", title: "Take the frame away", onclick: () => this.app.update({ finding: "" }) }, "Unmark"),
       el("button", { type: "button", class: "control", title: "Back to all findings", onclick: () => this.app.update({ view: "summary" }) }, "Summary"));
   }

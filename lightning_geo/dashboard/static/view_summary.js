@@ -1,7 +1,8 @@
 // Summary: is something wrong, where, since when, and what to do. What the tab opens with.
 
-import { el } from "./dom.js";
+import { el, refill } from "./dom.js";
 import { LEVELS, bySeverity, evidence, layersText } from "./findings.js";
+import { middle } from "./format.js";
 import { SummaryPanel } from "./summary_panel.js";
 
 const LISTED = 24; // runs whose verdicts are fetched
@@ -47,18 +48,16 @@ export class SummaryView {
     if (key === this.key) return;
     this.key = key;
     const more = runs.length - LISTED;
-    const focused = this.runs.contains(document.activeElement) ? document.activeElement.title : null;
-    this.runs.replaceChildren(...listed.map((item) => el("li", {}, this._run(item))),
+    refill(this.runs, ...listed.map((item) => el("li", {}, this._run(item))),
       ...(more > 0 ? [el("li", { class: "muted" }, `${more} more runs: choose one on the left.`)] : []));
-    if (focused !== null) [...this.runs.querySelectorAll("button")].find((button) => button.title === focused)?.focus();
   }
 
   _run({ run, known, level, failed }) {
     const { state } = this.app;
     const side = run === state.run ? "A" : run === state.other ? "B" : "";
     const { sign } = LEVELS[level];
-    return el("button", { type: "button", class: "run-verdict", title: run, dataset: { level }, "aria-pressed": String(run === state.run), onclick: () => this._choose(run) },
-      el("span", { class: "sign", "aria-hidden": "true" }, sign), el("b", {}, run),
+    return el("button", { type: "button", class: "run-verdict", title: run, dataset: { level, key: run }, "aria-pressed": String(run === state.run), onclick: () => this._choose(run) },
+      el("span", { class: "sign", "aria-hidden": "true" }, sign), el("b", {}, middle(run)),
       el("span", {}, known ? inShort(known) : failed ? "could not be read" : "loading…"),
       side && state.other ? el("span", { class: "muted" }, side) : null);
   }
@@ -79,7 +78,7 @@ export class SummaryView {
   table() {
     const rows = [["run", "verdict", "severity", "rule", "stack", "layers", "since step", "until step", "evidence", "message", "next"]];
     for (const { run, found } of this._shown()) {
-      if (found && !found.findings.length) rows.push([run, found.verdict]);
+      if (found && !found.findings.length) rows.push([run, found.verdict, ...Array(rows[0].length - 2).fill("")]);
       for (const f of found?.findings ?? []) {
         rows.push([run, found.verdict, f.severity, f.rule, f.stack, f.layers.join(" "), f.since_step, f.until_step ?? "", evidence(f), f.message, f.next.join(" ")]);
       }

@@ -21,7 +21,7 @@ test("a finding is put into words", () => {
   assert.equal(evidence(finding({ usual: [null, 2] })), "entropy 0.0123, usual 2 or less");
   assert.equal(evidence(finding({ usual: [null, null] })), "entropy 0.0123, usual not known");
   assert.equal(evidence(finding({ metric: "" })), "");
-  assert.deepEqual([[3], [0, 3, 4, 5, 9], [], [1, 3, 5, 7, 9]].map((l) => layersText(l)), ["layer 3", "layers 0, 3 to 5 and 9", "", "layers 1, 3, 5, 7 and more"]);
+  assert.deepEqual([[3], [3, 4], [0, 3, 4, 5, 9], [], [1, 3, 5, 7, 9]].map((l) => layersText(l)), ["layer 3", "layers 3 and 4", "layers 0, 3 to 5 and 9", "", "layers 1, 3, 5, 7 and more"]);
   assert.deepEqual(bySeverity([{ level: "well" }, { level: "critical", run: 1 }, { level: "critical", run: 2 }, { level: "unknown" }]).map(({ level, run }) => run ?? level), [1, 2, "unknown", "well"]);
 });
 
