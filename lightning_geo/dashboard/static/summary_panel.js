@@ -6,6 +6,7 @@ import { LEVELS, keyOf, mapOf, movedMost, movedText, place, span, title } from "
 
 const DRAWN = 12; // cards with pictures
 const MOVED = 5;
+const BUDGET = 256 * 2 ** 20; // bytes that the server reads to compare the ends of a run
 
 export class SummaryPanel {
   constructor(app) {
@@ -100,14 +101,16 @@ export class SummaryPanel {
     if (this.moved.hidden) return;
     const names = app.metricNames(run);
     const key = app.index.metrics.filter((spec) => spec.headline && names.includes(spec.name));
-    const metrics = key.map((spec) => ({ spec, series: app.series(run, spec.name, 2) })).filter(({ series }) => series?.steps.length > 1);
+    const fits = app.samplesOf(run, BUDGET / Math.max(key.length, 1)) >= this.found.samples;
+    const metrics = (fits ? key : []).map((spec) => ({ spec, series: app.series(run, spec.name, 2) })).filter(({ series }) => series?.steps.length > 1);
     const moved = movedMost(metrics, MOVED);
-    const head = !key.length ? "" : metrics.length ? `What moved most, from step ${metrics[0].series.steps[0]} to ${metrics[0].series.steps[1]}` : "";
+    const [first, last] = metrics[0]?.series.steps ?? [];
+    const head = metrics.length ? `What moved most, from step ${first} to ${last}` : fits ? "" : "The run is too large to compare its ends here; Overview shows all metrics.";
     const text = JSON.stringify([head, moved]);
-    if (text === this.movedText) return;
-    this.movedText = text;
-    const open = ({ metric }) => el("button", { type: "button", title: "Open the map", onclick: () => this._open({ view: "map", metric, step: null, finding: "" }) }, "Show me");
-    this.moved.replaceChildren(el("h3", {}, head), el("ul", {}, ...moved.map((m) => el("li", {}, movedText(m), " ", open(m)))));
+    if (text === this.movedKey) return;
+    this.movedKey = text;
+    const open = ({ metric }) => el("button", { type: "button", dataset: { key: metric }, title: `Open the map of ${metric}`, onclick: () => this._open({ view: "map", metric, step: null, finding: "" }) }, "Show me");
+    refill(this.moved, el("h3", {}, head), el("ul", {}, ...moved.map((m) => el("li", {}, movedText(m), " ", open(m)))));
   }
 
   canvases() {
