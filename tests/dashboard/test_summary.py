@@ -142,10 +142,10 @@ def test_two_verdicts_are_side_by_side_and_follow_their_runs(
     ]
     with page.expect_download():
         frame.get_by_role("button", name="PNG").click()
-    frame.locator(".card .show").first.focus()
+    frame.locator(".verdicts button").first.focus()
     write_run(runs / HOSTILE, [record(30, replace(LOW, since_step=30))])
     expect(verdicts.nth(1)).to_contain_text("1 thing to look at.", timeout=PATIENCE)  # it goes on
-    expect(frame.locator(".card .show").first).to_be_focused()
+    expect(frame.locator(".verdicts button").first).to_be_focused()  # by then another one
     for width in (1280, 900):
         page.set_viewport_size({"width": width, "height": 720})
         assert frame.locator(".summary").evaluate("e => e.scrollWidth - e.clientWidth") <= 0

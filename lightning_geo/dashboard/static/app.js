@@ -11,7 +11,7 @@ import { forgetTheme } from "./paper.js";
 import { Player } from "./player.js";
 import { difference, extent, frame, nearest, trace } from "./series.js";
 import { Sidebar } from "./sidebar.js";
-import { VIEWS, decodeState, encode, settled, toggled } from "./state.js";
+import { VIEWS, decodeState, encode, settled, stackOf, toggled } from "./state.js";
 import { VIEW_TYPES } from "./views.js";
 
 const POLL = 5000; // milliseconds: TensorBoard's own default for reading new events
@@ -136,7 +136,7 @@ export class App {
 
   _got(run, metric = this.state.metric, samples = 0, name = this.state.stack) {
     const monitor = this._stack(run);
-    const stack = monitor?.stacks.find((s) => s.stack === name) ?? (monitor?.stacks.length === 1 ? monitor.stacks[0] : null);
+    const stack = stackOf(monitor, name);
     if (!stack?.metrics.includes(metric)) return new Error(`Run ${run} has no ${metric} in stack ${name}.`);
     if (!this.runMetadata(run)) return null; // it tells how large a sample is
     const request = { run, monitor: monitor.monitor, stack: stack.stack, metric, samples: samples || this.samplesOf(run) };
@@ -155,7 +155,7 @@ export class App {
   }
 
   metricNames(run = this.state.run) {
-    return this._stack(run)?.stacks.find((s) => s.stack === this.state.stack)?.metrics ?? [];
+    return stackOf(this._stack(run), this.state.stack)?.metrics ?? [];
   }
 
   /** What a run's monitor found; null while it is loading, or an Error. */

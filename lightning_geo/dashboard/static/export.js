@@ -22,9 +22,9 @@ export function exportCsv(app) {
   save(new Blob([csv(rows)], { type: "text/csv" }), fileName(app, "csv"));
 }
 
-/** The words of an element as they stand on screen, and the swatches of its legends. */
+/** The words of an element as they stand on screen, the swatches of its legends, and bars. */
 function* words(element) {
-  for (const swatch of element.querySelectorAll("i")) yield { swatch, box: swatch.getBoundingClientRect() };
+  for (const swatch of element.querySelectorAll("i, .bar")) yield { swatch, box: swatch.getBoundingClientRect() };
   const walker = document.createTreeWalker(element, NodeFilter.SHOW_TEXT);
   const range = document.createRange();
   while (walker.nextNode()) {

@@ -65,3 +65,8 @@ export function settled(state, index) {
     metric: stack.metrics.includes(state.metric) ? state.metric : headline ?? stack.metrics[0],
   };
 }
+
+/** A monitor's stack of a name; its only one whatever the name. */
+export function stackOf(monitor, name) {
+  return monitor?.stacks.find((s) => s.stack === name) ?? (monitor?.stacks.length === 1 ? monitor.stacks[0] : null);
+}
