@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
-from functools import wraps
 from importlib import resources
 from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
-from tensorboard import plugin_util
-from tensorboard.backend import http_util
 from tensorboard.data.provider import RunTagFilter
 from tensorboard.plugins.base_plugin import FrontendMetadata, TBPlugin
 from werkzeug.wrappers import Request, Response
 
 from lightning_geo.dashboard.metadata import PLUGIN, TagAddress, describe, parse_tag, tag_of
+from lightning_geo.dashboard.requests import argument, guarded, respond, where
+from lightning_geo.dashboard.run_findings import run_findings
 from lightning_geo.dashboard.samples import in_force, pack
 from lightning_geo.metrics.catalog import CATALOG
 from lightning_geo.metrics.foreign_specs import differing_fields, read_specs
@@ -36,35 +35,6 @@ _BUILT_IN = {
 _OTHERWISE = "Other runs mean other numbers by this name"
 _ALL = 10**9  # samples; the provider wants a number
 
-Route = Callable[[Any, Request], Response]
-
-
-def _guarded(route: Route) -> Callable[..., Any]:
-    """A WSGI application of a method; what is asked wrongly is answered in plain text."""
-
-    @wraps(route)
-    def answer(self: Any, request: Request) -> Response:
-        try:
-            return route(self, request)
-        except LookupError as error:
-            return _respond(request, str(error.args[0]), "text/plain", code=404)
-        except ValueError as error:
-            return _respond(request, str(error), "text/plain", code=400)
-
-    return Request.application(answer)  # type: ignore[arg-type]  # a method: it has `self` too
-
-
-def _respond(request: Request, content: Any, kind: str, **options: Any) -> Response:
-    response: Response = http_util.Respond(request, content, kind, **options)
-    return response
-
-
-def _argument(request: Request, name: str) -> str:
-    value = request.args.get(name)
-    if value is None:
-        raise ValueError(f"Expected the argument `{name}`, but it is not in the request.")
-    return value
-
 
 class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard ships no types
     """Serves the record of runs to the page. Reads through TensorBoard's data provider only.
@@ -77,8 +47,13 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard ships no ty
 
     def __init__(self, context: Any) -> None:
         self._provider = context.data_provider
+        limits = getattr(context.flags, "samples_per_plugin", None)
+        #: samples of a tag that TensorBoard keeps, 0 for all
+        self._kept: int = limits.get(PLUGIN, 0) if isinstance(limits, dict) else 0
         #: (experiment, run, monitor) -> its last sample, and the specs that it carries
         self._read_specs: dict[tuple[str, str, str], tuple[Any, dict[str, MetricSpec]]] = {}
+        #: (experiment, run, monitor) -> its last sample, and what was found up to there, as JSON
+        self._found: dict[tuple[str, str, str], tuple[Any, str]] = {}
         folder = resources.files("lightning_geo.dashboard") / _STATIC
         # read now: nothing else can be asked for, and an upgrade under a running server mixes nothing
         self._static = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
@@ -89,6 +64,7 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard ships no ty
             "/index": self.index_route,
             "/metadata": self.metadata_route,
             "/data": self.data_route,
+            "/findings": self.findings_route,
         }
 
     def is_active(self) -> bool:
@@ -97,34 +73,40 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard ships no ty
     def frontend_metadata(self) -> Any:
         return FrontendMetadata(es_module_path=f"/{_STATIC}/index.js", tab_name="Geometry")
 
-    @_guarded
+    @guarded
     def static_route(self, request: Request) -> Response:
         """The page's modules and style sheet."""
         name = request.path.rpartition(f"/{_STATIC}/")[2]
         kind = _TYPES.get(PurePosixPath(name).suffix)
         if name not in self._static or kind is None:
             raise LookupError("Not found.")
-        return _respond(request, self._static[name], kind)
+        return respond(request, self._static[name], kind)
 
-    @_guarded
+    @guarded
     def index_route(self, request: Request) -> Response:
         """The available data: asked for again and again while the page is open."""
-        return _respond(request, self.index(*_where(request)), "application/json")
+        return respond(request, self.index(*where(request)), "application/json")
 
-    @_guarded
+    @guarded
     def metadata_route(self, request: Request) -> Response:
         """The metadata of a monitor's last sample: layers of the model, fingerprint of the probe."""
-        run, monitor = _argument(request, "run"), _argument(request, "monitor")
-        return _respond(request, self.metadata(*_where(request), run, monitor), "application/json")
+        run, monitor = argument(request, "run"), argument(request, "monitor")
+        return respond(request, self.metadata(*where(request), run, monitor), "application/json")
 
-    @_guarded
+    @guarded
+    def findings_route(self, request: Request) -> Response:
+        """The verdict on a run and what its monitor found."""
+        run, monitor = argument(request, "run"), argument(request, "monitor")
+        return respond(request, self.findings(*where(request), run, monitor), "application/json")
+
+    @guarded
     def data_route(self, request: Request) -> Response:
         """The samples of one metric: length of the header (uint32), header as JSON, values as float32."""
-        address = TagAddress(*(_argument(request, name) for name in TagAddress._fields))
+        address = TagAddress(*(argument(request, name) for name in TagAddress._fields))
         limit = int(request.args.get("samples", _ALL))
         held = int(request.args.get("held", 0)), float(request.args.get("stamp", 0.0))
-        body = self.data(*_where(request), _argument(request, "run"), address, limit, held)
-        return _respond(request, body, "application/octet-stream")
+        body = self.data(*where(request), argument(request, "run"), address, limit, held)
+        return respond(request, body, "application/octet-stream")
 
     def index(self, ctx: Any, experiment: str) -> dict[str, Any]:
         """Return runs with their monitors, stacks and metrics, and what the metrics mean.
@@ -218,6 +200,27 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard ships no ty
         metadata: dict[str, Any] = json.loads(data[-1].numpy.item())
         return metadata
 
+    def findings(self, ctx: Any, experiment: str, run: str, monitor: str) -> str:
+        """Return the verdict on a run and its findings, see ``run_findings``, as JSON; anew where it went on.
+
+        Raises:
+            LookupError: If the run or the monitor is not there.
+        """
+        tags = [metadata_tag(monitor), session_tag(monitor)]
+        listing = self._provider.list_tensors(
+            ctx, experiment_id=experiment, plugin_name=PLUGIN, run_tag_filter=RunTagFilter([run], tags)
+        ).get(run, {})
+        if tags[0] not in listing:
+            raise LookupError(f"No metadata of monitor {monitor!r} in run {run!r}.")
+        last = [(tag, series.max_step, series.max_wall_time) for tag, series in sorted(listing.items())]
+        read, found = self._found.get((experiment, run, monitor), (None, ""))
+        if read != last:
+            data = self._read(ctx, experiment, run, tags, _ALL)
+            summary = run_findings(data.get(tags[0], []), data.get(tags[1], []), self._kept)
+            found = json.dumps(summary, allow_nan=False)  # once: TensorBoard is slow at many heads
+            self._found[experiment, run, monitor] = last, found
+        return found
+
     def data(
         self,
         ctx: Any,
@@ -271,10 +274,6 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard ships no ty
         )
         tensors: dict[str, Any] = by_run.get(run, {})
         return tensors
-
-
-def _where(request: Request) -> tuple[Any, str]:
-    return plugin_util.context(request.environ), plugin_util.experiment_id(request.environ)
 
 
 def _natural(text: str) -> list[tuple[int, str]]:

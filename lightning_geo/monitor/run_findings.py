@@ -9,10 +9,9 @@ import numpy as np
 import torch
 
 from lightning_geo.analysis.findings.detector import Detector
-from lightning_geo.analysis.findings.words import verdict
 from lightning_geo.monitor._lightning import checkpoint_folder, lightning_logger
 from lightning_geo.monitor.alerts import Alerts
-from lightning_geo.storage.finding import SEVERITIES, Finding, Severity
+from lightning_geo.storage.finding import SEVERITIES, Finding, Severity, verdict
 from lightning_geo.storage.record import GeometryRecord
 from lightning_geo.utils.formatting import some
 from lightning_geo.utils.ranks import from_rank_zero
@@ -53,6 +52,9 @@ class RunFindings:
             return
         with self._warn_once.about("findings could not be made", f"first at step {record.step}"):
             record.findings = self._detector.update(record)
+            unchecked = self._detector.unchecked
+            rules = () if self._alerts is None else self._alerts.looked_for
+            record.looked_for = [rule.name for rule in rules if rule.name not in unchecked]
 
     def tell(self, trainer: Any, record: GeometryRecord) -> None:
         """Log a sample's findings, and call who wants to know; on rank 0."""

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from lightning_geo.analysis.findings.diagnosis import diagnose
 from lightning_geo.analysis.runs import MetricSeries, Run, find_series
 from lightning_geo.report.figures import lines, matrix
-from lightning_geo.storage.finding import Finding
+from lightning_geo.storage.finding import Finding, worst
 from lightning_geo.storage.history import GeometryHistory
 from lightning_geo.utils.formatting import number, some
 
@@ -62,13 +62,11 @@ class RunFindings(NamedTuple):
 def run_findings(run: Run) -> RunFindings:
     """Return what the chapter shows of one run."""
     diagnosis = diagnose(run.history)
-    current = [finding.severity for finding in diagnosis.findings if finding.until_step is None]
-    level = next((severity for severity in ("critical", "warning", "note") if severity in current), "well")
     count = len(diagnosis.unchecked)
     return RunFindings(
         run.name,
         diagnosis.verdict,
-        level,
+        worst(diagnosis.findings) or "well",
         [_card(run.history, f, drawn=i < _PICTURES) for i, f in enumerate(diagnosis.findings)],
         f"{count} rules were not checked, since the run lacks their metrics: {some(diagnosis.unchecked)}."
         if count

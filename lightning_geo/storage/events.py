@@ -4,7 +4,8 @@ One event holds one sample of one monitor. Its summary has one tensor per metric
 ``lightning_geo/<name>/<stack>/<metric>``, one per basis or head-pair matrix, tagged
 ``lightning_geo/<name>/matrices/<stack>/<matrix>``, and the metadata as JSON in
 ``lightning_geo/<name>/record``; the specs of metrics that are not built in are among it, under ``specs``,
-and findings that the sample changed, under ``findings``.
+findings that the sample changed, under ``findings``, and the rules that it was checked for, under
+``looked_for``.
 A resumed run begins with an empty tensor ``lightning_geo/<name>/session``, which voids the samples that the
 monitor wrote earlier at or after its step. While a run has no sample, each dropped sample leaves the count
 and the reason as JSON in ``lightning_geo/<name>/dropped``, so that readers can tell a monitor that failed
@@ -53,6 +54,7 @@ _DTYPES = {"<f4": DT_FLOAT, "<f2": DT_HALF, "<f8": DT_DOUBLE}
 _KINDS_OF_METADATA: dict[str, tuple[type, ...]] = {
     "model": (dict,), "step": (int,), "epoch": (int,), "batches_seen": (int,),
     "wall_time": (int, float), "cost_seconds": (int, float), "probe_fingerprint": (str,), "coverage": (dict,),
+    "looked_for": (list,),
 }  # fmt: skip
 _KINDS = {dtype: kind for kind, dtype in _DTYPES.items()}
 

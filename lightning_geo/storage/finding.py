@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
 
-__all__ = ["SEVERITIES", "Finding", "Severity"]
+__all__ = ["SEVERITIES", "Finding", "Severity", "latest", "ranked", "verdict", "worst"]
 
 Severity = Literal["note", "warning", "critical"]
 
@@ -101,6 +101,50 @@ class Finding:
             )  # fmt: skip
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"not a finding: {type(error).__name__}: {error}") from error
+
+
+def latest(findings: Iterable[Finding]) -> list[Finding]:
+    """Merge what samples said of a run's findings: each as it was last, in the order in which they opened.
+
+    Args:
+        findings: Those that each sample opened, updated or ended, by ascending step.
+
+    Example:
+        >>> opened = Finding("r", "note", "entropy", "encoder", (1,), (), 5, 0.5, (0.6, 1.0), "m")
+        >>> [finding.until_step for finding in latest([opened, opened.closed(20)])]
+        [20]
+    """
+    return list({(*finding.key, finding.since_step): finding for finding in findings}.values())
+
+
+def ranked(findings: Iterable[Finding]) -> list[Finding]:
+    """Sort findings: open before ended, the most severe first, then the earliest."""
+    return sorted(
+        findings, key=lambda f: (f.until_step is not None, -SEVERITIES.index(f.severity), f.since_step)
+    )
+
+
+def worst(findings: Iterable[Finding]) -> Severity | None:
+    """Return the worst severity that is open; ``None`` for none."""
+    return max((f.severity for f in findings if f.until_step is None), key=SEVERITIES.index, default=None)
+
+
+def verdict(findings: Iterable[Finding]) -> str:
+    """Say in one line what findings amount to.
+
+    Example:
+        >>> verdict([])
+        'Nothing unusual.'
+    """
+    open_findings = [finding for finding in findings if finding.until_step is None]
+    critical = [finding for finding in open_findings if finding.severity == "critical"]
+    if critical:
+        more = f" {len(open_findings) - 1} more to look at." if len(open_findings) > 1 else ""
+        return f"Something is wrong: {critical[0].message}{more}"
+    if not open_findings:
+        return "Nothing unusual."
+    noun = "thing" if len(open_findings) == 1 else "things"
+    return f"{len(open_findings)} {noun} to look at."
 
 
 def _finite(value: float) -> float | None:

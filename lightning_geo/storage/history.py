@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from lightning_geo.metrics.foreign_specs import differing_fields
 from lightning_geo.metrics.spec import MetricSpec
 from lightning_geo.storage.event_files import event_files, read_events
+from lightning_geo.storage.finding import latest
 from lightning_geo.storage.places import Place, place
 from lightning_geo.storage.record import GeometryRecord, lookup
 from lightning_geo.storage.stacking import stack_samples
@@ -64,8 +65,7 @@ class GeometryHistory:
         self.metadata["coverage"] = np.array([record.coverage_share for record in records])
         self.model = records[-1].model
         self.specs = {name: spec for record in records for name, spec in record.specs.items()}
-        latest = {(*finding.key, finding.since_step): finding for r in records for finding in r.findings}
-        self.findings = list(latest.values())
+        self.findings = latest(finding for record in records for finding in record.findings)
         self.stacks: dict[str, dict[str, NDArray[Any]]] = {}
         # a dict as an ordered set: metrics keep the order in which the records list them
         names = {(s, m): None for record in records for s, arrays in record.stacks.items() for m in arrays}

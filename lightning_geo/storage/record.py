@@ -101,6 +101,8 @@ class GeometryRecord:
             layers with NaN or infinite activations, where there are any. Empty where nobody counted.
         specs: Of the metrics that are not built in, by name: the record describes itself.
         findings: Findings that opened, got worse or ended with this sample.
+        looked_for: Names of the rules that the monitor checked with this sample; empty where it looked for no
+            findings.
         coverage_shown: Whether the share is a summary even where it is 1, because it was less before.
 
     Example:
@@ -121,6 +123,7 @@ class GeometryRecord:
     coverage: dict[str, Any] = field(default_factory=dict)
     specs: dict[str, MetricSpec] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
+    looked_for: list[str] = field(default_factory=list)
     coverage_shown: bool = False
 
     def __getitem__(self, key: str) -> NDArray[Any]:
@@ -175,6 +178,7 @@ class GeometryRecord:
             {name: getattr(self, name) for name in names}
             | ({"specs": specs} if specs else {})
             | ({"findings": findings} if findings else {})
+            | ({"looked_for": list(self.looked_for)} if self.looked_for else {})
         )
 
     @property

@@ -81,7 +81,7 @@ def main() -> None:
         started = time.perf_counter()
         with tensorboard_on(runs, run="random") as url, chromium() as (page, errors):
             page.set_viewport_size({"width": 1280, "height": 800})
-            page.goto(f"{url}/#lightning_geo")
+            page.goto(f"{url}/#lightning_geo&p.lightning_geo.view=view%3Dmap")
             tab = page.frame_locator("iframe")
             tab.locator(".stage").wait_for(state="visible", timeout=600_000)
             last = f"step {10 * (args.samples - 1)} of {10 * (args.samples - 1)}, newest"

@@ -44,6 +44,9 @@ def test_a_finding_is_told_once_in_every_place(tmp_path: Path, lines: pytest.Log
     [finding] = told
     assert (finding.rule, finding.since_step, finding.until_step) == ("seen_it", 0, None)
     assert [len(history.record(i).findings) for i in range(6)] == [0, 1, 0, 0, 0, 0]
+    looked_for = history.record(-1).looked_for
+    assert {"seen_it", "not_finite"} <= set(looked_for)
+    assert "rank_collapse" not in looked_for  # no metric that it needs
     messages = [record.getMessage() for record in lines.records]
     [line] = [text for text in messages if "have entropy" in text]
     expected = (
@@ -65,7 +68,9 @@ def test_a_finding_is_told_once_in_every_place(tmp_path: Path, lines: pytest.Log
 
 def test_nothing_is_looked_for_without_alerts(tmp_path: Path, lines: pytest.LogCaptureFixture) -> None:
     fit(tmp_path, Classifier(), GeometryMonitor(1, metrics=["entropy"], alerts=False), steps=3)
-    assert not load_history(tmp_path / "lightning_geo" / "version_0").findings
+    history = load_history(tmp_path / "lightning_geo" / "version_0")
+    assert not history.findings
+    assert not history.record(-1).looked_for
     assert lines.records[-1].getMessage().startswith("GeometryMonitor: 4 samples")
 
 

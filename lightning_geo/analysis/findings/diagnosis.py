@@ -9,8 +9,7 @@ from typing import Any
 from lightning_geo.analysis.findings.builtin_rules import RULES
 from lightning_geo.analysis.findings.detector import Detector
 from lightning_geo.analysis.findings.rule import Rule
-from lightning_geo.analysis.findings.words import verdict
-from lightning_geo.storage.finding import SEVERITIES, Finding
+from lightning_geo.storage.finding import Finding, ranked, verdict, worst
 from lightning_geo.storage.history import GeometryHistory
 
 __all__ = ["Diagnosis", "diagnose"]
@@ -40,7 +39,7 @@ class Diagnosis:
     @property
     def critical(self) -> bool:
         """Whether a critical finding is open at the run's last sample."""
-        return any(f.severity == "critical" and f.until_step is None for f in self.findings)
+        return worst(self.findings) == "critical"
 
     def as_dict(self) -> dict[str, Any]:
         """Return the verdict and the findings as JSON-serialisable values."""
@@ -83,12 +82,8 @@ def diagnose(history: GeometryHistory, rules: Iterable[Rule] = tuple(RULES.value
     names = {rule.name for rule in rules}
     own = [finding for finding in history.findings if finding.rule not in names]
     return Diagnosis(
-        tuple(sorted([*detector.findings, *own], key=_order)),
+        tuple(ranked([*detector.findings, *own])),
         detector.unchecked,
         len(history),
         int(history.steps[-1]),
     )
-
-
-def _order(finding: Finding) -> tuple[bool, int, int]:
-    return finding.until_step is not None, -SEVERITIES.index(finding.severity), finding.since_step

@@ -1,8 +1,6 @@
-"""The words for a run's findings: the verdict, the sentence of each, and which layers and heads."""
+"""The words for a run's findings: the sentence of each, and which layers and heads."""
 
 from __future__ import annotations
-
-from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +10,7 @@ from lightning_geo.analysis.findings.rule import Rule
 from lightning_geo.storage.finding import Finding
 from lightning_geo.utils.formatting import number, some
 
-__all__ = ["described", "named_layers", "verdict", "where"]
+__all__ = ["described", "named_layers", "where"]
 
 
 def described(rule: Rule, stack: str, step: int, shown: Shown) -> Finding:
@@ -50,24 +48,6 @@ def described(rule: Rule, stack: str, step: int, shown: Shown) -> Finding:
 def _median(values: NDArray[np.float64]) -> float:
     known = values[~np.isnan(values)]
     return float(np.median(known)) if len(known) else float("nan")
-
-
-def verdict(findings: Iterable[Finding]) -> str:
-    """Say in one line what findings amount to.
-
-    Example:
-        >>> verdict([])
-        'Nothing unusual.'
-    """
-    open_findings = [finding for finding in findings if finding.until_step is None]
-    worst = [finding for finding in open_findings if finding.severity == "critical"]
-    if worst:
-        more = f" {len(open_findings) - 1} more to look at." if len(open_findings) > 1 else ""
-        return f"Something is wrong: {worst[0].message}{more}"
-    if not open_findings:
-        return "Nothing unusual."
-    noun = "thing" if len(open_findings) == 1 else "things"
-    return f"{len(open_findings)} {noun} to look at."
 
 
 def where(cells: NDArray[np.bool_], defined: NDArray[np.bool_]) -> str:

@@ -16,6 +16,10 @@ export async function fetchIndex() {
   return (await get("index")).json();
 }
 
+export async function fetchFindings({ run, monitor }) {
+  return (await get("findings", { run, monitor })).json();
+}
+
 async function fetchMetadata(run, monitor) {
   return (await get("metadata", { run, monitor })).json();
 }
@@ -89,13 +93,20 @@ export class Cache {
     entry.loading = true;
     try {
       entry.series = await this.load(request, entry.series instanceof Error ? null : entry.series);
+      entry.failed = false;
     } catch (error) {
+      entry.failed = true;
       if (!entry.series || entry.series instanceof Error) entry.series = error;
     }
     entry.version = version;
     entry.loading = false;
     this._shrink(entry);
     this.onchange();
+  }
+
+  /** Asks again for what could not be had. */
+  retry() {
+    for (const entry of this.entries.values()) if (entry.failed) entry.version = null;
   }
 
   bytes() {

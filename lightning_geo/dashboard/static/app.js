@@ -1,15 +1,17 @@
 // The page: what is chosen, what is loaded, and the view that shows it.
 
-import { Cache, Metadata, fetchIndex, limit } from "./api.js";
+import { Cache, Metadata, fetchFindings, fetchIndex, limit } from "./api.js";
 import { scale } from "./colour.js";
 import { choice, el } from "./dom.js";
 import { exportCsv, exportPng } from "./export.js";
+import { keyOf } from "./findings.js";
+import { explained } from "./heading.js";
 import { followTheme, linkTo, onReload, readView, writeView } from "./host.js";
 import { forgetTheme } from "./paper.js";
 import { Player } from "./player.js";
 import { difference, extent, frame, nearest, trace } from "./series.js";
 import { Sidebar } from "./sidebar.js";
-import { VIEWS, decodeState, encode, settled, toggled } from "./state.js";
+import { VIEWS, decodeState, encode, settled, stackOf, toggled } from "./state.js";
 import { VIEW_TYPES } from "./views.js";
 
 const POLL = 5000; // milliseconds: TensorBoard's own default for reading new events
@@ -22,6 +24,7 @@ export class App {
     this.metadata = new Metadata(() => this.schedule());
     this.extents = new WeakMap();
     this.cache = new Cache(() => this.schedule());
+    this.found = new Cache(() => this.schedule(), fetchFindings);
     this.views = Object.fromEntries(Object.entries(VIEW_TYPES).map(([name, View]) => [name, new View(this)]));
     this.tabs = choice("view", VIEWS.map((name) => [name, name[0].toUpperCase() + name.slice(1), VIEW_TYPES[name].hint]), (view) => this.update({ view }));
     this.sidebar = new Sidebar(this);
@@ -72,7 +75,7 @@ export class App {
     try {
       this.index = await fetchIndex();
       this.failure = "";
-      this.metadata.retry();
+      for (const kept of [this.metadata, this.cache, this.found]) kept.retry();
     } catch (error) {
       this.failure = `TensorBoard does not answer (${error.message}).`;
     }
@@ -104,10 +107,10 @@ export class App {
     this.sidebar.paint();
     const view = this.views[state.view];
     if (this.stage.firstChild !== view.element) this.stage.replaceChildren(view.element);
-    this.heading.replaceChildren(...this._explained());
-    const ready = this.spec && this.series(state.run) && !this.error(state.run);
+    this.heading.replaceChildren(...(this.spec ? view.heading?.() ?? explained(this.spec) : []));
+    const ready = this.spec && (view.timeless || (this.series(state.run) && !this.error(state.run)));
     this.stage.style.visibility = ready ? "visible" : "hidden";
-    this.player.paint();
+    this.player.paint(view.timeless);
     if (ready) view.paint();
     this.message.textContent = this._trouble(view);
     clearTimeout(this.saving);
@@ -115,16 +118,11 @@ export class App {
     if ([state.run, ""].includes(this.wanted.run)) this.saving = setTimeout(() => writeView(encode(this.state)), 400);
   }
 
-  _explained() {
-    if (!this.spec) return [];
-    if (this.state.view !== "overview") return explained(this.spec);
-    return [el("h2", {}, "All families"), el("span", { class: "muted" }, "Colours of each picture span its own values. Click one to open it.")];
-  }
-
   _trouble(view) {
     if (this.failure) return this.failure;
     if (!this.loaded) return "Loading…";
     if (!this.spec) return "No run here holds a record of the geometry. Is a GeometryMonitor among the Trainer's callbacks?";
+    if (view.timeless) return "";
     const error = this.error(this.state.run) || (this.state.other && this.error(this.state.other));
     if (error) return error;
     if (!this.series(this.state.run)) return "Loading…";
@@ -136,18 +134,18 @@ export class App {
     return found?.find((m) => m.monitor === monitor) ?? found?.[0];
   }
 
-  _got(run, metric = this.state.metric, samples = 0) {
+  _got(run, metric = this.state.metric, samples = 0, name = this.state.stack) {
     const monitor = this._stack(run);
-    const stack = monitor?.stacks.find((s) => s.stack === this.state.stack) ?? (monitor?.stacks.length === 1 ? monitor.stacks[0] : null);
-    if (!stack?.metrics.includes(metric)) return new Error(`Run ${run} has no ${metric} in stack ${this.state.stack}.`);
+    const stack = stackOf(monitor, name);
+    if (!stack?.metrics.includes(metric)) return new Error(`Run ${run} has no ${metric} in stack ${name}.`);
     if (!this.runMetadata(run)) return null; // it tells how large a sample is
     const request = { run, monitor: monitor.monitor, stack: stack.stack, metric, samples: samples || this.samplesOf(run) };
     return this.cache.get(request, monitor.last.join());
   }
 
   /** The samples of a metric in a run, or null until they are here. */
-  series(run, metric, samples) {
-    const got = this._got(run, metric, samples);
+  series(run, metric, samples, stack) {
+    const got = this._got(run, metric, samples, stack);
     return got instanceof Error || !got?.steps.length ? null : got;
   }
 
@@ -156,8 +154,20 @@ export class App {
     return got instanceof Error ? got.message : got && !got.steps.length ? `${this.state.metric} has no sample yet.` : "";
   }
 
-  metricNames() {
-    return this._stack(this.state.run)?.stacks.find((s) => s.stack === this.state.stack)?.metrics ?? [];
+  metricNames(run = this.state.run) {
+    return stackOf(this._stack(run), this.state.stack)?.metrics ?? [];
+  }
+
+  /** What a run's monitor found; null while it is loading, or an Error. */
+  findings(run) {
+    const monitor = this._stack(run);
+    return monitor ? this.found.get({ run, monitor: monitor.monitor }, monitor.last.join()) : null;
+  }
+
+  /** The finding whose cells the map frames, or null. */
+  marked() {
+    const { finding, run, stack } = this.state;
+    return (finding && this.findings(run)?.findings?.find((f) => keyOf(f) === finding && f.stack === stack)) || null;
   }
 
   /** How many samples of a metric fit into so many bytes, as far as the metadata tells its size. */
@@ -264,15 +274,4 @@ function ended(ends, signed) {
   const given = ends.filter(Boolean);
   if (!given.length) return scale(0, 1, signed);
   return scale(Math.min(...given.map((e) => e[0])), Math.max(...given.map((e) => e[1])), signed);
-}
-
-function explained(spec) {
-  const unit = spec.unit === "1" ? "no unit" : spec.unit;
-  const bounds = spec.range.map((end) => end ?? "∞");
-  bounds[0] = spec.range[0] ?? "−∞";
-  return [
-    el("h2", { title: `Source: ${spec.source}` }, spec.name),
-    el("code", { title: `${unit}, from ${bounds[0]} to ${bounds[1]}` }, spec.formula),
-    el("span", { class: "muted" }, `${unit}, ${bounds[0]} to ${bounds[1]}. ${spec.meaning}`),
-  ];
 }

@@ -13,6 +13,14 @@ export function el(tag, attributes = {}, ...children) {
   return element;
 }
 
+/** Replaces what an element holds; the focus stays on what has the same `data-key`. */
+export function refill(element, ...children) {
+  const active = document.activeElement;
+  const key = element.contains(active) ? active.dataset.key : undefined;
+  element.replaceChildren(...children);
+  if (key !== undefined) [...element.querySelectorAll("[data-key]")].find((found) => found.dataset.key === key)?.focus();
+}
+
 /** Replaces the options of a select, keeping the elements if they are the same already. */
 export function setOptions(select, options, chosen) {
   const same =

@@ -13,8 +13,8 @@ function save(blob, name) {
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }
 
-function fileName({ state }, ending) {
-  return `${[state.view, state.metric, state.run].join("-").replaceAll(/[^\w.-]+/g, "_").slice(0, 120)}.${ending}`;
+function fileName({ state, views }, ending) {
+  return `${[state.view, views[state.view].timeless ? "" : state.metric, state.run].filter(Boolean).join("-").replaceAll(/[^\w.-]+/g, "_").slice(0, 120)}.${ending}`;
 }
 
 export function exportCsv(app) {
@@ -22,9 +22,9 @@ export function exportCsv(app) {
   save(new Blob([csv(rows)], { type: "text/csv" }), fileName(app, "csv"));
 }
 
-/** The words of an element as they stand on screen, and the swatches of its legends. */
+/** The words of an element as they stand on screen, the swatches of its legends, and bars. */
 function* words(element) {
-  for (const swatch of element.querySelectorAll("i")) yield { swatch, box: swatch.getBoundingClientRect() };
+  for (const swatch of element.querySelectorAll("i, .bar")) yield { swatch, box: swatch.getBoundingClientRect() };
   const walker = document.createTreeWalker(element, NodeFilter.SHOW_TEXT);
   const range = document.createRange();
   while (walker.nextNode()) {
@@ -77,9 +77,9 @@ export function exportPng(app) {
   context.fillRect(0, 0, page.width, page.height);
   context.fillStyle = theme().ink;
   context.font = "13px system-ui, sans-serif";
-  const overview = app.state.view === "overview";
-  const runs = [app.state.run, overview ? "" : app.state.other].filter(Boolean).join(" and ");
-  context.fillText(`${overview ? "all families" : app.state.metric}, ${runs}, step ${app.step()}`, MARGIN, MARGIN + 12);
+  const runs = [app.state.run, app.state.other].filter(Boolean).join(" and ");
+  const caption = app.views[app.state.view].caption?.() ?? `${app.state.metric}, ${runs}, step ${app.step()}`;
+  context.fillText(caption, MARGIN, MARGIN + 12);
   canvases.forEach((canvas, i) => {
     const box = boxes[i];
     context.drawImage(canvas, box.left - left + MARGIN, box.top - top + MARGIN + 24, box.width, box.height);

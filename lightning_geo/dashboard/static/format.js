@@ -19,6 +19,12 @@ export function withUnit(text, unit) {
   return unit && unit !== "1" ? `${text} ${unit}` : text;
 }
 
+/** A name cut in the middle: the ends tell runs of a sweep apart. */
+export function middle(name, most = 36) {
+  const letters = [...name];
+  return letters.length <= most ? name : `${letters.slice(0, 12).join("")}…${letters.slice(13 - most).join("")}`;
+}
+
 /** Round numbers from `low` to `high`, about `count` of them. */
 export function ticks(low, high, count) {
   if (!(high > low)) return [low];

@@ -2,6 +2,7 @@
 
 import { css, ink, place } from "./colour.js";
 import { labelled, number } from "./format.js";
+import { frame, outline } from "./outline.js";
 import { FONT, Paper, fitted, theme } from "./paper.js";
 
 const LEFT = 46;
@@ -23,10 +24,11 @@ export class Heatmap {
    * Draws values [rows * cols].
    *
    * `exists(row, col)` is false where the model has no such cell: nothing is drawn there, while a cell without a
-   * value is hatched. `marks` are cells to frame, each with a colour; `steps` turns the columns into samples,
+   * value is hatched. `marks` are cells to frame, each with a colour; `outlined` is 1 for each cell to frame together
+   * with its neighbours; `steps` turns the columns into samples,
    * labelled by their step, with a line at the column `cursor`.
    */
-  draw({ values, rows, cols, scale, title = "", exists = null, marks = [], steps = null, cursor = -1, down = "layer", right = "head", small = false }) {
+  draw({ values, rows, cols, scale, title = "", exists = null, marks = [], outlined = null, steps = null, cursor = -1, down = "layer", right = "head", small = false }) {
     const context = this.paper.begin();
     const { ink: dark, faint, ground } = theme();
     const left = small ? 6 : LEFT;
@@ -53,6 +55,7 @@ export class Heatmap {
       context.lineWidth = 1.5;
       context.strokeRect(left + cursor * wide - 0.75, top - 3, Math.max(wide, 2) + 1.5, box.bottom - top + 6);
     }
+    if (outlined) outline(context, box, outlined);
     for (const { row, col, colour } of marks) frame(context, box, row, col, colour);
     if (!small) {
       this._axes(context, box, steps, down, right, dark, faint);
@@ -175,18 +178,6 @@ function numbers(context, box, values, scale) {
     const [row, col] = [Math.floor(i / box.cols), i % box.cols];
     context.fillText(number(values[i]), box.left + (col + 0.5) * box.wide, box.top + (row + 0.5) * box.tall);
   }
-}
-
-function frame(context, box, row, col, colour) {
-  const [first, count] = col === null ? [0, box.cols] : [col, 1];
-  if (row >= box.rows || first >= box.cols) return;
-  // on a lighter edge: the line's colour may be that of the cell
-  for (const [width, stroke] of [[5, "#ffffff"], [3, colour]]) {
-    context.strokeStyle = stroke;
-    context.lineWidth = width;
-    context.strokeRect(box.left + first * box.wide + 2, box.top + row * box.tall + 2, count * box.wide - 4, box.tall - 4);
-  }
-  context.lineWidth = 1;
 }
 
 function stepLabels(context, box, steps) {

@@ -15,7 +15,9 @@ export class Player {
     document.addEventListener("keydown", (event) => this._key(event));
   }
 
-  paint() {
+  /** `hidden` in a view that shows all steps alike. */
+  paint(hidden = false) {
+    this.element.hidden = hidden;
     const series = this.app.spec && this.app.series(this.app.state.run);
     this.element.classList.toggle("idle", !series);
     if (!series) return;
@@ -62,7 +64,7 @@ export class Player {
   _key(event) {
     if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("select, input")) return;
     if (event.key === " " && event.target.closest("button")) return; // it presses the button
-    if (!this.app.spec || !this.app.series(this.app.state.run)) return;
+    if (this.element.hidden || !this.app.spec || !this.app.series(this.app.state.run)) return;
     const far = event.shiftKey ? 10 : 1;
     const moves = { ArrowLeft: -far, ArrowRight: far, PageDown: -10, PageUp: 10, Home: -Infinity, End: Infinity };
     if (event.key === " ") this.toggle();

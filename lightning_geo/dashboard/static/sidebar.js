@@ -53,6 +53,7 @@ export class Sidebar {
     this.range.set(state.range);
     this.change.set(state.change ? "1" : "");
     this.align.set(state.align);
+    this.options.hidden = state.view === "summary";
     this.rangeRow.hidden = state.view === "trace";
     this.alignRow.hidden = !state.other || !["compare", "trace", "evolution"].includes(state.view);
     const fixed = this.range.element.querySelector("[data-value=fixed]");
@@ -85,7 +86,8 @@ export class Sidebar {
   _entry(parts, chosen) {
     const [first] = parts;
     const open = parts.includes(chosen);
-    const pick = (spec) => this.app.update({ metric: spec.name, ...(spec.axes.includes("head") ? {} : { picked: [] }) });
+    const view = this.app.state.view === "summary" ? { view: "map" } : {};
+    const pick = (spec) => this.app.update({ metric: spec.name, ...view, ...(spec.axes.includes("head") ? {} : { picked: [] }) });
     // going from one metric to another keeps the role: queries' rank to queries' drift
     const same = parts.find((spec) => spec.part === chosen?.part) ?? parts.find((spec) => spec.headline) ?? first;
     const entry = el("button", { type: "button", class: "metric", "aria-pressed": String(open), title: hint(first), onclick: () => pick(same) }, first.base);

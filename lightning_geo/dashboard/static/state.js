@@ -1,9 +1,9 @@
 // What is looked at, as text that fits in an address. No DOM: these run under `node --test`.
 
-export const VIEWS = ["map", "compare", "trace", "evolution", "overview"];
+export const VIEWS = ["summary", "map", "compare", "trace", "evolution", "overview"];
 
 export const START = {
-  view: "map",
+  view: "summary",
   run: "",
   other: "", // run B
   monitor: "",
@@ -13,11 +13,12 @@ export const START = {
   range: "run", // colours from the whole run, from this step, or as the metric's definition bounds them
   change: false, // since the first sample, in place of the value
   align: "step", // or "fraction" of training
+  finding: "", // whose cells the map frames
   picked: [], // [{layer, head}], head null for a whole layer
 };
 
 const CHOICES = { view: VIEWS, range: ["run", "step", "fixed"], align: ["step", "fraction"] };
-const TEXTS = ["run", "other", "monitor", "stack", "metric"];
+const TEXTS = ["run", "other", "monitor", "stack", "metric", "finding"];
 
 export function encode(state) {
   const query = new URLSearchParams();
@@ -63,4 +64,9 @@ export function settled(state, index) {
     stack: stack.stack,
     metric: stack.metrics.includes(state.metric) ? state.metric : headline ?? stack.metrics[0],
   };
+}
+
+/** A monitor's stack of a name; its only one whatever the name. */
+export function stackOf(monitor, name) {
+  return monitor?.stacks.find((s) => s.stack === name) ?? (monitor?.stacks.length === 1 ? monitor.stacks[0] : null);
 }

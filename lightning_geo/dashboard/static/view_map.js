@@ -2,6 +2,7 @@
 
 import { pickColour, TracePanel } from "./trace_panel.js";
 import { el } from "./dom.js";
+import { LEVELS, cellsOf, span, title } from "./findings.js";
 import { number, signed, withUnit } from "./format.js";
 import { Heatmap } from "./heatmap.js";
 import { difference, frame } from "./series.js";
@@ -12,7 +13,8 @@ export class MapView {
     this.heatmap = new Heatmap("layer by head picture");
     this.readout = el("div", { class: "readout", "aria-live": "polite" });
     this.panel = new TracePanel(app);
-    this.element = el("div", { class: "view map" }, this.heatmap.element, el("div", { class: "side" }, this.readout, this.panel.element));
+    this.marked = el("div", { class: "marked", role: "status" });
+    this.element = el("div", { class: "view map" }, this.heatmap.element, el("div", { class: "side" }, this.marked, this.readout, this.panel.element));
     const { element } = this.heatmap;
     element.addEventListener("mousemove", (event) => this._hover(this.heatmap.hit(event)));
     element.addEventListener("mouseleave", () => this._hover(null));
@@ -27,6 +29,8 @@ export class MapView {
     const sample = app.sample();
     const values = frame(series, sample);
     this.shown = app.state.change ? difference(values, frame(series, 0)) : values;
+    const finding = app.marked();
+    this._mark(finding);
     this.heatmap.draw({
       values: this.shown,
       rows: series.layers,
@@ -34,11 +38,27 @@ export class MapView {
       scale: app.scale([series], [this.shown]),
       exists: app.exists(),
       title: `${app.state.metric}${app.state.change ? ", change since the first sample" : ""}, step ${series.steps[sample]}`,
+      outlined: finding && cellsOf(finding, series.layers, series.heads),
       marks: app.state.picked.map(({ layer, head }, i) => ({ row: layer, col: head, colour: pickColour(i) })),
     });
     const other = app.state.other ? app.series(app.state.other) : null;
     this.panel.paint([{ series, name: app.state.run }, { series: other, name: app.state.other }]);
     this._read();
+  }
+
+  /** Says whose cells are framed, and takes the frame away. */
+  _mark(finding) {
+    const key = finding && JSON.stringify(finding);
+    if (key === this.key) return;
+    this.key = key;
+    this.marked.hidden = !finding;
+    if (!finding) return;
+    const { sign, word } = LEVELS[finding.severity];
+    this.marked.dataset.level = finding.severity;
+    this.marked.replaceChildren(
+      el("div", { class: "text" }, el("b", {}, `${sign} ${word}: ${title(finding.rule)}`), ` ${span(finding)}. ${finding.message}`),
+      el("button", { type: "button", class: "control", title: "Take the frame away", onclick: () => this.app.update({ finding: "" }) }, "Unmark"),
+      el("button", { type: "button", class: "control", title: "Back to all findings", onclick: () => this.app.update({ view: "summary" }) }, "Summary"));
   }
 
   _hover(cell) {

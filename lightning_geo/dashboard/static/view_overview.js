@@ -20,6 +20,14 @@ export class OverviewView {
     this.tiles = new Map();
   }
 
+  heading() {
+    return [el("h2", {}, "All families"), el("span", { class: "muted" }, "Colours of each picture span its own values. Click one to open it.")];
+  }
+
+  caption() {
+    return `all families, ${this.app.state.run}, step ${this.app.step()}`;
+  }
+
   paint() {
     const { app } = this;
     const names = app.metricNames();

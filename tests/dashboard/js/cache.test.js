@@ -40,10 +40,15 @@ test("a failure is shown, but not in place of what was here", async () => {
   asked[0].reject(new Error("gone"));
   await settle();
   assert.equal(cache.get({ metric: "a" }, "1").message, "gone");
-  assert.equal(asked.length, 1); // not asked for again until there is something new
-  cache.get({ metric: "a" }, "2");
+  assert.equal(asked.length, 1); // not asked for again until there is something new, or TensorBoard is back
+  cache.retry();
+  cache.get({ metric: "a" }, "1");
+  assert.equal(asked.length, 2);
   asked[1].resolve();
   await settle();
+  cache.retry();
+  assert.deepEqual(cache.get({ metric: "a" }, "1").steps, [2]);
+  assert.equal(asked.length, 2);
   cache.get({ metric: "a" }, "3");
   asked[2].reject(new Error("gone"));
   await settle();

@@ -1,12 +1,17 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { csv, labelled, number, signed, ticks, withUnit } from "../../../lightning_geo/dashboard/static/format.js";
+import { csv, labelled, middle, number, signed, ticks, withUnit } from "../../../lightning_geo/dashboard/static/format.js";
 
 test("numbers have three digits, and what is absent is said", () => {
   assert.deepEqual([0, 3.14159, -0.5, 12345.6, 1e-5, NaN, Infinity].map(number), ["0", "3.14", "−0.5", "12,346", "1.00e−5", "absent", "absent"]);
   assert.deepEqual([0.25, -0.25, 0].map(signed), ["+0.25", "−0.25", "0"]);
   assert.deepEqual([withUnit("3", "nats"), withUnit("3", "1")], ["3 nats", "3"]);
+});
+
+test("long names are cut in the middle", () => {
+  assert.equal(middle("a".repeat(36)), "a".repeat(36));
+  assert.equal(middle(`${"a".repeat(20)}/lr_0.03/version_0👍`, 20), `${"a".repeat(12)}…sion_0👍`);
 });
 
 test("ticks are round and within", () => {
