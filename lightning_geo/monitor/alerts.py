@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -60,18 +61,15 @@ class Alerts:
             raise ValueError(
                 "Expected `file`, or `rules`, `change` and `silence`, but got both. Write them into the file."
             )
-        object.__setattr__(self, "_looked_for", self._resolved())
 
-    def _resolved(self) -> tuple[Rule, ...]:
+        self.looked_for  # noqa: B018, what does not fit is refused here
+
+    @functools.cached_property
+    def looked_for(self) -> tuple[Rule, ...]:
+        """All rules, as they were when the object was made."""
         if self.file is not None:
             return read_rules(self.file)
         return rule_set(self.rules, self.change, self.silence)
-
-    @property
-    def looked_for(self) -> tuple[Rule, ...]:
-        """All rules, as they were when the object was made."""
-        rules: tuple[Rule, ...] = getattr(self, "_looked_for")  # noqa: B009, it is no field
-        return rules
 
 
 AlertsArgument = Alerts | bool | str | os.PathLike[str]

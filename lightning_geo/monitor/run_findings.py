@@ -36,6 +36,8 @@ class RunFindings:
         self._warn_once = warn_once
         self._detector = None if alerts is None else Detector(alerts.looked_for)
         self._samples = 0
+        #: findings that ended, by rule, stack and first step
+        self._ended: set[tuple[str, str, int]] = set()
         #: actions that rank 0 has found due
         self._due = 0
         #: whether a checkpoint is to be saved after the current step, on every rank
@@ -70,6 +72,13 @@ class RunFindings:
                 f"measured: {some(unchecked)}. `lightning-geo diagnose` names the metrics."
             )
         for finding in record.findings:
+            place = *finding.key, finding.since_step
+            if finding.until_step is None and place in self._ended:  # told before; the record has it again
+                self._ended.remove(place)
+                log.info(f"GeometryMonitor: step {record.step}: {finding.rule} is back.")
+                continue
+            if finding.until_step is not None:
+                self._ended.add(place)
             log.log(_LEVELS[finding.severity] if finding.until_step is None else 20, line(finding))
             if self._alerts.notify is not None:
                 with self._warn_once.about("`notify` of the alerts failed", f"first at step {record.step}"):
@@ -108,6 +117,8 @@ class RunFindings:
         if self._detector is not None and state is not None:
             self._detector.load_state_dict(_as_arrays(state["detector"]))
             self._samples = state["samples"]
+            ended = (f for f in self._detector.findings if f.until_step is not None)
+            self._ended = {(*finding.key, finding.since_step) for finding in ended}
 
     def copied(self) -> RunFindings:
         """Return those of a copy of the run, which goes on by itself."""

@@ -91,6 +91,7 @@ class OneOfTwo:
     def __init__(self, comparison: Comparison, covers: Any, observer: Any, like: Any) -> None:
         self._comparison, self._covers, self._observer = comparison, covers, observer
         self.reads_projections: bool = like.reads_projections
+        self.reads_padding: bool = like.reads_padding
         self.measures = like.measures
 
     def _take(self, path: str, what: str, key: object, event: Any) -> None:

@@ -21,7 +21,7 @@ _LEVELS = [
     ),
     Rule(
         "entropy_collapse", ("normalized_entropy",), Level(at_most=0.05, start_at_least=0.15),
-        "{where} attend to essentially one token each: their normalized entropy is {value}, at the start it "
+        "{where} [attend|attends] to essentially one token: normalized entropy is {value}, at the start it "
         "was {usual}.",
         critical_layers=0.5, heads=0.25,
         causes=("a learning rate that is too high", "queries and keys that grow without bound"),
@@ -48,7 +48,7 @@ _LEVELS = [
         "rank_collapse",
         ("effective_rank.query", "effective_rank.key", "effective_rank.value", "effective_rank.output"),
         Level(at_most=1.5, start_at_least=3.0),
-        "{where} use practically one direction: {metric} is {value}, at the start it was {usual}.",
+        "{where} [use|uses] practically one direction: {metric} is {value}, at the start it was {usual}.",
         critical_layers=0.5, heads=0.25,
         causes=("a learning rate that is too high", "a loss that no longer depends on these heads"),
         next=(_LOWER_RATE, "Compare with a run of another seed."),
@@ -66,7 +66,7 @@ _LEVELS = [
     ),
     Rule(
         "first_token_sink", ("first_mass",), Level(at_least=0.9, start_at_most=0.6),
-        "{where} put {value} of their attention on the first token, at the start {usual}.",
+        "{where} [put|puts] {value} of attention on the first token, at the start {usual}.",
         "note", heads=0.5,
         causes=("heads with nothing to add rest on the first token", "a first token that never changes"),
         next=("See whether the loss still falls; heads that rest can often be pruned.",),
@@ -138,7 +138,7 @@ _CONTRADICTIONS = [
     Rule(
         "future_visible", ("future_visible.batch", "future_visible.probe"),
         Level(at_least=1e-9, start_at_most=0.0, start_of="future_visible.probe"),
-        "{where} see later tokens ({value} of all pairs), although the model was causal at the start: its "
+        "{where} [see|sees] later tokens ({value} of all pairs), although the model was causal at the start: its "
         "causal mask is lost.",
         "critical", samples=1,
         causes=("a mask that replaced is_causal", "a code path that only training takes"),
@@ -155,7 +155,7 @@ _CONTRADICTIONS = [
     ),
     Rule(
         "twin_heads", ("redundancy",), Level(at_least=0.9999, start_at_most=0.99),
-        "{where} became copies of another head of their layer: {metric} is {value}, at the start it was "
+        "{where} became [copies|a copy] of another head of the layer: {metric} is {value}, at the start it was "
         "{usual}.",
         causes=("heads whose weights were tied or copied", "a collapse to one direction"),
         next=("Compare the weights of these heads.", "Prune one of each pair."),

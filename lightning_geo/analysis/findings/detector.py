@@ -19,7 +19,7 @@ __all__ = ["Detector"]
 _AGAIN = 4
 
 #: A finding is updated where it covers so many times the layers or heads that it did.
-_WORSE = 1.5
+_WORSE = 1.25
 
 
 class Detector:
@@ -55,7 +55,7 @@ class Detector:
         """Take the next sample.
 
         Returns:
-            The findings that opened, got worse or ended with it.
+            The findings that opened, got worse, ended or came back with it.
         """
         changed = []
         for stack, arrays in record.stacks.items():
@@ -146,8 +146,10 @@ class _Place:
             severity = now.severity if severer else latest.severity
             findings[self.index] = replace(now, since_step=latest.since_step, severity=severity)  # type: ignore[index]
             return True
+        if latest.until_step is None:
+            return False
         findings[self.index] = replace(latest, until_step=None)  # type: ignore[index]
-        return False
+        return True  # it is back; readers of the record must not take it for ended
 
     def state_dict(self) -> dict[str, Any]:
         """Return containers, numbers and arrays."""

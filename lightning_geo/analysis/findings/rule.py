@@ -119,7 +119,8 @@ class Rule:
         metrics: Stored names of the metrics that it looks at; none for :class:`NotFinite`.
         test: What a layer or head must show.
         message: One sentence for a newcomer. ``{where}`` names layers and heads, ``{value}`` their median,
-            ``{usual}`` the usual range, ``{metric}`` the metric.
+            ``{usual}`` the usual range, ``{metric}`` the metric; ``[attend|attends]`` is the first word for
+            several, the second for one.
         severity: Of its findings.
         critical_layers: Share of a stack's layers from which a finding is critical; ``None`` for never.
         samples: For how many samples in a row it must hold; a finding ends after as many without it.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,6 +11,9 @@ from lightning_geo.analysis.findings.evaluation import Shown
 from lightning_geo.analysis.findings.rule import Rule
 from lightning_geo.storage.finding import Finding
 from lightning_geo.utils.formatting import number, some
+
+#: A word for several and for one in a message: ``[attend|attends]``.
+_CHOICE = re.compile(r"\[([^|\]]*)\|([^|\]]*)\]")
 
 __all__ = ["described", "named_layers", "where"]
 
@@ -27,7 +32,8 @@ def described(rule: Rule, stack: str, step: int, shown: Shown) -> Finding:
     usual = _median(shown.low[cells]), _median(shown.high[cells])
     alone = usual[0] == usual[1] or not np.isfinite(usual[1])
     between = number(usual[0], digits=3) if alone else " to ".join(number(end, digits=3) for end in usual)
-    message = rule.message.format(
+    one = cells.sum() == 1
+    message = _CHOICE.sub(lambda choice: choice[2 if one else 1], rule.message).format(
         where=where(cells, np.isfinite(shown.values)),
         value=number(value, digits=3),
         usual=between,

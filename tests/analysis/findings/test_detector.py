@@ -58,8 +58,9 @@ def test_one_sample_without_it_ends_nothing_and_one_with_it_opens_nothing() -> N
 def test_a_finding_that_comes_back_soon_is_the_same_and_later_another() -> None:
     fine, low = [[1.0]], [[0.0]]
     detector = Detector([LOW])
-    runs(detector, [low, low, fine, fine, low, low])
+    news = runs(detector, [low, low, fine, fine, low, low])
     assert [(f.since_step, f.until_step) for f in detector.findings] == [(0, None)]
+    assert news[-1] == detector.findings  # the record must not end with a finding that goes on
     detector = Detector([LOW])
     news = runs(detector, [low, low, *[fine] * 10, low, low])
     assert [(f.since_step, f.until_step) for f in detector.findings] == [(0, 30), (120, None)]
