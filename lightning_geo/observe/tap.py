@@ -161,7 +161,7 @@ class Tap:
             if twin is not None and twin is not model:
                 self._model, self._stack.tree = twin, tree.of(twin)
                 self._events.search.forget()
-            handles.extend(self._hooks(self.modules))
+            handles.extend(self._hooks(self._stack.tree.modules))
             yield self
         finally:
             for handle in handles:

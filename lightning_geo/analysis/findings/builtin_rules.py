@@ -138,8 +138,8 @@ _CONTRADICTIONS = [
     Rule(
         "future_visible", ("future_visible.batch", "future_visible.probe"),
         Level(at_least=1e-9, start_at_most=0.0, start_of="future_visible.probe"),
-        "{where} [see|sees] later tokens ({value} of all pairs), although the model was causal at the start: its "
-        "causal mask is lost.",
+        "{where} [see|sees] later tokens ({value} of all pairs), although the model was causal at the start: "
+        "its causal mask is lost.",
         "critical", samples=1,
         causes=("a mask that replaced is_causal", "a code path that only training takes"),
         next=("Check the attention mask and is_causal in training mode.", _LAST_GOOD),
@@ -155,8 +155,8 @@ _CONTRADICTIONS = [
     ),
     Rule(
         "twin_heads", ("redundancy",), Level(at_least=0.9999, start_at_most=0.99),
-        "{where} became [copies|a copy] of another head of the layer: {metric} is {value}, at the start it was "
-        "{usual}.",
+        "{where} became [copies|a copy] of another head of the layer: {metric} is {value}, at the start "
+        "it was {usual}.",
         causes=("heads whose weights were tied or copied", "a collapse to one direction"),
         next=("Compare the weights of these heads.", "Prune one of each pair."),
         source="Kornblith et al. 2019 (CKA)",
