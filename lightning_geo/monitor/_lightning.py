@@ -20,6 +20,7 @@ __all__ = [
     "CallbackBase",
     "after_the_others",
     "lightning_logger",
+    "monitors",
     "steps_taken",
 ]
 
@@ -115,6 +116,13 @@ def lightning_logger(trainer: Any) -> logging.Logger:
     """The logger below that of the trainer's package, so that lines appear where Lightning's do."""
     package = next((name for name in _PACKAGES if type(trainer).__module__.startswith(name)), _PACKAGES[0])
     return logging.getLogger(f"{package}.callbacks.geometry_monitor")
+
+
+def monitors(trainer: Any, prefix: str) -> bool:
+    """Whether a callback, or a scheduler of the learning rate, decides by a metric of that prefix."""
+    readers = (*trainer.callbacks, *trainer.lr_scheduler_configs)
+    keys = (getattr(reader, "monitor", None) for reader in readers)
+    return any(isinstance(key, str) and key.startswith(prefix) for key in keys)
 
 
 def steps_taken(trainer: Any) -> int:

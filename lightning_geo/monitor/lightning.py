@@ -267,5 +267,7 @@ class GeometryMonitor(RunHooks):
 
     @property
     def last_record(self) -> GeometryRecord | None:
-        """The last sample of the current run; None before the first."""
-        return self._run.samples.last_record
+        """The last sample of the current run, which is waited for; None before the first."""
+        delivery = self._run.samples.delivery
+        delivery.flush()
+        return delivery.record
