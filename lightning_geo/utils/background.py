@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, wait
 from typing import Generic, TypeVar
 
 import torch
@@ -27,36 +26,41 @@ class Background(Generic[Result]):
     """
 
     def __init__(self, function: Callable[[], Result]) -> None:
-        self._future: Future[Result] = Future()
+        self._function: Callable[[], Result] | None = function
+        self._results: list[Result] = []
+        self._error: BaseException | None = None
         #: seconds of a CPU that the thread itself took, without what it waited for
         self.seconds = 0.0
-
-        def run() -> None:
-            started = time.thread_time()
-            try:
-                with torch.no_grad(), keep_autocast_cache():
-                    result = function()
-            except BaseException as error:
-                self.seconds = time.thread_time() - started
-                self._future.set_exception(error)
-            else:
-                self.seconds = time.thread_time() - started
-                self._future.set_result(result)
-
+        self._thread = threading.Thread(target=self._run, name="lightning_geo")
         try:
-            threading.Thread(target=run, name="lightning_geo").start()
+            self._thread.start()
         except RuntimeError:  # the process may have no more threads
-            run()
+            self._run()
+
+    def _run(self) -> None:
+        function, self._function = self._function, None
+        assert function is not None
+        started = time.thread_time()
+        try:
+            with torch.no_grad(), keep_autocast_cache():
+                self._results.append(function())
+        except BaseException as error:
+            self._error = error
+        self.seconds = time.thread_time() - started
 
     @property
     def done(self) -> bool:
         """Whether :meth:`result` would not wait."""
-        return self._future.done()
+        return not self._thread.is_alive()
 
     def wait(self) -> None:
         """Wait for the function to end, whether it returns or raises."""
-        wait([self._future])
+        if self._thread.ident is not None:
+            self._thread.join()
 
     def result(self) -> Result:
         """Wait for the function to end, and return what it returned or raise what it raised."""
-        return self._future.result()
+        self.wait()
+        if self._error is not None:
+            raise self._error
+        return self._results[0]

@@ -32,7 +32,7 @@ def test_without_threads_it_runs_at_once(monkeypatch: pytest.MonkeyPatch) -> Non
     def refuse(*_: object, **__: object) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(background.threading, "Thread", refuse)
+    monkeypatch.setattr(background.threading.Thread, "start", refuse)
     assert Background(threading.current_thread).result() is threading.current_thread()
 
 
