@@ -77,7 +77,7 @@ WATCHES = (Watch(), Watch(metrics=None, max_queries=3, name="geometry2"))
 PROGRAM = Program(
     Model("split", parts=("draws", "plain")), BATCHES,
     Begin(loggers=("wandb", "tensorboard"), watches=WATCHES),
-    (Fit(2), "save", "resume", Fit(2), "again", Fit(2)),
+    (Fit(2), "save", "resume", Fit(2, finished="asked for"), "again", Fit(2, finished="next")),
 )  # fmt: skip
 
 
@@ -198,6 +198,33 @@ def skips(self: GeometryMonitor, trainer: Any, *_: Any) -> None:
     self._run.samples.sinks._sinks = []
 
 
+def forgets(self: GeometryMonitor, trainer: Any, *_: Any) -> None:
+    """Lose the sample whose record is not made yet."""
+    self._run.samples.delivery._pending = None
+
+
+def doubles(self: GeometryMonitor, trainer: Any, *_: Any) -> None:
+    """Make the record of a sample twice."""
+    delivery = self._run.samples.delivery
+    pending = delivery._pending
+    delivery.flush()
+    delivery._pending = pending
+
+
+def swaps(self: GeometryMonitor, trainer: Any, *_: Any) -> None:
+    """Write the record of a sample after that of the next one."""
+    sinks = self._run.samples.sinks
+    write, held = sinks.write, []
+
+    def late(record: Any, *, final: bool) -> None:
+        held.insert(0, record)
+        if len(held) == 2:
+            for each in held:
+                write(each, final=final)
+
+    sinks.write = late  # type: ignore[method-assign]
+
+
 def holds(self: GeometryMonitor, trainer: Any, *_: Any) -> None:
     """Keep the Trainer alive."""
     _kept.append(trainer)
@@ -288,6 +315,9 @@ def restored() -> Iterator[None]:
         (keeps, "tensors more"),
         (strays, "outside of the runs' places"),
         (skips, "missing"),
+        (forgets, "missing"),
+        (doubles, "in this order"),
+        (swaps, "in this order"),
         (holds, "alive of runs"),
         # it voids records, too, if their file was opened a second before the logger's
         (purges, r"\['tensorboard'\]\['epoch'\]: 5 and 7 items|\{0\} are missing"),
@@ -306,7 +336,7 @@ def test_planted_faults_are_found(
 
     def planted(self: GeometryMonitor, trainer: pl.Trainer, *args: Any, **options: Any) -> None:
         original(self, trainer, *args, **options)
-        if trainer.global_step == 2:
+        if trainer.global_step == (3 if plant in (forgets, doubles) else 2):  # a sample waits then
             plant(self, trainer)
 
     loggers = {
@@ -325,7 +355,7 @@ def test_planted_faults_are_found(
         machine.fit(0, Fit(1))
         machine.holds()
         monkeypatch.setattr(GeometryMonitor, "on_train_batch_end", planted)
-        machine.fit(0, Fit(3))
+        machine.fit(0, Fit(3, finished="asked for" if plant in (forgets, doubles) else "at once"))
         machine.holds()
         machine.forget(0)
         machine.holds()

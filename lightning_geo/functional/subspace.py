@@ -8,7 +8,7 @@ from torch import Tensor
 from lightning_geo.functional._tensors import as_float, exact_dtype, exact_matmul
 from lightning_geo.kernels.precision import is_finite
 from lightning_geo.metrics.registry import computes
-from lightning_geo.utils.shapes import Bool, Float
+from lightning_geo.utils.shapes import Float
 
 __all__ = ["principal_angles", "principal_subspace", "projection_similarity", "subspace_distance"]
 
@@ -47,23 +47,6 @@ def principal_subspace(
     # eigh raises on one bad matrix of a batch: let it cost that one only
     finite = is_finite(covariance).flatten(-2).all(-1)
     eigenvalues, vectors = torch.linalg.eigh(torch.where(finite[..., None, None], covariance, 0.0))
-    return strongest(eigenvalues, vectors, finite, rank)
-
-
-def strongest(
-    eigenvalues: Float[Tensor, "*batch d"],
-    vectors: Float[Tensor, "*batch d d"],
-    finite: Bool[Tensor, "*batch"],
-    rank: int,
-) -> tuple[Float[Tensor, "*batch d"], Float[Tensor, "*batch d {rank}"]]:
-    """Make of a decomposition what :func:`principal_subspace` returns.
-
-    Args:
-        eigenvalues: ``[..., d]``, ascending.
-        vectors: ``[..., d, d]``, one in each column.
-        finite: Bool ``[...]``, whether the covariance was.
-        rank: Dimensions of the subspace.
-    """
     eigenvalues = eigenvalues.flip(-1)
     rounding = torch.finfo(eigenvalues.dtype).eps * eigenvalues.shape[-1] * eigenvalues[..., :1]
     eigenvalues = torch.where(eigenvalues > rounding, eigenvalues, 0.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_geo.measurement.derived import Bases, DerivedStack, to_host
+from lightning_geo.measurement.derived import Bases, DerivedStack, Transfer, arrays_of
 from lightning_geo.measurement.row_sampling import is_mean_over_rows
 from lightning_geo.measurement.sample_statistics import SampleStatistics
 from lightning_geo.metrics.foreign import FOREIGN
@@ -19,7 +19,7 @@ from lightning_geo.metrics.registry import reads_of
 from lightning_geo.metrics.selection import is_standard_error
 from lightning_geo.observe import CallKey, LayerNumbering
 
-__all__ = ["Bases", "Computed", "compute"]
+__all__ = ["Bases", "Computed", "Derivation", "SampleDerivation", "derive"]
 
 
 @dataclass
@@ -69,16 +69,90 @@ class Computed:
         """Bases and head-pair similarities by stack, for the samples that keep them."""
         result: dict[str, dict[str, NDArray[Any]]] = {}
         for stack, roles in self.bases.items():
-            result[stack] = {f"basis.{role}": basis.cpu().numpy() for role, basis in roles.items()}
+            result[stack] = {f"basis.{role}": basis.numpy() for role, basis in roles.items()}
         for stack, similarity in self.similarities.items():
-            result.setdefault(stack, {})["head_similarity"] = similarity.cpu().numpy()
+            # copied: a record that kept this part would keep the buffer of the whole transfer
+            result.setdefault(stack, {})["head_similarity"] = similarity.numpy().copy()
         for stack, overlaps in self.overlaps.items():
-            pairs = {f"pairs.{name}": overlap.cpu().numpy() for name, overlap in overlaps.items()}
+            pairs = {f"pairs.{name}": overlap.numpy() for name, overlap in overlaps.items()}
             result.setdefault(stack, {}).update(pairs)
         return result
 
 
-def compute(
+class Derivation:
+    """All metrics of one model, derived on its device and on their way to the host.
+
+    Args:
+        sample: The sums that they were derived from.
+        stacks: What was derived, by stack.
+        structure: What the model looks like, see :class:`Computed`.
+        metrics: Stored names that are reported.
+    """
+
+    def __init__(
+        self,
+        sample: SampleStatistics,
+        stacks: dict[str, DerivedStack],
+        structure: dict[str, Any],
+        metrics: tuple[str, ...],
+    ) -> None:
+        self.sample = sample
+        self._stacks, self._structure, self._metrics = stacks, structure, metrics
+        self._transfer = Transfer(stacks)
+        #: whether :meth:`finish` calls functions of others, which belong into the training thread
+        self.calls_others = any(stack.calls_others for stack in stacks.values())
+
+    def finish(self) -> Computed:
+        """Wait for the transfer, decompose covariances, and make arrays of it all; once.
+
+        Where nothing is called of others, any thread may do so.
+        """
+        self._transfer.finish()
+        result = Computed(structure=self._structure)
+        result.stacks, broken = arrays_of(self._stacks, self._metrics)
+        for name, stack in self._stacks.items():
+            result.bases[name] = stack.bases
+            _keep_pairs(name, stack, result)
+        for name, layers in broken.items():
+            modules = result.structure[name]["modules"]
+            result.broken.update({modules[index]: f"{name}/{index}" for index in layers})
+        result.failures = self.sample.failures
+        if self.sample.draws_if_long:
+            result.drop_by_draw()
+        result.drop_absent()
+        return result
+
+
+class SampleDerivation:
+    """All metrics of a sample, on their way to the host.
+
+    Args:
+        parts: Those of each model, with the prefix of its modules' names.
+    """
+
+    def __init__(self, parts: Sequence[tuple[str, Derivation]]) -> None:
+        self._parts = parts
+        #: whether :meth:`finish` calls functions of others, which belong into the training thread
+        self.calls_others = any(part.calls_others for _, part in parts)
+
+    def release(self) -> None:
+        """Free the sums, which are needed no more."""
+        for _, part in self._parts:
+            part.sample.release()
+
+    def finish(self) -> Computed:
+        """Return the metrics when they are there; see :meth:`Derivation.finish`."""
+        merged = Computed()
+        for prefix, derivation in self._parts:
+            part = derivation.finish()
+            if prefix:  # two towers have modules of the same names
+                part.broken = {f"{prefix}.{module}": place for module, place in part.broken.items()}
+            merged.add(part)
+        merged.drop_absent()
+        return merged
+
+
+def derive(
     sample: SampleStatistics,
     numbering: LayerNumbering,
     metrics: tuple[str, ...],
@@ -86,8 +160,8 @@ def compute(
     reports: Callable[[CallKey], bool],
     baseline: Bases | None = None,
     previous: Bases | None = None,
-) -> Computed:
-    """Derive all metrics of one model.
+) -> Derivation:
+    """Derive all metrics of one model; nothing of it waits for the device.
 
     Args:
         sample: Its sums, merged over ranks.
@@ -99,7 +173,7 @@ def compute(
         previous: Bases that ``velocity`` is against; without, it is absent.
     """
     sample.settle()
-    result = Computed()
+    structure: dict[str, Any] = {}
     stacks: dict[str, DerivedStack] = {}
     for name, size in numbering.sizes.items():
         calls = {
@@ -130,18 +204,8 @@ def compute(
         modules = list(numbering.rows[name])
         for index, key in calls.items():
             modules[index] = key.module or modules[index]
-        result.structure[name] = {"modules": modules, "heads": stack.heads}
-        _keep_pairs(name, stack, result)
-    result.stacks, broken = to_host(stacks, metrics)
-    result.bases = {name: stack.bases for name, stack in stacks.items()}
-    for name, layers in broken.items():
-        modules = result.structure[name]["modules"]
-        result.broken.update({modules[index]: f"{name}/{index}" for index in layers})
-    result.failures = sample.failures
-    if sample.draws_if_long:
-        result.drop_by_draw()
-    result.drop_absent()
-    return result
+        structure[name] = {"modules": modules, "heads": stack.heads}
+    return Derivation(sample, stacks, structure, metrics)
 
 
 def _keep_pairs(name: str, stack: DerivedStack, result: Computed) -> None:

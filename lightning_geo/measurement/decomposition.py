@@ -11,13 +11,11 @@ import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import torch
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
-from lightning_geo.functional.subspace import strongest
-from lightning_geo.kernels.precision import is_finite
+from lightning_geo.functional import principal_subspace
 from lightning_geo.measurement.derived import DerivedStack, layers_by_shape
 from lightning_geo.measurement.sums import covariances
 
@@ -34,9 +32,9 @@ _FEWEST = 16
 
 
 @functools.cache
-def _blas() -> ThreadpoolController:
-    """The libraries that NumPy computes with. Torch brings its own, whose threads are training's, too."""
-    return ThreadpoolController()
+def _openmp() -> ThreadpoolController:
+    """The thread pools that torch computes with."""
+    return ThreadpoolController().select(user_api="openmp")
 
 
 def head_covariances(stack: DerivedStack, roles: Iterable[str]) -> list[Covariances]:
@@ -71,11 +69,19 @@ def principal_subspaces(covariance: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     Returns:
         Eigenvalues ``[n, d]``, descending, and bases ``[n, d, rank]``.
     """
-    finite = is_finite(covariance).flatten(1).all(-1)
-    matrices = torch.where(finite[:, None, None], covariance, 0.0).numpy()
-    threads = max(1, min(_THREADS, os.cpu_count() or 1, len(matrices) // _FEWEST))
-    # each of them alone: the threads of BLAS spin while they wait, which took ten times as long on 16 cores
-    with _blas().limit(limits=1, user_api="blas"), ThreadPoolExecutor(threads, "lightning_geo") as pool:
-        parts = list(pool.map(np.linalg.eigh, np.array_split(matrices, threads)))
-    values, vectors = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
-    return strongest(torch.from_numpy(values), torch.from_numpy(vectors), finite, rank)
+    _openmp()  # once, rather than in each thread
+    threads = max(1, min(_THREADS, os.cpu_count() or 1, len(covariance) // _FEWEST))
+    with ThreadPoolExecutor(threads, "lightning_geo", _alone) as pool:
+        parts = list(pool.map(lambda part: principal_subspace(part, rank), covariance.chunk(threads)))
+    values, bases = (torch.cat([part[i] for part in parts]) for i in (0, 1))
+    return values, bases
+
+
+def _alone() -> None:
+    """Let the calling thread compute without helpers, which spin while they wait and slow each other down.
+
+    OpenMP keeps this number by thread: training's own, in whichever thread, stays. The number of NumPy's
+    BLAS is one of the whole process, and training may compute with it meanwhile.
+    """
+    torch.get_num_threads()  # torch sets a thread's number when it first asks for it: before, not after
+    _openmp().limit(limits=1)

@@ -15,8 +15,9 @@ from lightning_geo.kernels.precision import is_finite
 from lightning_geo.measurement.sums import LayerSums
 from lightning_geo.metrics.selection import spec_of, standard_error
 from lightning_geo.observe import CallKey
+from lightning_geo.utils.device_copy import ToHost
 
-__all__ = ["Bases", "DerivedStack", "in_parts", "layers_by_shape", "to_host"]
+__all__ = ["Bases", "DerivedStack", "Transfer", "arrays_of", "in_parts", "layers_by_shape"]
 
 #: ``stack -> role -> [layer, head, feature, component]``, NaN where a layer has none.
 Bases = Mapping[str, Mapping[str, Tensor]]
@@ -58,6 +59,8 @@ class DerivedStack:
     values: list[tuple[tuple[str, ...], Sequence[int], Tensor]] = field(default_factory=list)
     #: float tensors, and what derives more values from them once they are on the host
     deferred: list[tuple[list[Tensor], Callable[[list[Tensor]], None]]] = field(default_factory=list)
+    #: whether that calls functions of others, which belong into the training thread
+    calls_others: bool = False
 
     def add(self, name: str, indices: Sequence[int], values: Tensor) -> None:
         """Add a metric's values [L, H] or [L] of some layers."""
@@ -135,10 +138,73 @@ def _values(sums: Mapping[int, LayerSums]) -> Iterator[tuple[tuple[str, ...], li
         yield tuple(places), indices, parts
 
 
-def to_host(
+class Transfer:
+    """The one transfer of all that was derived to the host, which begins when it is made.
+
+    Args:
+        stacks: What was derived, by stack; its sums are not needed any more.
+    """
+
+    def __init__(self, stacks: Mapping[str, DerivedStack]) -> None:
+        self._stacks = stacks.values()
+        self._copies = _Copies([x for stack in self._stacks for x in _tensors(stack)])
+
+    def finish(self) -> None:
+        """Wait for it, replace what was derived by its copies, and derive what was deferred."""
+        copies = self._copies.wait()
+        for stack in self._stacks:
+            stack.values = [(names, indices, next(copies)) for names, indices, _ in stack.values]
+            stack.similarities = [(indices, next(copies)) for indices, _ in stack.similarities]
+            stack.overlaps = {
+                index: {name: next(copies) for name in overlaps} for index, overlaps in stack.overlaps.items()
+            }
+            deferred, stack.deferred = stack.deferred, []
+            for tensors, derive in deferred:
+                derive([next(copies) for _ in tensors])
+
+
+def _tensors(stack: DerivedStack) -> Iterator[Tensor]:
+    """Everything of a stack that the host is to have, in the order of :meth:`Transfer.finish`."""
+    yield from (values for *_, values in stack.values)
+    yield from (similarity for _, similarity in stack.similarities)
+    yield from (overlap for overlaps in stack.overlaps.values() for overlap in overlaps.values())
+    yield from (x for tensors, _ in stack.deferred for x in tensors)
+
+
+class _Copies:
+    """Tensors on their way to the host as float32, by one transfer.
+
+    Args:
+        tensors: Of one device.
+    """
+
+    def __init__(self, tensors: list[Tensor]) -> None:
+        self._layout = [(x.dtype, x.shape) for x in tensors]
+        by_type: dict[torch.dtype, list[Tensor]] = {}
+        for x in tensors:
+            by_type.setdefault(x.dtype, []).append(x.flatten())
+        self._starts, start = dict.fromkeys(by_type, 0), 0
+        for dtype, parts in by_type.items():
+            self._starts[dtype] = start
+            start += sum(part.numel() for part in parts)
+        flat = [torch.cat(parts).float() for parts in by_type.values()]
+        self._copy = ToHost(torch.cat(flat)) if flat else None
+
+    def wait(self) -> Iterator[Tensor]:
+        """Wait for them, and return them in their order."""
+        if self._copy is None:
+            return iter(())
+        flat, starts, copies = self._copy.wait(), dict(self._starts), []
+        for dtype, shape in self._layout:
+            begin, starts[dtype] = starts[dtype], starts[dtype] + shape.numel()
+            copies.append(flat[begin : starts[dtype]].view(shape))
+        return iter(copies)
+
+
+def arrays_of(
     stacks: Mapping[str, DerivedStack], metrics: Iterable[str]
 ) -> tuple[dict[str, dict[str, NDArray[Any]]], dict[str, list[int]]]:
-    """Move all values to the host at once, derive what is derived there, and make arrays of it.
+    """Make arrays of what was derived and lies on the host.
 
     Args:
         stacks: What was derived, by stack.
@@ -148,7 +214,6 @@ def to_host(
         Arrays [layer, head] or [layer] by stack and metric, and the layers of each stack in which something
         is not finite.
     """
-    _move(stacks)
     order = {name: i for i, name in enumerate(n for m in metrics for n in (m, standard_error(m)))}
     arrays: dict[str, dict[str, NDArray[Any]]] = {stack: {} for stack in stacks}
     broken: dict[str, list[int]] = {stack: [] for stack in stacks}
@@ -167,36 +232,3 @@ def to_host(
                     array[(index, slice(value.size))[: len(shape)]] = value
     ordered = {s: dict(sorted(a.items(), key=lambda i: order[i[0]])) for s, a in arrays.items()}
     return ordered, broken
-
-
-def _move(stacks: Mapping[str, DerivedStack]) -> None:
-    """Replace values by copies on the host, and let it derive what was deferred."""
-    on_device = [values for stack in stacks.values() for *_, values in stack.values]
-    on_device += [x for stack in stacks.values() for tensors, _ in stack.deferred for x in tensors]
-    copies = iter(_copied(on_device))
-    for stack in stacks.values():
-        stack.values = [(names, indices, next(copies)) for names, indices, _ in stack.values]
-    for stack in stacks.values():
-        deferred, stack.deferred = stack.deferred, []
-        for tensors, derive in deferred:
-            derive([next(copies) for _ in tensors])
-
-
-def _copied(tensors: list[Tensor]) -> list[Tensor]:
-    """Tensors as float32 on the host, by one transfer."""
-    if not tensors:
-        return []
-    by_type: dict[torch.dtype, list[Tensor]] = {}
-    for x in tensors:
-        by_type.setdefault(x.dtype, []).append(x.flatten())
-    flat = torch.cat([torch.cat(parts).float() for parts in by_type.values()]).cpu()
-    starts, start = {}, 0
-    for dtype, parts in by_type.items():
-        starts[dtype] = start
-        start += sum(part.numel() for part in parts)
-    copies = []
-    for x in tensors:
-        begin = starts[x.dtype]
-        starts[x.dtype] += x.numel()
-        copies.append(flat[begin : begin + x.numel()].view(x.shape))
-    return copies

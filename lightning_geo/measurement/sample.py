@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_geo.kernels.workspace import reuse_scratch
-from lightning_geo.measurement.assemble import Bases, Computed, compute
+from lightning_geo.measurement.assemble import Bases, Computed, SampleDerivation, derive
 from lightning_geo.measurement.chosen_layers import ChosenLayers, LayerChoice, no_match, not_measured
 from lightning_geo.measurement.collectors.updates import Draw
 from lightning_geo.measurement.narrowing import Narrowing
@@ -249,25 +249,31 @@ class Measurement:
         for tap in self._taps.values():
             tap.coverage.seen = tap.coverage.measured = 0
 
-    def compute(self, baseline: Bases | None = None, previous: Bases | None = None) -> Computed:
-        """Derive all metrics; see :func:`lightning_geo.measurement.assemble.compute`."""
-        merged = Computed()
-        numberings = self._numberings()
+    def derive(self, baseline: Bases | None = None, previous: Bases | None = None) -> SampleDerivation:
+        """Derive all metrics; see :func:`lightning_geo.measurement.assemble.derive`."""
+        numberings, parts = self._numberings(), []
         if missed := self._learn(numberings):
             raise not_measured(missed)
         for name, numbering in numberings.items():
             if len(self._statistics) > 1:
                 numbering = numbering.of_model(name)
-            statistics, reports = self._statistics[name], self._choices[name].reports(numbering)
-            part = compute(statistics, numbering, self._metrics, self._rank, reports, baseline, previous)
-            if prefix := self._prefix(name):  # two towers have modules of the same names
-                part.broken = {f"{prefix}.{module}": place for module, place in part.broken.items()}
-            merged.add(part)
-            withdrawn = [self._named(name, path) for path in self._taps[name].settle_masks()]
+            sums, reports = self._statistics[name], self._choices[name].reports(numbering)
+            part = derive(sums, numbering, self._metrics, self._rank, reports, baseline, previous)
+            parts.append((self._prefix(name), part))
+        return SampleDerivation(parts)
+
+    def settle_masks(self) -> None:
+        """Withdraw calls whose masks were not as assumed, which is known when the metrics are there."""
+        for name, tap in self._taps.items():
+            withdrawn = [self._named(name, path) for path in tap.settle_masks()]
             if self._merged is not None:
                 self._merged.withdraw(withdrawn)
-        merged.drop_absent()
-        return merged
+
+    def compute(self, baseline: Bases | None = None, previous: Bases | None = None) -> Computed:
+        """Derive all metrics, and wait for them."""
+        computed = self.derive(baseline, previous).finish()
+        self.settle_masks()
+        return computed
 
     def _numberings(self) -> dict[str, LayerNumbering]:
         return {

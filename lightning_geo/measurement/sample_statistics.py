@@ -202,6 +202,11 @@ class SampleStatistics:
         """All layers and blocks."""
         return [layer for _, layer in (*self.named(), *self.named_foreign())]
 
+    def release(self) -> None:
+        """Free the sums."""
+        for layer in self.everything():
+            layer.sums, layer.maxima = {}, {}
+
     def named(self) -> list[tuple[tuple[Any, ...], LayerSums]]:
         """The sums of layers and blocks, each with its key, by name: ranks may meet them in any order."""
         self.settle()

@@ -21,6 +21,7 @@ __all__ = [
     "after_the_others",
     "checkpoint_folder",
     "lightning_logger",
+    "monitors",
     "steps_taken",
 ]
 
@@ -123,6 +124,13 @@ def checkpoint_folder(trainer: Any) -> str:
     callback = trainer.checkpoint_callback
     folder = getattr(callback, "dirpath", None)
     return str(folder) if folder else f"{trainer.default_root_dir}/checkpoints"
+
+
+def monitors(trainer: Any, prefix: str) -> bool:
+    """Whether a callback, or a scheduler of the learning rate, decides by a metric of that prefix."""
+    readers = (*trainer.callbacks, *trainer.lr_scheduler_configs)
+    keys = (getattr(reader, "monitor", None) for reader in readers)
+    return any(isinstance(key, str) and key.startswith(prefix) for key in keys)
 
 
 def steps_taken(trainer: Any) -> int:

@@ -20,7 +20,7 @@ from lightning_geo.observe.replay.torch_compile import compiles_attention
 from lightning_geo.observe.replay.undisturbed import Call, RandomState, has_fast_path
 from lightning_geo.observe.training_calls import begins_training
 from lightning_geo.utils.cuda_graphs import CaptureError, is_capturing
-from lightning_geo.utils.device_time import seconds_on
+from lightning_geo.utils.device_time import Stopwatch
 from lightning_geo.utils.errors import let_go
 
 __all__ = ["BatchObservation"]
@@ -48,7 +48,8 @@ class BatchObservation:
         self._gradients: dict[str, TrainingGradients] = {}
         self._watching = contextlib.ExitStack()
         self._shadows: list[tuple[str, Call, RandomState]] = []
-        self._shadow_seconds = 0.0
+        #: time that running models once more took in this sample
+        self._shadow_watch = Stopwatch()
 
     def watch(self, metrics: tuple[str, ...] | None = None) -> None:
         """Observe what the models compute from now on.
@@ -66,7 +67,8 @@ class BatchObservation:
                 self.forget()
                 sample.importance_failures = {}
                 sample.due = sample.due if metrics is None else metrics
-                sample.failure, sample.measurement, self._shadow_seconds = None, sample.begin(), 0.0
+                sample.failure, sample.measurement = None, sample.begin()
+                self._shadow_watch = Stopwatch()
             self._install(sample.measurement)
         except Exception as error:
             sample.keep_failure(let_go(error))
@@ -160,19 +162,17 @@ class BatchObservation:
         shadows, self._shadows = self._shadows, []
         if not shadows:
             return
-        sample, device = self._sample, self._observed.device
-        started = seconds_on(device)
-        try:
-            for name in self._observed.models:
-                calls: Calls = [(call, start, None) for owner, call, start in shadows if owner == name]
-                if sample.failure is None and sample.measurement is not None:
-                    self._replay.run(sample.measurement, [name], calls, evaluate=False)
-        except Exception as error:
-            sample.failure = let_go(error)
-        self._shadow_seconds += seconds_on(device) - started
+        sample = self._sample
+        with self._shadow_watch.running():
+            try:
+                for name in self._observed.models:
+                    calls: Calls = [(call, start, None) for owner, call, start in shadows if owner == name]
+                    if sample.failure is None and sample.measurement is not None:
+                        self._replay.run(sample.measurement, [name], calls, evaluate=False)
+            except Exception as error:
+                sample.failure = let_go(error)
 
-    @property
-    def seconds(self) -> float:
-        """Seconds that observing the sample has cost so far."""
-        measurement = self._sample.measurement
-        return self._shadow_seconds or (0.0 if measurement is None else measurement.seconds)
+    def clock(self) -> Callable[[], float]:
+        """Return a function of the seconds that observing the sample has cost; it waits for the device."""
+        measurement, watch = self._sample.measurement, self._shadow_watch
+        return lambda: watch.seconds or (0.0 if measurement is None else measurement.seconds)

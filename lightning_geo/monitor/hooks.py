@@ -72,7 +72,7 @@ class RunHooks(CallbackBase):
         if steps_taken(trainer) == 0:
             self._runs.current = before.anew()
         # where an earlier fit ended without any of the hooks that do so
-        call_all(before.stop, before.samples.sinks.close)
+        call_all(before.samples.delivery.flush, before.stop, before.samples.sinks.close)
 
     @_hook
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
@@ -135,6 +135,19 @@ class RunHooks(CallbackBase):
     ) -> None:
         """Conclude a sample taken from the step's own batches."""
         self._run.batch_ended(trainer, pl_module)
+        self._run.deliver(trainer)
+
+    # -- others read what samples showed
+
+    @_hook
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        """Have the last sample's numbers there when validation ends, where callbacks decide by them."""
+        self._run.samples.delivery.flush()
+
+    @_hook
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """The same where an epoch ends."""
+        self._run.samples.delivery.flush()
 
     # -- the run ends
 

@@ -23,6 +23,12 @@ class GeometryMonitor(RunHooks):
     ``on_train_end`` of all callbacks, describes the final weights, averaged ones included. Training is
     bit-identical with and without the monitor.
 
+    On a GPU training goes on while another thread waits for a sample's numbers, decomposes matrices on the
+    host and makes the record. The training thread writes it in one of the next steps: with several ranks ten
+    steps later, the same on all of them; before a checkpoint is saved, validation starts, an epoch ends or
+    the next sample begins; and at the end of the sample's own step where a callback or a scheduler monitors
+    one of the keys below. ``last_record`` waits for it. On a CPU it is written at once.
+
     Logged keys, where ``geometry`` is the monitor's ``name``:
 
     - ``geometry/<metric>``: number of the whole model, the mean over layers and heads (``max_logit``: the
@@ -112,7 +118,9 @@ class GeometryMonitor(RunHooks):
         schedule: ``step -> bool`` instead. It is called on rank 0 alone; with several ranks the answer takes
             a broadcast at each step.
         max_overhead: Share of the run's time that samples may take (0.01 for one per cent), instead. Samples
-            are taken less often when they are expensive; the record has the steps that were taken.
+            are taken less often when they are expensive; the record has the steps that were taken. On a GPU
+            the time is that of the device and of the training thread, and what the other thread itself
+            computes; not that of LAPACK's threads, whose cores training leaves idle.
         metrics: Families or single metrics, ``"metric:entropy"`` where both have the name. ``None`` for the
             families ``entropy``, ``pattern``, ``cone``, ``subspace``, ``stream``, ``head``, ``updates`` and
             ``masks``. ``weights``, ``projection``, ``gates``, ``importance`` and ``score_spectra`` are
@@ -285,5 +293,7 @@ class GeometryMonitor(RunHooks):
 
     @property
     def last_record(self) -> GeometryRecord | None:
-        """The last sample of the current run; None before the first."""
-        return self._run.samples.last_record
+        """The last sample of the current run, which is waited for; None before the first."""
+        delivery = self._run.samples.delivery
+        delivery.flush()
+        return delivery.record

@@ -118,10 +118,10 @@ class Preparation:
         if not self._sealed:
             self._start_recording()
         elif samples.sampler is None:
-            samples.note_dropped(trainer, step, LookupError(_SEALED))
+            samples.delivery.note_dropped(trainer, step, LookupError(_SEALED))
         elif samples.replays and samples.inputs.probe is None:
             call_all(samples.stop, self.stop)
-            samples.note_dropped(trainer, step, LookupError(_SEALED))
+            samples.delivery.note_dropped(trainer, step, LookupError(_SEALED))
             self._warn_once.report("there is no probe", LookupError(_SEALED))
             samples.sampler = None
 

@@ -9,9 +9,9 @@ from functools import partial
 from typing import Any
 
 from lightning_geo.loggers.logger_sinks import LoggerSinks
-from lightning_geo.monitor._lightning import after_the_others, lightning_logger, steps_taken
+from lightning_geo.monitor._lightning import after_the_others, lightning_logger, monitors, steps_taken
 from lightning_geo.monitor.preparation import Preparation
-from lightning_geo.monitor.samples import Samples, tensors
+from lightning_geo.monitor.samples import Samples
 from lightning_geo.monitor.schedule import OverheadBudget
 from lightning_geo.monitor.settings import Settings
 from lightning_geo.utils._lightning import (
@@ -20,7 +20,6 @@ from lightning_geo.utils._lightning import (
     batches_done,
     loss_factor,
 )
-from lightning_geo.utils.device_time import seconds_on
 from lightning_geo.utils.errors import call_all
 from lightning_geo.utils.ranks import from_rank_zero
 from lightning_geo.utils.warn_once import WarnOnce
@@ -96,12 +95,12 @@ class Run:
         self._preparation.take_state()  # strategies that shard restore checkpoints after `on_fit_start`
         step = self._began = steps_taken(trainer)
         # what an earlier session wrote from here on is void, but for the last sample of one that had ended
-        samples.resumed_at = (step + (samples.state.ended or samples.state.step == step)) or None
+        samples.delivery.resumed_at = (step + (samples.state.ended or samples.state.step == step)) or None
         samples.state.ended = False
-        if samples.resumed_at is not None and trainer.is_global_zero:
+        if samples.delivery.resumed_at is not None and trainer.is_global_zero:
             # now, so that what is void ends before anything that this session logs
-            samples.open(trainer)
-        add_callback_metrics(trainer, tensors(samples.state.summaries))
+            samples.delivery.open(trainer)
+        add_callback_metrics(trainer, samples.state.summaries)
         if self._budget is not None:
             self._budget.before = samples.state.elapsed
             self._budget.start(step)
@@ -112,6 +111,7 @@ class Run:
         samples = self.samples
         step = steps_taken(trainer)
         anew, samples.step = step != samples.step, step
+        samples.delivery.deliver(step)
         if anew:
             samples.epoch, samples.batches = trainer.current_epoch, batches_done(trainer)
             self._warn_once.late = step != self._began
@@ -130,6 +130,8 @@ class Run:
                 samples.inputs.step_begins("training_step", batch, batch_idx)
         if not due:
             return
+        if anew:  # what is due now depends on the sample before
+            samples.delivery.flush()
         if samples.replays and anew:
             self._pending = samples.inputs.probe is None
             if not self._pending:
@@ -147,6 +149,8 @@ class Run:
             return False
         agree = partial(from_rank_zero, device=samples.sampler.observed.device)
         if self._budget is not None:
+            if self._budget.looks(step):  # at what samples have cost so far
+                samples.delivery.flush()
             return self._budget(step, samples.state.cost, samples.state.samples, agree)
         due, failure = self._settings.schedule.agreed(step, agree)
         if failure is not None:
@@ -210,7 +214,7 @@ class Run:
         samples.inputs.step_ends()
         if samples.sampler is not None:
             samples.state.cost += samples.sampler.training_masks.pause()
-        samples.findings.step_ended(trainer)
+        samples.delivery.findings.step_ended(trainer)
         if samples.replays and not pl_module.automatic_optimization:
             self._sample_what_was_recorded(trainer)  # a step is a batch, with or without an update
         if samples.replays or not self._pending or samples.sampler is None:
@@ -222,8 +226,15 @@ class Run:
             samples.sampler.on_batch.spoil(error)
         if not accumulates(trainer):
             self._pending = False
-            started = seconds_on(samples.sampler.observed.device) - samples.sampler.on_batch.seconds
-            samples.conclude(trainer, samples.step, samples.sampler.sample.first_failure(), started)
+            sampler = samples.sampler
+            samples.conclude(trainer, samples.step, sampler.sample.first_failure(), sampler.on_batch.clock())
+
+    def deliver(self, trainer: Any) -> None:
+        """Write the last sample's record, if it is there or a callback may read its numbers at this step."""
+        delivery = self.samples.delivery
+        if delivery.waits and monitors(trainer, f"{self._settings.name}/"):
+            delivery.flush()
+        delivery.deliver(self.samples.step)
 
     def training_ends(self, trainer: Any, finish: Callable[[], None]) -> None:
         """Measure the final weights once everybody is done: weight averaging replaces them here.
@@ -236,12 +247,13 @@ class Run:
         self._cancel_last = after_the_others(trainer, finish)
         self._warn_once.late = True
         self.samples.state.ended = True
-        self.stop()
+        call_all(self.samples.delivery.flush, self.stop)
 
     def finish(self, trainer: Any) -> None:
         """Take the last sample and say what it all cost."""
         samples = self.samples
         try:
+            samples.delivery.flush()
             step, samples.batches = steps_taken(trainer), batches_done(trainer)
             known = samples.sampler is not None and samples.inputs.probe is not None
             if samples.replays and known and samples.state.step != step:
@@ -253,7 +265,7 @@ class Run:
         if samples.state.samples and trainer.is_global_zero:
             count, cost, run = samples.state.samples, samples.state.cost, time.perf_counter() - self._started
             share = f"{100 * cost / max(run, 1e-9):.1f} % of the run"
-            said = f"{samples.findings.verdict} " if samples.findings.verdict else ""
+            said = f"{samples.delivery.findings.verdict} " if samples.delivery.findings.verdict else ""
             lightning_logger(trainer).info(
                 f"GeometryMonitor: {said}{count} samples in {cost:.1f} s ({share}). {samples.sinks.places}"
             )
@@ -262,7 +274,8 @@ class Run:
         """Close what was opened, and leave nothing behind."""
         cancel, self._cancel_last = self._cancel_last, None
         last = () if cancel is None else (cancel,)
-        call_all(self.stop, self.samples.sinks.close, self._warn_once.warn_of_pending, *last)
+        flush = self.samples.delivery.flush
+        call_all(flush, self.stop, self.samples.sinks.close, self._warn_once.warn_of_pending, *last)
 
     def stop(self) -> None:
         """Leave the models alone."""

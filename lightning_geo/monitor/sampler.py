@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from lightning_geo.kernels import retry_failed
-from lightning_geo.measurement.assemble import Bases, Computed
+from lightning_geo.measurement.assemble import Bases, Computed, SampleDerivation
 from lightning_geo.measurement.importance import LossFunction, NoImportanceError
 from lightning_geo.measurement.rank_reduction import Merged, reduce_over_ranks
 from lightning_geo.measurement.row_sampling import MaxQueries
@@ -31,7 +32,19 @@ from lightning_geo.utils.errors import call_all
 from lightning_geo.utils.ranks import everyones, failure_of_any_rank, known_to_rank_zero
 from lightning_geo.utils.warn_once import WarnOnce
 
-__all__ = ["Sampler"]
+__all__ = ["Concluded", "Sampler"]
+
+
+class Concluded(NamedTuple):
+    """A sample of all ranks whose metrics are derived.
+
+    Args:
+        derivation: Its metrics on their way to the host.
+        report: Warns of what they lack, once they are there, and returns what was seen and measured.
+    """
+
+    derivation: SampleDerivation
+    report: Callable[[Computed], Coverage]
 
 
 class Sampler:
@@ -76,8 +89,6 @@ class Sampler:
         self.merged = False
         #: stacks of the last sample, see Computed
         self._structure: dict[str, Any] = {}
-        #: attention calls of the last sample that were seen and measured, over all ranks
-        self.coverage = Coverage()
 
     def stop(self) -> None:
         """Leave nothing behind in the models or in what they computed; harmless when done twice."""
@@ -94,14 +105,14 @@ class Sampler:
         if self.on_probe.replay(share, ()) is None:  # a failure is reported when the sample is taken
             self.check_layers()
 
-    def conclude(self, error: Exception | None, baseline: Bases | None, previous: Bases | None) -> Computed:
-        """Merge the sample over ranks and derive its metrics.
+    def conclude(self, error: Exception | None, baseline: Bases | None, previous: Bases | None) -> Concluded:
+        """Merge the sample over ranks and derive its metrics, without waiting for the device.
 
         Every rank calls this at every sample, whatever happened to it before.
 
         Args:
             error: What went wrong on this rank.
-            baseline: Bases that ``drift`` is against; see :func:`lightning_geo.measurement.assemble.compute`.
+            baseline: Bases that ``drift`` is against; see :func:`lightning_geo.measurement.assemble.derive`.
             previous: Bases that ``velocity`` is against.
 
         Raises:
@@ -126,11 +137,10 @@ class Sampler:
         if not self.observed.settled:
             self.sample.report_unrecorded(names, self._warn_once)
         self.observed.settle(names)
-        computed = measurement.compute(baseline, previous)
+        derivation = measurement.derive(baseline, previous)
         self.sample.trained = {}
-        self.coverage = measurement.coverage
-        self._report(measurement, computed, failures)
-        return computed
+        derivation.release()  # their values are on their way to the host
+        return Concluded(derivation, partial(self._report, measurement, failures, self.sample.due))
 
     def _choose_models(self, measurement: Measurement) -> list[str]:
         """Choose the models of all samples, and reduce the first one to them."""
@@ -161,22 +171,33 @@ class Sampler:
             self._warn_once.exchange()
         return measurement
 
-    def _importance_failures(self, names: Iterable[str]) -> list[Exception]:
-        """Collect the reasons of all ranks why importance is absent; every rank has to reach this call."""
+    def _importance_failures(self, names: Iterable[str]) -> list[Exception] | None:
+        """Collect the reasons of all ranks why importance is absent; every rank has to reach this call.
+
+        None where it was not due.
+        """
         if not self.sample.weighs_heads:
-            return []
+            return None
         failures = self.sample.importance_failures
         own = [failures[name] for name in names if name in failures]
         return own + _failures_elsewhere(own)
 
-    def _report(self, measurement: Measurement, computed: Computed, failures: list[Exception]) -> None:
-        """Warn of what the sample lacks."""
-        report_gaps(measurement, computed, self.sample.due, self._warn_once)
+    def _report(
+        self,
+        measurement: Measurement,
+        failures: list[Exception] | None,
+        due: tuple[str, ...],
+        computed: Computed,
+    ) -> Coverage:
+        """Warn of what the sample lacks, and return its coverage."""
+        measurement.settle_masks()
+        report_gaps(measurement, computed, due, self._warn_once)
         report_kept_weights(self.sample.start, self._warn_once)
         report_other_heads(self._structure, computed.structure, self._warn_once)
         self._structure = computed.structure
-        if self.sample.weighs_heads:
+        if failures is not None:
             report_importance(failures, computed, self._warn_once)
+        return measurement.coverage
 
 
 def _failures_elsewhere(failures: list[Exception]) -> list[Exception]:

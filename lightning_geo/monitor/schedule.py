@@ -155,6 +155,10 @@ class OverheadBudget:
         """Seconds that the run has taken, samples included."""
         return self.before + self._clock() - self._began
 
+    def looks(self, step: int) -> bool:
+        """Whether what samples have cost decides at this step, the same on every rank."""
+        return step >= self._next
+
     def __call__(
         self, step: int, spent: float, samples: int, agree: Callable[[int], int] = lambda wait: wait
     ) -> bool:
@@ -166,7 +170,7 @@ class OverheadBudget:
             samples: How many there were, without those.
             agree: Makes all ranks decide alike.
         """
-        if step < self._next:
+        if not self.looks(step):
             return False
         if spent == 0:  # where nothing can be sampled, it is not tried at every step
             self._next = step + _FIRST_LOOK

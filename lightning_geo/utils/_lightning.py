@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -72,7 +74,7 @@ def accumulates(trainer: Any) -> bool:
     return bool(trainer.fit_loop._should_accumulate())
 
 
-def add_callback_metrics(trainer: Any, metrics: Mapping[str, Tensor]) -> None:
+def add_callback_metrics(trainer: Any, metrics: Mapping[str, float]) -> None:
     """Put numbers where ``EarlyStopping`` looks for them.
 
     ``trainer.callback_metrics`` takes over the current step's numbers when it is read: the dict behind it is
@@ -81,7 +83,8 @@ def add_callback_metrics(trainer: Any, metrics: Mapping[str, Tensor]) -> None:
     Lightning 2.6.6.
     """
     behind = getattr(getattr(trainer, "_logger_connector", None), "_callback_metrics", None)
-    (behind if isinstance(behind, dict) else trainer.callback_metrics).update(metrics)
+    tensors = {name: torch.tensor(value) for name, value in metrics.items()}
+    (behind if isinstance(behind, dict) else trainer.callback_metrics).update(tensors)
 
 
 def state_key(callback: Any, name: str) -> str:

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 
 import torch
 
 from lightning_geo.utils.cuda_graphs import is_capturing
 
-__all__ = ["Stopwatch", "seconds_on"]
-
-
-def seconds_on(device: torch.device) -> float:
-    """Seconds of a clock, read once the device has done what it was given.
-
-    Kernels run after the call that starts them returns: without waiting, a sample's time would be that of
-    starting its kernels, plus what training still had queued before it.
-    """
-    if device.type not in ("cpu", "meta"):
-        torch.accelerator.synchronize(device)
-    return time.perf_counter()
+__all__ = ["Stopwatch"]
 
 
 class Stopwatch:
-    """Adds up the time of many short stretches of work.
+    """Adds up the time of stretches of work.
 
+    Kernels run after the call that starts them returns.
     On CUDA it marks the stream and waits for nothing until it is read: a wait at each stretch would slow down
     the training that is being observed. A stream that is idle passes its marks at once, so that work of the
     CPU counts too.
@@ -33,6 +25,15 @@ class Stopwatch:
     def __init__(self) -> None:
         self._seconds = 0.0
         self._stretches: list[tuple[torch.Event, torch.Event]] = []
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Count the stretch inside the context."""
+        started = self.start()
+        try:
+            yield
+        finally:
+            self.stop(started)
 
     def start(self) -> torch.Event | float:
         """Begin a stretch; what is returned ends it."""

@@ -7,8 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel
 
 from kernels import test_vectors as vectors
 from kernels.cases import CASES, problem_of
@@ -28,9 +25,8 @@ from lightning_geo.kernels.reference import reference
 from lightning_geo.kernels.triton import attention, missing, unsupported
 from lightning_geo.kernels.triton import vectors as vectors_on_triton
 from lightning_geo.measurement.sample import Measurement
-from lightning_geo.metrics.selection import compares_samples, select
+from lightning_geo.metrics.selection import select
 from lightning_geo.observe import Tap
-from lightning_geo.observe.replay.undisturbed import undisturbed
 from lightning_geo.utils.device_time import Stopwatch
 
 _reason = missing(torch.device("cuda")) if torch.cuda.is_available() else "no CUDA device"
@@ -162,45 +158,6 @@ for name in ("causal_long", "several_masks", "mask_full", "special_tokens_groupe
     attention(moved(rounded(name, torch.bfloat16), "cuda"))
 torch.cuda.synchronize()
 """
-
-
-@pytest.mark.parametrize("max_queries", [None, 8])
-def test_observing_never_waits_for_the_device(max_queries: int | None) -> None:
-    config = BertConfig(
-        vocab_size=60, hidden_size=48, intermediate_size=96, num_hidden_layers=3, num_attention_heads=12
-    )
-    model = BertModel(config, add_pooling_layer=False).eval().cuda()
-    real = torch.arange(16) < torch.tensor([[9], [16]])
-    batch = {"input_ids": torch.randint(1, 60, (2, 16)).cuda(), "attention_mask": real.long().cuda()}
-    names = tuple(name for name in select() if not compares_samples(name))
-    tap = Tap(model, (1, 2))
-
-    def observe() -> Measurement:
-        measurement = Measurement({"": tap}, names, max_queries=max_queries)
-        with undisturbed(model), measurement.observe():
-            model(**batch)
-        assert not measurement.failures
-        return measurement
-
-    def waits(function: Callable[[], object]) -> list[str]:
-        """What waited for the device: transformers asks its mask, too, whether anything is padding."""
-        torch.cuda.synchronize()
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            torch.cuda.set_sync_debug_mode("warn")
-            try:
-                function()
-            finally:
-                torch.cuda.set_sync_debug_mode("default")
-        return [str(warning.message) for warning in caught if "synchronizing" in str(warning.message)]
-
-    def forward() -> None:
-        with torch.no_grad():
-            model(**batch)
-
-    observe().compute()  # compiles the kernels
-    assert waits(torch.ones(1, device="cuda").item)
-    assert waits(observe) == waits(forward)
 
 
 def test_a_stopwatch_counts_its_stretches_alone() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_geo.measurement.assemble import Computed, compute
+from lightning_geo.measurement.assemble import Computed, derive
 from lightning_geo.measurement.sample_statistics import SampleStatistics
 from lightning_geo.metrics.selection import select
 from lightning_geo.observe import AttentionCall, CallKey, LayerNumbering
@@ -42,7 +42,7 @@ def computed(
         {"stack": ("layers.0", "layers.1", "layers.2")},
     )
     bases = None if earlier is None else earlier.bases
-    return compute(sample, layout, metrics, rank, reports, bases, bases)
+    return derive(sample, layout, metrics, rank, reports, bases, bases).finish()
 
 
 def test_layers_without_attention_are_rows_without_a_value() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lightning_geo import measure, pruning_plan
 from lightning_geo.functional import complementarity, head_similarity, redundancy
 from lightning_geo.functional.head import _complementarity as complementarity_of_blocks
-from lightning_geo.measurement.assemble import compute
+from lightning_geo.measurement.assemble import derive
 from lightning_geo.measurement.collectors import role_moments
 from lightning_geo.measurement.head_sketch import ROWS, add_sketches, sketched_norms
 from lightning_geo.measurement.rank_reduction import _pack
@@ -123,7 +123,7 @@ def measured(*parts: tuple[Tensor, Tensor | None]) -> dict[str, np.ndarray]:
     for x, mask in parts:
         out = x.transpose(1, 2)
         sample.attention(KEY, AttentionCall(out, out, out, out, query_mask=mask, key_mask=mask))
-    result = compute(sample, LAYOUT, select(["head"]), 2, lambda key: True)
+    result = derive(sample, LAYOUT, select(["head"]), 2, lambda key: True).finish()
     return {k: v[0] for k, v in result.stacks["stack"].items()} | {
         "similarity": result.similarities["stack"][0].numpy()
     }

@@ -498,7 +498,7 @@ SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "one_cannot_record": lambda d: without_calls(d, CallRecorder, "settled"),
     "one_cannot_take_the_given": without_given,
     "one_cannot_load": without_state,
-    "one_cannot_derive": lambda d: without_calls(d, Measurement, "compute"),
+    "one_cannot_derive": lambda d: without_calls(d, Measurement, "derive"),
     "one_cannot_pause": lambda d: failing_fit(d, "batch", BatchObservation, "pause"),
     "sharded": sharded,
     "strict": strict_fit,

@@ -19,6 +19,9 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 from lightning_geo import GeometryMonitor, load_history
+from lightning_geo.storage.event_files import read_events
+from lightning_geo.storage.events import parse_record
+from lightning_geo.storage.places import place
 from run_machine.logged import Finished, logged, users
 from run_machine.models import Attention, Bert, Module
 from run_machine.runs import Run, Session, Side, Watch
@@ -156,6 +159,8 @@ class Records:
         self.claims = []
         now = set(watched.root.rglob("*.lightning_geo"))
         new, self._files = now - self._files, now
+        for path in new:
+            _check_order(path)
         for number, run in watched.runs.items():
             sessions = twin.runs[number].sessions
             fresh, self._checked[number] = sessions[self._checked.get(number, 0) :], len(sessions)
@@ -292,6 +297,16 @@ class Records:
                         record["entropy"], error,
                     )
                 )  # fmt: skip
+
+
+def _check_order(path: Path) -> None:
+    """Each session writes each of its samples once, in the order of steps."""
+    steps: dict[str, list[int]] = {}
+    for event in read_events(place(path)):
+        if (found := parse_record(event)) is not None:
+            steps.setdefault(found[0], []).append(found[1].step)
+    for name, taken in steps.items():
+        assert taken == sorted(set(taken)), f"{path}, {name}: samples of steps {taken} in this order"
 
 
 def _written(run: Run, place: Path) -> Path:

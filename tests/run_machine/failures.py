@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 from lightning_geo.loggers.logger_sinks import LoggerSinks
 from lightning_geo.loggers.scalars import ScalarSink
 from lightning_geo.measurement import call_statistics, rank_reduction
+from lightning_geo.measurement.assemble import SampleDerivation
 from lightning_geo.measurement.sample import Measurement
 from lightning_geo.monitor.batch_observation import BatchObservation
 from lightning_geo.monitor.open_sample import OpenSample
@@ -89,7 +90,8 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "a sample is concluded": (Sampler, "conclude"),
     "a sample is prepared": (BatchObservation, "add_importance"),
     "statistics are packed": (rank_reduction, "_pack"),
-    "metrics are derived": (Measurement, "compute"),
+    "metrics are derived": (Measurement, "derive"),
+    "metrics are finished": (SampleDerivation, "finish"),
     "observation ends": (BatchObservation, "pause"),
     "attention is measured": (call_statistics, "attention"),
     "a copy is made": (Replica, "running"),

@@ -21,6 +21,7 @@ from run_machine.failures import FAULTS, PLACES
 from run_machine.models import ATTENTIONS, CALLS, INSIDE_OBJECTS, PARTS, ROOTS, Batches, Model
 from run_machine.runs import ACTS_IN, LOGGERS, Begin, Fit, Side, Watch
 from run_machine.values import confirm
+from support.outside import WHEN
 
 __all__ = ["RunMachine", "begins", "data", "fits", "models", "quiet", "watches"]
 
@@ -117,7 +118,10 @@ ACTS = ("copy", "pickle", "save", "nest", "evaluate")
 @st.composite
 def fits(draw: Callable[..., Any]) -> Fit:
     """Descriptions of fits: most go well, some fail, some have a fault in the monitor."""
-    fit = Fit(steps=draw(st.integers(1, 4)), epochs=draw(st.sampled_from([False, False, True])))
+    fit = Fit(
+        steps=draw(st.integers(1, 4)), epochs=draw(st.sampled_from([False, False, True])),
+        finished=draw(st.sampled_from(WHEN)),
+    )  # fmt: skip
     kind = draw(st.sampled_from(["well", "acts", "acts", "fails", "fails", "fault"]))
     if kind == "acts":
         return replace(
@@ -244,6 +248,7 @@ class RunMachine(RuleBasedStateMachine):
         DONE[f"fit: {error.partition(' at ')[0] or 'well'}"] += 1
         DONE[f"acts: {fit.acts}"] += bool(fit.acts)
         DONE["fault"] += bool(fit.fault)
+        DONE[f"finished {fit.finished}"] += 1
 
     @precondition(some)
     @rule(which=st.integers(0, 3), kind=st.sampled_from(["validate", "test", "predict"]))

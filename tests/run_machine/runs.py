@@ -30,6 +30,7 @@ from run_machine.failures import Failing, Failure, InjectedError, fault
 from run_machine.models import WIDTH, Batches, Model, Module, loader
 from run_machine.short import Short
 from support.lit import trainer
+from support.outside import finished
 
 __all__ = ["LOGGERS", "Begin", "Fit", "Run", "Session", "Side", "Watch"]
 
@@ -97,6 +98,7 @@ class Fit(Short):
         acts_in: In which hook of that callback.
         acts_at: At which call of that hook.
         other: The run that is fitted within.
+        finished: When the records of samples are made, see :func:`support.outside.finished`.
     """
 
     steps: int = 2
@@ -110,6 +112,7 @@ class Fit(Short):
     acts_in: str = "on_before_backward"
     acts_at: int = 0
     other: int | None = None
+    finished: str = "at once"
 
 
 # -- loggers
@@ -458,7 +461,7 @@ class Side:
             loop.epoch_loop.max_steps, loop.max_epochs = taken + fit.steps, -1
         checkpoint, run.checkpoint = run.checkpoint, None
         try:
-            with fault(fit.fault if self.watched else None, fit.fault_at):
+            with fault(fit.fault if self.watched else None, fit.fault_at), finished(fit.finished):
                 run.trainer.fit(run.module, **self.data(run), ckpt_path=checkpoint)
         except (Exception, SystemExit, KeyboardInterrupt) as error:
             session.error = _without_versions(f"{type(error).__name__}: {error}")

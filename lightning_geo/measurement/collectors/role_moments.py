@@ -17,6 +17,7 @@ from lightning_geo.measurement.decomposition import Covariances, head_covariance
 from lightning_geo.measurement.derived import DerivedStack, in_parts, layers_by_shape
 from lightning_geo.measurement.head_sketch import add_sketches, sketched_norms
 from lightning_geo.measurement.sums import LayerSums, add_moments, add_values, covariances
+from lightning_geo.metrics.foreign import FOREIGN
 from lightning_geo.metrics.registry import reads_of
 from lightning_geo.metrics.selection import spec_of
 from lightning_geo.metrics.spec import ROLES
@@ -216,8 +217,10 @@ class RoleMoments(Collector):
             stack.bases = {role: stacked_bases(parts, size, heads) for role, parts in bases.items()}
             compare_bases(stack, self._compared)
 
-        # decompositions wait for a GPU at each matrix: all of them have the host's threads to themselves
+        # decompositions wait for a GPU at each matrix: the host does them, when all else is derived
         stack.deferred.append(([covariance for _, covariance in groups], derive))
+        deferred = (*self._spectral, *self._compared)
+        stack.calls_others |= any(name.partition(".")[0] in FOREIGN for name in deferred)
 
     def _derive_joint(self, stack: DerivedStack) -> list[tuple[list[int], Tensor]]:
         """Compare the heads of a layer by the covariance of all their outputs; returns each head's own."""

@@ -6,6 +6,7 @@ use of such a name elsewhere in the package.
 
 from __future__ import annotations
 
+from lightning_geo.utils._torch.autocast import keep_autocast_cache
 from lightning_geo.utils._torch.compiled import (
     compiled_call,
     compiled_from,
@@ -77,6 +78,7 @@ __all__ = [
     "is_compiled_function",
     "is_compiled_module",
     "is_plain",
+    "keep_autocast_cache",
     "parameters_of",
     "remove_forward_hook",
     "script_attribute",

@@ -1,0 +1,322 @@
+"""Samples that are finished outside the training thread give the records of those that are waited for.
+
+On a CPU samples are finished in the training thread: :func:`support.outside.finished` forces the other path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import gc
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from hypothesis import HealthCheck, Phase, example, given, settings
+from hypothesis import strategies as st
+from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from torch import Tensor
+
+from lightning_geo import GeometryHistory, GeometryMonitor, load_history
+from lightning_geo.measurement.assemble import SampleDerivation
+from lightning_geo.monitor.delivery import Delivery
+from lightning_geo.monitor.pending_sample import PendingSample
+from support.lit import Classifier, fit, loader, trainer
+from support.outside import finished
+from support.registry import nothing_registered, register
+from support.same import assert_same, outcome
+
+#: What differs between two runs of the same.
+TIMES = ("cost", "elapsed")
+
+
+class Looks(Callback):
+    """Notes what a user may read, where it promises to be right; stands before the monitor."""
+
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
+    def note(self, trainer: pl.Trainer, place: str) -> None:
+        metrics = {k: v.item() for k, v in trainer.callback_metrics.items() if "geometry" in k}
+        self.seen.append((place, trainer.global_step, metrics))
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if not trainer.sanity_checking:
+            self.note(trainer, "validation")
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        for key, state in checkpoint["callbacks"].items():
+            if "GeometryMonitor" in key:
+                kept = {k: v for k, v in state.items() if k not in TIMES}
+                self.seen.append((trainer.global_step, copy.deepcopy(kept)))
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self.note(trainer, "end")
+
+
+class StopError(Exception):
+    """A user's."""
+
+
+class Stops(Callback):
+    """Raises at a step."""
+
+    def __init__(self, step: int, hook: str) -> None:
+        self.step = step
+        setattr(self, hook, self.act)
+
+    def act(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            raise StopError
+
+
+def history_of(directory: Path) -> GeometryHistory:
+    return load_history(directory / "lightning_geo" / "version_0")
+
+
+def flat(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+    """Leaves of nested containers."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from flat(item, f"{where}/{name}")
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from flat(item, f"{where}/{index}")
+    else:
+        yield where, value
+
+
+def assert_equal(ours: Any, theirs: Any) -> None:
+    ours, theirs = dict(flat(ours)), dict(flat(theirs))
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        if isinstance(value, Tensor):
+            assert torch.equal(value.nan_to_num(7.0), theirs[name].nan_to_num(7.0)), name
+        else:
+            np.testing.assert_equal(value, theirs[name], err_msg=name)
+
+
+def assert_histories_equal(ours: GeometryHistory, theirs: GeometryHistory) -> None:
+    assert ours.steps.tolist() == theirs.steps.tolist()
+    for index in range(len(ours)):
+        mine, other = ours.record(index), theirs.record(index)
+        assert_equal((mine.stacks, mine.matrices), (other.stacks, other.matrices))
+        for name in ("step", "epoch", "batches_seen", "probe_fingerprint", "coverage", "model"):
+            assert getattr(mine, name) == getattr(other, name), name
+
+
+def train(directory: Path, when: str, *, stop: int | None = None, hook: str = "", **options: Any) -> Any:
+    """Train, and save at the end; what a user saw, what training made, and the history."""
+    module, looks = Classifier(), Looks()
+    saves = ModelCheckpoint(directory / "saved", every_n_train_steps=3, save_top_k=-1)
+    stops = [] if stop is None else [Stops(stop, hook)]
+    callbacks = [looks, GeometryMonitor(**options), *stops, saves]
+    with finished(when):
+        runner = trainer(directory, *callbacks, steps=7, val_check_interval=2, limit_val_batches=1,
+                         enable_checkpointing=True)  # fmt: skip
+        pl.seed_everything(1, verbose=False)
+        with contextlib.suppress(StopError):
+            runner.fit(module, loader(16), loader(4))
+    assert threading.active_count() == THREADS
+    return looks.seen, outcome(runner, module), history_of(directory)
+
+
+THREADS = threading.active_count()
+
+
+# no shrinking: each example trains twice
+@settings(max_examples=3, suppress_health_check=list(HealthCheck), phases=(Phase.explicit, Phase.generate))
+@example(when="asked for", source="probe", every=1, stop=3, hook="on_train_batch_start")
+@example(when="next", source="probe", every=1, stop=5, hook="on_validation_start")
+@example(when="asked for", source="batch", every=3, stop=None, hook="")
+@given(
+    when=st.sampled_from(["next", "asked for"]),
+    source=st.sampled_from(["probe", "batch"]),
+    every=st.integers(1, 4),
+    stop=st.sampled_from([None, None, 3, 5]),
+    hook=st.sampled_from(["on_train_batch_start", "on_before_zero_grad", "on_validation_start"]),
+)
+def test_nothing_differs_where_it_is_read(
+    when: str, source: Any, every: int, stop: int | None, hook: str, tmp_path_factory: Any
+) -> None:
+    paths = [tmp_path_factory.mktemp("run") for _ in range(2)]
+    metrics = ["entropy", "subspace", "head", "weights"]
+    ours, theirs = (
+        train(path, mode, every_n_steps=every, source=source, metrics=metrics, stop=stop, hook=hook)
+        for path, mode in zip(paths, (when, "at once"), strict=True)
+    )
+    assert_equal(ours[0], theirs[0])
+    assert_same(ours[1], theirs[1])
+    assert_histories_equal(ours[2], theirs[2])
+
+
+def slowed(go: threading.Event) -> Callable[[SampleDerivation], Any]:
+    """Metrics that are not there before somebody says so."""
+    finish = SampleDerivation.finish
+
+    def waits(self: SampleDerivation) -> Any:
+        assert go.wait(20)
+        return finish(self)
+
+    return waits
+
+
+class Steps(Callback):
+    """Lets the metrics come at a step, and notes which records are there after each."""
+
+    def __init__(self, monitor: GeometryMonitor, go: threading.Event, at: int) -> None:
+        self.monitor, self.go, self.at = monitor, go, at
+        self.there: list[int | None] = []
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.at:
+            self.go.set()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        record = self.monitor._run.samples.delivery.record
+        self.there.append(None if record is None else record.step)
+
+
+def test_training_goes_on_without_the_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    go = threading.Event()
+    monkeypatch.setattr(SampleDerivation, "finish", slowed(go))
+    monitor = GeometryMonitor(4, metrics=["subspace"], strict=True)
+    steps = Steps(monitor, go, at=2)
+    with finished("as it comes"):
+        fit(tmp_path, Classifier(), monitor, steps, steps=5)
+    assert steps.there[:2] == [None, None]
+    assert steps.there[3] == 0  # at the latest before the sample of step 4
+    assert history_of(tmp_path).steps.tolist() == [0, 4, 5]
+
+
+@pytest.mark.parametrize("reader", [EarlyStopping, ModelCheckpoint])
+def test_who_decides_by_a_number_at_a_step_has_it_there(tmp_path: Path, reader: Any) -> None:
+    monitor, seen = GeometryMonitor(2, metrics=["subspace"]), []
+
+    class Reads(Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+            seen.append(monitor._run.samples.delivery.record.step)
+
+    decides = reader(monitor="geometry/effective_rank.query")
+    with finished("asked for"):
+        fit(tmp_path, Classifier(), monitor, Reads(), decides, steps=4, enable_checkpointing=True)
+    assert seen == [0, 0, 2, 2]
+
+
+def test_who_reads_the_last_record_waits_for_it(tmp_path: Path) -> None:
+    monitor, seen = GeometryMonitor(2, metrics=["subspace"]), []
+
+    class Reads(Callback):
+        def on_before_zero_grad(self, *_: Any) -> None:
+            seen.append(monitor.last_record.step)
+            seen.append(copy.deepcopy(monitor)._run.samples.state.samples)
+
+    with finished("asked for"):
+        fit(tmp_path, Classifier(), monitor, Reads(), steps=3, validation=loader(4))
+    assert seen == [0, 1, 0, 1, 2, 2]
+
+
+def test_what_fails_in_the_thread_costs_the_sample_and_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish, calls = SampleDerivation.finish, iter(range(99))
+
+    def fails(self: SampleDerivation) -> Any:
+        if next(calls) in (1, 2):
+            raise ArithmeticError("no")
+        return finish(self)
+
+    monkeypatch.setattr(SampleDerivation, "finish", fails)
+    with finished("asked for"), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        runner = fit(tmp_path, Classifier(), GeometryMonitor(1, metrics="entropy"), steps=4)
+        monkeypatch.setattr(SampleDerivation, "finish", lambda self: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            fit(tmp_path / "strict", Classifier(), GeometryMonitor(1, metrics="entropy", strict=True))
+    [said] = [str(w.message) for w in caught if "GeometryMonitor" in str(w.message)]
+    assert said == (
+        "GeometryMonitor: a sample was dropped: ArithmeticError: no (first at step 1, training goes on, "
+        "warned once)"
+    )
+    assert history_of(tmp_path).steps.tolist() == [0, 3, 4]
+    gone = weakref.ref(runner)
+    del runner
+    gc.collect()
+    assert gone() is None
+
+
+def test_ctrl_c_while_somebody_waits_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wait, interrupts = PendingSample.wait, iter([KeyboardInterrupt])
+
+    def interrupted(self: PendingSample) -> float:
+        for interrupt in interrupts:
+            raise interrupt
+        return wait(self)
+
+    monkeypatch.setattr(PendingSample, "wait", interrupted)
+    monitor = GeometryMonitor(2, metrics="entropy")
+    with finished("asked for"), pytest.raises((KeyboardInterrupt, SystemExit)):
+        fit(tmp_path, Classifier(), monitor, steps=4)
+    assert history_of(tmp_path).steps.tolist() == [0]
+    assert monitor._run.samples.state.samples == 1
+
+
+def test_functions_of_others_stay_in_the_training_thread(tmp_path: Path) -> None:
+    threads = set()
+
+    def draws(eigenvalues: Tensor) -> Tensor:
+        threads.add(threading.current_thread())
+        return eigenvalues.sum(-1) + torch.rand(())
+
+    with nothing_registered(), finished("asked for"):
+        register("draws", draws, reads=("eigenvalues",), parts=("query",))
+        fit(tmp_path, Classifier(), GeometryMonitor(2, metrics=["draws", "subspace"]), steps=3)
+        assert history_of(tmp_path)["draws.query"].shape[0] == 3
+    assert threads == {threading.current_thread()}
+
+
+def test_numbers_do_not_depend_on_what_training_sets_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning's half precision sets the default type of new tensors while a step runs."""
+    finish = SampleDerivation.finish
+
+    def meanwhile(self: SampleDerivation) -> Any:
+        torch.set_default_dtype(torch.bfloat16)
+        try:
+            return finish(self)
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+    histories = []
+    for path, function in ((tmp_path / "a", finish), (tmp_path / "b", meanwhile)):
+        monkeypatch.setattr(SampleDerivation, "finish", function)
+        with finished("asked for"):
+            fit(path, Classifier(), GeometryMonitor(2), steps=3)
+        histories.append(history_of(path))
+    assert_histories_equal(*histories)
+
+
+def test_a_budget_knows_what_samples_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    costs: list[float] = []
+    flush = Delivery.flush
+
+    def notes(self: Delivery) -> None:
+        flush(self)
+        costs.append(self.state.cost)
+
+    monkeypatch.setattr(PendingSample, "wait", lambda self: 100.0)
+    monkeypatch.setattr(Delivery, "flush", notes)
+    with finished("asked for"):
+        fit(tmp_path, Classifier(), GeometryMonitor(max_overhead=0.5, metrics="entropy"), steps=20)
+    assert round(costs[-1]) == 200
+    history = history_of(tmp_path)
+    assert history.steps.tolist() == [0, 20]  # one of 100 seconds leaves none in its half for a second one
+    assert history.metadata["cost_seconds"].round().tolist() == [100.0, 100.0]
