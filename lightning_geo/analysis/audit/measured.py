@@ -128,7 +128,9 @@ def _existing(
 ) -> NDArray[np.bool_]:
     """The layers, or the heads of each layer, that a stack has: by its description and by its values."""
     described = heads_per_layer(history).get(stack, ()) if stack in history.stacks else ()
-    heads = [min(max(count, 0), _MOST) for count in described[:_MOST]]
+    # a layer whose attention was left out has no heads by its description: one cell stands for it, without a
+    # value, so that it is not measured rather than passed over
+    heads = [min(max(count, 1), _MOST) for count in described[:_MOST]]
     shape = () if array is None else array.shape[1:]
     size = (max(len(heads), *shape[:1], 0), max(*heads, *shape[1:], 0, 0))[:axes]
     existing = np.zeros(size, bool)

@@ -68,7 +68,8 @@ def test_every_value_is_counted_once(
     chosen = [i for i in range(len(arrays)) if 10 * i >= start]
     chosen = [len(arrays) - 1] if samples == "last" else chosen
     chosen = [i for i in chosen if arrays[i] is not None] if samples == "measured" else chosen
-    own = [(layer, head) for layer, heads in enumerate(HEADS) for head in range(heads)]
+    # a layer without heads counts as one value that was not measured
+    own = [(layer, head) for layer, heads in enumerate(HEADS) for head in range(max(heads, 1))]
     meant = [(layer, head) for layer, head in own if where.layers is None or layer in where.layers]
     # numbers that the model does not have were not measured, each as one value per sample
     absent = [layer for layer in where.layers or () if layer not in {layer for layer, _ in own}]
@@ -122,8 +123,8 @@ def test_worst_value_first_breach_and_how_far() -> None:
     assert checked.breached.tolist() == [[False, False, True], [False] * 3, [False, True, False]]
     assert found(checked) == (
         "Breached by 2 of 5 heads in layers 0 and 2, first at step 10. Worst: 0.125 nats in layer 0, head 2 "
-        "at step 20, 0.25 beyond the limit. 1 of 15 values was not measured. Missing or NaN in layer 0, in "
-        "the sample at step 20."
+        "at step 20, 0.25 beyond the limit. 4 of 18 values were not measured. Missing or NaN in layers 0 and "
+        "1, in 3 samples (steps 0 to 20)."
     )
 
 
@@ -133,7 +134,7 @@ def test_change_needs_the_same_probe_model_and_metric() -> None:
     limit = Limit("a", ("entropy",), change_at_most=0.25)
     history, release = run([before, now]), run([now, before])
     changed = check(history, limit, release=release)
-    assert changed.counts == Counts(3, 1, 0, 1)
+    assert changed.counts == Counts(3, 1, 0, 2)
     assert changed.worst is not None
     assert (changed.worst.value, changed.worst.before, changed.worst.beyond) == (-0.5, 1.0, 0.25)
     assert "1.000 → 0.5 nats" in found(changed)
@@ -146,7 +147,7 @@ def test_change_needs_the_same_probe_model_and_metric() -> None:
     ):  # fmt: skip
         absent = check(history, limit, release=earlier)
         assert absent.result == "not measured"
-        assert absent.counts == Counts(0, 0, 0, 5)
+        assert absent.counts == Counts(0, 0, 0, 6)
         assert why in found(absent)
     assert check(batches, limit, release=batches).result == "not measured"
 
