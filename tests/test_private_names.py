@@ -30,7 +30,8 @@ PACKAGES = (
 #: Names without an underscore that an update may take away as well: nobody documents them.
 FRAGILE = {
     "AttentionInterface", "ALL_ATTENTION_FUNCTIONS", "DeepSpeedStrategy", "DisableTorchFunction",
-    "FSDPStrategy", "ModelParallelStrategy", "batch_progress", "flex_attention_hop", "get_interface",
+    "FSDPStrategy", "ModelParallelStrategy", "autocast_decrement_nesting", "autocast_increment_nesting",
+    "batch_progress", "flex_attention_hop", "get_interface",
     "noop_mask", "setup_compilation_env", "wrapped_forward",
 }  # fmt: skip
 #: Private attributes of what we are handed: ours of the same name are ours on `self` alone.

@@ -16,7 +16,7 @@ def keep_autocast_cache() -> Iterator[None]:
 
     A thread that leaves its outermost ``torch.autocast`` clears the weights that a forward pass in another
     thread has cast: used again, they would be cast anew, and their gradients be added up in other precision.
-    Relies on ``torch.autocast_increment_nesting``, which counts by thread; checked on torch 2.11 and 2.13.
+    Relies on ``torch.autocast_increment_nesting``, which counts by thread; checked on torch 2.13.0.
     """
     torch.autocast_increment_nesting()
     try:
