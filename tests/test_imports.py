@@ -21,6 +21,7 @@ HEAVY_MODULES = {
     "lightning_geo.loggers.logger_sinks",
     "lightning_geo.metrics.registry",
     "lightning_geo.utils._torch",
+    "lightning_geo.utils.background",
     "lightning_geo.utils.cuda_graphs",
     "lightning_geo.utils.device_copy",
     "lightning_geo.utils.device_time",

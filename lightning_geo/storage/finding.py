@@ -143,8 +143,9 @@ def verdict(findings: Iterable[Finding]) -> str:
         return f"Something is wrong: {critical[0].message}{more}"
     if not open_findings:
         return "Nothing unusual."
-    noun = "thing" if len(open_findings) == 1 else "things"
-    return f"{len(open_findings)} {noun} to look at."
+    if len(open_findings) == 1:
+        return f"1 thing to look at: {open_findings[0].message}"
+    return f"{len(open_findings)} things to look at."
 
 
 def _finite(value: float) -> float | None:

@@ -56,7 +56,7 @@ def test_findings_are_those_of_the_samples_in_force(kind: str, tmp_path: Path) -
     write_run(run, later, resumed_at=15)  # what it found at 20 and 30 is void
     eventually(lambda: found()["last_step"] == 40)
     assert [Finding.from_dict(f) for f in found()["findings"]] == load_history(run).findings == [LOW]
-    assert (found()["verdict"], found()["samples"]) == ("1 thing to look at.", 3)
+    assert (found()["verdict"], found()["samples"]) == (f"1 thing to look at: {LOW.message}", 3)
 
 
 class Datum(NamedTuple):

@@ -102,7 +102,7 @@ def test_the_tab_is_in_tensorboard_and_begins_with_the_verdict(page: Page, addre
     page.goto(f"{address}/")
     page.get_by_role("tab", name="Geometry").click(timeout=PATIENCE)
     expect(page.frame_locator("iframe").locator("h2")).to_contain_text(
-        "Something is wrong: In layers 0 and 1", timeout=PATIENCE
+        "1 thing to look at: In layers 0 and 1", timeout=PATIENCE
     )
 
 

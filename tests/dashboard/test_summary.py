@@ -144,7 +144,7 @@ def test_two_verdicts_are_side_by_side_and_follow_their_runs(
         frame.get_by_role("button", name="PNG").click()
     frame.locator(".verdicts button").first.focus()
     write_run(runs / HOSTILE, [record(30, replace(LOW, since_step=30))])
-    expect(verdicts.nth(1)).to_contain_text("1 thing to look at.", timeout=PATIENCE)  # it goes on
+    expect(verdicts.nth(1)).to_contain_text("1 thing to look at: ", timeout=PATIENCE)  # it goes on
     expect(frame.locator(".verdicts button").first).to_be_focused()  # by then another one
     for width in (1280, 900):
         page.set_viewport_size({"width": width, "height": 720})

@@ -191,7 +191,8 @@ def test_a_line_says_what_it_cost_and_where_the_record_is(
         fit(tmp_path, Classifier(), monitor, steps=5)
     (line,) = (r for r in caplog.records if r.levelname == "INFO" and "GeometryMonitor" in r.getMessage())
     place = re.escape(str(tmp_path / "lightning_geo" / "version_0"))
-    pattern = rf"GeometryMonitor: (\d) samples in (\d+\.\d) s \((\d+\.\d) % of the run\)\. .*{place}"
+    cost = r"(\d) samples in (\d+\.\d) s \((\d+\.\d) % of the run\)"
+    pattern = rf"GeometryMonitor: Nothing unusual\. {cost}\. .*{place}"
     said = re.fullmatch(pattern, line.getMessage())
     assert said, line.getMessage()
     assert int(said[1]) == len(history_of(tmp_path)) == (4 if source == "probe" else 3)

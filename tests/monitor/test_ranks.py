@@ -128,6 +128,8 @@ def assert_same(one: GeometryRecord, other: GeometryRecord, tolerance: float) ->
     for key in names:
         # the angle between subspaces that hardly differ is the root of a small difference
         slack = 5 if key.rpartition("/")[2].startswith(("drift", "velocity")) else 1
+        if key.rpartition("/")[2] == "bf16_share" and tolerance:
+            slack = 100  # a sum of gradients that rounds otherwise moves a few of thousands of weights
         np.testing.assert_allclose(other[key], one[key], tolerance, slack * tolerance, err_msg=key)
 
 
