@@ -24,8 +24,8 @@ class Alerts:
         change: Name of a rule -> its fields with new values: ``{"entropy_collapse": {"at_most": 0.02}}``.
         silence: Names of rules that are not looked for.
         file: YAML with ``rules``, ``change`` and ``silence``, instead of these arguments.
-        notify: Called with each finding that opened, got worse or ended, on rank 0; what it raises is a
-            warning.
+        notify: Called on rank 0 with each finding that opened, became severer or twice as large, or ended;
+            what it raises is a warning.
         stop: Severity from which a finding stops training, as EarlyStopping would: after the current step
             and its validation, with the checkpoints that are due. ``None`` for never.
         checkpoint: Severity from which a finding has a checkpoint saved, beside those of the trainer's

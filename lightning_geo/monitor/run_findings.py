@@ -38,6 +38,8 @@ class RunFindings:
         self._samples = 0
         #: findings that ended, by rule, stack and first step
         self._ended: set[tuple[str, str, int]] = set()
+        #: severity and size of each finding when it was last told
+        self._told: dict[tuple[str, str, int], tuple[int, int]] = {}
         #: actions that rank 0 has found due
         self._due = 0
         #: whether a checkpoint is to be saved after the current step, on every rank
@@ -79,6 +81,8 @@ class RunFindings:
                 continue
             if finding.until_step is not None:
                 self._ended.add(place)
+            elif not self._is_news(place, finding):
+                continue
             log.log(_LEVELS[finding.severity] if finding.until_step is None else 20, line(finding))
             if self._alerts.notify is not None:
                 with self._warn_once.about("`notify` of the alerts failed", f"first at step {record.step}"):
@@ -86,6 +90,15 @@ class RunFindings:
             if finding.until_step is None:
                 self._due |= _STOP * _reaches(finding, self._alerts.stop)
                 self._due |= _CHECKPOINT * _reaches(finding, self._alerts.checkpoint)
+
+    def _is_news(self, place: tuple[str, str, int], finding: Finding) -> bool:
+        """Whether a finding is new, severer, or covers twice as much as when it was told; it is told then."""
+        now = SEVERITIES.index(finding.severity), len(finding.heads or finding.layers)
+        severity, size = self._told.get(place, (-1, 0))
+        if now[0] <= severity and now[1] < 2 * size:
+            return False
+        self._told[place] = now
+        return True
 
     def act(self, trainer: Any, device: torch.device) -> None:
         """Do on all ranks what rank 0 has found due; all call it at every sample."""
@@ -117,8 +130,11 @@ class RunFindings:
         if self._detector is not None and state is not None:
             self._detector.load_state_dict(_as_arrays(state["detector"]))
             self._samples = state["samples"]
-            ended = (f for f in self._detector.findings if f.until_step is not None)
-            self._ended = {(*finding.key, finding.since_step) for finding in ended}
+            for finding in self._detector.findings:
+                place = *finding.key, finding.since_step
+                self._is_news(place, finding)
+                if finding.until_step is not None:
+                    self._ended.add(place)
 
     def copied(self) -> RunFindings:
         """Return those of a copy of the run, which goes on by itself."""

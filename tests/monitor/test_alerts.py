@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lightning_geo import Alerts, GeometryMonitor, Level, Rule, load_history
+from lightning_geo import Alerts, GeometryMonitor, GeometryRecord, Level, Rule, load_history
+from lightning_geo.monitor.run_findings import RunFindings
 from lightning_geo.storage.finding import Finding
+from lightning_geo.utils.warn_once import WarnOnce
 from support.lit import Classifier, fit, loader
 from support.wandb_file import sent
 
@@ -64,6 +67,22 @@ def test_a_finding_is_told_once_in_every_place(tmp_path: Path, lines: pytest.Log
     [alert] = [record.alert for record in sent(run) if record.WhichOneof("record_type") == "alert"]
     assert (alert.title, alert.level) == (f"Seen it ({finding.stack})", "WARN")
     assert "Next: Go on." in alert.text
+
+
+def test_a_finding_that_grows_slowly_is_told_when_it_has_doubled() -> None:
+    told: list[int] = []
+    findings = RunFindings(Alerts(notify=lambda f: told.append(len(f.heads))), WarnOnce(strict=True))
+
+    def take(*found: Finding) -> None:
+        findings.tell(pl.Trainer, GeometryRecord({}, findings=list(found)))
+
+    first = Finding("r", "warning", "m", "s", (0,), ((0, 0), (0, 1)), 5, 0.0, (0.0, 0.0), "m")
+    for size in (2, 3, 4, 5, 7, 8):
+        take(replace(first, heads=tuple((0, head) for head in range(size))))
+    take(replace(first, severity="critical"))
+    take(first.closed(9))
+    take(first)  # it is back
+    assert told == [2, 4, 8, 2, 2]
 
 
 def test_nothing_is_looked_for_without_alerts(tmp_path: Path, lines: pytest.LogCaptureFixture) -> None:

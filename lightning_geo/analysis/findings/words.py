@@ -82,8 +82,8 @@ def named_layers(layers: list[int]) -> str:
     """Return ``layer 3``, ``layers 3 to 5`` or ``layers 0, 3 to 5 and 9``.
 
     Example:
-        >>> named_layers([3]), named_layers([0, 3, 4, 5, 9])
-        ('layer 3', 'layers 0, 3 to 5 and 9')
+        >>> named_layers([3]), named_layers([0, 3, 4, 5, 9]), named_layers([0, 2, 3])
+        ('layer 3', 'layers 0, 3 to 5 and 9', 'layers 0, 2 and 3')
     """
     runs: list[list[int]] = []
     for layer in layers:
@@ -91,12 +91,9 @@ def named_layers(layers: list[int]) -> str:
             runs[-1].append(layer)
         else:
             runs.append([layer])
-    parts = [
-        str(run[0])
-        if len(run) == 1
-        else f"{run[0]} {'and' if len(run) == 2 and len(runs) == 1 else 'to'} {run[-1]}"
-        for run in runs
-    ]
+    # two neighbours are named, three are a range
+    runs = [one for run in runs for one in ([run] if len(run) > 2 else [[layer] for layer in run])]
+    parts = [str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs]
     if len(parts) > 8:
         parts = [*parts[:7], f"{sum(map(len, runs[7:]))} more"]
     text = ", ".join(parts[:-1]) + f" and {parts[-1]}" if len(parts) > 1 else parts[0]
