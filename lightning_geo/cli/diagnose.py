@@ -51,8 +51,14 @@ def as_text(diagnosis: Diagnosis) -> str:
 def _checked(diagnosis: Diagnosis) -> str:
     if not diagnosis.unchecked:
         return "every rule was checked."
-    needs = "; ".join(f"{name} needs {' or '.join(m)}" for name, m in diagnosis.unchecked.items())
-    return f"not checked, for want of their metrics: {plain(needs)}."
+    rules: dict[tuple[str, ...], list[str]] = {}
+    for name, metrics in diagnosis.unchecked.items():
+        rules.setdefault(metrics, []).append(name)
+    needs = (f"{', '.join(names)}: {' or '.join(metrics)}" for metrics, names in rules.items())
+    lines = [
+        textwrap.fill(plain(line), _WIDTH, initial_indent="  ", subsequent_indent="    ") for line in needs
+    ]
+    return "\n".join([f"{len(diagnosis.unchecked)} rules were not checked, since they need", *lines])
 
 
 def _finding(finding: Finding) -> str:

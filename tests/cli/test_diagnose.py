@@ -45,8 +45,8 @@ def test_verdict_first_then_evidence_and_next_step(
     assert "CRITICAL  entropy_collapse, encoder, since step 100" in text
     assert "Evidence: normalized_entropy 0.010, usual 0.700." in text
     assert "Next: Lower the learning rate" in text
-    assert "4 samples up to step 150; not checked" in text
-    assert "frozen_layer needs unchanged_share" in text
+    assert "4 samples up to step 150; 15 rules were not checked, since they need" in text
+    assert "frozen_layer, never_trained, lost_updates: unchanged_share" in text
 
 
 def test_json_has_every_key_and_a_healthy_run_exits_with_0(
