@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -83,6 +81,8 @@ def add_callback_metrics(trainer: Any, metrics: Mapping[str, float]) -> None:
     Lightning 2.6.6.
     """
     behind = getattr(getattr(trainer, "_logger_connector", None), "_callback_metrics", None)
+    import torch  # readers of runs import this module, and do without
+
     tensors = {name: torch.tensor(value) for name, value in metrics.items()}
     (behind if isinstance(behind, dict) else trainer.callback_metrics).update(tensors)
 
