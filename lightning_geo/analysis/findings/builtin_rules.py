@@ -88,7 +88,7 @@ _DEPARTURES = [
     ),
     Rule(
         "update_growth", ("update_size",),
-        Departure(direction="up", log=True, share=0.5, guard=8, per_interval=True),
+        Departure(spreads=5.0, direction="up", log=True, share=0.5, guard=8, per_interval=True),
         "Updates of {where} grew: the weights moved by {value} of their size since the sample before, "
         "expected was {usual}.",
         causes=("a learning rate that rose", "gradients that exploded"),
