@@ -26,8 +26,8 @@ from lightning_geo.analysis.audit.words import (
     verdict,
     waiver_text,
 )
-from lightning_geo.analysis.runs import Run, open_runs
-from lightning_geo.cli.command import add_command, write_page
+from lightning_geo.analysis.runs import Run
+from lightning_geo.cli.command import add_command, one_run, write_page
 from lightning_geo.cli.runs_as_json import as_object
 from lightning_geo.utils.errors import RunError
 from lightning_geo.utils.formatting import plain
@@ -65,12 +65,12 @@ def _run(options: argparse.Namespace) -> int:
         raise RunError("Expected one run and --policy FILE, or `verify` and a ledger.")
     if options.expect or options.lines_only:
         raise RunError("--expect and --lines-only belong to `audit verify LEDGER`.")
-    run, unread = _one_run(options.run[0], options.monitor)
+    run, unread = one_run(options.run[0], options.monitor)
     notes = run_notes(run.history)
     policy = read_policy(options.policy, run.history.specs)
     release = None
     if options.release:
-        release, more = _one_run(options.release, options.monitor)
+        release, more = one_run(options.release, options.monitor)
         unread += more
         if not any(limit.of_change for limit in policy.limits):
             notes.append("The policy limits no change: the earlier release was not compared.")
@@ -98,14 +98,6 @@ def _check_writable(path: Path) -> None:
         path.open("ab").close()
     except OSError as error:
         raise RunError(f"Cannot write {os.fspath(path)!r}: {error.strerror}.") from error
-
-
-def _one_run(path: str, monitor: str | None) -> tuple[Run, list[str]]:
-    groups, notes = open_runs([path], monitor)
-    [runs] = groups
-    if len(runs) > 1:
-        raise RunError(f"{path!r} holds {len(runs)} runs. Name one, such as {str(runs[0].path)!r}.")
-    return runs[0], notes
 
 
 def as_dict(result: Audit, run: Run, release: Run | None, notes: Sequence[str]) -> dict[str, Any]:

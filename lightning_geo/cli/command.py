@@ -14,7 +14,16 @@ from lightning_geo.metrics.spec import MetricSpec, unit_and_range
 from lightning_geo.utils.errors import RunError
 from lightning_geo.utils.formatting import plain
 
-__all__ = ["RUN", "add_command", "add_output", "own_metrics_text", "read_runs", "write_page"]
+__all__ = [
+    "RUN",
+    "add_command",
+    "add_output",
+    "one_run",
+    "own_metrics_text",
+    "read_run",
+    "read_runs",
+    "write_page",
+]
 
 #: Help for an argument that names runs.
 RUN = "directory of one run, TensorBoard logdir with several runs, or W&B offline run"
@@ -65,9 +74,36 @@ def own_metrics_text(specs: Iterable[MetricSpec]) -> list[str]:
 def read_runs(paths: Sequence[str], monitor: str | None) -> list[Run]:
     """Return the runs at and below some paths; print what was skipped to stderr."""
     groups, notes = open_runs(paths, monitor)
+    _print_skipped(notes)
+    return [run for group in groups for run in group]
+
+
+def read_run(path: str, monitor: str | None) -> Run:
+    """Return the one run at or below a path; print what was skipped to stderr.
+
+    Raises:
+        RunError: If there is none, or several.
+    """
+    run, notes = one_run(path, monitor)
+    _print_skipped(notes)
+    return run
+
+
+def one_run(path: str, monitor: str | None) -> tuple[Run, list[str]]:
+    """Return the one run at or below a path, and a line for each thing that was skipped.
+
+    Raises:
+        RunError: If there is none, or several.
+    """
+    [runs], notes = open_runs([path], monitor)
+    if len(runs) > 1:
+        raise RunError(f"{path!r} holds {len(runs)} runs. Name one, such as {str(runs[0].path)!r}.")
+    return runs[0], notes
+
+
+def _print_skipped(notes: Sequence[str]) -> None:
     for note in notes:
         print(f"lightning-geo: {plain(note)}", file=sys.stderr)
-    return [run for group in groups for run in group]
 
 
 def write_page(path: Path, page: str, *, quiet: bool = False) -> None:

@@ -7,13 +7,12 @@ import json
 import textwrap
 from typing import Any
 
-from lightning_geo.analysis.findings.builtin_rules import RULES
 from lightning_geo.analysis.findings.diagnosis import Diagnosis, diagnose
 from lightning_geo.analysis.findings.rule_set import read_rules
-from lightning_geo.cli.command import add_command, read_runs
+from lightning_geo.analysis.findings.words import evidence, span
+from lightning_geo.cli.command import add_command, read_run
 from lightning_geo.storage.finding import Finding
-from lightning_geo.utils.errors import RunError
-from lightning_geo.utils.formatting import number, plain
+from lightning_geo.utils.formatting import plain
 
 __all__ = ["add_parser", "as_text"]
 
@@ -31,11 +30,9 @@ def add_parser(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    rules = tuple(RULES.values()) if options.rules is None else read_rules(options.rules)
-    runs = read_runs([options.run], options.monitor)
-    if len(runs) > 1:
-        raise RunError(f"{options.run!r} holds {len(runs)} runs. Name one, such as {str(runs[0].path)!r}.")
-    diagnosis = diagnose(runs[0].history, rules)
+    rules = None if options.rules is None else read_rules(options.rules)
+    run = read_run(options.run, options.monitor)
+    diagnosis = diagnose(run.history, rules)
     print(json.dumps(diagnosis.as_dict(), indent=2) if options.json else as_text(diagnosis))
     return 1 if diagnosis.critical else 0
 
@@ -62,14 +59,8 @@ def _checked(diagnosis: Diagnosis) -> str:
 
 
 def _finding(finding: Finding) -> str:
-    span = f"since step {finding.since_step}"
-    if finding.until_step is not None:
-        span = f"from step {finding.since_step} to {finding.until_step}, ended"
-    lines = [f"{finding.severity.upper()}  {finding.rule}, {finding.stack}, {span}", finding.message]
-    low, high = (number(end, digits=3) for end in finding.usual)
-    if finding.metric:
-        usual = low if low == high else f"{low} to {high}"
-        lines.append(f"Evidence: {finding.metric} {number(finding.value, digits=3)}, usual {usual}.")
+    lines = [f"{finding.severity.upper()}  {finding.rule}, {finding.stack}, {span(finding)}", finding.message]
+    lines += [f"Evidence: {evidence(finding)}."] * bool(finding.metric)
     lines += [f"Usual causes: {'; '.join(finding.causes)}."] * bool(finding.causes)
     lines += [f"Next: {' '.join(finding.next)}"] * bool(finding.next)
     head, *rest = (plain(line) for line in lines)

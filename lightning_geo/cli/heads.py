@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from lightning_geo.analysis.pruning import PruningPlan, pruning_plan
-from lightning_geo.cli.command import add_command, read_runs
+from lightning_geo.cli.command import add_command, read_run
 from lightning_geo.utils.errors import RunError
 from lightning_geo.utils.formatting import number, plain, table
 
@@ -25,15 +25,13 @@ def add_parser(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    runs = read_runs([options.run], options.monitor)
-    if len(runs) > 1:
-        raise RunError(f"{options.run!r} holds {len(runs)} runs. Name one, such as {str(runs[0].path)!r}.")
+    run = read_run(options.run, options.monitor)
     try:
-        plan = pruning_plan(runs[0].history, options.fraction)
+        plan = pruning_plan(run.history, options.fraction)
     except ValueError as error:
         raise RunError(str(error)) from error
     form = as_json if options.json else as_text
-    print(form(runs[0].name, plan))
+    print(form(run.name, plan))
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lightning_geo.analysis.findings.words import span
 from lightning_geo.storage.finding import Finding
 
 __all__ = ["markdown", "title"]
@@ -23,14 +24,12 @@ def markdown(finding: Finding) -> str:
     Example:
         >>> found = Finding("sharp", "note", "m", "s", (1,), (), 5, 0.5, (0.6, 1), "Low_er.", (), ("Wait.",))
         >>> print(markdown(found.closed(50)))
-        **Sharp (s)**: note since step 5, ended at step 50. Low\\_er.
+        **Sharp (s)**: note from step 5 to 50, ended. Low\\_er.
         <BLANKLINE>
         Next: Wait.
     """
-    ended = "" if finding.until_step is None else f", ended at step {finding.until_step}"
     parts = [
-        f"**{_escaped(title(finding))}**: {finding.severity} since step {finding.since_step}{ended}. "
-        f"{_escaped(finding.message)}"
+        f"**{_escaped(title(finding))}**: {finding.severity} {span(finding)}. {_escaped(finding.message)}"
     ]
     parts += [f"Usual causes: {_escaped('; '.join(finding.causes))}."] * bool(finding.causes)
     parts += [f"Next: {_escaped(' '.join(finding.next))}"] * bool(finding.next)

@@ -16,9 +16,9 @@ from lightning_geo.loggers.logger_sinks import LoggerSinks
 from lightning_geo.measurement.assemble import Computed
 from lightning_geo.metrics.foreign import foreign_specs
 from lightning_geo.metrics.selection import is_of_batch
+from lightning_geo.monitor.alerting import Alerting
 from lightning_geo.monitor.baseline import check_bases
 from lightning_geo.monitor.pending_sample import PendingSample
-from lightning_geo.monitor.run_findings import RunFindings
 from lightning_geo.monitor.runs_by_trainer import runs_of
 from lightning_geo.monitor.settings import Settings
 from lightning_geo.monitor.state import RunState
@@ -51,7 +51,7 @@ class Delivery:
         self._warn_once = warn_once
         self.sinks = sinks
         self.state = RunState()
-        self.findings = RunFindings(settings.alerts, warn_once)
+        self.alerting = Alerting(settings.alerts, warn_once)
         #: the last one
         self.record: GeometryRecord | None = None
         self._pending: PendingSample | None = None
@@ -68,12 +68,12 @@ class Delivery:
         delivery = copy.copy(self)
         delivery.sinks = self.sinks.copied(loggers)
         delivery.state = replace(self.state, version=None)
-        delivery.findings = self.findings.copied()
+        delivery.alerting = self.alerting.copied()
         return delivery
 
     def look_anew(self) -> None:
         """Forget all findings."""
-        self.findings = RunFindings(self._settings.alerts, self._warn_once)
+        self.alerting = Alerting(self._settings.alerts, self._warn_once)
 
     def open(self, trainer: Any) -> None:
         """Open the loggers; without one, all monitors of a run share the directory of its record."""
@@ -160,9 +160,9 @@ class Delivery:
         add_callback_metrics(trainer, state.summaries)
         if trainer.is_global_zero:
             self.open(trainer)
-            self.findings.add(record)
+            self.alerting.add(record)
             self.sinks.write(record, final=facts.final)
-            self.findings.tell(trainer, record)
+            self.alerting.tell(trainer, record)
 
     def _summaries(self, record: GeometryRecord, due: tuple[str, ...], replayed: bool) -> dict[str, float]:
         """Model summaries by tag: the sample's, NaN for one that was due and has no value any more.

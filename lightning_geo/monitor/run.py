@@ -214,7 +214,7 @@ class Run:
         samples.inputs.step_ends()
         if samples.sampler is not None:
             samples.state.cost += samples.sampler.training_masks.pause()
-        samples.delivery.findings.step_ended(trainer)
+        samples.delivery.alerting.step_ended(trainer)
         if samples.replays and not pl_module.automatic_optimization:
             self._sample_what_was_recorded(trainer)  # a step is a batch, with or without an update
         if samples.replays or not self._pending or samples.sampler is None:
@@ -265,7 +265,7 @@ class Run:
         if samples.state.samples and trainer.is_global_zero:
             count, cost, run = samples.state.samples, samples.state.cost, time.perf_counter() - self._started
             share = f"{100 * cost / max(run, 1e-9):.1f} % of the run"
-            said = f"{samples.delivery.findings.verdict} " if samples.delivery.findings.verdict else ""
+            said = f"{samples.delivery.alerting.verdict} " if samples.delivery.alerting.verdict else ""
             lightning_logger(trainer).info(
                 f"GeometryMonitor: {said}{count} samples in {cost:.1f} s ({share}). {samples.sinks.places}"
             )

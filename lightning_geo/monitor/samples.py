@@ -172,7 +172,7 @@ class Samples:
             if final or (state.samples == 0 and self._settings.baseline is not None):
                 delivery.flush()  # a wrong `baseline` ends the run before its first update
             delivery.deliver(step)
-        delivery.findings.act(trainer, sampler.observed.device)
+        delivery.alerting.act(trainer, sampler.observed.device)
         if pending is None and state.samples == 0:
             self._give_up_in_vain()
 
@@ -204,7 +204,7 @@ class Samples:
     def state_dict(self) -> dict[str, Any]:
         """Return the state that a resumed run needs, in containers that a weights-only load accepts."""
         self.delivery.flush()
-        state = self.state.state_dict() | {"findings": self.delivery.findings.state_dict()}
+        state = self.state.state_dict() | {"findings": self.delivery.alerting.state_dict()}
         return state | self.inputs.state_dict(inputs=self._settings.probe_in_checkpoint)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -212,7 +212,7 @@ class Samples:
         try:
             state = RunState.from_state_dict(state_dict)
             self.inputs.load_state_dict(state_dict)
-            self.delivery.findings.load_state_dict(state_dict["findings"])
+            self.delivery.alerting.load_state_dict(state_dict["findings"])
         except Exception as error:
             self._start_inputs_anew()
             self.delivery.look_anew()

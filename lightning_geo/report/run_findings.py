@@ -8,11 +8,13 @@ import numpy as np
 from markupsafe import Markup
 
 from lightning_geo.analysis.findings.diagnosis import diagnose
+from lightning_geo.analysis.findings.words import evidence, span
 from lightning_geo.analysis.runs import MetricSeries, Run, find_series
+from lightning_geo.metrics.reductions import reduce_finite
 from lightning_geo.report.figures import lines, matrix
 from lightning_geo.storage.finding import Finding, worst
 from lightning_geo.storage.history import GeometryHistory
-from lightning_geo.utils.formatting import number, some
+from lightning_geo.utils.formatting import some
 
 __all__ = ["FindingCard", "RunFindings", "run_findings"]
 
@@ -75,19 +77,15 @@ def run_findings(run: Run) -> RunFindings:
 
 
 def _card(history: GeometryHistory, finding: Finding, *, drawn: bool) -> FindingCard:
-    span = f"since step {finding.since_step}"
-    if finding.until_step is not None:
-        span = f"from step {finding.since_step} to {finding.until_step}, ended"
+    since = span(finding)
     if len(history.stacks) > 1:
-        span += f", in {finding.stack}"
-    low, high = (number(end, digits=3) for end in finding.usual)
-    usual = low if low == high else f"{low} to {high}"
+        since += f", in {finding.stack}"
     series = find_series(history, finding.stack, finding.metric) if finding.metric else None
     return FindingCard(
         finding.severity,
-        span,
+        since,
         finding.message,
-        f"{finding.metric} {number(finding.value, digits=3)}, usual {usual}" if finding.metric else "",
+        evidence(finding),
         "; ".join(finding.causes),
         " ".join(finding.next),
         _pictures(history, finding, series) if drawn and series is not None else [],
@@ -98,10 +96,7 @@ def _pictures(history: GeometryHistory, finding: Finding, series: MetricSeries) 
     marked = np.zeros(series.values.shape[1:], bool)
     for place in finding.heads or [(layer,) for layer in finding.layers]:
         marked[place] = True
-    cells = series.values[:, marked]
-    defined = np.isfinite(cells)
-    total = np.where(defined, cells, 0).sum(axis=1)
-    mean = np.where(defined.any(axis=1), total / np.maximum(defined.sum(axis=1), 1), np.nan)
+    mean = reduce_finite(series.values[:, marked], keep=1)
     where = "marked heads" if finding.heads else "marked layers"
     course = lines([(where, history.steps, mean)], f"{series.key}, mean of the {where}")
     end = history.steps[-1] if finding.until_step is None else finding.until_step

@@ -129,8 +129,12 @@ def worst(findings: Iterable[Finding]) -> Severity | None:
     return max((f.severity for f in findings if f.until_step is None), key=SEVERITIES.index, default=None)
 
 
-def verdict(findings: Iterable[Finding]) -> str:
+def verdict(findings: Iterable[Finding], *, checked: bool = True) -> str:
     """Say in one line what findings amount to.
+
+    Args:
+        findings: Of a run, ended ones included.
+        checked: Whether any rule could be checked.
 
     Example:
         >>> verdict([])
@@ -142,7 +146,7 @@ def verdict(findings: Iterable[Finding]) -> str:
         more = f" {len(open_findings) - 1} more to look at." if len(open_findings) > 1 else ""
         return f"Something is wrong: {critical[0].message}{more}"
     if not open_findings:
-        return "Nothing unusual."
+        return "Nothing unusual." if checked else "No rule could be checked."
     if len(open_findings) == 1:
         return f"1 thing to look at: {open_findings[0].message}"
     return f"{len(open_findings)} things to look at."

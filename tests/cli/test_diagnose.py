@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lightning_geo.analysis.findings.builtin_rules import RULES
 from lightning_geo.analysis.findings.detector import Detector
 from lightning_geo.analysis.findings.diagnosis import diagnose
 from lightning_geo.analysis.findings.rule import Level, Rule
 from lightning_geo.cli.main import main
-from lightning_geo.storage.history import load_history
+from lightning_geo.storage.history import GeometryHistory, load_history
 from lightning_geo.storage.record import GeometryRecord
 from lightning_geo.storage.record_file import RecordFile
 
@@ -95,3 +96,22 @@ def test_a_resumed_run_forgets_what_it_found_in_samples_that_were_replaced(tmp_p
     history = load_history(tmp_path)
     assert history.findings == []
     assert len(history) == 3
+
+
+def test_nothing_is_said_of_a_run_that_no_rule_could_be_checked_for() -> None:
+    record = GeometryRecord({"encoder": {"qk_norm": np.ones((2, 2), np.float32)}})
+    diagnosis = diagnose(GeometryHistory([record]))
+    assert diagnosis.verdict == "No rule could be checked."
+
+
+def test_a_rule_that_the_monitor_silenced_is_not_looked_for() -> None:
+    records = []
+    for step in (0, 1, 2):
+        entropy = np.full((1, 4), 0.9 if step == 0 else 0.01, np.float32)
+        record = GeometryRecord({"encoder": {"normalized_entropy": entropy}}, step=step)
+        record.looked_for = ["not_finite"]
+        records.append(record)
+    assert diagnose(GeometryHistory(records)).findings == ()
+    assert [f.rule for f in diagnose(GeometryHistory(records), RULES.values()).findings] == [
+        "entropy_collapse"
+    ]

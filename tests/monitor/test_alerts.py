@@ -16,7 +16,7 @@ from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_geo import Alerts, GeometryMonitor, GeometryRecord, Level, Rule, load_history
-from lightning_geo.monitor.run_findings import RunFindings
+from lightning_geo.monitor.alerting import Alerting
 from lightning_geo.storage.finding import Finding
 from lightning_geo.utils.warn_once import WarnOnce
 from support.lit import Classifier, fit, loader
@@ -71,7 +71,7 @@ def test_a_finding_is_told_once_in_every_place(tmp_path: Path, lines: pytest.Log
 
 def test_a_finding_that_grows_slowly_is_told_when_it_has_doubled() -> None:
     told: list[int] = []
-    findings = RunFindings(Alerts(notify=lambda f: told.append(len(f.heads))), WarnOnce(strict=True))
+    findings = Alerting(Alerts(notify=lambda f: told.append(len(f.heads))), WarnOnce(strict=True))
 
     def take(*found: Finding) -> None:
         findings.tell(pl.Trainer, GeometryRecord({}, findings=list(found)))

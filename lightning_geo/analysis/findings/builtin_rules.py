@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lightning_geo.analysis.findings.rule import Departure, Level, NotFinite, Rule
+from lightning_geo.metrics.selection import select
 
 __all__ = ["RULES"]
 
@@ -12,7 +13,7 @@ _LAST_GOOD = "Go back to the last checkpoint before this step."
 
 _LEVELS = [
     Rule(
-        "not_finite", (), NotFinite(),
+        "not_finite", select(["entropy", "pattern", "subspace"]), NotFinite(),
         "Activations of {where} are NaN or infinite.",
         "critical", samples=1,
         causes=("overflow in float16", "a learning rate that is too high", "a division by zero or log of 0"),

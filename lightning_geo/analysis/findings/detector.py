@@ -10,7 +10,7 @@ from lightning_geo.analysis.findings.builtin_rules import RULES
 from lightning_geo.analysis.findings.evaluation import Evaluation, Shown, evaluation_of
 from lightning_geo.analysis.findings.rule import Rule
 from lightning_geo.analysis.findings.words import described
-from lightning_geo.storage.finding import SEVERITIES, Finding
+from lightning_geo.storage.finding import SEVERITIES, Finding, verdict
 from lightning_geo.storage.record import GeometryRecord
 
 __all__ = ["Detector"]
@@ -50,6 +50,8 @@ class Detector:
         self.findings: list[Finding] = []
         self._places: dict[tuple[str, str], _Place] = {}
         self._measured: set[str] = set()
+        #: fingerprint of the inputs that the last sample was taken on
+        self._probe = ""
 
     def update(self, record: GeometryRecord) -> list[Finding]:
         """Take the next sample.
@@ -57,6 +59,10 @@ class Detector:
         Returns:
             The findings that opened, got worse, ended or came back with it.
         """
+        if record.probe_fingerprint != self._probe:
+            for known in self._places.values():
+                known.start_anew()  # numbers of other inputs do not continue the earlier ones
+            self._probe = record.probe_fingerprint
         changed = []
         for stack, arrays in record.stacks.items():
             self._measured.update(arrays)
@@ -79,18 +85,24 @@ class Detector:
             if rule.metrics and not self._measured.intersection(rule.metrics)
         }
 
+    @property
+    def verdict(self) -> str:
+        """The findings in one line."""
+        return verdict(self.findings, checked=len(self.unchecked) < len(self._rules))
+
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run goes on with: containers, numbers, text and arrays."""
         return {
             "findings": [finding.as_dict() for finding in self.findings],
             "places": [[*key, place.state_dict()] for key, place in self._places.items()],
             "measured": sorted(self._measured),
+            "probe": self._probe,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Inverse of :meth:`state_dict`; the state of a rule that is no longer looked for is left out."""
         self.findings = [Finding.from_dict(values) for values in state["findings"]]
-        self._measured = set(state["measured"])
+        self._measured, self._probe = set(state["measured"]), state["probe"]
         self._places = {}
         for name, stack, values in state["places"]:
             if name in self._rules:
@@ -103,7 +115,8 @@ class _Place:
 
     def __init__(self, rule: Rule) -> None:
         self._rule = rule
-        self.evaluation: Evaluation = evaluation_of(rule)
+        self.evaluation: Evaluation
+        self.start_anew()
         #: of its latest finding among all of the run's
         self.index: int | None = None
         #: layers or heads of that finding when it was last reported
@@ -114,6 +127,10 @@ class _Place:
         self._ended = 0
         #: the last sampled steps, as many as the rule must hold for
         self._steps: list[int] = []
+
+    def start_anew(self) -> None:
+        """Compare later samples with each other alone; the finding stays."""
+        self.evaluation = evaluation_of(self._rule)
 
     def next(self, findings: list[Finding], stack: str, step: int, shown: Shown) -> bool:
         """Open, update or end the place's finding; return whether that is news.
@@ -132,7 +149,7 @@ class _Place:
             self._without = 0 if shown.holds else self._without + 1
             if latest is None or latest.until_step is not None or self._without < rule.samples:
                 return False
-            findings[self.index] = replace(latest, until_step=step)  # type: ignore[index]
+            findings[self.index] = latest.closed(step)  # type: ignore[index]
             return True
         self._without = 0
         now = described(rule, stack, self._steps[0], shown)
@@ -155,11 +172,12 @@ class _Place:
         """Return containers, numbers and arrays."""
         return {
             "index": self.index, "reported": self._reported, "without": self._without, "ended": self._ended,
-            "steps": self._steps, "evaluation": self.evaluation.state_dict(),
+            "steps": self._steps, "rule": repr(self._rule), "evaluation": self.evaluation.state_dict(),
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Inverse of :meth:`state_dict`."""
         self.index, self._reported, self._without = state["index"], state["reported"], state["without"]
         self._ended, self._steps = state["ended"], list(state["steps"])
-        self.evaluation.load_state_dict(state["evaluation"])
+        if state["rule"] == repr(self._rule):  # one that was changed meanwhile starts anew
+            self.evaluation.load_state_dict(state["evaluation"])

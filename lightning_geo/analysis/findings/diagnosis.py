@@ -22,19 +22,21 @@ class Diagnosis:
     Args:
         findings: Open ones before ended ones, the most severe first, then the earliest.
         unchecked: Rules that could not be checked, with the metrics that they need one of.
+        checked: Whether any rule could be.
         samples: Samples of the run.
         last_step: Step of the last one.
     """
 
     findings: tuple[Finding, ...]
     unchecked: dict[str, tuple[str, ...]]
+    checked: bool
     samples: int
     last_step: int
 
     @property
     def verdict(self) -> str:
         """The findings in one line."""
-        return verdict(self.findings)
+        return verdict(self.findings, checked=self.checked)
 
     @property
     def critical(self) -> bool:
@@ -50,15 +52,16 @@ class Diagnosis:
         }
 
 
-def diagnose(history: GeometryHistory, rules: Iterable[Rule] = tuple(RULES.values())) -> Diagnosis:
+def diagnose(history: GeometryHistory, rules: Iterable[Rule] | None = None) -> Diagnosis:
     """Find what is wrong or unusual in a run.
 
-    The rules are those by which a monitor warns while a run trains, and so are their findings. Those of
-    rules that are not among them, a user's own, are taken from the record.
+    Findings are made by the code with which a monitor makes them while a run trains. Those of rules that are
+    not looked for here, a user's own, are taken from the record.
 
     Args:
         history: The run.
-        rules: What to look for.
+        rules: What to look for; ``None`` for the built-in rules with their built-in limits, without those
+            that the run's monitor was told to silence.
 
     Returns:
         The verdict, and the findings, the most severe first.
@@ -75,7 +78,7 @@ def diagnose(history: GeometryHistory, rules: Iterable[Rule] = tuple(RULES.value
         >>> finding.rule, finding.severity, finding.layers, finding.since_step
         ('entropy_collapse', 'critical', (0, 1), 50)
     """
-    rules = list(rules)
+    rules = _not_silenced(history) if rules is None else list(rules)
     detector = Detector(rules)
     for sample in range(len(history)):
         detector.update(history.record(sample))
@@ -84,6 +87,20 @@ def diagnose(history: GeometryHistory, rules: Iterable[Rule] = tuple(RULES.value
     return Diagnosis(
         tuple(ranked([*detector.findings, *own])),
         detector.unchecked,
+        len(detector.unchecked) < len(rules),
         len(history),
         int(history.steps[-1]),
     )
+
+
+def _not_silenced(history: GeometryHistory) -> list[Rule]:
+    """Return the built-in rules but those that the last sample had the metrics of and was not checked for."""
+    last = history.record(-1)
+    if not last.looked_for:
+        return list(RULES.values())
+    measured = {name for arrays in history.stacks.values() for name in arrays}
+    return [
+        rule
+        for name, rule in RULES.items()
+        if name in last.looked_for or not measured.intersection(rule.metrics)
+    ]

@@ -59,7 +59,7 @@ def evaluation_of(rule: Rule) -> Evaluation:
         return _Levels(rule, rule.test)
     if isinstance(rule.test, Departure):
         return _Departures(rule, rule.test)
-    return _NotFinite()
+    return _NotFinite(rule)
 
 
 class _Levels:
@@ -156,7 +156,7 @@ class _Departures:
 
     def _counts(self, step: int) -> bool:
         """Whether the sample compares with those before: after as many steps, where that matters."""
-        last, self._last = self._last, None
+        last = self._last
         gap = 0 if last is None else step - last[0]
         self._last = step, gap
         return not self._departure.per_interval or (
@@ -172,11 +172,9 @@ class _Departures:
             least = np.log1p(departure.share) if departure.log else departure.share * np.abs(prediction[far])
             up[far] = (score[far] > 0) & (beyond > least)
             down[far] = (score[far] < 0) & (beyond < -least)
+        up &= departure.direction != "down"
+        down &= departure.direction != "up"
         streak[:] = np.where(up, np.maximum(streak, 0) + 1, np.where(down, np.minimum(streak, 0) - 1, 0))
-        if departure.direction == "up":
-            np.maximum(streak, 0, out=streak)
-        elif departure.direction == "down":
-            np.minimum(streak, 0, out=streak)
 
     def _shown(self, values: Cells, scale: Cells, prediction: Cells, score: Cells) -> Shown:
         departure = self._departure
@@ -215,7 +213,12 @@ class _Departures:
 class _NotFinite:
     """Layers whose activations were not finite."""
 
+    def __init__(self, rule: Rule) -> None:
+        self._metrics = rule.metrics
+
     def update(self, record: GeometryRecord, stack: str, arrays: Arrays) -> Shown | None:
+        if not any(metric in arrays for metric in self._metrics):
+            return None
         size = next((array.shape[0] for array in arrays.values() if array.ndim), 0)
         listed = record.coverage.get("not_finite", {})
         layers = listed.get(stack, []) if isinstance(listed, dict) else []

@@ -116,7 +116,8 @@ class Rule:
 
     Args:
         name: Name by which it is changed or silenced.
-        metrics: Stored names of the metrics that it looks at; none for :class:`NotFinite`.
+        metrics: Stored names of the metrics that it looks at, any of which suffices; for
+            :class:`NotFinite` those that are measured along with it.
         test: What a layer or head must show.
         message: One sentence for a newcomer. ``{where}`` names layers and heads, ``{value}`` their median,
             ``{usual}`` the usual range, ``{metric}`` the metric; ``[attend|attends]`` is the first word for

@@ -15,7 +15,7 @@ from lightning_geo.utils.formatting import number, some
 #: A word for several and for one in a message: ``[attend|attends]``.
 _CHOICE = re.compile(r"\[([^|\]]*)\|([^|\]]*)\]")
 
-__all__ = ["described", "named_layers", "where"]
+__all__ = ["described", "evidence", "named_layers", "span", "where"]
 
 
 def described(rule: Rule, stack: str, step: int, shown: Shown) -> Finding:
@@ -49,6 +49,31 @@ def described(rule: Rule, stack: str, step: int, shown: Shown) -> Finding:
         rule.name, "critical" if critical else rule.severity, shown.metric, stack, tuple(layers.tolist()),
         heads, step, value, usual, message[:1].upper() + message[1:], rule.causes, rule.next,
     )  # fmt: skip
+
+
+def span(finding: Finding) -> str:
+    """Say since when, and until when, a finding holds.
+
+    Example:
+        >>> low = Finding("r", "note", "entropy", "encoder", (1,), (), 5, 0.5, (0.6, 1.0), "m")
+        >>> span(low), span(low.closed(20))
+        ('since step 5', 'from step 5 to 20, ended')
+    """
+    if finding.until_step is None:
+        return f"since step {finding.since_step}"
+    return f"from step {finding.since_step} to {finding.until_step}, ended"
+
+
+def evidence(finding: Finding) -> str:
+    """Return a finding's value beside the usual ones; empty without a metric.
+
+    Example:
+        >>> evidence(Finding("r", "note", "entropy", "encoder", (1,), (), 5, 0.5, (0.6, 1.0), "m"))
+        'entropy 0.500, usual 0.600 to 1.00'
+    """
+    low, high = (number(end, digits=3) for end in finding.usual)
+    usual = low if low == high else f"{low} to {high}"
+    return f"{finding.metric} {number(finding.value, digits=3)}, usual {usual}" if finding.metric else ""
 
 
 def _median(values: NDArray[np.float64]) -> float:

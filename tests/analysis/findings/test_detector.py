@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from lightning_geo.analysis.findings.builtin_rules import RULES
 from lightning_geo.analysis.findings.detector import Detector
-from lightning_geo.analysis.findings.rule import Level, Rule
+from lightning_geo.analysis.findings.rule import Departure, Level, Rule
 from lightning_geo.storage.finding import Finding
 from lightning_geo.storage.record import GeometryRecord
 
@@ -194,6 +195,29 @@ def test_a_resumed_detector_finds_what_one_that_went_on_finds_and_nothing_twice(
     assert second.findings == whole.findings
     openings = Counter((*f.key, f.since_step) for news in found for f in news if f.until_step is None)
     assert len(openings) >= len(whole.findings)
+
+
+def test_other_inputs_begin_new_trends_and_new_starts() -> None:
+    collapse = RULES["entropy_collapse"]
+    detector = Detector([RULES["departure"], collapse])
+    for i, values in enumerate(smooth(200, 0)):
+        moved = values + (0 if i < 150 else 12)  # another probe, on which the numbers are others
+        entropy = np.full((3, 4), 0.9 if i < 150 else 0.01)
+        sample = record(i, query_norm=moved, normalized_entropy=entropy)
+        sample.probe_fingerprint = "one" if i < 150 else "other"
+        assert not detector.update(sample)
+
+
+def test_a_rule_that_was_changed_meanwhile_starts_anew_and_the_others_go_on() -> None:
+    first = Detector([RULES["departure"], LOW])
+    for i, values in enumerate(smooth(40, 1)):
+        first.update(record(i, query_norm=values, entropy=[[0.0]]))
+    narrow = replace(RULES["departure"], test=Departure(window=16, guard=3))
+    second = Detector([narrow, LOW])
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    for i, values in enumerate(smooth(40, 1)):
+        assert not second.update(record(100 + i, query_norm=values, entropy=[[0.0]]))
+    assert [finding.rule for finding in second.findings] == ["low"]
 
 
 @given(st.integers(0, 2**32 - 1))

@@ -11,19 +11,19 @@ import torch
 from lightning_geo.analysis.findings.detector import Detector
 from lightning_geo.monitor._lightning import checkpoint_folder, lightning_logger
 from lightning_geo.monitor.alerts import Alerts
-from lightning_geo.storage.finding import SEVERITIES, Finding, Severity, verdict
+from lightning_geo.storage.finding import SEVERITIES, Finding, Severity
 from lightning_geo.storage.record import GeometryRecord
 from lightning_geo.utils.formatting import some
-from lightning_geo.utils.ranks import from_rank_zero
+from lightning_geo.utils.ranks import from_rank_zero, world_size
 from lightning_geo.utils.warn_once import WarnOnce
 
-__all__ = ["RunFindings"]
+__all__ = ["Alerting"]
 
 #: Actions, as ranks tell each other of them.
 _STOP, _CHECKPOINT = 1, 2
 
 
-class RunFindings:
+class Alerting:
     """Finds, tells and acts for one run. It changes nothing of training unless it was asked to.
 
     Args:
@@ -48,7 +48,7 @@ class RunFindings:
     @property
     def verdict(self) -> str | None:
         """The run's findings in one line; ``None`` where nothing is looked for."""
-        return None if self._detector is None else verdict(self._detector.findings)
+        return None if self._detector is None else self._detector.verdict
 
     def add(self, record: GeometryRecord) -> None:
         """Find what a sample shows, and note it in its record."""
@@ -111,6 +111,8 @@ class RunFindings:
 
     def step_ended(self, trainer: Any) -> None:
         """Save the checkpoint that a finding asked for, on all ranks."""
+        if self._due and world_size() == 1:  # found since the sample; several ranks agree at the next one
+            self.act(trainer, torch.device("cpu"))
         if not self._saves:
             return
         self._saves = False
@@ -136,9 +138,9 @@ class RunFindings:
                 if finding.until_step is not None:
                     self._ended.add(place)
 
-    def copied(self) -> RunFindings:
+    def copied(self) -> Alerting:
         """Return those of a copy of the run, which goes on by itself."""
-        other = RunFindings(self._alerts, self._warn_once)
+        other = Alerting(self._alerts, self._warn_once)
         other.load_state_dict(self.state_dict())
         return other
 
