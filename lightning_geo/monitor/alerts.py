@@ -27,7 +27,8 @@ class Alerts:
         notify: Called on rank 0 with each finding that opened, became severer or twice as large, or ended;
             what it raises is a warning.
         stop: Severity from which a finding stops training, as EarlyStopping would: after the current step
-            and its validation, with the checkpoints that are due. ``None`` for never.
+            and its validation, with the checkpoints that are due. Several ranks on devices, which make
+            records late, stop at the next sample. ``None`` for never.
         checkpoint: Severity from which a finding has a checkpoint saved, beside those of the trainer's
             ModelCheckpoint, after the current step. ``None`` for never.
 

@@ -24,6 +24,7 @@ _FIELDS = (
     "cost_seconds",
     "probe_fingerprint",
     "coverage",
+    "looked_for",
 )
 
 

@@ -153,7 +153,7 @@ def test_the_hash_is_of_every_bit_and_all_metadata(tmp_path: Path) -> None:
     assert record_hash(load_history(one)) == record_hash(load_history(two))
     hashes = {record_hash(load_history(one))}
     for i, changed in enumerate(({"seed": 1}, {"wall_time": 1.5}, {"probe_fingerprint": "beef"},
-                                 {"coverage": {"seen": 2}}, {"metrics": ["concentration"]}, {"layers": 3},
+                                 {"coverage": {"seen": 2}}, {"looked_for": ["departure"]}, {"metrics": ["concentration"]}, {"layers": 3},
                                  {"stacks": ["decoder"]})):  # fmt: skip
         hashes.add(record_hash(load_history(write(tmp_path / str(i), 0, 50, **changed))))
     hashes.add(record_hash(load_history(write(tmp_path / "name", 0, 50, name="other"))))

