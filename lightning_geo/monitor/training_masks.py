@@ -39,6 +39,8 @@ class TrainingMasks:
         self._sample = sample
         self._warn_once = warn_once
         self._watching = contextlib.ExitStack()
+        #: taps of its own: a device answers those of the sample, about its masks, while this one looks
+        self._taps: dict[str, Tap] = {}
         self._seen: dict[str, tuple[Tap, _Pairs]] = {}
         self._looked = False
 
@@ -57,7 +59,8 @@ class TrainingMasks:
             if any(compiles_attention(model) or has_fast_path(model) for model in models.values()):
                 return
             self._watching.enter_context(reuse_scratch())
-            for name, tap in self._observed.taps.items():
+            for name, model in models.items():
+                tap = self._taps.setdefault(name, Tap(model))
                 tap.begin_sample()
                 pairs = _Pairs()
                 self._seen[name] = tap, pairs

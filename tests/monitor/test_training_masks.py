@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import default_collate
+from transformers.models.bert.modeling_bert import BertSelfAttention
 
 from lightning_geo import GeometryMonitor
-from support.lit import Lit, fit, gpt2, loader
+from lightning_geo.observe.evidence.mask_structure import MaskStructures
+from support.lit import Lit, bert, fit, gpt2, loader, sequences
+from support.outside import finished
 from support.same import assert_same, outcome, records, traces
 
 
@@ -75,3 +80,43 @@ def test_a_failure_costs_these_metrics_alone(tmp_path: Path, monkeypatch: pytest
     assert ["entropy" in r and "future_visible.batch" not in r for r in records(tmp_path)] == [True] * 4
     plain, other = train(tmp_path / "plain", steps=3)
     assert_same(outcome(runner, module), outcome(plain, other))
+
+
+#: One entry for each; not in the model, of which replays run a copy.
+REPLAYS: list[None] = []
+
+
+class Departing(BertSelfAttention):
+    """Gets a mask of another structure in one replay."""
+
+    at = 0
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor, **others: Any) -> Any:
+        if not self.training:
+            REPLAYS.append(None)
+            if len(REPLAYS) == Departing.at:
+                attention_mask = attention_mask & torch.ones_like(attention_mask).tril(2)
+        return super().forward(hidden_states, attention_mask, **others)
+
+
+def departing() -> nn.Module:
+    """A BERT whose second layer is one."""
+    model = bert(attn_implementation="sdpa", dropout=0.0)
+    model.get_submodule("bert.encoder.layer.1.attention.self").__class__ = Departing
+    return model
+
+
+@pytest.mark.parametrize("at", [5, 14])  # 14 is in a step with a look
+def test_a_look_at_training_leaves_what_a_device_knows_of_the_samples_masks(at: int, tmp_path: Path) -> None:
+    """A device tells only after the sample that a mask was not as assumed; a look must not take that answer."""
+    REPLAYS.clear()
+    Departing.at = at
+    late = patch.object(MaskStructures, "knows_at_once", staticmethod(lambda call: False))
+    probe = sequences(4)[:4]
+    monitor = GeometryMonitor(1, metrics=["masks", "entropy"], probe=default_collate(probe))
+    with late, finished("asked for"):
+        fit(tmp_path, Lit(departing), monitor, data=loader(80), steps=14)
+    withdrawn = [r.step for r in records(tmp_path) if np.isnan(r["entropy"][1]).any()]
+    named = [r.step for r in records(tmp_path) if "another structure" in str(r.coverage["left_out"])]
+    assert withdrawn == named
+    assert len(named) == 1
