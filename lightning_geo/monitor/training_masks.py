@@ -60,7 +60,9 @@ class TrainingMasks:
                 return
             self._watching.enter_context(reuse_scratch())
             for name, model in models.items():
-                tap = self._taps.setdefault(name, Tap(model))
+                if name not in self._taps:
+                    self._taps[name] = Tap(model)
+                tap = self._taps[name]
                 tap.begin_sample()
                 pairs = _Pairs()
                 self._seen[name] = tap, pairs

@@ -108,7 +108,7 @@ def departing() -> nn.Module:
 
 @pytest.mark.parametrize("at", [5, 14])  # 14 is in a step with a look
 def test_a_look_at_training_leaves_what_a_device_knows_of_the_samples_masks(at: int, tmp_path: Path) -> None:
-    """A device tells only after the sample that a mask was not as assumed; a look must not take that answer."""
+    """A device tells after the sample that a mask was not as assumed; a look must not take that answer."""
     REPLAYS.clear()
     Departing.at = at
     late = patch.object(MaskStructures, "knows_at_once", staticmethod(lambda call: False))
