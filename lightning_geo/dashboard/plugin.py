@@ -15,6 +15,7 @@ from tensorboard.data.provider import RunTagFilter
 from tensorboard.plugins.base_plugin import FrontendMetadata, TBPlugin
 from werkzeug.wrappers import Request, Response
 
+from lightning_geo.dashboard.curves_route import read_curves
 from lightning_geo.dashboard.metadata import PLUGIN, TagAddress, describe, parse_tag, tag_of
 from lightning_geo.dashboard.requests import argument, guarded, respond, where
 from lightning_geo.dashboard.run_findings import run_findings
@@ -65,6 +66,7 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard ships no ty
             "/metadata": self.metadata_route,
             "/data": self.data_route,
             "/findings": self.findings_route,
+            "/curves": self.curves_route,
         }
 
     def is_active(self) -> bool:
@@ -98,6 +100,12 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard ships no ty
         """The verdict on a run and what its monitor found."""
         run, monitor = argument(request, "run"), argument(request, "monitor")
         return respond(request, self.findings(*where(request), run, monitor), "application/json")
+
+    @guarded
+    def curves_route(self, request: Request) -> Response:
+        """Loss, validation score and learning rate of a run, see ``read_curves``."""
+        body = read_curves(self._provider, *where(request), argument(request, "run"), request.args)
+        return respond(request, body, "application/json")
 
     @guarded
     def data_route(self, request: Request) -> Response:

@@ -1,7 +1,8 @@
 """How quick the Geometry tab is: run as ``python tests/benchmarks/page_speed.py --layers 80 --heads 64``.
 
-Writes a run of random numbers, opens it in TensorBoard and headless Chromium, and prints how long choosing a
-metric takes until it is on screen, and how long a repaint takes while the slider moves.
+Writes a run of random numbers with curves of its training, opens it in TensorBoard and headless Chromium, and
+prints how long choosing a metric takes until it is on screen, and how long a repaint takes while
+the slider moves.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch.utils.tensorboard import SummaryWriter
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from lightning_geo.metrics.selection import select, spec_of
@@ -67,6 +69,11 @@ def write(directory: Path, layers: int, heads: int, samples: int, names: list[st
         metadata: dict[str, Any] = {"class": "Random", "stacks": {"encoder": structure}}
         sink.write(GeometryRecord({"encoder": stack}, metadata, step=10 * sample, wall_time=time.time()))
     sink.close()
+    writer = SummaryWriter(str(directory))
+    for step in range(0, 10 * samples, 10):
+        for tag, value in (("train/loss", 1 / (step + 1)), ("val/accuracy", step), ("lr-SGD", 0.1)):
+            writer.add_scalar(tag, value, step)
+    writer.close()
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 // What the server knows, and a cache of the metrics that were looked at.
 
+import { read } from "./curves.js";
 import { continued, decode } from "./series.js";
 
 const BUDGET = 384 * 2 ** 20; // bytes of values that the page holds
@@ -18,6 +19,13 @@ export async function fetchIndex() {
 
 export async function fetchFindings({ run, monitor }) {
   return (await get("findings", { run, monitor })).json();
+}
+
+/** What a run logged beside its geometry, see `curves.js`; `held` itself where nothing is new. */
+export async function fetchCurves({ run, monitors, ...choices }, held) {
+  const query = [["run", run], ...monitors.map((monitor) => ["monitor", monitor]), ...Object.entries(choices)];
+  const sent = await (await get("curves", held?.stamp ? [...query, ["stamp", held.stamp]] : query)).json();
+  return sent.unchanged ? held : read(sent);
 }
 
 async function fetchMetadata(run, monitor) {

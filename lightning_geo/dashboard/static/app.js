@@ -11,6 +11,7 @@ import { forgetTheme } from "./paper.js";
 import { Player } from "./player.js";
 import { difference, extent, frame, nearest, trace } from "./series.js";
 import { Sidebar } from "./sidebar.js";
+import { RunStrip } from "./run_strip.js";
 import { VIEWS, decodeState, encode, settled, stackOf, toggled } from "./state.js";
 import { VIEW_TYPES } from "./views.js";
 
@@ -28,6 +29,7 @@ export class App {
     this.views = Object.fromEntries(Object.entries(VIEW_TYPES).map(([name, View]) => [name, new View(this)]));
     this.tabs = choice("view", VIEWS.map((name) => [name, name[0].toUpperCase() + name.slice(1), VIEW_TYPES[name].hint]), (view) => this.update({ view }));
     this.sidebar = new Sidebar(this);
+    this.strip = new RunStrip(this);
     this.player = new Player(this);
     this.heading = el("div", { class: "heading" });
     this.message = el("div", { class: "message", role: "status" });
@@ -37,7 +39,7 @@ export class App {
         this.sidebar.element,
         el("main", {},
           el("header", {}, this.tabs.element, this.sidebar.options, this._buttons()),
-          this.heading, this.message, this.stage, this.player.element)));
+          this.heading, this.message, this.stage, this.strip.element, this.player.element)));
     followTheme(() => {
       forgetTheme();
       this.schedule();
@@ -75,7 +77,7 @@ export class App {
     try {
       this.index = await fetchIndex();
       this.failure = "";
-      for (const kept of [this.metadata, this.cache, this.found]) kept.retry();
+      for (const kept of [this.metadata, this.cache, this.found, this.strip]) kept.retry();
     } catch (error) {
       this.failure = `TensorBoard does not answer (${error.message}).`;
     }
@@ -111,6 +113,7 @@ export class App {
     const ready = this.spec && (view.timeless || (this.series(state.run) && !this.error(state.run)));
     this.stage.style.visibility = ready ? "visible" : "hidden";
     this.player.paint(view.timeless);
+    this.strip.paint(view.timeless);
     if (ready) view.paint();
     this.message.textContent = this._trouble(view);
     clearTimeout(this.saving);

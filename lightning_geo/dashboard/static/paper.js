@@ -35,12 +35,12 @@ export class Paper {
 
 let colours = null;
 
-/** The colours of the page: ink, faint ink, lines, ground, mark. Read once per theme. */
+/** The colours of the page: ink, faint ink, lines, ground, mark, curves of the run. Read once per theme. */
 export function theme() {
   if (!colours) {
     const style = getComputedStyle(document.documentElement);
     const read = (name) => style.getPropertyValue(name).trim();
-    colours = { ink: read("--ink"), faint: read("--faint"), line: read("--line"), ground: read("--ground"), mark: read("--mark"), dark: document.documentElement.dataset.theme === "dark" };
+    colours = { ink: read("--ink"), faint: read("--faint"), line: read("--line"), ground: read("--ground"), mark: read("--mark"), loss: read("--loss"), score: read("--score"), rate: read("--faint"), dark: document.documentElement.dataset.theme === "dark" };
   }
   return colours;
 }

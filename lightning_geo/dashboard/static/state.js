@@ -14,11 +14,14 @@ export const START = {
   change: false, // since the first sample, in place of the value
   align: "step", // or "fraction" of training
   finding: "", // whose cells the map frames
+  loss: "", // curves of the run strip: "" is found by its name, "-" none, "=tag" that tag
+  score: "",
+  rate: "",
   picked: [], // [{layer, head}], head null for a whole layer
 };
 
 const CHOICES = { view: VIEWS, range: ["run", "step", "fixed"], align: ["step", "fraction"] };
-const TEXTS = ["run", "other", "monitor", "stack", "metric", "finding"];
+const TEXTS = ["run", "other", "monitor", "stack", "metric", "finding", "loss", "score", "rate"];
 
 export function encode(state) {
   const query = new URLSearchParams();

@@ -1,6 +1,7 @@
 // Compare: a metric in run A, in run B, and what sets them apart.
 
 import { TracePanel, cellName, pickColour } from "./trace_panel.js";
+import { outcome } from "./curves.js";
 import { el } from "./dom.js";
 import { number, signed, withUnit } from "./format.js";
 import { Heatmap } from "./heatmap.js";
@@ -20,7 +21,8 @@ export class CompareView {
     this.panel = new TracePanel(app);
     this.maps3 = el("div", { class: "maps" }, ...this.maps.map((map) => map.element));
     this.below = el("div", { class: "below" }, el("div", { class: "list" }, el("h3", {}, "What differs most at this step"), table), this.panel.element);
-    this.element = el("div", { class: "view compare" }, this.maps3, this.readout, this.below);
+    this.outcome = el("div", { class: "outcome", role: "status" });
+    this.element = el("div", { class: "view compare" }, this.outcome, this.maps3, this.readout, this.below);
     for (const map of this.maps) {
       map.element.addEventListener("mousemove", (event) => this._hover(map.hit(event)));
       map.element.addEventListener("mouseleave", () => this._hover(null));
@@ -50,6 +52,7 @@ export class CompareView {
     const { app } = this;
     const a = app.series(app.state.run);
     const b = app.state.other ? app.series(app.state.other) : null;
+    this._outcome();
     this.below.hidden = this.readout.hidden = this.maps3.hidden = !b;
     this.shown = null;
     if (!b) return;
@@ -67,6 +70,17 @@ export class CompareView {
     this._list(apart);
     this.panel.paint([{ series: a, name: app.state.run }, { series: b, name: app.state.other }]);
     this._read();
+  }
+
+  /** How the two runs ended, before how their geometry differs. */
+  _outcome() {
+    const { strip, state } = this.app;
+    const [a, b] = [state.run, state.other].map((run) => run && strip.of(run)?.curves);
+    const found = a && b ? outcome(a, b) : [];
+    const text = found.join("; ");
+    if (text === this.ended) return;
+    this.ended = text;
+    this.outcome.replaceChildren(...(text ? [el("b", {}, "Outcome, A against B: "), text] : []));
   }
 
   /** Of the colours of the difference: over all steps unless they follow the step, so that playing compares. */
