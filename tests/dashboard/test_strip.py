@@ -129,3 +129,9 @@ def test_compare_begins_with_the_outcome_and_a_run_without_curves_has_no_strip(
     expect(frame.locator(".outcome")).to_have_text("")
     frame.locator("select[name=run]").select_option("silent")
     expect(frame.locator(".runstrip")).to_be_hidden()
+
+
+def test_a_value_of_run_b_is_of_the_same_curve_or_absent(page: Page, address: str) -> None:
+    frame = opened(page, address, f"view=trace&run=poor&other=good&loss={quote('=' + HOSTILE)}")
+    expect(frame.locator(".curve output").first).to_have_text("4", timeout=PATIENCE)  # run B has none of it
+    expect(frame.locator(".curve output").nth(1)).to_have_text("0.718 · B 0.961")

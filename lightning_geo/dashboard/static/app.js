@@ -1,6 +1,7 @@
 // The page: what is chosen, what is loaded, and the view that shows it.
 
 import { Cache, Metadata, fetchFindings, fetchIndex, limit } from "./api.js";
+import { Voice } from "./cell_cursor.js";
 import { scale } from "./colour.js";
 import { choice, el } from "./dom.js";
 import { exportCsv, exportPng } from "./export.js";
@@ -11,8 +12,10 @@ import { forgetTheme } from "./paper.js";
 import { Player } from "./player.js";
 import { difference, extent, frame, nearest, trace } from "./series.js";
 import { Sidebar } from "./sidebar.js";
+import { roving, watchFocus } from "./roving.js";
 import { RunStrip } from "./run_strip.js";
 import { VIEWS, decodeState, encode, settled, stackOf, toggled } from "./state.js";
+import { cellName } from "./trace_panel.js";
 import { VIEW_TYPES } from "./views.js";
 
 const POLL = 5000; // milliseconds: TensorBoard's own default for reading new events
@@ -26,9 +29,12 @@ export class App {
     this.extents = new WeakMap();
     this.cache = new Cache(() => this.schedule());
     this.found = new Cache(() => this.schedule(), fetchFindings);
+    this.voice = new Voice();
     this.views = Object.fromEntries(Object.entries(VIEW_TYPES).map(([name, View]) => [name, new View(this)]));
     this.tabs = choice("view", VIEWS.map((name) => [name, name[0].toUpperCase() + name.slice(1), VIEW_TYPES[name].hint]), (view) => this.update({ view }));
+    roving(this.tabs.element, "across");
     this.sidebar = new Sidebar(this);
+    root.append(this.voice.element);
     this.strip = new RunStrip(this);
     this.player = new Player(this);
     this.heading = el("div", { class: "heading" });
@@ -40,6 +46,7 @@ export class App {
         el("main", {},
           el("header", {}, this.tabs.element, this.sidebar.options, this._buttons()),
           this.heading, this.message, this.stage, this.strip.element, this.player.element)));
+    watchFocus();
     followTheme(() => {
       forgetTheme();
       this.schedule();
@@ -53,10 +60,10 @@ export class App {
   _buttons() {
     const button = (text, title, onclick) => el("button", { type: "button", title, onclick }, text);
     this.link = button("Link", "Copy an address that leads to this view", () => this._copy());
-    return el("div", { class: "buttons" },
+    return roving(el("div", { class: "buttons" },
       button("PNG", "Save the picture", () => exportPng(this)),
       button("CSV", "Save the numbers shown", () => exportCsv(this)),
-      this.link);
+      this.link), "across");
   }
 
   async _copy() {
@@ -226,6 +233,8 @@ export class App {
 
   pick(layer, head) {
     this.update({ picked: toggled(this.state.picked, layer, head) });
+    const held = this.state.picked.some((cell) => cell.layer === layer && cell.head === head);
+    this.voice.say(`${cellName({ layer, head })} ${held ? "is followed" : "is dropped"}`);
   }
 
   /** The value of a cell, a layer (`col` null) or the whole model (`cell` null) at a sample. */

@@ -50,9 +50,3 @@ export function css([red, green, blue]) {
 export function ink([red, green, blue]) {
   return 0.299 * red + 0.587 * green + 0.114 * blue > 140 ? "#000000" : "#ffffff";
 }
-
-/** Of `count` lines that have an order: along the sequential scale, but for the end that the ground swallows. */
-export function graded(index, count, dark = false) {
-  const share = count > 1 ? index / (count - 1) : 0.5;
-  return css(SEQUENTIAL_COLOURS[Math.round((dark ? 0.25 + 0.75 * share : 0.88 * share) * (STEPS - 1))]);
-}

@@ -21,19 +21,20 @@ export function refill(element, ...children) {
   if (key !== undefined) [...element.querySelectorAll("[data-key]")].find((found) => found.dataset.key === key)?.focus();
 }
 
-/** Replaces the options of a select, keeping the elements if they are the same already. */
+/** Replaces the options of a select, `[value, text, title]` each, keeping the elements if they are the same already. */
 export function setOptions(select, options, chosen) {
   const same =
     select.options.length === options.length &&
     options.every(([value, text], i) => select.options[i].value === value && select.options[i].text === text);
-  if (!same) select.replaceChildren(...options.map(([value, text]) => el("option", { value, title: text }, text)));
+  if (!same) select.replaceChildren(...options.map(([value, text, title = text]) => el("option", { value, title }, text)));
   select.value = chosen;
+  select.title = select.selectedOptions[0]?.title ?? "";
 }
 
 /** A row of buttons of which one is pressed: `[value, text, hint]` each. */
 export function choice(label, options, onpick) {
   const buttons = options.map(([value, text, title]) =>
-    el("button", { type: "button", title, dataset: { value }, onclick: () => onpick(value) }, text),
+    el("button", { type: "button", title, dataset: { value, key: value }, onclick: () => onpick(value) }, text),
   );
   const element = el("div", { class: "choice", role: "group", "aria-label": label }, ...buttons);
   const set = (chosen) => {

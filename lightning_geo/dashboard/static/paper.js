@@ -49,10 +49,11 @@ export function forgetTheme() {
   colours = null;
 }
 
-/** Text cut to a width. */
+/** Text cut in the middle to a width: names differ at their ends. */
 export function fitted(context, text, width) {
   if (context.measureText(text).width <= width) return text;
-  let end = text.length;
-  while (end > 1 && context.measureText(`${text.slice(0, end)}…`).width > width) end--;
-  return `${text.slice(0, end)}…`;
+  const cut = (kept) => `${text.slice(0, Math.ceil(kept / 2))}…${text.slice(text.length - Math.floor(kept / 2))}`;
+  let kept = text.length - 1;
+  while (kept > 1 && context.measureText(cut(kept)).width > width) kept--;
+  return cut(kept);
 }

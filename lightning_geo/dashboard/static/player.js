@@ -62,7 +62,8 @@ export class Player {
   }
 
   _key(event) {
-    if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("select, input")) return;
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.target !== this.slider && event.target.closest("select, input")) return;
     if (event.key === " " && event.target.closest("button")) return; // it presses the button
     if (this.element.hidden || !this.app.spec || !this.app.series(this.app.state.run)) return;
     const far = event.shiftKey ? 10 : 1;

@@ -5,6 +5,7 @@ import { ROLES, at, described } from "./curves.js";
 import { el, setOptions } from "./dom.js";
 import { LEVELS, mapOf, span, title } from "./findings.js";
 import { middle } from "./format.js";
+import { roving } from "./roving.js";
 import { StripChart } from "./strip_chart.js";
 
 const SHOWN = 24; // findings with a mark, the most severe
@@ -17,7 +18,7 @@ export class RunStrip {
     this.cache = new Cache(() => app.schedule(), fetchCurves);
     this.chart = new StripChart();
     this.rows = Object.fromEntries(Object.keys(ROLES).map((role) => [role, this._row(role)]));
-    this.marks = el("div", { class: "marks" });
+    this.marks = roving(el("div", { class: "marks" }), "across");
     this.element = el("section", { class: "runstrip control", "aria-label": "the run's curves", hidden: true },
       el("div", { class: "curves" }, ...Object.values(this.rows).map(({ element }) => element)),
       el("div", { class: "plot" }, this.chart.element, this.marks));
@@ -130,8 +131,9 @@ export class RunStrip {
   _read() {
     const step = this.over ?? this._cursor() ?? Infinity;
     for (const [role, { value }] of Object.entries(this.rows)) {
-      const other = role === "rate" ? "" : at(this.other?.curves[role], this.other?.back(step));
-      value.textContent = [at(this.run.curves[role], step), other && `B ${other}`].filter(Boolean).join(" · ");
+      const [a, b] = [this.run.curves[role], role === "rate" ? null : this.other?.curves[role]];
+      const other = b && b.tag === a?.tag ? at(b, this.other.back(step)) : "";
+      value.textContent = [at(a, step), other && `B ${other}`].filter(Boolean).join(" · ");
     }
     const said = Object.values(this.rows).filter(({ value }) => value.textContent);
     this.chart.name(`curves of the run: ${said.map(({ select, value }) => `${select.title} ${value.textContent}`).join("; ")}`);

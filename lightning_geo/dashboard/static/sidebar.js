@@ -1,8 +1,11 @@
 // What to look at: runs, stack, metric.
 
-import { choice, el, setOptions } from "./dom.js";
+import { choice, el, refill, setOptions } from "./dom.js";
 import { number } from "./format.js";
+import { shortened } from "./names.js";
+import { roving } from "./roving.js";
 
+const NAMED = 22; // letters of a run's name that fit
 const PART_ORDER = ["", "query", "key", "value", "input", "attention", "output", "head"];
 
 export class Sidebar {
@@ -13,7 +16,7 @@ export class Sidebar {
     this.other = select("other");
     this.monitor = select("monitor");
     this.stack = select("stack");
-    this.metrics = el("div", { class: "metrics" });
+    this.metrics = roving(el("div", { class: "metrics" }), "both");
     this.monitorRow = el("label", {}, "Monitor", this.monitor);
     this.stackRow = el("label", {}, "Stack", this.stack);
     this.element = el("nav", { class: "sidebar" },
@@ -32,6 +35,7 @@ export class Sidebar {
       ["step", "step", "Run B at the same step"],
       ["fraction", "fraction", "Run B at the same fraction of its training: for runs of different lengths"],
     ], (align) => app.update({ align }));
+    for (const group of [this.range, this.change, this.align]) roving(group.element, "across");
     this.rangeRow = el("span", { class: "option" }, "Colours", this.range.element);
     this.alignRow = el("span", { class: "option" }, "Align", this.align.element);
     this.options = el("div", { class: "options" },
@@ -41,7 +45,8 @@ export class Sidebar {
 
   paint() {
     const { state, index, spec } = this.app;
-    const runs = index.runs.map(({ run }) => [run, run]);
+    const names = shortened(index.runs.map(({ run }) => run), NAMED);
+    const runs = index.runs.map(({ run }) => [run, names.get(run), run]);
     setOptions(this.run, runs, state.run);
     setOptions(this.other, [["", "none"], ...runs.filter(([run]) => run !== state.run)], state.other);
     const monitors = index.runs.find(({ run }) => run === state.run)?.monitors ?? [];
@@ -79,7 +84,7 @@ export class Sidebar {
     const groups = [...families].map(([family, bases]) =>
       el("section", {}, el("h3", {}, family), ...[...bases.values()].flatMap((parts) => this._entry(parts, chosen))));
     const top = this.metrics.scrollTop;
-    this.metrics.replaceChildren(...groups);
+    refill(this.metrics, ...groups);
     this.metrics.scrollTop = top;
   }
 
@@ -90,7 +95,7 @@ export class Sidebar {
     const pick = (spec) => this.app.update({ metric: spec.name, ...view, ...(spec.axes.includes("head") ? {} : { picked: [] }) });
     // going from one metric to another keeps the role: queries' rank to queries' drift
     const same = parts.find((spec) => spec.part === chosen?.part) ?? parts.find((spec) => spec.headline) ?? first;
-    const entry = el("button", { type: "button", class: "metric", "aria-pressed": String(open), title: hint(first), onclick: () => pick(same) }, first.base);
+    const entry = el("button", { type: "button", class: "metric", "aria-pressed": String(open), title: hint(first), dataset: { key: `base ${first.base}` }, onclick: () => pick(same) }, first.base);
     if (!open || parts.length === 1) return [entry];
     const ordered = [...parts].sort((a, b) => PART_ORDER.indexOf(a.part) - PART_ORDER.indexOf(b.part));
     const roles = choice("part", ordered.map((spec) => [spec.name, spec.part, hint(spec)]), (name) => pick(parts.find((p) => p.name === name)));

@@ -3,6 +3,7 @@
 import { el, refill } from "./dom.js";
 import { FindingCard } from "./finding_card.js";
 import { LEVELS, keyOf, mapOf, movedMost, movedText, place, span, title } from "./findings.js";
+import { roving } from "./roving.js";
 
 const DRAWN = 12; // cards with pictures
 const MOVED = 5;
@@ -12,7 +13,7 @@ export class SummaryPanel {
   constructor(app) {
     this.app = app;
     this.verdict = el("div", { class: "verdict", role: "status" });
-    this.line = el("div", { class: "timeline" });
+    this.line = roving(el("div", { class: "timeline" }), "both");
     this.cards = el("div", { class: "cards" });
     this.moved = el("div", { class: "moved" });
     this.checked = el("p", { class: "muted" });

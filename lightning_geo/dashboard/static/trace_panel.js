@@ -1,25 +1,29 @@
 // Lines of the picked heads and layers, with a legend; the lines of all layers while none is picked.
 
 import { Chart } from "./chart.js";
-import { LINES, graded } from "./colour.js";
+import { pickColour as pickOn, graded } from "./contrast.js";
 import { el } from "./dom.js";
 import { number } from "./format.js";
+import { shortened } from "./names.js";
 import { theme } from "./paper.js";
+import { roving } from "./roving.js";
 import { nearest, trace } from "./series.js";
+
+const NAMED = 44; // letters of a run's name in the legend
 
 export function cellName({ layer, head }) {
   return head === null ? `layer ${layer}` : `layer ${layer}, head ${head}`;
 }
 
 export function pickColour(position) {
-  return LINES[position % LINES.length];
+  return pickOn(position, theme().dark);
 }
 
 export class TracePanel {
   constructor(app, onhover = () => {}) {
     this.app = app;
     this.chart = new Chart("lines of the picked heads and layers over steps");
-    this.legend = el("div", { class: "legend" });
+    this.legend = roving(el("div", { class: "legend" }), "both");
     this.element = el("div", { class: "trace" }, this.legend, this.chart.element);
     this.chart.element.addEventListener("click", (event) => {
       const x = this.chart.at(event);
@@ -76,7 +80,7 @@ export class TracePanel {
 
   _legend(cells, shown) {
     const { picked } = this.app.state;
-    const key = JSON.stringify([picked, cells.length, shown.map(({ name }) => name)]);
+    const key = JSON.stringify([picked, cells.length, shown.map(({ name }) => name), theme().dark]);
     if (key === this.key) return; // a repaint at another step leaves it as it is
     this.key = key;
     const items = picked.length
@@ -86,7 +90,9 @@ export class TracePanel {
       : [el("span", { class: "muted" }, `${cells[0]?.all ? "Mean of each layer" : "Each layer"}, from 0 (dark) to ${cells.length - 1} (light). Click a cell or a layer's number to follow it.`)];
     if (picked.length > 1) items.push(el("button", { type: "button", class: "pick control", onclick: () => this.app.update({ picked: [] }) }, "clear"));
     if (shown.length > 1) {
-      items.push(el("span", { class: "runs" }, el("i", { class: "solid" }), shown[0].name, el("i", { class: "dashes" }), shown[1].name));
+      const names = shortened(shown.map(({ name }) => name), NAMED);
+      const runName = (at) => el("span", { title: shown[at].name }, names.get(shown[at].name));
+      items.push(el("span", { class: "runs" }, el("i", { class: "solid" }), runName(0), el("i", { class: "dashes" }), runName(1)));
     }
     this.legend.replaceChildren(...items);
   }

@@ -1,21 +1,25 @@
 // Compare: a metric in run A, in run B, and what sets them apart.
 
 import { TracePanel, cellName, pickColour } from "./trace_panel.js";
+import { CellCursor } from "./cell_cursor.js";
 import { outcome } from "./curves.js";
-import { el } from "./dom.js";
+import { el, refill } from "./dom.js";
 import { number, signed, withUnit } from "./format.js";
 import { Heatmap } from "./heatmap.js";
 import { scale } from "./colour.js";
+import { roving } from "./roving.js";
+import { paintSigns } from "./signs.js";
 import { across, aligned, difference, extent, frame, largest } from "./series.js";
 
 const LISTED = 10;
+const NAMES = ["run A", "run B", "run B minus run A"];
 
 export class CompareView {
   constructor(app) {
     this.app = app;
-    this.maps = ["run A", "run B", "run B minus run A"].map((name) => new Heatmap(`layer by head picture of ${name}`));
-    this.readout = el("div", { class: "strip", "aria-live": "polite" });
-    this.rows = el("tbody", {});
+    this.maps = NAMES.map((name) => new Heatmap(`layer by head picture of ${name}`));
+    this.readout = el("div", { class: "strip" });
+    this.rows = roving(el("tbody", {}), "down");
     this.column = el("th", {}, "head");
     const table = el("table", {}, el("thead", {}, el("tr", {}, el("th", {}, "layer"), this.column, ...["A", "B", "B − A"].map((name) => el("th", {}, name)))), this.rows);
     this.panel = new TracePanel(app);
@@ -28,6 +32,14 @@ export class CompareView {
       map.element.addEventListener("mouseleave", () => this._hover(null));
       map.element.addEventListener("click", (event) => app.pickCell(map.hit(event)));
     }
+    this.cursors = this.maps.map((map, at) => new CellCursor(map, {
+      label: `map of layers and heads of ${NAMES[at]}`, voice: app.voice,
+      onmove: (cell) => {
+        this._hover(cell);
+        return cell && this.shown ? this._told(cell).join(" ") : "";
+      },
+      onpick: (cell) => app.pickCell(cell),
+    }));
     this.over = null;
   }
 
@@ -103,6 +115,8 @@ export class CompareView {
 
   _map(at, series, values, colours, title, marks, exists) {
     this.maps[at].draw({ values, rows: series.layers, cols: series.heads, scale: colours, title, marks, exists });
+    paintSigns(this.maps[at], values, colours);
+    this.cursors[at].place();
   }
 
   _list(apart) {
@@ -114,12 +128,12 @@ export class CompareView {
       const cell = { layer, head: heads ? head : null };
       const picked = app.state.picked.findIndex((p) => p.layer === cell.layer && p.head === cell.head);
       const numbers = [number(valuesA[layer * a.heads + head]), number(valuesB[layer * b.heads + head]), signed(value)];
-      const jump = el("button", { type: "button", title: `Follow ${cellName(cell)}`, "aria-pressed": String(picked >= 0), onclick: () => app.pick(cell.layer, cell.head) }, String(layer));
+      const jump = el("button", { type: "button", title: `Follow ${cellName(cell)}`, "aria-pressed": String(picked >= 0), dataset: { key: cellName(cell) }, onclick: () => app.pick(cell.layer, cell.head) }, String(layer));
       if (picked >= 0) jump.style.boxShadow = `inset 4px 0 ${pickColour(picked)}`;
       return el("tr", { onclick: (event) => event.target.closest("button") || app.pick(cell.layer, cell.head) },
         el("td", {}, jump), ...[heads ? String(head) : "", ...numbers].map((text) => el("td", {}, text)));
     });
-    this.rows.replaceChildren(...rows);
+    refill(this.rows, ...rows);
   }
 
   _hover(cell) {
@@ -128,16 +142,20 @@ export class CompareView {
     if (this.shown) this._read();
   }
 
-  _read() {
-    const { app, over } = this;
+  /** What there is to say of a cell, otherwise of the whole models. */
+  _told(over) {
+    const { app } = this;
     const { a, b, valuesA, valuesB } = this.shown;
     const value = (series, values) => app.summary({ ...series, values }, 0, over);
     const [x, y] = [value(a, valuesA), value(b, valuesB)];
     const where = !over ? "Whole model" : cellName({ layer: over.row, head: app.spec.axes.includes("head") ? over.col : null });
-    this.readout.replaceChildren(
-      el("b", {}, where), ` A ${withUnit(number(x), app.spec.unit)}, B ${withUnit(number(y), app.spec.unit)}, B − A ${signed(y - x)}`,
-      el("span", { class: "muted" }, over ? ` ${app.module(over.row)}` : ""),
-    );
+    return [where, `A ${withUnit(number(x), app.spec.unit)}, B ${withUnit(number(y), app.spec.unit)}, B − A ${signed(y - x)}`];
+  }
+
+  _read() {
+    const { over } = this;
+    const [where, values] = this._told(over);
+    this.readout.replaceChildren(el("b", {}, where), ` ${values}`, el("span", { class: "muted" }, over ? ` ${this.app.module(over.row)}` : ""));
   }
 
   canvases() {

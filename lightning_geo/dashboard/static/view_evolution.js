@@ -1,8 +1,10 @@
 // Evolution: layers down, steps to the right. How depth organises over training.
 
+import { CellCursor } from "./cell_cursor.js";
 import { el } from "./dom.js";
 import { number, signed, withUnit } from "./format.js";
 import { Heatmap } from "./heatmap.js";
+import { paintSigns } from "./signs.js";
 import { pickColour } from "./trace_panel.js";
 import { aligned, evolution, extent } from "./series.js";
 
@@ -10,13 +12,22 @@ export class EvolutionView {
   constructor(app) {
     this.app = app;
     this.maps = ["run A", "run B"].map((name) => new Heatmap(`layer by step picture of ${name}`));
-    this.readout = el("div", { class: "strip", "aria-live": "polite" });
+    this.readout = el("div", { class: "strip" });
     this.pictures = el("div", { class: "pictures" }, ...this.maps.map((map) => map.element));
     this.element = el("div", { class: "view evolution" }, this.pictures, this.readout);
     this.made = new WeakMap();
+    this.over = [0, null];
+    this.cursors = this.maps.map((map, at) => new CellCursor(map, {
+      label: `map of layers and steps of run ${"AB"[at]}`, voice: app.voice,
+      onmove: (cell) => {
+        this._hover(at, cell);
+        return this.readout.textContent;
+      },
+      onpick: (cell) => this._click(at, cell),
+    }));
     this.maps.forEach((map, at) => {
-      map.element.addEventListener("mousemove", (event) => this._read(at, map.hit(event)));
-      map.element.addEventListener("mouseleave", () => this._read(at, null));
+      map.element.addEventListener("mousemove", (event) => this._hover(at, map.hit(event)));
+      map.element.addEventListener("mouseleave", () => this._hover(at, null));
       map.element.addEventListener("click", (event) => this._click(at, map.hit(event)));
     });
   }
@@ -61,14 +72,22 @@ export class EvolutionView {
         title: `${runs.length > 1 ? `${at ? "B" : "A"}: ` : ""}${run}`,
         marks: state.picked.filter(({ head }) => head === null).map(({ layer }) => ({ row: layer, col: null, colour: pickColour(state.picked.findIndex((p) => p.layer === layer && p.head === null)) })),
       });
+      paintSigns(this.maps[at], picture.values, colours);
+      this.cursors[at].place();
     });
-    this._read(0, null);
+    this._read();
   }
 
-  _read(at, cell) {
+  _hover(at, cell) {
+    this.over = [at, cell];
+    this._read();
+  }
+
+  _read() {
+    const [at, cell] = this.over;
     const shown = this.shown?.[at];
     const { spec, state } = this.app;
-    if (!cell || cell.col === null || !shown) {
+    if (!cell || cell.col === null || !shown || cell.row >= shown.picture.layers || cell.col >= shown.picture.samples) {
       const how = spec?.axes.includes("head") ? `Each layer is the ${spec.summary} of its heads. ` : "";
       this.readout.replaceChildren(el("span", { class: "muted" }, `${how}One column per sample. Click to go to a step, or on a layer's number to follow it.`));
       return;

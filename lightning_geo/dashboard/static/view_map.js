@@ -1,17 +1,19 @@
 // Map: every layer and head of a metric at one step.
 
 import { pickColour, TracePanel } from "./trace_panel.js";
+import { CellCursor } from "./cell_cursor.js";
 import { el } from "./dom.js";
 import { LEVELS, cellsOf, span, title } from "./findings.js";
 import { number, signed, withUnit } from "./format.js";
 import { Heatmap } from "./heatmap.js";
+import { paintSigns } from "./signs.js";
 import { difference, frame } from "./series.js";
 
 export class MapView {
   constructor(app) {
     this.app = app;
     this.heatmap = new Heatmap("layer by head picture");
-    this.readout = el("div", { class: "readout", "aria-live": "polite" });
+    this.readout = el("div", { class: "readout" });
     this.panel = new TracePanel(app);
     this.marked = el("div", { class: "marked", role: "status" });
     this.element = el("div", { class: "view map" }, this.heatmap.element, el("div", { class: "side" }, this.marked, this.readout, this.panel.element));
@@ -19,6 +21,14 @@ export class MapView {
     element.addEventListener("mousemove", (event) => this._hover(this.heatmap.hit(event)));
     element.addEventListener("mouseleave", () => this._hover(null));
     element.addEventListener("click", (event) => app.pickCell(this.heatmap.hit(event)));
+    this.cursor = new CellCursor(this.heatmap, {
+      label: "map of layers and heads", voice: app.voice,
+      onmove: (cell) => {
+        this._hover(cell);
+        return this._told(cell).join(" ");
+      },
+      onpick: (cell) => app.pickCell(cell),
+    });
     this.over = null;
   }
 
@@ -31,16 +41,19 @@ export class MapView {
     this.shown = app.state.change ? difference(values, frame(series, 0)) : values;
     const finding = app.marked();
     this._mark(finding);
+    const scale = app.scale([series], [this.shown]);
     this.heatmap.draw({
       values: this.shown,
       rows: series.layers,
       cols: series.heads,
-      scale: app.scale([series], [this.shown]),
+      scale,
       exists: app.exists(),
       title: `${app.state.metric}${app.state.change ? ", change since the first sample" : ""}, step ${series.steps[sample]}`,
       outlined: finding && cellsOf(finding, series.layers, series.heads),
       marks: app.state.picked.map(({ layer, head }, i) => ({ row: layer, col: head, colour: pickColour(i) })),
     });
+    paintSigns(this.heatmap, this.shown, scale);
+    this.cursor.place();
     const other = app.state.other ? app.series(app.state.other) : null;
     this.panel.paint([{ series, name: app.state.run }, { series: other, name: app.state.other }]);
     this._read();
@@ -67,22 +80,26 @@ export class MapView {
     this._read();
   }
 
-  /** The read-out: of the cell under the pointer, otherwise of the whole model. */
-  _read() {
+  /** What there is to say of a cell, otherwise of the whole model: where it is, its value, its change. */
+  _told(over) {
     const { app } = this;
     const series = app.series(app.state.run);
-    if (!series) return;
-    const now = app.summary(series, app.sample(), this.over);
-    const start = app.summary(series, 0, this.over);
-    const { over } = this;
+    if (!series) return [];
+    const now = app.summary(series, app.sample(), over);
+    const start = app.summary(series, 0, over);
     const heads = app.spec.axes.includes("head");
     const where = over ? (over.col === null || !heads ? `Layer ${over.row}` : `Layer ${over.row}, head ${over.col}`) : "Whole model";
     const how = heads && over?.col === null ? ` (${app.spec.summary} of its heads)` : over ? "" : ` (${app.spec.summary})`;
+    return [where + how, withUnit(number(now), app.spec.unit), `${signed(now - start)} since step ${series.steps[0]}`];
+  }
+
+  /** The read-out. */
+  _read() {
+    const [where, value, change] = this._told(this.over);
+    if (!where) return;
     this.readout.replaceChildren(
-      el("div", { class: "where" }, where + how),
-      el("div", { class: "value" }, withUnit(number(now), app.spec.unit)),
-      el("div", { class: "muted" }, `${signed(now - start)} since step ${series.steps[0]}`),
-      el("div", { class: "muted module" }, over ? app.module(over.row) : ""),
+      el("div", { class: "where" }, where), el("div", { class: "value" }, value), el("div", { class: "muted" }, change),
+      el("div", { class: "muted module" }, this.over ? this.app.module(this.over.row) : ""),
     );
   }
 

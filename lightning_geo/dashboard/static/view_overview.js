@@ -3,6 +3,7 @@
 import { el } from "./dom.js";
 import { Heatmap } from "./heatmap.js";
 import { number } from "./format.js";
+import { roving } from "./roving.js";
 import { difference, extent, frame, nearest } from "./series.js";
 
 const EACH = 8 * 2 ** 20; // bytes of a metric: of a long run of a large model fewer samples are fetched here
@@ -15,7 +16,7 @@ export class OverviewView {
       this.all = !this.all;
       app.schedule();
     } });
-    this.grid = el("div", { class: "grid" });
+    this.grid = roving(el("div", { class: "grid" }), "both");
     this.element = el("div", { class: "view overview" }, this.grid);
     this.tiles = new Map();
   }

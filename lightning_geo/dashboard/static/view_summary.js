@@ -2,7 +2,8 @@
 
 import { el, refill } from "./dom.js";
 import { LEVELS, bySeverity, evidence, layersText } from "./findings.js";
-import { middle } from "./format.js";
+import { shortened } from "./names.js";
+import { roving } from "./roving.js";
 import { SummaryPanel } from "./summary_panel.js";
 
 const LISTED = 24; // runs whose verdicts are fetched
@@ -11,7 +12,7 @@ export class SummaryView {
   constructor(app) {
     this.app = app;
     this.timeless = true;
-    this.runs = el("ul", { class: "verdicts" });
+    this.runs = roving(el("ul", { class: "verdicts" }), "both");
     this.panels = [new SummaryPanel(app), new SummaryPanel(app)];
     this.both = el("div", { class: "both" }, ...this.panels.map(({ element }) => element));
     this.element = el("div", { class: "view summary" }, this.runs, this.both);
@@ -39,10 +40,11 @@ export class SummaryView {
     const { runs } = app.index;
     this.runs.hidden = runs.length < 2;
     if (runs.length < 2) return;
+    const names = shortened(runs.slice(0, LISTED).map(({ run }) => run), 36);
     const listed = bySeverity(runs.slice(0, LISTED).map(({ run }) => {
       const found = app.findings(run);
       const known = found && !(found instanceof Error) ? found : null;
-      return { run, known, level: known?.level ?? "unknown", failed: found instanceof Error };
+      return { run, short: names.get(run), known, level: known?.level ?? "unknown", failed: found instanceof Error };
     }));
     const key = JSON.stringify([listed, runs.length, app.state.run, app.state.other]);
     if (key === this.key) return;
@@ -52,12 +54,12 @@ export class SummaryView {
       ...(more > 0 ? [el("li", { class: "muted" }, `${more} more runs: choose one on the left.`)] : []));
   }
 
-  _run({ run, known, level, failed }) {
+  _run({ run, short, known, level, failed }) {
     const { state } = this.app;
     const side = run === state.run ? "A" : run === state.other ? "B" : "";
     const { sign } = LEVELS[level];
     return el("button", { type: "button", class: "run-verdict", title: run, dataset: { level, key: run }, "aria-pressed": String(run === state.run), onclick: () => this._choose(run) },
-      el("span", { class: "sign", "aria-hidden": "true" }, sign), el("b", {}, middle(run)),
+      el("span", { class: "sign", "aria-hidden": "true" }, sign), el("b", {}, short),
       el("span", {}, known ? inShort(known) : failed ? "could not be read" : "loading…"),
       side && state.other ? el("span", { class: "muted" }, side) : null);
   }

@@ -40,7 +40,7 @@ export class TraceView {
       this.readout.replaceChildren(el("span", { class: "muted" }, "Point at the lines for their values; click to go to a step."));
       return;
     }
-    const found = readOut(x, lines).slice(0, 24);
+    const found = readOut(x, lines);
     this.readout.replaceChildren(
       el("b", {}, `${this.panel.fraction ? "fraction" : "step"} ${number(found[0]?.x ?? x)} `),
       ...found.map(({ label, colour, value, run }) =>
