@@ -100,7 +100,7 @@ def main() -> None:
             frame.evaluate(_WATCH)
             chosen = [frame.evaluate(_CHOOSE, name) for name in names[1:6] if "." not in name]
             print("choosing a metric:", ", ".join(f"{ms:.0f}" for ms in chosen), "ms")
-            for view in ("Map", "Trace", "Evolution"):
+            for view in ("Map", "Trace", "Evolution", "Overview"):
                 times = sorted(frame.evaluate(_SLIDE, view))
                 middle, high = statistics.median(times), times[int(0.95 * len(times))]
                 print(f"repaint of {view}: median {middle:.1f} ms, 95 % under {high:.1f} ms")

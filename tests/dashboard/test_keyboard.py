@@ -55,6 +55,8 @@ def opened(page: Page, address: str, view: str) -> FrameLocator:
     page.goto(f"{address}/#lightning_geo&p.lightning_geo.view={quote(view, safe='')}")
     frame = page.frame_locator("iframe")
     expect(frame.locator(".stage")).to_be_visible(timeout=PATIENCE)
+    if "summary" not in view:
+        expect(frame.locator(".player output")).to_contain_text("step", timeout=PATIENCE)  # it is loaded
     return frame
 
 
@@ -107,7 +109,7 @@ def test_a_cell_is_reached_with_the_arrows_spoken_and_followed(page: Page, addre
     frame = opened(page, address, "view=map&metric=entropy")
     expect(frame.locator("h2")).to_contain_text("entropy")
     final = load_history(runs / LONG.format("0.001"))["entropy"][-1]
-    board = frame.locator(".map > .paper")
+    board = frame.locator(".board > .paper").first
     board.focus()
     spoken = frame.locator(".spoken")
     for key in ("ArrowDown", "ArrowDown", "ArrowDown", "ArrowRight"):

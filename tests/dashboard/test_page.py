@@ -210,7 +210,7 @@ def test_every_view_shows_every_kind_of_metric(page: Page, address: str, runs: P
                 expect(tab.frame.locator(".message")).to_have_text("")
     tab.press("Overview")
     tiles = tab.frame.locator(".tile")
-    expect(tiles.filter(has_text=" to ")).to_have_count(19, timeout=PATIENCE)
+    expect(tiles.filter(has_text=" → ")).to_have_count(19, timeout=PATIENCE)
     tab.press("All metrics")
     expect(tiles).to_have_count(len(load_history(runs / "hot").keys()))
     tiles.filter(has_text="redundancy").click()

@@ -68,6 +68,8 @@ def opened(page: Page, address: str, view: str) -> FrameLocator:
     page.goto(f"{address}/#lightning_geo&p.lightning_geo.view={quote(view, safe='')}")
     frame = page.frame_locator("iframe")
     expect(frame.locator(".stage")).to_be_visible(timeout=PATIENCE)
+    if "summary" not in view:
+        expect(frame.locator(".player output")).to_contain_text("step", timeout=PATIENCE)  # it is loaded
     return frame
 
 

@@ -31,7 +31,7 @@ export class App {
     this.found = new Cache(() => this.schedule(), fetchFindings);
     this.voice = new Voice();
     this.views = Object.fromEntries(Object.entries(VIEW_TYPES).map(([name, View]) => [name, new View(this)]));
-    this.tabs = choice("view", VIEWS.map((name) => [name, name[0].toUpperCase() + name.slice(1), VIEW_TYPES[name].hint]), (view) => this.update({ view }));
+    this.tabs = choice("view", VIEWS.map((name) => [name, name[0].toUpperCase() + name.slice(1), VIEW_TYPES[name].hint]), (view) => this.update({ view, ...this._opening(view) }));
     roving(this.tabs.element, "across");
     this.sidebar = new Sidebar(this);
     root.append(this.voice.element);
@@ -55,6 +55,20 @@ export class App {
     onReload(() => this.reload());
     setInterval(() => document.hidden || this.reload(), POLL);
     this.reload();
+  }
+
+  /** What a view opens with where no metric was chosen: what is worst or has changed most. */
+  _opening(view) {
+    if (this.state.view !== "summary" || this.wanted.metric || view === "overview") return {};
+    const { metric, stack, why } = this.views.summary.leading() ?? {};
+    this.opened = metric ? { metric, run: this.state.run, why } : null;
+    return metric ? { metric, stack } : {};
+  }
+
+  /** Why a view opened with the metric that it shows; empty if that was chosen. */
+  why() {
+    const { metric, run } = this.state;
+    return this.opened?.metric === metric && this.opened.run === run ? this.opened.why : "";
   }
 
   _buttons() {
@@ -125,7 +139,7 @@ export class App {
     this.message.textContent = this._trouble(view);
     clearTimeout(this.saving);
     // not while TensorBoard is still reading the run that an address asks for
-    if ([state.run, ""].includes(this.wanted.run)) this.saving = setTimeout(() => writeView(encode(this.state)), 400);
+    if ([state.run, ""].includes(this.wanted.run)) this.saving = setTimeout(() => writeView(encode(view.timeless ? { ...this.state, metric: this.wanted.metric } : this.state)), 400);
   }
 
   _trouble(view) {

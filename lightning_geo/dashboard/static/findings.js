@@ -100,30 +100,43 @@ export function place({ since_step: since, until_step: until }, first, last) {
 }
 
 /**
- * What moved most from a run's first sample to its last, most first.
+ * How a metric moved from a run's first sample to one of its others: `{from, to, share, layer, layerFrom, layerTo}`, by
+ * the means over all cells and over the layer that moved most (`layerShare`).
  *
- * `metrics` is [{spec, series}]. A metric moves by a share of its range where that is bounded, otherwise of the larger
- * end. Each is `{metric, from, to, share, layer, layerFrom, layerTo}`, by the means over all cells and over the layer
- * that moved most.
+ * It moves by a share of its range where that is bounded, otherwise of the larger end.
  */
+export function movement(spec, series, sample = series.steps.length - 1) {
+  const size = series.layers * series.heads;
+  const ends = { ...series, steps: [0, 1], values: new Float32Array(2 * size) };
+  ends.values.set(series.values.subarray(0, size));
+  ends.values.set(series.values.subarray(sample * size, (sample + 1) * size), size);
+  const change = (mask) => {
+    const [from, to] = meanOver(ends, mask);
+    const [low, high] = spec.range;
+    const reach = low !== null && high !== null ? high - low : Math.max(Math.abs(from), Math.abs(to));
+    return { from, to, share: Math.abs(to - from) / reach };
+  };
+  const layers = Array.from({ length: series.layers }, (_, layer) => ({ layer, ...change(cellsOf({ layers: [layer], heads: [] }, series.layers, series.heads)) }));
+  const most = layers.filter(({ share }) => share > 0).sort((a, b) => b.share - a.share)[0];
+  return { ...change(new Uint8Array(size).fill(1)), layer: most?.layer ?? null, layerFrom: most?.from, layerTo: most?.to, layerShare: most?.share ?? 0 };
+}
+
+/** What moved most from a run's first sample to its last, most first; `metrics` is [{spec, series}]. */
 export function movedMost(metrics, count) {
-  const moved = metrics.map(({ spec, series }) => {
-    const size = series.layers * series.heads;
-    const last = series.steps.length - 1;
-    const ends = { ...series, steps: [0, 1], values: new Float32Array(2 * size) };
-    ends.values.set(series.values.subarray(0, size));
-    ends.values.set(series.values.subarray(last * size, (last + 1) * size), size);
-    const change = (mask) => {
-      const [from, to] = meanOver(ends, mask);
-      const [low, high] = spec.range;
-      const reach = low !== null && high !== null ? high - low : Math.max(Math.abs(from), Math.abs(to));
-      return { from, to, share: Math.abs(to - from) / reach };
-    };
-    const layers = Array.from({ length: series.layers }, (_, layer) => ({ layer, ...change(cellsOf({ layers: [layer], heads: [] }, series.layers, series.heads)) }));
-    const most = layers.filter(({ share }) => share > 0).sort((a, b) => b.share - a.share)[0];
-    return { metric: spec.name, ...change(new Uint8Array(size).fill(1)), layer: most?.layer ?? null, layerFrom: most?.from, layerTo: most?.to };
-  });
+  const moved = metrics.map(({ spec, series }) => ({ metric: spec.name, ...movement(spec, series) }));
   return moved.filter(({ share }) => share > 0.01).sort((a, b) => b.share - a.share).slice(0, count);
+}
+
+/** The most severe open finding of each metric of a stack, by metric; `findings` has the more severe first. */
+export function byMetric(findings, stack) {
+  const open = findings.filter((finding) => finding.until_step === null && finding.stack === stack && finding.metric);
+  return new Map(open.reverse().map((finding) => [finding.metric, finding]));
+}
+
+/** Names of metrics in the order in which to look at them: by severity of what was found, then by what moved most. */
+export function unusualFirst(items) {
+  const rank = ({ finding }) => (finding ? ORDER.indexOf(finding.severity) : -1);
+  return [...items].sort((a, b) => rank(b) - rank(a) || b.share - a.share).map(({ name }) => name);
 }
 
 /** One sentence of what moved. */

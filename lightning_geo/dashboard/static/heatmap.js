@@ -133,6 +133,13 @@ export class Heatmap {
   }
 }
 
+/** The room that a map of layers and heads takes of a width and a height: `{width, height}`. */
+export function roomOf(rows, cols, width, height) {
+  const wide = Math.min((width - LEFT - BAR - 4) / cols, cols === 1 ? 2 * LARGEST : LARGEST);
+  const tall = Math.min((height - TOP - BOTTOM) / rows, LARGEST);
+  return { width: LEFT + wide * cols + BAR + 4, height: TOP + tall * rows + BOTTOM };
+}
+
 function paintAbsent(context, box, values, exists, ground, faint) {
   context.save();
   context.beginPath();

@@ -70,12 +70,12 @@ export class RunStrip {
     const { state } = this.app;
     const other = state.other ? this.of(state.other) : null;
     if (!other || other instanceof Error) return null;
-    if (state.align === "step" || !["compare", "trace", "evolution"].includes(state.view)) return { curves: other.curves, onto: (step) => step, back: (step) => step };
+    if (state.align === "step" || !["compare", "trace", "evolution", "overview"].includes(state.view)) return { curves: other.curves, onto: (step) => step, back: (step) => step, key: "" };
     const b = this.app.series(state.other)?.steps;
     if (!series || !b) return null;
     const [from, to] = [[b[0], b[b.length - 1]], [series.steps[0], series.steps[series.steps.length - 1]]];
     const map = ([low, high], [first, last]) => (step) => first + ((step - low) / (high - low || 1)) * (last - first);
-    return { curves: other.curves, onto: map(from, to), back: map(to, from) };
+    return { curves: other.curves, onto: map(from, to), back: map(to, from), key: [...from, ...to].join() };
   }
 
   _choices(role, { element, select }) {
@@ -94,8 +94,7 @@ export class RunStrip {
   }
 
   _draw() {
-    const { epochs, evaluations, curves } = this.run;
-    this.chart.draw({ curves, other: this.other, steps: this.steps ?? [], epochs: epochs.map(([step]) => step).slice(1), evaluations, cursor: this._cursor(), over: this.over === null ? null : this._words() });
+    this.chart.draw({ run: this.run, other: this.other, steps: this.steps ?? [], cursor: this._cursor(), over: this.over === null ? null : this._words() });
   }
 
   _words() {

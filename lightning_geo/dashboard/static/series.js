@@ -99,19 +99,21 @@ export function aligned(stepsA, stepsB, step, by) {
   return nearest(stepsB, firstB + fraction * (lastB - firstB));
 }
 
-/** One number of a layer: the mean over its heads, or the maximum; NaN if none is finite. */
+/** One number of a layer: its heads' mean, lowest, highest, or highest − lowest (`spread`); NaN if none is finite. */
 function merged(values, start, count, by) {
   let sum = 0;
   let top = -Infinity;
+  let bottom = Infinity;
   let given = 0;
   for (let i = start; i < start + count; i++) {
     if (!Number.isFinite(values[i])) continue;
     sum += values[i];
     top = Math.max(top, values[i]);
+    bottom = Math.min(bottom, values[i]);
     given++;
   }
   if (!given) return NaN;
-  return by === "max" ? top : sum / given;
+  return { max: top, min: bottom, spread: top - bottom }[by] ?? sum / given;
 }
 
 /** The values of a head over samples; with `head` null those of its layer, with `layer` null the model's. */

@@ -4,6 +4,7 @@ import { choice, el, refill, setOptions } from "./dom.js";
 import { number } from "./format.js";
 import { shortened } from "./names.js";
 import { roving } from "./roving.js";
+import { summaryOf } from "./state.js";
 
 const NAMED = 22; // letters of a run's name that fit
 const PART_ORDER = ["", "query", "key", "value", "input", "attention", "output", "head"];
@@ -35,12 +36,19 @@ export class Sidebar {
       ["step", "step", "Run B at the same step"],
       ["fraction", "fraction", "Run B at the same fraction of its training: for runs of different lengths"],
     ], (align) => app.update({ align }));
-    for (const group of [this.range, this.change, this.align]) roving(group.element, "across");
+    this.heads = choice("heads of a layer", [
+      ["mean", "mean", "A layer is the mean of its heads"],
+      ["min", "min", "A layer is its lowest head: one that falls shows"],
+      ["max", "max", "A layer is its highest head: one that rises shows"],
+      ["spread", "spread", "A layer is its highest head less its lowest: heads that part show"],
+    ], (heads) => app.update({ heads }));
+    for (const group of [this.range, this.change, this.align, this.heads]) roving(group.element, "across");
     this.rangeRow = el("span", { class: "option" }, "Colours", this.range.element);
+    this.headsRow = el("span", { class: "option" }, "Heads", this.heads.element);
     this.alignRow = el("span", { class: "option" }, "Align", this.align.element);
     this.options = el("div", { class: "options" },
       el("span", { class: "option" }, "Show", this.change.element),
-      this.rangeRow, this.alignRow);
+      this.rangeRow, this.headsRow, this.alignRow);
   }
 
   paint() {
@@ -59,8 +67,10 @@ export class Sidebar {
     this.change.set(state.change ? "1" : "");
     this.align.set(state.align);
     this.options.hidden = state.view === "summary";
+    this.heads.set(spec ? summaryOf(state, spec) : "");
+    this.headsRow.hidden = !spec?.axes.includes("head") || state.view === "overview";
     this.rangeRow.hidden = state.view === "trace";
-    this.alignRow.hidden = !state.other || !["compare", "trace", "evolution"].includes(state.view);
+    this.alignRow.hidden = !state.other || !["compare", "trace", "evolution", "overview"].includes(state.view);
     const fixed = this.range.element.querySelector("[data-value=fixed]");
     const bounded = spec && spec.range[0] !== null && spec.range[1] !== null;
     fixed.textContent = bounded ? `${number(spec.range[0])} to ${number(spec.range[1])}` : "fixed";

@@ -1,6 +1,6 @@
 // What is looked at, as text that fits in an address. No DOM: these run under `node --test`.
 
-export const VIEWS = ["summary", "map", "compare", "trace", "evolution", "overview"];
+export const VIEWS = ["summary", "evolution", "map", "compare", "trace", "overview"];
 
 export const START = {
   view: "summary",
@@ -13,6 +13,7 @@ export const START = {
   range: "run", // colours from the whole run, from this step, or as the metric's definition bounds them
   change: false, // since the first sample, in place of the value
   align: "step", // or "fraction" of training
+  heads: "", // what stands for a layer's heads: "mean", "min", "max", "spread"; "" as the metric's definition says
   finding: "", // whose cells the map frames
   loss: "", // curves of the run strip: "" is found by its name, "-" none, "=tag" that tag
   score: "",
@@ -20,7 +21,7 @@ export const START = {
   picked: [], // [{layer, head}], head null for a whole layer
 };
 
-const CHOICES = { view: VIEWS, range: ["run", "step", "fixed"], align: ["step", "fraction"] };
+const CHOICES = { view: VIEWS, range: ["run", "step", "fixed"], align: ["step", "fraction"], heads: ["", "mean", "min", "max", "spread"] };
 const TEXTS = ["run", "other", "monitor", "stack", "metric", "finding", "loss", "score", "rate"];
 
 export function encode(state) {
@@ -43,6 +44,11 @@ export function decodeState(text) {
   const cells = (query.get("picked") ?? "").split("_").map((cell) => /^(\d{1,4})\.(\d{0,4})$/.exec(cell));
   state.picked = cells.filter(Boolean).slice(0, 16).map(([, layer, head]) => ({ layer: Number(layer), head: head ? Number(head) : null }));
   return state;
+}
+
+/** What stands for a layer's heads. */
+export function summaryOf({ heads }, spec) {
+  return heads && spec.axes.includes("head") ? heads : spec.summary;
 }
 
 /** Picks a cell, or drops it if it is picked. */

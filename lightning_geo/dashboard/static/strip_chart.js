@@ -3,6 +3,7 @@
 import { ROLES, ruled } from "./curves.js";
 import { Paper, theme } from "./paper.js";
 import { extent } from "./series.js";
+import { Stencil } from "./stencil.js";
 
 const [LEFT, RIGHT, TOP, BOTTOM] = [8, 12, 14, 8];
 const DOTTED = 60; // points of a score up to which each has a dot
@@ -11,6 +12,7 @@ export class StripChart {
   constructor() {
     this.paper = new Paper("curves of the run");
     this.element = this.paper.element;
+    this.stencil = new Stencil(this.paper);
     this.range = [0, 1];
   }
 
@@ -19,18 +21,22 @@ export class StripChart {
   }
 
   /**
-   * Draws a run's curves, and run B's dashed: `other` is `{curves, onto}`, `onto` its place on A's steps.
+   * Draws a run's curves, and run B's dashed: `other` is `{curves, onto, key}`: `onto(step)` is the place of
+   * its steps on A's, `key` tells one such map from another.
    *
    * `steps` are those of the geometry's samples, `cursor` one of them or null, `over` what is said at the pointer.
    */
-  draw({ curves, other, steps, epochs, evaluations, cursor, over }) {
+  draw({ run, other, steps, cursor, over }) {
     const context = this.paper.begin();
     const { mark, ink } = theme();
+    const { curves } = run;
     this.box = { left: LEFT, top: TOP, right: this.paper.width - RIGHT, bottom: this.paper.height - BOTTOM };
     const ends = [steps, ...Object.values(curves).map((curve) => curve.steps)].filter((s) => s.length).flatMap((s) => [s[0], s[s.length - 1]]);
     this.range = ends.length ? [Math.min(...ends), Math.max(...ends)] : [0, 1];
-    this._ticks(context, epochs, evaluations);
-    for (const role of ["rate", "loss", "score"]) this._curve(context, role, curves[role], other);
+    this.stencil.put([run, other?.curves, other?.key, ...this.range], (picture) => {
+      this._ticks(picture, run);
+      for (const role of ["rate", "loss", "score"]) this._curve(picture, role, curves[role], other);
+    });
     if (cursor !== null) vertical(context, this.x(cursor), this.box, mark, 1.5, []);
     if (!over) return;
     vertical(context, this.x(over.step), this.box, ink, 1, [2, 2]);
@@ -50,9 +56,9 @@ export class StripChart {
     context.lineWidth = 1;
   }
 
-  _ticks(context, epochs, evaluations) {
+  _ticks(context, { epochs, evaluations }) {
     const { line, faint } = theme();
-    for (const step of ruled(epochs, (s) => this.x(s))) vertical(context, this.x(step), this.box, line, 1, []);
+    for (const step of ruled(epochs.slice(1).map(([first]) => first), (s) => this.x(s))) vertical(context, this.x(step), this.box, line, 1, []);
     context.fillStyle = faint;
     for (const step of ruled(evaluations, (s) => this.x(s))) {
       const x = this.x(step);

@@ -98,6 +98,7 @@ export class SummaryPanel {
   /** What moved most, where nothing is to be reported. */
   _moved() {
     const { app, run } = this;
+    this.most = null;
     this.moved.hidden = !this.found || this.found.findings.some((f) => f.until_step === null) || !this.found.samples;
     if (this.moved.hidden) return;
     const names = app.metricNames(run);
@@ -105,6 +106,7 @@ export class SummaryPanel {
     const fits = app.samplesOf(run, BUDGET / Math.max(key.length, 1)) >= this.found.samples;
     const metrics = (fits ? key : []).map((spec) => ({ spec, series: app.series(run, spec.name, 2) })).filter(({ series }) => series?.steps.length > 1);
     const moved = movedMost(metrics, MOVED);
+    this.most = moved[0]?.metric;
     const [first, last] = metrics[0]?.series.steps ?? [];
     const head = metrics.length ? `What moved most, from step ${first} to ${last}` : fits ? "" : "The run is too large to compare its ends here; Overview shows all metrics.";
     const text = JSON.stringify([head, moved]);
@@ -112,6 +114,13 @@ export class SummaryPanel {
     this.movedKey = text;
     const open = ({ metric }) => el("button", { type: "button", dataset: { key: metric }, title: `Open the map of ${metric}`, onclick: () => this._open({ view: "map", metric, step: null, finding: "" }) }, "Show me");
     refill(this.moved, el("h3", {}, head), el("ul", {}, ...moved.map((m) => el("li", {}, movedText(m), " ", open(m)))));
+  }
+
+  /** What to look at next: the metric of the worst open finding, or else the one that moved most, and why; or null. */
+  leading() {
+    const [worst] = (this.found?.findings ?? []).filter((f) => f.until_step === null && f.metric);
+    if (worst) return { metric: worst.metric, stack: worst.stack, why: `${title(worst.rule)} was found in it ${span(worst)}.` };
+    return this.most ? { metric: this.most, stack: this.app.state.stack, why: "It changed most in this run." } : null;
   }
 
   canvases() {

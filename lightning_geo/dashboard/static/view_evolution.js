@@ -1,106 +1,45 @@
 // Evolution: layers down, steps to the right. How depth organises over training.
 
-import { CellCursor } from "./cell_cursor.js";
 import { el } from "./dom.js";
-import { number, signed, withUnit } from "./format.js";
-import { Heatmap } from "./heatmap.js";
-import { paintSigns } from "./signs.js";
-import { pickColour } from "./trace_panel.js";
-import { aligned, evolution, extent } from "./series.js";
+import { LayerSteps, coloursOf, pictureOf } from "./layer_steps.js";
+import { aligned } from "./series.js";
+import { summaryOf } from "./state.js";
+
+const HEADS = { mean: "the mean of its heads", min: "its lowest head", max: "its highest head", spread: "its highest head less its lowest" };
 
 export class EvolutionView {
   constructor(app) {
     this.app = app;
-    this.maps = ["run A", "run B"].map((name) => new Heatmap(`layer by step picture of ${name}`));
     this.readout = el("div", { class: "strip" });
-    this.pictures = el("div", { class: "pictures" }, ...this.maps.map((map) => map.element));
+    this.maps = ["run A", "run B"].map((name, at) => new LayerSteps(app, name, (told) => this._read(told), at ? () => {} : undefined));
+    this.pictures = el("div", { class: "pictures" }, ...this.maps.map(({ element }) => element));
     this.element = el("div", { class: "view evolution" }, this.pictures, this.readout);
-    this.made = new WeakMap();
-    this.over = [0, null];
-    this.cursors = this.maps.map((map, at) => new CellCursor(map, {
-      label: `map of layers and steps of run ${"AB"[at]}`, voice: app.voice,
-      onmove: (cell) => {
-        this._hover(at, cell);
-        return this.readout.textContent;
-      },
-      onpick: (cell) => this._click(at, cell),
-    }));
-    this.maps.forEach((map, at) => {
-      map.element.addEventListener("mousemove", (event) => this._hover(at, map.hit(event)));
-      map.element.addEventListener("mouseleave", () => this._hover(at, null));
-      map.element.addEventListener("click", (event) => this._click(at, map.hit(event)));
-    });
-  }
-
-  _click(at, cell) {
-    if (!cell) return;
-    if (cell.col === null) this.app.pick(cell.row, null);
-    else if (at === 0) this.app.goTo(this.shown[0].series.steps[cell.col]);
-  }
-
-  _picture(series) {
-    const { state, spec } = this.app;
-    const key = `${state.change}`;
-    const made = this.made.get(series);
-    if (made?.key === key) return made.picture;
-    const picture = evolution(series, spec.summary);
-    if (state.change) {
-      for (let layer = 0; layer < picture.layers; layer++) {
-        const row = picture.values.subarray(layer * picture.samples, (layer + 1) * picture.samples);
-        const [first] = row;
-        for (let i = 0; i < row.length; i++) row[i] -= first;
-      }
-    }
-    picture.extent = extent(picture.values);
-    this.made.set(series, { key, picture });
-    return picture;
   }
 
   paint() {
     const { app } = this;
-    const { state } = app;
+    const { state, spec } = app;
     const runs = [state.run, state.other].filter(Boolean);
     this.shown = runs.map((run) => ({ run, series: app.series(run) })).filter(({ series }) => series);
-    for (const shown of this.shown) shown.picture = this._picture(shown.series);
+    for (const shown of this.shown) shown.picture = pictureOf(shown.series, spec, state);
     this.maps[1].element.hidden = this.shown.length < 2;
-    // in its own colours: means of layers reach less far than heads do
-    const colours = app.scaleOf(this.shown.map(({ picture }) => picture.extent));
+    const colours = coloursOf(app, this.shown.map(({ picture }) => picture));
+    if (!this.maps.some(({ over }) => over)) this._read([]);
     this.shown.forEach(({ run, series, picture }, at) => {
       const cursor = at === 0 ? app.sample() : aligned(this.shown[0].series.steps, series.steps, app.step(), state.align);
-      this.maps[at].draw({
-        values: picture.values, rows: picture.layers, cols: picture.samples, scale: colours, steps: series.steps, cursor,
-        title: `${runs.length > 1 ? `${at ? "B" : "A"}: ` : ""}${run}`,
-        marks: state.picked.filter(({ head }) => head === null).map(({ layer }) => ({ row: layer, col: null, colour: pickColour(state.picked.findIndex((p) => p.layer === layer && p.head === null)) })),
-      });
-      paintSigns(this.maps[at], picture.values, colours);
-      this.cursors[at].place();
+      this.maps[at].paint(series, picture, colours, { cursor, title: `${runs.length > 1 ? `${"AB"[at]}: ` : ""}${run}` });
     });
-    this._read();
   }
 
-  _hover(at, cell) {
-    this.over = [at, cell];
-    this._read();
-  }
-
-  _read() {
-    const [at, cell] = this.over;
-    const shown = this.shown?.[at];
+  _read([where, value]) {
     const { spec, state } = this.app;
-    if (!cell || cell.col === null || !shown || cell.row >= shown.picture.layers || cell.col >= shown.picture.samples) {
-      const how = spec?.axes.includes("head") ? `Each layer is the ${spec.summary} of its heads. ` : "";
-      this.readout.replaceChildren(el("span", { class: "muted" }, `${how}One column per sample. Click to go to a step, or on a layer's number to follow it.`));
-      return;
-    }
-    const value = shown.picture.values[cell.row * shown.picture.samples + cell.col];
-    this.readout.replaceChildren(
-      el("b", {}, `layer ${cell.row}, step ${shown.series.steps[cell.col]} `),
-      withUnit(state.change ? signed(value) : number(value), spec.unit),
-    );
+    const how = spec?.axes.includes("head") ? `Each layer is ${HEADS[summaryOf(state, spec)]}. ` : "";
+    this.readout.replaceChildren(...(where ? [el("b", {}, where), ` ${value}`]
+      : [el("b", {}, this.app.why()), el("span", { class: "muted" }, ` ${how}One column per sample. Click to go to a step, or on a layer's number to follow it.`)]));
   }
 
   canvases() {
-    return this.maps.slice(0, this.shown.length).map(({ paper }) => paper.canvas);
+    return this.maps.slice(0, this.shown.length).map(({ heatmap }) => heatmap.paper.canvas);
   }
 
   table() {

@@ -5,9 +5,16 @@ import { CellCursor } from "./cell_cursor.js";
 import { el } from "./dom.js";
 import { LEVELS, cellsOf, span, title } from "./findings.js";
 import { number, signed, withUnit } from "./format.js";
-import { Heatmap } from "./heatmap.js";
+import { Heatmap, roomOf } from "./heatmap.js";
+import { LayerSteps, coloursOf, pictureOf } from "./layer_steps.js";
 import { paintSigns } from "./signs.js";
 import { difference, frame } from "./series.js";
+import { summaryOf } from "./state.js";
+
+const GAP = 8; // pixels between the map and the layers over steps
+const LOW = 130; // pixels that these need below the map
+const NARROW = 280; // and beside it
+const TALL = 520; // of the column at the right, for them to stand in it
 
 export class MapView {
   constructor(app) {
@@ -16,7 +23,14 @@ export class MapView {
     this.readout = el("div", { class: "readout" });
     this.panel = new TracePanel(app);
     this.marked = el("div", { class: "marked", role: "status" });
-    this.element = el("div", { class: "view map" }, this.heatmap.element, el("div", { class: "side" }, this.marked, this.readout, this.panel.element));
+    this.steps = new LayerSteps(app, "run A", (told) => {
+      this.told = told;
+      this._read();
+    });
+    this.told = [];
+    this.board = el("div", { class: "board" }, this.heatmap.element);
+    this.side = el("div", { class: "side" }, this.marked, this.readout, this.panel.element);
+    this.element = el("div", { class: "view map" }, this.board, this.side);
     const { element } = this.heatmap;
     element.addEventListener("mousemove", (event) => this._hover(this.heatmap.hit(event)));
     element.addEventListener("mouseleave", () => this._hover(null));
@@ -41,6 +55,7 @@ export class MapView {
     this.shown = app.state.change ? difference(values, frame(series, 0)) : values;
     const finding = app.marked();
     this._mark(finding);
+    this._place(series);
     const scale = app.scale([series], [this.shown]);
     this.heatmap.draw({
       values: this.shown,
@@ -54,9 +69,35 @@ export class MapView {
     });
     paintSigns(this.heatmap, this.shown, scale);
     this.cursor.place();
+    this._steps(series);
     const other = app.state.other ? app.series(app.state.other) : null;
     this.panel.paint([{ series, name: app.state.run }, { series: other, name: app.state.other }]);
     this._read();
+  }
+
+  /** The layers over all steps go where the map leaves room: below, beside, or above the lines. */
+  _place({ layers, heads }) {
+    const { clientWidth: width, clientHeight: height } = this.board;
+    const room = roomOf(layers, heads, width, height);
+    const [right, below] = [width - room.width - GAP, height - room.height - GAP];
+    let where = this.side.clientHeight >= TALL ? "side" : "none";
+    if (below >= LOW && below * width >= right * height) where = "below";
+    else if (right >= NARROW) where = "right";
+    this.board.dataset.steps = where;
+    const { style } = this.heatmap.element;
+    style.flex = where === "below" ? `0 0 ${room.height}px` : where === "right" ? `0 0 ${room.width}px` : "1 1 0";
+    const { element } = this.steps;
+    element.hidden = where === "none";
+    if (where === "side" && element.parentElement !== this.side) this.panel.element.before(element);
+    else if (where !== "side" && element.parentElement !== this.board) this.board.append(element);
+  }
+
+  _steps(series) {
+    const { app } = this;
+    if (this.steps.element.hidden) return;
+    const picture = pictureOf(series, app.spec, app.state);
+    const by = summaryOf(app.state, app.spec);
+    this.steps.paint(series, picture, coloursOf(app, [picture]), { cursor: app.sample(), title: `layers over steps${app.spec.axes.includes("head") ? `, ${by} of heads` : ""}` });
   }
 
   /** Says whose cells are framed, and takes the frame away. */
@@ -95,7 +136,7 @@ export class MapView {
 
   /** The read-out. */
   _read() {
-    const [where, value, change] = this._told(this.over);
+    const [where, value, change = ""] = this.told.length ? this.told : this._told(this.over);
     if (!where) return;
     this.readout.replaceChildren(
       el("div", { class: "where" }, where), el("div", { class: "value" }, value), el("div", { class: "muted" }, change),
@@ -104,7 +145,7 @@ export class MapView {
   }
 
   canvases() {
-    return [this.heatmap.paper.canvas, this.panel.chart.paper.canvas];
+    return [this.heatmap.paper.canvas, this.steps.heatmap.paper.canvas, this.panel.chart.paper.canvas];
   }
 
   table() {

@@ -1,10 +1,10 @@
-// Overview: all families at one step, small.
+// Overview: every metric at one step, small, what is unusual first.
 
-import { el } from "./dom.js";
-import { Heatmap } from "./heatmap.js";
-import { number } from "./format.js";
+import { choice, el, refill } from "./dom.js";
+import { byMetric, movement, unusualFirst } from "./findings.js";
 import { roving } from "./roving.js";
-import { difference, extent, frame, nearest } from "./series.js";
+import { aligned, difference, frame, nearest } from "./series.js";
+import { Tile } from "./tile.js";
 
 const EACH = 8 * 2 ** 20; // bytes of a metric: of a long run of a large model fewer samples are fetched here
 
@@ -12,17 +12,19 @@ export class OverviewView {
   constructor(app) {
     this.app = app;
     this.all = false;
+    this.family = "";
     this.more = el("button", { type: "button", class: "control", onclick: () => {
       this.all = !this.all;
       app.schedule();
     } });
-    this.grid = roving(el("div", { class: "grid" }), "both");
-    this.element = el("div", { class: "view overview" }, this.grid);
+    this.chips = roving(el("div", { class: "chips control" }), "across");
+    this.grid = roving(el("div", { class: "tiles" }), "both");
+    this.element = el("div", { class: "view overview" }, this.chips, this.grid);
     this.tiles = new Map();
   }
 
   heading() {
-    return [el("h2", {}, "All families"), el("span", { class: "muted" }, "Colours of each picture span its own values. Click one to open it.")];
+    return [el("h2", {}, "All metrics at one step"), el("span", { class: "muted" }, "With findings first, then by how much a layer has changed. Line: the model over the run; band: its layers. Each map has colours of its own. Click one to open it.")];
   }
 
   caption() {
@@ -32,53 +34,70 @@ export class OverviewView {
   paint() {
     const { app } = this;
     const names = app.metricNames();
-    const specs = app.index.metrics.filter((spec) => names.includes(spec.name) && (this.all || spec.headline));
-    this.specs = specs.length ? specs : app.index.metrics.filter((spec) => names.includes(spec.name));
+    const known = app.index.metrics.filter((spec) => names.includes(spec.name));
+    const headline = known.filter((spec) => spec.headline);
+    this.specs = this.all || !headline.length ? known : headline;
     const key = JSON.stringify([app.state.run, app.state.stack, this.specs.map(({ name }) => name)]);
-    if (key !== this.key) this._build();
+    if (key !== this.key) this._build(headline.length > 0 && headline.length < known.length);
     this.key = key;
     this.shown = [];
-    for (const spec of this.specs) this._tile(spec);
+    const found = app.findings(app.state.run);
+    const findings = byMetric(found?.findings ?? [], app.state.stack);
+    for (const spec of this.specs) {
+      this.tiles.get(spec.name).mark(findings.get(spec.name) ?? null);
+      this._tile(spec);
+    }
+    this._order(findings, found !== null);
   }
 
-  _build() {
-    this.tiles = new Map(this.specs.map((spec) => [spec.name, this._make(spec)]));
+  _build(more) {
+    this.tiles = new Map(this.specs.map((spec) => [spec.name, new Tile(spec, () => this.app.update({ metric: spec.name, view: "map" }))]));
+    this.ordered = "";
+    this.settled = false;
     const families = [...new Set(this.specs.map(({ family }) => family))];
-    this.more.textContent = this.all ? "Headline metrics only" : "All metrics";
-    this.grid.replaceChildren(
-      ...families.map((family) => el("section", {}, el("h3", {}, family), el("div", { class: "tiles" },
-        ...this.specs.filter((spec) => spec.family === family).map((spec) => this.tiles.get(spec.name).element)))),
-      this.more);
+    if (!families.includes(this.family)) this.family = "";
+    const filter = choice("family", [["", "All families"], ...families.map((family) => [family, family])], (family) => {
+      this.family = family;
+      this.app.schedule();
+    });
+    this.filter = filter;
+    this.more.textContent = this.all ? "Key metrics only" : "All metrics";
+    refill(this.chips, filter.element, ...(more ? [this.more] : []));
   }
 
-  _make(spec) {
-    const heatmap = new Heatmap(spec.name);
-    const ends = el("div", { class: "muted" });
-    const element = el("button", { type: "button", class: "tile", title: `${spec.meaning}\nClick to open the map.`, onclick: () => this.app.update({ metric: spec.name, view: "map" }) },
-      el("b", {}, spec.name), heatmap.element, ends);
-    return { element, heatmap, ends };
+  /** Once all are here: tiles that change their places while one looks at them help nobody. */
+  _order(findings, known) {
+    this.filter.set(this.family);
+    const settled = this.shown.length === this.specs.length && known;
+    if (settled && !this.settled) {
+      this.names = unusualFirst(this.shown.map(({ spec, series }) => ({ name: spec.name, finding: findings.get(spec.name), share: movement(spec, series).layerShare })));
+    } else if (!this.settled) this.names = this.specs.map(({ name }) => name);
+    this.settled ||= settled;
+    const shown = this.names.filter((name) => !this.family || this.tiles.get(name).spec.family === this.family);
+    const key = shown.join();
+    if (key !== this.ordered) refill(this.grid, ...shown.map((name) => this.tiles.get(name).element));
+    if (key !== this.ordered) this.app.schedule(); // to draw what had no size before
+    this.ordered = key;
   }
 
   _tile(spec) {
     const { app } = this;
+    const { run, other, change, align } = app.state;
     const tile = this.tiles.get(spec.name);
-    const series = app.series(app.state.run, spec.name, app.samplesOf(app.state.run, EACH));
-    if (!series) {
-      tile.ends.textContent = "loading…";
-      return;
-    }
-    const sample = nearest(series.steps, app.step());
-    const values = app.state.change ? difference(frame(series, sample), frame(series, 0)) : frame(series, sample);
-    tile.heatmap.draw({
-      values, rows: series.layers, cols: series.heads, scale: app.scale([series], [values], spec), small: true, exists: app.exists(app.state.run, spec),
-    });
-    const [low, high] = extent(values) ?? [NaN, NaN];
-    tile.ends.textContent = Number.isFinite(low) ? `${number(low)} to ${number(high)}` : "absent at this step";
-    this.shown.push({ spec, series, sample, values });
+    const of = (name) => app.series(name, spec.name, app.samplesOf(name, EACH));
+    const series = of(run);
+    if (!series) return tile.loading();
+    const at = (found, sample) => ({ series: found, sample, values: change ? difference(frame(found, sample), frame(found, 0)) : frame(found, sample) });
+    const runs = [at(series, nearest(series.steps, app.step()))];
+    const second = other ? of(other) : null;
+    if (second) runs.push(at(second, aligned(series.steps, second.steps, app.step(), align)));
+    const scale = app.scale(runs.map((shown) => shown.series), runs.map(({ values }) => values), spec);
+    tile.paint(runs.map((shown, i) => ({ ...shown, scale, exists: app.exists(i ? other : run, spec) })));
+    this.shown.push({ spec, ...runs[0] });
   }
 
   canvases() {
-    return [...this.tiles.values()].map(({ heatmap }) => heatmap.paper.canvas);
+    return [...this.tiles.values()].flatMap((tile) => tile.canvases());
   }
 
   table() {
@@ -91,4 +110,4 @@ export class OverviewView {
     return rows;
   }
 }
-OverviewView.hint = "All families at one step";
+OverviewView.hint = "Every metric at one step, what is unusual first";

@@ -69,6 +69,11 @@ export class SummaryView {
     this.app.update({ run, finding: "", ...(run === state.other ? { other: state.run } : {}) });
   }
 
+  /** See `SummaryPanel`. */
+  leading() {
+    return this.panels[0].leading();
+  }
+
   canvases() {
     return this._shown().flatMap((panel) => panel.canvases());
   }

@@ -8,7 +8,7 @@ export class TraceView {
   constructor(app) {
     this.app = app;
     this.readout = el("div", { class: "strip", "aria-live": "polite" });
-    this.panel = new TracePanel(app, (x, lines) => this._read(x, lines));
+    this.panel = new TracePanel(app, (x, lines, over) => this._read(x, lines, over));
     this.layer = el("select", { "aria-label": "layer" });
     this.head = el("select", { "aria-label": "head" });
     const add = el("button", { type: "button", onclick: () => this._add() }, "Follow");
@@ -35,16 +35,17 @@ export class TraceView {
     this.panel.paint([{ series: a, name: app.state.run }, { series: b, name: app.state.other }]);
   }
 
-  _read(x, lines) {
+  _read(x, lines, over = null) {
     if (x === null || !lines?.length) {
       this.readout.replaceChildren(el("span", { class: "muted" }, "Point at the lines for their values; click to go to a step."));
       return;
     }
     const found = readOut(x, lines);
+    const pointed = lines[over?.index];
     this.readout.replaceChildren(
       el("b", {}, `${this.panel.fraction ? "fraction" : "step"} ${number(found[0]?.x ?? x)} `),
       ...found.map(({ label, colour, value, run }) =>
-        el("span", { class: "item", title: run }, el("i", { style: { background: colour } }), `${label}${this.app.state.other ? (run === this.app.state.run ? " A" : " B") : ""} `, el("b", {}, value))),
+        el("span", { class: "item", title: run, "aria-current": label === pointed?.label && run === pointed.run && "true" }, el("i", { style: { background: colour } }), `${label}${this.app.state.other ? (run === this.app.state.run ? " A" : " B") : ""} `, el("b", {}, value))),
     );
   }
 

@@ -83,3 +83,10 @@ test("an evolution has a row per layer and a column per sample", () => {
   assert.deepEqual([picture.layers, picture.samples], [2, 2]);
   assert.deepEqual(list(picture.values), [2, 3, 5, 10]);
 });
+
+test("a layer is its heads' mean, lowest, highest or their spread, of those with a value", () => {
+  const of = (by) => list(trace(series, 0, null, by));
+  assert.deepEqual([of("mean"), of("min"), of("max"), of("spread")], [[2, 3], [1, 2], [3, 4], [2, 2]]);
+  const absent = { ...series, values: new Float32Array(12).fill(NaN) };
+  assert.deepEqual(list(trace(absent, 0, null, "spread")), [NaN, NaN]);
+});
