@@ -105,7 +105,7 @@ def test_a_group_is_one_tab_stop_and_the_arrows_move_within_it(page: Page, addre
     expect(frame.locator(".choice button:focus")).to_have_text("Compare")
 
 
-def test_a_cell_is_reached_with_the_arrows_spoken_and_followed(page: Page, address: str, runs: Path) -> None:
+def test_a_cell_is_reached_with_the_arrows_spoken_and_pinned(page: Page, address: str, runs: Path) -> None:
     frame = opened(page, address, "view=map&metric=entropy")
     expect(frame.locator("h2")).to_contain_text("entropy")
     final = load_history(runs / LONG.format("0.001"))["entropy"][-1]
@@ -120,7 +120,7 @@ def test_a_cell_is_reached_with_the_arrows_spoken_and_followed(page: Page, addre
     page.keyboard.press("End")
     expect(spoken).to_contain_text("Layer 2, head 15 ")
     page.keyboard.press("Enter")
-    expect(spoken).to_have_text("layer 2, head 15 is followed")
+    expect(spoken).to_have_text("layer 2, head 15 is pinned")
     expect(frame.locator(".map .legend .pick")).to_have_text(re.compile("layer 2, head 15"))
     page.keyboard.press("Tab")
     expect(frame.locator(".readout .where")).to_contain_text("Whole model")

@@ -163,7 +163,7 @@ def test_a_click_follows_a_head_and_another_drops_it(page: Page, address: str) -
 def test_two_runs_are_compared_and_a_row_leads_to_its_head(page: Page, address: str, runs: Path) -> None:
     tab = Tab(page, address, "run=calm&metric=drift.key")
     tab.press("Compare")
-    expect(tab.frame.locator(".message")).to_contain_text("Choose run B")
+    expect(tab.frame.locator(".message")).to_contain_text("Select a run B")
     tab.frame.locator("select[name=other]").select_option("hot")
     expect(tab.rows).to_have_count(8)  # 2 layers of 4 heads
     a, b = (load_history(runs / name)["drift.key"][-1] for name in ("calm", "hot"))

@@ -175,5 +175,21 @@ def test_the_line_that_is_pointed_at_stands_out_and_all_are_read_out(page: Page,
     assert canvas.evaluate(middle) != plain
     assert canvas.bounding_box() == box  # the axis stays where it was
     page.mouse.move(box["x"] + box["width"] * 0.8, box["y"] - 40)
-    expect(items).to_have_count(0)
+    expect(pointed).to_have_count(0)
     assert canvas.evaluate(middle) == plain
+    frame.locator("input[type=range]").fill("2")  # without a pointer: the slider's step
+    expect(frame.locator(".strip b").first).to_have_text("step 20")
+    expect(items.nth(7)).to_have_text(re.compile(r"layer 7 0\.44\d"))
+
+
+def test_show_me_opens_the_evolution_of_what_moved_with_its_layer_framed(page: Page, address: str) -> None:
+    frame = opened(page, address, "view=summary&run=well")
+    moved = frame.locator(".moved li").first
+    expect(moved).to_contain_text("cone.output rose from 0.5 to 0.55, most in layer", timeout=PATIENCE)
+    layer = re.search(r"layer (\d+)", moved.text_content() or "")
+    assert layer
+    moved.get_by_role("button", name="Show me").click()
+    expect(frame.locator(".evolution")).to_be_visible()
+    expect(frame.locator("h2")).to_contain_text("cone.output")
+    press(frame, "Trace")
+    expect(frame.locator(".legend .pick")).to_have_text(f"layer {layer[1]}×")

@@ -1,34 +1,31 @@
 // The page: what is chosen, what is loaded, and the view that shows it.
 
-import { Cache, Metadata, fetchFindings, fetchIndex, limit } from "./api.js";
+import { fetchIndex } from "./api.js";
 import { Voice } from "./cell_cursor.js";
 import { scale } from "./colour.js";
 import { choice, el } from "./dom.js";
 import { exportCsv, exportPng } from "./export.js";
-import { keyOf } from "./findings.js";
 import { explained } from "./heading.js";
 import { followTheme, linkTo, onReload, readView, writeView } from "./host.js";
 import { forgetTheme } from "./paper.js";
 import { Player } from "./player.js";
 import { difference, extent, frame, nearest, trace } from "./series.js";
-import { Sidebar } from "./sidebar.js";
+import { Records } from "./records.js";
 import { roving, watchFocus } from "./roving.js";
 import { RunStrip } from "./run_strip.js";
-import { VIEWS, decodeState, encode, settled, stackOf, toggled } from "./state.js";
+import { Sidebar } from "./sidebar.js";
+import { VIEWS, decodeState, encode, settled, toggled } from "./state.js";
 import { cellName } from "./trace_panel.js";
 import { VIEW_TYPES } from "./views.js";
 
 const POLL = 5000; // milliseconds: TensorBoard's own default for reading new events
 
-export class App {
+export class App extends Records {
   constructor(root) {
+    super();
     this.wanted = decodeState(readView()); // what was chosen; what of it is not there (yet) gives way
     this.state = this.wanted;
-    this.index = { runs: [], metrics: [] };
-    this.metadata = new Metadata(() => this.schedule());
     this.extents = new WeakMap();
-    this.cache = new Cache(() => this.schedule());
-    this.found = new Cache(() => this.schedule(), fetchFindings);
     this.voice = new Voice();
     this.views = Object.fromEntries(Object.entries(VIEW_TYPES).map(([name, View]) => [name, new View(this)]));
     this.tabs = choice("view", VIEWS.map((name) => [name, name[0].toUpperCase() + name.slice(1), VIEW_TYPES[name].hint]), (view) => this.update({ view, ...this._opening(view) }));
@@ -100,7 +97,7 @@ export class App {
       this.failure = "";
       for (const kept of [this.metadata, this.cache, this.found, this.strip]) kept.retry();
     } catch (error) {
-      this.failure = `TensorBoard does not answer (${error.message}).`;
+      this.failure = `Lost the connection to TensorBoard (${error.message}).`;
     }
     this.loaded = true;
     this.reloading = false;
@@ -145,81 +142,12 @@ export class App {
   _trouble(view) {
     if (this.failure) return this.failure;
     if (!this.loaded) return "Loading…";
-    if (!this.spec) return "No run here holds a record of the geometry. Is a GeometryMonitor among the Trainer's callbacks?";
+    if (!this.spec) return "No geometry data in this log directory. Did you add GeometryMonitor to the Trainer's callbacks?";
     if (view.timeless) return "";
     const error = this.error(this.state.run) || (this.state.other && this.error(this.state.other));
     if (error) return error;
     if (!this.series(this.state.run)) return "Loading…";
     return view.notice?.() ?? "";
-  }
-
-  _stack(run, monitor = this.state.monitor) {
-    const found = this.index.runs.find((r) => r.run === run)?.monitors;
-    return found?.find((m) => m.monitor === monitor) ?? found?.[0];
-  }
-
-  _got(run, metric = this.state.metric, samples = 0, name = this.state.stack) {
-    const monitor = this._stack(run);
-    const stack = stackOf(monitor, name);
-    if (!stack?.metrics.includes(metric)) return new Error(`Run ${run} has no ${metric} in stack ${name}.`);
-    if (!this.runMetadata(run)) return null; // it tells how large a sample is
-    const request = { run, monitor: monitor.monitor, stack: stack.stack, metric, samples: samples || this.samplesOf(run) };
-    return this.cache.get(request, monitor.last.join());
-  }
-
-  /** The samples of a metric in a run, or null until they are here. */
-  series(run, metric, samples, stack) {
-    const got = this._got(run, metric, samples, stack);
-    return got instanceof Error || !got?.steps.length ? null : got;
-  }
-
-  error(run) {
-    const got = this._got(run);
-    return got instanceof Error ? got.message : got && !got.steps.length ? `${this.state.metric} has no sample yet.` : "";
-  }
-
-  metricNames(run = this.state.run) {
-    return stackOf(this._stack(run), this.state.stack)?.metrics ?? [];
-  }
-
-  /** What a run's monitor found; null while it is loading, or an Error. */
-  findings(run) {
-    const monitor = this._stack(run);
-    return monitor ? this.found.get({ run, monitor: monitor.monitor }, monitor.last.join()) : null;
-  }
-
-  /** The finding whose cells the map frames, or null. */
-  marked() {
-    const { finding, run, stack } = this.state;
-    return (finding && this.findings(run)?.findings?.find((f) => keyOf(f) === finding && f.stack === stack)) || null;
-  }
-
-  /** How many samples of a metric fit into so many bytes, as far as the metadata tells its size. */
-  samplesOf(run, largest) {
-    const heads = this._layers(run)?.heads ?? [];
-    return limit(heads.length * Math.max(1, ...heads), largest);
-  }
-
-  /** Layers of a run's stack: heads and module of each layer; null until it is here. */
-  _layers(run = this.state.run) {
-    const metadata = this.runMetadata(run);
-    return metadata?.model?.stacks?.[this.state.stack] ?? null;
-  }
-
-  runMetadata(run) {
-    const monitor = this._stack(run)?.monitor;
-    return monitor === undefined ? null : this.metadata.get(run, monitor);
-  }
-
-  module(layer) {
-    return this._layers()?.modules?.[layer] ?? "";
-  }
-
-  /** Whether the model of a run has a cell, as far as its metadata tells. */
-  exists(run = this.state.run, spec = this.spec) {
-    const heads = this._layers(run)?.heads;
-    if (!heads || !spec.axes.includes("head")) return null;
-    return (layer, head) => layer >= heads.length || !heads[layer] || head < heads[layer];
   }
 
   sample() {
@@ -248,7 +176,7 @@ export class App {
   pick(layer, head) {
     this.update({ picked: toggled(this.state.picked, layer, head) });
     const held = this.state.picked.some((cell) => cell.layer === layer && cell.head === head);
-    this.voice.say(`${cellName({ layer, head })} ${held ? "is followed" : "is dropped"}`);
+    this.voice.say(`${cellName({ layer, head })} ${held ? "is pinned" : "is no longer pinned"}`);
   }
 
   /** The value of a cell, a layer (`col` null) or the whole model (`cell` null) at a sample. */

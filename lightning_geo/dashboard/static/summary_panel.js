@@ -15,7 +15,7 @@ export class SummaryPanel {
     this.verdict = el("div", { class: "verdict", role: "status" });
     this.line = roving(el("div", { class: "timeline" }), "both");
     this.cards = el("div", { class: "cards" });
-    this.moved = el("div", { class: "moved" });
+    this.moved = roving(el("div", { class: "moved" }), "down");
     this.checked = el("p", { class: "muted" });
     this.element = el("section", { class: "summary-run" }, this.verdict, this.line, this.cards, this.moved, this.checked);
     this.shown = [];
@@ -112,7 +112,10 @@ export class SummaryPanel {
     const text = JSON.stringify([head, moved]);
     if (text === this.movedKey) return;
     this.movedKey = text;
-    const open = ({ metric }) => el("button", { type: "button", dataset: { key: metric }, title: `Open the map of ${metric}`, onclick: () => this._open({ view: "map", metric, step: null, finding: "" }) }, "Show me");
+    const open = ({ metric, layer }) => el("button", {
+      type: "button", dataset: { key: metric }, title: `Open the evolution of ${metric}`,
+      onclick: () => this._open({ view: "evolution", metric, step: null, finding: "", picked: layer === null ? [] : [{ layer, head: null }] }),
+    }, "Show me");
     refill(this.moved, el("h3", {}, head), el("ul", {}, ...moved.map((m) => el("li", {}, movedText(m), " ", open(m)))));
   }
 

@@ -35,7 +35,7 @@ export class TracePanel {
     const hover = (x, over) => {
       this.over = over;
       if (this.lines) this._draw();
-      onhover(x, this.lines ?? [], over);
+      onhover(x, over);
     };
     this.chart.element.addEventListener("mousemove", (event) => hover(this.chart.at(event), this.chart.near(event)));
     this.chart.element.addEventListener("mouseleave", () => hover(null, null));
@@ -64,11 +64,15 @@ export class TracePanel {
 
   _draw() {
     const { spec } = this.app;
+    const across = this.fraction ? "fraction of training" : "step";
+    this.chart.draw({ lines: this.lines, cursor: this.cursor(), across, unit: spec.unit, over: this.over, text: this._words() });
+  }
+
+  /** Where the slider's step lies. */
+  cursor() {
     const now = this.app.step();
     const [start, end] = [this.first.steps[0], this.first.steps[this.first.steps.length - 1]];
-    const cursor = this.fraction ? (now - start) / (end - start || 1) : now;
-    const across = this.fraction ? "fraction of training" : "step";
-    this.chart.draw({ lines: this.lines, cursor, across, unit: spec.unit, over: this.over, text: this._words() });
+    return this.fraction ? (now - start) / (end - start || 1) : now;
   }
 
   /** What is said of the line that is pointed at. */
@@ -110,9 +114,9 @@ export class TracePanel {
     this.key = key;
     const items = picked.length
       ? cells.map((cell) =>
-          el("button", { type: "button", class: "pick", title: `Drop ${cell.label}`, onclick: () => this.app.pick(cell.layer, cell.head) },
+          el("button", { type: "button", class: "pick", title: `Unpin ${cell.label}`, onclick: () => this.app.pick(cell.layer, cell.head) },
             el("i", { style: { background: cell.colour } }), cell.label, el("b", { class: "control" }, "×")))
-      : [el("span", { class: "muted" }, `${cells[0]?.all ? `${HEADS[summaryOf(this.app.state, this.app.spec)]} of each layer` : "Each layer"}, its number at the end of its line. Click a cell or a layer's number to follow it.`)];
+      : [el("span", { class: "muted" }, `${cells[0]?.all ? `${HEADS[summaryOf(this.app.state, this.app.spec)]} of each layer` : "Each layer"}, its number at the end of its line. Click a cell or a layer number to pin it.`)];
     if (picked.length > 1) items.push(el("button", { type: "button", class: "pick control", onclick: () => this.app.update({ picked: [] }) }, "clear"));
     if (shown.length > 1) {
       const names = shortened(shown.map(({ name }) => name), NAMED);

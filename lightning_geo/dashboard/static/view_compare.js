@@ -24,7 +24,7 @@ export class CompareView {
     const table = el("table", {}, el("thead", {}, el("tr", {}, el("th", {}, "layer"), this.column, ...["A", "B", "B − A"].map((name) => el("th", {}, name)))), this.rows);
     this.panel = new TracePanel(app);
     this.maps3 = el("div", { class: "maps" }, ...this.maps.map((map) => map.element));
-    this.below = el("div", { class: "below" }, el("div", { class: "list" }, el("h3", {}, "What differs most at this step"), table), this.panel.element);
+    this.below = el("div", { class: "below" }, el("div", { class: "list" }, el("h3", {}, "Largest differences at this step"), table), this.panel.element);
     this.outcome = el("div", { class: "outcome", role: "status" });
     this.element = el("div", { class: "view compare" }, this.outcome, this.maps3, this.readout, this.below);
     for (const map of this.maps) {
@@ -45,7 +45,7 @@ export class CompareView {
 
   notice() {
     const { app } = this;
-    if (!app.state.other) return app.index.runs.length > 1 ? "Choose run B on the left to compare with." : "There is one run only: a second one is needed to compare.";
+    if (!app.state.other) return app.index.runs.length > 1 ? "Select a run B in the sidebar." : "Only one run found. Comparing needs a second one.";
     const [probeA, probeB] = [app.runMetadata(app.state.run)?.probe_fingerprint, app.runMetadata(app.state.other)?.probe_fingerprint];
     if (probeA && probeB && probeA !== probeB) return "The two runs were measured on different inputs (probes): part of the difference is that of the inputs.";
     const [a, b] = [app.series(app.state.run), app.series(app.state.other)];
@@ -128,7 +128,7 @@ export class CompareView {
       const cell = { layer, head: heads ? head : null };
       const picked = app.state.picked.findIndex((p) => p.layer === cell.layer && p.head === cell.head);
       const numbers = [number(valuesA[layer * a.heads + head]), number(valuesB[layer * b.heads + head]), signed(value)];
-      const jump = el("button", { type: "button", title: `Follow ${cellName(cell)}`, "aria-pressed": String(picked >= 0), dataset: { key: cellName(cell) }, onclick: () => app.pick(cell.layer, cell.head) }, String(layer));
+      const jump = el("button", { type: "button", title: `Pin ${cellName(cell)}`, "aria-pressed": String(picked >= 0), dataset: { key: cellName(cell) }, onclick: () => app.pick(cell.layer, cell.head) }, String(layer));
       if (picked >= 0) jump.style.boxShadow = `inset 4px 0 ${pickColour(picked)}`;
       return el("tr", { onclick: (event) => event.target.closest("button") || app.pick(cell.layer, cell.head) },
         el("td", {}, jump), ...[heads ? String(head) : "", ...numbers].map((text) => el("td", {}, text)));

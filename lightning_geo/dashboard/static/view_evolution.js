@@ -35,7 +35,7 @@ export class EvolutionView {
     const { spec, state } = this.app;
     const how = spec?.axes.includes("head") ? `Each layer is ${HEADS[summaryOf(state, spec)]}. ` : "";
     this.readout.replaceChildren(...(where ? [el("b", {}, where), ` ${value}`]
-      : [el("b", {}, this.app.why()), el("span", { class: "muted" }, ` ${how}One column per sample. Click to go to a step, or on a layer's number to follow it.`)]));
+      : [el("b", {}, this.app.why()), el("span", { class: "muted" }, ` ${how}One column per sample. Click to go to a step, or on a layer number to pin it.`)]));
   }
 
   canvases() {

@@ -24,7 +24,7 @@ export class OverviewView {
   }
 
   heading() {
-    return [el("h2", {}, "All metrics at one step"), el("span", { class: "muted" }, "With findings first, then by how much a layer has changed. Line: the model over the run; band: its layers. Each map has colours of its own. Click one to open it.")];
+    return [el("h2", {}, "All metrics at one step"), el("span", { class: "muted" }, "Findings first, then the largest change of a layer. Line: the model over the run; band: its layers. Each map has its own colour scale. Click a tile to open it.")];
   }
 
   caption() {

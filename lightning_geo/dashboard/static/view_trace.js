@@ -7,15 +7,16 @@ import { number } from "./format.js";
 export class TraceView {
   constructor(app) {
     this.app = app;
-    this.readout = el("div", { class: "strip", "aria-live": "polite" });
-    this.panel = new TracePanel(app, (x, lines, over) => this._read(x, lines, over));
+    this.readout = el("div", { class: "strip" });
+    this.panel = new TracePanel(app, (x, over) => this._read(over, x));
+    this.panel.chart.element.title = "Hover for values; click to jump to that step.";
+    this.at = null;
     this.layer = el("select", { "aria-label": "layer" });
     this.head = el("select", { "aria-label": "head" });
-    const add = el("button", { type: "button", onclick: () => this._add() }, "Follow");
+    const add = el("button", { type: "button", onclick: () => this._add() }, "Pin");
     this.headLabel = el("label", {}, "head ", this.head);
     this.picker = el("div", { class: "picker control" }, el("label", {}, "layer ", this.layer), this.headLabel, add);
     this.element = el("div", { class: "view traces" }, this.picker, this.panel.element, this.readout);
-    this._read(null, []);
   }
 
   _add() {
@@ -33,17 +34,18 @@ export class TraceView {
     fill(this.layer, a.layers, []);
     fill(this.head, heads ? a.heads : 0, [["", "all"]]);
     this.panel.paint([{ series: a, name: app.state.run }, { series: b, name: app.state.other }]);
+    if (this.at === null) this._read();
   }
 
-  _read(x, lines, over = null) {
-    if (x === null || !lines?.length) {
-      this.readout.replaceChildren(el("span", { class: "muted" }, "Point at the lines for their values; click to go to a step."));
-      return;
-    }
-    const found = readOut(x, lines);
+  /** Every line's value at the pointer; without one at the slider's step. */
+  _read(over = null, x = null) {
+    const { lines } = this.panel;
+    if (!lines?.length) return;
+    this.at = x;
+    const found = readOut(x ?? this.panel.cursor(), lines);
     const pointed = lines[over?.index];
     this.readout.replaceChildren(
-      el("b", {}, `${this.panel.fraction ? "fraction" : "step"} ${number(found[0]?.x ?? x)} `),
+      el("b", {}, `${this.panel.fraction ? "fraction" : "step"} ${number(found[0]?.x)} `),
       ...found.map(({ label, colour, value, run }) =>
         el("span", { class: "item", title: run, "aria-current": label === pointed?.label && run === pointed.run && "true" }, el("i", { style: { background: colour } }), `${label}${this.app.state.other ? (run === this.app.state.run ? " A" : " B") : ""} `, el("b", {}, value))),
     );

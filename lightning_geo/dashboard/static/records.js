@@ -1,0 +1,84 @@
+// What is known of the runs: their metrics, findings and models, asked for when they are needed first.
+
+import { Cache, Metadata, fetchFindings, limit } from "./api.js";
+import { keyOf } from "./findings.js";
+import { stackOf } from "./state.js";
+
+/** The page's data. Who extends it has `state`, the `spec` of its metric, and `schedule`, called when something came. */
+export class Records {
+  constructor() {
+    this.index = { runs: [], metrics: [] };
+    this.metadata = new Metadata(() => this.schedule());
+    this.cache = new Cache(() => this.schedule());
+    this.found = new Cache(() => this.schedule(), fetchFindings);
+  }
+
+  _stack(run, monitor = this.state.monitor) {
+    const found = this.index.runs.find((r) => r.run === run)?.monitors;
+    return found?.find((m) => m.monitor === monitor) ?? found?.[0];
+  }
+
+  _got(run, metric = this.state.metric, samples = 0, name = this.state.stack) {
+    const monitor = this._stack(run);
+    const stack = stackOf(monitor, name);
+    if (!stack?.metrics.includes(metric)) return new Error(`Run ${run} has no ${metric} in stack ${name}.`);
+    if (!this.runMetadata(run)) return null; // it tells how large a sample is
+    const request = { run, monitor: monitor.monitor, stack: stack.stack, metric, samples: samples || this.samplesOf(run) };
+    return this.cache.get(request, monitor.last.join());
+  }
+
+  /** The samples of a metric in a run, or null until they are here. */
+  series(run, metric, samples, stack) {
+    const got = this._got(run, metric, samples, stack);
+    return got instanceof Error || !got?.steps.length ? null : got;
+  }
+
+  error(run) {
+    const got = this._got(run);
+    return got instanceof Error ? got.message : got && !got.steps.length ? `${this.state.metric} has no sample yet.` : "";
+  }
+
+  metricNames(run = this.state.run) {
+    return stackOf(this._stack(run), this.state.stack)?.metrics ?? [];
+  }
+
+  /** What a run's monitor found; null while it is loading, or an Error. */
+  findings(run) {
+    const monitor = this._stack(run);
+    return monitor ? this.found.get({ run, monitor: monitor.monitor }, monitor.last.join()) : null;
+  }
+
+  /** The finding whose cells the map frames, or null. */
+  marked() {
+    const { finding, run, stack } = this.state;
+    return (finding && this.findings(run)?.findings?.find((f) => keyOf(f) === finding && f.stack === stack)) || null;
+  }
+
+  /** How many samples of a metric fit into so many bytes, as far as the metadata tells its size. */
+  samplesOf(run, largest) {
+    const heads = this._layers(run)?.heads ?? [];
+    return limit(heads.length * Math.max(1, ...heads), largest);
+  }
+
+  /** Layers of a run's stack: heads and module of each layer; null until it is here. */
+  _layers(run = this.state.run) {
+    const metadata = this.runMetadata(run);
+    return metadata?.model?.stacks?.[this.state.stack] ?? null;
+  }
+
+  runMetadata(run) {
+    const monitor = this._stack(run)?.monitor;
+    return monitor === undefined ? null : this.metadata.get(run, monitor);
+  }
+
+  module(layer) {
+    return this._layers()?.modules?.[layer] ?? "";
+  }
+
+  /** Whether the model of a run has a cell, as far as its metadata tells. */
+  exists(run = this.state.run, spec = this.spec) {
+    const heads = this._layers(run)?.heads;
+    if (!heads || !spec.axes.includes("head")) return null;
+    return (layer, head) => layer >= heads.length || !heads[layer] || head < heads[layer];
+  }
+}
