@@ -44,6 +44,13 @@ _CHOOSE = """(name) => new Promise((resolve) => {
   const poll = () => (shown() ? resolve(performance.now() - start) : requestAnimationFrame(poll));
   requestAnimationFrame(poll);
 })"""
+_SUMMARY = """() => new Promise((resolve) => {
+  const start = performance.now();
+  [...document.querySelectorAll('header button')].find((b) => b.textContent === 'Summary').click();
+  const poll = () => (document.querySelector('.verdict h2')?.textContent && document.querySelector('.moved:not([hidden]) li')
+    ? resolve(performance.now() - start) : requestAnimationFrame(poll));
+  requestAnimationFrame(poll);
+})"""
 _SLIDE = """async (view) => {
   [...document.querySelectorAll('header button')].find((b) => b.textContent === view).click();
   await new Promise((resolve) => setTimeout(resolve, 1500));
@@ -100,6 +107,7 @@ def main() -> None:
             frame.evaluate(_WATCH)
             chosen = [frame.evaluate(_CHOOSE, name) for name in names[1:6] if "." not in name]
             print("choosing a metric:", ", ".join(f"{ms:.0f}" for ms in chosen), "ms")
+            print(f"Summary and what moved most: {frame.evaluate(_SUMMARY):.0f} ms")
             for view in ("Map", "Trace", "Evolution", "Overview"):
                 times = sorted(frame.evaluate(_SLIDE, view))
                 middle, high = statistics.median(times), times[int(0.95 * len(times))]
