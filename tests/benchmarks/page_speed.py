@@ -47,8 +47,9 @@ _CHOOSE = """(name) => new Promise((resolve) => {
 _SUMMARY = """() => new Promise((resolve) => {
   const start = performance.now();
   [...document.querySelectorAll('header button')].find((b) => b.textContent === 'Summary').click();
-  const poll = () => (document.querySelector('.verdict h2')?.textContent && document.querySelector('.moved:not([hidden]) li')
-    ? resolve(performance.now() - start) : requestAnimationFrame(poll));
+  const shown = () => document.querySelector('.verdict h2')?.textContent
+    && document.querySelector('.moved:not([hidden]) li');
+  const poll = () => (shown() ? resolve(performance.now() - start) : requestAnimationFrame(poll));
   requestAnimationFrame(poll);
 })"""
 _SLIDE = """async (view) => {

@@ -30,12 +30,12 @@ function shared(names) {
   return [start, end];
 }
 
-/** The part of a name in which it differs, as much before it as there is room for. */
+/** The part of a name in which it differs, with its end if that is short, and as much before it as there is room for. */
 function around(name, start, end, most) {
   const core = name.slice(start, name.length - end);
   const room = Math.max(0, most - core.length - 2);
-  const before = Math.min(start, Math.ceil(room * 0.7));
-  const after = Math.min(end, room - before);
+  const after = end <= 0.6 * room ? end : Math.floor(0.3 * room);
+  const before = Math.min(start, room - after);
   const left = start > before ? `…${name.slice(start - before, start)}` : name.slice(0, start);
   const right = end > after ? `${name.slice(name.length - end, name.length - end + after)}…` : name.slice(name.length - end);
   return `${left}${core}${right}`;

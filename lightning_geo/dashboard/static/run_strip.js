@@ -58,7 +58,9 @@ export class RunStrip {
     const series = this.app.spec && !timeless ? this.app.series(state.run) : null;
     this.steps = series?.steps ?? null;
     this.other = this._other(series);
-    this.findings = this.app.findings(state.run)?.findings ?? [];
+    const found = this.app.findings(state.run);
+    this.findings = found?.findings ?? [];
+    this.span = this.steps ?? [found?.first_step, found?.last_step].filter(Number.isFinite);
     for (const [role, row] of Object.entries(this.rows)) this._choices(role, row);
     this._draw();
     this._marks();
@@ -94,7 +96,7 @@ export class RunStrip {
   }
 
   _draw() {
-    this.chart.draw({ run: this.run, other: this.other, steps: this.steps ?? [], cursor: this._cursor(), over: this.over === null ? null : this._words() });
+    this.chart.draw({ run: this.run, other: this.other, steps: this.span, cursor: this._cursor(), over: this.over === null ? null : this._words() });
   }
 
   _words() {

@@ -35,6 +35,8 @@ test("names are cut in the middle, and names that differ stay different", () => 
   const sweep = cut("sweep/base/lr=0.001,warmup=100,seed=1/version_0", "sweep/base/lr=0.003,warmup=100,seed=1/version_0");
   assert.ok(sweep[0].includes("0.001") && sweep[1].includes("0.003"), sweep.join());
   for (const name of sweep) assert.ok(name.length <= 26, name);
+  const rates = cut("entropy_collapse/lr_0.001/version_0", "entropy_collapse/lr_0.01/version_0");
+  assert.deepEqual(rates, ["…pse/lr_0.001/version_0", "…apse/lr_0.01/version_0"]);
   assert.deepEqual([...shortened([], 24)], []);
 });
 
