@@ -88,10 +88,12 @@ def test_a_group_is_one_tab_stop_and_the_arrows_move_within_it(page: Page, addre
     frame.locator("select[name=other]").focus()
     inner = next(frame for frame in page.frames if "plugin_entry" in frame.url)
     stops = []
-    for _ in range(6):
+    while "paper" not in stops:
         page.keyboard.press("Tab")
         stops.append(inner.evaluate(focus))
-    assert stops == ["metrics", "choice", "choice", "choice", "buttons", "paper"]
+        assert len(stops) < 10, stops
+    groups = [stop for stop in stops if stop in ("metrics", "choice", "buttons")]
+    assert groups == ["metrics", "choice", "choice", "choice", "buttons"]
     frame.locator("select[name=other]").focus()
     page.keyboard.press("Tab")  # to the metric that is chosen
     expect(frame.locator("button.metric:focus")).to_have_text("cone")
