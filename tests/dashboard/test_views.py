@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import numpy as np
 import pytest
-from playwright.sync_api import FrameLocator, Page, expect
+from playwright.sync_api import FrameLocator, Page, Route, expect
 
 from dashboard.providers import write_run
 from lightning_geo import load_history
@@ -193,3 +193,23 @@ def test_show_me_opens_the_evolution_of_what_moved_with_its_layer_framed(page: P
     expect(frame.locator("h2")).to_contain_text("cone.output")
     press(frame, "Trace")
     expect(frame.locator(".legend .pick")).to_have_text(f"layer {layer[1]}×")
+
+
+def test_what_cannot_be_read_is_said_and_hides_nothing_else(page: Page, address: str) -> None:
+    def refuse(route: Route) -> None:
+        broken = "metric=cone.output" in route.request.url or "/curves" in route.request.url
+        if broken:
+            route.fulfill(status=200, body=b"\xff\xff\xff\xff" if "/data" in route.request.url else b"{")
+        else:
+            route.continue_()
+
+    page.route(re.compile("/(data|curves)[?]"), refuse)
+    frame = opened(page, address, "view=overview&run=found")
+    press(frame, "All metrics")
+    tiles = frame.locator(".tile")
+    expect(tiles.filter(has_text="→")).to_have_count(len(METRICS) - 1, timeout=PATIENCE)
+    expect(tiles.nth(0)).to_contain_text("self_mass▲ Warning: low mass")
+    expect(tiles.last).to_contain_text("cone.outputcould not be read")
+    expect(frame.locator(".runstrip")).to_be_hidden()
+    page.unroute_all()
+    expect(tiles.filter(has_text="→")).to_have_count(len(METRICS), timeout=PATIENCE)  # it is asked for again

@@ -33,9 +33,10 @@ export class Records {
     return got instanceof Error || !got?.steps.length ? null : got;
   }
 
-  error(run) {
-    const got = this._got(run);
-    return got instanceof Error ? got.message : got && !got.steps.length ? `${this.state.metric} has no sample yet.` : "";
+  /** Why a metric's samples are not here; empty while they are loading too. */
+  error(run, metric, samples) {
+    const got = this._got(run, metric, samples);
+    return got instanceof Error ? got.message : got && !got.steps.length ? `${metric ?? this.state.metric} has no sample yet.` : "";
   }
 
   metricNames(run = this.state.run) {

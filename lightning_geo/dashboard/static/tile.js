@@ -53,8 +53,10 @@ export class Tile {
     else delete this.element.dataset.level;
   }
 
-  loading() {
-    this.ends[0].textContent = "loading…";
+  /** Without a picture: `error` is why, empty while it is loading. */
+  absent(error) {
+    this.ends[0].textContent = error ? "could not be read" : "loading…";
+    this.ends[0].title = error;
   }
 
   /** `runs` is [{series, values, sample, scale, exists}] of run A, and of B if there is one. */
@@ -67,6 +69,7 @@ export class Tile {
       const [from, to] = [whole[0], whole[sample]];
       const arrow = to > from ? " ▲" : to < from ? " ▼" : "";
       const text = Number.isFinite(to) ? `${number(from)} → ${number(to)}${arrow}` : "not measured at this step";
+      this.ends[at].title = "";
       this.ends[at].textContent = runs.length > 1 ? `${"AB"[at]} ${text}` : text;
     });
     this._line(runs[0]);

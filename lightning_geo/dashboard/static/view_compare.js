@@ -5,13 +5,14 @@ import { CellCursor } from "./cell_cursor.js";
 import { outcome } from "./curves.js";
 import { el, refill } from "./dom.js";
 import { number, signed, withUnit } from "./format.js";
-import { Heatmap } from "./heatmap.js";
+import { Heatmap, roomOf } from "./heatmap.js";
 import { scale } from "./colour.js";
 import { roving } from "./roving.js";
 import { paintSigns } from "./signs.js";
 import { across, aligned, difference, extent, frame, largest } from "./series.js";
 
 const LISTED = 10;
+const MAPS = 0.5; // of the height, at most
 const NAMES = ["run A", "run B", "run B minus run A"];
 
 export class CompareView {
@@ -72,6 +73,7 @@ export class CompareView {
     const valuesOf = (series, at) => (app.state.change ? difference(frame(series, at), frame(series, 0)) : frame(series, at));
     const [valuesA, valuesB] = [valuesOf(a, i), valuesOf(b, j)];
     const apart = across(a, valuesA, b, valuesB);
+    this._share(Math.max(a.layers, b.layers), Math.max(a.heads, b.heads));
     this.shown = { a, b, valuesA, valuesB, apart, stepA: a.steps[i], stepB: b.steps[j] };
     const colours = app.scale([a, b], [valuesA, valuesB]);
     const marks = app.state.picked.map(({ layer, head }, at) => ({ row: layer, col: head, colour: pickColour(at) }));
@@ -82,6 +84,15 @@ export class CompareView {
     this._list(apart);
     this.panel.paint([{ series: a, name: app.state.run }, { series: b, name: app.state.other }]);
     this._read();
+  }
+
+  /** The maps take no more of the height than they fill. */
+  _share(layers, heads) {
+    const { clientWidth: width, clientHeight: height } = this.element;
+    const most = Math.round(Math.min(roomOf(layers, heads, width / 3, Infinity).height, MAPS * height));
+    if (most === this.most) return;
+    this.most = most;
+    this.element.style.gridTemplateRows = `auto minmax(150px, ${most}px) auto minmax(150px, 1fr)`;
   }
 
   /** How the two runs ended, before how their geometry differs. */

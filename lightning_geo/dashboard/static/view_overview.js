@@ -41,6 +41,7 @@ export class OverviewView {
     if (key !== this.key) this._build(headline.length > 0 && headline.length < known.length);
     this.key = key;
     this.shown = [];
+    this.failed = 0;
     const found = app.findings(app.state.run);
     const findings = byMetric(found?.findings ?? [], app.state.stack);
     for (const spec of this.specs) {
@@ -68,9 +69,10 @@ export class OverviewView {
   /** Once all are here: tiles that change their places while one looks at them help nobody. */
   _order(findings, known) {
     this.filter.set(this.family);
-    const settled = this.shown.length === this.specs.length && known;
+    const settled = this.shown.length + this.failed === this.specs.length && known;
     if (settled && !this.settled) {
-      this.names = unusualFirst(this.shown.map(({ spec, series }) => ({ name: spec.name, finding: findings.get(spec.name), share: movement(spec, series).layerShare })));
+      const absent = this.specs.map(({ name }) => name).filter((name) => !this.shown.some(({ spec }) => spec.name === name));
+      this.names = [...unusualFirst(this.shown.map(({ spec, series }) => ({ name: spec.name, finding: findings.get(spec.name), share: movement(spec, series).layerShare }))), ...absent];
     } else if (!this.settled) this.names = this.specs.map(({ name }) => name);
     this.settled ||= settled;
     const shown = this.names.filter((name) => !this.family || this.tiles.get(name).spec.family === this.family);
@@ -86,7 +88,11 @@ export class OverviewView {
     const tile = this.tiles.get(spec.name);
     const of = (name) => app.series(name, spec.name, app.samplesOf(name, EACH));
     const series = of(run);
-    if (!series) return tile.loading();
+    if (!series) {
+      const error = app.error(run, spec.name, app.samplesOf(run, EACH));
+      this.failed += Boolean(error);
+      return tile.absent(error);
+    }
     const at = (found, sample) => ({ series: found, sample, values: change ? difference(frame(found, sample), frame(found, 0)) : frame(found, sample) });
     const runs = [at(series, nearest(series.steps, app.step()))];
     const second = other ? of(other) : null;
