@@ -4,10 +4,11 @@ import { Cache, fetchCurves } from "./api.js";
 import { ROLES, at, described } from "./curves.js";
 import { el, setOptions } from "./dom.js";
 import { LEVELS, mapOf, span, title } from "./findings.js";
-import { middle } from "./format.js";
+import { shortened } from "./names.js";
 import { roving } from "./roving.js";
 import { StripChart } from "./strip_chart.js";
 
+const TAG = 26; // letters of a tag that fit
 const SHOWN = 24; // findings with a mark, the most severe
 const REACH = 5; // pixels to either side of the pointer in which a tick is named
 
@@ -80,12 +81,17 @@ export class RunStrip {
     return { curves: other.curves, onto: map(from, to), back: map(to, from), key: [...from, ...to].join() };
   }
 
-  _choices(role, { element, select }) {
+  /** What a curve can be; made anew where the run or the choice is another one. */
+  _choices(role, row) {
+    const { element, select } = row;
+    const { [role]: choice } = this.app.state;
+    if (row.run === this.run && row.choice === choice) return;
+    Object.assign(row, { run: this.run, choice });
     const { tags, curves } = this.run;
     const found = curves[role]?.tag;
-    const { [role]: choice } = this.app.state;
-    const automatic = choice ? `${ROLES[role].word}, found by its name` : found ? middle(found, 26) : `no ${ROLES[role].word.toLowerCase()}`;
-    setOptions(select, [["", automatic], ["-", "none"], ...tags.map((tag) => [`=${tag}`, middle(tag, 26)])], choice);
+    const names = shortened(tags, TAG);
+    const automatic = choice ? `${ROLES[role].word}, found by its name` : names.get(found) ?? `no ${ROLES[role].word.toLowerCase()}`;
+    setOptions(select, [["", automatic], ["-", "none"], ...tags.map((tag) => [`=${tag}`, names.get(tag), tag])], choice);
     if (select.selectedIndex < 0) select.value = ""; // chosen in another run; this one has no such tag
     select.title = found ? `${ROLES[role].word}: ${found}` : `${ROLES[role].word}: choose a curve of this run`;
     element.dataset.empty = String(!found);
