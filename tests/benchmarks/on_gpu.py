@@ -23,6 +23,7 @@ TESTS = Path(__file__).parents[1]
 #: Modules of ``on_device``, in the order in which they measure.
 STAGES = (
     "machine", "errors", "attention", "decompositions", "samples", "choices", "training", "vectors", "growth",
+    "widths", "families",
 )  # fmt: skip
 
 #: Seconds that a stage may take from its turn on, and that all may take until they are ready.
