@@ -14,6 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from lightning_geo.functional._decompositions import by_lapack
 from lightning_geo.functional._tensors import as_float, exact_dtype
 from lightning_geo.kernels.workspace import scratch
 from lightning_geo.metrics.spec import ROLES
@@ -179,7 +180,7 @@ def whitener(weight: Float[Tensor, "h D d"]) -> Float[Tensor, "h D D"]:
     weight = weight.to(exact_dtype(weight))
     gram = weight @ weight.mT
     finite = gram.isfinite().all((-2, -1))[..., None, None]
-    values, vectors = torch.linalg.eigh(torch.where(finite, gram, 0.0))
+    values, vectors = by_lapack(torch.linalg.eigh, torch.where(finite, gram, 0.0))
     # singular values below a hundred thousandth of the largest are rounding in a float32 product
     spanned = values > 1e-10 * values[..., -1:]
     scale = torch.where(spanned, torch.where(spanned, values, 1.0).rsqrt(), 0.0)
@@ -209,10 +210,16 @@ def _spectrum(first: Float[Tensor, "H D D"], second: Float[Tensor, "H D D"]) -> 
     first, second = (x.to(exact_dtype(x)) for x in (first, second))
     finite = (first + second).isfinite().all((-2, -1))[..., None, None]
     first, second = (torch.where(finite, x, 0.0) for x in (first, second))
+    squares = by_lapack(_eigenvalues_of_product, first, second).flip(-1).clamp(min=0)
+    return torch.where(finite[..., 0], squares, torch.nan).to(dtype)
+
+
+def _eigenvalues_of_product(first: Tensor, second: Tensor) -> Tensor:
+    """Eigenvalues, ascending, of the products of positive semidefinite matrices ``[n, D, D]``."""
     root, failed = torch.linalg.cholesky_ex(first)
     if failed.any():  # a head of fewer than D dimensions, by rounding or by pruning
         values, vectors = torch.linalg.eigh(first)
         root = vectors * values.clamp(min=0).sqrt()[..., None, :]
     # with A Aᵀ = R Rᵀ, Rᵀ B Bᵀ R has the eigenvalues of A Aᵀ B Bᵀ
-    squares = torch.linalg.eigvalsh(root.mT @ second @ root).flip(-1).clamp(min=0)
-    return torch.where(finite[..., 0], squares, torch.nan).to(dtype)
+    eigenvalues: Tensor = torch.linalg.eigvalsh(root.mT @ second @ root)
+    return eigenvalues
