@@ -129,7 +129,7 @@ class AttentionEvents:
                 self._see(Held(call, self.stack.frames[-1].name, query, key, result))
         else:
             for x in args:  # using a layer's parameters from outside runs the layer without calling it
-                item = self.stack.uses(x) if isinstance(x, nn.Parameter) else None
+                item = self.stack.uses(x)
                 if item is not None:
                     with self.work.running():
                         self._imply(f"{item}.")
