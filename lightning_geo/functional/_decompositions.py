@@ -22,7 +22,7 @@ __all__ = ["by_lapack", "in_threads"]
 _THREADS = 8
 
 #: Fewest matrices that are worth a thread.
-_FEWEST = 16
+_FEWEST = 4
 
 
 def by_lapack(decompose: Callable[..., Any], *matrices: Tensor) -> Any:

@@ -78,6 +78,7 @@ class HeadWeights:
         self.start = start
         self._grams: dict[str, Tensor] = {}
         self._overlaps: dict[str, Tensor] = {}
+        self._whiteners: dict[str, Tensor] = {}
         for role, weight in self.roles.items():
             if weight.shape[0] == 0 or self.heads % weight.shape[0]:
                 raise ValueError(
@@ -107,6 +108,12 @@ class HeadWeights:
         if role not in self._grams:
             self._grams[role] = self[role] @ self[role].mT
         return self._grams[role]
+
+    def whitener(self, role: str) -> Float[Tensor, "h D D"]:
+        """``[h, D, D]``, see :func:`whitener`."""
+        if role not in self._whiteners:
+            self._whiteners[role] = whitener(self[role])
+        return self._whiteners[role]
 
     def across(self, left: str, right: str, dtype: torch.dtype | None = None) -> Float[Tensor, "H D1 D2"]:
         """``[H, D, D']``, W_left W_rightᵀ of each query head."""

@@ -89,7 +89,7 @@ def projection_strength(reads: HeadReads) -> Float[Tensor, "batch heads"]:
 
 def _mean_angle(weights: HeadWeights, one: str, other: str) -> Float[Tensor, " heads"]:
     """Mean principal angle ``[H]`` between two roles' read subspaces, radians; NaN for broken heads."""
-    first, second = (whitener(weights[role]) for role in (one, other))
+    first, second = (weights.whitener(role) for role in (one, other))
     across = weights.across(one, other, exact_dtype(weights[one]))
     product = weights.each(first).mT @ across @ weights.each(second)
     finite = product.isfinite().all(-1).all(-1)  # svdvals raises on matrices that are not

@@ -38,6 +38,7 @@ class Measurement:
         drawn: Weights drawn at the sample before by model, see :class:`.Updates`; replaced.
         trained: By model, see :class:`.Visibility`.
         narrowings: By model, what fixed inputs have shown of its layers.
+        timed: Whether to time what observing takes.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Measurement:
         drawn: dict[str, dict[str, Draw]] | None = None,
         trained: Mapping[str, Mapping[CallKey, Tensor]] | None = None,
         narrowings: Mapping[str, Narrowing] | None = None,
+        timed: bool = True,
     ) -> None:
         self._metrics = metrics
         self._layers = layers
@@ -72,7 +74,7 @@ class Measurement:
             self._statistics[name] = SampleStatistics(metrics, max_queries, name, *own, weights, pairs)
         self._narrowings = {} if narrowings is None or layers is None else dict(narrowings)
         for name, tap in taps.items():
-            tap.begin_sample(self._choices[name].asks)
+            tap.begin_sample(self._choices[name].asks, timed=timed)
         for name, narrowing in self._narrowings.items():
             self._taps[name] = narrowing.begin(self._statistics[name], self._choices[name].asks)
 

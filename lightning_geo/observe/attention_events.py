@@ -84,6 +84,11 @@ class AttentionEvents:
         self.coverage = Coverage()
         self.settle_masks()
 
+    def let_go(self) -> None:
+        """Forget the observer."""
+        self.search.observer = None
+        del self.observer
+
     def settle_masks(self) -> list[str]:
         """Read what the device found out about masks; return modules that were measured with another one."""
         modules = [name for name in self.evidence.structures.settle() if self._asked(name)]

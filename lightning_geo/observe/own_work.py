@@ -11,7 +11,7 @@ from torch import nn
 from lightning_geo.observe.replay.undisturbed import device_of
 from lightning_geo.utils._torch import without_function_modes
 from lightning_geo.utils.cuda_graphs import CaptureError, is_capturing
-from lightning_geo.utils.device_time import Stopwatch
+from lightning_geo.utils.device_time import IdleStopwatch, Stopwatch
 
 __all__ = ["OwnWork"]
 
@@ -31,8 +31,14 @@ class OwnWork:
         self._devices = sorted(devices - {"meta"})
         #: whether a computation of the tap runs, or a function whose call the tap has already seen
         self.busy = False
+        self._stopwatch = Stopwatch()
         #: time of the computations so far
-        self.stopwatch = Stopwatch()
+        self.stopwatch = self._stopwatch
+
+    def begin(self, *, timed: bool) -> None:
+        """Begin at 0, and time the computations or not."""
+        self._stopwatch.reset()
+        self.stopwatch = self._stopwatch if timed else IdleStopwatch()
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
