@@ -33,7 +33,13 @@ def _run(bench: Bench, calls: list[tuple[int, Any]]) -> None:
             whole = functools.partial(kernels.attention, call, "triton")
             forward, ours = bench.times(flash(bench, call, False), whole)
             scores = call.query.shape[0] * call.query.shape[1] * call.query.shape[2] ** 2
-            yield width, micros(forward), micros(ours), ratio(ours, forward), scores / statistics.median(ours) / 1e6
+            yield (
+                width,
+                micros(forward),
+                micros(ours),
+                ratio(ours, forward),
+                scores / statistics.median(ours) / 1e6,
+            )
 
     table(
         "All statistics by the width of a head, B 8, H 16, N 1024, bf16",
