@@ -32,14 +32,9 @@ def _run(bench: Bench, calls: list[tuple[int, Any]]) -> None:
         for width, call in calls:
             whole = functools.partial(kernels.attention, call, "triton")
             forward, ours = bench.times(flash(bench, call, False), whole)
-            scores = call.query.shape[0] * call.query.shape[1] * call.query.shape[2] ** 2
-            yield (
-                width,
-                micros(forward),
-                micros(ours),
-                ratio(ours, forward),
-                scores / statistics.median(ours) / 1e6,
-            )
+            batch, heads, tokens, _ = call.query.shape
+            rate = batch * heads * tokens**2 / statistics.median(ours) / 1e6
+            yield width, micros(forward), micros(ours), ratio(ours, forward), rate
 
     table(
         "All statistics by the width of a head, B 8, H 16, N 1024, bf16",
