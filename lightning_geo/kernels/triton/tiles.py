@@ -54,8 +54,8 @@ def tiles_for(
 ) -> Tiles:
     """Look up the tiles of a call.
 
-    They spill no registers in half precision, but for a few beside masks that differ between rows and widths of
-    96 and 160 before a Hopper. In float32 some do: rows of more than 128 features, and on a Hopper masks that
+    They spill no registers in half precision, but for a few beside masks that differ between rows, and at 96
+    and above before a Hopper. In float32 some do: rows of more than 128 features, and on a Hopper masks that
     differ between rows, or 128 features with any mask or special tokens.
 
     Args:
