@@ -17,7 +17,7 @@ Values = NDArray[np.float64]
 
 _SHARES = (0.02, 0.98)
 _NEAR = 0.5  # of the distance between the two quantiles: what lies beyond them by less is no outlier
-_STEPS = 5  # of a scale, at most
+_STEPS = 10  # of a scale, at most about
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ class PictureScale:
     def _place(self, values: Values) -> Values:
         if self.log_from is None:
             return values
-        return np.log(np.maximum(values - self.log_from, np.finfo(np.float64).tiny))
+        places: Values = np.log(np.maximum(values - self.log_from, np.finfo(np.float64).tiny))
+        return places
 
 
 class PictureScales:
@@ -70,7 +71,7 @@ class PictureScales:
         ...     print(scales.of("entropy", np.array([values]), CATALOG["entropy"]).high)
         4.0
         4.0
-        5.0
+        4.5
     """
 
     def __init__(self, ends: dict[str, list[float]] | None = None) -> None:
@@ -85,6 +86,8 @@ class PictureScales:
             spec: The metric.
         """
         bound = spec.range if spec.log_from is None else (None, None)
+        if bound[0] is not None and bound[1] is not None:
+            return PictureScale(bound[0], bound[1])
         known = values[np.isfinite(values)].astype(np.float64)
         log_from = spec.log_from
         if log_from is not None:

@@ -47,7 +47,7 @@ def test_every_import_is_a_file_that_is_there() -> None:
 
 def test_examples_are_of_metrics_that_there_are() -> None:
     source = (STATIC / "examples.js").read_text()
-    drawn = set(re.findall(r'^  "?([a-z_.]+)"?: ', source, re.MULTILINE))
+    drawn = set(re.findall(r'^  "?([a-z0-9_.]+)"?: ', source, re.MULTILINE))
     stored = {name for spec in CATALOG.values() for name in spec.stored_names}
     assert drawn <= {*stored, *(name.partition(".")[0] for name in stored)}
     without = {name for name in stored if not {name, name.partition(".")[0]} & drawn}
