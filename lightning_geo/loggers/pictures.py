@@ -153,7 +153,7 @@ def draw(
     text.put((12, (top + bottom) / 2), "layer", 13, "mm", turned=True)
     if not crowded:
         text.put(((left + right) / 2, bottom + 17), "stage" if columns else "head", 13, "ma")
-    for share, beyond in ((0.0, "≤ " * (least < scale.low)), (0.5, ""), (1.0, "≥ " * (most > scale.high))):
+    for share, beyond in ((0.0, "< " * (least < scale.low)), (0.5, ""), (1.0, "> " * (most > scale.high))):
         where = (bar_right + 4, top + (1 - share) * (bar_height - 1))
         text.put(where, beyond + _number(scale.value(share)), 13, "lm")
 

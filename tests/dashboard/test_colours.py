@@ -50,7 +50,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def page() -> Iterator[Page]:
+def page(address: str) -> Iterator[Page]:
+    """Closed before its server is: the page asks on and on."""
     with chromium() as (page, errors):
         page.set_viewport_size({"width": 1400, "height": 900})
         yield page
@@ -67,21 +68,24 @@ def opened(page: Page, address: str, view: str, theme: str = "light") -> FrameLo
     dark = "true" if theme == "dark" else "false"
     page.goto(f"{address}/?darkMode={dark}#lightning_geo&p.lightning_geo.view={quote(view, safe='')}")
     frame = page.frame_locator("iframe")
-    expect(frame.locator(".stage")).to_be_visible(timeout=PATIENCE)
+    expect(frame.locator(".readout .value")).to_be_visible(timeout=PATIENCE)
     return frame
 
 
-def cells(frame: FrameLocator, number: int = 0) -> NDArray[np.float64]:
-    """CIE lightness [row, column] of each cell of a map: the mean over its inner pixels."""
-    picture = frame.locator(".view canvas").nth(number).evaluate("canvas => canvas.toDataURL()")
+def cells(frame: FrameLocator, *, corner: bool = False) -> NDArray[np.float64]:
+    """CIE lightness [row, column] of each cell of the map, over its lower half or its upper right corner."""
+    # the page paints once before each frame that is shown
+    painted = "canvas => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done("
+    picture = frame.locator(".view canvas").first.evaluate(f"{painted}canvas.toDataURL()))))")
     with Image.open(io.BytesIO(base64.b64decode(picture.partition(",")[2]))) as opened_picture:
         pixels = np.asarray(opened_picture.convert("RGB"), np.float64) / 255
     height, width, _ = pixels.shape
     linear = np.where(pixels <= 0.04045, pixels / 12.92, ((pixels + 0.055) / 1.055) ** 2.4)
     lightness = 116 * np.cbrt(linear @ [0.2126, 0.7152, 0.0722]) - 16
     tall, wide = min((height - 64) / SIZE, 64), min((width - 128) / SIZE, 64)  # as heatmap.js lays it out
-    rows = [(int(24 + tall * i) + 2, int(24 + tall * (i + 1)) - 1) for i in range(SIZE)]
-    columns = [(int(46 + wide * i) + 2, int(46 + wide * (i + 1)) - 1) for i in range(SIZE)]
+    first, last, start = (0.1, 0.45, 0.5) if corner else (0.6, 0.9, 0.1)
+    rows = [(int(24 + tall * (i + first)), int(24 + tall * (i + last))) for i in range(SIZE)]
+    columns = [(int(46 + wide * (i + start)), int(46 + wide * (i + 0.9))) for i in range(SIZE)]
     return np.array([[lightness[t:b, left:right].mean() for left, right in columns] for t, b in rows])
 
 
@@ -105,3 +109,31 @@ def test_ten_collapsed_heads_are_seen_beside_one_outlier(page: Page, address: st
     hidden = cells(frame)
     assert seen(hidden) < 15
     assert hidden[others].std() < 3
+
+
+def test_a_change_of_ten_heads_is_seen_and_the_scale_holds_for_all_steps(page: Page, address: str) -> None:
+    frame = opened(page, address, "view=map&run=planted&metric=entropy&change=1")
+    assert seen(cells(frame)) > 25
+    frame.locator("input[type=range]").fill("0")  # all that collapsed later is as it was
+    expect(frame.locator(".player output")).to_have_text("step 0 of 390")
+    assert np.ptp(cells(frame)) < 2
+
+
+def test_cells_beyond_the_scale_are_marked(page: Page, address: str) -> None:
+    frame = opened(page, address, "view=map&run=planted&metric=entropy")
+    capped = cells(frame, corner=True) - cells(frame)
+    assert min(capped[cell] for cell in COLLAPSED) > 10  # a white triangle in a dark cell
+    assert capped[OUTLIER] < -10  # a black one in a light cell
+    others = np.ones((SIZE, SIZE), bool)
+    for cell in [*COLLAPSED, OUTLIER]:
+        others[cell] = False
+    assert np.abs(capped[others]).max() < 1
+    frame.get_by_role("button", name="full range", exact=True).click()
+    assert np.abs(cells(frame, corner=True) - cells(frame)).max() < 1
+
+
+def test_lengths_are_compared_by_their_ratio(page: Page, address: str) -> None:
+    frame = opened(page, address, "view=map&run=planted&metric=query_norm")
+    found = cells(frame)  # lengths from 1 to 1,000, as many below 32 as above
+    assert abs(np.median(found) - found.mean()) < 5
+    assert 40 < np.median(found) < 65

@@ -5,7 +5,7 @@ import { examplesOf } from "./examples.js";
 import { number } from "./format.js";
 import { thumbnail } from "./thumbnail.js";
 
-const MEASURED = "BERT is the 6-layer all-MiniLM-L6-v2 on news of 96 tokens; the untrained decoder is a GPT-2 of its size.";
+const MEASURED = "BERT is the 6-layer all-MiniLM-L6-v2 on news stories of 96 tokens, of 128 in its fine-tuning; the untrained decoder is a GPT-2 of its size.";
 
 /** Unit and bounds of a metric as text; "no unit" for ratios. */
 export function bounds({ unit, range: [low, high] }) {
@@ -36,10 +36,14 @@ export class Heading {
   /** Shows a view's own `words`, or what a metric is; null for nothing. What has not changed keeps the focus. */
   paint(words, spec) {
     if (words) this.line.replaceChildren(...words);
-    else if (spec !== this.spec && JSON.stringify(spec) !== this.key) this._paint(spec);
-    this.spec = words ? null : spec;
-    this.key = words ? "" : JSON.stringify(spec);
-    if (!this.spec) this._open(false);
+    const shown = words ? null : spec;
+    if (shown !== this.spec) { // asked for anew every few seconds, and mostly the same
+      const key = JSON.stringify(shown);
+      if (key !== this.key && !words) this._paint(spec);
+      this.key = key;
+    }
+    this.spec = shown;
+    if (!shown) this._open(false);
   }
 
   _paint(spec) {

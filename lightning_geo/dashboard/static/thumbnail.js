@@ -40,7 +40,7 @@ export function weights(name) {
 }
 
 const rect = (x, y, width, height, fill) => ["rect", { x, y, width, height, fill }];
-const line = (x1, y1, x2, y2, stroke = "var(--ink)", width = 2) => ["line", { x1, y1, x2, y2, stroke, "stroke-width": width, "stroke-linecap": "round" }];
+const line = (x1, y1, x2, y2, stroke = "var(--ink)") => ["line", { x1, y1, x2, y2, stroke, "stroke-width": 1.75, "stroke-linecap": "round" }];
 const round = (number) => Number(number.toFixed(2));
 /** Evenly spread numbers in [0, 1) that look random. */
 const spread = (i, step) => (i * step) % 1;
@@ -49,7 +49,7 @@ function arrow(x, y, degrees, length, colour) {
   const towards = (angle, size) => [round(x + size * Math.cos(angle)), round(y - size * Math.sin(angle))];
   const angle = (degrees * Math.PI) / 180;
   const [tipX, tipY] = towards(angle, length);
-  const barb = (turn) => [round(tipX + 6 * Math.cos(angle + turn)), round(tipY - 6 * Math.sin(angle + turn))];
+  const barb = (turn) => [round(tipX + 5 * Math.cos(angle + turn)), round(tipY - 5 * Math.sin(angle + turn))];
   return [line(x, y, tipX, tipY, colour), line(tipX, tipY, ...barb(2.6), colour), line(tipX, tipY, ...barb(-2.6), colour)];
 }
 
@@ -70,7 +70,7 @@ const DRAWINGS = {
   // the root shows small weights too
   pattern: (name) => grid(weights(name), (weight) => css(SEQUENTIAL_COLOURS[Math.round(255 * Math.sqrt(weight))])),
   matrix: (name) => grid(Array.from({ length: 7 }, (_, i) => Array.from({ length: 7 }, (_, j) => entries[name](i, j))), (value) => css(SEQUENTIAL_COLOURS[Math.round(255 * value)])),
-  fan: (degrees) => Array.from({ length: 7 }, (_, i) => arrow(SIZE / 2, SIZE - 18, 90 + (i / 6 - 0.5) * degrees, 25 + 5 * spread(i, 0.618))).flat(),
+  fan: (degrees) => [0, 1, 2, 3, 4].flatMap((i) => arrow(SIZE / 2, SIZE - 14, 90 + (i / 4 - 0.5) * degrees, 24 + 6 * spread(i, 0.618) + (i % 2) * (degrees < 90 ? 14 : 0))),
   cloud: (ratio) => Array.from({ length: 42 }, (_, i) => {
     const [angle, reach] = [2 * Math.PI * spread(i, 0.618), 27 * Math.sqrt((i + 0.5) / 42)];
     const [x, y] = [reach * Math.cos(angle), ratio * reach * Math.sin(angle)];

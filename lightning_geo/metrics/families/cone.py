@@ -35,7 +35,8 @@ CONE = [
         {
             "title": "Narrowness of the cone",
             "question": "Do all tokens of a layer point the same way?",
-            "usual": "0.26 to 0.56 at inputs and outputs of BERT's layers, 0.56 to 0.86 behind attention",
+            "usual": "0.26 to 0.56 at inputs and outputs of BERT's layers, 0.56 to 0.86 behind attention; "
+            "outputs up to 0.91 after 60 steps of fine-tuning",
             "worry": _WORRY,
         },
         {

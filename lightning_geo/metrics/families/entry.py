@@ -33,20 +33,8 @@ def entry(
 ) -> MetricSpec:
     """Return the spec of a built-in metric. All words are required here; its meaning is made of them.
 
-    Args:
-        name: See :class:`~lightning_geo.metrics.spec.MetricSpec`, as for all others.
-        family: See there.
-        axes: See there.
-        unit: See there.
-        formula: See there.
-        source: See there.
-        title: See there.
-        question: See there.
-        higher: See there.
-        lower: See there.
-        usual: See there.
-        worry: See there.
-        looks: All other fields.
+    The arguments are the fields of :class:`~lightning_geo.metrics.spec.MetricSpec`; ``looks`` are those that
+    have defaults.
 
     Example:
         >>> entry("m", "f", LAYER, "1", "x", "here", title="M", question="Which?", higher="more.",

@@ -95,6 +95,6 @@ PATTERN = [
         higher="the head parks on special tokens and adds little.",
         lower="the head attends to text.",
         usual="0.03 to 0.60 in BERT",
-        worry="A rise in most heads of a layer: they stop reading the text (Clark et al. 2019).",
+        worry="A rise in most heads of a layer: their attention becomes a no-op (Clark et al. 2019).",
     ),
 ]  # fmt: skip

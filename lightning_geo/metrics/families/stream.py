@@ -32,7 +32,7 @@ STREAM = [
         "Bondarenko et al. 2023 (outliers)",
         title="Kurtosis of features",
         question="Do a few outlier features carry the stream?",
-        higher="a few outlier features carry the stream.",
+        higher="fewer and larger outlier features carry the stream.",
         lower="features are of similar size; 0 is a normal distribution.",
         usual="2.2 to 49 in BERT, −0.05 to 0.00 in an untrained decoder",
         worry="A steady rise: outlier features, which make quantisation inexact (Bondarenko et al. 2023).",
