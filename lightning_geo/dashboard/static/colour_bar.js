@@ -1,14 +1,13 @@
-// The colour bar beside a map, and what lies beyond its ends: a cap on the bar, a mark on the cell.
+// The colour bar beside a map, with a cap where values lie beyond its end.
 
-import { css, ink, place, valueAt } from "./colour.js";
+import { css, valueAt } from "./colour.js";
 import { number } from "./format.js";
 
 const WIDE = 12;
 const CAP = 20; // pixels of the bar's height that a cap and its number take
-const LEAST = 7; // pixels of a cell from which on it is marked
 
 /** A triangle that points up or down, in a box. */
-function triangle(context, x, y, width, height, up) {
+export function triangle(context, x, y, width, height, up) {
   const [tip, foot] = up ? [y, y + height] : [y + height, y];
   context.beginPath();
   context.moveTo(x, foot);
@@ -18,19 +17,7 @@ function triangle(context, x, y, width, height, up) {
   context.fill();
 }
 
-/** Marks the cells whose values lie beyond the scale: a triangle in a corner, up for above, down for below. */
-export function paintBeyond(context, { left, top, wide, tall, cols }, values, scale) {
-  if (!(scale.under || scale.over) || Math.min(wide, tall) < LEAST) return;
-  const size = Math.max(4, Math.min(9, 0.4 * Math.min(wide, tall)));
-  for (let i = 0; i < values.length; i++) {
-    const up = values[i] > scale.high;
-    if (!up && !(values[i] < scale.low)) continue;
-    const [row, col] = [Math.floor(i / cols), i % cols];
-    context.fillStyle = ink(scale.colours[place(scale, values[i])]);
-    triangle(context, left + (col + 1) * wide - size - 2, top + row * tall + 2, size, 0.8 * size, up);
-  }
-}
-
+/** The scale with numbers; a cap at an end says how far the values beyond it go. */
 export function colourBar(context, box, scale, dark) {
   const whole = Math.max(box.bottom - box.top, 60);
   const left = box.right + 14;

@@ -1,8 +1,9 @@
 // A matrix as coloured cells: rows down, columns to the right, a colour bar beside it.
 
-import { colourBar, paintBeyond } from "./colour_bar.js";
-import { ink, place } from "./colour.js";
-import { labelled, number } from "./format.js";
+import { colourBar } from "./colour_bar.js";
+import { paintBeyond, paintNumbers } from "./cell_marks.js";
+import { place } from "./colour.js";
+import { labelled } from "./format.js";
 import { frame, outline } from "./outline.js";
 import { FONT, Paper, fitted, theme } from "./paper.js";
 
@@ -51,7 +52,7 @@ export class Heatmap {
     if (this.painted.absent) paintAbsent(context, box, values, exists, ground, faint);
     if (Math.min(wide, tall) >= GRID) lines(context, box, ground);
     if (!small) paintBeyond(context, box, values, scale);
-    if (!small && !steps && wide >= 42 && tall >= 17) numbers(context, box, values, scale);
+    if (!small && !steps && wide >= 42 && tall >= 17) paintNumbers(context, box, values, scale);
     if (cursor >= 0) {
       context.strokeStyle = theme().mark;
       context.lineWidth = 1.5;
@@ -170,16 +171,6 @@ function lines(context, box, ground) {
     context.lineTo(box.left + col * box.wide, box.bottom);
   }
   context.stroke();
-}
-
-function numbers(context, box, values, scale) {
-  context.textAlign = "center";
-  for (let i = 0; i < values.length; i++) {
-    if (!Number.isFinite(values[i])) continue;
-    context.fillStyle = ink(scale.colours[place(scale, values[i])]);
-    const [row, col] = [Math.floor(i / box.cols), i % box.cols];
-    context.fillText(number(values[i]), box.left + (col + 0.5) * box.wide, box.top + (row + 0.5) * box.tall);
-  }
 }
 
 function stepLabels(context, box, steps) {
