@@ -80,7 +80,7 @@ const DRAWINGS = {
   leaning: (degrees) => [-12, 0, 12].flatMap((turn) => [...arrow(SIZE / 2, SIZE / 2, 90 + turn, 26, "#0072b2"), ...arrow(SIZE / 2, SIZE / 2, 90 + turn - degrees, 26, "#d55e00")]),
   lengths: (part) => [0, 1, 2].flatMap((i) => arrow(6, 14 + 18 * i, 0, part * (44 + 4 * i))),
   twins: (same) => [0, 1].flatMap((head) => [0, 1, 2, 3].map((i) => {
-    const height = 8 + 46 * spread((head && !same ? 3 - i : i) + 1, 0.31);
+    const height = 8 + 46 * spread(i + 1, head && !same ? 0.73 : 0.31);
     return rect(34 * head + 7 * i + 1, round(SIZE - 4 - height), 6, round(height), head ? "#d55e00" : "#0072b2");
   })),
   histogram: (name) => heights[name].map((height, i) => rect(8 * i + 0.5, SIZE - 2 - height, 7, height, "var(--ink)")),
