@@ -137,7 +137,7 @@ def tests(file: Path, seconds: float) -> None:
         print("no time is left for the tests")
         return
     workers = str(os.cpu_count() or 1)
-    # Whole samples first, then kernels in hundreds of variants; the sanitizer alone would take all of the time.
+    # Whole samples first, then kernels in hundreds of variants; the sanitizer alone would take all the time.
     # Interrupted rather than killed, pytest still says what failed.
     command = [
         "timeout", "-s", "INT", str(int(seconds)), sys.executable, "-m", "pytest", "-q", "-n", workers,

@@ -1,15 +1,15 @@
 // The page: what is chosen, what is loaded, and the view that shows it.
 
 import { Cache, Metadata, fetchFindings, fetchIndex, limit } from "./api.js";
-import { scale } from "./colour.js";
 import { choice, el } from "./dom.js";
 import { exportCsv, exportPng } from "./export.js";
 import { keyOf } from "./findings.js";
-import { explained } from "./heading.js";
+import { Heading } from "./heading.js";
 import { followTheme, linkTo, onReload, readView, writeView } from "./host.js";
 import { forgetTheme } from "./paper.js";
 import { Player } from "./player.js";
-import { difference, extent, frame, nearest, trace } from "./series.js";
+import { Scales } from "./scales.js";
+import { nearest, trace } from "./series.js";
 import { Sidebar } from "./sidebar.js";
 import { VIEWS, decodeState, encode, settled, stackOf, toggled } from "./state.js";
 import { VIEW_TYPES } from "./views.js";
@@ -22,14 +22,14 @@ export class App {
     this.state = this.wanted;
     this.index = { runs: [], metrics: [] };
     this.metadata = new Metadata(() => this.schedule());
-    this.extents = new WeakMap();
+    this.scales = new Scales();
     this.cache = new Cache(() => this.schedule());
     this.found = new Cache(() => this.schedule(), fetchFindings);
     this.views = Object.fromEntries(Object.entries(VIEW_TYPES).map(([name, View]) => [name, new View(this)]));
     this.tabs = choice("view", VIEWS.map((name) => [name, name[0].toUpperCase() + name.slice(1), VIEW_TYPES[name].hint]), (view) => this.update({ view }));
     this.sidebar = new Sidebar(this);
     this.player = new Player(this);
-    this.heading = el("div", { class: "heading" });
+    this.heading = new Heading();
     this.message = el("div", { class: "message", role: "status" });
     this.stage = el("div", { class: "stage" });
     root.append(
@@ -37,7 +37,7 @@ export class App {
         this.sidebar.element,
         el("main", {},
           el("header", {}, this.tabs.element, this.sidebar.options, this._buttons()),
-          this.heading, this.message, this.stage, this.player.element)));
+          this.heading.element, this.message, this.stage, this.player.element)));
     followTheme(() => {
       forgetTheme();
       this.schedule();
@@ -107,7 +107,7 @@ export class App {
     this.sidebar.paint();
     const view = this.views[state.view];
     if (this.stage.firstChild !== view.element) this.stage.replaceChildren(view.element);
-    this.heading.replaceChildren(...(this.spec ? view.heading?.() ?? explained(this.spec) : []));
+    this.heading.paint(this.spec ? view.heading?.() : null, this.spec);
     const ready = this.spec && (view.timeless || (this.series(state.run) && !this.error(state.run)));
     this.stage.style.visibility = ready ? "visible" : "hidden";
     this.player.paint(view.timeless);
@@ -234,44 +234,11 @@ export class App {
 
   /** The colours of a metric's values in these series. `shown` are the frames on screen. */
   scale(series, shown, spec = this.spec) {
-    const { range, change } = this.state;
-    const [low, high] = spec.range;
-    if (change) {
-      const ends = range === "step" ? shown.map(extent) : series.map((s) => this._changes(s));
-      return ended(ends, true);
-    }
-    if (range === "fixed" && low !== null && high !== null) return scale(low, high, spec.signed);
-    if (range === "step") return ended(shown.map(extent), spec.signed);
-    return ended(series.map((s) => this._extent(s)), spec.signed);
+    return this.scales.ofSeries(this.state, spec, series, shown);
   }
 
-  /** The colours of values that were made of a metric's, by their extents. */
-  scaleOf(extents) {
-    const { range, change } = this.state;
-    const [low, high] = this.spec.range;
-    if (!change && range === "fixed" && low !== null && high !== null) return scale(low, high, this.spec.signed);
-    return ended(extents, change || this.spec.signed);
+  /** The colours of values that were made of a metric's. */
+  scaleOf(values) {
+    return this.scales.ofValues(this.state, this.spec, values);
   }
-
-  _extent(series) {
-    if (!this.extents.has(series)) this.extents.set(series, { values: extent(series.values) });
-    return this.extents.get(series).values;
-  }
-
-  _changes(series) {
-    this._extent(series);
-    const kept = this.extents.get(series);
-    if (!kept.changes) {
-      const first = frame(series, 0);
-      const ends = series.steps.map((_, i) => extent(difference(frame(series, i), first))).filter(Boolean);
-      kept.changes = ends.length ? [Math.min(...ends.map((e) => e[0])), Math.max(...ends.map((e) => e[1]))] : null;
-    }
-    return kept.changes;
-  }
-}
-
-function ended(ends, signed) {
-  const given = ends.filter(Boolean);
-  if (!given.length) return scale(0, 1, signed);
-  return scale(Math.min(...given.map((e) => e[0])), Math.max(...given.map((e) => e[1])), signed);
 }

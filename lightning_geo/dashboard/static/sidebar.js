@@ -2,6 +2,7 @@
 
 import { choice, el, setOptions } from "./dom.js";
 import { number } from "./format.js";
+import { titleOf } from "./heading.js";
 
 const PART_ORDER = ["", "query", "key", "value", "input", "attention", "output", "head"];
 
@@ -20,9 +21,10 @@ export class Sidebar {
       el("label", {}, "Run A", this.run), el("label", {}, "Run B", this.other),
       this.monitorRow, this.stackRow, this.metrics);
     this.range = choice("colours", [
-      ["run", "run", "Colours span the values of the whole run: steps can be compared"],
-      ["step", "step", "Colours span the values of this step: small differences between heads show"],
-      ["fixed", "fixed", "Colours span what the metric can be by definition: runs and models can be compared"],
+      ["run", "whole run", "One scale for all steps of the run. What lies far off all else is beyond it: it has the outermost colour and a triangle, and ▲ or ▼ on the colour bar"],
+      ["step", "this step", "A scale of this step alone: small differences between heads show"],
+      ["full", "full range", "One scale for all steps of the run, from its lowest to its highest value"],
+      ["fixed", "fixed", "From the lowest to the highest value that the metric can have: runs and models can be compared"],
     ], (range) => app.update({ range }));
     this.change = choice("what", [
       ["", "value", "The metric itself"],
@@ -32,7 +34,7 @@ export class Sidebar {
       ["step", "step", "Run B at the same step"],
       ["fraction", "fraction", "Run B at the same fraction of its training: for runs of different lengths"],
     ], (align) => app.update({ align }));
-    this.rangeRow = el("span", { class: "option" }, "Colours", this.range.element);
+    this.rangeRow = el("span", { class: "option" }, "Colour scale", this.range.element);
     this.alignRow = el("span", { class: "option" }, "Align", this.align.element);
     this.options = el("div", { class: "options" },
       el("span", { class: "option" }, "Show", this.change.element),
@@ -101,5 +103,5 @@ export class Sidebar {
 }
 
 function hint(spec) {
-  return [spec.formula, spec.unit === "1" ? "" : `in ${spec.unit}`, spec.meaning].filter(Boolean).join("\n");
+  return [titleOf(spec), spec.question, spec.meaning].filter(Boolean).join("\n");
 }

@@ -10,14 +10,14 @@ export const START = {
   stack: "",
   metric: "",
   step: null, // null: the newest sample, also while more come in
-  range: "run", // colours from the whole run, from this step, or as the metric's definition bounds them
+  range: "run", // colours of the whole run or this step, outliers beyond; of the full range; or as the metric is bounded
   change: false, // since the first sample, in place of the value
   align: "step", // or "fraction" of training
   finding: "", // whose cells the map frames
   picked: [], // [{layer, head}], head null for a whole layer
 };
 
-const CHOICES = { view: VIEWS, range: ["run", "step", "fixed"], align: ["step", "fraction"] };
+const CHOICES = { view: VIEWS, range: ["run", "step", "full", "fixed"], align: ["step", "fraction"] };
 const TEXTS = ["run", "other", "monitor", "stack", "metric", "finding"];
 
 export function encode(state) {

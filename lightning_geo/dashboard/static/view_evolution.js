@@ -4,7 +4,7 @@ import { el } from "./dom.js";
 import { number, signed, withUnit } from "./format.js";
 import { Heatmap } from "./heatmap.js";
 import { pickColour } from "./trace_panel.js";
-import { aligned, evolution, extent } from "./series.js";
+import { aligned, evolution } from "./series.js";
 
 export class EvolutionView {
   constructor(app) {
@@ -40,7 +40,6 @@ export class EvolutionView {
         for (let i = 0; i < row.length; i++) row[i] -= first;
       }
     }
-    picture.extent = extent(picture.values);
     this.made.set(series, { key, picture });
     return picture;
   }
@@ -53,7 +52,7 @@ export class EvolutionView {
     for (const shown of this.shown) shown.picture = this._picture(shown.series);
     this.maps[1].element.hidden = this.shown.length < 2;
     // in its own colours: means of layers reach less far than heads do
-    const colours = app.scaleOf(this.shown.map(({ picture }) => picture.extent));
+    const colours = app.scaleOf(this.shown.map(({ picture }) => picture.values));
     this.shown.forEach(({ run, series, picture }, at) => {
       const cursor = at === 0 ? app.sample() : aligned(this.shown[0].series.steps, series.steps, app.step(), state.align);
       this.maps[at].draw({
