@@ -85,7 +85,7 @@ class AttentionEvents:
         self.settle_masks()
 
     def let_go(self) -> None:
-        """Forget the observer."""
+        """Forget the observer: a failed sample would hold its memory until the next one."""
         self.search.observer = None
         del self.observer
 

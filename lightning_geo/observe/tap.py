@@ -94,12 +94,7 @@ class Tap:
         return self._work.stopwatch.seconds
 
     def begin_sample(self, asked: Asked = lambda call: True, *, timed: bool = True) -> None:
-        """Reset counts, time and failures.
-
-        Args:
-            asked: Whether coverage counts a call.
-            timed: Whether to time what observing takes, at two marks for each function of the model.
-        """
+        """Reset counts, time and failures; coverage counts the calls that are asked for."""
         self.failures.clear()
         self.unobserved.clear()
         self.passed_over = 0
@@ -171,7 +166,7 @@ class Tap:
             for handle in handles:
                 handle.remove()
             self._start_over()
-            self._events.let_go()  # of memory that a failed sample would hold until the next one
+            self._events.let_go()
             if self._model is not model:
                 self._model, self._stack.tree = model, tree
                 self._events.search.forget()
@@ -269,7 +264,6 @@ class Tap:
             return result
         started = self._work.stopwatch.start()
         try:
-            # at hundreds of functions a layer, entering what is already so would cost a tenth of the sample
             with torch.no_grad() if torch.is_grad_enabled() else contextlib.nullcontext():
                 self._events.function(func, args, kwargs, result)
         except (LeftOutError, UnknownAxesError, PackedCallError) as error:
