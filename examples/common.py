@@ -26,6 +26,7 @@ def options(description: str | None, *, epochs: int, learning_rate: float) -> ar
     add("--logger", action="append", choices=["tensorboard", "wandb", "csv"], help="repeatable (tensorboard)")
     add("--wandb-online", action="store_true", help="send the W&B run to the server, not only to disk")
     add("--every-n-steps", type=int, default=10, help="optimizer steps between two samples of the geometry")
+    add("--metrics", nargs="+", metavar="NAME", help="metrics and families to measure (the default ones)")
     add("--probe", choices=["recorded", "validation", "none"], default="recorded",
         help="inputs that are sampled: the first ones that the trainer feeds, one batch of the validation "
         "set, or none, that is the training batch of the sampled step")  # fmt: skip
@@ -88,6 +89,7 @@ def monitor(
     """The callback, on the inputs that ``--probe`` asks for."""
     return GeometryMonitor(
         every_n_steps=args.every_n_steps,
+        metrics=args.metrics,
         source="batch" if args.probe == "none" else "probe",
         probe=next(iter(validation)) if args.probe == "validation" else None,
         special_token_ids=special_token_ids,

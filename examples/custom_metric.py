@@ -31,6 +31,8 @@ from texts import token_ids
         formula="Σ_i (2i − n − 1) x_i / (n Σ_i x_i), x the attention that n keys receive, ascending",
         meaning="A rise: fewer tokens receive the attention; 0: all receive the same.",
         source="Gini 1912",
+        title="Inequality of received attention",
+        question="Do a few tokens receive most of the attention?",
         headline=("key_gini",),
     ),
     reads=("received", "key_mask"),

@@ -54,6 +54,7 @@ def describe(metric: str, specs: Mapping[str, MetricSpec] | None = None) -> dict
         'other'
     """
     from lightning_geo.metrics.selection import spec_of
+    from lightning_geo.metrics.spec import WORDS
 
     base, _, part = metric.partition(".")
     described: dict[str, Any] = {"name": metric, "base": base, "part": part, "family": "other"}
@@ -62,6 +63,7 @@ def describe(metric: str, specs: Mapping[str, MetricSpec] | None = None) -> dict
     except KeyError:  # written by a newer version, or its spec is damaged
         return described | {"axes": (), "unit": "1", "formula": "", "meaning": "", "source": "",
                             "signed": False, "range": (None, None), "summary": "mean",
-                            "headline": False}  # fmt: skip
-    names = ("family", "axes", "unit", "formula", "meaning", "source", "range", "summary", "signed")
+                            "headline": False, "log_from": None, **dict.fromkeys(WORDS, "")}  # fmt: skip
+    names = ("family", "axes", "unit", "formula", "meaning", "source", "range", "summary", "signed",
+             "log_from", *WORDS)  # fmt: skip
     return described | {name: getattr(spec, name) for name in names} | {"headline": metric in spec.headline}

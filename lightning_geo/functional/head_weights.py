@@ -14,6 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from lightning_geo.functional._decompositions import by_lapack
 from lightning_geo.functional._tensors import as_float, exact_dtype
 from lightning_geo.kernels.workspace import scratch
 from lightning_geo.metrics.spec import ROLES
@@ -77,6 +78,7 @@ class HeadWeights:
         self.start = start
         self._grams: dict[str, Tensor] = {}
         self._overlaps: dict[str, Tensor] = {}
+        self._whiteners: dict[str, Tensor] = {}
         for role, weight in self.roles.items():
             if weight.shape[0] == 0 or self.heads % weight.shape[0]:
                 raise ValueError(
@@ -106,6 +108,12 @@ class HeadWeights:
         if role not in self._grams:
             self._grams[role] = self[role] @ self[role].mT
         return self._grams[role]
+
+    def whitener(self, role: str) -> Float[Tensor, "h D D"]:
+        """``[h, D, D]``, see :func:`whitener`."""
+        if role not in self._whiteners:
+            self._whiteners[role] = whitener(self[role])
+        return self._whiteners[role]
 
     def across(self, left: str, right: str, dtype: torch.dtype | None = None) -> Float[Tensor, "H D1 D2"]:
         """``[H, D, D']``, W_left W_rightᵀ of each query head."""
@@ -179,7 +187,7 @@ def whitener(weight: Float[Tensor, "h D d"]) -> Float[Tensor, "h D D"]:
     weight = weight.to(exact_dtype(weight))
     gram = weight @ weight.mT
     finite = gram.isfinite().all((-2, -1))[..., None, None]
-    values, vectors = torch.linalg.eigh(torch.where(finite, gram, 0.0))
+    values, vectors = by_lapack(torch.linalg.eigh, torch.where(finite, gram, 0.0))
     # singular values below a hundred thousandth of the largest are rounding in a float32 product
     spanned = values > 1e-10 * values[..., -1:]
     scale = torch.where(spanned, torch.where(spanned, values, 1.0).rsqrt(), 0.0)
@@ -209,10 +217,16 @@ def _spectrum(first: Float[Tensor, "H D D"], second: Float[Tensor, "H D D"]) -> 
     first, second = (x.to(exact_dtype(x)) for x in (first, second))
     finite = (first + second).isfinite().all((-2, -1))[..., None, None]
     first, second = (torch.where(finite, x, 0.0) for x in (first, second))
+    squares = by_lapack(_eigenvalues_of_product, first, second).flip(-1).clamp(min=0)
+    return torch.where(finite[..., 0], squares, torch.nan).to(dtype)
+
+
+def _eigenvalues_of_product(first: Tensor, second: Tensor) -> Tensor:
+    """Eigenvalues, ascending, of the products of positive semidefinite matrices ``[n, D, D]``."""
     root, failed = torch.linalg.cholesky_ex(first)
     if failed.any():  # a head of fewer than D dimensions, by rounding or by pruning
         values, vectors = torch.linalg.eigh(first)
         root = vectors * values.clamp(min=0).sqrt()[..., None, :]
     # with A Aᵀ = R Rᵀ, Rᵀ B Bᵀ R has the eigenvalues of A Aᵀ B Bᵀ
-    squares = torch.linalg.eigvalsh(root.mT @ second @ root).flip(-1).clamp(min=0)
-    return torch.where(finite[..., 0], squares, torch.nan).to(dtype)
+    eigenvalues: Tensor = torch.linalg.eigvalsh(root.mT @ second @ root)
+    return eigenvalues

@@ -26,3 +26,11 @@ class ObservedScores(Protocol):
     @property
     def shares(self) -> dict[str, Float[Tensor, "batch heads"]]:
         """``[B, H]`` each, the result of :func:`lightning_geo.functional.gates.gate_shares`."""
+
+    @property
+    def spectrum(self) -> Float[Tensor, "batch heads sizes"]:
+        """``[B, H, D]``, the result of :func:`lightning_geo.functional.score_spectra.score_spectrum`."""
+
+    @property
+    def symmetric_spectrum(self) -> Float[Tensor, "batch heads sizes"]:
+        """``[B, H, 2 D]``, likewise of the symmetric part."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_geo.functional._decompositions import by_lapack
 from lightning_geo.functional._tensors import exact_dtype, masked_mean
 from lightning_geo.functional.head_weights import HeadWeights, whitener
 from lightning_geo.functional.observed_call import ObservedScores
@@ -88,11 +89,11 @@ def projection_strength(reads: HeadReads) -> Float[Tensor, "batch heads"]:
 
 def _mean_angle(weights: HeadWeights, one: str, other: str) -> Float[Tensor, " heads"]:
     """Mean principal angle ``[H]`` between two roles' read subspaces, radians; NaN for broken heads."""
-    first, second = (whitener(weights[role]) for role in (one, other))
+    first, second = (weights.whitener(role) for role in (one, other))
     across = weights.across(one, other, exact_dtype(weights[one]))
     product = weights.each(first).mT @ across @ weights.each(second)
     finite = product.isfinite().all(-1).all(-1)  # svdvals raises on matrices that are not
-    cosines = torch.linalg.svdvals(torch.where(finite[:, None, None], product, 0.0)).clamp(max=1)
+    cosines = by_lapack(torch.linalg.svdvals, torch.where(finite[:, None, None], product, 0.0)).clamp(max=1)
     angle: Tensor = cosines.acos().mean(-1).clamp(max=math.pi / 2).to(weights[one].dtype)
     return torch.where(finite, angle, torch.nan)
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_geo.functional._decompositions import by_lapack
 from lightning_geo.functional._tensors import as_float, exact_dtype, shannon_entropy
 from lightning_geo.functional.observed_call import ObservedScores
 from lightning_geo.kernels.pairs import score_histogram
 from lightning_geo.metrics.registry import computes
 from lightning_geo.utils.shapes import Bool, Float
 
-__all__ = ["score_entropy", "von_neumann_entropy"]
+__all__ = ["score_entropy", "score_spectrum", "von_neumann_entropy"]
 
 #: Bins of the histogram of scores.
 BINS = 20
@@ -81,44 +82,83 @@ def von_neumann_entropy(
             "Expected `query` and `key` to be of the same tokens and size, [..., n, d], "
             f"but got {list(query.shape)} and {list(key.shape)}."
         )
-    dtype = query.dtype
+    size = score_spectrum(query, key, mask, symmetric=symmetric)
+    return _entropy_of(size, paper=paper).to(query.dtype)
+
+
+def score_spectrum(
+    query: Float[Tensor, "*batch n dim"],
+    key: Float[Tensor, "*batch n dim"],
+    mask: Bool[Tensor, "*#batch #n"] | None = None,
+    *,
+    symmetric: bool = False,
+) -> Float[Tensor, "*batch sizes"]:
+    """Absolute eigenvalues of the matrix of scores or of its symmetric part, those that can differ from 0.
+
+    Args:
+        query: See :func:`von_neumann_entropy`.
+        key: Likewise.
+        mask: Likewise.
+        symmetric: Likewise.
+
+    Returns:
+        float64 ``[..., D]``, symmetric ``[..., 2 D]``, in no order; NaN for inputs that are not finite.
+    """
     query, key = (x.to(exact_dtype(x)) for x in (query, key))
     if mask is not None:  # padding adds eigenvalues that are zero
         query, key = (torch.where(mask[..., None], x, 0.0) for x in (query, key))
-    if symmetric:
-        left, right = torch.cat([query, key], -1), torch.cat([key, query], -1)
-        small = right.mT @ left / 2
-    else:
-        small = key.mT @ query
-    finite = small.isfinite().all((-2, -1))
-    size = torch.linalg.eigvals(torch.where(finite[..., None, None], small, 0.0)).abs()
+    left, right = (torch.cat([query, key], -1),) * 2 if symmetric else (key, query)
+    small = left.mT @ right
+    finite = small.isfinite().all((-2, -1))[..., None]
+    decompose = _symmetric_sizes if symmetric else _sizes
+    sizes: Tensor = by_lapack(decompose, torch.where(finite[..., None], small, 0.0))
+    return torch.where(finite, sizes, torch.nan)
+
+
+def _sizes(matrices: Float[Tensor, "*batch D D"]) -> Float[Tensor, "*batch D"]:
+    sizes: Tensor = torch.linalg.eigvals(matrices).abs()
+    return sizes
+
+
+def _symmetric_sizes(grams: Float[Tensor, "*batch E E"]) -> Float[Tensor, "*batch E"]:
+    """Absolute eigenvalues of A J Aᵀ, J exchanging the halves of A's columns and halving, from AᵀA."""
+    values, vectors = torch.linalg.eigh(grams)
+    # with AᵀA = R Rᵀ they are those of Rᵀ J R, which is symmetric too
+    root = vectors * values.clamp(min=0).sqrt()[..., None, :]
+    first, second = root.chunk(2, -2)
+    product = first.mT @ second
+    sizes: Tensor = torch.linalg.eigvalsh((product + product.mT) / 2).abs()
+    return sizes
+
+
+def _entropy_of(size: Float[Tensor, "*batch sizes"], *, paper: bool) -> Float[Tensor, "*batch"]:
     total = size.square().sum(-1, keepdim=True)
     share = size / total.sqrt() if paper else size.square() / total
-    return torch.where(finite, shannon_entropy(share), torch.nan).to(dtype)
+    return torch.where(size.isfinite().all(-1), shannon_entropy(share), torch.nan)
 
 
-def _of_call(scores: ObservedScores, *, symmetric: bool, paper: bool) -> Float[Tensor, "batch heads"]:
-    problem = scores.problem
-    key = problem.key.repeat_interleave(problem.group_size, dim=1)
-    mask = None if problem.query_mask is None else problem.query_mask[:, None]
-    return von_neumann_entropy(problem.query, key, mask, symmetric=symmetric, paper=paper)
+def _of_call(
+    scores: ObservedScores, spectrum: Float[Tensor, "batch heads sizes"], *, paper: bool
+) -> Float[Tensor, "batch heads"]:
+    dtype = torch.promote_types(scores.problem.query.dtype, torch.float32)
+    return _entropy_of(spectrum, paper=paper).to(dtype)
 
 
 @computes("von_neumann_entropy", reads=("scores",))
 def _whole(scores: ObservedScores) -> Float[Tensor, "batch heads"]:
-    return _of_call(scores, symmetric=False, paper=False)
+    return _of_call(scores, scores.spectrum, paper=False)
 
 
 @computes("von_neumann_entropy.paper", reads=("scores",))
 def _whole_paper(scores: ObservedScores) -> Float[Tensor, "batch heads"]:
-    return _of_call(scores, symmetric=False, paper=True)
+    return _of_call(scores, scores.spectrum, paper=True)
 
 
 @computes("von_neumann_entropy.symmetric", reads=("scores",))
 def _symmetric(scores: ObservedScores) -> Float[Tensor, "batch heads"]:
-    return _of_call(scores, symmetric=True, paper=False)
+    return _of_call(scores, scores.symmetric_spectrum, paper=False)
 
 
 @computes("von_neumann_entropy.symmetric.paper", reads=("scores",))
 def _symmetric_paper(scores: ObservedScores) -> Float[Tensor, "batch heads"]:
-    return _of_call(scores, symmetric=True, paper=True)
+    return _of_call(scores, scores.symmetric_spectrum, paper=True)

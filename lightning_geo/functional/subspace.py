@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_geo.functional._decompositions import by_lapack
 from lightning_geo.functional._tensors import as_float, exact_dtype, exact_matmul
 from lightning_geo.kernels.precision import is_finite
 from lightning_geo.metrics.registry import computes
@@ -46,7 +47,8 @@ def principal_subspace(
         raise ValueError(f"Expected `rank` to be between 1 and d = {width} but got {rank}.")
     # eigh raises on one bad matrix of a batch: let it cost that one only
     finite = is_finite(covariance).flatten(-2).all(-1)
-    eigenvalues, vectors = torch.linalg.eigh(torch.where(finite[..., None, None], covariance, 0.0))
+    covariance = torch.where(finite[..., None, None], covariance, 0.0)
+    eigenvalues, vectors = by_lapack(torch.linalg.eigh, covariance)
     eigenvalues = eigenvalues.flip(-1)
     rounding = torch.finfo(eigenvalues.dtype).eps * eigenvalues.shape[-1] * eigenvalues[..., :1]
     eigenvalues = torch.where(eigenvalues > rounding, eigenvalues, 0.0)
@@ -109,13 +111,18 @@ def principal_angles(
     finite = u.isfinite().all(-1).all(-1) & v.isfinite().all(-1).all(-1)
     # svdvals raises on one bad matrix of a batch: let it cost that one only
     u, v = (
-        torch.linalg.qr(torch.where(finite[..., None, None], basis, 0.0).to(exact_dtype(basis))).Q
+        by_lapack(_orthonormal, torch.where(finite[..., None, None], basis, 0.0).to(exact_dtype(basis)))
         for basis in (u, v)
     )
     cross = exact_matmul(u.mT, v)
-    cosine = torch.linalg.svdvals(cross)
-    sine = torch.linalg.svdvals(v - exact_matmul(u, cross)).flip(-1)
+    cosine = by_lapack(torch.linalg.svdvals, cross)
+    sine = by_lapack(torch.linalg.svdvals, v - exact_matmul(u, cross)).flip(-1)
     return torch.where(finite[..., None], torch.atan2(sine, cosine).to(dtype), torch.nan)
+
+
+def _orthonormal(columns: Float[Tensor, "*batch d r"]) -> Float[Tensor, "*batch d r"]:
+    basis: Tensor = torch.linalg.qr(columns).Q
+    return basis
 
 
 @computes("qk_alignment", reads=("basis.query", "basis.key"))

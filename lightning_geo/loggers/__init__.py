@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
+from lightning_geo.loggers.picture_scale import PictureScales
 from lightning_geo.loggers.pictures import PictureSchedule
 from lightning_geo.loggers.scalars import ScalarSink, place_of
 from lightning_geo.loggers.tags import Level
@@ -61,6 +62,7 @@ def open_sinks(
     max_steps: float | None = None,
     resumed_at: int | None = None,
     taken: Collection[str] = (),
+    picture_scales: dict[str, list[float]] | None = None,
     about: About = lambda what: contextlib.nullcontext(),
 ) -> list[Sink]:
     """Return the sinks of a run: one per logger, and one for the record where no logger holds it.
@@ -78,9 +80,11 @@ def open_sinks(
         resumed_at: Step of the checkpoint that the run resumed from; ``None`` for a fresh run.
         taken: Directories that hold the record of another run, see :func:`is_taken`: loggers that write there
             get the numbers as well, but no record.
+        picture_scales: Ends of the scales of the run's pictures by tag, as an earlier session left them;
+            those of this session go there too, for all loggers.
         about: Context in which each destination is opened, so that one that fails does not affect the others.
     """
-    offers = _LoggerOffers(name, level, max_steps, resumed_at, taken)
+    offers = _LoggerOffers(name, level, max_steps, resumed_at, taken, PictureScales(picture_scales))
     for logger in loggers:
         with about(f"the logger {type(logger).__name__} could not be opened"):
             offers.add(logger)
@@ -108,7 +112,9 @@ class _LoggerOffers:
         max_steps: float | None,
         resumed_at: int | None,
         taken: Collection[str],
+        scales: PictureScales,
     ) -> None:
+        self._scales = scales
         self._name, self._level = name, level
         self._max_steps, self._resumed_at, self._taken = max_steps, resumed_at, taken
         self.sinks: list[Sink] = []
@@ -131,12 +137,16 @@ class _LoggerOffers:
             # the mark of a resumed session would void the other run's samples
             resumed_at = self._resumed_at if free else None
             first = free and not self.recorded
-            self.sinks.append(TensorBoardSink(experiment, name, self._level, schedule, first, resumed_at))
+            self.sinks.append(
+                TensorBoardSink(experiment, name, self._level, schedule, first, resumed_at, self._scales)
+            )
             if free:
                 self.record_at, self.recorded = self.record_at or folder, True
         elif _can(experiment, "log", "define_metric", "save"):
             resumed = self._resumed_at is not None
-            self.sinks.append(WandbSink(experiment, name, self._level, schedule, resumed=resumed))
+            self.sinks.append(
+                WandbSink(experiment, name, self._level, schedule, resumed=resumed, scales=self._scales)
+            )
             disabled = experiment.disabled  # such a run has a temporary directory
             if self.record is None and not disabled and not is_taken(experiment.dir, self._taken):
                 folder = self.wandb_folder = os.path.abspath(experiment.dir)

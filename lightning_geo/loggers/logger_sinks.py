@@ -59,13 +59,20 @@ class LoggerSinks:
         """The places where a person finds the records."""
         return ", ".join(sink.where for sink in self._sinks or []) or "nowhere: no logger and fast_dev_run"
 
-    def open(self, trainer: Any, resumed_at: int | None, version: str | None = None) -> None:
+    def open(
+        self,
+        trainer: Any,
+        resumed_at: int | None,
+        version: str | None = None,
+        picture_scales: dict[str, list[float]] | None = None,
+    ) -> None:
         """Open the sinks of the trainer's loggers, unless they are open.
 
         Args:
             trainer: The trainer of the run.
             resumed_at: Step at which this session takes over from an earlier one.
             version: Name of the run's existing directory for its record; ``None`` for a new one.
+            picture_scales: See :func:`~lightning_geo.loggers.open_sinks`.
         """
         if self._sinks is not None:
             return
@@ -84,6 +91,7 @@ class LoggerSinks:
             self._sinks = open_sinks(
                 trainer.loggers, name=self._name, level=self._level, resumed_at=resumed_at,
                 max_steps=max_steps, directory=directory, taken=self._taken, about=self._warn_once.about,
+                picture_scales=picture_scales,
             )  # fmt: skip
         records = (sink.holds for sink in self._sinks if isinstance(sink, RecordSink))
         self.holds |= {str(named(place(folder))) for folder in records if folder is not None}

@@ -1,8 +1,8 @@
 """Layer × head pictures of a metric, drawn with numpy and Pillow in a few milliseconds.
 
-Layers run down and heads to the right, both counted from 0. If a metric has a fixed range, its colours span
-that range, so that pictures of different steps and runs can be compared; the line under the title gives the
-range of the values.
+Layers run down and heads to the right, both counted from 0. All pictures of a metric in a run have one
+scale, see :mod:`.picture_scale`. Cells beyond it have a dot, and the bar's number says that values go
+further; the line under the title gives the range of the values.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_geo.loggers.picture_scale import PictureScale, PictureScales
 from lightning_geo.loggers.tags import group, headlines
 from lightning_geo.metrics.spec import MetricSpec
 from lightning_geo.storage.record import GeometryRecord
@@ -33,6 +34,8 @@ _HATCH = (_PAPER - 5, _PAPER - 1)  # stripe, ground
 _PAGE = (350, 215)
 _FIELD = (232, 142)  # pixels for the matrix; a cell takes whole ones
 _CELL = 58  # pixels per cell at most
+_MARKED = 8  # pixels of a cell from which on a dot marks that its value is beyond the scale
+_DOT = 3
 _PICTURES = 10  # TensorBoard keeps as many per tag
 
 
@@ -69,7 +72,9 @@ class PictureSchedule:
         return due
 
 
-def pictures(record: GeometryRecord, name: str = "geometry") -> Iterator[tuple[str, Image]]:
+def pictures(
+    record: GeometryRecord, name: str = "geometry", scales: PictureScales | None = None
+) -> Iterator[tuple[str, Image]]:
     """Yield tag and picture of every headline metric that has two axes.
 
     A metric of layers shows its stages side by side; one without stages has no picture, only charts.
@@ -77,7 +82,9 @@ def pictures(record: GeometryRecord, name: str = "geometry") -> Iterator[tuple[s
     Args:
         record: One sample.
         name: The monitor's name.
+        scales: Those of the run's earlier pictures; ``None`` for none.
     """
+    scales = PictureScales() if scales is None else scales
     drawn: set[tuple[str, str]] = set()
     for stack, metric, spec, values in headlines(record):
         columns, label = None, metric
@@ -90,30 +97,39 @@ def pictures(record: GeometryRecord, name: str = "geometry") -> Iterator[tuple[s
             values, label = np.stack([arrays[f"{spec.name}.{part}"] for part in columns], axis=1), spec.name
         title = f"{stack}/{label}" if len(record.stacks) > 1 else label
         tag = group(record, name, spec.family, stack, label)
-        yield tag, draw(values, spec, title, record.step, columns)
+        yield tag, draw(values, spec, title, record.step, columns, scales.of(tag, values, spec))
 
 
 def draw(
-    values: NDArray[Any], spec: MetricSpec, title: str, step: int, columns: tuple[str, ...] | None = None
+    values: NDArray[Any],
+    spec: MetricSpec,
+    title: str,
+    step: int,
+    columns: tuple[str, ...] | None = None,
+    scale: PictureScale | None = None,
 ) -> Image:
     """Draw a matrix with numbered axes, a title and a colour bar.
 
     Args:
         values: [layer, head]; cells that are not finite are hatched.
-        spec: The metric; its ``range`` fixes the colours where it has both bounds.
+        spec: The metric.
         title: First line.
         step: Optimizer step, for the second line.
         columns: Names of the columns in place of head numbers.
+        scale: What its colours mean; ``None`` for the scale of a run that begins with these values.
 
     Returns:
         A picture with a palette (mode ``P``), 4 to 8 kB as PNG.
     """
     from PIL import Image as image
 
-    cells, low, high, used = _coloured(values, spec)
+    scale = PictureScales().of("", values, spec) if scale is None else scale
+    least, most = _extent(values)
     rows, cols = values.shape
     wide, tall = (max(min(room // count, _CELL), 2) for room, count in zip(_FIELD, (cols, rows), strict=True))
-    field = _enlarged(cells, tall, wide)
+    field = _enlarged((scale.shares(values) * (SHADES - 1)).round().astype(np.uint8), tall, wide)
+    if min(tall, wide) >= _MARKED:
+        _mark(field, values, scale, tall, wide)
     absent = ~np.isfinite(values)
     if absent.any():
         diagonal = np.add.outer(np.arange(field.shape[0]), np.arange(field.shape[1])) % 6 < 2
@@ -125,6 +141,7 @@ def draw(
     bar_left, bar_right = right + 14, right + 26
     text = _Text((max(bar_right + 48, _PAGE[0]), max(bottom + 33, _PAGE[1])))
     text.put((8, 2), title, 15)
+    used = "no value" if math.isnan(least) else f"{_number(least)} to {_number(most)}"
     text.put((8, 20), f"step {step}:  {used}" + ("" if spec.unit == "1" else f" {spec.unit}"), 13)
     for row in _ticks(rows, tall):
         text.put((left - 5, top + (row + 0.5) * tall), str(row), 13, "rm")
@@ -136,9 +153,9 @@ def draw(
     text.put((12, (top + bottom) / 2), "layer", 13, "mm", turned=True)
     if not crowded:
         text.put(((left + right) / 2, bottom + 17), "stage" if columns else "head", 13, "ma")
-    for share in (0.0, 0.5, 1.0):
+    for share, beyond in ((0.0, "< " * (least < scale.low)), (0.5, ""), (1.0, "> " * (most > scale.high))):
         where = (bar_right + 4, top + (1 - share) * (bar_height - 1))
-        text.put(where, _number(low + share * (high - low)), 13, "lm")
+        text.put(where, beyond + _number(scale.value(share)), 13, "lm")
 
     canvas = text.greys()
     canvas[top:bottom, left:right] = field
@@ -149,18 +166,18 @@ def draw(
     return result
 
 
-def _coloured(values: NDArray[Any], spec: MetricSpec) -> tuple[NDArray[np.uint8], float, float, str]:
-    """Palette entries of the cells, the ends of the colour bar, and the range of the values as text."""
-    defined = values[np.isfinite(values)]
-    least, most = (float(defined.min()), float(defined.max())) if defined.size else (0.0, 0.0)
-    used = f"{_number(least)} to {_number(most)}" if defined.size else "no value"
-    low, high = spec.range
-    if low is None or high is None:
-        low, high = least, most
-        if not high > low:
-            low, high = low - 0.5, high + 0.5
-    share = (np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0) - low) / (high - low)
-    return (share.clip(0, 1) * (SHADES - 1)).round().astype(np.uint8), low, high, used
+def _extent(values: NDArray[Any]) -> tuple[float, float]:
+    """Lowest and highest value; NaN if there is none."""
+    known = values[np.isfinite(values)]
+    return (float(known.min()), float(known.max())) if known.size else (math.nan, math.nan)
+
+
+def _mark(field: NDArray[np.uint8], values: NDArray[Any], scale: PictureScale, tall: int, wide: int) -> None:
+    """Put a dot into the cells beyond the scale: white on its darkest colour, black on its lightest."""
+    for beyond, shade in ((values < scale.low, _PAPER), (values > scale.high, SHADES)):
+        for row, col in np.argwhere(beyond & np.isfinite(values)):
+            bottom, right = row * tall + 2 + _DOT, (col + 1) * wide - 2
+            field[bottom - _DOT : bottom, right - _DOT : right] = shade
 
 
 def _enlarged(cells: NDArray[Any], tall: int, wide: int) -> NDArray[Any]:

@@ -12,6 +12,7 @@ from tensorboard.plugins.text.metadata import create_summary_metadata as text_me
 
 from lightning_geo.loggers.alerts import markdown
 from lightning_geo.loggers.custom_scalars import add_layout, charts, written_layout
+from lightning_geo.loggers.picture_scale import PictureScales
 from lightning_geo.loggers.pictures import PictureSchedule, pictures, png
 from lightning_geo.loggers.tags import Level, scalars
 from lightning_geo.storage.events import Dropped, dropped_event, record_event, session_event
@@ -33,6 +34,7 @@ class TensorBoardSink:
         schedule: Which samples get pictures.
         with_record: False if another writer of the run holds the record.
         resumed_at: Step at which this session takes over from an earlier one.
+        scales: Of the run's pictures.
     """
 
     def __init__(
@@ -43,7 +45,9 @@ class TensorBoardSink:
         schedule: PictureSchedule,
         with_record: bool = True,
         resumed_at: int | None = None,
+        scales: PictureScales | None = None,
     ) -> None:
+        self._scales = PictureScales() if scales is None else scales
         self._experiment = experiment
         self._name = name
         self._level = level
@@ -81,7 +85,7 @@ class TensorBoardSink:
             self._send(writer, event, record)
         if self._schedule.due(record.step, final=final):
             event = Event(step=record.step)
-            for tag, picture in pictures(record, self._name):
+            for tag, picture in pictures(record, self._name, self._scales):
                 image = event.summary.value.add(tag=tag).image
                 image.width, image.height = picture.size
                 image.colorspace = 3

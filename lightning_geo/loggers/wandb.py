@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_geo.loggers.alerts import title
+from lightning_geo.loggers.picture_scale import PictureScales
 from lightning_geo.loggers.pictures import PictureSchedule, pictures
 from lightning_geo.loggers.tags import Level, scalars
 from lightning_geo.storage.finding import Finding
@@ -34,14 +35,23 @@ class WandbSink:
         level: Finest scalars.
         schedule: Which samples get pictures.
         resumed: Whether the run began before this session.
+        scales: Of the run's pictures.
     """
 
     #: Directory of the run's record, from which the report is made; ``None`` for no report.
     record_at: str | os.PathLike[str] | None = None
 
     def __init__(
-        self, experiment: Any, name: str, level: Level, schedule: PictureSchedule, *, resumed: bool = False
+        self,
+        experiment: Any,
+        name: str,
+        level: Level,
+        schedule: PictureSchedule,
+        *,
+        resumed: bool = False,
+        scales: PictureScales | None = None,
     ) -> None:
+        self._scales = PictureScales() if scales is None else scales
         self._experiment = experiment
         self._name = name
         self._level = level
@@ -98,7 +108,7 @@ class WandbSink:
 
         return {
             tag: wandb.Image(picture.convert("RGB"), caption=f"step {record.step}")
-            for tag, picture in pictures(record, self._name)
+            for tag, picture in pictures(record, self._name, self._scales)
         }
 
     def _define(self, row: dict[str, Any], models: set[str]) -> None:

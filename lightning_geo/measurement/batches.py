@@ -6,6 +6,7 @@ launches. Tensors that are large by themselves are not gathered: copying them wo
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -55,10 +56,10 @@ class LayerBatches:
             shared: Tensors that only owners with these very tensors have in common, such as masks.
             tag: What else must be equal.
         """
-        size = sum(x.numel() * _wide(x.dtype).itemsize for x in tensors.values())
+        size = sum(x.numel() * _kept(x).itemsize for x in tensors.values())
         device = next(iter(tensors.values())).device
         capacity = _limit(device) // max(size, 1)
-        with torch.no_grad():
+        with _no_grad():
             if capacity < 2:
                 single = {name: x.unsqueeze(self._axis) for name, x in tensors.items()}
                 self._compute([owner], single, dict(shared))
@@ -87,7 +88,7 @@ class LayerBatches:
 
 
 class _Batch:
-    """Memory for the tensors of several owners; they are float32 where they were of half precision."""
+    """Memory for the tensors of several owners, in half precision on CUDA alone."""
 
     def __init__(
         self, tensors: Mapping[str, Tensor], shared: dict[str, Tensor | None], capacity: int, axis: int
@@ -101,7 +102,7 @@ class _Batch:
         self._axis = axis
         with torch.inference_mode(False):  # memory made in inference mode could not be written outside of it
             self.tensors = {
-                name: x.new_empty(_with_axis(x.shape, axis, self.capacity), dtype=_wide(x.dtype))
+                name: x.new_empty(_with_axis(x.shape, axis, self.capacity), dtype=_kept(x))
                 for name, x in tensors.items()
             }
 
@@ -124,12 +125,20 @@ def _limit(device: torch.device) -> int:
     return _LIMIT.get(device.type, _LIMIT_ELSEWHERE)
 
 
+def _no_grad() -> contextlib.AbstractContextManager[None]:
+    # at hundreds of calls a sample, entering what is already so would cost several per cent of its time
+    return torch.no_grad() if torch.is_grad_enabled() else contextlib.nullcontext()
+
+
 def _version(x: Tensor | None) -> int:
     return 0 if x is None or x.is_inference() else version_of(x)
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32) if dtype.is_floating_point else dtype
+def _kept(x: Tensor) -> torch.dtype:
+    # kernels on CUDA read half precision, so that half as much is copied; elsewhere it is widened anyway
+    if x.is_cuda or not x.dtype.is_floating_point:
+        return x.dtype
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def _with_axis(shape: Sequence[int], axis: int, size: int) -> tuple[int, ...]:

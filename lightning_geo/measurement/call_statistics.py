@@ -14,6 +14,7 @@ from lightning_geo.functional import (
     key_entropy,
 )
 from lightning_geo.functional.gates import gate_shares
+from lightning_geo.functional.score_spectra import score_spectrum
 from lightning_geo.kernels import HIDDEN_BELOW, AttentionProblem, attention
 from lightning_geo.kernels.pairs import near_and_mutual, norm_shares
 from lightning_geo.observe import AttentionCall
@@ -47,6 +48,20 @@ class ObservedScores:
     @functools.cached_property
     def norm_shares(self) -> Tensor:
         return norm_shares(self.problem)
+
+    @functools.cached_property
+    def spectrum(self) -> Tensor:
+        return self._spectrum(symmetric=False)
+
+    @functools.cached_property
+    def symmetric_spectrum(self) -> Tensor:
+        return self._spectrum(symmetric=True)
+
+    def _spectrum(self, *, symmetric: bool) -> Tensor:
+        problem = self.problem
+        key = problem.key.repeat_interleave(problem.group_size, dim=1)
+        mask = None if problem.query_mask is None else problem.query_mask[:, None]
+        return score_spectrum(problem.query, key, mask, symmetric=symmetric)
 
     @functools.cached_property
     def shares(self) -> dict[str, Tensor]:

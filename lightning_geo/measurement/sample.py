@@ -14,17 +14,17 @@ from lightning_geo.measurement.assemble import Bases, Computed, SampleDerivation
 from lightning_geo.measurement.chosen_layers import ChosenLayers, LayerChoice, no_match, not_measured
 from lightning_geo.measurement.collectors.updates import Draw
 from lightning_geo.measurement.narrowing import Narrowing
+from lightning_geo.measurement.observed_calls import ObservedCalls
 from lightning_geo.measurement.rank_reduction import Merged, reduce_over_ranks
-from lightning_geo.measurement.row_sampling import ESTIMATED, MaxQueries
+from lightning_geo.measurement.row_sampling import MaxQueries
 from lightning_geo.measurement.sample_statistics import SampleStatistics
 from lightning_geo.measurement.training_importance import TrainingGradients
-from lightning_geo.observe import UNOBSERVED, CallKey, Coverage, LayerNumbering, Tap, number_layers
-from lightning_geo.utils.formatting import some
+from lightning_geo.observe import CallKey, LayerNumbering, Tap, number_layers
 
 __all__ = ["LayerChoice", "Measurement"]
 
 
-class Measurement:
+class Measurement(ObservedCalls):
     """One sample of one or several observed models.
 
     Args:
@@ -38,6 +38,7 @@ class Measurement:
         drawn: Weights drawn at the sample before by model, see :class:`.Updates`; replaced.
         trained: By model, see :class:`.Visibility`.
         narrowings: By model, what fixed inputs have shown of its layers.
+        timed: Whether to time what observing takes.
     """
 
     def __init__(
@@ -52,27 +53,27 @@ class Measurement:
         drawn: dict[str, dict[str, Draw]] | None = None,
         trained: Mapping[str, Mapping[CallKey, Tensor]] | None = None,
         narrowings: Mapping[str, Narrowing] | None = None,
+        timed: bool = True,
     ) -> None:
         self._metrics = metrics
         self._layers = layers
         self._rank = rank
-        self._taps = dict(taps)
-        self._merged: Coverage | None = None
         start = {} if start is None else start
         known = {} if known is None else known
         drawn = {} if drawn is None else drawn
-        self._choices = {
+        choices = {
             name: ChosenLayers(layers, name, tap.modules, known.setdefault(name, {}))
             for name, tap in taps.items()
         }
-        self._statistics: dict[str, SampleStatistics] = {}
+        sums: dict[str, SampleStatistics] = {}
         for name, tap in taps.items():
-            own = start.setdefault(name, {}), self._choices[name].asks, partial(getattr, tap, "modules")
+            own = start.setdefault(name, {}), choices[name].asks, partial(getattr, tap, "modules")
             weights, pairs = drawn.setdefault(name, {}), (trained or {}).get(name)
-            self._statistics[name] = SampleStatistics(metrics, max_queries, name, *own, weights, pairs)
+            sums[name] = SampleStatistics(metrics, max_queries, name, *own, weights, pairs)
+        super().__init__(taps, choices, sums)
         self._narrowings = {} if narrowings is None or layers is None else dict(narrowings)
         for name, tap in taps.items():
-            tap.begin_sample(self._choices[name].asks)
+            tap.begin_sample(self._choices[name].asks, timed=timed)
         for name, narrowing in self._narrowings.items():
             self._taps[name] = narrowing.begin(self._statistics[name], self._choices[name].asks)
 
@@ -113,105 +114,6 @@ class Measurement:
         self._statistics[name].expect_importance(device)
         for by_call in by_sequence:
             self._statistics[name].importance(by_call)
-
-    @property
-    def failures(self) -> list[Exception]:
-        """Errors of the observation."""
-        return [failure for tap in self._taps.values() for failure in tap.failures]
-
-    @property
-    def seconds(self) -> float:
-        """Seconds that the observation took."""
-        return sum(tap.seconds for tap in self._taps.values())
-
-    @property
-    def takes_ids(self) -> bool:
-        """Whether any model takes token ids."""
-        return any(tap.takes_ids for tap in self._taps.values())
-
-    @property
-    def unobserved(self) -> dict[str, str]:
-        """Modules that look like attention but showed none, for no reason that is known: name and class."""
-        modules_without: dict[str, str] = {}
-        for name, tap in self._taps.items():
-            left_out = [f"{module}." for modules in tap.coverage.left_out.values() for module in modules]
-            for path, kind in tap.unobserved.items():
-                known = any(module.startswith(f"{path}." * bool(path)) for module in left_out)
-                if self._choices[name].asks(path) and not known:
-                    modules_without[self._named(name, path)] = kind
-        return modules_without
-
-    @property
-    def coverage(self) -> Coverage:
-        """Attention calls seen, measured and left out, of all models; of all ranks once they are merged."""
-        if self._merged is not None:
-            return self._merged
-        merged = Coverage()
-        for name, tap in self._taps.items():
-            own = tap.coverage
-            named = {
-                reason: [self._named(name, path) for path in modules]
-                for reason, modules in own.left_out.items()
-            }
-            merged.merge(Coverage(own.seen, own.measured, named))
-        for name, statistics in self._statistics.items():
-            for path in statistics.estimated:
-                merged.leave_out(self._named(name, path), ESTIMATED)
-        for module in self.unobserved:  # seen to run, though nothing in it could be seen
-            merged.seen += 1
-            merged.leave_out(module, UNOBSERVED)
-        return merged
-
-    def _named(self, name: str, path: str) -> str:
-        return self._taps[name].name_of(path, self._prefix(name))
-
-    def _prefix(self, name: str) -> str:
-        """Return the prefix of the names of a model's modules: its own name if there are several models."""
-        return name if len(self._taps) > 1 else ""
-
-    @property
-    def reasons(self) -> str:
-        """Why attention that was seen was left out, with the modules; empty where none was."""
-        left_out = {reason: m for reason, m in self.coverage.left_out.items() if reason != UNOBSERVED}
-        return "; ".join(f"in {some(modules)}: {reason}" for reason, modules in left_out.items())
-
-    @property
-    def passed_over(self) -> int:
-        """Calls that were no part of training."""
-        return sum(tap.passed_over for tap in self._taps.values())
-
-    def pass_over(self, name: str) -> None:
-        """Count such a call of the model of that name."""
-        self._taps[name].passed_over += 1
-
-    @property
-    def scripted(self) -> list[str]:
-        """TorchScript modules that compute attention, by path."""
-        return [name or "the model itself" for tap in self._taps.values() for name in tap.scripted]
-
-    def why_nothing(self) -> str:
-        """Why no attention was seen."""
-        reason = f"Attention-like modules that ran: {self.unobserved or 'none'}."
-        if self.passed_over:
-            reason = (
-                "Every call of the model ran under `no_grad`, so that none is part of training; "
-                '`source="probe"` measures such a model.'
-            )
-        if self.scripted:
-            reason += (
-                f" TorchScript computes attention in {', '.join(self.scripted)} and hides its inside: "
-                "observe the module before `torch.jit.script`."
-            )
-        return reason
-
-    @property
-    def unprojected(self) -> dict[str, list[str]]:
-        """Attention modules and the roles whose projections could not be found."""
-        return {
-            self._named(name, path): roles
-            for name, tap in self._taps.items()
-            for path, roles in tap.unprojected.items()
-        }
 
     @property
     def observed(self) -> list[str]:

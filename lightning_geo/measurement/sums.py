@@ -23,7 +23,9 @@ __all__ = [
     "add_moments",
     "add_values",
     "covariances",
+    "repeated",
     "settle_values",
+    "taken",
     "void_values",
 ]
 
@@ -209,3 +211,17 @@ def covariances(layers: Sequence[LayerSums], names: Sequence[str]) -> tuple[Tens
     mean = total / count
     covariance = (second / count[..., None]).addcmul_(mean[..., :, None], mean[..., None, :], value=-1)
     return covariance, broken
+
+
+def taken(x: Tensor, places: list[int]) -> Tensor:
+    """Entries of the first axis; a view where they are equally far apart, as those of a role are."""
+    step = places[1] - places[0] if len(places) > 1 else 1
+    spread = range(places[0], places[-1] + 1, step)
+    return (
+        x[places[0] : places[-1] + 1 : step] if places == [*spread] else torch.stack([x[i] for i in places])
+    )
+
+
+def repeated(x: Tensor, times: int, dim: int) -> Tensor:
+    """Each entry of an axis so many times: grouped queries share the numbers of their key head."""
+    return x if times == 1 else x.repeat_interleave(times, dim)

@@ -18,11 +18,12 @@ __all__ = ["GUIDE", "tables", "updated"]
 GUIDE = Path(__file__).with_name("METRICS.md")
 
 _TABLES = re.compile(r"(?<=<!-- tables -->\n).*(?=<!-- end of tables -->)", re.DOTALL)
-_HEADER = "| metric | axes | unit, range | formula | how to read it | source |"
+_DEFINED = "| metric | axes | unit, range | formula | source |"
+_WORDED = "| metric | question | higher means | lower means | usual | worry when |"
 
 
 def tables() -> str:
-    """Return one Markdown section per family: its metrics, and which of them have charts by layer.
+    """Return one Markdown section per family: what its metrics are, how they are read, which have charts.
 
     Example:
         >>> tables().splitlines()[0]
@@ -59,17 +60,26 @@ def updated(guide: str, content: str | None = None) -> str:
 def _section(family: str, specs: list[MetricSpec]) -> str:
     charted = [f"`{name}`" for spec in specs for name in spec.headline]
     named = "Measured by default." if specs[0].default else f'Measured if `metrics=` names it: `"{family}"`.'
-    rows = [_row(spec) for spec in specs]
-    lines = [f"### {family}", "", named, "", _HEADER, "| --- | --- | --- | --- | --- | --- |", *rows, ""]
+    lines = [f"### {family}", "", named, ""]
+    lines += [_DEFINED, "| --- | --- | --- | --- | --- |", *map(_definition, specs), ""]
+    lines += [_WORDED, "| --- | --- | --- | --- | --- | --- |", *map(_words, specs), ""]
     if charted:
         lines += [f"Charts by layer and pictures: {', '.join(charted)}.", ""]
     return "\n".join(lines)
 
 
-def _row(spec: MetricSpec) -> str:
+def _definition(spec: MetricSpec) -> str:
     # all roles, stages or gates of a metric share a row
     name = f"{spec.name}.{{{','.join(spec.parts)}}}" if spec.parts else spec.name
-    cells = f"`{name}`", ", ".join(spec.axes), unit_and_range(spec), spec.formula, spec.meaning, spec.source
+    return _row(f"`{name}`", ", ".join(spec.axes), unit_and_range(spec), spec.formula, spec.source)
+
+
+def _words(spec: MetricSpec) -> str:
+    name = f"**{spec.title}** `{spec.name}`"
+    return _row(name, spec.question, spec.higher, spec.lower, spec.usual, spec.worry)
+
+
+def _row(*cells: str) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 

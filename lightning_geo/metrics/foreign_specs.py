@@ -13,7 +13,7 @@ from dataclasses import MISSING, asdict, fields
 from typing import Any
 
 from lightning_geo.metrics.catalog import CATALOG
-from lightning_geo.metrics.spec import MetricSpec
+from lightning_geo.metrics.spec import WORDS, MetricSpec
 
 __all__ = ["as_stored", "check_spec", "differing_fields", "read_specs"]
 
@@ -68,18 +68,19 @@ def check_spec(spec: MetricSpec) -> None:
         )
     if spec.axes not in _AXES:
         raise ValueError(f"Expected `axes` to be one of {_AXES} but got {str(spec.axes)[:80]}.")
-    for field in _TEXTS:
-        value = getattr(spec, field)
-        if not isinstance(value, str) or not value or len(value) > _LONGEST or not value.isprintable():
+    for field in (*_TEXTS, *WORDS):
+        value, least = getattr(spec, field), 0 if field in WORDS else 1
+        one_line = isinstance(value, str) and value.isprintable()
+        if not one_line or not least <= len(value) <= _LONGEST:
             raise ValueError(
-                f"Expected `{field}` to be one line of 1 to {_LONGEST} printable characters but got "
+                f"Expected `{field}` to be one line of {least} to {_LONGEST} printable characters but got "
                 f"{str(value)[:80]!r}."
             )
     _check_looks(spec)
 
 
 def _check_looks(spec: MetricSpec) -> None:
-    """Raise unless range, headline, summary and flags are what they must be."""
+    """Raise unless range, headline, summary, flags and scale are what they must be."""
     ends = spec.range if isinstance(spec.range, tuple) and len(spec.range) == 2 else (math.nan,)
     numbers = [end for end in ends if end is not None]
     if not all(_is_finite(end) for end in numbers) or (len(numbers) == 2 and numbers[0] >= numbers[1]):
@@ -97,6 +98,11 @@ def _check_looks(spec: MetricSpec) -> None:
     for field in ("self_attention", "default", "signed"):
         if not isinstance(getattr(spec, field), bool):
             raise ValueError(f"Expected `{field}` to be a bool but got {str(getattr(spec, field))[:80]!r}.")
+    if spec.log_from is not None and (not _is_finite(spec.log_from) or spec.signed):
+        raise ValueError(
+            "Expected `log_from` to be None or, of a metric that is not `signed`, a finite number but got "
+            f"{str(spec.log_from)[:80]}."
+        )
 
 
 def _is_finite(value: object) -> bool:

@@ -101,7 +101,7 @@ def computes(
         near = difflib.get_close_matches(name, CATALOG, n=1, cutoff=0.0)[0]
         raise ValueError(
             f"Expected `name` to be a metric of the catalog but got {name!r}. Did you mean {near!r}? "
-            "A new metric needs its MetricSpec in lightning_geo/metrics/catalog.py first."
+            "A new metric needs its entry in lightning_geo/metrics/families first."
         )
 
     def register(function: _Function) -> _Function:

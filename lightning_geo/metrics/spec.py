@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["ROLES", "STAGES", "MetricSpec", "unit_and_range"]
+__all__ = ["ROLES", "STAGES", "WORDS", "MetricSpec", "unit_and_range"]
 
 ROLES = ("query", "key", "value", "output")
 STAGES = ("input", "attention", "output")
+
+#: The fields of a spec that explain the metric to someone who meets it first; built-in ones have them all.
+WORDS = ("title", "question", "higher", "lower", "usual", "worry")
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,13 @@ class MetricSpec:
         self_attention: Defined only where queries and keys are the same tokens.
         default: Whether it is measured where nobody says which metrics.
         signed: Whether its sign says most: its colours diverge from 0.
+        title: Name for people, in place of ``name``; empty where there is none, as all words that follow.
+        question: The question that it answers, for someone who does not know the metric.
+        higher: What a higher value means: the rest of a sentence that begins with "Higher:".
+        lower: What a lower value means, in the same way.
+        usual: Which values are usual, and where they were measured.
+        worry: When to worry, with the source where there is one.
+        log_from: Its colours follow the logarithm of its distance from this number; ``None`` for its value.
     """
 
     name: str
@@ -46,6 +56,13 @@ class MetricSpec:
     self_attention: bool = False
     default: bool = True
     signed: bool = False
+    title: str = ""
+    question: str = ""
+    higher: str = ""
+    lower: str = ""
+    usual: str = ""
+    worry: str = ""
+    log_from: float | None = None
 
     @property
     def stored_names(self) -> tuple[str, ...]:

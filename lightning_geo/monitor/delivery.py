@@ -67,7 +67,8 @@ class Delivery:
         self.flush()
         delivery = copy.copy(self)
         delivery.sinks = self.sinks.copied(loggers)
-        delivery.state = replace(self.state, version=None)
+        scales = dict(self.state.picture_scales)
+        delivery.state = replace(self.state, version=None, picture_scales=scales)
         delivery.alerting = self.alerting.copied()
         return delivery
 
@@ -79,7 +80,8 @@ class Delivery:
         """Open the loggers; without one, all monitors of a run share the directory of its record."""
         states = (self.state, *(run.samples.state for run in runs_of(trainer)))
         versions = [state.version for state in states if state.version is not None]
-        self.sinks.open(trainer, self.resumed_at, next(iter(versions), None))
+        version = next(iter(versions), None)
+        self.sinks.open(trainer, self.resumed_at, version, self.state.picture_scales)
         self.state.version = self.sinks.version or self.state.version
 
     # -- samples

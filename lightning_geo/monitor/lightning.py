@@ -41,7 +41,7 @@ class GeometryMonitor(RunHooks):
       in one chart (Custom Scalars).
     - ``geometry_<family>/<metric>/layer_03/head_05``: number of head 5, with ``scalars="head"``.
     - ``geometry_<family>/<metric>`` as a picture, in TensorBoard and W&B: a headline metric by layer and head
-      (by layer and stage or gate, if it has no heads), at ten steps spread over the run.
+      (by layer and stage or gate, if it has no heads), at ten steps spread over the run, on one scale.
     - ``geometry_change/<metric>`` in the summary of a W&B run, to sort and filter runs by: change since the
       first sample, beside last, min and max of ``geometry/<metric>``. ``geometry/report`` in W&B: the HTML
       report, attached when training ends.

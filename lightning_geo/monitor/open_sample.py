@@ -63,7 +63,7 @@ class OpenSample:
         narrowings = {name: self._narrowings[name] for name in taps} if self.replayed else None
         return Measurement(
             taps, self.due, *self._settings, start=start, known=known, drawn=self._drawn,
-            trained=self.trained, narrowings=narrowings,
+            trained=self.trained, narrowings=narrowings, timed=not self.replayed,
         )  # fmt: skip
 
     def close(self) -> Measurement | None:

@@ -13,7 +13,7 @@ from lightning_geo.measurement.assemble import Bases
 __all__ = ["RunState", "bases_on"]
 
 #: Changes with what the fields of a checkpoint's state mean.
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass
@@ -33,6 +33,7 @@ class RunState:
         start: Weights at the run's start on the CPU, by model, attention module and role.
         dropped: How many samples failed before the first that did not.
         version: Name of the directory of the run's record, where no logger has a place for it.
+        picture_scales: Ends of the scales of the run's pictures, by tag.
     """
 
     baseline: Bases | None = None
@@ -47,6 +48,7 @@ class RunState:
     start: dict[str, dict[str, dict[str, Tensor]]] = field(default_factory=dict)
     dropped: int = 0
     version: str | None = None
+    picture_scales: dict[str, list[float]] = field(default_factory=dict)
 
     def state_dict(self) -> dict[str, Any]:
         """Its fields by name, tensors on the CPU."""

@@ -84,6 +84,11 @@ class AttentionEvents:
         self.coverage = Coverage()
         self.settle_masks()
 
+    def let_go(self) -> None:
+        """Forget the observer: a failed sample would hold its memory until the next one."""
+        self.search.observer = None
+        del self.observer
+
     def settle_masks(self) -> list[str]:
         """Read what the device found out about masks; return modules that were measured with another one."""
         modules = [name for name in self.evidence.structures.settle() if self._asked(name)]
@@ -129,7 +134,7 @@ class AttentionEvents:
                 self._see(Held(call, self.stack.frames[-1].name, query, key, result))
         else:
             for x in args:  # using a layer's parameters from outside runs the layer without calling it
-                item = self.stack.uses(x) if isinstance(x, nn.Parameter) else None
+                item = self.stack.uses(x)
                 if item is not None:
                     with self.work.running():
                         self._imply(f"{item}.")

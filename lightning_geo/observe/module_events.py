@@ -92,8 +92,9 @@ class ModuleEvents:
         """Handle the return of the innermost module; an implied module has no result."""
         frames, items = self.stack.frames, self.stack.tree.items
         frame = frames[-1]
-        with self._attention.work.running():
-            self._attention.settle(frame)
+        if frame.held or frame.name in items or len(frames) == 1:
+            with self._attention.work.running():
+                self._attention.settle(frame)
         if frame.name in items:
             self._attention.search.settle()
         frames.pop()

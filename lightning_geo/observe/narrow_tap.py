@@ -77,9 +77,9 @@ class NarrowTap(Tap):
         self._runs: list[_Run] = []
         self._block: Frame | None = None
 
-    def begin_sample(self, asked: Asked = lambda call: True) -> None:
+    def begin_sample(self, asked: Asked = lambda call: True, *, timed: bool = True) -> None:
         """Reset counts, time and failures; coverage counts the calls that are asked for."""
-        super().begin_sample(asked)
+        super().begin_sample(asked, timed=timed)
         self._runs = []
         if self.beside is not None:
             self._noted = self._runs

@@ -11,9 +11,12 @@ from torch import nn
 from lightning_geo.observe.replay.undisturbed import device_of
 from lightning_geo.utils._torch import without_function_modes
 from lightning_geo.utils.cuda_graphs import CaptureError, is_capturing
-from lightning_geo.utils.device_time import Stopwatch
+from lightning_geo.utils.device_time import IdleStopwatch, Stopwatch
 
 __all__ = ["OwnWork"]
+
+
+_NOTHING = contextlib.nullcontext()
 
 
 class OwnWork:
@@ -28,8 +31,14 @@ class OwnWork:
         self._devices = sorted(devices - {"meta"})
         #: whether a computation of the tap runs, or a function whose call the tap has already seen
         self.busy = False
+        self._stopwatch = Stopwatch()
         #: time of the computations so far
-        self.stopwatch = Stopwatch()
+        self.stopwatch = self._stopwatch
+
+    def begin(self, *, timed: bool) -> None:
+        """Begin at 0, and time the computations or not."""
+        self._stopwatch.reset()
+        self.stopwatch = self._stopwatch if timed else IdleStopwatch()
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
@@ -41,16 +50,17 @@ class OwnWork:
         if is_capturing():
             raise CaptureError
         busy, self.busy, started = self.busy, True, self.stopwatch.start()
+        # at hundreds of calls a sample, entering what is already so would cost a tenth of its time
+        on = [device for device in self._devices if torch.is_autocast_enabled(device)]
         try:
-            with contextlib.ExitStack() as stack:
-                stack.enter_context(without_function_modes())
-                # at a thousand calls a sample, entering what is already so would cost a tenth of its time
-                if torch.is_grad_enabled():
-                    stack.enter_context(torch.no_grad())
-                for device in self._devices:
-                    if torch.is_autocast_enabled(device):
+            with without_function_modes(), torch.no_grad() if torch.is_grad_enabled() else _NOTHING:
+                if not on:
+                    yield
+                    return
+                with contextlib.ExitStack() as stack:
+                    for device in on:
                         stack.enter_context(torch.autocast(device, enabled=False))
-                yield
+                    yield
         finally:
             self.busy = busy
             if not busy:

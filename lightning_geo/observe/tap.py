@@ -28,7 +28,6 @@ from lightning_geo.observe.replay.call_hooks import Fleeting
 from lightning_geo.observe.replay.torchscript import is_scripted
 from lightning_geo.utils._lightning import borrows_forward
 from lightning_geo.utils._torch import without_function_modes
-from lightning_geo.utils.device_time import Stopwatch
 from lightning_geo.utils.errors import let_go
 
 __all__ = ["Observer", "Tap"]
@@ -94,12 +93,12 @@ class Tap:
         """Time that observing took since the sample began."""
         return self._work.stopwatch.seconds
 
-    def begin_sample(self, asked: Asked = lambda call: True) -> None:
+    def begin_sample(self, asked: Asked = lambda call: True, *, timed: bool = True) -> None:
         """Reset counts, time and failures; coverage counts the calls that are asked for."""
         self.failures.clear()
         self.unobserved.clear()
         self.passed_over = 0
-        self._work.stopwatch = Stopwatch()
+        self._work.begin(timed=timed)
         self._events.begin_sample(asked)
 
     @property
@@ -167,6 +166,7 @@ class Tap:
             for handle in handles:
                 handle.remove()
             self._start_over()
+            self._events.let_go()
             if self._model is not model:
                 self._model, self._stack.tree = model, tree
                 self._events.search.forget()
@@ -264,7 +264,7 @@ class Tap:
             return result
         started = self._work.stopwatch.start()
         try:
-            with torch.no_grad():
+            with torch.no_grad() if torch.is_grad_enabled() else contextlib.nullcontext():
                 self._events.function(func, args, kwargs, result)
         except (LeftOutError, UnknownAxesError, PackedCallError) as error:
             self._events.leave_out(str(error))

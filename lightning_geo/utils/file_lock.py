@@ -18,7 +18,7 @@ def locked(file: IOBase) -> Iterator[None]:
     a process ends, however it ends.
 
     Args:
-        file: Opened for writing.
+        file: An open one.
 
     Raises:
         OSError: If the file system knows no locks.

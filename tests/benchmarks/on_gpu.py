@@ -23,6 +23,7 @@ TESTS = Path(__file__).parents[1]
 #: Modules of ``on_device``, in the order in which they measure.
 STAGES = (
     "machine", "errors", "attention", "decompositions", "samples", "choices", "training", "vectors", "growth",
+    "widths", "families",
 )  # fmt: skip
 
 #: Seconds that a stage may take from its turn on, and that all may take until they are ready.
@@ -136,10 +137,12 @@ def tests(file: Path, seconds: float) -> None:
         print("no time is left for the tests")
         return
     workers = str(os.cpu_count() or 1)
-    # the sanitizer alone would take all of the time
+    # Whole samples first, then kernels in hundreds of variants; the sanitizer alone would take all the time.
+    # Interrupted rather than killed, pytest still says what failed.
     command = [
-        "timeout", str(int(seconds)), sys.executable, "-m", "pytest", "-q", "-n", workers, "--dist", "load",
-        "-p", "no:cacheprovider", "-k", "not sanitizer", str(TESTS / "gpu"),
+        "timeout", "-s", "INT", str(int(seconds)), sys.executable, "-m", "pytest", "-q", "-n", workers,
+        "--dist", "load", "-p", "no:cacheprovider", "-k", "not sanitizer",
+        str(TESTS / "gpu" / "test_samples.py"), str(TESTS / "gpu" / "test_device.py"),
     ]  # fmt: skip
     with file.open("w") as log:
         subprocess.run(command, check=False, cwd=TESTS.parent, stdout=log, stderr=subprocess.STDOUT)

@@ -39,7 +39,7 @@ _WATCH = """async () => {
 _CHOOSE = """(name) => new Promise((resolve) => {
   const start = performance.now();
   [...document.querySelectorAll('button.metric')].find((b) => b.textContent === name).click();
-  const shown = () => document.querySelector('h2').textContent.startsWith(name)
+  const shown = () => document.querySelector('h2 .id')?.textContent === name
     && document.querySelector('.stage').style.visibility === 'visible';
   const poll = () => (shown() ? resolve(performance.now() - start) : requestAnimationFrame(poll));
   requestAnimationFrame(poll);

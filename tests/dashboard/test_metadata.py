@@ -6,6 +6,7 @@ import pytest
 
 from lightning_geo.dashboard.metadata import TagAddress, describe, parse_tag, tag_of
 from lightning_geo.metrics.selection import select, spec_of
+from lightning_geo.metrics.spec import WORDS
 from lightning_geo.storage.events import metadata_tag, record_event, session_tag
 from support.records import make_record
 
@@ -42,8 +43,6 @@ def test_other_tags_are_no_series(tag: str) -> None:
 @pytest.mark.parametrize("metric", select())
 def test_what_is_told_is_the_catalogs(metric: str) -> None:
     told, spec = describe(metric), spec_of(metric)
-    assert {name: told[name] for name in ("family", "unit", "formula", "meaning", "range", "axes")} == {
-        "family": spec.family, "unit": spec.unit, "formula": spec.formula, "meaning": spec.meaning,
-        "range": spec.range, "axes": spec.axes,
-    }  # fmt: skip
+    names = ("family", "unit", "formula", "meaning", "range", "axes", "log_from", *WORDS)
+    assert {name: told[name] for name in names} == {name: getattr(spec, name) for name in names}
     assert metric in (told["base"], f"{told['base']}.{told['part']}")

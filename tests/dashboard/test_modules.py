@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import lightning_geo.dashboard
+from lightning_geo.metrics.catalog import CATALOG
 from lightning_geo.utils import colours
 from support.programs import node_path
 
@@ -34,13 +35,23 @@ def test_no_module_makes_markup_or_code_of_text(module: Path) -> None:
 
 @pytest.mark.parametrize("path", [*MODULES, STATIC / "dashboard.css"], ids=lambda path: path.name)
 def test_nothing_is_fetched_from_elsewhere(path: Path) -> None:
-    assert not re.findall(r"https?://|@import|url\(", path.read_text())
+    named = path.read_text().replace('"http://www.w3.org/2000/svg"', "")  # a name of SVG's, no address
+    assert not re.findall(r"https?://|@import|url\(", named)
 
 
 def test_every_import_is_a_file_that_is_there() -> None:
     for module in MODULES:
         for name in re.findall(r'from "([^"]+)"', module.read_text()):
             assert (STATIC / name).is_file()
+
+
+def test_examples_are_of_metrics_that_there_are() -> None:
+    source = (STATIC / "examples.js").read_text()
+    drawn = set(re.findall(r'^  "?([a-z0-9_.]+)"?: ', source, re.MULTILINE))
+    stored = {name for spec in CATALOG.values() for name in spec.stored_names}
+    assert drawn <= {*stored, *(name.partition(".")[0] for name in stored)}
+    without = {name for name in stored if not {name, name.partition(".")[0]} & drawn}
+    assert {name.partition(".")[0] for name in without} == {"score_norm_share", "importance"}
 
 
 def test_the_colours_are_those_of_the_pictures() -> None:

@@ -72,6 +72,7 @@ class Tab:
         self.page = page
         self.frame: FrameLocator = page.frame_locator("iframe")
         self.heading = self.frame.locator("h2")
+        self.metric = self.heading.locator(".id")
         self.step = self.frame.locator(".player output")
         self.value = self.frame.locator(".readout .value")
         self.where = self.frame.locator(".readout .where")
@@ -111,7 +112,7 @@ def test_a_metric_is_chosen_and_the_slider_moves(page: Page, address: str, runs:
     history = load_history(runs / "hot")
     tab.press("drift")
     tab.press("output")
-    expect(tab.heading).to_have_text("drift.output")
+    expect(tab.metric).to_have_text("drift.output")
     expect(tab.step).to_have_text("step 12 of 12, newest")
     final = f"{np.nanmean(history['drift.output'][-1]):.3g}"
     expect(tab.value).to_have_text(final)
@@ -127,7 +128,7 @@ def test_a_metric_is_chosen_and_the_slider_moves(page: Page, address: str, runs:
 
 
 def test_a_cell_has_the_colour_and_the_read_out_of_its_value(page: Page, address: str, runs: Path) -> None:
-    tab = Tab(page, address, "run=hot&metric=entropy&step=6")
+    tab = Tab(page, address, "run=hot&metric=entropy&step=6&range=full")
     values = load_history(runs / "hot")["entropy"]
     x, y = tab.point_at(1, 2)
     value = values[2, 1, 2]
@@ -214,7 +215,7 @@ def test_every_view_shows_every_kind_of_metric(page: Page, address: str, runs: P
     tab.press("All metrics")
     expect(tiles).to_have_count(len(load_history(runs / "hot").keys()))
     tiles.filter(has_text="redundancy").click()
-    expect(tab.heading).to_have_text("redundancy")
+    expect(tab.metric).to_have_text("redundancy")
 
 
 def test_the_address_leads_back_to_the_view(page: Page, address: str) -> None:
@@ -223,7 +224,7 @@ def test_the_address_leads_back_to_the_view(page: Page, address: str) -> None:
     tab.press("Evolution")
     page.wait_for_url("**view%3Devolution**metric%3Dconcentration**")
     page.reload()
-    expect(tab.heading).to_have_text("concentration", timeout=PATIENCE)
+    expect(tab.metric).to_have_text("concentration", timeout=PATIENCE)
     expect(tab.frame.locator(".evolution")).to_be_visible()
 
 
@@ -256,7 +257,7 @@ def test_new_samples_are_shown_without_losing_the_view(page: Page, address: str,
     tab.frame.locator("input[type=range]").fill("2")
     write_run(runs / "live", [replace(record, step=18, wall_time=time.time())])
     expect(tab.step).to_have_text("step 6 of 18", timeout=PATIENCE)  # it stays
-    expect(tab.heading).to_have_text("attention_distance")
+    expect(tab.metric).to_have_text("attention_distance")
     expect(tab.picks).to_have_text(["layer 1, head 1×"])
 
 

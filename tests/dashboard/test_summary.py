@@ -100,7 +100,7 @@ def test_a_click_leads_to_the_map_at_that_step_with_the_cells_framed(page: Page,
     bar = frame.locator(".bar").first  # the earliest
     bar.focus()
     page.keyboard.press("Enter")
-    expect(frame.locator("h2")).to_have_text("entropy")
+    expect(frame.locator("h2 .id")).to_have_text("entropy")
     expect(frame.locator(".player output")).to_have_text("step 10 of 40")
     expect(frame.locator(".marked")).to_contain_text(LOW.message)
     page.wait_for_url("**finding%3D10**")
@@ -113,7 +113,7 @@ def test_a_click_leads_to_the_map_at_that_step_with_the_cells_framed(page: Page,
     assert framed.evaluate(plain) != before
     frame.get_by_role("button", name="Summary", exact=True).click()
     frame.get_by_role("button", name="Show me").first.click()
-    expect(frame.locator("h2")).to_have_text("cone.output")
+    expect(frame.locator("h2 .id")).to_have_text("cone.output")
     expect(frame.locator(".marked")).to_contain_text(COLLAPSE.message)
     assert frame.locator("img").count() == 0
 

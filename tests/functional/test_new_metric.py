@@ -23,7 +23,7 @@ from lightning_geo.functional import METRIC_FUNCTIONS, computes
 from lightning_geo.metrics import registry
 from lightning_geo.metrics.catalog import CATALOG
 from lightning_geo.metrics.document import tables
-from lightning_geo.metrics.spec import MetricSpec
+from lightning_geo.metrics.families.entry import HEAD, entry
 from lightning_geo.storage.record_file import RecordFile
 
 
@@ -36,10 +36,12 @@ def _as_before(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_new_metric_is_one_function_one_entry_and_one_row(tmp_path, capsys):
     # one entry
-    CATALOG["rest_share"] = MetricSpec(
-        "rest_share", "subspace", ("layer", "head"), "1", "1 − λ₁ / Σλ",
-        "A rise: directions beside the strongest one count.", "explained variance, PCA",
-        ("query", "output"), (0.0, 1.0), ("rest_share.query",),
+    CATALOG["rest_share"] = entry(
+        "rest_share", "subspace", HEAD, "1", "1 − λ₁ / Σλ", "explained variance, PCA",
+        title="Rest of the variance", question="How much lies beside the strongest direction?",
+        higher="other directions count.", lower="one direction dominates.", usual="0.5 to 0.9",
+        worry="Near 0.",
+        parts=("query", "output"), range=(0.0, 1.0), headline=("rest_share.query",),
     )  # fmt: skip
 
     # one function

@@ -71,6 +71,38 @@ def test_a_sample_never_waits_for_the_device(max_queries: int | None) -> None:
     assert waits(sample) == waits(forward)
 
 
+def test_families_that_decompose_matrices_agree_with_the_host() -> None:
+    config = BertConfig(
+        vocab_size=60, hidden_size=96, intermediate_size=96, num_hidden_layers=2, num_attention_heads=3
+    )
+    torch.manual_seed(0)
+    model = BertModel(config, add_pooling_layer=False).eval()
+    batch = {"input_ids": torch.randint(1, 60, (3, 40))}
+    names = tuple(n for n in select(["weights", "projection", "score_spectra"]) if not compares_samples(n))
+    on_host, on_device = (
+        _sampled(model.to(device), {name: x.to(device) for name, x in batch.items()}, names)
+        for device in ("cpu", "cuda")
+    )
+    assert on_host.keys() == on_device.keys()
+    assert on_host.keys() == set(names)
+    for name, values in on_host.items():
+        # effective ranks take roots of eigenvalues near 0
+        scale = 1e-4 * max(1.0, float(np.nanmax(np.abs(values))))
+        np.testing.assert_allclose(on_device[name], values, rtol=1e-4, atol=scale, err_msg=name)
+
+
+def _sampled(
+    model: BertModel, batch: dict[str, Tensor], names: tuple[str, ...]
+) -> dict[str, np.ndarray[Any, Any]]:
+    measurement = Measurement({"": Tap(model, (1, 2))}, names)
+    measurement.score("", 3)
+    with torch.no_grad(), measurement.observe():
+        model(**batch)
+    assert not measurement.failures
+    (arrays,) = measurement.compute().stacks.values()
+    return arrays
+
+
 class _Encoder(pl.LightningModule):
     def __init__(self) -> None:
         super().__init__()

@@ -48,8 +48,8 @@ class Case(NamedTuple):
 
     def shared_memory(self) -> int:
         """Bytes that the table of tiles promises to suffice."""
-        block = Dots.of(self.width, False, torch.float32).block
-        return shared_memory(block, getattr(torch, self.dtype), divmod(self.capability, 10))
+        held = Dots.of(self.width, False, torch.float32).held
+        return shared_memory(held, getattr(torch, self.dtype), divmod(self.capability, 10))
 
     def launches(self) -> list[Launch]:
         """Its kernels."""
@@ -69,10 +69,17 @@ def _cases() -> Iterator[Case]:
     yield Case(90, "bfloat16", 64, "bias", oldest=True, later=False)
     yield Case(90, "bfloat16", 64, "capped", oldest=True, later=False)
     yield Case(90, "bfloat16", 80, "padded", oldest=True, later=False)
+    yield Case(90, "bfloat16", 80, "unmarked", oldest=True, later=True)
+    yield Case(90, "bfloat16", 96, "causal", oldest=False, later=True)
+    yield Case(90, "bfloat16", 160, "unmarked", oldest=True, later=True)
+    yield Case(90, "bfloat16", 160, "dense", oldest=False, later=True)
+    yield Case(90, "bfloat16", 192, "causal", oldest=True, later=True)
     yield Case(90, "bfloat16", 256, "causal", oldest=True, later=False)
     yield Case(90, "float16", 64, "causal", oldest=False, later=True)
     yield Case(90, "float32", 64, "causal", oldest=True, later=False)
     yield Case(90, "float32", 128, "unmarked", oldest=True, later=False)
+    yield Case(90, "float32", 160, "causal", oldest=False, later=True)
+    yield Case(80, "bfloat16", 96, "padded", oldest=False, later=True)
     yield Case(80, "float16", 64, "causal", oldest=False, later=True)
     yield Case(80, "float32", 128, "dense", oldest=False, later=True)
     yield Case(86, "bfloat16", 64, "padded", oldest=True, later=True)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
+from lightning_geo.loggers.picture_scale import PictureScale
 from lightning_geo.loggers.pictures import PictureSchedule, draw, pictures, png
 from lightning_geo.metrics.catalog import CATALOG
 from lightning_geo.metrics.selection import select, spec_of
@@ -86,12 +87,37 @@ def test_a_metric_with_both_bounds_keeps_its_range() -> None:
         np.testing.assert_array_equal(cells(picture, 2, 2)[0, 0], cells(low, 2, 2)[0, 0])
 
 
-def test_a_metric_without_them_spans_its_values() -> None:
-    picture = draw(np.array([[3.0, 4.0], [5.0, 7.0]], np.float32), CATALOG["entropy"], "", 0)
+def test_a_metric_without_them_spans_a_scale() -> None:
+    values = np.array([[3.0, 4.0], [5.0, 7.0]], np.float32)
+    picture = draw(values, CATALOG["max_logit"], "", 0, scale=PictureScale(3.0, 7.0))
     found = cells(picture, 2, 2)
     np.testing.assert_array_equal(found[0, 0], sequential_colours()[0])
     np.testing.assert_array_equal(found[1, 1], sequential_colours()[-1])
     np.testing.assert_array_equal(found[1, 0], sequential_colours()[round(0.5 * 239)])
+
+
+def test_a_logarithmic_scale_gives_equal_ratios_equal_distances() -> None:
+    values = np.array([[1.0, 10.0], [100.0, 0.0]], np.float32)
+    scale = PictureScale(1.0, 100.0, log_from=0.0)
+    found = cells(draw(values, CATALOG["importance"], "", 0, scale=scale), 2, 2)
+    places = [0, round(0.5 * 239), 239, 0]
+    np.testing.assert_array_equal(found.reshape(4, 3), sequential_colours()[places])
+    assert scale.value(0.5) == pytest.approx(10)
+
+
+def test_cells_beyond_a_scale_have_a_dot_and_the_bar_says_so() -> None:
+    values = np.array([[-9.0, 5.0], [3.0, 70.0]], np.float32)
+    inside = pixels(draw(values.clip(0, 10), CATALOG["max_logit"], "", 0, scale=PictureScale(0.0, 10.0)))
+    beyond = pixels(draw(values, CATALOG["max_logit"], "", 0, scale=PictureScale(0.0, 10.0)))
+    differ = (inside != beyond).any(-1)
+    cell = 58  # pixels
+    fields = differ[TOP : TOP + 2 * cell, LEFT : LEFT + 2 * cell].reshape(2, cell, 2, cell).sum((1, 3))
+    np.testing.assert_array_equal(fields, [[9, 0], [0, 9]])
+    assert beyond[TOP + 3, LEFT + cell - 4].min() == 255
+    assert beyond[TOP + cell + 3, LEFT + 2 * cell - 4].max() == 0
+    numbers = differ[TOP - 8 :, LEFT + 2 * cell + 26 :]
+    assert numbers[:16].any()
+    assert numbers[2 * cell - 4 :].any()
 
 
 def test_values_out_of_range_take_the_ends() -> None:

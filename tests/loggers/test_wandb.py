@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,12 +13,14 @@ import pytest
 import wandb
 from PIL import Image
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto.wandb_internal_pb2 import FilesItem
 
 from lightning_geo import load_history
 from lightning_geo.loggers import open_sinks
 from lightning_geo.loggers.tags import scalars
 from lightning_geo.loggers.wandb import WandbSink
+from lightning_geo.utils.colours import sequential_colours
 from support.records import assert_same, make_record
 from support.wandb_file import sent
 
@@ -242,3 +245,30 @@ def test_a_disabled_run_keeps_no_record(tmp_path: Path) -> None:
     for sink in sinks:
         sink.write(make_record(metrics=["entropy"]))
     assert load_history(tmp_path / "records").steps.tolist() == [0]
+
+
+def test_pictures_of_all_loggers_keep_one_scale_over_the_run(tmp_path: Path) -> None:
+    ends: dict[str, list[float]] = {}
+    loggers = [
+        WandbLogger(project="test", save_dir=tmp_path, offline=True),
+        TensorBoardLogger(tmp_path / "tb"),
+    ]
+    directory = Path(loggers[0].experiment.dir)
+    sinks = open_sinks(loggers, max_steps=20, picture_scales=ends)
+    for step, most in ((0, 9.0), (10, 4.0), (20, 4.0)):
+        record = make_record(step, metrics=["max_logit"])
+        record.stacks["encoder"]["max_logit"][:] = np.linspace(2, most, 6).reshape(2, 3)
+        for sink in sinks:
+            sink.write(record, final=step == 20)
+    loggers[0].experiment.finish()
+    assert ends == {"geometry_entropy/max_logit": [2.0, 9.0]}
+    rows = [row for row in rows_of(sent(directory.parent)) if "geometry_entropy/max_logit\0path" in row]
+    pictures = [Image.open(directory / row["geometry_entropy/max_logit\0path"]) for row in rows]
+    reader = EventAccumulator(str(tmp_path / "tb" / "lightning_logs" / "version_0")).Reload()
+    images = reader.Images("geometry_entropy/max_logit")
+    pictures += [Image.open(io.BytesIO(image.encoded_image_string)) for image in images]
+    assert len(pictures) == 6
+    # the middle of the last cell: 9 is the end of the scale, and 4 two sevenths of the way
+    shown = [picture.convert("RGB").getpixel((44 + 2 * 58 + 29, 40 + 58 + 29)) for picture in pictures]
+    first, later = map(tuple, sequential_colours()[[239, round(2 / 7 * 239)]].tolist())
+    assert shown == 2 * [first, later, later]

@@ -45,13 +45,14 @@ FREE = {
 #: Operations after which the host knows a number that the device has computed.
 WAITING = {"_local_scalar_dense", "_unique2", "equal", "is_nonzero", "masked_select", "nonzero", "unique_dim"}
 
-#: Places that wait on a CPU, where it costs nothing; all but the last do not on a GPU.
+#: Places that wait on a CPU, where it costs nothing. On a GPU none does: `by_lapack` waits for it instead.
 ON_CPU = {
     ("kernels/vectors.py", "_scatter"),
     ("kernels/vectors.py", "_without_padding"),
     ("kernels/chunked.py", "add"),  # the Triton kernels take its place on a GPU
     ("kernels/visibility.py", "_search"),  # likewise
-    ("functional/head_weights.py", "_spectrum"),  # whether a Cholesky decomposition failed
+    # whether a Cholesky decomposition failed, of matrices that lie on the host
+    ("functional/head_weights.py", "_eigenvalues_of_product"),
 }
 
 

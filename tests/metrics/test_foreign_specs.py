@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from lightning_geo.metrics.catalog import CATALOG
 from lightning_geo.metrics.foreign_specs import as_stored, check_spec, differing_fields, read_specs
 from lightning_geo.metrics.selection import select, spec_of
-from lightning_geo.metrics.spec import MetricSpec
+from lightning_geo.metrics.spec import WORDS, MetricSpec
 from support.registry import spec_named
 
 TEXTS = st.text(st.characters(exclude_categories=("C", "Z")), min_size=1, max_size=40)
@@ -34,7 +34,9 @@ def specs(draw: st.DrawFn) -> MetricSpec:
         parts=draw(st.just(()) | st.just(("query", "key"))),
         summary=draw(st.sampled_from(["mean", "max"])),
         self_attention=draw(st.booleans()), default=draw(st.booleans()), signed=draw(st.booleans()),
+        **{name: draw(st.just("") | TEXTS) for name in WORDS},
     )  # fmt: skip
+    spec = replace(spec, log_from=None if spec.signed else draw(ENDS))
     low, high = draw(st.tuples(ENDS, ENDS).filter(lambda r: None in r or r[0] < r[1]))
     return replace(spec, range=(low, high), headline=tuple(spec.stored_names[: draw(st.integers(0, 1))]))
 
@@ -104,6 +106,10 @@ def test_a_file_cannot_change_what_a_built_in_name_means() -> None:
         ({"range": (float("nan"), None)}, "`range`"),
         ({"headline": ("other",)}, "`headline`"),
         ({"summary": "median"}, "`summary`"),
+        ({"title": "two\nlines"}, "`title` to be one line of 0 to 1000"),
+        ({"question": 3}, "`question` to be one line"),
+        ({"log_from": float("inf")}, "`log_from`"),
+        ({"log_from": 0.0, "signed": True}, "`log_from` to be None or, of a metric that is not `signed`"),
     ],
 )
 def test_what_cannot_be_registered_is_named(fields: dict[str, Any], message: str) -> None:

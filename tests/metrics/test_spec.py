@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_geo.metrics.catalog import CATALOG
+from lightning_geo.metrics.families.entry import entry
+from lightning_geo.metrics.families.masks import SOURCES
 from lightning_geo.metrics.gates import GATES, MIXED
-from lightning_geo.metrics.integrity import SOURCES
 from lightning_geo.metrics.selection import select, spec_of
-from lightning_geo.metrics.spec import ROLES, STAGES
+from lightning_geo.metrics.spec import ROLES, STAGES, WORDS, MetricSpec
 from lightning_geo.storage.record import GeometryRecord, lookup
 from support.records import make_record
 
@@ -30,6 +33,38 @@ def test_every_metric_says_what_it_is(spec: object) -> None:
     assert set(spec.headline) <= set(spec.stored_names)
     low, high = spec.range
     assert low is None or high is None or low < high
+
+
+def unworded(spec: MetricSpec) -> list[str]:
+    """The words that someone who meets a metric first would miss, or stumble over."""
+    missing = [name for name in WORDS if not getattr(spec, name).strip()]
+    ends = {"question": "?", "higher": ".", "lower": ".", "worry": "."}
+    wrong = [name for name, end in ends.items() if not getattr(spec, name).endswith(end)]
+    cased = [name for name in ("title", "question", "worry") if getattr(spec, name)[:1].islower()]
+    cased += [name for name in ("higher", "lower") if getattr(spec, name)[:1].isupper()]
+    long = [name for name in WORDS if len(getattr(spec, name)) > (60 if name == "title" else 220)]
+    return sorted({*missing, *wrong, *cased, *long})
+
+
+@pytest.mark.parametrize("spec", CATALOG.values(), ids=lambda spec: spec.name)
+def test_every_metric_is_explained_in_plain_words(spec: MetricSpec) -> None:
+    assert unworded(spec) == []
+    assert spec.meaning == f"Higher: {spec.higher} Lower: {spec.lower}"
+    # what is known of BERT or a decoder was measured; all else says why there is no number
+    assert re.search(r"\d|not measured", spec.usual)
+
+
+def test_no_two_metrics_share_a_title() -> None:
+    titles = [spec.title for spec in CATALOG.values()]
+    assert sorted(set(titles)) == sorted(titles)
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_an_entry_without_one_of_its_words_is_refused(name: str) -> None:
+    assert name in unworded(replace(CATALOG["entropy"], **{name: ""}))
+    words = {word: getattr(CATALOG["entropy"], word) for word in WORDS if word != name}
+    with pytest.raises(TypeError, match=name):
+        entry("m", "f", ("layer",), "1", "x", "here", **words)  # type: ignore[arg-type]
 
 
 def test_stored_names_are_unique_and_lead_back_to_their_metric() -> None:

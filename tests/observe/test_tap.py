@@ -213,6 +213,17 @@ def test_a_model_that_raises_is_observed_anew_the_next_time(
         assert notes.seen == ONCE
 
 
+def test_a_closed_tap_holds_nothing_of_its_observer(model: nn.Module, batch: dict[str, Tensor]) -> None:
+    notes, tap = Notes(), Tap(model)
+    with tap.open(notes):
+        model(**batch)
+    observer = weakref.ref(notes)
+    del notes
+    gc.collect()
+    assert observer() is None
+    assert not tap.failures
+
+
 def test_parts_that_run_alone_are_observed_but_the_model_was_not_called(
     model: nn.Module, batch: dict[str, Tensor]
 ) -> None:

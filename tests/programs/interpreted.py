@@ -49,6 +49,17 @@ CHOSEN = (
     "nan_query", "nan_in_rows_that_see_keys", "sinks", "float16",
 )  # fmt: skip
 
+#: Widths between powers of two, in two blocks but for 112, and cases that differ in what the product meets.
+WIDTHS = {
+    72: ("float16", "mask_full", "special_tokens_grouped"),
+    80: ("grouped_heads_causal_padded", "bias_per_head", "window_and_mask"),
+    96: ("float16", "sinks", "softcap_masked"),
+    112: ("grouped_heads_causal_padded", "mask_full"),
+    136: ("window_two_sided", "bias_with_lowest_float", "query_mask_with_holes"),
+    160: ("float16", "mask_full", "several_masks"),
+    192: ("grouped_heads_causal_padded", "bias_per_head", "window_and_mask"),
+}
+
 
 def patch_the_language_once() -> None:
     """Take half off the interpreter's time: it patches triton.language anew at each call of a helper."""
@@ -81,6 +92,18 @@ def chosen(name: str) -> AttentionProblem:
     )
 
 
+def widened(name: str, dim: int) -> AttentionProblem:
+    """A case with vectors of another width."""
+    arguments = CASES[name]()
+    generator = torch.Generator().manual_seed(dim)
+    # scores no larger than they were, for float32 holds as many digits of them
+    size = 2.0 * (8 / dim) ** 0.5 if "scale" in arguments else 2.0
+    for part, factor in (("query", size), ("key", 1.0)):
+        shape, dtype = arguments[part].shape[:3], arguments[part].dtype
+        arguments[part] = (factor * torch.randn(*shape, dim, generator=generator)).to(dtype)
+    return problem_of(arguments)
+
+
 def checks() -> dict[str, Callable[[], None]]:
     found: dict[str, Callable[[], None]] = {}
     for name, build in CASES.items():
@@ -104,6 +127,9 @@ def checks() -> dict[str, Callable[[], None]]:
     for dim in (3, 24, 100):
         problem = problem_of({**qk(batch=1, heads=2, dim=dim), "is_causal": True})
         found[f"head_dim {dim}"] = lambda problem=problem: agrees(problem)
+    for dim, names in WIDTHS.items():
+        for name in names:
+            found[f"head_dim {dim}: {name}"] = lambda dim=dim, name=name: agrees(widened(name, dim), oblong)
     for name in (*vectors.CASES, "many_tokens", "wide_stream"):
         found[f"stream: {name}"] = lambda name=name: stream_agrees(name)
         found[f"moments: {name}"] = lambda name=name: moments_agree(name)

@@ -182,4 +182,6 @@ def assert_same(ours: GeometryRecord, theirs: GeometryRecord, *, but: tuple[str,
         mine, other = np.asarray(ours[name]), np.asarray(theirs[name])
         assert np.isfinite(other).any(), name
         scale = max(1.0, float(np.nanmax(np.abs(other))))
+        # roots of eigenvalues that are rounding themselves: their digits are those of the sums' order
+        scale *= 10 if name.startswith("effective_rank") else 1
         np.testing.assert_allclose(mine, other, rtol=1e-5, atol=1e-5 * scale, err_msg=name)

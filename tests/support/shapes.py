@@ -7,8 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import jaxtyping
-from beartype import BeartypeConf, beartype
+try:
+    import jaxtyping
+    from beartype import BeartypeConf, beartype
+except ImportError:  # on a borrowed machine with a GPU, say: shapes are not checked there
+    jaxtyping = None
 
 ROOMS = Path(__file__).parents[2] / "lightning_geo"
 
@@ -29,6 +32,8 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def install() -> None:
     """Hook the import of the modules, before the first of them is imported; nothing is checked yet."""
+    if jaxtyping is None:
+        return
     jaxtyping.install_import_hook(MODULES, "support.shapes.checked")
     jaxtyping.config.update("jaxtyping_disable", True)
 
@@ -36,6 +41,9 @@ def install() -> None:
 @contextmanager
 def shape_checks(on: bool) -> Iterator[None]:
     """Switch the checks on or off."""
+    if jaxtyping is None:
+        yield
+        return
     before = jaxtyping.config.jaxtyping_disable
     jaxtyping.config.update("jaxtyping_disable", not on)
     try:

@@ -19,6 +19,7 @@ class Device:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now, self.queued = 0.0, 0.0
+        Mark.made = 0
         monkeypatch.setattr(clock.time, "perf_counter", lambda: self.now)
         monkeypatch.setattr(torch.accelerator, "synchronize", self.wait)
         monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
@@ -32,8 +33,11 @@ class Device:
 class Mark:
     """An event: passed when what is queued before it is done."""
 
+    made = 0
+
     def __init__(self, device: Device) -> None:
         self.device = device
+        Mark.made += 1
 
     def record(self) -> None:
         self.at = self.device.now + self.device.queued
@@ -56,13 +60,28 @@ def test_a_stopwatch_counts_its_stretches_alone(monkeypatch: pytest.MonkeyPatch)
     assert watch.seconds == watch.seconds == 3.0
 
 
+def test_marks_are_used_again_but_not_those_that_are_still_to_be_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    device, watch = Device(monkeypatch), Stopwatch()
+    for seconds in (1.0, 2.0):  # the second sample has the marks of the first
+        for own in (seconds, 10 * seconds):
+            device.queued += 5.0
+            started = watch.start()
+            device.queued += own
+            watch.stop(started)
+        assert watch.seconds == 11 * seconds
+        watch.reset()
+    assert Mark.made == 4
+
+
 @pytest.mark.parametrize("source", ["probe", "batch"])
 def test_a_sample_is_timed_by_marks_and_never_waits_for_the_device(
     source: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     readings = iter(range(0, 10**6, 100))
-    monkeypatch.setattr(clock, "_mark", lambda: Reading(next(readings)))
-    monkeypatch.setattr(Stopwatch, "start", lambda self: clock._mark())
+    monkeypatch.setattr(Stopwatch, "_mark", lambda self: Reading(next(readings)))
+    monkeypatch.setattr(Stopwatch, "start", lambda self: self._mark())
     monkeypatch.setattr(torch.accelerator, "synchronize", None)
     monitor = GeometryMonitor(1, source=source, metrics="entropy", strict=True)
     fit(tmp_path, Classifier(), monitor, steps=2)

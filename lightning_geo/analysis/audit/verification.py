@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from lightning_geo.analysis.audit.ledger import FIRST, parse_line
 from lightning_geo.analysis.audit.record_hash import record_hash
 from lightning_geo.storage.history import GeometryHistory, load_history
 from lightning_geo.utils.errors import RunError
+from lightning_geo.utils.file_lock import locked
 
 __all__ = ["Verification", "verify"]
 
@@ -51,7 +53,11 @@ def verify(
         RunError: If the file cannot be read.
     """
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb") as file, contextlib.ExitStack() as stack:
+            # an audit that is writing its line has torn nothing; where no lock is to be had, none is held
+            with contextlib.suppress(OSError):
+                stack.enter_context(locked(file))
+            file.seek(0)
             content = file.read()
     except OSError as error:
         raise RunError(f"Cannot read the ledger {os.fspath(path)!r}: {error.strerror}.") from error

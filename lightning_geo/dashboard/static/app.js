@@ -2,17 +2,17 @@
 
 import { fetchIndex } from "./api.js";
 import { Voice } from "./cell_cursor.js";
-import { scale } from "./colour.js";
 import { choice, el } from "./dom.js";
 import { exportCsv, exportPng } from "./export.js";
-import { explained } from "./heading.js";
+import { Heading } from "./heading.js";
 import { followTheme, linkTo, onReload, readView, writeView } from "./host.js";
 import { forgetTheme } from "./paper.js";
 import { Player } from "./player.js";
-import { difference, extent, frame, nearest, trace } from "./series.js";
 import { Records } from "./records.js";
 import { roving, watchFocus } from "./roving.js";
 import { RunStrip } from "./run_strip.js";
+import { Scales } from "./scales.js";
+import { nearest, trace } from "./series.js";
 import { Sidebar } from "./sidebar.js";
 import { VIEWS, decodeState, encode, settled, toggled } from "./state.js";
 import { cellName } from "./trace_panel.js";
@@ -25,7 +25,7 @@ export class App extends Records {
     super();
     this.wanted = decodeState(readView()); // what was chosen; what of it is not there (yet) gives way
     this.state = this.wanted;
-    this.extents = new WeakMap();
+    this.scales = new Scales();
     this.voice = new Voice();
     this.views = Object.fromEntries(Object.entries(VIEW_TYPES).map(([name, View]) => [name, new View(this)]));
     this.tabs = choice("view", VIEWS.map((name) => [name, name[0].toUpperCase() + name.slice(1), VIEW_TYPES[name].hint]), (view) => this.update({ view, ...this._opening(view) }));
@@ -34,7 +34,7 @@ export class App extends Records {
     root.append(this.voice.element);
     this.strip = new RunStrip(this);
     this.player = new Player(this);
-    this.heading = el("div", { class: "heading" });
+    this.heading = new Heading();
     this.message = el("div", { class: "message", role: "status" });
     this.stage = el("div", { class: "stage" });
     root.append(
@@ -42,7 +42,7 @@ export class App extends Records {
         this.sidebar.element,
         el("main", {},
           el("header", {}, this.tabs.element, this.sidebar.options, this._buttons()),
-          this.heading, this.message, this.stage, this.strip.element, this.player.element)));
+          this.heading.element, this.message, this.stage, this.strip.element, this.player.element)));
     watchFocus();
     followTheme(() => {
       forgetTheme();
@@ -127,7 +127,7 @@ export class App extends Records {
     this.sidebar.paint();
     const view = this.views[state.view];
     if (this.stage.firstChild !== view.element) this.stage.replaceChildren(view.element);
-    this.heading.replaceChildren(...(this.spec ? view.heading?.() ?? explained(this.spec) : []));
+    this.heading.paint(this.spec ? view.heading?.() : null, this.spec);
     const ready = this.spec && (view.timeless || (this.series(state.run) && !this.error(state.run)));
     this.stage.style.visibility = ready ? "visible" : "hidden";
     this.player.paint(view.timeless);
@@ -188,44 +188,11 @@ export class App extends Records {
 
   /** The colours of a metric's values in these series. `shown` are the frames on screen. */
   scale(series, shown, spec = this.spec) {
-    const { range, change } = this.state;
-    const [low, high] = spec.range;
-    if (change) {
-      const ends = range === "step" ? shown.map(extent) : series.map((s) => this._changes(s));
-      return ended(ends, true);
-    }
-    if (range === "fixed" && low !== null && high !== null) return scale(low, high, spec.signed);
-    if (range === "step") return ended(shown.map(extent), spec.signed);
-    return ended(series.map((s) => this._extent(s)), spec.signed);
+    return this.scales.ofSeries(this.state, spec, series, shown);
   }
 
-  /** The colours of values that were made of a metric's, by their extents. */
-  scaleOf(extents) {
-    const { range, change } = this.state;
-    const [low, high] = this.spec.range;
-    if (!change && range === "fixed" && low !== null && high !== null) return scale(low, high, this.spec.signed);
-    return ended(extents, change || this.spec.signed);
+  /** The colours of values that were made of a metric's. */
+  scaleOf(values) {
+    return this.scales.ofValues(this.state, this.spec, values);
   }
-
-  _extent(series) {
-    if (!this.extents.has(series)) this.extents.set(series, { values: extent(series.values) });
-    return this.extents.get(series).values;
-  }
-
-  _changes(series) {
-    this._extent(series);
-    const kept = this.extents.get(series);
-    if (!kept.changes) {
-      const first = frame(series, 0);
-      const ends = series.steps.map((_, i) => extent(difference(frame(series, i), first))).filter(Boolean);
-      kept.changes = ends.length ? [Math.min(...ends.map((e) => e[0])), Math.max(...ends.map((e) => e[1]))] : null;
-    }
-    return kept.changes;
-  }
-}
-
-function ended(ends, signed) {
-  const given = ends.filter(Boolean);
-  if (!given.length) return scale(0, 1, signed);
-  return scale(Math.min(...given.map((e) => e[0])), Math.max(...given.map((e) => e[1])), signed);
 }

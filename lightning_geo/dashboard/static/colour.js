@@ -26,20 +26,38 @@ export const DIVERGING_COLOURS = table(DIVERGING);
 /** Of lines: Okabe & Ito's, told apart by every kind of colour vision, without the yellow that no paper shows. */
 export const LINES = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8c6bb1", "#7f7f7f"];
 
-/** A scale from `low` to `high`; `signed` ones are symmetric around zero and diverge. */
-export function scale(low, high, signed = false) {
-  if (signed) {
-    const reach = Math.max(Math.abs(low), Math.abs(high)) || 1;
-    return { low: -reach, high: reach, colours: DIVERGING_COLOURS };
-  }
-  if (!(high > low)) [low, high] = [low - 0.5, high + 0.5];
-  return { low, high, colours: SEQUENTIAL_COLOURS };
+const CAP = 24; // colours at an end of a scale that are kept for values beyond it
+
+/**
+ * A scale from `low` to `high`; `signed` ones are symmetric around zero and diverge. `from` is the number from
+ * which on it is logarithmic, or null. `ends` are the extremes of all values: where they lie beyond the scale it
+ * has a cap, the outermost colour, which no value within has.
+ */
+export function scale(low, high, signed = false, from = null, ends = [low, high]) {
+  if (signed) high = Math.max(Math.abs(low), Math.abs(high)) || 1;
+  if (signed) low = -high;
+  if (!(low > from)) from = null; // no value has a logarithm
+  if (!(high > low)) [low, high] = from === null ? [low - 0.5, high + 0.5] : [from + (low - from) / 2, from + 2 * (low - from)];
+  const under = ends[0] < low;
+  const over = ends[1] > high;
+  const bounds = [from === null ? low : Math.log(low - from), from === null ? high : Math.log(high - from)];
+  const first = under ? CAP : 0;
+  const last = STEPS - 1 - (over ? CAP : 0);
+  return { low, high, from, under, over, ends, bounds, first, last, colours: signed ? DIVERGING_COLOURS : SEQUENTIAL_COLOURS };
 }
 
-/** Place of a finite value on a scale: an index of its colours, those beyond the ends at the ends. */
-export function place({ low, high }, value) {
-  const share = (value - low) / (high - low);
-  return Math.max(0, Math.min(STEPS - 1, Math.round(share * (STEPS - 1))));
+/** Place of a finite value on a scale: an index of its colours, of those beyond it an outermost one. */
+export function place({ low, high, from, bounds, first, last }, value) {
+  if (value < low) return 0;
+  if (value > high) return STEPS - 1;
+  const share = ((from === null ? value : Math.log(value - from)) - bounds[0]) / (bounds[1] - bounds[0]);
+  return first + Math.round(share * (last - first));
+}
+
+/** The value at a share of the way along a scale. */
+export function valueAt({ from, bounds }, share) {
+  const at = bounds[0] + share * (bounds[1] - bounds[0]);
+  return from === null ? at : Math.exp(at) + from;
 }
 
 export function css([red, green, blue]) {

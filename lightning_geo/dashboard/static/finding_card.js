@@ -1,10 +1,10 @@
 // A card of one finding: what happened, where, since when, how it shows, why it may be, and what to do.
 
-import { scale } from "./colour.js";
 import { el } from "./dom.js";
 import { LEVELS, cellsOf, evidence, keyOf, meanOver, span, title } from "./findings.js";
 import { Heatmap } from "./heatmap.js";
-import { frame, nearest, quantiles } from "./series.js";
+import { colours } from "./scales.js";
+import { frame, nearest } from "./series.js";
 import { Sparkline } from "./sparkline.js";
 
 const EACH = 8 * 2 ** 20; // bytes of a metric, as in Overview
@@ -41,13 +41,13 @@ export class FindingCard {
     const mask = cellsOf(finding, series.layers, series.heads);
     if (series !== this.series) {
       this.mean = meanOver(series, mask);
-      this.ends = quantiles(series.values, [0.02, 0.98]) ?? [0, 1];
     }
     this.series = series;
     this.line.draw({ xs: series.steps, ys: this.mean, usual: finding.usual, since: finding.since_step, until: finding.until_step });
     const sample = this._sample(series);
     const spec = app.index.metrics.find(({ name }) => name === finding.metric);
-    this.map.draw({ values: frame(series, sample), rows: series.layers, cols: series.heads, scale: scale(...this.ends, spec?.signed), outlined: mask, small: true });
+    const from = spec?.log_from ?? null;
+    this.map.draw({ values: frame(series, sample), rows: series.layers, cols: series.heads, scale: colours(app.scales.spread(series.values, from), spec?.signed, from), outlined: mask, small: true });
     const heads = finding.heads.length;
     const framed = heads ? `head${heads === 1 ? "" : "s"}` : `layer${finding.layers.length === 1 ? "" : "s"}`;
     this.lineText.textContent = `mean of the ${heads > 1 ? `${heads} ` : ""}framed ${framed}`;

@@ -1,7 +1,9 @@
 // A matrix as coloured cells: rows down, columns to the right, a colour bar beside it.
 
-import { css, ink, place } from "./colour.js";
-import { labelled, number } from "./format.js";
+import { colourBar } from "./colour_bar.js";
+import { paintBeyond, paintNumbers } from "./cell_marks.js";
+import { place } from "./colour.js";
+import { labelled } from "./format.js";
 import { frame, outline } from "./outline.js";
 import { FONT, Paper, fitted, theme } from "./paper.js";
 
@@ -49,7 +51,8 @@ export class Heatmap {
     this._paintCells(context, box, values, scale);
     if (this.painted.absent) paintAbsent(context, box, values, exists, ground, faint);
     if (Math.min(wide, tall) >= GRID) lines(context, box, ground);
-    if (!small && !steps && wide >= 42 && tall >= 17) numbers(context, box, values, scale);
+    if (!small) paintBeyond(context, box, values, scale);
+    if (!small && !steps && wide >= 42 && tall >= 17) paintNumbers(context, box, values, scale);
     if (cursor >= 0) {
       context.strokeStyle = theme().mark;
       context.lineWidth = 1.5;
@@ -66,8 +69,8 @@ export class Heatmap {
   /** Cell by cell into a small picture that is enlarged as a whole: as quick for 80 × 64 as for 6 × 12. */
   _paintCells(context, box, values, scale) {
     const { rows, cols } = box;
-    const { low, high, colours } = scale;
-    const same = { low, high, colours, values, cols };
+    const { low, high, from, first, last, colours } = scale;
+    const same = { low, high, from, first, last, colours, values, cols };
     if (!this.painted || Object.keys(same).some((name) => same[name] !== this.painted[name])) {
       this.painted = { ...same, absent: this._fillCells(rows, cols, values, scale) };
     }
@@ -177,16 +180,6 @@ function lines(context, box, ground) {
   context.stroke();
 }
 
-function numbers(context, box, values, scale) {
-  context.textAlign = "center";
-  for (let i = 0; i < values.length; i++) {
-    if (!Number.isFinite(values[i])) continue;
-    context.fillStyle = ink(scale.colours[place(scale, values[i])]);
-    const [row, col] = [Math.floor(i / box.cols), i % box.cols];
-    context.fillText(number(values[i]), box.left + (col + 0.5) * box.wide, box.top + (row + 0.5) * box.tall);
-  }
-}
-
 function stepLabels(context, box, steps) {
   let free = -Infinity;
   for (const col of labelled(box.cols, box.wide, 56)) {
@@ -195,21 +188,5 @@ function stepLabels(context, box, steps) {
     if (x - context.measureText(text).width / 2 < free) continue;
     context.fillText(text, x, box.bottom + 10);
     free = x + context.measureText(text).width / 2 + 8;
-  }
-}
-
-function colourBar(context, box, scale, dark) {
-  const height = Math.max(box.bottom - box.top, 60);
-  const left = box.right + 14;
-  const count = scale.colours.length;
-  for (let i = 0; i < count; i++) {
-    context.fillStyle = css(scale.colours[count - 1 - i]);
-    context.fillRect(left, box.top + (i * height) / count, 12, height / count + 1);
-  }
-  context.fillStyle = dark;
-  context.textAlign = "left";
-  for (const share of [0, 0.25, 0.5, 0.75, 1]) {
-    if (height < 120 && share % 0.5) continue;
-    context.fillText(number(scale.low + share * (scale.high - scale.low)), left + 17, box.top + (1 - share) * (height - 2) + 1);
   }
 }

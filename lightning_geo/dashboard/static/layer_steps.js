@@ -1,10 +1,9 @@
 // Layers down, steps to the right: how depth organises over training, as a picture that leads to its steps.
 
 import { CellCursor } from "./cell_cursor.js";
-import { scale } from "./colour.js";
 import { number, signed, withUnit } from "./format.js";
 import { Heatmap } from "./heatmap.js";
-import { evolution, extent } from "./series.js";
+import { evolution } from "./series.js";
 import { paintSigns } from "./signs.js";
 import { summaryOf } from "./state.js";
 import { pickColour } from "./trace_panel.js";
@@ -24,16 +23,15 @@ export function pictureOf(series, spec, state) {
       for (let i = 0; i < row.length; i++) row[i] -= first;
     }
   }
-  picture.extent = extent(picture.values);
   made.set(series, { key, picture });
   return picture;
 }
 
 /** Their colours, over all of them: means of layers reach less far than heads do. */
 export function coloursOf(app, pictures) {
-  const ends = pictures.map((picture) => picture.extent);
-  if (summaryOf(app.state, app.spec) !== "spread" || app.state.change) return app.scaleOf(ends);
-  return scale(0, Math.max(0, ...ends.filter(Boolean).map(([, high]) => high)) || 1); // a spread has no sign
+  const values = pictures.map((picture) => picture.values);
+  const spread = summaryOf(app.state, app.spec) === "spread" && !app.state.change; // it has no sign, nor the metric's range
+  return app.scales.ofValues(app.state, spread ? { ...app.spec, signed: false, range: [null, null], log_from: null } : app.spec, values);
 }
 
 export class LayerSteps {

@@ -69,13 +69,6 @@ export function extent(values) {
   return low <= high ? [low, high] : null;
 }
 
-/** Values below which shares of the finite ones lie, of at most about 4,096 at equal distances; null for none. */
-export function quantiles(values, shares) {
-  const stride = Math.max(1, Math.floor(values.length / 4096));
-  const known = values.filter((value, i) => i % stride === 0 && Number.isFinite(value)).sort();
-  return known.length ? shares.map((share) => known[Math.round(share * (known.length - 1))]) : null;
-}
-
 /** Index of the sample nearest to a step, the earlier of two; -1 where there is none. */
 export function nearest(steps, step) {
   if (!steps.length) return -1;

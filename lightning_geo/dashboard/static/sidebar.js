@@ -2,6 +2,7 @@
 
 import { choice, el, refill, setOptions } from "./dom.js";
 import { number } from "./format.js";
+import { titleOf } from "./heading.js";
 import { shortened } from "./names.js";
 import { roving } from "./roving.js";
 import { summaryOf } from "./state.js";
@@ -24,9 +25,10 @@ export class Sidebar {
       el("label", {}, "Run A", this.run), el("label", {}, "Run B", this.other),
       this.monitorRow, this.stackRow, this.metrics);
     this.range = choice("colours", [
-      ["run", "run", "Colours span the values of the whole run: steps can be compared"],
-      ["step", "step", "Colours span the values of this step: small differences between heads show"],
-      ["fixed", "fixed", "Colours span what the metric can be by definition: runs and models can be compared"],
+      ["run", "whole run", "One scale for all steps of the run. What lies far off all else is beyond it: it has the outermost colour and a triangle, and ▲ or ▼ on the colour bar"],
+      ["step", "this step", "A scale of this step alone: small differences between heads show"],
+      ["full", "full range", "One scale for all steps of the run, from its lowest to its highest value"],
+      ["fixed", "fixed", "From the lowest to the highest value that the metric can have: runs and models can be compared"],
     ], (range) => app.update({ range }));
     this.change = choice("what", [
       ["", "value", "The metric itself"],
@@ -43,7 +45,7 @@ export class Sidebar {
       ["spread", "spread", "A layer is its highest head less its lowest: heads that part show"],
     ], (heads) => app.update({ heads }));
     for (const group of [this.range, this.change, this.align, this.heads]) roving(group.element, "across");
-    this.rangeRow = el("span", { class: "option" }, "Colours", this.range.element);
+    this.rangeRow = el("span", { class: "option" }, "Colour scale", this.range.element);
     this.headsRow = el("span", { class: "option" }, "Heads", this.heads.element);
     this.alignRow = el("span", { class: "option" }, "Align", this.align.element);
     this.options = el("div", { class: "options" },
@@ -116,5 +118,5 @@ export class Sidebar {
 }
 
 function hint(spec) {
-  return [spec.formula, spec.unit === "1" ? "" : `in ${spec.unit}`, spec.meaning].filter(Boolean).join("\n");
+  return [titleOf(spec), spec.question, spec.meaning].filter(Boolean).join("\n");
 }

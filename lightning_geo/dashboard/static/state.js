@@ -10,7 +10,7 @@ export const START = {
   stack: "",
   metric: "",
   step: null, // null: the newest sample, also while more come in
-  range: "run", // colours from the whole run, from this step, or as the metric's definition bounds them
+  range: "run", // colours of the whole run or this step, outliers beyond; of the full range; or as the metric is bounded
   change: false, // since the first sample, in place of the value
   align: "step", // or "fraction" of training
   heads: "", // what stands for a layer's heads: "mean", "min", "max", "spread"; "" as the metric's definition says
@@ -21,7 +21,7 @@ export const START = {
   picked: [], // [{layer, head}], head null for a whole layer
 };
 
-const CHOICES = { view: VIEWS, range: ["run", "step", "fixed"], align: ["step", "fraction"], heads: ["", "mean", "min", "max", "spread"] };
+const CHOICES = { view: VIEWS, range: ["run", "step", "full", "fixed"], align: ["step", "fraction"], heads: ["", "mean", "min", "max", "spread"] };
 const TEXTS = ["run", "other", "monitor", "stack", "metric", "finding", "loss", "score", "rate"];
 
 export function encode(state) {

@@ -3,6 +3,7 @@
 import { el } from "./dom.js";
 import { LEVELS, title } from "./findings.js";
 import { middle, number } from "./format.js";
+import { titleOf } from "./heading.js";
 import { Heatmap } from "./heatmap.js";
 import { Paper, theme } from "./paper.js";
 import { extent, trace } from "./series.js";
@@ -41,7 +42,7 @@ export class Tile {
     this.badge = el("div", { class: "badge" });
     this.ends = ["A", "B"].map(() => el("div", { class: "ends" }));
     this.element = el("button", { type: "button", class: "tile", title: `${spec.name}\n${spec.meaning}\nClick to open the map.`, dataset: { key: spec.name }, onclick: onopen },
-      el("b", {}, middle(spec.name, 21)), this.badge, el("div", { class: "pair" }, ...this.maps.map(({ element }) => element)), this.line.element, ...this.ends);
+      el("b", {}, middle(titleOf(spec), 24)), this.badge, el("div", { class: "pair" }, ...this.maps.map(({ element }) => element)), this.line.element, ...this.ends);
   }
 
   /** `finding` is the open one of the metric, or null. */

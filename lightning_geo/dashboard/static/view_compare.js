@@ -6,10 +6,11 @@ import { outcome } from "./curves.js";
 import { el, refill } from "./dom.js";
 import { number, signed, withUnit } from "./format.js";
 import { Heatmap, roomOf } from "./heatmap.js";
-import { scale } from "./colour.js";
 import { roving } from "./roving.js";
+import { colours } from "./scales.js";
+import { across, aligned, difference, frame, largest } from "./series.js";
 import { paintSigns } from "./signs.js";
-import { across, aligned, difference, extent, frame, largest } from "./series.js";
+import { spreadOf } from "./spread.js";
 
 const LISTED = 10;
 const MAPS = 0.5; // of the height, at most
@@ -75,12 +76,12 @@ export class CompareView {
     const apart = across(a, valuesA, b, valuesB);
     this._share(Math.max(a.layers, b.layers), Math.max(a.heads, b.heads));
     this.shown = { a, b, valuesA, valuesB, apart, stepA: a.steps[i], stepB: b.steps[j] };
-    const colours = app.scale([a, b], [valuesA, valuesB]);
+    const both = app.scale([a, b], [valuesA, valuesB]);
     const marks = app.state.picked.map(({ layer, head }, at) => ({ row: layer, col: head, colour: pickColour(at) }));
     const what = app.state.change ? "change in " : "";
-    this._map(0, a, valuesA, colours, `${what}A, step ${a.steps[i]}`, marks, app.exists());
-    this._map(1, b, valuesB, colours, `${what}B, step ${b.steps[j]}`, marks, app.exists(app.state.other));
-    this._map(2, apart, apart.values, scale(...this._reach(a, b, apart), true), "B − A", marks, a.layers === b.layers && a.heads === b.heads ? app.exists() : null);
+    this._map(0, a, valuesA, both, `${what}A, step ${a.steps[i]}`, marks, app.exists());
+    this._map(1, b, valuesB, both, `${what}B, step ${b.steps[j]}`, marks, app.exists(app.state.other));
+    this._map(2, apart, apart.values, this._colours(a, b, apart), "B − A", marks, a.layers === b.layers && a.heads === b.heads ? app.exists() : null);
     this._list(apart);
     this.panel.paint([{ series: a, name: app.state.run }, { series: b, name: app.state.other }]);
     this._read();
@@ -106,22 +107,21 @@ export class CompareView {
     this.outcome.replaceChildren(...(text ? [el("b", {}, "Outcome, A against B: "), text] : []));
   }
 
-  /** Of the colours of the difference: over all steps unless they follow the step, so that playing compares. */
-  _reach(a, b, apart) {
+  /** The colours of the difference: over all steps unless they follow the step, so that playing compares. */
+  _colours(a, b, apart) {
     const { state } = this.app;
-    if (state.range === "step") return extent(apart.values) ?? [0, 0];
+    if (state.range === "step") return colours(spreadOf(apart.values), true);
     const key = [state.align, state.change].join();
     if (this.reach?.a !== a || this.reach.b !== b || this.reach.key !== key) {
-      let most = 0;
-      for (let i = 0; i < a.steps.length; i++) {
-        const j = aligned(a.steps, b.steps, a.steps[i], state.align);
+      const all = new Float32Array(a.steps.length * apart.values.length);
+      a.steps.forEach((step, i) => {
+        const j = aligned(a.steps, b.steps, step, state.align);
         const at = (series, sample) => (state.change ? difference(frame(series, sample), frame(series, 0)) : frame(series, sample));
-        const ends = extent(across(a, at(a, i), b, at(b, j)).values);
-        if (ends) most = Math.max(most, -ends[0], ends[1]);
-      }
-      this.reach = { a, b, key, most };
+        all.set(across(a, at(a, i), b, at(b, j)).values, i * apart.values.length);
+      });
+      this.reach = { a, b, key, spread: spreadOf(all) };
     }
-    return [-this.reach.most, this.reach.most];
+    return colours(this.reach.spread, true, null, state.range === "full");
   }
 
   _map(at, series, values, colours, title, marks, exists) {

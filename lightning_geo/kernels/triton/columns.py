@@ -10,6 +10,7 @@ from lightning_geo.kernels.triton.scores import (
     exponents,
     load_vectors,
     masked_scores,
+    multiply,
     sum_classes,
 )
 
@@ -44,7 +45,7 @@ def _add_tile(
     row64 = row.to(tl.int64)
     # rows that give nothing are not even read: they may hold NaN
     q = load_vectors(query, row64, query_n, query_d, share > 0, DOTS, CHECK=True)
-    s = tl.dot(k, tl.trans(q), input_precision=DOTS.precision)
+    s = multiply(k, q, tl.zeros([BLOCK_N, BLOCK_M], tl.float32), DOTS)
     index = tl.minimum(column, sizes.keys - 1).to(tl.int64)
     s = masked_scores(
         s,

@@ -18,22 +18,41 @@ class Dots:
 
     Args:
         width: Features of a head.
-        block: ``width``, rounded up to a power of two.
+        blocks: One or two powers of two, the larger first, that hold them: 80 features are 64 and 16, not
+            128.
         upcast: Vectors are converted to float32 when they are loaded.
         precision: How ``tl.dot`` multiplies float32.
     """
 
     width: int
-    block: int
+    blocks: tuple[int, ...]
     upcast: bool
     precision: str
 
     @classmethod
     def of(cls, width: int, upcast: bool, dtype: torch.dtype) -> Dots:
         """Derive them from the width of a head and the type of the dot products."""
-        block = max(16, 1 << (width - 1).bit_length())
+        whole, half = _power(width), _power(width) // 2
+        rest = _power(width - half)
+        # below 64 features a second block saves nothing
+        blocks = (half, rest) if half >= 64 and rest < half else (whole,)
         # three TF32 products keep float32's digits on tensor cores
-        return cls(width, block, upcast, "tf32x3" if dtype == torch.float32 else "tf32")
+        return cls(width, blocks, upcast, "tf32x3" if dtype == torch.float32 else "tf32")
+
+    @property
+    def held(self) -> int:
+        """``width``, rounded up to what the blocks hold."""
+        return sum(self.blocks)
+
+    @property
+    def split(self) -> bool:
+        """Whether there are two blocks."""
+        return len(self.blocks) == 2
+
+
+def _power(width: int) -> int:
+    """The power of two at or above a width, 16 at least."""
+    return max(16, 1 << (width - 1).bit_length())
 
 
 @dataclass(frozen=True)

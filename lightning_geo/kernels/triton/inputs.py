@@ -53,11 +53,11 @@ class Inputs:
         self.dots = Dots.of(query.shape[3], upcast, dtype)
         # larger tiles spilled registers here when compiled ahead of time
         hungry = bool(problem.masks) or (
-            self.computes("special_mass") and (self.dots.block > 64 or not self.banded)
+            self.computes("special_mass") and (self.dots.held > 64 or not self.banded)
         )
         # blocks of 128 rows are wasted on few, and a cap spills registers there
         keys = problem.keys if problem.rows_shape[2] > 64 and not self._scaled else None
-        self.tiles = tiles or tiles_for(self.dots.block, dtype, capability, hungry, bool(masks.rows), keys)
+        self.tiles = tiles or tiles_for(self.dots.held, dtype, capability, hungry, bool(masks.rows), keys)
         self.rules = rules_of(problem, masks, self._scaled)
 
     def computes(self, name: str) -> bool:

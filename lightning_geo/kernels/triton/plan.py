@@ -65,7 +65,7 @@ def _lacking_memory(query: Tensor, key: Tensor) -> str | None:
     """Return the reason if a CUDA device has too little shared memory for a tile; None if it has enough."""
     device: Any = torch.cuda.get_device_properties(query.device)
     dtype = query.dtype if query.dtype == key.dtype else torch.float32
-    width = Dots.of(query.shape[3], False, dtype).block
+    width = Dots.of(query.shape[3], False, dtype).held
     required = shared_memory(width, dtype, (device.major, device.minor))
     if required <= device.shared_memory_per_block_optin:
         return None

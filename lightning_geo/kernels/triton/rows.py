@@ -25,9 +25,9 @@ from lightning_geo.kernels.triton.scores import (
     HIDDEN,
     base_of,
     exponents,
-    load_block,
     load_vectors,
     masked_scores,
+    multiply,
     sum_classes,
 )
 from lightning_geo.kernels.triton.spans import spans_of
@@ -63,20 +63,16 @@ def _sum_ahead(values, mass, reach, M: tl.constexpr, N: tl.constexpr):
 
 @triton.jit
 def _tile_scores(
-    start, q, rows, keys, scoring, KIND: tl.constexpr, BLOCK_N: tl.constexpr, TAIL: tl.constexpr,
-    DOTS: tl.constexpr, RULES: tl.constexpr,
+    start, q, rows, keys, scoring, KIND: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    TAIL: tl.constexpr, DOTS: tl.constexpr, RULES: tl.constexpr,
 ):  # fmt: skip
     """Score the keys from ``start`` on, ``HIDDEN`` where anything hides one."""
     inner = tl.arange(0, BLOCK_N)
-    channels = tl.arange(0, DOTS.block)
     column = start + inner
-    pointers = (
-        keys.pointer
-        + start.to(tl.int64) * keys.stride_n
-        + (inner.to(tl.int64) * keys.stride_n)[:, None]
-        + channels[None, :] * keys.stride_d
-    )
-    k = load_block(pointers, column < keys.count, channels, DOTS, CHECK=KIND == 0 and TAIL)
+    k = load_vectors(
+        keys.pointer + start.to(tl.int64) * keys.stride_n, inner.to(tl.int64), keys.stride_n, keys.stride_d,
+        column < keys.count, DOTS, CHECK=KIND == 0 and TAIL,
+    )  # fmt: skip
     index = tl.minimum(column, keys.count - 1) if KIND == 0 and TAIL else column
     # A dense mask of flags enters as the product's accumulator: so it takes the layout of the product. The
     # other way round, every sum over the tile would be shuffled across threads.
@@ -86,11 +82,11 @@ def _tile_scores(
             scoring.mask_a + (rows.index * scoring.a_q)[:, None] + (index.to(tl.int64) * scoring.a_k)[None, :]
         )
         veil = tl.where(tl.load(flags) != 0, 0.0, HIDDEN)
-        s = tl.dot(q, tl.trans(k), veil, input_precision=DOTS.precision)
     else:
-        s = tl.dot(q, tl.trans(k), input_precision=DOTS.precision)
+        veil = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    s = multiply(q, k, veil, DOTS)
     s = masked_scores(
-        s, veil if VEILED else s, rows.index, rows.position, column, index.to(tl.int64), scoring, RULES,
+        s, veil, rows.index, rows.position, column, index.to(tl.int64), scoring, RULES,
         QUERIES=0, KEYS=1, BAND=KIND == 0, VEILED=VEILED,
     )  # fmt: skip
     if KIND == 0 and TAIL and RULES.key_row == 0:
@@ -179,7 +175,7 @@ def _add_tiles(
             tile = tl.where(tile >= spans.a, tile + (spans.b - spans.a), tile)
             tile = tl.where(tile >= spans.c, tile + (spans.d - spans.c), tile)
         start = tile * BLOCK_N
-        s = _tile_scores(start, q, rows, keys, scoring, KIND, BLOCK_N, TAIL, DOTS, RULES)
+        s = _tile_scores(start, q, rows, keys, scoring, KIND, BLOCK_M, BLOCK_N, TAIL, DOTS, RULES)
         state = _add_tile(state, start, s, rows, special, scoring, KIND, BLOCK_M, BLOCK_N, RULES, SUMS)
     return state
 

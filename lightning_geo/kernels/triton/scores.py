@@ -18,9 +18,9 @@ __all__ = [
     "base_of",
     "exponents",
     "in_band",
-    "load_block",
     "load_vectors",
     "masked_scores",
+    "multiply",
     "sum_classes",
 ]
 
@@ -53,13 +53,18 @@ class Scoring(NamedTuple):
 
 
 @triton.jit
-def load_block(pointers, inside, channels, DOTS: tl.constexpr, CHECK: tl.constexpr):
-    """Load [n, block] vectors, 0 beyond their width and, with ``CHECK``, where not ``inside``."""
-    if CHECK and DOTS.width != DOTS.block:
+def _load_block(
+    x, index, stride_n, stride_d, inside, START: tl.constexpr, BLOCK: tl.constexpr, DOTS: tl.constexpr,
+    CHECK: tl.constexpr,
+):  # fmt: skip
+    channels = START + tl.arange(0, BLOCK)
+    pointers = x + (index * stride_n)[:, None] + channels[None, :] * stride_d
+    WHOLE: tl.constexpr = DOTS.width >= START + BLOCK
+    if CHECK and not WHOLE:
         values = tl.load(pointers, mask=inside[:, None] & (channels < DOTS.width)[None, :], other=0.0)
     elif CHECK:
         values = tl.load(pointers, mask=inside[:, None], other=0.0)
-    elif DOTS.width != DOTS.block:
+    elif not WHOLE:
         values = tl.load(pointers, mask=(channels < DOTS.width)[None, :], other=0.0)
     else:
         values = tl.load(pointers)
@@ -68,10 +73,27 @@ def load_block(pointers, inside, channels, DOTS: tl.constexpr, CHECK: tl.constex
 
 @triton.jit
 def load_vectors(x, index, stride_n, stride_d, inside, DOTS: tl.constexpr, CHECK: tl.constexpr):
-    """Load the vectors at some int64 indices like :func:`load_block`."""
-    channels = tl.arange(0, DOTS.block)
-    pointers = x + (index * stride_n)[:, None] + channels[None, :] * stride_d
-    return load_block(pointers, inside, channels, DOTS, CHECK)
+    """Load the vectors at some int64 indices, a tuple of one or two blocks of their features.
+
+    They are 0 beyond their width and, with CHECK, where not ``inside``.
+    """
+    first = _load_block(x, index, stride_n, stride_d, inside, 0, DOTS.blocks[0], DOTS, CHECK)
+    if DOTS.split:
+        second = _load_block(
+            x, index, stride_n, stride_d, inside, DOTS.blocks[0], DOTS.blocks[1], DOTS, CHECK
+        )
+        return first, second
+    else:
+        return (first,)
+
+
+@triton.jit
+def multiply(a, b, s, DOTS: tl.constexpr):
+    """Add to ``s`` the dot products of vectors, each as :func:`load_vectors` returns them."""
+    s = tl.dot(a[0], tl.trans(b[0]), s, input_precision=DOTS.precision)
+    if DOTS.split:
+        s = tl.dot(a[1], tl.trans(b[1]), s, input_precision=DOTS.precision)
+    return s
 
 
 @triton.jit

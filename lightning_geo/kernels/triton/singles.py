@@ -82,7 +82,7 @@ def store_singles(
     # 64 bytes at a time, neighbours in neighbouring threads: a thread that read a row alone would wait for
     # as many lines of the cache as there are rows
     LINE: tl.constexpr = 512 // query.dtype.element_ty.primitive_bitwidth
-    STEP: tl.constexpr = min(LINE, DOTS.block)
+    STEP: tl.constexpr = min(LINE, DOTS.blocks[0])
     dots_before = tl.zeros([BLOCK], tl.float32)
     dots_own = tl.zeros([BLOCK], tl.float32)
     dots_after = tl.zeros([BLOCK], tl.float32)
@@ -90,8 +90,8 @@ def store_singles(
     # under causality the key after a row is hidden, whatever the product
     AFTER: tl.constexpr = -1 if RULES.right == _CAUSAL else PLANES.next_mass
     WIDTH: tl.constexpr = DOTS.width
-    WHOLE: tl.constexpr = DOTS.width == DOTS.block
-    for start in tl.range(0, DOTS.block, STEP, num_stages=1):
+    WHOLE: tl.constexpr = DOTS.width % STEP == 0
+    for start in tl.range(0, DOTS.width, STEP, num_stages=1):
         channels = start + tl.arange(0, STEP)
         q = _load_step(query, rows.index, query_n, query_d, channels, WIDTH, WHOLE)
         dots_before = _dot_step(

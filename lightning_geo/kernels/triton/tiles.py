@@ -54,11 +54,12 @@ def tiles_for(
 ) -> Tiles:
     """Look up the tiles of a call.
 
-    They spill no registers in half precision. In float32 some do: rows of more than 128 features, and on a
-    Hopper masks that differ between rows, or 128 features with any mask or special tokens.
+    They spill no registers in half precision, but for a few beside masks that differ between rows, and at 96
+    and above before a Hopper. In float32 some do: rows of more than 128 features, and on a Hopper masks that
+    differ between rows, or 128 features with any mask or special tokens.
 
     Args:
-        width: The head dimension, rounded up to a power of two.
+        width: The features of a head that a tile holds.
         dtype: Type of the dot products.
         capability: Of the CUDA device.
         hungry: Masks or special tokens need registers, too.
@@ -70,16 +71,17 @@ def tiles_for(
     if dtype == torch.float32:
         return _float32_tiles(width, hopper, hungry, dense)
     if not hopper:
-        rows = Tile(128, 32, stages=3 if width <= 64 else 2)
+        rows = Tile(128, 32, stages=3 if width <= 80 else 2)
     elif width > 128:
-        rows = Tile(64, 64, stages=2, shared=113)
-    elif hungry or width > 64:
+        rows = Tile(64, 32 if dense and width <= 160 else 64, stages=2, shared=113)
+    elif hungry or width > 96:
         rows = Tile(64, 64)
     elif keys is None or keys > _SHORT:
         rows = Tile(64, 128)
     else:
         rows = Tile(128, 64) if keys > _SHORTEST else Tile(64, 32)
-    return Tiles(rows, Tile(64, 64 if dense or width > 128 else 128, stages=2))
+    large = width <= (192 if hopper else 128)
+    return Tiles(rows, Tile(64, 128 if large and not dense else 64, stages=2))
 
 
 def gram_tile_for(dtype: torch.dtype, capability: tuple[int, int]) -> GramTile:

@@ -66,6 +66,7 @@ class AttentionRows(Collector):
         self._drawn: dict[CallKey, int] = {}
         self._rows = LayerBatches(self._add_rows)
         self._received = LayerBatches(self._add_received)
+        self._reads = {name: frozenset(reads_of(name)) for name in self.metrics}
 
     def attention(self, layer: LayerSums, key: CallKey, call: AttentionCall) -> None:
         number = self._drawn[key] = self._drawn.get(key, 0) + 1
@@ -82,14 +83,14 @@ class AttentionRows(Collector):
             if self._max_queries == "auto":
                 metrics = self._estimated(layer, key, call, metrics)
         # logsumexp tells whether all scores are finite
-        requested = {field for name in metrics for field in reads_of(name)} - {"key_mask"} | {"logsumexp"}
+        requested = frozenset().union(*(self._reads[n] for n in metrics)) - {"key_mask"} | {"logsumexp"}
         statistics = call_statistics(call, requested, None if sample is None else sample.rows)
         planes = {
             field: plane
             for field in STATISTICS
             if field != "received" and (plane := getattr(statistics, field)) is not None
         }
-        by_row = [name for name in metrics if set(reads_of(name)) <= set(planes)]
+        by_row = [name for name in metrics if self._reads[name] <= planes.keys()]
         rows = _Rows(
             tuple(planes),
             tuple(name for name in by_row if spec_of(name).summary == "mean"),
@@ -99,7 +100,7 @@ class AttentionRows(Collector):
         if sample is not None:
             tensors["fraction"] = sample.fraction
         self._rows.add((layer, rows), tensors, {}, tag=rows)
-        by_key = tuple(name for name in metrics if "received" in reads_of(name))
+        by_key = tuple(name for name in metrics if "received" in self._reads[name])
         if by_key and statistics.received is not None:
             owner, tensors = (layer, by_key), {"received": statistics.received}
             self._received.add(owner, tensors, {"key_mask": call.key_mask}, tag=by_key)
@@ -110,7 +111,7 @@ class AttentionRows(Collector):
         """The metrics that a draw of rows has; the others have no value in this sample, on any rank."""
         self.estimated[key.module] = None
         lost = [name for name in metrics if not is_mean_over_rows(name)]
-        by_key = tuple(name for name in lost if "received" in reads_of(name))
+        by_key = tuple(name for name in lost if "received" in self._reads[name])
         like = torch.empty(0, device=call.device)
         void_values(layer, "received", by_key, (call.heads,), like)
         for name in (name for name in lost if name not in by_key):

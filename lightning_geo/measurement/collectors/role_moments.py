@@ -16,7 +16,14 @@ from lightning_geo.measurement.collectors.collector import Collector
 from lightning_geo.measurement.decomposition import Covariances, head_covariances, principal_subspaces
 from lightning_geo.measurement.derived import DerivedStack, in_parts, layers_by_shape
 from lightning_geo.measurement.head_sketch import add_sketches, sketched_norms
-from lightning_geo.measurement.sums import LayerSums, add_moments, add_values, covariances
+from lightning_geo.measurement.sums import (
+    LayerSums,
+    add_moments,
+    add_values,
+    covariances,
+    repeated,
+    taken,
+)
 from lightning_geo.metrics.foreign import FOREIGN
 from lightning_geo.metrics.registry import reads_of
 from lightning_geo.metrics.selection import spec_of
@@ -158,9 +165,9 @@ class RoleMoments(Collector):
             places = [i for i, owner in enumerate(owners) if owner.role == role]
             if places and names:
                 layers = [owners[i].layer for i in places]
-                values = _taken(lengths, places)
+                values = taken(lengths, places)
                 # grouped queries share a key's numbers
-                values = _repeated(values, layers[0].heads // heads, -1)
+                values = repeated(values, layers[0].heads // heads, -1)
                 quantities = {f"{role}.length": values}
                 by_name = [self.value(name, quantities, values.shape) for name in names]
                 add_values(layers, role, names, torch.stack(by_name, 1))
@@ -177,9 +184,9 @@ class RoleMoments(Collector):
         places = [i for i, owner in enumerate(owners) if owner.role == "output"]
         if places and self._cones:
             quantities = {
-                "output.directions": _taken(directions, places),
+                "output.directions": taken(directions, places),
                 "output.tokens": tokens.expand(len(places), -1, -1),
-                "output.directed": _taken(directed, places),
+                "output.directed": taken(directed, places),
             }
             leading = quantities["output.directions"].shape[:-1]
             values = [self.value(name, quantities, leading) for name in self._cones]
@@ -287,20 +294,7 @@ class RoleMoments(Collector):
                     repeat = stack.heads[indices[0]] // heads  # grouped queries share a key's numbers
                     for name in (name for name in self._spectral if name.endswith(f".{role}")):
                         own = computed[spec_of(name).name][part].unflatten(0, (-1, heads))
-                        stack.add(name, indices, _repeated(own, repeat, 1))
+                        stack.add(name, indices, repeated(own, repeat, 1))
                     basis = vectors[part].unflatten(0, (-1, heads))
-                    bases.setdefault(role, []).append((indices, _repeated(basis, repeat, 1)))
+                    bases.setdefault(role, []).append((indices, repeated(basis, repeat, 1)))
         return bases
-
-
-def _taken(x: Tensor, places: list[int]) -> Tensor:
-    """Entries of the first axis; a view where they are equally far apart, as those of a role are."""
-    step = places[1] - places[0] if len(places) > 1 else 1
-    spread = range(places[0], places[-1] + 1, step)
-    return (
-        x[places[0] : places[-1] + 1 : step] if places == [*spread] else torch.stack([x[i] for i in places])
-    )
-
-
-def _repeated(x: Tensor, times: int, dim: int) -> Tensor:
-    return x if times == 1 else x.repeat_interleave(times, dim)

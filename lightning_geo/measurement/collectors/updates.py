@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import weakref
@@ -215,13 +216,22 @@ def _place(parameter: Tensor, drawn: Tensor) -> tuple[int, int]:
 def spread(parameter: Tensor, limit: int) -> Tensor | None:
     """A view of at most so many elements, spread over all of a parameter; None if it has no such view."""
     x = parameter.detach()
+    if x.is_contiguous() and x.numel():  # one operation for each of a layer's parameters
+        step = _step(x.numel(), x.shape[-1] if x.dim() else 1, limit)
+        return x.as_strided((-(-x.numel() // step),), (step,))
     x = x.permute(sorted(range(x.dim()), key=lambda axis: -x.stride()[axis]))  # as it lies in memory
     if not x.numel() or not x.is_contiguous():
         return None
-    step = math.ceil(x.numel() / limit)
-    while math.gcd(step, x.shape[-1] if x.dim() else 1) > 1:  # else some columns would never be drawn
+    return x.view(-1)[:: _step(x.numel(), x.shape[-1], limit)]
+
+
+@functools.lru_cache(maxsize=1024)
+def _step(size: int, columns: int, limit: int) -> int:
+    """How far apart at most so many of ``size`` elements lie."""
+    step = math.ceil(size / limit)
+    while math.gcd(step, columns) > 1:  # else some columns would never be drawn
         step += 1
-    return x.view(-1)[::step]
+    return step
 
 
 def _products(matrices: Tensor, counts: tuple[int, ...]) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -128,9 +129,9 @@ class ModuleStack:
             if module is not None and has_forward(module):
                 yield Frame(path, module, implied=True)
 
-    def uses(self, parameter: nn.Parameter) -> str | None:
-        """Return the layer of a parameter, if that layer is not running."""
-        item = self.tree.item_of.get(id(parameter))
+    def uses(self, argument: Any) -> str | None:
+        """Return the layer of an argument that is one of its parameters, if that layer is not running."""
+        item = self.tree.item_of.get(id(argument))
         return None if item is None or any(frame.name == item for frame in self.frames) else item
 
     def inside(self) -> list[Frame]:

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from lightning_geo.analysis.audit.ledger import Receipt, append, line_of, parse_line
 from lightning_geo.analysis.audit.record_hash import record_hash
-from lightning_geo.analysis.audit.verification import verify
+from lightning_geo.analysis.audit.verification import Verification, verify
 from lightning_geo.storage.history import load_history
 from lightning_geo.utils.errors import RunError
+from lightning_geo.utils.file_lock import locked
 from support.records import make_record, write
 
 
@@ -115,6 +116,22 @@ def test_audits_at_once_make_one_chain(tmp_path: Path) -> None:
         thread.join()
     result = verify(path)
     assert (result.lines, result.problems) == (40, ())
+
+
+def test_a_line_that_is_being_written_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "audits.jsonl"
+    append(path, {"text": "whole"})
+    line = line_of({"number": 2, "previous": append(tmp_path / "same.jsonl", {"text": "whole"}).hash})
+    results: list[Verification] = []
+    reader = threading.Thread(target=lambda: results.append(verify(path)))
+    with path.open("ab", buffering=0) as file, locked(file):
+        file.write(line[:20])
+        reader.start()
+        reader.join(0.2)
+        assert not results
+        file.write(line[20:] + b"\n")
+    reader.join(60)
+    assert [(result.lines, result.problems) for result in results] == [(2, ())]
 
 
 def test_a_record_that_changed_is_found(tmp_path: Path) -> None:

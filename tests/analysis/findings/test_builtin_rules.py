@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
 from lightning_geo.analysis.findings.builtin_rules import RULES
 from lightning_geo.analysis.findings.detector import Detector
+from lightning_geo.analysis.findings.rule import Level, Rule
 from lightning_geo.metrics.selection import spec_of
 from lightning_geo.storage.record import GeometryRecord
 
@@ -89,3 +92,15 @@ def test_every_rule_has_a_case_known_metrics_and_all_its_texts() -> None:
         assert rule.source
         for metric in rule.metrics:
             spec_of(metric)
+
+
+LEVELS = [(rule, rule.test) for rule in RULES.values() if isinstance(rule.test, Level)]
+
+
+@pytest.mark.parametrize(("rule", "level"), LEVELS, ids=[rule.name for rule, _ in LEVELS])
+def test_the_catalogue_says_to_worry_at_the_limits_of_the_rules(rule: Rule, level: Level) -> None:
+    ends = level.at_most, level.at_least, level.start_at_most, level.start_at_least
+    limits = {end for end in ends if end is not None and end > 1e-6}  # the words for less: above 0
+    for name in rule.metrics:
+        worry = spec_of(name).worry.replace(",", "")
+        assert limits <= {float(number) for number in re.findall(r"\d+(?:\.\d+)?", worry)}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import cProfile
 import functools
+import pstats
 import statistics
 import time
 from typing import Any, NamedTuple
@@ -115,6 +117,29 @@ def _run(bench: Bench, cases: list[Case]) -> None:
     for case in cases:
         if case.name.endswith("padded"):
             _profile(bench, case)
+    _functions(bench, cases[1])
+
+
+def _functions(bench: Bench, case: Case) -> None:
+    """Where the host spends its time, by function; the profiler makes all of them slower."""
+    profiler = cProfile.Profile()
+    for _ in range(5):
+        bench.wait()
+        profiler.enable()
+        _observed(case)
+        profiler.disable()
+    bench.wait()
+    found: Any = pstats.Stats(profiler).stats  # type: ignore[attr-defined]
+    for title, key in (("itself", 2), ("with what it calls", 3)):
+        top = sorted(found.items(), key=lambda item: item[1][key], reverse=True)[:40]
+        table(
+            f"{case.name}: five observed forwards by function, sorted by its time {title}",
+            "function | calls | ms itself | ms with what it calls",
+            (
+                ("/".join(file.split("/")[-2:]) + f":{line} {name}", entry[1], 1e3 * entry[2], 1e3 * entry[3])
+                for (file, line, name), entry in top
+            ),
+        )
 
 
 def _profile(bench: Bench, case: Case) -> None:

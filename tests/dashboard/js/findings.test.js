@@ -3,7 +3,6 @@ import { test } from "node:test";
 
 import { bySeverity, cellsOf, evidence, keyOf, layersText, mapOf, meanOver, movedMost, movedText, place, span, title } from "../../../lightning_geo/dashboard/static/findings.js";
 import { edges } from "../../../lightning_geo/dashboard/static/outline.js";
-import { quantiles } from "../../../lightning_geo/dashboard/static/series.js";
 import { START, decodeState, encode } from "../../../lightning_geo/dashboard/static/state.js";
 
 const finding = (more = {}) => ({
@@ -68,9 +67,4 @@ test("what moved most is by the range where there is one, and names the layer", 
   ], 5);
   assert.deepEqual(moved.map(({ metric, share }) => [metric, share]), [["norm", 0.5], ["share", 0.25]]);
   assert.equal(movedText(moved[1]), "share rose from 0.375 to 0.625, most in layer 1 (0.25 to 0.75).");
-});
-
-test("quantiles leave out what is not finite", () => {
-  assert.deepEqual(quantiles(Float32Array.from([3, NaN, 1, 2, Infinity]), [0, 0.5, 1]), [1, 2, 3]);
-  assert.equal(quantiles(Float32Array.from([NaN]), [0.5]), null);
 });
