@@ -44,7 +44,8 @@ def add_parser(commands: Any) -> None:
         commands, "audit", _run, "check a run against a policy of limits, or verify the ledger of audits"
     )
     parser.usage = (
-        "lightning-geo audit RUN --policy FILE [--release RUN] [--ledger FILE] [--html FILE] [--json]\n"
+        "lightning-geo audit RUN --policy FILE [--release RUN] [--ledger FILE]\n"
+        "                           [--html FILE] [--json]\n"
         "       lightning-geo audit verify LEDGER [--expect HASH] [--lines-only] [--json]"
     )
     add = parser.add_argument

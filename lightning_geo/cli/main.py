@@ -1,4 +1,4 @@
-"""Look at runs and compare them: the command ``lightning-geo``. No torch."""
+"""The command ``lightning-geo``: look at runs, check and compare them. No torch."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from lightning_geo._version import __version__
 from lightning_geo.cli import audit, compare, diagnose, explain, heads, report, show, tail
 from lightning_geo.utils.errors import RunError
 from lightning_geo.utils.formatting import plain
@@ -46,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     description = "Look at recorded runs, check and compare them, and find heads to prune."
     parser = argparse.ArgumentParser(prog="lightning-geo", description=description)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in (show, diagnose, audit, compare, report, tail, heads, explain):
         command.add_parser(commands)
