@@ -6,7 +6,6 @@ import argparse
 import datetime as dt
 import json
 import os
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,11 +29,10 @@ from lightning_geo.analysis.runs import Run
 from lightning_geo.cli.command import add_command, one_run, write_page
 from lightning_geo.cli.runs_as_json import as_object
 from lightning_geo.utils.errors import RunError
-from lightning_geo.utils.formatting import plain
+from lightning_geo.utils.tables import terminal_width, wrapped
 
 __all__ = ["add_parser", "as_dict", "as_text"]
 
-_WIDTH = 96
 _LEDGER = "audits.jsonl"
 
 
@@ -163,16 +161,16 @@ def as_text(result: Audit, notes: Sequence[str], receipt: Receipt) -> str:
     policy = result.policy
     lines = [f"{verdict(result)}", f"Policy: {policy.name}. Owner: {policy.owner}."]
     checks = sorted(result.checks, key=lambda check: RESULTS.index(check.result))
-    parts = ["\n".join(map(plain, lines)), *map(_check_text, checks)]
+    parts = ["\n".join(map(_line, lines)), *map(_check_text, checks)]
     if result.waivers:
         waivers = [
             f"{use.waiver.limit}, {places_text(use.waiver.places)}: {waiver_text(use)}. {use.waiver.reason} "
             f"(approved by {use.waiver.approved_by})"
             for use in result.waivers
         ]
-        parts.append("\n".join(["WAIVERS", *map(_wrapped, waivers)]))
-    parts += ["\n".join(map(_wrapped, notes))] if notes else []
-    parts.append(plain(f"Ledger: {receipt.path}, line {receipt.number}, hash {receipt.hash}"))
+        parts.append("\n".join(["WAIVERS", *map(_indented, waivers)]))
+    parts += ["\n".join(map(_indented, notes))] if notes else []
+    parts.append(_line(f"Ledger: {receipt.path}, line {receipt.number}, hash {receipt.hash}"))
     return "\n\n".join(parts)
 
 
@@ -182,13 +180,15 @@ def _check_text(check: Check) -> str:
     lines = [f"Asked: {asked(check)}.", found(check), f"Counted: {counted(check)}."]
     if check.result == "passed":
         lines = lines[:2]
-    return "\n".join([plain(title), *map(_wrapped, lines)])
+    return "\n".join([_line(title), *map(_indented, lines)])
 
 
-def _wrapped(line: str) -> str:
-    return textwrap.fill(
-        plain(line), _WIDTH, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False
-    )
+def _line(text: str) -> str:
+    return wrapped(text, terminal_width(), rest="  ")
+
+
+def _indented(text: str) -> str:
+    return wrapped(text, terminal_width(), first="  ", rest="    ")
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -206,10 +206,10 @@ def _verify(options: argparse.Namespace) -> int:
 def _verification_text(result: Verification, options: argparse.Namespace) -> str:
     count = len(result.problems)
     head = "Intact" if not count else f"NOT INTACT: {count} problem{'s' if count > 1 else ''}"
-    lines = [f"{head}. {options.run[1]}: {result.lines} lines, hash of the last {result.head or 'unknown'}"]
-    lines += [f"  {plain(line)}" for line in (*result.problems, *result.notes)]
+    head = f"{head}. {options.run[1]}: {result.lines} lines, hash of the last {result.head or 'unknown'}"
+    more = [*result.problems, *result.notes]
     if not options.lines_only:
-        lines.append(f"  {result.records} records were read again and hold what was audited.")
+        more.append(f"{result.records} records were read again and hold what was audited.")
     if options.expect is None:
-        lines.append("  Whether lines are missing at the end only --expect HASH can show.")
-    return "\n".join([plain(lines[0]), *lines[1:]])
+        more.append("Whether lines are missing at the end only --expect HASH can show.")
+    return "\n".join([_line(head), *map(_indented, more)])

@@ -13,6 +13,7 @@ from lightning_geo.analysis.runs import Run, open_runs
 from lightning_geo.metrics.spec import MetricSpec, unit_and_range
 from lightning_geo.utils.errors import RunError
 from lightning_geo.utils.formatting import plain
+from lightning_geo.utils.tables import terminal_width, wrapped
 
 __all__ = [
     "RUN",
@@ -66,9 +67,9 @@ def own_metrics_text(specs: Iterable[MetricSpec]) -> list[str]:
         f"{spec.name} ({unit_and_range(spec)}): {spec.formula}. {spec.meaning} Source: {spec.source}"
         for spec in specs
     ]
-    return [
-        "\n".join(["Metrics that are not built in, as the run describes them:", *map(plain, lines)])
-    ] * bool(lines)
+    title = "Metrics that are not built in, as the run describes them:"
+    width = terminal_width()
+    return ["\n".join([title, *(wrapped(line, width, rest="  ") for line in lines)])] * bool(lines)
 
 
 def read_runs(paths: Sequence[str], monitor: str | None) -> list[Run]:

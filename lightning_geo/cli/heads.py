@@ -9,7 +9,8 @@ from typing import Any
 from lightning_geo.analysis.pruning import PruningPlan, pruning_plan
 from lightning_geo.cli.command import add_command, read_run
 from lightning_geo.utils.errors import RunError
-from lightning_geo.utils.formatting import number, plain, table
+from lightning_geo.utils.formatting import number
+from lightning_geo.utils.tables import table, terminal_width, wrapped
 
 __all__ = ["add_parser", "as_json", "as_text"]
 
@@ -43,29 +44,24 @@ def as_text(name: str, plan: PruningPlan) -> str:
     for place, ranked in enumerate(plan.ranking):
         layer = f"{ranked.head.stack}/{ranked.head.layer}" if several else str(ranked.head.layer)
         rows.append(
-            ("remove" if place < plan.count else "keep", plain(layer), str(ranked.head.head),
+            ("remove" if place < plan.count else "keep", layer, str(ranked.head.head),
              number(ranked.importance), number(ranked.score), ranked.reason)
         )  # fmt: skip
-    # numbers are aligned to the right, but reasons are sentences: they are appended to the finished lines
-    lines = table(header[:-1], [row[:-1] for row in rows], left=1).split("\n")
-    whys = [header[-1], *(row[-1] for row in rows)]
-    width = max(map(len, lines))
-    body = [f"{line.ljust(width)}  {why}" for line, why in zip(lines, whys, strict=True)]
     how = (
         "increasing importance; a head that duplicates another in its layer is discounted by up to half"
         if plan.similarities
         else "increasing importance alone; this sample stored no similarities of heads"
     )
-    return "\n".join(
-        (
-            f"{plain(name)}, step {plan.step}: {plan.count} of {len(plan.ranking)} heads to remove, in order "
-            f"of {how}.",
-            "This is a first-order estimate. Check it with "
-            "lightning_geo.evaluate_plan(model, dataloader, plan, metric).",
-            "",
-            *body,
-        )
+    width = terminal_width()
+    cells = table(header, rows, least={"layer": 12, "why": 30}, wrap="why", width=width)
+    title = (
+        f"{name}, step {plan.step}: {plan.count} of {len(plan.ranking)} heads to remove, in order of {how}."
     )
+    note = (
+        "This is a first-order estimate. Check it with "
+        "lightning_geo.evaluate_plan(model, dataloader, plan, metric)."
+    )
+    return f"{wrapped(title, width)}\n{wrapped(note, width)}\n\n{cells}"
 
 
 def as_json(name: str, plan: PruningPlan) -> str:

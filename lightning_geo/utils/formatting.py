@@ -1,12 +1,12 @@
-"""Text for a terminal: tables, numbers, and names that cannot move the cursor."""
+"""Text for a terminal: numbers, and names that cannot move the cursor."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
-__all__ = ["moment", "number", "plain", "some", "table"]
+__all__ = ["moment", "number", "plain", "some"]
 
 
 def plain(text: object) -> str:
@@ -53,25 +53,6 @@ def moment(seconds: float) -> str:
         return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
     except (OverflowError, ValueError, OSError):
         return "unknown time"
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """Return a table whose columns are as wide as they need to be.
-
-    Args:
-        header: Titles.
-        rows: Cells, as many as titles.
-        left: How many columns are aligned to the left, the others to the right.
-    """
-    lines = [header, *rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if column < left else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )
 
 
 def some(names: Iterable[str]) -> str:
