@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from lightning_geo.analysis.findings.diagnosis import diagnose
 from lightning_geo.analysis.gate_changes import head_gates, lasting_changes
 from lightning_geo.analysis.runs import Run, describe_model, metric_series, own_metrics
 from lightning_geo.cli.command import RUN, add_command, own_metrics_text, read_runs
@@ -43,7 +45,16 @@ def as_text(runs: Sequence[Run]) -> str:
         )
     [run] = runs
     own = own_metrics_text(series.spec for series in own_metrics(run.history))
-    return "\n\n".join([_metadata(run), _metrics(run.history), *own])
+    return "\n\n".join([_verdict(run), _metadata(run), _metrics(run.history), *own])
+
+
+def _verdict(run: Run) -> str:
+    diagnosis, width = diagnose(run.history), terminal_width()
+    lines = [wrapped(diagnosis.verdict, width)]
+    if any(finding.until_step is None for finding in diagnosis.findings):
+        command = f"lightning-geo diagnose {shlex.quote(str(run.path))}"
+        lines.append(wrapped(f"Where, since when and what to do: {command}", width, rest="  "))
+    return "\n".join(lines)
 
 
 def _line(run: Run) -> tuple[str, ...]:
