@@ -1,4 +1,4 @@
-"""``lightning-geo heads``: which heads could be pruned, and why."""
+"""``lightning-geo heads``: which heads could be pruned, and why; without importance, which repeat others."""
 
 from __future__ import annotations
 
@@ -6,21 +6,25 @@ import argparse
 import json
 from typing import Any
 
-from lightning_geo.analysis.pruning import PruningPlan, pruning_plan
+from lightning_geo.analysis.pruning import PruningPlan, last_sample_with, pruning_plan
+from lightning_geo.analysis.redundancy_ranking import RedundancyRanking, redundancy_ranking
 from lightning_geo.cli.command import add_command, read_run
 from lightning_geo.utils.errors import RunError
 from lightning_geo.utils.formatting import number
 from lightning_geo.utils.tables import table, terminal_width, wrapped
 
-__all__ = ["add_parser", "as_json", "as_text"]
+__all__ = ["add_parser", "as_json", "as_text", "redundancy_as_json", "redundancy_as_text"]
 
 
 def add_parser(commands: Any) -> None:
     """Add the command."""
     parser = add_command(commands, "heads", _run, "rank the heads that could be pruned, with the reason")
-    parser.add_argument("run", metavar="RUN", help="directory of one run that measured importance")
+    parser.add_argument("run", metavar="RUN", help="directory of one run; best one that measured importance")
     parser.add_argument(
-        "--fraction", type=float, default=0.3, help="share of all heads to remove (default: %(default)s)"
+        "--fraction",
+        type=float,
+        default=0.3,
+        help="share of all heads to remove, or to list without importance (default: %(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="print everything as one JSON object")
 
@@ -28,11 +32,14 @@ def add_parser(commands: Any) -> None:
 def _run(options: argparse.Namespace) -> int:
     run = read_run(options.run, options.monitor)
     try:
-        plan = pruning_plan(run.history, options.fraction)
+        if last_sample_with(run.history, "importance") is None:
+            ranking = redundancy_ranking(run.history, options.fraction)
+            print((redundancy_as_json if options.json else redundancy_as_text)(run.name, ranking))
+        else:
+            plan = pruning_plan(run.history, options.fraction)
+            print((as_json if options.json else as_text)(run.name, plan))
     except ValueError as error:
         raise RunError(str(error)) from error
-    form = as_json if options.json else as_text
-    print(form(run.name, plan))
     return 0
 
 
@@ -72,4 +79,45 @@ def as_json(name: str, plan: PruningPlan) -> str:
         for place, r in enumerate(plan.ranking)
     ]  # fmt: skip
     facts = {"run": name, "step": plan.step, "count": plan.count, "similarities": plan.similarities}
+    return json.dumps({**facts, "ranking": ranking}, indent=1)
+
+
+def redundancy_as_text(name: str, redundancy: RedundancyRanking) -> str:
+    """Return the heads that repeat another one most, and what importance would add. Nothing to remove yet."""
+    several = len({ranked.head.stack for ranked in redundancy.ranking}) > 1
+    rows = []
+    for ranked in redundancy.ranking[: redundancy.count]:
+        stack, layer, head = ranked.head
+        place = (f"{stack}/{layer}" if several else str(layer), str(head))
+        value = ranked.similarity if redundancy.similarities else ranked.redundancy
+        other = "" if ranked.similar is None else f"head {ranked.similar}"
+        rows.append((*place, number(value), *[other] * redundancy.similarities))
+    width = terminal_width()
+    header: tuple[str, ...] = ("layer", "head", "similarity", "most like")
+    count, total = redundancy.count, len(redundancy.ranking)
+    if redundancy.similarities:
+        how = "Each is compared with the heads of its layer that rank lower, so that twins are named once."
+    else:
+        how = "This sample did not store which heads are alike: both heads of a pair are listed."
+        header = header[:-1]
+    lines = [
+        f"{name}, step {redundancy.step}: the {count} of {total} heads that are most like another one of "
+        f"their layer (linear CKA of the outputs, 1 is a twin). {how}",
+        "This run has no `importance`, so this is no order of removal: a head like another one may still be "
+        "needed. With importance this command says what removing each head should cost, and which of two "
+        'like heads can go. Record it with GeometryMonitor(metrics=["importance", "head", ...]).',
+    ]
+    cells = table(header, rows, left=("most like",), least={"layer": 12}, width=width)
+    return "\n".join([*(wrapped(line, width) for line in lines), "", cells])
+
+
+def redundancy_as_json(name: str, redundancy: RedundancyRanking) -> str:
+    """Return all heads as one JSON object, without the keys of a plan: no script may take it for one."""
+    ranking = [
+        {**r.head._asdict(), "redundancy": r.redundancy, "similar": r.similar,
+         "similarity": None if r.similar is None else r.similarity}
+        for r in redundancy.ranking
+    ]  # fmt: skip
+    facts = {"run": name, "step": redundancy.step, "by": "redundancy", "missing": "importance",
+             "listed": redundancy.count, "similarities": redundancy.similarities}  # fmt: skip
     return json.dumps({**facts, "ranking": ranking}, indent=1)

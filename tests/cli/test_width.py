@@ -61,6 +61,7 @@ def outputs(folder: Path, runs: list[Path]) -> dict[str, str]:
         "audit": printed("audit", runs[0], "--policy", folder / "policy.yaml", "--ledger", ledger),
         "audit verify": printed("audit", "verify", ledger),
         "heads": printed("heads", runs[0]),
+        "heads by redundancy": printed("heads", runs[-1]),
         "tail": "\n".join(itertools.islice(follow(runs[0], interval=0.0), 4)),
     }
 
@@ -73,7 +74,8 @@ def two_runs(folder: Path, names: list[str], stacks: list[str]) -> list[Path]:
         for step in (0, 50, 100_000):
             record = make_record(step, stacks=stacks, seed=seed, layers=12)
             for arrays in record.stacks.values():
-                arrays["importance"] = arrays["entropy"] / 7
+                if not seed:
+                    arrays["importance"] = arrays["entropy"] / 7
                 arrays["normalized_entropy"][:] = 0.01 if step else 0.7
             record.matrices = {
                 stack: {"head_similarity": np.full((12, 3, 3), 0.96, np.float32)} for stack in stacks
