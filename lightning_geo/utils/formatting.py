@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import time
 from collections.abc import Iterable
 
-__all__ = ["moment", "number", "plain", "some"]
+__all__ = ["did_you_mean", "moment", "number", "plain", "some"]
 
 
 def plain(text: object) -> str:
@@ -64,3 +65,20 @@ def some(names: Iterable[str]) -> str:
     """
     names = list(names)
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """Ask for the names nearest to one that is unknown: at most five, at least one.
+
+    Example:
+        >>> did_you_mean("entropie", ["entropy", "drift"]), did_you_mean("lyer", ["layer", "layers"])
+        ("Did you mean 'entropy'?", "Did you mean 'layer' or 'layers'?")
+    """
+    known = list(known)
+    if not known:
+        return "There is none."
+    near = difflib.get_close_matches(str(name), known, n=5) or difflib.get_close_matches(
+        str(name), known, n=1, cutoff=0.0
+    )
+    *others, last = map(repr, near)
+    return f"Did you mean {', '.join(others)}{' or ' * bool(others)}{last}?"

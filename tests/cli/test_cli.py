@@ -196,6 +196,17 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(runs: Path, capsys: Out, ca
     assert len(err.splitlines()) == 1
 
 
+def test_an_unknown_name_lists_at_most_five_near_ones(runs: Path, capsys: Out) -> None:
+    a, b = str(runs / "a"), str(runs / "b")
+    for name in ("effective_rank.querry", "entropie", "zzz", ""):
+        assert main(["compare", a, b, "--metric", name]) == 2
+        err = capsys.readouterr().err
+        assert len(err) < 300
+        question = err.partition("Did you mean ")[2].partition("?")[0]
+        assert 1 <= len(question.replace(" or ", ", ").split(", ")) <= 5
+        assert "METRICS.md" in err  # all names
+
+
 def test_different_models_say_what_was_found(runs: Path, capsys: Out) -> None:
     write(runs / "big", layers=12)
     assert main(["compare", str(runs / "a"), str(runs / "big")]) == 2
