@@ -26,7 +26,7 @@ from lightning_geo.analysis.audit.words import (
     waiver_text,
 )
 from lightning_geo.analysis.runs import Run
-from lightning_geo.cli.command import add_command, one_run, write_page
+from lightning_geo.cli.command import add_command, one_run, put, write_page
 from lightning_geo.cli.runs_as_json import as_object
 from lightning_geo.utils.errors import RunError
 from lightning_geo.utils.tables import terminal_width, wrapped
@@ -80,9 +80,9 @@ def _run(options: argparse.Namespace) -> int:
         _check_writable(options.html)
     receipt = append(options.ledger or _LEDGER, content)
     if options.json:
-        print(json.dumps({**content, "ledger": receipt._asdict()}, indent=1))
+        put(json.dumps({**content, "ledger": receipt._asdict()}, indent=1))
     else:
-        print(as_text(result, notes, receipt))
+        put(as_text(result, notes, receipt))
     if options.html:
         from lightning_geo.report.audit_page import audit_page
 
@@ -197,9 +197,9 @@ def _verify(options: argparse.Namespace) -> int:
                        "and --json.")  # fmt: skip
     result = verify(options.run[1], options.expect, records=not options.lines_only)
     if options.json:
-        print(json.dumps(result._asdict(), indent=1))
+        put(json.dumps(result._asdict(), indent=1))
     else:
-        print(_verification_text(result, options))
+        put(_verification_text(result, options))
     return 1 if result.problems else 0
 
 

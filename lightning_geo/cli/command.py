@@ -21,6 +21,7 @@ __all__ = [
     "add_output",
     "one_run",
     "own_metrics_text",
+    "put",
     "read_run",
     "read_runs",
     "write_page",
@@ -102,6 +103,15 @@ def one_run(path: str, monitor: str | None) -> tuple[Run, list[str]]:
     return runs[0], notes
 
 
+def put(text: str) -> None:
+    """Print text. A reader that has gone, such as ``head``, must not change the exit code of a check."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # Python's own flush at exit would fail again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _print_skipped(notes: Sequence[str]) -> None:
     for note in notes:
         print(f"lightning-geo: {plain(note)}", file=sys.stderr)
@@ -123,4 +133,4 @@ def write_page(path: Path, page: str, *, quiet: bool = False) -> None:
     except OSError as error:
         raise RunError(f"Cannot write {os.fspath(path)!r}: {error.strerror}.") from error
     if not quiet:
-        print(f"{plain(path)}: {len(page.encode(errors='replace')) / 1e3:,.0f} kB")
+        put(f"{plain(path)}: {len(page.encode(errors='replace')) / 1e3:,.0f} kB")

@@ -21,7 +21,7 @@ from lightning_geo.analysis.runs import Run, describe_model, names_of
 from lightning_geo.analysis.seed_groups import compare_groups
 from lightning_geo.analysis.subspaces import SubspaceDistance
 from lightning_geo.cli import groups as seed_groups
-from lightning_geo.cli.command import RUN, add_command, own_metrics_text, read_runs
+from lightning_geo.cli.command import RUN, add_command, own_metrics_text, put, read_runs
 from lightning_geo.cli.runs_as_json import as_object, finite, run_metadata
 from lightning_geo.metrics.foreign_specs import as_stored
 from lightning_geo.utils.errors import RunError
@@ -84,11 +84,11 @@ def _run(options: argparse.Namespace) -> int:
         if (largest := comparison.largest(metric)) > limit
     ]
     if options.json:
-        print(as_json(runs, comparisons))
+        put(as_json(runs, comparisons))
     elif options.csv:
-        print(as_csv(runs, comparisons))
+        put(as_csv(runs, comparisons))
     else:
-        print(as_text(runs, comparisons, every_cell=bool(options.metric)))
+        put(as_text(runs, comparisons, every_cell=bool(options.metric)))
     for line in exceeded:
         print(f"lightning-geo compare: {plain(line)}", file=sys.stderr)
     return 1 if exceeded else 0
@@ -104,7 +104,7 @@ def _run_groups(options: argparse.Namespace) -> int:
     reference, *others = [[run.history for run in group] for group in groups]
     comparisons = [compare_groups(reference, other, options.metric, options.step) for other in others or [[]]]
     form = seed_groups.as_json if options.json else seed_groups.as_csv if options.csv else seed_groups.as_text
-    print(form(groups, comparisons))
+    put(form(groups, comparisons))
     return 0
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from lightning_geo.analysis.findings.diagnosis import Diagnosis, diagnose
 from lightning_geo.analysis.findings.rule_set import read_rules
 from lightning_geo.analysis.findings.words import evidence, span
-from lightning_geo.cli.command import add_command, read_run
+from lightning_geo.cli.command import add_command, put, read_run
 from lightning_geo.storage.finding import Finding
 from lightning_geo.utils.tables import terminal_width, wrapped
 
@@ -30,7 +30,7 @@ def _run(options: argparse.Namespace) -> int:
     rules = None if options.rules is None else read_rules(options.rules)
     run = read_run(options.run, options.monitor)
     diagnosis = diagnose(run.history, rules)
-    print(json.dumps(diagnosis.as_dict(), indent=2) if options.json else as_text(diagnosis))
+    put(json.dumps(diagnosis.as_dict(), indent=2) if options.json else as_text(diagnosis))
     return 1 if diagnosis.critical else 0
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning_geo.analysis.pruning import PruningPlan, last_sample_with, pruning_plan
 from lightning_geo.analysis.redundancy_ranking import RedundancyRanking, redundancy_ranking
-from lightning_geo.cli.command import add_command, read_run
+from lightning_geo.cli.command import add_command, put, read_run
 from lightning_geo.utils.errors import RunError
 from lightning_geo.utils.formatting import number
 from lightning_geo.utils.tables import table, terminal_width, wrapped
@@ -34,10 +34,10 @@ def _run(options: argparse.Namespace) -> int:
     try:
         if last_sample_with(run.history, "importance") is None:
             ranking = redundancy_ranking(run.history, options.fraction)
-            print((redundancy_as_json if options.json else redundancy_as_text)(run.name, ranking))
+            put((redundancy_as_json if options.json else redundancy_as_text)(run.name, ranking))
         else:
             plan = pruning_plan(run.history, options.fraction)
-            print((as_json if options.json else as_text)(run.name, plan))
+            put((as_json if options.json else as_text)(run.name, plan))
     except ValueError as error:
         raise RunError(str(error)) from error
     return 0

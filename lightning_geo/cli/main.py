@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         0 on success; 1 if a limit of ``--fail-above`` or of a policy was exceeded, ``diagnose`` has a
-        critical finding, or a ledger is not intact; 2 on bad input.
+        critical finding, or a ledger is not intact; 2 on bad input; 130 after Ctrl-C, but 0 of ``tail``.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -31,14 +31,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         status: int = options.function(options)
-        sys.stdout.flush()
     except RunError as error:
         print(f"lightning-geo {options.command}: {plain(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # `lightning-geo show runs | head` closes the pipe early; Python's own flush at exit would fail again
+        # `lightning-geo tail run | head` closes the pipe; Python's own flush at exit would fail again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return status

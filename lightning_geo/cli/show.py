@@ -12,7 +12,7 @@ import numpy as np
 from lightning_geo.analysis.findings.diagnosis import diagnose
 from lightning_geo.analysis.gate_changes import head_gates, lasting_changes
 from lightning_geo.analysis.runs import Run, describe_model, metric_series, own_metrics
-from lightning_geo.cli.command import RUN, add_command, own_metrics_text, read_runs
+from lightning_geo.cli.command import RUN, add_command, own_metrics_text, put, read_runs
 from lightning_geo.storage.history import GeometryHistory
 from lightning_geo.utils.formatting import moment, number, some
 from lightning_geo.utils.tables import table, terminal_width, wrapped
@@ -27,7 +27,7 @@ def add_parser(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    print(as_text(read_runs(options.runs, options.monitor)))
+    put(as_text(read_runs(options.runs, options.monitor)))
     return 0
 
 
