@@ -3,48 +3,26 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from lightning_geo.utils.errors import RunError
-
-__all__ = ["SHELLS", "PrintCompletion", "completion_script"]
+__all__ = ["SHELLS", "Parser", "PrintCompletion"]
 
 SHELLS = ("bash", "zsh", "tcsh")
 
-#: What an argument is, by its placeholder in the help.
-_DIRECTORIES, _FILES = ("RUN", "MODEL"), ("FILE", "LEDGER")
+#: What an argument is for shtab, by its placeholder in the help.
+_PATHS = {"RUN": "directory", "MODEL": "directory", "FILE": "file", "LEDGER": "file"}
 
 
-def completion_script(parser: argparse.ArgumentParser, shell: str) -> str:
-    """Return the script for a shell.
+class Parser(argparse.ArgumentParser):
+    """A parser that knows which of its arguments are paths, and so are its commands' parsers."""
 
-    Args:
-        parser: The parser of the whole command.
-        shell: One of :data:`SHELLS`.
-
-    Raises:
-        RunError: If shtab is not installed.
-    """
-    try:
-        import shtab
-    except ImportError as error:
-        raise RunError("Completion needs shtab: pip install 'lightning-geo[completion]'.") from error
-    for action in _actions(parser):
-        if action.metavar in _DIRECTORIES:
-            action.complete = shtab.DIRECTORY
-        elif action.metavar in _FILES:
-            action.complete = shtab.FILE
-    return str(shtab.complete(parser, shell=shell))
-
-
-def _actions(parser: argparse.ArgumentParser) -> Iterator[Any]:
-    """Every option and argument, those of commands included."""
-    for action in parser._actions:
-        yield action
-        if isinstance(action, argparse._SubParsersAction):
-            for command in action.choices.values():
-                yield from _actions(command)
+    def add_argument(self, *args: Any, **kwargs: Any) -> argparse.Action:
+        """Add an argument as :class:`argparse.ArgumentParser` does."""
+        action = super().add_argument(*args, **kwargs)
+        if action.metavar in _PATHS:
+            action.complete = _PATHS[action.metavar]  # type: ignore[attr-defined]
+        return action
 
 
 class PrintCompletion(argparse.Action):
@@ -58,7 +36,8 @@ class PrintCompletion(argparse.Action):
         option_string: str | None = None,
     ) -> None:
         try:
-            print(completion_script(parser, str(values)))
-        except RunError as error:
-            parser.exit(2, f"{parser.prog}: {error}\n")
+            import shtab
+        except ImportError:
+            parser.exit(2, f"{parser.prog}: This needs shtab: pip install 'lightning-geo[completion]'.\n")
+        print(shtab.complete(parser, shell=str(values)))
         parser.exit()

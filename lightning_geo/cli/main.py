@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from lightning_geo._version import __version__
 from lightning_geo.cli import audit, compare, diagnose, explain, heads, report, show, tail
-from lightning_geo.cli.completion import SHELLS, PrintCompletion
+from lightning_geo.cli.completion import SHELLS, Parser, PrintCompletion
 from lightning_geo.utils.errors import RunError
 from lightning_geo.utils.formatting import plain
 
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     description = "Look at recorded runs, check and compare them, and find heads to prune."
-    parser = argparse.ArgumentParser(prog="lightning-geo", description=description)
+    parser = Parser(prog="lightning-geo", description=description)
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     text = f"print a script that completes this command in {', '.join(SHELLS[:-1])} or {SHELLS[-1]}"
     parser.add_argument("--print-completion", action=PrintCompletion, choices=SHELLS, help=text)

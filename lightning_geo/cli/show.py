@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,8 +51,7 @@ def _verdict(run: Run) -> str:
     diagnosis, width = diagnose(run.history), terminal_width()
     lines = [wrapped(diagnosis.verdict, width)]
     if any(finding.until_step is None for finding in diagnosis.findings):
-        command = f"lightning-geo diagnose {shlex.quote(str(run.path))}"
-        lines.append(wrapped(f"Where, since when and what to do: {command}", width, rest="  "))
+        lines.append(wrapped("lightning-geo diagnose says where, since when and what to do.", width))
     return "\n".join(lines)
 
 
