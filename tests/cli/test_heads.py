@@ -1,4 +1,4 @@
-"""``lightning-geo heads`` on a default run: what it knows, what it does not, and no plan."""
+"""``lightning-geo heads``: the plan, and without importance what it knows, what it does not, and no plan."""
 
 from __future__ import annotations
 
@@ -11,6 +11,25 @@ from lightning_geo import GeometryMonitor, load_history, pruning_plan
 from lightning_geo.cli.main import main
 from support.lit import Classifier, fit
 from support.records import write
+
+
+def test_the_command_prints_the_ranking(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    monitor = GeometryMonitor(2, metrics=["importance", "head"], probe_size=4)
+    fit(tmp_path, Classifier(), monitor, steps=2)
+    run = tmp_path / "lightning_geo" / "version_0"
+    plan = pruning_plan(load_history(run), 0.25)
+    assert plan.similarities
+    assert main(["heads", str(run), "--fraction", "0.25"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "2 of 8 heads to remove" in lines[0]
+    body = [line.split()[:3] for line in lines[4:]]
+    assert [(int(layer), int(head)) for _, layer, head in body] == [r.head[1:] for r in plan.ranking]
+    assert [word for word, *_ in body] == ["remove"] * 2 + ["keep"] * 6
+    assert main(["heads", str(run), "--fraction", "0.25", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [entry["remove"] for entry in found["ranking"]] == [True] * 2 + [False] * 6
+    assert main(["heads", str(run), "--fraction", "2"]) == 2
+    assert "within (0, 1) but got 2.0" in capsys.readouterr().err
 
 
 def test_a_default_run_is_ranked_by_redundancy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
