@@ -15,6 +15,9 @@ shapes.install()  # before anything imports the package
 # the hook that skips tests of pages where no browser or no node is installed
 from support.programs import pytest_runtest_setup as pytest_runtest_setup  # noqa: E402
 
+# Commands print as into a pipe, unless a test sets a width.
+os.environ.pop("COLUMNS", None)
+
 # Two cores are shared by parallel test processes; more threads only make them wait for each other.
 torch.set_num_threads(1)
 

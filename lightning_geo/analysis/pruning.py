@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from lightning_geo.storage.history import GeometryHistory
 from lightning_geo.utils.formatting import number
 
-__all__ = ["Head", "PruningPlan", "RankedHead", "pruning_plan"]
+__all__ = ["Head", "PruningPlan", "RankedHead", "check_fraction", "last_sample_with", "pruning_plan"]
 
 #: Similarity (linear CKA) at which a reason names the other head.
 _ALIKE = 0.5
@@ -119,11 +119,15 @@ def pruning_plan(history: GeometryHistory, fraction: float = 0.3) -> PruningPlan
         >>> [head.head for head in plan.heads]  # of the important twins 0 and 1 the one, not both
         [0, 2]
     """
-    if isinstance(fraction, bool) or not isinstance(fraction, (int, float)):
-        raise TypeError(f"Expected `fraction` to be a number but got {type(fraction).__name__}.")
-    if not 0 < fraction < 1:
-        raise ValueError(f"Expected `fraction` to be a share of the heads within (0, 1) but got {fraction}.")
-    sample = _sample(history)
+    check_fraction(fraction)
+    sample = last_sample_with(history, "importance")
+    if sample is None:
+        raise ValueError(
+            f"{repr(history.path) if history.path else 'This run'} has no metric `importance`. It has only "
+            f"{', '.join(history.keys()[:8])}, … "
+            'Record it with `GeometryMonitor(metrics=["importance", "head", ...])`, which needs a loss (see '
+            "its `loss_fn`)."
+        )
     record = history.record(sample)
     importance = {stack: arrays["importance"] for stack, arrays in record.stacks.items()
                   if "importance" in arrays}  # fmt: skip
@@ -137,17 +141,26 @@ def pruning_plan(history: GeometryHistory, fraction: float = 0.3) -> PruningPlan
     return PruningPlan(tuple(ranking), count, record.step, known, heads)
 
 
-def _sample(history: GeometryHistory) -> int:
+def check_fraction(fraction: float) -> None:
+    """Check a share of heads.
+
+    Raises:
+        TypeError: If it is no number.
+        ValueError: If it is not within (0, 1).
+    """
+    if isinstance(fraction, bool) or not isinstance(fraction, (int, float)):
+        raise TypeError(f"Expected `fraction` to be a number but got {type(fraction).__name__}.")
+    if not 0 < fraction < 1:
+        raise ValueError(f"Expected `fraction` to be a share of the heads within (0, 1) but got {fraction}.")
+
+
+def last_sample_with(history: GeometryHistory, metric: str) -> int | None:
+    """Return the number of the last sample that has a value of a metric; ``None`` if none has."""
     for sample in reversed(range(len(history))):
         arrays = history.record(sample).stacks.values()
-        if any(np.isfinite(a["importance"]).any() for a in arrays if "importance" in a):
+        if any(np.isfinite(a[metric]).any() for a in arrays if metric in a):
             return sample
-    raise ValueError(
-        f"{repr(history.path) if history.path else 'This run'} has no metric `importance`. It has only "
-        f"{', '.join(history.keys()[:8])}, … "
-        'Record it with `GeometryMonitor(metrics=["importance", "head", ...])`, which needs a loss (see its '
-        "`loss_fn`)."
-    )
+    return None
 
 
 def _ranked(importance: dict[str, NDArray[Any]], similarity: dict[str, NDArray[Any]]) -> list[RankedHead]:

@@ -6,7 +6,6 @@ import argparse
 import datetime as dt
 import json
 import os
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,14 +26,13 @@ from lightning_geo.analysis.audit.words import (
     waiver_text,
 )
 from lightning_geo.analysis.runs import Run
-from lightning_geo.cli.command import add_command, one_run, write_page
+from lightning_geo.cli.command import add_command, one_run, put, write_page
 from lightning_geo.cli.runs_as_json import as_object
 from lightning_geo.utils.errors import RunError
-from lightning_geo.utils.formatting import plain
+from lightning_geo.utils.tables import terminal_width, wrapped
 
 __all__ = ["add_parser", "as_dict", "as_text"]
 
-_WIDTH = 96
 _LEDGER = "audits.jsonl"
 
 
@@ -44,7 +42,8 @@ def add_parser(commands: Any) -> None:
         commands, "audit", _run, "check a run against a policy of limits, or verify the ledger of audits"
     )
     parser.usage = (
-        "lightning-geo audit RUN --policy FILE [--release RUN] [--ledger FILE] [--html FILE] [--json]\n"
+        "lightning-geo audit RUN --policy FILE [--release RUN] [--ledger FILE]\n"
+        "                           [--html FILE] [--json]\n"
         "       lightning-geo audit verify LEDGER [--expect HASH] [--lines-only] [--json]"
     )
     add = parser.add_argument
@@ -81,9 +80,9 @@ def _run(options: argparse.Namespace) -> int:
         _check_writable(options.html)
     receipt = append(options.ledger or _LEDGER, content)
     if options.json:
-        print(json.dumps({**content, "ledger": receipt._asdict()}, indent=1))
+        put(json.dumps({**content, "ledger": receipt._asdict()}, indent=1))
     else:
-        print(as_text(result, notes, receipt))
+        put(as_text(result, notes, receipt))
     if options.html:
         from lightning_geo.report.audit_page import audit_page
 
@@ -162,16 +161,16 @@ def as_text(result: Audit, notes: Sequence[str], receipt: Receipt) -> str:
     policy = result.policy
     lines = [f"{verdict(result)}", f"Policy: {policy.name}. Owner: {policy.owner}."]
     checks = sorted(result.checks, key=lambda check: RESULTS.index(check.result))
-    parts = ["\n".join(map(plain, lines)), *map(_check_text, checks)]
+    parts = ["\n".join(map(_line, lines)), *map(_check_text, checks)]
     if result.waivers:
         waivers = [
             f"{use.waiver.limit}, {places_text(use.waiver.places)}: {waiver_text(use)}. {use.waiver.reason} "
             f"(approved by {use.waiver.approved_by})"
             for use in result.waivers
         ]
-        parts.append("\n".join(["WAIVERS", *map(_wrapped, waivers)]))
-    parts += ["\n".join(map(_wrapped, notes))] if notes else []
-    parts.append(plain(f"Ledger: {receipt.path}, line {receipt.number}, hash {receipt.hash}"))
+        parts.append("\n".join(["WAIVERS", *map(_indented, waivers)]))
+    parts += ["\n".join(map(_indented, notes))] if notes else []
+    parts.append(_line(f"Ledger: {receipt.path}, line {receipt.number}, hash {receipt.hash}"))
     return "\n\n".join(parts)
 
 
@@ -181,13 +180,15 @@ def _check_text(check: Check) -> str:
     lines = [f"Asked: {asked(check)}.", found(check), f"Counted: {counted(check)}."]
     if check.result == "passed":
         lines = lines[:2]
-    return "\n".join([plain(title), *map(_wrapped, lines)])
+    return "\n".join([_line(title), *map(_indented, lines)])
 
 
-def _wrapped(line: str) -> str:
-    return textwrap.fill(
-        plain(line), _WIDTH, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False
-    )
+def _line(text: str) -> str:
+    return wrapped(text, terminal_width(), rest="  ")
+
+
+def _indented(text: str) -> str:
+    return wrapped(text, terminal_width(), first="  ", rest="    ")
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -196,19 +197,19 @@ def _verify(options: argparse.Namespace) -> int:
                        "and --json.")  # fmt: skip
     result = verify(options.run[1], options.expect, records=not options.lines_only)
     if options.json:
-        print(json.dumps(result._asdict(), indent=1))
+        put(json.dumps(result._asdict(), indent=1))
     else:
-        print(_verification_text(result, options))
+        put(_verification_text(result, options))
     return 1 if result.problems else 0
 
 
 def _verification_text(result: Verification, options: argparse.Namespace) -> str:
     count = len(result.problems)
     head = "Intact" if not count else f"NOT INTACT: {count} problem{'s' if count > 1 else ''}"
-    lines = [f"{head}. {options.run[1]}: {result.lines} lines, hash of the last {result.head or 'unknown'}"]
-    lines += [f"  {plain(line)}" for line in (*result.problems, *result.notes)]
+    head = f"{head}. {options.run[1]}: {result.lines} lines, hash of the last {result.head or 'unknown'}"
+    more = [*result.problems, *result.notes]
     if not options.lines_only:
-        lines.append(f"  {result.records} records were read again and hold what was audited.")
+        more.append(f"{result.records} records were read again and hold what was audited.")
     if options.expect is None:
-        lines.append("  Whether lines are missing at the end only --expect HASH can show.")
-    return "\n".join([plain(lines[0]), *lines[1:]])
+        more.append("Whether lines are missing at the end only --expect HASH can show.")
+    return "\n".join([_line(head), *map(_indented, more)])

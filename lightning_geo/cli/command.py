@@ -13,6 +13,7 @@ from lightning_geo.analysis.runs import Run, open_runs
 from lightning_geo.metrics.spec import MetricSpec, unit_and_range
 from lightning_geo.utils.errors import RunError
 from lightning_geo.utils.formatting import plain
+from lightning_geo.utils.tables import terminal_width, wrapped
 
 __all__ = [
     "RUN",
@@ -20,6 +21,7 @@ __all__ = [
     "add_output",
     "one_run",
     "own_metrics_text",
+    "put",
     "read_run",
     "read_runs",
     "write_page",
@@ -66,9 +68,9 @@ def own_metrics_text(specs: Iterable[MetricSpec]) -> list[str]:
         f"{spec.name} ({unit_and_range(spec)}): {spec.formula}. {spec.meaning} Source: {spec.source}"
         for spec in specs
     ]
-    return [
-        "\n".join(["Metrics that are not built in, as the run describes them:", *map(plain, lines)])
-    ] * bool(lines)
+    title = "Metrics that are not built in, as the run describes them:"
+    width = terminal_width()
+    return ["\n".join([title, *(wrapped(line, width, rest="  ") for line in lines)])] * bool(lines)
 
 
 def read_runs(paths: Sequence[str], monitor: str | None) -> list[Run]:
@@ -101,6 +103,15 @@ def one_run(path: str, monitor: str | None) -> tuple[Run, list[str]]:
     return runs[0], notes
 
 
+def put(text: str) -> None:
+    """Print text. A reader that has gone, such as ``head``, must not change the exit code of a check."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # Python's own flush at exit would fail again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _print_skipped(notes: Sequence[str]) -> None:
     for note in notes:
         print(f"lightning-geo: {plain(note)}", file=sys.stderr)
@@ -122,4 +133,4 @@ def write_page(path: Path, page: str, *, quiet: bool = False) -> None:
     except OSError as error:
         raise RunError(f"Cannot write {os.fspath(path)!r}: {error.strerror}.") from error
     if not quiet:
-        print(f"{plain(path)}: {len(page.encode(errors='replace')) / 1e3:,.0f} kB")
+        put(f"{plain(path)}: {len(page.encode(errors='replace')) / 1e3:,.0f} kB")

@@ -21,11 +21,12 @@ from lightning_geo.analysis.runs import Run, describe_model, names_of
 from lightning_geo.analysis.seed_groups import compare_groups
 from lightning_geo.analysis.subspaces import SubspaceDistance
 from lightning_geo.cli import groups as seed_groups
-from lightning_geo.cli.command import RUN, add_command, own_metrics_text, read_runs
+from lightning_geo.cli.command import RUN, add_command, own_metrics_text, put, read_runs
 from lightning_geo.cli.runs_as_json import as_object, finite, run_metadata
 from lightning_geo.metrics.foreign_specs import as_stored
 from lightning_geo.utils.errors import RunError
-from lightning_geo.utils.formatting import number, plain, table
+from lightning_geo.utils.formatting import number, plain
+from lightning_geo.utils.tables import table, terminal_width, wrapped
 
 __all__ = ["add_parser", "as_csv", "as_json", "as_text"]
 
@@ -83,11 +84,11 @@ def _run(options: argparse.Namespace) -> int:
         if (largest := comparison.largest(metric)) > limit
     ]
     if options.json:
-        print(as_json(runs, comparisons))
+        put(as_json(runs, comparisons))
     elif options.csv:
-        print(as_csv(runs, comparisons))
+        put(as_csv(runs, comparisons))
     else:
-        print(as_text(runs, comparisons, every_cell=bool(options.metric)))
+        put(as_text(runs, comparisons, every_cell=bool(options.metric)))
     for line in exceeded:
         print(f"lightning-geo compare: {plain(line)}", file=sys.stderr)
     return 1 if exceeded else 0
@@ -103,7 +104,7 @@ def _run_groups(options: argparse.Namespace) -> int:
     reference, *others = [[run.history for run in group] for group in groups]
     comparisons = [compare_groups(reference, other, options.metric, options.step) for other in others or [[]]]
     form = seed_groups.as_json if options.json else seed_groups.as_csv if options.csv else seed_groups.as_text
-    print(form(groups, comparisons))
+    put(form(groups, comparisons))
     return 0
 
 
@@ -128,14 +129,16 @@ def as_text(runs: Sequence[Run], comparisons: Sequence[Comparison], *, every_cel
 
 
 def _metadata(a: Run, b: Run, comparison: Comparison) -> str:
-    lines = []
+    lines, width = [], terminal_width()
     for label, run in (("A", a), ("B", b)):
         first, last = run.history.steps[[0, -1]]
-        lines.append(f"{label}  {run.name}: {describe_model(run.history)}, steps {first} to {last}")
+        text = f"{run.name}: {describe_model(run.history)}, steps {first} to {last}"
+        lines.append(wrapped(text, width, first=f"{label}  ", rest="   "))
     steps = comparison.steps
     at = f"step {steps[0]}" if steps[0] == steps[1] else f"step {steps[0]} of A and {steps[1]} of B"
-    lines += [_PROBES[comparison.probe], f"Aligned by step: {comparison.alignment.how}. Compared at {at}."]
-    return "\n".join(plain(line) for line in (*lines, *comparison.notes))
+    aligned = f"Aligned by step: {comparison.alignment.how}. Compared at {at}."
+    notes = (_PROBES[comparison.probe], aligned, *comparison.notes)
+    return "\n".join([*lines, *(wrapped(note, width) for note in notes)])
 
 
 def _differences(comparison: Comparison, every_cell: bool) -> str:
@@ -150,12 +153,18 @@ def _differences(comparison: Comparison, every_cell: bool) -> str:
         for row in comparison.telling(_ROWS, each_metric=not every_cell)
     ]  # fmt: skip
     selection = "" if every_cell else " (each metric where it differs most, at most three per family)"
-    note = (
-        "A/B moved: max − min of that layer or head in the run so far.\n"
-        "relative: |B − A| in units of how much the metric moves within a run (root mean square over\n"
-        "layers, heads and both runs)."
-    )
-    return f"Largest differences{selection}:\n{table(header, cells)}\n{note}"
+    width = terminal_width()
+    lines = [
+        wrapped(f"Largest differences{selection}:", width),
+        table(header, cells, least={"metric": 24}, drop=(("A moved", "B moved"),), width=width),
+        wrapped("A/B moved: max − min of that layer or head in the run so far.", width),
+        wrapped(
+            "relative: |B − A| in units of how much the metric moves within a run (root mean square over "
+            "layers, heads and both runs).",
+            width,
+        ),
+    ]
+    return "\n".join(lines)
 
 
 def _layers(comparison: Comparison) -> str:
@@ -166,7 +175,8 @@ def _layers(comparison: Comparison) -> str:
         for stack, layer, size in layers[:_LAYERS]
     ]
     more = f", and {len(layers) - _LAYERS} more" if len(layers) > _LAYERS else ""
-    return f"Layers that differ most (root mean square of `relative`): {', '.join(shown)}{more}"
+    text = f"Layers that differ most (root mean square of `relative`): {', '.join(shown)}{more}"
+    return wrapped(text, terminal_width(), rest="  ")
 
 
 def _subspaces(subspaces: Iterable[SubspaceDistance]) -> str:
@@ -181,11 +191,14 @@ def _subspaces(subspaces: Iterable[SubspaceDistance]) -> str:
             (f"{subspace.stack}/{subspace.role}", steps, f"{np.nanmean(distance):.4f}",
              f"{distance[layer, head]:.4f}", str(layer), str(head))
         )  # fmt: skip
-    title = (
+    width = terminal_width()
+    title = wrapped(
         "Distance between A's and B's subspaces (0 identical, 1 orthogonal), at steps where both stored "
-        "their bases:"
+        "their bases:",
+        width,
     )
-    return f"{title}\n{table(('subspace', 'step', 'mean', 'largest', 'layer', 'head'), rows)}"
+    header = ("subspace", "step", "mean", "largest", "layer", "head")
+    return f"{title}\n{table(header, rows, least={'subspace': 20}, width=width)}"
 
 
 def _gates(a: Run, b: Run, comparison: Comparison) -> list[str]:
@@ -197,12 +210,13 @@ def _gates(a: Run, b: Run, comparison: Comparison) -> list[str]:
         return [f"{title}."]
     several = len(a.history.stacks) > 1
     rows = [
-        (plain(f"{d.stack}/{d.layer}") if several else str(d.layer), str(d.head), d.a, d.b, f"{d.lead:.2f}")
+        (f"{d.stack}/{d.layer}" if several else str(d.layer), str(d.head), d.a, d.b, f"{d.lead:.2f}")
         for d in differences[:_ROWS]
     ]
-    cells = table(("layer", "head", "A", "B", "by"), rows)
+    width = terminal_width()
+    cells = table(("layer", "head", "A", "B", "by"), rows, least={"layer": 12}, width=width)
     note = "by: the smaller of the two runs' margin leads; near 0 the head is at a threshold in one run."
-    return [f"{title}, clearest first:\n{cells}\n{note}"]
+    return [f"{wrapped(f'{title}, clearest first:', width)}\n{cells}\n{wrapped(note, width)}"]
 
 
 def as_json(runs: Sequence[Run], comparisons: Sequence[Comparison]) -> str:

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import textwrap
 from typing import Any
 
 from lightning_geo.analysis.findings.diagnosis import Diagnosis, diagnose
 from lightning_geo.analysis.findings.rule_set import read_rules
 from lightning_geo.analysis.findings.words import evidence, span
-from lightning_geo.cli.command import add_command, read_run
+from lightning_geo.cli.command import add_command, put, read_run
 from lightning_geo.storage.finding import Finding
-from lightning_geo.utils.formatting import plain
+from lightning_geo.utils.tables import terminal_width, wrapped
 
 __all__ = ["add_parser", "as_text"]
-
-_WIDTH = 96
 
 
 def add_parser(commands: Any) -> None:
@@ -33,13 +30,13 @@ def _run(options: argparse.Namespace) -> int:
     rules = None if options.rules is None else read_rules(options.rules)
     run = read_run(options.run, options.monitor)
     diagnosis = diagnose(run.history, rules)
-    print(json.dumps(diagnosis.as_dict(), indent=2) if options.json else as_text(diagnosis))
+    put(json.dumps(diagnosis.as_dict(), indent=2) if options.json else as_text(diagnosis))
     return 1 if diagnosis.critical else 0
 
 
 def as_text(diagnosis: Diagnosis) -> str:
     """Return the verdict, then each finding with its evidence and the next step."""
-    parts = [plain(diagnosis.verdict)]
+    parts = [wrapped(diagnosis.verdict, terminal_width())]
     parts += [_finding(finding) for finding in diagnosis.findings]
     parts.append(f"{diagnosis.samples} samples up to step {diagnosis.last_step}; {_checked(diagnosis)}")
     return "\n\n".join(parts)
@@ -52,9 +49,7 @@ def _checked(diagnosis: Diagnosis) -> str:
     for name, metrics in diagnosis.unchecked.items():
         rules.setdefault(metrics, []).append(name)
     needs = (f"{', '.join(names)}: {' or '.join(metrics)}" for metrics, names in rules.items())
-    lines = [
-        textwrap.fill(plain(line), _WIDTH, initial_indent="  ", subsequent_indent="    ") for line in needs
-    ]
+    lines = [wrapped(line, terminal_width(), first="  ", rest="    ") for line in needs]
     return "\n".join([f"{len(diagnosis.unchecked)} rules were not checked, since they need", *lines])
 
 
@@ -63,9 +58,8 @@ def _finding(finding: Finding) -> str:
     lines += [f"Evidence: {evidence(finding)}."] * bool(finding.metric)
     lines += [f"Usual causes: {'; '.join(finding.causes)}."] * bool(finding.causes)
     lines += [f"Next: {' '.join(finding.next)}"] * bool(finding.next)
-    head, *rest = (plain(line) for line in lines)
-    wrapped = [
-        textwrap.fill(line, _WIDTH, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
-        for line in rest
-    ]
-    return "\n".join([head, *wrapped])
+    head, *more = lines
+    width = terminal_width()
+    return "\n".join(
+        [wrapped(head, width), *(wrapped(line, width, first="  ", rest="    ") for line in more)]
+    )

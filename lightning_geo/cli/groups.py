@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from lightning_geo.analysis.runs import Run
 from lightning_geo.analysis.seed_groups import GroupComparison, GroupRow
 from lightning_geo.cli.runs_as_json import as_object, finite, run_metadata
-from lightning_geo.utils.formatting import number, plain, table
+from lightning_geo.utils.formatting import number
+from lightning_geo.utils.tables import table, terminal_width, wrapped
 
 __all__ = ["as_csv", "as_json", "as_text"]
 
@@ -23,13 +24,17 @@ def as_text(groups: Sequence[Sequence[Run]], comparisons: Sequence[GroupComparis
     """Return text on each further group against the first, or on a single group alone."""
     sections = []
     for group, comparison in zip(groups[1:] or [[]], comparisons, strict=True):
-        lines = [f"{label}  {_members(runs)}" for label, runs in (("A", groups[0]), ("B", group)) if runs]
-        lines += [f"Compared at step {comparison.step}.", *comparison.notes]
+        width = terminal_width()
+        lines = [
+            wrapped(_members(runs), width, first=f"{label}  ", rest="   ")
+            for label, runs in (("A", groups[0]), ("B", group))
+            if runs
+        ]
+        notes = (f"Compared at step {comparison.step}.", *comparison.notes)
+        lines += [wrapped(note, width) for note in notes]
         rows = _one_per_metric(comparison.rows)
         sections.append(
-            "\n".join(
-                [*map(plain, lines), "", _against(rows, comparison) if group else _alone(rows, comparison)]
-            )
+            "\n".join([*lines, "", _against(rows, comparison) if group else _alone(rows, comparison)])
         )
     return "\n\n".join(sections)
 
@@ -44,20 +49,21 @@ def _against(rows: Sequence[GroupRow], comparison: GroupComparison) -> str:
         for row in rows
     ]  # fmt: skip
     clear = sum(row.chance <= _CLEAR for row in comparison.rows)
-    lines = [
-        table(header, cells),
+    notes = [
         "±: standard deviation over runs. statistic: |B − A| / (standard error + the metric's median error).",
         f"chance: how often the largest of all {len(comparison.rows):,} numbers gets this large when the "
-        f"{sum(comparison.sizes)} runs",
-        f"are divided into other groups ({comparison.splits} ways, so at least {1 / comparison.splits:.3f}). "
-        f"{clear:,} numbers differ at chance ≤ {_CLEAR}.",
+        f"{sum(comparison.sizes)} runs are divided into other groups ({comparison.splits} ways, so at least "
+        f"{1 / comparison.splits:.3f}). {clear:,} numbers differ at chance ≤ {_CLEAR}.",
     ]
     if comparison.splits * _CLEAR < 1:
-        lines.append(
+        notes.append(
             f"With {comparison.sizes[0]} and {comparison.sizes[1]} runs, chance cannot fall to {_CLEAR}: "
             "treat the differences as hints."
         )
-    return "\n".join(lines)
+    width = terminal_width()
+    drop = (("statistic",), ("± A", "± B"))
+    cells_text = table(header, cells, least={"metric": 18}, drop=drop, width=width)
+    return "\n".join([cells_text, *(wrapped(note, width) for note in notes)])
 
 
 def _alone(rows: Sequence[GroupRow], comparison: GroupComparison) -> str:
@@ -69,7 +75,9 @@ def _alone(rows: Sequence[GroupRow], comparison: GroupComparison) -> str:
         for row in rows
     ]  # fmt: skip
     note = f"±: standard deviation over {comparison.sizes[0]} runs; each metric where ± / |mean| is largest."
-    return f"{table(('metric', 'layer', 'head', 'mean', '±', '± / |mean|'), cells)}\n{note}"
+    width = terminal_width()
+    header = ("metric", "layer", "head", "mean", "±", "± / |mean|")
+    return f"{table(header, cells, least={'metric': 24}, width=width)}\n{wrapped(note, width)}"
 
 
 def _place(row: GroupRow) -> tuple[str, str, str]:

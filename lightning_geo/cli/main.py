@@ -1,4 +1,4 @@
-"""Look at runs and compare them: the command ``lightning-geo``. No torch."""
+"""The command ``lightning-geo``: look at runs, check and compare them. No torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import os
 import sys
 from collections.abc import Sequence
 
+from lightning_geo._version import __version__
 from lightning_geo.cli import audit, compare, diagnose, explain, heads, report, show, tail
+from lightning_geo.cli.completion import SHELLS, Parser, PrintCompletion
 from lightning_geo.utils.errors import RunError
 from lightning_geo.utils.formatting import plain
 
@@ -22,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         0 on success; 1 if a limit of ``--fail-above`` or of a policy was exceeded, ``diagnose`` has a
-        critical finding, or a ledger is not intact; 2 on bad input.
+        critical finding, or a ledger is not intact; 2 on bad input; 130 after Ctrl-C, but 0 of ``tail``.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -30,14 +32,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         status: int = options.function(options)
-        sys.stdout.flush()
     except RunError as error:
         print(f"lightning-geo {options.command}: {plain(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # `lightning-geo show runs | head` closes the pipe early; Python's own flush at exit would fail again
+        # `lightning-geo tail run | head` closes the pipe; Python's own flush at exit would fail again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return status
@@ -45,7 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     description = "Look at recorded runs, check and compare them, and find heads to prune."
-    parser = argparse.ArgumentParser(prog="lightning-geo", description=description)
+    parser = Parser(prog="lightning-geo", description=description)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    text = f"print a script that completes this command in {', '.join(SHELLS[:-1])} or {SHELLS[-1]}"
+    parser.add_argument("--print-completion", action=PrintCompletion, choices=SHELLS, help=text)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in (show, diagnose, audit, compare, report, tail, heads, explain):
         command.add_parser(commands)

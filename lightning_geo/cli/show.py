@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from lightning_geo.analysis.findings.diagnosis import diagnose
 from lightning_geo.analysis.gate_changes import head_gates, lasting_changes
 from lightning_geo.analysis.runs import Run, describe_model, metric_series, own_metrics
-from lightning_geo.cli.command import RUN, add_command, own_metrics_text, read_runs
+from lightning_geo.cli.command import RUN, add_command, own_metrics_text, put, read_runs
 from lightning_geo.storage.history import GeometryHistory
-from lightning_geo.utils.formatting import moment, number, plain, some, table
+from lightning_geo.utils.formatting import moment, number, some
+from lightning_geo.utils.tables import table, terminal_width, wrapped
 
 __all__ = ["add_parser", "as_text"]
 
@@ -24,7 +26,7 @@ def add_parser(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    print(as_text(read_runs(options.runs, options.monitor)))
+    put(as_text(read_runs(options.runs, options.monitor)))
     return 0
 
 
@@ -32,18 +34,33 @@ def as_text(runs: Sequence[Run]) -> str:
     """Return one run in full, or a line for each of several."""
     if len(runs) > 1:
         rows = [_line(run) for run in runs]
-        return table(("run", "model", "samples", "steps", "probe", "recorded"), rows, left=2)
+        return table(
+            ("run", "model", "samples", "steps", "probe", "recorded"),
+            rows,
+            left=("run", "model"),
+            least={"run": 20, "model": 20},
+            drop=(("probe",), ("recorded",), ("model",)),
+            width=terminal_width(),
+        )
     [run] = runs
     own = own_metrics_text(series.spec for series in own_metrics(run.history))
-    return "\n\n".join([_metadata(run), _metrics(run.history), *own])
+    return "\n\n".join([_verdict(run), _metadata(run), _metrics(run.history), *own])
+
+
+def _verdict(run: Run) -> str:
+    diagnosis, width = diagnose(run.history), terminal_width()
+    lines = [wrapped(diagnosis.verdict, width)]
+    if any(finding.until_step is None for finding in diagnosis.findings):
+        lines.append(wrapped("lightning-geo diagnose says where, since when and what to do.", width))
+    return "\n".join(lines)
 
 
 def _line(run: Run) -> tuple[str, ...]:
     history = run.history
     steps = f"{history.steps[0]} to {history.steps[-1]}"
     return (
-        plain(run.name),
-        plain(describe_model(history)),
+        run.name,
+        describe_model(history),
         str(len(history)),
         steps,
         probe(history),
@@ -53,7 +70,7 @@ def _line(run: Run) -> tuple[str, ...]:
 
 def probe(history: GeometryHistory) -> str:
     """Return the probe's fingerprint, or ``batches`` where samples were taken on training batches."""
-    return plain(history.metadata["probe_fingerprint"][-1]) or "batches"
+    return str(history.metadata["probe_fingerprint"][-1]) or "batches"
 
 
 def when(history: GeometryHistory) -> str:
@@ -93,7 +110,8 @@ def _metadata(run: Run) -> str:
         lines.append(
             ("gates", f"{where}{counts}; {len(changed)} of {sum(last.values())} heads changed their gate")
         )
-    return "\n".join(f"{name:8} {plain(value)}" for name, value in lines)
+    width, indent = terminal_width(), " " * 9
+    return "\n".join(wrapped(value, width, first=f"{name:8} ", rest=indent) for name, value in lines)
 
 
 def _coverage(history: GeometryHistory) -> list[tuple[str, str]]:
@@ -118,6 +136,15 @@ def _metrics(history: GeometryHistory) -> str:
         model = series.model()
         unit = "" if series.spec.unit == "1" else series.spec.unit
         axes = " × ".join(series.spec.axes)
-        rows.append((plain(series.key), series.spec.family, axes, number(model[0]), number(model[-1]), unit))
+        rows.append((series.key, series.spec.family, axes, number(model[0]), number(model[-1]), unit))
+    width = terminal_width()
     title = "Metrics at the first and the last sample, as model mean (max_logit: maximum):"
-    return f"{title}\n{table(('metric', 'family', 'axes', 'first', 'last', 'unit'), rows, left=3)}"
+    cells = table(
+        ("metric", "family", "axes", "first", "last", "unit"),
+        rows,
+        left=("metric", "family", "axes"),
+        least={"metric": 24},
+        drop=(("axes",), ("family",)),
+        width=width,
+    )
+    return f"{wrapped(title, width)}\n{cells}"

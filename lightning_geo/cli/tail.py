@@ -20,13 +20,15 @@ from lightning_geo.storage.places import Place, modified
 from lightning_geo.storage.record import GeometryRecord
 from lightning_geo.utils.errors import RunError
 from lightning_geo.utils.formatting import number, plain
+from lightning_geo.utils.tables import Columns, display_width, terminal_width, wrapped
 
 __all__ = ["add_parser", "follow", "newest"]
 
 _COLUMNS = ("normalized_entropy", "cone.output", "effective_rank.output", "redundancy", "drift.output")
 _EARLIER = 10  # samples recorded before the start that are shown
 _HEADER = 20  # lines between two headers
-_WIDTH = 9  # of a number
+_NUMBER = 11  # columns of a metric at least
+_CHANGE = "largest change"
 
 
 def add_parser(commands: Any) -> None:
@@ -81,14 +83,14 @@ def follow(path: Place, monitor: str | None = None, interval: float = 1.0) -> It
         (news for news in follower.poll() if monitor in (None, news.monitor) or news.text), maxlen=_EARLIER
     )
     if not any(news.record for news in earlier):
-        yield f"{plain(path)}: waiting for the first sample."
+        yield wrapped(f"{path}: waiting for the first sample.", terminal_width())
     for news in earlier:
-        yield from [plain(news.text)] if news.record is None else lines.of(news.record)
+        yield from [wrapped(news.text, terminal_width())] if news.record is None else lines.of(news.record)
     while True:
         time.sleep(interval)
         for news in follower.poll():
             if news.record is None:
-                yield plain(news.text)
+                yield wrapped(news.text, terminal_width())
             elif monitor in (None, news.monitor):
                 yield from lines.of(news.record)
 
@@ -98,7 +100,8 @@ class _Lines:
 
     def __init__(self) -> None:
         self._before: GeometryRecord | None = None
-        self._columns: list[str] = []
+        self._keys: list[str] = []
+        self._columns: Columns
         self._count = 0
 
     def of(self, record: GeometryRecord) -> Iterator[str]:
@@ -106,20 +109,27 @@ class _Lines:
         models = {
             series.key: float(series.model()[-1]) for series in metric_series(GeometryHistory([record]))
         }
-        if not self._columns:
-            self._columns = [key for key in models if key.rpartition("/")[2] in _COLUMNS][:6]
+        if not self._keys:
+            self._keys = [key for key in models if key.rpartition("/")[2] in _COLUMNS][:6]
         if self._count % _HEADER == 0:
-            yield "    step  epoch" + "".join(plain(key).rjust(self._width(key)) for key in self._columns)
+            self._columns = self._as_wide_as_the_terminal()  # which may have been resized
+            yield self._columns.header()
         self._count += 1
-        cells = "".join(
-            number(models.get(key, float("nan"))).rjust(self._width(key)) for key in self._columns
-        )
-        yield f"{record.step:8}  {record.epoch:5}{cells}{self._most(record)}"
+        numbers = (number(models.get(key, float("nan"))) for key in self._keys)
+        yield self._columns.line((str(record.step), str(record.epoch), *numbers, self._most(record)))
         self._before = record
 
-    @staticmethod
-    def _width(key: str) -> int:
-        return 2 + max(len(plain(key)), _WIDTH)
+    def _as_wide_as_the_terminal(self) -> Columns:
+        titles = ("step", "epoch", *self._keys, _CHANGE)
+        widths = (8, 5, *(max(display_width(plain(key)), _NUMBER) for key in self._keys), 40)
+        return Columns(
+            titles,
+            widths,
+            left=(_CHANGE,),
+            least={**dict.fromkeys(self._keys, _NUMBER), _CHANGE: 28},
+            drop=((_CHANGE,), *((key,) for key in reversed(self._keys))),
+            width=terminal_width(),
+        )
 
     def _most(self, record: GeometryRecord) -> str:
         """Find the largest difference to the previous sample, in units of the metric's spread."""
@@ -138,6 +148,6 @@ class _Lines:
             spread = float(np.nanstd(series.values[0]))
             if spread > 1e-6 and abs(change[place]) / spread > most:
                 most = abs(float(change[place])) / spread
-                where = f"layer {place[0]}" + (f" head {place[1]}" if len(place) > 1 else "")
-                largest = f"   {plain(series.key)} {where} {number(float(change[place]), signed=True)}"
+                where = f"L{place[0]}" + (f" H{place[1]}" if len(place) > 1 else "")
+                largest = f"{series.key} {where} {number(float(change[place]), signed=True)}"
         return largest

@@ -17,7 +17,7 @@ from lightning_geo.observe import AttentionCall, CallKey, Tap, number_layers
 from lightning_geo.observe.heads.head_factors import scaled_heads
 from lightning_geo.observe.replay.undisturbed import Call, device_of, undisturbed
 from lightning_geo.utils.arguments import check_positive
-from lightning_geo.utils.formatting import table
+from lightning_geo.utils.tables import table
 
 __all__ = ["PruningCurve", "Silencer", "evaluate_plan"]
 

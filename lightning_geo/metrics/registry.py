@@ -54,7 +54,6 @@ function of a new family adds its module there.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -63,6 +62,7 @@ from torch import Tensor
 from lightning_geo.metrics.catalog import CATALOG
 from lightning_geo.metrics.foreign import FOREIGN
 from lightning_geo.metrics.selection import spec_of
+from lightning_geo.utils.formatting import did_you_mean
 
 __all__ = ["METRIC_FUNCTIONS", "computes", "metric_function", "reads_of", "roles_of"]
 
@@ -98,9 +98,8 @@ def computes(
         ValueError: Expected `name` to be a metric of the catalog but got 'drft'. Did you mean 'drift'? ...
     """
     if name not in CATALOG:
-        near = difflib.get_close_matches(name, CATALOG, n=1, cutoff=0.0)[0]
         raise ValueError(
-            f"Expected `name` to be a metric of the catalog but got {name!r}. Did you mean {near!r}? "
+            f"Expected `name` to be a metric of the catalog but got {name!r}. {did_you_mean(name, CATALOG)} "
             "A new metric needs its entry in lightning_geo/metrics/families first."
         )
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from lightning_geo.metrics.catalog import CATALOG
 from lightning_geo.metrics.foreign import FOREIGN, load_entry_points
 from lightning_geo.metrics.spec import MetricSpec
+from lightning_geo.utils.formatting import did_you_mean
 
 __all__ = [
     "compares_samples",
@@ -185,8 +185,7 @@ def _meant(name: str, known: Iterable[MetricSpec]) -> list[str]:
 
 def _unknown(name: str, known: Iterable[MetricSpec]) -> str:
     names = sorted({n for spec in known for n in (spec.name, spec.family, *spec.stored_names)})
-    near = difflib.get_close_matches(name.removeprefix("metric:"), names, n=1, cutoff=0.0)
     return (
         f"Expected every entry of `metrics` to be a metric or family, but got {name!r}. "
-        f"Did you mean {near[0]!r}? All names: {', '.join(names)}."
+        f"{did_you_mean(name.removeprefix('metric:'), names)} All built-in names are in METRICS.md."
     )

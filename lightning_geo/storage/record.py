@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from lightning_geo.metrics.reductions import reduce_finite
 from lightning_geo.metrics.selection import is_standard_error, spec_of
 from lightning_geo.metrics.spec import MetricSpec
 from lightning_geo.storage.finding import Finding
+from lightning_geo.utils.formatting import did_you_mean
 
 __all__ = ["GeometryRecord", "lookup"]
 
@@ -53,9 +53,7 @@ def lookup(stacks: Stacks, key: str, specs: Mapping[str, MetricSpec] | None = No
     holders = [s for s in candidates if s in stacks and _part_names(stacks[s], metric, specs)]
     if not holders:
         names = sorted({n for s in stacks.values() for n in s})
-        near = difflib.get_close_matches(metric, names, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise KeyError(f"No metric {key!r}.{hint} Stacks: {list(stacks)}; metrics: {names}.")
+        raise KeyError(f"No metric {key!r}. {did_you_mean(metric, names)} Stacks: {list(stacks)}.")
     if len(holders) > 1:
         holders = [s for s in holders if _main_stack(s) == s or _main_stack(s) not in stacks] or holders
     if len(holders) > 1:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Sequence
+
+from lightning_geo.utils.formatting import did_you_mean
 
 __all__ = ["check_name", "check_one_of", "check_positive", "check_statistics", "check_token_ids"]
 
@@ -44,9 +45,8 @@ def check_statistics(statistics: Iterable[str] | None, known: Sequence[str]) -> 
     statistics = (statistics,) if isinstance(statistics, str) else statistics
     requested = frozenset(known if statistics is None else statistics)
     for name in sorted(requested.difference(known)):
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
         raise ValueError(
             f"Expected `statistics` to name some of {', '.join(known)}, but got {name!r}. "
-            f"Did you mean {near!r}?"
+            f"{did_you_mean(name, known)}"
         )
     return requested

@@ -1,12 +1,13 @@
-"""Text for a terminal: tables, numbers, and names that cannot move the cursor."""
+"""Text for a terminal: numbers, and names that cannot move the cursor."""
 
 from __future__ import annotations
 
+import difflib
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
-__all__ = ["moment", "number", "plain", "some", "table"]
+__all__ = ["did_you_mean", "moment", "number", "plain", "some"]
 
 
 def plain(text: object) -> str:
@@ -55,25 +56,6 @@ def moment(seconds: float) -> str:
         return "unknown time"
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """Return a table whose columns are as wide as they need to be.
-
-    Args:
-        header: Titles.
-        rows: Cells, as many as titles.
-        left: How many columns are aligned to the left, the others to the right.
-    """
-    lines = [header, *rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if column < left else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )
-
-
 def some(names: Iterable[str]) -> str:
     """Name the first few, and say how many more there are.
 
@@ -83,3 +65,20 @@ def some(names: Iterable[str]) -> str:
     """
     names = list(names)
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """Ask for the names nearest to one that is unknown: at most five, at least one.
+
+    Example:
+        >>> did_you_mean("entropie", ["entropy", "drift"]), did_you_mean("lyer", ["layer", "layers"])
+        ("Did you mean 'entropy'?", "Did you mean 'layer' or 'layers'?")
+    """
+    known = list(known)
+    if not known:
+        return "There is none."
+    near = difflib.get_close_matches(str(name), known, n=5) or difflib.get_close_matches(
+        str(name), known, n=1, cutoff=0.0
+    )
+    *others, last = map(repr, near)
+    return f"Did you mean {', '.join(others)}{' or ' * bool(others)}{last}?"

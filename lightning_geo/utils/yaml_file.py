@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -10,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lightning_geo.utils.errors import ArgumentError, RunError
+from lightning_geo.utils.formatting import did_you_mean
 
 __all__ = ["EntryError", "YamlFile", "as_list", "as_mapping", "check_keys", "parse_yaml", "read_yaml"]
 
@@ -199,9 +199,9 @@ def check_keys(values: Mapping[str, Any], known: Collection[str], where: str, *k
     """
     for key in values:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else f" Known are {', '.join(known)}."
-            raise EntryError(f"Expected only known keys in {where} but got {key!r}.{hint}", *keys, key)
+            raise EntryError(
+                f"Expected only known keys in {where} but got {key!r}. {did_you_mean(key, known)}", *keys, key
+            )
 
 
 def as_mapping(values: object, where: str, *keys: str | int) -> Mapping[str, Any]:

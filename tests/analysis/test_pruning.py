@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,15 +14,12 @@ from torch.utils.data import default_collate
 
 from lightning_geo import (
     GeometryHistory,
-    GeometryMonitor,
     GeometryRecord,
-    load_history,
     measure,
     pruning_plan,
 )
 from lightning_geo.analysis.pruning import Head
-from lightning_geo.cli.main import main
-from support.lit import Classifier, bert, fit, sequences
+from support.lit import bert, sequences
 
 
 def history(
@@ -116,25 +111,6 @@ def test_a_run_without_importance_says_how_to_get_it() -> None:
     record = GeometryRecord({"encoder": {"entropy": np.ones((1, 3))}})
     with pytest.raises(ValueError, match=r'(?s)has only entropy.*metrics=\["importance", "head", ...\]'):
         pruning_plan(GeometryHistory([record]))
-
-
-def test_the_command_prints_the_ranking(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    monitor = GeometryMonitor(2, metrics=["importance", "head"], probe_size=4)
-    fit(tmp_path, Classifier(), monitor, steps=2)
-    run = tmp_path / "lightning_geo" / "version_0"
-    plan = pruning_plan(load_history(run), 0.25)
-    assert plan.similarities
-    assert main(["heads", str(run), "--fraction", "0.25"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert "2 of 8 heads to remove" in lines[0]
-    body = [line.split()[:3] for line in lines[4:]]
-    assert [(int(layer), int(head)) for _, layer, head in body] == [r.head[1:] for r in plan.ranking]
-    assert [word for word, *_ in body] == ["remove"] * 2 + ["keep"] * 6
-    assert main(["heads", str(run), "--fraction", "0.25", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert [entry["remove"] for entry in found["ranking"]] == [True] * 2 + [False] * 6
-    assert main(["heads", str(run), "--fraction", "2"]) == 2
-    assert "within (0, 1) but got 2.0" in capsys.readouterr().err
 
 
 def test_a_record_measured_by_hand_is_enough() -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import csv
-import importlib
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -39,12 +37,6 @@ def command(*arguments: object) -> list[str]:
 
 def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(Path(lightning_geo.__file__).parents[1])}
-
-
-def test_the_command_is_installed_under_its_name() -> None:
-    project = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
-    [(module, function)] = re.findall(r'^lightning-geo = "([\w.]+):(\w+)"$', project, re.MULTILINE)
-    assert getattr(importlib.import_module(module), function) is main
 
 
 # -- a run without samples
@@ -173,6 +165,17 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(runs: Path, capsys: Out, ca
     assert out == ""
     assert said in err
     assert len(err.splitlines()) == 1
+
+
+def test_an_unknown_name_lists_at_most_five_near_ones(runs: Path, capsys: Out) -> None:
+    a, b = str(runs / "a"), str(runs / "b")
+    for name in ("effective_rank.querry", "entropie", "zzz", ""):
+        assert main(["compare", a, b, "--metric", name]) == 2
+        err = capsys.readouterr().err
+        assert len(err) < 300
+        question = err.partition("Did you mean ")[2].partition("?")[0]
+        assert 1 <= len(question.replace(" or ", ", ").split(", ")) <= 5
+        assert "METRICS.md" in err  # all names
 
 
 def test_different_models_say_what_was_found(runs: Path, capsys: Out) -> None:

@@ -50,6 +50,19 @@ def test_verdict_first_then_evidence_and_next_step(
     assert "frozen_layer, never_trained, lost_updates: unchanged_share" in text
 
 
+def test_show_begins_with_the_words_of_diagnose(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, values in {
+        "collapse": [0.7, 0.7, 0.01, 0.01], "well": [0.7, 0.7], "cured": [0.7, 0.01, 0.01, 0.7, 0.7],
+    }.items():  # fmt: skip
+        run = write(tmp_path / name, values)
+        status = main(["diagnose", run])
+        verdict, *_ = capsys.readouterr().out.split("\n")
+        assert main(["show", run]) == 0  # it describes a run, and is no check
+        first, second, *_ = capsys.readouterr().out.split("\n")
+        assert first == verdict
+        assert (second == "lightning-geo diagnose says where, since when and what to do.") == bool(status)
+
+
 def test_json_has_every_key_and_a_healthy_run_exits_with_0(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -156,7 +156,7 @@ def _metrics(entry: Mapping[str, Any], what: str, specs: Specs) -> tuple[str, ..
     try:
         return select([f"metric:{name.removeprefix('metric:')}"], specs)
     except ValueError as error:
-        text = str(error).removesuffix(".").partition(" All names")[0]
+        text = str(error).removesuffix(".").partition(" All built-in names")[0]
         hint = text.partition("Did you mean ")[2]
         raise EntryError(
             f"Expected `metric` of {what} to be a built-in metric or one of the run's own but got {name!r}."

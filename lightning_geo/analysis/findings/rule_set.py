@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from typing import Any
 
 from lightning_geo.analysis.findings.builtin_rules import RULES
 from lightning_geo.analysis.findings.rule import Departure, Level, Rule
+from lightning_geo.utils.formatting import did_you_mean
 from lightning_geo.utils.yaml_file import EntryError, YamlFile, as_list, as_mapping, check_keys, read_yaml
 
 __all__ = ["read_rules", "rule_of", "rule_set"]
@@ -163,7 +163,5 @@ def _numbers(values: Mapping[str, Any], what: str) -> dict[str, Any]:
 
 def _known(name: object, rules: Mapping[str, Rule], where: str) -> str:
     if not isinstance(name, str) or name not in rules:
-        near = difflib.get_close_matches(str(name), rules, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else f" There are {', '.join(rules)}."
-        raise ValueError(f"Expected `{where}` to name rules but got {name!r}.{hint}")
+        raise ValueError(f"Expected `{where}` to name rules but got {name!r}. {did_you_mean(name, rules)}")
     return name
