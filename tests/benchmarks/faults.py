@@ -16,6 +16,7 @@ import argparse
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -27,7 +28,8 @@ from fault_runs import FAULT_AT, FAULTS, Case, cases, train
 from lightning_geo import load_history
 from lightning_geo.analysis.findings.builtin_rules import RULES
 from lightning_geo.analysis.findings.detector import Detector
-from lightning_geo.analysis.findings.trend import Trend
+from lightning_geo.analysis.findings.evaluation import evaluation_of
+from lightning_geo.storage.record import GeometryRecord
 
 
 class Outcome(NamedTuple):
@@ -71,16 +73,14 @@ def outcome(case: Case, directory: Path) -> Outcome:
 
 def on_loss(loss: np.ndarray) -> dict[str, int | None]:
     """First step after the fault began at which each of three rules on the loss holds."""
-    departure = RULES["departure"].test
-    trend = Trend(departure.window, departure.guard, departure.share / departure.spreads)  # type: ignore[union-attr]
-    streak, first = 0, dict.fromkeys(("trend", "six deviations", "ten times the best"))
-    steps: dict[str, int | None] = dict(first)
+    trend = evaluation_of(replace(RULES["departure"], metrics=("hidden_norm",)))  # a number of each layer
+    steps: dict[str, int | None] = dict.fromkeys(("trend", "six deviations", "ten times the best"))
     for step, value in enumerate(loss):
-        score = float(trend.update(step, np.array([value]))[1][0])
-        streak = streak + 1 if score > departure.spreads else 0  # type: ignore[union-attr]
+        arrays = {"hidden_norm": np.array([value])}
+        shown = trend.update(GeometryRecord({"loss": arrays}, step=step), "loss", arrays)
         past = loss[max(0, step - 128) : step]
         holds = {
-            "trend": streak >= 2,
+            "trend": shown is not None and shown.cells.any(),
             "six deviations": step >= 128 and value > past.mean() + 6 * past.std(),
             "ten times the best": step > 0 and value > 10 * loss[:step].min(),
         }
