@@ -45,7 +45,8 @@ def _test(rule: Rule) -> str:
     if isinstance(test, Departure):
         way = {"up": "above", "down": "below", "both": "off"}[test.direction]
         return (
-            f"{metrics} {way} the linear trend of {test.window} samples by {test.spreads:g} usual errors, "
+            f"{metrics} {way} the {'linear trend' if test.slope else 'mean'} of {test.window} samples by "
+            f"{test.spreads:g} usual errors, "
             f"and outside their values by {100 * test.share:g} %{heads}"
         )
     return "NaN or infinity among a layer's activations"

@@ -117,8 +117,9 @@ class _Departures:
         self._rule, self._departure = rule, departure
         floor = np.log1p(departure.share) if departure.log else departure.share
         self._trend = Trend(
-            departure.window, departure.guard, floor / departure.spreads, absolute=departure.log
-        )
+            departure.window, departure.guard, floor / departure.spreads,
+            absolute=departure.log, settled=departure.settled, slope=departure.slope,
+        )  # fmt: skip
         #: shapes by metric, in the order of the cells
         self._shapes: dict[str, tuple[int, ...]] = {}
         #: [cell] samples in a row above the trend, negative for below

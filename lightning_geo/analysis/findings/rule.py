@@ -67,38 +67,44 @@ class Level:
 
 @dataclass(frozen=True)
 class Departure:
-    """Hold where a value leaves its own linear trend over the last samples.
+    """Hold where a value leaves its own trend over the last samples.
 
     A cell departs where the error of its trend's prediction exceeds ``spreads`` times the root mean square of
     the trend's earlier errors, and its value lies outside all values of the window by ``share`` of itself.
-    Errors that were large before, as those at the start of a fine-tuning, thus count less; so does what
-    follows few samples, by the cube of their share of the window.
+    Errors that were large before, as those at the start of a fine-tuning, thus count less. So do those of a
+    run's first samples, by the cube of their share of ``settled``: models change abruptly while they begin
+    to learn.
 
     Args:
         spreads: How many times the usual error.
         share: Least departure as a share of the value: a smaller one does not matter.
         window: Samples of the trend.
         guard: Samples before the present one that do not count for the trend, so that slow changes show.
+        settled: Samples after which departures count in full.
         direction: Which departures count.
         log: Whether the trend is that of the value's logarithm.
+        slope: Whether the trend is a line; else it is the mean, which does not follow a growth.
         per_interval: Whether the value grows with the steps between two samples, as that of an update: a
             sample after another interval than the one before is then passed over.
     """
 
-    spreads: float = 8.0
+    spreads: float = 4.0
     share: float = 0.05
-    window: int = 64
+    window: int = 16
     guard: int = 0
+    settled: int = 128
     direction: Literal["up", "down", "both"] = "both"
     log: bool = False
+    slope: bool = True
     per_interval: bool = False
 
     def __post_init__(self) -> None:
-        if not (self.spreads > 0 and self.share >= 0 and self.window >= 8 and self.guard >= 0):
+        least = min(self.share, self.guard, self.settled)
+        if not (self.spreads > 0 and least >= 0 and self.window >= 8):
             raise ValueError(
-                "Expected a departure's `spreads` above 0, `share` and `guard` of at least 0 and "
-                f"`window` of at least 8 but got {self.spreads!r}, {self.share!r}, {self.guard!r} and "
-                f"{self.window!r}."
+                "Expected a departure's `spreads` above 0, `share`, `guard` and `settled` of at least 0 and "
+                f"`window` of at least 8 but got {self.spreads!r}, {self.share!r}, {self.guard!r}, "
+                f"{self.settled!r} and {self.window!r}."
             )
 
 

@@ -1,4 +1,4 @@
-"""The linear trend of many numbers over the last samples, and how unusual the next value of each is."""
+"""The trend of many numbers over the last samples, and how unusual the next value of each is."""
 
 from __future__ import annotations
 
@@ -13,35 +13,44 @@ _FITTED = 4
 #: Errors that the usual error is taken from at least.
 _ERRORS = 4
 
-#: Samples of the line to each of those whose errors make the usual one: it forgets a start sooner.
-_FORGETS = 4
-
 #: Usual errors at which a value is cut before it enters the line, and its error the usual one.
 _CUT = 3.0
 
 
 class Trend:
-    r"""Predict each value from the least-squares line through its last ones, by step.
+    r"""Predict each value from the least-squares line through its last ones, by step, or from their mean.
 
     .. math:: \hat y = \sum_k w_k y_k, \quad w_k = \frac1n + \frac{(x - \bar x)(x_k - \bar x)}{S_{xx}}, \quad
         e = \frac{y - \hat y}{\sqrt{1 + h}}, \quad h = \frac1n + \frac{(x - \bar x)^2}{S_{xx}}
 
-    The usual error of a value is the root mean square of its earlier errors e, weighted exponentially over a
-    quarter of the window. They are errors of predictions: where a value bends, as at the start of a
-    fine-tuning, they are large, so that nothing is unusual. A value that departs enters the line, and its
-    error the mean square, cut to three usual errors: one outlier moves neither, and a lasting change is the
-    new trend after some samples. With n samples, fewer than the window's w, errors count
-    :math:`(n / w)^3` as much.
+    The mean is the line without its second terms. The usual error of a value is the root mean square of its
+    earlier errors e, weighted exponentially over as many samples as the line has. They are errors of
+    predictions: where a value bends, as at the start of a fine-tuning, they are large, so that nothing is
+    unusual. A value that departs enters the line, and its error the mean square, cut to three usual errors:
+    one outlier moves neither, and a lasting change is the new trend after some samples. After n samples,
+    fewer than the s with which a run has settled, errors count :math:`(n / s)^3` as much.
 
     Args:
-        window: Samples of the line.
+        window: Samples of the line: a short one forgets sooner what happened earlier in the run.
         guard: Last samples that enter neither the line nor the usual error: a slow change would hide in them.
         floor: Least usual error, as a share of the value's size.
         absolute: Whether ``floor`` is a number instead of a share.
+        settled: Samples with which a run has settled.
+        slope: Whether the line has a slope. A mean does not follow a growth, which thus shows for longer.
     """
 
-    def __init__(self, window: int, guard: int, floor: float, *, absolute: bool = False) -> None:
+    def __init__(
+        self,
+        window: int,
+        guard: int,
+        floor: float,
+        *,
+        absolute: bool = False,
+        settled: int = 0,
+        slope: bool = True,
+    ) -> None:
         self._window, self._guard, self._floor, self._absolute = window, guard, floor, absolute
+        self._settled, self._slope = settled, slope
         self._count = 0
         self._errors = 0
         self._steps = np.zeros(window + guard)
@@ -82,8 +91,8 @@ class Trend:
             known = self._errors - self._guard
             if known >= _ERRORS:
                 usual = usual * (1 + _ERRORS / known)  # few errors say little of the usual one
-                # and a line through few samples, at the start of a run, says little of what comes next
-                doubt = (self._window / len(self._rows)) ** 3
+                # and at the start of a run what was says little of what comes next
+                doubt = max(1.0, self._settled / self._count) ** 3
                 score = error / np.where(usual > 0, usual * doubt, np.inf)
                 error = np.clip(error, -_CUT * usual, _CUT * usual)
             # a cell that had no value so far has no prediction either
@@ -112,12 +121,15 @@ class Trend:
         """Return the weight of each row in the prediction at a step, and the prediction's leverage."""
         held = min(self._count, len(self._steps))
         self._rows = rows = np.arange(self._count - held, self._count - self._guard) % len(self._steps)
-        offsets = self._steps[rows] - self._steps[rows].mean()
-        ahead = step - self._steps[rows].mean()
-        square = float(offsets @ offsets)
         weights = np.zeros(held, np.float32)
-        weights[rows] = 1 / len(rows) + ahead * offsets / square
-        return weights, 1 / len(rows) + ahead**2 / square
+        weights[rows] = leverage = 1 / len(rows)
+        if self._slope:
+            offsets = self._steps[rows] - self._steps[rows].mean()
+            ahead = step - self._steps[rows].mean()
+            square = float(offsets @ offsets)
+            weights[rows] += ahead * offsets / square
+            leverage += ahead**2 / square
+        return weights, leverage
 
     def _learn(self, square: NDArray[np.float64]) -> None:
         """Let the usual error know the squared error of some samples ago."""
@@ -127,7 +139,7 @@ class Trend:
             row = known % self._guard
             square, self._guarded[row] = self._guarded[row].astype(np.float64), square
         if known > 0:
-            self._square += (square - self._square) / min(known, self._window / _FORGETS)
+            self._square += (square - self._square) / min(known, self._window)
 
     def state_dict(self) -> dict[str, object]:
         """Return arrays and numbers with which a resumed run goes on."""

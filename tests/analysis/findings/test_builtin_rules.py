@@ -58,6 +58,12 @@ def test_what_a_model_is_from_the_start_is_no_collapse() -> None:
     assert not found("future_visible.batch", [0.9], [1.0], [1.0])
 
 
+def test_one_head_of_four_is_no_collapse_of_rank() -> None:
+    start = [[20.0, 20.0, 20.0, 20.0]]
+    assert not found("effective_rank.output", start, *[[[1.2, 20.0, 20.0, 20.0]]] * 3)
+    assert found("effective_rank.output", start, *[[[1.2, 1.2, 20.0, 20.0]]] * 3) == {"rank_collapse"}
+
+
 def test_layers_that_never_train_are_no_others_for_a_frozen_one() -> None:
     # the learning rate ends at 0: nothing changes any more, the first layer never did
     assert found("unchanged_share", [1.0, 0.0], [1.0, 0.0], *[[1.0, 1.0]] * 3) == {"never_trained"}

@@ -125,14 +125,14 @@ def test_the_movement_at_the_start_of_a_fine_tuning_is_no_departure(samples: int
         assert not detector.update(record(50 * i, query_norm=values))
 
 
-@given(st.integers(100, 125), st.integers(0, 2), st.sampled_from([-1, 1]), st.integers(0, 2**32 - 1))
+@given(st.integers(110, 126), st.integers(0, 2), st.sampled_from([-1, 1]), st.integers(0, 2**32 - 1))
 def test_a_departure_is_found_where_and_when_it_happens(at: int, layer: int, sign: int, seed: int) -> None:
     values = smooth(130, seed)
     values[at:, layer, :3] += sign * 8  # of about 10
     detector = Detector([RULES["departure"]])
     news = [detector.update(record(i, query_norm=v, key_norm=smooth(1, 1)[0])) for i, v in enumerate(values)]
-    assert not any(news[: at + 1])
-    [finding] = news[at + 1]
+    assert not any(news[: at + 2])
+    [finding] = news[at + 2]
     assert (finding.since_step, finding.layers, finding.metric) == (at, (layer,), "query_norm")
     heads = {(layer, head) for head in range(3)}
     # while the start is in the window, a head that moved as much by itself does not depart
@@ -150,10 +150,44 @@ def test_updates_are_compared_after_intervals_of_one_length() -> None:
         assert not quiet.update(record(10 * i, update_size=[0.01, 0.02]))
     assert not quiet.update(record(1000, update_size=[0.8, 0.9]))  # the end of the run, after a gap
     grown = Detector([RULES["update_growth"]])
-    news = [grown.update(record(10 * i, update_size=[0.01 * 1.5 ** max(0, i - 69), 0.02])) for i in range(75)]
+    sizes = [[0.01 * 1.1 ** max(0, i - 139), 0.02] for i in range(150)]
+    news = [grown.update(record(10 * i, update_size=size)) for i, size in enumerate(sizes)]
     [finding] = [finding for found in news for finding in found]
     assert finding.layers == (0,)
-    assert finding.since_step <= 720
+    assert finding.since_step <= 1440
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_a_change_while_a_model_begins_to_learn_is_no_departure_and_the_same_later_is(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    for at, found in ((random.integers(20, 60), set()), (150, {"departure", "update_growth"})):
+        fall = np.clip((np.arange(170) - at) / 8, 0, 1)[:, None, None]  # heads find what to attend to
+        entropy = 4 - 2 * fall + random.normal(0, 0.01, (170, 2, 4))
+        update = (0.002 * (1 + 2 * fall[:, :, 0])) * np.exp(random.normal(0, 0.1, (170, 2)))
+        detector = Detector([RULES["departure"], RULES["update_growth"]])
+        for i in range(170):
+            detector.update(record(i, entropy=entropy[i], update_size=update[i]))
+        assert {finding.rule for finding in detector.findings} == found
+
+
+@given(st.integers(20, 300), st.integers(0, 2**32 - 1))
+def test_a_usual_schedule_is_no_growth_of_updates(warmup: int, seed: int) -> None:
+    steps = np.arange(1, 401)
+    rate = np.minimum(1, steps / warmup) * (1 + np.cos(np.pi * steps / 401)) / 2
+    noise = np.random.default_rng(seed).normal(0, 0.08, (400, 2))
+    detector = Detector([RULES["update_growth"]])
+    for step, size in zip(steps, 0.01 * rate[:, None] * np.exp(noise), strict=True):
+        assert not detector.update(record(int(step), update_size=size))
+
+
+@pytest.mark.parametrize("tails", ["normal", "laplace"])
+def test_noise_departs_in_none_of_ten_thousand_samples(tails: str) -> None:
+    random = np.random.default_rng(0)
+    detector = Detector([RULES["departure"], RULES["update_growth"]])
+    for i in range(10_000):
+        noise = 1 + 0.1 * getattr(random, tails)(0, 1, (2, 32))
+        detector.update(record(i, hidden_norm=noise[0], update_size=0.01 * np.abs(noise[1])))
+    assert not detector.findings
 
 
 def test_a_window_of_a_thousand_samples_is_bounded_memory() -> None:
@@ -183,8 +217,15 @@ def test_a_resumed_detector_finds_what_one_that_went_on_finds(stop: int, seed: i
     values = smooth(60, seed)
     for start in random.integers(10, 60, 3):
         values[start : start + 8, random.integers(3)] += 9
-    rules = [RULES["departure"], LOW, Rule("high", ("query_norm",), Level(at_least=15), "m", samples=3)]
-    records = [record(5 * i, query_norm=v, entropy=np.abs(v - 10) / 3) for i, v in enumerate(values)]
+    rules = [
+        replace(RULES["departure"], test=Departure(settled=20)),
+        replace(RULES["update_growth"], test=replace(RULES["update_growth"].test, settled=20, guard=3)),
+        LOW, Rule("high", ("query_norm",), Level(at_least=15), "m", samples=3),
+    ]  # fmt: skip
+    records = [
+        record(5 * i, query_norm=v, entropy=np.abs(v - 10) / 3, update_size=np.abs(v[:, 0]))
+        for i, v in enumerate(values)
+    ]
     whole, first, second = Detector(rules), Detector(rules), Detector(rules)
     expected = [whole.update(r) for r in records]
     found = [first.update(r) for r in records[:stop]]
@@ -209,7 +250,7 @@ def test_a_rule_that_was_changed_meanwhile_starts_anew_and_the_others_go_on() ->
     first = Detector([RULES["departure"], LOW])
     for i, values in enumerate(smooth(40, 1)):
         first.update(record(i, query_norm=values, entropy=[[0.0]]))
-    narrow = replace(RULES["departure"], test=Departure(window=16, guard=3))
+    narrow = replace(RULES["departure"], test=Departure(window=12, guard=3))
     second = Detector([narrow, LOW])
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     for i, values in enumerate(smooth(40, 1)):

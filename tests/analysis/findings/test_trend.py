@@ -1,4 +1,4 @@
-"""The trend against NumPy's polynomial fit, and what outliers, gaps and resuming do to it."""
+"""The trend against NumPy's polynomial fit and mean, and what outliers, gaps and resuming do to it."""
 
 from __future__ import annotations
 
@@ -32,6 +32,36 @@ def test_the_prediction_is_that_of_the_line_through_the_last_values(
         # float32 holds the values; a prediction far ahead of close steps magnifies its rounding
         ahead = 1 + abs(step - offset) / max(np.ptp(steps[past]), 1)
         assert prediction == pytest.approx(expected, rel=1e-5 * ahead, abs=1e-4 * ahead)
+
+
+@given(steps_of, st.integers(8, 16), st.integers(0, 3), st.integers(0, 2**32 - 1))
+def test_without_a_slope_the_prediction_is_the_mean_and_errors_count_by_their_root_mean_square(
+    steps: np.ndarray, window: int, guard: int, seed: int
+) -> None:
+    values = np.random.default_rng(seed).uniform(9, 11, (len(steps), 3))
+    trend = Trend(window, guard, floor=0.0, slope=False, settled=30)
+    errors: list[np.ndarray] = []
+    for i, (step, row) in enumerate(zip(steps, values, strict=True)):
+        prediction, score = trend.update(int(step), row)
+        past = values[max(0, i - guard - window) : max(0, i - guard)]
+        if i < 4 + guard:
+            continue
+        error = (row - past.mean(axis=0)) / np.sqrt(1 + 1 / len(past))
+        assert prediction == pytest.approx(past.mean(axis=0), rel=1e-5)
+        known = errors[: len(errors) - guard]
+        errors.append(error)
+        if len(known) < 4:
+            continue
+        # the first `window` errors count alike, and each later one takes its share from all before
+        weights = np.array([1 / max(k, 1) for k in range(1, len(known) + 1)])
+        for k in range(window, len(known)):
+            weights[k] = 1 / window
+        shares = [w * np.prod(1 - weights[k + 1 :]) for k, w in enumerate(weights)]
+        usual = np.sqrt(np.sum([s * e**2 for s, e in zip(shares, known, strict=True)], axis=0))
+        expected = error / (usual * (1 + 4 / len(known)) * max(1, 30 / i) ** 3)
+        assert score == pytest.approx(expected, rel=1e-3, abs=1e-4)
+        if (np.abs(error) > 2.9 * usual).any():
+            return  # from here on an error is cut
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(0.01, 3))
@@ -90,12 +120,24 @@ def test_a_resumed_trend_goes_on_as_if_it_had_not_stopped(stop: int, guard: int,
         np.testing.assert_array_equal(whole.update(step, values[step]), resumed.update(step, values[step]))
 
 
-def test_a_slow_change_shows_beside_a_guard() -> None:
+def test_a_slow_change_shows_beside_a_guard_and_for_longer_without_a_slope() -> None:
     values = np.random.default_rng(0).normal(0, 0.05, 120)
     values[80:] += 0.1 * np.arange(40)  # a learning rate that grows by a tenth each step, as a logarithm
-    highest = {}
-    for guard in (0, 8):
-        trend = Trend(64, guard, floor=0.02, absolute=True)
-        scores = [trend.update(step, np.array([value]))[1][0] for step, value in enumerate(values)]
-        highest[guard] = max(scores[80:95])
-    assert highest[0] < 8 < highest[8]
+    found = {}
+    for guard, slope in ((0, True), (8, True), (8, False)):
+        trend = Trend(16, guard, floor=0.02, absolute=True, slope=slope)
+        scores = np.array([trend.update(step, np.array([value]))[1][0] for step, value in enumerate(values)])
+        found[guard, slope] = (scores[80:100] > 6).sum()
+    assert found[0, True] < 2 < found[8, True] < found[8, False]
+
+
+def test_a_bump_is_soon_forgotten() -> None:
+    random = np.random.default_rng(0)
+    values = 10 + random.normal(0, 0.1, 130)
+    values[60:90] += 2 * np.sin(np.linspace(0, np.pi, 30))  # it comes and goes
+    values[125:] += 2
+    trend, score = Trend(16, 0, floor=0.0), np.zeros(130)
+    for step, value in enumerate(values):
+        score[step] = trend.update(step, np.array([value]))[1][0]
+    assert (score[125:128] > 4).all()
+    assert np.abs(score[115:125]).max() < 4
