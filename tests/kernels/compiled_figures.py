@@ -78,7 +78,6 @@ def _cases() -> Iterator[Case]:
     yield Case(90, "float16", 64, "causal", oldest=False, later=True)
     yield Case(90, "float32", 64, "causal", oldest=True, later=False)
     yield Case(90, "float32", 128, "unmarked", oldest=True, later=False)
-    yield Case(90, "float32", 160, "causal", oldest=False, later=True)
     yield Case(80, "bfloat16", 96, "padded", oldest=False, later=True)
     yield Case(80, "float16", 64, "causal", oldest=False, later=True)
     yield Case(80, "float32", 128, "dense", oldest=False, later=True)
