@@ -42,7 +42,7 @@ export class Tile {
     this.badge = el("div", { class: "badge" });
     this.ends = ["A", "B"].map(() => el("div", { class: "ends" }));
     this.element = el("button", { type: "button", class: "tile", title: `${spec.name}\n${spec.meaning}\nClick to open the map.`, dataset: { key: spec.name }, onclick: onopen },
-      el("b", {}, middle(titleOf(spec), 24)), this.badge, el("div", { class: "pair" }, ...this.maps.map(({ element }) => element)), this.line.element, ...this.ends);
+      el("b", {}, middle(titleOf(spec), 22)), this.badge, el("div", { class: "pair" }, ...this.maps.map(({ element }) => element)), this.line.element, ...this.ends);
   }
 
   /** `finding` is the open one of the metric, or null. */
