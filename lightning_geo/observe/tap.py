@@ -94,7 +94,7 @@ class Tap:
         return self._work.stopwatch.seconds
 
     def begin_sample(self, asked: Asked = lambda call: True, *, timed: bool = True) -> None:
-        """Reset counts, time and failures; coverage counts the calls that are asked for."""
+        """Reset counts, time, if it is kept, and failures; coverage counts the calls asked for."""
         self.failures.clear()
         self.unobserved.clear()
         self.passed_over = 0
