@@ -6,19 +6,17 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import quote
 
 import pytest
-from playwright.sync_api import FrameLocator, Page, expect
+from playwright.sync_api import Page, expect
 
 from dashboard.providers import write_run
 from lightning_geo import load_history
 from support.records import make_record
-from support.tensorboard_page import chromium, tensorboard_on
+from support.tensorboard_page import PATIENCE, chromium, opened, tensorboard_on
 
 pytestmark = pytest.mark.browser
 
-PATIENCE = 30_000  # milliseconds
 LONG = "sweep/of_a_study_with_a_long_name/learning_rate={}/version_0"
 METRICS = ["entropy", "max_logit", "cone.output", "cone.head", "hidden_norm"]
 
@@ -48,16 +46,6 @@ def page(address: str) -> Iterator[Page]:
         page.set_viewport_size({"width": 1300, "height": 800})
         yield page
     assert not errors
-
-
-def opened(page: Page, address: str, view: str) -> FrameLocator:
-    page.goto("about:blank")
-    page.goto(f"{address}/#lightning_geo&p.lightning_geo.view={quote(view, safe='')}")
-    frame = page.frame_locator("iframe")
-    expect(frame.locator(".stage")).to_be_visible(timeout=PATIENCE)
-    if "summary" not in view:
-        expect(frame.locator(".player output")).to_contain_text("step", timeout=PATIENCE)  # it is loaded
-    return frame
 
 
 def test_the_keys_of_the_slider_work_while_it_has_the_focus(page: Page, address: str) -> None:

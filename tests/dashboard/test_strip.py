@@ -16,12 +16,11 @@ from dashboard.providers import write_run
 from lightning_geo.storage.finding import Finding
 from lightning_geo.storage.record import GeometryRecord
 from support.records import make_record
-from support.tensorboard_page import chromium, tensorboard_on
+from support.tensorboard_page import PATIENCE, chromium, opened, tensorboard_on
 
 pytestmark = pytest.mark.browser
 
 HOSTILE = '<img src=x onerror="alert(1)">'
-PATIENCE = 30_000  # milliseconds
 FOUND = Finding(
     "low_entropy", "critical", "entropy", "encoder", (1,), ((1, 0),), 20, 0.02, (0.6, 0.9), "It is low."
 )
@@ -61,16 +60,6 @@ def page(address: str) -> Iterator[Page]:
         page.set_viewport_size({"width": 1200, "height": 800})
         yield page
     assert not errors
-
-
-def opened(page: Page, address: str, view: str) -> FrameLocator:
-    page.goto("about:blank")
-    page.goto(f"{address}/#lightning_geo&p.lightning_geo.view={quote(view, safe='')}")
-    frame = page.frame_locator("iframe")
-    expect(frame.locator(".stage")).to_be_visible(timeout=PATIENCE)
-    if "summary" not in view:
-        expect(frame.locator(".player output")).to_contain_text("step", timeout=PATIENCE)  # it is loaded
-    return frame
 
 
 def values(frame: FrameLocator) -> list[str]:

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -18,11 +17,10 @@ from lightning_geo import load_history
 from lightning_geo.storage.finding import Finding
 from lightning_geo.storage.record import GeometryRecord
 from support.records import make_record
-from support.tensorboard_page import chromium, tensorboard_on
+from support.tensorboard_page import PATIENCE, chromium, opened, tensorboard_on
 
 pytestmark = pytest.mark.browser
 
-PATIENCE = 30_000  # milliseconds
 METRICS = ["entropy", "self_mass", "cone.output", "hidden_norm"]
 LAYERS, HEADS = 32, 4
 FOUND = Finding(
@@ -64,16 +62,6 @@ def page(address: str) -> Iterator[Page]:
         page.set_viewport_size({"width": 1300, "height": 850})
         yield page
     assert not errors
-
-
-def opened(page: Page, address: str, view: str) -> FrameLocator:
-    page.goto("about:blank")
-    page.goto(f"{address}/#lightning_geo&p.lightning_geo.view={quote(view, safe='')}")
-    frame = page.frame_locator("iframe")
-    expect(frame.locator(".stage")).to_be_visible(timeout=PATIENCE)
-    if "summary" not in view:
-        expect(frame.locator(".player output")).to_contain_text("step", timeout=PATIENCE)  # it is loaded
-    return frame
 
 
 def press(frame: FrameLocator, name: str) -> None:

@@ -10,10 +10,14 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import FrameLocator, Page, expect, sync_playwright
 
 from support.programs import NO_BROWSER, launch_browser
+
+#: Milliseconds that a test waits for TensorBoard.
+PATIENCE = 30_000
 
 # what `tensorboard` runs; our tab is added where the package is not installed
 _PROGRAM = """
@@ -64,3 +68,14 @@ def chromium() -> Iterator[tuple[Page, list[str]]]:
         page.on("dialog", lambda dialog: (errors.append(f"dialog: {dialog.message}"), dialog.dismiss()))
         yield page, errors
         browser.close()
+
+
+def opened(page: Page, address: str, view: str) -> FrameLocator:
+    """Open the tab Geometry at a view, such as ``view=map&run=a``, and wait until it is loaded."""
+    page.goto("about:blank")
+    page.goto(f"{address}/#lightning_geo&p.lightning_geo.view={quote(view, safe='')}")
+    frame = page.frame_locator("iframe")
+    expect(frame.locator(".stage")).to_be_visible(timeout=PATIENCE)
+    if "summary" not in view:
+        expect(frame.locator(".player output")).to_contain_text("step", timeout=PATIENCE)
+    return frame
