@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 from lightning_geo.functional import HeadWeights
 from lightning_geo.kernels.workspace import reuse_scratch
 from lightning_geo.measurement.call_statistics import observed_scores
+from lightning_geo.measurement.importance import importances
 from lightning_geo.measurement.sample import Measurement
 from lightning_geo.metrics.registry import metric_function, reads_of
 from lightning_geo.metrics.selection import compares_samples, select, spec_of
@@ -126,7 +127,7 @@ def weights_table(repeats: int) -> None:
         print(f"| {depth} | {width} | {heads} | {took} | {memory:.1f} MiB | {own:.1f} MiB |", flush=True)
 
 
-def sampler(model: nn.Module, more: list[str], batch: dict[str, Tensor]) -> Callable[[], object]:
+def sampler(model: BertForSequenceClassification, more: list[str], batch: dict[str, Tensor]) -> Callable[[], object]:
     """What takes one sample after another of the default metrics and more, as the monitor's probe does."""
     asked = [*select(None), *(select(more) if more else ())]
     # what compares samples is not in a single one
@@ -138,7 +139,7 @@ def sampler(model: nn.Module, more: list[str], batch: dict[str, Tensor]) -> Call
         with undisturbed(model), measurement.observe():
             model(**batch)
         if "importance" in names:
-            measurement.add_importance(model, [ProbeCall.of("", Call((), batch))])
+            measurement.add_importance(importances(model, [ProbeCall.of("", Call((), batch))]), model.device)
         measurement.compute()
 
     sample()  # finds the projections, which is done once in a run

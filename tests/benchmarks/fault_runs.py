@@ -23,7 +23,7 @@ from transformers import BertForSequenceClassification, GPT2Config, GPT2LMHeadMo
 from lightning_geo import GeometryMonitor
 
 sys.path.append(str(Path(__file__).parents[2] / "examples"))
-from texts import bbc_news, packaged_bert, tokenizer_of  # type: ignore[import-not-found]
+from texts import bbc_news, packaged_bert, tokenizer_of
 
 __all__ = ["FAULTS", "FAULT_AT", "STEPS", "Case", "cases", "train"]
 

@@ -27,7 +27,7 @@ class Samples:
     """Default samples of a BERT of width 384 on the same inputs, as the probe takes them."""
 
     def __init__(self, depth: int, layers: Any, inputs: torch.Tensor, *, narrow: bool = True) -> None:
-        size: dict[str, int] = {"hidden_size": 384, "intermediate_size": 1536, "num_attention_heads": 6}
+        size: dict[str, Any] = {"hidden_size": 384, "intermediate_size": 1536, "num_attention_heads": 6}
         config = BertConfig(vocab_size=60, num_hidden_layers=depth, **size)
         self._model = BertModel(config, add_pooling_layer=False).eval()
         self._inputs, self._layers, self._tap = inputs, layers, Tap(self._model)

@@ -71,13 +71,18 @@ class Classifier(pl.LightningModule):
         return torch.optim.AdamW(self.parameters(), 1e-5)
 
 
-def measure(way: str, batch: int, length: int, steps: int) -> tuple[float, float | None]:
-    """Medians: sampled by plain step, and sample by bare forward."""
-    rows = [
+def random_texts(count: int, length: int) -> list[dict[str, torch.Tensor]]:
+    """Return padded texts of random tokens, with random labels: only the time matters."""
+    return [
         {"input_ids": torch.randint(1000, 20_000, (length,)), "labels": torch.tensor(i % 2),
          "attention_mask": (torch.arange(length) < length - i % 20).long()}
-        for i in range(batch * steps)
+        for i in range(count)
     ]  # fmt: skip
+
+
+def measure(way: str, batch: int, length: int, steps: int) -> tuple[float, float | None]:
+    """Medians: sampled by plain step, and sample by bare forward."""
+    rows = random_texts(batch * steps, length)
     clock = Clock()
     callbacks: list[pl.Callback] = [clock]
     if way != "eager":
