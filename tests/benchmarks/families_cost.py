@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from attention_cost import process_memory
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
@@ -127,7 +127,9 @@ def weights_table(repeats: int) -> None:
         print(f"| {depth} | {width} | {heads} | {took} | {memory:.1f} MiB | {own:.1f} MiB |", flush=True)
 
 
-def sampler(model: BertForSequenceClassification, more: list[str], batch: dict[str, Tensor]) -> Callable[[], object]:
+def sampler(
+    model: BertForSequenceClassification, more: list[str], batch: dict[str, Tensor]
+) -> Callable[[], object]:
     """What takes one sample after another of the default metrics and more, as the monitor's probe does."""
     asked = [*select(None), *(select(more) if more else ())]
     # what compares samples is not in a single one

@@ -9,20 +9,14 @@ from __future__ import annotations
 import argparse
 import functools
 import statistics
-import sys
 import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import torch
-
-ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
-
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.loggers import TensorBoardLogger
 from sampled_step import Classifier, Clock, random_texts
 from torch.utils.data import DataLoader
@@ -109,12 +103,18 @@ def main(batch: int = 16, length: int = 128, steps: int = 40) -> None:
     callbacks = [GeometryMonitor(every_n_steps=2), clock, samplewise]
     with tempfile.TemporaryDirectory() as directory:
         pl.Trainer(
-            accelerator="cpu", max_steps=steps, callbacks=callbacks, logger=TensorBoardLogger(directory),
-            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+            accelerator="cpu",
+            max_steps=steps,
+            callbacks=callbacks,
+            logger=TensorBoardLogger(directory),
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
         ).fit(Classifier(), DataLoader(random_texts(batch * steps, length), batch))  # type: ignore[arg-type]
     samples = samplewise.samples[2:]  # the first opens the sinks
     bare = statistics.median(clock.bare[4:])
-    print(f"{batch} x {length} tokens, {torch.get_num_threads()} threads: a bare forward {1e3 * bare:.0f} ms\n")
+    threads = torch.get_num_threads()
+    print(f"{batch} x {length} tokens, {threads} threads: a bare forward {1e3 * bare:.0f} ms\n")
     print("| part | ms | / bare forward |\n| --- | --- | --- |")
     medians = {name: statistics.median(s.get(name, 0.0) for s in samples) for name in samples[0]}
     for name, seconds in sorted(medians.items(), key=lambda item: -item[1]):
