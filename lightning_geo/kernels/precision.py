@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightning_geo.utils._torch import exact_float32_products
 from lightning_geo.utils.shapes import Bool, Float
 
 __all__ = ["exactly", "is_finite"]
@@ -21,15 +21,8 @@ def exactly(device: torch.device) -> Iterator[None]:
     Args:
         device: Where the products are taken.
     """
-    backends: Any = torch.backends
-    backend = backends.cuda.matmul if device.type == "cuda" else backends.mkldnn.matmul
-    before = backend.fp32_precision
-    backend.fp32_precision = "ieee"
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        backend.fp32_precision = before
+    with exact_float32_products(device), torch.autocast(device.type, enabled=False):
+        yield
 
 
 def is_finite(x: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:

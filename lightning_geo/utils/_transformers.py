@@ -22,15 +22,17 @@ def attention_lookups(replace: Callable[[str, Callable[..., Any]], Callable[...,
     its own, and a *new* name would lose the padding mask, which is made by name.
 
     Relies on ``AttentionInterface.get_interface`` in ``transformers.modeling_utils``; checked on transformers
-    5.23.0. Where that was never imported no model of transformers can be in use, and nothing is exchanged.
-
-    Args:
-        replace: Given the implementation's name and its function, returns what the model calls.
+    5.17.0 and 5.23.0. Where that was never imported no model of transformers can be in use, and nothing is
+    exchanged. transformers 4 has no such method, see :func:`_lookups_of_4`.
     """
     library = sys.modules.get("transformers.modeling_utils")
     interface = getattr(library, "AttentionInterface", None)
     if interface is None:
         yield
+        return
+    if not hasattr(interface, "get_interface"):
+        with _lookups_of_4(interface, replace):
+            yield
         return
     original = interface.get_interface
 
@@ -42,6 +44,35 @@ def attention_lookups(replace: Callable[[str, Callable[..., Any]], Callable[...,
         yield
     finally:
         interface.get_interface = original
+
+
+@contextmanager
+def _lookups_of_4(interface: Any, replace: Callable[[str, Callable[..., Any]], Any]) -> Iterator[None]:
+    """Exchange the attention functions that models of transformers 4 look up while the context is open.
+
+    They look them up in an instance of ``AttentionInterface`` by name, but for ``eager``: that is the function
+    ``eager_attention_forward`` of the model's own file. Checked on transformers 4.56.0.
+    """
+    original, name = interface.__getitem__, "eager_attention_forward"
+
+    def getitem(self: Any, key: str) -> Any:
+        return replace(key, original(self, key))
+
+    files = [getattr(module, "__dict__", {}) for module in tuple(sys.modules.values())]
+    eager = [(names, names[name]) for names in files if callable(names.get(name))]
+    inherited = "__getitem__" not in vars(interface)
+    interface.__getitem__ = getitem
+    for names, function in eager:
+        names[name] = replace("eager", function)
+    try:
+        yield
+    finally:
+        for names, function in eager:
+            names[name] = function
+        if inherited:
+            del interface.__getitem__
+        else:
+            interface.__getitem__ = original
 
 
 def offloading_hooks(module: Any) -> tuple[Any, ...]:

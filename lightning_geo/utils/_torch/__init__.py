@@ -46,6 +46,7 @@ from lightning_geo.utils._torch.modules import (
     version_of,
 )
 from lightning_geo.utils._torch.parameters import is_plain
+from lightning_geo.utils._torch.precision import exact_float32_products
 from lightning_geo.utils._torch.script import (
     script_attribute,
     script_attributes,
@@ -64,6 +65,7 @@ __all__ = [
     "compiled_call",
     "compiled_from",
     "compiler_stance",
+    "exact_float32_products",
     "filter_forward_hooks",
     "flex_calls",
     "flex_masks_nothing",
