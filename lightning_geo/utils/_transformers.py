@@ -50,8 +50,8 @@ def attention_lookups(replace: Callable[[str, Callable[..., Any]], Callable[...,
 def _lookups_of_4(interface: Any, replace: Callable[[str, Callable[..., Any]], Any]) -> Iterator[None]:
     """Exchange the attention functions that models of transformers 4 look up while the context is open.
 
-    They look them up in an instance of ``AttentionInterface`` by name, but for ``eager``: that is the function
-    ``eager_attention_forward`` of the model's own file. Checked on transformers 4.56.0.
+    They look them up in an instance of ``AttentionInterface`` by name, but for ``eager``: that is the
+    function ``eager_attention_forward`` of the model's own file. Checked on transformers 4.56.0.
     """
     original, name = interface.__getitem__, "eager_attention_forward"
 

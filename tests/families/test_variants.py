@@ -239,6 +239,8 @@ def test_measuring_leaves_nothing_behind(name: str) -> None:
     """Same outputs, flags, hooks, random numbers and attention table before and after."""
     from transformers.modeling_utils import AttentionInterface
 
+    from support.same import attention_lookup
+
     family = FAMILIES[name]
     model = family.build(family.implementations[0])
     batch = family.batch("right")
@@ -258,7 +260,7 @@ def test_measuring_leaves_nothing_behind(name: str) -> None:
             [p.grad is None and p.requires_grad for p in model.parameters()],
             torch.get_rng_state().tolist(),
             dict(AttentionInterface._global_mapping),
-            AttentionInterface.get_interface,
+            attention_lookup(),
             torch.is_grad_enabled(),
             torch.backends.mha.get_fastpath_enabled(),
             torch._C._len_torch_function_stack(),

@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import default_collate
-from transformers.modeling_utils import AttentionInterface
 
 from lightning_geo import GeometryRecord, measure
 from lightning_geo.functional import attention_statistics
 from support.lit import bert, gpt2, sequences
+from support.same import attention_lookup
 
 HEADS, WIDTH = 2, 16
 
@@ -189,7 +189,7 @@ def surroundings(model: nn.Module) -> dict[str, Any]:
         "gradients": [p.grad for p in model.parameters()],
         "random": (random.getstate(), repr(np.random.get_state()), torch.get_rng_state().tolist()),
         "process": (
-            AttentionInterface.get_interface, torch.backends.mha.get_fastpath_enabled(),
+            attention_lookup(), torch.backends.mha.get_fastpath_enabled(),
             torch._C._len_torch_function_stack(), torch.is_grad_enabled(), torch.get_default_dtype(),
             torch.is_inference_mode_enabled(),
         ),

@@ -16,7 +16,13 @@ from lightning_geo import load_history
 from lightning_geo.observe.replay.call_hooks import _HookedCall
 from lightning_geo.storage.record import GeometryRecord
 
-GET_INTERFACE = AttentionInterface.get_interface
+
+def attention_lookup() -> Any:
+    """The function by which models of transformers find their attention; another one in transformers 4."""
+    return getattr(AttentionInterface, "get_interface", AttentionInterface.__getitem__)
+
+
+LOOKUP = attention_lookup()
 
 
 def outcome(runner: pl.Trainer, module: pl.LightningModule) -> dict[str, Any]:
@@ -55,8 +61,8 @@ def traces(module: nn.Module) -> list[str]:
     ]
     parts = module.named_modules()
     found += [f"{n}: compiled call" for n, m in parts if isinstance(m._compiled_call_impl, _HookedCall)]
-    if AttentionInterface.get_interface is not GET_INTERFACE:
-        found.append("AttentionInterface.get_interface")
+    if attention_lookup() is not LOOKUP:
+        found.append("the lookup of attention functions")
     if not torch.backends.mha.get_fastpath_enabled():
         found.append("the fast path is off")
     if torch._C._len_torch_function_stack():
