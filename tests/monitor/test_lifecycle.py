@@ -17,10 +17,8 @@ import torch
 from pytorch_lightning.callbacks import (
     Callback,
     EarlyStopping,
-    EMAWeightAveraging,
     ModelCheckpoint,
     StochasticWeightAveraging,
-    WeightAveraging,
 )
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from pytorch_lightning.strategies import SingleDeviceStrategy
@@ -33,7 +31,7 @@ from lightning_geo.monitor.observed_models import ObservedModels
 from lightning_geo.monitor.probe_replay import ProbeReplay
 from lightning_geo.monitor.sampler import Sampler
 from lightning_geo.observe.replay.call_hooks import _take_off
-from support.lit import Classifier, Lit, bert, fit, loader, sequences, trainer
+from support.lit import Classifier, Lit, bert, fit, loader, sequences, trainer, weight_averaging
 from support.open_files import open_files
 from support.same import assert_same, assert_same_records, outcome, traces
 
@@ -531,8 +529,10 @@ def test_metrics_on_a_slower_clock_keep_their_value(tmp_path: Path) -> None:
     "averaging",
     [
         lambda: StochasticWeightAveraging(swa_lrs=0.01, swa_epoch_start=1),
-        lambda: EMAWeightAveraging(decay=0.8),
-        lambda: WeightAveraging(avg_fn=lambda average, current, _: 0.5 * (average + current)),
+        lambda: weight_averaging("EMAWeightAveraging", decay=0.8),
+        lambda: weight_averaging(
+            "WeightAveraging", avg_fn=lambda average, current, _: 0.5 * (average + current)
+        ),
     ],
     ids=["SWA", "EMA", "own average"],
 )

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import EMAWeightAveraging
 from torch import Tensor
 
 from lightning_geo import GeometryMonitor
-from support.lit import Classifier, fit, loader, trainer
+from support.lit import Classifier, fit, loader, trainer, weight_averaging
 from support.same import records
 
 EVERY = 3
@@ -56,7 +55,7 @@ def test_updates_are_those_of_the_weights_that_enter_the_steps(how: str, tmp_pat
     if source == "batch":
         probe = None
     monitor = GeometryMonitor(EVERY, metrics="updates", source=source, probe=probe, strict=True)
-    averaging = [EMAWeightAveraging(decay=0.5)] if "averaged" in how else []
+    averaging = [weight_averaging("EMAWeightAveraging", decay=0.5)] if "averaged" in how else []
     accumulate = 2 if "accumulated" in how else 1
     fit(tmp_path, module, weights, monitor, *averaging, steps=7, accumulate_grad_batches=accumulate,
         data=loader(60))  # fmt: skip

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
@@ -156,3 +157,12 @@ def fit(
     pl.seed_everything(seed, verbose=False)
     runner.fit(module, loader() if data is None else data, validation)
     return runner
+
+
+def weight_averaging(name: str, **options: Any) -> pl.Callback:
+    """A callback of Lightning that averages weights; skips the test where the installed one has none."""
+    kind = getattr(pl.callbacks, name, None)
+    if kind is None:
+        pytest.skip(f"this Lightning has no {name}")
+    callback: pl.Callback = kind(**options)
+    return callback
