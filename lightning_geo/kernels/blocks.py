@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
+from lightning_geo.utils._torch import table_lookups
 from lightning_geo.utils.shapes import Bool, Int64, Integer
 
 __all__ = ["BlockRule", "mask_rows"]
@@ -79,7 +80,8 @@ class BlockRule:
         function = self.mask_mod
         for dims in (*inner, (None, 0, None, None), (0, None, None, None)):
             function = torch.vmap(function, in_dims=dims)
-        return function(*indices).bool()
+        with table_lookups():
+            return function(*indices).bool()
 
 
 def mask_rows(

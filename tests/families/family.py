@@ -81,6 +81,18 @@ class Family:
     implementations: tuple[str, ...] = ("sdpa", "eager")
     paddings: tuple[str, ...] = ("none", "right", "left")
 
+    def __post_init__(self) -> None:
+        if transformers.__version__ < "5":  # there some models have eager attention alone
+            kept = tuple(name for name in self.implementations if self._is_built(name))
+            object.__setattr__(self, "implementations", kept)
+
+    def _is_built(self, implementation: str) -> bool:
+        try:
+            self.build(implementation)
+        except ValueError:
+            return False
+        return True
+
 
 def _valid(length: int, padding: str) -> Tensor:
     """Marks valid tokens: [B, length], int64."""

@@ -22,6 +22,7 @@ from lightning_geo.utils._torch.flex import (
     flex_operator_replaced,
     flex_output,
     flex_scores_unchanged,
+    table_lookups,
 )
 from lightning_geo.utils._torch.function_modes import (
     innermost_function_mode,
@@ -87,6 +88,7 @@ __all__ = [
     "script_attributes",
     "set_compiled_call",
     "set_script_attribute",
+    "table_lookups",
     "unwrapped",
     "varlen_operators",
     "version_of",

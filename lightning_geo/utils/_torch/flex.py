@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -17,6 +18,7 @@ __all__ = [
     "flex_operator_replaced",
     "flex_output",
     "flex_scores_unchanged",
+    "table_lookups",
 ]
 
 _FLEX = "torch.nn.attention.flex_attention"
@@ -104,3 +106,26 @@ def flex_masks_nothing(mask: Any) -> bool:
     library: Any = sys.modules[_FLEX]
     one_block = mask.BLOCK_SIZE[0] == getattr(library, "_LARGE_SPARSE_BLOCK_SIZE", 1 << 30)
     return one_block and mask.mask_mod is library.noop_mask
+
+
+def table_lookups() -> AbstractContextManager[Any]:
+    """The context in which a rule of flex attention may look up tables under ``torch.vmap``.
+
+    ``vmap`` of torch 2.6 refuses ``table[index]`` of a scalar index. Relies on ``TransformGetItemToIndex``, in
+    which ``create_block_mask`` calls such rules; checked on torch 2.6.0. Later ones need no context.
+    """
+    if _vmap_indexes():
+        return contextlib.nullcontext()
+    from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
+
+    return TransformGetItemToIndex()
+
+
+@functools.cache
+def _vmap_indexes() -> bool:
+    table = torch.arange(2)
+    try:
+        torch.vmap(lambda index: table[index])(table)
+    except RuntimeError:
+        return False
+    return True
