@@ -30,8 +30,9 @@ def read_head(
     Returns:
         Length of the header (uint32), header as JSON, and one byte a cell, see :func:`.as_bytes`. The header
         has ``samples`` (``step``, ``side``: the pattern's cells along an axis, ``length``: tokens of the
-        sequence, ``tokens``: which of the lists, -1 for none), ``tokens`` (lists of words) and ``twins``
-        (``step``, ``head``, ``similarity``: the head of the layer that is most like it).
+        sequence, ``tokens``: which of the lists, -1 for none), ``tokens`` (lists of words), ``twins``
+        (``step``, ``head``, ``similarity``: the head of the layer that is most like it), and ``kept``:
+        whether any layer of the stack has patterns.
 
     Raises:
         ValueError: If a number is negative, or what is stored are no patterns.
@@ -63,7 +64,8 @@ def read_head(
         samples.append({"step": step, "side": side, "length": length, "tokens": which})
         codes.append(patterns.codes[layer, head, :side, :side].tobytes())
     twins = _twins(in_force(data.get(matrix, []), data.get(session, [])), layer, head)
-    return framed({"samples": samples, "tokens": lists, "twins": twins}, b"".join(codes))
+    header = {"samples": samples, "tokens": lists, "twins": twins, "kept": bool(by_step)}
+    return framed(header, b"".join(codes))
 
 
 def _patterns(step: int, arrays: dict[str, Any]) -> AttentionPatterns:
@@ -83,7 +85,8 @@ def _twins(samples: list[Any], layer: int, head: int) -> list[dict[str, Any]]:
             continue
         row = np.array(similarity[layer, head], np.float64)
         row[head] = np.nan
-        if np.isfinite(row).any():
+        row[np.isinf(row)] = np.nan
+        if not np.isnan(row).all():
             twin = int(np.nanargmax(row))
             twins.append({"step": int(sample.step), "head": twin, "similarity": float(row[twin])})
     return twins

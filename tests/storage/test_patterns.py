@@ -116,7 +116,9 @@ def test_damaged_patterns_cost_no_sample(tmp_path: Path) -> None:
 def test_they_count_in_the_hash_of_a_record(tmp_path: Path) -> None:
     def hashed(*own: AttentionPatterns) -> str:
         path = tmp_path / str(len([*tmp_path.iterdir()]))
-        record = replace(make_record(metrics=["entropy"]), patterns=dict.fromkeys(["encoder"], *own) if own else {})
+        record = make_record(metrics=["entropy"])
+        for one in own:
+            record.patterns["encoder"] = one
         RecordFile(path, "geometry").write(record)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
