@@ -78,7 +78,7 @@ export class PatternRow {
     }
     const [{ length, side, words } = {}] = this.shown?.[0] ?? [];
     const cells = length > side ? `, ${side} × ${side} cells of up to ${Math.ceil(length / side)}` : "";
-    this.reading.replaceChildren(el("span", { class: "muted" }, `Queries down, keys to the right: ${length} tokens of one probe sequence${words ? "" : " (words unknown)"}${cells}. Dark 0, bright ${number(this.top)}. Hover for a pair of tokens.`));
+    this.reading.replaceChildren(el("span", { class: "muted" }, `Queries down, keys to the right: ${length} tokens of one probe sequence${words ? "" : " (numbered: the record has no words)"}${cells}. Dark 0, bright ${number(this.top)}. Hover for a pair of tokens.`));
   }
 
   canvases() {

@@ -28,7 +28,7 @@ export function decodeHead(buffer) {
 export function shownAt({ samples }, step) {
   if (samples.length < 2) return samples.map((sample) => [sample, "first and last"]);
   const at = nearest(samples.map((sample) => sample.step), step);
-  return [[samples[0], "first"], [samples[at], "nearest to the slider"], [samples[samples.length - 1], "last"]];
+  return [[samples[0], "first"], [samples[at], "chosen"], [samples[samples.length - 1], "last"]];
 }
 
 /** First and last token of a cell's block: token k is in block ⌊k · side / length⌋. */

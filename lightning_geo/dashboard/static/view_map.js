@@ -20,7 +20,7 @@ export class MapView {
     this.app = app;
     this.heatmap = new Heatmap("layer by head picture");
     this.readout = el("div", { class: "readout" });
-    this.panel = new TracePanel(app);
+    this.panel = new TracePanel(app, undefined, "Click a head to see where it looks, or a layer number to pin it.");
     this.marked = el("div", { class: "marked", role: "status" });
     this.steps = new LayerSteps(app, "run A", (told) => {
       this.told = told;
