@@ -126,7 +126,9 @@ def weights_table(repeats: int) -> None:
         print(f"| {depth} | {width} | {heads} | {took} | {memory:.1f} MiB | {own:.1f} MiB |", flush=True)
 
 
-def sampler(model: nn.Module, more: list[str], batch: dict[str, Tensor]) -> Callable[[], object]:
+def sampler(
+    model: nn.Module, more: list[str], batch: dict[str, Tensor], *, patterns: bool = False
+) -> Callable[[], object]:
     """What takes one sample after another of the default metrics and more, as the monitor's probe does."""
     asked = [*select(None), *(select(more) if more else ())]
     # what compares samples is not in a single one
@@ -134,7 +136,7 @@ def sampler(model: nn.Module, more: list[str], batch: dict[str, Tensor]) -> Call
     tap = Tap(model, (101, 102))
 
     def sample() -> None:
-        measurement = Measurement({"": tap}, names)
+        measurement = Measurement({"": tap}, names, patterns=patterns)
         with undisturbed(model), measurement.observe():
             model(**batch)
         if "importance" in names:
@@ -158,10 +160,11 @@ def added_table(repeats: int) -> None:
     )
     print("| family | 16 x 128 tokens | 8 x 256 tokens |\n| --- | --- | --- |")
     plain = [sampler(model, [], batch) for batch in batches]
-    for label, more in ADDED.items():
+    rows = [*((label, more, False) for label, more in ADDED.items()), ("attention patterns", [], True)]
+    for label, more, patterns in rows:
         cells = []
         for batch, without in zip(batches, plain, strict=True):
-            sample = sampler(model, more, batch)
+            sample = sampler(model, more, batch, patterns=patterns)
             pairs = [seconds(sample) / seconds(without) for _ in range(repeats)]
             cells.append(f"{100 * (statistics.median(pairs) - 1):+.1f} %")
         print(f"| {label} | {' | '.join(cells)} |", flush=True)
