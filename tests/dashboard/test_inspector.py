@@ -6,9 +6,11 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from playwright.sync_api import FrameLocator, Locator, Page, expect
 
 from dashboard.providers import write_run
@@ -197,3 +199,17 @@ def test_where_there_is_no_pattern_a_line_says_why(page: Page, address: str, vie
     expect(drawer.locator("[role=status]")).to_contain_text(reason, timeout=PATIENCE)
     expect(drawer.locator(".head-patterns")).to_be_hidden()
     expect(drawer.locator("tbody tr")).to_have_count(2 + len(GATES))
+
+
+def test_the_png_has_what_is_on_screen_and_no_more(page: Page, address: str, tmp_path: Path) -> None:
+    frame = opened(page, address, "view=map&run=words&metric=entropy&head=1.2")
+    expect(frame.locator(".inspector figcaption b")).to_have_count(3, timeout=PATIENCE)
+    page.set_viewport_size({"width": 1300, "height": 600})  # no room for the layers over steps
+    expect(frame.locator(".layer-steps").first).to_be_hidden()
+    with page.expect_download() as download:
+        frame.get_by_role("button", name="PNG", exact=True).click()
+    download.value.save_as(tmp_path / "map.png")
+    view = frame.locator(".view.map").bounding_box()
+    page.set_viewport_size({"width": 1300, "height": 850})
+    assert view is not None
+    assert Image.open(tmp_path / "map.png").width <= view["width"] + 2 * 12
