@@ -102,6 +102,7 @@ def train(
     model: nn.Module,
     loaders: tuple[DataLoader[Any], DataLoader[Any]],
     special_token_ids: list[int] | None = None,
+    tokenizer: Any = None,
 ) -> float:
     """Train on the first loader, print and return the accuracy on the second."""
     training, validation = loaders
@@ -116,6 +117,7 @@ def train(
         enable_model_summary=False,
     )
     classifier = Classifier(model, args.learning_rate)
+    classifier.tokenizer = tokenizer  # its words stand beside the attention patterns in the record
     trainer.fit(classifier, training, validation)
     [metrics] = trainer.validate(classifier, validation, verbose=False)
     accuracy = metrics["val/accuracy"]

@@ -59,7 +59,7 @@ def open_sinks(
     name: str = "geometry",
     level: Level = "layer",
     directory: Callable[[], str | os.PathLike[str]] | None = None,
-    max_steps: float | None = None,
+    schedule: PictureSchedule | None = None,
     resumed_at: int | None = None,
     taken: Collection[str] = (),
     picture_scales: dict[str, list[float]] | None = None,
@@ -76,7 +76,7 @@ def open_sinks(
         name: The monitor's name.
         level: Finest scalars, ``"model"``, ``"layer"`` or ``"head"``.
         directory: Makes a directory for the record if no logger has one; ``None`` for no record then.
-        max_steps: Length of the run in optimizer steps; -1 or ``None`` if unknown.
+        schedule: Which samples get pictures; ``None`` for that of a run of unknown length.
         resumed_at: Step of the checkpoint that the run resumed from; ``None`` for a fresh run.
         taken: Directories that hold the record of another run, see :func:`is_taken`: loggers that write there
             get the numbers as well, but no record.
@@ -84,7 +84,8 @@ def open_sinks(
             those of this session go there too, for all loggers.
         about: Context in which each destination is opened, so that one that fails does not affect the others.
     """
-    offers = _LoggerOffers(name, level, max_steps, resumed_at, taken, PictureScales(picture_scales))
+    scales = PictureScales(picture_scales)
+    offers = _LoggerOffers(name, level, schedule or PictureSchedule(), resumed_at, taken, scales)
     for logger in loggers:
         with about(f"the logger {type(logger).__name__} could not be opened"):
             offers.add(logger)
@@ -109,14 +110,14 @@ class _LoggerOffers:
         self,
         name: str,
         level: Level,
-        max_steps: float | None,
+        schedule: PictureSchedule,
         resumed_at: int | None,
         taken: Collection[str],
         scales: PictureScales,
     ) -> None:
         self._scales = scales
         self._name, self._level = name, level
-        self._max_steps, self._resumed_at, self._taken = max_steps, resumed_at, taken
+        self._schedule, self._resumed_at, self._taken = schedule, resumed_at, taken
         self.sinks: list[Sink] = []
         #: whether a TensorBoard writer holds the record, and where
         self.recorded = False
@@ -127,8 +128,7 @@ class _LoggerOffers:
 
     def add(self, logger: Any) -> None:
         """Open a logger's sink; if that fails, nothing of the logger is kept."""
-        experiment, name = _experiment(logger), self._name
-        schedule = PictureSchedule(self._max_steps)
+        experiment, name, schedule = _experiment(logger), self._name, self._schedule
         if is_summary_writer(experiment):
             from lightning_geo.loggers.tensorboard import TensorBoardSink  # needs tensorboard to be installed
 

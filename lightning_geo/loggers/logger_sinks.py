@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from lightning_geo.loggers import RecordSink, Sink, open_sinks
+from lightning_geo.loggers.pictures import PictureSchedule
 from lightning_geo.loggers.scalars import place_of
 from lightning_geo.loggers.tags import Level
 from lightning_geo.storage.events import Dropped
@@ -35,6 +36,8 @@ class LoggerSinks:
         self._warn_once = warn_once
         self._sinks: list[Sink] | None = None
         self._taken = taken
+        #: of all sinks; None before they are open
+        self._schedule: PictureSchedule | None = None
         #: where the record is, once it was opened
         self.holds: frozenset[str] = frozenset()
         #: name of the record's directory, if no logger has a place for the record
@@ -88,19 +91,26 @@ class LoggerSinks:
             return root / self.version
 
         with self._warn_once.about("the loggers could not be opened"):
+            self._schedule = PictureSchedule(max_steps)
             self._sinks = open_sinks(
                 trainer.loggers, name=self._name, level=self._level, resumed_at=resumed_at,
-                max_steps=max_steps, directory=directory, taken=self._taken, about=self._warn_once.about,
+                schedule=self._schedule, directory=directory, taken=self._taken, about=self._warn_once.about,
                 picture_scales=picture_scales,
             )  # fmt: skip
         records = (sink.holds for sink in self._sinks if isinstance(sink, RecordSink))
         self.holds |= {str(named(place(folder))) for folder in records if folder is not None}
+
+    def keeps_pictures(self, step: int, *, final: bool) -> bool:
+        """Whether the sample at a step gets pictures; the first one of a session does."""
+        return self._schedule is None or self._schedule.is_due(step, final=final)
 
     def write(self, record: GeometryRecord, *, final: bool) -> None:
         """Write a record to all sinks."""
         for sink in self._sinks or []:
             with self._warn_once.about(f"writing to {sink.where} failed"):
                 sink.write(record, final=final)
+        if self._schedule is not None:  # for the record too, where no logger draws pictures
+            self._schedule.due(record.step, final=final)
 
     def note(self, dropped: Dropped, step: int) -> None:
         """Note a dropped sample in the record of a run that has none yet."""
@@ -114,7 +124,7 @@ class LoggerSinks:
         for sink in self._sinks or []:
             with self._warn_once.about(f"closing {sink.where} failed"):
                 sink.close()
-        self._sinks = None
+        self._sinks = self._schedule = None
 
 
 def new_version(root: Place) -> str:

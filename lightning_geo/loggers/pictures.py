@@ -44,7 +44,7 @@ class PictureSchedule:
 
     TensorBoard keeps ten pictures per tag, a random ten of a longer series. If the length of the run is
     known, pictures are drawn at every ninth of it, otherwise whenever the step has doubled. The first sample
-    of a session and the last of the run always get pictures.
+    of a session and the last of the run always get pictures. All loggers of a session share one schedule.
 
     Args:
         max_steps: Length of the run in optimizer steps; ``None``, -1 or infinite if unknown.
@@ -58,17 +58,23 @@ class PictureSchedule:
     def __init__(self, max_steps: float | None = None) -> None:
         self._max_steps = max_steps if max_steps and 0 < max_steps < math.inf else None
         self._slot = -1
+        #: the last step with pictures, for the loggers behind the first one
+        self._drawn: int | None = None
 
     def _slot_of(self, step: int) -> int:
         if self._max_steps:
             return int(step * (_PICTURES - 1) // self._max_steps)
         return (step + 1).bit_length()
 
+    def is_due(self, step: int, *, final: bool = False) -> bool:
+        """Return whether the sample at ``step`` gets pictures."""
+        return final or step == self._drawn or self._slot_of(step) > self._slot
+
     def due(self, step: int, *, final: bool = False) -> bool:
         """Return whether the sample at ``step`` gets pictures, and count it as drawn if so."""
-        slot = self._slot_of(step)
-        due = final or slot > self._slot
-        self._slot = max(self._slot, slot)
+        due = self.is_due(step, final=final)
+        if due:
+            self._slot, self._drawn = max(self._slot, self._slot_of(step)), step
         return due
 
 

@@ -22,6 +22,7 @@ from lightning_geo.monitor.pending_sample import PendingSample
 from lightning_geo.monitor.runs_by_trainer import runs_of
 from lightning_geo.monitor.settings import Settings
 from lightning_geo.monitor.state import RunState
+from lightning_geo.monitor.token_names import with_words
 from lightning_geo.storage.events import Dropped
 from lightning_geo.storage.record import GeometryRecord
 from lightning_geo.utils._lightning import add_callback_metrics
@@ -148,6 +149,8 @@ class Delivery:
         if state.samples == 0 and self._settings.baseline is not None:
             check_bases(state.baseline, computed.bases, self._settings.baseline)
         self._move_bases(computed, facts.replayed)
+        in_checkpoint = self._settings.probe_in_checkpoint
+        computed.patterns = with_words(computed.patterns, trainer, in_checkpoint, self._warn_once)
         self.record = record = facts.record(
             computed,
             coverage,

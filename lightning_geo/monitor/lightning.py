@@ -140,6 +140,10 @@ class GeometryMonitor(RunHooks):
             but at least one. A call that cannot be divided is kept whole. ``None`` for no limit.
         probe_in_checkpoint: Whether checkpoints carry the probe's inputs, so that a resumed run continues
             with the same.
+        patterns: Whether the record keeps where heads look: the attention of each head in the first sequence
+            of the probe, pooled to 32 × 32 bytes, at the samples that get pictures, with that sequence's
+            tokens beside it, as words if the module or the data module has a ``tokenizer``. The tab
+            "Geometry" shows them; ``source="batch"`` has none.
         module: Name of the observed model in the LightningModule; ``None`` finds it.
         baseline: Directory of another run whose first sample ``drift`` is measured against.
         special_token_ids: Input ids that count as special; ``None`` asks the model's config. BERT's config
@@ -253,6 +257,7 @@ class GeometryMonitor(RunHooks):
         probe_size: int = 16,
         probe_tokens: int | None = 16_384,
         probe_in_checkpoint: bool = True,
+        patterns: bool = True,
         module: str | None = None,
         baseline: str | os.PathLike[str] | None = None,
         special_token_ids: list[int] | None = None,
@@ -266,29 +271,14 @@ class GeometryMonitor(RunHooks):
         name: str = "geometry",
     ) -> None:
         settings = Settings.of(
-            every_n_steps=every_n_steps,
-            schedule=schedule,
-            max_overhead=max_overhead,
-            metrics=metrics,
-            layers=layers,
-            rank=rank,
-            source=source,
-            probe=probe,
-            probe_size=probe_size,
-            probe_tokens=probe_tokens,
-            probe_in_checkpoint=probe_in_checkpoint,
-            module=module,
-            baseline=baseline,
-            special_token_ids=special_token_ids,
-            max_queries=max_queries,
+            every_n_steps=every_n_steps, schedule=schedule, max_overhead=max_overhead, metrics=metrics,
+            layers=layers, rank=rank, source=source, probe=probe, probe_size=probe_size,
+            probe_tokens=probe_tokens, probe_in_checkpoint=probe_in_checkpoint, patterns=patterns,
+            module=module, baseline=baseline, special_token_ids=special_token_ids, max_queries=max_queries,
             weights_every_n_samples=weights_every_n_samples,
-            importance_every_n_samples=importance_every_n_samples,
-            loss_fn=loss_fn,
-            scalars=scalars,
-            alerts=alerts,
-            strict=strict,
-            name=name,
-        )
+            importance_every_n_samples=importance_every_n_samples, loss_fn=loss_fn, scalars=scalars,
+            alerts=alerts, strict=strict, name=name,
+        )  # fmt: skip
         super().__init__(settings)
 
     @property

@@ -77,6 +77,7 @@ class Facts:
             cost_seconds=cost,
             probe_fingerprint=self.fingerprint,
             coverage=coverage.as_dict() | _not_finite(computed),
+            patterns=computed.patterns,
             **options,
         )
 

@@ -19,7 +19,7 @@ from lightning_geo.probe.source import ProbeSource
 from lightning_geo.utils._torch import class_name
 from lightning_geo.utils.device_time import Stopwatch
 from lightning_geo.utils.errors import call_all
-from lightning_geo.utils.ranks import everyones, from_rank_zero
+from lightning_geo.utils.ranks import everyones, from_rank_zero, rank
 from lightning_geo.utils.warn_once import WarnOnce
 
 __all__ = ["Samples"]
@@ -101,11 +101,14 @@ class Samples:
             try:
                 share = self.inputs.share(self.sampler.observed.device)
                 due = self.due_metrics(final=final)
+                kept = self._settings.patterns and rank() == 0  # whose share begins with the first sequence
+                self.sampler.sample.patterns = kept and self.sinks.keeps_pictures(step, final=final)
                 error = self.sampler.on_probe.replay(share, due, self.inputs.unrecorded)
             except Exception as failure:  # the other ranks wait all the same
                 error = failure
         self.conclude(trainer, step, error, lambda: watch.seconds, final=final)
         if self.sampler is not None:
+            self.sampler.sample.patterns = False
             self.sampler.on_probe.forget()
 
     def watch_masks(self) -> None:

@@ -36,6 +36,7 @@ class Settings:
     probe_size: int
     probe_tokens: int | None
     probe_in_checkpoint: bool
+    patterns: bool
     module: str | None
     baseline: str | os.PathLike[str] | None
     special_token_ids: list[int] | None

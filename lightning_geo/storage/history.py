@@ -14,6 +14,7 @@ from lightning_geo.metrics.foreign_specs import differing_fields
 from lightning_geo.metrics.spec import MetricSpec
 from lightning_geo.storage.event_files import event_files, read_events
 from lightning_geo.storage.finding import latest
+from lightning_geo.storage.patterns import AttentionPatterns
 from lightning_geo.storage.places import Place, place
 from lightning_geo.storage.record import GeometryRecord, lookup
 from lightning_geo.storage.stacking import stack_samples
@@ -112,6 +113,32 @@ class GeometryHistory:
         if not having:
             raise KeyError(f"No matrix {key!r}: no sample of this run kept any.")
         return {record.step: lookup(record.matrices, key) for record in having}
+
+    def patterns(self, stack: str | None = None) -> dict[int, AttentionPatterns]:
+        """Return where heads look in one sequence of the probe, by step; at samples with pictures only.
+
+        Args:
+            stack: Which stack of layers; needed if the model has several that attend to themselves.
+
+        Raises:
+            KeyError: If no sample has any, or several stacks have them and ``stack`` does not say which.
+
+        Example:
+            >>> kept = {"encoder": AttentionPatterns(np.zeros((1, 2, 3, 3), np.uint8), np.array([3]))}
+            >>> history = GeometryHistory([GeometryRecord({}, step=step, patterns=kept) for step in (0, 50)])
+            >>> [*history.patterns()], history.patterns()[50].values(layer=0, head=1).shape
+            ([0, 50], (3, 3))
+        """
+        kept = {name: None for record in self._records for name in record.patterns}
+        names = list(kept) if stack is None else [name for name in kept if name == stack]
+        if len(names) != 1:
+            raise KeyError(
+                f"No attention patterns of the stack {stack!r}: those of {list(kept)} were recorded."
+                if not names
+                else f"Several stacks have attention patterns: ask for one of {names}."
+            )
+        having = [record for record in self._records if names[0] in record.patterns]
+        return {record.step: record.patterns[names[0]] for record in having}
 
     def to_xarray(self, stack: str | None = None) -> xarray.Dataset:
         """Return the metrics as an ``xarray.Dataset`` over ``step``, ``layer`` and ``head``.

@@ -17,6 +17,7 @@ from lightning_geo.metrics.reductions import reduce_finite
 from lightning_geo.metrics.selection import is_standard_error, spec_of
 from lightning_geo.metrics.spec import MetricSpec
 from lightning_geo.storage.finding import Finding
+from lightning_geo.storage.patterns import AttentionPatterns
 from lightning_geo.utils.formatting import did_you_mean
 
 __all__ = ["GeometryRecord", "lookup"]
@@ -102,6 +103,9 @@ class GeometryRecord:
         looked_for: Names of the rules that the monitor checked with this sample; empty where it looked for no
             findings.
         coverage_shown: Whether the share is a summary even where it is 1, because it was less before.
+        patterns: By stack, where heads look in one sequence of the probe, see :class:`.AttentionPatterns`; at
+            samples that get pictures only. Cross-attention has none, nor have attentions whose queries have
+            no known place among their keys.
 
     Example:
         >>> record = GeometryRecord({"encoder": {"entropy": np.ones((2, 4), np.float32)}})
@@ -123,6 +127,7 @@ class GeometryRecord:
     findings: list[Finding] = field(default_factory=list)
     looked_for: list[str] = field(default_factory=list)
     coverage_shown: bool = False
+    patterns: dict[str, AttentionPatterns] = field(default_factory=dict)
 
     def __getitem__(self, key: str) -> NDArray[Any]:
         return lookup(self.stacks, key, self.specs)

@@ -21,6 +21,7 @@ from tensorboard.util import tensor_util
 
 from lightning_geo import load_history
 from lightning_geo.loggers import open_sinks
+from lightning_geo.loggers.pictures import PictureSchedule
 from lightning_geo.loggers.tags import scalars
 from lightning_geo.storage.events import Dropped
 from support.records import assert_same, make_record
@@ -52,7 +53,7 @@ def layout_of(run: EventAccumulator) -> dict[str, list[str]]:
 @pytest.mark.parametrize("logger_class", [TensorBoardLogger, OtherTensorBoardLogger])
 def test_every_number_is_on_disk_when_write_returns(tmp_path: Path, logger_class: Any) -> None:
     logger = logger_class(tmp_path)
-    sinks = open_sinks([logger], max_steps=10_000)
+    sinks = open_sinks([logger], schedule=PictureSchedule(10_000))
     assert [type(sink).__name__ for sink in sinks] == ["TensorBoardSink"]
     assert logger.log_dir in sinks[0].where
     # so large, and all but the first without pictures, that the writer's thread is still busy with them if
@@ -84,7 +85,7 @@ def test_tensors_carry_the_record_and_its_time(tmp_path: Path) -> None:
 
 def test_pictures_decode_and_are_at_most_ten(tmp_path: Path) -> None:
     logger = TensorBoardLogger(tmp_path)
-    (sink,) = open_sinks([logger], max_steps=1450)
+    (sink,) = open_sinks([logger], schedule=PictureSchedule(1450))
     for step in range(0, 1500, 50):
         sink.write(make_record(step, metrics=["entropy", "attention_distance"]), final=step == 1450)
     run = read(logger.log_dir)

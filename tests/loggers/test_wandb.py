@@ -18,6 +18,7 @@ from wandb.proto.wandb_internal_pb2 import FilesItem
 
 from lightning_geo import load_history
 from lightning_geo.loggers import open_sinks
+from lightning_geo.loggers.pictures import PictureSchedule
 from lightning_geo.loggers.tags import scalars
 from lightning_geo.loggers.wandb import WandbSink
 from lightning_geo.utils.colours import sequential_colours
@@ -46,7 +47,7 @@ def rows_of(records: list[Any]) -> list[dict[str, Any]]:
 
 def test_each_sample_is_one_row_over_lightnings_step(tmp_path: Path) -> None:
     logger = WandbLogger(project="test", save_dir=tmp_path / "runs [1]", offline=True)
-    sinks = open_sinks([logger], max_steps=100)
+    sinks = open_sinks([logger], schedule=PictureSchedule(100))
     assert [type(sink).__name__ for sink in sinks] == ["WandbSink", "RecordFile"]
     directory = Path(logger.experiment.dir)
     records = [make_record(step) for step in (0, 5, 100)]
@@ -117,7 +118,7 @@ def summary_of(records: list[Any]) -> dict[str, Any]:
 def written(tmp_path: Path, steps: Iterable[int], resumed_at: int | None = None, **kwargs: Any) -> list[Any]:
     """Everything of a run with these samples, its sinks closed at the end as the monitor does."""
     logger = WandbLogger(project="test", save_dir=tmp_path, offline=True, id="same")
-    sinks = open_sinks([logger], resumed_at=resumed_at, max_steps=200)
+    sinks = open_sinks([logger], resumed_at=resumed_at, schedule=PictureSchedule(200))
     for step in steps:
         for sink in sinks:
             sink.write(make_record(step, **kwargs))
@@ -254,7 +255,7 @@ def test_pictures_of_all_loggers_keep_one_scale_over_the_run(tmp_path: Path) -> 
         TensorBoardLogger(tmp_path / "tb"),
     ]
     directory = Path(loggers[0].experiment.dir)
-    sinks = open_sinks(loggers, max_steps=20, picture_scales=ends)
+    sinks = open_sinks(loggers, schedule=PictureSchedule(20), picture_scales=ends)
     for step, most in ((0, 9.0), (10, 4.0), (20, 4.0)):
         record = make_record(step, metrics=["max_logit"])
         record.stacks["encoder"]["max_logit"][:] = np.linspace(2, most, 6).reshape(2, 3)

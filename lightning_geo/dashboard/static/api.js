@@ -1,6 +1,7 @@
 // What the server knows, and a cache of the metrics that were looked at.
 
 import { read } from "./curves.js";
+import { decodeHead } from "./patterns.js";
 import { continued, decode } from "./series.js";
 
 const BUDGET = 384 * 2 ** 20; // bytes of values that the page holds
@@ -19,6 +20,11 @@ export async function fetchIndex() {
 
 export async function fetchFindings({ run, monitor }) {
   return (await get("findings", { run, monitor })).json();
+}
+
+/** Where one head looks, and its twins, see `patterns.js`. */
+export async function fetchHead(request) {
+  return decodeHead(await (await get("head", request)).arrayBuffer());
 }
 
 /** What a run logged beside its geometry, see `curves.js`; `held` itself where nothing is new. */

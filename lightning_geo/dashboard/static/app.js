@@ -95,7 +95,7 @@ export class App extends Records {
     try {
       this.index = await fetchIndex();
       this.failure = "";
-      for (const kept of [this.metadata, this.cache, this.found, this.strip]) kept.retry();
+      for (const kept of [this.metadata, this.cache, this.found, this.heads, this.strip]) kept.retry();
     } catch (error) {
       this.failure = `Lost the connection to TensorBoard (${error.message}).`;
     }

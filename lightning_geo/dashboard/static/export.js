@@ -29,7 +29,7 @@ function* words(element) {
   const range = document.createRange();
   while (walker.nextNode()) {
     const node = walker.currentNode;
-    if (node.parentElement.closest("select, .control")) continue;
+    if (node.parentElement.closest("select, .control, [hidden]")) continue;
     for (const match of node.data.matchAll(/\S+/g)) {
       range.setStart(node, match.index);
       range.setEnd(node, match.index + match[0].length);
@@ -62,9 +62,9 @@ function write(context, element, x, y) {
 /** The view as it stands on screen, under a line that says what it shows. */
 export function exportPng(app) {
   const { element } = app.views[app.state.view];
-  const canvases = app.views[app.state.view].canvases().filter((canvas) => canvas.width && canvas.isConnected);
+  const canvases = app.views[app.state.view].canvases().filter((canvas) => canvas.width && canvas.isConnected && !canvas.closest("[hidden]"));
   const boxes = canvases.map((canvas) => canvas.getBoundingClientRect());
-  boxes.push(...[element, ...element.children].map((part) => part.getBoundingClientRect()));
+  boxes.push(...[element, ...element.children].filter((part) => !part.hidden).map((part) => part.getBoundingClientRect()));
   const left = Math.min(...boxes.map((box) => box.left));
   const top = Math.min(...boxes.map((box) => box.top));
   const ratio = window.devicePixelRatio || 1;

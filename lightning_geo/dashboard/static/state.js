@@ -1,5 +1,7 @@
 // What is looked at, as text that fits in an address. No DOM: these run under `node --test`.
 
+import { encodeHead, headIn } from "./patterns.js";
+
 export const VIEWS = ["summary", "evolution", "map", "compare", "trace", "overview"];
 
 export const START = {
@@ -14,6 +16,7 @@ export const START = {
   change: false, // since the first sample, in place of the value
   align: "step", // or "fraction" of training
   heads: "", // what stands for a layer's heads: "mean", "min", "max", "spread"; "" as the metric's definition says
+  inspected: null, // {layer, head} in the drawer
   finding: "", // whose cells the map frames
   loss: "", // curves of the run strip: "" is found by its name, "-" none, "=tag" that tag
   score: "",
@@ -29,6 +32,7 @@ export function encode(state) {
   for (const name of [...Object.keys(CHOICES), ...TEXTS]) if (state[name] !== START[name]) query.set(name, state[name]);
   if (state.step !== null) query.set("step", state.step);
   if (state.change) query.set("change", "1");
+  if (state.inspected) query.set("head", encodeHead(state.inspected));
   if (state.picked.length) query.set("picked", state.picked.map(({ layer, head }) => `${layer}.${head ?? ""}`).join("_"));
   return query.toString();
 }
@@ -41,6 +45,7 @@ export function decodeState(text) {
   for (const [name, allowed] of Object.entries(CHOICES)) if (allowed.includes(query.get(name))) state[name] = query.get(name);
   if (/^\d{1,15}$/.test(query.get("step") ?? "")) state.step = Number(query.get("step"));
   state.change = query.get("change") === "1";
+  state.inspected = headIn(query.get("head"));
   const cells = (query.get("picked") ?? "").split("_").map((cell) => /^(\d{1,4})\.(\d{0,4})$/.exec(cell));
   state.picked = cells.filter(Boolean).slice(0, 16).map(([, layer, head]) => ({ layer: Number(layer), head: head ? Number(head) : null }));
   return state;

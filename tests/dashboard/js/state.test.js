@@ -15,7 +15,7 @@ const index = {
 test("a view comes back from its text, whatever the names", () => {
   const state = {
     view: "compare", run: "a&b=c/<img>", other: "../../x", monitor: "geometry", stack: "decoder.cross", metric: "drift.query",
-    loss: "=train/loss", score: "-", rate: "", step: 120, range: "fixed", change: true, align: "fraction", heads: "min", finding: "40 encoder low", picked: [{ layer: 3, head: 11 }, { layer: 0, head: null }],
+    loss: "=train/loss", score: "-", rate: "", step: 120, range: "fixed", change: true, align: "fraction", heads: "min", inspected: { layer: 5, head: 3 }, finding: "40 encoder low", picked: [{ layer: 3, head: 11 }, { layer: 0, head: null }],
   };
   assert.deepEqual(decodeState(encode(state)), state);
   assert.equal(encode(START), "");
