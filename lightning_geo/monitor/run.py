@@ -39,7 +39,8 @@ class Run:
     def __init__(self, settings: Settings, warn_once: WarnOnce, sinks: LoggerSinks | None = None) -> None:
         self._settings = settings
         self._warn_once = warn_once
-        sinks = sinks or LoggerSinks(settings.name, settings.scalars, warn_once)
+        config = settings.as_config()
+        sinks = sinks or LoggerSinks(settings.name, settings.scalars, warn_once, config=config)
         self.samples = Samples(settings, warn_once, sinks)
         self._preparation = Preparation(settings, warn_once, self.samples)
         share = settings.max_overhead

@@ -134,7 +134,7 @@ def test_a_model_that_is_named_gives_the_numbers_of_the_one_that_is_found(tmp_pa
 
 def test_several_loggers_get_the_same_numbers(tmp_path: Path) -> None:
     tensorboard, table = TensorBoardLogger(tmp_path, "board"), CSVLogger(tmp_path, "table")
-    monitor = GeometryMonitor(every_n_steps=2, special_token_ids=[1], strict=True)
+    monitor = GeometryMonitor(every_n_steps=2, special_token_ids=[1], scalars="layer", strict=True)
     fit(tmp_path, Classifier(), monitor, steps=4, logger=[tensorboard, table])
     history = load_history(tensorboard.log_dir)
     assert history.steps.tolist() == [0, 2, 4]
