@@ -12,6 +12,7 @@ from lightning_geo.loggers.tags import Level
 from lightning_geo.storage.events import Dropped
 from lightning_geo.storage.places import Place, named, place
 from lightning_geo.storage.record import GeometryRecord
+from lightning_geo.storage.record_file import RecordFile
 from lightning_geo.utils.warn_once import WarnOnce
 
 __all__ = ["LoggerSinks", "new_version"]
@@ -63,8 +64,14 @@ class LoggerSinks:
 
     @property
     def places(self) -> str:
-        """The places where a person finds the records."""
-        return ", ".join(sink.where for sink in self._sinks or []) or "nowhere: no logger and fast_dev_run"
+        """Where a person looks at the numbers, besides the record's directory; empty for nowhere."""
+        return "; ".join(sink.where for sink in self._sinks or [] if not isinstance(sink, RecordFile))
+
+    @property
+    def directory(self) -> str:
+        """Where the run's record is; empty for nowhere."""
+        records = (sink.holds for sink in self._sinks or [] if isinstance(sink, RecordSink))
+        return next((folder for folder in records if folder is not None), "")
 
     def open(
         self,
