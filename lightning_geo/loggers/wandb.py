@@ -81,20 +81,20 @@ class WandbSink:
 
     def write(self, record: GeometryRecord, *, final: bool = False) -> None:
         """Log one sample."""
-        if self._last is None:
-            self._begin(record)
+        first, self._last = self._last is None, record
         model = scalars(record, self._name, "model", self._measured)
         finer = scalars(record, self._name, self._level, self._measured)
         row: dict[str, Any] = layer_range(record, self._name, self._measured) | finer
         self._define(row, model)
         row[_STEP] = record.step
-        self._course.add(record)
-        self._last = record
-        self._findings = latest([*self._findings, *record.findings])
         try:
+            if first:
+                self._begin(record)
+            self._course.add(record)
+            self._findings = latest([*self._findings, *record.findings])
             if self._schedule.due(record.step, final=final):
                 row.update(self._pictures(record))
-        finally:  # numbers are logged even if the pictures fail
+        finally:  # numbers are logged even if all else fails
             self._experiment.log(row)
         self._experiment.summary.update(self._changes(model))
         for finding in record.findings:
@@ -109,10 +109,11 @@ class WandbSink:
                 self._course.add(earlier)
                 self._findings = latest([*self._findings, *earlier.findings])
         if self._config is not None:
-            there = self._experiment.config.get(self._name)
-            facts = {**self._config, **_facts(record)}
-            values = {self._name: {**(there if isinstance(there, Mapping) else {}), **facts}}
-            self._experiment.config.update(values, allow_val_change=True)
+            there, key = self._experiment.config.get(self._name, {}), self._name
+            if not isinstance(there, Mapping):  # the user's own, which stays
+                there, key = {}, f"{self._name}_monitor"
+            facts = {**there, **self._config, **_facts(record)}
+            self._experiment.config.update({key: facts}, allow_val_change=True)
 
     def _earlier(self, step: int) -> Iterable[GeometryRecord]:
         from lightning_geo.storage.history import load_history

@@ -263,6 +263,33 @@ def test_the_runs_config_says_what_is_measured_and_keeps_the_users_own(tmp_path:
     assert geometry["probe_fingerprint"] == record.probe_fingerprint
 
 
+def test_a_setting_of_the_users_with_the_monitors_name_stays(tmp_path: Path) -> None:
+    run = wandb.init(project="test", dir=tmp_path, mode="offline", config={"geometry": "flat"})
+    sink, _ = open_sinks([WandbLogger(experiment=run)], config={"metrics": ["entropy"], "rank": 8})
+    sink.write(make_record(metrics=["entropy"]))
+    directory = Path(run.dir).parent
+    run.finish()
+    found = config_of(sent(directory))
+    assert (found["geometry"], found["geometry_monitor"]["rank"]) == ("flat", 8)
+
+
+def test_a_config_that_cannot_be_written_costs_no_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = wandb.init(project="test", dir=tmp_path, mode="offline")
+    sink, _ = open_sinks([WandbLogger(experiment=run)], config={"metrics": ["entropy"]})
+    monkeypatch.setattr(run.config, "update", {}.__getitem__)
+    with pytest.raises(TypeError):
+        sink.write(make_record(0, metrics=["entropy"]))
+    sink.write(make_record(50, metrics=["entropy"]))  # the others go on
+    directory = Path(run.dir).parent
+    run.finish()
+    assert [row["trainer/global_step"] for row in rows_of(sent(directory)) if "geometry/entropy" in row] == [
+        0,
+        50,
+    ]
+
+
 def table_of(folder: Path, records: list[Any]) -> dict[str, Any]:
     *_, row = rows_of(records)
     assert row["geometry/heads\0_type"] == "table-file"
