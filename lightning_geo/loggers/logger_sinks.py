@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lightning_geo.loggers import RecordSink, Sink, open_sinks
@@ -13,6 +13,7 @@ from lightning_geo.loggers.tags import Level
 from lightning_geo.storage.events import Dropped
 from lightning_geo.storage.places import Place, named, place
 from lightning_geo.storage.record import GeometryRecord
+from lightning_geo.storage.record_file import RecordFile
 from lightning_geo.utils.warn_once import WarnOnce
 
 __all__ = ["LoggerSinks", "new_version"]
@@ -26,11 +27,18 @@ class LoggerSinks:
         level: Finest scalars.
         warn_once: Turns failures into warnings.
         taken: Directories of other runs' records.
+        config: See :func:`~lightning_geo.loggers.open_sinks`.
     """
 
     def __init__(
-        self, name: str, level: Level, warn_once: WarnOnce, taken: frozenset[str] = frozenset()
+        self,
+        name: str,
+        level: Level,
+        warn_once: WarnOnce,
+        taken: frozenset[str] = frozenset(),
+        config: Mapping[str, Any] | None = None,
     ) -> None:
+        self._config = config
         self._name = name
         self._level = level
         self._warn_once = warn_once
@@ -51,16 +59,22 @@ class LoggerSinks:
         """
         folders = [folder for logger in loggers if (folder := place_of(logger, "log_dir")) is not None]
         taken = self._taken | self.holds | {str(named(place(folder))) for folder in folders}
-        return LoggerSinks(self._name, self._level, self._warn_once, taken)
+        return LoggerSinks(self._name, self._level, self._warn_once, taken, self._config)
 
     def anew(self) -> LoggerSinks:
         """Those of the next run of the same monitor."""
-        return LoggerSinks(self._name, self._level, self._warn_once, self._taken)
+        return LoggerSinks(self._name, self._level, self._warn_once, self._taken, self._config)
 
     @property
     def places(self) -> str:
-        """The places where a person finds the records."""
-        return ", ".join(sink.where for sink in self._sinks or []) or "nowhere: no logger and fast_dev_run"
+        """Where a person looks at the numbers, besides the record's directory; empty for nowhere."""
+        return "; ".join(sink.where for sink in self._sinks or [] if not isinstance(sink, RecordFile))
+
+    @property
+    def directory(self) -> str:
+        """Where the run's record is; empty for nowhere."""
+        records = (sink.holds for sink in self._sinks or [] if isinstance(sink, RecordSink))
+        return next((folder for folder in records if folder is not None), "")
 
     def open(
         self,
@@ -95,7 +109,7 @@ class LoggerSinks:
             self._sinks = open_sinks(
                 trainer.loggers, name=self._name, level=self._level, resumed_at=resumed_at,
                 schedule=self._schedule, directory=directory, taken=self._taken, about=self._warn_once.about,
-                picture_scales=picture_scales,
+                picture_scales=picture_scales, config=self._config,
             )  # fmt: skip
         records = (sink.holds for sink in self._sinks if isinstance(sink, RecordSink))
         self.holds |= {str(named(place(folder))) for folder in records if folder is not None}

@@ -16,12 +16,14 @@ from lightning_geo.loggers.logger_sinks import LoggerSinks
 from lightning_geo.measurement.assemble import Computed
 from lightning_geo.metrics.foreign import foreign_specs
 from lightning_geo.metrics.selection import is_of_batch
+from lightning_geo.monitor._lightning import lightning_logger
 from lightning_geo.monitor.alerting import Alerting
 from lightning_geo.monitor.baseline import check_bases
 from lightning_geo.monitor.pending_sample import PendingSample
 from lightning_geo.monitor.runs_by_trainer import runs_of
 from lightning_geo.monitor.settings import Settings
 from lightning_geo.monitor.state import RunState
+from lightning_geo.monitor.status_lines import StatusLines
 from lightning_geo.monitor.token_names import with_words
 from lightning_geo.storage.events import Dropped
 from lightning_geo.storage.record import GeometryRecord
@@ -53,6 +55,7 @@ class Delivery:
         self.sinks = sinks
         self.state = RunState()
         self.alerting = Alerting(settings.alerts, warn_once)
+        self.status = StatusLines(settings.how_often, settings.max_overhead)
         #: the last one
         self.record: GeometryRecord | None = None
         self._pending: PendingSample | None = None
@@ -70,7 +73,7 @@ class Delivery:
         delivery.sinks = self.sinks.copied(loggers)
         scales = dict(self.state.picture_scales)
         delivery.state = replace(self.state, version=None, picture_scales=scales)
-        delivery.alerting = self.alerting.copied()
+        delivery.alerting, delivery.status = self.alerting.copied(), self.status.anew()
         return delivery
 
     def look_anew(self) -> None:
@@ -125,6 +128,12 @@ class Delivery:
         state.cost += spent + time.perf_counter() - started
         if state.samples == before:
             self.count_elsewhere(merged=True)
+        elif trainer.is_global_zero and self.record is not None:
+            with self._warn_once.about("the lines on the run could not be written"):
+                where = {"directory": self.sinks.directory, "places": self.sinks.places}
+                final = pending.facts.final
+                for line in self.status.sampled(self.record, cost=state.cost, final=final, **where):
+                    lightning_logger(trainer).info(line)
 
     def count_elsewhere(self, *, merged: bool) -> None:
         """Count a sample that failed on this rank alone: what is due next depends on the number.

@@ -24,27 +24,30 @@ class GeometryMonitor(RunHooks):
     bit-identical with and without the monitor.
 
     On a GPU training goes on while another thread waits for a sample's numbers, decomposes matrices on the
-    host and makes the record. The training thread writes it in one of the next steps: with several ranks ten
-    steps later, the same on all of them; before a checkpoint is saved, validation starts, an epoch ends or
-    the next sample begins; and at the end of the sample's own step where a callback or a scheduler monitors
-    one of the keys below. ``last_record`` waits for it. On a CPU it is written at once.
+    host and makes the record. The training thread writes it in one of the next steps (with several ranks ten
+    steps later), but before a checkpoint, a validation, an epoch's end or the next sample, and in the
+    sample's own step where a callback or a scheduler monitors one of the keys below. ``last_record`` waits
+    for it. On a CPU it is written at once.
 
     Logged keys, where ``geometry`` is the monitor's ``name``:
 
     - ``geometry/<metric>``: number of the whole model, the mean over layers and heads (``max_logit``: the
-      maximum). It is in ``trainer.callback_metrics`` too, so that ``EarlyStopping`` and ``ModelCheckpoint``
-      can monitor it; a metric that had a value and lost it is NaN there.
-    - ``geometry/coverage``: share of the attention calls that were measured, from the first sample on in
-      which it is not 1.
-    - ``geometry_<family>/<metric>/layer_03``: number of layer 3, the mean over its heads (``max_logit``: the
-      maximum), for the headline metrics, unless ``scalars="model"``. TensorBoard shows all layers of a metric
-      in one chart (Custom Scalars).
-    - ``geometry_<family>/<metric>/layer_03/head_05``: number of head 5, with ``scalars="head"``.
-    - ``geometry_<family>/<metric>`` as a picture, in TensorBoard and W&B: a headline metric by layer and head
-      (by layer and stage or gate, if it has no heads), at ten steps spread over the run, on one scale.
+      maximum). Loggers get it for the key metrics, at most 16 in a run, and for others that ``metrics`` names
+      while there is room; ``trainer.callback_metrics`` has all, for ``EarlyStopping`` and the like (a metric
+      that had a value and lost it is NaN there).
+    - ``geometry/coverage``: share of the attention calls that were measured, once it is not 1.
+    - ``geometry_layers/<metric>/min``, ``geometry_layers/<metric>/max``: lowest and highest layer of a key
+      metric, for charts in TensorBoard (Custom Scalars) and in W&B (no panels of their own, see
+      ``lightning-geo wandb-view``). ``max_logit`` also has ``mean``.
+    - ``geometry_<family>/<metric>/layer_03``, ``geometry_<family>/<metric>/layer_03/head_05``: numbers of
+      layer 3 and of its head 5 for the headline metrics, with ``scalars="layer"`` and ``scalars="head"``.
+    - ``geometry_<family>/<metric>`` as a picture in TensorBoard: a headline metric by layer and head (or
+      stage, or gate), at ten steps spread over the run, on one scale.
+    - ``geometry/layer_by_head``, ``geometry/layer_by_step`` in W&B: these pictures, and the key metrics by
+      layer and step. ``geometry/heads`` and ``geometry/report``, at the end: a table of heads, and the HTML
+      report. With ``geometry/<metric>`` these are at most 20 panels, for any depth.
     - ``geometry_change/<metric>`` in the summary of a W&B run, to sort and filter runs by: change since the
-      first sample, beside last, min and max of ``geometry/<metric>``. ``geometry/report`` in W&B: the HTML
-      report, attached when training ends.
+      first sample, beside last, min and max. ``geometry`` in its config: interval, probe, layout, versions.
     - ``geometry/findings`` as text in TensorBoard, and as alerts of the W&B run: what is wrong or unusual,
       where, since when, and what to try, at the samples that change it (see ``alerts``).
     - ``lightning_geo/geometry/…`` in the event file: the full record of every sample, for ``load_history``,
@@ -53,6 +56,10 @@ class GeometryMonitor(RunHooks):
     A model with several stacks has ``geometry/<stack>/<metric>`` and
     ``geometry_<family>/<stack>/<metric>/…``. A key whose metric is not defined at a sample is left out, never
     0.
+
+    The key metrics are ``entropy``, ``normalized_entropy``, ``max_logit``, ``first_mass``,
+    ``attention_distance``, ``cone.output``, ``effective_rank.output``, ``qk_alignment``, ``drift.output``,
+    ``velocity.output``, ``kurtosis``, ``update_ratio``, ``redundancy``, ``update_size`` and ``importance``.
 
     The headline metrics are ``entropy``, ``normalized_entropy``, ``max_logit``, ``self_mass``,
     ``previous_mass``, ``first_mass``, ``attention_distance``, ``cone.output``, ``effective_rank``,
@@ -103,13 +110,11 @@ class GeometryMonitor(RunHooks):
     - ``score_spectra``, if named: ``score_entropy`` and the variants of ``von_neumann_entropy`` in *The
       geometry of BERT*.
 
-    Where the record goes: to TensorBoard's directory, or to the files of the W&B run, or to the first
-    logger's ``log_dir``. Without any of these (``logger=False``) each run has a directory of its own,
-    ``<default_root_dir>/lightning_geo/version_0``, ``version_1``, …, and a resumed run continues in its own.
-    A copied or unpickled Trainer that goes on in the midst of a run has such a directory too.
-    Roots that are URLs of fsspec (``s3://bucket/runs``) work like directories. A resumed run voids the
-    samples that it replaces for ``load_history``, the commands and the tab "Geometry"; TensorBoard's own
-    charts show both.
+    The record goes to TensorBoard's directory, the files of the W&B run, or the first logger's ``log_dir``.
+    Without these each run, and a copied or unpickled Trainer that goes on in the midst of one, has a
+    directory of its own: ``<default_root_dir>/lightning_geo/version_0``, …. URLs of fsspec
+    (``s3://bucket/runs``) work like directories. A resumed run voids the samples that it replaces;
+    TensorBoard's own charts show both.
 
     What fails inside the monitor does not stop training: rank 0 warns once, with the rank that failed.
 
@@ -118,9 +123,8 @@ class GeometryMonitor(RunHooks):
         schedule: ``step -> bool`` instead. It is called on rank 0 alone; with several ranks the answer takes
             a broadcast at each step.
         max_overhead: Share of the run's time that samples may take (0.01 for one per cent), instead. Samples
-            are taken less often when they are expensive; the record has the steps that were taken. On a GPU
-            the time is that of the device and of the training thread, and what the other thread itself
-            computes; not that of LAPACK's threads, whose cores training leaves idle.
+            are taken less often when they are expensive. On a GPU the time is that of the device and of the
+            training thread, and what the other thread itself computes, without LAPACK's threads.
         metrics: Families or single metrics, ``"metric:entropy"`` where both have the name. ``None`` for the
             families ``entropy``, ``pattern``, ``cone``, ``subspace``, ``stream``, ``head``, ``updates`` and
             ``masks``. ``weights``, ``projection``, ``gates``, ``importance`` and ``score_spectra`` are
@@ -138,8 +142,7 @@ class GeometryMonitor(RunHooks):
         probe_size: Sequences in the probe, over all ranks; where rows are packed, documents are sequences.
         probe_tokens: Real tokens in the probe, over all ranks: a run with long sequences keeps fewer of them,
             but at least one. A call that cannot be divided is kept whole. ``None`` for no limit.
-        probe_in_checkpoint: Whether checkpoints carry the probe's inputs, so that a resumed run continues
-            with the same.
+        probe_in_checkpoint: Whether checkpoints carry the probe's inputs; resumed runs then go on with them.
         patterns: Whether the record keeps where heads look: the attention of each head in the first sequence
             of the probe, pooled to 32 × 32 bytes, at the samples that get pictures, with that sequence's
             tokens beside it, as words if the module or the data module has a ``tokenizer``. The tab
@@ -150,11 +153,9 @@ class GeometryMonitor(RunHooks):
             has none, so that ``special_mass`` is absent without them.
         max_queries: Query rows to measure per sequence, drawn at random: linear cost on long sequences. Means
             over rows are then estimates with standard errors (``record["entropy.stderr"]``; 1.96 of them
-            cover the exact value in 95 of 100 draws). ``max_logit`` and ``key_entropy`` are absent, however
-            short the sequences; everything else stays exact. The rows differ between calls, layers and ranks,
-            and are the same at every sample. ``"auto"`` draws 512 rows of sequences above 2,048 tokens,
-            warns once and names the modules in ``record.coverage``, and measures all rows of shorter ones.
-            ``None`` measures all.
+            cover the exact value in 95 of 100 draws). ``max_logit`` and ``key_entropy`` are absent; all else
+            stays exact. The rows are the same at every sample. ``"auto"`` draws 512 rows of sequences above
+            2,048 tokens, warns once and names the modules in ``record.coverage``. ``None`` measures all rows.
         weights_every_n_samples: Samples between those that also measure what needs the parameters alone
             (``weights``, the angles of ``projection``; default 10): weights move slowly. The first and the
             last sample always do.
@@ -162,7 +163,7 @@ class GeometryMonitor(RunHooks):
             sample have it too. On a probe each costs a forward and a backward of every sequence.
         loss_fn: The loss of ``importance`` on a probe, ``loss_fn(output, *args, **kwargs)`` of one call of
             the observed model; ``None`` for the ``loss`` that the model itself returns.
-        scalars: Finest scalars: ``"model"``, ``"layer"`` (headline metrics) or ``"head"``.
+        scalars: Finest scalars of loggers: ``"model"``, ``"layer"`` or ``"head"``. The record has them all.
         alerts: Whether findings (attention that collapses, a layer that is frozen, a lost mask) are reported
             while the run goes on: as a log line, as text in TensorBoard, as an alert of W&B, and in the
             record. The path of a YAML file, or :class:`lightning_geo.Alerts`, changes and adds rules, calls
@@ -265,7 +266,7 @@ class GeometryMonitor(RunHooks):
         weights_every_n_samples: int = 10,
         importance_every_n_samples: int = 5,
         loss_fn: Callable[..., Any] | None = None,
-        scalars: Literal["model", "layer", "head"] = "layer",
+        scalars: Literal["model", "layer", "head"] = "model",
         alerts: Alerts | bool | str | os.PathLike[str] = True,
         strict: bool = False,
         name: str = "geometry",

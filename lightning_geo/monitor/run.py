@@ -39,7 +39,8 @@ class Run:
     def __init__(self, settings: Settings, warn_once: WarnOnce, sinks: LoggerSinks | None = None) -> None:
         self._settings = settings
         self._warn_once = warn_once
-        sinks = sinks or LoggerSinks(settings.name, settings.scalars, warn_once)
+        config = settings.as_config()
+        sinks = sinks or LoggerSinks(settings.name, settings.scalars, warn_once, config=config)
         self.samples = Samples(settings, warn_once, sinks)
         self._preparation = Preparation(settings, warn_once, self.samples)
         share = settings.max_overhead
@@ -250,7 +251,7 @@ class Run:
         call_all(self.samples.delivery.flush, self.stop)
 
     def finish(self, trainer: Any) -> None:
-        """Take the last sample and say what it all cost."""
+        """Take the last sample, and sum the run up."""
         samples = self.samples
         try:
             samples.delivery.flush()
@@ -263,12 +264,16 @@ class Run:
         finally:  # the other ranks wait, whatever happened here
             self._warn_once.exchange()
         if samples.state.samples and trainer.is_global_zero:
-            count, cost, run = samples.state.samples, samples.state.cost, time.perf_counter() - self._started
-            share = f"{100 * cost / max(run, 1e-9):.1f} % of the run"
-            said = f"{samples.delivery.alerting.verdict} " if samples.delivery.alerting.verdict else ""
-            lightning_logger(trainer).info(
-                f"GeometryMonitor: {said}{count} samples in {cost:.1f} s ({share}). {samples.sinks.places}"
+            lines = samples.delivery.status.ended(
+                samples=samples.state.samples,
+                cost=samples.state.cost,
+                seconds=time.perf_counter() - self._started,
+                verdict=samples.delivery.alerting.verdict,
+                directory=samples.sinks.directory,
+                places=samples.sinks.places,
             )
+            for line in lines:
+                lightning_logger(trainer).info(line)
 
     def end(self) -> None:
         """Close what was opened, and leave nothing behind."""

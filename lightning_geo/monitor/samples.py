@@ -171,6 +171,7 @@ class Samples:
             state.cost += cost()
             delivery.count_elsewhere(merged=sampler.merged)
         else:
+            delivery.status.inputs = self.inputs.described
             delivery.expect(pending)
             if final or (state.samples == 0 and self._settings.baseline is not None):
                 delivery.flush()  # a wrong `baseline` ends the run before its first update

@@ -53,7 +53,8 @@ class Schedule:
             raise TypeError(
                 f"Expected `schedule` to be a callable `step -> bool` but got {type(schedule).__name__}."
             )
-        self._interval = interval
+        #: optimizer steps between samples, unless a function decides
+        self.interval = interval
         self._schedule = schedule
 
     @property
@@ -64,7 +65,7 @@ class Schedule:
     def __call__(self, step: int) -> bool:
         """Whether the sample at this step is due."""
         if step == 0 or self._schedule is None:
-            return step % self._interval == 0
+            return step % self.interval == 0
         return bool(self._schedule(step))
 
     def agreed(self, step: int, agree: Callable[[int], int]) -> tuple[bool, Exception | None]:

@@ -51,7 +51,7 @@ def test_a_finding_is_told_once_in_every_place(tmp_path: Path, lines: pytest.Log
     assert {"seen_it", "not_finite"} <= set(looked_for)
     assert "rank_collapse" not in looked_for  # no metric that it needs
     messages = [record.getMessage() for record in lines.records]
-    [line] = [text for text in messages if "since step" in text]
+    [line] = [text for text in messages if "warning since step" in text]
     expected = (
         "GeometryMonitor: warning since step 0: 8 of 8 heads in layers 0 and 1 have entropy. Next: Go on."
     )
@@ -90,7 +90,8 @@ def test_nothing_is_looked_for_without_alerts(tmp_path: Path, lines: pytest.LogC
     history = load_history(tmp_path / "lightning_geo" / "version_0")
     assert not history.findings
     assert not history.record(-1).looked_for
-    assert lines.records[-1].getMessage().startswith("GeometryMonitor: 4 samples")
+    assert lines.records[-4].getMessage().startswith("GeometryMonitor: 4 samples")
+    assert "no verdict" in lines.records[-3].getMessage()
 
 
 def test_what_notify_raises_is_a_warning(tmp_path: Path) -> None:
