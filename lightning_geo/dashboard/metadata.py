@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from lightning_geo.metrics.spec import MetricSpec
 
-__all__ = ["PLUGIN", "TagAddress", "describe", "parse_tag", "tag_of"]
+__all__ = ["PLUGIN", "TagAddress", "describe", "natural", "parse_tag", "tag_of"]
 
 #: As in the stored records; repeated here since the loader may import nothing that could fail.
 PLUGIN = "lightning_geo"
@@ -38,6 +39,11 @@ def parse_tag(tag: str) -> TagAddress | None:
     """
     plugin, *parts = tag.split("/")
     return TagAddress(*parts) if plugin == PLUGIN and len(parts) == len(TagAddress._fields) else None
+
+
+def natural(text: str) -> list[tuple[int, str]]:
+    """Return a key that sorts ``version_2`` before ``version_10``."""
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", text)]
 
 
 def describe(metric: str, specs: Mapping[str, MetricSpec] | None = None) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable
 from dataclasses import replace
 from importlib import resources
@@ -16,9 +15,10 @@ from tensorboard.plugins.base_plugin import FrontendMetadata, TBPlugin
 from werkzeug.wrappers import Request, Response
 
 from lightning_geo.dashboard.curves_route import read_curves
-from lightning_geo.dashboard.metadata import PLUGIN, TagAddress, describe, parse_tag, tag_of
+from lightning_geo.dashboard.metadata import PLUGIN, TagAddress, describe, natural, parse_tag, tag_of
 from lightning_geo.dashboard.requests import argument, guarded, respond, where
 from lightning_geo.dashboard.run_findings import run_findings
+from lightning_geo.dashboard.runs_route import RunRows
 from lightning_geo.dashboard.samples import in_force, pack
 from lightning_geo.metrics.catalog import CATALOG
 from lightning_geo.metrics.foreign_specs import differing_fields, read_specs
@@ -55,6 +55,7 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard ships no ty
         self._read_specs: dict[tuple[str, str, str], tuple[Any, dict[str, MetricSpec]]] = {}
         #: (experiment, run, monitor) -> its last sample, and what was found up to there, as JSON
         self._found: dict[tuple[str, str, str], tuple[Any, str]] = {}
+        self._rows = RunRows(self._provider, self.findings, self._stored_specs)
         folder = resources.files("lightning_geo.dashboard") / _STATIC
         # read now: nothing else can be asked for, and an upgrade under a running server mixes nothing
         self._static = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
@@ -67,6 +68,7 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard ships no ty
             "/data": self.data_route,
             "/findings": self.findings_route,
             "/curves": self.curves_route,
+            "/runs": self.runs_route,
         }
 
     def is_active(self) -> bool:
@@ -108,6 +110,11 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard ships no ty
         return respond(request, body, "application/json")
 
     @guarded
+    def runs_route(self, request: Request) -> Response:
+        """A row for each run, see ``RunRows``."""
+        return respond(request, self._rows.read(*where(request), request.args), "application/json")
+
+    @guarded
     def data_route(self, request: Request) -> Response:
         """The samples of one metric: length of the header (uint32), header as JSON, values as float32."""
         address = TagAddress(*(argument(request, name) for name in TagAddress._fields))
@@ -125,8 +132,8 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard ships no ty
         runs: dict[str, dict[str, dict[str, list[str]]]] = {}
         changed: dict[tuple[str, str], tuple[int, float]] = {}
         # sorted: the fast data server lists in another order each time
-        for run, tags in sorted(listing.items(), key=lambda item: _natural(item[0])):
-            for tag, series in sorted(tags.items(), key=lambda item: _natural(item[0])):
+        for run, tags in sorted(listing.items(), key=lambda item: natural(item[0])):
+            for tag, series in sorted(tags.items(), key=lambda item: natural(item[0])):
                 address = parse_tag(tag)
                 if address is None:
                     continue
@@ -282,11 +289,6 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard ships no ty
         )
         tensors: dict[str, Any] = by_run.get(run, {})
         return tensors
-
-
-def _natural(text: str) -> list[tuple[int, str]]:
-    """A key that sorts ``version_2`` before ``version_10``."""
-    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", text)]
 
 
 def _ordered(names: Iterable[str]) -> list[str]:
