@@ -20,7 +20,7 @@ from lightning_geo.storage.events import metadata_tag, session_tag
 __all__ = ["RunRows"]
 
 _ALL = 10**9  # samples; the provider wants a number
-_PATIENCE = 0.25  # seconds of a request for what takes a whole series to read
+_PATIENCE = (0.25, 1.0)  # seconds of a first and a later request for what takes a whole series to read
 _MOST = 64  # metrics in a table
 _BUILT_IN = {name for spec in CATALOG.values() for name in spec.stored_names}
 _UNREADABLE = {"level": "unknown", "verdict": "The record of this run could not be read.", "findings": []}
@@ -38,8 +38,8 @@ class _Choice(NamedTuple):
 class RunRows:
     """Reads rows of runs and keeps what it has read, so that only runs that went on are read again.
 
-    What takes a whole series to read, a first sample or a verdict, is read for a quarter of a second per
-    request; what is missing then is ``pending``, and the page asks again.
+    What takes a whole series to read, a first sample or a verdict, is read for a quarter of a second, or
+    for one where the page has rows already; what is missing then is ``pending``, and the page asks again.
 
     Args:
         provider: TensorBoard's data provider.
@@ -78,7 +78,7 @@ class RunRows:
         names = asked.getlist("metric")
         if len(names) > _MOST:
             raise ValueError(f"Expected at most {_MOST} of `metric` but got {len(names)}.")
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + _PATIENCE["stamp" in asked]
         listing = self._provider.list_tensors(ctx, experiment_id=experiment, plugin_name=PLUGIN)
         choices = _choose(listing, names, asked.get("monitor", ""), asked.get("stack", ""))
         sessions = self._sessions(ctx, experiment, listing, choices)

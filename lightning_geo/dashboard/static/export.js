@@ -22,9 +22,18 @@ export function exportCsv(app) {
   save(new Blob([csv(rows)], { type: "text/csv" }), fileName(app, "csv"));
 }
 
+/** Whether a box is scrolled out of what is around an element. */
+function isOut(box, element) {
+  const around = element.closest(".scroll")?.getBoundingClientRect();
+  return around && (box.top < around.top - 1 || box.bottom > around.bottom + 1 || box.left < around.left - 1 || box.right > around.right + 1);
+}
+
 /** The words of an element as they stand on screen, the swatches of its legends, and bars. */
 function* words(element) {
-  for (const swatch of element.querySelectorAll("i, .bar")) yield { swatch, box: swatch.getBoundingClientRect() };
+  for (const swatch of element.querySelectorAll("i, .bar, .swatch")) {
+    const box = swatch.getBoundingClientRect();
+    if (!isOut(box, swatch)) yield { swatch, box };
+  }
   const walker = document.createTreeWalker(element, NodeFilter.SHOW_TEXT);
   const range = document.createRange();
   while (walker.nextNode()) {
@@ -33,7 +42,8 @@ function* words(element) {
     for (const match of node.data.matchAll(/\S+/g)) {
       range.setStart(node, match.index);
       range.setEnd(node, match.index + match[0].length);
-      yield { text: match[0], box: range.getBoundingClientRect(), parent: node.parentElement };
+      const box = range.getBoundingClientRect();
+      if (!isOut(box, node.parentElement)) yield { text: match[0], box, parent: node.parentElement };
     }
   }
 }

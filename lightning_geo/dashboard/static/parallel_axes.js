@@ -1,9 +1,10 @@
 // Axes of parallel coordinates: where the values of runs lie on them. No DOM: these run under `node --test`.
 
-import { number } from "./format.js";
+import { exact, number } from "./format.js";
 import { split, valueOf } from "./run_rows.js";
 
 const DECADES = 20; // from the lowest to the highest of positive numbers: from there on logarithmic
+const FEW = 6; // values of a hyperparameter that stand at its axis themselves
 const SPACE = 0.08; // of an axis beyond its categories
 
 /** An axis for each column by which rows differ: `{key, kind, low, high}` or `{key, kind: "category", values}`. */
@@ -20,7 +21,7 @@ function axisOf(key, values) {
   }
   const [low, high] = [Math.min(...values), Math.max(...values)];
   const kind = split(key)[0] !== "change" && low > 0 && high / low >= DECADES ? "log" : "number";
-  return { key, kind, low, high };
+  return { key, kind, low, high, values: split(key)[0] === "hp" && different.length <= FEW ? different : null };
 }
 
 /** Where a value lies on an axis, from 0 at the bottom to 1 at the top; null where it has none. */
@@ -39,6 +40,7 @@ export function placeOn(axis, value) {
 export function marksOf(axis, count = 5) {
   if (axis.kind === "category") return axis.values.map((value) => [placeOn(axis, value), value]);
   if (!(axis.high > axis.low)) return [[0.5, number(axis.low)]];
+  if (axis.values) return axis.values.map((value) => [placeOn(axis, value), exact(value)]);
   const there = axis.kind === "log" ? [Math.log, Math.exp] : [(x) => x, (x) => x];
   const [low, high] = [axis.low, axis.high].map(there[0]);
   return Array.from({ length: count }, (_, i) => [i / (count - 1), number(there[1](low + (i / (count - 1)) * (high - low)))]);

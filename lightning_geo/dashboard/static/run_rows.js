@@ -5,6 +5,8 @@
 import { LEVELS } from "./findings.js";
 
 const SEVERITY = Object.keys(LEVELS);
+const SEED = /(^|[^a-z])(random_?)?seed$/i; // names of hyperparameters
+const IN_NAME = /(^|[^a-z])seed[-_= .]?\d+/i; // in names of runs
 
 /** What the route `runs` sends; maps, as names come from users. A number that is absent is NaN. */
 export function readRows({ rows, pending, stamp }) {
@@ -52,10 +54,11 @@ export function toggledSort(sort, key) {
   return sort === `up ${key}` ? `down ${key}` : sort === `down ${key}` ? "" : `up ${key}`;
 }
 
-/** Names of hyperparameters that differ between rows, one that some rows lack among them. */
+/** Names of hyperparameters that differ between rows, one that some rows lack among them; seeds last. */
 export function differing(rows) {
   const names = new Set(rows.flatMap(({ hyperparameters }) => [...hyperparameters.keys()]));
-  return [...names].filter((name) => new Set(rows.map(({ hyperparameters }) => hyperparameters.get(name))).size > 1);
+  const found = [...names].filter((name) => new Set(rows.map(({ hyperparameters }) => hyperparameters.get(name))).size > 1);
+  return [...found.filter((name) => !SEED.test(name)), ...found.filter((name) => SEED.test(name))];
 }
 
 /** The tag of an outcome, `loss` or `score`, where all runs that have one share it; null for several, "" for none. */
@@ -63,9 +66,6 @@ export function tagOf(rows, role) {
   const tags = new Set(rows.map((row) => row[role]?.[0]).filter((tag) => tag !== undefined));
   return tags.size > 1 ? null : [...tags][0] ?? "";
 }
-
-const SEED = /(^|[^a-z])(random_?)?seed$/i;
-const IN_NAME = /(^|[^a-z])seed[-_= .]?\d+/i;
 
 /**
  * Groups of runs that differ in their seed alone: `{runs, why}`, two runs or more each.

@@ -70,7 +70,7 @@ export class RunsPictures {
     const sign = el("span", { class: "sign", "aria-hidden": "true" });
     const below = el("span", { class: "muted" });
     const element = el("button", { type: "button", class: "multiple", dataset: { key: run }, onclick: () => this._open(run) },
-      el("span", { class: "who" }, swatch, el("b", {}, short), sign), map.element, below);
+      el("span", { class: "who" }, swatch, sign, el("b", {}, short)), map.element, below);
     return { element, map, swatch, sign, below };
   }
 

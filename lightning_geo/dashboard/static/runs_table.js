@@ -2,7 +2,7 @@
 
 import { el, refill } from "./dom.js";
 import { LEVELS, inShort } from "./findings.js";
-import { number, signed } from "./format.js";
+import { exact, number, signed } from "./format.js";
 import { titleOf } from "./heading.js";
 import { shortened } from "./names.js";
 import { roving } from "./roving.js";
@@ -88,7 +88,7 @@ export class RunsTable {
     const name = el("button", { type: "button", class: "name", title: `${run}\nClick: run A. Shift + click: run B.`, "aria-pressed": String(side === "A"), dataset: { key: `run ${run}` }, onclick: (event) => this.choose(run, event.shiftKey) }, short);
     const second = el("button", { type: "button", class: "second", title: "Run B", "aria-label": `Make ${run} the run B`, "aria-pressed": String(side === "B"), disabled: side === "A", dataset: { key: `other ${run}` }, onclick: () => this.choose(run, true) }, "B");
     return el("tr", { dataset: { run }, onclick: (event) => event.target.closest("button") || this.choose(run, event.shiftKey) },
-      el("td", {}, colour), el("th", { scope: "row", class: "left" }, name, second, side === "A" ? el("span", { class: "muted" }, " A") : null),
+      el("td", {}, colour), el("th", { scope: "row", class: "left" }, name, side === "A" ? el("span", { class: "muted" }, " A") : null, second),
       ...this.columns.slice(1).map((key) => this._cell(row, key)));
   }
 
@@ -96,7 +96,7 @@ export class RunsTable {
     const [kind, name] = split(key);
     if (kind === "verdict") return verdictCell(row);
     const value = valueOf(row, key);
-    if (kind === "hp") return el("td", {}, value === undefined ? "–" : typeof value === "number" ? number(value) : String(value));
+    if (kind === "hp") return el("td", {}, value === undefined ? "–" : typeof value === "number" ? exact(value) : String(value));
     if (kind === "loss" || kind === "score") return el("td", { title: row[kind] ? `${row[kind][0]} at step ${row[kind][1]}` : "not logged" }, row[kind] ? (value === undefined ? "not finite" : number(value)) : "–");
     const ends = row.values.get(name);
     const waiting = ends && (kind === "last" ? ends.lastStep : ends.firstStep) === null && row.pending;

@@ -14,6 +14,7 @@ import { RunsTable } from "./runs_table.js";
 
 const EACH = 8 * 2 ** 20; // bytes of a metric of a run: of a long run of a large model fewer samples are fetched here
 const COLUMNS = 4; // key metrics in the table unless chosen otherwise
+const APART = 92; // pixels from axis to axis of the plot at least
 const PARAMETERS = 6; // hyperparameters in the table and the plot, of those that differ
 const ALONE = "Runs lays the runs of a log directory side by side: a table of their verdicts, losses and key metrics, a metric of all of them over steps, and how hyperparameters led there. There is one run so far.";
 
@@ -80,9 +81,11 @@ export class RunsView {
     this.known = known.length ? known : runs.map((run) => ({ run, verdict: null, loss: null, score: null, values: new Map(), hyperparameters: new Map(), damaged: [], pending: true }));
     this.parameters = differing(this.known).slice(0, PARAMETERS);
     const outcomes = ["loss", "score"].filter((role) => this.known.some((row) => row[role]));
-    const axes = [...this.parameters.map((name) => `hp ${name}`), ...outcomes, ...this.names.slice(0, COLUMNS).map((name) => `last ${name}`)];
-    this.axes = axesOf(this.known, axes);
-    this.keys = ["run", "verdict", ...outcomes, ...this.parameters.map((name) => `hp ${name}`), ...this.names.flatMap((name) => [`last ${name}`, `change ${name}`])];
+    const metrics = [...new Set([app.state.metric, ...this.names])].filter((name) => this.names.includes(name));
+    const axes = [...this.parameters.map((name) => `hp ${name}`), ...outcomes, ...metrics.map((name) => `last ${name}`)];
+    const room = Math.max(4, Math.floor(this.plot.element.clientWidth / APART));
+    this.axes = axesOf(this.known, axes).slice(0, room);
+    this.keys = ["run", "verdict", ...outcomes, ...this.names.flatMap((name) => [`last ${name}`, `change ${name}`]), ...this.parameters.map((name) => `hp ${name}`)];
   }
 
   _columns() {
