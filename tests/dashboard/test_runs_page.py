@@ -210,3 +210,7 @@ def test_a_single_run_is_told_what_the_view_would_show(page: Page, tmp_path: Pat
         frame = page.frame_locator("iframe")
         expect(frame.get_by_text("There is one run so far.")).to_be_visible(timeout=PATIENCE)
         expect(frame.locator(".runs-table")).to_be_hidden()
+        for kind in ("CSV", "PNG"):
+            with page.expect_download():
+                frame.get_by_role("button", name=kind, exact=True).click()
+        page.goto("about:blank")  # before the server goes

@@ -39,14 +39,15 @@ export class RunsTable {
     refill(this.body, ...this.rows.map((row) => this._row(row, names.get(row.run), shown.includes(row.run), this.app.colours.of(row.run, dark, runs))));
   }
 
-  mark(run) {
-    for (const row of this.body.children) row.classList.toggle("over", row.dataset.run === run);
+  /** Points out the rows of runs. */
+  mark(runs) {
+    for (const row of this.body.children) row.classList.toggle("over", runs.includes(row.dataset.run));
   }
 
   /** Metrics have a heading over their two columns. */
   _head() {
     const { columns } = this;
-    const groups = columns.map((key) => (split(key)[0] === "last" ? this._metric(split(key)[1]) : split(key)[0] === "change" ? null : el("th", {}))).filter(Boolean);
+    const groups = columns.map((key) => (split(key)[0] === "last" ? this._metric(split(key)[1]) : split(key)[0] === "change" ? null : el("td", { colspan: key === "run" ? 2 : 1 }))).filter(Boolean);
     refill(this.head, el("tr", {}, el("td", {}), ...groups), el("tr", {}, el("td", {}), ...columns.map((key) => this._sorter(key))));
   }
 
@@ -60,7 +61,7 @@ export class RunsTable {
     const way = sort === `up ${key}` ? "ascending" : sort === `down ${key}` ? "descending" : "none";
     const words = this._title(key);
     const text = split(key)[0] === "last" || split(key)[0] === "change" ? split(key)[0] : words;
-    return el("th", { "aria-sort": way, scope: "col", class: ["run", "verdict"].includes(key) ? "left" : null },
+    return el("th", { "aria-sort": way, scope: "col", colspan: key === "run" ? 2 : null, class: ["run", "verdict"].includes(key) ? "left" : null },
       el("button", { type: "button", title: `Sort by ${words}`, "aria-label": `Sort by ${words}`, dataset: { key: `sort ${key}` }, onclick: () => this._sort(key) },
         text, el("span", { "aria-hidden": "true" }, { ascending: " ▲", descending: " ▼", none: "" }[way])));
   }
@@ -88,7 +89,7 @@ export class RunsTable {
     const name = el("button", { type: "button", class: "name", title: `${run}\nClick: run A. Shift + click: run B.`, "aria-pressed": String(side === "A"), dataset: { key: `run ${run}` }, onclick: (event) => this.choose(run, event.shiftKey) }, short);
     const second = el("button", { type: "button", class: "second", title: "Run B", "aria-label": `Make ${run} the run B`, "aria-pressed": String(side === "B"), disabled: side === "A", dataset: { key: `other ${run}` }, onclick: () => this.choose(run, true) }, "B");
     return el("tr", { dataset: { run }, onclick: (event) => event.target.closest("button") || this.choose(run, event.shiftKey) },
-      el("td", {}, colour), el("th", { scope: "row", class: "left" }, name, side === "A" ? el("span", { class: "muted" }, " A") : null, second),
+      el("td", {}, colour), el("th", { scope: "row", class: "left" }, name, side === "A" ? el("span", { class: "muted" }, " A") : null), el("td", {}, second),
       ...this.columns.slice(1).map((key) => this._cell(row, key)));
   }
 

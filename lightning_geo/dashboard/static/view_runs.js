@@ -22,7 +22,7 @@ export class RunsView {
   constructor(app) {
     this.app = app;
     this.patient = true; // the table does not need the samples of run A
-    this.shown = [];
+    Object.assign(this, { shown: [], keys: ["run"], known: [] });
     this.listing = new RunsTable(app, (run) => this._over(run ? [run] : []));
     this.lines = new RunsLines(app, (runs) => this._over(runs, this.lines));
     this.plot = new ParallelPlot(app, (runs) => this._over(runs));
@@ -75,6 +75,9 @@ export class RunsView {
     const { app } = this;
     const { monitor, stack, loss, score } = app.state;
     this.names = this._columns();
+    const place = JSON.stringify([monitor, stack]);
+    if (place !== this.place) this.last = null; // rows of another stack are not shown meanwhile
+    this.place = place;
     this.rows = app.rows.get({ monitor, stack, loss, score, metrics: this.names });
     if (this.rows && !(this.rows instanceof Error)) this.last = this.rows;
     const known = (this.last?.rows ?? []).filter(({ run }) => runs.includes(run));
@@ -128,7 +131,7 @@ export class RunsView {
   /** Points out runs wherever they are. */
   _over(runs, from = null) {
     this.plot.mark(runs);
-    this.listing.mark(runs[0] ?? null);
+    this.listing.mark(runs);
     if (from !== this.lines) this.lines.mark(runs);
   }
 
