@@ -36,8 +36,9 @@ export class RunsView {
         button("table's first 12", "The first twelve of the table as it is sorted and filtered", () => this.listing.rows.slice(0, 12).map(({ run }) => run)),
         button("none", "None", () => [])),
       el("details", { class: "control columns" }, el("summary", {}, "Columns"), this.metrics));
+    this.two = el("div", { class: "two" }, this.lines.element, this.plot.element);
     this.alone = el("p", { class: "muted" }, ALONE);
-    this.all = el("div", { class: "parts-of" }, this.tools, this.listing.element, el("div", { class: "two" }, this.lines.element, this.plot.element), this.pictures.element);
+    this.all = el("div", { class: "parts-of" }, this.tools, this.listing.element, this.two, this.pictures.element);
     this.element = el("div", { class: "view runs" }, this.alone, this.all);
   }
 
@@ -61,12 +62,13 @@ export class RunsView {
     const colourOf = (run) => app.colours.of(run, dark, runs);
     this.shown = shownRuns(app.state.shown, runs, filter);
     this._read(runs);
+    this.two.dataset.plain = String(!this.parameters.length);
     this._table(dark);
     const rows = new Map(this.known.map((row) => [row.run, row]));
     const items = this.shown.map((run) => ({ run, row: rows.get(run), colour: colourOf(run), ...this._series(run) }));
     const groups = seedGroups(this.shown.map((run) => rows.get(run)).filter(Boolean));
     this.lines.paint(items.filter(({ series }) => series), groups, dark);
-    this.plot.paint({ rows: this.known, axes: this.axes, colourOf, why: this.parameters.length ? "" : "No run here has hyperparameters that differ (save_hyperparameters in a LightningModule logs them)." });
+    this.plot.paint({ rows: this.known, axes: this.axes, colourOf, why: this.parameters.length ? "" : !this.last ? "Not known yet." : "No run here has hyperparameters that differ (save_hyperparameters in a LightningModule logs them)." });
     this.pictures.paint(items);
   }
 
