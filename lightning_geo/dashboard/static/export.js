@@ -22,8 +22,9 @@ export function exportCsv(app) {
   save(new Blob([csv(rows)], { type: "text/csv" }), fileName(app, "csv"));
 }
 
-/** Whether a box is scrolled out of what is around an element. */
+/** Whether a box is hidden, or scrolled out of what is around its element. */
 function isOut(box, element) {
+  if (!box.width) return true;
   const around = element.closest(".scroll")?.getBoundingClientRect();
   return around && (box.top < around.top - 1 || box.bottom > around.bottom + 1 || box.left < around.left - 1 || box.right > around.right + 1);
 }
@@ -74,7 +75,7 @@ export function exportPng(app) {
   const { element } = app.views[app.state.view];
   const canvases = app.views[app.state.view].canvases().filter((canvas) => canvas.width && canvas.isConnected);
   const boxes = canvases.map((canvas) => canvas.getBoundingClientRect());
-  boxes.push(...[element, ...element.children].map((part) => part.getBoundingClientRect()));
+  boxes.push(...[element, ...element.children].map((part) => part.getBoundingClientRect()).filter(({ width }) => width));
   const left = Math.min(...boxes.map((box) => box.left));
   const top = Math.min(...boxes.map((box) => box.top));
   const ratio = window.devicePixelRatio || 1;

@@ -25,7 +25,7 @@ export class RunsLines {
     ], (seeds) => app.update({ seeds }));
     roving(this.seeds.element, "across");
     this.choice = el("span", { class: "option control" }, "Seeds", this.seeds.element);
-    this.groups = el("ul", { class: "groups" });
+    this.groups = el("ul", { class: "groups scroll" });
     this.element = el("section", { class: "lines" }, el("div", { class: "bar-of" }, this.title, this.choice), this.chart.element, this.groups);
     this.over = null;
     const hover = (over) => {

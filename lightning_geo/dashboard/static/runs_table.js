@@ -22,7 +22,7 @@ export class RunsTable {
     this.body.addEventListener("mouseover", ({ target }) => onover(target.closest("tr")?.dataset.run ?? null));
     this.body.addEventListener("mouseleave", () => onover(null));
     const table = el("table", { class: "runs-table", "aria-label": "runs" }, this.head, this.body);
-    this.element = el("div", { class: "scroll", tabindex: "-1" }, table);
+    this.element = el("div", { class: "listing scroll", tabindex: "-1" }, table);
   }
 
   /** `columns` are keys; `shown` the runs that have a line and a picture. */
@@ -87,7 +87,7 @@ export class RunsTable {
     const side = run === state.run ? "A" : run === state.other ? "B" : "";
     const colour = el("button", { type: "button", class: "swatch", role: "checkbox", "aria-checked": String(shown), "aria-label": `Show ${run}`, title: shown ? "Shown below; click to hide" : "Click to show below", dataset: { key: `show ${run}` }, style: { borderColor: line, background: shown ? swatch : "transparent", borderStyle: dashed ? "dashed" : "solid" }, onclick: () => this.show(run) });
     const name = el("button", { type: "button", class: "name", title: `${run}\nClick: run A. Shift + click: run B.`, "aria-pressed": String(side === "A"), dataset: { key: `run ${run}` }, onclick: (event) => this.choose(run, event.shiftKey) }, short);
-    const second = el("button", { type: "button", class: "second", title: "Run B", "aria-label": `Make ${run} the run B`, "aria-pressed": String(side === "B"), disabled: side === "A", dataset: { key: `other ${run}` }, onclick: () => this.choose(run, true) }, "B");
+    const second = el("button", { type: "button", class: "second control", title: "Run B", "aria-label": `Make ${run} the run B`, "aria-pressed": String(side === "B"), disabled: side === "A", dataset: { key: `other ${run}` }, onclick: () => this.choose(run, true) }, "B");
     return el("tr", { dataset: { run }, onclick: (event) => event.target.closest("button") || this.choose(run, event.shiftKey) },
       el("td", {}, colour), el("th", { scope: "row", class: "left" }, name, side === "A" ? el("span", { class: "muted" }, " A") : null), el("td", {}, second),
       ...this.columns.slice(1).map((key) => this._cell(row, key)));
