@@ -15,9 +15,15 @@ BUILT_IN = {
 }
 
 
-def natural(text: str) -> list[tuple[int, str]]:
-    """A key that sorts ``version_2`` before ``version_10``."""
-    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", text)]
+def natural(text: str) -> tuple[list[tuple[int, str]], str]:
+    """Return a key that sorts ``version_2`` before ``version_10``, and is no other text's.
+
+    Example:
+        >>> sorted(["version_10", "version_2", "rate_0.01", "rate_0.001"], key=natural)
+        ['rate_0.001', 'rate_0.01', 'version_2', 'version_10']
+    """
+    parts = re.split(r"(\d+)", text)
+    return [(int(part), "") if part.isdigit() else (0, part) for part in parts], text
 
 
 def ordered(names: Iterable[str]) -> list[str]:

@@ -20,6 +20,7 @@ from lightning_geo.dashboard.metadata import PLUGIN, TagAddress, describe, parse
 from lightning_geo.dashboard.order import BUILT_IN, natural, ordered
 from lightning_geo.dashboard.requests import argument, guarded, respond, where
 from lightning_geo.dashboard.run_findings import run_findings
+from lightning_geo.dashboard.runs_route import RunRows
 from lightning_geo.dashboard.samples import in_force, pack
 from lightning_geo.metrics.foreign_specs import differing_fields, read_specs
 from lightning_geo.metrics.spec import MetricSpec
@@ -51,6 +52,7 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard ships no ty
         self._read_specs: dict[tuple[str, str, str], tuple[Any, dict[str, MetricSpec]]] = {}
         #: (experiment, run, monitor) -> its last sample, and what was found up to there, as JSON
         self._found: dict[tuple[str, str, str], tuple[Any, str]] = {}
+        self._rows = RunRows(self._provider, self.findings, self._stored_specs)
         folder = resources.files("lightning_geo.dashboard") / _STATIC
         # read now: nothing else can be asked for, and an upgrade under a running server mixes nothing
         self._static = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
@@ -64,6 +66,7 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard ships no ty
             "/findings": self.findings_route,
             "/curves": self.curves_route,
             "/head": self.head_route,
+            "/runs": self.runs_route,
         }
 
     def is_active(self) -> bool:
@@ -111,6 +114,11 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard ships no ty
         cell = int(argument(request, "layer")), int(argument(request, "head"))
         body = read_head(read, argument(request, "monitor"), argument(request, "stack"), cell)
         return respond(request, body, "application/octet-stream")
+
+    @guarded
+    def runs_route(self, request: Request) -> Response:
+        """A row for each run, see ``RunRows``."""
+        return respond(request, self._rows.read(*where(request), request.args), "application/json")
 
     @guarded
     def data_route(self, request: Request) -> Response:

@@ -1,7 +1,8 @@
 // What is known of the runs: their metrics, findings and models, asked for when they are needed first.
 
-import { Cache, Metadata, fetchFindings, fetchHead, limit } from "./api.js";
+import { Cache, Metadata, Rows, fetchFindings, fetchHead, limit } from "./api.js";
 import { keyOf } from "./findings.js";
+import { RunColours } from "./run_colours.js";
 import { stackOf } from "./state.js";
 
 /** The page's data. Who extends it has `state`, the `spec` of its metric, and `schedule`, called when something came. */
@@ -12,6 +13,14 @@ export class Records {
     this.cache = new Cache(() => this.schedule());
     this.found = new Cache(() => this.schedule(), fetchFindings);
     this.heads = new Cache(() => this.schedule(), fetchHead);
+    this.rows = new Rows(() => this.schedule());
+    this.colours = new RunColours();
+  }
+
+  /** Takes TensorBoard's list of runs: it sets their colours. */
+  listed(runs) {
+    this.colours.update(runs);
+    this.schedule();
   }
 
   _stack(run, monitor = this.state.monitor) {
