@@ -11,7 +11,8 @@ from lightning_geo.analysis.findings.diagnosis import diagnose
 from lightning_geo.analysis.findings.words import evidence, span
 from lightning_geo.analysis.runs import MetricSeries, Run, find_series
 from lightning_geo.metrics.reductions import reduce_finite
-from lightning_geo.report.figures import lines, matrix
+from lightning_geo.report.charts import lines
+from lightning_geo.report.figures import matrix
 from lightning_geo.storage.finding import Finding, worst
 from lightning_geo.storage.history import GeometryHistory
 from lightning_geo.utils.formatting import some

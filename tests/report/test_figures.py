@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import re
-import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
 import lightning_geo
-from lightning_geo.report.figures import bars, classes, evolution, legend, lines, matrix
+from lightning_geo.report.charts import bars, lines
+from lightning_geo.report.figures import classes, evolution, legend, matrix
 from lightning_geo.utils.colours import CATEGORICAL, DIVERGING, SEQUENTIAL, sequential_colours
-
-_SVG = "{http://www.w3.org/2000/svg}"
-
-
-def parsed(svg: str) -> ET.Element:
-    """Well-formed or an error."""
-    return ET.fromstring(str(svg).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1))
-
-
-def pixels(svg: str) -> NDArray[np.uint8]:
-    """The first picture in it."""
-    data = re.search(r'class="px" href="data:image/png;base64,([^"]+)"', svg)
-    assert data is not None
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data[1]))).convert("RGBA"))
+from support.pictures import SVG, parsed, pixels
 
 
 def test_one_pixel_is_one_number() -> None:
@@ -57,13 +40,13 @@ def test_classes_have_the_colours_of_their_legend() -> None:
     svg = classes(labels, "x", np.array([[False, True, False], [False, False, True]]))
     shown = pixels(svg)
     key = parsed(legend([f"class {i}" for i in range(8)], "x"))
-    colours = [bytes.fromhex(rect.attrib["fill"][1:]) for rect in key.iter(f"{_SVG}rect")]
+    colours = [bytes.fromhex(rect.attrib["fill"][1:]) for rect in key.iter(f"{SVG}rect")]
     assert len(set(colours)) == 8
     for at, label in np.ndenumerate(labels):
         assert shown[at][3] == (255 if label >= 0 else 0)
         assert label < 0 or bytes(shown[at][:3]) == colours[label]
     assert "url(#absent)" in svg
-    assert len(list(parsed(svg).iter(f"{_SVG}circle"))) == 2
+    assert len(list(parsed(svg).iter(f"{SVG}circle"))) == 2
 
 
 def test_the_dashboard_has_the_same_colours() -> None:
@@ -92,18 +75,18 @@ def test_curves_end_where_the_values_end() -> None:
     steps = np.array([0, 10, 100])
     svg = lines([("a", steps, np.array([0.0, np.nan, 2.0]))], "x", (np.zeros(3), np.full(3, 4.0)))
     root = parsed(svg)
-    [line] = root.iter(f"{_SVG}polyline")
+    [line] = root.iter(f"{SVG}polyline")
     points = [tuple(map(float, point.split(","))) for point in line.attrib["points"].split()]
     assert len(points) == 2  # what has no value has no point
     assert points[0] == (52.0, 152.0)
     assert points[1] == (352.0, 87.0)  # half of the way up
-    assert len(list(root.iter(f"{_SVG}polygon"))) == 1
+    assert len(list(root.iter(f"{SVG}polygon"))) == 1
     assert lines([("a", steps, np.full(3, np.nan))], "x") == ""
 
 
 def test_bars_are_as_long_as_their_numbers() -> None:
     svg = bars(np.array([1.0, 2.0, np.nan]), "x")
-    assert [float(rect.attrib["width"]) for rect in parsed(svg).iter(f"{_SVG}rect")] == [150.0, 300.0, 0.0]
+    assert [float(rect.attrib["width"]) for rect in parsed(svg).iter(f"{SVG}rect")] == [150.0, 300.0, 0.0]
     assert "no value" in svg
 
 

@@ -111,8 +111,8 @@ def test_other_shapes_are_drawn(tmp_path: Path) -> None:
 
 def test_a_metric_whose_sign_says_most_has_zero_in_the_middle() -> None:
     page = report([run(metrics=["symmetry"])])
-    assert ">+1.000<" in page
-    assert ">−1.000<" in page
+    assert ">+1.00<" in page
+    assert ">−1.00<" in page
 
 
 def test_different_models_are_refused() -> None:
