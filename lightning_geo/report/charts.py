@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from lightning_geo.report.svg import joined, svg, text, thinned
 from lightning_geo.utils.formatting import number
 
-__all__ = ["Event", "balance", "bars", "lines", "sparkline", "timeline"]
+__all__ = ["Curve", "Event", "balance", "bars", "lines", "sparkline", "timeline"]
 
 Array = NDArray[np.float64]
 #: Name, steps and values.
 Curve = tuple[str, NDArray[np.int64], Array]
 
 _CHART = (300.0, 130.0)  # pixels of a chart of curves: width, height
-_TIMELINE = (600.0, 150.0)  # of the loss with its events
+_TIMELINE = (480.0, 150.0)  # of the loss with its events; narrow pages shrink it little
 _LEFT = 52.0  # where a chart begins
 _CURVES = 6  # have a look of their own
 
@@ -98,10 +98,10 @@ def timeline(
     parts = [axes.drawn()]
     taken = -math.inf
     for event in sorted(events):
-        x = axes.x(event.step)
+        x = axes.x(min(max(event.step, axes.first), axes.last))  # the loss may be logged later
         parts.append(_EVENT.format(event.severity, x, 22 + tall))
         if x - taken > 6 * len(event.label) + 6:  # labels that would overlap give way
-            parts.append(text(x, 20, event.label, f"m strong {event.severity}"))
+            parts.append(text(x + 3, 32, event.label, f"strong {event.severity}"))
             taken = x
     parts += [_LINE.format(index, axes.points(*curve[1:])) for index, curve in enumerate(curves)]
     for index, steps, values, name in evaluations:

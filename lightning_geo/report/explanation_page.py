@@ -43,6 +43,7 @@ class ShownExplanation(NamedTuple):
     """What is shown of one example, most telling first.
 
     Args:
+        level: ``well`` for a correct prediction, ``warning`` for a wrong one.
         verdict: The prediction, and by how much the correct class leads or trails.
         trust: Where first order failed, and what was done instead; empty where it did not.
         balance: Bars of the heads against and for the correct class.
@@ -52,6 +53,7 @@ class ShownExplanation(NamedTuple):
         pictures: Effects of all heads.
     """
 
+    level: str
     verdict: str
     trust: str
     balance: Markup
@@ -79,6 +81,7 @@ def shown_explanation(e: Explanation) -> ShownExplanation:
     bars = [(_bar_name(e, head), value) for head, value in [*against, *supporting]]
     target = e.name(e.target)
     return ShownExplanation(
+        "well" if e.predicted == e.target else "warning",
         f"Predicted {e.name(e.predicted)} ({verdict}). {target} {verb} {e.name(e.contrast)} by "
         f"{number(abs(e.margin), digits=3)} logits.",
         _trust(e),

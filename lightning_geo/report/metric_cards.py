@@ -54,9 +54,9 @@ def metric_table(run: Run) -> Table:
         if change is not None:
             layer, head = change.most
             rows.append(
-                (series.key, number(change.first), number(change.last),
-                 number(change.last - change.first, signed=True), layer,
-                 "" if head is None else head, number(change.most_change, signed=True))
+                (series.key, number(change.first, digits=3), number(change.last, digits=3),
+                 number(change.last - change.first, signed=True, digits=3), layer,
+                 "" if head is None else head, number(change.most_change, signed=True, digits=3))
             )  # fmt: skip
     return Table(("metric", "first", "last", "change", "most in layer", "head", "by"), rows)
 

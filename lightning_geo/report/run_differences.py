@@ -25,6 +25,7 @@ __all__ = [
     "run_differences",
 ]
 
+_FIRST = 5  # rows at the top of the page
 _ROWS = 10  # of the table of differences
 _MAPS = 6  # differences drawn for each further run
 _GATES_APART = 10  # heads listed whose gates differ between runs
@@ -45,13 +46,15 @@ class RunDifferences(NamedTuple):
         name: The run's name.
         sentences: What differs most, and how the runs were compared.
         gates: ``None`` where no head has a gate in both runs.
-        largest: The metrics that differ most.
+        first: The five metrics that differ most.
+        largest: The ten that do.
         maps: Pictures of differences; ``None`` beyond the first four runs.
     """
 
     name: str
     sentences: list[str]
     gates: GateDifferences | None
+    first: Table
     largest: Table
     maps: list[Markup] | None
 
@@ -68,6 +71,7 @@ def run_differences(runs: Sequence[Run], comparisons: Sequence[Comparison]) -> l
             run.name,
             list(comparison_sentences(comparison)),
             _gates(runs[0], run, comparison),
+            largest_differences(comparison, _FIRST),
             largest_differences(comparison, _ROWS),
             difference_maps(comparison, _MAPS) if place < _COMPARED else None,
         )

@@ -15,6 +15,7 @@ from support.report_page import Page
 TEMPLATES = sorted((Path(rendering.__file__).parent / "templates").iterdir())
 HOSTILE = '"><script>alert(1)</script>'
 EXAMPLE = {
+    "level": HOSTILE,
     "verdict": HOSTILE,
     "trust": HOSTILE,
     "balance": HOSTILE,
