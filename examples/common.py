@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +61,6 @@ def loggers(args: argparse.Namespace, name: str) -> list[Logger]:
 
 def quiet() -> None:
     """Silence what Lightning and transformers say of themselves, which would fill a notebook."""
-    warnings.filterwarnings("ignore")
     for name in ("lightning", "lightning_fabric", "pytorch_lightning"):
         logging.getLogger(name).setLevel(logging.ERROR)
     transformers.logging.set_verbosity_error()

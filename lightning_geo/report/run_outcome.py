@@ -77,8 +77,9 @@ def run_outcome(runs: Sequence[Run], diagnoses: Sequence[Diagnosis]) -> Outcome:
 
 def _curves(run: Run) -> _Curves:
     scalars: dict[str, Scalars] = {}
-    with contextlib.suppress(OSError, ValueError):  # made in memory, or moved since
-        scalars = read_scalars(run.path, run.history.name)
+    if run.history.path:  # it was made in memory otherwise
+        with contextlib.suppress(OSError, ValueError):  # moved or removed since
+            scalars = read_scalars(run.path, run.history.name)
     known = {tag: of_tag for tag, of_tag in scalars.items() if np.isfinite(of_tag.values).any()}
     found = suggested(list(known))
     loss, score = found["loss"], found["score"]

@@ -56,8 +56,10 @@ class Page:
 
     def _repr_html_(self) -> str:
         # a frame of its own: neither the page's style nor the notebook's reaches the other
-        frame = 'width="100%" height="700" style="border:0" sandbox="allow-same-origin"'
-        title, content = html.escape(self.title), html.escape(self.content)
+        frame = 'width="100%" height="700" style="border:0" sandbox'
+        # links within the page would lead to the notebook, whose address a frame inherits
+        content = self.content.replace("<head>", '<head>\n<base href="about:srcdoc">', 1)
+        title, content = html.escape(self.title), html.escape(content)
         return f'<iframe title="{title}" {frame} srcdoc="{content}"></iframe>'
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -19,6 +19,7 @@ from lightning_geo.report.metric_pictures import head_maps, layer_course, limits
 from lightning_geo.report.notebook.fragments import drawing, fragment
 from lightning_geo.report.page import report
 from lightning_geo.storage.diagnosis import Diagnosis
+from lightning_geo.storage.event_files import opened
 from lightning_geo.storage.finding import worst
 from lightning_geo.storage.history import GeometryHistory
 from lightning_geo.storage.record import GeometryRecord
@@ -190,7 +191,7 @@ def _caption(series: MetricSeries) -> str:
 
 def _report(history: GeometryHistory, *others: GeometryHistory) -> Page:
     runs = [
-        Run(name, Path(one.path), one)
+        Run(name, opened(one.path), one)
         for name, one in zip(_names(history, *others), (history, *others), strict=True)
     ]
     return Page(f"report on {runs[0].name}", report(runs))
