@@ -6,7 +6,7 @@ The rooms of the package, each importing only from those named before it:
 - *keep*: ``storage`` (the record and its file), ``analysis`` (runs compared and summed up);
 - *measure*: ``kernels`` (fused statistics), ``functional`` (metrics as functions of tensors);
 - *see*: ``observe`` (attention in a running model), ``probe`` (fixed inputs), ``measurement`` (one sample);
-- *use*: ``interventions`` (ablation, pruning, explanation), ``report`` (pages, notebooks), ``loggers`` (where to);
+- *use*: ``interventions`` (ablation, pruning, explanation), ``report`` (pages, notebooks), ``loggers``;
 - *drive*: ``monitor`` (the callback), ``cli``, ``dashboard`` (the tab in TensorBoard).
 
 Importing the package loads neither torch nor Lightning: its public names are resolved at first use, so that

@@ -6,9 +6,10 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 import lightning_geo
-from lightning_geo.report.charts import bars, lines
+from lightning_geo.report.charts import Event, balance, bars, lines, sparkline, timeline
 from lightning_geo.report.figures import classes, evolution, legend, matrix
 from lightning_geo.utils.colours import CATEGORICAL, DIVERGING, SEQUENTIAL, sequential_colours
 from support.pictures import SVG, parsed, pixels
@@ -90,12 +91,51 @@ def test_bars_are_as_long_as_their_numbers() -> None:
     assert "no value" in svg
 
 
+def test_bars_of_a_balance_lie_on_their_side() -> None:
+    root = parsed(balance([("a", -2.0), ("b", 1.0)], "x", ("against", "for")))
+    against, supporting = (rect.attrib for rect in root.iter(f"{SVG}rect"))
+    assert float(against["width"]) == 2 * float(supporting["width"])
+    assert float(against["x"]) + float(against["width"]) == float(supporting["x"])  # they meet at zero
+    assert (against["class"], supporting["class"]) == ("against", "bar")
+
+
+def test_events_and_evaluations_stand_at_their_step() -> None:
+    curve = ("loss", np.array([10, 20, 30]), np.array([3.0, np.nan, 1.0]))
+    events = [Event(20, "1", "critical"), Event(0, "2", "note")]
+    root = parsed(timeline([curve], "x", events, [(0, np.array([20]), np.array([0.5]), "val")]))
+    lines_at = {path.attrib["class"]: path.attrib["d"] for path in root.iter(f"{SVG}path")}
+    assert lines_at["event critical"].startswith("M292.0 ")
+    assert lines_at["event note"].startswith("M52.0 ")  # before the loss begins: at its beginning
+    [dot] = root.iter(f"{SVG}circle")
+    assert (dot.attrib["cx"], dot.attrib["cy"]) == ("292.0", "97.0")  # half of the way from 3 to 1
+    assert timeline([], "x", events) == ""
+
+
+def test_a_sparkline_ends_at_the_last_value() -> None:
+    root = parsed(sparkline(np.array([np.nan, 0.0, 1.0, np.nan]), "x"))
+    [line], [end] = root.iter(f"{SVG}polyline"), root.iter(f"{SVG}circle")
+    first, last = line.attrib["points"].split()
+    assert last == f"{end.attrib['cx']},{end.attrib['cy']}"
+    assert float(first.split(",")[1]) > float(last.split(",")[1])  # up
+    assert sparkline(np.full(3, np.nan), "x") == ""
+
+
+@pytest.mark.parametrize("ends", [(0.0, 1.0), (0.0071, 9.998), (-3.0, 45.0), (1e-9, 2e-9), (99.0, 101.0)])
+def test_axes_have_three_to_six_round_numbers(ends: tuple[float, float]) -> None:
+    root = parsed(lines([("a", np.array([0, 9]), np.array(ends))], "x"))
+    grid = [path for path in root.iter(f"{SVG}path") if path.attrib["class"] == "grid"]
+    assert 3 <= len(grid) <= 6
+    assert all(22 <= float(path.attrib["d"].split()[1].split("H")[0]) <= 152 for path in grid)
+
+
 def test_names_are_text() -> None:
     hostile = '<script>alert(1)</script>"&'
     curves = [(hostile, np.arange(2), np.arange(2.0))] * 2
     for svg in (
         lines(curves, hostile), matrix(np.ones((2, 2)), hostile, 0, 1), bars(np.ones(2), hostile),
-        classes(np.ones((2, 2), int), hostile), legend([hostile], hostile),
+        classes(np.ones((2, 2), int), hostile), legend([hostile], hostile), sparkline(np.ones(2), hostile),
+        timeline(curves, hostile, [Event(0, hostile, "note")], [(0, np.arange(2), np.ones(2), hostile)]),
+        balance([(hostile, 1.0)], hostile, (hostile, hostile)),
     ):  # fmt: skip
         assert "<script" not in svg
         assert parsed(svg).attrib["aria-label"] == hostile
