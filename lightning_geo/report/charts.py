@@ -94,11 +94,14 @@ def timeline(
     axes = _Axes.around(curves, _TIMELINE)
     if axes is None:
         return Markup("")
+    # the last evaluation comes after the last logged loss, and a finding may come before the first
+    at = [*(event.step for event in events), *(int(step) for _, steps, _, _ in evaluations for step in steps)]
+    axes = axes._replace(first=min([axes.first, *at]), last=max([axes.last, *at]))
     wide, tall = _TIMELINE
     parts = [axes.drawn()]
     taken = -math.inf
     for event in sorted(events):
-        x = axes.x(min(max(event.step, axes.first), axes.last))  # the loss may be logged later
+        x = axes.x(event.step)
         parts.append(_EVENT.format(event.severity, x, 22 + tall))
         if x - taken > 6 * len(event.label) + 6:  # labels that would overlap give way
             parts.append(text(x + 3, 32, event.label, f"strong {event.severity}"))
@@ -241,7 +244,6 @@ class _Axes(NamedTuple):
     ) -> list[Markup]:
         """Circles on a curve, at most thirty, each with a value of its own."""
         known = np.isfinite(curve[2])
-        places = [i for i in thinned(len(steps), 30) if self.first <= steps[i] <= self.last]
         if not known.any():
             return []
         heights = self.y(np.interp(steps, curve[1][known], curve[2][known]))
@@ -252,7 +254,7 @@ class _Axes(NamedTuple):
                 heights[i],
                 f"{name} {number(float(values[i]), digits=3)} at step {steps[i]}",
             )
-            for i in places
+            for i in thinned(len(steps), 30)
         ]
 
 

@@ -102,12 +102,12 @@ def test_bars_of_a_balance_lie_on_their_side() -> None:
 def test_events_and_evaluations_stand_at_their_step() -> None:
     curve = ("loss", np.array([10, 20, 30]), np.array([3.0, np.nan, 1.0]))
     events = [Event(20, "1", "critical"), Event(0, "2", "note")]
-    root = parsed(timeline([curve], "x", events, [(0, np.array([20]), np.array([0.5]), "val")]))
+    root = parsed(timeline([curve], "x", events, [(0, np.array([20, 40]), np.array([0.5, 0.6]), "val")]))
     lines_at = {path.attrib["class"]: path.attrib["d"] for path in root.iter(f"{SVG}path")}
     assert lines_at["event critical"].startswith("M292.0 ")
-    assert lines_at["event note"].startswith("M52.0 ")  # before the loss begins: at its beginning
-    [dot] = root.iter(f"{SVG}circle")
-    assert (dot.attrib["cx"], dot.attrib["cy"]) == ("292.0", "97.0")  # half of the way from 3 to 1
+    assert lines_at["event note"].startswith("M52.0 ")  # before the loss begins
+    dots = [(dot.attrib["cx"], dot.attrib["cy"]) for dot in root.iter(f"{SVG}circle")]
+    assert dots == [("292.0", "97.0"), ("532.0", "172.0")]  # half of the way from 3 to 1; after the last loss
     assert timeline([], "x", events) == ""
 
 
