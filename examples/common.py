@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+import transformers
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -55,6 +57,14 @@ def loggers(args: argparse.Namespace, name: str) -> list[Logger]:
             offline = not args.wandb_online
             found.append(WandbLogger(name, save_dir=args.output, project="lightning_geo", offline=offline))
     return found
+
+
+def quiet() -> None:
+    """Silence what Lightning and transformers say of themselves, which would fill a notebook."""
+    for name in ("lightning", "lightning_fabric", "pytorch_lightning"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
 
 
 class Classifier(pl.LightningModule):

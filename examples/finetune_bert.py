@@ -42,7 +42,7 @@ def run(
     loaders = batches(training, shuffle=True), batches(validation, shuffle=False)
     model = AutoModelForSequenceClassification.from_pretrained(
         args.model,
-        num_labels=len(set(training.labels)),
+        id2label=dict(enumerate(training.classes)),
         local_files_only=Path(args.model).is_dir(),
     )
     # BERT's config does not name the tokens that heads park on; the tokenizer does

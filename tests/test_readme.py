@@ -138,7 +138,8 @@ def test_the_readme_is_short() -> None:
 
 def test_every_example_is_in_the_gallery() -> None:
     gallery = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
-    scripts = {path.name for path in (ROOT / "examples").glob("*.py")} - {"common.py", "texts.py"}
+    files = [*(ROOT / "examples").glob("*.py"), *(ROOT / "examples").glob("*.ipynb")]
+    scripts = {path.name for path in files} - {"common.py", "texts.py"}
     assert {script for script in scripts if f"[{script}]({script})" in gallery} == scripts
 
 

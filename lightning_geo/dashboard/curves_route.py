@@ -9,7 +9,9 @@ from tensorboard.data.provider import RunTagFilter
 from tensorboard.plugins.scalar.metadata import PLUGIN_NAME as SCALARS
 
 from lightning_geo.dashboard.metadata import PLUGIN
-from lightning_geo.dashboard.run_curves import (
+from lightning_geo.dashboard.samples import in_force
+from lightning_geo.storage.events import session_tag
+from lightning_geo.storage.run_curves import (
     ROLES,
     curve_tags,
     epochs_of,
@@ -17,8 +19,6 @@ from lightning_geo.dashboard.run_curves import (
     suggested,
     thinned,
 )
-from lightning_geo.dashboard.samples import in_force
-from lightning_geo.storage.events import session_tag
 
 __all__ = ["picked_tags", "read_curves"]
 

@@ -10,9 +10,9 @@ from tensorboard.data.provider import RunTagFilter
 from tensorboard.plugins.scalar.metadata import PLUGIN_NAME as SCALARS
 
 from lightning_geo.dashboard.curves_route import picked_tags
-from lightning_geo.dashboard.run_curves import curve_tags
 from lightning_geo.dashboard.run_ends import stamp_of
 from lightning_geo.dashboard.samples import in_force
+from lightning_geo.storage.run_curves import curve_tags
 
 __all__ = ["OUTCOMES", "RunOutcomes"]
 

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from lightning_geo.metrics.foreign_specs import differing_fields
 from lightning_geo.metrics.spec import MetricSpec
 from lightning_geo.storage.event_files import event_files, read_events
-from lightning_geo.storage.finding import latest
 from lightning_geo.storage.patterns import AttentionPatterns
 from lightning_geo.storage.places import Place, place
 from lightning_geo.storage.record import GeometryRecord, lookup
+from lightning_geo.storage.shown import ShownHistory
 from lightning_geo.storage.stacking import stack_samples
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ __all__ = ["GeometryHistory", "load_history", "read_history"]
 _METADATA = ("epoch", "batches_seen", "wall_time", "cost_seconds", "probe_fingerprint")
 
 
-class GeometryHistory:
-    """The samples of one monitor in one run, by step.
+class GeometryHistory(ShownHistory):
+    """The samples of one monitor in one run, by step. A notebook shows its verdict and its key metrics.
 
     Args:
         records: At least one, by ascending step.
@@ -44,8 +44,6 @@ class GeometryHistory:
             was left out), each [sample].
         model: Model class, modules and heads of each layer, as of the last sample.
         specs: ``name -> MetricSpec`` of the metrics that are not built in, as their last sample has them.
-        findings: What the monitor found while the run went on, in the order in which it opened, each as it
-            was last; :func:`~lightning_geo.diagnose` finds it anew.
 
     Example:
         >>> records = [GeometryRecord({"encoder": {"entropy": np.ones((2, 4))}}, step=s) for s in (0, 50)]
@@ -66,7 +64,6 @@ class GeometryHistory:
         self.metadata["coverage"] = np.array([record.coverage_share for record in records])
         self.model = records[-1].model
         self.specs = {name: spec for record in records for name, spec in record.specs.items()}
-        self.findings = latest(finding for record in records for finding in record.findings)
         self.stacks: dict[str, dict[str, NDArray[Any]]] = {}
         # a dict as an ordered set: metrics keep the order in which the records list them
         names = {(s, m): None for record in records for s, arrays in record.stacks.items() for m in arrays}

@@ -16,6 +16,7 @@ from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_geo import Alerts, GeometryMonitor, GeometryRecord, Level, Rule, load_history
+from lightning_geo.analysis.findings.diagnosis import recorded_findings
 from lightning_geo.monitor.alerting import Alerting
 from lightning_geo.storage.finding import Finding
 from lightning_geo.utils.warn_once import WarnOnce
@@ -43,7 +44,7 @@ def test_a_finding_is_told_once_in_every_place(tmp_path: Path, lines: pytest.Log
     fit(tmp_path, Classifier(), monitor(notify=told.append), logger=[board, weights], steps=5)
     wandb.finish()
     history = load_history(tmp_path / "board")
-    assert history.findings == told
+    assert recorded_findings(history) == told
     [finding] = told
     assert (finding.rule, finding.since_step, finding.until_step) == ("seen_it", 0, None)
     assert [len(history.record(i).findings) for i in range(6)] == [0, 1, 0, 0, 0, 0]
@@ -88,7 +89,7 @@ def test_a_finding_that_grows_slowly_is_told_when_it_has_doubled() -> None:
 def test_nothing_is_looked_for_without_alerts(tmp_path: Path, lines: pytest.LogCaptureFixture) -> None:
     fit(tmp_path, Classifier(), GeometryMonitor(1, metrics=["entropy"], alerts=False), steps=3)
     history = load_history(tmp_path / "lightning_geo" / "version_0")
-    assert not history.findings
+    assert not recorded_findings(history)
     assert not history.record(-1).looked_for
     assert lines.records[-4].getMessage().startswith("GeometryMonitor: 4 samples")
     assert "no verdict" in lines.records[-3].getMessage()
@@ -127,7 +128,7 @@ def test_stop_ends_training_cleanly_and_a_resumed_run_hears_nothing_twice(tmp_pa
     assert resumed.global_step == 6
     assert len(told) == 1
     history = load_history(tmp_path / "lightning_geo" / "version_0")
-    assert [f.since_step for f in history.findings] == [0]
+    assert [f.since_step for f in recorded_findings(history)] == [0]
     assert history.steps.tolist() == list(range(7))
 
 
