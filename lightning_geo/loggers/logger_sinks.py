@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from lightning_geo.loggers import RecordSink, Sink, open_sinks
 from lightning_geo.loggers.pictures import PictureSchedule
@@ -17,6 +17,26 @@ from lightning_geo.storage.record_file import RecordFile
 from lightning_geo.utils.warn_once import WarnOnce
 
 __all__ = ["LoggerSinks", "new_version"]
+
+
+class LoggingRun(Protocol):
+    """What sinks need to know of a run; see ``Host`` in :mod:`lightning_geo.monitor.host`."""
+
+    @property
+    def loggers(self) -> Iterable[Any]:
+        """The run's loggers."""
+
+    @property
+    def root_dir(self) -> str:
+        """The directory of a record that no logger has a place for is made in it."""
+
+    @property
+    def fast_dev_run(self) -> bool:
+        """Whether the run is a trial that writes nothing."""
+
+    @property
+    def estimated_steps(self) -> float | None:
+        """Length of the run in optimizer steps; -1 or ``None`` if unknown."""
 
 
 class LoggerSinks:
@@ -78,15 +98,15 @@ class LoggerSinks:
 
     def open(
         self,
-        trainer: Any,
+        run: LoggingRun,
         resumed_at: int | None,
         version: str | None = None,
         picture_scales: dict[str, list[float]] | None = None,
     ) -> None:
-        """Open the sinks of the trainer's loggers, unless they are open.
+        """Open the sinks of the run's loggers, unless they are open.
 
         Args:
-            trainer: The trainer of the run.
+            run: The run.
             resumed_at: Step at which this session takes over from an earlier one.
             version: Name of the run's existing directory for its record; ``None`` for a new one.
             picture_scales: See :func:`~lightning_geo.loggers.open_sinks`.
@@ -94,20 +114,20 @@ class LoggerSinks:
         if self._sinks is not None:
             return
         self._sinks, max_steps = [], None
-        if trainer.fast_dev_run:
+        if run.fast_dev_run:
             return
         with self._warn_once.about("the length of the run is not known"):
-            max_steps = trainer.estimated_stepping_batches
+            max_steps = run.estimated_steps
 
         def directory() -> Place:
-            root = place(trainer.default_root_dir) / "lightning_geo"
+            root = place(run.root_dir) / "lightning_geo"
             self.version = version or new_version(root)
             return root / self.version
 
         with self._warn_once.about("the loggers could not be opened"):
             self._schedule = PictureSchedule(max_steps)
             self._sinks = open_sinks(
-                trainer.loggers, name=self._name, level=self._level, resumed_at=resumed_at,
+                run.loggers, name=self._name, level=self._level, resumed_at=resumed_at,
                 schedule=self._schedule, directory=directory, taken=self._taken, about=self._warn_once.about,
                 picture_scales=picture_scales, config=self._config,
             )  # fmt: skip

@@ -24,7 +24,7 @@ __all__ = ["Settings"]
 
 @dataclass(frozen=True)
 class Settings:
-    """The arguments of a monitor, checked; :class:`~lightning_geo.GeometryMonitor` documents them."""
+    """The arguments of a monitor, checked; :class:`.MonitorArguments` documents them."""
 
     schedule: Schedule
     clocks: SlowClocks

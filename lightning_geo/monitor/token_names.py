@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,15 +15,15 @@ _NAMES = ("tokenizer", "processing_class")
 
 
 def with_words(
-    patterns: Mapping[str, AttentionPatterns], trainer: Any, in_checkpoint: bool, warn_once: WarnOnce
+    patterns: Mapping[str, AttentionPatterns], owners: Iterable[Any], in_checkpoint: bool, warn_once: WarnOnce
 ) -> dict[str, AttentionPatterns]:
     """Return patterns whose tokens are words, where the run has a tokenizer.
 
-    That is ``tokenizer`` or ``processing_class`` of the LightningModule or of the data module.
+    That is ``tokenizer`` or ``processing_class`` of one of its parts.
 
     Args:
         patterns: By stack; their tokens are ids.
-        trainer: Whose run it is.
+        owners: See :attr:`.Host.tokenizer_owners`.
         in_checkpoint: ``probe_in_checkpoint``. Who keeps inputs out of checkpoints is told that the record
             has tokens.
         warn_once: Takes the warning.
@@ -34,7 +34,6 @@ def with_words(
             "`probe_in_checkpoint=False` keeps inputs out of checkpoints, but attention patterns are "
             "recorded with the tokens of one sequence of the probe; `patterns=False` leaves both out",
         )
-    owners = (getattr(trainer, name, None) for name in ("lightning_module", "datamodule"))
     tokenizers = [getattr(owner, name, None) for owner in owners for name in _NAMES]
     tokenizers = [getattr(one, "tokenizer", one) for one in tokenizers]  # a processor has one
     known = next((one for one in tokenizers if callable(getattr(one, "convert_ids_to_tokens", None))), None)

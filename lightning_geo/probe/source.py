@@ -105,6 +105,11 @@ class ProbeSource:
         """Whether the trainer's steps are recorded."""
         return self._recorder is not None
 
+    @property
+    def lacks_calls(self) -> bool:
+        """Whether steps are recorded, and no call of a model was seen yet."""
+        return self._recorder is not None and self._recorder.empty
+
     def step_begins(self, method: str, batch: Any, batch_idx: int) -> None:
         """Record a step of the LightningModule that is about to begin; see :class:`CallRecorder`."""
         if self._recorder is not None:

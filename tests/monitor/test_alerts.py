@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lightning_geo import Alerts, GeometryMonitor, GeometryRecord, Level, Rule, load_history
 from lightning_geo.analysis.findings.diagnosis import recorded_findings
 from lightning_geo.monitor.alerting import Alerting
+from lightning_geo.monitor.lightning_host import LightningHost
 from lightning_geo.storage.finding import Finding
 from lightning_geo.utils.warn_once import WarnOnce
 from support.lit import Classifier, fit, loader
@@ -75,7 +76,7 @@ def test_a_finding_that_grows_slowly_is_told_when_it_has_doubled() -> None:
     findings = Alerting(Alerts(notify=lambda f: told.append(len(f.heads))), WarnOnce(strict=True))
 
     def take(*found: Finding) -> None:
-        findings.tell(pl.Trainer, GeometryRecord({}, findings=list(found)))
+        findings.tell(LightningHost(pl.Trainer), GeometryRecord({}, findings=list(found)))
 
     first = Finding("r", "warning", "m", "s", (0,), ((0, 0), (0, 1)), 5, 0.0, (0.0, 0.0), "m")
     for size in (2, 3, 4, 5, 7, 8):

@@ -101,7 +101,8 @@ def test_key_metrics_are_those_of_the_catalogue() -> None:
 
 
 def test_every_argument_is_described() -> None:
-    arguments = re.findall(r"^    (\w+): ", DOC[DOC.index("Args:") : DOC.index("Raises:")], re.MULTILINE)
+    doc = inspect.getdoc(GeometryMonitor.__init__) or ""
+    arguments = re.findall(r"^    (\w+): ", doc[doc.index("Args:") : doc.index("Raises:")], re.MULTILINE)
     assert arguments == list(inspect.signature(GeometryMonitor).parameters)
 
 
