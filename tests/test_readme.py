@@ -122,7 +122,7 @@ def test_python_is_python_and_imports_what_is_public(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_commands_are_there(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     page = (ROOT / name).read_text(encoding="utf-8")
-    for command in set(re.findall(r"lightning-geo ([a-z]+)\b", page)):
+    for command in set(re.findall(r"lightning-geo ([a-z]+(?:-[a-z]+)*)\b", page)):
         with pytest.raises(SystemExit) as left:
             main([command, "--help"])
         assert left.value.code == 0, f"lightning-geo {command}"
