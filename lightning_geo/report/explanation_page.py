@@ -111,8 +111,8 @@ def _trust(e: Explanation) -> str:
     *others, last = failed
     layers = f"layers {', '.join(others)} and {last}" if others else f"layer {last}"
     return (
-        f"First order fails in {layers}: the heads' contributions miss more than half of what silencing the "
-        "whole layer costs. There each head was really silenced instead."
+        f"First order fails in {layers}: the heads' contributions miss what silencing the whole layer costs "
+        "by more than half of it. There each head was really silenced instead."
     )
 
 
