@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from lightning_geo.metrics.reductions import reduce_finite
 __all__ = ["End", "RunEnds", "Series", "Stamp", "stamp_of"]
 
 _ALL = 10**9  # samples; the provider wants a number
+_LARGEST = 64 * 2**20  # bytes of a request
 _TRUSTED = 60.0  # seconds after which a series that went on may have begun anew, in the same directory
 
 #: Last step and wall time of a series.
@@ -62,7 +64,7 @@ class RunEnds:
     """Reads the ends of series and keeps them, so that only series that went on are read again.
 
     TensorBoard gives the last sample of many series at once. The first it gives with the whole series only,
-    as any other number of samples is drawn at random: these are read one by one until a deadline.
+    as any other number of samples is drawn at random: these are read run after run until a deadline.
 
     Args:
         provider: TensorBoard's data provider.
@@ -79,29 +81,33 @@ class RunEnds:
         series: Sequence[Series],
         sessions: Mapping[str, Sequence[Any]],
         deadline: float,
-    ) -> Iterator[tuple[End | None, End | None]]:
-        """Yield first and last sample in force of each series; None for what is not known yet.
+    ) -> list[tuple[End | None, End | None]]:
+        """Return first and last sample in force of each series; None for what is not known yet.
 
         Args:
             ctx: Of the request.
             experiment: Of the request.
-            series: What to read.
+            series: What to read, those of a run in a row.
             sessions: Starts of resumed sessions, by run.
             deadline: Time (``time.monotonic``) from which on no whole series is read.
         """
         self._last(ctx, experiment, series, sessions)
-        for again in (False, True):  # what is missing before what may be out of date
-            for s in series:
-                known = self._of(experiment, s)
-                marks = _marks(sessions.get(s.run, ()))
-                missing = known.first is None or known.last is None or known.marks != marks
-                old = known.whole != s.stamp and time.monotonic() - known.read > _TRUSTED
-                if (old if again else missing) and time.monotonic() < deadline:
-                    self._whole(ctx, experiment, s, sessions.get(s.run, ()), known)
-        for s in series:
-            known = self._of(experiment, s)
-            trusted = known.marks == _marks(sessions.get(s.run, ()))
-            yield (known.first if trusted else None), known.last
+        marks = {s.run: _marks(sessions.get(s.run, ())) for s in series}
+        known = [self._of(experiment, s) for s in series]
+        missing = [
+            s
+            for s, k in zip(series, known, strict=True)
+            if k.first is None or k.last is None or k.marks != marks[s.run]
+        ]
+        self._wholes(ctx, experiment, missing, sessions, deadline)
+        now = time.monotonic()
+        old = [
+            s for s, k in zip(series, known, strict=True) if k.whole != s.stamp and now - k.read > _TRUSTED
+        ]
+        self._wholes(ctx, experiment, [s for s in old if s not in missing], sessions, deadline)
+        return [
+            (k.first if k.marks == marks[s.run] else None, k.last) for s, k in zip(series, known, strict=True)
+        ]
 
     def _of(self, experiment: str, s: Series) -> _Known:
         return self._known.setdefault((experiment, s.run, s.tag), _Known())
@@ -120,15 +126,38 @@ class RunEnds:
             known.last = _end(standing[-1], s.summary) if standing else None
             known.newest = s.stamp, _marks(sessions.get(s.run, ()))
 
-    def _whole(self, ctx: Any, experiment: str, s: Series, sessions: Sequence[Any], known: _Known) -> None:
-        data = self._tensors(ctx, experiment, {s.run}, {s.tag}, _ALL).get(s.run, {}).get(s.tag, [])
-        standing = in_force(data, sessions)
-        nothing = End(None, None)
-        known.first = _end(standing[0], s.summary) if standing else nothing
-        known.last = _end(standing[-1], s.summary) if standing else nothing
-        known.marks, known.whole = _marks(sessions), s.stamp
-        known.newest = s.stamp, known.marks
-        known.read = time.monotonic()
+    def _wholes(
+        self,
+        ctx: Any,
+        experiment: str,
+        series: Sequence[Series],
+        sessions: Mapping[str, Sequence[Any]],
+        deadline: float,
+    ) -> None:
+        """Read whole series until the deadline: a run's first tells how many of them fit into a request."""
+        for _, of_run in itertools.groupby(series, key=lambda s: s.run):
+            waiting, size = list(of_run), _LARGEST
+            while waiting and time.monotonic() < deadline:
+                count = max(1, _LARGEST // max(1, size))
+                size = self._whole(ctx, experiment, waiting[:count], sessions)
+                waiting = waiting[count:]
+
+    def _whole(
+        self, ctx: Any, experiment: str, batch: Sequence[Series], sessions: Mapping[str, Sequence[Any]]
+    ) -> int:
+        """Read series of one run; return the bytes of the largest."""
+        run = batch[0].run
+        starts = sessions.get(run, ())
+        data = self._tensors(ctx, experiment, {run}, {s.tag for s in batch}, _ALL).get(run, {})
+        for s in batch:
+            known = self._of(experiment, s)
+            standing = in_force(data.get(s.tag, []), starts)
+            ends = [_end(standing[at], s.summary) if standing else End(None, None) for at in (0, -1)]
+            known.first, known.last = ends
+            known.marks, known.whole = _marks(starts), s.stamp
+            known.newest = s.stamp, known.marks
+            known.read = time.monotonic()
+        return max((sum(datum.numpy.nbytes for datum in samples) for samples in data.values()), default=0)
 
     def _tensors(
         self, ctx: Any, experiment: str, runs: Collection[str], tags: Collection[str], limit: int

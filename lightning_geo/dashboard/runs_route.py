@@ -90,7 +90,7 @@ class RunRows:
             for tags in [listing[c.run]]
             for name, tag in c.metrics.items()
         ]
-        ends = self._ends.read(ctx, experiment, series, sessions, deadline)
+        ends = iter(self._ends.read(ctx, experiment, series, sessions, deadline))
         monitors = {c.run: c.monitors for c in choices}
         outcomes = self._outcomes.read(ctx, experiment, monitors, asked, sessions)
         known = read_hyperparameters(self._provider, ctx, experiment)

@@ -194,9 +194,13 @@ def no_findings(*_: Any) -> str:
     raise LookupError
 
 
+def no_specs(*_: Any) -> dict[str, Any]:
+    return {}
+
+
 def test_damaged_data_is_left_out_and_said() -> None:
     data = {"a": {TAG: [Datum(0, ["text"]), Datum(5, [[1.0, 3.0]])]}, "b": {TAG: [Datum(0, [[np.nan]])]}}
-    a, b = read(RunRows(Provider(data), no_findings, dict))["rows"]
+    a, b = read(RunRows(Provider(data), no_findings, no_specs))["rows"]
     assert (a["values"], a["damaged"]) == ([["entropy", 0, None, 5, 2.0]], ["entropy"])
     assert (b["values"], b["damaged"]) == ([["entropy", 0, None, 0, None]], [])
     assert a["verdict"]["level"] == "unknown"
@@ -207,7 +211,7 @@ def test_what_takes_long_is_pending_and_comes_with_later_requests(monkeypatch: p
     clock = iter(np.arange(0, 100, 0.1))  # each look at it takes a tenth of a second
     monkeypatch.setattr("time.monotonic", lambda: float(next(clock)))
     provider = Provider({run: {TAG: [Datum(0, [1.0]), Datum(5, [2.0])]} for run in "abcd"})
-    rows = RunRows(provider, no_findings, dict)
+    rows = RunRows(provider, no_findings, no_specs)
     first = read(rows)
     assert first["pending"] == 4
     assert [row["values"][0][1:] for row in first["rows"]] == [[None, None, 5, 2.0]] * 4  # the last at once
@@ -223,7 +227,7 @@ def test_only_what_went_on_is_read_again_and_a_new_beginning_is_found(
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     provider = Provider({run: {TAG: [Datum(0, [1.0]), Datum(5, [2.0])]} for run in "ab"})
-    rows = RunRows(provider, no_findings, dict)
+    rows = RunRows(provider, no_findings, no_specs)
     assert read(rows)["pending"] == 0
     assert provider.whole == 2
     provider.data["a"][TAG] = [Datum(0, [7.0], 2.0), Datum(10, [8.0], 3.0)]  # trained anew in its directory
@@ -231,3 +235,14 @@ def test_only_what_went_on_is_read_again_and_a_new_beginning_is_found(
     now[0] = 61.0
     assert read(rows)["rows"][0]["values"][0] == ["entropy", 0, 7.0, 10, 8.0]
     assert provider.whole == 3
+
+
+def test_series_of_a_run_are_read_together_where_they_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    tags = {TAG.replace("entropy", name): [Datum(0, [1.0, 2.0]), Datum(5, [2.0, 4.0])] for name in METRICS}
+    for largest, requests in ((2**20, 2), (0, 4), (64, 1 + 2)):  # 32 bytes each
+        monkeypatch.setattr("lightning_geo.dashboard.run_ends._LARGEST", largest)
+        provider = Provider({"a": tags})
+        asked = MultiDict([("metric", name) for name in METRICS])
+        row = json.loads(RunRows(provider, no_findings, no_specs).read(None, "", asked))["rows"][0]
+        assert [value[1:] for value in row["values"][:2]] == [[0, 1.5, 5, 3.0], [0, 2.0, 5, 4.0]]
+        assert provider.whole == requests

@@ -3,13 +3,13 @@
 import { Chart } from "./chart.js";
 import { choice, el } from "./dom.js";
 import { number, withUnit } from "./format.js";
-import { shortened } from "./names.js";
+import { apart } from "./names.js";
 import { roving } from "./roving.js";
 import { meanOf } from "./run_rows.js";
 import { trace } from "./series.js";
 import { summaryOf } from "./state.js";
 
-const NAMED = 16; // letters of a run's name at the end of its line
+const NAMED = 20; // letters of a run's name at the end of its line
 const MODEL = { mean: "mean over layers and heads", max: "highest of all layers and heads", min: "lowest of all layers and heads", spread: "highest − lowest of all layers and heads" };
 
 export class RunsLines {
@@ -64,7 +64,7 @@ export class RunsLines {
 
   _make(items, groups, by) {
     const { state } = this.app;
-    const names = shortened(items.map(({ run }) => run), NAMED);
+    const names = apart(this.app.index.runs.map(({ run }) => run), NAMED);
     const each = new Map(items.map(({ run, series, colour }) => {
       let ys = trace(series, null, null, by);
       if (state.change) ys = ys.map((y) => y - ys[0]);

@@ -5,14 +5,14 @@ import { LEVELS, inShort } from "./findings.js";
 import { colourBar } from "./colour_bar.js";
 import { Heatmap } from "./heatmap.js";
 import { coloursOf, pictureOf } from "./layer_steps.js";
-import { shortened } from "./names.js";
+import { apart } from "./names.js";
 import { Paper, theme } from "./paper.js";
 import { roving } from "./roving.js";
 import { difference, frame, nearest } from "./series.js";
 import { paintSigns } from "./signs.js";
 
 const MOST = 12;
-const NAMED = 26; // letters of a run's name that fit
+const NAMED = 22; // letters of a run's name that fit
 
 export class RunsPictures {
   constructor(app) {
@@ -59,7 +59,7 @@ export class RunsPictures {
     const key = JSON.stringify(shown.map(({ run }) => run));
     if (key === this.key) return;
     this.key = key;
-    const names = shortened(shown.map(({ run }) => run), NAMED);
+    const names = apart(this.app.index.runs.map(({ run }) => run), NAMED);
     this.tiles = new Map(shown.map(({ run }) => [run, this._tile(run, names.get(run))]));
     refill(this.grid, ...[...this.tiles.values()].map(({ element }) => element));
   }

@@ -4,7 +4,7 @@ import { el, refill } from "./dom.js";
 import { LEVELS, inShort } from "./findings.js";
 import { exact, number, signed } from "./format.js";
 import { titleOf } from "./heading.js";
-import { shortened } from "./names.js";
+import { apart } from "./names.js";
 import { roving } from "./roving.js";
 import { sorted, split, tagOf, toggledSort, valueOf } from "./run_rows.js";
 
@@ -30,12 +30,12 @@ export class RunsTable {
     const { state, index } = this.app;
     this.rows = sorted(rows, state.sort);
     this.columns = columns;
-    const names = shortened(rows.map(({ run }) => run), NAMED);
     const key = JSON.stringify([this.rows.map((row) => [...Object.values(row), ...row.values, ...row.hyperparameters]), columns, shown, state.run, state.other, state.sort, dark, index.metrics.length]);
     if (key === this.key) return;
     this.key = key;
     this._head();
     const runs = index.runs.map(({ run }) => run);
+    const names = apart(runs, NAMED);
     refill(this.body, ...this.rows.map((row) => this._row(row, names.get(row.run), shown.includes(row.run), this.app.colours.of(row.run, dark, runs))));
   }
 
