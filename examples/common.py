@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+import transformers
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -57,6 +59,14 @@ def loggers(args: argparse.Namespace, name: str) -> list[Logger]:
     return found
 
 
+def quiet() -> None:
+    """Silence what Lightning and transformers say of themselves, which would fill a notebook."""
+    for name in ("lightning", "lightning_fabric", "pytorch_lightning"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
 class Classifier(pl.LightningModule):
     """Trains any transformers model whose forward takes ``labels`` and returns ``loss`` and ``logits``."""
 
@@ -102,6 +112,7 @@ def train(
     model: nn.Module,
     loaders: tuple[DataLoader[Any], DataLoader[Any]],
     special_token_ids: list[int] | None = None,
+    tokenizer: Any = None,
 ) -> float:
     """Train on the first loader, print and return the accuracy on the second."""
     training, validation = loaders
@@ -116,6 +127,7 @@ def train(
         enable_model_summary=False,
     )
     classifier = Classifier(model, args.learning_rate)
+    classifier.tokenizer = tokenizer  # its words stand beside the attention patterns in the record
     trainer.fit(classifier, training, validation)
     [metrics] = trainer.validate(classifier, validation, verbose=False)
     accuracy = metrics["val/accuracy"]

@@ -72,6 +72,7 @@ def run(ids: Tensor, learning_rate: float, args: argparse.Namespace) -> Run:
     """Train at one learning rate and read the run back from its files."""
     pl.seed_everything(args.seed)
     logger = TensorBoardLogger(args.output / "entropy_collapse", name=f"lr_{learning_rate:g}")
+    logger.log_hyperparams({"learning_rate": learning_rate, "seed": args.seed})  # for the tab's view Runs
     trainer = pl.Trainer(
         max_epochs=1,
         max_steps=args.max_steps,

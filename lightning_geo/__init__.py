@@ -6,7 +6,7 @@ The rooms of the package, each importing only from those named before it:
 - *keep*: ``storage`` (the record and its file), ``analysis`` (runs compared and summed up);
 - *measure*: ``kernels`` (fused statistics), ``functional`` (metrics as functions of tensors);
 - *see*: ``observe`` (attention in a running model), ``probe`` (fixed inputs), ``measurement`` (one sample);
-- *use*: ``interventions`` (ablation, pruning, explanation), ``report`` (HTML), ``loggers`` (destinations);
+- *use*: ``interventions`` (ablation, pruning, explanation), ``report`` (pages, notebooks), ``loggers``;
 - *drive*: ``monitor`` (the callback), ``cli``, ``dashboard`` (the tab in TensorBoard).
 
 Importing the package loads neither torch nor Lightning: its public names are resolved at first use, so that
@@ -19,9 +19,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from lightning_geo._version import __version__
+from lightning_geo.utils.views import provide as _provide
 
 if TYPE_CHECKING:
     from lightning_geo import functional
+    from lightning_geo.analysis.comparison import compare
     from lightning_geo.analysis.findings.diagnosis import diagnose
     from lightning_geo.analysis.findings.rule import Departure, Level, Rule
     from lightning_geo.analysis.pruning import PruningPlan, pruning_plan
@@ -52,6 +54,7 @@ __all__ = [
     "Rule",
     "__version__",
     "apply_plan",
+    "compare",
     "diagnose",
     "evaluate_plan",
     "explain",
@@ -76,6 +79,7 @@ _MODULES = {
     "PruningPlan": "analysis.pruning",
     "Rule": "analysis.findings.rule",
     "apply_plan": "interventions.head_removal",
+    "compare": "analysis.comparison",
     "diagnose": "analysis.findings.diagnosis",
     "evaluate_plan": "interventions.ablation",
     "explain": "interventions.explanation",
@@ -84,6 +88,11 @@ _MODULES = {
     "pruning_plan": "analysis.pruning",
     "register_metric": "measurement.registration",
 }
+
+
+# runs and plans draw themselves, but only this room, which knows all others, may name the one that draws,
+# which is loaded at the first drawing
+_provide(lambda: importlib.import_module(f"{__name__}.report.notebook"))
 
 
 def __getattr__(name: str) -> Any:

@@ -86,6 +86,16 @@ def test_only_a_page_that_is_written_loads_the_templates(tmp_path: Path) -> None
         assert loaded_by(statement, ("jinja2",)) == expected
 
 
+def test_only_a_drawing_loads_what_draws(tmp_path: Path) -> None:
+    sink = RecordFile(tmp_path, "geometry")
+    sink.write(make_record(0))
+    sink.close()
+    read = f"from lightning_geo import load_history; history = load_history({str(tmp_path)!r}); repr(history)"
+    rooms = ("lightning_geo.report", "jinja2", "torch")
+    assert loaded_by(read, rooms) == set()
+    assert loaded_by(f"{read}; history._repr_html_()", rooms) == {"lightning_geo.report", "jinja2"}
+
+
 @pytest.mark.parametrize(
     ("statement", "package"),
     [("import torch", "torch"), ("from lightning_geo import functional", "torch")],

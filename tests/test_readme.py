@@ -122,7 +122,7 @@ def test_python_is_python_and_imports_what_is_public(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_commands_are_there(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     page = (ROOT / name).read_text(encoding="utf-8")
-    for command in set(re.findall(r"lightning-geo ([a-z]+)\b", page)):
+    for command in set(re.findall(r"lightning-geo ([a-z]+(?:-[a-z]+)*)\b", page)):
         with pytest.raises(SystemExit) as left:
             main([command, "--help"])
         assert left.value.code == 0, f"lightning-geo {command}"
@@ -138,7 +138,8 @@ def test_the_readme_is_short() -> None:
 
 def test_every_example_is_in_the_gallery() -> None:
     gallery = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
-    scripts = {path.name for path in (ROOT / "examples").glob("*.py")} - {"common.py", "texts.py"}
+    files = [*(ROOT / "examples").glob("*.py"), *(ROOT / "examples").glob("*.ipynb")]
+    scripts = {path.name for path in files} - {"common.py", "texts.py"}
     assert {script for script in scripts if f"[{script}]({script})" in gallery} == scripts
 
 

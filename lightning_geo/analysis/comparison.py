@@ -24,7 +24,9 @@ from lightning_geo.metrics.reductions import root_mean_square
 from lightning_geo.metrics.selection import is_standard_error
 from lightning_geo.metrics.spec import MetricSpec
 from lightning_geo.storage.history import GeometryHistory
+from lightning_geo.utils.drawing import Drawing
 from lightning_geo.utils.errors import RunError
+from lightning_geo.utils.views import view
 
 __all__ = ["Comparison", "compare", "matched_stacks"]
 
@@ -33,9 +35,9 @@ Array = NDArray[np.float64]
 _PER_FAMILY = 3  # rows: metrics of one family are strongly correlated
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
-    """The result of :func:`compare`.
+    """The result of :func:`compare`. A notebook shows where the runs differ most.
 
     Args:
         alignment: Which samples belong together.
@@ -53,6 +55,25 @@ class Comparison:
     subspaces: tuple[SubspaceDistance, ...]
     probe: str
     notes: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        steps = " and ".join(map(str, dict.fromkeys(self.steps)))
+        return f"Comparison({len(self.differences)} metrics at step {steps})"
+
+    def plot(self, metric: str | None = None) -> Drawing:
+        """Draw a metric of both runs on one scale, and what they differ by.
+
+        Args:
+            metric: A stored name, as in :attr:`Difference.metric`; ``None`` for the one that differs most.
+
+        Raises:
+            KeyError: If the comparison lacks the metric.
+        """
+        drawing: Drawing = view(self, "plot", metric)
+        return drawing
+
+    def _repr_html_(self) -> str:
+        return str(view(self, "html"))
 
     def rows(self) -> list[Row]:
         """Every cell of every metric, largest difference first."""

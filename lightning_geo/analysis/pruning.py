@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from lightning_geo.storage.history import GeometryHistory
 from lightning_geo.utils.formatting import number
+from lightning_geo.utils.views import view
 
 __all__ = ["Head", "PruningPlan", "RankedHead", "check_fraction", "last_sample_with", "pruning_plan"]
 
@@ -54,9 +55,9 @@ class RankedHead:
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PruningPlan:
-    """The heads to remove, and the order of all heads.
+    """The heads to remove, and the order of all heads. A notebook shows which they are, and why.
 
     Args:
         ranking: All heads, those to remove first.
@@ -71,6 +72,12 @@ class PruningPlan:
     step: int
     similarities: bool
     structure: dict[str, list[int]]
+
+    def __repr__(self) -> str:
+        return f"PruningPlan({self.count} of {len(self.ranking)} heads, from step {self.step})"
+
+    def _repr_html_(self) -> str:
+        return str(view(self, "html"))
 
     @property
     def heads(self) -> tuple[Head, ...]:

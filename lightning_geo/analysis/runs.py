@@ -17,7 +17,8 @@ from lightning_geo.metrics.spec import MetricSpec
 from lightning_geo.storage.event_files import find_runs
 from lightning_geo.storage.history import GeometryHistory, load_history
 from lightning_geo.storage.places import Place, named
-from lightning_geo.utils.errors import RunError
+from lightning_geo.storage.record import stored_parts
+from lightning_geo.utils.errors import ArgumentError, RunError
 
 __all__ = [
     "MetricSeries",
@@ -29,6 +30,7 @@ __all__ = [
     "names_of",
     "open_runs",
     "own_metrics",
+    "requested_series",
     "stored_names",
 ]
 
@@ -94,6 +96,20 @@ def find_series(history: GeometryHistory, stack: str, name: str) -> MetricSeries
     finite = values.astype(np.float64)
     finite[~np.isfinite(finite)] = np.nan
     return MetricSeries(f"{stack}/{name}" if len(history.stacks) > 1 else name, stack, name, spec, finite)
+
+
+def requested_series(history: GeometryHistory, key: str) -> list[MetricSeries]:
+    """Return what `history[key]` holds, one series for each role or stage.
+
+    Raises:
+        KeyError: If the run lacks the metric, or several stacks have it.
+        ValueError: If it has no value at any sample.
+    """
+    stack, names = stored_parts(history.stacks, key, history.specs)
+    found = [series for name in names if (series := find_series(history, stack, name)) is not None]
+    if not found:
+        raise ArgumentError(f"Expected `metric` to have a value, but {key!r} has none at any sample.")
+    return found
 
 
 def own_metrics(history: GeometryHistory) -> list[MetricSeries]:

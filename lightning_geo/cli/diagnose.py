@@ -6,10 +6,11 @@ import argparse
 import json
 from typing import Any
 
-from lightning_geo.analysis.findings.diagnosis import Diagnosis, diagnose
+from lightning_geo.analysis.findings.diagnosis import diagnose
 from lightning_geo.analysis.findings.rule_set import read_rules
 from lightning_geo.analysis.findings.words import evidence, span
 from lightning_geo.cli.command import add_command, put, read_run
+from lightning_geo.storage.diagnosis import Diagnosis
 from lightning_geo.storage.finding import Finding
 from lightning_geo.utils.tables import terminal_width, wrapped
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning_geo.cli.command import add_command, add_output, write_page
 from lightning_geo.utils.errors import RunError
+from lightning_geo.utils.formatting import did_you_mean
 
 __all__ = ["add_parser", "page_of"]
 
@@ -20,8 +21,9 @@ def add_parser(commands: Any) -> None:
     add = parser.add_argument
     add("model", metavar="MODEL", help="directory with a Hugging Face text classifier and its tokenizer")
     add("--text", action="append", required=True, help="text to classify (repeatable)")
-    add("--target", type=int, required=True, help="index of the correct class")
-    add("--contrast", type=int, help="index of the class to compare with (default: the strongest other one)")
+    add("--target", required=True, metavar="CLASS", help="index or name of the correct class")
+    add("--contrast", metavar="CLASS",
+        help="index or name of the class to compare with (default: the strongest other one)")  # fmt: skip
     add("--reference", type=Path, metavar="FILE",
         help="labelled texts, one per line: class index, tab, text; those predicted correctly show what is "
         "usual")  # fmt: skip
@@ -35,15 +37,15 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def page_of(
-    model: str, texts: Sequence[str], target: int, contrast: int | None, reference: Path | None
+    model: str, texts: Sequence[str], target: str, contrast: str | None, reference: Path | None
 ) -> str:
     """Return the page about some texts.
 
     Args:
         model: Directory of the model and its tokenizer.
         texts: Texts to classify.
-        target: Index of their correct class.
-        contrast: Index of the class to compare with.
+        target: Index or name of their correct class.
+        contrast: Index or name of the class to compare with.
         reference: File of labelled texts.
 
     Raises:
@@ -72,24 +74,28 @@ def page_of(
             for label, text in _labelled(reference)
         ]
     batch = dict(tokenizer(list(texts), truncation=True, padding=True, return_tensors="pt"))
+    names = getattr(classifier.config, "id2label", {})
+    right, other = _class(target, names), None if contrast is None else _class(contrast, names)
     try:
-        explanations = explain(
-            classifier, batch, target, contrast, reference=known, special_token_ids=_parked_on(tokenizer)
-        )
+        explanations = explain(classifier, batch, right, other, reference=known, tokenizer=tokenizer)
     except ValueError as error:
         raise RunError(str(error)) from error
-    tokens = [
-        tokenizer.convert_ids_to_tokens(ids[: int(mask.sum())].tolist())
-        for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
-    ]
-    names = getattr(classifier.config, "id2label", {})
-    return explanation_page(explanations, tokens, [names.get(i, str(i)) for i in range(len(names))])
+    return explanation_page(explanations)
 
 
-def _parked_on(tokenizer: Any) -> list[int]:
-    """Ids of the tokens that begin, end and separate texts: heads park their attention on them."""
-    marks = (getattr(tokenizer, f"{name}_token_id", None) for name in ("cls", "sep", "bos", "eos"))
-    return sorted({mark for mark in marks if mark is not None})
+def _class(text: str, names: dict[int, str]) -> int:
+    """Number of the class that a text names.
+
+    Raises:
+        RunError: If it is neither a number nor a name.
+    """
+    by_name = {name: number for number, name in names.items()}
+    if text in by_name:
+        return by_name[text]
+    try:
+        return int(text)
+    except ValueError:
+        raise RunError(f"The model has no class {text!r}. {did_you_mean(text, by_name)}") from None
 
 
 def _labelled(path: Path) -> list[tuple[int, str]]:

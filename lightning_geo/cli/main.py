@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from lightning_geo._version import __version__
-from lightning_geo.cli import audit, compare, diagnose, explain, heads, report, show, tail
+from lightning_geo.cli import audit, compare, diagnose, explain, heads, report, show, tail, wandb_view
 from lightning_geo.cli.completion import SHELLS, Parser, PrintCompletion
 from lightning_geo.utils.errors import RunError
 from lightning_geo.utils.formatting import plain
@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     text = f"print a script that completes this command in {', '.join(SHELLS[:-1])} or {SHELLS[-1]}"
     parser.add_argument("--print-completion", action=PrintCompletion, choices=SHELLS, help=text)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (show, diagnose, audit, compare, report, tail, heads, explain):
+    for command in (show, diagnose, audit, compare, report, tail, heads, explain, wandb_view):
         command.add_parser(commands)
     return parser
 

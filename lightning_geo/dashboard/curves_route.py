@@ -9,7 +9,9 @@ from tensorboard.data.provider import RunTagFilter
 from tensorboard.plugins.scalar.metadata import PLUGIN_NAME as SCALARS
 
 from lightning_geo.dashboard.metadata import PLUGIN
-from lightning_geo.dashboard.run_curves import (
+from lightning_geo.dashboard.samples import in_force
+from lightning_geo.storage.events import session_tag
+from lightning_geo.storage.run_curves import (
     ROLES,
     curve_tags,
     epochs_of,
@@ -17,10 +19,8 @@ from lightning_geo.dashboard.run_curves import (
     suggested,
     thinned,
 )
-from lightning_geo.dashboard.samples import in_force
-from lightning_geo.storage.events import session_tag
 
-__all__ = ["read_curves"]
+__all__ = ["picked_tags", "read_curves"]
 
 _ALL = 10**9  # samples; the provider wants a number
 _NONE = "-"
@@ -49,7 +49,7 @@ def read_curves(provider: Any, ctx: Any, experiment: str, run: str, asked: Any) 
         ctx, experiment_id=experiment, plugin_name=SCALARS, run_tag_filter=RunTagFilter(runs=[run])
     ).get(run, {})
     tags = curve_tags(listing, monitors)
-    picked = _picked(tags, asked)
+    picked = picked_tags(tags, asked)
     evaluated = evaluation_tag(tags)
     epoch = next((tag for tag in ("epoch", "train/epoch") if tag in listing), None)
     read = sorted({tag for tag in (*picked.values(), evaluated, epoch) if tag is not None})
@@ -69,7 +69,7 @@ def read_curves(provider: Any, ctx: Any, experiment: str, run: str, asked: Any) 
     return json.dumps(answer, allow_nan=False)
 
 
-def _picked(tags: list[str], asked: Any) -> dict[str, str | None]:
+def picked_tags(tags: list[str], asked: Any) -> dict[str, str | None]:
     """The tag of each role; a chosen one that this run lacks gives way to the one found by its name."""
     picked = suggested(tags)
     for role in ROLES:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from importlib import resources
 from pathlib import PurePosixPath
 from typing import Any
@@ -16,11 +15,13 @@ from tensorboard.plugins.base_plugin import FrontendMetadata, TBPlugin
 from werkzeug.wrappers import Request, Response
 
 from lightning_geo.dashboard.curves_route import read_curves
+from lightning_geo.dashboard.head_route import read_head
 from lightning_geo.dashboard.metadata import PLUGIN, TagAddress, describe, parse_tag, tag_of
+from lightning_geo.dashboard.order import BUILT_IN, natural, ordered
 from lightning_geo.dashboard.requests import argument, guarded, respond, where
 from lightning_geo.dashboard.run_findings import run_findings
+from lightning_geo.dashboard.runs_route import RunRows
 from lightning_geo.dashboard.samples import in_force, pack
-from lightning_geo.metrics.catalog import CATALOG
 from lightning_geo.metrics.foreign_specs import differing_fields, read_specs
 from lightning_geo.metrics.spec import MetricSpec
 from lightning_geo.storage.events import metadata_tag, session_tag
@@ -29,10 +30,6 @@ __all__ = ["GeometryPlugin"]
 
 _STATIC = "static"
 _TYPES = {".js": "text/javascript", ".css": "text/css"}
-#: Stored names of built-in metrics, each with its place.
-_BUILT_IN = {
-    name: place for place, name in enumerate(name for spec in CATALOG.values() for name in spec.stored_names)
-}
 _OTHERWISE = "Other runs mean other numbers by this name"
 _ALL = 10**9  # samples; the provider wants a number
 
@@ -55,6 +52,7 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard ships no ty
         self._read_specs: dict[tuple[str, str, str], tuple[Any, dict[str, MetricSpec]]] = {}
         #: (experiment, run, monitor) -> its last sample, and what was found up to there, as JSON
         self._found: dict[tuple[str, str, str], tuple[Any, str]] = {}
+        self._rows = RunRows(self._provider, self.findings, self._stored_specs)
         folder = resources.files("lightning_geo.dashboard") / _STATIC
         # read now: nothing else can be asked for, and an upgrade under a running server mixes nothing
         self._static = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
@@ -67,6 +65,8 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard ships no ty
             "/data": self.data_route,
             "/findings": self.findings_route,
             "/curves": self.curves_route,
+            "/head": self.head_route,
+            "/runs": self.runs_route,
         }
 
     def is_active(self) -> bool:
@@ -108,6 +108,19 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard ships no ty
         return respond(request, body, "application/json")
 
     @guarded
+    def head_route(self, request: Request) -> Response:
+        """The attention patterns and twins of one head, see ``read_head``."""
+        read = partial(self._read, *where(request), argument(request, "run"), limit=_ALL)
+        cell = int(argument(request, "layer")), int(argument(request, "head"))
+        body = read_head(read, argument(request, "monitor"), argument(request, "stack"), cell)
+        return respond(request, body, "application/octet-stream")
+
+    @guarded
+    def runs_route(self, request: Request) -> Response:
+        """A row for each run, see ``RunRows``."""
+        return respond(request, self._rows.read(*where(request), request.args), "application/json")
+
+    @guarded
     def data_route(self, request: Request) -> Response:
         """The samples of one metric: length of the header (uint32), header as JSON, values as float32."""
         address = TagAddress(*(argument(request, name) for name in TagAddress._fields))
@@ -125,8 +138,8 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard ships no ty
         runs: dict[str, dict[str, dict[str, list[str]]]] = {}
         changed: dict[tuple[str, str], tuple[int, float]] = {}
         # sorted: the fast data server lists in another order each time
-        for run, tags in sorted(listing.items(), key=lambda item: _natural(item[0])):
-            for tag, series in sorted(tags.items(), key=lambda item: _natural(item[0])):
+        for run, tags in sorted(listing.items(), key=lambda item: natural(item[0])):
+            for tag, series in sorted(tags.items(), key=lambda item: natural(item[0])):
                 address = parse_tag(tag)
                 if address is None:
                     continue
@@ -151,8 +164,7 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard ships no ty
                             "monitor": monitor,
                             "last": changed[run, monitor],
                             "stacks": [
-                                {"stack": stack, "metrics": _ordered(names)}
-                                for stack, names in stacks.items()
+                                {"stack": stack, "metrics": ordered(names)} for stack, names in stacks.items()
                             ],
                         }
                         for monitor, stacks in monitors.items()
@@ -160,7 +172,7 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard ships no ty
                 }
                 for run, monitors in runs.items()
             ],
-            "metrics": [describe(metric, specs) for metric in _ordered(metrics)],
+            "metrics": [describe(metric, specs) for metric in ordered(metrics)],
         }
 
     def _specs(
@@ -174,7 +186,7 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard ships no ty
         specs: dict[str, MetricSpec] = {}
         for run, monitors in runs.items():
             for monitor, stacks in monitors.items():
-                if not {name for names in stacks.values() for name in names} - _BUILT_IN.keys():
+                if not {name for names in stacks.values() for name in names} - BUILT_IN.keys():
                     continue
                 key = (experiment, run, monitor)
                 last, read = self._read_specs.get(key, (None, {}))
@@ -282,13 +294,3 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard ships no ty
         )
         tensors: dict[str, Any] = by_run.get(run, {})
         return tensors
-
-
-def _natural(text: str) -> list[tuple[int, str]]:
-    """A key that sorts ``version_2`` before ``version_10``."""
-    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", text)]
-
-
-def _ordered(names: Iterable[str]) -> list[str]:
-    """In the order of the catalog; other names behind."""
-    return sorted(names, key=lambda name: (_BUILT_IN.get(name, len(_BUILT_IN)), name))

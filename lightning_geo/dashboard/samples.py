@@ -11,7 +11,7 @@ import numpy as np
 from lightning_geo.dashboard.metadata import TagAddress, tag_of
 from lightning_geo.storage.stacking import stack_samples
 
-__all__ = ["in_force", "pack"]
+__all__ = ["framed", "in_force", "pack"]
 
 
 def in_force(samples: Sequence[Any], sessions: Sequence[Any]) -> list[Any]:
@@ -51,7 +51,11 @@ def pack(samples: Sequence[Any], address: TagAddress, header: dict[str, Any]) ->
     values = stack_samples(arrays) if arrays else np.empty((0, 0), "<f4")
     # whatever its axes: layers down, the rest to the right
     shape = (*values.shape[:2], int(np.prod(values.shape[2:])))
-    header = {**header, "shape": shape, "steps": [int(s.step) for s in samples]}
+    return framed({**header, "shape": shape, "steps": [int(s.step) for s in samples]}, values.tobytes())
+
+
+def framed(header: dict[str, Any], content: bytes) -> bytes:
+    """Return the length of a header, the header as JSON, and the content behind it."""
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 4)  # float32 wants to lie at a multiple of four
-    return b"".join((np.uint32(len(text)).astype("<u4").tobytes(), text, values.tobytes()))
+    return b"".join((np.uint32(len(text)).astype("<u4").tobytes(), text, content))

@@ -1,9 +1,8 @@
-"""Traces a prediction to single heads: first-order attribution, with its error."""
+"""Traces a prediction to single heads: to first order, and by silencing them where that fails."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_geo.analysis.pruning import Head
 from lightning_geo.interventions.ablation import Silencer
+from lightning_geo.interventions.attribution import Explanation, first_order_fails
 from lightning_geo.interventions.head_geometry import (
     UsualGeometry,
     example_geometry,
@@ -27,57 +27,9 @@ from lightning_geo.observe.replay.undisturbed import Call, device_of, undisturbe
 from lightning_geo.probe.call import ProbeCall
 from lightning_geo.utils.arguments import check_token_ids
 
-__all__ = ["Explanation", "explain"]
+__all__ = ["explain"]
 
 Array = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """One example's margin between two classes, attributed to heads.
-
-    Args:
-        target: The correct class.
-        contrast: The class that it is compared with.
-        predicted: The class with the largest logit.
-        margin: Logit of ``target`` minus that of ``contrast``; negative where the prediction is wrong.
-        contributions: ``stack -> [layer, head]``: ⟨o, ∂margin/∂o⟩ of a head's output o. Negative: it pushed
-            away from ``target``.
-        errors: ``stack -> [layer]``: the margin lost by silencing all heads of the layer, minus the sum of
-            their contributions. Where it is large beside them, that layer's contributions are unreliable.
-        gates: ``stack -> [layer, head]``: the gate that describes the head on this example, one of ``open``,
-            ``closed``, ``instance``, ``backward``, ``forward``, ``directional``, ``cluster``, ``mixed`` (see
-            :mod:`lightning_geo.functional.gates`); empty where gates are undefined, as in cross-attention.
-        gate_margins: ``stack -> [layer, head]``: how far the head is inside its gate; for a mixed head,
-            minus its distance from the nearest.
-        attended: ``stack -> [layer, head, key]``: share of the head's attention that each key receives.
-        unusual: ``stack -> metric -> [layer, head]``: the head's geometry here as a z-score against correctly
-            predicted examples; empty without any.
-        references: Number of those examples.
-        input_ids: The example's token ids, if the model takes ids.
-    """
-
-    target: int
-    contrast: int
-    predicted: int
-    margin: float
-    contributions: dict[str, Array]
-    errors: dict[str, Array]
-    gates: dict[str, NDArray[np.str_]]
-    gate_margins: dict[str, Array]
-    attended: dict[str, Array]
-    unusual: dict[str, dict[str, Array]] = field(default_factory=dict)
-    references: int = 0
-    input_ids: tuple[int, ...] = ()
-
-    def blamed(self, count: int = 10) -> list[tuple[Head, float]]:
-        """Return the heads that lowered the margin most, with their contributions, worst first."""
-        heads = [
-            (Head(stack, int(layer), int(head)), float(values[layer, head]))
-            for stack, values in self.contributions.items()
-            for layer, head in np.argwhere(np.isfinite(values))
-        ]
-        return sorted((item for item in heads if item[1] < 0), key=lambda item: item[1])[:count]
 
 
 def explain(
@@ -88,12 +40,15 @@ def explain(
     *,
     reference: Iterable[Mapping[str, Any]] | None = None,
     special_token_ids: Iterable[int] | None = None,
+    tokenizer: Any = None,
 ) -> list[Explanation]:
     """Trace the margin between two classes to single heads, example by example.
 
     A head's contribution is ⟨o, ∂margin/∂o⟩ with its output o: the margin that would be lost, to first order,
-    if the head were silenced. It attributes the margin; it does not prove that the head causes the error, nor
-    that the model would be better without it. The model is left unchanged.
+    if the head were silenced. In layers where that fails (silencing the whole layer costs something else than
+    the sum of its contributions) each head is really silenced instead, which takes a forward each. This
+    attributes the margin; it does not prove that the head causes the error, nor that the model is better
+    without it. The model is left unchanged.
 
     Args:
         model: A classifier: it returns ``logits`` [B, classes] (as an attribute, a key, or alone).
@@ -104,7 +59,9 @@ def explain(
         reference: Batches with ``labels``; the examples' heads are compared with those of its correctly
             predicted examples.
         special_token_ids: Input ids that count as special tokens, on which ``closed`` heads park; default
-            those of ``model.config``, which BERT's does not name.
+            those of ``tokenizer`` that begin, end and separate texts, and without one those of
+            ``model.config``, which BERT's does not name.
+        tokenizer: Of transformers; names the tokens, so that pages show text.
 
     Returns:
         One explanation for each example.
@@ -127,6 +84,8 @@ def explain(
     rows = recorded.rows
     targets, contrasts = _classes("target", target, rows), _classes("contrast", contrast, rows)
     usual = UsualGeometry.measured(model, reference) if reference is not None else None
+    if special_token_ids is None and tokenizer is not None:
+        special_token_ids = _marks(tokenizer)
     special = special_tokens(model, special_token_ids)
     return [
         _explain(
@@ -137,6 +96,7 @@ def explain(
             contrasts[row],
             usual,
             special,
+            tokenizer,
         )
         for row in range(rows)
     ]
@@ -155,7 +115,7 @@ def _classes(name: str, given: Any, rows: int) -> list[int | None]:
 
 def _explain(
     model: nn.Module, call: Call, silencer: Silencer, target: int | None, contrast: int | None,
-    usual: UsualGeometry | None, special: tuple[int, ...],
+    usual: UsualGeometry | None, special: tuple[int, ...], tokenizer: Any,
 ) -> Explanation:  # fmt: skip
     factors = HeadFactors()
     attended: dict[CallKey, Tensor] = {}
@@ -175,18 +135,23 @@ def _explain(
     contributions = _contributions(slopes, silencer)
     geometry = example_geometry(model, call, gates=True, special=special)
     gates, margins = gate_table(geometry, silencer.structure)
+    errors = _errors(model, call, silencer, pair, float(margin), contributions)
+    ids = _input_ids(call)
     return Explanation(
         *pair,
         int(logits.argmax()),
         float(margin),
         contributions,
-        _errors(model, call, silencer, pair, float(margin), contributions),
+        errors,
+        _silenced(model, call, silencer, pair, float(margin), contributions, errors),
         gates,
         margins,
         _shares(attended, contributions, silencer),
         {} if usual is None else usual.z_scores(geometry),
         0 if usual is None else usual.count,
-        _input_ids(call),
+        ids,
+        _tokens(call, ids, tokenizer),
+        _classes_of(model, len(logits)),
     )
 
 
@@ -242,11 +207,56 @@ def _errors(
     errors = {stack: np.full(len(heads), np.nan) for stack, heads in silencer.structure.items()}
     for stack, layer in silencer.places.values():
         heads = [Head(stack, layer, head) for head in range(silencer.structure[stack][layer])]
-        with undisturbed(model), silencer.silenced(heads):
-            silent = logits_of(call.run(model))[0]
-        lost = margin - float(silent[pair[0]] - silent[pair[1]])
+        lost = margin - _margin_without(model, call, silencer, pair, heads)
         errors[stack][layer] = lost - np.nansum(contributions[stack][layer])
     return errors
+
+
+def _silenced(
+    model: nn.Module, call: Call, silencer: Silencer, pair: tuple[int, int], margin: float,
+    contributions: Mapping[str, Array], errors: Mapping[str, Array],
+) -> dict[str, Array]:  # fmt: skip
+    """``stack -> [layer, head]``: the margin that silencing a head alone costs, where first order fails."""
+    lost = {stack: np.full(values.shape, np.nan) for stack, values in contributions.items()}
+    for stack, layer in dict.fromkeys(silencer.places.values()):
+        if not first_order_fails(float(np.nansum(contributions[stack][layer])), float(errors[stack][layer])):
+            continue
+        for head in range(silencer.structure[stack][layer]):
+            without = _margin_without(model, call, silencer, pair, [Head(stack, layer, head)])
+            lost[stack][layer, head] = margin - without
+    return lost
+
+
+def _margin_without(
+    model: nn.Module, call: Call, silencer: Silencer, pair: tuple[int, int], heads: Sequence[Head]
+) -> float:
+    with undisturbed(model), silencer.silenced(heads):
+        silent = logits_of(call.run(model))[0]
+    return float(silent[pair[0]] - silent[pair[1]])
+
+
+def _marks(tokenizer: Any) -> list[int]:
+    """Ids of the tokens that begin, end and separate texts: heads park their attention on them."""
+    marks = (getattr(tokenizer, f"{name}_token_id", None) for name in ("cls", "sep", "bos", "eos"))
+    return sorted({mark for mark in marks if mark is not None})
+
+
+def _tokens(call: Call, ids: Sequence[int], tokenizer: Any) -> tuple[str, ...]:
+    """The tokens as text, padding as nothing."""
+    if tokenizer is None or not ids:
+        return ()
+    mask = call.kwargs.get("attention_mask")
+    real = mask[0].bool().tolist() if isinstance(mask, Tensor) and mask.dim() == 2 else [True] * len(ids)
+    texts = tokenizer.convert_ids_to_tokens(list(ids))
+    return tuple(text if shown else "" for text, shown in zip(texts, real, strict=True))
+
+
+def _classes_of(model: nn.Module, count: int) -> tuple[str, ...]:
+    """Names of the classes in the model's config; transformers' placeholders are none."""
+    names = getattr(getattr(model, "config", None), "id2label", None)
+    if not isinstance(names, dict) or all(names.get(i) == f"LABEL_{i}" for i in range(count)):
+        return ()
+    return tuple(str(names.get(i, f"class {i}")) for i in range(count))
 
 
 def _input_ids(call: Call) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
@@ -57,12 +57,13 @@ def open_sinks(
     loggers: Iterable[Any],
     *,
     name: str = "geometry",
-    level: Level = "layer",
+    level: Level = "model",
     directory: Callable[[], str | os.PathLike[str]] | None = None,
-    max_steps: float | None = None,
+    schedule: PictureSchedule | None = None,
     resumed_at: int | None = None,
     taken: Collection[str] = (),
     picture_scales: dict[str, list[float]] | None = None,
+    config: Mapping[str, Any] | None = None,
     about: About = lambda what: contextlib.nullcontext(),
 ) -> list[Sink]:
     """Return the sinks of a run: one per logger, and one for the record where no logger holds it.
@@ -76,15 +77,18 @@ def open_sinks(
         name: The monitor's name.
         level: Finest scalars, ``"model"``, ``"layer"`` or ``"head"``.
         directory: Makes a directory for the record if no logger has one; ``None`` for no record then.
-        max_steps: Length of the run in optimizer steps; -1 or ``None`` if unknown.
+        schedule: Which samples get pictures; ``None`` for that of a run of unknown length.
         resumed_at: Step of the checkpoint that the run resumed from; ``None`` for a fresh run.
         taken: Directories that hold the record of another run, see :func:`is_taken`: loggers that write there
             get the numbers as well, but no record.
         picture_scales: Ends of the scales of the run's pictures by tag, as an earlier session left them;
             those of this session go there too, for all loggers.
+        config: What a run's config says of the monitor, where a logger keeps one. Its ``metrics`` are the
+            stored names that the run measures; without them the loggers get the key metrics alone.
         about: Context in which each destination is opened, so that one that fails does not affect the others.
     """
-    offers = _LoggerOffers(name, level, max_steps, resumed_at, taken, PictureScales(picture_scales))
+    scales = PictureScales(picture_scales)
+    offers = _LoggerOffers(name, level, schedule or PictureSchedule(), resumed_at, taken, scales, config)
     for logger in loggers:
         with about(f"the logger {type(logger).__name__} could not be opened"):
             offers.add(logger)
@@ -109,14 +113,17 @@ class _LoggerOffers:
         self,
         name: str,
         level: Level,
-        max_steps: float | None,
+        schedule: PictureSchedule,
         resumed_at: int | None,
         taken: Collection[str],
         scales: PictureScales,
+        config: Mapping[str, Any] | None,
     ) -> None:
+        self._config = config
+        self._measured: Collection[str] | None = (config or {}).get("metrics")
         self._scales = scales
         self._name, self._level = name, level
-        self._max_steps, self._resumed_at, self._taken = max_steps, resumed_at, taken
+        self._schedule, self._resumed_at, self._taken = schedule, resumed_at, taken
         self.sinks: list[Sink] = []
         #: whether a TensorBoard writer holds the record, and where
         self.recorded = False
@@ -127,8 +134,7 @@ class _LoggerOffers:
 
     def add(self, logger: Any) -> None:
         """Open a logger's sink; if that fails, nothing of the logger is kept."""
-        experiment, name = _experiment(logger), self._name
-        schedule = PictureSchedule(self._max_steps)
+        experiment, name, schedule = _experiment(logger), self._name, self._schedule
         if is_summary_writer(experiment):
             from lightning_geo.loggers.tensorboard import TensorBoardSink  # needs tensorboard to be installed
 
@@ -137,24 +143,24 @@ class _LoggerOffers:
             # the mark of a resumed session would void the other run's samples
             resumed_at = self._resumed_at if free else None
             first = free and not self.recorded
+            options: dict[str, Any] = {"scales": self._scales, "measured": self._measured}
             self.sinks.append(
-                TensorBoardSink(experiment, name, self._level, schedule, first, resumed_at, self._scales)
+                TensorBoardSink(experiment, name, self._level, schedule, first, resumed_at, **options)
             )
             if free:
                 self.record_at, self.recorded = self.record_at or folder, True
         elif _can(experiment, "log", "define_metric", "save"):
             resumed = self._resumed_at is not None
-            self.sinks.append(
-                WandbSink(experiment, name, self._level, schedule, resumed=resumed, scales=self._scales)
-            )
+            options = {"scales": self._scales, "measured": self._measured, "config": self._config}
+            self.sinks.append(WandbSink(experiment, name, self._level, schedule, resumed=resumed, **options))
             disabled = experiment.disabled  # such a run has a temporary directory
             if self.record is None and not disabled and not is_taken(experiment.dir, self._taken):
                 folder = self.wandb_folder = os.path.abspath(experiment.dir)
                 upload = functools.partial(experiment.save, base_path=folder, policy="end")
-                options: dict[str, Any] = {"resumed_at": self._resumed_at, "on_open": upload}
+                options = {"resumed_at": self._resumed_at, "on_open": upload}
                 self.record = functools.partial(RecordFile, folder, name, **options)
         else:
-            self.sinks.append(ScalarSink(logger, name, self._level))
+            self.sinks.append(ScalarSink(logger, name, self._level, self._measured))
             where = place_of(logger, "log_dir")
             self.places += [where] if where is not None and not is_taken(where, self._taken) else []
 

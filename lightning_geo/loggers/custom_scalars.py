@@ -1,4 +1,6 @@
-"""TensorBoard's custom-scalars layout: all layers of a metric in one chart, the charts of a family together.
+"""TensorBoard's custom-scalars layout: lowest, mean and highest layer of each key metric in one chart.
+
+Where layers have scalars of their own, all layers of a headline metric share a chart as well.
 
 TensorBoard reads one layout per run, the last one written. A monitor therefore keeps the categories of an
 earlier layout: another monitor's, the user's own, or its own from before a restart.
@@ -9,15 +11,23 @@ from __future__ import annotations
 import mmap
 import os
 import re
+from collections.abc import Collection
 from typing import Any
 
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.types_pb2 import DT_STRING
-from tensorboard.plugins.custom_scalar.layout_pb2 import Chart, Layout, MultilineChartContent
+from tensorboard.plugins.custom_scalar.layout_pb2 import (
+    Chart,
+    Layout,
+    MarginChartContent,
+    MultilineChartContent,
+)
 from tensorboard.plugins.custom_scalar.metadata import CONFIG_SUMMARY_TAG, create_summary_metadata
 
-from lightning_geo.loggers.tags import group, headlines
+from lightning_geo.loggers.tags import Level, group, headlines, model_tag
+from lightning_geo.metrics.key_metrics import key_metrics_by_stack
+from lightning_geo.metrics.selection import compares_samples, spec_of
 from lightning_geo.storage.places import Place, Remote, place
 from lightning_geo.storage.record import GeometryRecord
 from lightning_geo.storage.tfrecord import Damage, read_frames
@@ -27,9 +37,23 @@ __all__ = ["add_layout", "charts", "written_layout"]
 _TAG = CONFIG_SUMMARY_TAG.encode()
 
 
-def charts(record: GeometryRecord, name: str) -> Any:
-    """Return the ``Layout`` of a monitor: a category per family, a chart per headline metric and stack."""
+def charts(
+    record: GeometryRecord, name: str, level: Level = "model", measured: Collection[str] | None = None
+) -> Any:
+    """Return the ``Layout`` of a monitor.
+
+    Args:
+        record: Its first sample.
+        name: Its name.
+        level: Finest scalars.
+        measured: Stored names that the run measures; ``None`` where that is not known.
+    """
     layout = Layout()
+    margins = _margins(record, name, measured)
+    if margins:
+        layout.category.add(title=f"{name}: lowest, mean and highest layer", chart=margins)
+    if level == "model":
+        return layout
     categories: dict[str, Any] = {}
     for stack, metric, spec, _ in headlines(record):
         prefix = group(record, name, spec.family, stack, metric)
@@ -39,6 +63,26 @@ def charts(record: GeometryRecord, name: str) -> Any:
         lines = MultilineChartContent(tag=[rf"^{re.escape(prefix)}/layer_\d+$"])
         categories[title].chart.append(Chart(title=chart_title, multiline=lines))
     return layout
+
+
+def _margins(record: GeometryRecord, name: str, measured: Collection[str] | None) -> list[Any]:
+    """A chart per key metric and stack, by the tags of ``layer_range``."""
+    result = []
+    for stack, metric in key_metrics_by_stack(list(record.stacks), measured, record.specs):
+        arrays = record.stacks[stack]
+        # what compares samples has its first value at the second one
+        if metric not in arrays and not compares_samples(metric):
+            continue
+        if max(map(len, arrays.values()), default=0) < 2:
+            continue
+        spec, prefix = spec_of(metric, record.specs), group(record, name, "layers", stack, metric)
+        mean = f"{prefix}/mean" if spec.summary == "max" else model_tag(record, name, stack, metric)
+        series = MarginChartContent.Series(value=mean, lower=f"{prefix}/min", upper=f"{prefix}/max")
+        title = prefix.partition("/")[2]
+        title = f"{spec.title} ({title})" if spec.title else title
+        result.append(Chart(title=title, margin=MarginChartContent(series=[series])))
+    # TensorBoard shows the margin charts of a category from the last to the first; checked on 2.21
+    return result[::-1]
 
 
 def add_layout(summary: Any, layout: Any, earlier: Any | None) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from lightning_geo.utils.colours import SHADES, sequential_colours
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["PictureSchedule", "draw", "pictures", "png"]
+__all__ = ["PictureSchedule", "draw", "padded", "pictures", "png"]
 
 _PAPER = 255
 _HATCH = (_PAPER - 5, _PAPER - 1)  # stripe, ground
@@ -44,7 +44,7 @@ class PictureSchedule:
 
     TensorBoard keeps ten pictures per tag, a random ten of a longer series. If the length of the run is
     known, pictures are drawn at every ninth of it, otherwise whenever the step has doubled. The first sample
-    of a session and the last of the run always get pictures.
+    of a session and the last of the run always get pictures. All loggers of a session share one schedule.
 
     Args:
         max_steps: Length of the run in optimizer steps; ``None``, -1 or infinite if unknown.
@@ -58,17 +58,23 @@ class PictureSchedule:
     def __init__(self, max_steps: float | None = None) -> None:
         self._max_steps = max_steps if max_steps and 0 < max_steps < math.inf else None
         self._slot = -1
+        #: the last step with pictures, for the loggers behind the first one
+        self._drawn: int | None = None
 
     def _slot_of(self, step: int) -> int:
         if self._max_steps:
             return int(step * (_PICTURES - 1) // self._max_steps)
         return (step + 1).bit_length()
 
+    def is_due(self, step: int, *, final: bool = False) -> bool:
+        """Return whether the sample at ``step`` gets pictures."""
+        return final or step == self._drawn or self._slot_of(step) > self._slot
+
     def due(self, step: int, *, final: bool = False) -> bool:
         """Return whether the sample at ``step`` gets pictures, and count it as drawn if so."""
-        slot = self._slot_of(step)
-        due = final or slot > self._slot
-        self._slot = max(self._slot, slot)
+        due = self.is_due(step, final=final)
+        if due:
+            self._slot, self._drawn = max(self._slot, self._slot_of(step)), step
         return due
 
 
@@ -107,6 +113,7 @@ def draw(
     step: int,
     columns: tuple[str, ...] | None = None,
     scale: PictureScale | None = None,
+    across: str = "",
 ) -> Image:
     """Draw a matrix with numbered axes, a title and a colour bar.
 
@@ -117,6 +124,8 @@ def draw(
         step: Optimizer step, for the second line.
         columns: Names of the columns in place of head numbers.
         scale: What its colours mean; ``None`` for the scale of a run that begins with these values.
+        across: Title of the columns' axis; by default ``stage``, or ``head`` where they have no names.
+            Columns called ``step`` are labelled where there is room.
 
     Returns:
         A picture with a palette (mode ``P``), 4 to 8 kB as PNG.
@@ -142,17 +151,12 @@ def draw(
     text = _Text((max(bar_right + 48, _PAGE[0]), max(bottom + 33, _PAGE[1])))
     text.put((8, 2), title, 15)
     used = "no value" if math.isnan(least) else f"{_number(least)} to {_number(most)}"
-    text.put((8, 20), f"step {step}:  {used}" + ("" if spec.unit == "1" else f" {spec.unit}"), 13)
+    when = f"steps {columns[0]} to {step}" if columns and across == "step" else f"step {step}"
+    text.put((8, 20), f"{when}:  {used}" + ("" if spec.unit == "1" else f" {spec.unit}"), 13)
     for row in _ticks(rows, tall):
         text.put((left - 5, top + (row + 0.5) * tall), str(row), 13, "rm")
-    # names wider than their columns alternate between two lines
-    crowded = columns is not None and max(map(_font(13).getlength, columns)) > wide
-    for col in range(cols) if columns else _ticks(cols, wide, 20):
-        where = (left + (col + 0.5) * wide, bottom + 3 + (13 if crowded and col % 2 else 0))
-        text.put(where, columns[col] if columns else str(col), 10 if crowded else 13, "ma")
+    _label_columns(text, columns, across, (left, bottom), cols, wide)
     text.put((12, (top + bottom) / 2), "layer", 13, "mm", turned=True)
-    if not crowded:
-        text.put(((left + right) / 2, bottom + 17), "stage" if columns else "head", 13, "ma")
     for share, beyond in ((0.0, "< " * (least < scale.low)), (0.5, ""), (1.0, "> " * (most > scale.high))):
         where = (bar_right + 4, top + (1 - share) * (bar_height - 1))
         text.put(where, beyond + _number(scale.value(share)), 13, "lm")
@@ -164,6 +168,23 @@ def draw(
     result = image.fromarray(canvas, "P")
     result.putpalette(_palette())
     return result
+
+
+def _label_columns(
+    text: _Text, columns: tuple[str, ...] | None, across: str, corner: tuple[int, int], cols: int, wide: int
+) -> None:
+    """Write the names of columns, and what they are, below the matrix."""
+    left, bottom = corner
+    longest = max(map(_font(13).getlength, columns)) if columns else 0
+    # names wider than their columns alternate between two lines
+    crowded = longest > wide and across != "step"
+    shown = range(cols) if columns and across != "step" else _ticks(cols, wide, max(20, int(longest) + 8))
+    for col in shown:
+        where = (left + (col + 0.5) * wide, bottom + 3 + (13 if crowded and col % 2 else 0))
+        text.put(where, columns[col] if columns else str(col), 10 if crowded else 13, "ma")
+    if not crowded:
+        middle = left + cols * wide / 2
+        text.put((middle, bottom + 17), across or ("stage" if columns else "head"), 13, "ma")
 
 
 def _extent(values: NDArray[Any]) -> tuple[float, float]:
@@ -237,6 +258,20 @@ def _font(size: int) -> Any:
 def _palette() -> list[int]:
     greys = np.repeat(np.linspace(0, 255, 256 - SHADES).round().astype(np.uint8)[:, None], 3, axis=1)
     return [int(value) for value in np.concatenate([sequential_colours(), greys]).ravel()]
+
+
+def padded(images: Iterable[Image]) -> list[Image]:
+    """Return pictures in colour, all as large as the largest, with white beside and below."""
+    from PIL import Image as image
+
+    images = list(images)
+    size = max(picture.width for picture in images), max(picture.height for picture in images)
+    result = []
+    for picture in images:
+        page = image.new("RGB", size, "white")
+        page.paste(picture.convert("RGB"))
+        result.append(page)
+    return result
 
 
 def png(picture: Image) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from typing import Any
 
 from lightning_geo.loggers.tags import Level, scalars
@@ -18,9 +19,11 @@ class ScalarSink:
         logger: A Lightning logger.
         name: The monitor's name.
         level: Finest scalars.
+        measured: Stored names that the run measures; ``None`` where that is not known.
     """
 
-    def __init__(self, logger: Any, name: str, level: Level) -> None:
+    def __init__(self, logger: Any, name: str, level: Level, measured: Collection[str] | None = None) -> None:
+        self._measured = measured
         self._logger = logger
         self._name = name
         self._level = level
@@ -29,7 +32,8 @@ class ScalarSink:
 
     def write(self, record: GeometryRecord, *, final: bool = False) -> None:
         """Log one sample."""
-        self._logger.log_metrics(scalars(record, self._name, self._level), step=record.step)
+        numbers = scalars(record, self._name, self._level, self._measured)
+        self._logger.log_metrics(numbers, step=record.step)
 
     def close(self) -> None:
         """Leave the logger open."""

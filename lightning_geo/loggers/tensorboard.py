@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from tensorboard.compat.proto.event_pb2 import Event
@@ -14,7 +15,7 @@ from lightning_geo.loggers.alerts import markdown
 from lightning_geo.loggers.custom_scalars import add_layout, charts, written_layout
 from lightning_geo.loggers.picture_scale import PictureScales
 from lightning_geo.loggers.pictures import PictureSchedule, pictures, png
-from lightning_geo.loggers.tags import Level, scalars
+from lightning_geo.loggers.tags import Level, layer_range, scalars
 from lightning_geo.storage.events import Dropped, dropped_event, record_event, session_event
 from lightning_geo.storage.record import GeometryRecord
 from lightning_geo.utils._tensorboard import as_its_own, file_writer
@@ -35,6 +36,7 @@ class TensorBoardSink:
         with_record: False if another writer of the run holds the record.
         resumed_at: Step at which this session takes over from an earlier one.
         scales: Of the run's pictures.
+        measured: Stored names that the run measures; ``None`` where that is not known.
     """
 
     def __init__(
@@ -46,7 +48,9 @@ class TensorBoardSink:
         with_record: bool = True,
         resumed_at: int | None = None,
         scales: PictureScales | None = None,
+        measured: Collection[str] | None = None,
     ) -> None:
+        self._measured = measured
         self._scales = PictureScales() if scales is None else scales
         self._experiment = experiment
         self._name = name
@@ -69,7 +73,9 @@ class TensorBoardSink:
         # not cached: the experiment opens a new writer after `close`, as between two fits
         writer = file_writer(self._experiment)
         event = record_event(record, self._name) if self._with_record else Event(step=record.step)
-        for tag, number in scalars(record, self._name, self._level).items():
+        numbers = scalars(record, self._name, self._level, self._measured)
+        # the charts of Custom Scalars can only read scalars
+        for tag, number in (numbers | layer_range(record, self._name, self._measured)).items():
             event.summary.value.add(tag=tag, simple_value=number)
         if record.findings:
             text = "\n\n---\n\n".join(map(markdown, record.findings))
@@ -81,7 +87,8 @@ class TensorBoardSink:
         # in events of their own, so that the numbers are written even if the layout or a picture fails
         if first:
             event = Event(step=record.step)
-            add_layout(event.summary, charts(record, self._name), written_layout(writer.get_logdir()))
+            layout = charts(record, self._name, self._level, self._measured)
+            add_layout(event.summary, layout, written_layout(writer.get_logdir()))
             self._send(writer, event, record)
         if self._schedule.due(record.step, final=final):
             event = Event(step=record.step)

@@ -18,6 +18,7 @@ from lightning_geo.metrics.foreign import FOREIGN
 from lightning_geo.metrics.registry import reads_of
 from lightning_geo.metrics.selection import is_standard_error
 from lightning_geo.observe import CallKey, LayerNumbering
+from lightning_geo.storage.patterns import AttentionPatterns, as_bytes
 
 __all__ = ["Bases", "Computed", "Derivation", "SampleDerivation", "derive"]
 
@@ -32,6 +33,8 @@ class Computed:
     #: stack -> metric -> [layer, head, head], what the heads of a layer have in common by their weights
     overlaps: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     structure: dict[str, Any] = field(default_factory=dict)
+    #: by stack, on the rank that measures them
+    patterns: dict[str, AttentionPatterns] = field(default_factory=dict)
     #: modules with activations that are not finite -> their layer, as ``stack/layer``
     broken: dict[str, str] = field(default_factory=dict)
     #: foreign metrics that failed on this rank -> the first error of each
@@ -44,6 +47,7 @@ class Computed:
         self.similarities.update(other.similarities)
         self.overlaps.update(other.overlaps)
         self.structure.update(other.structure)
+        self.patterns.update(other.patterns)
         self.broken.update(other.broken)
         self.failures = {**other.failures, **self.failures}
 
@@ -113,6 +117,8 @@ class Derivation:
         for name, stack in self._stacks.items():
             result.bases[name] = stack.bases
             _keep_pairs(name, stack, result)
+            if (patterns := _patterns(stack)) is not None:
+                result.patterns[name] = patterns
         for name, layers in broken.items():
             modules = result.structure[name]["modules"]
             result.broken.update({modules[index]: f"{name}/{index}" for index in layers})
@@ -228,3 +234,25 @@ def _keep_pairs(name: str, stack: DerivedStack, result: Computed) -> None:
             if metric not in kept:
                 kept[metric] = overlap.new_full((size, heads, heads), torch.nan)
             kept[metric][index, :own, :own] = overlap
+
+
+def _patterns(stack: DerivedStack) -> AttentionPatterns | None:
+    """Put the pooled attention of a stack's layers into one array; None where no layer has any."""
+    layers, heads = len(stack.heads), max(stack.heads)
+    sides = [own[0].shape[-1] for own in stack.patterns.values()]
+    values = np.full((layers, heads, *[max(sides, default=0)] * 2), np.nan, np.float32)
+    lengths = np.zeros(layers, np.int64)
+    tokens: tuple[str, ...] = ()
+    for index, (attention, count, *ids) in sorted(stack.patterns.items()):
+        own, side = attention.numpy(), attention.shape[-1]
+        if np.isnan(own).all():  # its masks were withdrawn, or nothing in it is finite
+            continue
+        values[index, : len(own), :side, :side] = own
+        lengths[index] = int(count)
+        if not tokens and ids:
+            tokens = tuple(f"#{int(number)}" for number in ids[0] if number >= 0)
+    if not lengths.any():
+        return None
+    side = min(int(lengths.max()), values.shape[-1])
+    fit = len(tokens) in lengths
+    return AttentionPatterns(as_bytes(values[..., :side, :side]), lengths, tokens if fit else ())

@@ -55,6 +55,8 @@ class DerivedStack:
     similarities: list[tuple[Sequence[int], Tensor]] = field(default_factory=list)
     #: index of a layer -> metric -> [h, h], what its heads have in common by their weights
     overlaps: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    #: index of a layer -> on the host: pooled attention [H, c, c], how many tokens, and their ids if known
+    patterns: dict[int, list[Tensor]] = field(default_factory=dict)
     #: names, indices of layers, and [L, P, ...]
     values: list[tuple[tuple[str, ...], Sequence[int], Tensor]] = field(default_factory=list)
     #: float tensors, and what derives more values from them once they are on the host

@@ -39,6 +39,7 @@ class Measurement(ObservedCalls):
         trained: By model, see :class:`.Visibility`.
         narrowings: By model, what fixed inputs have shown of its layers.
         timed: Whether to time what observing takes.
+        patterns: Whether to keep attention patterns, see :class:`.Patterns`.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Measurement(ObservedCalls):
         trained: Mapping[str, Mapping[CallKey, Tensor]] | None = None,
         narrowings: Mapping[str, Narrowing] | None = None,
         timed: bool = True,
+        patterns: bool = False,
     ) -> None:
         self._metrics = metrics
         self._layers = layers
@@ -69,7 +71,7 @@ class Measurement(ObservedCalls):
         for name, tap in taps.items():
             own = start.setdefault(name, {}), choices[name].asks, partial(getattr, tap, "modules")
             weights, pairs = drawn.setdefault(name, {}), (trained or {}).get(name)
-            sums[name] = SampleStatistics(metrics, max_queries, name, *own, weights, pairs)
+            sums[name] = SampleStatistics(metrics, max_queries, name, *own, weights, pairs, patterns)
         super().__init__(taps, choices, sums)
         self._narrowings = {} if narrowings is None or layers is None else dict(narrowings)
         for name, tap in taps.items():

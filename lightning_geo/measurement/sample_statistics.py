@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lightning_geo.measurement.collectors.attention_rows import AttentionRows
 from lightning_geo.measurement.collectors.collector import Collector
 from lightning_geo.measurement.collectors.importance import Importance
+from lightning_geo.measurement.collectors.patterns import Patterns
 from lightning_geo.measurement.collectors.role_moments import RoleMoments
 from lightning_geo.measurement.collectors.score_pairs import ScorePairs
 from lightning_geo.measurement.collectors.stream import Stream
@@ -45,6 +46,7 @@ class SampleStatistics:
         modules: Returns the model's own modules by path.
         drawn: Weights drawn at the sample before by path; those of this one take their place.
         trained: See :class:`.Visibility`.
+        patterns: Whether to keep attention patterns, see :class:`.Patterns`.
 
     Raises:
         LookupError: If nothing offers what a metric reads.
@@ -60,6 +62,7 @@ class SampleStatistics:
         modules: Callable[[], dict[str, nn.Module]] = dict,
         drawn: dict[str, Draw] | None = None,
         trained: Mapping[CallKey, Tensor] | None = None,
+        patterns: bool = False,
     ) -> None:
         #: whether a call is measured
         self.measures = asked
@@ -84,6 +87,8 @@ class SampleStatistics:
             self._importance,
         ]
         self.collectors = [collector for collector in every if collector.metrics]
+        if patterns:
+            self.collectors.append(Patterns())
         self.foreign = [ForeignCollector(kind, names) for kind, names in foreign.items()]
         #: whether anything here is computed from projections
         self.reads_projections = bool(named[Weights]) or any(

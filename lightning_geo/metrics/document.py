@@ -59,12 +59,13 @@ def updated(guide: str, content: str | None = None) -> str:
 
 def _section(family: str, specs: list[MetricSpec]) -> str:
     charted = [f"`{name}`" for spec in specs for name in spec.headline]
+    key = [f"`{name}`" for spec in specs for name in spec.key]
     named = "Measured by default." if specs[0].default else f'Measured if `metrics=` names it: `"{family}"`.'
     lines = [f"### {family}", "", named, ""]
     lines += [_DEFINED, "| --- | --- | --- | --- | --- |", *map(_definition, specs), ""]
     lines += [_WORDED, "| --- | --- | --- | --- | --- | --- |", *map(_words, specs), ""]
-    if charted:
-        lines += [f"Charts by layer and pictures: {', '.join(charted)}.", ""]
+    lines += [f"Scalars by default: {', '.join(key)}.", ""] * bool(key)
+    lines += [f"Pictures, and charts by layer: {', '.join(charted)}.", ""] * bool(charted)
     return "\n".join(lines)
 
 

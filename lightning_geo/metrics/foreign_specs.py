@@ -23,7 +23,8 @@ _TAKEN = frozenset(
         *CATALOG,
         *(name.partition(".")[0] for name in CATALOG),
         *(spec.family for spec in CATALOG.values()),
-        "coverage",
+        # what the loggers get beside metrics
+        *("coverage", "findings", "heads", "layer_by_head", "layer_by_step", "report"),
     }
 )
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,59}")
@@ -80,7 +81,7 @@ def check_spec(spec: MetricSpec) -> None:
 
 
 def _check_looks(spec: MetricSpec) -> None:
-    """Raise unless range, headline, summary, flags and scale are what they must be."""
+    """Raise unless range, headline, key, summary, flags and scale are what they must be."""
     ends = spec.range if isinstance(spec.range, tuple) and len(spec.range) == 2 else (math.nan,)
     numbers = [end for end in ends if end is not None]
     if not all(_is_finite(end) for end in numbers) or (len(numbers) == 2 and numbers[0] >= numbers[1]):
@@ -88,11 +89,13 @@ def _check_looks(spec: MetricSpec) -> None:
             "Expected `range` to be (lowest, highest), each a finite number or None, but got "
             f"{str(spec.range)[:80]}."
         )
-    if not isinstance(spec.headline, tuple) or not set(spec.headline) <= set(spec.stored_names):
-        raise ValueError(
-            f"Expected `headline` to be a tuple of names among {spec.stored_names} but got "
-            f"{str(spec.headline)[:80]}."
-        )
+    for field in ("headline", "key"):
+        names = getattr(spec, field)
+        if not isinstance(names, tuple) or not set(names) <= set(spec.stored_names):
+            raise ValueError(
+                f"Expected `{field}` to be a tuple of names among {spec.stored_names} but got "
+                f"{str(names)[:80]}."
+            )
     if spec.summary not in ("mean", "max"):
         raise ValueError(f'Expected `summary` to be "mean" or "max" but got {str(spec.summary)[:80]!r}.')
     for field in ("self_attention", "default", "signed"):
@@ -168,6 +171,6 @@ def _spec(name: str, values: object) -> MetricSpec:
 def differing_fields(one: MetricSpec, other: MetricSpec) -> tuple[str, ...]:
     """Return the fields by which two specs of one name say that their numbers are different ones.
 
-    Wording and looks (meaning, source, range, headline) are none of them.
+    Wording and looks (meaning, source, range, headline, key) are none of them.
     """
     return tuple(field for field in _NUMBERS if getattr(one, field) != getattr(other, field))

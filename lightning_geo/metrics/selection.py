@@ -83,6 +83,7 @@ def _error_of(spec: MetricSpec) -> MetricSpec:
         source="Cochran 1977 (stratified sampling without replacement)",
         range=(0.0, None),
         headline=(),
+        key=(),
         log_from=None,
         title="",
         question="",

@@ -28,7 +28,8 @@ class MetricSpec:
         source: Paper or convention that it comes from.
         parts: Roles or stages, one stored metric each.
         range: Lowest and highest possible value; ``None`` where there is no bound.
-        headline: Parts (or the bare name) that get per-layer scalars and pictures by default.
+        headline: Parts (or the bare name) that get pictures by default, and per-layer scalars on request.
+        key: Parts (or the bare name) that are key metrics: the scalars that loggers get by default.
         summary: How a model number is made of layers and heads, and sequences merged.
         self_attention: Defined only where queries and keys are the same tokens.
         default: Whether it is measured where nobody says which metrics.
@@ -52,6 +53,7 @@ class MetricSpec:
     parts: tuple[str, ...] = ()
     range: tuple[float | None, float | None] = (None, None)
     headline: tuple[str, ...] = ()
+    key: tuple[str, ...] = ()
     summary: Literal["mean", "max"] = "mean"
     self_attention: bool = False
     default: bool = True

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from lightning_geo.utils._lightning import batches_done
+from lightning_geo.utils.progress_bars import LineLogger
 
 if TYPE_CHECKING:
     from pytorch_lightning import Callback
@@ -113,10 +114,10 @@ def after_the_others(trainer: Any, function: Callable[[], object]) -> Callable[[
     return undo
 
 
-def lightning_logger(trainer: Any) -> logging.Logger:
+def lightning_logger(trainer: Any) -> LineLogger:
     """The logger below that of the trainer's package, so that lines appear where Lightning's do."""
     package = next((name for name in _PACKAGES if type(trainer).__module__.startswith(name)), _PACKAGES[0])
-    return logging.getLogger(f"{package}.callbacks.geometry_monitor")
+    return LineLogger(logging.getLogger(f"{package}.callbacks.geometry_monitor"))
 
 
 def checkpoint_folder(trainer: Any) -> str:

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from lightning_geo.analysis.findings.detector import Detector
-from lightning_geo.monitor._lightning import checkpoint_folder, lightning_logger
 from lightning_geo.monitor.alerts import Alerts
+from lightning_geo.monitor.host import Host
 from lightning_geo.storage.finding import SEVERITIES, Finding, Severity
 from lightning_geo.storage.record import GeometryRecord
 from lightning_geo.utils.formatting import some
@@ -60,11 +60,11 @@ class Alerting:
             rules = () if self._alerts is None else self._alerts.looked_for
             record.looked_for = [rule.name for rule in rules if rule.name not in unchecked]
 
-    def tell(self, trainer: Any, record: GeometryRecord) -> None:
+    def tell(self, host: Host, record: GeometryRecord) -> None:
         """Log a sample's findings, and call who wants to know; on rank 0."""
         if self._alerts is None or self._detector is None:
             return
-        log = lightning_logger(trainer)
+        log = host.log
         self._samples += 1
         unchecked = self._detector.unchecked
         if self._samples == 2 and unchecked:  # the first sample has nothing of what compares samples
@@ -100,25 +100,24 @@ class Alerting:
         self._told[place] = now
         return True
 
-    def act(self, trainer: Any, device: torch.device) -> None:
+    def act(self, host: Host, device: torch.device) -> None:
         """Do on all ranks what rank 0 has found due; all call it at every sample."""
         if self._alerts is None or (self._alerts.stop is None and self._alerts.checkpoint is None):
             return
         due, self._due = from_rank_zero(self._due, device), 0
         if due & _STOP:
-            trainer.should_stop = True
+            host.stop_training()
         self._saves |= bool(due & _CHECKPOINT)
 
-    def step_ended(self, trainer: Any) -> None:
+    def step_ended(self, host: Host) -> None:
         """Save the checkpoint that a finding asked for, on all ranks."""
         if self._due and world_size() == 1:  # found since the sample; several ranks agree at the next one
-            self.act(trainer, torch.device("cpu"))
+            self.act(host, torch.device("cpu"))
         if not self._saves:
             return
         self._saves = False
-        name = f"geometry-step={trainer.global_step}.ckpt"
         with self._warn_once.about("the checkpoint that a finding asked for could not be saved"):
-            trainer.save_checkpoint(f"{checkpoint_folder(trainer)}/{name}")
+            host.save_checkpoint("geometry")
 
     def state_dict(self) -> dict[str, Any] | None:
         """Return the state that a resumed run needs, arrays as tensors."""

@@ -18,13 +18,14 @@ from lightning_geo.metrics.foreign import foreign_specs
 from lightning_geo.metrics.selection import is_of_batch
 from lightning_geo.monitor.alerting import Alerting
 from lightning_geo.monitor.baseline import check_bases
+from lightning_geo.monitor.host import Host
 from lightning_geo.monitor.pending_sample import PendingSample
-from lightning_geo.monitor.runs_by_trainer import runs_of
 from lightning_geo.monitor.settings import Settings
 from lightning_geo.monitor.state import RunState
+from lightning_geo.monitor.status_lines import StatusLines
+from lightning_geo.monitor.token_names import with_words
 from lightning_geo.storage.events import Dropped
 from lightning_geo.storage.record import GeometryRecord
-from lightning_geo.utils._lightning import add_callback_metrics
 from lightning_geo.utils.formatting import some
 from lightning_geo.utils.ranks import world_size
 from lightning_geo.utils.warn_once import WarnOnce
@@ -52,6 +53,7 @@ class Delivery:
         self.sinks = sinks
         self.state = RunState()
         self.alerting = Alerting(settings.alerts, warn_once)
+        self.status = StatusLines(settings.how_often, settings.max_overhead)
         #: the last one
         self.record: GeometryRecord | None = None
         self._pending: PendingSample | None = None
@@ -69,19 +71,19 @@ class Delivery:
         delivery.sinks = self.sinks.copied(loggers)
         scales = dict(self.state.picture_scales)
         delivery.state = replace(self.state, version=None, picture_scales=scales)
-        delivery.alerting = self.alerting.copied()
+        delivery.alerting, delivery.status = self.alerting.copied(), self.status.anew()
         return delivery
 
     def look_anew(self) -> None:
         """Forget all findings."""
         self.alerting = Alerting(self._settings.alerts, self._warn_once)
 
-    def open(self, trainer: Any) -> None:
+    def open(self, host: Host) -> None:
         """Open the loggers; without one, all monitors of a run share the directory of its record."""
-        states = (self.state, *(run.samples.state for run in runs_of(trainer)))
+        states = (self.state, *host.neighbours())
         versions = [state.version for state in states if state.version is not None]
         version = next(iter(versions), None)
-        self.sinks.open(trainer, self.resumed_at, version, self.state.picture_scales)
+        self.sinks.open(host, self.resumed_at, version, self.state.picture_scales)
         self.state.version = self.sinks.version or self.state.version
 
     # -- samples
@@ -104,15 +106,15 @@ class Delivery:
     def flush(self) -> None:
         """Write the record of the sample that waits for it, if there is one."""
         pending = self._pending
-        trainer = None if pending is None else pending.trainer
-        if pending is None or trainer is None:
+        if pending is None or not pending.host.alive:
             self._pending = None
             return
+        host = pending.host
         state, before, step = self.state, self.state.samples, pending.facts.step
         spent, started = 0.0, time.perf_counter()
         about = self._warn_once.about("a sample was dropped", f"first at step {step}")
         # no gradient, and tensors that outlive the hook: it may be one of a validation
-        with torch.inference_mode(mode=False), torch.no_grad(), about, self.noting(trainer, step):
+        with torch.inference_mode(mode=False), torch.no_grad(), about, self.noting(host, step):
             try:
                 spent = pending.wait()
             except Exception:
@@ -120,10 +122,24 @@ class Delivery:
                 raise
             # Ctrl-C until here lets the sample wait for the next call, and from here on costs it
             self._pending, started = None, time.perf_counter()
-            self._write(trainer, pending, spent)
+            self._write(host, pending, spent)
         state.cost += spent + time.perf_counter() - started
         if state.samples == before:
             self.count_elsewhere(merged=True)
+        elif host.is_rank_zero and self.record is not None:
+            with self._warn_once.about("the lines on the run could not be written"):
+                final = pending.facts.final
+                for line in self.status.sampled(self.record, cost=state.cost, final=final, **self._where):
+                    host.log.info(line)
+
+    @property
+    def _where(self) -> dict[str, str]:
+        return {"directory": self.sinks.directory, "places": self.sinks.places}
+
+    def run_lines(self, seconds: float) -> Iterable[str]:
+        """Return the lines that sum a run up that took so long."""
+        samples, cost, verdict = self.state.samples, self.state.cost, self.alerting.verdict
+        return self.status.ended(samples=samples, cost=cost, seconds=seconds, verdict=verdict, **self._where)
 
     def count_elsewhere(self, *, merged: bool) -> None:
         """Count a sample that failed on this rank alone: what is due next depends on the number.
@@ -133,7 +149,7 @@ class Delivery:
         """
         self.state.samples += merged and world_size() > 1
 
-    def _write(self, trainer: Any, pending: PendingSample, spent: float) -> None:
+    def _write(self, host: Host, pending: PendingSample, spent: float) -> None:
         """Make the record of a sample, and send it everywhere."""
         state, facts, started = self.state, pending.facts, time.perf_counter()
         computed, coverage = pending.finish()
@@ -148,6 +164,10 @@ class Delivery:
         if state.samples == 0 and self._settings.baseline is not None:
             check_bases(state.baseline, computed.bases, self._settings.baseline)
         self._move_bases(computed, facts.replayed)
+        in_checkpoint = self._settings.probe_in_checkpoint
+        computed.patterns = with_words(
+            computed.patterns, host.tokenizer_owners, in_checkpoint, self._warn_once
+        )
         self.record = record = facts.record(
             computed,
             coverage,
@@ -159,12 +179,12 @@ class Delivery:
         )
         state.samples += 1
         state.summaries = self._summaries(record, facts.due, facts.replayed)
-        add_callback_metrics(trainer, state.summaries)
-        if trainer.is_global_zero:
-            self.open(trainer)
+        host.show(state.summaries)
+        if host.is_rank_zero:
+            self.open(host)
             self.alerting.add(record)
             self.sinks.write(record, final=facts.final)
-            self.alerting.tell(trainer, record)
+            self.alerting.tell(host, record)
 
     def _summaries(self, record: GeometryRecord, due: tuple[str, ...], replayed: bool) -> dict[str, float]:
         """Model summaries by tag: the sample's, NaN for one that was due and has no value any more.
@@ -186,19 +206,19 @@ class Delivery:
     # -- samples that were dropped
 
     @contextlib.contextmanager
-    def noting(self, trainer: Any, step: int) -> Iterator[None]:
+    def noting(self, host: Host, step: int) -> Iterator[None]:
         """Let a run without samples say that the monitor was there, and why it has none."""
         try:
             yield
         except Exception as error:
-            self.note_dropped(trainer, step, error)
+            self.note_dropped(host, step, error)
             raise
 
-    def note_dropped(self, trainer: Any, step: int, error: Exception) -> None:
+    def note_dropped(self, host: Host, step: int, error: Exception) -> None:
         """Leave in the record of a run without samples that one was dropped, and why."""
         if self.state.samples == 0:
             self.state.dropped += 1
-            if trainer.is_global_zero:
-                self.open(trainer)
+            if host.is_rank_zero:
+                self.open(host)
                 reason = f"{type(error).__name__}: {error}"
                 self.sinks.note(Dropped(self._settings.name, self.state.dropped, reason), step)

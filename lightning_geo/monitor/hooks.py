@@ -7,13 +7,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
-from lightning_geo.monitor._lightning import CallbackBase, steps_taken
+from lightning_geo.monitor._lightning import CallbackBase, after_the_others, steps_taken
+from lightning_geo.monitor.arguments import MonitorArguments
+from lightning_geo.monitor.lightning_host import LightningHost
 from lightning_geo.monitor.run import Run
 from lightning_geo.monitor.runs_by_trainer import RunsByTrainer
-from lightning_geo.monitor.settings import Settings
 from lightning_geo.utils._lightning import state_key
 from lightning_geo.utils.errors import call_all
-from lightning_geo.utils.warn_once import WarnOnce
 
 __all__ = ["RunHooks"]
 
@@ -35,17 +35,10 @@ def _hook(hook: Hook) -> Hook:
     return run  # type: ignore[return-value]
 
 
-class RunHooks(CallbackBase):
-    """A callback that measures what its settings ask for; one run for each Trainer.
+class RunHooks(MonitorArguments, CallbackBase):
+    """A callback that measures what its arguments ask for; one run for each Trainer."""
 
-    Args:
-        settings: What is measured, and when.
-    """
-
-    def __init__(self, settings: Settings) -> None:
-        super().__init__()
-        self._settings = settings
-        self._warn_once = WarnOnce(settings.strict)
+    def _prepare(self) -> None:
         self._runs = RunsByTrainer(self._new_run())
 
     def _new_run(self) -> Run:
@@ -77,7 +70,7 @@ class RunHooks(CallbackBase):
     @_hook
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Check what can be checked before anything runs; from here on the module is complete."""
-        self._run.fit_starts(trainer, pl_module)
+        self._run.fit_starts(LightningHost(trainer))
 
     @_hook
     def on_sanity_check_start(self, trainer: Any, pl_module: Any) -> None:
@@ -105,37 +98,38 @@ class RunHooks(CallbackBase):
     @_hook
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Go on from a checkpoint, or try the given probe."""
-        self._run.training_starts(trainer)
+        self._run.training_starts(LightningHost(trainer))
 
     # -- a step
 
     @_hook
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Sample the weights that enter this step, or start to observe its forward."""
-        self._run.batch_starts(trainer, batch, batch_idx)
+        self._run.batch_starts(LightningHost(trainer), batch, batch_idx)
 
     @_hook
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
         """Stop observing: gradient checkpointing calls attention again in backward."""
-        self._run.backward_starts(trainer, pl_module, loss)
+        self._run.backward_starts(LightningHost(trainer), loss)
 
     @_hook
     def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
         """Run what compiled code hid, and go on observing where more forward may follow."""
-        self._run.backward_ended(pl_module)
+        self._run.backward_ended(LightningHost(trainer))
 
     @_hook
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Take the first sample where the probe was recorded from this very step's batches."""
-        self._run.optimizer_starts(trainer)
+        self._run.optimizer_starts(LightningHost(trainer))
 
     @_hook
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Conclude a sample taken from the step's own batches."""
-        self._run.batch_ended(trainer, pl_module)
-        self._run.deliver(trainer)
+        host = LightningHost(trainer)
+        self._run.batch_ended(host)
+        self._run.deliver(host)
 
     # -- others read what samples showed
 
@@ -154,12 +148,13 @@ class RunHooks(CallbackBase):
     @_hook
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Have the final weights measured once everybody is done: weight averaging replaces them here."""
-        self._run.training_ends(trainer, partial(self._finish, trainer))
+        # first, since all ranks meet there
+        self._run.training_ends(after_the_others(trainer, partial(self._finish, trainer)))
 
     @_hook
     def _finish(self, trainer: Any) -> None:
         """Take the last sample and say what it all cost."""
-        self._run.finish(trainer)
+        self._run.finish(LightningHost(trainer))
 
     @_hook
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:

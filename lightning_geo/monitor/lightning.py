@@ -1,14 +1,8 @@
-"""The Lightning callback: its arguments and the keys that it logs. Its hooks are in :mod:`.hooks`."""
+"""The Lightning callback, and the keys that it logs. Its hooks are in :mod:`.hooks`."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from typing import Any, Literal
-
-from lightning_geo.monitor.alerts import Alerts
 from lightning_geo.monitor.hooks import RunHooks
-from lightning_geo.monitor.settings import Settings
 from lightning_geo.storage.record import GeometryRecord
 
 __all__ = ["GeometryMonitor"]
@@ -24,27 +18,30 @@ class GeometryMonitor(RunHooks):
     bit-identical with and without the monitor.
 
     On a GPU training goes on while another thread waits for a sample's numbers, decomposes matrices on the
-    host and makes the record. The training thread writes it in one of the next steps: with several ranks ten
-    steps later, the same on all of them; before a checkpoint is saved, validation starts, an epoch ends or
-    the next sample begins; and at the end of the sample's own step where a callback or a scheduler monitors
-    one of the keys below. ``last_record`` waits for it. On a CPU it is written at once.
+    host and makes the record. The training thread writes it in one of the next steps (with several ranks ten
+    steps later), but before a checkpoint, a validation, an epoch's end or the next sample, and in the
+    sample's own step where a callback or a scheduler monitors one of the keys below. ``last_record`` waits
+    for it. On a CPU it is written at once.
 
     Logged keys, where ``geometry`` is the monitor's ``name``:
 
     - ``geometry/<metric>``: number of the whole model, the mean over layers and heads (``max_logit``: the
-      maximum). It is in ``trainer.callback_metrics`` too, so that ``EarlyStopping`` and ``ModelCheckpoint``
-      can monitor it; a metric that had a value and lost it is NaN there.
-    - ``geometry/coverage``: share of the attention calls that were measured, from the first sample on in
-      which it is not 1.
-    - ``geometry_<family>/<metric>/layer_03``: number of layer 3, the mean over its heads (``max_logit``: the
-      maximum), for the headline metrics, unless ``scalars="model"``. TensorBoard shows all layers of a metric
-      in one chart (Custom Scalars).
-    - ``geometry_<family>/<metric>/layer_03/head_05``: number of head 5, with ``scalars="head"``.
-    - ``geometry_<family>/<metric>`` as a picture, in TensorBoard and W&B: a headline metric by layer and head
-      (by layer and stage or gate, if it has no heads), at ten steps spread over the run, on one scale.
+      maximum). Loggers get it for the key metrics, at most 16 in a run, and for others that ``metrics`` names
+      while there is room; ``trainer.callback_metrics`` has all, for ``EarlyStopping`` and the like (a metric
+      that had a value and lost it is NaN there).
+    - ``geometry/coverage``: share of the attention calls that were measured, once it is not 1.
+    - ``geometry_layers/<metric>/min``, ``geometry_layers/<metric>/max``: lowest and highest layer of a key
+      metric, for charts in TensorBoard (Custom Scalars) and in W&B (no panels of their own, see
+      ``lightning-geo wandb-view``). ``max_logit`` also has ``mean``.
+    - ``geometry_<family>/<metric>/layer_03``, ``geometry_<family>/<metric>/layer_03/head_05``: numbers of
+      layer 3 and of its head 5 for the headline metrics, with ``scalars="layer"`` and ``scalars="head"``.
+    - ``geometry_<family>/<metric>`` as a picture in TensorBoard: a headline metric by layer and head (or
+      stage, or gate), at ten steps spread over the run, on one scale.
+    - ``geometry/layer_by_head``, ``geometry/layer_by_step`` in W&B: these pictures, and the key metrics by
+      layer and step. ``geometry/heads`` and ``geometry/report``, at the end: a table of heads, and the HTML
+      report. With ``geometry/<metric>`` these are at most 20 panels, for any depth.
     - ``geometry_change/<metric>`` in the summary of a W&B run, to sort and filter runs by: change since the
-      first sample, beside last, min and max of ``geometry/<metric>``. ``geometry/report`` in W&B: the HTML
-      report, attached when training ends.
+      first sample, beside last, min and max. ``geometry`` in its config: interval, probe, layout, versions.
     - ``geometry/findings`` as text in TensorBoard, and as alerts of the W&B run: what is wrong or unusual,
       where, since when, and what to try, at the samples that change it (see ``alerts``).
     - ``lightning_geo/geometry/…`` in the event file: the full record of every sample, for ``load_history``,
@@ -53,6 +50,10 @@ class GeometryMonitor(RunHooks):
     A model with several stacks has ``geometry/<stack>/<metric>`` and
     ``geometry_<family>/<stack>/<metric>/…``. A key whose metric is not defined at a sample is left out, never
     0.
+
+    The key metrics are ``entropy``, ``normalized_entropy``, ``max_logit``, ``first_mass``,
+    ``attention_distance``, ``cone.output``, ``effective_rank.output``, ``qk_alignment``, ``drift.output``,
+    ``velocity.output``, ``kurtosis``, ``update_ratio``, ``redundancy``, ``update_size`` and ``importance``.
 
     The headline metrics are ``entropy``, ``normalized_entropy``, ``max_logit``, ``self_mass``,
     ``previous_mass``, ``first_mass``, ``attention_distance``, ``cone.output``, ``effective_rank``,
@@ -103,71 +104,15 @@ class GeometryMonitor(RunHooks):
     - ``score_spectra``, if named: ``score_entropy`` and the variants of ``von_neumann_entropy`` in *The
       geometry of BERT*.
 
-    Where the record goes: to TensorBoard's directory, or to the files of the W&B run, or to the first
-    logger's ``log_dir``. Without any of these (``logger=False``) each run has a directory of its own,
-    ``<default_root_dir>/lightning_geo/version_0``, ``version_1``, …, and a resumed run continues in its own.
-    A copied or unpickled Trainer that goes on in the midst of a run has such a directory too.
-    Roots that are URLs of fsspec (``s3://bucket/runs``) work like directories. A resumed run voids the
-    samples that it replaces for ``load_history``, the commands and the tab "Geometry"; TensorBoard's own
-    charts show both.
+    The record goes to TensorBoard's directory, the files of the W&B run, or the first logger's ``log_dir``.
+    Without these each run, and a copied or unpickled Trainer that goes on in the midst of one, has a
+    directory of its own: ``<default_root_dir>/lightning_geo/version_0``, …. URLs of fsspec
+    (``s3://bucket/runs``) work like directories. A resumed run voids the samples that it replaces;
+    TensorBoard's own charts show both.
 
     What fails inside the monitor does not stop training: rank 0 warns once, with the rank that failed.
 
-    Args:
-        every_n_steps: Optimizer steps between samples (default 50); step 0 is always a sample.
-        schedule: ``step -> bool`` instead. It is called on rank 0 alone; with several ranks the answer takes
-            a broadcast at each step.
-        max_overhead: Share of the run's time that samples may take (0.01 for one per cent), instead. Samples
-            are taken less often when they are expensive; the record has the steps that were taken. On a GPU
-            the time is that of the device and of the training thread, and what the other thread itself
-            computes; not that of LAPACK's threads, whose cores training leaves idle.
-        metrics: Families or single metrics, ``"metric:entropy"`` where both have the name. ``None`` for the
-            families ``entropy``, ``pattern``, ``cone``, ``subspace``, ``stream``, ``head``, ``updates`` and
-            ``masks``. ``weights``, ``projection``, ``gates``, ``importance`` and ``score_spectra`` are
-            measured if they are named. Metrics that are not requested are not computed. Those of
-            :func:`lightning_geo.register_metric` are named like any other.
-        layers: Layer indices, or a regular expression on module names; ``None`` for all. One that matches no
-            layer is an error before training begins, as soon as there is a probe to try it on. Coverage then
-            counts these layers alone. On a probe the third sample and later ones do not follow the others,
-            if the second one has shown that this changes nothing; ``source="batch"`` always follows them.
-        rank: Dimensions of the subspaces that are compared, at most half a head.
-        source: ``"probe"`` replays fixed inputs in eval mode; ``"batch"`` observes the training forward
-            itself: no extra forward, but batch noise, and no ``drift`` and ``velocity``.
-        probe: A batch or a dataloader to use as the probe. ``None`` records it from the run: from the
-            validation batches of the sanity check, else from the first training batches.
-        probe_size: Sequences in the probe, over all ranks; where rows are packed, documents are sequences.
-        probe_tokens: Real tokens in the probe, over all ranks: a run with long sequences keeps fewer of them,
-            but at least one. A call that cannot be divided is kept whole. ``None`` for no limit.
-        probe_in_checkpoint: Whether checkpoints carry the probe's inputs, so that a resumed run continues
-            with the same.
-        module: Name of the observed model in the LightningModule; ``None`` finds it.
-        baseline: Directory of another run whose first sample ``drift`` is measured against.
-        special_token_ids: Input ids that count as special; ``None`` asks the model's config. BERT's config
-            has none, so that ``special_mass`` is absent without them.
-        max_queries: Query rows to measure per sequence, drawn at random: linear cost on long sequences. Means
-            over rows are then estimates with standard errors (``record["entropy.stderr"]``; 1.96 of them
-            cover the exact value in 95 of 100 draws). ``max_logit`` and ``key_entropy`` are absent, however
-            short the sequences; everything else stays exact. The rows differ between calls, layers and ranks,
-            and are the same at every sample. ``"auto"`` draws 512 rows of sequences above 2,048 tokens,
-            warns once and names the modules in ``record.coverage``, and measures all rows of shorter ones.
-            ``None`` measures all.
-        weights_every_n_samples: Samples between those that also measure what needs the parameters alone
-            (``weights``, the angles of ``projection``; default 10): weights move slowly. The first and the
-            last sample always do.
-        importance_every_n_samples: Samples from one with ``importance`` to the next; the run's first and last
-            sample have it too. On a probe each costs a forward and a backward of every sequence.
-        loss_fn: The loss of ``importance`` on a probe, ``loss_fn(output, *args, **kwargs)`` of one call of
-            the observed model; ``None`` for the ``loss`` that the model itself returns.
-        scalars: Finest scalars: ``"model"``, ``"layer"`` (headline metrics) or ``"head"``.
-        alerts: Whether findings (attention that collapses, a layer that is frozen, a lost mask) are reported
-            while the run goes on: as a log line, as text in TensorBoard, as an alert of W&B, and in the
-            record. The path of a YAML file, or :class:`lightning_geo.Alerts`, changes and adds rules, calls
-            a function, saves a checkpoint or stops training.
-        strict: Raise whatever goes wrong instead of warning once.
-        name: First part of all keys; give each of two monitors its own.
-
-    Raises:
-        ValueError: If an argument's value does not fit.
+    The arguments are those of :class:`~lightning_geo.monitor.arguments.MonitorArguments`.
 
     Example:
         A LightningModule to train, ``encoder.py``::
@@ -239,57 +184,6 @@ class GeometryMonitor(RunHooks):
             trainer = pl.Trainer(max_epochs=2, callbacks=[GeometryMonitor(every_n_steps=10), collapse])
             trainer.fit(Encoder())
     """
-
-    def __init__(
-        self,
-        every_n_steps: int | None = None,
-        schedule: Callable[[int], bool] | None = None,
-        max_overhead: float | None = None,
-        metrics: str | list[str] | None = None,
-        layers: int | list[int] | str | None = None,
-        rank: int = 8,
-        source: Literal["probe", "batch"] = "probe",
-        probe: Any = None,
-        probe_size: int = 16,
-        probe_tokens: int | None = 16_384,
-        probe_in_checkpoint: bool = True,
-        module: str | None = None,
-        baseline: str | os.PathLike[str] | None = None,
-        special_token_ids: list[int] | None = None,
-        max_queries: int | Literal["auto"] | None = "auto",
-        weights_every_n_samples: int = 10,
-        importance_every_n_samples: int = 5,
-        loss_fn: Callable[..., Any] | None = None,
-        scalars: Literal["model", "layer", "head"] = "layer",
-        alerts: Alerts | bool | str | os.PathLike[str] = True,
-        strict: bool = False,
-        name: str = "geometry",
-    ) -> None:
-        settings = Settings.of(
-            every_n_steps=every_n_steps,
-            schedule=schedule,
-            max_overhead=max_overhead,
-            metrics=metrics,
-            layers=layers,
-            rank=rank,
-            source=source,
-            probe=probe,
-            probe_size=probe_size,
-            probe_tokens=probe_tokens,
-            probe_in_checkpoint=probe_in_checkpoint,
-            module=module,
-            baseline=baseline,
-            special_token_ids=special_token_ids,
-            max_queries=max_queries,
-            weights_every_n_samples=weights_every_n_samples,
-            importance_every_n_samples=importance_every_n_samples,
-            loss_fn=loss_fn,
-            scalars=scalars,
-            alerts=alerts,
-            strict=strict,
-            name=name,
-        )
-        super().__init__(settings)
 
     @property
     def last_record(self) -> GeometryRecord | None:

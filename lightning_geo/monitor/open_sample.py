@@ -42,6 +42,8 @@ class OpenSample:
         self.failure: Exception | None = None
         #: whether the sample is taken on the probe
         self.replayed = False
+        #: whether it keeps attention patterns, on this rank
+        self.patterns = False
         #: models without a recorded call -> why
         self.unrecorded: dict[str, str] = {}
         #: models whose importance could not be measured -> why
@@ -63,7 +65,7 @@ class OpenSample:
         narrowings = {name: self._narrowings[name] for name in taps} if self.replayed else None
         return Measurement(
             taps, self.due, *self._settings, start=start, known=known, drawn=self._drawn,
-            trained=self.trained, narrowings=narrowings, timed=not self.replayed,
+            trained=self.trained, narrowings=narrowings, timed=not self.replayed, patterns=self.patterns,
         )  # fmt: skip
 
     def close(self) -> Measurement | None:

@@ -8,7 +8,6 @@ loggers and a Trainer's metrics are its own.
 from __future__ import annotations
 
 import time
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 
 from lightning_geo.measurement.assemble import Computed
+from lightning_geo.monitor.host import Host
 from lightning_geo.monitor.sampler import Concluded
 from lightning_geo.observe import Coverage
 from lightning_geo.storage.record import GeometryRecord
@@ -77,6 +77,7 @@ class Facts:
             cost_seconds=cost,
             probe_fingerprint=self.fingerprint,
             coverage=coverage.as_dict() | _not_finite(computed),
+            patterns=computed.patterns,
             **options,
         )
 
@@ -94,7 +95,7 @@ class PendingSample:
     """A sample whose metrics are derived, and whose record is to be made.
 
     Args:
-        trainer: Whose run it is.
+        host: Whose run it is.
         facts: Of its moment.
         concluded: Finishes the metrics, and tells what they lack.
         device: That of the models.
@@ -103,25 +104,20 @@ class PendingSample:
 
     def __init__(
         self,
-        trainer: Any,
+        host: Host,
         facts: Facts,
         concluded: Concluded,
         device: torch.device,
         seconds: Callable[[], float],
     ) -> None:
         self.facts = facts
-        self._trainer = weakref.ref(trainer)
+        self.host = host
         self._concluded = concluded
         self._seconds = seconds
         self._work: Background[Computed] | None = None
         # functions of others may draw, or write to what training reads
         if _outside(device) and not concluded.derivation.calls_others:
             self._work = Background(concluded.derivation.finish)
-
-    @property
-    def trainer(self) -> Any:
-        """The Trainer; None if it is no more."""
-        return self._trainer()
 
     def is_due(self, step: int) -> bool:
         """Whether its record is to be made now, at a later step.

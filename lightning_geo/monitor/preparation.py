@@ -4,28 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from typing import Any
 
 import torch
 
 from lightning_geo.monitor.baseline import bases_of
+from lightning_geo.monitor.host import Host
 from lightning_geo.monitor.sampler import Sampler
 from lightning_geo.monitor.samples import Samples
 from lightning_geo.monitor.settings import Settings
-from lightning_geo.observe.module_selection import candidates, check_layers
-from lightning_geo.utils._lightning import is_sharded
-from lightning_geo.utils._torch import is_compiled_function
+from lightning_geo.observe.module_selection import ITSELF, candidates, check_layers
 from lightning_geo.utils.errors import call_all
 from lightning_geo.utils.ranks import failure_of_any_rank, on_all_ranks
 from lightning_geo.utils.warn_once import WarnOnce
 
 __all__ = ["Preparation"]
-
-#: Reason and remedy if the LightningModule is compiled as a whole.
-_SEALED = (
-    "the LightningModule is compiled as a whole, which hides the calls of the models in it. Compile the "
-    "model inside instead (`self.model.compile()` in `configure_model`), or give `probe=`"
-)
 
 
 class Preparation:
@@ -41,8 +33,8 @@ class Preparation:
         self._settings = settings
         self._warn_once = warn_once
         self._samples = samples
-        #: whether the LightningModule is compiled as a whole
-        self._sealed = False
+        #: reason and remedy if a compiled step hides the models
+        self._sealed = ""
         self._eagerly = contextlib.ExitStack()
 
     def copied(self, samples: Samples) -> Preparation:
@@ -55,31 +47,32 @@ class Preparation:
         """Let compiled code run compiled again."""
         self._eagerly.close()
 
-    def make_sampler(self, trainer: Any, pl_module: Any) -> None:
+    def make_sampler(self, host: Host) -> None:
         """Check what can be checked before anything runs; from here on the module is complete."""
         samples, settings = self._samples, self._settings
-        samples.replays = settings.source == "probe" and not is_sharded(trainer)
-        if settings.source == "probe" and not samples.replays:
-            strategy = type(trainer.strategy).__name__
-            self._warn_once.warn(f'{strategy} cannot replay an inner module: `source="batch"` is used')
-        models = candidates(pl_module, settings.module)
-        check_layers(settings.layers, pl_module, *models.values())
+        root, sharded = host.module, host.sharded
+        samples.replays = settings.source == "probe" and not sharded
+        if settings.source == "probe" and sharded:
+            self._warn_once.warn(f'{sharded} cannot replay an inner module: `source="batch"` is used')
+        named = host.has_steps or settings.module is not None
+        models = candidates(root, settings.module) if named else {ITSELF: root}
+        check_layers(settings.layers, root, *models.values())
         sampler, failure = None, None
         try:
             sampler = Sampler(
                 models, settings.layers, settings.rank, settings.special_token_ids, settings.max_queries,
-                settings.loss_fn, trainer.precision_plugin.forward_context, self._warn_once, pl_module,
+                settings.loss_fn, host.forward_context, self._warn_once, root if host.has_steps else None,
             )  # fmt: skip
         except Exception as error:
             sampler, failure = None, error
-        if not on_all_ranks(failure is None, trainer.strategy.root_device):
+        if not on_all_ranks(failure is None, host.device):
             sampler = None  # on every rank: samples are merged over all of them
             self._warn_once.report("the models cannot be observed", failure_of_any_rank(failure))
         samples.sampler = sampler
         self.take_state()
-        self._sealed = is_compiled_function(pl_module.training_step)
+        self._sealed = host.sealed
         if self._sealed and not samples.replays:
-            self._warn_once.report("nothing can be observed", LookupError(_SEALED))
+            self._warn_once.report("nothing can be observed", LookupError(self._sealed))
             samples.sampler = None
 
     def take_state(self) -> None:
@@ -105,11 +98,11 @@ class Preparation:
         self.stop()
         self.use_recorded()
 
-    def training_starts(self, trainer: Any, step: int) -> None:
+    def training_starts(self, host: Host, step: int) -> None:
         """Try the given probe, or record one.
 
         Args:
-            trainer: Whose run it is.
+            host: Whose run it is.
             step: Optimizer steps taken so far.
         """
         samples = self._samples
@@ -118,11 +111,11 @@ class Preparation:
         if not self._sealed:
             self._start_recording()
         elif samples.sampler is None:
-            samples.delivery.note_dropped(trainer, step, LookupError(_SEALED))
+            samples.delivery.note_dropped(host, step, LookupError(self._sealed))
         elif samples.replays and samples.inputs.probe is None:
             call_all(samples.stop, self.stop)
-            samples.delivery.note_dropped(trainer, step, LookupError(_SEALED))
-            self._warn_once.report("there is no probe", LookupError(_SEALED))
+            samples.delivery.note_dropped(host, step, LookupError(self._sealed))
+            self._warn_once.report("there is no probe", LookupError(self._sealed))
             samples.sampler = None
 
     def _take_given(self) -> None:

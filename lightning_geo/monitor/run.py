@@ -8,18 +8,14 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
+from torch import Tensor
+
 from lightning_geo.loggers.logger_sinks import LoggerSinks
-from lightning_geo.monitor._lightning import after_the_others, lightning_logger, monitors, steps_taken
+from lightning_geo.monitor.host import Host
 from lightning_geo.monitor.preparation import Preparation
 from lightning_geo.monitor.samples import Samples
-from lightning_geo.monitor.schedule import OverheadBudget
+from lightning_geo.monitor.schedule import Pace
 from lightning_geo.monitor.settings import Settings
-from lightning_geo.utils._lightning import (
-    accumulates,
-    add_callback_metrics,
-    batches_done,
-    loss_factor,
-)
 from lightning_geo.utils.errors import call_all
 from lightning_geo.utils.ranks import from_rank_zero
 from lightning_geo.utils.warn_once import WarnOnce
@@ -39,11 +35,11 @@ class Run:
     def __init__(self, settings: Settings, warn_once: WarnOnce, sinks: LoggerSinks | None = None) -> None:
         self._settings = settings
         self._warn_once = warn_once
-        sinks = sinks or LoggerSinks(settings.name, settings.scalars, warn_once)
+        config = settings.as_config()
+        sinks = sinks or LoggerSinks(settings.name, settings.scalars, warn_once, config=config)
         self.samples = Samples(settings, warn_once, sinks)
         self._preparation = Preparation(settings, warn_once, self.samples)
-        share = settings.max_overhead
-        self._budget = None if share is None else OverheadBudget(share)
+        self._pace = Pace(settings.schedule, settings.max_overhead, warn_once)
         self._began = 0
         #: whether a sample of this step waits for what is recorded or observed in it
         self._pending = False
@@ -67,9 +63,9 @@ class Run:
         run._pending, run._cancel_last = False, None
         return run
 
-    def fit_starts(self, trainer: Any, pl_module: Any) -> None:
+    def fit_starts(self, host: Host) -> None:
         """Check what can be checked before anything runs; from here on the module is complete."""
-        self._preparation.make_sampler(trainer, pl_module)
+        self._preparation.make_sampler(host)
         self._started = time.perf_counter()
 
     def sanity_check_starts(self) -> None:
@@ -89,31 +85,29 @@ class Run:
         """Use what was recorded."""
         self._preparation.sanity_check_ended()
 
-    def training_starts(self, trainer: Any) -> None:
+    def training_starts(self, host: Host) -> None:
         """Go on from a checkpoint, or try the given probe."""
         samples = self.samples
         self._preparation.take_state()  # strategies that shard restore checkpoints after `on_fit_start`
-        step = self._began = steps_taken(trainer)
+        step = self._began = host.step
         # what an earlier session wrote from here on is void, but for the last sample of one that had ended
         samples.delivery.resumed_at = (step + (samples.state.ended or samples.state.step == step)) or None
         samples.state.ended = False
-        if samples.delivery.resumed_at is not None and trainer.is_global_zero:
+        if samples.delivery.resumed_at is not None and host.is_rank_zero:
             # now, so that what is void ends before anything that this session logs
-            samples.delivery.open(trainer)
-        add_callback_metrics(trainer, samples.state.summaries)
-        if self._budget is not None:
-            self._budget.before = samples.state.elapsed
-            self._budget.start(step)
-        self._preparation.training_starts(trainer, step)
+            samples.delivery.open(host)
+        host.show(samples.state.summaries)
+        self._pace.start(step, samples.state.elapsed)
+        self._preparation.training_starts(host, step)
 
-    def batch_starts(self, trainer: Any, batch: Any, batch_idx: int) -> None:
+    def batch_starts(self, host: Host, batch: Any, batch_idx: int) -> None:
         """Sample the weights that enter this step, or start to observe its forward."""
         samples = self.samples
-        step = steps_taken(trainer)
+        step = host.step
         anew, samples.step = step != samples.step, step
         samples.delivery.deliver(step)
         if anew:
-            samples.epoch, samples.batches = trainer.current_epoch, batches_done(trainer)
+            samples.epoch, samples.batches = host.epoch, host.batches
             self._warn_once.late = step != self._began
         due = self._pending
         if anew:
@@ -133,10 +127,14 @@ class Run:
         if anew:  # what is due now depends on the sample before
             samples.delivery.flush()
         if samples.replays and anew:
-            self._pending = samples.inputs.probe is None
+            samples.overdue = False
+            self._pending = samples.inputs.probe is None or host.waits_for_update
             if not self._pending:
-                samples.replay(trainer, step)
-                samples.watch_masks()
+                samples.replay(host, step)
+                samples.watch_masks(samples.state.samples)
+            elif samples.inputs.probe is not None:
+                samples.sampler.on_probe.remember()
+                samples.watch_masks(samples.state.samples + 1)
         if not samples.replays:  # from the start, or because there is nothing to replay
             self._pending, samples.overdue = True, False
             if samples.sampler.observed.dependence is not None:
@@ -148,21 +146,16 @@ class Run:
         if samples.sampler is None:
             return False
         agree = partial(from_rank_zero, device=samples.sampler.observed.device)
-        if self._budget is not None:
-            if self._budget.looks(step):  # at what samples have cost so far
-                samples.delivery.flush()
-            return self._budget(step, samples.state.cost, samples.state.samples, agree)
-        due, failure = self._settings.schedule.agreed(step, agree)
-        if failure is not None:
-            self._warn_once.report("`schedule` failed", failure, f"first at step {step}")
-        return due
+        if self._pace.looks(step):  # at what samples have cost so far
+            samples.delivery.flush()
+        return self._pace.due(step, samples.state.cost, samples.state.samples, agree)
 
-    def backward_starts(self, trainer: Any, pl_module: Any, loss: Any) -> None:
+    def backward_starts(self, host: Host, loss: Tensor | None) -> None:
         """Stop observing: gradient checkpointing calls attention again in backward."""
         samples = self.samples
         if samples.sampler is None:
             return
-        if pl_module.automatic_optimization:
+        if host.updates_by_step:
             samples.inputs.step_ends()
         samples.state.cost += samples.sampler.training_masks.pause()
         try:
@@ -172,28 +165,28 @@ class Run:
             raise
         if self._pending and not samples.replays:
             with self._warn_once.about("training's backward pass could not be observed"):
-                samples.sampler.on_batch.differentiates(loss_factor(trainer, loss))
+                samples.sampler.on_batch.differentiates(host.loss_factor(loss))
 
-    def backward_ended(self, pl_module: Any) -> None:
+    def backward_ended(self, host: Host) -> None:
         """Run what compiled code hid, and go on observing where more forward may follow."""
         samples = self.samples
         if samples.replays or samples.sampler is None or not self._pending:
             return
         samples.sampler.on_batch.differentiates(None)
         samples.sampler.on_batch.run_shadows()
-        if not pl_module.automatic_optimization:
+        if not host.updates_by_step:
             samples.sampler.on_batch.watch()
 
-    def optimizer_starts(self, trainer: Any) -> None:
+    def optimizer_starts(self, host: Host) -> None:
         """Take the first sample where the probe was recorded from this very step's batches."""
         samples = self.samples
         if samples.replays:
-            self._sample_what_was_recorded(trainer)
+            self._sample_what_was_recorded(host)
         elif self._pending and samples.sampler is not None and samples.state.samples == 0:
             with self._warn_once.about("a sample was dropped", f"first at step {samples.step}"):
                 samples.sampler.check_layers()  # before the first update, rather than at the sample's end
 
-    def _sample_what_was_recorded(self, trainer: Any) -> None:
+    def _sample_what_was_recorded(self, host: Host) -> None:
         samples = self.samples
         if self._pending or samples.step == self._began:
             # at a session's first step too, due or not: a resumed run then records what a fresh one did
@@ -203,20 +196,40 @@ class Run:
             return
         self._pending = False
         if samples.inputs.probe is not None:
-            samples.replay(trainer, samples.step)
+            samples.replay(host, samples.step)
             return
         assert samples.sampler is not None
         samples.observe_batches(samples.inputs.missing(samples.sampler.on_probe))
 
-    def batch_ended(self, trainer: Any, pl_module: Any) -> None:
+    @property
+    def pending(self) -> bool:
+        """Whether a sample of this step waits for what is recorded or observed in it, or for its update."""
+        return self._pending
+
+    @property
+    def waits(self) -> bool:
+        """Whether a sample on the probe waits for the update of this step."""
+        return self._pending and self.samples.replays
+
+    def make_up(self) -> None:
+        """Let the next step be sampled instead of this one, whose update was not announced."""
+        samples = self.samples
+        self._pending = False
+        self._preparation.use_recorded()
+        self._preparation.try_layers()
+        if samples.sampler is not None and samples.inputs.probe is None:
+            samples.observe_batches(samples.inputs.missing(samples.sampler.on_probe))
+        samples.overdue = True
+
+    def batch_ended(self, host: Host) -> None:
         """Conclude a sample taken from the step's own batches."""
         samples = self.samples
         samples.inputs.step_ends()
         if samples.sampler is not None:
             samples.state.cost += samples.sampler.training_masks.pause()
-        samples.delivery.alerting.step_ended(trainer)
-        if samples.replays and not pl_module.automatic_optimization:
-            self._sample_what_was_recorded(trainer)  # a step is a batch, with or without an update
+        samples.delivery.alerting.step_ended(host)
+        if samples.replays and not host.updates_by_step:
+            self._sample_what_was_recorded(host)  # a step is a batch, with or without an update
         if samples.replays or not self._pending or samples.sampler is None:
             return
         try:
@@ -224,51 +237,46 @@ class Run:
             samples.sampler.on_batch.run_shadows()  # where backward was not Lightning's
         except Exception as error:  # the other ranks wait for this one's sample all the same
             samples.sampler.on_batch.spoil(error)
-        if not accumulates(trainer):
+        if not host.accumulates:
             self._pending = False
             sampler = samples.sampler
-            samples.conclude(trainer, samples.step, sampler.sample.first_failure(), sampler.on_batch.clock())
+            samples.conclude(host, samples.step, sampler.sample.first_failure(), sampler.on_batch.clock())
 
-    def deliver(self, trainer: Any) -> None:
+    def deliver(self, host: Host) -> None:
         """Write the last sample's record, if it is there or a callback may read its numbers at this step."""
         delivery = self.samples.delivery
-        if delivery.waits and monitors(trainer, f"{self._settings.name}/"):
+        if delivery.waits and host.reads(f"{self._settings.name}/"):
             delivery.flush()
         delivery.deliver(self.samples.step)
 
-    def training_ends(self, trainer: Any, finish: Callable[[], None]) -> None:
-        """Measure the final weights once everybody is done: weight averaging replaces them here.
+    def training_ends(self, cancel_last: Callable[[], None] | None = None) -> None:
+        """The last step is done; :meth:`finish` comes next, once everybody is done with the weights.
 
         Args:
-            trainer: Whose run it is.
-            finish: Calls :meth:`finish`.
+            cancel_last: Cancels :meth:`finish`, where it is still to come when this returns.
         """
-        # first, since all ranks meet there
-        self._cancel_last = after_the_others(trainer, finish)
+        self._cancel_last = cancel_last
         self._warn_once.late = True
         self.samples.state.ended = True
         call_all(self.samples.delivery.flush, self.stop)
 
-    def finish(self, trainer: Any) -> None:
-        """Take the last sample and say what it all cost."""
+    def finish(self, host: Host) -> None:
+        """Take the last sample, and sum the run up."""
         samples = self.samples
         try:
             samples.delivery.flush()
-            step, samples.batches = steps_taken(trainer), batches_done(trainer)
+            step, samples.batches = host.step, host.batches
             known = samples.sampler is not None and samples.inputs.probe is not None
             if samples.replays and known and samples.state.step != step:
                 assert samples.sampler is not None
                 samples.sampler.on_probe.forget()  # what the last step was entered with
-                samples.replay(trainer, step, final=True)
+                samples.replay(host, step, final=True)
         finally:  # the other ranks wait, whatever happened here
             self._warn_once.exchange()
-        if samples.state.samples and trainer.is_global_zero:
-            count, cost, run = samples.state.samples, samples.state.cost, time.perf_counter() - self._started
-            share = f"{100 * cost / max(run, 1e-9):.1f} % of the run"
-            said = f"{samples.delivery.alerting.verdict} " if samples.delivery.alerting.verdict else ""
-            lightning_logger(trainer).info(
-                f"GeometryMonitor: {said}{count} samples in {cost:.1f} s ({share}). {samples.sinks.places}"
-            )
+        if samples.state.samples and host.is_rank_zero:
+            seconds = time.perf_counter() - self._started
+            for line in samples.delivery.run_lines(seconds):
+                host.log.info(line)
 
     def end(self) -> None:
         """Close what was opened, and leave nothing behind."""
@@ -284,6 +292,5 @@ class Run:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state that a resumed run needs, in containers that a weights-only load accepts."""
-        if self._budget is not None:
-            self.samples.state.elapsed = self._budget.elapsed
+        self.samples.state.elapsed = self._pace.elapsed(self.samples.state.elapsed)
         return self.samples.state_dict()

@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, Generic, Protocol, TypeVar
 
-__all__ = ["RunsByTrainer", "runs_of"]
+__all__ = ["RunsByTrainer"]
 
 
 class Copied(Protocol):
@@ -62,10 +62,3 @@ class RunsByTrainer(Generic[Run]):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["run"])  # type: ignore[misc]
-
-
-def runs_of(trainer: Any) -> list[Any]:
-    """Return the runs of all monitors among a Trainer's callbacks."""
-    runs = (getattr(callback, "_runs", None) for callback in trainer.callbacks)
-    known = [r.known(trainer) for r in runs if isinstance(r, RunsByTrainer)]
-    return [run for run in known if run is not None]

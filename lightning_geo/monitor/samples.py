@@ -10,6 +10,7 @@ from lightning_geo.loggers.logger_sinks import LoggerSinks
 from lightning_geo.metrics.selection import is_of_batch, is_of_probe, needs_probe
 from lightning_geo.monitor.baseline import bases_of
 from lightning_geo.monitor.delivery import Delivery
+from lightning_geo.monitor.host import Host
 from lightning_geo.monitor.pending_sample import Facts, PendingSample
 from lightning_geo.monitor.sampler import Sampler
 from lightning_geo.monitor.settings import Settings
@@ -19,7 +20,7 @@ from lightning_geo.probe.source import ProbeSource
 from lightning_geo.utils._torch import class_name
 from lightning_geo.utils.device_time import Stopwatch
 from lightning_geo.utils.errors import call_all
-from lightning_geo.utils.ranks import everyones, from_rank_zero
+from lightning_geo.utils.ranks import everyones, from_rank_zero, rank
 from lightning_geo.utils.warn_once import WarnOnce
 
 __all__ = ["Samples"]
@@ -85,11 +86,11 @@ class Samples:
         """Leave nothing behind in the models."""
         call_all(self.inputs.stop, *(() if self.sampler is None else (self.sampler.stop,)))
 
-    def replay(self, trainer: Any, step: int, *, final: bool = False) -> None:
+    def replay(self, host: Host, step: int, *, final: bool = False) -> None:
         """Take a sample of the models as they are, on the probe.
 
         Args:
-            trainer: Whose run it is.
+            host: Whose run it is.
             step: Optimizer step that the weights enter.
             final: Whether it is the run's last.
         """
@@ -101,17 +102,24 @@ class Samples:
             try:
                 share = self.inputs.share(self.sampler.observed.device)
                 due = self.due_metrics(final=final)
+                kept = self._settings.patterns and rank() == 0  # whose share begins with the first sequence
+                self.sampler.sample.patterns = kept and self.sinks.keeps_pictures(step, final=final)
                 error = self.sampler.on_probe.replay(share, due, self.inputs.unrecorded)
             except Exception as failure:  # the other ranks wait all the same
                 error = failure
-        self.conclude(trainer, step, error, lambda: watch.seconds, final=final)
+        self.conclude(host, step, error, lambda: watch.seconds, final=final)
         if self.sampler is not None:
+            self.sampler.sample.patterns = False
             self.sampler.on_probe.forget()
 
-    def watch_masks(self) -> None:
-        """Look at masks in the forward pass of the step that begins, which has been sampled on the probe."""
+    def watch_masks(self, samples: int) -> None:
+        """Look at masks in the forward pass of the step that begins, which is sampled on the probe.
+
+        Args:
+            samples: How many samples the run has taken, this step's included.
+        """
         if self.sampler is not None and any(map(is_of_batch, self._settings.metrics)):
-            self.sampler.training_masks.watch(self.state.samples)
+            self.sampler.training_masks.watch(samples)
 
     def due_metrics(self, *, final: bool = False) -> tuple[str, ...]:
         """Return the metrics that the next sample measures."""
@@ -124,7 +132,7 @@ class Samples:
 
     def conclude(
         self,
-        trainer: Any,
+        host: Host,
         step: int,
         error: Exception | None,
         seconds: Callable[[], float],
@@ -134,7 +142,7 @@ class Samples:
         """Merge the sample over ranks, derive its metrics, and let its record be made.
 
         Args:
-            trainer: Whose run it is.
+            host: Whose run it is.
             step: Optimizer step that the measured weights enter.
             error: What went wrong on this rank.
             seconds: What observing it has cost; waits for the device.
@@ -149,7 +157,7 @@ class Samples:
 
         pending = None
         about = self._warn_once.about("a sample was dropped", f"first at step {step}")
-        with about, delivery.noting(trainer, step):
+        with about, delivery.noting(host, step):
             try:
                 with watch.running():
                     concluded = sampler.conclude(error, state.baseline, state.previous)
@@ -163,16 +171,17 @@ class Samples:
                 step, self.epoch, self.batches, model, self.inputs.fingerprint, sampler.sample.due,
                 self.replays, final,
             )  # fmt: skip
-            pending = PendingSample(trainer, facts, concluded, sampler.observed.device, cost)
+            pending = PendingSample(host, facts, concluded, sampler.observed.device, cost)
         if pending is None:
             state.cost += cost()
             delivery.count_elsewhere(merged=sampler.merged)
         else:
+            delivery.status.inputs = self.inputs.described
             delivery.expect(pending)
             if final or (state.samples == 0 and self._settings.baseline is not None):
                 delivery.flush()  # a wrong `baseline` ends the run before its first update
             delivery.deliver(step)
-        delivery.alerting.act(trainer, sampler.observed.device)
+        delivery.alerting.act(host, sampler.observed.device)
         if pending is None and state.samples == 0:
             self._give_up_in_vain()
 

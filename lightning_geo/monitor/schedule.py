@@ -10,8 +10,9 @@ import lightning_geo.functional  # noqa: F401 - it registers what metrics read
 from lightning_geo.metrics.registry import reads_of
 from lightning_geo.utils.arguments import check_positive
 from lightning_geo.utils.ranks import rank
+from lightning_geo.utils.warn_once import WarnOnce
 
-__all__ = ["OverheadBudget", "Schedule", "SlowClocks"]
+__all__ = ["OverheadBudget", "Pace", "Schedule", "SlowClocks"]
 
 DEFAULT_INTERVAL = 50
 
@@ -53,7 +54,8 @@ class Schedule:
             raise TypeError(
                 f"Expected `schedule` to be a callable `step -> bool` but got {type(schedule).__name__}."
             )
-        self._interval = interval
+        #: optimizer steps between samples, unless a function decides
+        self.interval = interval
         self._schedule = schedule
 
     @property
@@ -64,7 +66,7 @@ class Schedule:
     def __call__(self, step: int) -> bool:
         """Whether the sample at this step is due."""
         if step == 0 or self._schedule is None:
-            return step % self._interval == 0
+            return step % self.interval == 0
         return bool(self._schedule(step))
 
     def agreed(self, step: int, agree: Callable[[int], int]) -> tuple[bool, Exception | None]:
@@ -187,3 +189,53 @@ class OverheadBudget:
             return 0
         pace = max(elapsed - spent, 1e-9) / max(step, 1)
         return min(max(1, math.ceil(missing / pace)), max(step, _FIRST_LOOK))
+
+
+class Pace:
+    """Whether a step of a run is sampled: the schedule decides, or the budget where there is one.
+
+    Args:
+        schedule: The monitor's.
+        share: See :class:`OverheadBudget`; ``None`` for no budget.
+        warn_once: Where failures of the user's schedule go.
+    """
+
+    def __init__(self, schedule: Schedule, share: float | None, warn_once: WarnOnce) -> None:
+        self._schedule = schedule
+        self._budget = None if share is None else OverheadBudget(share)
+        self._warn_once = warn_once
+
+    def start(self, step: int, elapsed: float) -> None:
+        """A session begins.
+
+        Args:
+            step: At which.
+            elapsed: Seconds that earlier sessions of the run took.
+        """
+        if self._budget is not None:
+            self._budget.before = elapsed
+            self._budget.start(step)
+
+    def elapsed(self, otherwise: float) -> float:
+        """Return the seconds that the run has taken, where they are counted."""
+        return otherwise if self._budget is None else self._budget.elapsed
+
+    def looks(self, step: int) -> bool:
+        """Whether what samples have cost decides at this step, so that it is to be known."""
+        return self._budget is not None and self._budget.looks(step)
+
+    def due(self, step: int, spent: float, samples: int, agree: Callable[[int], int]) -> bool:
+        """Whether a step is sampled, the same on every rank.
+
+        Args:
+            step: Optimizer step.
+            spent: Seconds that samples have cost.
+            samples: How many there were.
+            agree: Gives every rank rank 0's number.
+        """
+        if self._budget is not None:
+            return self._budget(step, spent, samples, agree)
+        due, failure = self._schedule.agreed(step, agree)
+        if failure is not None:
+            self._warn_once.report("`schedule` failed", failure, f"first at step {step}")
+        return due

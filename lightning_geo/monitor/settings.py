@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from lightning_geo._version import __version__
 from lightning_geo.loggers.tags import Level
 from lightning_geo.measurement.row_sampling import MaxQueries
 from lightning_geo.measurement.sample import LayerChoice
@@ -21,7 +24,7 @@ __all__ = ["Settings"]
 
 @dataclass(frozen=True)
 class Settings:
-    """The arguments of a monitor, checked; :class:`~lightning_geo.GeometryMonitor` documents them."""
+    """The arguments of a monitor, checked; :class:`.MonitorArguments` documents them."""
 
     schedule: Schedule
     clocks: SlowClocks
@@ -36,6 +39,7 @@ class Settings:
     probe_size: int
     probe_tokens: int | None
     probe_in_checkpoint: bool
+    patterns: bool
     module: str | None
     baseline: str | os.PathLike[str] | None
     special_token_ids: list[int] | None
@@ -45,6 +49,35 @@ class Settings:
     alerts: Alerts | None
     strict: bool
     name: str
+
+    @property
+    def how_often(self) -> str:
+        """When samples are taken, in words."""
+        if self.max_overhead is not None:
+            return f"as often as {100 * self.max_overhead:g} % of the run's time allows"
+        if self.schedule.given:
+            return "at the steps that `schedule` chooses"
+        return "every step" if self.schedule.interval == 1 else f"every {self.schedule.interval} steps"
+
+    def as_config(self) -> dict[str, Any]:
+        """Return what a run's config says of the monitor, as JSON-serialisable values."""
+        probe = self.source == "probe"
+        by_interval = self.max_overhead is None and not self.schedule.given
+        return {
+            "every_n_steps": self.schedule.interval if by_interval else None,
+            "max_overhead": self.max_overhead,
+            "source": self.source,
+            "probe": ("recorded" if self.probe is None else "given") if probe else None,
+            "probe_size": self.probe_size,
+            "probe_tokens": self.probe_tokens,
+            "max_queries": self.max_queries,
+            "rank": self.rank,
+            "metrics": [
+                name for name in self.metrics if probe or not (needs_probe(name) or is_of_probe(name))
+            ],
+            "scalars": self.scalars,
+            "versions": _versions(),
+        }
 
     @classmethod
     def of(
@@ -106,6 +139,15 @@ class Settings:
             alerts=alerts_of(alerts),
             **others,
         )
+
+
+def _versions() -> dict[str, str]:
+    """Versions that the numbers depend on."""
+    versions = {"lightning_geo": __version__}
+    for package in ("torch", "transformers"):
+        with contextlib.suppress(PackageNotFoundError):  # one that runs from its sources
+            versions[package] = version(package)
+    return versions
 
 
 def _check_source(

@@ -62,6 +62,7 @@ class AttentionCall:
         query_mask: [B, Nq] bool, True for real tokens; ``None`` if unknown.
         key_mask: [B, Nk] bool, likewise.
         special: [B, Nk] bool, special tokens among the keys.
+        ids: [B, N], input ids of the tokens of a self-attention; ``None`` if no running module has them.
         told: Whether ``key_mask`` is the padding mask that the model was called with; set for observers that
             ask for it (``reads_padding``).
         padding: [B, Nk] bool, padding by its token id where the model was called without a mask; likewise.
@@ -92,6 +93,7 @@ class AttentionCall:
     query_mask: Tensor | None = None
     key_mask: Tensor | None = None
     special: Tensor | None = None
+    ids: Tensor | None = None
     told: bool = False
     padding: Tensor | None = None
     sequence_first: bool = False

@@ -8,6 +8,8 @@ from types import FrameType
 import torch
 from torch.autograd.function import BackwardCFunction
 
+from lightning_geo.utils._torch import in_backward
+
 __all__ = ["begins_training"]
 
 
@@ -16,8 +18,10 @@ def begins_training() -> bool:
 
     A call with gradients off is not: a reference model's pass, generation, a frozen teacher. Custom autograd
     functions, such as reentrant checkpointing, also turn gradients off in their forward, but are part of
-    training: the call stack shows them.
+    training: the call stack shows them. What checkpointing calls once more in the backward pass is not.
     """
+    if in_backward():
+        return False
     if torch.is_grad_enabled():
         return True
     if torch.is_inference_mode_enabled():

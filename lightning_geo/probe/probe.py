@@ -18,6 +18,11 @@ from lightning_geo.probe.limits import SCORED_SEQUENCES, within, within_over_ran
 __all__ = ["Probe", "Share", "copied", "kept_call", "probe_from"]
 
 
+#: What transformers divides a loss by instead of the call's own tokens: those of all batches of a step. It is
+#: no input, and on a few sequences the loss would be too small by what the others had.
+_LOSS_DIVISOR = "num_items_in_batch"
+
+
 @dataclass
 class Share:
     """One rank's share of the probe.
@@ -190,6 +195,7 @@ def kept_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
     Raises:
         TypeError: If an argument cannot be kept; the message names it and a remedy.
     """
+    kwargs = {name: value for name, value in kwargs.items() if name != _LOSS_DIVISOR}
     names = list(inspect.signature(function).parameters)
     named = [(names[i] if i < len(names) else str(i), value) for i, value in enumerate(args)]
     copies = []

@@ -11,7 +11,7 @@ from torch import nn
 
 from lightning_geo.observe.module_selection import ITSELF
 from lightning_geo.observe.replay.call_hooks import on_call
-from lightning_geo.observe.replay.dependence import Dependence
+from lightning_geo.observe.replay.dependence import Dependence, depends_on_graph
 from lightning_geo.observe.replay.undisturbed import replay_depth
 from lightning_geo.probe.call import ProbeCall
 from lightning_geo.probe.limits import within
@@ -32,7 +32,7 @@ class CallRecorder:
         size: Sequences to record of each.
         tokens: Tokens to record of each, see :func:`~lightning_geo.probe.limits.within`; None for no limit.
         root: The LightningModule; None to ignore its calls.
-        dependence: Decides which calls are on data; None if all are.
+        dependence: Decides which calls are on data; None if all without a graph are.
     """
 
     def __init__(
@@ -62,6 +62,11 @@ class CallRecorder:
     def calls(self) -> list[ProbeCall]:
         """The recorded calls of the candidates."""
         return [call for (_, method), calls in self._kept.items() if not method for call in calls]
+
+    @property
+    def empty(self) -> bool:
+        """Whether no call was seen, kept or not."""
+        return not (self._kept or self._dependent or self.passed_over or self.passed_over_outside)
 
     def start(self) -> None:
         """Watch the candidates' calls."""
@@ -122,6 +127,9 @@ class CallRecorder:
                     known = name if not method else None
                     if self._dependence.note(known, args, kwargs):
                         self._dependent.add(key)
+                elif called and depends_on_graph(args, kwargs):
+                    self._dependent.add(key)
+                    self.passed_over[name] = "what it is given depends on parameters"
                 if key in self._complete or key in self._dependent:
                     return
                 call = kept_call(module.forward if called else getattr(module, method), args, kwargs)

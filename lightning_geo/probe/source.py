@@ -37,6 +37,8 @@ class ProbeSource:
         self._recorder: CallRecorder | None = None
         self._candidates: Candidates | None = None
         self._share: Share | None = None
+        #: method of the LightningModule in which calls were recorded
+        self._recorded_in = ""
         self._known: str | None = None
         #: observed models without a recorded call -> why
         self.unrecorded: dict[str, str] = {}
@@ -50,6 +52,21 @@ class ProbeSource:
     def fingerprint(self) -> str:
         """The probe's fingerprint; empty without a probe."""
         return "" if self.probe is None else self.probe.fingerprint
+
+    @property
+    def described(self) -> str:
+        """What samples are taken on, in words."""
+        if self.probe is None:
+            return "the training batches"
+        sequences = sum(sum(call.sequences.counts) for call in self.probe.calls)
+        tokens = sum(sum(call.sequences.tokens) for call in self.probe.calls)
+        size = f"{sequences} sequence{'s' * (sequences != 1)}"
+        size += f" with {tokens:,} tokens" if tokens else ""
+        if self._given is not None:
+            return f"{size}, those given as `probe`"
+        origin = {"validation_step": "the first of the validation batches", "training_step": "the first of "
+                  "the training batches"}.get(self._recorded_in, "those of the checkpoint")  # fmt: skip
+        return f"{size}, {origin}"
 
     def share(self, device: torch.device) -> Share:
         """Return this rank's share of the probe."""
@@ -88,9 +105,15 @@ class ProbeSource:
         """Whether the trainer's steps are recorded."""
         return self._recorder is not None
 
+    @property
+    def lacks_calls(self) -> bool:
+        """Whether steps are recorded, and no call of a model was seen yet."""
+        return self._recorder is not None and self._recorder.empty
+
     def step_begins(self, method: str, batch: Any, batch_idx: int) -> None:
         """Record a step of the LightningModule that is about to begin; see :class:`CallRecorder`."""
         if self._recorder is not None:
+            self._recorded_in = method
             self._recorder.step_begins(method, batch, batch_idx)
 
     def step_ends(self) -> None:

@@ -14,7 +14,8 @@ __all__ = ["limit_scale"]
 _LEFT, _WIDTH = 30.0, 420.0
 _DOTS = 200  # values of a check; more lie on each other
 _SVG = Markup(
-    '<svg viewBox="0 0 480 66" width="480" height="66" role="img" aria-label="{label}">{body}</svg>'
+    '<svg class="lg" viewBox="0 0 480 66" width="480" height="66" role="img" '
+    'aria-label="{label}">{body}</svg>'
 )
 _PART = Markup('<rect class="{kind}" x="{x:.1f}" y="22" width="{wide:.1f}" height="14"/>')
 _END = Markup(

@@ -5,20 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lightning_geo.analysis.comparison import compare
+from lightning_geo.analysis.findings.diagnosis import diagnose
 from lightning_geo.analysis.runs import Run
+from lightning_geo.report.largest_changes import largest_changes
 from lightning_geo.report.metric_cards import metric_cards, metric_table, own_metrics_table
 from lightning_geo.report.rendering import render
 from lightning_geo.report.run_changes import run_changes
 from lightning_geo.report.run_differences import run_differences
 from lightning_geo.report.run_findings import run_findings
 from lightning_geo.report.run_metadata import run_metadata
+from lightning_geo.report.run_outcome import run_outcome
 
 __all__ = ["report"]
 
 
 def report(runs: Sequence[Run]) -> str:
-    """Return an HTML page on what changed, when and where, and on how the runs differ.
+    """Return an HTML page on what came of a run, what changed, when and where, and how runs differ.
 
+    What counts stands on the first two screens; the rest is folded, and listed beside it.
     The page loads nothing and runs no script; every name that comes from a user is escaped.
 
     Args:
@@ -29,17 +33,22 @@ def report(runs: Sequence[Run]) -> str:
     """
     first, *others = runs
     comparisons = [compare(first.history, run.history) for run in others]
+    diagnoses = [diagnose(run.history) for run in runs]
+    findings = run_findings(runs, diagnoses)
     return render(
         "report.html.jinja",
         title=_title(runs),
         reference=first.name,
-        findings=[run_findings(run) for run in runs],
-        metadata=run_metadata(runs),
+        outcome=run_outcome(runs, diagnoses),
+        findings=findings,
+        folded=any(run.folded for run in findings),
+        changed=[] if others else largest_changes(first),
         differences=run_differences(runs, comparisons),
         changes=[run_changes(run) for run in runs],
         cards=metric_cards(runs),
         metrics=metric_table(first),
         own_metrics=own_metrics_table(first),
+        metadata=run_metadata(runs),
     )
 
 

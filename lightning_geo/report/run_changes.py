@@ -11,7 +11,8 @@ from lightning_geo.analysis.changes import changes, layer_changes
 from lightning_geo.analysis.gate_changes import LEAD, HeadGates, head_gates, lasting_changes
 from lightning_geo.analysis.runs import Run
 from lightning_geo.metrics.gates import KINDS
-from lightning_geo.report.figures import bars, classes, legend, matrix
+from lightning_geo.report.charts import bars
+from lightning_geo.report.figures import classes, legend, matrix
 from lightning_geo.report.sentences import gate_change_sentence, run_sentences
 
 __all__ = ["RunChanges", "StackGates", "run_changes"]

@@ -17,8 +17,16 @@ from lightning_geo.report.rendering import Table
 from lightning_geo.report.sentences import comparison_sentences, margin
 from lightning_geo.utils.formatting import number
 
-__all__ = ["GateDifferences", "RunDifferences", "run_differences"]
+__all__ = [
+    "GateDifferences",
+    "RunDifferences",
+    "difference_maps",
+    "largest_differences",
+    "run_differences",
+]
 
+_FIRST = 5  # rows at the top of the page
+_ROWS = 10  # of the table of differences
 _MAPS = 6  # differences drawn for each further run
 _GATES_APART = 10  # heads listed whose gates differ between runs
 _COMPARED = 4  # further runs with pictures of their own; the file has to stay small
@@ -38,13 +46,15 @@ class RunDifferences(NamedTuple):
         name: The run's name.
         sentences: What differs most, and how the runs were compared.
         gates: ``None`` where no head has a gate in both runs.
-        largest: The metrics that differ most.
+        first: The five metrics that differ most.
+        largest: The ten that do.
         maps: Pictures of differences; ``None`` beyond the first four runs.
     """
 
     name: str
     sentences: list[str]
     gates: GateDifferences | None
+    first: Table
     largest: Table
     maps: list[Markup] | None
 
@@ -61,8 +71,9 @@ def run_differences(runs: Sequence[Run], comparisons: Sequence[Comparison]) -> l
             run.name,
             list(comparison_sentences(comparison)),
             _gates(runs[0], run, comparison),
-            _largest(comparison),
-            _maps(comparison) if place < _COMPARED else None,
+            largest_differences(comparison, _FIRST),
+            largest_differences(comparison, _ROWS),
+            difference_maps(comparison, _MAPS) if place < _COMPARED else None,
         )
         for place, (run, comparison) in enumerate(zip(runs[1:], comparisons, strict=True))
     ]
@@ -81,16 +92,20 @@ def _gates(a: Run, b: Run, comparison: Comparison) -> GateDifferences | None:
     return GateDifferences(summary, Table(("layer", "head", "A", "B", "by"), rows))
 
 
-def _largest(comparison: Comparison) -> Table:
+def largest_differences(comparison: Comparison, count: int) -> Table:
+    """Return a table of the metrics that differ most, each where it differs most."""
     rows = [
-        (row.metric, row.layer, "" if row.head is None else row.head, number(row.a), number(row.b),
-         number(row.difference, signed=True), f"{abs(row.relative):.2f}")
-        for row in comparison.telling(10)
+        (row.metric, row.layer, "" if row.head is None else row.head,
+         number(row.a, digits=3), number(row.b, digits=3),
+         number(row.difference, signed=True, digits=3), f"{abs(row.relative):.2f}")
+        for row in comparison.telling(count)
     ]  # fmt: skip
     return Table(("metric", "layer", "head", "A", "B", "B − A", "relative"), rows)
 
 
-def _maps(comparison: Comparison) -> list[Markup]:
+def difference_maps(comparison: Comparison, count: int) -> list[Markup]:
+    """Return pictures of the headline metrics that differ most between two runs."""
+
     def largest_first(difference: Difference) -> float:
         return -float(np.nan_to_num(np.nanmax(np.abs(difference.relative))))
 
@@ -102,7 +117,7 @@ def _maps(comparison: Comparison) -> list[Markup]:
         and np.isfinite(difference.difference).any()
     ]
     maps = []
-    for difference in sorted(headline, key=largest_first)[:_MAPS]:
+    for difference in sorted(headline, key=largest_first)[:count]:
         end = float(np.nanmax(np.abs(difference.difference))) or 1.0
         title = f"{difference.metric}, B − A"
         maps.append(matrix(difference.difference, title, -end, end, diverging=True))

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from markupsafe import Markup
 
-from lightning_geo.analysis.findings.diagnosis import diagnose
 from lightning_geo.analysis.findings.words import evidence, span
 from lightning_geo.analysis.runs import MetricSeries, Run, find_series
 from lightning_geo.metrics.reductions import reduce_finite
-from lightning_geo.report.figures import lines, matrix
-from lightning_geo.storage.finding import Finding, worst
+from lightning_geo.report.charts import lines
+from lightning_geo.report.figures import matrix
+from lightning_geo.storage.diagnosis import Diagnosis
+from lightning_geo.storage.finding import SEVERITIES, Finding, worst
 from lightning_geo.storage.history import GeometryHistory
 from lightning_geo.utils.formatting import some
 
 __all__ = ["FindingCard", "RunFindings", "run_findings"]
 
-_PICTURES = 6  # findings with pictures
+_SHOWN = 3  # findings that are not folded, of all runs
+_PICTURES = 6  # findings with pictures, of each run
 
 
 class FindingCard(NamedTuple):
     """One finding as the page shows it.
 
     Args:
+        label: Its mark on the curve of the loss.
         severity: ``note``, ``warning`` or ``critical``.
         span: Since when, and until when.
         message: What happened.
@@ -34,6 +38,7 @@ class FindingCard(NamedTuple):
         pictures: The metric over the run, and its map with the cells marked.
     """
 
+    label: str
     severity: str
     span: str
     message: str
@@ -50,7 +55,8 @@ class RunFindings(NamedTuple):
         name: The run's name.
         verdict: All in one line.
         level: The worst severity that is open; ``well`` for none.
-        cards: One per finding.
+        cards: Those at the top of the page.
+        folded: All others.
         unchecked: Which rules could not be checked, and why; empty for none.
     """
 
@@ -58,30 +64,60 @@ class RunFindings(NamedTuple):
     verdict: str
     level: str
     cards: list[FindingCard]
+    folded: list[FindingCard]
     unchecked: str
 
 
-def run_findings(run: Run) -> RunFindings:
-    """Return what the chapter shows of one run."""
-    diagnosis = diagnose(run.history)
+def run_findings(runs: Sequence[Run], diagnoses: Sequence[Diagnosis]) -> list[RunFindings]:
+    """Return what the page shows of each run.
+
+    Args:
+        runs: All runs of the report.
+        diagnoses: One for each run.
+    """
+    every = [(place, finding) for place, diagnosis in enumerate(diagnoses) for finding in diagnosis]
+    # the sort is stable: of equal severity the first run's come first
+    worst_first = sorted(every, key=lambda entry: (entry[1].until_step is not None, -_severity(entry[1])))
+    shown = {id(finding) for _, finding in worst_first[:_SHOWN]}
+    return [
+        _of_run(run, diagnosis, shown, _letter(place) if len(runs) > 1 else "")
+        for place, (run, diagnosis) in enumerate(zip(runs, diagnoses, strict=True))
+    ]
+
+
+def _severity(finding: Finding) -> int:
+    return SEVERITIES.index(finding.severity)
+
+
+def _letter(place: int) -> str:
+    return chr(ord("A") + place) if place < 26 else f"{place + 1}."
+
+
+def _of_run(run: Run, diagnosis: Diagnosis, shown: set[int], letter: str) -> RunFindings:
+    cards = [
+        (_card(run.history, finding, f"{letter}{place + 1}", drawn=place < _PICTURES), id(finding) in shown)
+        for place, finding in enumerate(diagnosis)
+    ]
     count = len(diagnosis.unchecked)
     return RunFindings(
         run.name,
         diagnosis.verdict,
         worst(diagnosis.findings) or "well",
-        [_card(run.history, f, drawn=i < _PICTURES) for i, f in enumerate(diagnosis.findings)],
+        [card for card, first in cards if first],
+        [card for card, first in cards if not first],
         f"{count} rules were not checked, since the run lacks their metrics: {some(diagnosis.unchecked)}."
         if count
         else "",
     )
 
 
-def _card(history: GeometryHistory, finding: Finding, *, drawn: bool) -> FindingCard:
+def _card(history: GeometryHistory, finding: Finding, label: str, *, drawn: bool) -> FindingCard:
     since = span(finding)
     if len(history.stacks) > 1:
         since += f", in {finding.stack}"
     series = find_series(history, finding.stack, finding.metric) if finding.metric else None
     return FindingCard(
+        label,
         finding.severity,
         since,
         finding.message,

@@ -121,11 +121,12 @@ def sentence(change: Change) -> str:
     share = (
         f" ({100 * (change.last / change.first - 1):+.0f} %)".replace("-", "−") if change.first > 0 else ""
     )
-    start, end = change.most_ends
+    ends = (change.first, change.last, *change.most_ends)
+    first, last, start, end = (number(value, digits=3) for value in ends)
     what = "in its maximum" if spec.summary == "max" else "on average"
     return (
-        f"{change.series.key} {verb} from {number(change.first)} to {number(change.last)}{unit}{share} "
-        f"{what}, most in {_place(change.most)} ({number(start)} to {number(end)}); half of the "
+        f"{change.series.key} {verb} from {first} to {last}{unit}{share} "
+        f"{what}, most in {_place(change.most)} ({start} to {end}); half of the "
         f"change had happened by step {change.half}."
     )
 

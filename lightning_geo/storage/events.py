@@ -2,7 +2,8 @@
 
 One event holds one sample of one monitor. Its summary has one tensor per metric, tagged
 ``lightning_geo/<name>/<stack>/<metric>``, one per basis or head-pair matrix, tagged
-``lightning_geo/<name>/matrices/<stack>/<matrix>``, and the metadata as JSON in
+``lightning_geo/<name>/matrices/<stack>/<matrix>``, where it has attention patterns those of a stack in
+``lightning_geo/<name>/patterns/<stack>/attention``, ``lengths`` and ``tokens``, and the metadata as JSON in
 ``lightning_geo/<name>/record``; the specs of metrics that are not built in are among it, under ``specs``,
 findings that the sample changed, under ``findings``, and the rules that it was checked for, under
 ``looked_for``.
@@ -24,10 +25,11 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR
 from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
-from tensorboard.compat.proto.types_pb2 import DT_DOUBLE, DT_FLOAT, DT_HALF, DT_STRING
+from tensorboard.compat.proto.types_pb2 import DT_DOUBLE, DT_FLOAT, DT_HALF, DT_STRING, DT_UINT8
 
 from lightning_geo.metrics.foreign_specs import read_specs
 from lightning_geo.storage.finding import Finding
+from lightning_geo.storage.patterns import AttentionPatterns
 from lightning_geo.storage.record import GeometryRecord
 
 __all__ = [
@@ -35,9 +37,11 @@ __all__ = [
     "Dropped",
     "dropped_event",
     "file_version",
+    "matrix_tag",
     "metadata_tag",
     "parse_dropped",
     "parse_record",
+    "pattern_tag",
     "record_event",
     "session_event",
     "session_tag",
@@ -49,8 +53,9 @@ _FORMAT = 1
 _METADATA = "record"
 _SESSION = "session"
 _MATRICES = "matrices"
+_PATTERNS = "patterns"
 _DROPPED = "dropped"
-_DTYPES = {"<f4": DT_FLOAT, "<f2": DT_HALF, "<f8": DT_DOUBLE}
+_DTYPES = {"<f4": DT_FLOAT, "<f2": DT_HALF, "<f8": DT_DOUBLE, "<u1": DT_UINT8}
 _KINDS_OF_METADATA: dict[str, tuple[type, ...]] = {
     "model": (dict,), "step": (int,), "epoch": (int,), "batches_seen": (int,),
     "wall_time": (int, float), "cost_seconds": (int, float), "probe_fingerprint": (str,), "coverage": (dict,),
@@ -69,6 +74,16 @@ def session_tag(name: str) -> str:
     return f"{PLUGIN}/{name}/{_SESSION}"
 
 
+def pattern_tag(name: str, stack: str, part: str) -> str:
+    """Return the tag of a part of a stack's attention patterns, as :class:`.AttentionPatterns` names it."""
+    return f"{PLUGIN}/{name}/{_PATTERNS}/{stack}/{part}"
+
+
+def matrix_tag(name: str, stack: str, matrix: str) -> str:
+    """Return the tag of a basis or of a matrix over pairs of heads."""
+    return f"{PLUGIN}/{name}/{_MATRICES}/{stack}/{matrix}"
+
+
 def record_event(record: GeometryRecord, name: str) -> Any:
     """Return the event of one sample.
 
@@ -82,7 +97,9 @@ def record_event(record: GeometryRecord, name: str) -> Any:
     event = Event(step=record.step, wall_time=record.wall_time or time.time())
     metadata = json.dumps({"format": _FORMAT, "name": name, **record.metadata()}, separators=(",", ":"))
     _add(event, metadata_tag(name), TensorProto(dtype=DT_STRING, string_val=[metadata.encode()]))
-    for level, stacks in (("", record.stacks), (f"{_MATRICES}/", record.matrices)):
+    patterns = {stack: own.arrays() for stack, own in record.patterns.items()}
+    levels = (("", record.stacks), (f"{_MATRICES}/", record.matrices), (f"{_PATTERNS}/", patterns))
+    for level, stacks in levels:
         for stack, arrays in stacks.items():
             for metric, values in arrays.items():
                 _add(event, f"{PLUGIN}/{name}/{level}{stack}/{metric}", _to_tensor(values))
@@ -131,12 +148,21 @@ def _parsed(values: Any, metadata_value: Any, problems: list[str]) -> tuple[str,
     problems += damaged
     findings = [Finding.from_dict(values) for values in metadata.pop("findings", ())]
     record = GeometryRecord({}, **metadata, specs=specs, findings=findings)
+    patterns: dict[str, dict[str, NDArray[Any]]] = {}
     for value in values:
         # scalars and the layout of charts may share the event
         parts = value.tag.removeprefix(prefix).split("/") if value.tag.startswith(prefix) else []
         if len(parts) > 1:
             stacks = record.matrices if len(parts) > 2 else record.stacks
-            stacks.setdefault(parts[-2], {})[parts[-1]] = _to_array(value.tensor)
+            stacks = patterns if len(parts) > 2 and parts[0] == _PATTERNS else stacks
+            words = stacks is patterns and value.tensor.dtype == DT_STRING
+            array = _to_words(value.tensor) if words else _to_array(value.tensor)
+            stacks.setdefault(parts[-2], {})[parts[-1]] = array
+    for stack, arrays in patterns.items():
+        try:
+            record.patterns[stack] = AttentionPatterns.of(arrays)
+        except (KeyError, ValueError) as error:
+            problems.append(f"the attention patterns of {stack!r} at step {record.step} ({error})")
     return name, record
 
 
@@ -145,12 +171,20 @@ def _is_metadata(tag: str) -> bool:
 
 
 def _to_tensor(values: NDArray[Any]) -> Any:
+    if values.dtype.kind == "U":
+        shape = TensorShapeProto(dim=[TensorShapeProto.Dim(size=size) for size in values.shape])
+        words = [str(word).encode() for word in values.ravel()]
+        return TensorProto(dtype=DT_STRING, tensor_shape=shape, string_val=words)
     kind = f"<{values.dtype.str[1:]}"
     if kind not in _DTYPES:
         kind = "<f4"
     shape = TensorShapeProto(dim=[TensorShapeProto.Dim(size=size) for size in values.shape])
     content = values.astype(kind, copy=False).tobytes()
     return TensorProto(dtype=_DTYPES[kind], tensor_shape=shape, tensor_content=content)
+
+
+def _to_words(tensor: Any) -> NDArray[Any]:
+    return np.array([word.decode() for word in tensor.string_val], np.str_)
 
 
 def _to_array(tensor: Any) -> NDArray[Any]:

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from lightning_geo.metrics.foreign_specs import differing_fields
 from lightning_geo.metrics.spec import MetricSpec
 from lightning_geo.storage.event_files import event_files, read_events
-from lightning_geo.storage.finding import latest
+from lightning_geo.storage.patterns import AttentionPatterns
 from lightning_geo.storage.places import Place, place
 from lightning_geo.storage.record import GeometryRecord, lookup
+from lightning_geo.storage.shown import ShownHistory
 from lightning_geo.storage.stacking import stack_samples
 
 if TYPE_CHECKING:
@@ -27,8 +28,8 @@ __all__ = ["GeometryHistory", "load_history", "read_history"]
 _METADATA = ("epoch", "batches_seen", "wall_time", "cost_seconds", "probe_fingerprint")
 
 
-class GeometryHistory:
-    """The samples of one monitor in one run, by step.
+class GeometryHistory(ShownHistory):
+    """The samples of one monitor in one run, by step. A notebook shows its verdict and its key metrics.
 
     Args:
         records: At least one, by ascending step.
@@ -43,8 +44,6 @@ class GeometryHistory:
             was left out), each [sample].
         model: Model class, modules and heads of each layer, as of the last sample.
         specs: ``name -> MetricSpec`` of the metrics that are not built in, as their last sample has them.
-        findings: What the monitor found while the run went on, in the order in which it opened, each as it
-            was last; :func:`~lightning_geo.diagnose` finds it anew.
 
     Example:
         >>> records = [GeometryRecord({"encoder": {"entropy": np.ones((2, 4))}}, step=s) for s in (0, 50)]
@@ -65,7 +64,6 @@ class GeometryHistory:
         self.metadata["coverage"] = np.array([record.coverage_share for record in records])
         self.model = records[-1].model
         self.specs = {name: spec for record in records for name, spec in record.specs.items()}
-        self.findings = latest(finding for record in records for finding in record.findings)
         self.stacks: dict[str, dict[str, NDArray[Any]]] = {}
         # a dict as an ordered set: metrics keep the order in which the records list them
         names = {(s, m): None for record in records for s, arrays in record.stacks.items() for m in arrays}
@@ -112,6 +110,32 @@ class GeometryHistory:
         if not having:
             raise KeyError(f"No matrix {key!r}: no sample of this run kept any.")
         return {record.step: lookup(record.matrices, key) for record in having}
+
+    def patterns(self, stack: str | None = None) -> dict[int, AttentionPatterns]:
+        """Return where heads look in one sequence of the probe, by step; at samples with pictures only.
+
+        Args:
+            stack: Which stack of layers; needed if the model has several that attend to themselves.
+
+        Raises:
+            KeyError: If no sample has any, or several stacks have them and ``stack`` does not say which.
+
+        Example:
+            >>> kept = {"encoder": AttentionPatterns(np.zeros((1, 2, 3, 3), np.uint8), np.array([3]))}
+            >>> history = GeometryHistory([GeometryRecord({}, step=step, patterns=kept) for step in (0, 50)])
+            >>> [*history.patterns()], history.patterns()[50].values(layer=0, head=1).shape
+            ([0, 50], (3, 3))
+        """
+        kept = {name: None for record in self._records for name in record.patterns}
+        names = list(kept) if stack is None else [name for name in kept if name == stack]
+        if len(names) != 1:
+            raise KeyError(
+                f"No attention patterns of the stack {stack!r}: those of {list(kept)} were recorded."
+                if not names
+                else f"Several stacks have attention patterns: ask for one of {names}."
+            )
+        having = [record for record in self._records if names[0] in record.patterns]
+        return {record.step: record.patterns[names[0]] for record in having}
 
     def to_xarray(self, stack: str | None = None) -> xarray.Dataset:
         """Return the metrics as an ``xarray.Dataset`` over ``step``, ``layer`` and ``head``.

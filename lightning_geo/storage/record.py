@@ -17,9 +17,11 @@ from lightning_geo.metrics.reductions import reduce_finite
 from lightning_geo.metrics.selection import is_standard_error, spec_of
 from lightning_geo.metrics.spec import MetricSpec
 from lightning_geo.storage.finding import Finding
+from lightning_geo.storage.patterns import AttentionPatterns
+from lightning_geo.storage.shown import ShownRecord
 from lightning_geo.utils.formatting import did_you_mean
 
-__all__ = ["GeometryRecord", "lookup"]
+__all__ = ["GeometryRecord", "lookup", "stored_parts"]
 
 
 #: What the names of stacks end with that hold further attentions, or further runs, of another stack's layers.
@@ -48,6 +50,20 @@ def lookup(stacks: Stacks, key: str, specs: Mapping[str, MetricSpec] | None = No
         >>> lookup({"encoder": {"entropy": np.ones(2)}, "encoder.part2": {"entropy": np.zeros(2)}}, "entropy")
         array([1., 1.])
     """
+    stack, names = stored_parts(stacks, key, specs)
+    arrays = stacks[stack]
+    bare = key.rpartition("/")[2]
+    return arrays[bare] if names == [bare] else np.stack([arrays[n] for n in names], axis=-1)
+
+
+def stored_parts(
+    stacks: Stacks, key: str, specs: Mapping[str, MetricSpec] | None = None
+) -> tuple[str, list[str]]:
+    """Return the stack and the stored names that :func:`lookup` finds for a key.
+
+    Raises:
+        KeyError: As there.
+    """
     stack, _, metric = key.rpartition("/")
     candidates = [stack] if stack else list(stacks)
     holders = [s for s in candidates if s in stacks and _part_names(stacks[s], metric, specs)]
@@ -61,9 +77,7 @@ def lookup(stacks: Stacks, key: str, specs: Mapping[str, MetricSpec] | None = No
             f"{metric!r} is ambiguous: this model has several stacks. "
             f"Ask for one of {[f'{s}/{metric}' for s in holders]}."
         )
-    arrays = stacks[holders[0]]
-    names = _part_names(arrays, metric, specs)
-    return arrays[metric] if names == [metric] else np.stack([arrays[n] for n in names], axis=-1)
+    return holders[0], _part_names(stacks[holders[0]], metric, specs)
 
 
 def _main_stack(stack: str) -> str:
@@ -81,8 +95,8 @@ def _part_names(
 
 
 @dataclass(eq=False)  # the truth value of compared arrays is undefined
-class GeometryRecord:
-    """All metrics of one sample at one step.
+class GeometryRecord(ShownRecord):
+    """All metrics of one sample at one step. A notebook shows maps of the key metrics.
 
     Args:
         stacks: ``stack -> stored name -> float32 array``, axes as in the metric's spec.
@@ -102,6 +116,9 @@ class GeometryRecord:
         looked_for: Names of the rules that the monitor checked with this sample; empty where it looked for no
             findings.
         coverage_shown: Whether the share is a summary even where it is 1, because it was less before.
+        patterns: By stack, where heads look in one sequence of the probe, see :class:`.AttentionPatterns`; at
+            samples that get pictures only. Cross-attention has none, nor have attentions whose queries have
+            no known place among their keys.
 
     Example:
         >>> record = GeometryRecord({"encoder": {"entropy": np.ones((2, 4), np.float32)}})
@@ -123,9 +140,14 @@ class GeometryRecord:
     findings: list[Finding] = field(default_factory=list)
     looked_for: list[str] = field(default_factory=list)
     coverage_shown: bool = False
+    patterns: dict[str, AttentionPatterns] = field(default_factory=dict)
 
     def __getitem__(self, key: str) -> NDArray[Any]:
         return lookup(self.stacks, key, self.specs)
+
+    def __repr__(self) -> str:
+        stacks = ", ".join(self.stacks)
+        return f"GeometryRecord(step {self.step}, {len(self.keys())} metrics of {stacks})"
 
     def __contains__(self, key: str) -> bool:
         try:

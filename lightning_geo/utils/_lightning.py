@@ -18,6 +18,7 @@ __all__ = [
     "add_callback_metrics",
     "batches_done",
     "borrows_forward",
+    "is_fabric_module",
     "is_sharded",
     "loss_factor",
     "set_trainer",
@@ -54,6 +55,14 @@ def borrows_forward(module: nn.Module) -> bool:
     the name ``wrapped_forward`` in ``pytorch_lightning.strategies.strategy``; checked on Lightning 2.6.6.
     """
     return getattr(module.forward, "__name__", "") == "wrapped_forward"
+
+
+def is_fabric_module(module: nn.Module) -> bool:
+    """Whether ``fabric.setup`` made a module, whose ``module`` is the user's.
+
+    Relies on the name ``_FabricModule`` in ``lightning.fabric.wrappers``; checked on Lightning 2.6.6.
+    """
+    return any(kind.__name__ == "_FabricModule" for kind in type(module).__mro__)
 
 
 def batches_done(trainer: Any) -> int:

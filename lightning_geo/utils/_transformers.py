@@ -9,9 +9,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
-__all__ = ["attention_lookups", "offloading_hooks"]
+__all__ = ["accumulates_in_accelerate", "attention_lookups", "offloading_hooks", "trainer_calling"]
 
 
 @contextmanager
@@ -83,3 +84,40 @@ def offloading_hooks(module: Any) -> tuple[Any, ...]:
     """
     hook = vars(module).get("_hf_hook")
     return () if hook is None else tuple(getattr(hook, "hooks", (hook,)))
+
+
+def accumulates_in_accelerate(model: Any) -> bool:
+    """Whether accelerate adds to the gradients of a model, so that ``optimizer.step()`` does nothing.
+
+    Relies on ``_is_accelerate_prepared``, which `Accelerator.prepare` sets on models; checked on transformers
+    5.23.0 with accelerate 1.15.0.
+
+    Args:
+        model: As ``Accelerator.prepare`` returned it.
+    """
+    library = sys.modules.get("accelerate.state")
+    if library is None or not getattr(model, "_is_accelerate_prepared", False):
+        return False
+    return not library.GradientState().sync_gradients
+
+
+def trainer_calling(callback: Any, trainer: Any = None) -> Any:
+    """The Trainer that calls a callback just now, or ``None``: no event of a TrainerCallback names it.
+
+    Its callbacks hold the writer of TensorBoard, and it the compiled model. Looks for it among the variables
+    ``self`` of the functions that are running. Relies on ``Trainer.callback_handler.callbacks``; checked on
+    transformers 5.23.0.
+
+    Args:
+        callback: The callback.
+        trainer: Look for this one alone, which may call the callback in an outer function.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        owner = frame.f_locals.get("self") if "self" in frame.f_code.co_varnames else None
+        handler = getattr(owner, "__dict__", {}).get("callback_handler")
+        known = any(other is callback for other in getattr(handler, "callbacks", ()))
+        if known and (trainer is None or owner is trainer):
+            return owner
+        frame = frame.f_back
+    return None

@@ -28,6 +28,8 @@ def number(value: float, *, signed: bool = False, digits: int = 4) -> str:
     Example:
         >>> number(0.123456), number(12345.6), number(-0.5, signed=True), number(float("nan"))
         ('0.1235', '12,346', '−0.5000', '-')
+        >>> number(0.00312, digits=3)
+        '0.0031'
     """
     if math.isnan(value):
         return "-"
@@ -39,7 +41,9 @@ def number(value: float, *, signed: bool = False, digits: int = 4) -> str:
         return f"{sign}∞"
     if size < 10.0**-digits or size >= 1e6:
         return f"{sign}{size:.2e}"
-    places = digits if size < 1 else max(0, digits - 1 - int(math.log10(size)))
+    # at least two digits that are not 0
+    exponent = int(f"{size:.1e}".partition("e")[2])  # of the rounded number: 0.00999 is 0.010
+    places = max(digits, 1 - exponent) if size < 1 else max(0, digits - 1 - int(math.log10(size)))
     return f"{sign}{size:,.{places}f}"
 
 

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 
 from lightning_geo.utils.errors import ArgumentError, let_go
+from lightning_geo.utils.progress_bars import beside_bars
 from lightning_geo.utils.ranks import everyones, is_known_to_rank_zero, rank
 
 __all__ = ["WarnOnce"]
@@ -96,7 +97,8 @@ class WarnOnce:
 def _warn(warning: str, stacklevel: int) -> None:
     message = f"GeometryMonitor: {warning}"
     try:
-        warnings.warn(message, stacklevel=stacklevel)
+        with beside_bars():
+            warnings.warn(message, stacklevel=stacklevel)
     except Warning:
         # Python was told to raise warnings: one raised from here would stop training for a mere note
         _log.warning(message)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -121,7 +123,7 @@ def test_different_gates_are_the_clearest_first() -> None:
 
 
 def test_reports_and_commands_say_it() -> None:
-    runs = [Run(name, name, history) for name, history in zip("ab", two(), strict=True)]  # type: ignore[arg-type]
+    runs = [Run(name, Path(name), history) for name, history in zip("ab", two(), strict=True)]
     text = Page(report(runs)).text
     assert "The gates of 2 of 3 heads differ between A and B" in text
     assert "What the heads do: 1 of 3 changed their gate" in text

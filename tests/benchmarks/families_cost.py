@@ -128,7 +128,11 @@ def weights_table(repeats: int) -> None:
 
 
 def sampler(
-    model: BertForSequenceClassification, more: list[str], batch: dict[str, Tensor]
+    model: BertForSequenceClassification,
+    more: list[str],
+    batch: dict[str, Tensor],
+    *,
+    patterns: bool = False,
 ) -> Callable[[], object]:
     """What takes one sample after another of the default metrics and more, as the monitor's probe does."""
     asked = [*select(None), *(select(more) if more else ())]
@@ -137,7 +141,7 @@ def sampler(
     tap = Tap(model, (101, 102))
 
     def sample() -> None:
-        measurement = Measurement({"": tap}, names)
+        measurement = Measurement({"": tap}, names, patterns=patterns)
         with undisturbed(model), measurement.observe():
             model(**batch)
         if "importance" in names:
@@ -161,10 +165,11 @@ def added_table(repeats: int) -> None:
     )
     print("| family | 16 x 128 tokens | 8 x 256 tokens |\n| --- | --- | --- |")
     plain = [sampler(model, [], batch) for batch in batches]
-    for label, more in ADDED.items():
+    rows = [*((label, more, False) for label, more in ADDED.items()), ("attention patterns", [], True)]
+    for label, more, patterns in rows:
         cells = []
         for batch, without in zip(batches, plain, strict=True):
-            sample = sampler(model, more, batch)
+            sample = sampler(model, more, batch, patterns=patterns)
             pairs = [seconds(sample) / seconds(without) for _ in range(repeats)]
             cells.append(f"{100 * (statistics.median(pairs) - 1):+.1f} %")
         print(f"| {label} | {' | '.join(cells)} |", flush=True)

@@ -13,7 +13,7 @@ from lightning_geo.cli.main import main
 
 Out = pytest.CaptureFixture[str]
 
-COMMANDS = ("show", "diagnose", "audit", "compare", "report", "tail", "heads", "explain")
+COMMANDS = ("show", "diagnose", "audit", "compare", "report", "tail", "heads", "explain", "wandb-view")
 
 
 def test_the_command_is_installed_under_its_name() -> None:

@@ -12,7 +12,7 @@ import pytest
 from torch.utils.tensorboard import SummaryWriter
 
 from dashboard.providers import ask, client_of, eventually, provider_of, write_run
-from lightning_geo.dashboard.run_curves import epochs_of, evaluation_tag, suggested, thinned
+from lightning_geo.storage.run_curves import epochs_of, evaluation_tag, suggested, thinned
 from support.records import make_record
 
 HOSTILE = '<img src=x onerror="alert(1)">'

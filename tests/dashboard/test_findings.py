@@ -13,6 +13,7 @@ import pytest
 
 from dashboard.providers import ask, client_of, eventually, provider_of, write_run
 from lightning_geo import load_history
+from lightning_geo.analysis.findings.diagnosis import recorded_findings
 from lightning_geo.dashboard.run_findings import run_findings
 from lightning_geo.storage.finding import Finding
 from lightning_geo.storage.record import GeometryRecord
@@ -55,7 +56,9 @@ def test_findings_are_those_of_the_samples_in_force(kind: str, tmp_path: Path) -
     later = (record(step) for step in [40])  # measured when it is resumed
     write_run(run, later, resumed_at=15)  # what it found at 20 and 30 is void
     eventually(lambda: found()["last_step"] == 40)
-    assert [Finding.from_dict(f) for f in found()["findings"]] == load_history(run).findings == [LOW]
+    assert (
+        [Finding.from_dict(f) for f in found()["findings"]] == recorded_findings(load_history(run)) == [LOW]
+    )
     assert (found()["verdict"], found()["samples"]) == (f"1 thing to look at: {LOW.message}", 3)
 
 

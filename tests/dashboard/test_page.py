@@ -148,10 +148,12 @@ def test_a_cell_has_the_colour_and_the_read_out_of_its_value(page: Page, address
     assert np.abs(np.array(pixel) - expected).max() <= 6
 
 
-def test_a_click_follows_a_head_and_another_drops_it(page: Page, address: str) -> None:
+def test_a_head_is_pinned_from_its_drawer_and_a_click_on_its_name_drops_it(page: Page, address: str) -> None:
     tab = Tab(page, address, "run=calm&metric=entropy")
     x, y = tab.point_at(0, 3)
     tab.canvas().click(position={"x": x, "y": y})
+    tab.press("Pin")
+    page.keyboard.press("Escape")
     expect(tab.picks).to_have_text(["layer 0, head 3×"])
     tab.canvas().click(position={"x": 20, "y": y})  # the layer's number
     expect(tab.picks).to_have_text(["layer 0, head 3×", "layer 0×"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,14 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from lightning_geo import explain, measure
+from lightning_geo.analysis.pruning import Head
 from lightning_geo.cli.main import main
 from lightning_geo.functional import gate_labels
 from lightning_geo.interventions.head_geometry import GEOMETRY
 from lightning_geo.metrics.gates import GATES, MIXED
 from lightning_geo.report.explanation_page import explanation_page
 from support.lit import bert, sequences
+from support.report_page import Page
 from support.same import traces
 
 LAYERS, HEADS, WIDTH = 2, 4, 8
@@ -75,6 +79,40 @@ def test_the_error_is_what_silencing_the_layer_really_costs(
             lost = explanation.margin - float(values[0] - values[1])
             contributed = explanation.contributions["bert.encoder"][layer].sum()
             assert explanation.errors["bert.encoder"][layer] == pytest.approx(lost - contributed, abs=1e-4)
+
+
+def test_where_first_order_fails_heads_are_really_silenced(
+    model: nn.Module, batch: dict[str, Tensor]
+) -> None:
+    failed = kept = 0
+    for row, explanation in enumerate(explain(model, batch, [0, 1, 2, 0], [1, 2, 0, 2])):
+        [contributions], [effects] = explanation.contributions.values(), explanation.effects.values()
+        for layer in range(LAYERS):
+            lost = explanation.margin - margin_without(model, batch, row, explanation, layer, range(HEADS))
+            trusted = abs(lost - contributions[layer].sum()) <= 0.5 * abs(lost)
+            for head in range(HEADS):
+                silent = explanation.was_silenced(Head("bert.encoder", layer, head))
+                assert silent != trusted
+                really = explanation.margin - margin_without(model, batch, row, explanation, layer, [head])
+                expected = contributions[layer, head] if trusted else really
+                assert effects[layer, head] == pytest.approx(expected, abs=1e-4)
+                failed, kept = failed + silent, kept + trusted
+    assert failed
+    assert kept  # both ways are tried
+
+
+def margin_without(
+    model: nn.Module, batch: dict[str, Tensor], row: int, explanation: Any, layer: int, heads: Iterable[int]
+) -> float:
+    """The margin with the heads' columns of the output projection zeroed, and nothing of this package."""
+    weight = output_weight(model, layer)
+    whole = weight.detach().clone()
+    with torch.no_grad():
+        for head in heads:
+            weight[:, head * WIDTH : (head + 1) * WIDTH] = 0
+        values = logits(model, batch, row)
+        weight.copy_(whole)
+    return float(values[explanation.target] - values[explanation.contrast])
 
 
 def test_contrast_is_the_strongest_other_class(model: nn.Module, batch: dict[str, Tensor]) -> None:
@@ -148,8 +186,11 @@ def test_without_enough_correct_examples_nothing_is_unusual(
 
 def test_blamed_are_the_most_negative(model: nn.Module, batch: dict[str, Tensor]) -> None:
     explanation = explain(model, batch, 0)[0]
-    values = np.sort(explanation.contributions["bert.encoder"].ravel())
+    values = np.sort(explanation.effects["bert.encoder"].ravel())
     assert [value for _, value in explanation.blamed(3)] == values[values < 0][:3].tolist()
+    assert [value for _, value in explanation.supporting(3)] == values[values > 0][::-1][:3].tolist()
+    for head, value in explanation.blamed(2):
+        assert explanation.effects[head.stack][head.layer, head.head] == value
 
 
 @pytest.mark.parametrize(
@@ -175,9 +216,14 @@ def test_what_is_no_classifier(model: nn.Module, batch: dict[str, Tensor]) -> No
 
 
 def test_the_page_escapes_what_it_shows(model: nn.Module, batch: dict[str, Tensor]) -> None:
-    found = explain(model, batch, 0)
-    tokens = [["<script>alert(1)</script>"] * 10] * 4
-    page = explanation_page(found, tokens, ["<b>good</b>", "bad", "ugly"])
+    names = ("<b>good</b>", "bad", "ugly")
+    tokens = ("<script>alert(1)</script>",) * 10
+    found = [replace(one, tokens=tokens, classes=names) for one in explain(model, batch, 0)]
+    page = explanation_page(found)
+    assert "<script" not in found[0]._repr_html_()
+    assert len(found[0]._repr_html_()) < 40_000
+    assert "<b>" not in found[0]._repr_html_()
+    assert repr(found[0]).startswith("Explanation(<b>good</b>: margin ")
     assert "<script" not in page
     assert "<b>good" not in page
     assert "&lt;script&gt;" in page
@@ -194,7 +240,9 @@ def test_the_command_writes_the_page(tmp_path: Path, capsys: pytest.CaptureFixtu
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "news", "today"]
     (tmp_path / "vocab.txt").write_text("\n".join(words))
     BertTokenizerFast(vocab=str(tmp_path / "vocab.txt")).save_pretrained(tmp_path / "model")
-    bert(dropout=0.0, initializer_range=0.4).save_pretrained(tmp_path / "model")
+    bert(dropout=0.0, initializer_range=0.4, id2label={0: "poor", 1: "fine"}).save_pretrained(
+        tmp_path / "model"
+    )
     (tmp_path / "known.tsv").write_text("0\tgood news\n1\tbad news\n0\tgood today\n1\tbad today\n")
     page = tmp_path / "page.html"
     command = [
@@ -209,13 +257,19 @@ def test_the_command_writes_the_page(tmp_path: Path, capsys: pytest.CaptureFixtu
     ]
     assert main([*command, "--reference", str(tmp_path / "known.tsv"), "-o", str(page)]) == 0
     assert "page.html" in capsys.readouterr().out
-    content = page.read_text(encoding="utf-8")
-    assert "[CLS] good news today [SEP]</p>" in content
-    assert "[CLS] bad [SEP]</p>" in content
+    text = " ".join(Page(page.read_text(encoding="utf-8")).text.split())
+    assert "[CLS] good news today [SEP] The heads" in text  # without padding
+    assert "[CLS] bad [SEP] The heads" in text
+    assert "against fine" in text
+    named = [*command[:-1], "fine", "-o", str(page)]
+    assert main(named) == 0
+    assert " ".join(Page(page.read_text(encoding="utf-8")).text.split()).startswith(text[:400])
+    capsys.readouterr()
     for bad, message in (
         (["explain", str(tmp_path), "--text", "x", "--target", "1"], "Cannot load a text classifier"),
         (["explain", str(tmp_path / "no"), "--text", "x", "--target", "1"], "is not a directory"),
         ([*command[:-1], "7", "-o", str(page)], "`target` to be a class from 0 to 1, but got 7"),
+        ([*command[:-1], "fin", "-o", str(page)], "no class 'fin'. Did you mean 'fine'"),
         ([*command, "--reference", str(page)], "as lines of class index, tab and text"),
     ):
         assert main(bad) == 2

@@ -21,7 +21,10 @@ from tensorboard.util import tensor_util
 
 from lightning_geo import load_history
 from lightning_geo.loggers import open_sinks
-from lightning_geo.loggers.tags import scalars
+from lightning_geo.loggers.pictures import PictureSchedule
+from lightning_geo.loggers.tags import layer_range, scalars
+from lightning_geo.metrics.key_metrics import SCALARS, key_metrics
+from lightning_geo.metrics.selection import select
 from lightning_geo.storage.events import Dropped
 from support.records import assert_same, make_record
 
@@ -52,7 +55,7 @@ def layout_of(run: EventAccumulator) -> dict[str, list[str]]:
 @pytest.mark.parametrize("logger_class", [TensorBoardLogger, OtherTensorBoardLogger])
 def test_every_number_is_on_disk_when_write_returns(tmp_path: Path, logger_class: Any) -> None:
     logger = logger_class(tmp_path)
-    sinks = open_sinks([logger], max_steps=10_000)
+    sinks = open_sinks([logger], schedule=PictureSchedule(10_000))
     assert [type(sink).__name__ for sink in sinks] == ["TensorBoardSink"]
     assert logger.log_dir in sinks[0].where
     # so large, and all but the first without pictures, that the writer's thread is still busy with them if
@@ -63,7 +66,7 @@ def test_every_number_is_on_disk_when_write_returns(tmp_path: Path, logger_class
         disk = shutil.copytree(logger.log_dir, tmp_path / f"disk_{count}")
         expected: dict[str, list[tuple[int, float]]] = {}
         for earlier in records[:count]:
-            for tag, value in scalars(earlier).items():
+            for tag, value in (scalars(earlier) | layer_range(earlier)).items():
                 expected.setdefault(tag, []).append((earlier.step, float(np.float32(value))))
         assert series(read(disk)) == expected
 
@@ -84,7 +87,7 @@ def test_tensors_carry_the_record_and_its_time(tmp_path: Path) -> None:
 
 def test_pictures_decode_and_are_at_most_ten(tmp_path: Path) -> None:
     logger = TensorBoardLogger(tmp_path)
-    (sink,) = open_sinks([logger], max_steps=1450)
+    (sink,) = open_sinks([logger], schedule=PictureSchedule(1450))
     for step in range(0, 1500, 50):
         sink.write(make_record(step, metrics=["entropy", "attention_distance"]), final=step == 1450)
     run = read(logger.log_dir)
@@ -97,13 +100,65 @@ def test_pictures_decode_and_are_at_most_ten(tmp_path: Path) -> None:
     assert picture.size == (int(width), int(height)) == (350, 215)
 
 
-def test_all_layers_of_a_metric_are_in_one_chart_by_family(tmp_path: Path) -> None:
+MARGINS = "geometry: lowest, mean and highest layer"
+
+
+def test_the_users_scalars_are_not_buried(tmp_path: Path) -> None:
     logger = TensorBoardLogger(tmp_path)
-    (sink,) = open_sinks([logger])
+    (sink,) = open_sinks([logger], config={"metrics": select()})
+    for step in (0, 50):
+        sink.write(make_record(step, layers=80, heads=64))
+    found = tags(read(logger.log_dir), "scalars")
+    by_group = {
+        group: [t for t in found if t.startswith(f"{group}/")] for group in ("geometry", "geometry_layers")
+    }
+    assert sorted([*by_group["geometry"], *by_group["geometry_layers"]]) == sorted(found)
+    assert len(by_group["geometry"]) <= SCALARS
+    assert len(by_group["geometry_layers"]) <= 2 * SCALARS + 1  # for any depth
+
+
+@pytest.mark.parametrize("stacks", [("encoder",), ("encoder", "decoder.cross")])
+def test_each_key_metric_has_a_chart_of_lowest_mean_and_highest_layer(
+    tmp_path: Path, stacks: tuple[str, ...]
+) -> None:
+    logger = TensorBoardLogger(tmp_path)
+    (sink,) = open_sinks([logger], config={"metrics": select()})
+    first = make_record(0, layers=5, stacks=stacks)
+    for arrays in first.stacks.values():
+        del arrays["velocity.output"], arrays["update_size"]  # they compare two samples
+    for record in (first, make_record(50, layers=5, stacks=stacks)):
+        sink.write(record)
+    run = read(logger.log_dir)
+    event = run.Tensors("custom_scalars__config__")[-1]
+    layout = Layout.FromString(tensor_util.make_ndarray(event.tensor_proto).item())
+    (category,) = layout.category
+    assert category.title == MARGINS
+    shown = series(run)
+    names = key_metrics(select())
+    assert len(category.chart) == (len(names) if len(stacks) == 1 else 14)
+    for chart in category.chart:
+        (lines,) = chart.margin.series
+        values = [[value for _, value in shown[tag]] for tag in (lines.lower, lines.value, lines.upper)]
+        for low, mean, high in zip(*values, strict=True):
+            assert low < mean < high, chart.title
+    assert "Attention entropy (" in category.chart[-1].title  # which TensorBoard shows first
+    assert {tag for tag in shown if tag.startswith("geometry_layers/")} == {
+        tag
+        for chart in category.chart
+        for tag in (chart.margin.series[0].lower, chart.margin.series[0].value, chart.margin.series[0].upper)
+        if tag.startswith("geometry_layers/")
+    }
+
+
+def test_on_request_all_layers_of_a_metric_are_in_one_chart_by_family(tmp_path: Path) -> None:
+    logger = TensorBoardLogger(tmp_path)
+    (sink,) = open_sinks([logger], level="layer")
     both = ("encoder", "decoder.cross")
     metrics = ["entropy", "max_logit", "concentration", "effective_rank.query"]
     sink.write(make_record(metrics=metrics, stacks=both))
-    assert layout_of(read(logger.log_dir)) == {
+    found = layout_of(read(logger.log_dir))
+    assert "Attention entropy (encoder/entropy)" in found.pop(MARGINS)
+    assert found == {
         "geometry_entropy": [f"{stack}/{metric}" for stack in both for metric in ("entropy", "max_logit")],
         "geometry_subspace": [f"{stack}/effective_rank.query" for stack in both],
     }
@@ -116,7 +171,8 @@ def test_charts_match_the_layers_tags_and_no_others(tmp_path: Path) -> None:
     run = read(logger.log_dir)
     event = run.Tensors("custom_scalars__config__")[-1]
     layout = Layout.FromString(tensor_util.make_ndarray(event.tensor_proto).item())
-    for category in layout.category:
+    assert len(layout.category) == 3
+    for category in layout.category[1:]:
         for chart in category.chart:
             (pattern,) = chart.multiline.tag
             # as TensorBoard's plugin matches them
@@ -140,15 +196,17 @@ def test_tensorboardx_gets_events_of_its_own_class(tmp_path: Path) -> None:
 def test_two_monitors_and_the_users_own_layout_are_all_shown(tmp_path: Path) -> None:
     logger = TensorBoardLogger(tmp_path)
     logger.experiment.add_custom_scalars({"mine": {"losses": ["Multiline", ["train_loss", "val_loss"]]}})
-    (first,) = open_sinks([logger])
-    (second,) = open_sinks([logger], name="train")
+    (first,) = open_sinks([logger], config={"metrics": ["entropy"]})
+    (second,) = open_sinks([logger], name="train", config={"metrics": ["entropy", "velocity.output"]})
     first.write(make_record(0, metrics=["entropy"]))
     second.write(make_record(0, metrics=["entropy", "attention_distance"], seed=1))
     first.write(make_record(50, metrics=["entropy"]))
     assert layout_of(read(logger.log_dir)) == {
-        "train_entropy": ["entropy"],
-        "train_pattern": ["attention_distance"],
-        "geometry_entropy": ["entropy"],
+        MARGINS.replace("geometry", "train"): [
+            "Turning between samples (velocity.output)",  # it has no value yet: it compares two samples
+            "Attention entropy (entropy)",
+        ],
+        MARGINS: ["Attention entropy (entropy)"],
         "mine": ["losses"],
     }
     assert load_history(logger.log_dir, "geometry").steps.tolist() == [0, 50]
@@ -173,7 +231,7 @@ def test_a_resumed_run_takes_over_and_voids_nothing_of_the_users(tmp_path: Path)
         expected = make_record(int(step), metrics=["entropy"], seed=int(step >= 100))
         np.testing.assert_array_equal(entropy, expected["entropy"])
     assert [step for step, _ in series(run)["train_loss"]] == list(range(0, 160_001, 20_000))
-    assert layout_of(run) == {"geometry_entropy": ["entropy"]}
+    assert set(layout_of(run)) == {MARGINS}
 
 
 def test_a_second_fit_with_the_same_logger_goes_on_in_a_new_file(tmp_path: Path) -> None:
@@ -190,12 +248,12 @@ def test_a_second_fit_with_the_same_logger_goes_on_in_a_new_file(tmp_path: Path)
 def test_pictures_that_fail_cost_no_numbers(tmp_path: Path) -> None:
     logger = TensorBoardLogger(tmp_path)
     (sink,) = open_sinks([logger])
-    record = make_record(3, metrics=["self_mass"])
+    record = make_record(3, metrics=["first_mass"])
     record.stacks["encoder"]["entropy"] = np.zeros((2, 0), np.float32)  # nothing to draw
     with pytest.raises(ZeroDivisionError):
         sink.write(record)
-    mean = pytest.approx(record["self_mass"].mean())
-    assert series(read(logger.log_dir))["geometry/self_mass"] == [(3, mean)]
+    mean = pytest.approx(record["first_mass"].mean())
+    assert series(read(logger.log_dir))["geometry/first_mass"] == [(3, mean)]
     assert load_history(logger.log_dir).steps.tolist() == [3]
 
 

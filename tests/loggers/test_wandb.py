@@ -18,8 +18,11 @@ from wandb.proto.wandb_internal_pb2 import FilesItem
 
 from lightning_geo import load_history
 from lightning_geo.loggers import open_sinks
-from lightning_geo.loggers.tags import scalars
+from lightning_geo.loggers.pictures import PictureSchedule
+from lightning_geo.loggers.tags import layer_range, scalars
 from lightning_geo.loggers.wandb import WandbSink
+from lightning_geo.metrics.selection import select
+from lightning_geo.storage.finding import Finding
 from lightning_geo.utils.colours import sequential_colours
 from support.records import assert_same, make_record
 from support.wandb_file import sent
@@ -46,7 +49,7 @@ def rows_of(records: list[Any]) -> list[dict[str, Any]]:
 
 def test_each_sample_is_one_row_over_lightnings_step(tmp_path: Path) -> None:
     logger = WandbLogger(project="test", save_dir=tmp_path / "runs [1]", offline=True)
-    sinks = open_sinks([logger], max_steps=100)
+    sinks = open_sinks([logger], schedule=PictureSchedule(100))
     assert [type(sink).__name__ for sink in sinks] == ["WandbSink", "RecordFile"]
     directory = Path(logger.experiment.dir)
     records = [make_record(step) for step in (0, 5, 100)]
@@ -62,15 +65,21 @@ def test_each_sample_is_one_row_over_lightnings_step(tmp_path: Path) -> None:
     for row, record in zip(rows, records, strict=True):
         numbers = {key: value for key, value in row.items() if "\0" not in key}  # without the pictures' parts
         assert numbers.pop("trainer/global_step") == record.step
-        assert numbers == pytest.approx(scalars(record), rel=1e-12)
-    assert "geometry_entropy/entropy/layer_00" in rows[0]
-    assert "geometry_entropy/entropy/layer_00" not in rows[1]
+        assert numbers == pytest.approx(scalars(record) | layer_range(record), rel=1e-12)
+    low, high = ([row[f"geometry_layers/entropy/{end}"] for row in rows] for end in ("min", "max"))
+    assert low[0] < high[0]
+    assert low[1] == high[1]  # one layer alone has a value
 
-    shown = [{key.split("\0")[0] for key in row if key.endswith("\0path")} for row in rows]
-    assert shown[0] == shown[2] >= {"geometry_entropy/entropy", "geometry_cone/cone"}
-    assert shown[1] == set()
-    picture = directory / rows[2]["geometry_entropy/entropy\0path"]
-    assert Image.open(picture).size == (350, 215)
+    shown = [{key.split("\0")[0] for key in row if key.endswith("\0filenames")} for row in rows]
+    assert shown == [{"geometry/layer_by_head"}, set(), {"geometry/layer_by_head", "geometry/layer_by_step"}]
+    for key in shown[2]:
+        files = [directory / file for file in rows[2][f"{key}\0filenames"]]
+        assert {Image.open(file).size for file in files} == {(350, 215)}
+        captions = rows[2][f"{key}\0captions"]
+        assert len(captions) == len(files)
+        assert {"cone", "cone.output"} & {
+            caption.partition(",")[0].rpartition("/")[2] for caption in captions
+        }
 
     # the record lies among the run's files, is uploaded with it, and holds the same numbers
     (file,) = directory.glob("*tfevents*")
@@ -88,7 +97,7 @@ def test_a_run_of_the_users_own_gets_the_step_axis_with_dots_escaped(tmp_path: P
     run = wandb.init(project="test", dir=tmp_path, mode="offline")
     sink, _ = open_sinks([WandbLogger(experiment=run)])
     for step in (0, 50):
-        sink.write(make_record(step, metrics=["entropy", "drift.query"]))
+        sink.write(make_record(step, metrics=["entropy", "drift.output"]))
     directory = Path(run.dir).parent
     run.finish()
     defined = [r.metric for r in sent(directory) if r.WhichOneof("record_type") == "metric"]
@@ -96,16 +105,20 @@ def test_a_run_of_the_users_own_gets_the_step_axis_with_dots_escaped(tmp_path: P
     assert len(axes) == len(defined)  # each once, not once per sample
     assert {m.name for m in defined if m.summary.min and m.summary.max and m.summary.last} == {
         "geometry/entropy",
-        r"geometry/drift\.query",
+        r"geometry/drift\.output",
     }
     assert axes == {
         "trainer/global_step": "",
         "geometry*": "trainer/global_step",
         "geometry/entropy": "trainer/global_step",
-        r"geometry/drift\.query": "trainer/global_step",
-        r"geometry_subspace/drift\.query/layer_00": "trainer/global_step",
-        r"geometry_subspace/drift\.query/layer_01": "trainer/global_step",
+        r"geometry/drift\.output": "trainer/global_step",
+        "geometry_layers/entropy/min": "trainer/global_step",
+        "geometry_layers/entropy/max": "trainer/global_step",
+        r"geometry_layers/drift\.output/min": "trainer/global_step",
+        r"geometry_layers/drift\.output/max": "trainer/global_step",
     }
+    hidden = {m.name for m in defined if m.options.hidden}
+    assert hidden == {name for name in axes if name.startswith("geometry_layers/")}
 
 
 def summary_of(records: list[Any]) -> dict[str, Any]:
@@ -117,7 +130,7 @@ def summary_of(records: list[Any]) -> dict[str, Any]:
 def written(tmp_path: Path, steps: Iterable[int], resumed_at: int | None = None, **kwargs: Any) -> list[Any]:
     """Everything of a run with these samples, its sinks closed at the end as the monitor does."""
     logger = WandbLogger(project="test", save_dir=tmp_path, offline=True, id="same")
-    sinks = open_sinks([logger], resumed_at=resumed_at, max_steps=200)
+    sinks = open_sinks([logger], resumed_at=resumed_at, schedule=PictureSchedule(200))
     for step in steps:
         for sink in sinks:
             sink.write(make_record(step, **kwargs))
@@ -129,7 +142,7 @@ def written(tmp_path: Path, steps: Iterable[int], resumed_at: int | None = None,
 
 
 def test_the_table_of_runs_has_last_least_most_and_change(tmp_path: Path) -> None:
-    steps, names = (0, 50, 100), ["entropy", "drift.query", "max_logit"]
+    steps, names = (0, 50, 100), ["entropy", "drift.output", "max_logit"]
     everything = written(tmp_path, steps, metrics=names)
     summary = summary_of(everything)
     for name in names:
@@ -190,24 +203,148 @@ def test_without_a_sample_or_a_readable_record_there_is_no_report(
     assert not any("report" in key for row in rows_of(sent(directory.parent)) for key in row)
 
 
-def test_bert_base_stays_under_400_keys(tmp_path: Path) -> None:
-    everything = written(tmp_path, (0, 50), layers=12, heads=12)
-    logged = {key.split("\0")[0] for row in rows_of(everything) for key in row}
-    keys = logged | {key.split("\0")[0] for key in summary_of(everything)}
-    assert len(logged) < len(keys) < 400
+def panels_of(records: list[Any]) -> set[str]:
+    """Keys of which W&B makes panels by itself: those of the history that are not hidden."""
+    hidden = {
+        r.metric.name.replace("\\.", ".")
+        for r in records
+        if r.WhichOneof("record_type") == "metric" and r.metric.options.hidden
+    }
+    keys = {key.split("\0")[0] for row in rows_of(records) for key in row}
+    return keys - hidden - {"trainer/global_step"}
+
+
+@pytest.mark.parametrize("level", ["model", "layer"])
+@pytest.mark.parametrize("layers", [6, 80])
+def test_there_are_20_panels_at_most_for_any_depth(tmp_path: Path, layers: int, level: Any) -> None:
+    logger = WandbLogger(project="test", save_dir=tmp_path, offline=True)
+    sinks = open_sinks([logger], level=level, schedule=PictureSchedule(100), config={"metrics": select()})
+    for step in (0, 50, 100):
+        record = make_record(step, layers=layers, heads=8, matrices={})
+        record.coverage = {"seen": 4, "measured": 3, "left_out": {}}
+        for sink in sinks:
+            sink.write(record, final=step == 100)
+    for sink in sinks:
+        sink.close()
+    directory = Path(logger.experiment.dir)
+    logger.experiment.finish()
+    panels = panels_of(sent(directory.parent))
+    media = {"heads", "layer_by_head", "layer_by_step", "report"}
+    assert {f"geometry/{key}" for key in media} < panels
+    assert len(panels) <= 20
+    assert all(panel.startswith("geometry/") for panel in panels)
+
+
+def config_of(records: list[Any]) -> dict[str, Any]:
+    config: dict[str, Any] = {}
+    for record in records:
+        kind = record.WhichOneof("record_type")
+        parts = {"config": record.config, "run": record.run.config}
+        for update in parts[kind].update if kind in parts else ():
+            config["/".join(update.nested_key) or update.key] = json.loads(update.value_json)
+    return config
+
+
+def test_the_runs_config_says_what_is_measured_and_keeps_the_users_own(tmp_path: Path) -> None:
+    run = wandb.init(
+        project="test", dir=tmp_path, mode="offline", config={"lr": 0.1, "geometry": {"mine": 1}}
+    )
+    config = {"every_n_steps": 50, "metrics": ["entropy"], "versions": {"torch": "2"}}
+    sink, _ = open_sinks([WandbLogger(experiment=run)], config=config)
+    record = make_record(metrics=["entropy"], layers=3, heads=4)
+    sink.write(record)
+    sink.write(make_record(50, metrics=["entropy"], layers=3, heads=4))
+    directory = Path(run.dir).parent
+    run.finish()
+    found = config_of(sent(directory))
+    assert found["lr"] == 0.1
+    geometry = found["geometry"]
+    assert {key: geometry[key] for key in ("mine", *config)} == {"mine": 1, **config}
+    assert geometry["layout"] == {"encoder": {"layers": 3, "heads": 4}}
+    assert geometry["probe_fingerprint"] == record.probe_fingerprint
+
+
+def test_a_setting_of_the_users_with_the_monitors_name_stays(tmp_path: Path) -> None:
+    run = wandb.init(project="test", dir=tmp_path, mode="offline", config={"geometry": "flat"})
+    sink, _ = open_sinks([WandbLogger(experiment=run)], config={"metrics": ["entropy"], "rank": 8})
+    sink.write(make_record(metrics=["entropy"]))
+    directory = Path(run.dir).parent
+    run.finish()
+    found = config_of(sent(directory))
+    assert (found["geometry"], found["geometry_monitor"]["rank"]) == ("flat", 8)
+
+
+def test_a_config_that_cannot_be_written_costs_no_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = wandb.init(project="test", dir=tmp_path, mode="offline")
+    sink, _ = open_sinks([WandbLogger(experiment=run)], config={"metrics": ["entropy"]})
+    monkeypatch.setattr("lightning_geo.loggers.wandb._facts", {}.__getitem__)
+    with pytest.raises(KeyError):
+        sink.write(make_record(0, metrics=["entropy"]))
+    sink.write(make_record(50, metrics=["entropy"]))  # the others go on
+    directory = Path(run.dir).parent
+    run.finish()
+    assert [row["trainer/global_step"] for row in rows_of(sent(directory)) if "geometry/entropy" in row] == [
+        0,
+        50,
+    ]
+
+
+def table_of(folder: Path, records: list[Any]) -> dict[str, Any]:
+    *_, row = rows_of(records)
+    assert row["geometry/heads\0_type"] == "table-file"
+    return json.loads((folder / row["geometry/heads\0path"]).read_text())
+
+
+def test_a_table_of_heads_at_the_end(tmp_path: Path) -> None:
+    logger = WandbLogger(project="test", save_dir=tmp_path, offline=True)
+    sink, record_file = open_sinks([logger], config={"metrics": select()})
+    last = make_record(50, layers=3, heads=4)
+    last.stacks["encoder"]["entropy"][1, 2] = np.nan
+    of_head = Finding("r", "note", "entropy", "encoder", (1,), ((1, 3),), 5, 0.0, (0.0, 0.0), "m")
+    of_layer = Finding("s", "note", "kurtosis", "encoder", (2,), (), 5, 0.0, (0.0, 0.0), "m")
+    ended = Finding("t", "note", "kurtosis", "encoder", (2,), (), 5, 0.0, (0.0, 0.0), "m")
+    first = make_record(0, layers=3, heads=4)
+    first.findings, last.findings = [of_head, of_layer, ended], [ended.closed(50)]
+    for record in (first, last):
+        for each in (sink, record_file):
+            each.write(record)
+    sink.close()
+    directory = Path(logger.experiment.dir)
+    logger.experiment.finish()
+    table = table_of(directory, sent(directory.parent))
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    assert [(row["layer"], row["head"]) for row in rows] == [(i, j) for i in range(3) for j in range(4)]
+    for row in rows:
+        for name in ("normalized_entropy", "drift.output", "redundancy"):
+            assert row[name] == pytest.approx(float(last[name][row["layer"], row["head"]]))
+        expected = "s" if row["layer"] == 2 else "r" if (row["layer"], row["head"]) == (1, 3) else ""
+        assert row["findings"] == expected
+    assert rows[6]["entropy"] is None
+    assert "kurtosis" not in rows[0]  # a metric of layers
+
+
+def test_the_layers_course_goes_on_in_a_resumed_run(tmp_path: Path) -> None:
+    written(tmp_path, (0, 50, 100), metrics=["entropy"])
+    rows = rows_of(written(tmp_path, (50, 150), resumed_at=50, metrics=["entropy"]))
+    first = next(row for row in rows if "geometry/layer_by_step\0filenames" in row)
+    # the resumed run's first sample shows the one before as well
+    assert first["trainer/global_step"] == 50
+    assert first["geometry/layer_by_step\0captions"] == ["entropy"]
 
 
 def test_pictures_that_fail_cost_no_numbers(tmp_path: Path) -> None:
     run = wandb.init(project="test", dir=tmp_path, mode="offline")
     sink, _ = open_sinks([WandbLogger(experiment=run)])
-    record = make_record(3, metrics=["self_mass"])
+    record = make_record(3, metrics=["first_mass"])
     record.stacks["encoder"]["entropy"] = np.zeros((2, 0), np.float32)  # nothing to draw
     with pytest.raises(ZeroDivisionError):
         sink.write(record)
     directory = Path(run.dir).parent
     run.finish()
     (row,) = rows_of(sent(directory))
-    assert row["geometry/self_mass"] == pytest.approx(record["self_mass"].mean())
+    assert row["geometry/first_mass"] == pytest.approx(record["first_mass"].mean())
 
 
 def test_a_resumed_run_is_read_as_one(tmp_path: Path) -> None:
@@ -254,16 +391,17 @@ def test_pictures_of_all_loggers_keep_one_scale_over_the_run(tmp_path: Path) -> 
         TensorBoardLogger(tmp_path / "tb"),
     ]
     directory = Path(loggers[0].experiment.dir)
-    sinks = open_sinks(loggers, max_steps=20, picture_scales=ends)
+    sinks = open_sinks(loggers, schedule=PictureSchedule(20), picture_scales=ends)
     for step, most in ((0, 9.0), (10, 4.0), (20, 4.0)):
         record = make_record(step, metrics=["max_logit"])
         record.stacks["encoder"]["max_logit"][:] = np.linspace(2, most, 6).reshape(2, 3)
         for sink in sinks:
             sink.write(record, final=step == 20)
     loggers[0].experiment.finish()
-    assert ends == {"geometry_entropy/max_logit": [2.0, 9.0]}
-    rows = [row for row in rows_of(sent(directory.parent)) if "geometry_entropy/max_logit\0path" in row]
-    pictures = [Image.open(directory / row["geometry_entropy/max_logit\0path"]) for row in rows]
+    assert ends["geometry_entropy/max_logit"] == [2.0, 9.0]
+    key = "geometry/layer_by_head\0filenames"
+    rows = [row for row in rows_of(sent(directory.parent)) if key in row]
+    pictures = [Image.open(directory / row[key][0]) for row in rows]
     reader = EventAccumulator(str(tmp_path / "tb" / "lightning_logs" / "version_0")).Reload()
     images = reader.Images("geometry_entropy/max_logit")
     pictures += [Image.open(io.BytesIO(image.encoded_image_string)) for image in images]

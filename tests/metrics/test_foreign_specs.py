@@ -105,6 +105,8 @@ def test_a_file_cannot_change_what_a_built_in_name_means() -> None:
         ({"range": (1.0, 0.0)}, "`range`"),
         ({"range": (float("nan"), None)}, "`range`"),
         ({"headline": ("other",)}, "`headline`"),
+        ({"key": ("other",)}, "`key`"),
+        ({"name": "heads"}, "`name` to be new"),
         ({"summary": "median"}, "`summary`"),
         ({"title": "two\nlines"}, "`title` to be one line of 0 to 1000"),
         ({"question": 3}, "`question` to be one line"),

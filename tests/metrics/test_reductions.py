@@ -61,7 +61,11 @@ def test_summaries_series_and_tags_agree(metric: str) -> None:
     assert record.summaries()[metric] == pytest.approx(model)
     [series] = metric_series(GeometryHistory([record]))
     assert series.model() == pytest.approx([model])
-    tags = {tag.rpartition("/")[2]: value for tag, value in scalars(record).items() if "layer_" in tag}
+    tags = {
+        tag.rpartition("/")[2]: value
+        for tag, value in scalars(record, level="layer").items()
+        if "layer_" in tag
+    }
     layers = reduce_finite(CELLS, summary, keep=1)
     assert tags == {f"layer_{i:02d}": value for i, value in enumerate(layers) if np.isfinite(value)}
 

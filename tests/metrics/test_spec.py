@@ -30,7 +30,7 @@ def test_every_metric_says_what_it_is(spec: object) -> None:
     assert spec.axes in (("layer",), ("layer", "head"))
     known = STAGES, ("query", "key", "direction"), GATES, (*GATES, MIXED), SOURCES
     assert set(spec.parts) <= {*ROLES} or spec.parts in known
-    assert set(spec.headline) <= set(spec.stored_names)
+    assert {*spec.headline, *spec.key} <= set(spec.stored_names)
     low, high = spec.range
     assert low is None or high is None or low < high
 

@@ -16,7 +16,9 @@ from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_geo import Alerts, GeometryMonitor, GeometryRecord, Level, Rule, load_history
+from lightning_geo.analysis.findings.diagnosis import recorded_findings
 from lightning_geo.monitor.alerting import Alerting
+from lightning_geo.monitor.lightning_host import LightningHost
 from lightning_geo.storage.finding import Finding
 from lightning_geo.utils.warn_once import WarnOnce
 from support.lit import Classifier, fit, loader
@@ -43,7 +45,7 @@ def test_a_finding_is_told_once_in_every_place(tmp_path: Path, lines: pytest.Log
     fit(tmp_path, Classifier(), monitor(notify=told.append), logger=[board, weights], steps=5)
     wandb.finish()
     history = load_history(tmp_path / "board")
-    assert history.findings == told
+    assert recorded_findings(history) == told
     [finding] = told
     assert (finding.rule, finding.since_step, finding.until_step) == ("seen_it", 0, None)
     assert [len(history.record(i).findings) for i in range(6)] == [0, 1, 0, 0, 0, 0]
@@ -51,7 +53,7 @@ def test_a_finding_is_told_once_in_every_place(tmp_path: Path, lines: pytest.Log
     assert {"seen_it", "not_finite"} <= set(looked_for)
     assert "rank_collapse" not in looked_for  # no metric that it needs
     messages = [record.getMessage() for record in lines.records]
-    [line] = [text for text in messages if "since step" in text]
+    [line] = [text for text in messages if "warning since step" in text]
     expected = (
         "GeometryMonitor: warning since step 0: 8 of 8 heads in layers 0 and 1 have entropy. Next: Go on."
     )
@@ -74,7 +76,7 @@ def test_a_finding_that_grows_slowly_is_told_when_it_has_doubled() -> None:
     findings = Alerting(Alerts(notify=lambda f: told.append(len(f.heads))), WarnOnce(strict=True))
 
     def take(*found: Finding) -> None:
-        findings.tell(pl.Trainer, GeometryRecord({}, findings=list(found)))
+        findings.tell(LightningHost(pl.Trainer), GeometryRecord({}, findings=list(found)))
 
     first = Finding("r", "warning", "m", "s", (0,), ((0, 0), (0, 1)), 5, 0.0, (0.0, 0.0), "m")
     for size in (2, 3, 4, 5, 7, 8):
@@ -88,9 +90,10 @@ def test_a_finding_that_grows_slowly_is_told_when_it_has_doubled() -> None:
 def test_nothing_is_looked_for_without_alerts(tmp_path: Path, lines: pytest.LogCaptureFixture) -> None:
     fit(tmp_path, Classifier(), GeometryMonitor(1, metrics=["entropy"], alerts=False), steps=3)
     history = load_history(tmp_path / "lightning_geo" / "version_0")
-    assert not history.findings
+    assert not recorded_findings(history)
     assert not history.record(-1).looked_for
-    assert lines.records[-1].getMessage().startswith("GeometryMonitor: 4 samples")
+    assert lines.records[-4].getMessage().startswith("GeometryMonitor: 4 samples")
+    assert "no verdict" in lines.records[-3].getMessage()
 
 
 def test_what_notify_raises_is_a_warning(tmp_path: Path) -> None:
@@ -126,7 +129,7 @@ def test_stop_ends_training_cleanly_and_a_resumed_run_hears_nothing_twice(tmp_pa
     assert resumed.global_step == 6
     assert len(told) == 1
     history = load_history(tmp_path / "lightning_geo" / "version_0")
-    assert [f.since_step for f in history.findings] == [0]
+    assert [f.since_step for f in recorded_findings(history)] == [0]
     assert history.steps.tolist() == list(range(7))
 
 

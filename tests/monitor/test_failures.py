@@ -160,7 +160,7 @@ def measurement_fails(monkeypatch: pytest.MonkeyPatch) -> None:
 def full_disk() -> Iterator[None]:
     """No file of this process can grow beyond what three samples need."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (35_000, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_500, limits[1]))
     yield
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 

@@ -134,7 +134,7 @@ def test_a_model_that_is_named_gives_the_numbers_of_the_one_that_is_found(tmp_pa
 
 def test_several_loggers_get_the_same_numbers(tmp_path: Path) -> None:
     tensorboard, table = TensorBoardLogger(tmp_path, "board"), CSVLogger(tmp_path, "table")
-    monitor = GeometryMonitor(every_n_steps=2, special_token_ids=[1], strict=True)
+    monitor = GeometryMonitor(every_n_steps=2, special_token_ids=[1], scalars="layer", strict=True)
     fit(tmp_path, Classifier(), monitor, steps=4, logger=[tensorboard, table])
     history = load_history(tensorboard.log_dir)
     assert history.steps.tolist() == [0, 2, 4]
@@ -183,20 +183,31 @@ def test_callbacks_may_watch_the_geometry(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("source", ["probe", "batch"])
-def test_a_line_says_what_it_cost_and_where_the_record_is(
+def test_lines_say_what_is_measured_what_it_costs_and_where_the_record_is(
     source: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     monitor = GeometryMonitor(every_n_steps=2, source=source, special_token_ids=[1], strict=True)
     with caplog.at_level(logging.INFO, "pytorch_lightning"):
-        fit(tmp_path, Classifier(), monitor, steps=5)
-    (line,) = (r for r in caplog.records if r.levelname == "INFO" and "GeometryMonitor" in r.getMessage())
+        fit(tmp_path, Classifier(), monitor, steps=7)
+    lines = [
+        r.getMessage() for r in caplog.records if r.levelname == "INFO" and "GeometryM" in r.getMessage()
+    ]
     place = re.escape(str(tmp_path / "lightning_geo" / "version_0"))
-    cost = r"(\d) samples in (\d+\.\d) s \((\d+\.\d) % of the run\)"
-    pattern = rf"GeometryMonitor: Nothing unusual\. {cost}\. .*{place}"
-    said = re.fullmatch(pattern, line.getMessage())
-    assert said, line.getMessage()
-    assert int(said[1]) == len(history_of(tmp_path)) == (4 if source == "probe" else 3)
-    assert 0 < float(said[3]) <= 100
+    inputs = {"probe": "4 sequences with 34 tokens, the first of the training batches"}
+    expected = [
+        r"found BertForSequenceClassification \(bert.encoder: 2 layers × 4 heads\)\. Measured on "
+        rf"{inputs.get(source, 'the training batches')}\.",
+        rf"samples are taken every 2 steps\. Where to look: lightning-geo tail {place}",
+        r"a sample takes 0\.\d+ s, about \S+ % of the run's time at this interval; `max_overhead.*",
+        r"(\d) samples in (\d+\.\d) s \((\d+\.\d) % of the run\)\.",
+        r"Nothing unusual\.",
+        r"largest changes: \S+ \S+ → \S+ \(layer \d: \S+ → \S+\), .*",
+        rf"look closer: lightning-geo show {place} \(or report\)",
+    ]
+    said = [re.fullmatch(f"GeometryMonitor: {e}", line) for e, line in zip(expected, lines, strict=True)]
+    assert all(said), lines
+    assert int(said[3][1]) == len(history_of(tmp_path)) == (5 if source == "probe" else 4)
+    assert 0 < float(said[3][3]) <= 100
 
 
 # -- another monitor

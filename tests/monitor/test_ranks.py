@@ -136,6 +136,16 @@ def assert_same(one: GeometryRecord, other: GeometryRecord, tolerance: float) ->
         np.testing.assert_allclose(*pair, tolerance, slack * tolerance, err_msg=key)
 
 
+def assert_same_patterns(one: GeometryRecord, other: GeometryRecord) -> None:
+    assert one.patterns.keys() == other.patterns.keys()
+    for stack, patterns in one.patterns.items():
+        theirs = other.patterns[stack]
+        assert theirs.tokens == patterns.tokens
+        assert (theirs.lengths == patterns.lengths).all()
+        apart = theirs.codes.astype(int) - patterns.codes  # a rounding of float32 may cross that to bytes
+        assert np.abs(apart).max() <= 1
+
+
 @pytest.mark.parametrize("scenario", SAME)
 def test_two_processes_record_what_one_does(directory: Path, tmp_path: Path, scenario: str) -> None:
     one = ranks.run(scenario, tmp_path)
@@ -144,6 +154,8 @@ def test_two_processes_record_what_one_does(directory: Path, tmp_path: Path, sce
     for ours, theirs, mirrored in zip(one["records"], first["records"], second["records"], strict=True):
         assert_same(ours, theirs, 1e-5)
         assert_same(theirs, mirrored, 0.0)
+        assert not mirrored.patterns  # rank 0 has the probe's first sequence
+        assert_same_patterns(ours, theirs)
     assert first["loss"] != second["loss"]  # they did have different inputs
     np.testing.assert_allclose(np.mean([first["loss"], second["loss"]], 0), one["loss"], 1e-5)
 

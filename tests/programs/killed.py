@@ -63,7 +63,7 @@ def monitors(scenario: str) -> list[GeometryMonitor]:
     if scenario == "batch":
         every.update(source="batch", every_n_steps=40)
     if scenario in ("unsaved", "unsaved_other"):
-        every["probe_in_checkpoint"] = False
+        every.update(probe_in_checkpoint=False, patterns=False)
     return [GeometryMonitor(**every)]
 
 

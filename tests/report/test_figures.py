@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import re
-import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
+import pytest
 
 import lightning_geo
-from lightning_geo.report.figures import bars, classes, evolution, legend, lines, matrix
+from lightning_geo.report.charts import Event, balance, bars, lines, sparkline, timeline
+from lightning_geo.report.figures import classes, evolution, legend, matrix
 from lightning_geo.utils.colours import CATEGORICAL, DIVERGING, SEQUENTIAL, sequential_colours
-
-_SVG = "{http://www.w3.org/2000/svg}"
-
-
-def parsed(svg: str) -> ET.Element:
-    """Well-formed or an error."""
-    return ET.fromstring(str(svg).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1))
-
-
-def pixels(svg: str) -> NDArray[np.uint8]:
-    """The first picture in it."""
-    data = re.search(r'class="px" href="data:image/png;base64,([^"]+)"', svg)
-    assert data is not None
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data[1]))).convert("RGBA"))
+from support.pictures import SVG, parsed, pixels
 
 
 def test_one_pixel_is_one_number() -> None:
@@ -57,13 +41,13 @@ def test_classes_have_the_colours_of_their_legend() -> None:
     svg = classes(labels, "x", np.array([[False, True, False], [False, False, True]]))
     shown = pixels(svg)
     key = parsed(legend([f"class {i}" for i in range(8)], "x"))
-    colours = [bytes.fromhex(rect.attrib["fill"][1:]) for rect in key.iter(f"{_SVG}rect")]
+    colours = [bytes.fromhex(rect.attrib["fill"][1:]) for rect in key.iter(f"{SVG}rect")]
     assert len(set(colours)) == 8
     for at, label in np.ndenumerate(labels):
         assert shown[at][3] == (255 if label >= 0 else 0)
         assert label < 0 or bytes(shown[at][:3]) == colours[label]
     assert "url(#absent)" in svg
-    assert len(list(parsed(svg).iter(f"{_SVG}circle"))) == 2
+    assert len(list(parsed(svg).iter(f"{SVG}circle"))) == 2
 
 
 def test_the_dashboard_has_the_same_colours() -> None:
@@ -92,19 +76,56 @@ def test_curves_end_where_the_values_end() -> None:
     steps = np.array([0, 10, 100])
     svg = lines([("a", steps, np.array([0.0, np.nan, 2.0]))], "x", (np.zeros(3), np.full(3, 4.0)))
     root = parsed(svg)
-    [line] = root.iter(f"{_SVG}polyline")
+    [line] = root.iter(f"{SVG}polyline")
     points = [tuple(map(float, point.split(","))) for point in line.attrib["points"].split()]
     assert len(points) == 2  # what has no value has no point
     assert points[0] == (52.0, 152.0)
     assert points[1] == (352.0, 87.0)  # half of the way up
-    assert len(list(root.iter(f"{_SVG}polygon"))) == 1
+    assert len(list(root.iter(f"{SVG}polygon"))) == 1
     assert lines([("a", steps, np.full(3, np.nan))], "x") == ""
 
 
 def test_bars_are_as_long_as_their_numbers() -> None:
     svg = bars(np.array([1.0, 2.0, np.nan]), "x")
-    assert [float(rect.attrib["width"]) for rect in parsed(svg).iter(f"{_SVG}rect")] == [150.0, 300.0, 0.0]
+    assert [float(rect.attrib["width"]) for rect in parsed(svg).iter(f"{SVG}rect")] == [150.0, 300.0, 0.0]
     assert "no value" in svg
+
+
+def test_bars_of_a_balance_lie_on_their_side() -> None:
+    root = parsed(balance([("a", -2.0), ("b", 1.0)], "x", ("against", "for")))
+    against, supporting = (rect.attrib for rect in root.iter(f"{SVG}rect"))
+    assert float(against["width"]) == 2 * float(supporting["width"])
+    assert float(against["x"]) + float(against["width"]) == float(supporting["x"])  # they meet at zero
+    assert (against["class"], supporting["class"]) == ("against", "bar")
+
+
+def test_events_and_evaluations_stand_at_their_step() -> None:
+    curve = ("loss", np.array([10, 20, 30]), np.array([3.0, np.nan, 1.0]))
+    events = [Event(20, "1", "critical"), Event(0, "2", "note")]
+    root = parsed(timeline([curve], "x", events, [(0, np.array([20, 40]), np.array([0.5, 0.6]), "val")]))
+    lines_at = {path.attrib["class"]: path.attrib["d"] for path in root.iter(f"{SVG}path")}
+    assert lines_at["event critical"].startswith("M292.0 ")
+    assert lines_at["event note"].startswith("M52.0 ")  # before the loss begins
+    dots = [(dot.attrib["cx"], dot.attrib["cy"]) for dot in root.iter(f"{SVG}circle")]
+    assert dots == [("292.0", "97.0"), ("532.0", "172.0")]  # half of the way from 3 to 1; after the last loss
+    assert timeline([], "x", events) == ""
+
+
+def test_a_sparkline_ends_at_the_last_value() -> None:
+    root = parsed(sparkline(np.array([np.nan, 0.0, 1.0, np.nan]), "x"))
+    [line], [end] = root.iter(f"{SVG}polyline"), root.iter(f"{SVG}circle")
+    first, last = line.attrib["points"].split()
+    assert last == f"{end.attrib['cx']},{end.attrib['cy']}"
+    assert float(first.split(",")[1]) > float(last.split(",")[1])  # up
+    assert sparkline(np.full(3, np.nan), "x") == ""
+
+
+@pytest.mark.parametrize("ends", [(0.0, 1.0), (0.0071, 9.998), (-3.0, 45.0), (1e-9, 2e-9), (99.0, 101.0)])
+def test_axes_have_three_to_six_round_numbers(ends: tuple[float, float]) -> None:
+    root = parsed(lines([("a", np.array([0, 9]), np.array(ends))], "x"))
+    grid = [path for path in root.iter(f"{SVG}path") if path.attrib["class"] == "grid"]
+    assert 3 <= len(grid) <= 6
+    assert all(22 <= float(path.attrib["d"].split()[1].split("H")[0]) <= 152 for path in grid)
 
 
 def test_names_are_text() -> None:
@@ -112,7 +133,9 @@ def test_names_are_text() -> None:
     curves = [(hostile, np.arange(2), np.arange(2.0))] * 2
     for svg in (
         lines(curves, hostile), matrix(np.ones((2, 2)), hostile, 0, 1), bars(np.ones(2), hostile),
-        classes(np.ones((2, 2), int), hostile), legend([hostile], hostile),
+        classes(np.ones((2, 2), int), hostile), legend([hostile], hostile), sparkline(np.ones(2), hostile),
+        timeline(curves, hostile, [Event(0, hostile, "note")], [(0, np.arange(2), np.ones(2), hostile)]),
+        balance([(hostile, 1.0)], hostile, (hostile, hostile)),
     ):  # fmt: skip
         assert "<script" not in svg
         assert parsed(svg).attrib["aria-label"] == hostile

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from torch.utils.tensorboard import SummaryWriter
 
-from lightning_geo import GeometryHistory, GeometryRecord, MetricSpec, load_history
+from lightning_geo import GeometryHistory, GeometryRecord, MetricSpec, diagnose, load_history
 from lightning_geo.analysis.runs import Run
 from lightning_geo.report.page import report
 from lightning_geo.report.sentences import run_sentences
@@ -56,6 +58,74 @@ def test_every_sentence_stands_in_it() -> None:
         assert sentence.text in text
     assert "bert/version_0" in text
     assert "4, steps 0 to 150" in text
+
+
+def test_what_counts_stands_before_what_is_folded() -> None:
+    records = [GeometryRecord({"encoder": {"normalized_entropy": np.full((4, 4), x)}}, step=50 * i)
+               for i, x in enumerate((0.7, 0.01, 0.01))]  # fmt: skip
+    page = report([Run("x", Path("x"), GeometryHistory(records))])
+    order = ["Something is wrong", "critical since step 50", "Largest changes", "<details", "What changed"]
+    order += ["Metric by metric</h2>", "All metrics of x</h2>", "time per sample"]
+    body = page[page.index("</nav>") :]
+    places = [body.index(text) for text in order]
+    assert places == sorted(places)
+    assert page.index('id="runs"') > page.index('id="reading"')  # metadata last
+    for anchor in re.findall(r'href="#(\w+)"', page):
+        assert page.count(f'id="{anchor}"') == 1
+
+
+def test_three_findings_are_open_and_the_worst_come_first() -> None:
+    seven = [run(f"run_{seed}", seed, samples=8) for seed in range(3)]
+    open_part, _, folded = report(seven).partition('id="more"')
+    levels = re.findall(r'<section class="finding (\w+)">', open_part)
+    assert len(levels) == 3
+    rest = re.findall(r'<section class="finding (\w+)">', folded)
+    assert len(rest) + 3 == sum(len(diagnose(one.history).findings) for one in seven)
+    assert set(rest) <= {"note", "warning", "critical"}
+    order = ["critical", "warning", "note"]
+    assert max(map(order.index, levels)) <= min(map(order.index, rest))
+
+
+def logged(folder: Path, scalars: dict[str, list[tuple[int, float]]]) -> Run:
+    """A run whose entropy collapses, with scalars in its event file as a logger writes them."""
+    sink = RecordFile(folder, "geometry")
+    for i, level in enumerate((0.7, 0.01, 0.01)):
+        sink.write(GeometryRecord({"encoder": {"normalized_entropy": np.full((4, 4), level)}}, step=50 * i))
+    sink.close()
+    writer = SummaryWriter(str(folder))
+    for tag, points in scalars.items():
+        for step, value in points:
+            writer.add_scalar(tag, value, step)
+    writer.close()
+    return Run(folder.name, folder, load_history(folder))
+
+
+def test_the_loss_is_drawn_with_findings_and_evaluations(tmp_path: Path) -> None:
+    loss = [(step, 2.0 - step / 100) for step in range(0, 101, 10)]
+    one = logged(tmp_path / "a", {"train/loss": loss, "val/accuracy": [(50, 0.5), (100, 0.875)]})
+    page = report([one])
+    assert "val/accuracy 0.875 at step 100 · train/loss 1.00 at step 100." in Page(page).text
+    [chart] = re.findall(r'<svg class="lg"[^>]*aria-label="train/loss.*?</svg>', page, re.DOTALL)
+    [x] = re.findall(r'class="event critical" d="M([\d.]+) ', chart)
+    [line] = re.findall(r'<polyline class="l0" points="([^"]+)"', chart)
+    points = dict(tuple(map(float, point.split(","))) for point in line.split())
+    assert float(x) in points  # step 50 of the loss
+    dots = re.findall(r'class="evaluation l0" cx="([\d.]+)" cy="([\d.]+)"', chart)
+    assert [points[float(cx)] for cx, _ in dots] == [float(cy) for _, cy in dots]
+    assert "val/accuracy 0.875 at step 100</title>" in chart
+
+
+def test_runs_are_compared_by_their_outcome_first(tmp_path: Path) -> None:
+    a = logged(tmp_path / "a", {"train/loss": [(0, 1.0), (9, 0.5)], "val/acc": [(9, 0.961)]})
+    b = logged(tmp_path / "b", {"train/loss": [(0, 1.0), (9, float("nan"))]})
+    page = Page(report([a, b])).text
+    assert re.search(r"a\s*0\.961 \(step 9\)\s*0\.500 \(step 9\)\s*b\s*-\s*1\.00 \(step 0\)", page)
+    assert page.index("0.961 (step 9)") < page.rindex("Largest differences")
+
+
+def test_a_loss_that_was_logged_elsewhere_is_said(tmp_path: Path) -> None:
+    assert "The loss is not in the runs' event files" in Page(report([logged(tmp_path / "a", {})])).text
+    assert "The loss is not in the runs' event files" in Page(report([run()])).text
 
 
 def test_a_report_of_two_says_where_they_differ() -> None:
@@ -111,8 +181,8 @@ def test_other_shapes_are_drawn(tmp_path: Path) -> None:
 
 def test_a_metric_whose_sign_says_most_has_zero_in_the_middle() -> None:
     page = report([run(metrics=["symmetry"])])
-    assert ">+1.000<" in page
-    assert ">−1.000<" in page
+    assert ">+1.00<" in page
+    assert ">−1.00<" in page
 
 
 def test_different_models_are_refused() -> None:

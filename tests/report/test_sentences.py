@@ -28,7 +28,7 @@ def test_sentences_have_the_numbers() -> None:
     assert "by 0.80 in layer 1 head 1, half of it by step 10." in rotated
     assert rotated.endswith(" Key subspaces rotated least (0.20).")
     [cone] = [text for text in texts if text.startswith("cone.output")]
-    assert "rose from 0.3000 to 0.5000 (+67 %) on average, most in layer 1 (0.4000 to 0.8000)" in cone
+    assert "rose from 0.300 to 0.500 (+67 %) on average, most in layer 1 (0.400 to 0.800)" in cone
     assert any("one token" in text and "3 of 4 at the end, 1 at the start" in text for text in texts)
     assert any("near-duplicate" in text and "2 of 4 at the end, 0 at the start" in text for text in texts)
 

@@ -97,7 +97,7 @@ class Finished:
         own = {
             "rows": mine,
             "summary": {name: summary[name] for name in sorted(users(summary))},
-            "config": settings,
+            "config": users(settings),
             "metrics": users(metrics),
         }
         return cls(rows, own)
@@ -106,7 +106,8 @@ class Finished:
         """By step, the entropies that a monitor logged there."""
         found: dict[int, list[float | None]] = {}
         for row in self.rows:
-            keys = [key for key in row if key.startswith(f"{name}/") and "report" not in key]
+            # numbers alone: the table of heads and the report follow the last sample
+            keys = [key for key in row if key.startswith(f"{name}/") and "\0" not in key]
             if keys:
                 found.setdefault(row[_AXIS], []).append(row.get(f"{name}/entropy"))
         return found

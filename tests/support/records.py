@@ -59,7 +59,8 @@ def make_record(
 def assert_same(ours: GeometryRecord, theirs: GeometryRecord) -> None:
     """Both hold the same, bit for bit."""
     assert ours.metadata() == theirs.metadata()
-    for mine, other in ((ours.stacks, theirs.stacks), (ours.matrices, theirs.matrices)):
+    patterns = [{stack: own.arrays() for stack, own in one.patterns.items()} for one in (ours, theirs)]
+    for mine, other in ((ours.stacks, theirs.stacks), (ours.matrices, theirs.matrices), patterns):
         assert {s: list(a) for s, a in mine.items()} == {s: list(a) for s, a in other.items()}
         for stack, arrays in mine.items():
             for metric, values in arrays.items():

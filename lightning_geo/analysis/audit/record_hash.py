@@ -56,9 +56,11 @@ def _add_record(digest: Any, record: GeometryRecord) -> None:
     metadata["specs"] = {name: as_stored(spec) for name, spec in record.specs.items()}
     metadata["findings"] = [finding.as_dict() for finding in record.findings]
     _add(digest, _canonical(metadata))
+    patterns = {stack: own.arrays() for stack, own in record.patterns.items()}
+    levels = (("stacks", record.stacks), ("matrices", record.matrices), ("patterns", patterns))
     arrays = [
         (level, stack, name, array)
-        for level, stacks in (("stacks", record.stacks), ("matrices", record.matrices))
+        for level, stacks in levels
         for stack, by_name in stacks.items()
         for name, array in by_name.items()
     ]

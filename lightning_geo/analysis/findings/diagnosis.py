@@ -3,53 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
 
 from lightning_geo.analysis.findings.builtin_rules import RULES
 from lightning_geo.analysis.findings.detector import Detector
 from lightning_geo.analysis.findings.rule import Rule
-from lightning_geo.storage.finding import Finding, ranked, verdict, worst
+from lightning_geo.storage.diagnosis import Diagnosis
+from lightning_geo.storage.finding import Finding, latest, ranked
 from lightning_geo.storage.history import GeometryHistory
 
-__all__ = ["Diagnosis", "diagnose"]
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """What is wrong or unusual in a run.
-
-    Args:
-        findings: Open ones before ended ones, the most severe first, then the earliest.
-        unchecked: Rules that could not be checked, with the metrics that they need one of.
-        checked: Whether any rule could be.
-        samples: Samples of the run.
-        last_step: Step of the last one.
-    """
-
-    findings: tuple[Finding, ...]
-    unchecked: dict[str, tuple[str, ...]]
-    checked: bool
-    samples: int
-    last_step: int
-
-    @property
-    def verdict(self) -> str:
-        """The findings in one line."""
-        return verdict(self.findings, checked=self.checked)
-
-    @property
-    def critical(self) -> bool:
-        """Whether a critical finding is open at the run's last sample."""
-        return worst(self.findings) == "critical"
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the verdict and the findings as JSON-serialisable values."""
-        return {
-            "verdict": self.verdict,
-            "findings": [finding.as_dict() for finding in self.findings],
-            "unchecked": {name: list(metrics) for name, metrics in self.unchecked.items()},
-        }
+__all__ = ["diagnose", "recorded_findings"]
 
 
 def diagnose(history: GeometryHistory, rules: Iterable[Rule] | None = None) -> Diagnosis:
@@ -83,7 +45,7 @@ def diagnose(history: GeometryHistory, rules: Iterable[Rule] | None = None) -> D
     for sample in range(len(history)):
         detector.update(history.record(sample))
     names = {rule.name for rule in rules}
-    own = [finding for finding in history.findings if finding.rule not in names]
+    own = [finding for finding in recorded_findings(history) if finding.rule not in names]
     return Diagnosis(
         tuple(ranked([*detector.findings, *own])),
         detector.unchecked,
@@ -91,6 +53,11 @@ def diagnose(history: GeometryHistory, rules: Iterable[Rule] | None = None) -> D
         len(history),
         int(history.steps[-1]),
     )
+
+
+def recorded_findings(history: GeometryHistory) -> list[Finding]:
+    """Return what the monitor found while the run went on, each finding as it was last, by their opening."""
+    return latest(finding for i in range(len(history)) for finding in history.record(i).findings)
 
 
 def _not_silenced(history: GeometryHistory) -> list[Rule]:

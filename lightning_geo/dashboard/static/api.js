@@ -1,6 +1,8 @@
 // What the server knows, and a cache of the metrics that were looked at.
 
 import { read } from "./curves.js";
+import { decodeHead } from "./patterns.js";
+import { readRows } from "./run_rows.js";
 import { continued, decode } from "./series.js";
 
 const BUDGET = 384 * 2 ** 20; // bytes of values that the page holds
@@ -21,11 +23,44 @@ export async function fetchFindings({ run, monitor }) {
   return (await get("findings", { run, monitor })).json();
 }
 
+/** Where one head looks, and its twins, see `patterns.js`. */
+export async function fetchHead(request) {
+  return decodeHead(await (await get("head", request)).arrayBuffer());
+}
+
 /** What a run logged beside its geometry, see `curves.js`; `held` itself where nothing is new. */
 export async function fetchCurves({ run, monitors, ...choices }, held) {
   const query = [["run", run], ...monitors.map((monitor) => ["monitor", monitor]), ...Object.entries(choices)];
   const sent = await (await get("curves", held?.stamp ? [...query, ["stamp", held.stamp]] : query)).json();
   return sent.unchanged ? held : read(sent);
+}
+
+/** A row for each run, see `run_rows.js`; `held` itself where nothing is new. */
+async function fetchRows({ metrics, ...choices }, held) {
+  const query = [...Object.entries(choices), ...metrics.map((metric) => ["metric", metric])];
+  const sent = await (await get("runs", held?.stamp ? [...query, ["stamp", held.stamp]] : query)).json();
+  return sent.unchanged ? held : readRows(sent);
+}
+
+/** The rows of runs. While some are not complete more is asked for at once: the server reads for a moment each time. */
+export class Rows {
+  constructor(onchange, load = fetchRows) {
+    this.cache = new Cache(onchange, load);
+    this.version = 0;
+  }
+
+  /** The rows, null while they are loading for the first time, or an Error. */
+  get(request) {
+    const got = this.cache.get(request, this.version);
+    if (!got?.pending || got === this.incomplete) return got;
+    this.incomplete = got;
+    this.version++;
+    return this.cache.get(request, this.version);
+  }
+
+  retry() {
+    this.version++;
+  }
 }
 
 async function fetchMetadata(run, monitor) {

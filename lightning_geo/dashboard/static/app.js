@@ -5,7 +5,7 @@ import { Voice } from "./cell_cursor.js";
 import { choice, el } from "./dom.js";
 import { exportCsv, exportPng } from "./export.js";
 import { Heading } from "./heading.js";
-import { followTheme, linkTo, onReload, readView, writeView } from "./host.js";
+import { followTheme, linkTo, listen, readView, writeView } from "./host.js";
 import { forgetTheme } from "./paper.js";
 import { Player } from "./player.js";
 import { Records } from "./records.js";
@@ -49,7 +49,7 @@ export class App extends Records {
       this.schedule();
     });
     new ResizeObserver(() => this.schedule()).observe(this.stage);
-    onReload(() => this.reload());
+    listen({ reloaded: () => this.reload(), runs: (names) => this.listed(names) });
     setInterval(() => document.hidden || this.reload(), POLL);
     this.reload();
   }
@@ -95,7 +95,7 @@ export class App extends Records {
     try {
       this.index = await fetchIndex();
       this.failure = "";
-      for (const kept of [this.metadata, this.cache, this.found, this.strip]) kept.retry();
+      for (const kept of [this.metadata, this.cache, this.found, this.heads, this.rows, this.strip]) kept.retry();
     } catch (error) {
       this.failure = `Lost the connection to TensorBoard (${error.message}).`;
     }
@@ -128,7 +128,7 @@ export class App extends Records {
     const view = this.views[state.view];
     if (this.stage.firstChild !== view.element) this.stage.replaceChildren(view.element);
     this.heading.paint(this.spec ? view.heading?.() : null, this.spec);
-    const ready = this.spec && (view.timeless || (this.series(state.run) && !this.error(state.run)));
+    const ready = this.spec && (view.timeless || view.patient || (this.series(state.run) && !this.error(state.run)));
     this.stage.style.visibility = ready ? "visible" : "hidden";
     this.player.paint(view.timeless);
     this.strip.paint(view.timeless);

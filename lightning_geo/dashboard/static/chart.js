@@ -21,7 +21,8 @@ export class Chart {
   }
 
   /**
-   * Draws lines `{xs, ys, colour, dashed, wide, end}`, each with its name `end` where it ends; `cursor` is an x to mark;
+   * Draws lines `{xs, ys, colour, dashed, wide, end}`, each with its name `end` where it ends, on a band from `low` to
+   * `high` if it has them; `cursor` is an x to mark;
    * `across` names the x axis. `over`, of `near`, is the line that is pointed at, `text` what is said of it.
    *
    * The same `lines` at another cursor are not drawn again: thousands of samples cost as little as a few.
@@ -44,6 +45,7 @@ export class Chart {
 
   _strokes(context) {
     const { lines, box, x, y, named } = this.geometry;
+    for (const line of lines) if (line.low) band(context, line, x, y);
     for (const line of lines) stroke(context, line, x, y);
     context.setLineDash([]);
     context.lineWidth = 1;
@@ -74,7 +76,7 @@ export class Chart {
 
   _scales(context, lines, size) {
     const xs = extentOf(lines, "xs") ?? [0, 1];
-    let [low, high] = extentOf(lines, "ys") ?? [0, 1];
+    let [low, high] = extentOf(lines, "ys", "low", "high") ?? [0, 1];
     const room = (high - low) * 0.05 || Math.abs(high) * 0.05 || 0.5;
     [low, high] = [low - room, high + room];
     const named = Math.max(0, ...lines.map(({ end }) => (end ? context.measureText(end).width + 6 : 0)));
@@ -148,6 +150,22 @@ function stroke(context, { xs, ys, colour, dashed, wide }, x, y) {
   context.stroke();
 }
 
+/** What lies between the lowest and the highest, where both are known. */
+function band(context, { xs, low, high, colour }, x, y) {
+  context.fillStyle = colour;
+  context.globalAlpha = 0.18;
+  for (let start = 0; start < xs.length; start++) {
+    let end = start;
+    while (end < xs.length && Number.isFinite(low[end] + high[end])) end++;
+    context.beginPath();
+    for (let i = start; i < end; i++) context.lineTo(x(xs[i]), y(low[i]));
+    for (let i = end - 1; i >= start; i--) context.lineTo(x(xs[i]), y(high[i]));
+    context.fill();
+    start = end;
+  }
+  context.globalAlpha = 1;
+}
+
 /** Names of lines where they end. */
 function names(context, lines, box, x, y) {
   const ends = lines.map(({ xs, ys, end }) => {
@@ -167,7 +185,7 @@ function names(context, lines, box, x, y) {
   }
 }
 
-function extentOf(lines, axis) {
-  const ends = lines.map((line) => extent(line[axis])).filter(Boolean);
+function extentOf(lines, ...axes) {
+  const ends = lines.flatMap((line) => axes.map((axis) => extent(line[axis] ?? []))).filter(Boolean);
   return ends.length ? [Math.min(...ends.map((e) => e[0])), Math.max(...ends.map((e) => e[1]))] : null;
 }

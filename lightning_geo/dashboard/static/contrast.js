@@ -20,7 +20,7 @@ export function contrast(one, other) {
 }
 
 /** A colour moved towards ink, by as little as it takes to be seen. */
-function visible(colour, dark) {
+export function visible(colour, dark) {
   const ground = GROUNDS[dark ? "dark" : "light"];
   const end = dark ? 255 : 0;
   for (let share = 0; share < 1; share += 0.02) {
@@ -30,7 +30,7 @@ function visible(colour, dark) {
   return [end, end, end];
 }
 
-const rgb = (hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
+export const rgb = (hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
 const PICKS = { light: LINES.map((hex) => visible(rgb(hex), false)), dark: LINES.map((hex) => visible(rgb(hex), true)) };
 const seen = (dark) => SEQUENTIAL_COLOURS.filter((colour) => contrast(colour, GROUNDS[dark ? "dark" : "light"]) >= ENOUGH);
 const GRADED = { light: seen(false), dark: seen(true) };

@@ -22,18 +22,29 @@ export function exportCsv(app) {
   save(new Blob([csv(rows)], { type: "text/csv" }), fileName(app, "csv"));
 }
 
+/** Whether a box is hidden, or scrolled out of what is around its element. */
+function isOut(box, element) {
+  if (!box.width) return true;
+  const around = element.closest(".scroll")?.getBoundingClientRect();
+  return around && (box.top < around.top - 1 || box.bottom > around.bottom + 1 || box.left < around.left - 1 || box.right > around.right + 1);
+}
+
 /** The words of an element as they stand on screen, the swatches of its legends, and bars. */
 function* words(element) {
-  for (const swatch of element.querySelectorAll("i, .bar")) yield { swatch, box: swatch.getBoundingClientRect() };
+  for (const swatch of element.querySelectorAll("i, .bar, .swatch")) {
+    const box = swatch.getBoundingClientRect();
+    if (!isOut(box, swatch)) yield { swatch, box };
+  }
   const walker = document.createTreeWalker(element, NodeFilter.SHOW_TEXT);
   const range = document.createRange();
   while (walker.nextNode()) {
     const node = walker.currentNode;
-    if (node.parentElement.closest("select, .control")) continue;
+    if (node.parentElement.closest("select, .control, [hidden]")) continue;
     for (const match of node.data.matchAll(/\S+/g)) {
       range.setStart(node, match.index);
       range.setEnd(node, match.index + match[0].length);
-      yield { text: match[0], box: range.getBoundingClientRect(), parent: node.parentElement };
+      const box = range.getBoundingClientRect();
+      if (!isOut(box, node.parentElement)) yield { text: match[0], box, parent: node.parentElement };
     }
   }
 }
@@ -62,9 +73,9 @@ function write(context, element, x, y) {
 /** The view as it stands on screen, under a line that says what it shows. */
 export function exportPng(app) {
   const { element } = app.views[app.state.view];
-  const canvases = app.views[app.state.view].canvases().filter((canvas) => canvas.width && canvas.isConnected);
+  const canvases = app.views[app.state.view].canvases().filter((canvas) => canvas.width && canvas.isConnected && !canvas.closest("[hidden]"));
   const boxes = canvases.map((canvas) => canvas.getBoundingClientRect());
-  boxes.push(...[element, ...element.children].map((part) => part.getBoundingClientRect()));
+  boxes.push(...[element, ...element.children].filter((part) => !part.hidden).map((part) => part.getBoundingClientRect()).filter(({ width }) => width));
   const left = Math.min(...boxes.map((box) => box.left));
   const top = Math.min(...boxes.map((box) => box.top));
   const ratio = window.devicePixelRatio || 1;

@@ -42,6 +42,14 @@ export function span({ since_step: since, until_step: until }) {
   return until === null ? `since step ${since}` : `from step ${since} to ${until}, ended`;
 }
 
+/** A verdict in a few words: the worst open finding, where, since when. */
+export function inShort({ level, findings, verdict }) {
+  const [worst] = findings.filter((f) => f.until_step === null);
+  if (!worst) return level === "unknown" ? (findings.length ? verdict : "not looked for") : findings.length ? "nothing unusual any more" : "nothing unusual";
+  const where = layersText(worst.layers);
+  return `${LEVELS[worst.severity].word.toLowerCase()} since step ${worst.since_step}${where ? `, ${where}` : ""}`;
+}
+
 /** The metric's value beside what is usual; empty for a finding without a metric. */
 export function evidence({ metric, value, usual: [low, high] }) {
   if (!metric) return "";

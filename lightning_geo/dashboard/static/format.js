@@ -9,6 +9,11 @@ export function number(value) {
   return text.replace("-", "−");
 }
 
+/** As it was set: hyperparameters are round numbers, however small. */
+export function exact(value) {
+  return String(Number(value.toPrecision(6))).replaceAll("-", "−");
+}
+
 /** With its sign, for differences. */
 export function signed(value) {
   return value > 0 ? `+${number(value)}` : number(value);

@@ -24,17 +24,27 @@ export function followTheme(onchange) {
   apply();
 }
 
-/** Calls back when TensorBoard reloads its data: by its button, or by its own timer. */
-export function onReload(callback) {
+/** Calls `reloaded` when TensorBoard reloads its data, by its button or its own timer; `runs` with its runs, in its order. */
+export function listen({ reloaded, runs }) {
   if (window.parent === window) return;
   const { port1, port2 } = new MessageChannel();
+  const send = (message) => port1.postMessage(JSON.stringify({ payload: null, error: null, isReply: false, ...message }));
   port1.onmessage = ({ data }) => {
-    const message = JSON.parse(data);
-    if (message.isReply) return;
-    if (message.type === "experimental.DataReloaded") callback();
-    port1.postMessage(JSON.stringify({ type: message.type, id: message.id, payload: null, error: null, isReply: true }));
+    const { type, id, payload, isReply } = JSON.parse(data);
+    if (["experimental.GetRuns", "experimental.RunsChanged"].includes(type) && Array.isArray(payload)) runs(payload);
+    if (isReply) return;
+    if (type === "experimental.DataReloaded") reloaded();
+    send({ type, id, isReply: true });
   };
   window.parent.postMessage("experimental.bootstrap", "*", [port2]);
+  send({ type: "experimental.GetRuns", id: 0 });
+}
+
+/** What of TensorBoard's list of runs stands in its address: the `filter` of their names, and the pattern that groups them. */
+export function runList() {
+  const query = new URLSearchParams(parentDocument() ? window.parent.location.search : "");
+  const group = query.get("runColorGroup") ?? "";
+  return { filter: query.get("runFilter") ?? "", pattern: group.startsWith("regex:") ? group.slice(6) : null };
 }
 
 /** The view in TensorBoard's own address, `#lightning_geo&p.lightning_geo.view=…`, or in the frame's. */

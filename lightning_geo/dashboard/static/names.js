@@ -14,6 +14,14 @@ export function shortened(names, most) {
   return once ? short : new Map(names.map((name) => [name, name])); // too much alike to be cut
 }
 
+/** Each of some names without the folders that all of them are in, otherwise as `shortened` does. */
+export function apart(names, most) {
+  const [start] = names.length > 1 ? shared(names) : [0];
+  const folders = start ? names[0].lastIndexOf("/", start - 1) + 1 : 0;
+  const short = shortened(names.map((name) => name.slice(folders)), most);
+  return new Map(names.map((name) => [name, short.get(name.slice(folders))]));
+}
+
 function grouped(names, short) {
   const groups = new Map();
   for (const name of names) groups.set(short.get(name), [...(groups.get(short.get(name)) ?? []), name]);

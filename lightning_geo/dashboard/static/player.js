@@ -64,7 +64,7 @@ export class Player {
   _key(event) {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.target !== this.slider && event.target.closest("select, input")) return;
-    if (event.key === " " && event.target.closest("button")) return; // it presses the button
+    if (event.key === " " && event.target.closest("button, summary")) return; // it presses the button
     if (this.element.hidden || !this.app.spec || !this.app.series(this.app.state.run)) return;
     const far = event.shiftKey ? 10 : 1;
     const moves = { ArrowLeft: -far, ArrowRight: far, PageDown: -10, PageUp: 10, Home: -Infinity, End: Infinity };

@@ -1,7 +1,8 @@
 // What is known of the runs: their metrics, findings and models, asked for when they are needed first.
 
-import { Cache, Metadata, fetchFindings, limit } from "./api.js";
+import { Cache, Metadata, Rows, fetchFindings, fetchHead, limit } from "./api.js";
 import { keyOf } from "./findings.js";
+import { RunColours } from "./run_colours.js";
 import { stackOf } from "./state.js";
 
 /** The page's data. Who extends it has `state`, the `spec` of its metric, and `schedule`, called when something came. */
@@ -11,6 +12,15 @@ export class Records {
     this.metadata = new Metadata(() => this.schedule());
     this.cache = new Cache(() => this.schedule());
     this.found = new Cache(() => this.schedule(), fetchFindings);
+    this.heads = new Cache(() => this.schedule(), fetchHead);
+    this.rows = new Rows(() => this.schedule());
+    this.colours = new RunColours();
+  }
+
+  /** Takes TensorBoard's list of runs: it sets their colours. */
+  listed(runs) {
+    this.colours.update(runs);
+    this.schedule();
   }
 
   _stack(run, monitor = this.state.monitor) {
@@ -49,6 +59,13 @@ export class Records {
     return monitor ? this.found.get({ run, monitor: monitor.monitor }, monitor.last.join()) : null;
   }
 
+  /** Where a head looks over a run, see `decodeHead`; null while it is loading, or an Error. */
+  headRecord(run, { layer, head }) {
+    const monitor = this._stack(run);
+    const stack = stackOf(monitor, this.state.stack);
+    return stack ? this.heads.get({ run, monitor: monitor.monitor, stack: stack.stack, layer, head }, monitor.last.join()) : null;
+  }
+
   /** The finding whose cells the map frames, or null. */
   marked() {
     const { finding, run, stack } = this.state;
@@ -65,6 +82,11 @@ export class Records {
   _layers(run = this.state.run) {
     const metadata = this.runMetadata(run);
     return metadata?.model?.stacks?.[this.state.stack] ?? null;
+  }
+
+  /** How many heads each layer of the run A's stack has; null until it is known. */
+  headsOf() {
+    return this._layers()?.heads ?? null;
   }
 
   runMetadata(run) {

@@ -22,8 +22,9 @@ export function pickColour(position) {
 }
 
 export class TracePanel {
-  constructor(app, onhover = () => {}) {
+  constructor(app, onhover = () => {}, hint = "Click a cell or a layer number to pin it.") {
     this.app = app;
+    this.hint = hint;
     this.chart = new Chart("lines of the picked heads and layers over steps");
     this.legend = roving(el("div", { class: "legend" }), "both");
     this.element = el("div", { class: "trace" }, this.legend, this.chart.element);
@@ -116,7 +117,7 @@ export class TracePanel {
       ? cells.map((cell) =>
           el("button", { type: "button", class: "pick", title: `Unpin ${cell.label}`, onclick: () => this.app.pick(cell.layer, cell.head) },
             el("i", { style: { background: cell.colour } }), cell.label, el("b", { class: "control" }, "×")))
-      : [el("span", { class: "muted" }, `${cells[0]?.all ? `${HEADS[summaryOf(this.app.state, this.app.spec)]} of each layer` : "Each layer"}, its number at the end of its line. Click a cell or a layer number to pin it.`)];
+      : [el("span", { class: "muted" }, `${cells[0]?.all ? `${HEADS[summaryOf(this.app.state, this.app.spec)]} of each layer` : "Each layer"}, its number at the end of its line. ${this.hint}`)];
     if (picked.length > 1) items.push(el("button", { type: "button", class: "pick control", onclick: () => this.app.update({ picked: [] }) }, "clear"));
     if (shown.length > 1) {
       const names = shortened(shown.map(({ name }) => name), NAMED);

@@ -5,23 +5,22 @@ import { CellCursor } from "./cell_cursor.js";
 import { el } from "./dom.js";
 import { LEVELS, cellsOf, span, title } from "./findings.js";
 import { number, signed, withUnit } from "./format.js";
-import { Heatmap, roomOf } from "./heatmap.js";
+import { Heatmap } from "./heatmap.js";
+import { Inspector } from "./inspector.js";
 import { LayerSteps, coloursOf, pictureOf } from "./layer_steps.js";
+import { placeSteps } from "./map_layout.js";
+import { theme } from "./paper.js";
 import { paintSigns } from "./signs.js";
-import { difference, frame } from "./series.js";
+import { difference, frame, trace } from "./series.js";
 import { summaryOf } from "./state.js";
-
-const GAP = 8; // pixels between the map and the layers over steps
-const LOW = 130; // pixels that these need below the map
-const NARROW = 280; // and beside it
-const TALL = 520; // of the column at the right, for them to stand in it
+import { Tooltip } from "./tooltip.js";
 
 export class MapView {
   constructor(app) {
     this.app = app;
     this.heatmap = new Heatmap("layer by head picture");
     this.readout = el("div", { class: "readout" });
-    this.panel = new TracePanel(app);
+    this.panel = new TracePanel(app, undefined, "Click a head to see where it looks, or a layer number to pin it.");
     this.marked = el("div", { class: "marked", role: "status" });
     this.steps = new LayerSteps(app, "run A", (told) => {
       this.told = told;
@@ -32,16 +31,22 @@ export class MapView {
     this.side = el("div", { class: "side" }, this.marked, this.readout, this.panel.element);
     this.element = el("div", { class: "view map" }, this.board, this.side);
     const { element } = this.heatmap;
-    element.addEventListener("mousemove", (event) => this._hover(this.heatmap.hit(event)));
+    this.tooltip = new Tooltip(this.board);
+    this.inspector = new Inspector(app, () => this._close());
+    element.addEventListener("mousemove", (event) => this._hover(this.heatmap.hit(event), event));
     element.addEventListener("mouseleave", () => this._hover(null));
-    element.addEventListener("click", (event) => app.pickCell(this.heatmap.hit(event)));
+    element.addEventListener("click", (event) => this._open(this.heatmap.hit(event)));
+    this.element.addEventListener("keydown", (event) => event.key === "Escape" && this._close());
     this.cursor = new CellCursor(this.heatmap, {
       label: "map of layers and heads", voice: app.voice,
       onmove: (cell) => {
         this._hover(cell);
         return this._told(cell).join(" ");
       },
-      onpick: (cell) => app.pickCell(cell),
+      onpick: (cell) => {
+        this.entering = true; // by keyboard: the focus goes along
+        this._open(cell);
+      },
     });
     this.over = null;
   }
@@ -55,7 +60,10 @@ export class MapView {
     this.shown = app.state.change ? difference(values, frame(series, 0)) : values;
     const finding = app.marked();
     this._mark(finding);
-    this._place(series);
+    const inspected = this._inspected();
+    const right = inspected ? this.inspector.element : this.side;
+    if (this.element.lastChild !== right) this.element.lastChild.replaceWith(right);
+    placeSteps(this, series);
     const scale = app.scale([series], [this.shown]);
     this.heatmap.draw({
       values: this.shown,
@@ -65,31 +73,42 @@ export class MapView {
       exists: app.exists(),
       title: `${app.state.metric}${app.state.change ? ", change since the first sample" : ""}, step ${series.steps[sample]}`,
       outlined: finding && cellsOf(finding, series.layers, series.heads),
-      marks: app.state.picked.map(({ layer, head }, i) => ({ row: layer, col: head, colour: pickColour(i) })),
+      marks: [...app.state.picked.map(({ layer, head }, i) => ({ row: layer, col: head, colour: pickColour(i) })), ...(inspected ? [{ row: inspected.layer, col: app.spec.axes.includes("head") ? inspected.head : null, colour: theme().mark }] : [])],
     });
     paintSigns(this.heatmap, this.shown, scale);
     this.cursor.place();
     this._steps(series);
+    if (inspected) return this._inspect(inspected);
     const other = app.state.other ? app.series(app.state.other) : null;
     this.panel.paint([{ series, name: app.state.run }, { series: other, name: app.state.other }]);
     this._read();
   }
 
-  /** The layers over all steps go where the map leaves room: below, beside, or above the lines. */
-  _place({ layers, heads }) {
-    const { clientWidth: width, clientHeight: height } = this.board;
-    const room = roomOf(layers, heads, width, height);
-    const [right, below] = [width - room.width - GAP, height - room.height - GAP];
-    let where = this.side.clientHeight >= TALL ? "side" : "none";
-    if (below >= LOW && below * width >= right * height) where = "below";
-    else if (right >= NARROW) where = "right";
-    this.board.dataset.steps = where;
-    const { style } = this.heatmap.element;
-    style.flex = where === "below" ? `0 0 ${room.height}px` : where === "right" ? `0 0 ${room.width}px` : "1 1 0";
-    const { element } = this.steps;
-    element.hidden = where === "none";
-    if (where === "side" && element.parentElement !== this.side) this.panel.element.before(element);
-    else if (where !== "side" && element.parentElement !== this.board) this.board.append(element);
+  /** The head in the drawer, as far as the model has it. */
+  _inspected() {
+    const { inspected } = this.app.state;
+    const heads = this.app.headsOf();
+    return inspected && heads && !(inspected.head < heads[inspected.layer]) ? null : inspected;
+  }
+
+  _inspect(cell) {
+    this.inspector.paint(cell);
+    if (this.entering) this.inspector.title.focus();
+    this.entering = false;
+  }
+
+  /** A head opens the drawer; a layer, or a metric's cell that is of no head, is pinned. */
+  _open(cell) {
+    const { app } = this;
+    const exists = app.exists();
+    if (!cell || cell.col === null || !app.spec.axes.includes("head")) app.pickCell(cell);
+    else if (!exists || exists(cell.row, cell.col)) app.update({ inspected: { layer: cell.row, head: cell.col } });
+  }
+
+  _close() {
+    if (!this.app.state.inspected) return;
+    if (this.inspector.element.contains(document.activeElement)) this.heatmap.element.focus();
+    this.app.update({ inspected: null });
   }
 
   _steps(series) {
@@ -115,10 +134,20 @@ export class MapView {
       el("button", { type: "button", class: "control", title: "Back to all findings", onclick: () => this.app.update({ view: "summary" }) }, "Summary"));
   }
 
-  _hover(cell) {
+  _hover(cell, pointer = null) {
+    this._tip(pointer && cell, pointer);
     if (cell?.row === this.over?.row && cell?.col === this.over?.col) return;
     this.over = cell;
     this._read();
+  }
+
+  /** The tooltip of a cell at the pointer. */
+  _tip(cell, pointer) {
+    const series = cell && this.app.series(this.app.state.run);
+    if (!series) return this.tooltip.hide();
+    const head = this.app.spec.axes.includes("head") ? cell.col : null;
+    const ys = trace(series, cell.row, head, summaryOf(this.app.state, this.app.spec));
+    this.tooltip.show(pointer, this._told(cell), { xs: series.steps, ys, at: this.app.sample() });
   }
 
   /** What there is to say of a cell, otherwise of the whole model: where it is, its value, its change. */
@@ -145,7 +174,7 @@ export class MapView {
   }
 
   canvases() {
-    return [this.heatmap.paper.canvas, this.steps.heatmap.paper.canvas, this.panel.chart.paper.canvas];
+    return [this.heatmap.paper.canvas, this.steps.heatmap.paper.canvas, this.panel.chart.paper.canvas, ...this.inspector.canvases()];
   }
 
   table() {

@@ -1,7 +1,7 @@
 // Summary: is something wrong, where, since when, and what to do. What the tab opens with.
 
 import { el, refill } from "./dom.js";
-import { LEVELS, bySeverity, evidence, layersText } from "./findings.js";
+import { LEVELS, bySeverity, evidence, inShort } from "./findings.js";
 import { shortened } from "./names.js";
 import { roving } from "./roving.js";
 import { SummaryPanel } from "./summary_panel.js";
@@ -94,11 +94,3 @@ export class SummaryView {
   }
 }
 SummaryView.hint = "Whether something is wrong, where, since when, and what to do";
-
-/** The worst open finding in a few words: where, since when. */
-function inShort({ level, findings, verdict }) {
-  const [worst] = findings.filter((f) => f.until_step === null);
-  if (!worst) return level === "unknown" ? (findings.length ? verdict : "not looked for") : findings.length ? "nothing unusual any more" : "nothing unusual";
-  const where = layersText(worst.layers);
-  return `${LEVELS[worst.severity].word.toLowerCase()} since step ${worst.since_step}${where ? `, ${where}` : ""}`;
-}

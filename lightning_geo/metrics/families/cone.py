@@ -21,10 +21,10 @@ def _pair(
     heads: dict[str, str], **words: Any,
 ) -> list[MetricSpec]:  # fmt: skip
     """The metric of the layers' stages, and of each head's output."""
-    headline = ("cone.output",) if base == "cone" else ()
+    key = ("cone.output",) if base == "cone" else ()
     return [
-        entry(base, "cone", LAYER, "1", formula, source, range=range, parts=STAGES, headline=headline,
-              **words, **stages),
+        entry(base, "cone", LAYER, "1", formula, source, range=range, parts=STAGES, headline=key,
+              key=key, **words, **stages),
         entry(f"{base}.head", "cone", HEAD, "1", formula, source, range=range, **words, **heads),
     ]  # fmt: skip
 

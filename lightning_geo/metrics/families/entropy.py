@@ -19,7 +19,7 @@ ENTROPY = [
         usual="0.9 to 4.3 in BERT, 3.6 in an untrained decoder",
         worry="Near 0 in many heads at once: entropy collapse (Zhai et al. 2023). Judge by "
         "normalized_entropy, which does not depend on the length.",
-        range=(0.0, None), headline=("entropy",),
+        range=(0.0, None), headline=("entropy",), key=("entropy",),
     ),
     entry(
         "normalized_entropy", "entropy", HEAD, "1", "entropy / ln(visible keys), rows with ≥ 2 visible keys",
@@ -31,7 +31,7 @@ ENTROPY = [
         usual="0.19 to 0.94 in BERT, 1.00 in an untrained decoder",
         worry="0.05 or less in a quarter of a layer's heads that began at 0.15 or more: entropy collapse "
         "(Zhai et al. 2023).",
-        range=(0.0, 1.0), headline=("normalized_entropy",),
+        range=(0.0, 1.0), headline=("normalized_entropy",), key=("normalized_entropy",),
     ),
     entry(
         "concentration", "entropy", HEAD, "1", "Σ p²", "Simpson 1949 / Rényi-2",
@@ -63,7 +63,7 @@ ENTROPY = [
         usual="4 to 15 in BERT, with one head at 53; 0.6 to 0.9 in an untrained decoder",
         worry="200 or more after a start at 70 or less: attention saturates and training may diverge. From "
         "20,000 on, float16 is close to its overflow at 65,504 (Dehghani et al. 2023).",
-        headline=("max_logit",), summary="max",
+        headline=("max_logit",), key=("max_logit",), summary="max",
     ),
     entry(
         "key_entropy", "entropy", HEAD, "1",

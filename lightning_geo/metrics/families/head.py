@@ -17,7 +17,7 @@ HEADS = [
         usual="0.21 to 0.60 in BERT, 0.73 to 0.91 in an untrained decoder",
         worry="0.9999 or more after a start at 0.99 or less: two heads became copies "
         "(Kornblith et al. 2019).",
-        range=(0.0, 1.0), headline=("redundancy",),
+        range=(0.0, 1.0), headline=("redundancy",), key=("redundancy",),
     ),
     entry(
         "complementarity", "head", LAYER, "1",

@@ -18,6 +18,6 @@ IMPORTANCE = [
         usual="0.0005 to 0.03 in a fine-tuning of BERT to classify; it depends on the loss",
         worry="Nothing by itself: compare the heads of one run. Those near 0 can be removed "
         "(Michel et al. 2019).",
-        range=(0.0, None), headline=("importance",), default=False, log_from=0.0,
+        range=(0.0, None), headline=("importance",), key=("importance",), default=False, log_from=0.0,
     ),
 ]  # fmt: skip

@@ -12,11 +12,14 @@ __all__ = ["PATTERN"]
 _CLARK = "Clark et al. 2019 (what attention heads look at)"
 
 
-def _share(name: str, formula: str, source: str, *, headline: bool = False, **words: Any) -> MetricSpec:
+def _share(
+    name: str, formula: str, source: str, *, headline: bool = False, key: bool = False, **words: Any
+) -> MetricSpec:
     """A share of the attention, mean over valid query rows."""
     return entry(
         name, "pattern", HEAD, "1", formula, source,
-        range=(0.0, 1.0), headline=(name,) if headline else (), self_attention=True, **words,
+        range=(0.0, 1.0), headline=(name,) if headline else (), key=(name,) if key else (),
+        self_attention=True, **words,
     )  # fmt: skip
 
 
@@ -50,7 +53,7 @@ PATTERN = [
     ),
     _share(
         "first_mass", "p at the sequence's first valid token", "Xiao et al. 2023 (attention sinks)",
-        headline=True,
+        headline=True, key=True,
         title="Attention to the first token",
         question="Does attention rest on the first token?",
         higher="attention is parked on the first token, a sink.",
@@ -86,7 +89,7 @@ PATTERN = [
         lower="attention is local.",
         usual="12 to 38 of 96 tokens in BERT. Uniform attention over n tokens has n/3, causal n/4",
         worry="Near 0 in all heads of a layer: its attention no longer mixes tokens.",
-        range=(0.0, None), headline=("attention_distance",), self_attention=True,
+        range=(0.0, None), headline=("attention_distance",), key=("attention_distance",), self_attention=True,
     ),
     _share(
         "special_mass", "Σ p on special tokens", _CLARK,

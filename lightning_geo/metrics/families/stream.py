@@ -36,7 +36,7 @@ STREAM = [
         lower="features are of similar size; 0 is a normal distribution.",
         usual="2.2 to 49 in BERT, −0.05 to 0.00 in an untrained decoder",
         worry="A steady rise: outlier features, which make quantisation inexact (Bondarenko et al. 2023).",
-        range=(-2.0, None), log_from=-3.0,
+        range=(-2.0, None), key=("kurtosis",), log_from=-3.0,
     ),
     entry(
         "update_ratio", "stream", LAYER, "1", "‖output − input‖ / ‖input‖", "Liu et al. 2023 (Deja Vu)",
@@ -46,6 +46,6 @@ STREAM = [
         lower="the layer passes its input on; 0 is an idle layer.",
         usual="0.49 to 0.84 in BERT, 0.46 to 1.7 in an untrained decoder",
         worry="Near 0: the layer is idle (Liu et al. 2023).",
-        range=(0.0, None), headline=("update_ratio",),
+        range=(0.0, None), headline=("update_ratio",), key=("update_ratio",),
     ),
 ]  # fmt: skip

@@ -25,6 +25,7 @@ SUBSPACE = [
         worry="1.5 or less in a quarter of a layer's heads that began at 3 or more: rank collapse "
         "(Noci et al. 2022).",
         parts=ROLES, range=(1.0, None), headline=tuple(f"effective_rank.{role}" for role in ROLES),
+        key=("effective_rank.output",),
     ),
     entry(
         "participation_ratio", "subspace", HEAD, "dimensions", "(Σλ)² / Σλ²", "Gao et al. 2017",
@@ -63,7 +64,7 @@ SUBSPACE = [
         lower="they vary in different directions; the chance level is r/head_dim.",
         usual="0.27 to 0.88 in BERT; 0.21 to 0.33 in an untrained decoder, whose chance level is 0.25",
         worry="Nothing by itself. A trained head that falls to the chance level has come apart.",
-        range=(0.0, 1.0), headline=("qk_alignment",),
+        range=(0.0, 1.0), headline=("qk_alignment",), key=("qk_alignment",),
     ),
     entry(
         "drift", "subspace", HEAD, "1", "√(1 − ‖Uᵀ U₀‖²_F / r) against the baseline", _EDELMAN,
@@ -74,6 +75,7 @@ SUBSPACE = [
         usual="0.01 to 0.80 after 60 steps of fine-tuning BERT, above 0.4 in half of the heads",
         worry="Near 1 in a fine-tuning: nothing is left of the directions that the head worked in.",
         parts=ROLES, range=(0.0, 1.0), headline=tuple(f"drift.{role}" for role in ROLES),
+        key=("drift.output",),
     ),
     entry(
         "velocity", "subspace", HEAD, "1", "√(1 − ‖Uᵀ U_prev‖²_F / r) against the sample before", _EDELMAN,
@@ -83,7 +85,7 @@ SUBSPACE = [
         lower="the subspace settles.",
         usual="up to 0.40 early in a fine-tuning of BERT, 0.00 to 0.02 at its end, samples 4 steps apart",
         worry="A rise where the learning rate does not rise: training no longer settles.",
-        parts=ROLES, range=(0.0, 1.0),
+        parts=ROLES, range=(0.0, 1.0), key=("velocity.output",),
     ),
     entry(
         "query_norm", "subspace", HEAD, "1", "mean ‖q‖ over valid tokens", _HENRY,

@@ -18,7 +18,7 @@ UPDATES = [
         lower="updates are smaller; 0 is a layer that does not learn.",
         usual="0.00007 to 0.003 in a fine-tuning of BERT at a learning rate of 0.0001, samples 4 steps apart",
         worry="A jump 50 % above its trend: the step is too large.",
-        range=(0.0, None), log_from=0.0,
+        range=(0.0, None), key=("update_size",), log_from=0.0,
     ),
     entry(
         "unchanged_share", "updates", LAYER, "1", "share of weights with the very bits of the sample before",

@@ -21,6 +21,7 @@ from lightning_geo.observe.evidence.origins import Origin, Origins, tensors_in
 from lightning_geo.observe.evidence.padding import padding_by_ids
 from lightning_geo.observe.evidence.positions import set_positions
 from lightning_geo.observe.evidence.tokens import (
+    input_ids_of,
     keys_by_masks,
     set_token_masks,
     special_tokens_of,
@@ -126,7 +127,10 @@ class CallEvidence:
             call.query_mask = call.key_mask = keys_by_masks(call, self.masks, alone=True)
         if not call.cross:
             self._query_masks[place] = call.query_mask
-        call.special = special_tokens_of(frames, self.special_ids, call, self.masks)
+        ids = input_ids_of(frames, call)
+        call.special = special_tokens_of(ids, self.special_ids, call, self.masks)
+        if ids is not None and call.offset == 0 and ids.numel() == batch * call.lengths[2]:
+            call.ids = ids.reshape(batch, -1)
         if call.documents is None:
             self.structures.simplify(call, held.module, module)
 

@@ -14,7 +14,13 @@ from lightning_geo.observe.evidence.masks import MaskReader, rows_of, visible, w
 from lightning_geo.observe.layers.frame import Frame
 from lightning_geo.utils.device_copy import without_waiting
 
-__all__ = ["keys_by_masks", "set_token_masks", "special_tokens_of", "tokens_from_arguments"]
+__all__ = [
+    "input_ids_of",
+    "keys_by_masks",
+    "set_token_masks",
+    "special_tokens_of",
+    "tokens_from_arguments",
+]
 
 #: Names of padding masks among a model's arguments, by the role of the sequence.
 _MASK_NAMES = {
@@ -213,29 +219,43 @@ def _not_inverted(mask: Tensor, seen: Tensor) -> Tensor:
     return torch.where(wrong & ~right, ~mask, mask)
 
 
-def special_tokens_of(
-    frames: Iterable[Frame], ids: tuple[int, ...], call: AttentionCall, reader: MaskReader
-) -> Tensor | None:
-    """Return which keys are special tokens, [B, Nk] bool; None if no running module has their input ids."""
+def input_ids_of(frames: Iterable[Frame], call: AttentionCall) -> Tensor | None:
+    """Return the ids of a call's queries, or of all its keys, [B, N] or [N]; None if no module has them."""
     batch, queries, keys = call.lengths
-    if not ids or call.cross or call.offset is None:
+    if call.cross or call.offset is None:
         return None
     for frame in reversed(list(frames)):
         tokens = frame.input_ids
         if tokens is None:
             continue
         end_to_end = batch == 1 and tokens.numel() in (queries, keys)
-        shape = (1, tokens.numel()) if end_to_end else tokens.shape
-        if shape not in ((batch, queries), (batch, keys)):
-            continue
-        special: Tensor = reader.once(f"special {ids}", tokens, lambda t: _special(t, ids))
-        special = special.reshape(shape)
-        if shape[1] != keys:
-            whole = special.new_zeros(batch, keys)
-            whole[:, call.offset : call.offset + queries] = special
-            special = whole
-        return special
+        if end_to_end or tokens.shape in ((batch, queries), (batch, keys)):
+            return tokens
     return None
+
+
+def special_tokens_of(
+    tokens: Tensor | None, ids: tuple[int, ...], call: AttentionCall, reader: MaskReader
+) -> Tensor | None:
+    """Return which keys are special tokens, [B, Nk] bool; None if the call's input ids are unknown.
+
+    Args:
+        tokens: See :func:`input_ids_of`.
+        ids: Of special tokens.
+        call: The call.
+        reader: Reads each tensor once.
+    """
+    batch, _, keys = call.lengths
+    if not ids or tokens is None:
+        return None
+    special: Tensor = reader.once(f"special {ids}", tokens, lambda t: _special(t, ids))
+    special = special.reshape(batch, -1)
+    if special.shape[1] != keys:
+        assert call.offset is not None
+        whole = special.new_zeros(batch, keys)
+        whole[:, call.offset : call.offset + special.shape[1]] = special
+        special = whole
+    return special
 
 
 def _special(tokens: Tensor, ids: tuple[int, ...]) -> Tensor:

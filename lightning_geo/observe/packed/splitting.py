@@ -57,6 +57,7 @@ def _part(call: AttentionCall, bucket: Bucket, longest: int) -> AttentionCall:
         query_mask=queries.take_mask(call.query_mask),
         key_mask=keys.take_mask(call.key_mask),
         special=None if call.special is None else keys.take(call.special),
+        ids=None if call.ids is None else keys.take(call.ids),
         told=False,
         padding=None,
         inputs=inputs,

@@ -14,7 +14,7 @@ from lightning_geo.observe.replay.undisturbed import Call, replay_depth
 from lightning_geo.utils._torch import parameters_of
 from lightning_geo.utils.errors import GeometryError
 
-__all__ = ["Dependence", "NoDataError"]
+__all__ = ["Dependence", "NoDataError", "depends_on_graph"]
 
 
 class NoDataError(GeometryError, LookupError):
@@ -88,7 +88,7 @@ class Dependence:
         if replay_depth():
             return False
         tensors = Call(args, kwargs).tensors()
-        dependent = any(x.grad_fn is not None or isinstance(x, nn.Parameter) for x in tensors)
+        dependent = depends_on_graph(args, kwargs)
         unknown = [x for x in tensors if x.is_floating_point() or x.is_complex()]
         if not dependent and any(_memory(x) not in self._batch for x in unknown):
             path = "" if name is None else self._paths[name]
@@ -97,6 +97,11 @@ class Dependence:
         if dependent and name is not None:
             self.dependent.add(name)
         return dependent
+
+
+def depends_on_graph(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether an input of a call is a parameter, or was computed from one with gradients on."""
+    return any(x.grad_fn is not None or isinstance(x, nn.Parameter) for x in Call(args, kwargs).tensors())
 
 
 def _within(path: str, other: str) -> bool:

@@ -7,6 +7,7 @@ use of such a name elsewhere in the package.
 from __future__ import annotations
 
 from lightning_geo.utils._torch.autocast import keep_autocast_cache
+from lightning_geo.utils._torch.autograd import in_backward
 from lightning_geo.utils._torch.compiled import (
     compiled_call,
     compiled_from,
@@ -76,6 +77,7 @@ __all__ = [
     "forward_hooks",
     "global_forward_hooks",
     "identity_of",
+    "in_backward",
     "innermost_function_mode",
     "is_compiled_frame",
     "is_compiled_function",

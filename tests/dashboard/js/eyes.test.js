@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import { contrast, graded, luminance, pickColour } from "../../../lightning_geo/dashboard/static/contrast.js";
-import { shortened } from "../../../lightning_geo/dashboard/static/names.js";
+import { apart, shortened } from "../../../lightning_geo/dashboard/static/names.js";
 import { signed } from "../../../lightning_geo/dashboard/static/signs.js";
 
 const channels = (css) => css.match(/\d+/g).map(Number);
@@ -44,4 +44,14 @@ test("a cell of a diverging map has its sign, if it is far from zero", () => {
   const values = new Float32Array([1, -1, 0.05, NaN, 0.5]);
   assert.deepEqual(signed(values, { low: -1, high: 1 }), [[0, true], [1, false], [4, true]]);
   assert.deepEqual(signed(values, { low: 0, high: 1 }), []);
+});
+
+test("folders that all runs are in are left out", () => {
+  const cut = (...names) => [...apart(names, 24).values()];
+  assert.deepEqual(cut("sweep/a/seed_0", "sweep/a/seed_1"), ["seed_0", "seed_1"]);
+  assert.deepEqual(cut("sweep/lr_1/v", "sweep/lr_2/v"), ["lr_1/v", "lr_2/v"]);
+  assert.deepEqual(cut("a", "a/b"), ["a", "a/b"]);
+  assert.deepEqual(cut("a/b", "a/bc", "x"), ["a/b", "a/bc", "x"]);
+  assert.deepEqual(cut("a/b"), ["a/b"]);
+  assert.deepEqual(cut(), []);
 });

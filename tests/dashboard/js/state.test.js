@@ -15,7 +15,8 @@ const index = {
 test("a view comes back from its text, whatever the names", () => {
   const state = {
     view: "compare", run: "a&b=c/<img>", other: "../../x", monitor: "geometry", stack: "decoder.cross", metric: "drift.query",
-    loss: "=train/loss", score: "-", rate: "", step: 120, range: "fixed", change: true, align: "fraction", heads: "min", finding: "40 encoder low", picked: [{ layer: 3, head: 11 }, { layer: 0, head: null }],
+    loss: "=train/loss", score: "-", rate: "", step: 120, range: "fixed", change: true, align: "fraction", heads: "min", inspected: { layer: 5, head: 3 }, finding: "40 encoder low", picked: [{ layer: 3, head: 11 }, { layer: 0, head: null }],
+    shown: ["a", "b"], columns: ["entropy"], sort: "up loss", seeds: "each", picture: "heads", brush: [["loss", 0.1, 0.5]],
   };
   assert.deepEqual(decodeState(encode(state)), state);
   assert.equal(encode(START), "");

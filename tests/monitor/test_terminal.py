@@ -1,0 +1,98 @@
+"""What a terminal shows of a run: the monitor's lines beside progress bars, which stay whole."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+
+PROGRAM = Path(__file__).parents[1] / "programs" / "bars.py"
+COLUMNS = 220
+#: Cursor and colours: letters are those of ECMA-48.
+SEQUENCE = re.compile(r"\x1b\[(\??)([\d;]*)([A-Za-z])")
+
+
+def shown(kind: str) -> list[str]:
+    """The lines of a terminal at the end of the program."""
+    parent, child = pty.openpty()
+    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 60, COLUMNS, 0, 0))
+    environment = {**os.environ, "TERM": "xterm", "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment.pop("COLUMNS", None)
+    command = [sys.executable, str(PROGRAM), kind]
+    with subprocess.Popen(command, stdin=child, stdout=child, stderr=child, env=environment) as program:
+        os.close(child)
+        output = bytearray()
+        while True:
+            try:
+                part = os.read(parent, 65536)
+            except OSError:  # the program has closed its end
+                break
+            if not part:
+                break
+            output += part
+    os.close(parent)
+    text = output.decode()
+    assert program.returncode == 0, text
+    return screen(text)
+
+
+def screen(text: str) -> list[str]:
+    """What a terminal makes of an output: enough of ECMA-48 for the two kinds of bars."""
+    lines, row, column, place = [""], 0, 0, 0
+    while place < len(text):
+        if sequence := SEQUENCE.match(text, place):
+            place = sequence.end()
+            count = int(sequence[2]) if sequence[2].isdecimal() else 0
+            if sequence[3] == "A":
+                row = max(0, row - max(count, 1))
+            elif sequence[3] == "K":
+                lines[row] = lines[row][:column] if count == 0 else ""
+            continue
+        character, place = text[place], place + 1
+        if character == "\r":
+            column = 0
+        elif character == "\n":
+            row += 1
+            lines += [""] * (row >= len(lines))
+        else:
+            lines[row] = f"{lines[row]:{column}}"[:column] + character + lines[row][column + 1 :]
+            column += 1
+    return [line.rstrip() for line in lines if line.strip()]
+
+
+def test_the_terminal_of_this_test_is_one() -> None:
+    assert screen("a 10 %\ra 20 %\n\x1b[Ab\x1b[K\r\ndone\x1b[2K\rx") == ["a 20 %b", "x"]
+    assert screen("bar\r\nbelow\x1b[1A\r\x1b[2Kline\r\nbelow") == ["line", "below"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["tqdm", "rich"])
+def test_every_line_is_beside_the_bar_which_stays_whole(kind: str) -> None:
+    lines = shown(kind)
+    ours = [line for line in lines if "GeometryMonitor" in line]
+    assert all(line.startswith("GeometryMonitor: ") for line in ours), ours
+    starts = (
+        "found BertForSequenceClassification",
+        "samples are taken every step",
+        "rules are not checked",
+        "warning since step 0",
+        "a sample takes",
+        "7 samples in",
+        "1 thing to look at",
+        "largest changes: ",
+        "look closer: lightning-geo show ",
+    )
+    places = [next((i for i, line in enumerate(ours) if start in line), -1) for start in starts]
+    assert places == list(range(len(ours))), ours
+    # Lightning's own last message stands behind the bar, which is drawn once more below: no other line does
+    bars = [line.partition("`Trainer.fit` stopped")[0].rstrip("] ") for line in lines if "it/s" in line]
+    assert len(bars) == 2, bars
+    assert all(bar.startswith("Epoch 0") and bar.endswith("it/s") for bar in bars), bars

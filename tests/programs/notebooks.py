@@ -1,0 +1,63 @@
+"""Runs the notebooks of ``examples/`` and keeps their output: ``python tests/programs/notebooks.py``."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
+_SECONDS = 600  # for a cell, on a machine that does other things too
+
+
+def sources(notebook: Any) -> str:
+    """Return the hash of a notebook's code, which its output was made with."""
+    code = "\0".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    return hashlib.sha256(code.encode()).hexdigest()[:16]
+
+
+def executed(path: Path) -> Any:
+    """Return a notebook, run from its first cell to its last.
+
+    Raises:
+        CellExecutionError: If a cell fails.
+    """
+    import nbformat
+    from nbclient import NotebookClient
+
+    notebook = nbformat.read(path, as_version=4)
+    # the kernel inherits them: nothing may be downloaded, and this checkout comes before an installed one
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    paths = [str(EXAMPLES.parent), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    client = NotebookClient(notebook, timeout=_SECONDS, resources={"metadata": {"path": str(path.parent)}})
+    client.execute()
+    return notebook
+
+
+def kept(notebook: Any) -> Any:
+    """Return an executed notebook as it is stored: without times, ids and the kernel's version."""
+    for number, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{number}"
+        cell.metadata = {}
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+        "sources": sources(notebook),
+    }
+    return notebook
+
+
+def main() -> None:
+    """Bring the output of all notebooks up to date."""
+    import nbformat
+
+    for path in NOTEBOOKS:
+        nbformat.write(kept(executed(path)), path)
+        print(f"{path.name}: {path.stat().st_size / 1e3:.0f} kB")
+
+
+if __name__ == "__main__":
+    main()
