@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from lightning_geo.metrics.spec import MetricSpec
     from lightning_geo.monitor.alerts import Alerts
     from lightning_geo.monitor.lightning import GeometryMonitor
+    from lightning_geo.monitor.plain_loop import watch
     from lightning_geo.storage.history import GeometryHistory, load_history
     from lightning_geo.storage.record import GeometryRecord
     from lightning_geo.utils.errors import GeometryError
@@ -63,6 +64,7 @@ __all__ = [
     "measure",
     "pruning_plan",
     "register_metric",
+    "watch",
 ]
 
 #: Public name -> the module that defines it.
@@ -87,6 +89,7 @@ _MODULES = {
     "measure": "measurement.one_batch",
     "pruning_plan": "analysis.pruning",
     "register_metric": "measurement.registration",
+    "watch": "monitor.plain_loop",
 }
 
 
