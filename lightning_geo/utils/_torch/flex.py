@@ -111,8 +111,8 @@ def flex_masks_nothing(mask: Any) -> bool:
 def table_lookups() -> AbstractContextManager[Any]:
     """The context in which a rule of flex attention may look up tables under ``torch.vmap``.
 
-    ``vmap`` of torch 2.6 refuses ``table[index]`` of a scalar index. Relies on ``TransformGetItemToIndex``, in
-    which ``create_block_mask`` calls such rules; checked on torch 2.6.0. Later ones need no context.
+    ``vmap`` of torch 2.6 refuses ``table[index]`` of a scalar index. Relies on ``TransformGetItemToIndex``,
+    in which ``create_block_mask`` calls such rules; checked on torch 2.6.0. Later ones need no context.
     """
     if _vmap_indexes():
         return contextlib.nullcontext()
