@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -14,12 +13,11 @@ import torch
 
 from kernels.cases import CASES, problem_of, qk
 from lightning_geo.kernels import triton as backend
+from lightning_geo.kernels.triton.launch import unusable
 
 PROGRAM = Path(__file__).parents[1] / "programs" / "interpreted.py"
 
-needs_triton = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="Triton is not installed: it is for Linux only"
-)
+needs_triton = pytest.mark.skipif(unusable() is not None, reason=f"{unusable()}; it is for Linux only")
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +83,7 @@ def test_loads_without_triton() -> None:
     program = """if True:
         import sys
         sys.modules["triton"] = None
-        import importlib.util
-        find = importlib.util.find_spec
+                find = importlib.util.find_spec
         importlib.util.find_spec = lambda name, *rest: None if name == "triton" else find(name, *rest)
         import torch
         from lightning_geo.functional import attention_statistics

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from typing import Any
 
@@ -11,11 +10,12 @@ import torch
 
 from lightning_geo.kernels import MOMENTS, STREAM
 from lightning_geo.kernels.triton import Launch, launches
+from lightning_geo.kernels.triton.launch import unusable
 from lightning_geo.kernels.triton.tiles import Tile, Tiles
 from lightning_geo.kernels.triton.vectors import gram_launch, moments_launch, stream_launch
 
-if importlib.util.find_spec("triton") is None:
-    pytest.skip("Triton is not installed: it is for Linux only", allow_module_level=True)
+if unusable() is not None:
+    pytest.skip(f"{unusable()}; it is for Linux only", allow_module_level=True)
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 

@@ -6,6 +6,8 @@ This module loads without Triton, so that it can report that Triton is missing.
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib.metadata
 import importlib.util
 import os
 from collections.abc import Mapping
@@ -15,10 +17,24 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["DTYPES", "Launch", "as_bytes", "capability_of", "interpreted", "missing", "on_device", "strides"]
+__all__ = [
+    "DTYPES",
+    "Launch",
+    "as_bytes",
+    "capability_of",
+    "interpreted",
+    "missing",
+    "on_device",
+    "strides",
+    "unusable",
+]
 
 #: Types that the kernels read.
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+#: The oldest Triton that the kernels were compiled with.
+_OLDEST = (3, 6)
 
 
 class Launch(NamedTuple):
@@ -35,10 +51,24 @@ class Launch(NamedTuple):
         self.kernel[(self.programs,)](**self.arguments, **self.constants, **self.options)
 
 
-def missing(device: torch.device) -> str | None:
-    """Return the reason why Triton's kernels cannot run on a device; None if they can."""
+@functools.cache
+def unusable() -> str | None:
+    """Return the reason why the installed Triton is not used; None if it is."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
+    try:
+        installed = importlib.metadata.version("triton")
+        if tuple(map(int, installed.split(".")[:2])) < _OLDEST:
+            return f"Triton {installed} is older than {'.'.join(map(str, _OLDEST))}"
+    except (importlib.metadata.PackageNotFoundError, ValueError):  # a build of its own: it is tried
+        pass
+    return None
+
+
+def missing(device: torch.device) -> str | None:
+    """Return the reason why Triton's kernels cannot run on a device; None if they can."""
+    if (reason := unusable()) is not None:
+        return reason
     if not interpreted():
         if device.type != "cuda":
             return f"tensors are on {device}, not on a CUDA device"
