@@ -18,6 +18,7 @@ from lightning_geo.monitor.host import Host
 from lightning_geo.monitor.state import RunState
 from lightning_geo.monitor.wrappers import sharding_of, without_wrappers
 from lightning_geo.utils._torch import is_compiled_module, unwrapped
+from lightning_geo.utils.progress_bars import LineLogger
 
 __all__ = ["TrainerHost"]
 
@@ -32,7 +33,7 @@ class TrainerHost(Host):
         trainer: The Trainer; ``None`` where it could not be found.
     """
 
-    log = logging.getLogger("transformers.trainer.geometry_callback")
+    log = LineLogger(logging.getLogger("transformers.trainer.geometry_callback"))
 
     def __init__(self, args: Any, state: Any, model: nn.Module, trainer: Any) -> None:
         self.args, self.state = args, state
@@ -78,6 +79,10 @@ class TrainerHost(Host):
         module = self._module()
         assert module is not None
         return module
+
+    @property
+    def tokenizer_owners(self) -> tuple[Any, ...]:
+        return self.trainer, self.module
 
     @property
     def sharded(self) -> str:
