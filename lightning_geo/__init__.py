@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from lightning_geo.monitor.alerts import Alerts
     from lightning_geo.monitor.lightning import GeometryMonitor
     from lightning_geo.monitor.plain_loop import watch
+    from lightning_geo.monitor.transformers_trainer import GeometryCallback
     from lightning_geo.storage.history import GeometryHistory, load_history
     from lightning_geo.storage.record import GeometryRecord
     from lightning_geo.utils.errors import GeometryError
@@ -45,6 +46,7 @@ __all__ = [
     "Alerts",
     "Collector",
     "Departure",
+    "GeometryCallback",
     "GeometryError",
     "GeometryHistory",
     "GeometryMonitor",
@@ -72,6 +74,7 @@ _MODULES = {
     "Alerts": "monitor.alerts",
     "Collector": "measurement.collectors.collector",
     "Departure": "analysis.findings.rule",
+    "GeometryCallback": "monitor.transformers_trainer",
     "GeometryError": "utils.errors",
     "GeometryHistory": "storage.history",
     "GeometryMonitor": "monitor.lightning",

@@ -202,7 +202,7 @@ def watch(
 
     Args:
         model: The model, as the loop calls it.
-        logdir: Directory in which to write charts and the record, for TensorBoard.
+        logdir: Directory of this run alone, in which to write charts and the record, for TensorBoard.
         logger: A SummaryWriter, a wandb.Run, a logger of Fabric, or a list of these, instead. Without either
             the record has a directory of its own, ``lightning_geo/version_0``, ``version_1``, …
         **arguments: Those of :class:`~lightning_geo.monitor.arguments.MonitorArguments`: ``every_n_steps``,

@@ -1,0 +1,161 @@
+"""Every loop that a monitor may watch: the same record, the same training, and nothing left behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lightning_geo import GeometryHistory, load_history
+from support.loops import LOOPS, Job, Trained, model
+from support.open_files import open_files
+from support.same import assert_same, traces
+
+#: Families that take each way from the model to the record: attention, layers, weights, masks, a backward.
+METRICS = ["entropy", "cone", "subspace", "updates", "masks", "weights", "importance"]
+OTHERS = sorted(set(LOOPS) - {"lightning"})
+
+
+def settings(**changes: Any) -> dict[str, Any]:
+    given = {"every_n_steps": 2, "metrics": METRICS, "importance_every_n_samples": 2, "strict": True}
+    return {**given, **changes}
+
+
+def history(directory: Path, name: str = "geometry") -> GeometryHistory:
+    """The record below a directory, which may be in the folder of several sessions."""
+    files = sorted(directory.rglob("events.out.tfevents.*"), key=lambda path: path.stat().st_mtime)
+    folders = list(dict.fromkeys(path.parent for path in files))
+    for folder in reversed(folders):
+        try:
+            return load_history(folder, name)
+        except ValueError:
+            continue
+    raise AssertionError(f"no record below {directory}")
+
+
+def assert_equal(
+    ours: GeometryHistory, theirs: GeometryHistory, *, without: tuple[str, ...] = (), later: float = 1e-6
+) -> None:
+    """Equal to 1e-6 at the first sample, and to ``later`` at the others, but for some metrics."""
+    keys = [key for key in theirs if key not in without]
+    assert ours.steps.tolist() == theirs.steps.tolist()
+    assert set(ours) - set(without) == set(keys)
+    for key in keys:
+        np.testing.assert_allclose(ours[key][0], theirs[key][0], rtol=1e-6, atol=1e-6, err_msg=key)
+        np.testing.assert_allclose(ours[key], theirs[key], rtol=later, atol=later, err_msg=key)
+    for index in range(len(theirs)):
+        mine, other = ours.record(index), theirs.record(index)
+        assert mine.matrices.keys() == other.matrices.keys()
+        assert mine.model == other.model
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What each loop has recorded and trained, made once."""
+    made: dict[tuple[str, str, int], tuple[GeometryHistory, Trained, dict[str, Any]]] = {}
+
+    def get(name: str, source: str = "probe", accumulate: int = 1) -> Any:
+        if (name, source, accumulate) not in made:
+            directory = tmp_path_factory.mktemp(name)
+            metrics = METRICS if source == "probe" else ["entropy", "cone"]
+            if name == "sft":  # its model returns no loss
+                metrics = [metric for metric in metrics if metric != "importance"]
+            monitors = [settings(source=source, metrics=metrics)]
+            trained = LOOPS[name](Job(directory, monitors, steps=5, accumulate=accumulate))
+            made[name, source, accumulate] = history(directory), trained, trained.outcome()
+        return made[name, source, accumulate]
+
+    return get
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize(("source", "accumulate"), [("probe", 1), ("probe", 2), ("batch", 2)])
+def test_the_record_is_that_of_lightning(recorded: Any, name: str, source: str, accumulate: int) -> None:
+    ours, trained, _ = recorded(name, source, accumulate)
+    theirs, reference, _ = recorded("lightning", source, accumulate)
+    np.testing.assert_allclose(trained.losses, reference.losses, rtol=0, atol=1e-6)
+    assert theirs.steps.tolist() == ([0, 2, 4, 5] if source == "probe" else [0, 2, 4])
+    # TRL computes the loss from fused log-probabilities: weights differ in their last bits from step 1 on
+    bits = ("unchanged_share", "bf16_share", "importance")
+    sft: Any = {"without": bits, "later": 1e-5} if name == "sft" else {}
+    assert_equal(ours, theirs, **sft)
+    batches = [ours.record(index).batches_seen for index in range(len(ours))]
+    # a loop does not tell of its batches
+    tells = name in ("transformers", "sft")
+    assert batches == [step * accumulate if tells else step for step in ours.steps]
+
+
+@pytest.mark.parametrize("name", LOOPS)
+@pytest.mark.parametrize("source", ["probe", "batch"])
+def test_training_is_as_without(recorded: Any, tmp_path: Path, name: str, source: str) -> None:
+    _, trained, outcome = recorded(name, source)
+    assert_same(outcome, LOOPS[name](Job(tmp_path, steps=5)).outcome())
+    assert traces(trained.model) == []
+
+
+# -- life cycles
+
+
+@pytest.mark.parametrize("name", LOOPS)
+@pytest.mark.parametrize("error", [RuntimeError("boom"), KeyboardInterrupt()], ids=["failure", "Ctrl-C"])
+def test_a_monitor_is_used_again_after_a_crash(name: str, error: BaseException, tmp_path: Path) -> None:
+    """In the step whose batches become the probe, and in one whose forward is observed."""
+    for number, (source, fails_at) in enumerate((("probe", 0), ("batch", 2))):
+        given = [settings(source=source, metrics=["entropy"])]
+        crashed, again = tmp_path / f"{number} crashed", tmp_path / f"{number} again"
+        job = Job(crashed, given, fails_at=fails_at, error=error)
+        made = model(job)
+        with pytest.raises((RuntimeError, KeyboardInterrupt, SystemExit)):
+            LOOPS[name](job, made)
+        assert traces(made) == []
+        if fails_at:
+            assert history(crashed).steps.tolist() == [0]
+        assert [path for path in open_files(crashed) if "tfevents" in path] == []
+        LOOPS[name](Job(again, given, uses=job.made))
+        assert traces(made) == []
+        assert history(again).steps.tolist() == ([0, 2, 4] if source == "probe" else [0, 2])
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_a_resumed_run_goes_on(name: str, tmp_path: Path) -> None:
+    given = [settings(metrics=["entropy", "subspace"])]
+    LOOPS[name](Job(tmp_path / "whole", given, steps=5))
+    LOOPS[name](Job(tmp_path / "first", given, steps=3, saves_at=3))
+    LOOPS[name](Job(tmp_path / "second", given, steps=5, resumes=tmp_path / "first"))
+    whole, second = history(tmp_path / "whole"), history(tmp_path / "second")
+    assert whole.steps.tolist() == [0, 2, 4, 5]
+    assert second.steps.tolist() == [4, 5]
+    fingerprints = {*whole.metadata["probe_fingerprint"], *second.metadata["probe_fingerprint"]}
+    assert len(fingerprints) == 1
+    if name == "lightning":  # its loader begins anew, so that it trains on other batches
+        return
+    for key in ("entropy", "drift.query", "velocity.query"):  # against the first session's samples
+        np.testing.assert_allclose(second[key], whole[key][2:], rtol=0, atol=1e-5, err_msg=key)
+    assert np.nanmax(whole["drift.query"][2:]) > 1e-3
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_two_monitors_at_once_are_as_each_alone(recorded: Any, name: str, tmp_path: Path) -> None:
+    alone, _, outcome = recorded(name)
+    both = [settings(name=other, metrics=["entropy", "subspace"]) for other in ("one", "two")]
+    trained = LOOPS[name](Job(tmp_path, both, steps=5))
+    assert_same(trained.outcome(), outcome)
+    for other in ("one", "two"):
+        mine = history(tmp_path, other)
+        assert mine.steps.tolist() == alone.steps.tolist()
+        for key in mine:
+            np.testing.assert_array_equal(mine[key], alone[key], err_msg=key)
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_a_monitor_is_used_for_another_run(recorded: Any, name: str, tmp_path: Path) -> None:
+    given = [settings(metrics=["entropy", "subspace"])]
+    first = LOOPS[name](Job(tmp_path / "first", given, steps=2, seed=3))
+    LOOPS[name](Job(tmp_path / "second", given, steps=5, uses=first.monitors))
+    assert history(tmp_path / "first").steps.tolist() == [0, 2]
+    ours, alone = history(tmp_path / "second"), recorded(name)[0]
+    assert ours.steps.tolist() == alone.steps.tolist()
+    for key in ours:
+        np.testing.assert_array_equal(ours[key], alone[key], err_msg=key)
