@@ -83,7 +83,8 @@ def test_loads_without_triton() -> None:
     program = """if True:
         import sys
         sys.modules["triton"] = None
-                find = importlib.util.find_spec
+        import importlib.util
+        find = importlib.util.find_spec
         importlib.util.find_spec = lambda name, *rest: None if name == "triton" else find(name, *rest)
         import torch
         from lightning_geo.functional import attention_statistics
