@@ -31,7 +31,7 @@ PACKAGES = (
 FRAGILE = {
     "AttentionInterface", "ALL_ATTENTION_FUNCTIONS", "DeepSpeedStrategy", "DisableTorchFunction",
     "FSDPStrategy", "ModelParallelStrategy", "autocast_decrement_nesting", "autocast_increment_nesting",
-    "batch_progress", "flex_attention_hop", "get_interface",
+    "batch_progress", "flex_attention_hop", "fp32_precision", "get_interface",
     "noop_mask", "setup_compilation_env", "wrapped_forward",
 }  # fmt: skip
 #: Private attributes of what we are handed: ours of the same name are ours on `self` alone.
