@@ -5,6 +5,9 @@ import { keyOf } from "./findings.js";
 import { RunColours } from "./run_colours.js";
 import { stackOf } from "./state.js";
 
+/** A metric that a run does not have. */
+class Absent extends Error {}
+
 /** The page's data. Who extends it has `state`, the `spec` of its metric, and `schedule`, called when something came. */
 export class Records {
   constructor() {
@@ -31,7 +34,7 @@ export class Records {
   _got(run, metric = this.state.metric, samples = 0, name = this.state.stack) {
     const monitor = this._stack(run);
     const stack = stackOf(monitor, name);
-    if (!stack?.metrics.includes(metric)) return new Error(`Run ${run} has no ${metric} in stack ${name}.`);
+    if (!stack?.metrics.includes(metric)) return new Absent(`Run ${run} has no ${metric} in stack ${name}.`);
     if (!this.runMetadata(run)) return null; // it tells how large a sample is
     const request = { run, monitor: monitor.monitor, stack: stack.stack, metric, samples: samples || this.samplesOf(run) };
     return this.cache.get(request, monitor.last.join());
@@ -46,7 +49,8 @@ export class Records {
   /** Why a metric's samples are not here; empty while they are loading too. */
   error(run, metric, samples) {
     const got = this._got(run, metric, samples);
-    return got instanceof Error ? got.message : got && !got.steps.length ? `${metric ?? this.state.metric} has no sample yet.` : "";
+    if (got instanceof Error) return got instanceof Absent ? got.message : `${metric ?? this.state.metric} could not be read (${got.message}). The page asks again.`;
+    return got && !got.steps.length ? `${metric ?? this.state.metric} has no sample yet.` : "";
   }
 
   metricNames(run = this.state.run) {

@@ -44,7 +44,7 @@ export class SummaryPanel {
     this.built = cards;
     this._timeline(findings);
     const rules = this.found?.looked_for ?? [];
-    this.checked.textContent = rules.length ? `Looked for ${rules.length} things: ${rules.map((rule) => title(rule).toLowerCase()).join(", ")}.` : "";
+    this.checked.textContent = rules.length ? `Looked for ${rules.length} ${rules.length === 1 ? "thing" : "things"}: ${rules.map((rule) => title(rule).toLowerCase()).join(", ")}.` : "";
   }
 
   _verdict(found, name) {
@@ -108,7 +108,8 @@ export class SummaryPanel {
     const moved = movedMost(metrics, MOVED);
     this.most = moved[0]?.metric;
     const [first, last] = metrics[0]?.series.steps ?? [];
-    const head = metrics.length ? `What moved most, from step ${first} to ${last}` : fits ? "" : "The run is too large to compare its ends here; Overview shows all metrics.";
+    const all = moved.length ? "What moved most," : "No key metric moved by more than 1 %";
+    const head = metrics.length ? `${all} from step ${first} to ${last}` : fits ? "" : "The run is too large to compare its ends here; Overview shows all metrics.";
     const text = JSON.stringify([head, moved]);
     if (text === this.movedKey) return;
     this.movedKey = text;
