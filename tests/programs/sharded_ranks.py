@@ -1,0 +1,167 @@
+"""Small fits whose parameters are split over processes; a program for each process, as :mod:`programs.ranks`.
+
+``python -m programs.sharded_ranks <directory> <scenario>...``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.distributed as dist
+from pytorch_lightning.strategies import ModelParallelStrategy
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+
+from lightning_geo import GeometryMonitor
+from lightning_geo.measurement.sample import Measurement
+from lightning_geo.measurement.sample_statistics import SampleStatistics
+from lightning_geo.monitor.open_sample import OpenSample
+from lightning_geo.probe.source import ProbeSource
+from programs import ranks
+from programs.ranks import Module, TwoTowers, failing, fit, rank, world_size
+from support.lit import trainer
+
+#: Families that need nothing but the forward pass.
+METRICS = ["entropy", "pattern", "cone", "subspace", "stream", "head"]
+
+
+def split(module: nn.Module, mesh: Any) -> None:
+    """Shard every layer of a BERT, and the rest of it."""
+    for layer in module.bert.encoder.layer:  # type: ignore[union-attr]
+        fully_shard(layer, mesh=mesh)
+    fully_shard(module, mesh=mesh)
+
+
+class Sharded(Module):
+    """Its parameters are split over all processes by ``fully_shard``."""
+
+    def configure_model(self) -> None:
+        if world_size() > 1 and not isinstance(self.model, FSDPModule):
+            split(self.model, self.device_mesh["data_parallel"])
+
+
+class ShardedTowers(TwoTowers):
+    """Two sharded models, of which some processes have no sequence of the second."""
+
+    def configure_model(self) -> None:
+        if world_size() > 1 and not isinstance(self.model, FSDPModule):
+            split(self.model, self.device_mesh["data_parallel"])
+            split(self.second, self.device_mesh["data_parallel"])
+
+
+def options() -> dict[str, Any]:
+    """A strategy that shards over all processes."""
+    if world_size() == 1:
+        return {}
+    sizes = {"data_parallel_size": world_size(), "tensor_parallel_size": 1}
+    return {"strategy": ModelParallelStrategy(**sizes, process_group_backend="gloo")}  # type: ignore[arg-type]
+
+
+def weights_of(module: nn.Module) -> dict[str, Tensor]:
+    """All parameters, gathered."""
+    return {
+        name: (p.full_tensor() if hasattr(p, "full_tensor") else p).detach().clone()
+        for name, p in module.named_parameters()
+    }
+
+
+def sharded(directory: Path, build: Callable[[], Module] = Sharded, **arguments: Any) -> dict[str, Any]:
+    """A fit with a probe, and the parameters that it ends with."""
+    module = build()
+    monitor = GeometryMonitor(2, **{"metrics": METRICS, **arguments})
+    result = fit(directory, monitor, module, validate=True, **options())
+    return result | {"weights": weights_of(module)}
+
+
+def unmonitored(directory: Path) -> dict[str, Any]:
+    """The same fit without a monitor."""
+    module = Sharded()
+    parallel = {"devices": world_size(), "use_distributed_sampler": False} if world_size() > 1 else {}
+    runner = trainer(directory / f"rank_{rank()}", steps=6, **parallel, **options())
+    runner.fit(module, ranks.batches(64, 0), ranks.batches(32, 1))
+    return {"loss": [float(loss) for loss in module.losses], "weights": weights_of(module)}
+
+
+def injected(directory: Path, owner: Any, name: str, at: int = 2, times: int = 1_000) -> dict[str, Any]:
+    """Rank 1 alone fails in the sample of one step."""
+    now, left = 0, times
+
+    def fails(self: Any) -> bool:
+        nonlocal left
+        fits = rank() == 1 and now == at and not getattr(self, "training", False)
+        left -= fits
+        return fits and left >= 0
+
+    def proceed(step: int) -> None:
+        nonlocal now
+        now = step
+
+    with failing(owner, name, fails):
+        module = Sharded()
+        result = fit(directory, GeometryMonitor(2, metrics=METRICS), module, before=proceed, **options())
+    return result | {"weights": weights_of(module)}
+
+
+def poisoned(directory: Path) -> dict[str, Any]:
+    """Rank 1's weights hold a NaN in the sample of one step: no failure, but no number either."""
+    original = nn.LayerNorm.forward
+    now = 0
+
+    def forward(self: nn.LayerNorm, x: Tensor) -> Tensor:
+        y = original(self, x)
+        return y * torch.nan if rank() == 1 and now == 2 and not self.training else y
+
+    def proceed(step: int) -> None:
+        nonlocal now
+        now = step
+
+    with patch.object(nn.LayerNorm, "forward", forward):
+        return fit(directory, GeometryMonitor(2, metrics=METRICS), Sharded(), before=proceed, **options())
+
+
+def scheduled(directory: Path) -> dict[str, Any]:
+    """A schedule of the user's that says something else on rank 1."""
+    monitor = GeometryMonitor(schedule=lambda step: step % 2 == rank(), metrics=METRICS)
+    return fit(directory, monitor, Sharded(), **options())
+
+
+SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "sharded": sharded,
+    "unmonitored": unmonitored,
+    "one_sequence": lambda d: sharded(d, probe_size=1),
+    "weighed": lambda d: sharded(d, metrics=["entropy", "importance", "weights", "updates"]),
+    "towers": lambda d: sharded(d, ShardedTowers),
+    "unhindered": lambda d: injected(d, nn.Embedding, "forward", at=-1),
+    "fails_in_share": lambda d: injected(d, ProbeSource, "share"),
+    "fails_in_begin": lambda d: injected(d, OpenSample, "begin"),
+    "fails_in_observe": lambda d: injected(d, Measurement, "observe"),
+    "fails_in_hook": lambda d: injected(d, SampleStatistics, "attention"),
+    "fails_in_block": lambda d: injected(d, SampleStatistics, "block"),
+    "fails_in_packing": lambda d: injected(d, SampleStatistics, "named"),
+    "fails_in_model": lambda d: injected(d, nn.LayerNorm, "forward"),
+    "fails_in_model_once": lambda d: injected(d, nn.LayerNorm, "forward", times=1),
+    "fails_in_first_model": lambda d: injected(d, nn.LayerNorm, "forward", at=0),
+    "poisoned": poisoned,
+    "scheduled": scheduled,
+}
+
+
+def main() -> None:
+    """A process with the environment of its rank."""
+    ranks.SCENARIOS = SCENARIOS
+    ranks.main()
+
+
+def run(scenario: str, directory: Path) -> dict[str, Any]:
+    """Run one scenario on this rank."""
+    torch.manual_seed(0)
+    return SCENARIOS[scenario](directory / scenario)
+
+
+if __name__ == "__main__":
+    assert not dist.is_initialized()
+    main()
