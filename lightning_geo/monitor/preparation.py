@@ -16,9 +16,9 @@ from lightning_geo.monitor.settings import Settings
 from lightning_geo.observe.module_selection import ITSELF, candidates, check_layers
 from lightning_geo.observe.replay.gathering import unreplayable
 from lightning_geo.utils._torch import choose_sharding_roots, sharded_modules
-from lightning_geo.utils.errors import call_all
+from lightning_geo.utils.errors import ArgumentError, call_all
 from lightning_geo.utils.formatting import some
-from lightning_geo.utils.ranks import failure_of_any_rank, on_all_ranks
+from lightning_geo.utils.ranks import everyones, failure_of_any_rank, on_all_ranks
 from lightning_geo.utils.warn_once import WarnOnce
 
 __all__ = ["Preparation"]
@@ -142,7 +142,11 @@ class Preparation:
             failure = error
         if not on_all_ranks(failure is None, samples.sampler.observed.device):
             samples.inputs.probe = None
-            self._warn_once.report("the given probe cannot be used", failure_of_any_rank(failure))
+            failure = failure_of_any_rank(failure)
+            if not all(everyones(isinstance(failure, ArgumentError))):
+                # an argument's error ends the run: on all ranks or on none
+                failure = RuntimeError(f"{type(failure).__name__}: {failure}")
+            self._warn_once.report("the given probe cannot be used", failure)
 
     def _start_recording(self) -> None:
         samples = self._samples

@@ -30,7 +30,7 @@ def given_probe(given: Any, size: int, tokens: int | None, candidates: Candidate
         ArgumentError: If no candidate accepts them.
     """
     calls = _calls(given, size, tokens, candidates)
-    reasons = []
+    reasons, unprepared = [], None
     for name in candidates.models:
         probe, share, failure = None, None, None
         try:
@@ -39,11 +39,14 @@ def given_probe(given: Any, size: int, tokens: int | None, candidates: Candidate
             share = Share(probe.calls).to(candidates.device)
         except Exception as error:  # ranks that replay together wait for this one
             failure = error
+        unprepared = unprepared or failure
         failure = candidates.replay(share, (), failure=failure)
         if failure is None and probe is not None:
             return probe
         named = name_of(name, candidates.models[name])
         reasons.append(f"{named}: {type(failure).__name__}: {failure}")
+    if unprepared is not None:
+        raise unprepared
     raise ArgumentError(
         "Expected `probe` to be inputs that the observed model takes (a mapping is keyword arguments, a "
         f"tuple positional ones, a tensor the one argument) but every candidate failed. {' | '.join(reasons)}"

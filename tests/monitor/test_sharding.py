@@ -19,7 +19,9 @@ from support.same_records import assert_same, assert_same_patterns
 
 pytestmark = pytest.mark.slow
 
-SAME = {"sharded": [0, 2, 4, 6], "one_sequence": [0, 2, 4, 6], "towers": [0, 2, 4, 6]}
+SAME = ("sharded", "one_sequence", "towers", "layers", "given")
+#: The same with four processes, of which at least one has no share of the probe in the second.
+FOUR = ("sharded", "one_sequence", "unhindered", "fails_in_model")
 #: Rank 1 alone fails in the sample at step 2, or at step 0.
 FAILING = {
     "fails_in_share": [0, 4, 6],
@@ -34,7 +36,7 @@ FAILING = {
 }
 #: What is read from parameters outside of a forward pass, or with a backward pass.
 ABSENT = ("importance", "update_size", "unchanged_share", "bf16_share", "weight_similarity")
-OTHERS = ["weighed", "unmonitored", "unhindered", "poisoned", "scheduled"]
+OTHERS = ["weighed", "unmonitored", "unhindered", "poisoned", "scheduled", "costs"]
 
 
 def start(directory: Path, world: int, scenarios: list[str]) -> None:
@@ -75,18 +77,55 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where four processes have run some scenarios."""
+    directory = tmp_path_factory.mktemp("sharding_of_four")
+    start(directory, 4, [*FOUR])
+    return directory
+
+
+def assert_as_one_process(scenario: str, directory: Path, tmp_path: Path) -> None:
+    one = sharded_ranks.run(scenario, tmp_path)
+    first, *others = results(directory, scenario)
+    assert [record.step for record in one["records"]] == [0, 2, 4, 6]
+    for index, (ours, theirs) in enumerate(zip(one["records"], first["records"], strict=True)):
+        assert any(name.rpartition("/")[2] == "drift.query" for name in theirs)
+        assert theirs.probe_fingerprint
+        assert_same(ours, theirs, 1e-5)
+        assert_same_patterns(ours, theirs)
+        for other in others:
+            assert_same(theirs, other["records"][index], 0.0)
+    assert all(result["warnings"] == [] for result in (first, *others))
+
+
 @pytest.mark.parametrize("scenario", SAME)
 def test_two_processes_record_what_one_does(directory: Path, tmp_path: Path, scenario: str) -> None:
-    one = sharded_ranks.run(scenario, tmp_path)
-    first, second = results(directory, scenario)
-    assert first["warnings"] == second["warnings"] == []
-    assert [record.step for record in one["records"]] == SAME[scenario]
-    for ours, theirs, mirrored in zip(one["records"], first["records"], second["records"], strict=True):
-        assert any(name.rpartition("/")[2] == "drift.query" for name in theirs)
-        assert_same(ours, theirs, 1e-5)
-        assert_same(theirs, mirrored, 0.0)
-        assert theirs.probe_fingerprint
-        assert_same_patterns(ours, theirs)
+    assert_as_one_process(scenario, directory, tmp_path)
+
+
+@pytest.mark.parametrize("scenario", ["sharded", "one_sequence"])
+def test_four_processes_record_what_one_does(four: Path, tmp_path: Path, scenario: str) -> None:
+    assert_as_one_process(scenario, four, tmp_path)
+
+
+def test_one_of_four_that_fails_costs_all_of_them_that_sample_alone(four: Path) -> None:
+    for result, untouched in zip(results(four, "fails_in_model"), results(four, "unhindered"), strict=True):
+        assert [record.step for record in result["records"]] == [0, 4, 6]
+        assert result["loss"] == untouched["loss"]
+
+
+def test_a_sample_gathers_what_its_forward_passes_do_and_holds_no_more(directory: Path) -> None:
+    """Beside the agreement before, each call gathers all parameters once, at most one layer at a time."""
+    for result in results(directory, "costs"):
+        whole, *layers = result["sizes"]  # the whole model, and its layers
+        (_, calls, rounds), *_ = result["left"]
+        assert list(rounds.values()) == [(0, calls)]
+        counts, sizes = result["sent"]
+        assert counts == {"allreduce_": 1, "_allgather_base_": calls * (1 + len(layers))}
+        assert sizes == {"allreduce_": 8, "_allgather_base_": calls * 4 * whole}
+        assert result["peaks"][True] == whole - sum(layers) + max(layers) == result["peaks"][False]
+        assert all(gathered == 0 for gathered, *_ in result["left"])
 
 
 def test_weights_are_read_while_they_are_gathered_and_what_is_absent_is_said(
@@ -100,9 +139,9 @@ def test_weights_are_read_while_they_are_gathered_and_what_is_absent_is_said(
             np.testing.assert_allclose(theirs[name], ours[name], 1e-5, 1e-5, err_msg=name)
             np.testing.assert_array_equal(theirs[name], mirrored[name])
         assert ("weight_drift.query" in theirs) == (theirs.step in (0, 6))
-    assert [warning.partition(":")[2].partition(",")[0].partition(".")[0] for warning in first["warnings"]] == [
-        " update_size", " importance is absent: ranks have parts of the parameters only"
-    ]  # fmt: skip
+    updates, importance = first["warnings"]
+    assert "update_size, unchanged_share" in updates
+    assert "importance is absent: ranks have parts of the parameters only" in importance
     assert second["warnings"] == []
 
 

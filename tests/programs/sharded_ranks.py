@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -15,15 +17,19 @@ import torch.distributed as dist
 from pytorch_lightning.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import DataLoader
 
 from lightning_geo import GeometryMonitor
 from lightning_geo.measurement.sample import Measurement
 from lightning_geo.measurement.sample_statistics import SampleStatistics
 from lightning_geo.monitor.open_sample import OpenSample
+from lightning_geo.monitor.probe_replay import ProbeReplay
 from lightning_geo.probe.source import ProbeSource
 from programs import ranks
 from programs.ranks import Module, TwoTowers, failing, fit, rank, world_size
-from support.lit import trainer
+from support.lit import sequences, trainer
 
 #: Families that need nothing but the forward pass.
 METRICS = ["entropy", "pattern", "cone", "subspace", "stream", "head"]
@@ -123,10 +129,67 @@ def poisoned(directory: Path) -> dict[str, Any]:
         return fit(directory, GeometryMonitor(2, metrics=METRICS), Sharded(), before=proceed, **options())
 
 
+def given(directory: Path) -> dict[str, Any]:
+    """A probe that the user gives: its trial runs the model before training does."""
+    probe = DataLoader(sequences(32, seed=3), 4)  # type: ignore[arg-type]
+    monitor = GeometryMonitor(2, metrics=METRICS, probe=probe, module="model")
+    return fit(directory, monitor, Sharded(), **options())
+
+
 def scheduled(directory: Path) -> dict[str, Any]:
     """A schedule of the user's that says something else on rank 1."""
     monitor = GeometryMonitor(schedule=lambda step: step % 2 == rank(), metrics=METRICS)
     return fit(directory, monitor, Sharded(), **options())
+
+
+class Sent(TorchDispatchMode):
+    """Counts collectives, and the bytes that each leaves on this process."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+        self.sizes: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "c10d":
+            name = func.__name__.partition(".")[0]
+            self.counts[name] += 1
+            first = args[0] if isinstance(args[0], Tensor) else args[0][0]
+            self.sizes[name] += first.nbytes
+        return func(*args, **(kwargs or {}))
+
+
+def costs(directory: Path) -> dict[str, Any]:
+    """What one sample sends, and how many full parameters it holds; the same of training."""
+    sent, module = Sent(), Sharded()
+    peaks: dict[bool, int] = {False: 0, True: 0}
+    replaying, left = False, []
+    original, unsharded = ProbeReplay.replay, FSDPParamGroup._to_unsharded
+
+    def gathered() -> int:
+        states = [part._get_fsdp_state() for part in module.modules() if isinstance(part, FSDPModule)]
+        groups = [group for state in states for group in state._fsdp_param_groups]
+        return sum(p._orig_size.numel() for g in groups if g.is_unsharded for p in g.fsdp_params)
+
+    def replay(self: ProbeReplay, share: Any, *args: Any) -> Any:
+        nonlocal replaying
+        replaying, calls = True, [*share.calls, *share.uncounted]
+        with sent if not left else nullcontext():
+            result = original(self, share, *args)
+        replaying = False
+        left.append((gathered(), len(calls), share.rounds))
+        return result
+
+    def note(self: FSDPParamGroup) -> None:
+        unsharded(self)
+        peaks[replaying] = max(peaks[replaying], gathered())
+
+    with patch.object(ProbeReplay, "replay", replay), patch.object(FSDPParamGroup, "_to_unsharded", note):
+        result = fit(directory, GeometryMonitor(2, metrics=METRICS), module, validate=True, **options())
+    sizes = [
+        sum(p.numel() for p in part.parameters()) for part in module.modules() if isinstance(part, FSDPModule)
+    ]
+    return result | {"sent": (sent.counts, sent.sizes), "peaks": peaks, "left": left, "sizes": sizes}
 
 
 SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
@@ -146,6 +209,9 @@ SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "fails_in_model_once": lambda d: injected(d, nn.LayerNorm, "forward", times=1),
     "fails_in_first_model": lambda d: injected(d, nn.LayerNorm, "forward", at=0),
     "poisoned": poisoned,
+    "costs": costs,
+    "layers": lambda d: sharded(d, layers=[1]),
+    "given": given,
     "scheduled": scheduled,
 }
 
