@@ -15,13 +15,19 @@ from lightning_geo.monitor.samples import Samples
 from lightning_geo.monitor.settings import Settings
 from lightning_geo.observe.module_selection import ITSELF, candidates, check_layers
 from lightning_geo.observe.replay.gathering import unreplayable
-from lightning_geo.utils._torch import choose_sharding_roots, sharded_modules
+from lightning_geo.utils._torch import choose_sharding_roots, is_split_for_good, sharded_modules
 from lightning_geo.utils.errors import ArgumentError, call_all
 from lightning_geo.utils.formatting import some
 from lightning_geo.utils.ranks import everyones, failure_of_any_rank, on_all_ranks
 from lightning_geo.utils.warn_once import WarnOnce
 
 __all__ = ["Preparation"]
+
+#: Why there are no samples under tensor parallelism.
+_HEADS_SPLIT = (
+    "tensor parallelism splits layers over ranks, each of which would pass its heads for all of them. Monitor "
+    "a run without it, or measure a checkpoint on one device with `measure`"
+)
 
 
 class Preparation:
@@ -59,7 +65,8 @@ class Preparation:
         models = candidates(root, settings.module) if named else {ITSELF: root}
         sharded = host.sharded or unreplayable(root, models.values())
         samples.replays = settings.source == "probe" and not sharded
-        if settings.source == "probe" and sharded:
+        heads_split = is_split_for_good(root)
+        if settings.source == "probe" and sharded and not heads_split:
             self._warn_once.warn(f'no model can be replayed under {sharded}: `source="batch"` is used')
         updates = [name for name in settings.metrics if any("drawn" in part for part in reads_of(name))]
         if updates and sharded_modules(root):
@@ -80,6 +87,9 @@ class Preparation:
             self._warn_once.report("the models cannot be observed", failure_of_any_rank(failure))
         samples.sampler = sampler
         self.take_state()
+        if heads_split:
+            self._warn_once.report("nothing is measured", LookupError(_HEADS_SPLIT))
+            samples.sampler = None
         self._sealed = host.sealed
         if self._sealed and not samples.replays:
             self._warn_once.report("nothing can be observed", LookupError(self._sealed))

@@ -34,9 +34,11 @@ FAILING = {
     "fails_in_model_once": [0, 4, 6],
     "fails_in_first_model": [2, 4, 6],
 }
+#: Where each rank has some of the heads.
+SPLIT = ("tensor_parallel", "tensor_parallel_batch", "both_parallel")
 #: What is read from parameters outside of a forward pass, or with a backward pass.
 ABSENT = ("importance", "update_size", "unchanged_share", "bf16_share", "weight_similarity")
-OTHERS = ["weighed", "unmonitored", "unhindered", "poisoned", "scheduled", "costs"]
+OTHERS = ["weighed", "unmonitored", "unhindered", "poisoned", "scheduled", "costs", *SPLIT]
 
 
 def start(directory: Path, world: int, scenarios: list[str]) -> None:
@@ -181,3 +183,15 @@ def test_a_nan_on_one_rank_leaves_nobody_waiting(directory: Path) -> None:
 def test_a_schedule_that_differs_is_asked_on_rank_0_alone(directory: Path) -> None:
     for result in results(directory, "scheduled"):
         assert [record.step for record in result["records"]] == [0, 2, 4, 6]
+
+
+@pytest.mark.parametrize("scenario", SPLIT)
+def test_heads_of_one_rank_do_not_pass_for_those_of_all(directory: Path, scenario: str) -> None:
+    """Head 0 of one rank is another one than head 0 of the other: their mean would be a number of no head."""
+    first, second = results(directory, scenario)
+    for result in (first, second):
+        assert result["steps"] == 6
+        assert result["records"] == []
+    (warning,) = first["warnings"]
+    assert "nothing is measured: LookupError: tensor parallelism splits layers" in warning
+    assert second["warnings"] == []

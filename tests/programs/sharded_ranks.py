@@ -18,6 +18,7 @@ from pytorch_lightning.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
@@ -57,6 +58,43 @@ class ShardedTowers(TwoTowers):
         if world_size() > 1 and not isinstance(self.model, FSDPModule):
             split(self.model, self.device_mesh["data_parallel"])
             split(self.second, self.device_mesh["data_parallel"])
+
+
+class TensorParallel(Module):
+    """Each process has some of the heads of each layer."""
+
+    def configure_model(self) -> None:
+        if world_size() == 1:
+            return
+        plan = dict.fromkeys(("query", "key", "value"), ColwiseParallel())
+        for layer in self.model.bert.encoder.layer:  # type: ignore[union-attr]
+            attention = layer.attention
+            own = {f"self.{name}": style for name, style in plan.items()}
+            parallelize_module(
+                attention, self.device_mesh["tensor_parallel"], {**own, "output.dense": RowwiseParallel()}
+            )
+
+
+class BothParallel(TensorParallel):
+    """The same, sharded by ``fully_shard`` as well."""
+
+    def configure_model(self) -> None:
+        super().configure_model()
+        if world_size() > 1:
+            split(self.model, self.device_mesh["data_parallel"])
+
+
+def in_parallel(
+    directory: Path, build: Callable[[], Module] = TensorParallel, **arguments: Any
+) -> dict[str, Any]:
+    """A fit whose heads are split over processes, which all have the same sequences."""
+    parallel: dict[str, Any] = {}
+    if world_size() > 1:
+        sizes = {"data_parallel_size": 1, "tensor_parallel_size": world_size()}
+        parallel["strategy"] = ModelParallelStrategy(**sizes, process_group_backend="gloo")  # type: ignore[arg-type]
+    monitor = GeometryMonitor(2, metrics=METRICS, **arguments)
+    with patch.object(ranks, "batches", lambda count, seed: DataLoader(sequences(count, seed=seed), 8)):  # type: ignore[arg-type]
+        return fit(directory, monitor, build(), validate=True, **parallel)
 
 
 def options() -> dict[str, Any]:
@@ -212,6 +250,9 @@ SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "costs": costs,
     "layers": lambda d: sharded(d, layers=[1]),
     "given": given,
+    "tensor_parallel": in_parallel,
+    "both_parallel": lambda d: in_parallel(d, BothParallel),
+    "tensor_parallel_batch": lambda d: in_parallel(d, source="batch"),
     "scheduled": scheduled,
 }
 

@@ -103,7 +103,7 @@ def unreplayable(root: nn.Module, models: Iterable[nn.Module]) -> str:
         return named
     gathered = {id(p) for module in sharded_modules(root) for p in module.parameters()}
     if any(is_distributed_tensor(p) and id(p) not in gathered for p in root.parameters()):
-        return "tensor parallelism"
+        return "DTensor parameters"
     if any(map(_outside_of_gathering, models)):
         return "`fully_shard` of a module around it"
     return ""

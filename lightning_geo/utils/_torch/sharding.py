@@ -12,6 +12,7 @@ __all__ = [
     "choose_sharding_roots",
     "foreign_sharding",
     "is_distributed_tensor",
+    "is_split_for_good",
     "keep_uses",
     "run_sharding_hooks",
     "sharded_modules",
@@ -42,19 +43,29 @@ def is_distributed_tensor(tensor: Tensor) -> bool:
 def foreign_sharding(root: nn.Module) -> str:
     """Name what else splits the parameters of a module over processes; empty if nothing does.
 
-    Relies on the name ``FullyShardedDataParallel``, on DeepSpeed's ``ds_id``, and for ``fully_shard`` with
-    tensor parallelism on ``FSDPParamGroup.mesh_info`` and ``DTensor.device_mesh``; checked on torch 2.13.0.
+    Relies on the name ``FullyShardedDataParallel`` and on DeepSpeed's ``ds_id``; checked on torch 2.13.0.
     """
     if any(type(module).__name__ == "FullyShardedDataParallel" for module in root.modules()):
         return "FullyShardedDataParallel"
-    if any(hasattr(parameter, "ds_id") for parameter in root.parameters()):
-        return "DeepSpeed"
+    return "DeepSpeed" if any(hasattr(parameter, "ds_id") for parameter in root.parameters()) else ""
+
+
+def is_split_for_good(root: nn.Module) -> bool:
+    """Whether a forward pass computes with parts of parameters, as in tensor parallelism.
+
+    Relies on the placements of DTensors, of which ``fully_shard`` puts its own first, and on
+    ``FSDPState._fsdp_param_groups`` and ``FSDPParamGroup.mesh_info``; checked on torch 2.13.0.
+    """
+    own: dict[int, int] = {}
     for module in sharded_modules(root):
-        for group in getattr(module._get_fsdp_state(), "_fsdp_param_groups", []):  # type: ignore[operator]
-            own = group.mesh_info.mesh.ndim
-            if any(param.sharded_param.device_mesh.ndim > own for param in group.fsdp_params):
-                return "tensor parallelism"
-    return ""
+        for group in module._get_fsdp_state()._fsdp_param_groups:  # type: ignore[operator]
+            own |= {id(param.sharded_param): group.mesh_info.mesh.ndim for param in group.fsdp_params}
+    split = (p for p in root.parameters() if is_distributed_tensor(p))
+    return any(
+        placement.is_shard()
+        for p in split
+        for placement in p.placements[own.get(id(p), 0) :]  # type: ignore[attr-defined]
+    )
 
 
 def choose_sharding_roots(root: nn.Module) -> None:
