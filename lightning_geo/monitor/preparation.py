@@ -25,7 +25,7 @@ __all__ = ["Preparation"]
 
 #: Why there are no samples under tensor parallelism.
 _HEADS_SPLIT = (
-    "tensor parallelism splits layers over ranks, each of which would pass its heads for all of them. Monitor "
+    "tensor parallelism splits layers over ranks, each of which would pass its heads for all. Monitor "
     "a run without it, or measure a checkpoint on one device with `measure`"
 )
 

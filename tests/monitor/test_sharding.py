@@ -36,9 +36,21 @@ FAILING = {
 }
 #: Where each rank has some of the heads.
 SPLIT = ("tensor_parallel", "tensor_parallel_batch", "both_parallel")
+#: Where each rank has a part of each sequence.
+PART = ("contextual", "contextual_batch")
 #: What is read from parameters outside of a forward pass, or with a backward pass.
 ABSENT = ("importance", "update_size", "unchanged_share", "bf16_share", "weight_similarity")
-OTHERS = ["weighed", "unmonitored", "unhindered", "poisoned", "scheduled", "costs", *SPLIT]
+OTHERS = [
+    "weighed",
+    "unmonitored",
+    "unhindered",
+    "poisoned",
+    "scheduled",
+    "costs",
+    *SPLIT,
+    "contextual",
+    "contextual_batch",
+]
 
 
 def start(directory: Path, world: int, scenarios: list[str]) -> None:
@@ -194,4 +206,14 @@ def test_heads_of_one_rank_do_not_pass_for_those_of_all(directory: Path, scenari
         assert result["records"] == []
     (warning,) = first["warnings"]
     assert "nothing is measured: LookupError: tensor parallelism splits layers" in warning
+    assert second["warnings"] == []
+
+
+@pytest.mark.parametrize("scenario", PART)
+def test_part_of_a_sequence_does_not_pass_for_all_of_it(directory: Path, scenario: str) -> None:
+    first, second = results(directory, scenario)
+    for result in (first, second):
+        assert result["steps"] == 6
+        assert result["records"] == []
+    assert any("attend to keys on other ranks (context parallelism" in said for said in first["warnings"])
     assert second["warnings"] == []

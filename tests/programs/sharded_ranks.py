@@ -16,8 +16,11 @@ import torch
 import torch.distributed as dist
 from pytorch_lightning.strategies import ModelParallelStrategy
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
+from torch.distributed.tensor.experimental import context_parallel
+from torch.distributed.tensor.experimental._context_parallel import _attention
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
@@ -230,6 +233,27 @@ def costs(directory: Path) -> dict[str, Any]:
     return result | {"sent": (sent.counts, sent.sizes), "peaks": peaks, "left": left, "sizes": sizes}
 
 
+def contextual(directory: Path, **arguments: Any) -> dict[str, Any]:
+    """Each process has half of each sequence, and attends to the keys of both."""
+
+    class Contextual(Module):
+        def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+            with context_parallel(self.mesh, buffers=[torch.zeros(8)], buffer_seq_dims=[0]):
+                return super().training_step(batch, batch_idx)
+
+    module = Contextual()
+    module.mesh = init_device_mesh("cpu", (world_size(),))
+    with patch.object(_attention, "_distribute_function", unchanged):
+        return fit(directory, GeometryMonitor(2, metrics=METRICS, **arguments), module)
+
+
+def unchanged(function: Any, owner: Any, *_: Any) -> None:
+    """Replace a function by one that does the same: ring attention needs an accelerator."""
+    wrapper = lambda *args, **kwargs: function(*args, **kwargs)  # noqa: E731
+    _attention._replaced_functions[wrapper] = (function.__name__, function)
+    setattr(owner, function.__name__, wrapper)
+
+
 SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "sharded": sharded,
     "unmonitored": unmonitored,
@@ -251,6 +275,8 @@ SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "layers": lambda d: sharded(d, layers=[1]),
     "given": given,
     "tensor_parallel": in_parallel,
+    "contextual": contextual,
+    "contextual_batch": lambda d: contextual(d, source="batch"),
     "both_parallel": lambda d: in_parallel(d, BothParallel),
     "tensor_parallel_batch": lambda d: in_parallel(d, source="batch"),
     "scheduled": scheduled,

@@ -55,6 +55,7 @@ from lightning_geo.utils._torch.script import (
 from lightning_geo.utils._torch.sharding import (
     choose_sharding_roots,
     foreign_sharding,
+    in_context_parallel,
     is_distributed_tensor,
     is_split_for_good,
     keep_uses,
@@ -86,6 +87,7 @@ __all__ = [
     "global_forward_hooks",
     "identity_of",
     "in_backward",
+    "in_context_parallel",
     "innermost_function_mode",
     "is_compiled_frame",
     "is_compiled_function",

@@ -6,11 +6,13 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 __all__ = [
     "choose_sharding_roots",
     "foreign_sharding",
+    "in_context_parallel",
     "is_distributed_tensor",
     "is_split_for_good",
     "keep_uses",
@@ -20,6 +22,9 @@ __all__ = [
 
 #: Packages of the hooks that gather the parameters of a module, and free them. Checked on torch 2.13.0.
 _GATHERING = ("torch.distributed.fsdp", "torch.distributed._composable")
+
+#: Modules of ``context_parallel``; older versions of torch have the second one.
+_CONTEXT_PARALLEL = ("_context_parallel._attention", "_attention")
 
 
 def sharded_modules(root: nn.Module) -> list[nn.Module]:
@@ -48,6 +53,15 @@ def foreign_sharding(root: nn.Module) -> str:
     if any(type(module).__name__ == "FullyShardedDataParallel" for module in root.modules()):
         return "FullyShardedDataParallel"
     return "DeepSpeed" if any(hasattr(parameter, "ds_id") for parameter in root.parameters()) else ""
+
+
+def in_context_parallel() -> bool:
+    """Whether attention computes with the keys of other processes, as inside ``context_parallel``.
+
+    Relies on ``_replaced_functions`` of the module of ``context_parallel``; checked on torch 2.13.0.
+    """
+    modules = (sys.modules.get(f"torch.distributed.tensor.experimental.{name}") for name in _CONTEXT_PARALLEL)
+    return any(F.scaled_dot_product_attention in getattr(m, "_replaced_functions", ()) for m in modules)
 
 
 def is_split_for_good(root: nn.Module) -> bool:
