@@ -7,17 +7,27 @@ import copy
 
 import torch
 
+from lightning_geo.metrics.registry import reads_of
 from lightning_geo.monitor.baseline import bases_of
 from lightning_geo.monitor.host import Host
 from lightning_geo.monitor.sampler import Sampler
 from lightning_geo.monitor.samples import Samples
 from lightning_geo.monitor.settings import Settings
 from lightning_geo.observe.module_selection import ITSELF, candidates, check_layers
-from lightning_geo.utils.errors import call_all
-from lightning_geo.utils.ranks import failure_of_any_rank, on_all_ranks
+from lightning_geo.observe.replay.gathering import unreplayable
+from lightning_geo.utils._torch import choose_sharding_roots, is_split_for_good, sharded_modules
+from lightning_geo.utils.errors import ArgumentError, call_all
+from lightning_geo.utils.formatting import some
+from lightning_geo.utils.ranks import everyones, failure_of_any_rank, on_all_ranks
 from lightning_geo.utils.warn_once import WarnOnce
 
 __all__ = ["Preparation"]
+
+#: Why there are no samples under tensor parallelism.
+_HEADS_SPLIT = (
+    "tensor parallelism splits layers over ranks, each of which would pass its heads for all. Monitor "
+    "a run without it, or measure a checkpoint on one device with `measure`"
+)
 
 
 class Preparation:
@@ -50,12 +60,19 @@ class Preparation:
     def make_sampler(self, host: Host) -> None:
         """Check what can be checked before anything runs; from here on the module is complete."""
         samples, settings = self._samples, self._settings
-        root, sharded = host.module, host.sharded
-        samples.replays = settings.source == "probe" and not sharded
-        if settings.source == "probe" and sharded:
-            self._warn_once.warn(f'{sharded} cannot replay an inner module: `source="batch"` is used')
+        root = host.module
         named = host.has_steps or settings.module is not None
         models = candidates(root, settings.module) if named else {ITSELF: root}
+        sharded = host.sharded or unreplayable(root, models.values())
+        samples.replays = settings.source == "probe" and not sharded
+        heads_split = is_split_for_good(root)
+        if settings.source == "probe" and sharded and not heads_split:
+            self._warn_once.warn(f'no model can be replayed under {sharded}: `source="batch"` is used')
+        updates = [name for name in settings.metrics if any("drawn" in part for part in reads_of(name))]
+        if updates and sharded_modules(root):
+            self._warn_once.warn(
+                f"{some(updates)}: absent, since each rank has a part of the parameters only"
+            )
         check_layers(settings.layers, root, *models.values())
         sampler, failure = None, None
         try:
@@ -70,6 +87,9 @@ class Preparation:
             self._warn_once.report("the models cannot be observed", failure_of_any_rank(failure))
         samples.sampler = sampler
         self.take_state()
+        if heads_split:
+            self._warn_once.report("nothing is measured", LookupError(_HEADS_SPLIT))
+            samples.sampler = None
         self._sealed = host.sealed
         if self._sealed and not samples.replays:
             self._warn_once.report("nothing can be observed", LookupError(self._sealed))
@@ -106,6 +126,8 @@ class Preparation:
             step: Optimizer steps taken so far.
         """
         samples = self._samples
+        if samples.replays:
+            choose_sharding_roots(host.module)
         self._take_given()
         self.try_layers()
         if not self._sealed:
@@ -130,7 +152,11 @@ class Preparation:
             failure = error
         if not on_all_ranks(failure is None, samples.sampler.observed.device):
             samples.inputs.probe = None
-            self._warn_once.report("the given probe cannot be used", failure_of_any_rank(failure))
+            failure = failure_of_any_rank(failure)
+            if not all(everyones(isinstance(failure, ArgumentError))):
+                # an argument's error ends the run: on all ranks or on none
+                failure = RuntimeError(f"{type(failure).__name__}: {failure}")
+            self._warn_once.report("the given probe cannot be used", failure)
 
     def _start_recording(self) -> None:
         samples = self._samples

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_geo.measurement.importance import LossFunction, importances
+from lightning_geo.measurement.importance import LossFunction, NoImportanceError, importances
 from lightning_geo.measurement.sample import Measurement
+from lightning_geo.monitor.joint_replay import run_together
 from lightning_geo.monitor.observed_models import ObservedModels
 from lightning_geo.monitor.open_sample import OpenSample
 from lightning_geo.observe.module_selection import ITSELF
@@ -19,9 +20,10 @@ from lightning_geo.observe.replay.dependence import Dependence
 from lightning_geo.observe.replay.replica import Replica
 from lightning_geo.observe.replay.undisturbed import Call, RandomState
 from lightning_geo.probe.call import ProbeCall
-from lightning_geo.probe.division import divides
+from lightning_geo.probe.division import divides, surely_divides
 from lightning_geo.probe.probe import Share
 from lightning_geo.utils.errors import let_go
+from lightning_geo.utils.ranks import failure_of_any_rank, on_all_ranks
 from lightning_geo.utils.warn_once import WarnOnce
 
 __all__ = ["Calls", "Context", "ProbeReplay"]
@@ -31,6 +33,9 @@ Context = Callable[[], AbstractContextManager[object]]
 #: Calls; where random numbers start in each, a seed or an earlier state; how many sequences have their
 #: single scores measured, None where the whole sample has a number of them.
 Calls = Sequence[tuple[Call, int | RandomState, int | None]]
+
+#: Why there is no importance on the probe.
+_SPLIT = 'ranks have parts of the parameters only. `source="batch"` takes the backward of training'
 
 
 class ProbeReplay:
@@ -98,37 +103,86 @@ class ProbeReplay:
         """Explain why models have no recorded call."""
         return self._observed.because(reasons)
 
+    @property
+    def together(self) -> bool:
+        """Whether ranks replay in step, because each of them has a part of the parameters only."""
+        return any(replica.gathering is not None for replica in self._everyone())
+
     def replay(
-        self, share: Share, metrics: tuple[str, ...], unrecorded: Mapping[str, str] | None = None
+        self,
+        share: Share | None,
+        metrics: tuple[str, ...],
+        unrecorded: Mapping[str, str] | None = None,
+        failure: Exception | None = None,
     ) -> Exception | None:
         """Measure the models on recorded calls; returns what went wrong.
 
+        Where parameters are split over ranks, all ranks call this at the same time. They agree first that
+        each of them is able to; then all make the same number of calls, with the same collectives in them,
+        whatever fails on one of them (see :class:`.Gathering`).
+
         Args:
-            share: On the models' device.
-            metrics: Stored names of those that are due.
+            share: On the models' device; None after a failure.
+            metrics: Stored names of those that are due; without any it is a trial, of which all ranks return
+                a failure if one of them has it.
             unrecorded: Models without a recorded call -> why.
+            failure: What went wrong on this rank before.
         """
+        measurement = None
+        try:
+            if failure is None and share is not None:
+                measurement = self._begin(share, metrics, dict(unrecorded or {}))
+        except Exception as error:
+            failure = let_go(error)
+        together = self.together
+        if together and not on_all_ranks(failure is None, self.device):
+            return failure_of_any_rank(failure)
+        if failure is not None or measurement is None or share is None:
+            return failure
+        try:
+            failure = (self._run_together if together else self._run_share)(measurement, share)
+        except Exception as error:
+            failure = let_go(error)
+        failure = failure or self._sample.failure_in(measurement)
+        if together and not metrics and not on_all_ranks(failure is None, self.device):
+            return failure_of_any_rank(failure)
+        return failure
+
+    def _begin(self, share: Share, metrics: tuple[str, ...], lacking: dict[str, str]) -> Measurement:
         sample = self._sample
         sample.due, sample.replayed = metrics, True
-        self._lacking = dict(unrecorded or {})
-        try:
-            measurement = sample.measurement = sample.begin()
-            recorded_calls = (*share.uncounted, *share.calls)
-            # a call of the LightningModule shows them all
-            outside = any(recorded.call.method for recorded in recorded_calls)
-            sample.unrecorded = {} if outside else self._lacking
-            self._called = {recorded.model for recorded in recorded_calls if not recorded.call.method}
-            for calls in (share.uncounted, share.calls):
-                measurement.discard_values()
-                for name in self.models:
-                    own_calls = [r for r in calls if r.model == name and not r.call.method]
-                    self.run(measurement, [name], _replayed(own_calls))
-                self._replay_outside(measurement, _replayed(r for r in calls if r.call.method))
-            if sample.weighs_heads:
-                self._add_importance(measurement, share)
-        except Exception as error:
-            return let_go(error)
-        return sample.failure_in(measurement)
+        self._lacking = lacking
+        measurement = sample.measurement = sample.begin()
+        recorded_calls = (*share.uncounted, *share.calls)
+        # a call of the LightningModule shows them all
+        outside = any(recorded.call.method for recorded in recorded_calls)
+        sample.unrecorded = {} if outside else self._lacking
+        self._called = {recorded.model for recorded in recorded_calls if not recorded.call.method}
+        return measurement
+
+    def _run_share(self, measurement: Measurement, share: Share) -> None:
+        for calls in (share.uncounted, share.calls):
+            measurement.discard_values()
+            for name in self.models:
+                own_calls = [r for r in calls if r.model == name and not r.call.method]
+                self.run(measurement, [name], _replayed(own_calls))
+            self._replay_outside(measurement, _replayed(r for r in calls if r.call.method))
+        if self._sample.weighs_heads:
+            self._add_importance(measurement, share)
+
+    def _run_together(self, measurement: Measurement, share: Share) -> Exception | None:
+        def measure(recorded: ProbeCall) -> None:
+            self.run(measurement, self._shown_by(recorded), _replayed([recorded]))
+
+        failure = run_together(
+            share, measurement.discard_values, measure, self._stand_in, self._forward_context
+        )
+        if failure is None and self._sample.weighs_heads:
+            self._sample.importance_failures = {}
+            for name in filter(measurement.measures, self.models):
+                self._sample.importance_failures[name] = NoImportanceError(_SPLIT)
+                measurement.add_importance([], self.device, name)
+        return failure
 
     def _replay_outside(self, measurement: Measurement, calls: Calls) -> None:
         """Run the LightningModule's calls; until models are chosen a step that needs its trainer may fail."""
@@ -167,6 +221,8 @@ class ProbeReplay:
 
     def divides(self, recorded: ProbeCall) -> bool:
         """Whether the first axis of a call holds sequences; see :mod:`~lightning_geo.probe.division`."""
+        if self.together:  # ranks have recorded calls of their own: a trial would be on one of them alone
+            return surely_divides(recorded)
         call = recorded.to(self.device)
         return divides(self._stand_in(call.call, call.model), call, self._forward_context)
 

@@ -97,15 +97,18 @@ class Samples:
         assert self.sampler is not None
         self.delivery.flush()
         watch = Stopwatch()
-        error: Exception | None
+        share, error, due = None, None, tuple[str, ...]()
         with watch.running():
             try:
                 share = self.inputs.share(self.sampler.observed.device)
                 due = self.due_metrics(final=final)
                 kept = self._settings.patterns and rank() == 0  # whose share begins with the first sequence
                 self.sampler.sample.patterns = kept and self.sinks.keeps_pictures(step, final=final)
-                error = self.sampler.on_probe.replay(share, due, self.inputs.unrecorded)
             except Exception as failure:  # the other ranks wait all the same
+                error = failure
+            try:
+                error = self.sampler.on_probe.replay(share, due, self.inputs.unrecorded, error)
+            except Exception as failure:
                 error = failure
         self.conclude(host, step, error, lambda: watch.seconds, final=final)
         if self.sampler is not None:

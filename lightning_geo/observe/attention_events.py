@@ -26,6 +26,7 @@ from lightning_geo.observe.layers.module_stack import ModuleStack
 from lightning_geo.observe.observer import Observer
 from lightning_geo.observe.own_work import OwnWork
 from lightning_geo.observe.packed.documents import PackedCallError
+from lightning_geo.utils._torch import in_context_parallel, is_distributed_tensor
 
 __all__ = ["Asked", "AttentionEvents"]
 
@@ -33,6 +34,9 @@ __all__ = ["Asked", "AttentionEvents"]
 Asked = Callable[[CallKey | str], bool]
 
 _CHANNELS = "it attends between channels, not between tokens, where these metrics are undefined"
+_ELSEWHERE = (
+    "its queries attend to keys on other ranks (context parallelism, DTensors), which are not seen here"
+)
 _SCRIPTED = (
     "its module is TorchScript, which hides the attention inside. Observe the model before `torch.jit.script`"
 )
@@ -156,6 +160,9 @@ class AttentionEvents:
     def _see(self, held: Held) -> None:
         """Show a computed attention, or hold it until the other parts of the same attention are computed."""
         call, frames = held.call, self.stack.frames
+        if in_context_parallel() or (call.query is not None and is_distributed_tensor(call.query)):
+            self.leave_out(_ELSEWHERE, held.module)
+            return
         self.evidence.place(held, self.stack)
         if between_channels(call, tokens_in(frames)):
             self.leave_out(_CHANNELS, held.module)

@@ -37,8 +37,14 @@ class Candidates(Protocol):
     def divides(self, recorded: ProbeCall) -> bool:
         """Whether the first axis of a call holds sequences."""
 
-    def replay(self, share: Share, metrics: tuple[str, ...]) -> Exception | None:
-        """Replay recorded calls; returns the error if one fails."""
+    def replay(
+        self,
+        share: Share | None,
+        metrics: tuple[str, ...],
+        unrecorded: Mapping[str, str] | None = None,
+        failure: Exception | None = None,
+    ) -> Exception | None:
+        """Replay recorded calls; returns the error if one fails, or if there was one before."""
 
     def because(self, reasons: Mapping[str, str]) -> str:
         """Explain why models have no recorded call."""

@@ -11,10 +11,16 @@ from lightning_geo.observe.replay.replica import Replica
 from lightning_geo.observe.replay.undisturbed import Call
 from lightning_geo.probe.call import ProbeCall
 
-__all__ = ["divides"]
+__all__ = ["divides", "surely_divides"]
 
 #: Names of arguments whose first axis always holds sequences.
 _BATCH_FIRST = ("input_ids", "attention_mask", "pixel_values", "inputs_embeds")
+
+
+def surely_divides(recorded: ProbeCall) -> bool:
+    """Whether a call's first axis holds sequences by the names of its arguments, or has one entry."""
+    named = [recorded.call.kwargs, *(x for x in recorded.call.args if isinstance(x, dict))]
+    return recorded.rows < 2 or any(name in place for place in named for name in _BATCH_FIRST)
 
 
 def divides(
@@ -30,8 +36,7 @@ def divides(
         context: Returns the context of the training precision.
     """
     call, rows = recorded.call, recorded.rows
-    named = [call.kwargs, *(x for x in call.args if isinstance(x, dict))]
-    if rows < 2 or any(name in place for place in named for name in _BATCH_FIRST):
+    if surely_divides(recorded):
         return True
     try:
         replica.try_out(call.run, context)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -31,15 +32,18 @@ class Share:
         calls: The rank's own calls.
         uncounted: One call of each kind that the rank lacks, run but not counted: ranks can merge results
             only if they have the same layers.
+        rounds: By kind, in the order of the probe, how many calls the rank with most of them has: uncounted
+            ones and its own. Empty where all ranks have the same calls.
     """
 
     calls: list[ProbeCall]
     uncounted: list[ProbeCall] = field(default_factory=list)
+    rounds: dict[tuple[object, ...], tuple[int, int]] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> Share:
         """Move its tensors."""
         calls, uncounted = ([c.to(device) for c in some] for some in (self.calls, self.uncounted))
-        return Share(calls, uncounted)
+        return Share(calls, uncounted, self.rounds)
 
 
 class Probe:
@@ -67,24 +71,43 @@ class Probe:
 
         A call that cannot be divided counts as one.
         """
-        own: list[ProbeCall] = []
-        others: list[ProbeCall] = []
+        own, uncounted = self._dealt(rank, world_size)
+        calls = [
+            call if rows is None else replace(call.take(rows), scored=call.scored_in(rows))
+            for call, rows in own
+        ]
+        first = [replace(call.take(slice(1)), scored=0) for call in uncounted]
+        return Share(calls, first, self._rounds(world_size))
+
+    def _dealt(self, rank: int, size: int) -> tuple[list[tuple[ProbeCall, slice | None]], list[ProbeCall]]:
+        """Return a rank's calls, with their parts or None for all of them, and those that it lacks."""
+        own: list[tuple[ProbeCall, slice | None]] = []
+        others: dict[tuple[object, ...], ProbeCall] = {}
         dealt: dict[str, int] = {}
         for call in self.calls:
             before = dealt.get(call.model, 0)
             dealt[call.model] = before + (call.rows if call.divisible else 1)
-            first = (rank - before) % world_size
+            first = (rank - before) % size
             if call.divisible and call.rows > first:
-                rows = slice(first, None, world_size)
-                own.append(call if world_size == 1 else replace(call.take(rows), scored=call.scored_in(rows)))
+                own.append((call, None if size == 1 else slice(first, None, size)))
             elif not call.divisible and first == 0:
-                own.append(call)
+                own.append((call, None))
             else:
-                others.append(replace(call.take(slice(1)), scored=0))
-        missing = {call.kind: call for call in others}
-        for call in own:
-            missing.pop(call.kind, None)
-        return Share(own, list(missing.values()))
+                others[call.kind] = call
+        for call, _ in own:
+            others.pop(call.kind, None)
+        return own, list(others.values())
+
+    def _rounds(self, size: int) -> dict[tuple[object, ...], tuple[int, int]]:
+        rounds = {call.kind: (0, 0) for call in self.calls}
+        for rank in range(size):
+            own, uncounted = self._dealt(rank, size)
+            counts = Counter(call.kind for call in uncounted), Counter(call.kind for call, _ in own)
+            rounds = {
+                kind: (max(most[0], counts[0][kind]), max(most[1], counts[1][kind]))
+                for kind, most in rounds.items()
+            }
+        return rounds
 
     def only(self, models: Iterable[str]) -> Probe:
         """Return a probe with the calls of these models; itself if there are no others."""

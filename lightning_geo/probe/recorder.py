@@ -16,9 +16,19 @@ from lightning_geo.observe.replay.undisturbed import replay_depth
 from lightning_geo.probe.call import ProbeCall
 from lightning_geo.probe.limits import within
 from lightning_geo.probe.probe import kept_call
+from lightning_geo.utils._torch import in_context_parallel
 from lightning_geo.utils.cuda_graphs import CaptureError, is_capturing
+from lightning_geo.utils.errors import GeometryError
 
 __all__ = ["CallRecorder"]
+
+
+class ContextParallelError(GeometryError, RuntimeError):
+    """A call has a part of its sequences."""
+
+    def __init__(self) -> None:
+        super().__init__("`context_parallel` split its sequences over ranks, which a replay does not")
+
 
 #: A candidate's name and "", or a method of the LightningModule.
 _Key = tuple[str, str]
@@ -53,6 +63,8 @@ class CallRecorder:
         self._whole: dict[_Key, list[ProbeCall]] = {}
         self._kept: dict[_Key, list[ProbeCall]] = {}
         self._dependent: set[_Key] = set()
+        #: whether calls had parts of sequences: in a replay of the step, ranks would wait for each other's
+        self._split = False
         #: prefix -> why the model's calls were skipped
         self.passed_over: dict[str, str] = {}
         #: why the LightningModule's own calls were skipped
@@ -119,6 +131,9 @@ class CallRecorder:
         try:
             if is_capturing():  # copies would become part of the graph
                 raise CaptureError
+            if in_context_parallel():
+                self._split = True
+                raise ContextParallelError
             # The sanity check passes inference tensors, which a later forward pass could not use: copy them
             # as normal tensors.
             with torch.inference_mode(False), torch.no_grad():
@@ -153,6 +168,8 @@ class CallRecorder:
         Args:
             divides: Tests on the model whether a call's first axis holds sequences.
         """
+        if self._split:
+            return []
         keys: list[_Key] = [(n, m) for n, m in self._kept if not m and (n, m) not in self._dependent]
         lacking = any(not method for _, method in self._dependent)
         lacking = lacking or any((name, "") not in self._kept for name in self.passed_over)

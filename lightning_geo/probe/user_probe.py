@@ -30,15 +30,23 @@ def given_probe(given: Any, size: int, tokens: int | None, candidates: Candidate
         ArgumentError: If no candidate accepts them.
     """
     calls = _calls(given, size, tokens, candidates)
-    reasons = []
+    reasons, unprepared = [], None
     for name in candidates.models:
-        recorded = [ProbeCall.of(name, call) for call in calls]
-        probe = Probe([c if not c.divisible or candidates.divides(c) else c.whole() for c in recorded])
-        failure = candidates.replay(Share(probe.calls).to(candidates.device), ())
-        if failure is None:
+        probe, share, failure = None, None, None
+        try:
+            recorded = [ProbeCall.of(name, call) for call in calls]
+            probe = Probe([c if not c.divisible or candidates.divides(c) else c.whole() for c in recorded])
+            share = Share(probe.calls).to(candidates.device)
+        except Exception as error:  # ranks that replay together wait for this one
+            failure = error
+        unprepared = unprepared or failure
+        failure = candidates.replay(share, (), failure=failure)
+        if failure is None and probe is not None:
             return probe
         named = name_of(name, candidates.models[name])
         reasons.append(f"{named}: {type(failure).__name__}: {failure}")
+    if unprepared is not None:
+        raise unprepared
     raise ArgumentError(
         "Expected `probe` to be inputs that the observed model takes (a mapping is keyword arguments, a "
         f"tuple positional ones, a tensor the one argument) but every candidate failed. {' | '.join(reasons)}"

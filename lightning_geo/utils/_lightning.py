@@ -106,12 +106,13 @@ def state_key(callback: Any, name: str) -> str:
 
 
 def is_sharded(trainer: Any) -> bool:
-    """Whether parameters are split over ranks, so that an inner module cannot be called on its own.
+    """Whether parameters are split over ranks in a way in which no inner module can be called on its own.
 
+    ``ModelParallelStrategy`` leaves it to the model, which ``fully_shard`` lets gather its own parameters.
     Relies on the names of Lightning's strategies, whose classes differ from package to package; checked on
     Lightning 2.6.6.
     """
-    return _has_strategy(trainer, "FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")
+    return _has_strategy(trainer, "FSDPStrategy", "DeepSpeedStrategy")
 
 
 def loss_factor(trainer: Any, loss: Tensor) -> Tensor | None:

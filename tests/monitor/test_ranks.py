@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lightning_geo import GeometryRecord
 from programs import ranks
+from support.same_records import assert_same, assert_same_patterns
 
 pytestmark = pytest.mark.slow
 
@@ -118,32 +118,6 @@ def results(directory: Path, scenario: str) -> list[dict[str, Any]]:
         with (directory / f"{scenario}.{rank}.pickle").open("rb") as file:
             found.append(pickle.load(file))
     return found
-
-
-def assert_same(one: GeometryRecord, other: GeometryRecord, tolerance: float) -> None:
-    for field in ("step", "epoch", "batches_seen", "probe_fingerprint", "model"):
-        assert getattr(one, field) == getattr(other, field)
-    names = one.keys()
-    assert other.keys() == names
-    for key in names:
-        # the angle between subspaces that hardly differ is the root of a small difference
-        slack = 5 if key.rpartition("/")[2].startswith(("drift", "velocity")) else 1
-        if key.rpartition("/")[2] in ("bf16_share", "unchanged_share") and tolerance:
-            slack = 100  # a sum of gradients that rounds otherwise moves a few of thousands of weights
-        pair = other[key], one[key]
-        if key.rpartition("/")[2].startswith("padding_visible"):  # a sequence alone is not padded
-            pair = np.nan_to_num(pair[0]), np.nan_to_num(pair[1])
-        np.testing.assert_allclose(*pair, tolerance, slack * tolerance, err_msg=key)
-
-
-def assert_same_patterns(one: GeometryRecord, other: GeometryRecord) -> None:
-    assert one.patterns.keys() == other.patterns.keys()
-    for stack, patterns in one.patterns.items():
-        theirs = other.patterns[stack]
-        assert theirs.tokens == patterns.tokens
-        assert (theirs.lengths == patterns.lengths).all()
-        apart = theirs.codes.astype(int) - patterns.codes  # a rounding of float32 may cross that to bytes
-        assert np.abs(apart).max() <= 1
 
 
 @pytest.mark.parametrize("scenario", SAME)
@@ -337,12 +311,3 @@ def test_a_finding_stops_all_ranks_and_is_told_on_rank_0(directory: Path) -> Non
     assert (first["told"], second["told"]) == (["seen"], [])
     assert first["steps"] == second["steps"] == 2  # found before step 1, which still ends
     assert first["kept"] == ["geometry-step=2.ckpt"]
-
-
-def test_sharded_parameters_switch_to_the_training_batch_and_say_so(directory: Path) -> None:
-    first, second = results(directory, "sharded")
-    assert any('`source="batch"` is used' in warning for warning in first["warnings"])
-    assert second["warnings"] == []
-    for result in (first, second):
-        assert all(record.probe_fingerprint == "" and "drift" not in record for record in result["records"])
-        assert all((record["importance"] > 0).all() for record in result["records"])

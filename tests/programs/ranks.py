@@ -286,14 +286,14 @@ class Sharded(Module):
 
 
 def sharded(directory: Path) -> dict[str, Any]:
+    """The training batch is observed: the probe under sharding is in :mod:`programs.sharded_ranks`."""
     options: dict[str, Any] = {}
     if world_size() > 1:
         options["strategy"] = ModelParallelStrategy(
             data_parallel_size=2, tensor_parallel_size=1, process_group_backend="gloo"
         )
-    source: Any = "probe" if world_size() > 1 else "batch"  # that the monitor does so by itself is the point
     metrics = ["entropy", "subspace", "importance"]
-    monitor = GeometryMonitor(2, metrics=metrics, source=source, importance_every_n_samples=1)
+    monitor = GeometryMonitor(2, metrics=metrics, source="batch", importance_every_n_samples=1)
     return fit(directory, monitor, Sharded(), **options)
 
 

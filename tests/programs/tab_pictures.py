@@ -1,13 +1,13 @@
-"""Makes pictures of the tab "Geometry" to look at: its first screen on three runs, and every view in each state.
+"""Makes pictures of the tab "Geometry" to look at: its first screen on three runs, every view in each state.
 
-``python tests/programs/tab_pictures.py --output DIR``. The runs are planted: in *collapsed* half the heads of two
-layers end at a single token, in *planted* ten of 1,024 do, *healthy* drifts as a fine-tuning does.
+``PYTHONPATH=tests python tests/programs/tab_pictures.py --output DIR``. The runs are planted: in *collapsed*
+half the heads of two layers end at a single token, in *planted* ten of 1,024 do, *healthy* drifts as a
+fine-tuning does.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,8 +19,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from playwright.sync_api import FrameLocator, Page, Route, expect
 from torch.utils.tensorboard import SummaryWriter
-
-sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 
 from lightning_geo.analysis.findings.builtin_rules import RULES
 from lightning_geo.analysis.findings.detector import Detector

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from lightning_geo.observe import name_of
 from lightning_geo.observe.replay.data_writes import DataReads, differing_parameters, equal_values
 from lightning_geo.observe.replay.entered import TREE, Entered
+from lightning_geo.observe.replay.gathering import Gathering
 from lightning_geo.observe.replay.torchscript import is_scripted
 from lightning_geo.observe.replay.twin import (
     foreign_among,
@@ -25,7 +26,12 @@ from lightning_geo.observe.replay.twin import (
     twin_of,
 )
 from lightning_geo.observe.replay.undisturbed import device_of, undisturbed
-from lightning_geo.utils._torch import filter_forward_hooks, global_forward_hooks, version_of
+from lightning_geo.utils._torch import (
+    filter_forward_hooks,
+    global_forward_hooks,
+    sharded_modules,
+    version_of,
+)
 from lightning_geo.utils.errors import GeometryError
 from lightning_geo.utils.formatting import some
 from lightning_geo.utils.warn_once import WarnOnce
@@ -43,6 +49,9 @@ class Replica:
     The first run is a trial on a copy that shares nothing. It shows which parameters the forward pass writes:
     later copies share all others.
 
+    A model that ``fully_shard`` split over ranks is replayed in place, because its own hooks gather its
+    parameters; see :class:`.Gathering`.
+
     Args:
         model: The model.
         name: The model's name.
@@ -53,8 +62,10 @@ class Replica:
         self._model = model
         self._name = name_of(name, model)
         self._warn_once = warn_once
+        #: gathers parameters that are split over ranks; None where each rank has them all
+        self.gathering = Gathering(model) if sharded_modules(model) else None
         #: whether replays run on a copy of the model
-        self._copies = True
+        self._copies = self.gathering is None
         #: names of parameters that its forward pass writes; None before the trial
         self._written: set[str] | None = None
         #: whether a copy is unchanged after a call, so that further calls may use it
@@ -91,6 +102,9 @@ class Replica:
         if self._written is not None:
             return
         self._warn_of_hooks()
+        if self.gathering is not None:  # a forward that writes parameters would write gathered copies
+            self._written = set()
+            return
         try:
             twin = twin_of(self.model, None if _has_room(self._model) else ())
             before, memory = _places(twin), _memory(twin)
@@ -174,6 +188,8 @@ class Replica:
                         filter_forward_hooks(module, _kept_hooks)
                     if is_lightning(module):
                         quiet(module)
+                if self.gathering is not None:
+                    trial.enter_context(self.gathering.forward())
                 yield
             self._written = changed if written is None else set(written)
         finally:

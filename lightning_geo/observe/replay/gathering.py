@@ -1,0 +1,135 @@
+"""The forward pass of a model whose parameters are split over processes, run by all of them together."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Hashable, Iterable, Iterator
+from typing import Any
+
+from torch import nn
+
+from lightning_geo.observe.replay.call_hooks import Fleeting
+from lightning_geo.utils._torch import (
+    foreign_sharding,
+    is_distributed_tensor,
+    keep_uses,
+    run_sharding_hooks,
+    sharded_modules,
+)
+
+__all__ = ["Gathering", "unreplayable"]
+
+
+class Gathering:
+    """Makes the same collectives in each forward pass of a model, on every rank.
+
+    ``fully_shard`` gathers a module's parameters before its forward, which each rank has to do at the same
+    time. A rank on which a forward pass ends early gathers what the others still do, in the same order, so
+    that none of them waits. It knows the order from an earlier pass; before the first, it is that of the
+    modules. A rank whose device or network fails inside a collective cannot do so: the others then wait for
+    the timeout of the process group, as in training.
+
+    Args:
+        model: The model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        #: forward passes that are complete, for the other ranks
+        self.forwards = 0
+        #: what the next passes are: those of one kind gather the same
+        self.kind: Hashable = None
+        #: by kind, the sharded modules in the order in which they start (True) and end
+        self._orders: dict[Hashable, list[tuple[nn.Module, bool]]] = {}
+
+    @contextlib.contextmanager
+    def forward(self) -> Iterator[None]:
+        """Run one forward pass inside; whatever happens, it is complete and nothing stays gathered after it.
+
+        Gathered parameters of a forward pass before are freed, too, so that modules hold the same parameters
+        before and after.
+        """
+        modules = sharded_modules(self._model)
+        free(modules)
+        forget, events = keep_uses(modules), list[tuple[nn.Module, bool]]()
+        handles = [m.register_forward_pre_hook(Fleeting(_noting(events, True))) for m in modules]
+        handles += [m.register_forward_hook(Fleeting(_noting(events, False))) for m in modules]
+        try:
+            yield
+            self._orders[self.kind] = events
+        except BaseException:
+            self._complete(events)
+            raise
+        finally:
+            for handle in handles:
+                handle.remove()
+            free(modules)
+            forget()
+            self.forwards += 1
+
+    def make_up(self) -> None:
+        """Gather what a forward pass gathers, without the pass."""
+        modules = sharded_modules(self._model)
+        free(modules)
+        forget = keep_uses(modules)
+        try:
+            self._complete([])
+        finally:
+            free(modules)
+            forget()
+            self.forwards += 1
+
+    def _complete(self, events: list[tuple[nn.Module, bool]]) -> None:
+        order = self._orders.get(self.kind) or list(_by_place(self._model, set()))
+        for module, before in order[len(events) :]:
+            run_sharding_hooks(module, before=before)
+
+
+def free(modules: list[nn.Module]) -> None:
+    """Let modules hold their own part of the parameters alone."""
+    for module in modules:
+        module.reshard()  # type: ignore[operator]
+
+
+def unreplayable(root: nn.Module, models: Iterable[nn.Module]) -> str:
+    """Return what splits parameters so that a model cannot be replayed; empty if each can.
+
+    Args:
+        root: The module that is trained.
+        models: Those in it that may be observed.
+    """
+    named = foreign_sharding(root)
+    if named:
+        return named
+    gathered = {id(p) for module in sharded_modules(root) for p in module.parameters()}
+    if any(is_distributed_tensor(p) and id(p) not in gathered for p in root.parameters()):
+        return "DTensor parameters"
+    if any(map(_outside_of_gathering, models)):
+        return "`fully_shard` of a module around it"
+    return ""
+
+
+def _outside_of_gathering(model: nn.Module) -> bool:
+    """Whether a parameter of a model is a part only, and no module inside the model gathers it."""
+    inside = {id(p) for module in sharded_modules(model) for p in module.parameters()}
+    return any(is_distributed_tensor(p) and id(p) not in inside for p in model.parameters())
+
+
+def _noting(events: list[tuple[nn.Module, bool]], before: bool) -> Any:
+    def note(module: nn.Module, *_: Any) -> None:
+        events.append((module, before))
+
+    return note
+
+
+def _by_place(module: nn.Module, visited: set[int]) -> Iterator[tuple[nn.Module, bool]]:
+    if id(module) in visited:
+        return
+    visited.add(id(module))
+    sharded = sharded_modules(module)[:1] == [module]
+    if sharded:
+        yield module, True
+    for child in module.children():
+        yield from _by_place(child, visited)
+    if sharded:
+        yield module, False

@@ -1,0 +1,219 @@
+"""Parameters that are split over processes: the probe gives the record of one process, and nobody waits."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from programs import sharded_ranks
+from support.same_records import assert_same, assert_same_patterns
+
+pytestmark = pytest.mark.slow
+
+SAME = ("sharded", "one_sequence", "towers", "layers", "given")
+#: The same with four processes, of which at least one has no share of the probe in the second.
+FOUR = ("sharded", "one_sequence", "unhindered", "fails_in_model")
+#: Rank 1 alone fails in the sample at step 2, or at step 0.
+FAILING = {
+    "fails_in_share": [0, 4, 6],
+    "fails_in_begin": [0, 4, 6],
+    "fails_in_observe": [0, 4, 6],
+    "fails_in_hook": [0, 4, 6],
+    "fails_in_block": [0, 4, 6],
+    "fails_in_packing": [0, 4, 6],
+    "fails_in_model": [0, 4, 6],
+    "fails_in_model_once": [0, 4, 6],
+    "fails_in_first_model": [2, 4, 6],
+}
+#: Where each rank has some of the heads.
+SPLIT = ("tensor_parallel", "tensor_parallel_batch", "both_parallel")
+#: Where each rank has a part of each sequence.
+PART = ("contextual", "contextual_batch")
+#: What is read from parameters outside of a forward pass, or with a backward pass.
+ABSENT = ("importance", "update_size", "unchanged_share", "bf16_share", "weight_similarity")
+OTHERS = [
+    "weighed",
+    "unmonitored",
+    "unhindered",
+    "poisoned",
+    "scheduled",
+    "costs",
+    *SPLIT,
+    "contextual",
+    "contextual_batch",
+]
+
+
+def start(directory: Path, world: int, scenarios: list[str]) -> None:
+    """Run scenarios in several processes."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "programs.sharded_ranks", str(directory), *scenarios]
+    processes = []
+    for rank in range(world):
+        environment = {
+            **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world),
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        }  # fmt: skip
+        with (directory / f"output.{rank}").open("wb") as output:
+            processes.append(subprocess.Popen(command, env=environment, stdout=output, stderr=output))
+    try:
+        codes = [process.wait(timeout=300) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert codes == [0] * world, "\n".join(path.read_text()[-3000:] for path in directory.glob("output.*"))
+
+
+def results(directory: Path, scenario: str) -> list[dict[str, Any]]:
+    """What each rank made of a scenario."""
+    paths = sorted(directory.glob(f"{scenario}.*.pickle"))
+    return [pickle.loads(path.read_bytes()) for path in paths]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where two processes have run all scenarios."""
+    directory = tmp_path_factory.mktemp("sharding")
+    start(directory, 2, [*SAME, *OTHERS, *FAILING])
+    return directory
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where four processes have run some scenarios."""
+    directory = tmp_path_factory.mktemp("sharding_of_four")
+    start(directory, 4, [*FOUR])
+    return directory
+
+
+def assert_as_one_process(scenario: str, directory: Path, tmp_path: Path) -> None:
+    one = sharded_ranks.run(scenario, tmp_path)
+    first, *others = results(directory, scenario)
+    assert [record.step for record in one["records"]] == [0, 2, 4, 6]
+    for index, (ours, theirs) in enumerate(zip(one["records"], first["records"], strict=True)):
+        assert any(name.rpartition("/")[2] == "drift.query" for name in theirs)
+        assert theirs.probe_fingerprint
+        assert_same(ours, theirs, 1e-5)
+        assert_same_patterns(ours, theirs)
+        for other in others:
+            assert_same(theirs, other["records"][index], 0.0)
+    assert all(result["warnings"] == [] for result in (first, *others))
+
+
+@pytest.mark.parametrize("scenario", SAME)
+def test_two_processes_record_what_one_does(directory: Path, tmp_path: Path, scenario: str) -> None:
+    assert_as_one_process(scenario, directory, tmp_path)
+
+
+@pytest.mark.parametrize("scenario", ["sharded", "one_sequence"])
+def test_four_processes_record_what_one_does(four: Path, tmp_path: Path, scenario: str) -> None:
+    assert_as_one_process(scenario, four, tmp_path)
+
+
+def test_one_of_four_that_fails_costs_all_of_them_that_sample_alone(four: Path) -> None:
+    for result, untouched in zip(results(four, "fails_in_model"), results(four, "unhindered"), strict=True):
+        assert [record.step for record in result["records"]] == [0, 4, 6]
+        assert result["loss"] == untouched["loss"]
+
+
+def test_a_sample_gathers_what_its_forward_passes_do_and_holds_no_more(directory: Path) -> None:
+    """Beside the agreement before, each call gathers all parameters once, at most one layer at a time."""
+    for result in results(directory, "costs"):
+        whole, *layers = result["sizes"]  # the whole model, and its layers
+        (_, calls, rounds), *_ = result["left"]
+        assert list(rounds.values()) == [(0, calls)]
+        counts, sizes = result["sent"]
+        assert counts == {"allreduce_": 1, "_allgather_base_": calls * (1 + len(layers))}
+        assert sizes == {"allreduce_": 8, "_allgather_base_": calls * 4 * whole}
+        assert result["peaks"][True] == whole - sum(layers) + max(layers) == result["peaks"][False]
+        assert all(gathered == 0 for gathered, *_ in result["left"])
+
+
+def test_weights_are_read_while_they_are_gathered_and_what_is_absent_is_said(
+    directory: Path, tmp_path: Path
+) -> None:
+    one = sharded_ranks.run("weighed", tmp_path)
+    first, second = results(directory, "weighed")
+    for ours, theirs, mirrored in zip(one["records"], first["records"], second["records"], strict=True):
+        assert set(theirs.keys()) == {name for name in ours if not name.rpartition("/")[2].startswith(ABSENT)}
+        for name in theirs:
+            np.testing.assert_allclose(theirs[name], ours[name], 1e-5, 1e-5, err_msg=name)
+            np.testing.assert_array_equal(theirs[name], mirrored[name])
+        assert ("weight_drift.query" in theirs) == (theirs.step in (0, 6))
+    updates, importance = first["warnings"]
+    assert "update_size, unchanged_share" in updates
+    assert "importance is absent: ranks have parts of the parameters only" in importance
+    assert second["warnings"] == []
+
+
+def test_training_is_the_same_to_the_bit_without_samples(directory: Path) -> None:
+    for ours, theirs in zip(results(directory, "sharded"), results(directory, "unmonitored"), strict=True):
+        assert ours["records"]
+        assert ours["loss"] == theirs["loss"]
+        assert ours["weights"].keys() == theirs["weights"].keys()
+        assert all(torch.equal(x, theirs["weights"][name]) for name, x in ours["weights"].items())
+
+
+@pytest.mark.parametrize("scenario", FAILING)
+def test_a_rank_that_fails_costs_all_ranks_that_sample_and_nothing_else(
+    directory: Path, scenario: str
+) -> None:
+    untouched = results(directory, "unhindered")
+    for rank, result in enumerate(results(directory, scenario)):
+        assert [record.step for record in result["records"]] == FAILING[scenario]
+        assert result["loss"] == untouched[rank]["loss"]
+        same = [torch.equal(x, untouched[rank]["weights"][name]) for name, x in result["weights"].items()]
+        assert all(same)
+        if rank == 0:
+            (warning,) = result["warnings"]
+            assert "another rank failed (rank 1: RuntimeError: injected)" in warning
+        else:
+            assert result["warnings"] == []
+
+
+def test_a_nan_on_one_rank_leaves_nobody_waiting(directory: Path) -> None:
+    first, second = results(directory, "poisoned")
+    assert [record.step for record in first["records"]] == [0, 2, 4, 6]
+    for ours, theirs in zip(first["records"], second["records"], strict=True):
+        assert_same(ours, theirs, 0.0)
+    assert all(np.isfinite(first["records"][i]["entropy"]).all() for i in (0, 2, 3))
+
+
+def test_a_schedule_that_differs_is_asked_on_rank_0_alone(directory: Path) -> None:
+    for result in results(directory, "scheduled"):
+        assert [record.step for record in result["records"]] == [0, 2, 4, 6]
+
+
+@pytest.mark.parametrize("scenario", SPLIT)
+def test_heads_of_one_rank_do_not_pass_for_those_of_all(directory: Path, scenario: str) -> None:
+    """Head 0 of one rank is another one than head 0 of the other: their mean would be a number of no head."""
+    first, second = results(directory, scenario)
+    for result in (first, second):
+        assert result["steps"] == 6
+        assert result["records"] == []
+    (warning,) = first["warnings"]
+    assert "nothing is measured: LookupError: tensor parallelism splits layers" in warning
+    assert second["warnings"] == []
+
+
+@pytest.mark.parametrize("scenario", PART)
+def test_part_of_a_sequence_does_not_pass_for_all_of_it(directory: Path, scenario: str) -> None:
+    first, second = results(directory, scenario)
+    for result in (first, second):
+        assert result["steps"] == 6
+        assert result["records"] == []
+    assert any("attend to keys on other ranks (context parallelism" in said for said in first["warnings"])
+    assert second["warnings"] == []

@@ -1,0 +1,300 @@
+"""Small fits whose parameters are split over processes; a program for each process, as :mod:`programs.ranks`.
+
+``python -m programs.sharded_ranks <directory> <scenario>...``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.distributed as dist
+from pytorch_lightning.strategies import ModelParallelStrategy
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
+from torch.distributed.tensor.experimental import context_parallel
+from torch.distributed.tensor.experimental._context_parallel import _attention
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import DataLoader
+
+from lightning_geo import GeometryMonitor
+from lightning_geo.measurement.sample import Measurement
+from lightning_geo.measurement.sample_statistics import SampleStatistics
+from lightning_geo.monitor.open_sample import OpenSample
+from lightning_geo.monitor.probe_replay import ProbeReplay
+from lightning_geo.probe.source import ProbeSource
+from programs import ranks
+from programs.ranks import Module, TwoTowers, failing, fit, rank, world_size
+from support.lit import sequences, trainer
+
+#: Families that need nothing but the forward pass.
+METRICS = ["entropy", "pattern", "cone", "subspace", "stream", "head"]
+
+
+def split(module: nn.Module, mesh: Any) -> None:
+    """Shard every layer of a BERT, and the rest of it."""
+    for layer in module.bert.encoder.layer:  # type: ignore[union-attr]
+        fully_shard(layer, mesh=mesh)
+    fully_shard(module, mesh=mesh)
+
+
+class Sharded(Module):
+    """Its parameters are split over all processes by ``fully_shard``."""
+
+    def configure_model(self) -> None:
+        if world_size() > 1 and not isinstance(self.model, FSDPModule):
+            split(self.model, self.device_mesh["data_parallel"])
+
+
+class ShardedTowers(TwoTowers):
+    """Two sharded models, of which some processes have no sequence of the second."""
+
+    def configure_model(self) -> None:
+        if world_size() > 1 and not isinstance(self.model, FSDPModule):
+            split(self.model, self.device_mesh["data_parallel"])
+            split(self.second, self.device_mesh["data_parallel"])
+
+
+class TensorParallel(Module):
+    """Each process has some of the heads of each layer."""
+
+    def configure_model(self) -> None:
+        if world_size() == 1:
+            return
+        plan = dict.fromkeys(("query", "key", "value"), ColwiseParallel())
+        for layer in self.model.bert.encoder.layer:  # type: ignore[union-attr]
+            attention = layer.attention
+            own = {f"self.{name}": style for name, style in plan.items()}
+            parallelize_module(
+                attention, self.device_mesh["tensor_parallel"], {**own, "output.dense": RowwiseParallel()}
+            )
+
+
+class BothParallel(TensorParallel):
+    """The same, sharded by ``fully_shard`` as well."""
+
+    def configure_model(self) -> None:
+        super().configure_model()
+        if world_size() > 1:
+            split(self.model, self.device_mesh["data_parallel"])
+
+
+def in_parallel(
+    directory: Path, build: Callable[[], Module] = TensorParallel, **arguments: Any
+) -> dict[str, Any]:
+    """A fit whose heads are split over processes, which all have the same sequences."""
+    parallel: dict[str, Any] = {}
+    if world_size() > 1:
+        sizes = {"data_parallel_size": 1, "tensor_parallel_size": world_size()}
+        parallel["strategy"] = ModelParallelStrategy(**sizes, process_group_backend="gloo")  # type: ignore[arg-type]
+    monitor = GeometryMonitor(2, metrics=METRICS, **arguments)
+    with patch.object(ranks, "batches", lambda count, seed: DataLoader(sequences(count, seed=seed), 8)):  # type: ignore[arg-type]
+        return fit(directory, monitor, build(), validate=True, **parallel)
+
+
+def options() -> dict[str, Any]:
+    """A strategy that shards over all processes."""
+    if world_size() == 1:
+        return {}
+    sizes = {"data_parallel_size": world_size(), "tensor_parallel_size": 1}
+    return {"strategy": ModelParallelStrategy(**sizes, process_group_backend="gloo")}  # type: ignore[arg-type]
+
+
+def weights_of(module: nn.Module) -> dict[str, Tensor]:
+    """All parameters, gathered."""
+    return {
+        name: (p.full_tensor() if hasattr(p, "full_tensor") else p).detach().clone()
+        for name, p in module.named_parameters()
+    }
+
+
+def sharded(directory: Path, build: Callable[[], Module] = Sharded, **arguments: Any) -> dict[str, Any]:
+    """A fit with a probe, and the parameters that it ends with."""
+    module = build()
+    monitor = GeometryMonitor(2, **{"metrics": METRICS, **arguments})
+    result = fit(directory, monitor, module, validate=True, **options())
+    return result | {"weights": weights_of(module)}
+
+
+def unmonitored(directory: Path) -> dict[str, Any]:
+    """The same fit without a monitor."""
+    module = Sharded()
+    parallel = {"devices": world_size(), "use_distributed_sampler": False} if world_size() > 1 else {}
+    runner = trainer(directory / f"rank_{rank()}", steps=6, **parallel, **options())
+    runner.fit(module, ranks.batches(64, 0), ranks.batches(32, 1))
+    return {"loss": [float(loss) for loss in module.losses], "weights": weights_of(module)}
+
+
+def injected(directory: Path, owner: Any, name: str, at: int = 2, times: int = 1_000) -> dict[str, Any]:
+    """Rank 1 alone fails in the sample of one step."""
+    now, left = 0, times
+
+    def fails(self: Any) -> bool:
+        nonlocal left
+        fits = rank() == 1 and now == at and not getattr(self, "training", False)
+        left -= fits
+        return fits and left >= 0
+
+    def proceed(step: int) -> None:
+        nonlocal now
+        now = step
+
+    with failing(owner, name, fails):
+        module = Sharded()
+        result = fit(directory, GeometryMonitor(2, metrics=METRICS), module, before=proceed, **options())
+    return result | {"weights": weights_of(module)}
+
+
+def poisoned(directory: Path) -> dict[str, Any]:
+    """Rank 1's weights hold a NaN in the sample of one step: no failure, but no number either."""
+    original = nn.LayerNorm.forward
+    now = 0
+
+    def forward(self: nn.LayerNorm, x: Tensor) -> Tensor:
+        y = original(self, x)
+        return y * torch.nan if rank() == 1 and now == 2 and not self.training else y
+
+    def proceed(step: int) -> None:
+        nonlocal now
+        now = step
+
+    with patch.object(nn.LayerNorm, "forward", forward):
+        return fit(directory, GeometryMonitor(2, metrics=METRICS), Sharded(), before=proceed, **options())
+
+
+def given(directory: Path) -> dict[str, Any]:
+    """A probe that the user gives: its trial runs the model before training does."""
+    probe = DataLoader(sequences(32, seed=3), 4)  # type: ignore[arg-type]
+    monitor = GeometryMonitor(2, metrics=METRICS, probe=probe, module="model")
+    return fit(directory, monitor, Sharded(), **options())
+
+
+def scheduled(directory: Path) -> dict[str, Any]:
+    """A schedule of the user's that says something else on rank 1."""
+    monitor = GeometryMonitor(schedule=lambda step: step % 2 == rank(), metrics=METRICS)
+    return fit(directory, monitor, Sharded(), **options())
+
+
+class Sent(TorchDispatchMode):
+    """Counts collectives, and the bytes that each leaves on this process."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+        self.sizes: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "c10d":
+            name = func.__name__.partition(".")[0]
+            self.counts[name] += 1
+            first = args[0] if isinstance(args[0], Tensor) else args[0][0]
+            self.sizes[name] += first.nbytes
+        return func(*args, **(kwargs or {}))
+
+
+def costs(directory: Path) -> dict[str, Any]:
+    """What one sample sends, and how many full parameters it holds; the same of training."""
+    sent, module = Sent(), Sharded()
+    peaks: dict[bool, int] = {False: 0, True: 0}
+    replaying, left = False, []
+    original, unsharded = ProbeReplay.replay, FSDPParamGroup._to_unsharded
+
+    def gathered() -> int:
+        states = [part._get_fsdp_state() for part in module.modules() if isinstance(part, FSDPModule)]
+        groups = [group for state in states for group in state._fsdp_param_groups]
+        return sum(p._orig_size.numel() for g in groups if g.is_unsharded for p in g.fsdp_params)
+
+    def replay(self: ProbeReplay, share: Any, *args: Any) -> Any:
+        nonlocal replaying
+        replaying, calls = True, [*share.calls, *share.uncounted]
+        with sent if not left else nullcontext():
+            result = original(self, share, *args)
+        replaying = False
+        left.append((gathered(), len(calls), share.rounds))
+        return result
+
+    def note(self: FSDPParamGroup) -> None:
+        unsharded(self)
+        peaks[replaying] = max(peaks[replaying], gathered())
+
+    with patch.object(ProbeReplay, "replay", replay), patch.object(FSDPParamGroup, "_to_unsharded", note):
+        result = fit(directory, GeometryMonitor(2, metrics=METRICS), module, validate=True, **options())
+    sizes = [
+        sum(p.numel() for p in part.parameters()) for part in module.modules() if isinstance(part, FSDPModule)
+    ]
+    return result | {"sent": (sent.counts, sent.sizes), "peaks": peaks, "left": left, "sizes": sizes}
+
+
+def contextual(directory: Path, **arguments: Any) -> dict[str, Any]:
+    """Each process has half of each sequence, and attends to the keys of both."""
+
+    class Contextual(Module):
+        def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+            with context_parallel(self.mesh, buffers=[torch.zeros(8)], buffer_seq_dims=[0]):
+                return super().training_step(batch, batch_idx)
+
+    module = Contextual()
+    module.mesh = init_device_mesh("cpu", (world_size(),))
+    with patch.object(_attention, "_distribute_function", unchanged):
+        return fit(directory, GeometryMonitor(2, metrics=METRICS, **arguments), module)
+
+
+def unchanged(function: Any, owner: Any, *_: Any) -> None:
+    """Replace a function by one that does the same: ring attention needs an accelerator."""
+    wrapper = lambda *args, **kwargs: function(*args, **kwargs)  # noqa: E731
+    _attention._replaced_functions[wrapper] = (function.__name__, function)
+    setattr(owner, function.__name__, wrapper)
+
+
+SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "sharded": sharded,
+    "unmonitored": unmonitored,
+    "one_sequence": lambda d: sharded(d, probe_size=1),
+    "weighed": lambda d: sharded(d, metrics=["entropy", "importance", "weights", "updates"]),
+    "towers": lambda d: sharded(d, ShardedTowers),
+    "unhindered": lambda d: injected(d, nn.Embedding, "forward", at=-1),
+    "fails_in_share": lambda d: injected(d, ProbeSource, "share"),
+    "fails_in_begin": lambda d: injected(d, OpenSample, "begin"),
+    "fails_in_observe": lambda d: injected(d, Measurement, "observe"),
+    "fails_in_hook": lambda d: injected(d, SampleStatistics, "attention"),
+    "fails_in_block": lambda d: injected(d, SampleStatistics, "block"),
+    "fails_in_packing": lambda d: injected(d, SampleStatistics, "named"),
+    "fails_in_model": lambda d: injected(d, nn.LayerNorm, "forward"),
+    "fails_in_model_once": lambda d: injected(d, nn.LayerNorm, "forward", times=1),
+    "fails_in_first_model": lambda d: injected(d, nn.LayerNorm, "forward", at=0),
+    "poisoned": poisoned,
+    "costs": costs,
+    "layers": lambda d: sharded(d, layers=[1]),
+    "given": given,
+    "tensor_parallel": in_parallel,
+    "contextual": contextual,
+    "contextual_batch": lambda d: contextual(d, source="batch"),
+    "both_parallel": lambda d: in_parallel(d, BothParallel),
+    "tensor_parallel_batch": lambda d: in_parallel(d, source="batch"),
+    "scheduled": scheduled,
+}
+
+
+def main() -> None:
+    """A process with the environment of its rank."""
+    ranks.SCENARIOS = SCENARIOS
+    ranks.main()
+
+
+def run(scenario: str, directory: Path) -> dict[str, Any]:
+    """Run one scenario on this rank."""
+    torch.manual_seed(0)
+    return SCENARIOS[scenario](directory / scenario)
+
+
+if __name__ == "__main__":
+    assert not dist.is_initialized()
+    main()
