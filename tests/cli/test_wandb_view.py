@@ -11,16 +11,18 @@ from typing import Any
 
 import pytest
 import wandb
-import wandb_workspaces.workspaces as ws
 from pytorch_lightning.loggers import WandbLogger
 
 from lightning_geo.cli.main import main
 from lightning_geo.cli.wandb_view import workspace
 from lightning_geo.loggers import open_sinks
+from lightning_geo.loggers.pictures import PictureSchedule
 from lightning_geo.metrics.key_metrics import key_metrics
 from lightning_geo.metrics.selection import select
 from support.records import make_record
 from support.wandb_file import sent
+
+ws = pytest.importorskip("wandb_workspaces.workspaces", reason="pip install 'lightning-geo[workspaces]'")
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +46,7 @@ def panels_of(view: Any) -> dict[str, list[dict[str, Any]]]:
 
 def keys_of_a_run(folder: Path, stacks: tuple[str, ...]) -> set[str]:
     logger = WandbLogger(project="test", save_dir=folder, offline=True)
-    sinks = open_sinks([logger], level="layer", max_steps=50, config={"metrics": select()})
+    sinks = open_sinks([logger], level="layer", schedule=PictureSchedule(50), config={"metrics": select()})
     logger.log_metrics({"train/loss": 1.0, "val_loss": 2.0, "lr-AdamW": 0.1, "closs": 1.0}, step=0)
     for step in (0, 50):
         for sink in sinks:
