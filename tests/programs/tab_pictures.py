@@ -163,7 +163,7 @@ def main() -> None:
                     "Loading…", timeout=PATIENCE
                 )
                 first.append(picture(page))
-            sheet(first, 1).quantize(128).save(output / "tab_first_screens.png")
+            sheet(first, 1).save(output / "tab_first_screens.png", optimize=True)
             for state in ("light", "dark"):
                 views = []
                 for view in VIEWS:
@@ -174,16 +174,16 @@ def main() -> None:
                         dark=state == "dark",
                     )
                     views.append(picture(page))
-                sheet(views).quantize(128).save(output / f"tab_{state}.png")
+                sheet(views).save(output / f"tab_{state}.png", optimize=True)
             with failing(page):
                 views = []
                 for view in VIEWS:
                     shown(page, address, f"view={view}&run=collapsed&other=healthy&metric=entropy")
                     views.append(picture(page))
-                sheet(views).quantize(128).save(output / "tab_error.png")
+                sheet(views).save(output / "tab_error.png", optimize=True)
         with tensorboard_on(bare, run="none") as address:
             shown(page, address, "view=map")
-            picture(page).quantize(128).save(output / "tab_empty.png")
+            picture(page).save(output / "tab_empty.png", optimize=True)
 
 
 if __name__ == "__main__":
