@@ -14,6 +14,11 @@ import numpy as np
 import pytest
 import torch
 
+pytest.importorskip(
+    "torch.distributed.tensor.experimental._context_parallel",
+    reason="this torch has no such context parallelism",
+)
+
 from programs import sharded_ranks
 from support.same_records import assert_same, assert_same_patterns
 

@@ -64,6 +64,12 @@ def in_context_parallel() -> bool:
     return any(F.scaled_dot_product_attention in getattr(m, "_replaced_functions", ()) for m in modules)
 
 
+def _groups(state: Any) -> list[Any]:
+    """The groups of parameters that are gathered together; torch 2.6 has one for each module."""
+    one = getattr(state, "_fsdp_param_group", None)
+    return list(getattr(state, "_fsdp_param_groups", [] if one is None else [one]))
+
+
 def is_split_for_good(root: nn.Module) -> bool:
     """Whether a forward pass computes with parts of parameters, as in tensor parallelism.
 
@@ -72,7 +78,7 @@ def is_split_for_good(root: nn.Module) -> bool:
     """
     own: dict[int, int] = {}
     for module in sharded_modules(root):
-        for group in module._get_fsdp_state()._fsdp_param_groups:  # type: ignore[operator]
+        for group in _groups(module._get_fsdp_state()):  # type: ignore[operator]
             own |= {id(param.sharded_param): group.mesh_info.mesh.ndim for param in group.fsdp_params}
     split = (p for p in root.parameters() if is_distributed_tensor(p))
     return any(
@@ -120,8 +126,7 @@ def keep_uses(modules: Iterable[nn.Module]) -> Callable[[], None]:
     lists: dict[int, list[Any]] = {}
     for module in modules:
         state = module._get_fsdp_state()  # type: ignore[operator]
-        groups = getattr(state, "_fsdp_param_groups", [])
-        own = [getattr(group, "_post_forward_indices", []) for group in groups]
+        own = [getattr(group, "_post_forward_indices", []) for group in _groups(state)]
         order = getattr(getattr(state, "_comm_ctx", None), "post_forward_order", [])
         lists |= {id(kept): kept for kept in (*own, order)}
     lengths = {number: len(kept) for number, kept in lists.items()}
