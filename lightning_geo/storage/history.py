@@ -29,7 +29,7 @@ _METADATA = ("epoch", "batches_seen", "wall_time", "cost_seconds", "probe_finger
 
 
 class GeometryHistory(ShownHistory):
-    """The samples of one monitor in one run, by step. A notebook shows its verdict and its key metrics.
+    """The samples of one monitor in one run, by step. A notebook shows its verdict and its headline metrics.
 
     Args:
         records: At least one, by ascending step.

@@ -96,7 +96,7 @@ def _part_names(
 
 @dataclass(eq=False)  # the truth value of compared arrays is undefined
 class GeometryRecord(ShownRecord):
-    """All metrics of one sample at one step. A notebook shows maps of the key metrics.
+    """All metrics of one sample at one step. A notebook shows maps of the headline metrics.
 
     Args:
         stacks: ``stack -> stored name -> float32 array``, axes as in the metric's spec.

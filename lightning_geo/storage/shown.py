@@ -18,7 +18,7 @@ class ShownRecord:
         """Draw a metric as a map of layers and heads, or bars of layers.
 
         Args:
-            metric: What ``record[metric]`` takes; ``None`` for the key metrics.
+            metric: What ``record[metric]`` takes; ``None`` for the headline metrics.
 
         Raises:
             KeyError: If the record lacks the metric.

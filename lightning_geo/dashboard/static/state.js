@@ -23,7 +23,7 @@ export const START = {
   rate: "",
   picked: [], // [{layer, head}], head null for a whole layer
   shown: null, // names of the runs that have a line and a picture in Runs, null for the first
-  columns: null, // metrics of its table, null for the first key metrics
+  columns: null, // metrics of its table, null for the first headline metrics
   sort: "", // "up" or "down" and the key of a column
   seeds: "mean", // runs that differ in their seed are one line, or "each"
   picture: "steps", // of each run: layers over steps, or "heads" at one step

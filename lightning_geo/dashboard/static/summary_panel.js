@@ -108,7 +108,7 @@ export class SummaryPanel {
     const moved = movedMost(metrics, MOVED);
     this.most = moved[0]?.metric;
     const [first, last] = metrics[0]?.series.steps ?? [];
-    const all = moved.length ? "What moved most," : "No key metric moved by more than 1 %";
+    const all = moved.length ? "What moved most," : "No headline metric moved by more than 1 %";
     const head = metrics.length ? `${all} from step ${first} to ${last}` : fits ? "" : "The run is too large to compare its ends here; Overview shows all metrics.";
     const text = JSON.stringify([head, moved]);
     if (text === this.movedKey) return;

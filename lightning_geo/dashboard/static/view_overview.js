@@ -62,7 +62,7 @@ export class OverviewView {
       this.app.schedule();
     });
     this.filter = filter;
-    this.more.textContent = this.all ? "Key metrics only" : "All metrics";
+    this.more.textContent = this.all ? "Headline metrics only" : "All metrics";
     refill(this.chips, filter.element, ...(more ? [this.more] : []));
   }
 

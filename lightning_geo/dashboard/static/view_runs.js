@@ -13,10 +13,10 @@ import { RunsPictures } from "./runs_pictures.js";
 import { RunsTable } from "./runs_table.js";
 
 const EACH = 8 * 2 ** 20; // bytes of a metric of a run: of a long run of a large model fewer samples are fetched here
-const COLUMNS = 4; // key metrics in the table unless chosen otherwise
+const COLUMNS = 4; // headline metrics in the table unless chosen otherwise
 const APART = 92; // pixels from axis to axis of the plot at least
 const PARAMETERS = 6; // hyperparameters in the table and the plot, of those that differ
-const ALONE = "Runs lays the runs of a log directory side by side: a table of their verdicts, losses and key metrics, a metric of all of them over steps, and how hyperparameters led there. There is one run so far.";
+const ALONE = "Runs lays the runs of a log directory side by side: a table of their verdicts, losses and headline metrics, a metric of all of them over steps, and how hyperparameters led there. There is one run so far.";
 
 export class RunsView {
   constructor(app) {

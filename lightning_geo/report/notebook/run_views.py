@@ -30,7 +30,7 @@ from lightning_geo.utils.views import views_of
 
 __all__ = ["register"]
 
-#: Key metrics that stand first where a record has them; they tell most, and have one range for every model.
+#: Headline metrics that stand first: they tell most, and have one range for every model.
 _FIRST = ("normalized_entropy", "effective_rank.output", "redundancy")
 _MAPS = 3
 
@@ -47,10 +47,12 @@ def register() -> None:
 
 def _record_plot(record: GeometryRecord, metric: str | None) -> Drawing:
     history = GeometryHistory([record])
-    shown = _key_metrics(history, 6) if metric is None else requested_series(history, metric)
+    shown = _headline_series(history, 6) if metric is None else requested_series(history, metric)
     if not shown:
-        raise ArgumentError("Expected the record to hold a key metric with a value, but it has none.")
-    return drawing(f"{metric or 'key metrics'} at step {record.step}", [_map(series) for series in shown])
+        raise ArgumentError("Expected the record to hold a headline metric with a value, but it has none.")
+    return drawing(
+        f"{metric or 'headline metrics'} at step {record.step}", [_map(series) for series in shown]
+    )
 
 
 def _record_html(record: GeometryRecord) -> str:
@@ -64,12 +66,12 @@ def _record_html(record: GeometryRecord) -> str:
         verdict="",
         level="",
         findings=[(span(finding), finding.message) for finding in record.findings],
-        maps=[(_map(series), Markup(""), "") for series in _key_metrics(history, _MAPS)],
+        maps=[(_map(series), Markup(""), "") for series in _headline_series(history, _MAPS)],
         notes=notes,
     )
 
 
-def _key_metrics(history: GeometryHistory, count: int) -> list[MetricSeries]:
+def _headline_series(history: GeometryHistory, count: int) -> list[MetricSeries]:
     """The headline metrics of heads, those that tell most first, those of layers last."""
     headline = [series for series in metric_series(history) if series.name in series.spec.headline]
 
@@ -99,13 +101,13 @@ def _history_html(history: GeometryHistory) -> str:
         families.setdefault(change.series.spec.family, change)
     maps = [_changed(change) for change in list(families.values())[:_MAPS]]
     if not maps:
-        maps = [(_map(series), Markup(""), "") for series in _key_metrics(history, _MAPS)]
+        maps = [(_map(series), Markup(""), "") for series in _headline_series(history, _MAPS)]
     steps = f"steps {history.steps[0]} to {history.steps[-1]}"
     return fragment(
         "shown_run.html.jinja",
         head=f"{_name(history)} · {len(history)} samples, {steps} · {describe_model(history)}",
         maps=maps,
-        notes=["The key metrics that changed most, at the last sample; lines: the model over the run."]
+        notes=["The headline metrics that changed most, at the last sample; lines: the model over the run."]
         if families
         else [],
         **_verdict(diagnosis),
