@@ -41,9 +41,9 @@ def show(page: Page, address: str, tab: str, content: str) -> None:
     page.locator(content).first.wait_for(timeout=90_000)
 
 
-def test_scalars_are_grouped_by_monitor_and_family(page: Page, address: str) -> None:
-    show(page, address, "timeseries", "text=geometry/backward_mass")
-    assert page.get_by_text("geometry_entropy").count()
+def test_key_metrics_are_one_group_of_scalars_and_layers_another(page: Page, address: str) -> None:
+    show(page, address, "timeseries", "text=geometry/entropy")
+    assert page.get_by_text("geometry_layers").count()
     assert page.locator("card-view").count() > 4
 
 
@@ -54,8 +54,9 @@ def test_pictures_are_on_screen(page: Page, address: str) -> None:
     assert {"geometry_entropy/entropy", "geometry_subspace/drift.query"} <= set(run)
 
 
-def test_all_layers_of_a_metric_share_a_chart(page: Page, address: str) -> None:
-    show(page, address, "custom_scalars", "tf-custom-scalar-multi-line-chart-card vz-line-chart2")
+def test_the_range_of_the_layers_is_drawn_around_their_mean(page: Page, address: str) -> None:
+    show(page, address, "custom_scalars", "tf-custom-scalar-margin-chart-card vz-line-chart2")
     layout = page.evaluate("fetch('data/plugin/custom_scalars/layout').then(r => r.json())")
-    charts = {c["title"]: c["multiline"]["tag"] for group in layout["category"] for c in group["chart"]}
-    assert charts["entropy"] == [r"^geometry_entropy/entropy/layer_\d+$"]
+    charts = {c["title"]: c["margin"]["series"] for group in layout["category"] for c in group["chart"]}
+    ends = {"lower": "geometry_layers/entropy/min", "upper": "geometry_layers/entropy/max"}
+    assert charts["Attention entropy (entropy)"] == [{"value": "geometry/entropy", **ends}]
