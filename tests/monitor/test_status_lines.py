@@ -40,7 +40,7 @@ def test_a_run_begins_with_what_was_found_on_which_inputs_how_often_and_where_to
         # two samples of half a second in ten seconds; the first one, slow, does not count
         ((5.0, 0.5, 0.5, 0.5), None, "a sample takes 0.50 s, about 10 % of the run's time at this interval; "
          "`max_overhead=0.01` would keep it at 1 %."),
-        ((5.0, 0.02, 0.02), None, "a sample takes 0.02 s, about 0.40 % of the run's time at this interval; "
+        ((5.0, 0.02, 0.02), None, "a sample takes 0.020 s, about 0.40 % of the run's time at this interval; "
          "`max_overhead=` would cap it."),
         ((5.0, 0.5, 0.5), 0.05, "a sample takes 0.50 s; they are spaced to take at most 5 % of the run's "
          "time."),
