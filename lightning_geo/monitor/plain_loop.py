@@ -120,6 +120,12 @@ class LoopMonitor(MonitorArguments):
     # -- within
 
     def _prepare(self) -> None:
+        alerts = self._settings.alerts
+        if alerts is not None and alerts.checkpoint is not None:
+            raise ValueError(
+                "Expected `alerts` without `checkpoint` in a loop of one's own, which saves its checkpoints "
+                f"itself, but got {alerts.checkpoint!r}. Save one in a function: `Alerts(notify=…)`."
+            )
         self._run = Run(self._settings, self._warn_once)
         #: hooks in the model, until the update of the step
         self._hooks = contextlib.ExitStack()

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from lightning_geo.utils._lightning import is_fabric_module
+from lightning_geo.utils._torch import is_distributed_tensor
 
 __all__ = ["sharding_of", "without_wrappers"]
 
@@ -31,4 +31,4 @@ def sharding_of(model: nn.Module) -> str:
         for kind in type(module).__mro__:
             if kind.__name__ in _SHARDING:
                 return kind.__name__
-    return "DTensor" if any(isinstance(p, DTensor) for p in model.parameters()) else ""
+    return "DTensor" if any(map(is_distributed_tensor, model.parameters())) else ""

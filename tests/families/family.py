@@ -82,7 +82,9 @@ class Family:
     paddings: tuple[str, ...] = ("none", "right", "left")
 
     def __post_init__(self) -> None:
-        if transformers.__version__ < "5":  # there some models have eager attention alone
+        if (
+            int(transformers.__version__.partition(".")[0]) < 5
+        ):  # there some models have eager attention alone
             kept = tuple(name for name in self.implementations if self._is_built(name))
             object.__setattr__(self, "implementations", kept)
 

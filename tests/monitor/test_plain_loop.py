@@ -279,3 +279,8 @@ def test_a_loop_that_ends_before_the_update_has_no_sample_of_that_step(tmp_path:
         model(**next(iter(loader()))).loss.backward()
     assert geometry.last_record is None
     assert traces(model) == []
+
+
+def test_a_checkpoint_that_nobody_could_save_is_refused_at_once() -> None:
+    with pytest.raises(ValueError, match=r"Expected `alerts` without `checkpoint`.* but got 'warning'"):
+        watch(torch.nn.Linear(2, 2), alerts=Alerts(checkpoint="warning"))
