@@ -27,10 +27,10 @@ TREE = (*vars(nn.Module()), TRAINER)
 
 #: Values that are not looked into; compared by their exact type, because there may be millions of them.
 _PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes, *weakref.ProxyTypes})
-#: Packages whose objects belong to training or hold all weights, and are no part of a forward pass's state.
+#: Packages whose objects belong to training, hold all weights, or are shared with other threads.
 _TRAINING = frozenset({
     "torch", "pytorch_lightning", "lightning", "lightning_fabric", "lightning_geo", "accelerate", "deepspeed",
-    "logging", "threading", "multiprocessing", "concurrent", "asyncio",
+    "logging", "threading", "multiprocessing", "concurrent", "asyncio", "queue", "weakref",
 })  # fmt: skip
 #: Values that no forward pass changes, or that hold data.
 _LEFT_ALONE = (*(kind for kind in CONSTANT if kind is not nn.Module), types.ModuleType, Dataset, DataLoader)
