@@ -76,9 +76,9 @@ class Host(ABC):
         return ""
 
     @property
-    def sharded(self) -> str:
-        """Name of the strategy that splits parameters over ranks, so that no model can be replayed."""
-        return ""
+    def wrapped(self) -> nn.Module:
+        """The module as the loop calls it: itself, or what a strategy put around it."""
+        return self.module
 
     @property
     @abstractmethod

@@ -23,7 +23,6 @@ from lightning_geo.utils._lightning import (
     accumulates,
     add_callback_metrics,
     batches_done,
-    is_sharded,
     loss_factor,
 )
 from lightning_geo.utils._torch import is_compiled_function
@@ -95,9 +94,10 @@ class LightningHost(Host):
         return _SEALED if is_compiled_function(self.trainer.lightning_module.training_step) else ""
 
     @property
-    def sharded(self) -> str:
-        """Class of a strategy that splits parameters."""
-        return type(self.trainer.strategy).__name__ if is_sharded(self.trainer) else ""
+    def wrapped(self) -> nn.Module:
+        """What the strategy made of the LightningModule."""
+        wrapped: nn.Module | None = self.trainer.strategy.model
+        return self.module if wrapped is None else wrapped
 
     @property
     def device(self) -> torch.device:

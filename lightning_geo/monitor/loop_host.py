@@ -14,7 +14,7 @@ from torch import nn
 from lightning_geo.monitor.experiments import as_logger
 from lightning_geo.monitor.forward_context import ForwardContext
 from lightning_geo.monitor.host import Host
-from lightning_geo.monitor.wrappers import sharding_of, without_wrappers
+from lightning_geo.monitor.wrappers import without_wrappers
 from lightning_geo.observe.replay.undisturbed import device_of
 from lightning_geo.utils._transformers import accumulates_in_accelerate
 from lightning_geo.utils.progress_bars import LineLogger
@@ -44,7 +44,6 @@ class LoopHost(Host):
     ) -> None:
         self._called = model
         self.module = without_wrappers(model)
-        self._sharded = sharding_of(model)
         self.device = device_of(self.module)
         self.context = ForwardContext(self.device)
         self.count = 0
@@ -63,8 +62,8 @@ class LoopHost(Host):
         return self.count
 
     @property
-    def sharded(self) -> str:
-        return self._sharded
+    def wrapped(self) -> nn.Module:
+        return self._called
 
     def forward_context(self) -> AbstractContextManager[object]:
         return self.context()

@@ -203,8 +203,9 @@ def watch(
     is bit-identical with and without it. The probe is what the loop gives the model in its first step,
     unless ``probe=`` is given.
 
-    Models of ``fabric.setup`` and ``accelerator.prepare`` are taken as they are; every rank makes the same
-    calls. ``importance`` with ``source="batch"`` is absent: a loop does not tell how it scales its loss.
+    Models of ``fabric.setup``, ``accelerator.prepare`` and ``fully_shard`` are taken as they are; every rank
+    makes the same calls. ``importance`` with ``source="batch"`` is absent: a loop does not tell how it scales
+    its loss.
 
     Args:
         model: The model, as the loop calls it.

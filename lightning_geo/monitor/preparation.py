@@ -63,7 +63,7 @@ class Preparation:
         root = host.module
         named = host.has_steps or settings.module is not None
         models = candidates(root, settings.module) if named else {ITSELF: root}
-        sharded = host.sharded or unreplayable(root, models.values())
+        sharded = unreplayable(host.wrapped, models.values())
         samples.replays = settings.source == "probe" and not sharded
         heads_split = is_split_for_good(root)
         if settings.source == "probe" and sharded and not heads_split:

@@ -16,7 +16,7 @@ from torch import nn
 from lightning_geo.monitor.experiments import Experiment
 from lightning_geo.monitor.host import Host
 from lightning_geo.monitor.state import RunState
-from lightning_geo.monitor.wrappers import sharding_of, without_wrappers
+from lightning_geo.monitor.wrappers import without_wrappers
 from lightning_geo.utils._torch import is_compiled_module, unwrapped
 from lightning_geo.utils.progress_bars import LineLogger
 
@@ -41,7 +41,7 @@ class TrainerHost(Host):
         inner = without_wrappers(wrapped)
         # only there do hooks see the calls of a model that is compiled as a whole
         compiled = is_compiled_module(inner) and unwrapped(inner) is model
-        self._sharded = sharding_of(wrapped)
+        self._wrapped = weakref.ref(wrapped)
         self._module = weakref.ref(inner if compiled else model)
         self._trainer = (lambda: None) if trainer is None else weakref.ref(trainer)
         self._writers: list[Any] = []
@@ -85,8 +85,9 @@ class TrainerHost(Host):
         return self.trainer, self.module
 
     @property
-    def sharded(self) -> str:
-        return self._sharded
+    def wrapped(self) -> nn.Module:
+        wrapped = self._wrapped()
+        return self.module if wrapped is None else wrapped
 
     @property
     def device(self) -> torch.device:

@@ -80,7 +80,8 @@ class GeometryCallback(MonitorArguments, TrainerCallback):
     EarlyStoppingCallback does, ``Alerts(checkpoint=…)`` has the Trainer save one.
 
     Absent: ``importance`` with ``source="batch"``, since the scale of the loss is unknown; and samples on a
-    probe where parameters are split over ranks, which fall back to ``source="batch"``.
+    probe under FSDP1 and DeepSpeed, which fall back to ``source="batch"``. FSDP2 (``fsdp_config`` with
+    ``"version": 2``) has them, without ``importance`` and ``updates``.
 
     The arguments are those of :class:`~lightning_geo.monitor.arguments.MonitorArguments`.
 

@@ -19,7 +19,6 @@ __all__ = [
     "batches_done",
     "borrows_forward",
     "is_fabric_module",
-    "is_sharded",
     "loss_factor",
     "set_trainer",
     "state_key",
@@ -103,16 +102,6 @@ def state_key(callback: Any, name: str) -> str:
     """
     key: str = callback._generate_state_key(name=name)
     return key
-
-
-def is_sharded(trainer: Any) -> bool:
-    """Whether parameters are split over ranks in a way in which no inner module can be called on its own.
-
-    ``ModelParallelStrategy`` leaves it to the model, which ``fully_shard`` lets gather its own parameters.
-    Relies on the names of Lightning's strategies, whose classes differ from package to package; checked on
-    Lightning 2.6.6.
-    """
-    return _has_strategy(trainer, "FSDPStrategy", "DeepSpeedStrategy")
 
 
 def loss_factor(trainer: Any, loss: Tensor) -> Tensor | None:

@@ -19,12 +19,14 @@ pytest.importorskip(
     reason="this torch has no such context parallelism",
 )
 
-from programs import sharded_ranks
+from programs import sharding
 from support.same_records import assert_same, assert_same_patterns
 
 pytestmark = pytest.mark.slow
 
-SAME = ("sharded", "one_sequence", "towers", "layers", "given")
+#: Loops other than Lightning's.
+LOOPS = ("plain", "fabric", "accelerate", "transformers")
+SAME = ("sharded", "one_sequence", "towers", "layers", "given", *LOOPS)
 #: The same with four processes, of which at least one has no share of the probe in the second.
 FOUR = ("sharded", "one_sequence", "unhindered", "fails_in_model")
 #: Rank 1 alone fails in the sample at step 2, or at step 0.
@@ -39,6 +41,8 @@ FAILING = {
     "fails_in_model_once": [0, 4, 6],
     "fails_in_first_model": [2, 4, 6],
 }
+#: What failing runs of Lightning and of a loop of one's own begin with, and the same without failures.
+LIKE = {"": "unhindered", "loop_": "plain"}
 #: Where each rank has some of the heads.
 SPLIT = ("tensor_parallel", "tensor_parallel_batch", "both_parallel")
 #: Where each rank has a part of each sequence.
@@ -52,9 +56,9 @@ OTHERS = [
     "poisoned",
     "scheduled",
     "costs",
+    "plain_unmonitored",
     *SPLIT,
-    "contextual",
-    "contextual_batch",
+    *PART,
 ]
 
 
@@ -63,7 +67,7 @@ def start(directory: Path, world: int, scenarios: list[str]) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "programs.sharded_ranks", str(directory), *scenarios]
+    command = [sys.executable, "-m", "programs.sharding", str(directory), *scenarios]
     processes = []
     for rank in range(world):
         environment = {
@@ -92,7 +96,7 @@ def results(directory: Path, scenario: str) -> list[dict[str, Any]]:
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where two processes have run all scenarios."""
     directory = tmp_path_factory.mktemp("sharding")
-    start(directory, 2, [*SAME, *OTHERS, *FAILING])
+    start(directory, 2, [*SAME, *OTHERS, *FAILING, *(f"loop_{name}" for name in FAILING)])
     return directory
 
 
@@ -105,7 +109,7 @@ def four(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def assert_as_one_process(scenario: str, directory: Path, tmp_path: Path) -> None:
-    one = sharded_ranks.run(scenario, tmp_path)
+    one = sharding.run(scenario, tmp_path)
     first, *others = results(directory, scenario)
     assert [record.step for record in one["records"]] == [0, 2, 4, 6]
     for index, (ours, theirs) in enumerate(zip(one["records"], first["records"], strict=True)):
@@ -150,7 +154,7 @@ def test_a_sample_gathers_what_its_forward_passes_do_and_holds_no_more(directory
 def test_weights_are_read_while_they_are_gathered_and_what_is_absent_is_said(
     directory: Path, tmp_path: Path
 ) -> None:
-    one = sharded_ranks.run("weighed", tmp_path)
+    one = sharding.run("weighed", tmp_path)
     first, second = results(directory, "weighed")
     for ours, theirs, mirrored in zip(one["records"], first["records"], second["records"], strict=True):
         assert set(theirs.keys()) == {name for name in ours if not name.rpartition("/")[2].startswith(ABSENT)}
@@ -164,24 +168,30 @@ def test_weights_are_read_while_they_are_gathered_and_what_is_absent_is_said(
     assert second["warnings"] == []
 
 
-def test_training_is_the_same_to_the_bit_without_samples(directory: Path) -> None:
-    for ours, theirs in zip(results(directory, "sharded"), results(directory, "unmonitored"), strict=True):
+@pytest.mark.parametrize(("scenario", "alone"), [("sharded", "unmonitored"), ("plain", "plain_unmonitored")])
+def test_training_is_the_same_to_the_bit_without_samples(directory: Path, scenario: str, alone: str) -> None:
+    for ours, theirs in zip(results(directory, scenario), results(directory, alone), strict=True):
         assert ours["records"]
-        assert ours["loss"] == theirs["loss"]
-        assert ours["weights"].keys() == theirs["weights"].keys()
-        assert all(torch.equal(x, theirs["weights"][name]) for name, x in ours["weights"].items())
+        assert_same_training(ours, theirs)
 
 
-@pytest.mark.parametrize("scenario", FAILING)
+def assert_same_training(one: dict[str, Any], other: dict[str, Any]) -> None:
+    assert one["loss"] == other["loss"]
+    assert one["weights"].keys() == other["weights"].keys()
+    assert all(torch.equal(x, other["weights"][name]) for name, x in one["weights"].items())
+
+
+@pytest.mark.parametrize(
+    ("prefix", "scenario", "untouched"),
+    [(prefix, scenario, alone) for prefix, alone in LIKE.items() for scenario in FAILING],
+)
 def test_a_rank_that_fails_costs_all_ranks_that_sample_and_nothing_else(
-    directory: Path, scenario: str
+    directory: Path, prefix: str, scenario: str, untouched: str
 ) -> None:
-    untouched = results(directory, "unhindered")
-    for rank, result in enumerate(results(directory, scenario)):
+    pairs = zip(results(directory, prefix + scenario), results(directory, untouched), strict=True)
+    for rank, (result, alone) in enumerate(pairs):
         assert [record.step for record in result["records"]] == FAILING[scenario]
-        assert result["loss"] == untouched[rank]["loss"]
-        same = [torch.equal(x, untouched[rank]["weights"][name]) for name, x in result["weights"].items()]
-        assert all(same)
+        assert_same_training(result, alone)
         if rank == 0:
             (warning,) = result["warnings"]
             assert "another rank failed (rank 1: RuntimeError: injected)" in warning

@@ -1,27 +1,21 @@
-"""Small fits whose parameters are split over processes; a program for each process, as :mod:`programs.ranks`.
-
-``python -m programs.sharded_ranks <directory> <scenario>...``.
-"""
+"""Small fits whose parameters are split over processes by ``fully_shard``; see :mod:`programs.sharding`."""
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
-import torch.distributed as dist
 from pytorch_lightning.strategies import ModelParallelStrategy
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
-from torch.distributed.tensor.experimental import context_parallel
-from torch.distributed.tensor.experimental._context_parallel import _attention
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
@@ -63,43 +57,6 @@ class ShardedTowers(TwoTowers):
             split(self.second, self.device_mesh["data_parallel"])
 
 
-class TensorParallel(Module):
-    """Each process has some of the heads of each layer."""
-
-    def configure_model(self) -> None:
-        if world_size() == 1:
-            return
-        plan = dict.fromkeys(("query", "key", "value"), ColwiseParallel())
-        for layer in self.model.bert.encoder.layer:  # type: ignore[union-attr]
-            attention = layer.attention
-            own = {f"self.{name}": style for name, style in plan.items()}
-            parallelize_module(
-                attention, self.device_mesh["tensor_parallel"], {**own, "output.dense": RowwiseParallel()}
-            )
-
-
-class BothParallel(TensorParallel):
-    """The same, sharded by ``fully_shard`` as well."""
-
-    def configure_model(self) -> None:
-        super().configure_model()
-        if world_size() > 1:
-            split(self.model, self.device_mesh["data_parallel"])
-
-
-def in_parallel(
-    directory: Path, build: Callable[[], Module] = TensorParallel, **arguments: Any
-) -> dict[str, Any]:
-    """A fit whose heads are split over processes, which all have the same sequences."""
-    parallel: dict[str, Any] = {}
-    if world_size() > 1:
-        sizes = {"data_parallel_size": 1, "tensor_parallel_size": world_size()}
-        parallel["strategy"] = ModelParallelStrategy(**sizes, process_group_backend="gloo")  # type: ignore[arg-type]
-    monitor = GeometryMonitor(2, metrics=METRICS, **arguments)
-    with patch.object(ranks, "batches", lambda count, seed: DataLoader(sequences(count, seed=seed), 8)):  # type: ignore[arg-type]
-        return fit(directory, monitor, build(), validate=True, **parallel)
-
-
 def options() -> dict[str, Any]:
     """A strategy that shards over all processes."""
     if world_size() == 1:
@@ -133,8 +90,9 @@ def unmonitored(directory: Path) -> dict[str, Any]:
     return {"loss": [float(loss) for loss in module.losses], "weights": weights_of(module)}
 
 
-def injected(directory: Path, owner: Any, name: str, at: int = 2, times: int = 1_000) -> dict[str, Any]:
-    """Rank 1 alone fails in the sample of one step."""
+@contextlib.contextmanager
+def failing_on_one(owner: Any, name: str, at: int = 2, times: int = 1_000) -> Iterator[Callable[[int], None]]:
+    """Rank 1 alone fails in the sample of one step; yields what is to be called with each step."""
     now, left = 0, times
 
     def fails(self: Any) -> bool:
@@ -148,6 +106,12 @@ def injected(directory: Path, owner: Any, name: str, at: int = 2, times: int = 1
         now = step
 
     with failing(owner, name, fails):
+        yield proceed
+
+
+def injected(directory: Path, failure: tuple[Any, ...]) -> dict[str, Any]:
+    """A fit in which rank 1 alone fails."""
+    with failing_on_one(*failure) as proceed:
         module = Sharded()
         result = fit(directory, GeometryMonitor(2, metrics=METRICS), module, before=proceed, **options())
     return result | {"weights": weights_of(module)}
@@ -233,26 +197,18 @@ def costs(directory: Path) -> dict[str, Any]:
     return result | {"sent": (sent.counts, sent.sizes), "peaks": peaks, "left": left, "sizes": sizes}
 
 
-def contextual(directory: Path, **arguments: Any) -> dict[str, Any]:
-    """Each process has half of each sequence, and attends to the keys of both."""
-
-    class Contextual(Module):
-        def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-            with context_parallel(self.mesh, buffers=[torch.zeros(8)], buffer_seq_dims=[0]):
-                return super().training_step(batch, batch_idx)
-
-    module = Contextual()
-    module.mesh = init_device_mesh("cpu", (world_size(),))
-    with patch.object(_attention, "_distribute_function", unchanged):
-        return fit(directory, GeometryMonitor(2, metrics=METRICS, **arguments), module)
-
-
-def unchanged(function: Any, owner: Any, *_: Any) -> None:
-    """Replace a function by one that does the same: ring attention needs an accelerator."""
-    wrapper = lambda *args, **kwargs: function(*args, **kwargs)  # noqa: E731
-    _attention._replaced_functions[wrapper] = (function.__name__, function)
-    setattr(owner, function.__name__, wrapper)
-
+#: Owner and name of the method that fails on rank 1 alone, at which step, how often.
+FAILURES: dict[str, tuple[Any, ...]] = {
+    "fails_in_share": (ProbeSource, "share"),
+    "fails_in_begin": (OpenSample, "begin"),
+    "fails_in_observe": (Measurement, "observe"),
+    "fails_in_hook": (SampleStatistics, "attention"),
+    "fails_in_block": (SampleStatistics, "block"),
+    "fails_in_packing": (SampleStatistics, "named"),
+    "fails_in_model": (nn.LayerNorm, "forward"),
+    "fails_in_model_once": (nn.LayerNorm, "forward", 2, 1),
+    "fails_in_first_model": (nn.LayerNorm, "forward", 0),
+}
 
 SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "sharded": sharded,
@@ -260,41 +216,11 @@ SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "one_sequence": lambda d: sharded(d, probe_size=1),
     "weighed": lambda d: sharded(d, metrics=["entropy", "importance", "weights", "updates"]),
     "towers": lambda d: sharded(d, ShardedTowers),
-    "unhindered": lambda d: injected(d, nn.Embedding, "forward", at=-1),
-    "fails_in_share": lambda d: injected(d, ProbeSource, "share"),
-    "fails_in_begin": lambda d: injected(d, OpenSample, "begin"),
-    "fails_in_observe": lambda d: injected(d, Measurement, "observe"),
-    "fails_in_hook": lambda d: injected(d, SampleStatistics, "attention"),
-    "fails_in_block": lambda d: injected(d, SampleStatistics, "block"),
-    "fails_in_packing": lambda d: injected(d, SampleStatistics, "named"),
-    "fails_in_model": lambda d: injected(d, nn.LayerNorm, "forward"),
-    "fails_in_model_once": lambda d: injected(d, nn.LayerNorm, "forward", times=1),
-    "fails_in_first_model": lambda d: injected(d, nn.LayerNorm, "forward", at=0),
+    "unhindered": partial(injected, failure=(nn.Embedding, "forward", -1)),
     "poisoned": poisoned,
     "costs": costs,
     "layers": lambda d: sharded(d, layers=[1]),
     "given": given,
-    "tensor_parallel": in_parallel,
-    "contextual": contextual,
-    "contextual_batch": lambda d: contextual(d, source="batch"),
-    "both_parallel": lambda d: in_parallel(d, BothParallel),
-    "tensor_parallel_batch": lambda d: in_parallel(d, source="batch"),
     "scheduled": scheduled,
+    **{name: partial(injected, failure=failure) for name, failure in FAILURES.items()},
 }
-
-
-def main() -> None:
-    """A process with the environment of its rank."""
-    ranks.SCENARIOS = SCENARIOS
-    ranks.main()
-
-
-def run(scenario: str, directory: Path) -> dict[str, Any]:
-    """Run one scenario on this rank."""
-    torch.manual_seed(0)
-    return SCENARIOS[scenario](directory / scenario)
-
-
-if __name__ == "__main__":
-    assert not dist.is_initialized()
-    main()

@@ -95,7 +95,7 @@ def unreplayable(root: nn.Module, models: Iterable[nn.Module]) -> str:
     """Return what splits parameters so that a model cannot be replayed; empty if each can.
 
     Args:
-        root: The module that is trained.
+        root: The module that is trained, as the loop calls it.
         models: Those in it that may be observed.
     """
     named = foreign_sharding(root)

@@ -23,6 +23,9 @@ __all__ = [
 #: Packages of the hooks that gather the parameters of a module, and free them. Checked on torch 2.13.0.
 _GATHERING = ("torch.distributed.fsdp", "torch.distributed._composable")
 
+#: Classes of modules whose parameters only their own forward gathers; DeepSpeed may not be installed.
+_FOREIGN = ("FullyShardedDataParallel", "DeepSpeedEngine")
+
 #: Modules of ``context_parallel``; older versions of torch have the second one.
 _CONTEXT_PARALLEL = ("_context_parallel._attention", "_attention")
 
@@ -48,10 +51,13 @@ def is_distributed_tensor(tensor: Tensor) -> bool:
 def foreign_sharding(root: nn.Module) -> str:
     """Name what else splits the parameters of a module over processes; empty if nothing does.
 
-    Relies on the name ``FullyShardedDataParallel`` and on DeepSpeed's ``ds_id``; checked on torch 2.13.0.
+    Relies on the names ``FullyShardedDataParallel`` and ``DeepSpeedEngine`` and on DeepSpeed's ``ds_id``;
+    checked on torch 2.13.0.
     """
-    if any(type(module).__name__ == "FullyShardedDataParallel" for module in root.modules()):
-        return "FullyShardedDataParallel"
+    for module in root.modules():
+        for kind in type(module).__mro__:
+            if kind.__name__ in _FOREIGN:
+                return kind.__name__
     return "DeepSpeed" if any(hasattr(parameter, "ds_id") for parameter in root.parameters()) else ""
 
 
