@@ -96,8 +96,8 @@ def _note(runs: Sequence[Run], curves: Sequence[_Curves]) -> str:
         note = "The loss is not in the run's event files, nor in a metrics.csv beside them."
         logs = wandb_logs(run.path) if run.history.path else []
         if logs:
-            note += f" What was logged to W&B is in {logs[0].name}, which W&B alone reads: its workspace shows "
-            note += "the loss."
+            note += f" What was logged to W&B is in {logs[0].name}, which W&B alone reads: "
+            note += "its workspace shows the loss."
         notes.append(f"{run.name}: {note}" if len(runs) > 1 else note)
     return " ".join(notes)
 
