@@ -2,7 +2,7 @@
 
 ``PYTHONPATH=tests python tests/programs/gallery.py``, with the test dependencies and a browser. It trains the
 runs of :mod:`programs.gallery_runs` that are not there yet, about a minute each on two cores, and draws what
-TensorBoard, W&B's files, a notebook, the report and an explanation show. The lines on the terminal are printed.
+TensorBoard, W&B's files, a notebook, the report and an explanation show. The terminal's lines are printed.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def scalars(page: Page, address: str, output: Path) -> None:
 def images(page: Page, address: str, output: Path) -> None:
     """TensorBoard's own tab: a metric of all heads, of all runs."""
     page.goto("about:blank")
-    page.goto(f"{address}/?darkMode=false&tagFilter=layer_by_head.*normalized_entropy#timeseries")
+    page.goto(f"{address}/?darkMode=false&tagFilter=geometry_entropy/normalized_entropy#timeseries")
     expect(page.locator("image-card img").nth(len(KINDS) - 1)).to_be_visible(timeout=PATIENCE)
     page.wait_for_timeout(2000)
     save(output / "tensorboard_images.png", page.screenshot())
@@ -78,7 +78,8 @@ def notebook(page: Page, run: Path, kind: str, output: Path) -> None:
     history, metric = load_history(run), KINDS[kind][1]
     history.plot(metric).save(output / f"history_{kind}.svg")
     history.record(-1).plot(metric).save(output / f"record_{kind}.svg")
-    page.set_content(f"<body style='margin: 12px; width: 620px'><div>{history.findings()._repr_html_()}</div>")
+    shown_below = history.findings()._repr_html_()
+    page.set_content(f"<body style='margin: 12px; width: 620px'><div>{shown_below}</div>")
     save(output / f"findings_{kind}.png", page.locator("body > div").screenshot())
 
 
@@ -96,12 +97,13 @@ def on_a_page(page: Page, name: str, output: Path, *arguments: str) -> None:
 def draw(runs: Path, output: Path) -> None:
     """Draw every surface of every run."""
     with chromium() as (page, _):
-        page.set_viewport_size({"width": 900, "height": 520 + _BAR})
+        page.set_viewport_size({"width": 860, "height": 490 + _BAR})
         with tensorboard_on(runs, run="healthy") as address:
             for kind in KINDS:
                 tab(page, address, kind, output)
             page.set_viewport_size({"width": 1400, "height": 620})
             scalars(page, address, output)
+            page.set_viewport_size({"width": 1400, "height": 840})
             images(page, address, output)
         page.set_viewport_size({"width": 900, "height": 620})
         for kind in KINDS:
@@ -119,7 +121,7 @@ def main() -> None:
     """Train what is not there yet, and draw it."""
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add("--runs", type=Path, default=Path("runs/gallery"), help="directory of the runs (default: %(default)s)")
+    add("--runs", type=Path, default=Path("runs/gallery"), help="directory of the runs")
     add("--output", type=Path, default=Path("examples/pictures/gallery"), help="directory of the pictures")
     add("--steps", type=int, default=STEPS, help="optimizer steps of a run (default: %(default)s)")
     options = parser.parse_args()

@@ -141,4 +141,3 @@ def train(kind: str, runs: Path, steps: int = STEPS) -> str:
     module.model.save_pretrained(runs / kind / "model")
     tokenizer.save_pretrained(runs / kind / "model")
     return terminal.getvalue()
-
