@@ -11,6 +11,7 @@ import argparse
 import io
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -51,11 +52,11 @@ def scalars(page: Page, address: str, output: Path) -> None:
     save(output / "tensorboard_scalars.png", page.screenshot())
 
 
-def images(page: Page, address: str, output: Path) -> None:
+def images(page: Page, address: str, output: Path, count: int) -> None:
     """TensorBoard's own tab: a metric of all heads, of all runs."""
     page.goto("about:blank")
     page.goto(f"{address}/?darkMode=false&tagFilter=geometry_entropy/normalized_entropy#timeseries")
-    expect(page.locator("image-card img").nth(len(KINDS) - 1)).to_be_visible(timeout=PATIENCE)
+    expect(page.locator("image-card img").nth(count - 1)).to_be_visible(timeout=PATIENCE)
     page.wait_for_timeout(2000)
     save(output / "tensorboard_images.png", page.screenshot())
 
@@ -94,19 +95,19 @@ def on_a_page(page: Page, name: str, output: Path, *arguments: str) -> None:
         save(output / f"{name}.png", page.screenshot())
 
 
-def draw(runs: Path, output: Path) -> None:
-    """Draw every surface of every run."""
+def draw(runs: Path, output: Path, kinds: Sequence[str]) -> None:
+    """Draw every surface of the runs."""
     with chromium() as (page, _):
         page.set_viewport_size({"width": 860, "height": 490 + _BAR})
-        with tensorboard_on(runs, run="healthy") as address:
-            for kind in KINDS:
+        with tensorboard_on(runs, run=kinds[-1]) as address:
+            for kind in kinds:
                 tab(page, address, kind, output)
             page.set_viewport_size({"width": 1400, "height": 620})
             scalars(page, address, output)
             page.set_viewport_size({"width": 1400, "height": 840})
-            images(page, address, output)
+            images(page, address, output, len(kinds))
         page.set_viewport_size({"width": 900, "height": 620})
-        for kind in KINDS:
+        for kind in kinds:
             run = runs / kind
             weights_and_biases(run, kind, output)
             on_a_page(page, f"report_{kind}", output, "report", str(run))
@@ -123,13 +124,14 @@ def main() -> None:
     add = parser.add_argument
     add("--runs", type=Path, default=Path("runs/gallery"), help="directory of the runs")
     add("--output", type=Path, default=Path("examples/pictures/gallery"), help="directory of the pictures")
+    add("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS), help="only some of the runs")
     add("--steps", type=int, default=STEPS, help="optimizer steps of a run (default: %(default)s)")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
-    for kind in KINDS:
+    for kind in options.kinds:
         if not (options.runs / kind).exists():
             print(f"$ {kind}", train(kind, options.runs, options.steps), sep="\n", flush=True)
-    draw(options.runs, options.output)
+    draw(options.runs, options.output, options.kinds)
 
 
 if __name__ == "__main__":
