@@ -73,26 +73,50 @@ def test_the_terminal_of_this_test_is_one() -> None:
     assert screen("bar\r\nbelow\x1b[1A\r\x1b[2Kline\r\nbelow") == ["line", "below"]
 
 
+#: What the lines of a run of six steps have in them, in their order.
+LINES = (
+    "found BertForSequenceClassification",
+    "samples are taken every step",
+    "rules are not checked",
+    "warning since step 0",
+    "a sample takes",
+    "7 samples in",
+    "1 thing to look at",
+    "largest changes: ",
+    "look closer: lightning-geo show ",
+)
+
+
+def ours_of(lines: list[str], expected: tuple[str, ...]) -> list[str]:
+    """The monitor's lines, each of which is one of those expected, in their order, and stands by itself."""
+    ours = [line for line in lines if "GeometryMonitor" in line]
+    assert all(line.startswith("GeometryMonitor: ") for line in ours), ours
+    places = [next((i for i, line in enumerate(ours) if start in line), -1) for start in expected]
+    assert places == list(range(len(ours))), ours
+    return ours
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tqdm", "rich"])
 def test_every_line_is_beside_the_bar_which_stays_whole(kind: str) -> None:
     lines = shown(kind)
-    ours = [line for line in lines if "GeometryMonitor" in line]
-    assert all(line.startswith("GeometryMonitor: ") for line in ours), ours
-    starts = (
-        "found BertForSequenceClassification",
-        "samples are taken every step",
-        "rules are not checked",
-        "warning since step 0",
-        "a sample takes",
-        "7 samples in",
-        "1 thing to look at",
-        "largest changes: ",
-        "look closer: lightning-geo show ",
-    )
-    places = [next((i for i, line in enumerate(ours) if start in line), -1) for start in starts]
-    assert places == list(range(len(ours))), ours
+    ours_of(lines, LINES)
     # Lightning's own last message stands behind the bar, which is drawn once more below: no other line does
     bars = [line.partition("`Trainer.fit` stopped")[0].rstrip("] ") for line in lines if "it/s" in line]
     assert len(bars) == 2, bars
     assert all(bar.startswith("Epoch 0") and bar.endswith("it/s") for bar in bars), bars
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["loop", "trainer"])
+def test_a_script_that_sets_no_logging_up_shows_the_lines_beside_its_bar(kind: str) -> None:
+    lines = shown(kind)
+    ours_of(lines, LINES)
+    bars = [line for line in lines if "6/6" in line and "it/s" in line]
+    assert len(bars) == 1, lines
+    assert "GeometryMonitor" not in bars[0]
+
+
+@pytest.mark.slow
+def test_a_level_of_the_packages_logger_turns_the_lines_off_but_warnings_stay() -> None:
+    ours_of(shown("quiet"), ("warning since step 0",))
