@@ -15,7 +15,7 @@ from lightning_geo.metrics.key_metrics import key_metrics
 from lightning_geo.metrics.selection import compares_samples
 from lightning_geo.storage.history import GeometryHistory
 from lightning_geo.storage.record import GeometryRecord
-from lightning_geo.utils.formatting import number
+from lightning_geo.utils.formatting import moved, number
 from lightning_geo.utils.warn_once import prefix_of
 
 __all__ = ["StatusLines"]
@@ -134,16 +134,12 @@ class StatusLines:
         texts = []
         for change in changes[:_CHANGES]:
             first, last = change.series.layers()[[0, -1]]
-            text = f"{change.series.key} {_arrow(change.first, change.last)}"
+            text = f"{change.series.key} {moved(change.first, change.last)}"
             if len(first) > 1:
                 layer = int(np.nanargmax(np.abs(last - first)))
-                text += f" (layer {layer}: {_arrow(first[layer], last[layer])})"
+                text += f" (layer {layer}: {moved(first[layer], last[layer])})"
             texts.append(text)
         return f"largest changes{since}: {', '.join(texts) or 'none'}."
-
-
-def _arrow(first: float, last: float) -> str:
-    return f"{number(float(first), digits=3)} → {number(float(last), digits=3)}"
 
 
 def _joined(*places: str) -> str:
