@@ -7,12 +7,14 @@ import os
 import pty
 import re
 import struct
-import subprocess
 import sys
 import termios
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+
+from support.forks import Forks
 
 PROGRAM = Path(__file__).parents[1] / "programs" / "bars.py"
 COLUMNS = 220
@@ -20,28 +22,37 @@ COLUMNS = 220
 SEQUENCE = re.compile(r"\x1b\[(\??)([\d;]*)([A-Za-z])")
 
 
-def shown(kind: str) -> list[str]:
+def shown(kind: str, forks: Forks, folder: Path) -> list[str]:
     """The lines of a terminal at the end of the program."""
     parent, child = pty.openpty()
     fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 60, COLUMNS, 0, 0))
     environment = {**os.environ, "TERM": "xterm", "PYTHONPATH": os.pathsep.join(sys.path)}
     environment.pop("COLUMNS", None)
-    command = [sys.executable, str(PROGRAM), kind]
-    with subprocess.Popen(command, stdin=child, stdout=child, stderr=child, env=environment) as program:
-        os.close(child)
-        output = bytearray()
-        while True:
-            try:
-                part = os.read(parent, 65536)
-            except OSError:  # the program has closed its end
-                break
-            if not part:
-                break
-            output += part
+    with ThreadPoolExecutor(1) as pool:  # a terminal holds a few lines that nobody has read
+        output = pool.submit(written, parent)
+        try:
+            [status], _, _ = forks.run(
+                [str(PROGRAM), kind], folder=folder, environments=[environment], terminal=os.ttyname(child)
+            )
+        finally:
+            os.close(child)
     os.close(parent)
-    text = output.decode()
-    assert program.returncode == 0, text
+    text = output.result().decode()
+    assert status == 0, text
     return screen(text)
+
+
+def written(terminal: int) -> bytes:
+    """Everything that is written to a terminal until it is closed."""
+    output = bytearray()
+    while True:
+        try:
+            part = os.read(terminal, 65536)
+        except OSError:  # the other end is closed
+            return bytes(output)
+        if not part:
+            return bytes(output)
+        output += part
 
 
 def screen(text: str) -> list[str]:
@@ -75,8 +86,8 @@ def test_the_terminal_of_this_test_is_one() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tqdm", "rich"])
-def test_every_line_is_beside_the_bar_which_stays_whole(kind: str) -> None:
-    lines = shown(kind)
+def test_every_line_is_beside_the_bar_which_stays_whole(kind: str, forks: Forks, tmp_path: Path) -> None:
+    lines = shown(kind, forks, tmp_path)
     ours = [line for line in lines if "GeometryMonitor" in line]
     assert all(line.startswith("GeometryMonitor: ") for line in ours), ours
     starts = (
