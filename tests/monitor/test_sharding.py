@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +16,7 @@ pytest.importorskip(
 )
 
 from programs import sharding
+from support.forks import Forks
 from support.same_records import assert_same, assert_same_patterns
 
 pytestmark = pytest.mark.slow
@@ -62,30 +59,6 @@ OTHERS = [
 ]
 
 
-def start(directory: Path, world: int, scenarios: list[str]) -> None:
-    """Run scenarios in several processes."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "programs.sharding", str(directory), *scenarios]
-    processes = []
-    for rank in range(world):
-        environment = {
-            **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world),
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join(sys.path),
-        }  # fmt: skip
-        with (directory / f"output.{rank}").open("wb") as output:
-            processes.append(subprocess.Popen(command, env=environment, stdout=output, stderr=output))
-    try:
-        codes = [process.wait(timeout=300) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    assert codes == [0] * world, "\n".join(path.read_text()[-3000:] for path in directory.glob("output.*"))
-
-
 def results(directory: Path, scenario: str) -> list[dict[str, Any]]:
     """What each rank made of a scenario."""
     paths = sorted(directory.glob(f"{scenario}.*.pickle"))
@@ -93,18 +66,19 @@ def results(directory: Path, scenario: str) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def directory(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Path:
     """Where two processes have run all scenarios."""
     directory = tmp_path_factory.mktemp("sharding")
-    start(directory, 2, [*SAME, *OTHERS, *FAILING, *(f"loop_{name}" for name in FAILING)])
+    scenarios = [*SAME, *OTHERS, *FAILING, *(f"loop_{name}" for name in FAILING)]
+    forks.ranks(2, "programs.sharding", str(directory), *scenarios, folder=directory)
     return directory
 
 
 @pytest.fixture(scope="module")
-def four(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def four(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Path:
     """Where four processes have run some scenarios."""
     directory = tmp_path_factory.mktemp("sharding_of_four")
-    start(directory, 4, [*FOUR])
+    forks.ranks(4, "programs.sharding", str(directory), *FOUR, folder=directory)
     return directory
 
 
