@@ -82,6 +82,16 @@ def test_a_failure_costs_these_metrics_alone(tmp_path: Path, monkeypatch: pytest
     assert_same(outcome(runner, module), outcome(plain, other))
 
 
+def test_a_step_that_is_compiled_is_not_looked_at(tmp_path: Path) -> None:
+    """The compiler would trace the observer into the step's graph."""
+    module = torch.compile(Lit(lambda: bert(layers=1)), backend="eager")
+    monitor = GeometryMonitor(1, metrics=["masks", "entropy"], strict=True, probe=next(iter(loader())))
+    fit(tmp_path, module, monitor, steps=3)  # type: ignore[arg-type]
+    torch._dynamo.reset()
+    assert ["future_visible.probe" in record for record in records(tmp_path)] == [True] * 4
+    assert not any("future_visible.batch" in record for record in records(tmp_path))
+
+
 #: One entry for each; not in the model, of which replays run a copy.
 REPLAYS: list[None] = []
 
