@@ -35,11 +35,11 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "lightning_geo"))
 WRITTEN_FOR_5 = {"vit", "dinov2", "swin", "clip", "distilbert", "gemma2"}
 
 
-#: Tests, by the start of their name, of what transformers 4 does not do; the reasons.
+#: Tests that are skipped on transformers 4, by name, with the reason.
 ONLY_IN_5 = {
-    "test_flash_takes_the_lengths_that_it_is_given[modernbert]": "this ModernBERT takes no lengths of documents",
+    "test_flash_takes_the_lengths_that_it_is_given[modernbert]": "its ModernBERT takes no lengths",
     "test_a_layer_takes_few_operations_and_a_sample_not_many_more[padded]":
-        "this model's own operations differ under observation",
+        "operations are bounded for the newest versions alone",
 }  # fmt: skip
 
 

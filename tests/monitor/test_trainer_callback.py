@@ -39,7 +39,7 @@ METRICS = ["entropy", "subspace"]
 
 @pytest.fixture(autouse=True)
 def _precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    """TrainingArguments of transformers 4 write the precision into the environment, for all that come later."""
+    """TrainingArguments of transformers 4 write the precision into the environment, and leave it there."""
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
 
 

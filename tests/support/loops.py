@@ -202,7 +202,7 @@ def arguments(job: Job, kind: Any = TrainingArguments, **options: Any) -> Any:
 
 
 class InOrder(Trainer):
-    """Takes sequences in their order, and keeps what each batch adds to a step's loss: transformers 4 rounds its log."""
+    """Takes sequences in their order, and keeps what each batch adds to the loss, rounded in logs."""
 
     def _get_train_sampler(self, *_: Any) -> Any:
         return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
