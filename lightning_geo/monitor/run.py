@@ -131,10 +131,10 @@ class Run:
             self._pending = samples.inputs.probe is None or host.waits_for_update
             if not self._pending:
                 samples.replay(host, step)
-                samples.watch_masks(samples.state.samples)
+                samples.watch_masks(host, samples.state.samples)
             elif samples.inputs.probe is not None:
                 samples.sampler.on_probe.remember()
-                samples.watch_masks(samples.state.samples + 1)
+                samples.watch_masks(host, samples.state.samples + 1)
         if not samples.replays:  # from the start, or because there is nothing to replay
             self._pending, samples.overdue = True, False
             if samples.sampler.observed.dependence is not None:

@@ -115,13 +115,16 @@ class Samples:
             self.sampler.sample.patterns = False
             self.sampler.on_probe.forget()
 
-    def watch_masks(self, samples: int) -> None:
+    def watch_masks(self, host: Host, samples: int) -> None:
         """Look at masks in the forward pass of the step that begins, which is sampled on the probe.
 
+        A compiled step is not looked at: the compiler would trace what observes the models into its graph.
+
         Args:
+            host: Whose run it is.
             samples: How many samples the run has taken, this step's included.
         """
-        if self.sampler is not None and any(map(is_of_batch, self._settings.metrics)):
+        if self.sampler is not None and not host.sealed and any(map(is_of_batch, self._settings.metrics)):
             self.sampler.training_masks.watch(samples)
 
     def due_metrics(self, *, final: bool = False) -> tuple[str, ...]:

@@ -175,6 +175,9 @@ def auto(config: str, **arguments: Any) -> Callable[[str], nn.Module]:
             made = getattr(transformers, f"{config}Config")(**arguments)
             # the experts' fused matmul knows no float64
             made._experts_implementation = "eager"
+            kind = transformers.AutoModel._model_mapping[type(made)]
+            if implementation == "sdpa" and not getattr(kind, "_supports_sdpa", True):
+                implementation = "eager"  # T5 in transformers 4
             return randomize(transformers.AutoModel.from_config(made, attn_implementation=implementation))
 
     return build

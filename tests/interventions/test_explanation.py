@@ -239,7 +239,8 @@ def test_the_command_writes_the_page(tmp_path: Path, capsys: pytest.CaptureFixtu
     torch.manual_seed(0)
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "news", "today"]
     (tmp_path / "vocab.txt").write_text("\n".join(words))
-    BertTokenizerFast(vocab=str(tmp_path / "vocab.txt")).save_pretrained(tmp_path / "model")
+    # transformers 5 names it `vocab`, 4 `vocab_file`: the first argument of both
+    BertTokenizerFast(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path / "model")
     bert(dropout=0.0, initializer_range=0.4, id2label={0: "poor", 1: "fine"}).save_pretrained(
         tmp_path / "model"
     )

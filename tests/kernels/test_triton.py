@@ -13,11 +13,22 @@ import torch
 
 from kernels.cases import CASES, problem_of, qk
 from lightning_geo.kernels import triton as backend
-from lightning_geo.kernels.triton.launch import unusable
+from lightning_geo.kernels.triton.launch import missing, unusable
 
 PROGRAM = Path(__file__).parents[1] / "programs" / "interpreted.py"
 
 needs_triton = pytest.mark.skipif(unusable() is not None, reason=f"{unusable()}; it is for Linux only")
+
+
+def test_a_triton_older_than_its_kernels_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch 2.6 to 2.10 bring one: the kernels are left alone, and the reason says so."""
+    pytest.importorskip("triton")
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "3.2.0")
+    unusable.cache_clear()
+    try:
+        assert missing(torch.device("cpu")) == "Triton 3.2.0 is older than 3.6"
+    finally:
+        unusable.cache_clear()
 
 
 @pytest.fixture(scope="module")

@@ -101,7 +101,7 @@ def test_a_run_of_the_users_own_gets_the_step_axis_with_dots_escaped(tmp_path: P
     assert expected.items() <= axes.items()
     assert all(axes[name] == "trainer/global_step" for name in axes.keys() - expected.keys())
     hidden = {m.name for m in defined if m.options.hidden}
-    assert hidden == {name for name in axes if name.startswith("geometry_layers/")}
+    assert hidden == {name for name in expected if name.startswith("geometry_layers/")}
 
 
 def panels_of(records: list[Any]) -> set[str]:

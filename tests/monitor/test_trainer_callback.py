@@ -37,6 +37,12 @@ from support.same import traces
 METRICS = ["entropy", "subspace"]
 
 
+@pytest.fixture(autouse=True)
+def _precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TrainingArguments of transformers 4 write the precision into the environment, and leave it there."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+
+
 def made(seed: int = 0, **options: Any) -> Any:
     torch.manual_seed(seed)
     return bert(**options)
@@ -48,6 +54,8 @@ def llama() -> Any:
         LlamaConfig(
             vocab_size=60, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
             max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+            # with a cache, which the Trainer of transformers 4 leaves on, a row's documents see each other
+            use_cache=False,
         )
     )  # fmt: skip
 

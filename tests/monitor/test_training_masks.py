@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import default_collate
-from transformers.models.bert.modeling_bert import BertSelfAttention
 
 from lightning_geo import GeometryMonitor
 from lightning_geo.observe.evidence.mask_structure import MaskStructures
@@ -82,12 +81,22 @@ def test_a_failure_costs_these_metrics_alone(tmp_path: Path, monkeypatch: pytest
     assert_same(outcome(runner, module), outcome(plain, other))
 
 
+def test_a_step_that_is_compiled_is_not_looked_at(tmp_path: Path) -> None:
+    """The compiler would trace the observer into the step's graph."""
+    module = torch.compile(Lit(lambda: bert(layers=1)), backend="eager")
+    monitor = GeometryMonitor(1, metrics=["masks", "entropy"], strict=True, probe=next(iter(loader())))
+    fit(tmp_path, module, monitor, steps=3)  # type: ignore[arg-type]
+    torch._dynamo.reset()
+    assert ["future_visible.probe" in record for record in records(tmp_path)] == [True] * 4
+    assert not any("future_visible.batch" in record for record in records(tmp_path))
+
+
 #: One entry for each; not in the model, of which replays run a copy.
 REPLAYS: list[None] = []
 
 
-class Departing(BertSelfAttention):
-    """Gets a mask of another structure in one replay."""
+class Departing(nn.Module):
+    """Mixed into a BERT's attention: gets a mask of another structure in one replay."""
 
     at = 0
 
@@ -95,14 +104,19 @@ class Departing(BertSelfAttention):
         if not self.training:
             REPLAYS.append(None)
             if len(REPLAYS) == Departing.at:
-                attention_mask = attention_mask & torch.ones_like(attention_mask).tril(2)
+                near = torch.ones_like(attention_mask, dtype=torch.bool).tril(2)
+                added = attention_mask.dtype != torch.bool  # to scores, in transformers 4
+                attention_mask = attention_mask.masked_fill(
+                    ~near, torch.finfo(torch.float32).min if added else 0
+                )
         return super().forward(hidden_states, attention_mask, **others)
 
 
 def departing() -> nn.Module:
     """A BERT whose second layer is one."""
     model = bert(attn_implementation="sdpa", dropout=0.0)
-    model.get_submodule("bert.encoder.layer.1.attention.self").__class__ = Departing
+    module = model.get_submodule("bert.encoder.layer.1.attention.self")
+    module.__class__ = type("Departing", (Departing, type(module)), {})
     return model
 
 

@@ -147,7 +147,8 @@ class CompiledLoss(Lit):
 
     def __init__(self) -> None:
         super().__init__(bert)
-        self.criterion = torch.compile(nn.functional.cross_entropy, backend="eager")
+        # dynamo of torch 2.6 cannot begin at a function of torch's own
+        self.criterion = torch.compile(lambda *args: nn.functional.cross_entropy(*args), backend="eager")
 
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
         labels = batch["labels"]
@@ -169,8 +170,15 @@ class InPlace(Lit):
         return self(**batch).loss  # type: ignore[no-any-return]
 
 
+class Silent(Classifier):
+    """Logs nothing: what Lightning 2.4 does in `self.log` is too much for the compiler of torch 2.6."""
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        self.loss(batch)
+
+
 def compiled_as_a_whole() -> Any:
-    return torch.compile(Classifier(layers=1), backend="eager")
+    return torch.compile(Silent(layers=1), backend="eager")
 
 
 #: name -> how the LightningModule is made, and options of the Trainer

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_geo.observe import AttentionCall, BlockCall, CallKey, Tap
+from lightning_geo.observe.attention.by_hand_calls import assembled
+from lightning_geo.observe.coverage import LeftOutError
 
 
 class Nobody:
@@ -66,3 +68,14 @@ def test_nothing_of_a_layer_is_kept_once_it_ended(gradient: bool) -> None:
     if not gradient:
         assert plain == [0, 0, 0]
     assert model.alive == plain
+
+
+def test_blocks_of_keys_are_joined_only_where_all_or_none_are_known() -> None:
+    """A row may pick a block twice, which keys alone tell."""
+    scores, key = torch.zeros(1, 2, 3, 4), torch.rand(1, 2, 4, 8)
+    known = AttentionCall(None, key, None, None, scores=scores, offset=None)
+    unknown = AttentionCall(None, None, None, None, scores=scores, offset=None)
+    for pieces in ([known, known], [unknown, unknown]):
+        assert assembled(pieces).lengths == (1, 6, 4)
+    with pytest.raises(LeftOutError, match="a key could count twice"):
+        assembled([known, unknown])

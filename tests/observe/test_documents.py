@@ -201,8 +201,9 @@ APART = (NUMBERS[:, :, None] == NUMBERS[:, None, :])[:, None] & (NUMBERS > 0)[:,
 
 
 def block_mask(mask: Tensor) -> Any:
+    table = mask[:, 0]  # rules of torch 2.6 look up tables by tensors alone
     return create_block_mask(
-        lambda b, h, i, j: mask[b, 0, i, j], mask.shape[0], None, *mask.shape[2:], device="cpu"
+        lambda b, h, i, j: table[b, i, j], mask.shape[0], None, *mask.shape[2:], device="cpu"
     )
 
 

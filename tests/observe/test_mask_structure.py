@@ -220,8 +220,12 @@ def test_layers_that_change_their_mask_are_right_or_absent_and_named() -> None:
     tap = Tap(model)
 
     def change(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        place = next(name for name, x in kwargs.items() if isinstance(x, Tensor) and x.dtype == torch.bool)
-        return args, {**kwargs, place: kwargs[place] & TRIANGLE.new_ones(12, 12).tril(2)}
+        # bool and by name; in transformers 4 added to scores, and by position
+        named = {**dict(enumerate(args)), **kwargs}
+        place, mask = next((name, x) for name, x in named.items() if isinstance(x, Tensor) and x.dim() == 4)
+        near, low = TRIANGLE.new_ones(12, 12).tril(2), torch.finfo(torch.float32).min
+        named[place] = mask & near if mask.dtype == torch.bool else mask.masked_fill(~near, low)
+        return tuple(map(named.get, range(len(args)))), {name: named[name] for name in kwargs}
 
     def sample() -> tuple[np.ndarray, list[int], Measurement]:
         with torch.no_grad(), dense_masks() as counts:

@@ -411,7 +411,8 @@ def test_diffllama_is_one_row_a_layer() -> None:
     model = transformers.DiffLlamaForCausalLM(transformers.DiffLlamaConfig(**SMALL)).eval()
     record = measure(model, {"input_ids": ids()}, metrics=["entropy"])
     assert list(map(len, rows(record).values())) == [2]
-    assert any("other values" in reason for reason in record.coverage["left_out"])
+    twice = int(transformers.__version__.partition(".")[0]) >= 5  # before, it attends once to wider values
+    assert any("other values" in reason for reason in record.coverage["left_out"]) is twice
     model.set_attn_implementation("eager")
     assert list(map(len, rows(measure(model, {"input_ids": ids()}, metrics=["entropy"])).values())) == [2]
 
@@ -422,6 +423,10 @@ def test_bigbird_counts_every_key_once() -> None:
     )
     model = transformers.BigBirdModel(config).eval()
     batch = {"input_ids": ids(length=64)}
+    if int(transformers.__version__.partition(".")[0]) < 5:  # multiplies some blocks in another shape
+        with pytest.raises(ValueError, match="a key could count twice"):
+            measure(model, batch, metrics=["entropy", "pattern"])
+        return
     record = measure(model, batch, metrics=["entropy", "pattern"])
     assert list(map(len, rows(record).values())) == [2]
     with torch.no_grad():

@@ -202,22 +202,28 @@ def arguments(job: Job, kind: Any = TrainingArguments, **options: Any) -> Any:
 
 
 class InOrder(Trainer):
+    """Takes sequences in their order, and keeps what each batch adds to the loss, rounded in logs."""
+
     def _get_train_sampler(self, *_: Any) -> Any:
         return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
 
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        loss = super().training_step(*args, **kwargs)
+        vars(self).setdefault("parts", []).append(float(loss))
+        return loss
 
-class SFTInOrder(SFTTrainer):
-    def _get_train_sampler(self, *_: Any) -> Any:
-        return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
+
+class SFTInOrder(InOrder, SFTTrainer):
+    """The same for TRL's."""
 
 
-def train(job: Job, runner: Trainer, monitors: list[Any]) -> Trained:
+def train(job: Job, runner: InOrder, monitors: list[Any]) -> Trained:
     start(job)
     at = None if job.resumes is None else str(job.resumes / f"checkpoint-{newest(job.resumes)}")
     if at is not None:
         runner.args.resume_from_checkpoint = at
     runner.train(resume_from_checkpoint=at)
-    losses = [line["loss"] for line in runner.state.log_history if "loss" in line]
+    losses = np.reshape(vars(runner)["parts"], (-1, job.accumulate)).sum(1).tolist()
     return Trained(runner.model, losses, monitors)
 
 

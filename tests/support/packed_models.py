@@ -89,9 +89,9 @@ def padded(given: list[Tensor]) -> dict[str, Tensor]:
 
 
 def flattened(given: list[Tensor], *, lengths: bool = False) -> dict[str, Any]:
-    """One row of them all, as transformers' own collator makes it."""
+    """One row of them all, as transformers' own collator makes it, which in 4 takes lists alone."""
     collate = DataCollatorWithFlattening(return_tensors="pt", return_flash_attn_kwargs=lengths)
-    batch = dict(collate([{"input_ids": ids} for ids in given]))
+    batch = dict(collate([{"input_ids": ids.tolist()} for ids in given]))
     batch.pop("labels")
     return batch
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_geo.observe.attention.terms import Term
 from lightning_geo.observe.attention.traced_tensors import Softmax, WrittenAttention
 from lightning_geo.observe.call import AttentionCall
+from lightning_geo.observe.coverage import LeftOutError
 from lightning_geo.observe.evidence.axes import Axes, UnknownAxesError
 from lightning_geo.observe.evidence.masks import MaskReader, visible
 
@@ -108,7 +109,13 @@ def assembled(pieces: list[AttentionCall]) -> AttentionCall:
 
     Args:
         pieces: Calls with scores, of the same sequences and heads, in order.
+
+    Raises:
+        LeftOutError: Some pieces' keys are known and others' are not, so that a key that a row picked twice
+            would count twice: BigBird in transformers 4 multiplies some blocks in another shape.
     """
+    if len({piece.key is None for piece in pieces}) > 1:
+        raise LeftOutError("its blocks of keys cannot be told apart, so that a key could count twice")
     batch = min(piece.lengths[0] for piece in pieces)
     width = max(piece.lengths[2] for piece in pieces)
     rows = []

@@ -108,17 +108,21 @@ def flex_masks_nothing(mask: Any) -> bool:
     return one_block and mask.mask_mod is library.noop_mask
 
 
-def table_lookups() -> AbstractContextManager[Any]:
+@contextlib.contextmanager
+def table_lookups() -> Iterator[None]:
     """The context in which a rule of flex attention may look up tables under ``torch.vmap``.
 
     ``vmap`` of torch 2.6 refuses ``table[index]`` of a scalar index. Relies on ``TransformGetItemToIndex``,
-    in which ``create_block_mask`` calls such rules; checked on torch 2.6.0. Later ones need no context.
+    in which ``create_block_mask`` calls such rules, and on ``_EnableTorchFunction``: it is a function mode,
+    and observers switch those off around their own work. Checked on torch 2.6.0; later ones need no context.
     """
     if _vmap_indexes():
-        return contextlib.nullcontext()
+        yield
+        return
     from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
 
-    return TransformGetItemToIndex()
+    with torch._C._EnableTorchFunction(), TransformGetItemToIndex():
+        yield
 
 
 @functools.cache
