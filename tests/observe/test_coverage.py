@@ -201,7 +201,7 @@ def test_the_share_is_logged_from_the_first_sample_that_lacks_something(
         warnings.simplefilter("always")
         runner = fit(tmp_path, Classifier(), monitor, steps=5, data=loader(8), logger=logger)
     said = [str(w.message) for w in caught if "GeometryMonitor" in str(w.message)]
-    assert said == [f"GeometryMonitor: attention was left out in {FIRST}: {REASON}"]
+    assert said == [f"GeometryMonitor (geo): attention was left out in {FIRST}: {REASON}"]
     history = load_history(tmp_path / "version_0")
     share = dict(zip(history.steps.tolist(), history.metadata["coverage"].tolist(), strict=True))
     assert {step: share[step] for step in range(5)} == {0: 1.0, 1: 0.5, 2: 0.5, 3: 1.0, 4: 1.0}
