@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import pickle
-import socket
-import subprocess
-import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +15,9 @@ pytest.importorskip(
     reason="this torch has no such context parallelism",
 )
 
+from lightning_geo import GeometryRecord
 from programs import sharding
+from programs.sharding import results
 from support.same_records import assert_same, assert_same_patterns
 
 pytestmark = pytest.mark.slow
@@ -27,8 +25,6 @@ pytestmark = pytest.mark.slow
 #: Loops other than Lightning's.
 LOOPS = ("plain", "fabric", "accelerate", "transformers")
 SAME = ("sharded", "one_sequence", "towers", "layers", "given", *LOOPS)
-#: The same with four processes, of which at least one has no share of the probe in the second.
-FOUR = ("sharded", "one_sequence", "unhindered", "fails_in_model")
 #: Rank 1 alone fails in the sample at step 2, or at step 0.
 FAILING = {
     "fails_in_share": [0, 4, 6],
@@ -43,8 +39,17 @@ FAILING = {
 }
 #: What failing runs of Lightning and of a loop of one's own begin with, and the same without failures.
 LIKE = {"": "unhindered", "loop_": "plain"}
-#: Where each rank has some of the heads.
-SPLIT = ("tensor_parallel", "tensor_parallel_batch", "both_parallel")
+#: What takes pairs of heads, and what an attention module writes without its output projection.
+PAIRS = ("redundancy", "complementarity")
+WRITTEN = ("cone.attention", "cone_index.attention", "mean_cosine.attention")
+#: Where each rank has some of the heads of a layer: what is absent.
+SPLIT = {"heads": (*PAIRS, *WRITTEN), "grouped": PAIRS, "grouped_batch": PAIRS, "wide": (), "drawn": ()}
+#: Rank 1 alone fails in the sample at step 2, or at step 0, in what it computes with others.
+FAILING_SPLIT = {"heads_in_hook": [0, 4, 6], "heads_in_model": [0, 4, 6], "heads_in_first_model": [2, 4, 6]}
+#: What four processes run, of which at least one has no share of the probe in the second.
+FOUR = (
+    "sharded", "one_sequence", "unhindered", "fails_in_model", "grouped", "heads_unhindered", *FAILING_SPLIT,
+)  # fmt: skip
 #: Where each rank has a part of each sequence.
 PART = ("contextual", "contextual_batch")
 #: What is read from parameters outside of a forward pass, or with a backward pass.
@@ -58,45 +63,18 @@ OTHERS = [
     "costs",
     "plain_unmonitored",
     *SPLIT,
+    *FAILING_SPLIT,
+    "heads_unhindered",
+    "weighed_heads",
     *PART,
 ]
-
-
-def start(directory: Path, world: int, scenarios: list[str]) -> None:
-    """Run scenarios in several processes."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "programs.sharding", str(directory), *scenarios]
-    processes = []
-    for rank in range(world):
-        environment = {
-            **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world),
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join(sys.path),
-        }  # fmt: skip
-        with (directory / f"output.{rank}").open("wb") as output:
-            processes.append(subprocess.Popen(command, env=environment, stdout=output, stderr=output))
-    try:
-        codes = [process.wait(timeout=300) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    assert codes == [0] * world, "\n".join(path.read_text()[-3000:] for path in directory.glob("output.*"))
-
-
-def results(directory: Path, scenario: str) -> list[dict[str, Any]]:
-    """What each rank made of a scenario."""
-    paths = sorted(directory.glob(f"{scenario}.*.pickle"))
-    return [pickle.loads(path.read_bytes()) for path in paths]
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where two processes have run all scenarios."""
     directory = tmp_path_factory.mktemp("sharding")
-    start(directory, 2, [*SAME, *OTHERS, *FAILING, *(f"loop_{name}" for name in FAILING)])
+    sharding.start(directory, 2, [*SAME, *OTHERS, *FAILING, *(f"loop_{name}" for name in FAILING)])
     return directory
 
 
@@ -104,7 +82,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def four(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where four processes have run some scenarios."""
     directory = tmp_path_factory.mktemp("sharding_of_four")
-    start(directory, 4, [*FOUR])
+    sharding.start(directory, 4, [*FOUR])
     return directory
 
 
@@ -133,7 +111,9 @@ def test_four_processes_record_what_one_does(four: Path, tmp_path: Path, scenari
 
 
 def test_one_of_four_that_fails_costs_all_of_them_that_sample_alone(four: Path) -> None:
-    for result, untouched in zip(results(four, "fails_in_model"), results(four, "unhindered"), strict=True):
+    for result, untouched in zip(
+        results(four, "fails_in_model"), results(four, "unhindered"), strict=True
+    ):
         assert [record.step for record in result["records"]] == [0, 4, 6]
         assert result["loss"] == untouched["loss"]
 
@@ -170,7 +150,9 @@ def test_weights_are_read_while_they_are_gathered_and_what_is_absent_is_said(
 
 @pytest.mark.parametrize(("scenario", "alone"), [("sharded", "unmonitored"), ("plain", "plain_unmonitored")])
 def test_training_is_the_same_to_the_bit_without_samples(directory: Path, scenario: str, alone: str) -> None:
-    for ours, theirs in zip(results(directory, scenario), results(directory, alone), strict=True):
+    for ours, theirs in zip(
+        results(directory, scenario), results(directory, alone), strict=True
+    ):
         assert ours["records"]
         assert_same_training(ours, theirs)
 
@@ -188,7 +170,9 @@ def assert_same_training(one: dict[str, Any], other: dict[str, Any]) -> None:
 def test_a_rank_that_fails_costs_all_ranks_that_sample_and_nothing_else(
     directory: Path, prefix: str, scenario: str, untouched: str
 ) -> None:
-    pairs = zip(results(directory, prefix + scenario), results(directory, untouched), strict=True)
+    pairs = zip(
+        results(directory, prefix + scenario), results(directory, untouched), strict=True
+    )
     for rank, (result, alone) in enumerate(pairs):
         assert [record.step for record in result["records"]] == FAILING[scenario]
         assert_same_training(result, alone)
@@ -212,15 +196,66 @@ def test_a_schedule_that_differs_is_asked_on_rank_0_alone(directory: Path) -> No
         assert [record.step for record in result["records"]] == [0, 2, 4, 6]
 
 
+def assert_all_heads(scenario: str, directory: Path, tmp_path: Path) -> None:
+    one = sharding.run(scenario, tmp_path)
+    first, *others = results(directory, scenario)
+    assert len(one["records"]) > 2
+    for index, (ours, theirs) in enumerate(zip(one["records"], first["records"], strict=True)):
+        lacking = [name for name in ours if name not in SPLIT[scenario]]
+        assert_same(only(ours, lacking), theirs, 1e-5)
+        assert ours.model == theirs.model
+        assert theirs["entropy"].shape == (2, 8)
+        for other in others:
+            assert_same(theirs, other["records"][index], 0.0)
+    said = " ".join(first["warnings"])
+    assert all(name in said for name in SPLIT[scenario] if name in PAIRS)
+    assert ("metrics of its output as a whole are absent" in said) == (scenario == "heads")
+    assert all(other["warnings"] == [] for other in others)
+
+
+def only(record: GeometryRecord, names: list[str]) -> GeometryRecord:
+    """A record with these metrics alone."""
+    (stack,) = record.stacks
+    return replace(record, stacks={stack: {name: record[name] for name in names}})
+
+
 @pytest.mark.parametrize("scenario", SPLIT)
-def test_heads_of_one_rank_do_not_pass_for_those_of_all(directory: Path, scenario: str) -> None:
+def test_heads_of_two_ranks_are_recorded_as_those_of_one(
+    directory: Path, tmp_path: Path, scenario: str
+) -> None:
     """Head 0 of one rank is another one than head 0 of the other: their mean would be a number of no head."""
-    first, second = results(directory, scenario)
-    for result in (first, second):
-        assert result["steps"] == 6
-        assert result["records"] == []
-    (warning,) = first["warnings"]
-    assert "nothing is measured: LookupError: tensor parallelism splits layers" in warning
+    assert_all_heads(scenario, directory, tmp_path)
+
+
+def test_heads_and_parameters_split_over_four_ranks(four: Path, tmp_path: Path) -> None:
+    assert_all_heads("grouped", four, tmp_path)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("scenario", FAILING_SPLIT)
+def test_a_rank_that_fails_amid_others_costs_that_sample_alone(
+    world: int, scenario: str, request: pytest.FixtureRequest
+) -> None:
+    place = request.getfixturevalue("directory" if world == 2 else "four")
+    untouched = results(place, "heads_unhindered")
+    assert len(untouched) == world
+    for result, alone in zip(results(place, scenario), untouched, strict=True):
+        assert [record.step for record in result["records"]] == FAILING_SPLIT[scenario]
+        assert result["loss"] == alone["loss"]
+    first = results(place, scenario)[0]
+    assert any("a sample was dropped" in said and "rank 1" in said for said in first["warnings"])
+
+
+def test_weights_of_some_heads_do_not_pass_for_those_of_all(directory: Path, tmp_path: Path) -> None:
+    one = sharding.run("weighed_heads", tmp_path)
+    first, second = results(directory, "weighed_heads")
+    for ours, theirs in zip(one["records"], first["records"], strict=True):
+        assert "entropy" in theirs
+        for name in theirs:
+            np.testing.assert_allclose(theirs[name], ours[name], 1e-5, 1e-5, err_msg=name)
+    said = " ".join(first["warnings"])
+    for sentence in ("update_size, unchanged_share", "importance is absent", "the projections of"):
+        assert sentence in said
     assert second["warnings"] == []
 
 

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 __all__ = [
     "choose_sharding_roots",
     "foreign_sharding",
+    "gathering_dimensions",
     "in_context_parallel",
     "is_distributed_tensor",
-    "is_split_for_good",
+    "is_distributed_tensor_type",
     "keep_uses",
     "run_sharding_hooks",
     "sharded_modules",
@@ -44,8 +45,13 @@ def is_distributed_tensor(tensor: Tensor) -> bool:
 
     Relies on ``torch.distributed.tensor.DTensor``; checked on torch 2.13.0.
     """
-    kind = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
-    return kind is not None and isinstance(tensor, kind)
+    return is_distributed_tensor_type(type(tensor))
+
+
+def is_distributed_tensor_type(kind: type) -> bool:
+    """Whether tensors of a class are such."""
+    distributed = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
+    return distributed is not None and issubclass(kind, distributed)
 
 
 def foreign_sharding(root: nn.Module) -> str:
@@ -76,22 +82,18 @@ def _groups(state: Any) -> list[Any]:
     return list(getattr(state, "_fsdp_param_groups", [] if one is None else [one]))
 
 
-def is_split_for_good(root: nn.Module) -> bool:
-    """Whether a forward pass computes with parts of parameters, as in tensor parallelism.
+def gathering_dimensions(root: nn.Module) -> dict[int, int]:
+    """Return how many dimensions of its mesh a parameter is gathered over, by its identity.
 
-    Relies on the placements of DTensors, of which ``fully_shard`` puts its own first, and on
-    ``FSDPState._fsdp_param_groups`` and ``FSDPParamGroup.mesh_info``; checked on torch 2.13.0.
+    Of a DTensor's placements they are the first ones. Relies on ``FSDPState._fsdp_param_groups`` and
+    ``FSDPParamGroup.mesh_info``; checked on torch 2.13.0.
     """
-    own: dict[int, int] = {}
+    dimensions: dict[int, int] = {}
     for module in sharded_modules(root):
         for group in _groups(module._get_fsdp_state()):  # type: ignore[operator]
-            own |= {id(param.sharded_param): group.mesh_info.mesh.ndim for param in group.fsdp_params}
-    split = (p for p in root.parameters() if is_distributed_tensor(p))
-    return any(
-        placement.is_shard()
-        for p in split
-        for placement in p.placements[own.get(id(p), 0) :]  # type: ignore[attr-defined]
-    )
+            size = group.mesh_info.mesh.ndim
+            dimensions |= {id(param.sharded_param): size for param in group.fsdp_params}
+    return dimensions
 
 
 def choose_sharding_roots(root: nn.Module) -> None:
