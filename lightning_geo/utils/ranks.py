@@ -9,6 +9,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from lightning_geo.utils.errors import OtherRankError
+
 __all__ = [
     "Replicas",
     "everyones",
@@ -116,6 +118,8 @@ def failure_of_any_rank(error: Exception | None) -> Exception:
     Args:
         error: This rank's; ``None`` where another failed, or they do not fit together.
     """
+    if isinstance(error, OtherRankError):
+        error = None
     everyone = everyones(None if error is None else f"{type(error).__name__}: {error}")
     reasons = [f"rank {index}: {reason}" for index, reason in enumerate(everyone) if reason is not None]
     others = "; ".join(reasons)

@@ -17,7 +17,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -71,6 +71,14 @@ def accelerate(model: nn.Module) -> _Prepared:
     return called, optimizer, accelerator.backward
 
 
+def mixed(model: nn.Module) -> _Prepared:
+    """Compute in bfloat16 with weights in float32."""
+    if world_size() == 1:
+        return model.bfloat16(), optimizer_of(model), Tensor.backward
+    split(model, init_device_mesh("cpu", (world_size(),)), mp_policy=MixedPrecisionPolicy(torch.bfloat16))
+    return model, optimizer_of(model), Tensor.backward
+
+
 def older(model: nn.Module) -> _Prepared:
     called = model
     if world_size() > 1:
@@ -102,6 +110,7 @@ PREPARE: dict[str, Callable[[nn.Module], _Prepared]] = {
     "plain": plain,
     "fabric": fabric,
     "accelerate": accelerate,
+    "mixed": mixed,
     "older": older,
 }
 
@@ -203,6 +212,8 @@ SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "fabric": lambda d: looped(d, "fabric"),
     "accelerate": lambda d: looped(d, "accelerate"),
     "transformers": trained,
+    "mixed": lambda d: looped(d, "mixed"),
+    "mixed_unmonitored": lambda d: looped(d, "mixed", monitored=False),
     "older": lambda d: looped(d, "older", source="probe" if world_size() > 1 else "batch"),
     **{f"loop_{name}": partial(injected_into_loop, failure=f) for name, f in FAILURES.items()},
 }

@@ -11,13 +11,9 @@ import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_geo.utils._torch import SplitGroup, is_distributed_tensor_type, is_of_group
-from lightning_geo.utils.errors import GeometryError
+from lightning_geo.utils.errors import OtherRankError
 
-__all__ = ["Lockstep", "OtherRankError"]
-
-
-class OtherRankError(GeometryError, RuntimeError):
-    """A rank that has other parts of the same layers failed."""
+__all__ = ["Lockstep"]
 
 
 class Lockstep(TorchDispatchMode):
