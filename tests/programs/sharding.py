@@ -48,7 +48,7 @@ def start(directory: Path, world: int, scenarios: list[str]) -> None:
         with (directory / f"output.{rank}").open("wb") as output:
             processes.append(subprocess.Popen(command, env=environment, stdout=output, stderr=output))
     try:
-        codes = [process.wait(timeout=300) for process in processes]
+        codes = [process.wait(timeout=600) for process in processes]
     finally:
         for process in processes:
             process.kill()

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_geo.utils._torch import SplitGroup, is_distributed_tensor_type, is_of_group
+from lightning_geo.utils._torch import BeforeCollectives, SplitGroup
 from lightning_geo.utils.errors import OtherRankError
 
 __all__ = ["Lockstep"]
 
 
-class Lockstep(TorchDispatchMode):
+class Lockstep:
     """Ends a forward pass on all processes of a group where one of them fails.
 
     In tensor parallelism each layer adds up or gathers what the processes computed. One that fails would
@@ -29,7 +27,6 @@ class Lockstep(TorchDispatchMode):
     """
 
     def __init__(self, split: SplitGroup, device: torch.device) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
         self._split = split
         self._device = device
         #: whether the processes know of a failure since :meth:`begin`
@@ -47,7 +44,7 @@ class Lockstep(TorchDispatchMode):
             OtherRankError: If another process failed in it.
         """
         try:
-            with self:
+            with BeforeCollectives(self._split, self._agree):
                 yield
         except BaseException:
             self.fail()
@@ -69,10 +66,3 @@ class Lockstep(TorchDispatchMode):
         flag = torch.tensor(int(here), dtype=torch.int32, device=self._device)
         dist.all_reduce(flag, dist.ReduceOp.MIN, group=self._split.group)
         return bool(flag)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if any(map(is_distributed_tensor_type, types)):
-            return NotImplemented  # a DTensor's own operations follow, and its collectives among them
-        if is_of_group((*args, *(kwargs or {}).values()), self._split):
-            self._agree()
-        return func(*args, **(kwargs or {}))

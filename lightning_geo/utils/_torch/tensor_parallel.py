@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch.distributed as dist
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_geo.utils._torch.sharding import gathering_dimensions, is_distributed_tensor
+from lightning_geo.utils._torch.sharding import (
+    gathering_dimensions,
+    is_distributed_tensor,
+    is_distributed_tensor_type,
+)
 
-__all__ = ["SplitGroup", "is_of_group", "leader_of", "output_widths", "split_groups"]
+__all__ = ["BeforeCollectives", "SplitGroup", "leader_of", "output_widths", "split_groups"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,10 @@ def split_groups(root: nn.Module) -> list[SplitGroup]:
 
 
 def leader_of(root: nn.Module) -> int | None:
-    """Return the first rank of those that have parts of the same layers; ``None`` where no layer is split."""
+    """Return the first rank of those that have parts of the same layers; ``None`` where no layer is split.
+
+    Relies on :func:`split_groups`; checked on torch 2.13.0.
+    """
     return min((rank for group in split_groups(root) for rank in group.ranks), default=None)
 
 
@@ -73,7 +82,30 @@ def output_widths(module: nn.Module) -> list[tuple[int, int]]:
     ]
 
 
-def is_of_group(arguments: tuple[Any, ...], split: SplitGroup) -> bool:
+class BeforeCollectives(TorchDispatchMode):
+    """Calls a function before each operator that waits for the other processes of a group.
+
+    Relies on ``TorchDispatchMode``; checked on torch 2.13.0.
+
+    Args:
+        split: The group.
+        before: The function.
+    """
+
+    def __init__(self, split: SplitGroup, before: Callable[[], object]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._split = split
+        self._before = before
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(map(is_distributed_tensor_type, types)):
+            return NotImplemented  # a DTensor's own operations follow, and its collectives among them
+        if _is_of_group((*args, *(kwargs or {}).values()), self._split):
+            self._before()
+        return func(*args, **(kwargs or {}))
+
+
+def _is_of_group(arguments: tuple[Any, ...], split: SplitGroup) -> bool:
     """Whether arguments of an operator name a process group: that operator waits for its other processes.
 
     Relies on operators taking the group's name, or the group as a ScriptObject; checked on torch 2.13.0.
