@@ -55,20 +55,18 @@ from lightning_geo.utils._torch.script import (
     set_script_attribute,
 )
 from lightning_geo.utils._torch.sharding import (
+    BeforeCollectives,
+    SplitGroup,
     choose_sharding_roots,
     foreign_sharding,
     gathering_dimensions,
     in_context_parallel,
     is_distributed_tensor,
     keep_uses,
-    run_sharding_hooks,
-    sharded_modules,
-)
-from lightning_geo.utils._torch.tensor_parallel import (
-    BeforeCollectives,
-    SplitGroup,
     leader_of,
     output_widths,
+    run_sharding_hooks,
+    sharded_modules,
     split_groups,
 )
 from lightning_geo.utils._torch.varlen import (
