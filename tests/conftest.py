@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -13,6 +15,8 @@ from hypothesis import settings
 from support import shapes
 
 shapes.install()  # before anything imports the package
+
+from support import forks as forking  # noqa: E402
 
 # the hook that skips tests of pages where no browser or no node is installed
 from support.programs import pytest_runtest_setup as pytest_runtest_setup  # noqa: E402
@@ -29,6 +33,13 @@ settings.register_profile("lightning_geo", derandomize=True, deadline=None, max_
 # For hours, with new examples each time: `--hypothesis-profile=deep`, or by the environment.
 settings.register_profile("deep", derandomize=False, deadline=None, max_examples=20_000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "lightning_geo"))
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[forking.Forks]:
+    """Runs programs in forks of a process that has imported what takes seconds to import."""
+    with forking.forks() as found:
+        yield found
 
 
 #: Families whose parts have other names in transformers 4, or whose eager twins cannot run in float64 there.
@@ -55,3 +66,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(why)
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_collection_finish() -> None:
+    """Take what was imported out of garbage collection: to look through it took half a second each time."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()

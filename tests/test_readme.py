@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import itertools
 import re
 import subprocess
 from collections import Counter
@@ -94,9 +95,44 @@ def test_every_picture_is_shown() -> None:
         (page.parent / link).resolve()
         for page in PAGES
         for link in _LINK.findall(page.read_text(encoding="utf-8"))
-        if link.endswith(".png")
+        if link.endswith((".png", ".svg"))
     }
-    assert shown == set((ROOT / "examples" / "pictures").resolve().iterdir())
+    files = (ROOT / "examples" / "pictures").resolve().rglob("*.*")
+    assert shown == {path for path in files if path.is_file()}
+
+
+def pictures_without_a_command(gallery: str) -> list[str]:
+    """Pictures without a command in their section; those of ``gallery/``: without one in the next line."""
+    missing = []
+    for section in re.split(r"^(?=## )", gallery, flags=re.MULTILINE):
+        for line, below in itertools.pairwise([*section.splitlines(), ""]):
+            targets = [link for link in _LINK.findall(line) if link.endswith((".png", ".svg"))]
+            commands = re.findall(r"`[^`]+`", below)
+            several = below.count("|") > 1
+            for link in targets if "gallery/" in line else []:
+                if len(commands) < (len(targets) if several else 1):
+                    missing.append(link)
+            if targets and "gallery/" not in line and "```bash" not in section:
+                missing += targets
+    return missing
+
+
+def test_every_picture_of_the_examples_is_made_by_a_command_that_stands_by_it() -> None:
+    assert pictures_without_a_command((ROOT / "examples" / "README.md").read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("page", "missing"),
+    [
+        ("## A\n![a](p/a.png)\n", ["p/a.png"]),
+        ("## A\n![a](p/a.png)\n```bash\nrun\n```\n## B\n![b](p/b.png)\n", ["p/b.png"]),
+        ("![a](p/gallery/a.png)\n\n`run`\n```bash\n```\n", ["p/gallery/a.png"]),
+        ("| ![a](gallery/a.svg) | ![a](gallery/b.svg) |\n| `run` | |\n", ["gallery/a.svg", "gallery/b.svg"]),
+        ("| ![a](p/gallery/a.svg) |\n| `run` |\n![b](p/gallery/b.png)\n`run`\n", []),
+    ],
+)
+def test_a_picture_without_a_command_is_found(page: str, missing: list[str]) -> None:
+    assert pictures_without_a_command(page) == missing
 
 
 def test_every_guide_is_reached_from_the_readme() -> None:

@@ -64,26 +64,26 @@ class Alerting:
         """Log a sample's findings, and call who wants to know; on rank 0."""
         if self._alerts is None or self._detector is None:
             return
-        log = host.log
+        log, prefix = host.log, self._warn_once.prefix
         self._samples += 1
         unchecked = self._detector.unchecked
         if self._samples == 2 and unchecked:  # the first sample has nothing of what compares samples
             count, rules = len(unchecked), len(self._alerts.looked_for)
             log.info(
-                f"GeometryMonitor: {count} of {rules} rules are not checked, since their metrics are not "
+                f"{prefix}{count} of {rules} rules are not checked, since their metrics are not "
                 f"measured: {some(unchecked)}. `lightning-geo diagnose` names the metrics."
             )
         for finding in record.findings:
             place = *finding.key, finding.since_step
             if finding.until_step is None and place in self._ended:  # told before; the record has it again
                 self._ended.remove(place)
-                log.info(f"GeometryMonitor: step {record.step}: {finding.rule} is back.")
+                log.info(f"{prefix}step {record.step}: {finding.rule} is back.")
                 continue
             if finding.until_step is not None:
                 self._ended.add(place)
             elif not self._is_news(place, finding):
                 continue
-            log.log(_LEVELS[finding.severity] if finding.until_step is None else 20, line(finding))
+            log.log(_LEVELS[finding.severity] if finding.until_step is None else 20, prefix + line(finding))
             if self._alerts.notify is not None:
                 with self._warn_once.about("`notify` of the alerts failed", f"first at step {record.step}"):
                     self._alerts.notify(finding)
@@ -150,12 +150,9 @@ _LEVELS = {"note": 20, "warning": 30, "critical": 40}
 def line(finding: Finding) -> str:
     """Return a finding in one line of a log."""
     if finding.until_step is not None:
-        return (
-            f"GeometryMonitor: step {finding.until_step}: {finding.rule} ended, which began at step "
-            f"{finding.since_step}."
-        )
+        return f"step {finding.until_step}: {finding.rule} ended, which began at step {finding.since_step}."
     advice = f" Next: {finding.next[0]}" if finding.next else ""
-    return f"GeometryMonitor: {finding.severity} since step {finding.since_step}: {finding.message}{advice}"
+    return f"{finding.severity} since step {finding.since_step}: {finding.message}{advice}"
 
 
 def _reaches(finding: Finding, severity: Severity | None) -> bool:

@@ -133,7 +133,7 @@ class MonitorArguments:
             strict=strict,
             name=name,
         )
-        self._settings, self._warn_once = settings, WarnOnce(strict)
+        self._settings, self._warn_once = settings, WarnOnce(strict, name)
         self._prepare()
 
     def _prepare(self) -> None:

@@ -53,7 +53,7 @@ class Delivery:
         self.sinks = sinks
         self.state = RunState()
         self.alerting = Alerting(settings.alerts, warn_once)
-        self.status = StatusLines(settings.how_often, settings.max_overhead)
+        self.status = StatusLines(settings.how_often, settings.max_overhead, name=settings.name)
         #: the last one
         self.record: GeometryRecord | None = None
         self._pending: PendingSample | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -17,7 +16,7 @@ from lightning_geo.monitor.host import Host
 from lightning_geo.monitor.wrappers import without_wrappers
 from lightning_geo.observe.replay.undisturbed import device_of
 from lightning_geo.utils._transformers import accumulates_in_accelerate
-from lightning_geo.utils.progress_bars import LineLogger
+from lightning_geo.utils.progress_bars import script_logger
 from lightning_geo.utils.ranks import rank
 
 __all__ = ["LoopHost"]
@@ -37,7 +36,7 @@ class LoopHost(Host):
     root_dir = "."
     epoch = 0
     waits_for_update = True
-    log = LineLogger(logging.getLogger(__name__))
+    log = script_logger()
 
     def __init__(
         self, model: nn.Module, logdir: str | os.PathLike[str] | None, loggers: Sequence[Any]

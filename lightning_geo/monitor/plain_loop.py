@@ -204,8 +204,11 @@ def watch(
     unless ``probe=`` is given.
 
     Models of ``fabric.setup``, ``accelerator.prepare`` and ``fully_shard`` are taken as they are; every rank
-    makes the same calls. ``importance`` with ``source="batch"`` is absent: a loop does not tell how it scales
-    its loss.
+    makes the same calls. Rank 0 logs what was found, the findings and a summary to standard error, beside a
+    bar of tqdm, or where logging was set up to;
+    ``logging.getLogger("lightning_geo").setLevel(logging.WARNING)`` keeps the warnings only.
+
+    ``importance`` with ``source="batch"`` is absent: a loop does not tell how it scales its loss.
 
     Args:
         model: The model, as the loop calls it.

@@ -15,11 +15,11 @@ from lightning_geo.metrics.key_metrics import key_metrics
 from lightning_geo.metrics.selection import compares_samples
 from lightning_geo.storage.history import GeometryHistory
 from lightning_geo.storage.record import GeometryRecord
-from lightning_geo.utils.formatting import number
+from lightning_geo.utils.formatting import moved, number
+from lightning_geo.utils.warn_once import prefix_of
 
 __all__ = ["StatusLines"]
 
-_PREFIX = "GeometryMonitor: "
 _COSTED = 3  # samples after which their cost is known: the first one warms caches up
 _CHANGES = 2
 
@@ -31,6 +31,7 @@ class StatusLines:
         how_often: When samples are taken, in words.
         max_overhead: Share of the run's time that samples may take; ``None`` for no limit.
         clock: Seconds.
+        name: Of the monitor.
     """
 
     def __init__(
@@ -38,7 +39,9 @@ class StatusLines:
         how_often: str,
         max_overhead: float | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        name: str = "geometry",
     ) -> None:
+        self._name, self._prefix = name, prefix_of(name)
         self._how_often, self._max_overhead, self._clock = how_often, max_overhead, clock
         #: what samples are taken on, in words
         self.inputs = ""
@@ -50,7 +53,7 @@ class StatusLines:
 
     def anew(self) -> StatusLines:
         """Return those of another session."""
-        return StatusLines(self._how_often, self._max_overhead, self._clock)
+        return StatusLines(self._how_often, self._max_overhead, self._clock, self._name)
 
     def sampled(
         self, record: GeometryRecord, *, cost: float, directory: str, places: str, final: bool
@@ -72,11 +75,11 @@ class StatusLines:
             model = describe_model(GeometryHistory([record]))
             look = _joined(f"lightning-geo tail {shlex.quote(directory)}" if directory else "", places)
             return [
-                f"{_PREFIX}found {model}. Measured on {self.inputs}.",
-                f"{_PREFIX}samples are taken {self._how_often}. Where to look: {look}",
+                f"{self._prefix}found {model}. Measured on {self.inputs}.",
+                f"{self._prefix}samples are taken {self._how_often}. Where to look: {look}",
             ]
         if self._count == _COSTED and not final:
-            return [f"{_PREFIX}{self._price(cost)}"]
+            return [f"{self._prefix}{self._price(cost)}"]
         return []
 
     def _price(self, cost: float) -> str:
@@ -114,7 +117,7 @@ class StatusLines:
             self._changes(),
             f"look closer: {_joined(show, places)}",
         ]
-        return [_PREFIX + line for line in lines]
+        return [self._prefix + line for line in lines]
 
     def _changes(self) -> str:
         if self._first is None or self._last is None or self._first.step == self._last.step:
@@ -131,16 +134,12 @@ class StatusLines:
         texts = []
         for change in changes[:_CHANGES]:
             first, last = change.series.layers()[[0, -1]]
-            text = f"{change.series.key} {_arrow(change.first, change.last)}"
+            text = f"{change.series.key} {moved(change.first, change.last)}"
             if len(first) > 1:
                 layer = int(np.nanargmax(np.abs(last - first)))
-                text += f" (layer {layer}: {_arrow(first[layer], last[layer])})"
+                text += f" (layer {layer}: {moved(first[layer], last[layer])})"
             texts.append(text)
         return f"largest changes{since}: {', '.join(texts) or 'none'}."
-
-
-def _arrow(first: float, last: float) -> str:
-    return f"{number(float(first), digits=3)} → {number(float(last), digits=3)}"
 
 
 def _joined(*places: str) -> str:

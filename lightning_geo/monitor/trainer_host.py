@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import sys
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +17,7 @@ from lightning_geo.monitor.host import Host
 from lightning_geo.monitor.state import RunState
 from lightning_geo.monitor.wrappers import without_wrappers
 from lightning_geo.utils._torch import is_compiled_module, unwrapped
-from lightning_geo.utils.progress_bars import LineLogger
+from lightning_geo.utils.progress_bars import script_logger
 
 __all__ = ["TrainerHost"]
 
@@ -33,7 +32,7 @@ class TrainerHost(Host):
         trainer: The Trainer; ``None`` where it could not be found.
     """
 
-    log = LineLogger(logging.getLogger("transformers.trainer.geometry_callback"))
+    log = script_logger()
 
     def __init__(self, args: Any, state: Any, model: nn.Module, trainer: Any) -> None:
         self.args, self.state = args, state

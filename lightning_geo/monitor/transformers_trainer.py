@@ -79,6 +79,10 @@ class GeometryCallback(MonitorArguments, TrainerCallback):
     ``TrainingArguments(resume_from_checkpoint=…)`` too. ``Alerts(stop=…)`` ends training as
     EarlyStoppingCallback does, ``Alerts(checkpoint=…)`` has the Trainer save one.
 
+    Rank 0 logs what was found, the findings and a summary to standard error, beside the progress bar, or
+    where logging was set up to; ``logging.getLogger("lightning_geo").setLevel(logging.WARNING)`` keeps the
+    warnings only, whatever transformers' verbosity.
+
     Absent: ``importance`` with ``source="batch"``, since the scale of the loss is unknown; and samples on a
     probe under FSDP1 and DeepSpeed, which fall back to ``source="batch"``. FSDP2 (``fsdp_config`` with
     ``"version": 2``) has them, without ``importance`` and ``updates``.

@@ -10,7 +10,7 @@ from lightning_geo.analysis.changes import Change, changes
 from lightning_geo.analysis.runs import Run
 from lightning_geo.metrics.selection import compares_samples
 from lightning_geo.report.charts import sparkline
-from lightning_geo.utils.formatting import number
+from lightning_geo.utils.formatting import moved
 
 __all__ = ["LargestChange", "largest_changes"]
 
@@ -49,10 +49,9 @@ def _shown(change: Change) -> LargestChange:
     series, (layer, head) = change.series, change.most
     title = series.spec.title
     place = f"layer {layer}" if head is None else f"layer {layer} head {head}"
-    start, end = (number(value, digits=3) for value in change.most_ends)
     return LargestChange(
         f"{title} ({series.key})" if title else series.key,
         sparkline(series.model(), f"{series.key} over the run"),
-        f"{number(change.first, digits=3)} → {number(change.last, digits=3)}",
-        f"{place}: {start} → {end}",
+        moved(change.first, change.last),
+        f"{place}: {moved(*change.most_ends)}",
     )

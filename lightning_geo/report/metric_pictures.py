@@ -97,7 +97,7 @@ def model_course(curves: Sequence[tuple[str, NDArray[np.int64], MetricSeries]], 
     if defined.any():
         band[:, defined] = np.nanpercentile(flat[defined], (10, 90), axis=1)
     cells = "heads" if series.values.ndim == 3 else "layers"
-    return lines(drawn, f"{middle} and 10–90 % band over {cells}", (band[0], band[1]))
+    return lines(drawn, f"{middle} and 10–90 % of {cells}", (band[0], band[1]))
 
 
 def differences_side_by_side(

@@ -14,6 +14,7 @@ from lightning_geo.analysis.runs import Run
 from lightning_geo.report.charts import Curve, Event, timeline
 from lightning_geo.report.rendering import Table
 from lightning_geo.storage.diagnosis import Diagnosis
+from lightning_geo.storage.event_files import wandb_logs
 from lightning_geo.storage.run_curves import suggested
 from lightning_geo.storage.scalars import Scalars, read_scalars
 from lightning_geo.utils.formatting import number
@@ -71,7 +72,7 @@ def run_outcome(runs: Sequence[Run], diagnoses: Sequence[Diagnosis]) -> Outcome:
         "" if several else _sentence(curves[0]),
         _table(runs, curves) if several and any(of_run != (None, None) for of_run in curves) else None,
         timeline(drawn, title, events, evaluations),
-        "" if drawn else "The loss is not in the runs' event files, so it is not drawn here.",
+        _note(runs, curves),
     )
 
 
@@ -84,6 +85,21 @@ def _curves(run: Run) -> _Curves:
     found = suggested(list(known))
     loss, score = found["loss"], found["score"]
     return _Curves((loss, known[loss]) if loss else None, (score, known[score]) if score else None)
+
+
+def _note(runs: Sequence[Run], curves: Sequence[_Curves]) -> str:
+    """Say of each run without a loss where it is not, and where it may be."""
+    notes = []
+    for run, of_run in zip(runs, curves, strict=True):
+        if of_run.loss is not None:
+            continue
+        note = "The loss is not in the run's event files, nor in a metrics.csv beside them."
+        logs = wandb_logs(run.path) if run.history.path else []
+        if logs:
+            note += f" What was logged to W&B is in {logs[0].name}, which W&B alone reads: "
+            note += "its workspace shows the loss."
+        notes.append(f"{run.name}: {note}" if len(runs) > 1 else note)
+    return " ".join(notes)
 
 
 def _events(diagnosis: Diagnosis, prefix: str) -> list[Event]:

@@ -22,7 +22,7 @@ from lightning_geo.analysis.gate_changes import GateChange, head_gates, lasting_
 from lightning_geo.metrics.selection import compares_samples
 from lightning_geo.metrics.spec import ROLES
 from lightning_geo.storage.history import GeometryHistory
-from lightning_geo.utils.formatting import number
+from lightning_geo.utils.formatting import apart
 
 __all__ = [
     "Sentence",
@@ -121,8 +121,8 @@ def sentence(change: Change) -> str:
     share = (
         f" ({100 * (change.last / change.first - 1):+.0f} %)".replace("-", "−") if change.first > 0 else ""
     )
-    ends = (change.first, change.last, *change.most_ends)
-    first, last, start, end = (number(value, digits=3) for value in ends)
+    first, last = apart(change.first, change.last)
+    start, end = apart(*change.most_ends)
     what = "in its maximum" if spec.summary == "max" else "on average"
     return (
         f"{change.series.key} {verb} from {first} to {last}{unit}{share} "

@@ -12,7 +12,7 @@ from typing import Any
 from lightning_geo.storage.places import Place, named, place, walk
 from lightning_geo.utils.errors import RunError
 
-__all__ = ["EVENT_FILES", "event_files", "find_runs", "opened", "read_events"]
+__all__ = ["EVENT_FILES", "event_files", "find_runs", "opened", "read_events", "wandb_logs"]
 
 
 #: Names of event files, as TensorBoard knows them.
@@ -78,13 +78,23 @@ def event_files(path: Place) -> tuple[list[Place], list[str]]:
 
 def _folders(path: Place) -> list[Place]:
     """Directories that hold a run's event files. W&B makes a new one each time it resumes a run."""
-    run = path.resolve()  # `latest-run` is a link
-    run = run.parent if run.name == "files" else run
-    logs = [file.name for file in run.glob("run-*.wandb")]
+    logs = wandb_logs(path)
     if not logs:
         return [path]
-    sessions = [log.parent / "files" for log in run.parent.glob(f"*run-*/{glob.escape(logs[0])}")]
+    run = logs[0].parent
+    sessions = [log.parent / "files" for log in run.parent.glob(f"*run-*/{glob.escape(logs[0].name)}")]
     return sessions or [run / "files"]  # the directory was renamed
+
+
+def wandb_logs(path: Place) -> list[Place]:
+    """Return the files in which W&B keeps what a run logged, which W&B alone reads; none of other runs.
+
+    Args:
+        path: As for :func:`load_history`.
+    """
+    run = path.resolve()  # `latest-run` is a link
+    run = run.parent if run.name == "files" else run
+    return list(run.glob("run-*.wandb"))
 
 
 def _begun(file: Place) -> tuple[int, float, str]:

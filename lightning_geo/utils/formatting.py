@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Iterable
 
-__all__ = ["did_you_mean", "moment", "number", "plain", "some"]
+__all__ = ["apart", "did_you_mean", "moment", "moved", "number", "plain", "some"]
 
 
 def plain(text: object) -> str:
@@ -45,6 +45,30 @@ def number(value: float, *, signed: bool = False, digits: int = 4) -> str:
     exponent = int(f"{size:.1e}".partition("e")[2])  # of the rounded number: 0.00999 is 0.010
     places = max(digits, 1 - exponent) if size < 1 else max(0, digits - 1 - int(math.log10(size)))
     return f"{sign}{size:,.{places}f}"
+
+
+def apart(first: float, last: float, *, digits: int = 3) -> tuple[str, str]:
+    """Return two numbers with as many digits as tell them apart.
+
+    Example:
+        >>> apart(0.496, 0.685), apart(1.0, 0.99996), apart(0.5, 0.5)
+        (('0.496', '0.685'), ('1.0000', '0.99996'), ('0.500', '0.500'))
+    """
+    texts = number(first, digits=digits), number(last, digits=digits)
+    if first == last or not math.isfinite(first - last) or digits == 12:
+        return texts
+    shown = [float(text.replace(",", "").replace("−", "-")) for text in texts]
+    return apart(first, last, digits=digits + 1) if shown[0] == shown[1] else texts
+
+
+def moved(first: float, last: float) -> str:
+    """Return two numbers with an arrow between them.
+
+    Example:
+        >>> moved(0.496, 0.685)
+        '0.496 → 0.685'
+    """
+    return " → ".join(apart(first, last))
 
 
 def moment(seconds: float) -> str:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["LineLogger", "beside_bars"]
+__all__ = ["LineLogger", "beside_bars", "script_logger"]
 
 if TYPE_CHECKING:
     _Adapter = logging.LoggerAdapter[logging.Logger]
@@ -17,13 +17,30 @@ else:
 
 
 class LineLogger(_Adapter):
-    """A logger each of whose lines stands on a line of its own, whatever bar the terminal shows."""
+    """A logger each of whose lines stands on a line of its own, whatever bar the terminal shows.
+
+    Where nobody has set logging up, its lines go to ``sys.stderr``: Python itself would drop those of INFO.
+    """
 
     def log(self, level: int, msg: object, *args: Any, **kwargs: Any) -> None:
         """Log a line, see :meth:`logging.Logger.log`."""
         if self.isEnabledFor(level):
             with beside_bars(self.logger):
-                self.logger.log(level, msg, *args, **kwargs)
+                if self.logger.hasHandlers():
+                    self.logger.log(level, msg, *args, **kwargs)
+                elif sys.stderr is not None:  # a program without a console has none
+                    sys.stderr.write(f"{str(msg) % args if args else msg}\n")
+
+
+def script_logger() -> LineLogger:
+    """Return the logger of the package, for loops whose authors need not know of logging.
+
+    Its level is INFO unless the user sets another one, before or after.
+    """
+    logger = logging.getLogger("lightning_geo")
+    if logger.level == logging.NOTSET:
+        logger.setLevel(logging.INFO)
+    return LineLogger(logger)
 
 
 @contextlib.contextmanager

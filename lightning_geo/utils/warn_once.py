@@ -11,7 +11,7 @@ from lightning_geo.utils.errors import ArgumentError, let_go
 from lightning_geo.utils.progress_bars import beside_bars
 from lightning_geo.utils.ranks import everyones, is_known_to_rank_zero, rank
 
-__all__ = ["WarnOnce"]
+__all__ = ["WarnOnce", "prefix_of"]
 
 _log = logging.getLogger(__name__)
 
@@ -27,10 +27,13 @@ class WarnOnce:
 
     Args:
         strict: Raise errors instead, on every rank.
+        name: Of the monitor that warns.
     """
 
-    def __init__(self, strict: bool) -> None:
+    def __init__(self, strict: bool, name: str = "geometry") -> None:
         self.strict = strict
+        #: what every line of this monitor begins with
+        self.prefix = prefix_of(name)
         #: whether training has begun: from then on a wrong argument costs the samples, not the run
         self.late = False
         self._emitted: set[_Key] = set()
@@ -47,7 +50,7 @@ class WarnOnce:
         if rank() != 0:
             self._pending.append((key, warning))
             return
-        _warn(warning, stacklevel=4)
+        self._emit(warning)
 
     @property
     def pending(self) -> int:
@@ -66,13 +69,13 @@ class WarnOnce:
                     new.setdefault(key, ([], warning))[0].append(index)
         for key, (ranks, warning) in new.items():
             self._emitted.add(key)
-            _warn(f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}: {warning}", stacklevel=4)
+            self._emit(f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}: {warning}")
 
     def warn_of_pending(self) -> None:
         """Emit this rank's pending warnings itself: the run ended without a last exchange."""
         pending, self._pending = self._pending, []
         for _, warning in pending:
-            _warn(f"rank {rank()}: {warning}", stacklevel=4)
+            self._emit(f"rank {rank()}: {warning}")
 
     def report(self, what: str, error: Exception, when: str = "") -> None:
         """Warn of an error, or raise it if strict, or if it is an argument's before training began."""
@@ -93,12 +96,21 @@ class WarnOnce:
         except Exception as error:
             self.report(what, error, when)
 
+    def _emit(self, warning: str) -> None:
+        message = f"{self.prefix}{warning}"
+        try:
+            with beside_bars():
+                warnings.warn(message, stacklevel=4)
+        except Warning:
+            # Python was told to raise warnings: one raised from here would stop training for a mere note
+            _log.warning(message)
 
-def _warn(warning: str, stacklevel: int) -> None:
-    message = f"GeometryMonitor: {warning}"
-    try:
-        with beside_bars():
-            warnings.warn(message, stacklevel=stacklevel)
-    except Warning:
-        # Python was told to raise warnings: one raised from here would stop training for a mere note
-        _log.warning(message)
+
+def prefix_of(name: str) -> str:
+    """Return what every line of a monitor begins with; of two in a run, one has a name of its own.
+
+    Example:
+        >>> prefix_of("geometry"), prefix_of("batch")
+        ('GeometryMonitor: ', 'GeometryMonitor (batch): ')
+    """
+    return "GeometryMonitor: " if name == "geometry" else f"GeometryMonitor ({name}): "

@@ -17,7 +17,6 @@ from werkzeug.test import Client
 from dashboard.providers import PREFIX, ask, client_of, eventually, provider_of, write_run
 from lightning_geo import load_history
 from lightning_geo.dashboard.metadata import PLUGIN
-from lightning_geo.dashboard.samples import in_force
 from lightning_geo.storage.record import GeometryRecord
 from support.records import make_record
 from support.registry import spec_named
@@ -258,29 +257,6 @@ def test_new_samples_are_seen_and_the_users_limit_is_kept(kind: str, tmp_path: P
     write_run(tmp_path / "run", [now(make_record(40, metrics=["entropy"]))])
     eventually(lambda: ask(client, "index").json["runs"][0]["monitors"][0]["last"][0] == 40)
     assert data(client, "run", "encoder", "entropy").steps[-1] == 40
-
-
-class Datum(NamedTuple):
-    step: int
-    wall_time: float
-
-
-@pytest.mark.parametrize(
-    ("samples", "sessions", "kept"),
-    [
-        ([(0, 1), (10, 2), (20, 3)], [], [0, 10, 20]),
-        ([(0, 1), (10, 2), (20, 3), (10, 4), (30, 5)], [], [0, 10, 30]),  # the last written wins
-        ([(0, 1), (10, 2), (20, 3), (30, 6)], [(15, 5)], [0, 10, 30]),
-        ([(0, 1), (10, 2), (20, 3)], [(10, 5)], [0]),  # resumed, no sample yet
-        ([(0, 1), (10, 2), (20, 5), (30, 8)], [(20, 4), (5, 7)], [0, 30]),  # resumed twice
-        ([], [(0, 1)], []),
-    ],
-)
-def test_what_was_replaced_is_left_out(
-    samples: list[tuple[int, float]], sessions: list[tuple[int, float]], kept: list[int]
-) -> None:
-    found = in_force([Datum(*s) for s in samples], [Datum(*s) for s in sessions])
-    assert [sample.step for sample in found] == kept
 
 
 @pytest.mark.parametrize("kind", KINDS)

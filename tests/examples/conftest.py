@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from support.forks import Forks
 
 ROOT = Path(__file__).parents[2]
 ACCURACY = re.compile(r"^Validation accuracy: ([01]\.\d{3}) on (\d+) examples never trained on$", re.M)
@@ -30,19 +29,8 @@ def environment() -> dict[str, str]:
     }
 
 
-@pytest.fixture(scope="session")
-def forks() -> Iterator[subprocess.Popen[str]]:
-    """A process that has imported what examples import, which takes longer than most of them run."""
-    program = [sys.executable, str(ROOT / "tests" / "programs" / "example_runs.py")]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(program, stdin=pipe, stdout=pipe, text=True, env=environment()) as process:
-        yield process
-        assert process.stdin is not None
-        process.stdin.close()
-
-
 @pytest.fixture
-def run(tmp_path: Path, request: pytest.FixtureRequest) -> Run:
+def run(tmp_path: Path, forks: Forks) -> Run:
     """``run("finetune_vit.py", "--max-steps", 3)``: what it printed; its runs are in ``tmp_path``.
 
     With ``alone=True`` in an interpreter of its own, which has imported nothing before.
@@ -50,16 +38,9 @@ def run(tmp_path: Path, request: pytest.FixtureRequest) -> Run:
 
     def run(script: str, *options: object, alone: bool = False) -> str:
         command = [*map(str, (ROOT / "examples" / script, *options, "--output", tmp_path))]
-        if alone or not hasattr(os, "fork"):
-            done = subprocess.run(
-                [sys.executable, *command], env=environment(), capture_output=True, text=True, cwd=tmp_path
-            )
-            status, stdout, stderr = done.returncode, done.stdout, done.stderr
-        else:
-            process = request.getfixturevalue("forks")
-            process.stdin.write(json.dumps({"command": command, "folder": str(tmp_path)}) + "\n")
-            process.stdin.flush()
-            status, stdout, stderr = json.loads(process.stdout.readline())
+        [status], [stdout], [stderr] = forks.run(
+            command, folder=tmp_path, environments=[environment()], alone=alone
+        )
         assert status == 0, stdout + stderr
         return stdout
 

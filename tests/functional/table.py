@@ -7,8 +7,8 @@ and in ``families`` where they need full matrices.
 
 from __future__ import annotations
 
+from functional.row import Row
 from functional.rows import attention, scores, spectra, tokens, updates, weights
-from functional.tester import Row
 
 TABLE: dict[str, Row] = (
     tokens.TABLE | attention.TABLE | spectra.TABLE | weights.TABLE | scores.TABLE | updates.TABLE

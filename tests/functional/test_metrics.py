@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from functional import tester
+from functional.row import HALF, Draw
 from functional.table import SERVED, TABLE
-from functional.tester import HALF, Draw
 from lightning_geo import functional as F
 from lightning_geo.metrics.catalog import CATALOG
 from lightning_geo.metrics.registry import metric_function

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from functional import definitions, test_metrics, tester
+from functional.row import HALF, Draw
 from functional.rows.spectra import of_spectrum
 from functional.table import TABLE
-from functional.tester import HALF, Draw
 from lightning_geo import functional as F
 from lightning_geo import load_history, measure
 from lightning_geo.cli.main import main

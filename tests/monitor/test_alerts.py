@@ -38,6 +38,19 @@ def lines(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     return caplog
 
 
+def test_the_lines_of_two_monitors_say_whose_they_are(
+    tmp_path: Path, lines: pytest.LogCaptureFixture
+) -> None:
+    other = GeometryMonitor(1, metrics=["entropy"], alerts=Alerts(rules=[SEEN]), name="batch")
+    fit(tmp_path, Classifier(), monitor(), other, steps=2)
+    ours = [text for record in lines.records if "GeometryMonitor" in (text := record.getMessage())]
+    for what in ("found Bert", "samples are taken", "warning since step 0", "largest changes"):
+        assert sorted(text.partition(": ")[0] for text in ours if what in text) == [
+            "GeometryMonitor",
+            "GeometryMonitor (batch)",
+        ], ours
+
+
 def test_a_finding_is_told_once_in_every_place(tmp_path: Path, lines: pytest.LogCaptureFixture) -> None:
     told: list[Finding] = []
     board = TensorBoardLogger(tmp_path / "board", "", version="")

@@ -1,16 +1,12 @@
 """Several ranks: the record of two processes is that of one, and a rank that fails leaves nobody waiting.
 
-All scenarios of ``programs.ranks`` run in one pair of processes (to start one costs seconds), those with one
+All scenarios of ``programs.ranks`` run in one pair of processes, those with one
 process in this one.
 """
 
 from __future__ import annotations
 
-import os
 import pickle
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +14,7 @@ import numpy as np
 import pytest
 
 from programs import ranks
+from support.forks import Forks
 from support.same_records import assert_same, assert_same_patterns
 
 pytestmark = pytest.mark.slow
@@ -68,12 +65,9 @@ TOLD = {
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def directory(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Path:
     """Where two processes have run all scenarios."""
     directory = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     # what may leave a rank behind comes last
     others = [
         "one_cannot_take_the_given",
@@ -90,24 +84,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     scenarios = [*SAME, *others, *SWITCHING, *TOLD, *FAILING, "strict"]
     assert set(scenarios) == set(ranks.SCENARIOS)
-    command = [sys.executable, "-m", "programs.ranks", str(directory), *scenarios]
-    processes = []
-    for rank in range(ranks.WORLD_SIZE):
-        environment = {
-            **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks.WORLD_SIZE),
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join(sys.path),
-        }  # fmt: skip
-        output = (directory / f"output.{rank}").open("wb")
-        with output:
-            processes.append(subprocess.Popen(command, env=environment, stdout=output, stderr=output))
-    try:
-        codes = [process.wait(timeout=400) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    assert codes == [0, 0], "\n".join(path.read_text()[-3000:] for path in directory.glob("output.*"))
+    forks.ranks(ranks.WORLD_SIZE, "programs.ranks", str(directory), *scenarios, folder=directory)
     return directory
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from lightning_geo import GeometryHistory, GeometryMonitor, load_history
 from programs.killed import STOPPED, session
+from support.forks import Forks
 from support.lit import Classifier, loader
 from support.lit import trainer as fit_trainer
 
@@ -40,13 +40,13 @@ DIFFERS = "the checkpoint's probe differs from this run's, so that drift starts 
 
 
 @pytest.fixture(scope="module")
-def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def killed(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Path:
     """Directories of runs that were killed at step 160, by scenario."""
     directory = tmp_path_factory.mktemp("killed")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-m", "programs.killed", str(directory), *STEPS, "unsaved_other", "two"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    command = ["-m", "programs.killed", str(directory), *STEPS, "unsaved_other", "two"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    [status], _, [stderr] = forks.run(command, folder=directory, environments=[environment])
+    assert status == 0, stderr[-3000:]
     return directory
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ pytest.importorskip(
 
 from lightning_geo import GeometryRecord
 from programs import sharding
-from programs.sharding import results
+from support.forks import Forks
 from support.same_records import assert_same, assert_same_patterns
 
 pytestmark = pytest.mark.slow
@@ -73,19 +74,25 @@ OTHERS = [
 ]
 
 
+def results(directory: Path, scenario: str) -> list[dict[str, Any]]:
+    """What each rank made of a scenario."""
+    return [pickle.loads(path.read_bytes()) for path in sorted(directory.glob(f"{scenario}.*.pickle"))]
+
+
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def directory(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Path:
     """Where two processes have run all scenarios."""
     directory = tmp_path_factory.mktemp("sharding")
-    sharding.start(directory, 2, [*SAME, *OTHERS, *FAILING, *(f"loop_{name}" for name in FAILING)])
+    scenarios = [*SAME, *OTHERS, *FAILING, *(f"loop_{name}" for name in FAILING)]
+    forks.ranks(2, "programs.sharding", str(directory), *scenarios, folder=directory)
     return directory
 
 
 @pytest.fixture(scope="module")
-def four(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def four(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Path:
     """Where four processes have run some scenarios."""
     directory = tmp_path_factory.mktemp("sharding_of_four")
-    sharding.start(directory, 4, [*FOUR])
+    forks.ranks(4, "programs.sharding", str(directory), *FOUR, folder=directory)
     return directory
 
 
@@ -210,11 +217,9 @@ def test_a_schedule_that_differs_is_asked_on_rank_0_alone(directory: Path) -> No
 def assert_all_heads(scenario: str, directory: Path, tmp_path: Path) -> None:
     one = sharding.run(scenario, tmp_path)
     first, *others = results(directory, scenario)
-    assert len(one["records"]) > 2
     for index, (ours, theirs) in enumerate(zip(one["records"], first["records"], strict=True)):
         lacking = [name for name in ours if name not in SPLIT[scenario]]
         assert_same(only(ours, lacking), theirs, 1e-5)
-        assert ours.model == theirs.model
         assert theirs["entropy"].shape == (2, 8)
         for other in others:
             assert_same(theirs, other["records"][index], 0.0)

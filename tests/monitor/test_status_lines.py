@@ -96,3 +96,11 @@ def test_what_is_not_there_is_said() -> None:
         "GeometryMonitor: largest changes: none.",
         "GeometryMonitor: look closer: nowhere, there is no logger and no record",
     ]
+
+
+def test_a_monitor_with_a_name_of_its_own_says_it() -> None:
+    status = StatusLines("every step", name="batch")
+    lines = status.sampled(make_record(0), cost=1.0, directory="runs", places="", final=False)
+    lines += status.anew().ended(samples=1, cost=1.0, seconds=2.0, verdict=None, directory="runs", places="")
+    assert len(lines) == 6
+    assert all(line.startswith("GeometryMonitor (batch): ") for line in lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from lightning_geo import GeometryRecord, measure
 
 HEADS, WIDTH = 2, 8
+#: Queries and keys by attention, outside of the model: what is inside is as it was after a measurement.
+GIVEN: WeakKeyDictionary[nn.Module, list[tuple[Tensor, Tensor]]] = WeakKeyDictionary()
 
 
 def split(x: Tensor) -> Tensor:
@@ -27,22 +30,22 @@ def entropy(q: Tensor, k: Tensor) -> np.ndarray:
 
 
 class Attention(nn.Module):
-    """Attends ``times`` times in one run, each with a sharper temperature; ``given`` keeps its inputs."""
+    """Attends ``times`` times in one run, each with a sharper temperature; `GIVEN` keeps its inputs."""
 
     def __init__(self, times: int = 1) -> None:
         super().__init__()
         self.times = times
         self.query, self.key = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
-        self.given: list[tuple[Tensor, Tensor]] = []
+        GIVEN[self] = []
 
     def expected(self, number: int = 0) -> np.ndarray:
-        return entropy(*self.given[number])
+        return entropy(*GIVEN[self][number])
 
     def forward(self, x: Tensor) -> Tensor:
         y = x
         for time in range(self.times):
             q, k = self.query(x) * (1 + time), self.key(x)
-            self.given.append((q, k))
+            GIVEN[self].append((q, k))
             y = y + F.scaled_dot_product_attention(split(q), split(k), split(x)).transpose(1, 2).flatten(2)
         return y
 

@@ -123,9 +123,30 @@ def test_runs_are_compared_by_their_outcome_first(tmp_path: Path) -> None:
     assert page.index("0.961 (step 9)") < page.rindex("Largest differences")
 
 
-def test_a_loss_that_was_logged_elsewhere_is_said(tmp_path: Path) -> None:
-    assert "The loss is not in the runs' event files" in Page(report([logged(tmp_path / "a", {})])).text
-    assert "The loss is not in the runs' event files" in Page(report([run()])).text
+def test_a_loss_that_is_not_found_is_said(tmp_path: Path) -> None:
+    absent = "The loss is not in the run's event files, nor in a metrics.csv beside them."
+    one, other = logged(tmp_path / "a", {}), logged(tmp_path / "b", {"loss": [(0, 1.0), (9, 0.5)]})
+    assert absent in Page(report([one])).text
+    assert absent in Page(report([run()])).text
+    assert f"a: {absent}" in Page(report([one, other])).text
+    assert "The loss is not" not in Page(report([other])).text
+
+
+def test_a_loss_that_went_to_a_csv_file_is_drawn(tmp_path: Path) -> None:
+    one = logged(tmp_path / "a", {})
+    (tmp_path / "a" / "metrics.csv").write_text("epoch,step,train/loss\n0,0,1.0\n0,50,0.5\n0,100,0.25\n")
+    page = report([one])
+    assert "train/loss 0.250 at step 100." in Page(page).text
+    assert re.findall(r'<svg class="lg"[^>]*aria-label="train/loss', page)
+
+
+def test_a_loss_that_only_weights_and_biases_has_is_said(tmp_path: Path) -> None:
+    folder = tmp_path / "offline-run-20260101_000000-abc"
+    one = logged(folder / "files", {})
+    (folder / "run-abc.wandb").touch()
+    for path in (folder, folder / "files"):
+        text = Page(report([Run("a", path, one.history)])).text
+        assert "run-abc.wandb, which W&B alone reads: its workspace shows the loss." in text
 
 
 def test_a_report_of_two_says_where_they_differ() -> None:

@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from run_machine.checks import Patches, Records, check_files, check_same, held_tensors, live_tensors
 from run_machine.failures import FAULTS, PLACES
-from run_machine.models import ATTENTIONS, CALLS, INSIDE_OBJECTS, PARTS, ROOTS, Batches, Model
+from run_machine.models import ATTENTIONS, CALLS, PARTS, ROOTS, Batches, Model
 from run_machine.runs import ACTS_IN, LOGGERS, Begin, Fit, Side, Watch
 from run_machine.values import confirm
 from support.outside import WHEN
@@ -44,18 +44,13 @@ def models() -> st.SearchStrategy[Model]:
         Model,
         root=st.sampled_from(ROOTS),
         attention=st.sampled_from(sorted(ATTENTIONS)),
-        parts=st.lists(st.sampled_from(sorted(PARTS)), max_size=3, unique=True).map(_together),
+        parts=st.lists(st.sampled_from(sorted(PARTS)), max_size=3, unique=True).map(tuple),
         calls=st.sampled_from(CALLS),
         layers=st.integers(1, 2),
         tied=st.booleans(),
         gathers=st.booleans(),
         manual=st.sampled_from([False, False, True]),
     )
-
-
-def _together(parts: list[str]) -> tuple[str, ...]:
-    """Leave out what a replay in place is documented not to undo."""
-    return tuple(p for p in parts if "locked" not in parts or p not in INSIDE_OBJECTS)
 
 
 @st.composite

@@ -26,7 +26,6 @@ from run_machine.short import Short
 __all__ = [
     "ATTENTIONS",
     "CALLS",
-    "INSIDE_OBJECTS",
     "PARTS",
     "ROOTS",
     "WIDTH",
@@ -415,10 +414,6 @@ PARTS: dict[str, Callable[[], nn.Module]] = {
     "normed": Normed,
     "locked": Locked,
 }
-
-
-#: Parts whose forward writes inside of objects, which cannot be undone where a model cannot be copied.
-INSIDE_OBJECTS = ("mean", "queue", "losses", "plain", "generators")
 
 
 # -- the model

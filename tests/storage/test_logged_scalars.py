@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
+from pytorch_lightning.loggers import CSVLogger
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_geo.storage.record_file import RecordFile
@@ -18,6 +20,12 @@ def write(folder: Path, points: dict[str, list[tuple[int, float]]], purge: int |
         for step, value in of_tag:
             writer.add_scalar(tag, value, step)
     writer.close()
+
+
+def recorded(folder: Path) -> None:
+    sink = RecordFile(folder, "geometry")
+    sink.write(make_record(0))
+    sink.close()
 
 
 def test_a_resumed_run_has_each_step_once(tmp_path: Path) -> None:
@@ -34,10 +42,48 @@ def test_a_resumed_run_has_each_step_once(tmp_path: Path) -> None:
     )
 
 
+def test_numbers_that_only_a_csv_logger_wrote_are_read(tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path, "", version="")
+    recorded(tmp_path)
+    logged = [
+        ({"geometry/entropy": 1.0}, 0), ({"train/loss": 3.0, "lr": 0.1}, 0), ({"train/loss": 2.0}, 10),
+        ({"val/acc": 0.5}, 10), ({"train/loss": float("nan"), "note": "a text"}, 20),
+    ]  # fmt: skip
+    for values, step in logged:
+        logger.log_metrics(values, step)
+    logger.save()
+    found = read_scalars(tmp_path, "geometry")
+    assert sorted(found) == ["lr", "train/loss", "val/acc"]
+    assert found["train/loss"].steps.tolist() == [0, 10, 20]
+    np.testing.assert_array_equal(found["train/loss"].values, [3.0, 2.0, np.nan])
+    assert [of_tag.tolist() for of_tag in found["val/acc"]] == [[10], [0.5]]
+    assert sorted(read_scalars(next(tmp_path.glob("*tfevents*")), "geometry")) == sorted(found)
+
+
+def test_a_tag_of_both_loggers_is_that_of_the_event_file(tmp_path: Path) -> None:
+    write(tmp_path, {"loss": [(0, 3.0)]})
+    (tmp_path / "metrics.csv").write_text("step,loss,accuracy\n0,9.0,0.5\n")
+    found = read_scalars(tmp_path, "geometry")
+    assert (found["loss"].values.tolist(), found["accuracy"].values.tolist()) == ([3.0], [0.5])
+
+
+def test_a_line_that_is_being_written_is_not_read(tmp_path: Path) -> None:
+    """The last number of a line without an end may lack digits."""
+    recorded(tmp_path)
+    (tmp_path / "metrics.csv").write_text("step,loss\n0,2.5\n10,1")
+    [(tag, scalars)] = read_scalars(tmp_path, "geometry").items()
+    assert (tag, scalars.steps.tolist()) == ("loss", [0])
+
+
+@pytest.mark.parametrize("text", ["", "\n", "loss\n1.0\n", "step,loss\n", "step,loss\nx,1.0\n,2.0\n"])
+def test_a_file_of_that_name_without_numbers_by_step_has_none(text: str, tmp_path: Path) -> None:
+    recorded(tmp_path)
+    (tmp_path / "metrics.csv").write_text(text)
+    assert read_scalars(tmp_path, "geometry") == {}
+
+
 def test_the_monitors_own_are_left_out_and_nan_is_kept(tmp_path: Path) -> None:
-    sink = RecordFile(tmp_path, "geometry")
-    sink.write(make_record(0))
-    sink.close()
+    recorded(tmp_path)
     write(tmp_path, {"loss": [(0, float("inf")), (1, 2.0)], "geometry/entropy": [(0, 1.0)]})
     [(tag, scalars)] = read_scalars(tmp_path, "geometry").items()
     assert tag == "loss"

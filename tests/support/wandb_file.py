@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 import time
 from pathlib import Path
@@ -41,3 +42,13 @@ def parse(content: bytes) -> list[Any]:
             records.append(Record.FromString(piece))
         place += 7 + length
     return records
+
+
+def rows_of(records: list[Any]) -> list[dict[str, Any]]:
+    """The run's history; nested values as ``key/part``, W&B's own keys left out."""
+    rows = []
+    for record in records:
+        if record.WhichOneof("record_type") == "history":
+            items = {"\0".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item}
+            rows.append({key: value for key, value in items.items() if not key.startswith("_")})
+    return rows

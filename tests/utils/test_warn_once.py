@@ -68,3 +68,8 @@ def test_pending_warnings_are_emitted_by_their_own_rank(monkeypatch: pytest.Monk
     with pytest.warns(UserWarning, match="GeometryMonitor: rank 1: it is late"):
         several.each[1].warn_of_pending()
     assert several.each[1].pending == 0
+
+
+def test_a_warning_says_which_of_two_monitors_gives_it() -> None:
+    with pytest.warns(UserWarning, match=r"^GeometryMonitor \(batch\): it is late$"):
+        WarnOnce(strict=False, name="batch").warn("it is late")

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["holds_state", "independent"]
+__all__ = ["CONSTANT", "holds_state", "independent"]
 
 #: Types that no forward pass changes, or that are meant to be shared.
-_CONSTANT = (
+CONSTANT = (
     type(None), bool, int, float, complex, str, bytes, Enum, torch.dtype, torch.device, torch.Size,
     nn.Module, type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial,
 )  # fmt: skip
@@ -40,11 +40,11 @@ def holds_state(value: Any) -> bool:
         return any(map(holds_state, value.values()))
     if isinstance(value, (list, tuple)):
         return any(map(holds_state, value))
-    return not isinstance(value, (Tensor, *_CONSTANT))
+    return not isinstance(value, (Tensor, *CONSTANT))
 
 
 def _copy(value: Any, memo: dict[int, Any]) -> Any:
-    if isinstance(value, (Tensor, *_CONSTANT)):
+    if isinstance(value, (Tensor, *CONSTANT)):
         return value
     if isinstance(value, torch.Generator):
         return value.clone_state()

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from lightning_geo.observe.replay.contents import TREE, Contents
 from lightning_geo.observe.replay.torchscript import is_scripted
-from lightning_geo.utils._lightning import TRAINER
 from lightning_geo.utils._torch import buffers_of
 
-__all__ = ["TREE", "Entered"]
-
-#: What a module consists of, apart from its attributes.
-TREE = (*vars(nn.Module()), TRAINER)
+__all__ = ["Entered"]
 
 
 class Entered:
-    """The buffers, attributes and torch generators of a model's modules as they are now.
+    """The buffers and attributes of a model's modules, and what these lead to, as they are now.
 
-    Tensors are cloned. Functions are left alone, because observation replaces them. What lies inside other
-    objects is not kept, nor are parameters: a copy of them all would be as large as the model.
+    Tensors are cloned. Functions are left alone, because observation replaces them. Parameters are not kept:
+    a copy of them all would be as large as the model.
 
     Args:
         model: The model; its TorchScript modules are left out.
@@ -29,33 +25,25 @@ class Entered:
 
     def __init__(self, model: nn.Module) -> None:
         self._modules = [module for module in model.modules() if not is_scripted(module)]
-        #: by the identity of a tensor, which it keeps alive: tensors that modules share stay shared
-        self._clones: dict[int, tuple[Tensor, Tensor]] = {}
-        self._content = [(self._kept(buffers_of(m)), self._kept(vars(m))) for m in self._modules]
-        values = [value for _, attributes in self._content for value in attributes.values()]
-        self._generators = [(x, x.get_state()) for x in values if isinstance(x, torch.Generator)]
-
-    def _kept(self, place: dict[str, Any]) -> dict[str, Any]:
-        content = {name: place[name] for name in self._kept_names(place)}
-        for value in content.values():
-            if isinstance(value, Tensor) and not value.is_inference():
-                self._clones.setdefault(id(value), (value, value.detach().clone()))
-        return content
-
-    @staticmethod
-    def _kept_names(place: dict[str, Any]) -> set[str]:
-        return {name for name, value in place.items() if name not in TREE and not callable(value)}
+        self._content = [(_kept(buffers_of(m)), _kept(vars(m))) for m in self._modules]
+        places = [place for module in self._modules for place in (buffers_of(module), vars(module))]
+        values = [value for place in places for name, value in place.items() if name not in TREE]
+        self._inside = Contents(values, known=model.modules())
 
     def put_back(self) -> None:
         """Give the modules this state, in new tensors: those that training holds stay as they are.
 
         The caller restores the state that it replaces.
         """
-        fresh = {number: clone.clone() for number, (_, clone) in self._clones.items()}
+        # tensors that modules share stay shared
+        fresh: dict[int, Tensor] = {number: c.clone() for number, (_, c, _) in self._inside.tensors.items()}
         for module, contents in zip(self._modules, self._content, strict=True):
             for place, content in zip((buffers_of(module), vars(module)), contents, strict=True):
-                for name in self._kept_names(place) - content.keys():
+                for name in _kept(place).keys() - content.keys():
                     del place[name]
                 place.update({name: fresh.get(id(value), value) for name, value in content.items()})
-        for generator, state in self._generators:
-            generator.set_state(state)
+        self._inside.put_back(fresh)
+
+
+def _kept(place: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in place.items() if name not in TREE and not callable(value)}

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_geo.observe import name_of
+from lightning_geo.observe.replay.contents import TREE
 from lightning_geo.observe.replay.data_writes import DataReads, differing_parameters, equal_values
-from lightning_geo.observe.replay.entered import TREE, Entered
+from lightning_geo.observe.replay.entered import Entered
 from lightning_geo.observe.replay.gathering import Gathering, is_split
 from lightning_geo.observe.replay.torchscript import is_scripted
 from lightning_geo.observe.replay.twin import (
@@ -119,8 +120,8 @@ class Replica:
             self._entered = None
             self._warn_once.warn(
                 f"{self._name} cannot be copied for a replay",
-                f"{type(error).__name__}: {error}. The model is replayed in place: its buffers, attributes "
-                "and parameters are restored, but changes of its forward pass inside other objects remain",
+                f"{type(error).__name__}: {error}. The model is replayed in place, and all that its forward "
+                "pass changes is restored but the state of iterators, files and extensions in C",
             )
 
     @contextlib.contextmanager

@@ -15,9 +15,10 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from lightning_geo.observe.replay.call_state import independent
+from lightning_geo.observe.replay.contents import TREE, Contents
 from lightning_geo.observe.replay.torch_compile import eagerly
 from lightning_geo.observe.replay.torchscript import is_scripted, keep_state
-from lightning_geo.utils._torch import buffers_of, parameters_of, version_of, without_backward_hooks
+from lightning_geo.utils._torch import buffers_of, parameters_of, without_backward_hooks
 from lightning_geo.utils._transformers import offloading_hooks
 
 #: Modules that compute in another way under a torch function mode, with slightly different results.
@@ -206,10 +207,10 @@ def _random_numbers_from(start: int | RandomState, device: torch.device) -> Iter
 
 @contextlib.contextmanager
 def _same_state(modules: list[nn.Module]) -> Iterator[None]:
-    """Restore buffers and attributes that a forward pass writes or replaces, even in eval mode.
+    """Restore buffers, attributes and what these lead to, which a forward pass writes even in eval mode.
 
     Dynamic RoPE keeps frequencies in a buffer and their sequence length in an attribute; quantisation
-    observers, caches and counters do likewise.
+    observers, caches, queues and counters do likewise.
     """
     scripted = [m for m in modules if is_scripted(m)]
     restore = [keep_state(m) for m in scripted]
@@ -217,12 +218,9 @@ def _same_state(modules: list[nn.Module]) -> Iterator[None]:
     places = [place for m in python for place in (buffers_of(m), vars(m))] + [vars(m) for m in scripted]
     before = [dict(place) for place in places]
     parameters = [(parameters_of(m), dict(parameters_of(m))) for m in python]
-    values = [value for place in before for value in place.values()]
+    values = [value for place in before for name, value in place.items() if name not in TREE]
     values += [buffer for m in scripted for buffer in m.buffers(recurse=False)]
-    tensors = [
-        (x, x.clone(), version_of(x)) for x in values if isinstance(x, Tensor) and not x.is_inference()
-    ]
-    generators = [(x, x.get_state()) for x in values if isinstance(x, torch.Generator)]
+    contents = Contents(values, known=modules)
     try:
         yield
     finally:
@@ -232,8 +230,4 @@ def _same_state(modules: list[nn.Module]) -> Iterator[None]:
             place.update(content)
         for put_back in restore:
             put_back()
-        for tensor, copy, version in tensors:
-            if version_of(tensor) != version:
-                tensor.copy_(copy)
-        for generator, state in generators:
-            generator.set_state(state)
+        contents.restore()

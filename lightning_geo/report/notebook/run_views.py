@@ -25,7 +25,7 @@ from lightning_geo.storage.history import GeometryHistory
 from lightning_geo.storage.record import GeometryRecord
 from lightning_geo.utils.drawing import Drawing, Page
 from lightning_geo.utils.errors import ArgumentError
-from lightning_geo.utils.formatting import number
+from lightning_geo.utils.formatting import moved
 from lightning_geo.utils.views import views_of
 
 __all__ = ["register"]
@@ -118,7 +118,7 @@ def _changed(change: Change) -> tuple[Markup, Markup, str]:
     """A metric's last map, its course, and its first and last value."""
     series = change.series
     spark = sparkline(series.model(), f"{series.key} over the run")
-    return _map(series), spark, f"{number(change.first, digits=3)} → {number(change.last, digits=3)}"
+    return _map(series), spark, moved(change.first, change.last)
 
 
 def _verdict(diagnosis: Diagnosis) -> dict[str, Any]:

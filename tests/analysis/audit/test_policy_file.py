@@ -116,7 +116,7 @@ WAIVER = LIMIT + "  at_least: 1\nwaivers:\n- limit: a\n  reason: r\n  approved_b
         (LIMIT + "  at_least: 1\n  why: \x07", 7, "U+0007"),
         (LIMIT + "  on: 1", 6, "keys to be text but got True"),
         ("a: &a [*a]", 1, "alias"),
-        ("a: " + "[" * 500, 1, "nested too deeply"),
+        ("a: " + "[" * 5000, 1, "nested too deeply"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_with_its_line(

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from functional import definitions
+from functional.row import Arguments, Array, Draw, Row
 from functional.rows.tokens import ONE
-from functional.tester import Arguments, Array, Draw, Row
 from kernels.naive import naive
 from lightning_geo import functional as F
 from lightning_geo.metrics.registry import metric_function, reads_of

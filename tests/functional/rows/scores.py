@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from families import matrices
+from functional.row import Arguments, Array, Draw, Row
 from functional.rows.attention import NO_QUERY, attended
 from functional.rows.tokens import NOBODY, in_order, real
-from functional.tester import Arguments, Array, Draw, Row
 from lightning_geo import functional as F
 from lightning_geo.measurement.call_statistics import observed_scores
 from lightning_geo.metrics.catalog import CATALOG

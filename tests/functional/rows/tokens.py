@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from functional import definitions
-from functional.tester import Arguments, Array, Draw, Row
+from functional.row import Arguments, Array, Draw, Row
 from lightning_geo import functional as F
 from lightning_geo.functional.cone import sum_of_directions
 from lightning_geo.metrics.registry import metric_function, reads_of

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from functional import definitions
-from functional.tester import Arguments, Array, Draw, Row
+from functional.row import Arguments, Array, Draw, Row
 from lightning_geo import functional as F
 
 

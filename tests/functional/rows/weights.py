@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from families import dense, matrices
-from functional.tester import Arguments, Array, Draw, Row
+from functional.row import Arguments, Array, Draw, Row
 from lightning_geo import functional as F
 from lightning_geo.metrics.catalog import CATALOG
 from lightning_geo.metrics.registry import metric_function
