@@ -59,6 +59,8 @@ def reduce_over_ranks(
     packed, foreign = _Packed(0, []), _Packed(0, [])
     try:
         if ok:
+            for sample in samples:
+                sample.place_heads()
             packed = _pack([sample.named() for sample in samples], device)
             foreign = _pack([sample.named_foreign() for sample in samples], device)
     except Exception as error:  # no memory left, say: the other ranks wait for this one all the same

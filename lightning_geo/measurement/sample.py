@@ -20,6 +20,7 @@ from lightning_geo.measurement.row_sampling import MaxQueries
 from lightning_geo.measurement.sample_statistics import SampleStatistics
 from lightning_geo.measurement.training_importance import TrainingGradients
 from lightning_geo.observe import CallKey, LayerNumbering, Tap, number_layers
+from lightning_geo.utils._torch import leader_of
 
 __all__ = ["LayerChoice", "Measurement"]
 
@@ -71,7 +72,8 @@ class Measurement(ObservedCalls):
         for name, tap in taps.items():
             own = start.setdefault(name, {}), choices[name].asks, partial(getattr, tap, "modules")
             weights, pairs = drawn.setdefault(name, {}), (trained or {}).get(name)
-            sums[name] = SampleStatistics(metrics, max_queries, name, *own, weights, pairs, patterns)
+            leader = leader_of(tap.modules[""])
+            sums[name] = SampleStatistics(metrics, max_queries, name, *own, weights, pairs, patterns, leader)
         super().__init__(taps, choices, sums)
         self._narrowings = {} if narrowings is None or layers is None else dict(narrowings)
         for name, tap in taps.items():

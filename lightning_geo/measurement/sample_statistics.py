@@ -19,12 +19,14 @@ from lightning_geo.measurement.collectors.updates import Draw, Updates
 from lightning_geo.measurement.collectors.visibility import Visibility
 from lightning_geo.measurement.collectors.weights import Weights
 from lightning_geo.measurement.foreign_collector import ForeignCollector
+from lightning_geo.measurement.head_placement import place_heads
 from lightning_geo.measurement.row_sampling import MaxQueries
 from lightning_geo.measurement.sums import LayerSums, settle_values
 from lightning_geo.metrics.foreign import FOREIGN
 from lightning_geo.metrics.registry import reads_of
 from lightning_geo.observe import AttentionCall, BlockCall, CallKey, HeadGradientHook, Projections
 from lightning_geo.observe.packed.splitting import by_document
+from lightning_geo.utils.ranks import rank
 
 __all__ = ["SOURCES", "SampleStatistics"]
 
@@ -34,19 +36,24 @@ SOURCES: tuple[type[Collector], ...] = (
 )  # fmt: skip
 
 
+#: Why others' collectors measure nothing.
+_FOREIGN_SPLIT = "tensor parallelism leaves some of a layer's heads on each rank, which its collector ignores"
+
+
 class SampleStatistics:
     """Passes what the tap sees to the collectors of the requested metrics; the tap's observer.
 
     Args:
         metrics: Stored names to measure.
         max_queries: See :class:`.AttentionRows`.
-        seed: Which ones, beside the number of the call, its module and this process's rank.
+        seed: Which ones, beside the number of the call, its module and the leader.
         start: Weights at the run's start, by attention module and role; what is missing is filled in.
         asked: Which calls to measure; of the others only their keys are kept, which number the layers.
         modules: Returns the model's own modules by path.
         drawn: Weights drawn at the sample before by path; those of this one take their place.
         trained: See :class:`.Visibility`.
         patterns: Whether to keep attention patterns, see :class:`.Patterns`.
+        leader: First of the ranks that have slices of the same layers; None for this rank.
 
     Raises:
         LookupError: If nothing offers what a metric reads.
@@ -63,6 +70,7 @@ class SampleStatistics:
         drawn: dict[str, Draw] | None = None,
         trained: Mapping[CallKey, Tensor] | None = None,
         patterns: bool = False,
+        leader: int | None = None,
     ) -> None:
         #: whether a call is measured
         self.measures = asked
@@ -70,6 +78,9 @@ class SampleStatistics:
         #: path of a list item and the call that it belongs to -> sums of input and output
         self.blocks: dict[tuple[str, CallKey], LayerSums] = {}
         named, foreign = _by_source(metrics)
+        if leader is not None:  # the parameters of a layer that are whole here are not the layer's
+            named[Updates] = ()
+        seed = f"{seed} rank {rank() if leader is None else leader}"
         start = {} if start is None else start
         self._scores = ScorePairs(named[ScorePairs])
         self._importance = Importance(named[Importance])
@@ -107,7 +118,7 @@ class SampleStatistics:
     def attention(self, key: CallKey, call: AttentionCall) -> HeadGradientHook | None:
         """Measure one attention call, and return the hook for its training gradient, if any."""
         layer = self.layers.setdefault(key, LayerSums())
-        layer.heads = call.heads
+        layer.heads, layer.slice = call.heads, call.slice
         if not self.measures(key):
             return None
         self._scores.begins(key)
@@ -211,6 +222,15 @@ class SampleStatistics:
         """Free the sums."""
         for layer in self.everything():
             layer.sums, layer.maxima = {}, {}
+
+    def place_heads(self) -> None:
+        """Put the sums of slices of heads at their places; see :func:`.place_heads`."""
+        self.settle()
+        layers = list(self.layers.values())
+        if any(layer.slice.count > 1 for layer in layers):
+            self.drop_foreign(LookupError(_FOREIGN_SPLIT))
+        for layer in layers:
+            place_heads(layer)
 
     def named(self) -> list[tuple[tuple[Any, ...], LayerSums]]:
         """The sums of layers and blocks, each with its key, by name: ranks may meet them in any order."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lightning_geo.functional._tensors import exact_dtype
 from lightning_geo.kernels.precision import is_finite
+from lightning_geo.observe import HeadSlice
 
 __all__ = [
     "LayerSums",
@@ -51,7 +52,8 @@ class LayerSums:
         maxima: By metric.
         names: Which metrics a group holds.
         waiting: Values that :func:`settle_values` adds to the sums.
-        heads: Heads of the layer.
+        heads: Heads of the layer that are here.
+        slice: Which ones they are, until :func:`.place_heads`.
     """
 
     sums: dict[str, Tensor] = field(default_factory=dict)
@@ -59,6 +61,7 @@ class LayerSums:
     names: dict[str, tuple[str, ...]] = field(default_factory=dict)
     waiting: list[_Values] = field(default_factory=list)
     heads: int = 0
+    slice: HeadSlice = field(default_factory=HeadSlice)
 
     def add(self, name: str, value: Tensor) -> None:
         """Add to a sum; variances that one of the two lacks are 0."""

@@ -42,6 +42,10 @@ def run_together(
     everything = (*share.uncounted, *share.calls)
     kinds = dict.fromkeys([*share.rounds, *(call.kind for call in everything)])
     failure: Exception | None = None
+    for call in everything:
+        gathering = stand_in(call.call, call.model).gathering
+        if gathering is not None and gathering.lockstep is not None:
+            gathering.lockstep.begin()
     for counted, calls in enumerate((share.uncounted, share.calls)):
         try:
             discard()
@@ -54,6 +58,10 @@ def run_together(
             rounds = share.rounds.get(kind, (len(own), len(own)))[counted]
             for recorded in [*own, *[None] * (rounds - len(own))]:
                 wanted = None if failure is not None else recorded
+                gathering = replica.gathering
+                if failure is not None and gathering is not None and gathering.lockstep is not None:
+                    gathering.make_up()  # the spare has other sequences than the group's pass
+                    continue
                 failure = _run_one(replica, wanted, spare, measure, context) or failure
     return failure
 

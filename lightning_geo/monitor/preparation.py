@@ -15,19 +15,21 @@ from lightning_geo.monitor.samples import Samples
 from lightning_geo.monitor.settings import Settings
 from lightning_geo.observe.module_selection import ITSELF, candidates, check_layers
 from lightning_geo.observe.replay.gathering import unreplayable
-from lightning_geo.utils._torch import choose_sharding_roots, is_split_for_good, sharded_modules
+from lightning_geo.utils._torch import choose_sharding_roots, leader_of, sharded_modules, split_groups
 from lightning_geo.utils.errors import ArgumentError, call_all
 from lightning_geo.utils.formatting import some
-from lightning_geo.utils.ranks import everyones, failure_of_any_rank, on_all_ranks
+from lightning_geo.utils.ranks import Replicas, everyones, failure_of_any_rank, on_all_ranks
 from lightning_geo.utils.warn_once import WarnOnce
 
 __all__ = ["Preparation"]
 
-#: Why there are no samples under tensor parallelism.
+#: Why there are no samples where layers are split over ranks along several dimensions of a mesh.
 _HEADS_SPLIT = (
-    "tensor parallelism splits layers over ranks, each of which would pass its heads for all. Monitor "
-    "a run without it, or measure a checkpoint on one device with `measure`"
+    "tensor parallelism splits layers along several dimensions of a mesh, where it is unknown which heads a "
+    "rank has. Monitor a run without it, or measure a checkpoint on one device with `measure`"
 )
+#: Why what takes all heads of a layer is absent under tensor parallelism.
+_SOME_HEADS = "each rank has some heads only"
 
 
 class Preparation:
@@ -65,14 +67,17 @@ class Preparation:
         models = candidates(root, settings.module) if named else {ITSELF: root}
         sharded = unreplayable(host.wrapped, models.values())
         samples.replays = settings.source == "probe" and not sharded
-        heads_split = is_split_for_good(root)
-        if settings.source == "probe" and sharded and not heads_split:
+        groups = split_groups(root)
+        samples.inputs.replicas = Replicas.led_by(leader_of(root))
+        samples.whole_heads = not groups
+        if settings.source == "probe" and sharded:
             self._warn_once.warn(f'no model can be replayed under {sharded}: `source="batch"` is used')
-        updates = [name for name in settings.metrics if any("drawn" in part for part in reads_of(name))]
-        if updates and sharded_modules(root):
-            self._warn_once.warn(
-                f"{some(updates)}: absent, since each rank has a part of the parameters only"
-            )
+        if groups or sharded_modules(root):
+            self._warn_of_absent("drawn", "each rank has a part of the parameters only")
+        if groups:
+            self._warn_of_absent("block_norms", _SOME_HEADS, " in layers of at most 1,024 features")
+            if settings.patterns and settings.source == "probe":
+                self._warn_once.warn(f"attention patterns: absent, since {_SOME_HEADS}")
         check_layers(settings.layers, root, *models.values())
         sampler, failure = None, None
         try:
@@ -87,13 +92,18 @@ class Preparation:
             self._warn_once.report("the models cannot be observed", failure_of_any_rank(failure))
         samples.sampler = sampler
         self.take_state()
-        if heads_split:
+        if len(groups) > 1:
             self._warn_once.report("nothing is measured", LookupError(_HEADS_SPLIT))
             samples.sampler = None
         self._sealed = host.sealed
         if self._sealed and not samples.replays:
             self._warn_once.report("nothing can be observed", LookupError(self._sealed))
             samples.sampler = None
+
+    def _warn_of_absent(self, quantity: str, reason: str, where: str = "") -> None:
+        reading = [n for n in self._settings.metrics if any(quantity in part for part in reads_of(n))]
+        if reading:
+            self._warn_once.warn(f"{some(reading)}: absent{where}, since {reason}")
 
     def take_state(self) -> None:
         """Use what an earlier session knew, if every rank knows the same."""

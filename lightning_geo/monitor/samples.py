@@ -51,6 +51,8 @@ class Samples:
         self.sampler: Sampler | None = None
         #: whether samples are taken on the probe, rather than on the training batch
         self.replays = settings.source == "probe"
+        #: whether each rank has all heads of a layer, as attention patterns need
+        self.whole_heads = True
         self.step, self.epoch, self.batches = -1, 0, 0
         #: whether a sample was lost because there is nothing to replay: the next step makes up for it
         self.overdue = False
@@ -102,7 +104,8 @@ class Samples:
             try:
                 share = self.inputs.share(self.sampler.observed.device)
                 due = self.due_metrics(final=final)
-                kept = self._settings.patterns and rank() == 0  # whose share begins with the first sequence
+                # of rank 0, whose share begins with the first sequence
+                kept = self._settings.patterns and rank() == 0 and self.whole_heads
                 self.sampler.sample.patterns = kept and self.sinks.keeps_pictures(step, final=final)
             except Exception as failure:  # the other ranks wait all the same
                 error = failure

@@ -14,7 +14,7 @@
 - ``call``, ``observer`` and ``coverage``: the events that an observer receives, and those left out.
 """
 
-from lightning_geo.observe.call import AttentionCall, BlockCall, CallKey
+from lightning_geo.observe.call import AttentionCall, BlockCall, CallKey, HeadSlice
 from lightning_geo.observe.coverage import UNOBSERVED, Coverage
 from lightning_geo.observe.heads.head_gradients import HeadGradientHook
 from lightning_geo.observe.heads.projections import Projections
@@ -33,6 +33,7 @@ __all__ = [
     "CallKey",
     "Coverage",
     "HeadGradientHook",
+    "HeadSlice",
     "LayerNumbering",
     "Observer",
     "Projections",

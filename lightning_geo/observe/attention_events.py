@@ -15,10 +15,11 @@ from lightning_geo.observe.attention.sdpa import multi_head_call, multi_head_inp
 from lightning_geo.observe.attention.traced_tensors import WrittenAttention
 from lightning_geo.observe.attention.varlen import VARLEN, varlen_call, varlen_inputs
 from lightning_geo.observe.call import AttentionCall, CallKey
-from lightning_geo.observe.coverage import Coverage
+from lightning_geo.observe.coverage import Coverage, LeftOutError
 from lightning_geo.observe.evidence.axes import Axes
 from lightning_geo.observe.evidence.call_evidence import CallEvidence
 from lightning_geo.observe.evidence.held_call import Held
+from lightning_geo.observe.heads.head_slices import HeadSlices
 from lightning_geo.observe.heads.intervention import Intervention
 from lightning_geo.observe.heads.projection_search import ProjectionSearch
 from lightning_geo.observe.layers.frame import Frame, tokens_in
@@ -26,7 +27,7 @@ from lightning_geo.observe.layers.module_stack import ModuleStack
 from lightning_geo.observe.observer import Observer
 from lightning_geo.observe.own_work import OwnWork
 from lightning_geo.observe.packed.documents import PackedCallError
-from lightning_geo.utils._torch import in_context_parallel, is_distributed_tensor
+from lightning_geo.utils._torch import in_context_parallel, is_distributed_tensor, split_groups
 
 __all__ = ["Asked", "AttentionEvents"]
 
@@ -78,6 +79,8 @@ class AttentionEvents:
         self.tracer = SoftmaxTracer(self._written, lambda: self.stack.frames[-1].name)
         self.search = ProjectionSearch(self.work.running)
         self.intervention = Intervention()
+        #: which heads of the layers this process has
+        self.slices = HeadSlices()
         self.observer: Observer
         self._imply = imply
         self._name_of = name_of
@@ -85,6 +88,7 @@ class AttentionEvents:
     def begin_sample(self, asked: Asked) -> None:
         """Reset counts, which are of calls that are asked for."""
         self._asked = asked
+        self.slices.begin(split_groups(self.stack.tree.modules[""]))
         self.coverage = Coverage()
         self.settle_masks()
 
@@ -206,6 +210,11 @@ class AttentionEvents:
             self.evidence.set_padding(held, self.stack)
         if call.offset is None and not call.cross:
             self.note(_NO_PLACE, held.module)
+        try:
+            call.slice = self.slices.slice_of(call, held.module, self.stack.tree.modules)
+        except LeftOutError as error:
+            self.leave_out(str(error), held.module)
+            return
         key = self.stack.key(held.module, cross=call.cross, more=more)
         self.stack.note(key, call)
         asked = self._asked(key)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ from lightning_geo.kernels.checks import (
 )
 from lightning_geo.observe.packing import Packing, Portion
 
-__all__ = ["AttentionCall", "BlockCall", "CallKey"]
+__all__ = ["AttentionCall", "BlockCall", "CallKey", "HeadSlice"]
 
 
 class CallKey(NamedTuple):
@@ -35,6 +35,14 @@ class CallKey(NamedTuple):
     repeat: int = 0
     cross: bool = False
     part: int = 0
+
+
+@dataclass(frozen=True)
+class HeadSlice:
+    """The heads of a layer that this process has: all, or the ``index``-th of ``count`` equal slices."""
+
+    index: int = 0
+    count: int = 1
 
 
 @dataclass
@@ -75,6 +83,7 @@ class AttentionCall:
         restarts: Position ids ``[1, N]`` from which the attention function makes such documents itself.
         documents: The documents in its rows; ``None`` if every row is one sequence.
         portion: The part of a packed call that this call is; ``None`` for a call that was not divided.
+        slice: Which of the layer's heads these are.
     """
 
     query: Tensor | None
@@ -103,6 +112,7 @@ class AttentionCall:
     restarts: Tensor | None = None
     documents: Packing | None = None
     portion: Portion | None = None
+    slice: HeadSlice = field(default_factory=HeadSlice)
 
     def problem(
         self, requested: frozenset[str] = frozenset(STATISTICS), rows: Tensor | None = None
@@ -136,6 +146,11 @@ class AttentionCall:
             rows=rows,
             requested=requested,
         )
+
+    @property
+    def width(self) -> int:
+        """Features of the outputs of all of its heads; 0 where these are unknown."""
+        return 0 if self.output is None else self.output.shape[1] * self.output.shape[3]
 
     @property
     def lengths(self) -> tuple[int, int, int]:

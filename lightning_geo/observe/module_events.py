@@ -22,10 +22,16 @@ from lightning_geo.observe.layers.linear_run import Run
 from lightning_geo.observe.layers.module_stack import ModuleStack
 from lightning_geo.observe.layers.numbering import looks_like_attention
 from lightning_geo.observe.packed.claims import evidence_in
+from lightning_geo.utils._torch import is_distributed_tensor
 
 __all__ = ["ModuleEvents"]
 
 _OTHER_TOKENS = "its hidden states have other tokens than the packed rows of its attention"
+_SOME_TOKENS = "tensor parallelism left this rank some tokens of its hidden states (sequence parallelism)"
+_SOME_HEADS = (
+    "tensor parallelism left this rank some heads of what the module returns, so that metrics of its output "
+    "as a whole are absent"
+)
 _PAST_CALL = (
     "the model ran `layer.forward(x)`, which skips hooks, so that metrics of the layer's input and output "
     "are absent. Call `layer(x)` instead"
@@ -114,6 +120,19 @@ class ModuleEvents:
         elif looks_like_attention(frame.module) and not frame.gathered:
             self.unobserved[frame.name] = type(frame.module).__name__
 
+    def _is_part(self, frame: Frame, output: Tensor) -> bool:
+        """Whether tensor parallelism left this process some tokens or heads of an output; notes it if so."""
+        if frame.slice_shape is None:
+            return False
+        tokens, width = frame.slice_shape
+        if is_distributed_tensor(output) or (frame.documents is None and output.shape[1] != tokens):
+            self._attention.note(_SOME_TOKENS, frame.name)
+            return True
+        if frame.emitted is not None and output.shape[-1] == width:
+            self._attention.note(_SOME_HEADS, frame.emitted.module)
+            frame.emitted = None
+        return frame.emitted is None and not self.stack.is_block(frame)
+
     def _report(self, frame: Frame, output: Tensor | None) -> None:
         """Show the input and output of a module with attention inside, by sequence or by document."""
         is_block = self.stack.is_block(frame)
@@ -123,6 +142,8 @@ class ModuleEvents:
         if after is None or before is None or before.shape != after.shape:
             before = None
         mask = None if after is None else fitting(frame.query_mask, after)
+        if after is not None and self._is_part(frame, after):
+            return
         parts = [(before, after, mask)]
         if after is not None and frame.documents is not None:
             if not frame.documents.holds(after):

@@ -13,7 +13,7 @@ from lightning_geo.probe.candidates import Candidates
 from lightning_geo.probe.probe import Probe, Share
 from lightning_geo.probe.recorder import CallRecorder
 from lightning_geo.probe.user_probe import given_probe
-from lightning_geo.utils.ranks import everyones, failure_of_any_rank, rank, world_size
+from lightning_geo.utils.ranks import Replicas, everyones, failure_of_any_rank, world_size
 from lightning_geo.utils.warn_once import WarnOnce
 
 __all__ = ["ProbeSource"]
@@ -43,6 +43,8 @@ class ProbeSource:
         #: observed models without a recorded call -> why
         self.unrecorded: dict[str, str] = {}
         self.probe: Probe | None = None
+        #: which rank has which share
+        self.replicas = Replicas.of_ranks()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out recording: a copy or a pickle records nothing."""
@@ -72,7 +74,7 @@ class ProbeSource:
         """Return this rank's share of the probe."""
         assert self.probe is not None
         if self._share is None:
-            self._share = self.probe.share(rank(), world_size()).to(device)
+            self._share = self.probe.share(self.replicas.index, len(self.replicas.leaders)).to(device)
         return self._share
 
     def keep(self, models: list[str]) -> None:
@@ -93,7 +95,7 @@ class ProbeSource:
     def start(self, candidates: Candidates) -> None:
         """Record the trainer's steps from now on, unless there is a probe."""
         if self.probe is None and self._given is None and self._recorder is None:
-            share = len(range(rank(), self._size, world_size()))
+            share = len(range(self.replicas.index, self._size, len(self.replicas.leaders)))
             # Set before anything that may fail on one rank: `finish`, in which ranks meet, asks for it.
             self._candidates = candidates
             self._recorder = CallRecorder(
@@ -135,7 +137,8 @@ class ProbeSource:
                 pickle.dumps(calls)  # calls that cannot be sent must fail before the ranks meet
         except Exception as error:
             calls, unsent = [], error
-        everyone = everyones(calls)  # ranks meet here: one that failed sends an empty list
+        received = everyones(calls)  # ranks meet here: one that failed sends an empty list
+        everyone = [received[leader] for leader in self.replicas.leaders]
         try:
             probe = Probe.joined(everyone, self._size, self._tokens)
         except Exception as error:

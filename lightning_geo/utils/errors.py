@@ -11,6 +11,7 @@ __all__ = [
     "ArgumentTypeError",
     "GeometryError",
     "MetricError",
+    "OtherRankError",
     "RunError",
     "call_all",
     "let_go",
@@ -27,6 +28,10 @@ class ArgumentError(GeometryError, ValueError):
 
 class ArgumentTypeError(ArgumentError, TypeError):
     """The same where it is of a wrong type."""
+
+
+class OtherRankError(GeometryError, RuntimeError):
+    """What this rank computes with others ended because one of them failed: the reason is theirs."""
 
 
 class _RaisedAt(Exception):

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from lightning_geo.utils.errors import OtherRankError
+
 __all__ = [
+    "Replicas",
     "everyones",
     "failure_of_any_rank",
     "from_rank_zero",
@@ -28,6 +32,35 @@ def world_size() -> int:
 def rank() -> int:
     """Return the rank of this process."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+@dataclass(frozen=True)
+class Replicas:
+    """The replicas of a model, which train on other inputs each: single ranks, or groups with a part each.
+
+    Args:
+        index: Of this rank's replica.
+        leaders: The first rank of each.
+    """
+
+    index: int
+    leaders: tuple[int, ...]
+
+    @classmethod
+    def of_ranks(cls) -> Replicas:
+        """Each rank has one."""
+        return cls(rank(), tuple(range(world_size())))
+
+    @classmethod
+    def led_by(cls, leader: int | None) -> Replicas:
+        """Return the same on every rank, all of which call this.
+
+        Args:
+            leader: The first rank of this rank's replica; ``None`` for this rank.
+        """
+        everyone = everyones(rank() if leader is None else leader)
+        leaders = tuple(sorted(set(everyone)))
+        return cls(leaders.index(everyone[rank()]), leaders)
 
 
 def from_rank_zero(value: int, device: torch.device) -> int:
@@ -85,6 +118,8 @@ def failure_of_any_rank(error: Exception | None) -> Exception:
     Args:
         error: This rank's; ``None`` where another failed, or they do not fit together.
     """
+    if isinstance(error, OtherRankError):
+        error = None
     everyone = everyones(None if error is None else f"{type(error).__name__}: {error}")
     reasons = [f"rank {index}: {reason}" for index, reason in enumerate(everyone) if reason is not None]
     others = "; ".join(reasons)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ pytest.importorskip(
     reason="this torch has no such context parallelism",
 )
 
+from lightning_geo import GeometryRecord
 from programs import sharding
 from support.forks import Forks
 from support.same_records import assert_same, assert_same_patterns
@@ -23,9 +25,7 @@ pytestmark = pytest.mark.slow
 
 #: Loops other than Lightning's.
 LOOPS = ("plain", "fabric", "accelerate", "transformers")
-SAME = ("sharded", "one_sequence", "towers", "layers", "given", *LOOPS)
-#: The same with four processes, of which at least one has no share of the probe in the second.
-FOUR = ("sharded", "one_sequence", "unhindered", "fails_in_model")
+SAME = ("sharded", "one_sequence", "towers", "layers", "given", "resumed", *LOOPS)
 #: Rank 1 alone fails in the sample at step 2, or at step 0.
 FAILING = {
     "fails_in_share": [0, 4, 6],
@@ -40,8 +40,17 @@ FAILING = {
 }
 #: What failing runs of Lightning and of a loop of one's own begin with, and the same without failures.
 LIKE = {"": "unhindered", "loop_": "plain"}
-#: Where each rank has some of the heads.
-SPLIT = ("tensor_parallel", "tensor_parallel_batch", "both_parallel")
+#: What takes pairs of heads, and what an attention module writes without its output projection.
+PAIRS = ("redundancy", "complementarity")
+WRITTEN = ("cone.attention", "cone_index.attention", "mean_cosine.attention")
+#: Where each rank has some of the heads of a layer: what is absent.
+SPLIT = {"heads": (*PAIRS, *WRITTEN), "grouped": PAIRS, "grouped_batch": PAIRS, "wide": (), "drawn": ()}
+#: Rank 1 alone fails in the sample at step 2, or at step 0, in what it computes with others.
+FAILING_SPLIT = {"heads_in_hook": [0, 4, 6], "heads_in_model": [0, 4, 6], "heads_in_first_model": [2, 4, 6]}
+#: What four processes run, of which at least one has no share of the probe in the second.
+FOUR = (
+    "sharded", "one_sequence", "unhindered", "fails_in_model", "grouped", "heads_unhindered", *FAILING_SPLIT,
+)  # fmt: skip
 #: Where each rank has a part of each sequence.
 PART = ("contextual", "contextual_batch")
 #: What is read from parameters outside of a forward pass, or with a backward pass.
@@ -54,15 +63,20 @@ OTHERS = [
     "scheduled",
     "costs",
     "plain_unmonitored",
+    "mixed",
+    "mixed_unmonitored",
+    "older",
     *SPLIT,
+    *FAILING_SPLIT,
+    "heads_unhindered",
+    "weighed_heads",
     *PART,
 ]
 
 
 def results(directory: Path, scenario: str) -> list[dict[str, Any]]:
     """What each rank made of a scenario."""
-    paths = sorted(directory.glob(f"{scenario}.*.pickle"))
-    return [pickle.loads(path.read_bytes()) for path in paths]
+    return [pickle.loads(path.read_bytes()) for path in sorted(directory.glob(f"{scenario}.*.pickle"))]
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +99,7 @@ def four(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Path:
 def assert_as_one_process(scenario: str, directory: Path, tmp_path: Path) -> None:
     one = sharding.run(scenario, tmp_path)
     first, *others = results(directory, scenario)
-    assert [record.step for record in one["records"]] == [0, 2, 4, 6]
+    assert [record.step for record in one["records"]] == [0, 2, 4, 6, 8][: 5 if scenario == "resumed" else 4]
     for index, (ours, theirs) in enumerate(zip(one["records"], first["records"], strict=True)):
         assert any(name.rpartition("/")[2] == "drift.query" for name in theirs)
         assert theirs.probe_fingerprint
@@ -110,6 +124,17 @@ def test_one_of_four_that_fails_costs_all_of_them_that_sample_alone(four: Path) 
     for result, untouched in zip(results(four, "fails_in_model"), results(four, "unhindered"), strict=True):
         assert [record.step for record in result["records"]] == [0, 4, 6]
         assert result["loss"] == untouched["loss"]
+
+
+def test_what_is_computed_in_bfloat16_is_measured_in_it(directory: Path, tmp_path: Path) -> None:
+    """Of the first weights: later ones are rounded in one process, whose model has no others."""
+    one = sharding.run("mixed", tmp_path)
+    first, second = results(directory, "mixed")
+    assert_same(one["records"][0], first["records"][0], 1e-5)
+    assert [record.step for record in first["records"]] == [0, 2, 4, 6]
+    for ours, theirs in zip(first["records"], second["records"], strict=True):
+        assert_same(ours, theirs, 0.0)
+    assert first["warnings"] == second["warnings"] == []
 
 
 def test_a_sample_gathers_what_its_forward_passes_do_and_holds_no_more(directory: Path) -> None:
@@ -142,7 +167,10 @@ def test_weights_are_read_while_they_are_gathered_and_what_is_absent_is_said(
     assert second["warnings"] == []
 
 
-@pytest.mark.parametrize(("scenario", "alone"), [("sharded", "unmonitored"), ("plain", "plain_unmonitored")])
+@pytest.mark.parametrize(
+    ("scenario", "alone"),
+    [("sharded", "unmonitored"), ("plain", "plain_unmonitored"), ("mixed", "mixed_unmonitored")],
+)
 def test_training_is_the_same_to_the_bit_without_samples(directory: Path, scenario: str, alone: str) -> None:
     for ours, theirs in zip(results(directory, scenario), results(directory, alone), strict=True):
         assert ours["records"]
@@ -186,15 +214,79 @@ def test_a_schedule_that_differs_is_asked_on_rank_0_alone(directory: Path) -> No
         assert [record.step for record in result["records"]] == [0, 2, 4, 6]
 
 
-@pytest.mark.parametrize("scenario", SPLIT)
-def test_heads_of_one_rank_do_not_pass_for_those_of_all(directory: Path, scenario: str) -> None:
-    """Head 0 of one rank is another one than head 0 of the other: their mean would be a number of no head."""
-    first, second = results(directory, scenario)
-    for result in (first, second):
-        assert result["steps"] == 6
-        assert result["records"] == []
+def assert_all_heads(scenario: str, directory: Path, tmp_path: Path) -> None:
+    one = sharding.run(scenario, tmp_path)
+    first, *others = results(directory, scenario)
+    for index, (ours, theirs) in enumerate(zip(one["records"], first["records"], strict=True)):
+        lacking = [name for name in ours if name not in SPLIT[scenario]]
+        assert_same(only(ours, lacking), theirs, 1e-5)
+        assert theirs["entropy"].shape == (2, 8)
+        for other in others:
+            assert_same(theirs, other["records"][index], 0.0)
+    said = " ".join(first["warnings"])
+    assert all(name in said for name in SPLIT[scenario] if name in PAIRS)
+    assert ("metrics of its output as a whole are absent" in said) == (scenario == "heads")
+    assert all(other["warnings"] == [] for other in others)
+
+
+def only(record: GeometryRecord, names: list[str]) -> GeometryRecord:
+    """A record with these metrics alone."""
+    (stack,) = record.stacks
+    return replace(record, stacks={stack: {name: record[name] for name in names}})
+
+
+def test_the_older_sharding_has_the_training_batch_alone(directory: Path, tmp_path: Path) -> None:
+    one = sharding.run("older", tmp_path)
+    first, second = results(directory, "older")
+    for ours, theirs, mirrored in zip(one["records"], first["records"], second["records"], strict=True):
+        assert "entropy" in theirs
+        assert "drift.query" not in theirs
+        assert_same(replace(ours, model=theirs.model), theirs, 1e-5)  # its class is FSDP's
+        assert_same(theirs, mirrored, 0.0)
     (warning,) = first["warnings"]
-    assert "nothing is measured: LookupError: tensor parallelism splits layers" in warning
+    assert 'no model can be replayed under FullyShardedDataParallel: `source="batch"` is used' in warning
+    assert second["warnings"] == []
+
+
+@pytest.mark.parametrize("scenario", SPLIT)
+def test_heads_of_two_ranks_are_recorded_as_those_of_one(
+    directory: Path, tmp_path: Path, scenario: str
+) -> None:
+    """Head 0 of one rank is another one than head 0 of the other: their mean would be a number of no head."""
+    assert_all_heads(scenario, directory, tmp_path)
+
+
+def test_heads_and_parameters_split_over_four_ranks(four: Path, tmp_path: Path) -> None:
+    assert_all_heads("grouped", four, tmp_path)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("scenario", FAILING_SPLIT)
+def test_a_rank_that_fails_amid_others_costs_that_sample_alone(
+    world: int, scenario: str, request: pytest.FixtureRequest
+) -> None:
+    place = request.getfixturevalue("directory" if world == 2 else "four")
+    untouched = results(place, "heads_unhindered")
+    assert len(untouched) == world
+    for result, alone in zip(results(place, scenario), untouched, strict=True):
+        assert [record.step for record in result["records"]] == FAILING_SPLIT[scenario]
+        assert result["loss"] == alone["loss"]
+    first, *others = results(place, scenario)
+    *_, dropped = first["warnings"]
+    assert "another rank failed (rank 1: RuntimeError: injected)" in dropped
+    assert all(other["warnings"] == [] for other in others)
+
+
+def test_weights_of_some_heads_do_not_pass_for_those_of_all(directory: Path, tmp_path: Path) -> None:
+    one = sharding.run("weighed_heads", tmp_path)
+    first, second = results(directory, "weighed_heads")
+    for ours, theirs in zip(one["records"], first["records"], strict=True):
+        assert "entropy" in theirs
+        for name in theirs:
+            np.testing.assert_allclose(theirs[name], ours[name], 1e-5, 1e-5, err_msg=name)
+    said = " ".join(first["warnings"])
+    for sentence in ("update_size, unchanged_share", "importance is absent", "the projections of"):
+        assert sentence in said
     assert second["warnings"] == []
 
 

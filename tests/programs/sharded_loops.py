@@ -17,8 +17,11 @@ from lightning_fabric import Fabric
 from lightning_fabric.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy
+from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.models.bert.modeling_bert import BertLayer
 
 from lightning_geo import GeometryCallback, GeometryRecord, watch
 from programs import ranks
@@ -68,6 +71,23 @@ def accelerate(model: nn.Module) -> _Prepared:
     return called, optimizer, accelerator.backward
 
 
+def mixed(model: nn.Module) -> _Prepared:
+    """Compute in bfloat16 with weights in float32."""
+    if world_size() == 1:
+        return model.bfloat16(), optimizer_of(model), Tensor.backward
+    split(model, init_device_mesh("cpu", (world_size(),)), mp_policy=MixedPrecisionPolicy(torch.bfloat16))
+    return model, optimizer_of(model), Tensor.backward
+
+
+def older(model: nn.Module) -> _Prepared:
+    called = model
+    if world_size() > 1:
+        by_layer = partial(transformer_auto_wrap_policy, transformer_layer_cls={BertLayer})
+        options: dict[str, Any] = {"use_orig_params": True, "device_id": torch.device("cpu")}
+        called = FullyShardedDataParallel(model, auto_wrap_policy=by_layer, **options)
+    return called, optimizer_of(called), Tensor.backward
+
+
 @contextlib.contextmanager
 def sharding_without_accelerators() -> Iterator[None]:
     """Let accelerate shard on CPUs, where it takes the plugin and does nothing with it."""
@@ -90,6 +110,8 @@ PREPARE: dict[str, Callable[[nn.Module], _Prepared]] = {
     "plain": plain,
     "fabric": fabric,
     "accelerate": accelerate,
+    "mixed": mixed,
+    "older": older,
 }
 
 
@@ -98,12 +120,13 @@ def looped(
     name: str,
     before: Callable[[int], object] = lambda step: None,
     monitored: bool = True,
+    **options: Any,
 ) -> dict[str, Any]:
     """A loop of one's own; what came of it on this rank."""
     with sharding_without_accelerators(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model, optimizer, backward = PREPARE[name](ranks.model().train())
-        arguments: Any = {"every_n_steps": 2, "metrics": METRICS}
+        arguments: Any = {"every_n_steps": 2, "metrics": METRICS, **options}
         geometry = watch(model, logdir=directory / f"rank_{rank()}", **arguments)
         records: dict[int, GeometryRecord] = {}
         losses = []
@@ -189,5 +212,8 @@ SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "fabric": lambda d: looped(d, "fabric"),
     "accelerate": lambda d: looped(d, "accelerate"),
     "transformers": trained,
+    "mixed": lambda d: looped(d, "mixed"),
+    "mixed_unmonitored": lambda d: looped(d, "mixed", monitored=False),
+    "older": lambda d: looped(d, "older", source="probe" if world_size() > 1 else "batch"),
     **{f"loop_{name}": partial(injected_into_loop, failure=f) for name, f in FAILURES.items()},
 }

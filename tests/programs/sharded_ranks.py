@@ -33,11 +33,11 @@ from support.lit import sequences, trainer
 METRICS = ["entropy", "pattern", "cone", "subspace", "stream", "head"]
 
 
-def split(module: nn.Module, mesh: Any) -> None:
+def split(module: nn.Module, mesh: Any, **options: Any) -> None:
     """Shard every layer of a BERT, and the rest of it."""
     for layer in module.bert.encoder.layer:  # type: ignore[union-attr]
-        fully_shard(layer, mesh=mesh)
-    fully_shard(module, mesh=mesh)
+        fully_shard(layer, mesh=mesh, **options)
+    fully_shard(module, mesh=mesh, **options)
 
 
 class Sharded(Module):
@@ -79,6 +79,16 @@ def sharded(directory: Path, build: Callable[[], Module] = Sharded, **arguments:
     monitor = GeometryMonitor(2, **{"metrics": METRICS, **arguments})
     result = fit(directory, monitor, module, validate=True, **options())
     return result | {"weights": weights_of(module)}
+
+
+def resumed(directory: Path) -> dict[str, Any]:
+    """Two sessions: a checkpoint at step 4, of which each process has a part, then from it to step 8."""
+    path, records = directory / "middle.ckpt", []
+    for steps, more in ((4, {"save": path}), (8, {"ckpt_path": path})):
+        monitor = GeometryMonitor(2, metrics=METRICS)
+        result = fit(directory, monitor, Sharded(), validate=True, steps=steps, **more, **options())
+        records += result["records"]
+    return result | {"records": records}
 
 
 def unmonitored(directory: Path) -> dict[str, Any]:
@@ -213,6 +223,7 @@ FAILURES: dict[str, tuple[Any, ...]] = {
 SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "sharded": sharded,
     "unmonitored": unmonitored,
+    "resumed": resumed,
     "one_sequence": lambda d: sharded(d, probe_size=1),
     "weighed": lambda d: sharded(d, metrics=["entropy", "importance", "weights", "updates"]),
     "towers": lambda d: sharded(d, ShardedTowers),

@@ -24,7 +24,7 @@ from lightning_geo.measurement.sums import LayerSums, add_maximum, add_values, v
 from lightning_geo.metrics.registry import reads_of
 from lightning_geo.metrics.selection import spec_of
 from lightning_geo.observe import AttentionCall, CallKey
-from lightning_geo.utils.ranks import rank, world_size
+from lightning_geo.utils.ranks import world_size
 
 __all__ = ["AttentionRows"]
 
@@ -47,7 +47,7 @@ class AttentionRows(Collector):
         metrics: Stored names of the metrics to measure.
         max_queries: Query rows to measure per sequence, drawn at random; None for all of them, ``"auto"`` for
             all unless there are many.
-        seed: Which ones, beside the number of the call, its module and this process's rank.
+        seed: Which ones, beside the number of the call and its module; other on ranks with other inputs.
     """
 
     offers = frozenset(STATISTICS) | _BY_KEY
@@ -78,7 +78,7 @@ class AttentionRows(Collector):
         limit = rows_to_draw(self._max_queries, queries)
         if limit is not None:
             # errors add up as those of independent draws, so no call, rank or layer may draw as another does
-            seed = f"{self._seed} rank {rank()} call {number} {key}"
+            seed = f"{self._seed} call {number} {key}"
             sample = draw_rows(batch, queries, call.query_mask, limit, seed, call.device)
             if self._max_queries == "auto":
                 metrics = self._estimated(layer, key, call, metrics)

@@ -29,7 +29,6 @@ from lightning_geo.metrics.registry import reads_of
 from lightning_geo.metrics.selection import spec_of
 from lightning_geo.metrics.spec import ROLES
 from lightning_geo.observe import AttentionCall, CallKey
-from lightning_geo.utils.ranks import rank
 
 __all__ = ["RoleMoments"]
 
@@ -56,7 +55,7 @@ class RoleMoments(Collector):
 
     Args:
         metrics: Stored names of the metrics to measure.
-        seed: Which signs the sketches of wide layers get, beside this process's rank.
+        seed: Which signs the sketches of wide layers get; other on ranks with other inputs.
     """
 
     offers = frozenset(
@@ -92,7 +91,8 @@ class RoleMoments(Collector):
     def attention(self, layer: LayerSums, key: CallKey, call: AttentionCall) -> None:
         output = call.output
         width = output.shape[1] * output.shape[3] if self._joint and output is not None else 0
-        joint = 0 < width <= _JOINT_MAX_WIDTH
+        width *= call.slice.count
+        joint = 0 < width <= _JOINT_MAX_WIDTH and call.slice.count == 1
         directions: dict[str, tuple[Tensor, Tensor]] = {}
         vectors = {"query": call.query, "key": call.key, "value": call.value, "output": output}
         for role, x in vectors.items():
@@ -151,7 +151,7 @@ class RoleMoments(Collector):
     def _signs(self, key: CallKey, device: torch.device) -> torch.Generator:
         """The source of a layer's signs: the same at every sample of a fixed probe, others on every rank."""
         if key not in self._generators:
-            seed = zlib.crc32(f"{self._seed} rank {rank()} {key} signs".encode())
+            seed = zlib.crc32(f"{self._seed} {key} signs".encode())
             self._generators[key] = torch.Generator(device).manual_seed(seed)
         return self._generators[key]
 

@@ -42,6 +42,8 @@ class Weights(Collector):
         self._overlaps: dict[CallKey, dict[str, Tensor]] = {}
 
     def projections(self, layer: LayerSums, key: CallKey, projections: Projections) -> None:
+        if layer.slice.count > 1:
+            return  # parts of weights
         call = projections.call
         weighing = bool(self._of_weights) and key not in self._weighed
         if not (weighing or self._of_inputs):

@@ -54,6 +54,8 @@ class Frame:
     gathered: bool = False
     evidence: tuple[Evidence, ...] = ()
     documents: Packing | None = None
+    #: tokens, and features of the heads, of an attention of which this process has a slice of the heads
+    slice_shape: tuple[int, int] | None = None
 
 
 #: Positional parameters by module class. Weak: a parametrised module has a class of its own, which holds it.

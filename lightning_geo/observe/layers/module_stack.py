@@ -177,6 +177,8 @@ class ModuleStack:
             if not call.cross or frame.documents is None:
                 frame.documents = call.documents
             frame.sequence_first = sequence_first
+            if call.slice.count > 1:
+                frame.slice_shape = call.lengths[1], call.width
 
     def takes_input(self, name: str) -> bool:
         """Whether a module's input may be a layer's input."""

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Container, Hashable, Iterable, Iterator
 from typing import Any
 
 from torch import nn
 
 from lightning_geo.observe.replay.call_hooks import Fleeting
+from lightning_geo.observe.replay.lockstep import Lockstep
+from lightning_geo.observe.replay.undisturbed import device_of
 from lightning_geo.utils._torch import (
     foreign_sharding,
-    is_distributed_tensor,
+    gathering_dimensions,
     keep_uses,
     run_sharding_hooks,
     sharded_modules,
+    split_groups,
 )
 
-__all__ = ["Gathering", "unreplayable"]
+__all__ = ["Gathering", "is_split", "unreplayable"]
 
 
 class Gathering:
@@ -29,12 +32,18 @@ class Gathering:
     modules. A rank whose device or network fails inside a collective cannot do so: the others then wait for
     the timeout of the process group, as in training.
 
+    Where tensor parallelism splits layers, ranks with parts of the same layers end a pass together, see
+    :class:`.Lockstep`.
+
     Args:
         model: The model.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
+        groups = split_groups(model)
+        #: ends a pass on all processes that have parts of the same layers; None where no layer is split
+        self.lockstep = Lockstep(groups[0], device_of(model)) if groups else None
         #: forward passes that are complete, for the other ranks
         self.forwards = 0
         #: what the next passes are: those of one kind gather the same
@@ -51,11 +60,13 @@ class Gathering:
         """
         modules = sharded_modules(self._model)
         free(modules)
+        together = contextlib.nullcontext() if self.lockstep is None else self.lockstep.passing()
         forget, events = keep_uses(modules), list[tuple[nn.Module, bool]]()
         handles = [m.register_forward_pre_hook(Fleeting(_noting(events, True))) for m in modules]
         handles += [m.register_forward_hook(Fleeting(_noting(events, False))) for m in modules]
         try:
-            yield
+            with together:
+                yield
             self._orders[self.kind] = events
         except BaseException:
             self._complete(events)
@@ -69,6 +80,8 @@ class Gathering:
 
     def make_up(self) -> None:
         """Gather what a forward pass gathers, without the pass."""
+        if self.lockstep is not None:
+            self.lockstep.fail()
         modules = sharded_modules(self._model)
         free(modules)
         forget = keep_uses(modules)
@@ -91,6 +104,11 @@ def free(modules: list[nn.Module]) -> None:
         module.reshard()  # type: ignore[operator]
 
 
+def is_split(model: nn.Module) -> bool:
+    """Whether processes have parts of a model, so that a forward pass makes collectives."""
+    return bool(sharded_modules(model) or split_groups(model))
+
+
 def unreplayable(root: nn.Module, models: Iterable[nn.Module]) -> str:
     """Return what splits parameters so that a model cannot be replayed; empty if each can.
 
@@ -101,18 +119,16 @@ def unreplayable(root: nn.Module, models: Iterable[nn.Module]) -> str:
     named = foreign_sharding(root)
     if named:
         return named
-    gathered = {id(p) for module in sharded_modules(root) for p in module.parameters()}
-    if any(is_distributed_tensor(p) and id(p) not in gathered for p in root.parameters()):
-        return "DTensor parameters"
-    if any(map(_outside_of_gathering, models)):
+    gathered = gathering_dimensions(root)
+    if any(_outside_of_gathering(model, gathered) for model in models):
         return "`fully_shard` of a module around it"
     return ""
 
 
-def _outside_of_gathering(model: nn.Module) -> bool:
+def _outside_of_gathering(model: nn.Module, gathered: Container[int]) -> bool:
     """Whether a parameter of a model is a part only, and no module inside the model gathers it."""
     inside = {id(p) for module in sharded_modules(model) for p in module.parameters()}
-    return any(is_distributed_tensor(p) and id(p) not in inside for p in model.parameters())
+    return any(id(p) in gathered and id(p) not in inside for p in model.parameters())
 
 
 def _noting(events: list[tuple[nn.Module, bool]], before: bool) -> Any:

@@ -16,7 +16,7 @@ from lightning_geo.observe import name_of
 from lightning_geo.observe.replay.contents import TREE
 from lightning_geo.observe.replay.data_writes import DataReads, differing_parameters, equal_values
 from lightning_geo.observe.replay.entered import Entered
-from lightning_geo.observe.replay.gathering import Gathering
+from lightning_geo.observe.replay.gathering import Gathering, is_split
 from lightning_geo.observe.replay.torchscript import is_scripted
 from lightning_geo.observe.replay.twin import (
     foreign_among,
@@ -30,7 +30,6 @@ from lightning_geo.observe.replay.undisturbed import device_of, undisturbed
 from lightning_geo.utils._torch import (
     filter_forward_hooks,
     global_forward_hooks,
-    sharded_modules,
     version_of,
 )
 from lightning_geo.utils.errors import GeometryError
@@ -50,8 +49,8 @@ class Replica:
     The first run is a trial on a copy that shares nothing. It shows which parameters the forward pass writes:
     later copies share all others.
 
-    A model that ``fully_shard`` split over ranks is replayed in place, because its own hooks gather its
-    parameters; see :class:`.Gathering`.
+    A model that ``fully_shard`` or tensor parallelism split over ranks is replayed in place, because its own
+    hooks gather its parameters, or what was computed with them; see :class:`.Gathering`.
 
     Args:
         model: The model.
@@ -64,7 +63,7 @@ class Replica:
         self._name = name_of(name, model)
         self._warn_once = warn_once
         #: gathers parameters that are split over ranks; None where each rank has them all
-        self.gathering = Gathering(model) if sharded_modules(model) else None
+        self.gathering = Gathering(model) if is_split(model) else None
         #: whether replays run on a copy of the model
         self._copies = self.gathering is None
         #: names of parameters that its forward pass writes; None before the trial

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = [
+    "BeforeCollectives",
+    "SplitGroup",
     "choose_sharding_roots",
     "foreign_sharding",
+    "gathering_dimensions",
     "in_context_parallel",
     "is_distributed_tensor",
-    "is_split_for_good",
     "keep_uses",
+    "leader_of",
+    "output_widths",
     "run_sharding_hooks",
     "sharded_modules",
+    "split_groups",
 ]
 
 #: Packages of the hooks that gather the parameters of a module, and free them. Checked on torch 2.13.0.
@@ -44,8 +52,16 @@ def is_distributed_tensor(tensor: Tensor) -> bool:
 
     Relies on ``torch.distributed.tensor.DTensor``; checked on torch 2.13.0.
     """
-    kind = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
-    return kind is not None and isinstance(tensor, kind)
+    return _is_distributed(type(tensor))
+
+
+def _is_distributed(kind: type) -> bool:
+    """Whether tensors of a class are DTensors.
+
+    Relies on ``torch.distributed.tensor.DTensor``; checked on torch 2.13.0.
+    """
+    distributed = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
+    return distributed is not None and issubclass(kind, distributed)
 
 
 def foreign_sharding(root: nn.Module) -> str:
@@ -76,22 +92,18 @@ def _groups(state: Any) -> list[Any]:
     return list(getattr(state, "_fsdp_param_groups", [] if one is None else [one]))
 
 
-def is_split_for_good(root: nn.Module) -> bool:
-    """Whether a forward pass computes with parts of parameters, as in tensor parallelism.
+def gathering_dimensions(root: nn.Module) -> dict[int, int]:
+    """Return how many dimensions of its mesh a parameter is gathered over, by its identity.
 
-    Relies on the placements of DTensors, of which ``fully_shard`` puts its own first, and on
-    ``FSDPState._fsdp_param_groups`` and ``FSDPParamGroup.mesh_info``; checked on torch 2.13.0.
+    Of a DTensor's placements they are the first ones. Relies on ``FSDPState._fsdp_param_groups`` and
+    ``FSDPParamGroup.mesh_info``; checked on torch 2.13.0.
     """
-    own: dict[int, int] = {}
+    dimensions: dict[int, int] = {}
     for module in sharded_modules(root):
         for group in _groups(module._get_fsdp_state()):  # type: ignore[operator]
-            own |= {id(param.sharded_param): group.mesh_info.mesh.ndim for param in group.fsdp_params}
-    split = (p for p in root.parameters() if is_distributed_tensor(p))
-    return any(
-        placement.is_shard()
-        for p in split
-        for placement in p.placements[own.get(id(p), 0) :]  # type: ignore[attr-defined]
-    )
+            size = group.mesh_info.mesh.ndim
+            dimensions |= {id(param.sharded_param): size for param in group.fsdp_params}
+    return dimensions
 
 
 def choose_sharding_roots(root: nn.Module) -> None:
@@ -142,3 +154,102 @@ def keep_uses(modules: Iterable[nn.Module]) -> Callable[[], None]:
             del kept[lengths[number] :]
 
     return forget
+
+
+@dataclass(frozen=True)
+class SplitGroup:
+    """Processes that have parts of the same layers.
+
+    Args:
+        group: Their process group.
+        index: Which part this process has.
+        ranks: Of the processes, in the order of the parts.
+    """
+
+    group: Any
+    index: int
+    ranks: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """Of the group, the same on all of its processes."""
+        name: str = self.group.group_name
+        return name
+
+
+def split_groups(root: nn.Module) -> list[SplitGroup]:
+    """Return the groups of processes, this one among them, that have parts of the layers of a module.
+
+    A forward pass computes with these parts, whatever ``fully_shard`` gathers before. Relies on the
+    placements of DTensors, of which ``fully_shard`` puts its own first, and on ``DeviceMesh.get_group``;
+    checked on torch 2.13.0.
+    """
+    gathered = gathering_dimensions(root)
+    groups: dict[str, SplitGroup] = {}
+    for parameter in root.parameters():
+        if not is_distributed_tensor(parameter):
+            continue
+        mesh, placements = parameter.device_mesh, parameter.placements  # type: ignore[attr-defined]
+        for dimension in range(gathered.get(id(parameter), 0), len(placements)):
+            if placements[dimension].is_shard() and mesh.size(dimension) > 1:
+                group = mesh.get_group(dimension)
+                ranks = tuple(dist.get_process_group_ranks(group))
+                own = SplitGroup(group, mesh.get_local_rank(dimension), ranks)
+                groups[own.name] = own
+    return list(groups.values())
+
+
+def leader_of(root: nn.Module) -> int | None:
+    """Return the first rank of those that have parts of the same layers; ``None`` where no layer is split.
+
+    Relies on :func:`split_groups`; checked on torch 2.13.0.
+    """
+    return min((rank for group in split_groups(root) for rank in group.ranks), default=None)
+
+
+def output_widths(module: nn.Module) -> list[tuple[int, int]]:
+    """Return how many outputs the split linear layers in a module have, on all processes and on this one.
+
+    Relies on DTensors' placements and ``_local_tensor``; checked on torch 2.13.0.
+    """
+    return [
+        (p.shape[0], p._local_tensor.shape[0])  # type: ignore[attr-defined]
+        for p in module.parameters()
+        if p.dim() == 2 and is_distributed_tensor(p) and any(x.is_shard(0) for x in p.placements)  # type: ignore[attr-defined]
+    ]
+
+
+class BeforeCollectives(TorchDispatchMode):
+    """Calls a function before each operator that waits for the other processes of a group.
+
+    Relies on ``TorchDispatchMode``; checked on torch 2.13.0.
+
+    Args:
+        split: The group.
+        before: The function.
+    """
+
+    def __init__(self, split: SplitGroup, before: Callable[[], object]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._split = split
+        self._before = before
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(map(_is_distributed, types)):
+            return NotImplemented  # a DTensor's own operations follow, and its collectives among them
+        if _is_of_group((*args, *(kwargs or {}).values()), self._split):
+            self._before()
+        return func(*args, **(kwargs or {}))
+
+
+def _is_of_group(arguments: tuple[Any, ...], split: SplitGroup) -> bool:
+    """Whether arguments of an operator name a process group: that operator waits for its other processes.
+
+    Relies on operators taking the group's name, or the group as a ScriptObject; checked on torch 2.13.0.
+    """
+    for argument in arguments:
+        if isinstance(argument, str) and argument == split.name:
+            return True
+        if "ProcessGroup" in str(getattr(argument, "_type", lambda: "")()):
+            return bool(dist.ProcessGroup.unbox(argument).group_name == split.name)
+    return False
