@@ -12,7 +12,7 @@ from transformers import BertModel
 
 from lightning_geo import measure
 from lightning_geo.loggers.tags import headlines, scalars
-from lightning_geo.measurement.collectors import attention_rows
+from lightning_geo.measurement import sample_statistics
 from lightning_geo.measurement.row_sampling import draw_rows, variance_of_mean
 from lightning_geo.measurement.sample import Measurement
 from lightning_geo.measurement.sample_statistics import SampleStatistics
@@ -151,7 +151,7 @@ def ranks_and_layers(
     model = torch.nn.Linear(1, 1)
     samples = []
     for rank, mine in enumerate(calls):
-        monkeypatch.setattr(attention_rows, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(sample_statistics, "rank", lambda rank=rank: rank)
         measurement = Measurement({name: Tap(model)}, select(["metric:entropy"]), max_queries=max_queries)
         samples.append(measurement._statistics[name])
         for call in mine:
