@@ -6,6 +6,7 @@ import gc
 import os
 import re
 from collections.abc import Iterator
+from types import ModuleType
 
 import pytest
 import torch
@@ -46,12 +47,24 @@ def forks() -> Iterator[forking.Forks]:
 WRITTEN_FOR_5 = {"vit", "dinov2", "swin", "clip", "distilbert", "gemma2"}
 
 
-#: Tests that are skipped on transformers 4, by name, with the reason.
-ONLY_IN_5 = {
-    "test_flash_takes_the_lengths_that_it_is_given[modernbert]": "its ModernBERT takes no lengths",
+#: Tests that are skipped where a package is older than a version, by name, with the reason.
+NEEDING: dict[str, tuple[ModuleType, int, int, str]] = {
+    "test_flash_takes_the_lengths_that_it_is_given[modernbert]":
+        (transformers, 5, 0, "its ModernBERT takes no lengths"),
     "test_a_layer_takes_few_operations_and_a_sample_not_many_more[padded]":
-        "operations are bounded for the newest versions alone",
+        (transformers, 5, 0, "operations are bounded for the newest versions alone"),
+    "test_agrees_with_flex_attention[all]": (torch, 2, 7, "its flex attention takes powers of 2 alone"),
+    "test_agrees_with_flex_attention[sequence and head]":
+        (torch, 2, 7, "its flex attention takes powers of 2 alone"),
+    "test_flex_attention": (torch, 2, 7, "its flex attention fails with tables in a rule by itself"),
+    "test_a_model_computes_what_its_truth_says[flex]":
+        (torch, 2, 7, "its flex attention fails with tables in a rule by itself"),
 }  # fmt: skip
+
+
+def older(package: ModuleType, major: int, minor: int) -> bool:
+    """Whether the installed package is older than a version."""
+    return tuple(map(int, package.__version__.split(".")[:2])) < (major, minor)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -66,14 +79,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     Models whose references do not fit an old transformers are skipped there.
     """
-    if int(transformers.__version__.partition(".")[0]) < 5:
+    for item in items:
+        package, major, minor, reason = NEEDING.get(item.name, (torch, 0, 0, ""))
+        if older(package, major, minor):
+            item.add_marker(pytest.mark.skip(reason=reason))
+    if older(transformers, 5, 0):
         why = pytest.mark.skip(reason="the reference of this model is written for transformers 5")
         for item in items:
             parts = {*re.split(r"[\[\]-]", item.name)}
             if parts & WRITTEN_FOR_5 or ("score_spectra" in str(item.path) and {"t5", "left"} <= parts):
                 item.add_marker(why)
-            if item.name in ONLY_IN_5:
-                item.add_marker(pytest.mark.skip(reason=ONLY_IN_5[item.name]))
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 

@@ -41,8 +41,8 @@ def subspace_distance(u: NDArray[Any], v: NDArray[Any]) -> Array:
         v: The same shape.
 
     Example:
-        >>> subspace_distance(np.array([[1.0], [0.0]]), np.array([[0.6], [0.8]])).round(6)
-        np.float64(0.8)
+        >>> print(subspace_distance(np.array([[1.0], [0.0]]), np.array([[0.6], [0.8]])).round(6))
+        0.8
     """
     first, second = u.astype(np.float64), v.astype(np.float64)
     residual = second - first @ (first.swapaxes(-1, -2) @ second)

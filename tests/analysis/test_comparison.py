@@ -101,7 +101,7 @@ def test_a_value_that_one_run_alone_has_passes_no_limit() -> None:
 
 def test_a_limit_is_on_one_metric_and_not_on_its_family() -> None:
     a, b = (GeometryHistory([make_record(0, metrics=["entropy", "max_logit"], seed=s)]) for s in (1, 2))
-    difference = np.abs(a["entropy"] - b["entropy"]).max()
+    difference = float(np.abs(a["entropy"].astype(np.float64) - b["entropy"].astype(np.float64)).max())
     assert compare(a, b).largest("entropy") == compare(a, b).largest("metric:entropy") == difference
     assert compare(a, b).largest("max_logit") != difference
     with pytest.raises(RunError, match="pattern"):

@@ -17,6 +17,9 @@ from harness.truth import Facts, Truth, numbers
 
 __all__ = ["NAMES", "FamilyDescription", "check_family", "families"]
 
+#: Another path in transformers 4.
+_VIT = "layers.{}.attention" if transformers.__version__ >= "5" else "encoder.layer.{}.attention.attention"
+
 #: Family -> path of layer i's attention, whether it is causal, whether the library routes its attention.
 _FORMS: dict[str, tuple[str, bool, bool]] = {
     "Bert": ("encoder.layer.{}.attention", False, True),
@@ -30,7 +33,7 @@ _FORMS: dict[str, tuple[str, bool, bool]] = {
     "Falcon": ("h.{}.self_attention", True, False),
     "DebertaV2": ("encoder.layer.{}.attention.self", False, False),
     "XLNet": ("layer.{}.rel_attn", False, False),
-    "ViT": ("layers.{}.attention", False, True),
+    "ViT": (_VIT, False, True),
     "T5": ("", False, False),
 }
 NAMES = tuple(_FORMS)

@@ -203,7 +203,11 @@ def _change(
     difference[~same] = np.nan
     if same.all():
         return difference, before, []
-    kind = "another probe" if probe and prints[~same].all() else "training batches, not on a common probe"
+    kind = (
+        "another probe"
+        if probe and (prints[~same] != "").all()
+        else "training batches, not on a common probe"
+    )
     return (
         difference,
         before,

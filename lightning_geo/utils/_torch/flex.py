@@ -114,7 +114,7 @@ def table_lookups() -> Iterator[None]:
 
     ``vmap`` of torch 2.6 refuses ``table[index]`` of a scalar index. Relies on ``TransformGetItemToIndex``,
     in which ``create_block_mask`` calls such rules, and on ``_EnableTorchFunction``: it is a function mode,
-    and observers switch those off around their own work. Checked on torch 2.6.0; later ones need no context.
+    and observers switch those off around their own work. Later ones need no context; checked on torch 2.6.0.
     """
     if _vmap_indexes():
         yield
