@@ -18,6 +18,7 @@ from lightning_geo.dashboard.curves_route import read_curves
 from lightning_geo.dashboard.head_route import read_head
 from lightning_geo.dashboard.metadata import PLUGIN, TagAddress, describe, parse_tag, tag_of
 from lightning_geo.dashboard.order import BUILT_IN, natural, ordered
+from lightning_geo.dashboard.patience import Patience
 from lightning_geo.dashboard.requests import argument, guarded, respond, where
 from lightning_geo.dashboard.run_findings import run_findings
 from lightning_geo.dashboard.runs_route import RunRows
@@ -44,7 +45,7 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard ships no ty
     plugin_name = PLUGIN
 
     def __init__(self, context: Any) -> None:
-        self._provider = context.data_provider
+        self._provider = Patience(context.data_provider)
         limits = getattr(context.flags, "samples_per_plugin", None)
         #: samples of a tag that TensorBoard keeps, 0 for all
         self._kept: int = limits.get(PLUGIN, 0) if isinstance(limits, dict) else 0
