@@ -15,7 +15,13 @@ from lightning_geo.monitor.samples import Samples
 from lightning_geo.monitor.settings import Settings
 from lightning_geo.observe.module_selection import ITSELF, candidates, check_layers
 from lightning_geo.observe.replay.gathering import unreplayable
-from lightning_geo.utils._torch import choose_sharding_roots, leader_of, sharded_modules, split_groups
+from lightning_geo.utils._torch import (
+    choose_sharding_roots,
+    leader_of,
+    sharded_modules,
+    split_groups,
+    untried_sharding,
+)
 from lightning_geo.utils.errors import ArgumentError, call_all
 from lightning_geo.utils.formatting import some
 from lightning_geo.utils.ranks import Replicas, everyones, failure_of_any_rank, on_all_ranks
@@ -92,8 +98,9 @@ class Preparation:
             self._warn_once.report("the models cannot be observed", failure_of_any_rank(failure))
         samples.sampler = sampler
         self.take_state()
-        if len(groups) > 1:
-            self._warn_once.report("nothing is measured", LookupError(_HEADS_SPLIT))
+        untried = untried_sharding(root) if groups else ""
+        if untried or len(groups) > 1:
+            self._warn_once.report("nothing is measured", LookupError(untried or _HEADS_SPLIT))
             samples.sampler = None
         self._sealed = host.sealed
         if self._sealed and not samples.replays:

@@ -21,7 +21,13 @@ from programs import sharding
 from support.forks import Forks
 from support.same_records import assert_same, assert_same_patterns
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        tuple(map(int, torch.__version__.split(".")[:2])) < (2, 11),
+        reason="`fully_shard` of torch 2.6 does not run on a CPU",
+    ),
+]
 
 #: Loops other than Lightning's.
 LOOPS = ("plain", "fabric", "accelerate", "transformers")

@@ -18,6 +18,7 @@ from lightning_geo.utils._torch import (
     run_sharding_hooks,
     sharded_modules,
     split_groups,
+    untried_sharding,
 )
 
 __all__ = ["Gathering", "is_split", "unreplayable"]
@@ -116,7 +117,7 @@ def unreplayable(root: nn.Module, models: Iterable[nn.Module]) -> str:
         root: The module that is trained, as the loop calls it.
         models: Those in it that may be observed.
     """
-    named = foreign_sharding(root)
+    named = foreign_sharding(root) or untried_sharding(root)
     if named:
         return named
     gathered = gathering_dimensions(root)

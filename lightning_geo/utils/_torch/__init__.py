@@ -68,6 +68,7 @@ from lightning_geo.utils._torch.sharding import (
     run_sharding_hooks,
     sharded_modules,
     split_groups,
+    untried_sharding,
 )
 from lightning_geo.utils._torch.varlen import (
     varlen_operators,
@@ -119,6 +120,7 @@ __all__ = [
     "sharded_modules",
     "split_groups",
     "table_lookups",
+    "untried_sharding",
     "unwrapped",
     "varlen_operators",
     "version_of",

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ __all__ = [
     "run_sharding_hooks",
     "sharded_modules",
     "split_groups",
+    "untried_sharding",
 ]
 
 #: Packages of the hooks that gather the parameters of a module, and free them. Checked on torch 2.13.0.
@@ -34,8 +36,24 @@ _GATHERING = ("torch.distributed.fsdp", "torch.distributed._composable")
 #: Classes of modules whose parameters only their own forward gathers; DeepSpeed may not be installed.
 _FOREIGN = ("FullyShardedDataParallel", "DeepSpeedEngine")
 
+#: The oldest torch with which parameters were split over ranks.
+_TRIED = (2, 11)
+
 #: Modules of ``context_parallel``; older versions of torch have the second one.
 _CONTEXT_PARALLEL = ("_context_parallel._attention", "_attention")
+
+
+def untried_sharding(root: nn.Module) -> str:
+    """Name what splits parameters in a way that was not tried with this torch; empty if nothing does.
+
+    ``fully_shard`` of torch 2.6 fails on a CPU by itself, where all of this is tested. Relies on
+    ``torch.__version__``; checked on torch 2.13.0 and 2.14.1.
+    """
+    if tuple(map(int, torch.__version__.split(".")[:2])) >= _TRIED:
+        return ""
+    if not sharded_modules(root) and not split_groups(root):
+        return ""
+    return f"`fully_shard` and tensor parallelism of torch {torch.__version__}, which were not tried"
 
 
 def sharded_modules(root: nn.Module) -> list[nn.Module]:
