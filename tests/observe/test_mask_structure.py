@@ -24,6 +24,7 @@ from lightning_geo.measurement.sample import Measurement
 from lightning_geo.observe import Tap
 from lightning_geo.observe.call import AttentionCall
 from lightning_geo.observe.evidence.mask_structure import MaskStructures
+from lightning_geo.observe.packed import documents
 
 N = 9
 TRIANGLE = torch.ones(N, N, dtype=torch.bool).tril()
@@ -258,3 +259,42 @@ def test_layers_that_change_their_mask_are_right_or_absent_and_named() -> None:
     np.testing.assert_allclose(entropy[0], plain[0], rtol=1e-5, atol=1e-6)
     assert (np.abs(entropy[1] - plain[1]) > 1e-3).any()
     handle.remove()
+
+
+def test_arguments_are_waited_for_until_the_masks_are_known_and_packed_rows_are_right_or_absent() -> None:
+    torch.manual_seed(0)
+    model = MODELS["bert"]().eval()
+    tap, read = Tap(model), []
+    waits = documents.Documents._read
+
+    def reading(self: documents.Documents, tensors: Any) -> Any:
+        read.append(len(list(tensors)))
+        return waits(self, tensors)
+
+    def sample(batch: dict[str, Tensor]) -> tuple[np.ndarray, int]:
+        read.clear()
+        with torch.no_grad(), patch.object(documents.Documents, "_read", reading):
+            measurement = Measurement({"": tap}, ("entropy",))
+            with measurement.observe():
+                model(**batch)
+            return measurement.compute().stacks["encoder"]["entropy"], len(read)
+
+    padded = batch_of(left=False)
+    plain = entropy_of(model, padded)
+    numbers = torch.tensor([[1] * 5 + [2] * 4 + [3] * 3])
+    packed = {
+        "input_ids": padded["input_ids"][:1],
+        "attention_mask": (numbers[:, None] == numbers[..., None])[:, None],
+        "position_ids": torch.cat([torch.arange(5), torch.arange(4), torch.arange(3)])[None],
+    }
+    whole = measure(model, packed, metrics="entropy")["entropy"]
+    with not_waiting():
+        for waited in (1, 0, 0):
+            entropy, count = sample(padded)
+            assert count == waited
+            np.testing.assert_allclose(entropy, plain, rtol=1e-5, atol=1e-6)
+        entropy, count = sample(packed)
+        assert np.isnan(entropy).all()
+        entropy, count = sample(packed)
+        assert count == 1
+        np.testing.assert_allclose(entropy, whole, rtol=1e-5, atol=1e-6)

@@ -121,7 +121,9 @@ class CallEvidence:
         passed = set_token_masks(call, frames, (names[0], names[1]), self.masks, known, proves)
         if passed and self.structures.knows_at_once(call):  # then no document is hidden from another
             self.structures.simplify(call, held.module, module)
-        call.documents = self._documents.of(call, [frame.evidence for frame in frames])
+        # masks taken for a row of keys and a band part no documents: the host need not wait for arguments
+        if call.cross or not self.structures.assumes(call, held.module, module):
+            call.documents = self._documents.of(call, [frame.evidence for frame in frames])
         if call.documents is not None and not passed:
             # In packed rows, a token that only its own query sees is a one-token document, not padding.
             call.query_mask = call.key_mask = keys_by_masks(call, self.masks, alone=True)

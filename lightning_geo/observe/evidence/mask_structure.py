@@ -178,6 +178,12 @@ class MaskStructures:
             return False
         return self._of(call, masks, tokens, tokens).first(_bands(call, module)) is not None
 
+    def assumes(self, call: AttentionCall, name: str, module: nn.Module) -> bool:
+        """Whether :meth:`simplify` takes a call's masks for what they were in an earlier sample."""
+        band = self._bands.get((name, call.cross))
+        known = band is not None and call.key_mask is not None and not self.knows_at_once(call)
+        return known and _dense(call) is not None and band in _bands(call, module)
+
     def simplify(self, call: AttentionCall, name: str, module: nn.Module) -> None:
         """Replace masks of a call whose tokens are known by a row of keys and a band.
 

@@ -202,6 +202,8 @@ def split_groups(root: nn.Module) -> list[SplitGroup]:
     placements of DTensors, of which ``fully_shard`` puts its own first, and on ``DeviceMesh.get_group``;
     checked on torch 2.13.0.
     """
+    if not (dist.is_available() and dist.is_initialized()):  # at each sample: the modules are not walked
+        return []
     gathered = gathering_dimensions(root)
     groups: dict[str, SplitGroup] = {}
     for parameter in root.parameters():
