@@ -97,7 +97,7 @@ def stream_statistics(
 
 
 def head_moments(
-    x: Float[Tensor, "batch heads tokens dim"],
+    x: Float[Tensor, "batch *heads tokens dim"],
     mask: Bool[Tensor, "batch tokens"] | None,
     requested: frozenset[str],
     backend: Backend = "auto",

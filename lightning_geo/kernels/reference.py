@@ -141,12 +141,12 @@ def reference_stream(
 
 @torch.no_grad()
 def reference_moments(
-    x: Float[Tensor, "batch heads tokens dim"],
+    x: Float[Tensor, "batch *heads tokens dim"],
     mask: Bool[Tensor, "batch tokens"] | None,
     requested: frozenset[str],
 ) -> HeadMoments:
     """Compute ``HeadMoments`` as they are defined, from the real tokens alone: for tests."""
-    x = x.double()
+    x = x.double().flatten(1, -3)
     valid = torch.ones(x.shape[0], x.shape[2], dtype=torch.bool, device=x.device) if mask is None else mask
     fields = {}
     if "norm" in requested:

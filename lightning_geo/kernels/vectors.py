@@ -145,20 +145,20 @@ def token_planes(
 
 
 def head_moments(
-    x: Float[Tensor, "batch heads tokens dim"],
+    x: Float[Tensor, "batch *heads tokens dim"],
     mask: Bool[Tensor, "batch tokens"] | None,
     requested: frozenset[str],
 ) -> HeadMoments:
     """Compute the requested moments of one role's vectors on any device.
 
     Args:
-        x: ``[B, H, N, D]``, any strides.
+        x: ``[B, H, N, D]``, any strides; or ``[B, L, H, N, D]``, heads of several layers in a row.
         mask: Bool ``[B, N]``, True = real token; None if all are.
         requested: Which of ``MOMENTS``; ``"scatter"`` brings ``count`` and ``mean``.
     """
     with torch.no_grad(), exactly(x.device):
         # tokens first: models project to [B, N, H * D], and reading against that order is slow
-        x = _wide(x).transpose(1, 2)
+        x = _wide(x).flatten(1, -3).transpose(1, 2)
         valid = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
         fields: dict[str, Tensor] = {}
         if requested & {"norm", "directions"}:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_geo.utils._torch import identity_of
 
-__all__ = ["kept", "kept_of", "reuse_scratch", "scratch"]
+__all__ = ["kept", "kept_of", "reuse_scratch", "scratch", "zeros"]
 
 _local = threading.local()
 
@@ -50,6 +50,31 @@ def scratch(name: str, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype 
     if key not in buffers or buffers[key].numel() < size:
         buffers[key] = torch.empty(size, device=like.device, dtype=dtype)
     return buffers[key][:size].view(shape)
+
+
+#: Numbers that one operation sets to zero, and the steps in which they are given out: kernels are compiled
+#: for aligned memory.
+_ZEROS, _ALIGNED = 1 << 14, 64
+
+
+def zeros(shape: tuple[int, ...], like: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return contiguous zeros; within :func:`reuse_scratch`, one operation sets those of many calls.
+
+    Args:
+        shape: Its shape.
+        like: Gives the device.
+        dtype: Its type.
+    """
+    size = math.prod(shape)
+    buffers: dict[tuple[object, ...], Any] | None = getattr(_local, "buffers", None)
+    if buffers is None or size > _ZEROS:
+        return torch.zeros(shape, device=like.device, dtype=dtype)
+    key = "zeros", like.device, dtype
+    left = buffers.get(key)
+    if left is None or left.numel() < size:
+        left = torch.zeros(_ZEROS, device=like.device, dtype=dtype)
+    buffers[key] = left[-(-size // _ALIGNED) * _ALIGNED :]
+    return left[:size].view(shape)
 
 
 def kept(make: Callable[..., Tensor], *arguments: Any) -> Tensor:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lightning_geo.utils._torch import version_of
+from lightning_geo.utils._torch import copy_all, version_of
 
-__all__ = ["LayerBatches"]
+__all__ = ["Gathered", "LayerBatches"]
 
 #: Bytes to gather before they are computed: on a CPU, what stays in its caches.
 _LIMIT = {"cpu": 1 << 21}
@@ -25,6 +26,10 @@ _LIMIT_ELSEWHERE = 1 << 24
 #: A GPU copies fast and launches slowly: it gathers this share of its memory.
 _SHARE_OF_CUDA = 512
 
+#: Devices on which each tensor lies as it did, so that one operation copies several; kernels there read any
+#: strides. Elsewhere the layer axis lies where it is put, and is flattened with its neighbour without a copy.
+_APART = ("cuda",)
+
 #: Most owners of one batch, however small their tensors are.
 _OWNERS = 64
 
@@ -32,46 +37,72 @@ _OWNERS = 64
 Compute = Callable[[list[Any], dict[str, Tensor], dict[str, Tensor | None]], None]
 
 
+class Gathered(NamedTuple):
+    """Tensors of one owner.
+
+    Args:
+        owner: What the results belong to.
+        tensors: By name.
+        shared: Tensors that only owners with these very tensors have in common, such as masks.
+        tag: What else must be equal.
+        times: How many owners with equal tensors one call has.
+    """
+
+    owner: Any
+    tensors: Mapping[str, Tensor]
+    shared: Mapping[str, Tensor | None]
+    tag: Any = None
+    times: int = 1
+
+
 class LayerBatches:
     """Calls ``compute`` for several layers at once where their tensors are small and of equal shape.
 
     Args:
-        compute: Called with the owners of the gathered tensors, the tensors, and what they share.
+        compute: A method, called with the owners of the gathered tensors, the tensors, and what they share.
         axis: Where the layer axis is put.
+        calls: How many calls are expected, so that no memory is taken for more; None where nobody knows.
     """
 
-    def __init__(self, compute: Compute, axis: int = 0) -> None:
-        self._compute = compute
+    def __init__(self, compute: Compute, axis: int = 0, calls: int | None = None) -> None:
+        # A cycle with the method's object would hold the memory of a sample that is given up until the
+        # garbage collector runs.
+        self._compute = weakref.WeakMethod(compute)
         self._axis = axis
+        self._calls = calls
         self._open: dict[tuple[Any, ...], _Batch] = {}
 
-    def add(
-        self, owner: Any, tensors: Mapping[str, Tensor], shared: Mapping[str, Tensor | None], tag: Any = None
-    ) -> None:
-        """Gather an owner's tensors, which are copied, or compute them where they are large.
-
-        Args:
-            owner: What the results belong to.
-            tensors: By name.
-            shared: Tensors that only owners with these very tensors have in common, such as masks.
-            tag: What else must be equal.
-        """
-        size = sum(x.numel() * _kept(x).itemsize for x in tensors.values())
-        device = next(iter(tensors.values())).device
-        capacity = _limit(device) // max(size, 1)
+    def add(self, *gathered: Gathered) -> None:
+        """Gather tensors, which are copied, or compute them where they are large."""
+        copies = _Copies()
         with _no_grad():
-            if capacity < 2:
-                single = {name: x.unsqueeze(self._axis) for name, x in tensors.items()}
-                self._compute([owner], single, dict(shared))
-                return
-            layout = tuple((name, x.shape, x.dtype, x.device) for name, x in tensors.items())
-            signature = (tag, layout, tuple((name, id(x), _version(x)) for name, x in shared.items()))
-            batch = self._open.get(signature)
-            if batch is None:
-                batch = self._open[signature] = _Batch(tensors, dict(shared), capacity, self._axis)
-            batch.add(owner, tensors)
-            if len(batch.owners) == batch.capacity:
-                self._flush(batch)
+            for one in gathered:
+                self._add(one, copies)
+            copies.run()
+
+    def _add(self, one: Gathered, copies: _Copies) -> None:
+        owner, tensors, shared, tag, times = one
+        size = sum(x.numel() * _kept(x).itemsize for x in tensors.values())
+        capacity = _limit(next(iter(tensors.values())).device) // max(size, 1)
+        if capacity < 2:
+            single = {name: x.unsqueeze(self._axis) for name, x in tensors.items()}
+            self._run([owner], single, dict(shared))
+            return
+        layout = tuple((name, x.shape, x.dtype, x.device) for name, x in tensors.items())
+        signature = (tag, layout, tuple((name, id(x), _version(x)) for name, x in shared.items()))
+        batch = self._open.get(signature)
+        if batch is None:
+            capacity = min(capacity, _OWNERS if self._calls is None else self._calls * times)
+            batch = self._open[signature] = _Batch(tensors, dict(shared), max(capacity, 1), self._axis)
+        batch.add(owner, tensors, copies)
+        if len(batch.owners) == batch.capacity:
+            copies.run()
+            self._flush(batch)
+
+    def _run(self, owners: list[Any], tensors: dict[str, Tensor], shared: dict[str, Tensor | None]) -> None:
+        compute = self._compute()
+        assert compute is not None
+        compute(owners, tensors, shared)
 
     def flush(self) -> None:
         """Compute everything that was gathered, and let go of it."""
@@ -84,7 +115,26 @@ class LayerBatches:
         owners, batch.owners = batch.owners, []
         if owners:
             tensors = {n: x.narrow(self._axis, 0, len(owners)) for n, x in batch.tensors.items()}
-            self._compute(owners, tensors, batch.shared)
+            self._run(owners, tensors, batch.shared)
+
+
+class _Copies:
+    """Copies that one operation makes where their tensors lie alike, as few launches as possible."""
+
+    def __init__(self) -> None:
+        self._alike: dict[object, list[tuple[Tensor, Tensor]]] = {}
+
+    def add(self, target: Tensor, source: Tensor) -> None:
+        """Copy a tensor when :meth:`run` is called."""
+        # those that lie otherwise would have the others copied one by one, too
+        alike = target.dtype, source.dtype if target.stride() == source.stride() else None
+        self._alike.setdefault(alike, []).append((target, source))
+
+    def run(self) -> None:
+        """Make the copies."""
+        alike, self._alike = self._alike, {}
+        for pairs in alike.values():
+            copy_all(*map(list, zip(*pairs, strict=True)))
 
 
 class _Batch:
@@ -97,18 +147,15 @@ class _Batch:
         self._originals = shared
         #: as they were: the model, or whoever gave it the tensors, may write to them before they are used
         self.shared = {name: None if x is None else x.clone() for name, x in shared.items()}
-        self.capacity = min(capacity, _OWNERS)
+        self.capacity = capacity
         self.owners: list[Any] = []
         self._axis = axis
         with torch.inference_mode(False):  # memory made in inference mode could not be written outside of it
-            self.tensors = {
-                name: x.new_empty(_with_axis(x.shape, axis, self.capacity), dtype=_kept(x))
-                for name, x in tensors.items()
-            }
+            self.tensors = {name: _memory_for(x, axis, capacity) for name, x in tensors.items()}
 
-    def add(self, owner: Any, tensors: Mapping[str, Tensor]) -> None:
+    def add(self, owner: Any, tensors: Mapping[str, Tensor], copies: _Copies) -> None:
         for name, x in tensors.items():
-            self.tensors[name].select(self._axis, len(self.owners)).copy_(x)
+            copies.add(self.tensors[name].select(self._axis, len(self.owners)), x)
         self.owners.append(owner)
 
 
@@ -141,5 +188,9 @@ def _kept(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def _with_axis(shape: Sequence[int], axis: int, size: int) -> tuple[int, ...]:
-    return (*shape[:axis], size, *shape[axis:])
+def _memory_for(x: Tensor, axis: int, size: int) -> Tensor:
+    """Memory for so many tensors like one, along an axis."""
+    if x.device.type in _APART:
+        lying = torch.empty_like(x, device="meta").stride()
+        return x.new_empty_strided((size, *x.shape), (x.numel(), *lying), dtype=_kept(x)).movedim(0, axis)
+    return x.new_empty((*x.shape[:axis], size, *x.shape[axis:]), dtype=_kept(x))

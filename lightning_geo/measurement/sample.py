@@ -73,7 +73,11 @@ class Measurement(ObservedCalls):
             own = start.setdefault(name, {}), choices[name].asks, partial(getattr, tap, "modules")
             weights, pairs = drawn.setdefault(name, {}), (trained or {}).get(name)
             leader = leader_of(tap.modules[""])
-            sums[name] = SampleStatistics(metrics, max_queries, name, *own, weights, pairs, patterns, leader)
+            # layers that are not reported are not measured
+            calls = sum(known[name].values()) or None
+            sums[name] = SampleStatistics(
+                metrics, max_queries, name, *own, weights, pairs, patterns, leader, calls
+            )
         super().__init__(taps, choices, sums)
         self._narrowings = {} if narrowings is None or layers is None else dict(narrowings)
         for name, tap in taps.items():

@@ -54,6 +54,7 @@ class SampleStatistics:
         trained: See :class:`.Visibility`.
         patterns: Whether to keep attention patterns, see :class:`.Patterns`.
         leader: First of the ranks that have slices of the same layers; None for this rank.
+        calls: How many calls are measured, if earlier samples have shown it.
 
     Raises:
         LookupError: If nothing offers what a metric reads.
@@ -71,6 +72,7 @@ class SampleStatistics:
         trained: Mapping[CallKey, Tensor] | None = None,
         patterns: bool = False,
         leader: int | None = None,
+        calls: int | None = None,
     ) -> None:
         #: whether a call is measured
         self.measures = asked
@@ -84,13 +86,13 @@ class SampleStatistics:
         start = {} if start is None else start
         self._scores = ScorePairs(named[ScorePairs])
         self._importance = Importance(named[Importance])
-        self._rows = AttentionRows(named[AttentionRows], max_queries, seed)
+        self._rows = AttentionRows(named[AttentionRows], max_queries, seed, calls)
         #: whether rows are drawn of long sequences alone
         self.draws_if_long = max_queries == "auto"
         every: list[Collector] = [
             self._rows,
-            RoleMoments(named[RoleMoments], seed),
-            Stream(named[Stream]),
+            RoleMoments(named[RoleMoments], seed, calls),
+            Stream(named[Stream], calls),
             Updates(named[Updates], modules, {} if drawn is None else drawn),
             Visibility(named[Visibility], trained),
             Weights(named[Weights], start),

@@ -113,6 +113,9 @@ def test_vectors_agree_with_the_oracle(name: str) -> None:
     if vectors_on_triton.unsupported("head_moments", there, where, wanted) is None:
         got = on_cpu(vectors_on_triton.head_moments(there, where, wanted))
         vectors.assert_agree(got, kernels.head_moments(x, mask, wanted, "reference"))
+        apart, together = vectors.layered(x)
+        got = on_cpu(vectors_on_triton.head_moments(apart.cuda(), where, wanted))
+        vectors.assert_agree(got, kernels.head_moments(together, mask, wanted, "reference"))
     stream = frozenset(STREAM)
     got = on_cpu(vectors_on_triton.stream_statistics(there[:, 0], where, there[:, 0].flip(-1), stream))
     expected = kernels.stream_statistics(x[:, 0], mask, x[:, 0].flip(-1), stream, "chunked")
@@ -128,6 +131,9 @@ def test_the_scatter_of_wide_vectors_keeps_its_digits(name: str) -> None:
     vectors.assert_scatter_agrees(got, x, mask)
     again = kernels.head_moments(there, where, frozenset({"scatter"}), "triton")
     assert torch.equal(got.scatter, again.scatter)
+    apart, together = vectors.layered(x)
+    got = kernels.head_moments(apart.cuda(), where, frozenset({"scatter"}), "triton")
+    vectors.assert_scatter_agrees(got, together, mask)
 
 
 def test_the_scatter_of_as_many_tokens_as_a_layer_has() -> None:

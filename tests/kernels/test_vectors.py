@@ -136,6 +136,11 @@ def the_same_rest_in_all() -> tuple[Tensor, None]:  # what bfloat16 leaves of ea
     return (x * (1 + 2**-9 + 2**-18 + 2**-19)).contiguous(), None
 
 
+def layered(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Vectors ``[B, 2, H, N, D]`` of two layers that lie apart, and the same as ``[B, 2 H, N, D]``."""
+    return torch.stack([x, 2 * x]).movedim(0, 1), torch.cat([x, 2 * x], 1)
+
+
 def assert_scatter_agrees(got: Any, x: Tensor, mask: Tensor | None) -> None:
     """In float32, up to the spread of the features."""
     expected = kernels.head_moments(x, mask, frozenset({"scatter"}), "reference").scatter
@@ -163,6 +168,15 @@ def test_moments_agree_with_the_oracle(name: str) -> None:
     got = kernels.head_moments(x, mask, frozenset(MOMENTS))
     assert_agree(got, kernels.head_moments(x, mask, frozenset(MOMENTS), "reference"))
     assert torch.equal(x.nan_to_num(), before.nan_to_num())
+
+
+@pytest.mark.parametrize("backend", ["chunked", "reference"])
+@pytest.mark.parametrize("name", CASES)
+def test_layers_that_lie_apart_are_further_heads(name: str, backend: Any) -> None:
+    x, mask = CASES[name]()
+    apart, together = layered(x)
+    got = kernels.head_moments(apart, mask, frozenset(MOMENTS), backend)
+    assert_agree(got, kernels.head_moments(together, mask, frozenset(MOMENTS), "reference"))
 
 
 @pytest.mark.parametrize("name", WIDE)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from unittest.mock import patch
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -60,10 +64,11 @@ def sample_of(
         batches._LIMIT = limit
 
 
-@given(calls=st.lists(CALLS, min_size=1, max_size=7), spoil=st.booleans())
-def test_gathering_changes_no_number(calls: list[tuple[int, ...]], spoil: bool) -> None:
+@given(calls=st.lists(CALLS, min_size=1, max_size=7), spoil=st.booleans(), as_on_cuda=st.booleans())
+def test_gathering_changes_no_number(calls: list[tuple[int, ...]], spoil: bool, as_on_cuda: bool) -> None:
     apart = sample_of(calls, gathered=False)
-    together = sample_of(calls, gathered=True, spoil=spoil)
+    with patch.object(batches, "_APART", ("cpu",) if as_on_cuda else ()):
+        together = sample_of(calls, gathered=True, spoil=spoil)
     assert together.keys() == apart.keys()
     for where, means in apart.items():
         assert together[where].keys() == means.keys()
@@ -82,3 +87,34 @@ def test_a_mask_that_changes_between_layers_is_not_shared() -> None:
         mask[0, 2] = False
     assert means_of(sample, CallKey("0"))["query_norm"] == 4.0
     assert means_of(sample, CallKey("1"))["query_norm"] == 1.5
+
+
+def test_a_sample_that_is_given_up_frees_its_memory_at_once() -> None:
+    sample = SampleStatistics(METRICS)
+    x = torch.ones(1, 2, 3, 4)
+    sample.attention(CallKey("layer"), AttentionCall(x, x, x, x))
+    sample.block(BlockCall("layer", (CallKey("layer"),), x[0], x[0], None))
+    alive = [weakref.ref(collector) for collector in sample.collectors]
+    assert len(alive) > 3
+    gc.disable()
+    try:
+        del sample
+        assert [type(found).__name__ for collector in alive if (found := collector()) is not None] == []
+    finally:
+        gc.enable()
+
+
+def test_memory_is_taken_for_the_calls_that_are_expected() -> None:
+    taken, x = [], torch.ones(1, 2, 3, 4)
+    for calls in (None, 3):
+        sample = SampleStatistics(("query_norm", "effective_rank.query"), calls=calls)
+        for layer in range(8):  # more than were expected
+            sample.attention(CallKey(f"{layer}"), AttentionCall(x * layer, x, x, x))
+            if layer == 0:
+                held = [o for o in gc.get_objects() if isinstance(o, batches._Batch)]
+                taken.append(sum(tensor.nbytes for batch in held for tensor in batch.tensors.values()))
+                del held
+        sample.settle()
+        norms = [means_of(sample, CallKey(f"{layer}"))["query_norm"].tolist() for layer in range(8)]
+        assert norms == [[2.0 * layer] * 2 for layer in range(8)]
+    assert 0 < taken[1] * 5 < taken[0]

@@ -11,7 +11,13 @@ long as two (three) of TF32.
 import triton
 import triton.language as tl
 
-__all__ = ["gram_kernel", "multiply", "split"]
+__all__ = ["gram_kernel", "multiply", "place_of_head", "split"]
+
+
+@triton.jit
+def place_of_head(head, inner, x_l, x_h):
+    """Find the vectors of a head that is counted through all layers, of which each has ``inner``."""
+    return (head // inner).to(tl.int64) * x_l + (head % inner).to(tl.int64) * x_h
 
 
 @triton.jit
@@ -83,7 +89,7 @@ def multiply(left, right, PARTS: tl.constexpr, UPCAST: tl.constexpr):
 
 @triton.jit
 def gram_kernel(
-    x, x_b, x_h, x_n, x_d, mask, counts, shifts, sums, products, heads, tokens, total, steps,
+    x, x_b, x_l, x_h, x_n, x_d, mask, counts, shifts, sums, products, inner, heads, tokens, total, steps,
     D: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, MASKED: tl.constexpr, PARTS: tl.constexpr,
     UPCAST: tl.constexpr,
 ):  # fmt: skip
@@ -101,7 +107,7 @@ def gram_kernel(
     program = program // (BLOCKS * (BLOCKS + 1) // 2)
     head = program % heads
     chunk = program // heads
-    x += head.to(tl.int64) * x_h
+    x += place_of_head(head, inner, x_l, x_h)
     channel = row * BLOCK + tl.arange(0, BLOCK)
     other = column * BLOCK + tl.arange(0, BLOCK)
     # float32 would lose a small spread around a large mean

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from lightning_geo.kernels.triton.gram import multiply, split
+from lightning_geo.kernels.triton.gram import multiply, place_of_head, split
 
 __all__ = ["moments_kernel", "stream_kernel"]
 
@@ -100,18 +100,22 @@ def stream_kernel(
 
 @triton.jit
 def moments_kernel(
-    x, x_b, x_h, x_n, x_d, mask, norms, sums, directed, counts, means, scatters, heads, tokens, chunks,
+    x, x_b, x_l, x_h, x_n, x_d, mask, norms, sums, directed, counts, means, scatters, inner, heads, tokens,
+    chunks,
     D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, STEPS: tl.constexpr, MASKED: tl.constexpr,
     NORM: tl.constexpr, DIRECTIONS: tl.constexpr, SCATTER: tl.constexpr,
     PARTS: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Compute the moments of a chunk of tokens of one sequence and head, about their own mean."""
+    """Compute the moments of a chunk of tokens of one sequence and head, about their own mean.
+
+    ``heads`` are those of all layers, of which each has ``inner``.
+    """
     program = tl.program_id(0)
     # heads first: where they lie side by side, neighbouring programs share what is read together
     head = program % heads
     chunk = (program // heads) % chunks
     batch = ((program // heads) // chunks).to(tl.int64)
-    x += batch * x_b + head.to(tl.int64) * x_h
+    x += batch * x_b + place_of_head(head, inner, x_l, x_h)
     channel = tl.arange(0, BLOCK_D)
     there = (channel < D)[None, :]
     total = tl.zeros([BLOCK_D], tl.float32)

@@ -29,6 +29,7 @@ from lightning_geo.kernels.triton.launch import (
 )
 from lightning_geo.kernels.triton.masks import Masks, row_masks
 from lightning_geo.kernels.triton.tiles import Tile, Tiles, shared_memory
+from lightning_geo.kernels.workspace import zeros
 
 __all__ = ["attention", "launches", "unsupported"]
 
@@ -117,7 +118,7 @@ def launches(
     softmax = damaged = received = None
     if "received" in problem.requested:
         softmax = new(2, *shape, dtype=torch.float32)
-        damaged = problem.query.new_zeros(shape[:2], dtype=torch.int32)
+        damaged = zeros(shape[:2], problem.query, torch.int32)
         received = new(*shape[:2], problem.keys, dtype=torch.float32)
     index = Planes(**{name: index for index, name in enumerate(inputs.planes)})
     kept = Sums.of(index, causal=problem.right == 0)

@@ -21,6 +21,7 @@ from lightning_geo.kernels.triton.launch import (
 )
 from lightning_geo.kernels.triton.tiles import gram_tile_for
 from lightning_geo.kernels.vectors import HeadMoments, StreamStatistics
+from lightning_geo.kernels.workspace import kept
 
 __all__ = [
     "gram_launch",
@@ -133,7 +134,7 @@ def stream_launch(
         },
         {"num_warps": warps, "enable_fp_fusion": True},
     )
-    valid = torch.ones_like(finite) if mask is None else mask
+    valid = kept(_all, (batch, tokens), x.device) if mask is None else mask
     result = StreamStatistics(valid, finite, **dict(zip(names, planes, strict=False)))
     return launch, result, sums, directed
 
@@ -141,7 +142,7 @@ def stream_launch(
 def head_moments(x: Tensor, mask: Tensor | None, requested: frozenset[str]) -> HeadMoments:
     """Compute :func:`lightning_geo.kernels.vectors.head_moments` on a CUDA device."""
     with torch.no_grad(), on_device(x.device), exactly(x.device):
-        valid = x.new_ones(x.shape[0], x.shape[2], dtype=torch.bool) if mask is None else mask
+        valid = kept(_all, (x.shape[0], x.shape[-2]), x.device) if mask is None else mask
         if x.shape[-1] > _WIDE:
             launch, partial = gram_launch(x, mask, capability_of(x.device))
             launch.run()
@@ -162,7 +163,9 @@ def moments_launch(
     """Prepare the kernel, the norms that it fills, and its partial moments, ``[B, chunks, …]`` each."""
     from lightning_geo.kernels.triton import moments
 
-    batch, heads, tokens, width = x.shape
+    x = x if x.dim() == 5 else x[:, None]
+    batch, layers, inner, tokens, width = x.shape
+    heads = layers * inner
     block = max(16, _power(width))
     scatter, directions = "scatter" in requested, "directions" in requested
     # a wide product leaves registers for fewer tokens
@@ -196,7 +199,8 @@ def moments_launch(
                 name: partial.get(name, unused)
                 for name in ("sums", "directed", "counts", "means", "scatters")
             },
-            **strides("x", "bhnd", x),
+            **strides("x", "blhnd", x),
+            "inner": inner,
             "heads": heads,
             "tokens": tokens,
             "chunks": chunks,
@@ -224,7 +228,9 @@ def gram_launch(
     """Prepare the kernel for the scatter of wide vectors, and the moments about a shift that it fills."""
     from lightning_geo.kernels.triton import gram
 
-    batch, heads, tokens, width = x.shape
+    x = x if x.dim() == 5 else x[:, None]
+    batch, layers, inner, tokens, width = x.shape
+    heads = layers * inner
     tile = gram_tile_for(x.dtype, capability)
     blocks = -(-width // tile.features)
     blocks = blocks * (blocks + 1) // 2
@@ -246,7 +252,8 @@ def gram_launch(
             "x": x,
             "mask": x if mask is None else as_bytes(mask.contiguous()),
             **partial,
-            **strides("x", "bhnd", x),
+            **strides("x", "blhnd", x),
+            "inner": inner,
             "heads": heads,
             "tokens": tokens,
             "total": batch * tokens,
@@ -263,6 +270,10 @@ def gram_launch(
         {"num_warps": tile.warps, "num_stages": 2, "enable_fp_fusion": True},
     )
     return launch, partial
+
+
+def _all(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.ones(shape, dtype=torch.bool, device=device)
 
 
 def _about_the_mean(counts: Tensor, shifts: Tensor, sums: Tensor, products: Tensor) -> dict[str, Tensor]:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from lightning_geo.functional import masked_mean
+from lightning_geo.functional._tensors import exact_dtype
 from lightning_geo.kernels import STATISTICS
-from lightning_geo.measurement.batches import LayerBatches
+from lightning_geo.measurement.batches import Gathered, LayerBatches
 from lightning_geo.measurement.call_statistics import call_statistics
 from lightning_geo.measurement.collectors.collector import Collector
 from lightning_geo.measurement.derived import DerivedStack
@@ -48,11 +49,18 @@ class AttentionRows(Collector):
         max_queries: Query rows to measure per sequence, drawn at random; None for all of them, ``"auto"`` for
             all unless there are many.
         seed: Which ones, beside the number of the call and its module; other on ranks with other inputs.
+        calls: How many calls are expected.
     """
 
     offers = frozenset(STATISTICS) | _BY_KEY
 
-    def __init__(self, metrics: tuple[str, ...], max_queries: MaxQueries = None, seed: str = "") -> None:
+    def __init__(
+        self,
+        metrics: tuple[str, ...],
+        max_queries: MaxQueries = None,
+        seed: str = "",
+        calls: int | None = None,
+    ) -> None:
         if isinstance(max_queries, int):
             # some rows do not tell what is no mean over rows; where other calls are short enough to measure
             # all of theirs, a value would be that of the short calls alone
@@ -64,8 +72,8 @@ class AttentionRows(Collector):
         self.estimated: dict[str, None] = {}
         #: attention calls of each module so far, documents of different lengths counted apart
         self._drawn: dict[CallKey, int] = {}
-        self._rows = LayerBatches(self._add_rows)
-        self._received = LayerBatches(self._add_received)
+        self._rows = LayerBatches(self._add_rows, calls=calls)
+        self._received = LayerBatches(self._add_received, calls=calls)
         self._reads = {name: frozenset(reads_of(name)) for name in self.metrics}
 
     def attention(self, layer: LayerSums, key: CallKey, call: AttentionCall) -> None:
@@ -96,14 +104,14 @@ class AttentionRows(Collector):
             tuple(name for name in by_row if spec_of(name).summary == "mean"),
             tuple(name for name in by_row if spec_of(name).summary == "max"),
         )
-        tensors = {"planes": torch.stack(list(planes.values())), "live": statistics.live}
+        tensors = {**planes, "live": statistics.live}
         if sample is not None:
             tensors["fraction"] = sample.fraction
-        self._rows.add((layer, rows), tensors, {}, tag=rows)
+        self._rows.add(Gathered((layer, rows), tensors, {}, rows))
         by_key = tuple(name for name in metrics if "received" in self._reads[name])
         if by_key and statistics.received is not None:
             owner, tensors = (layer, by_key), {"received": statistics.received}
-            self._received.add(owner, tensors, {"key_mask": call.key_mask}, tag=by_key)
+            self._received.add(Gathered(owner, tensors, {"key_mask": call.key_mask}, by_key))
 
     def _estimated(
         self, layer: LayerSums, key: CallKey, call: AttentionCall, metrics: list[str]
@@ -125,12 +133,12 @@ class AttentionRows(Collector):
         shared: dict[str, Tensor | None],
     ) -> None:
         layers, rows = [layer for layer, _ in owners], owners[0][1]
-        planes = dict(zip(rows.fields, tensors["planes"].unbind(1), strict=True))
+        planes = {field: tensors[field] for field in rows.fields}
         live = tensors["live"]
         # a sequence with NaN or infinity in it has no value, rather than that of its other rows
         logsumexp = planes["logsumexp"]
         broken = (live & (logsumexp - logsumexp != 0)).any(-1)
-        for layer, count in zip(layers, broken.sum((1, 2)), strict=True):
+        for layer, count in zip(layers, broken.sum((1, 2)).to(exact_dtype(logsumexp)), strict=True):
             layer.add("broken", count)
         if rows.means:
             stacked = torch.stack([self.value(name, planes, live.shape) for name in rows.means], 1)

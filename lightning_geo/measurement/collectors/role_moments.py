@@ -8,10 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_geo.functional import HeadMoments, head_moments, masked_mean, principal_subspace
+from lightning_geo.functional import masked_mean, principal_subspace
 from lightning_geo.functional.head import block_norms, block_traces, similarity_of_blocks
+from lightning_geo.kernels import HeadMoments, head_moments
 from lightning_geo.measurement.bases import compare_bases, stacked_bases
-from lightning_geo.measurement.batches import LayerBatches
+from lightning_geo.measurement.batches import Gathered, LayerBatches
 from lightning_geo.measurement.collectors.collector import Collector
 from lightning_geo.measurement.decomposition import Covariances, head_covariances, principal_subspaces
 from lightning_geo.measurement.derived import DerivedStack, in_parts, layers_by_shape
@@ -56,6 +57,7 @@ class RoleMoments(Collector):
     Args:
         metrics: Stored names of the metrics to measure.
         seed: Which signs the sketches of wide layers get; other on ranks with other inputs.
+        calls: How many calls are expected.
     """
 
     offers = frozenset(
@@ -66,7 +68,7 @@ class RoleMoments(Collector):
         }
     )  # fmt: skip
 
-    def __init__(self, metrics: tuple[str, ...], seed: str = "") -> None:
+    def __init__(self, metrics: tuple[str, ...], seed: str = "", calls: int | None = None) -> None:
         super().__init__(metrics)
         self._seed = seed
         self._generators: dict[CallKey, torch.Generator] = {}
@@ -81,7 +83,7 @@ class RoleMoments(Collector):
         if self._reading({"basis.query"}, reads):
             roles |= {"query", "key"}
         self._roles = [role for role in ROLES if role in roles]
-        self._batches = LayerBatches(self._add, axis=2)
+        self._batches = LayerBatches(self._add, axis=2, calls=calls)
         self._waiting: list[tuple[LayerSums, dict[str, tuple[Tensor, Tensor]]]] = []
 
     @staticmethod
@@ -95,6 +97,7 @@ class RoleMoments(Collector):
         joint = 0 < width <= _JOINT_MAX_WIDTH and call.slice.count == 1
         directions: dict[str, tuple[Tensor, Tensor]] = {}
         vectors = {"query": call.query, "key": call.key, "value": call.value, "output": output}
+        gathered = []
         for role, x in vectors.items():
             requested = self._requested(role, joint=joint)
             if role == "output" and width > _JOINT_MAX_WIDTH:
@@ -104,11 +107,12 @@ class RoleMoments(Collector):
             mask = call.query_mask if role in ("query", "output") else call.key_mask
             owner = _Vectors(layer, role, requested, key, directions)
             # tokens first: models project to [B, N, H * D], and reading against that order is slow
-            self._batches.add(owner, {"x": x.transpose(1, 2)}, {"mask": mask})
+            gathered.append(Gathered(owner, {"x": x.transpose(1, 2)}, {"mask": mask}, times=len(vectors)))
         if joint and output is not None:  # one matrix for all heads: its blocks serve role output too
             owner = _Vectors(layer, "heads", frozenset({"scatter"}), key, {})
             together = output.transpose(1, 2).flatten(2)[:, :, None]
-            self._batches.add(owner, {"x": together}, {"mask": call.query_mask})
+            gathered.append(Gathered(owner, {"x": together}, {"mask": call.query_mask}))
+        self._batches.add(*gathered)
         if self._pairs and call.query is not None and call.key is not None:
             self._waiting.append((layer, directions))
 
@@ -127,9 +131,9 @@ class RoleMoments(Collector):
     ) -> None:
         x, count = tensors["x"], len(owners)
         requested = frozenset().union(*(owner.requested for owner in owners))
-        moments = head_moments(
-            x.flatten(2, 3).transpose(1, 2), shared["mask"], statistics=requested - {"sketch"}
-        )
+        mask = shared["mask"]
+        mask = None if mask is None else mask.expand(x.shape[:2])
+        moments = head_moments(x.movedim(1, 3), mask, requested - {"sketch"})
         heads = x.shape[3]
         for i, owner in enumerate(owners):
             if "sketch" in owner.requested:

@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_geo.functional import stream_statistics
 from lightning_geo.functional.stream import mean_over_tokens
 from lightning_geo.kernels import STREAM
-from lightning_geo.measurement.batches import LayerBatches
+from lightning_geo.measurement.batches import Gathered, LayerBatches
 from lightning_geo.measurement.collectors.collector import Collector
 from lightning_geo.measurement.sums import LayerSums, add_values
 from lightning_geo.metrics.registry import reads_of
@@ -54,11 +54,12 @@ class Stream(Collector):
 
     Args:
         metrics: Stored names of the metrics to measure.
+        calls: How many calls are expected.
     """
 
     offers = frozenset({*STREAM, "tokens", "directed"})
 
-    def __init__(self, metrics: tuple[str, ...]) -> None:
+    def __init__(self, metrics: tuple[str, ...], calls: int | None = None) -> None:
         super().__init__(metrics)
         by_token = tuple(name for name in metrics if "directions" not in reads_of(name))
         cones = [name for name in metrics if "directions" in reads_of(name)]
@@ -70,28 +71,31 @@ class Stream(Collector):
             )
             for stage in STAGES
         }
-        self._batches = LayerBatches(self._add)
+        self._batches = LayerBatches(self._add, calls=calls)
         self._cones: list[_Cone] = []
 
     def attention_output(self, layer: LayerSums, output: Tensor, mask: Tensor | None) -> None:
-        self._observe(layer, "attention", output, mask)
+        self._batches.add(*self._observed(layer, "attention", output, mask))
 
     def block(self, layer: LayerSums, block: BlockCall) -> None:
+        observed: list[Gathered] = []
         if block.input is not None:
-            self._observe(layer, "input", block.input, block.mask)
+            observed += self._observed(layer, "input", block.input, block.mask)
         if block.output is not None:
-            self._observe(layer, "output", block.output, block.mask, block.input)
+            observed += self._observed(layer, "output", block.output, block.mask, block.input)
+        self._batches.add(*observed)
 
-    def _observe(
+    def _observed(
         self, layer: LayerSums, name: str, x: Tensor, mask: Tensor | None, before: Tensor | None = None
-    ) -> None:
+    ) -> list[Gathered]:
         stage = self._stages[name]
         if not (stage.by_token or stage.cones):
-            return
+            return []
         tensors = {"x": x}
         if before is not None and any("update_ratio" in reads_of(metric) for metric in stage.by_token):
             tensors["before"] = before
-        self._batches.add((layer, stage), tensors, {"mask": mask}, tag=(stage.by_token, stage.functions))
+        tag, alike = (stage.by_token, stage.functions), 1 if stage.by_token else len(self._stages)
+        return [Gathered((layer, stage), tensors, {"mask": mask}, tag, alike)]
 
     def _add(
         self,

@@ -25,6 +25,7 @@ from lightning_geo.utils._torch.flex import (
     flex_scores_unchanged,
     table_lookups,
 )
+from lightning_geo.utils._torch.foreach import copy_all
 from lightning_geo.utils._torch.function_modes import (
     innermost_function_mode,
     without_function_modes,
@@ -86,6 +87,7 @@ __all__ = [
     "compiled_call",
     "compiled_from",
     "compiler_stance",
+    "copy_all",
     "exact_float32_products",
     "filter_forward_hooks",
     "flex_calls",
