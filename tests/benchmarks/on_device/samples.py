@@ -7,6 +7,7 @@ import functools
 import pstats
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -31,6 +32,8 @@ class Case(NamedTuple):
     batch: dict[str, Tensor]
     layers: int
     tap: Tap
+    #: calls that earlier samples have reported: memory is taken for as many
+    known: dict[str, Any]
 
 
 def prepare(bench: Bench) -> object:
@@ -58,10 +61,10 @@ def _cases(bench: Bench) -> Any:
     bert = bert.eval().to(bench.device, torch.bfloat16 if not bench.tiny else torch.float32)
     layers = bert.config.num_hidden_layers
     tap = Tap(bert, (1, 2))
-    yield Case("BERT-base 16 × 128", bert, batch(16, 128, 0), layers, tap)
-    yield Case("BERT-base 16 × 128 padded", bert, batch(16, 128, 30), layers, tap)
-    yield Case("BERT-base 32 × 512", bert, batch(32, 512, 0), layers, tap)
-    yield Case("BERT-base 32 × 512 padded", bert, batch(32, 512, 100), layers, tap)
+    yield Case("BERT-base 16 × 128", bert, batch(16, 128, 0), layers, tap, {})
+    yield Case("BERT-base 16 × 128 padded", bert, batch(16, 128, 30), layers, tap, {})
+    yield Case("BERT-base 32 × 512", bert, batch(32, 512, 0), layers, tap, {})
+    yield Case("BERT-base 32 × 512 padded", bert, batch(32, 512, 100), layers, tap, {})
     sizes: dict[str, Any] = {
         "hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 8,
         "intermediate_size": 14336, "num_hidden_layers": 4,
@@ -71,12 +74,12 @@ def _cases(bench: Bench) -> Any:
     llama = llama.eval().to(bench.device, torch.bfloat16 if not bench.tiny else torch.float32)
     tap = Tap(llama, (1, 2))
     layers = llama.config.num_hidden_layers
-    yield Case("Llama, 4 layers of 8B, 4 × 2048", llama, batch(4, 2048, 0), layers, tap)
-    yield Case("Llama, 4 layers of 8B, 4 × 2048 padded", llama, batch(4, 2048, 400), layers, tap)
+    yield Case("Llama, 4 layers of 8B, 4 × 2048", llama, batch(4, 2048, 0), layers, tap, {})
+    yield Case("Llama, 4 layers of 8B, 4 × 2048 padded", llama, batch(4, 2048, 400), layers, tap, {})
 
 
 def _observed(case: Case) -> Measurement:
-    measurement = Measurement({"": case.tap}, METRICS)
+    measurement = Measurement({"": case.tap}, METRICS, known=case.known, timed=False)
     with torch.no_grad(), measurement.observe():
         case.model(**case.batch)
     assert not measurement.failures, measurement.failures
@@ -105,19 +108,34 @@ def _run(bench: Bench, cases: list[Case]) -> None:
                 start = time.perf_counter()
                 _observed(case).derive()
                 hosts.append(1e3 * (time.perf_counter() - start))
-            bench.wait()
+            memory = _memory(bench, functools.partial(_sampled, case)) - _memory(
+                bench, functools.partial(_forward, case)
+            )
             medians = map(statistics.median, (forward, observing, hosts, sample))
-            yield case.name, *medians, ratio(sample, forward)
+            yield case.name, *medians, ratio(sample, forward), memory
 
     table(
-        "A sample, default metrics, every layer, bf16 weights, ms",
-        "model | forward | observed forward | until launched | with metrics derived | sample / forward",
+        "A sample, default metrics, every layer, bf16 weights, ms, and the memory that it takes more",
+        "model | forward | observed forward | until launched | with metrics derived | sample / forward | MB",
         rows(),
     )
     for case in cases:
         if case.name.endswith("padded"):
             _profile(bench, case)
     _functions(bench, cases[1])
+
+
+def _memory(bench: Bench, function: Callable[[], object]) -> float:
+    """The most megabytes that a function holds on the device."""
+    bench.wait()
+    if bench.tiny:
+        function()
+        return 0.0
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    function()
+    bench.wait()
+    return (torch.cuda.max_memory_allocated() - before) / 1e6
 
 
 def _functions(bench: Bench, case: Case) -> None:
