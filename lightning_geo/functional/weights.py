@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_geo.functional._tensors import as_float, exact_dtype
+from lightning_geo.functional.head_products import HeadProducts
 from lightning_geo.functional.head_weights import OV, QK, HeadWeights
 from lightning_geo.functional.spectrum import effective_rank, stable_rank
 from lightning_geo.kernels.workspace import scratch
@@ -16,6 +17,8 @@ from lightning_geo.metrics.registry import computes
 from lightning_geo.utils.shapes import Float
 
 __all__ = ["HeadWeights"]
+
+_QK_GRAMS, _OV_GRAMS = (tuple(f"gram.{role}" for role in roles) for roles in (QK, OV))
 
 
 @computes("symmetry", reads=("weights",), roles=QK)
@@ -100,38 +103,38 @@ def layer_directionality(weights: HeadWeights) -> Float[Tensor, ""]:
     return _direction(columns, rows)
 
 
-@computes("qk_effective_rank", reads=("weights",), roles=QK)
-def qk_effective_rank(weights: HeadWeights) -> Float[Tensor, " heads"]:
+@computes("qk_effective_rank", reads=("weights",), roles=QK, products=_QK_GRAMS)
+def qk_effective_rank(weights: HeadProducts) -> Float[Tensor, " heads"]:
     """Effective rank ``[H]`` of M (entropy of its singular values, Roy & Vetterli 2007)."""
     return effective_rank(weights.qk_spectrum.sqrt())
 
 
-@computes("qk_stable_rank", reads=("weights",), roles=QK)
-def qk_stable_rank(weights: HeadWeights) -> Float[Tensor, " heads"]:
+@computes("qk_stable_rank", reads=("weights",), roles=QK, products=_QK_GRAMS)
+def qk_stable_rank(weights: HeadProducts) -> Float[Tensor, " heads"]:
     """Stable rank ``[H]`` of M: ‖M‖²_F / σ₁²."""
     return stable_rank(weights.qk_spectrum)
 
 
-@computes("qk_norm", reads=("weights",), roles=QK)
-def qk_norm(weights: HeadWeights) -> Float[Tensor, " heads"]:
+@computes("qk_norm", reads=("weights",), roles=QK, products=_QK_GRAMS)
+def qk_norm(weights: HeadProducts) -> Float[Tensor, " heads"]:
     """Frobenius norm ``[H]`` of M."""
     return weights.qk_spectrum.sum(-1).sqrt()
 
 
-@computes("ov_effective_rank", reads=("weights",), roles=OV)
-def ov_effective_rank(weights: HeadWeights) -> Float[Tensor, " heads"]:
+@computes("ov_effective_rank", reads=("weights",), roles=OV, products=_OV_GRAMS)
+def ov_effective_rank(weights: HeadProducts) -> Float[Tensor, " heads"]:
     """Effective rank ``[H]`` of N (entropy of its singular values, Roy & Vetterli 2007)."""
     return effective_rank(weights.ov_spectrum.sqrt())
 
 
-@computes("ov_stable_rank", reads=("weights",), roles=OV)
-def ov_stable_rank(weights: HeadWeights) -> Float[Tensor, " heads"]:
+@computes("ov_stable_rank", reads=("weights",), roles=OV, products=_OV_GRAMS)
+def ov_stable_rank(weights: HeadProducts) -> Float[Tensor, " heads"]:
     """Stable rank ``[H]`` of N: ‖N‖²_F / σ₁²."""
     return stable_rank(weights.ov_spectrum)
 
 
-@computes("ov_norm", reads=("weights",), roles=OV)
-def ov_norm(weights: HeadWeights) -> Float[Tensor, " heads"]:
+@computes("ov_norm", reads=("weights",), roles=OV, products=_OV_GRAMS)
+def ov_norm(weights: HeadProducts) -> Float[Tensor, " heads"]:
     """Frobenius norm ``[H]`` of N."""
     return weights.ov_spectrum.sum(-1).sqrt()
 
