@@ -18,6 +18,10 @@ from lightning_geo.utils.shapes import Float
 
 __all__ = ["HeadProducts", "whitener"]
 
+#: Largest ratio of the eigenvalues of W Wᵀ: singular values below a hundred thousandth of the largest are
+#: rounding in a float32 product.
+_SPANNED = 1e10
+
 
 class HeadProducts:
     """Products of the weights of one layer's heads, or of several layers' heads one after the other.
@@ -84,11 +88,26 @@ def whitener(gram: Float[Tensor, "*batch D D"]) -> Float[Tensor, "*batch D D"]:
         dimensions, and NaN for a head that is not finite.
     """
     finite = gram.isfinite().all(-1).all(-1)[..., None, None]
-    values, vectors = by_lapack(torch.linalg.eigh, torch.where(finite, gram, 0.0))
-    # singular values below a hundred thousandth of the largest are rounding in a float32 product
-    spanned = values > 1e-10 * values[..., -1:]
-    scale = torch.where(spanned, torch.where(spanned, values, 1.0).rsqrt(), 0.0)
-    return torch.where(finite, vectors * scale[..., None, :], torch.nan)
+    white = by_lapack(_whitened, torch.where(finite, gram, 0.0))
+    return torch.where(finite, white, torch.nan)
+
+
+def _whitened(gram: Tensor) -> Tensor:
+    """:func:`whitener` of finite matrices ``[..., D, D]``."""
+    root, failed = torch.linalg.cholesky_ex(gram)
+    identity = torch.eye(gram.shape[-1], dtype=gram.dtype).expand_as(gram)
+    inverse = torch.linalg.solve_triangular(root, identity, upper=False)
+    # 1/tr(G⁻¹) is no more than the smallest eigenvalue of G, and tr(G) no less than the largest
+    condition = inverse.square().sum((-2, -1)) * gram.diagonal(dim1=-2, dim2=-1).sum(-1)
+    doubtful = (failed != 0) | ~(condition < _SPANNED)
+    white = inverse.mT
+    if doubtful.any():  # a head that may have fewer than D dimensions, by pruning or by rounding
+        values, vectors = torch.linalg.eigh(gram[doubtful])
+        spanned = values * _SPANNED > values[..., -1:]
+        scale = torch.where(spanned, torch.where(spanned, values, 1.0).rsqrt(), 0.0)
+        white = white.clone()
+        white[doubtful] = vectors * scale[..., None, :]
+    return white
 
 
 def _spectrum(first: Float[Tensor, "H D D"], second: Float[Tensor, "H D D"]) -> Float[Tensor, "H D"]:

@@ -28,8 +28,8 @@ from lightning_geo.utils.shapes import Bool, Float
 
 __all__ = ["HeadReads", "ReadMoments", "projection_strength", "summed_moments"]
 
-#: Bytes of the moments of sequences that are computed at a time.
-_PART_BYTES = 1 << 26
+#: Bytes of vectors and moments that are computed at a time: on the host as many as its caches hold.
+_ON_HOST, _ON_DEVICE = 1 << 21, 1 << 26
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,8 @@ def summed_moments(
     heads, dim, _ = reads.weight.shape
     total = reads.x.new_zeros(heads, dim, dim, dtype=exact_dtype(reads.x))
     count = reads.x.new_zeros(heads, dtype=exact_dtype(reads.x))
-    for part in _in_parts(reads, max(1, _PART_BYTES // (heads * dim * dim * 8))):
+    limit = _ON_HOST if reads.x.device.type == "cpu" else _ON_DEVICE
+    for part in _in_parts(reads, max(1, limit // (8 * heads * dim * (dim + reads.x.shape[1])))):
         moments = part.moments
         # a vector that is not finite leaves its trace in the moment's
         finite = moments.diagonal(dim1=-2, dim2=-1).sum(-1).isfinite()

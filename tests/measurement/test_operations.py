@@ -53,6 +53,7 @@ ON_CPU = {
     ("kernels/visibility.py", "_search"),  # likewise
     # whether a Cholesky decomposition failed, of matrices that lie on the host
     ("functional/head_products.py", "_eigenvalues_of_product"),
+    ("functional/head_products.py", "_whitened"),
 }
 
 
