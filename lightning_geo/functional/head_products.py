@@ -88,7 +88,7 @@ def whitener(gram: Float[Tensor, "*batch D D"]) -> Float[Tensor, "*batch D D"]:
         dimensions, and NaN for a head that is not finite.
     """
     finite = gram.isfinite().all(-1).all(-1)[..., None, None]
-    white = by_lapack(_whitened, torch.where(finite, gram, 0.0))
+    white: Tensor = by_lapack(_whitened, torch.where(finite, gram, 0.0))
     return torch.where(finite, white, torch.nan)
 
 
@@ -100,7 +100,7 @@ def _whitened(gram: Tensor) -> Tensor:
     # 1/tr(G⁻¹) is no more than the smallest eigenvalue of G, and tr(G) no less than the largest
     condition = inverse.square().sum((-2, -1)) * gram.diagonal(dim1=-2, dim2=-1).sum(-1)
     doubtful = (failed != 0) | ~(condition < _SPANNED)
-    white = inverse.mT
+    white: Tensor = inverse.mT
     if doubtful.any():  # a head that may have fewer than D dimensions, by pruning or by rounding
         values, vectors = torch.linalg.eigh(gram[doubtful])
         spanned = values * _SPANNED > values[..., -1:]

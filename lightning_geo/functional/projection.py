@@ -9,7 +9,6 @@ weight. Unweighted, ‖P x‖²/‖x‖² with the orthogonal projection P, is a
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lightning_geo.functional._decompositions import by_lapack
-from lightning_geo.functional._tensors import exact_dtype
+from lightning_geo.functional._tensors import exact_dtype, masked_mean
 from lightning_geo.functional.head_products import HeadProducts, whitener
 from lightning_geo.functional.observed_call import ObservedScores
 from lightning_geo.kernels.precision import exactly
@@ -28,8 +27,8 @@ from lightning_geo.utils.shapes import Bool, Float
 
 __all__ = ["HeadReads", "ReadMoments", "projection_strength", "summed_moments"]
 
-#: Bytes of vectors and moments that are computed at a time: on the host as many as its caches hold.
-_ON_HOST, _ON_DEVICE = 1 << 21, 1 << 26
+#: Bytes of vectors and moments that are computed at a time.
+_PART_BYTES = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -51,16 +50,6 @@ class HeadReads:
     bias: Float[Tensor, "h dim"] | None = None
     mask: Bool[Tensor, "batch tokens"] | None = None
     heads: int | None = None
-
-    @functools.cached_property
-    def moments(self) -> Float[Tensor, "batch h dim dim"]:
-        """``[B, h, D, D]``, the mean of (W x̂)(W x̂)ᵀ over real tokens, in float64; NaN without any."""
-        return _moments(self)
-
-    @functools.cached_property
-    def whitener(self) -> Float[Tensor, "h dim dim"]:
-        """``[h, D, D]``, see :func:`.whitener`."""
-        return whitener(self.gram)
 
     @property
     def gram(self) -> Float[Tensor, "h dim dim"]:
@@ -103,16 +92,43 @@ def projection_strength(reads: HeadReads | ReadMoments) -> Float[Tensor, "*batch
         >>> projection_strength(HeadReads(x, 7 * torch.eye(3)[None, :1]))
         tensor([[0.3600]])
     """
-    # ‖P x‖ = ‖(W Wᵀ)^-½ W x‖, and the mean of ‖Vᵀ y‖² is the trace of Vᵀ mean(y yᵀ) V
-    white = reads.whitener
-    values = (white * (reads.moments @ white)).sum((-2, -1)).clamp(0, 1).float()
+    # ‖P x‖ = ‖(W Wᵀ)^-½ W x‖
+    if isinstance(reads, HeadReads):
+        values = _of_tokens(reads)
+    else:  # the mean of ‖Vᵀ y‖² is the trace of Vᵀ mean(y yᵀ) V
+        white = reads.whitener
+        values = (white * (reads.moments @ white)).sum((-2, -1)).clamp(0, 1).float()
     return values.repeat_interleave((reads.heads or values.shape[-1]) // values.shape[-1], dim=-1)
+
+
+def _of_tokens(reads: HeadReads) -> Float[Tensor, "batch h"]:
+    x, y = reads.x.float(), _outputs(reads)
+    white = whitener(reads.gram).to(y.dtype)
+    rows = y.flatten(0, 1).transpose(0, 1)  # [h, B N, D]
+    offset = white.new_zeros(1) if reads.bias is None or reads.y is None else (
+        reads.bias.to(white.dtype)[:, None] @ white
+    )  # fmt: skip
+    with exactly(x.device):
+        out = scratch("inside", tuple(rows.shape), rows)
+        rows = torch.baddbmm(offset.expand(rows.shape[0], 1, rows.shape[2]), rows, white, beta=-1, out=out)
+    inside = torch.linalg.vector_norm(rows, dim=-1)
+    length = torch.linalg.vector_norm(x, dim=-1)
+    inside = inside.unflatten(1, length.shape).transpose(0, 1)
+    share = (inside / length[:, None]).square().clamp(max=1)
+    return masked_mean(share, None if reads.mask is None else reads.mask[:, None])
+
+
+def _outputs(reads: HeadReads) -> Float[Tensor, "batch tokens h dim"]:
+    """W x, plus the bias if it was computed by the model."""
+    if reads.y is not None:
+        return reads.y.float()
+    return torch.einsum("bnd,hkd->bnhk", reads.x.float(), reads.weight.float())
 
 
 def summed_moments(
     reads: HeadReads,
 ) -> tuple[Float[Tensor, "h dim dim"], Float[Tensor, " h"]]:
-    """Sum :attr:`HeadReads.moments` over sequences.
+    """Sum the moments of :class:`ReadMoments` over sequences.
 
     Args:
         reads: One role's.
@@ -123,9 +139,8 @@ def summed_moments(
     heads, dim, _ = reads.weight.shape
     total = reads.x.new_zeros(heads, dim, dim, dtype=exact_dtype(reads.x))
     count = reads.x.new_zeros(heads, dtype=exact_dtype(reads.x))
-    limit = _ON_HOST if reads.x.device.type == "cpu" else _ON_DEVICE
-    for part in _in_parts(reads, max(1, limit // (8 * heads * dim * (dim + reads.x.shape[1])))):
-        moments = part.moments
+    for part in _in_parts(reads, max(1, _PART_BYTES // (8 * heads * dim * (dim + reads.x.shape[1])))):
+        moments = _moments(part)
         # a vector that is not finite leaves its trace in the moment's
         finite = moments.diagonal(dim1=-2, dim2=-1).sum(-1).isfinite()
         total += torch.where(finite[..., None, None], moments, 0.0).sum(0)
@@ -146,17 +161,16 @@ def _in_parts(reads: HeadReads, size: int) -> Iterator[HeadReads]:
 
 
 def _moments(reads: HeadReads) -> Float[Tensor, "batch h dim dim"]:
-    x, y, mask = reads.x.float(), reads.y, reads.mask
+    """Mean of (W x̂)(W x̂)ᵀ over a sequence's real tokens, NaN without any."""
+    x, mask = reads.x.float(), reads.mask
     with exactly(x.device):
-        if y is None:
-            y = torch.einsum("bnd,hkd->bnhk", x, reads.weight.float())
-        elif reads.bias is not None:
-            y = y.float() - reads.bias.float()
-        y = y.transpose(1, 2)
-        scale = torch.linalg.vector_norm(x, dim=-1).reciprocal()[:, None, :, None]
+        y = _outputs(reads)
+        if reads.bias is not None and reads.y is not None:
+            y = y - reads.bias.to(y.dtype)
+        y, length = y.transpose(1, 2), torch.linalg.vector_norm(x, dim=-1)
         # in float64: an error of the moments counts by 1/σ² where one of a vector counts by 1/σ
-        unit = scratch("inside", tuple(y.shape), x, exact_dtype(x))
-        torch.mul(y, scale, out=unit)
+        unit = scratch("unit", tuple(y.shape), x, exact_dtype(x))
+        torch.div(y, length[:, None, :, None], out=unit)
         count: Tensor | int = x.shape[1]
         if mask is not None:
             unit.masked_fill_(~mask[:, None, :, None], 0.0)

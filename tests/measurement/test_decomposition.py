@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from transformers import BertConfig, BertModel
 
 from lightning_geo.functional import principal_subspace
-from lightning_geo.measurement.collectors import score_pairs
+from lightning_geo.measurement.collectors import score_pairs, weights
 from lightning_geo.measurement.decomposition import principal_subspaces
 from lightning_geo.measurement.sample import Measurement
 from lightning_geo.metrics.catalog import CATALOG
@@ -60,6 +60,7 @@ def test_nothing_is_decomposed_before_the_transfer_is_there(
 
         return call
 
+    monkeypatch.setattr(weights, "_waits", lambda x: True)  # as on a GPU
     for name in LAPACK:
         monkeypatch.setattr(torch.linalg, name, noted(name, getattr(torch.linalg, name)))
     derivation = observed(family).derive()

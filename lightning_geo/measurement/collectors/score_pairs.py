@@ -21,6 +21,9 @@ __all__ = ["ScorePairs"]
 
 _MARGINS = tuple(f"gate.{gate}" for gate in GATES)
 
+#: Metrics, the type of their values, and products by name and shape but for sequences.
+_Layout = tuple[tuple[str, ...], torch.dtype, tuple[tuple[str, torch.Size], ...]]
+
 
 class ScorePairs(Collector):
     """Scores of the first sequences; their cost grows with the square of the length.
@@ -38,8 +41,10 @@ class ScorePairs(Collector):
         if self._counts:  # of what heads' margins say
             by_sequence = [*_MARGINS, *(name for name in by_sequence if name not in _MARGINS)]
         self._by_sequence = by_sequence
-        # ranks add up sequences' values, for which spectra have to be there: they cannot wait until later
+        # Ranks add up what sequences have before anything is derived. A sequence's entropy is no sum over its
+        # products, so that several ranks decompose where the call is seen, and wait for a GPU there.
         self._defers = world_size() == 1
+        #: of each call, metrics and the products of its sequences
         self._products: dict[CallKey, list[tuple[tuple[str, ...], ScoreProducts]]] = {}
         #: sequences, the first ones, whose single scores are looked at
         self._limit = SCORED_SEQUENCES
@@ -73,16 +78,18 @@ class ScorePairs(Collector):
             return
         count = max(count, 0)
         self._scored[key] = self._scored.get(key, 0) + count
-        scores = observed_scores(call, count)
         spectral = tuple(name for name in names if self._defers and products_of(name))
+        names = tuple(name for name in names if name not in spectral)
+        if names and not count:  # all ranks need the same layout
+            none = torch.full((1, len(names), 1, layer.heads), torch.nan, device=call.device)
+            add_values([layer], "scores", names, none)
+        if not (spectral or count):
+            return
+        scores = observed_scores(call, count)
         if spectral:
             products = scores.score_products(dict.fromkeys(p for name in spectral for p in products_of(name)))
             self._products.setdefault(key, []).append((spectral, products))
-        names = tuple(name for name in names if name not in spectral)
-        if not count:  # all ranks need the same layout
-            none = torch.full((1, len(names), 1, layer.heads), torch.nan, device=call.device)
-            add_values([layer], "scores", names, none)
-        elif names:
+        if names and count:
             parts = {name: (name.rpartition(".")[2],) if spec_of(name).parts else () for name in names}
             quantities = {"scores": scores, "attended": scores}
             shape = (count, layer.heads)
@@ -108,41 +115,31 @@ class ScorePairs(Collector):
 
     def _defer(self, stack: DerivedStack) -> None:
         """Let the host decompose the products of all layers' calls, those of one shape at once."""
-        alike: dict[tuple[object, ...], list[tuple[int, tuple[str, ...], ScoreProducts]]] = {}
+        alike: dict[_Layout, list[tuple[int, ScoreProducts]]] = {}
         for index, key in stack.keys.items():
             for metrics, own in self._products.pop(key, ()):
                 shapes = tuple((name, x.shape[1:]) for name, x in own.products.items())
-                alike.setdefault((metrics, own.dtype, shapes), []).append((index, metrics, own))
-        if not alike:
-            return
-        groups = [
-            (
-                calls[0][1],
-                calls[0][2].dtype,
-                list(calls[0][2].products),
-                [(i, len(own)) for i, _, own in calls],
-            )
-            for calls in alike.values()
-        ]
-        tensors = [
-            own.products[name]
-            for calls in alike.values()
-            for name in calls[0][2].products
-            for *_, own in calls
-        ]
+                alike.setdefault((metrics, own.dtype, shapes), []).append((index, own))
+        groups = [(layout, [(i, len(own)) for i, own in calls]) for layout, calls in alike.items()]
 
         def derive(copies: list[Tensor]) -> None:
             rest = iter(copies)
             found: dict[tuple[str, int], list[Tensor]] = {}
-            for metrics, dtype, names, calls in groups:
-                products = {name: torch.cat([next(rest) for _ in calls]) for name in names}
-                scores = ScoreProducts(products, dtype)
-                sizes = [size for _, size in calls]
+            for (metrics, dtype, shapes), calls in groups:
+                products = {name: torch.cat([next(rest) for _ in calls]) for name, _ in shapes}
+                scores, sizes = ScoreProducts(products, dtype), [size for _, size in calls]
                 for metric in metrics:
-                    values = self.value(metric, {"scores": scores}, (sum(sizes),)).double()
+                    values = self.value(metric, {"scores": scores}, ()).double()
                     for (index, _), own in zip(calls, values.split(sizes), strict=True):
                         found.setdefault((metric, index), []).append(own)
             for (metric, index), by_call in found.items():
                 stack.add(metric, [index], torch.cat(by_call).nanmean(0, keepdim=True))
 
-        stack.deferred.append((tensors, derive))
+        if alike:
+            tensors = [
+                own.products[name]
+                for (*_, shapes), calls in alike.items()
+                for name, _ in shapes
+                for _, own in calls
+            ]
+            stack.deferred.append((tensors, derive))
