@@ -105,7 +105,6 @@ def _whitened(gram: Tensor) -> Tensor:
         values, vectors = torch.linalg.eigh(gram[doubtful])
         spanned = values * _SPANNED > values[..., -1:]
         scale = torch.where(spanned, torch.where(spanned, values, 1.0).rsqrt(), 0.0)
-        white = white.clone()
         white[doubtful] = vectors * scale[..., None, :]
     return white
 
