@@ -14,6 +14,7 @@ from lightning_geo.functional.head_weights import OV, QK, HeadWeights
 from lightning_geo.functional.spectrum import effective_rank, stable_rank
 from lightning_geo.kernels.workspace import scratch
 from lightning_geo.metrics.registry import computes
+from lightning_geo.utils.device_copy import without_waiting
 from lightning_geo.utils.shapes import Float
 
 __all__ = ["HeadWeights"]
@@ -192,7 +193,7 @@ def weight_drift(weights: HeadWeights, role: str) -> Float[Tensor, " heads"]:
     own = torch.linalg.matrix_norm(weights.gram(role))
     if role in weights.unmoved:  # against itself: rounding is no drift, but NaN stays
         return weights.each(own * 0.0)
-    start = as_float(start.to(now.device), "start", "h D d").to(now.dtype)
+    start = as_float(without_waiting(start, now.device), "start", "h D d").to(now.dtype)
     before = start @ start.mT
     start_norm = torch.linalg.matrix_norm(before)
     # ½ ‖A/‖A‖ − A₀/‖A₀‖‖² from the difference of the rows: 1 − RV itself would round a small drift away

@@ -80,6 +80,21 @@ def test_ranks_measure_what_one_process_does(family: str, monkeypatch: pytest.Mo
         np.testing.assert_allclose(as_rank[name], values, rtol=1e-6, err_msg=name)
 
 
+@pytest.mark.parametrize("family", sorted(DECOMPOSED))
+def test_what_is_discarded_has_no_value_wherever_it_is_decomposed(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for later in (False, True):
+        monkeypatch.setattr(score_pairs, "world_size", lambda size=2 - later: size)
+        monkeypatch.setattr(weights, "_waits", lambda x, later=later: later)
+        measurement = observed(family)
+        measurement.discard_values()
+        (arrays,) = measurement.compute().stacks.values()
+        found.append({name: np.isnan(values).tolist() for name, values in arrays.items()})
+    assert found[0] == found[1]
+
+
 @given(st.integers(1, 70), st.integers(2, 9), st.integers(0, 2**31), st.booleans())
 def test_many_matrices_are_decomposed_like_each(count: int, width: int, seed: int, broken: bool) -> None:
     generator = torch.Generator().manual_seed(seed)
