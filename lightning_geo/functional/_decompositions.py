@@ -6,9 +6,11 @@ CUDA decomposes matrix by matrix and waits after each. On an H200, ``eigh`` of 5
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,13 +18,32 @@ import torch
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
-__all__ = ["by_lapack", "in_threads"]
+__all__ = ["by_lapack", "dividing_among_threads", "in_threads"]
 
 #: Most threads that decompose: more would take cores that load the next batches.
 _THREADS = 8
 
 #: Fewest matrices that are worth a thread.
 _FEWEST = 4
+
+_local = threading.local()
+
+
+@contextlib.contextmanager
+def dividing_among_threads(divides: bool = True) -> Iterator[None]:
+    """Let :func:`by_lapack` decompose in several threads here, also what lies on the host already.
+
+    Training on a device leaves these cores idle. Training on a CPU computes with them.
+
+    Args:
+        divides: Whether to.
+    """
+    before = getattr(_local, "divides", False)
+    _local.divides = divides
+    try:
+        yield
+    finally:
+        _local.divides = before
 
 
 def by_lapack(decompose: Callable[..., Any], *matrices: Tensor) -> Any:
@@ -35,7 +56,7 @@ def by_lapack(decompose: Callable[..., Any], *matrices: Tensor) -> Any:
         matrices: ``[..., n, m]`` each, with the same leading axes.
     """
     device = matrices[0].device
-    if device.type == "cpu":
+    if device.type == "cpu" and not getattr(_local, "divides", False):
         return decompose(*matrices)
     lead = matrices[0].shape[:-2]
     host = [x.reshape(-1, *x.shape[-2:]).cpu() for x in matrices]

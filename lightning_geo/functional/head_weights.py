@@ -14,13 +14,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from lightning_geo.functional._decompositions import by_lapack
 from lightning_geo.functional._tensors import as_float, exact_dtype
+from lightning_geo.functional.head_products import HeadProducts
 from lightning_geo.kernels.workspace import scratch
 from lightning_geo.metrics.spec import ROLES
 from lightning_geo.utils.shapes import Float
 
-__all__ = ["OV", "QK", "HeadWeights", "whitener"]
+__all__ = ["OV", "QK", "HeadWeights"]
 
 #: The roles that make M, and those that make N.
 QK, OV = ("query", "key"), ("value", "output")
@@ -32,7 +32,7 @@ _TILE = 512
 _ROWS = 512
 
 
-class HeadWeights:
+class HeadWeights(HeadProducts):
     """The projections of one layer's heads, and the products that its metrics share.
 
     Args:
@@ -74,11 +74,10 @@ class HeadWeights:
         self.unmoved = {
             role for role, w in weights.items() if start and w is not None and start.get(role) is w
         }
-        self.heads = heads or max((w.shape[0] for w in self.roles.values()), default=0)
+        heads = heads or max((w.shape[0] for w in self.roles.values()), default=0)
+        super().__init__(heads, {}, next((w.dtype for w in self.roles.values()), torch.float32))
         self.start = start
-        self._grams: dict[str, Tensor] = {}
         self._overlaps: dict[str, Tensor] = {}
-        self._whiteners: dict[str, Tensor] = {}
         for role, weight in self.roles.items():
             if weight.shape[0] == 0 or self.heads % weight.shape[0]:
                 raise ValueError(
@@ -99,35 +98,22 @@ class HeadWeights:
     def __contains__(self, role: str) -> bool:
         return role in self.roles
 
-    def each(self, values: Float[Tensor, "Hk ..."]) -> Float[Tensor, "H ..."]:
-        """Repeat the values of key heads ``[Hk, ...]`` for the query heads that share them."""
-        return values.repeat_interleave(self.heads // values.shape[0], dim=0)
+    def product(self, name: str) -> Tensor:
+        """Return the product of that name, computed when it is first asked for."""
+        if name not in self.products:
+            kind, *roles = name.split(".")
+            exact = exact_dtype(self[roles[0]])
+            if kind == "across":
+                left, right = (self[role].to(exact) for role in roles)
+                self.products[name] = _grouped(left, right, max(len(left), len(right)))
+            else:
+                weight = self[roles[0]].to(exact) if kind == "exact_gram" else self[roles[0]]
+                self.products[name] = weight @ weight.mT
+        return super().product(name)
 
-    def gram(self, role: str) -> Float[Tensor, "h D D"]:
-        """``[h, D, D]``, W Wᵀ."""
-        if role not in self._grams:
-            self._grams[role] = self[role] @ self[role].mT
-        return self._grams[role]
-
-    def whitener(self, role: str) -> Float[Tensor, "h D D"]:
-        """``[h, D, D]``, see :func:`whitener`."""
-        if role not in self._whiteners:
-            self._whiteners[role] = whitener(self[role])
-        return self._whiteners[role]
-
-    def across(self, left: str, right: str, dtype: torch.dtype | None = None) -> Float[Tensor, "H D1 D2"]:
+    def across(self, left: str, right: str) -> Float[Tensor, "H D1 D2"]:
         """``[H, D, D']``, W_left W_rightᵀ of each query head."""
-        return _grouped(self[left].to(dtype), self[right].to(dtype), self.heads)
-
-    @cached_property
-    def qk_spectrum(self) -> Float[Tensor, "H D"]:
-        """``[H, D]``, squared singular values of M = W_qᵀ W_k."""
-        return _spectrum(self.each(self.gram("query")), self.each(self.gram("key")))
-
-    @cached_property
-    def ov_spectrum(self) -> Float[Tensor, "H D"]:
-        """``[H, D]``, squared singular values of N = W_vᵀ W_o."""
-        return _spectrum(self.each(self.gram("value")), self.each(self.gram("output")))
+        return _grouped(self[left], self[right], self.heads)
 
     @cached_property
     def layer_form(self) -> tuple[Float[Tensor, ""], Float[Tensor, " d"], Float[Tensor, " d"]]:
@@ -174,26 +160,6 @@ class HeadWeights:
         return self._overlaps[role]
 
 
-def whitener(weight: Float[Tensor, "h D d"]) -> Float[Tensor, "h D D"]:
-    """Matrix that makes the rows of a weight orthonormal: (W Wᵀ)^-½ up to a rotation.
-
-    Args:
-        weight: ``[h, D, d]``, any floating point type.
-
-    Returns:
-        float64 ``[h, D, D]``, V with Vᵀ W of orthonormal rows; columns of zeros where W has fewer than D
-        dimensions, and NaN for a head that is not finite.
-    """
-    weight = weight.to(exact_dtype(weight))
-    gram = weight @ weight.mT
-    finite = gram.isfinite().all((-2, -1))[..., None, None]
-    values, vectors = by_lapack(torch.linalg.eigh, torch.where(finite, gram, 0.0))
-    # singular values below a hundred thousandth of the largest are rounding in a float32 product
-    spanned = values > 1e-10 * values[..., -1:]
-    scale = torch.where(spanned, torch.where(spanned, values, 1.0).rsqrt(), 0.0)
-    return torch.where(finite, vectors * scale[..., None, :], torch.nan)
-
-
 def _product(name: str, left: Float[Tensor, "n d1"], right: Float[Tensor, "n d2"]) -> Float[Tensor, "d1 d2"]:
     """leftᵀ right, in memory that is used again."""
     return torch.mm(left.mT, right, out=scratch(name, (left.shape[1], right.shape[1]), left))
@@ -209,24 +175,3 @@ def _grouped(
     return product.view(left.shape[0], left.shape[1], right.shape[1]).repeat_interleave(
         heads // left.shape[0], dim=0
     )
-
-
-def _spectrum(first: Float[Tensor, "H D D"], second: Float[Tensor, "H D D"]) -> Float[Tensor, "H D"]:
-    """Squared singular values, descending, of AᵀB from A Aᵀ and B Bᵀ ``[H, D, D]``; NaN for broken heads."""
-    dtype = first.dtype
-    first, second = (x.to(exact_dtype(x)) for x in (first, second))
-    finite = (first + second).isfinite().all((-2, -1))[..., None, None]
-    first, second = (torch.where(finite, x, 0.0) for x in (first, second))
-    squares = by_lapack(_eigenvalues_of_product, first, second).flip(-1).clamp(min=0)
-    return torch.where(finite[..., 0], squares, torch.nan).to(dtype)
-
-
-def _eigenvalues_of_product(first: Tensor, second: Tensor) -> Tensor:
-    """Eigenvalues, ascending, of the products of positive semidefinite matrices ``[n, D, D]``."""
-    root, failed = torch.linalg.cholesky_ex(first)
-    if failed.any():  # a head of fewer than D dimensions, by rounding or by pruning
-        values, vectors = torch.linalg.eigh(first)
-        root = vectors * values.clamp(min=0).sqrt()[..., None, :]
-    # with A Aᵀ = R Rᵀ, Rᵀ B Bᵀ R has the eigenvalues of A Aᵀ B Bᵀ
-    eigenvalues: Tensor = torch.linalg.eigvalsh(root.mT @ second @ root)
-    return eigenvalues

@@ -4,15 +4,32 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from lightning_geo.kernels import AttentionProblem
 from lightning_geo.utils.shapes import Float
 
-__all__ = ["ObservedScores"]
+__all__ = ["ObservedScores", "ScoreSpectra"]
 
 
-class ObservedScores(Protocol):
+class ScoreSpectra(Protocol):
+    """What the spectra of scores are read from: an attention call, or what is left of several."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of queries."""
+
+    @property
+    def spectrum(self) -> Float[Tensor, "*batch sizes"]:
+        """``[..., H, D]``, the result of :func:`lightning_geo.functional.score_spectra.score_spectrum`."""
+
+    @property
+    def symmetric_spectrum(self) -> Float[Tensor, "*batch sizes"]:
+        """``[..., H, 2 D]``, likewise of the symmetric part."""
+
+
+class ObservedScores(ScoreSpectra, Protocol):
     """An attention call as functions that read ``scores`` or ``attended`` take it."""
 
     @property
@@ -26,11 +43,3 @@ class ObservedScores(Protocol):
     @property
     def shares(self) -> dict[str, Float[Tensor, "batch heads"]]:
         """``[B, H]`` each, the result of :func:`lightning_geo.functional.gates.gate_shares`."""
-
-    @property
-    def spectrum(self) -> Float[Tensor, "batch heads sizes"]:
-        """``[B, H, D]``, the result of :func:`lightning_geo.functional.score_spectra.score_spectrum`."""
-
-    @property
-    def symmetric_spectrum(self) -> Float[Tensor, "batch heads sizes"]:
-        """``[B, H, 2 D]``, likewise of the symmetric part."""

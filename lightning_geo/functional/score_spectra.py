@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from lightning_geo.functional._decompositions import by_lapack
 from lightning_geo.functional._tensors import as_float, exact_dtype, shannon_entropy
-from lightning_geo.functional.observed_call import ObservedScores
+from lightning_geo.functional.observed_call import ObservedScores, ScoreSpectra
 from lightning_geo.kernels.pairs import score_histogram
 from lightning_geo.metrics.registry import computes
 from lightning_geo.utils.shapes import Bool, Float
 
-__all__ = ["score_entropy", "score_spectrum", "von_neumann_entropy"]
+__all__ = ["ScoreProducts", "score_entropy", "score_products", "score_spectrum", "von_neumann_entropy"]
 
 #: Bins of the histogram of scores.
 BINS = 20
+
+#: Names of the products that the spectrum of scores comes from, and that of their symmetric part.
+WHOLE_PRODUCTS = ("key_query",)
+SYMMETRIC_PRODUCTS = (*WHOLE_PRODUCTS, "query_query", "key_key")
 
 
 @computes("score_entropy", reads=("scores",))
@@ -104,13 +112,79 @@ def score_spectrum(
     Returns:
         float64 ``[..., D]``, symmetric ``[..., 2 D]``, in no order; NaN for inputs that are not finite.
     """
+    names = SYMMETRIC_PRODUCTS if symmetric else WHOLE_PRODUCTS
+    products = ScoreProducts(score_products(query, key, mask, names), query.dtype)
+    return products.symmetric_spectrum if symmetric else products.spectrum
+
+
+@dataclass(frozen=True)
+class ScoreProducts:
+    """Products of queries and keys of the same tokens, from which the spectra of their scores come.
+
+    Args:
+        products: float64 by name: ``key_query`` KᵀQ ``[..., H, D, D]``, and for the symmetric part
+            ``query_query`` and ``key_key``, of as many heads or fewer.
+        dtype: Of results, at least float32.
+    """
+
+    products: Mapping[str, Tensor]
+    dtype: torch.dtype
+
+    def __len__(self) -> int:
+        """Sequences, if these are the first axis."""
+        return len(next(iter(self.products.values())))
+
+    def first_sequences(self, count: int) -> ScoreProducts:
+        """Return those of the first sequences alone."""
+        return ScoreProducts({name: x[:count] for name, x in self.products.items()}, self.dtype)
+
+    @functools.cached_property
+    def spectrum(self) -> Float[Tensor, "*batch D"]:
+        """``[..., D]``, the absolute eigenvalues of QKᵀ that can differ from 0, in float64."""
+        return _eigenvalues(_sizes, self.products["key_query"])
+
+    @functools.cached_property
+    def symmetric_spectrum(self) -> Float[Tensor, "*batch sizes"]:
+        """``[..., 2 D]``, likewise of the symmetric part."""
+        mixed, query, key = (self.products[name] for name in SYMMETRIC_PRODUCTS)
+        if key.shape != query.shape:
+            key = key.repeat_interleave(query.shape[-3] // key.shape[-3], dim=-3)
+        return _eigenvalues(
+            _symmetric_sizes, torch.cat([torch.cat([query, mixed.mT], -1), torch.cat([mixed, key], -1)], -2)
+        )
+
+
+def score_products(
+    query: Float[Tensor, "*batch n dim"],
+    key: Float[Tensor, "*keys n dim"],
+    mask: Bool[Tensor, "*#batch #n"] | None,
+    names: Iterable[str],
+) -> dict[str, Tensor]:
+    """Compute the products of :class:`ScoreProducts`.
+
+    Args:
+        query: See :func:`von_neumann_entropy`; ``[..., H, n, D]`` if there are fewer heads of keys.
+        key: Likewise.
+        mask: Likewise.
+        names: Of the products.
+    """
     query, key = (x.to(exact_dtype(x)) for x in (query, key))
     if mask is not None:  # padding adds eigenvalues that are zero
         query, key = (torch.where(mask[..., None], x, 0.0) for x in (query, key))
-    left, right = (torch.cat([query, key], -1),) * 2 if symmetric else (key, query)
-    small = left.mT @ right
-    finite = small.isfinite().all((-2, -1))[..., None]
-    decompose = _symmetric_sizes if symmetric else _sizes
+    sides = {"query": query, "key": key}
+    products = {}
+    for name in names:
+        left, right = (sides[side] for side in name.split("_"))
+        if left.shape[:-2] != right.shape[:-2]:
+            left = left.repeat_interleave(right.shape[-3] // left.shape[-3], dim=-3)
+        products[name] = left.mT @ right
+    return products
+
+
+def _eigenvalues(
+    decompose: Callable[[Tensor], Tensor], small: Float[Tensor, "*batch D D"]
+) -> Float[Tensor, "*batch D"]:
+    finite = small.isfinite().all(-1).all(-1)[..., None]
     sizes: Tensor = by_lapack(decompose, torch.where(finite[..., None], small, 0.0))
     return torch.where(finite, sizes, torch.nan)
 
@@ -138,27 +212,27 @@ def _entropy_of(size: Float[Tensor, "*batch sizes"], *, paper: bool) -> Float[Te
 
 
 def _of_call(
-    scores: ObservedScores, spectrum: Float[Tensor, "batch heads sizes"], *, paper: bool
-) -> Float[Tensor, "batch heads"]:
-    dtype = torch.promote_types(scores.problem.query.dtype, torch.float32)
+    scores: ScoreSpectra, spectrum: Float[Tensor, "*batch sizes"], *, paper: bool
+) -> Float[Tensor, "*batch"]:
+    dtype = torch.promote_types(scores.dtype, torch.float32)
     return _entropy_of(spectrum, paper=paper).to(dtype)
 
 
-@computes("von_neumann_entropy", reads=("scores",))
-def _whole(scores: ObservedScores) -> Float[Tensor, "batch heads"]:
+@computes("von_neumann_entropy", reads=("scores",), products=WHOLE_PRODUCTS)
+def _whole(scores: ScoreSpectra) -> Float[Tensor, "*batch heads"]:
     return _of_call(scores, scores.spectrum, paper=False)
 
 
-@computes("von_neumann_entropy.paper", reads=("scores",))
-def _whole_paper(scores: ObservedScores) -> Float[Tensor, "batch heads"]:
+@computes("von_neumann_entropy.paper", reads=("scores",), products=WHOLE_PRODUCTS)
+def _whole_paper(scores: ScoreSpectra) -> Float[Tensor, "*batch heads"]:
     return _of_call(scores, scores.spectrum, paper=True)
 
 
-@computes("von_neumann_entropy.symmetric", reads=("scores",))
-def _symmetric(scores: ObservedScores) -> Float[Tensor, "batch heads"]:
+@computes("von_neumann_entropy.symmetric", reads=("scores",), products=SYMMETRIC_PRODUCTS)
+def _symmetric(scores: ScoreSpectra) -> Float[Tensor, "*batch heads"]:
     return _of_call(scores, scores.symmetric_spectrum, paper=False)
 
 
-@computes("von_neumann_entropy.symmetric.paper", reads=("scores",))
-def _symmetric_paper(scores: ObservedScores) -> Float[Tensor, "batch heads"]:
+@computes("von_neumann_entropy.symmetric.paper", reads=("scores",), products=SYMMETRIC_PRODUCTS)
+def _symmetric_paper(scores: ScoreSpectra) -> Float[Tensor, "*batch heads"]:
     return _of_call(scores, scores.symmetric_spectrum, paper=True)

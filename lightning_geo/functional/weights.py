@@ -9,13 +9,17 @@ import torch
 from torch import Tensor
 
 from lightning_geo.functional._tensors import as_float, exact_dtype
+from lightning_geo.functional.head_products import HeadProducts
 from lightning_geo.functional.head_weights import OV, QK, HeadWeights
 from lightning_geo.functional.spectrum import effective_rank, stable_rank
 from lightning_geo.kernels.workspace import scratch
 from lightning_geo.metrics.registry import computes
+from lightning_geo.utils.device_copy import without_waiting
 from lightning_geo.utils.shapes import Float
 
 __all__ = ["HeadWeights"]
+
+_QK_GRAMS, _OV_GRAMS = (tuple(f"gram.{role}" for role in roles) for roles in (QK, OV))
 
 
 @computes("symmetry", reads=("weights",), roles=QK)
@@ -100,38 +104,38 @@ def layer_directionality(weights: HeadWeights) -> Float[Tensor, ""]:
     return _direction(columns, rows)
 
 
-@computes("qk_effective_rank", reads=("weights",), roles=QK)
-def qk_effective_rank(weights: HeadWeights) -> Float[Tensor, " heads"]:
+@computes("qk_effective_rank", reads=("weights",), roles=QK, products=_QK_GRAMS)
+def qk_effective_rank(weights: HeadProducts) -> Float[Tensor, " heads"]:
     """Effective rank ``[H]`` of M (entropy of its singular values, Roy & Vetterli 2007)."""
     return effective_rank(weights.qk_spectrum.sqrt())
 
 
-@computes("qk_stable_rank", reads=("weights",), roles=QK)
-def qk_stable_rank(weights: HeadWeights) -> Float[Tensor, " heads"]:
+@computes("qk_stable_rank", reads=("weights",), roles=QK, products=_QK_GRAMS)
+def qk_stable_rank(weights: HeadProducts) -> Float[Tensor, " heads"]:
     """Stable rank ``[H]`` of M: ‖M‖²_F / σ₁²."""
     return stable_rank(weights.qk_spectrum)
 
 
-@computes("qk_norm", reads=("weights",), roles=QK)
-def qk_norm(weights: HeadWeights) -> Float[Tensor, " heads"]:
+@computes("qk_norm", reads=("weights",), roles=QK, products=_QK_GRAMS)
+def qk_norm(weights: HeadProducts) -> Float[Tensor, " heads"]:
     """Frobenius norm ``[H]`` of M."""
     return weights.qk_spectrum.sum(-1).sqrt()
 
 
-@computes("ov_effective_rank", reads=("weights",), roles=OV)
-def ov_effective_rank(weights: HeadWeights) -> Float[Tensor, " heads"]:
+@computes("ov_effective_rank", reads=("weights",), roles=OV, products=_OV_GRAMS)
+def ov_effective_rank(weights: HeadProducts) -> Float[Tensor, " heads"]:
     """Effective rank ``[H]`` of N (entropy of its singular values, Roy & Vetterli 2007)."""
     return effective_rank(weights.ov_spectrum.sqrt())
 
 
-@computes("ov_stable_rank", reads=("weights",), roles=OV)
-def ov_stable_rank(weights: HeadWeights) -> Float[Tensor, " heads"]:
+@computes("ov_stable_rank", reads=("weights",), roles=OV, products=_OV_GRAMS)
+def ov_stable_rank(weights: HeadProducts) -> Float[Tensor, " heads"]:
     """Stable rank ``[H]`` of N: ‖N‖²_F / σ₁²."""
     return stable_rank(weights.ov_spectrum)
 
 
-@computes("ov_norm", reads=("weights",), roles=OV)
-def ov_norm(weights: HeadWeights) -> Float[Tensor, " heads"]:
+@computes("ov_norm", reads=("weights",), roles=OV, products=_OV_GRAMS)
+def ov_norm(weights: HeadProducts) -> Float[Tensor, " heads"]:
     """Frobenius norm ``[H]`` of N."""
     return weights.ov_spectrum.sum(-1).sqrt()
 
@@ -189,7 +193,7 @@ def weight_drift(weights: HeadWeights, role: str) -> Float[Tensor, " heads"]:
     own = torch.linalg.matrix_norm(weights.gram(role))
     if role in weights.unmoved:  # against itself: rounding is no drift, but NaN stays
         return weights.each(own * 0.0)
-    start = as_float(start.to(now.device), "start", "h D d").to(now.dtype)
+    start = as_float(without_waiting(start, now.device), "start", "h D d").to(now.dtype)
     before = start @ start.mT
     start_norm = torch.linalg.matrix_norm(before)
     # ½ ‖A/‖A‖ − A₀/‖A₀‖‖² from the difference of the rows: 1 − RV itself would round a small drift away

@@ -107,7 +107,7 @@ class Derivation:
         self.calls_others = any(stack.calls_others for stack in stacks.values())
 
     def finish(self) -> Computed:
-        """Wait for the transfer, decompose covariances, and make arrays of it all; once.
+        """Wait for the transfer, decompose matrices, and make arrays of it all; once.
 
         Where nothing is called of others, any thread may do so.
         """

@@ -14,7 +14,12 @@ from lightning_geo.functional import (
     key_entropy,
 )
 from lightning_geo.functional.gates import gate_shares
-from lightning_geo.functional.score_spectra import score_spectrum
+from lightning_geo.functional.score_spectra import (
+    SYMMETRIC_PRODUCTS,
+    WHOLE_PRODUCTS,
+    ScoreProducts,
+    score_products,
+)
 from lightning_geo.kernels import HIDDEN_BELOW, AttentionProblem, attention
 from lightning_geo.kernels.pairs import near_and_mutual, norm_shares
 from lightning_geo.observe import AttentionCall
@@ -49,19 +54,23 @@ class ObservedScores:
     def norm_shares(self) -> Tensor:
         return norm_shares(self.problem)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.problem.query.dtype
+
+    def score_products(self, names: Iterable[str]) -> ScoreProducts:
+        """What is left of queries and keys for spectra, by the names of products."""
+        problem = self.problem
+        mask = None if problem.query_mask is None else problem.query_mask[:, None]
+        return ScoreProducts(score_products(problem.query, problem.key, mask, names), self.dtype)
+
     @functools.cached_property
     def spectrum(self) -> Tensor:
-        return self._spectrum(symmetric=False)
+        return self.score_products(WHOLE_PRODUCTS).spectrum
 
     @functools.cached_property
     def symmetric_spectrum(self) -> Tensor:
-        return self._spectrum(symmetric=True)
-
-    def _spectrum(self, *, symmetric: bool) -> Tensor:
-        problem = self.problem
-        key = problem.key.repeat_interleave(problem.group_size, dim=1)
-        mask = None if problem.query_mask is None else problem.query_mask[:, None]
-        return score_spectrum(problem.query, key, mask, symmetric=symmetric)
+        return self.score_products(SYMMETRIC_PRODUCTS).symmetric_spectrum
 
     @functools.cached_property
     def shares(self) -> dict[str, Tensor]:

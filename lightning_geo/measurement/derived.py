@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_geo.functional._decompositions import dividing_among_threads
 from lightning_geo.kernels.precision import is_finite
 from lightning_geo.measurement.sums import LayerSums
 from lightning_geo.metrics.selection import spec_of, standard_error
@@ -59,7 +60,7 @@ class DerivedStack:
     patterns: dict[int, list[Tensor]] = field(default_factory=dict)
     #: names, indices of layers, and [L, P, ...]
     values: list[tuple[tuple[str, ...], Sequence[int], Tensor]] = field(default_factory=list)
-    #: float tensors, and what derives more values from them once they are on the host
+    #: tensors, which keep float64, and what derives more values from them once they are on the host
     deferred: list[tuple[list[Tensor], Callable[[list[Tensor]], None]]] = field(default_factory=list)
     #: whether that calls functions of others, which belong into the training thread
     calls_others: bool = False
@@ -149,58 +150,85 @@ class Transfer:
 
     def __init__(self, stacks: Mapping[str, DerivedStack]) -> None:
         self._stacks = stacks.values()
-        self._copies = _Copies([x for stack in self._stacks for x in _tensors(stack)])
+        self._copies = _Copies(
+            [x for stack in self._stacks for x in _tensors(stack)],
+            [x for stack in self._stacks for tensors, _ in stack.deferred for x in tensors],
+        )
+        # what was copied is not needed on the device any more
+        self._deferred = [[(len(x), derive) for x, derive in stack.deferred] for stack in self._stacks]
+        for stack in self._stacks:
+            stack.deferred = []
 
     def finish(self) -> None:
         """Wait for it, replace what was derived by its copies, and derive what was deferred."""
-        copies = self._copies.wait()
+        copies, deferred = self._copies.wait()
         for stack in self._stacks:
             stack.values = [(names, indices, next(copies)) for names, indices, _ in stack.values]
             stack.similarities = [(indices, next(copies)) for indices, _ in stack.similarities]
             stack.overlaps = {
                 index: {name: next(copies) for name in overlaps} for index, overlaps in stack.overlaps.items()
             }
-            deferred, stack.deferred = stack.deferred, []
-            for tensors, derive in deferred:
-                derive([next(copies) for _ in tensors])
+        with dividing_among_threads(self._copies.moved):
+            for of_stack in self._deferred:
+                for count, derive in of_stack:
+                    derive([next(deferred) for _ in range(count)])
 
 
 def _tensors(stack: DerivedStack) -> Iterator[Tensor]:
-    """Everything of a stack that the host is to have, in the order of :meth:`Transfer.finish`."""
+    """Everything of a stack that the host is to have in float32, in the order of :meth:`Transfer.finish`."""
     yield from (values for *_, values in stack.values)
     yield from (similarity for _, similarity in stack.similarities)
     yield from (overlap for overlaps in stack.overlaps.values() for overlap in overlaps.values())
-    yield from (x for tensors, _ in stack.deferred for x in tensors)
 
 
 class _Copies:
-    """Tensors on their way to the host as float32, by one transfer.
+    """Tensors on their way to the host by one transfer.
 
     Args:
-        tensors: Of one device.
+        values: Of one device; they arrive as float32.
+        deferred: Of the same device; those of float64 arrive as they are.
     """
 
-    def __init__(self, tensors: list[Tensor]) -> None:
-        self._layout = [(x.dtype, x.shape) for x in tensors]
-        by_type: dict[torch.dtype, list[Tensor]] = {}
-        for x in tensors:
-            by_type.setdefault(x.dtype, []).append(x.flatten())
-        self._starts, start = dict.fromkeys(by_type, 0), 0
-        for dtype, parts in by_type.items():
-            self._starts[dtype] = start
-            start += sum(part.numel() for part in parts)
-        flat = [torch.cat(parts).float() for parts in by_type.values()]
-        self._copy = ToHost(torch.cat(flat)) if flat else None
+    def __init__(self, values: Sequence[Tensor], deferred: Sequence[Tensor]) -> None:
+        tensors = [*values, *deferred]
+        self._count = len(values)
+        self._layout: list[tuple[torch.dtype, bool, torch.Size]] = []
+        groups: dict[tuple[torch.dtype, bool], list[Tensor]] = {}
+        for i, x in enumerate(tensors):
+            exact = i >= len(values) and x.dtype == torch.float64
+            self._layout.append((x.dtype, exact, x.shape))
+            groups.setdefault((x.dtype, exact), []).append(x.flatten())
+        # float64 first, as pairs of float32, where its place in the buffer is a multiple of its size
+        ordered = sorted(groups.items(), key=lambda group: not group[0][1])
+        sizes = [sum(x.numel() for x in parts) * (2 if exact else 1) for (_, exact), parts in ordered]
+        self._starts = {kind: sum(sizes[:i]) for i, (kind, _) in enumerate(ordered)}
+        self._copy: ToHost | None = None
+        if tensors:
+            flat = torch.empty(sum(sizes), dtype=torch.float32, device=tensors[0].device)
+            with torch.no_grad():
+                for piece, ((dtype, exact), parts) in zip(flat.split(sizes), ordered, strict=True):
+                    if exact or dtype == torch.float32:
+                        torch.cat(parts, out=piece.view(dtype))
+                    else:
+                        piece.copy_(torch.cat(parts))
+            self._copy = ToHost(flat)
 
-    def wait(self) -> Iterator[Tensor]:
-        """Wait for them, and return them in their order."""
+    @property
+    def moved(self) -> bool:
+        """Whether they were on another device."""
+        return self._copy is not None and self._copy.moves
+
+    def wait(self) -> tuple[Iterator[Tensor], Iterator[Tensor]]:
+        """Wait for them, and return both kinds in their order."""
         if self._copy is None:
-            return iter(())
+            return iter(()), iter(())
         flat, starts, copies = self._copy.wait(), dict(self._starts), []
-        for dtype, shape in self._layout:
-            begin, starts[dtype] = starts[dtype], starts[dtype] + shape.numel()
-            copies.append(flat[begin : starts[dtype]].view(shape))
-        return iter(copies)
+        for dtype, exact, shape in self._layout:
+            begin = starts[dtype, exact]
+            end = starts[dtype, exact] = begin + shape.numel() * (2 if exact else 1)
+            copy = flat[begin:end]
+            copies.append((copy.view(torch.float64) if exact else copy).view(shape))
+        return iter(copies[: self._count]), iter(copies[self._count :])
 
 
 def arrays_of(

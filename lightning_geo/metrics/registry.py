@@ -64,7 +64,7 @@ from lightning_geo.metrics.foreign import FOREIGN
 from lightning_geo.metrics.selection import spec_of
 from lightning_geo.utils.formatting import did_you_mean
 
-__all__ = ["METRIC_FUNCTIONS", "computes", "metric_function", "reads_of", "roles_of"]
+__all__ = ["METRIC_FUNCTIONS", "computes", "metric_function", "products_of", "reads_of", "roles_of"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Tensor])
 
@@ -73,10 +73,14 @@ METRIC_FUNCTIONS: dict[str, Callable[..., Tensor]] = {}
 
 _READS: dict[str, tuple[str, ...]] = {}
 _ROLES: dict[str, tuple[str, ...]] = {}
+_PRODUCTS: dict[str, tuple[str, ...]] = {}
 
 
 def computes(
-    name: str, reads: tuple[str, ...] = (), roles: tuple[str, ...] = ()
+    name: str,
+    reads: tuple[str, ...] = (),
+    roles: tuple[str, ...] = (),
+    products: tuple[str, ...] = (),
 ) -> Callable[[_Function], _Function]:
     """Register the decorated function as the one that computes the catalog's metric ``name``.
 
@@ -84,6 +88,9 @@ def computes(
         name: Name of a :class:`~lightning_geo.metrics.spec.MetricSpec` in the catalog.
         reads: The quantities that it is called with, see above. What nothing reads is not computed.
         roles: Roles whose weights must be known, for functions that read ``weights``.
+        products: For functions that decompose matrices, the names of these. A sample calls such a function
+            on the host, with the quantity's products in the quantity's place: :class:`.HeadProducts`,
+            :class:`.ReadMoments` or :class:`.ScoreProducts`.
 
     Returns:
         A decorator that returns its function unchanged.
@@ -111,7 +118,7 @@ def computes(
                 f"{known.__module__}.{known.__qualname__}. Remove one of the two."
             )
         METRIC_FUNCTIONS[name] = function
-        _READS[name], _ROLES[name] = reads, roles
+        _READS[name], _ROLES[name], _PRODUCTS[name] = reads, roles, products
         return function
 
     return register
@@ -135,6 +142,17 @@ def roles_of(name: str) -> tuple[str, ...]:
     if spec.name in FOREIGN:
         return (*part, *FOREIGN[spec.name].roles)
     return part or _ROLES.get(spec.name, ())
+
+
+def products_of(name: str) -> tuple[str, ...]:
+    """Return the names of the small matrices that a metric's function decomposes; nothing if it does not.
+
+    Example:
+        >>> products_of("von_neumann_entropy"), products_of("entropy")
+        (('key_query',), ())
+    """
+    base = spec_of(name).name
+    return () if base in FOREIGN else _PRODUCTS.get(base, ())
 
 
 def metric_function(name: str) -> Callable[..., Any]:

@@ -1,7 +1,7 @@
 """A sample between its last operation on the device and its record.
 
 The training thread derives a sample's metrics, starts their copy to the host, and goes on. Another thread
-waits for the copy, decomposes covariances and makes arrays. The training thread then writes the record:
+waits for the copy, decomposes matrices and makes arrays. The training thread then writes the record:
 loggers and a Trainer's metrics are its own.
 """
 

@@ -36,6 +36,11 @@ class ToHost:
         self._event.record(torch.cuda.current_stream(x.device))
 
     @property
+    def moves(self) -> bool:
+        """Whether it comes from another device than the host."""
+        return self._device.type != "cpu"
+
+    @property
     def arrived(self) -> bool:
         """Whether :attr:`value` is there."""
         return self._event is None or self._event.query()

@@ -14,8 +14,11 @@ from families.models import FAMILIES
 from families.packaged import EVERY
 from families.reference import Layer, layers_of
 from lightning_geo import measure
+from lightning_geo.functional import projection
+from lightning_geo.functional.head_products import whitener
 from lightning_geo.kernels import AttentionProblem
 from lightning_geo.kernels.pairs import norm_shares
+from lightning_geo.measurement.collectors import weights
 
 Array = NDArray[np.float64]
 CASES = [
@@ -129,7 +132,28 @@ def test_single_precision_is_as_good() -> None:
         np.testing.assert_allclose(single[name], double[name], rtol=5e-5, atol=5e-6, err_msg=name)
 
 
-def test_adapters_count_and_dimensions_that_are_not_there_do_not() -> None:
+@pytest.mark.parametrize(("name", "padding"), CASES)
+def test_moments_of_tokens_say_what_tokens_do(
+    name: str, padding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = EVERY[name]
+    model, batch = family.build(family.implementations[0]), family.batch(padding)
+    of_tokens = measure(model, batch, metrics="projection_strength")
+    monkeypatch.setattr(weights, "_waits", lambda x: True)  # as on a GPU
+    monkeypatch.setattr(projection, "_PART_BYTES", 1)  # a sequence at a time
+    of_moments = measure(model, batch, metrics="projection_strength")
+    assert of_tokens.stacks.keys() == of_moments.stacks.keys()
+    for stack, arrays in of_tokens.stacks.items():
+        assert arrays.keys() == of_moments.stacks[stack].keys()
+        for metric, values in arrays.items():
+            np.testing.assert_allclose(of_moments.stacks[stack][metric], values, rtol=2e-5, err_msg=metric)
+
+
+@pytest.mark.parametrize("moments", [False, True])
+def test_adapters_count_and_dimensions_that_are_not_there_do_not(
+    moments: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "_waits", lambda x: moments)
     family = FAMILIES["bert"]
     model = family.build("sdpa")
     with torch.no_grad():  # of 8 dimensions of head 1, 3 are left
@@ -140,6 +164,24 @@ def test_adapters_count_and_dimensions_that_are_not_there_do_not() -> None:
     given = _given(model, family.batch("none"), block, "encoder")
     expected = _strength(given["query"].astype(np.float64), read(block)["query"], np.ones((3, 12), bool))
     np.testing.assert_allclose(record["projection_strength.query"][0], expected, rtol=5e-6)
+
+
+def test_what_is_not_finite_costs_its_own_sequence() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(3, 5, 8, generator=generator), torch.randn(2, 3, 8, generator=generator)
+    mask = torch.ones(3, 5, dtype=torch.bool)
+    mask[2] = False  # no token at all
+    mask[0, 4] = False
+    y = torch.einsum("bnd,hkd->bnhk", x, weight) + 1
+    x[0, 4] = y[0, 4] = torch.nan  # padding
+    y[1, 0, 1, 2] = torch.inf
+    reads = projection.HeadReads(x, weight, y, torch.ones(2, 3), mask, heads=4)
+    total, count = projection.summed_moments(reads)
+    assert count.tolist() == [2, 1]
+    moments = projection.ReadMoments(total / count[:, None, None], whitener(reads.gram), heads=4)
+    by_sequence = projection.projection_strength(reads)
+    expected = torch.stack([by_sequence[:2, :2].mean(0), by_sequence[:1, 2:].mean(0)]).flatten()
+    torch.testing.assert_close(projection.projection_strength(moments), expected)
 
 
 def test_shares_do_not_depend_on_tiles() -> None:

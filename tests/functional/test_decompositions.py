@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 import lightning_geo
-from lightning_geo.functional._decompositions import by_lapack, in_threads
+from lightning_geo.functional._decompositions import by_lapack, dividing_among_threads, in_threads
 
 LAPACK = {"cholesky_ex", "eig", "eigh", "eigvals", "eigvalsh", "qr", "svd", "svdvals"}
 
@@ -29,6 +30,22 @@ def test_parts_are_those_of_the_whole(count: int) -> None:
 def test_what_lies_on_the_host_is_decomposed_as_it_is() -> None:
     x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
     assert torch.equal(by_lapack(torch.linalg.svdvals, x), torch.linalg.svdvals(x))
+
+
+def test_what_came_from_a_device_is_divided_among_threads() -> None:
+    x, threads = torch.randn(3, 5, 4, 4, dtype=torch.float64), set()
+
+    def decompose(matrices: torch.Tensor) -> torch.Tensor:
+        threads.add(threading.get_ident())
+        return torch.linalg.svdvals(matrices)
+
+    with dividing_among_threads():
+        values = by_lapack(decompose, x)
+    assert threading.get_ident() not in threads
+    with dividing_among_threads(divides=False):
+        by_lapack(decompose, x)
+    assert threading.get_ident() in threads
+    torch.testing.assert_close(values, torch.linalg.svdvals(x))
 
 
 def test_nothing_else_decomposes_where_matrices_may_lie_on_a_device() -> None:

@@ -31,15 +31,21 @@ _reason = missing(torch.device("cuda")) if torch.cuda.is_available() else "no CU
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(_reason is not None, reason=str(_reason))]
 
 
-@pytest.mark.parametrize("max_queries", [None, 8])
-def test_a_sample_never_waits_for_the_device(max_queries: int | None) -> None:
+@pytest.mark.parametrize(
+    ("families", "max_queries"),
+    [
+        (None, None), (None, 8), ("weights", None), ("projection", None), ("gates", None),
+        ("score_spectra", None), ("updates", None),
+    ],
+)  # fmt: skip
+def test_a_sample_never_waits_for_the_device(families: str | None, max_queries: int | None) -> None:
     config = BertConfig(
         vocab_size=60, hidden_size=48, intermediate_size=96, num_hidden_layers=3, num_attention_heads=12
     )
     model = BertModel(config, add_pooling_layer=False).eval().cuda()
     real = torch.arange(16) < torch.tensor([[9], [16]])
     batch = {"input_ids": torch.randint(1, 60, (2, 16)).cuda(), "attention_mask": real.long().cuda()}
-    names = tuple(name for name in select() if not compares_samples(name))
+    names = tuple(name for name in select(families) if not compares_samples(name))
     tap = Tap(model, (1, 2))
 
     def sample() -> SampleDerivation:

@@ -52,7 +52,8 @@ ON_CPU = {
     ("kernels/chunked.py", "add"),  # the Triton kernels take its place on a GPU
     ("kernels/visibility.py", "_search"),  # likewise
     # whether a Cholesky decomposition failed, of matrices that lie on the host
-    ("functional/head_weights.py", "_eigenvalues_of_product"),
+    ("functional/head_products.py", "_eigenvalues_of_product"),
+    ("functional/head_products.py", "_whitened"),
 }
 
 

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
+from lightning_geo.functional.score_spectra import ScoreProducts
 from lightning_geo.measurement.call_statistics import observed_scores
 from lightning_geo.measurement.collectors.collector import Collector
 from lightning_geo.measurement.derived import DerivedStack
 from lightning_geo.measurement.sums import LayerSums, add_values
 from lightning_geo.metrics.gates import GATES
-from lightning_geo.metrics.registry import metric_function, reads_of
+from lightning_geo.metrics.registry import metric_function, products_of, reads_of
 from lightning_geo.metrics.selection import spec_of
 from lightning_geo.observe import AttentionCall, CallKey
 from lightning_geo.probe.limits import SCORED_SEQUENCES
+from lightning_geo.utils.ranks import world_size
 
 __all__ = ["ScorePairs"]
 
 _MARGINS = tuple(f"gate.{gate}" for gate in GATES)
+
+#: Metrics, the type of their values, and products by name and shape but for sequences.
+_Layout = tuple[tuple[str, ...], torch.dtype, tuple[tuple[str, torch.Size], ...]]
 
 
 class ScorePairs(Collector):
@@ -35,6 +41,11 @@ class ScorePairs(Collector):
         if self._counts:  # of what heads' margins say
             by_sequence = [*_MARGINS, *(name for name in by_sequence if name not in _MARGINS)]
         self._by_sequence = by_sequence
+        # Ranks add up what sequences have before anything is derived. A sequence's entropy is no sum over its
+        # products, so that several ranks decompose where the call is seen, and wait for a GPU there.
+        self._defers = world_size() == 1
+        #: of each call, metrics and the products of its sequences
+        self._products: dict[CallKey, list[tuple[tuple[str, ...], ScoreProducts]]] = {}
         #: sequences, the first ones, whose single scores are looked at
         self._limit = SCORED_SEQUENCES
         #: sequences of each call that were measured
@@ -63,23 +74,33 @@ class ScorePairs(Collector):
         else:  # documents come by length: the first ones may be in several batches
             left = self._limit - self._scored_before[key]
             count = sum(number < left for number in call.portion.numbers)
-        if names and count <= 0 and key not in self._scored:  # all ranks need the same layout
-            self._scored[key] = 0
+        if not names or (count <= 0 and key in self._scored):
+            return
+        count = max(count, 0)
+        self._scored[key] = self._scored.get(key, 0) + count
+        spectral = tuple(name for name in names if self._defers and products_of(name))
+        names = tuple(name for name in names if name not in spectral)
+        if names and not count:  # all ranks need the same layout
             none = torch.full((1, len(names), 1, layer.heads), torch.nan, device=call.device)
             add_values([layer], "scores", names, none)
-        if not names or count <= 0:
+        if not (spectral or count):
             return
-        self._scored[key] = self._scored.get(key, 0) + count
         scores = observed_scores(call, count)
-        parts = {name: (name.rpartition(".")[2],) if spec_of(name).parts else () for name in names}
-        quantities = {"scores": scores, "attended": scores}
-        shape = (count, layer.heads)
-        values = torch.stack([self.value(name, quantities, shape, *parts[name]) for name in names])
-        add_values([layer], "scores", names, values[None])
+        if spectral:
+            products = scores.score_products(dict.fromkeys(p for name in spectral for p in products_of(name)))
+            self._products.setdefault(key, []).append((spectral, products))
+        if names and count:
+            parts = {name: (name.rpartition(".")[2],) if spec_of(name).parts else () for name in names}
+            quantities = {"scores": scores, "attended": scores}
+            shape = (count, layer.heads)
+            values = torch.stack([self.value(name, quantities, shape, *parts[name]) for name in names])
+            add_values([layer], "scores", names, values[None])
 
     def zero(self) -> None:
         self._scored.clear()
         self._scored_before.clear()
+        for key, calls in self._products.items():
+            self._products[key] = [(metrics, products.first_sequences(0)) for metrics, products in calls]
 
     def derive(self, stack: DerivedStack) -> None:
         """Count the heads of each gate."""
@@ -90,3 +111,35 @@ class ScorePairs(Collector):
         ]
         for indices, name, counts in counted:
             stack.add(name, indices, counts)
+        self._defer(stack)
+
+    def _defer(self, stack: DerivedStack) -> None:
+        """Let the host decompose the products of all layers' calls, those of one shape at once."""
+        alike: dict[_Layout, list[tuple[int, ScoreProducts]]] = {}
+        for index, key in stack.keys.items():
+            for metrics, own in self._products.pop(key, ()):
+                shapes = tuple((name, x.shape[1:]) for name, x in own.products.items())
+                alike.setdefault((metrics, own.dtype, shapes), []).append((index, own))
+        groups = [(layout, [(i, len(own)) for i, own in calls]) for layout, calls in alike.items()]
+
+        def derive(copies: list[Tensor]) -> None:
+            rest = iter(copies)
+            found: dict[tuple[str, int], list[Tensor]] = {}
+            for (metrics, dtype, shapes), calls in groups:
+                products = {name: torch.cat([next(rest) for _ in calls]) for name, _ in shapes}
+                scores, sizes = ScoreProducts(products, dtype), [size for _, size in calls]
+                for metric in metrics:
+                    values = self.value(metric, {"scores": scores}, ()).double()
+                    for (index, _), own in zip(calls, values.split(sizes), strict=True):
+                        found.setdefault((metric, index), []).append(own)
+            for (metric, index), by_call in found.items():
+                stack.add(metric, [index], torch.cat(by_call).nanmean(0, keepdim=True))
+
+        if alike:
+            tensors = [
+                own.products[name]
+                for (*_, shapes), calls in alike.items()
+                for name, _ in shapes
+                for _, own in calls
+            ]
+            stack.deferred.append((tensors, derive))
