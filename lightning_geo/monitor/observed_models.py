@@ -38,6 +38,9 @@ class ObservedModels:
         self.models = dict(candidates)
         #: whether a sample has shown which of the candidates attend
         self.settled = False
+        #: the model whose device is known, and where its first parameter was then
+        self._found: tuple[int, torch.device | None] | None = None
+        self._device = torch.device("cpu")
         self._taps = {
             n: Tap(model, special_tokens(model, special_token_ids)) for n, model in self.models.items()
         }
@@ -66,7 +69,13 @@ class ObservedModels:
     @property
     def device(self) -> torch.device:
         """Device of the models."""
-        return device_of(next(iter(self.models.values())))
+        model = next(iter(self.models.values()))
+        first = next(model.parameters(), None)
+        # asked for at each step: looking through all modules would take a millisecond of it
+        found = id(model), None if first is None else first.device
+        if self._found != found:
+            self._found, self._device = found, device_of(model)
+        return self._device
 
     def may_attend(self, name: str) -> bool:
         """Whether a candidate contains a module that looks like attention."""

@@ -19,6 +19,7 @@ from lightning_geo.observe.replay.dependence import NoDataError
 from lightning_geo.probe.source import ProbeSource
 from lightning_geo.utils._torch import class_name
 from lightning_geo.utils.device_time import Stopwatch
+from lightning_geo.utils.garbage import uncollected
 from lightning_geo.utils.errors import call_all
 from lightning_geo.utils.ranks import everyones, from_rank_zero, rank
 from lightning_geo.utils.warn_once import WarnOnce
@@ -88,6 +89,7 @@ class Samples:
         """Leave nothing behind in the models."""
         call_all(self.inputs.stop, *(() if self.sampler is None else (self.sampler.stop,)))
 
+    @uncollected()
     def replay(self, host: Host, step: int, *, final: bool = False) -> None:
         """Take a sample of the models as they are, on the probe.
 
@@ -139,6 +141,7 @@ class Samples:
         )  # fmt: skip
         return self._settings.clocks.due(possible, self.state.samples, final=final)
 
+    @uncollected()
     def conclude(
         self,
         host: Host,
