@@ -19,8 +19,8 @@ from lightning_geo.observe.replay.dependence import NoDataError
 from lightning_geo.probe.source import ProbeSource
 from lightning_geo.utils._torch import class_name
 from lightning_geo.utils.device_time import Stopwatch
-from lightning_geo.utils.garbage import uncollected
 from lightning_geo.utils.errors import call_all
+from lightning_geo.utils.garbage import uncollected
 from lightning_geo.utils.ranks import everyones, from_rank_zero, rank
 from lightning_geo.utils.warn_once import WarnOnce
 
