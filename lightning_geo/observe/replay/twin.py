@@ -6,7 +6,8 @@ import copy
 import functools
 import types
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from lightning_geo.utils._torch import (
     compiled_from,
     forward_hooks,
     is_compiled_function,
+    parameters_of,
 )
 from lightning_geo.utils._transformers import offloading_hooks
 
@@ -33,11 +35,19 @@ _COMPUTING = (
     "torch.nn", "torch.ao", "torch.distributed", "torchao", "peft", "adapters", "accelerate", "transformers",
     "bitsandbytes", "optimum", "auto_gptq", "gptqmodel", "hqq",
 )  # fmt: skip
+#: Packages whose hooks gather parameters, or take times: replays do without them.
+_STRATEGIES = ("deepspeed",)
 #: Classes in which accelerate keeps offloaded weights. It only reads these, so that a twin shares them.
 _READ_ONLY = ("OffloadedWeightsLoader", "PrefixedDataset")
 
 
-def twin_of(model: nn.Module, own: Collection[str] | None = ()) -> nn.Module:
+def twin_of(
+    model: nn.Module,
+    own: Collection[str] | None = (),
+    *,
+    replaced: Mapping[int, nn.Parameter] = MappingProxyType({}),
+    unwrapped: Iterable[tuple[nn.Module, nn.Module]] = (),
+) -> nn.Module:
     """Copy a module tree; its parameters are new objects over the same storage.
 
     The copy has its own buffers, attributes and generators. The user's hooks are left out, and every
@@ -46,6 +56,8 @@ def twin_of(model: nn.Module, own: Collection[str] | None = ()) -> nn.Module:
     Args:
         model: The module to copy.
         own: Names of parameters to copy too, because the forward pass writes them; None for all.
+        replaced: By identity, what stands in the copy for tensors among parameters and attributes.
+        unwrapped: Modules that are not copied, outer ones first, with the module in each that replaces it.
 
     Raises:
         Exception: If an attribute refuses to be copied (locks, files, process groups).
@@ -53,7 +65,10 @@ def twin_of(model: nn.Module, own: Collection[str] | None = ()) -> nn.Module:
     memo: dict[int, Any] = {}
     for name, parameter in model.named_parameters():
         memo[id(parameter)] = _parameter_twin(parameter, copied=own is None or name in own)
-    modules = list(model.modules())
+    memo.update(replaced)
+    unwrapped = list(unwrapped)
+    wrappers = {id(wrapper) for wrapper, _ in unwrapped}
+    modules = [module for module in model.modules() if id(module) not in wrappers]
     hooks: list[tuple[OrderedDict[int, Any], OrderedDict[int, Any]]] = []
     for module in modules:
         if is_scripted(module):
@@ -61,6 +76,9 @@ def twin_of(model: nn.Module, own: Collection[str] | None = ()) -> nn.Module:
             # `undisturbed` restores its state.
             memo[id(module)] = module
             continue
+        place = parameters_of(module)
+        if type(place) not in (dict, OrderedDict):  # DeepSpeed's gathers what is read from it
+            memo[id(place)] = {n: None if p is None else memo[id(p)] for n, p in place.items()}
         for name, value in vars(module).items():
             if name in FORWARD_HOOKS:
                 hooks.append((value, memo.setdefault(id(value), OrderedDict())))
@@ -74,6 +92,8 @@ def twin_of(model: nn.Module, own: Collection[str] | None = ()) -> nn.Module:
         if trainer is not None:
             memo[id(trainer)] = _quiet_trainer(trainer)
     with _WithoutGraph():
+        for wrapper, inside in reversed(unwrapped):
+            memo[id(wrapper)] = copy.deepcopy(inside, memo)
         twin: nn.Module = copy.deepcopy(model, memo)
         for theirs, ours in hooks:
             ours.update({k: copy.deepcopy(_rebound(h, memo), memo) for k, h in needed_hooks(theirs).items()})
@@ -132,6 +152,8 @@ def foreign_hooks(model: nn.Module) -> dict[str, str]:
     for path, module in model.named_modules():
         for hooks in forward_hooks(module) if not is_scripted(module) else ():
             for hook in foreign_among(hooks).values():
+                if _package_of(hook).startswith(_STRATEGIES):
+                    continue
                 by_path[path] = getattr(_function_of(hook), "__qualname__", repr(hook))
     return by_path
 

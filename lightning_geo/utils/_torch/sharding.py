@@ -17,7 +17,6 @@ __all__ = [
     "BeforeCollectives",
     "SplitGroup",
     "choose_sharding_roots",
-    "foreign_sharding",
     "gathering_dimensions",
     "in_context_parallel",
     "is_distributed_tensor",
@@ -32,9 +31,6 @@ __all__ = [
 
 #: Packages of the hooks that gather the parameters of a module, and free them. Checked on torch 2.13.0.
 _GATHERING = ("torch.distributed.fsdp", "torch.distributed._composable")
-
-#: Classes of modules whose parameters only their own forward gathers; DeepSpeed may not be installed.
-_FOREIGN = ("FullyShardedDataParallel", "DeepSpeedEngine")
 
 #: The oldest torch with which parameters were split over ranks.
 _TRIED = (2, 11)
@@ -80,19 +76,6 @@ def _is_distributed(kind: type) -> bool:
     """
     distributed = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
     return distributed is not None and issubclass(kind, distributed)
-
-
-def foreign_sharding(root: nn.Module) -> str:
-    """Name what else splits the parameters of a module over processes; empty if nothing does.
-
-    Relies on the names ``FullyShardedDataParallel`` and ``DeepSpeedEngine`` and on DeepSpeed's ``ds_id``;
-    checked on torch 2.13.0.
-    """
-    for module in root.modules():
-        for kind in type(module).__mro__:
-            if kind.__name__ in _FOREIGN:
-                return kind.__name__
-    return "DeepSpeed" if any(hasattr(parameter, "ds_id") for parameter in root.parameters()) else ""
 
 
 def in_context_parallel() -> bool:
