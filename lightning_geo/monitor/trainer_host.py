@@ -41,7 +41,7 @@ class TrainerHost(Host):
         # only there do hooks see the calls of a model that is compiled as a whole
         compiled = is_compiled_module(inner) and unwrapped(inner) is model
         self._wrapped = weakref.ref(wrapped)
-        self._module = weakref.ref(inner if compiled else model)
+        self._module = weakref.ref(inner if compiled else without_wrappers(model))
         self._trainer = (lambda: None) if trainer is None else weakref.ref(trainer)
         self._writers: list[Any] = []
         self._accumulates = False

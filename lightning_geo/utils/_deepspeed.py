@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from lightning_geo.utils._torch import gather_parts
+
 __all__ = [
     "external_parameters",
     "gather_partitions",
@@ -133,7 +135,7 @@ def gather_partitions(parameters: Iterable[Tensor]) -> list[Tensor]:
         members = [p for p in every if p.ds_process_group is group and p.ds_tensor.dtype is dtype]
         parts = torch.cat([p.ds_tensor.detach().flatten() for p in members])
         gathered = parts.new_empty(_size(group), parts.numel())
-        dist.all_gather_into_tensor(gathered.view(-1), parts, group)
+        gather_parts(gathered.view(-1), parts, group)
         place = 0
         for p in members:
             columns = gathered[:, place : place + p.ds_tensor.numel()]

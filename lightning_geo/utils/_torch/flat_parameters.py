@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from lightning_geo.utils._torch.sharding import gather_parts
+
 __all__ = [
     "FlatParameters",
     "flat_parameters",
@@ -156,7 +158,7 @@ class FlatParameters:
         shard = getattr(flat, "_local_shard", flat.data).detach().to(self.dtype)
         if handle.uses_sharded_strategy:
             full = shard.new_empty(shard.numel() * dist.get_world_size(handle.process_group))
-            dist.all_gather_into_tensor(full, shard, handle.process_group)
+            gather_parts(full, shard, handle.process_group)
         else:
             full = shard
         views = handle._get_unflat_views(full[: flat._unpadded_unsharded_size.numel()])

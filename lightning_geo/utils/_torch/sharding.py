@@ -17,6 +17,7 @@ __all__ = [
     "BeforeCollectives",
     "SplitGroup",
     "choose_sharding_roots",
+    "gather_parts",
     "gathering_dimensions",
     "in_context_parallel",
     "is_distributed_tensor",
@@ -59,6 +60,16 @@ def sharded_modules(root: nn.Module) -> list[nn.Module]:
     """
     kind = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
     return [] if kind is None else [module for module in root.modules() if isinstance(module, kind)]
+
+
+def gather_parts(whole: Tensor, part: Tensor, group: Any) -> None:
+    """Gather each process's part into one tensor, in the order of processes; all of a group call this.
+
+    Relies on ``torch.distributed.all_gather_single``, or ``all_gather_into_tensor``, its deprecated name and
+    the only one before torch 2.13; checked on torch 2.13.0.
+    """
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    gather(whole, part, group)
 
 
 def is_distributed_tensor(tensor: Tensor) -> bool:
