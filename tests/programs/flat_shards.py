@@ -32,6 +32,7 @@ from programs import ranks
 from programs.ranks import Module, fit, rank, world_size
 from programs.sharded_loops import (
     BY_LAYER,
+    by_fsdp,
     looped,
     optimizer_of,
     trained,
@@ -184,7 +185,7 @@ SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "one_sequence": lambda d: looped(d, by_layer, probe_size=1),
     "accelerate": lambda d: looped(d, accelerate),
     "fabric": lambda d: looped(d, fabric),
-    "transformers": lambda d: trained(d, version=1),
+    "transformers": lambda d: trained(d, **by_fsdp(1)),
     "lightning": lightning,
     "lightning_unmonitored": lightning_unmonitored,
     "mixed": lambda d: looped(d, mixed),

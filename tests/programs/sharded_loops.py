@@ -143,7 +143,19 @@ def keep(records: dict[int, GeometryRecord], record: GeometryRecord | None) -> N
         records[record.step] = record
 
 
-def trained(directory: Path, version: int = 2) -> dict[str, Any]:
+def by_fsdp(version: int) -> dict[str, Any]:
+    """Arguments of a Trainer that shards by layer."""
+    config = {
+        "version": version,
+        "cpu_ram_efficient_loading": False,
+        "sync_module_states": False,
+        "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+        "transformer_layer_cls_to_wrap": ["BertLayer"],
+    }
+    return {"fsdp": True, "fsdp_config": config, "ddp_backend": "gloo"}
+
+
+def trained(directory: Path, **sharding: Any) -> dict[str, Any]:
     """``transformers.Trainer``, which shards as accelerate does."""
     records: dict[int, GeometryRecord] = {}
 
@@ -157,16 +169,7 @@ def trained(directory: Path, version: int = 2) -> dict[str, Any]:
         def _get_train_sampler(self, *_: object) -> Sampler[int]:
             return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
 
-    sharding: dict[str, Any] = {}
-    if world_size() > 1:
-        config: dict[str, Any] = {
-            "version": version,
-            "cpu_ram_efficient_loading": False,
-            "sync_module_states": False,
-            "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
-            "transformer_layer_cls_to_wrap": ["BertLayer"],
-        }
-        sharding = {"fsdp": True, "fsdp_config": config, "ddp_backend": "gloo"}
+    parallel = {"use_cpu": True, **(sharding if world_size() > 1 else {})}
     model = ranks.model()
     rows = sequences(32, length=24, seed=3)
     geometry = GeometryCallback(
@@ -176,10 +179,10 @@ def trained(directory: Path, version: int = 2) -> dict[str, Any]:
     with sharding_without_accelerators(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         arguments = TrainingArguments(
-            str(directory), max_steps=STEPS, per_device_train_batch_size=8 // world_size(), use_cpu=True,
+            str(directory), max_steps=STEPS, per_device_train_batch_size=8 // world_size(),
             report_to="none", disable_tqdm=True, save_strategy="no", max_grad_norm=0, learning_rate=0.01,
             lr_scheduler_type="constant", optim="sgd",
-            average_tokens_across_devices=False, **sharding,
+            average_tokens_across_devices=False, **parallel,
         )  # fmt: skip
         InOrder(
             model, arguments, train_dataset=sequences(64, length=24), callbacks=[geometry, Keeping()],  # type: ignore[arg-type]
@@ -193,7 +196,7 @@ SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "plain_unmonitored": lambda d: looped(d, plain, monitored=False),
     "fabric": lambda d: looped(d, fabric),
     "accelerate": lambda d: looped(d, accelerate),
-    "transformers": trained,
+    "transformers": lambda d: trained(d, **by_fsdp(2)),
     "mixed": lambda d: looped(d, mixed),
     "mixed_unmonitored": lambda d: looped(d, mixed, monitored=False),
     **{f"loop_{name}": partial(injected_into_loop, failure=f) for name, f in FAILURES.items()},

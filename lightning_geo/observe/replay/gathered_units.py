@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from lightning_geo.observe.layers.numbering import looks_like_attention
+from lightning_geo.observe import looks_like_attention
 from lightning_geo.utils._deepspeed import (
     external_parameters,
     gather_partitions,
