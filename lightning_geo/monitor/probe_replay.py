@@ -78,8 +78,7 @@ class ProbeReplay:
             self._paths = {name: paths.get(id(model), "") for name, model in models.items()}
         #: models with calls of their own in the probe
         self._called: set[str] = set()
-        #: models without a recorded call -> why, before it is known whether a call of the LightningModule
-        #: shows them
+        #: models without a recorded call -> why, as long as a call of the LightningModule may show them
         self._lacking: dict[str, str] = {}
 
     @property

@@ -85,6 +85,14 @@ class OnCPU(DeepSpeedStrategy):
     def setup_environment(self) -> None:
         super(DeepSpeedStrategy, self).setup_environment()
 
+    @property
+    def root_device(self) -> torch.device:
+        return torch.device("cpu", 0)
+
+    def setup_distributed(self) -> None:
+        self.set_world_ranks()
+        self._init_deepspeed_distributed()
+
 
 def options(stage: int) -> dict[str, Any]:
     if world_size() == 1:
@@ -125,6 +133,7 @@ def costs(directory: Path) -> dict[str, Any]:
     def prepare(model: nn.Module) -> _Prepared:
         layers = model.bert.encoder.layer  # type: ignore[union-attr]
         sizes["layer"] = sum(p.numel() for p in layers[0].parameters())  # type: ignore[index]
+        sizes["norm"] = sum(p.numel() for p in model.bert.embeddings.LayerNorm.parameters())  # type: ignore[union-attr]
         sizes["all"] = sum(p.numel() for p in model.parameters())
         return parted(model)
 
@@ -149,6 +158,7 @@ SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "lightning_3": lightning,
     "lightning_3_alone": lambda d: lightning(d, monitored=False),
     "weighed": lambda d: looped(d, zero_3, metrics=WEIGHED),
+    "batch_3": lambda d: looped(d, parted, source="batch", metrics=["entropy", "weights"]),
     "weighed_2": lambda d: looped(d, zero_2, metrics=WEIGHED),
     "zero_1_alone": lambda d: looped(d, zero_1, monitored=False),
     "zero_2_alone": lambda d: looped(d, zero_2, monitored=False),

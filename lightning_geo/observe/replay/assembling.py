@@ -12,7 +12,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from lightning_geo.observe.replay.gathered_units import Unit, units_in
-from lightning_geo.observe.replay.gathering import Gathering
+from lightning_geo.observe.replay.gathering import GatheredInPlace, Gathering, is_split
 from lightning_geo.observe.replay.twin import twin_of
 from lightning_geo.observe.replay.undisturbed import device_of
 from lightning_geo.utils._torch import (
@@ -26,7 +26,19 @@ from lightning_geo.utils._torch import (
 from lightning_geo.utils.errors import OtherRankError
 from lightning_geo.utils.ranks import on_all_ranks
 
-__all__ = ["Assembling"]
+__all__ = ["Assembling", "gathering_of"]
+
+
+def gathering_of(model: nn.Module, root: nn.Module) -> Gathering | None:
+    """Return what gathers a model's parameters in a replay; None where each rank has them all.
+
+    Args:
+        model: The model.
+        root: The module that is trained, as the loop calls it.
+    """
+    if is_split(model):
+        return GatheredInPlace(model)
+    return Assembling(model, root) if units_in(model, root) else None
 
 
 class Assembling(Gathering):
@@ -65,7 +77,7 @@ class Assembling(Gathering):
         """
         if model is not self._model:
             return twin_of(model)
-        self._units = units_in(self._model, self._root)
+        self._find_units()
         wrappers = units_of(model)
         modules = {path_without_units(path): module for path, module in model.named_modules()}
         empty = _placeholders(self._units)
@@ -108,9 +120,16 @@ class Assembling(Gathering):
 
     def make_up(self) -> None:
         try:
+            self._find_units()
             self._leave([])
         finally:
             self.forwards += 1
+
+    def _find_units(self) -> None:
+        """Find the units as they are: forward passes show DeepSpeed which modules use others' parameters."""
+        before, self._units = self._units, units_in(self._model, self._root)
+        if [unit.places for unit in before] != [unit.places for unit in self._units]:
+            self._orders.clear()
 
     def _agree(self) -> None:
         if not on_all_ranks(True, self._device):
@@ -126,7 +145,7 @@ class Assembling(Gathering):
             on_all_ranks(False, self._device)
 
 
-class _Pass(contextlib.AbstractContextManager["_Pass"]):
+class _Pass:
     """One forward pass of a copy: its hooks, and which parameters are whole.
 
     Args:
@@ -141,6 +160,9 @@ class _Pass(contextlib.AbstractContextManager["_Pass"]):
         self.gathered: list[Unit] = []
         self._uses: Counter[nn.Parameter] = Counter()
         self._hooks = contextlib.ExitStack()
+
+    def __enter__(self) -> _Pass:
+        return self
 
     def expect(self, unit: Unit) -> None:
         """Gather a unit when its module starts, or now if it is needed throughout."""

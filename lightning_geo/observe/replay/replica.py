@@ -13,12 +13,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_geo.observe import name_of
-from lightning_geo.observe.replay.assembling import Assembling
+from lightning_geo.observe.replay.assembling import Assembling, gathering_of
 from lightning_geo.observe.replay.contents import TREE
-from lightning_geo.observe.replay.data_writes import DataReads, differing_parameters, equal_values
+from lightning_geo.observe.replay.data_writes import (
+    DataReads,
+    changed_since,
+    differing_parameters,
+    equal_values,
+    places_of,
+)
 from lightning_geo.observe.replay.entered import Entered
-from lightning_geo.observe.replay.gathered_units import units_in
-from lightning_geo.observe.replay.gathering import GatheredInPlace, Gathering, is_split
 from lightning_geo.observe.replay.torchscript import is_scripted
 from lightning_geo.observe.replay.twin import (
     foreign_among,
@@ -69,7 +73,7 @@ class Replica:
         self._name = name_of(name, model)
         self._warn_once = warn_once
         #: gathers parameters that are split over ranks; None where each rank has them all
-        self.gathering = _gathering(model, trained or model)
+        self.gathering = gathering_of(model, trained or model)
         #: whether replays run on a copy of the model
         self._copies = self.gathering is None or self.gathering.copies
         #: names of parameters that its forward pass writes; None before the trial
@@ -114,11 +118,11 @@ class Replica:
             return
         try:
             twin = twin_of(self.model, None if _has_room(self._model) else ())
-            before, memory = _places(twin), _memory(twin)
+            before, memory = places_of(twin), _memory(twin)
             reads = DataReads(twin)
             with undisturbed(twin), _without_global_hooks(), context(), _apart(self._model), reads:
                 run(twin)
-            self._written = _changed(twin, before) | differing_parameters(twin, self.model) | reads.names
+            self._written = changed_since(twin, before) | differing_parameters(twin, self.model) | reads.names
             self.reusable = not self._written and memory is not None and memory == _memory(twin)
         except Exception as error:
             with self._in_place(None), context():
@@ -141,11 +145,11 @@ class Replica:
             yield self._copy(self.model, ())
             return
         twin = self._copy(self.model, self._written or ())
-        before = _places(twin)
+        before = places_of(twin)
         try:
             yield twin
         finally:
-            written = _changed(twin, before) - (self._written or set())
+            written = changed_since(twin, before) - (self._written or set())
             if written:
                 self._written = written | (self._written or set())
                 self._warn_once.warn(
@@ -227,13 +231,6 @@ class Replica:
             )
 
 
-def _gathering(model: nn.Module, trained: nn.Module) -> Gathering | None:
-    """Return what gathers a model's parameters in a replay; None where each rank has them all."""
-    if is_split(model):
-        return GatheredInPlace(model)
-    return Assembling(model, trained) if units_in(model, trained) else None
-
-
 def _kept_hooks(hooks: dict[int, Any]) -> dict[int, Any]:
     """Return the hooks that a model computes with, and the monitor's own, in order."""
     foreign = foreign_among(hooks)
@@ -252,20 +249,6 @@ def _memory(twin: nn.Module) -> bytes | None:
         return pickle.dumps(kept)
     except Exception:
         return None
-
-
-def _places(twin: nn.Module) -> dict[str, tuple[nn.Parameter, int, int]]:
-    """Parameters by name, with version and address."""
-    return {name: (p, version_of(p), p.data_ptr()) for name, p in twin.named_parameters()}
-
-
-def _changed(twin: nn.Module, before: dict[str, tuple[nn.Parameter, int, int]]) -> set[str]:
-    """Return the names of parameters written since ``before``."""
-    now = dict(twin.named_parameters())
-    return {
-        name for name, (p, version, place) in before.items()
-        if now.get(name) is not p or version_of(p) != version or p.data_ptr() != place
-    }  # fmt: skip
 
 
 def _has_room(model: nn.Module) -> bool:
