@@ -6,14 +6,12 @@ every use of such a name elsewhere in the package.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-
-from lightning_geo.utils._torch import gather_parts
 
 __all__ = [
     "external_parameters",
@@ -119,7 +117,9 @@ def external_parameters(module: nn.Module) -> list[Tensor]:
     return list(getattr(module, "_external_params", {}).values())
 
 
-def gather_partitions(parameters: Iterable[Tensor]) -> list[Tensor]:
+def gather_partitions(
+    parameters: Iterable[Tensor], gather_parts: Callable[[Tensor, Tensor, Any], object]
+) -> list[Tensor]:
     """Return partitioned parameters as a whole, as they are now; every rank calls this together.
 
     The parameters stay as they are. Relies on ``ds_tensor``, of which each rank has an equal part in the
@@ -128,6 +128,7 @@ def gather_partitions(parameters: Iterable[Tensor]) -> list[Tensor]:
 
     Args:
         parameters: The same ones on every rank, in the same order.
+        gather_parts: Puts each rank's part into a whole tensor, given that, the part and the group.
     """
     every: list[Any] = list(parameters)
     whole: dict[int, Tensor] = {}

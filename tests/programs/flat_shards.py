@@ -27,7 +27,7 @@ from transformers.models.bert.modeling_bert import BertLayer
 
 from lightning_geo import GeometryMonitor, watch
 from lightning_geo.measurement.sample import Measurement
-from lightning_geo.utils._torch import flat_parameters
+from lightning_geo.observe.replay import gathered_units
 from programs import ranks
 from programs.ranks import Module, fit, rank, world_size
 from programs.sharded_loops import (
@@ -150,7 +150,7 @@ def costs(directory: Path) -> dict[str, Any]:
     held = {"training": 0, "replay": 0}
     gathered: list[tuple[StorageWeakRef, int]] = []
     handles: dict[int, FlatParamHandle] = {}
-    gather, allocate = flat_parameters.gather_parts, FlatParamHandle._alloc_padded_unsharded_flat_param
+    gather, allocate = gathered_units.gather_parts, FlatParamHandle._alloc_padded_unsharded_flat_param
 
     def gathering(output: Tensor, *args: Any) -> Any:
         gathered.append((StorageWeakRef(output.untyped_storage()), output.numel()))
@@ -166,7 +166,7 @@ def costs(directory: Path) -> dict[str, Any]:
         return result
 
     with (
-        patch.object(flat_parameters, "gather_parts", gathering),
+        patch.object(gathered_units, "gather_parts", gathering),
         patch.object(FlatParamHandle, "_alloc_padded_unsharded_flat_param", allocating),
     ):
         result = looped(directory, by_layer)

@@ -21,7 +21,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.data import DataLoader
 
 from lightning_geo import GeometryMonitor
-from lightning_geo.utils import _deepspeed
+from lightning_geo.observe.replay import gathered_units
 from programs import ranks
 from programs.ranks import Module, fit, rank, world_size
 from programs.sharded_loops import looped, optimizer_of, trained
@@ -122,7 +122,7 @@ def costs(directory: Path) -> dict[str, Any]:
     """How many full parameters a replay holds, and how many there are."""
     held, sizes = 0, dict[str, int]()
     gathered: list[tuple[StorageWeakRef, int]] = []
-    gather = _deepspeed.gather_parts
+    gather = gathered_units.gather_parts
 
     def gathering(output: Tensor, *args: Any) -> Any:
         nonlocal held
@@ -137,7 +137,7 @@ def costs(directory: Path) -> dict[str, Any]:
         sizes["all"] = sum(p.numel() for p in model.parameters())
         return parted(model)
 
-    with patch.object(_deepspeed, "gather_parts", gathering):
+    with patch.object(gathered_units, "gather_parts", gathering):
         return looped(directory, prepare) | {"held": held, "sizes": sizes}
 
 

@@ -17,7 +17,9 @@ from lightning_geo.utils._deepspeed import (
     kind_of,
 )
 from lightning_geo.utils._torch import (
+    FlatParameters,
     flat_parameters,
+    gather_parts,
     input_type,
     inside_of_unit,
     parameters_of,
@@ -99,7 +101,15 @@ def _flat_unit(wrapper: nn.Module, paths: dict[int, str]) -> Unit | None:
     if not places and path is None:
         return None
     kinds = [(parameters.dtype, parameters.device, trained) for trained in parameters.requires_grad()]
-    return Unit(path, tuple(places), parameters.gather, tuple(kinds), cast)
+    return Unit(path, tuple(places), partial(_whole_unit, parameters), tuple(kinds), cast)
+
+
+def _whole_unit(parameters: FlatParameters) -> list[Tensor]:
+    return parameters.gather(gather_parts)
+
+
+def _whole_partitions(parameters: list[Tensor]) -> list[Tensor]:
+    return gather_partitions(parameters, gather_parts)
 
 
 def _partitioned_units(
@@ -141,4 +151,4 @@ def _partitioned_unit(path: str, modules: list[nn.Module], owners: _Owners) -> U
         for module, name in owners[parameter]
     ]
     parameters = list(used.values())
-    return Unit(path, tuple(places), partial(gather_partitions, parameters), tuple(map(kind_of, parameters)))
+    return Unit(path, tuple(places), partial(_whole_partitions, parameters), tuple(map(kind_of, parameters)))

@@ -73,7 +73,7 @@ class Replica:
         self._name = name_of(name, model)
         self._warn_once = warn_once
         #: gathers parameters that are split over ranks; None where each rank has them all
-        self.gathering = gathering_of(model, trained or model)
+        self.gathering = gathering_of(model, model if trained is None else trained)
         #: whether replays run on a copy of the model
         self._copies = self.gathering is None or self.gathering.copies
         #: names of parameters that its forward pass writes; None before the trial

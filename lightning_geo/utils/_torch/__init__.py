@@ -17,7 +17,7 @@ from lightning_geo.utils._torch.compiled import (
     is_compiled_module,
     set_compiled_call,
 )
-from lightning_geo.utils._torch.flat_parameters import (
+from lightning_geo.utils._torch.flat_units import (
     FlatParameters,
     flat_parameters,
     input_type,

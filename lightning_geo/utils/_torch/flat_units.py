@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-
-from lightning_geo.utils._torch.sharding import gather_parts
 
 __all__ = [
     "FlatParameters",
@@ -147,12 +145,15 @@ class FlatParameters:
         trained = flat._params or [flat] * len(flat._param_infos)
         return [bool(parameter.requires_grad) for parameter in trained]
 
-    def gather(self) -> list[Tensor]:
+    def gather(self, gather_parts: Callable[[Tensor, Tensor, Any], object]) -> list[Tensor]:
         """Return all of them as they are now; every rank of the unit's group calls this together.
 
         The unit's own tensors stay as they are. Relies on ``FlatParameter._local_shard``, which there is from
         the first forward on, ``_unpadded_unsharded_size``, ``FlatParamHandle._get_unflat_views``,
         ``process_group`` and ``uses_sharded_strategy``; checked on torch 2.13.0.
+
+        Args:
+            gather_parts: Puts each rank's part into a whole tensor, given that, the part and the group.
         """
         handle, flat = self._handle, self._handle.flat_param
         shard = getattr(flat, "_local_shard", flat.data).detach().to(self.dtype)
@@ -167,6 +168,8 @@ class FlatParameters:
 
 def flat_parameters(unit: nn.Module) -> FlatParameters | None:
     """Return the parameters of a unit; None without any of its own.
+
+    Relies on ``FullyShardedDataParallel._handle``; checked on torch 2.13.0.
 
     Args:
         unit: Of :func:`units_of`.
