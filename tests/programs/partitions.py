@@ -133,7 +133,6 @@ def costs(directory: Path) -> dict[str, Any]:
     def prepare(model: nn.Module) -> _Prepared:
         layers = model.bert.encoder.layer  # type: ignore[union-attr]
         sizes["layer"] = sum(p.numel() for p in layers[0].parameters())  # type: ignore[index]
-        sizes["norm"] = sum(p.numel() for p in model.bert.embeddings.LayerNorm.parameters())  # type: ignore[union-attr]
         sizes["all"] = sum(p.numel() for p in model.parameters())
         return parted(model)
 
