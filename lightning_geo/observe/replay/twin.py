@@ -6,8 +6,7 @@ import copy
 import functools
 import types
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Mapping
-from types import MappingProxyType
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -45,8 +44,8 @@ def twin_of(
     model: nn.Module,
     own: Collection[str] | None = (),
     *,
-    replaced: Mapping[int, nn.Parameter] = MappingProxyType({}),
-    unwrapped: Iterable[tuple[nn.Module, nn.Module]] = (),
+    replaced: Mapping[int, nn.Parameter] | None = None,
+    unwrapped: Sequence[tuple[nn.Module, nn.Module]] = (),
 ) -> nn.Module:
     """Copy a module tree; its parameters are new objects over the same storage.
 
@@ -65,8 +64,7 @@ def twin_of(
     memo: dict[int, Any] = {}
     for name, parameter in model.named_parameters():
         memo[id(parameter)] = _parameter_twin(parameter, copied=own is None or name in own)
-    memo.update(replaced)
-    unwrapped = list(unwrapped)
+    memo.update(replaced or {})
     wrappers = {id(wrapper) for wrapper, _ in unwrapped}
     modules = [module for module in model.modules() if id(module) not in wrappers]
     hooks: list[tuple[OrderedDict[int, Any], OrderedDict[int, Any]]] = []
@@ -76,9 +74,6 @@ def twin_of(
             # `undisturbed` restores its state.
             memo[id(module)] = module
             continue
-        place = parameters_of(module)
-        if type(place) not in (dict, OrderedDict):  # DeepSpeed's gathers what is read from it
-            memo[id(place)] = {n: None if p is None else memo[id(p)] for n, p in place.items()}
         for name, value in vars(module).items():
             if name in FORWARD_HOOKS:
                 hooks.append((value, memo.setdefault(id(value), OrderedDict())))
@@ -86,11 +81,7 @@ def twin_of(
                 memo[id(value)] = OrderedDict()
             elif isinstance(value, (Dataset, DataLoader, types.ModuleType)):
                 memo[id(value)] = value
-        for part in offloading_hooks(module):
-            _share_weights(getattr(part, "weights_map", None), memo)
-        trainer = trainer_of(module)
-        if trainer is not None:
-            memo[id(trainer)] = _quiet_trainer(trainer)
+        _exchange(module, memo)
     with _WithoutGraph():
         for wrapper, inside in reversed(unwrapped):
             memo[id(wrapper)] = copy.deepcopy(inside, memo)
@@ -105,6 +96,18 @@ def twin_of(
             set_trainer(memo[id(module)], trainer_of(module))  # `__getstate__` dropped the trainer
             quiet(memo[id(module)])
     return twin
+
+
+def _exchange(module: nn.Module, memo: dict[int, Any]) -> None:
+    """Put what a module shares with its copy, or what stands there instead, into the memo of copies."""
+    place = parameters_of(module)
+    if type(place) not in (dict, OrderedDict):  # DeepSpeed's gathers what is read from it
+        memo[id(place)] = {name: memo.get(id(p), p) for name, p in place.items()}
+    for part in offloading_hooks(module):
+        _share_weights(getattr(part, "weights_map", None), memo)
+    trainer = trainer_of(module)
+    if trainer is not None:
+        memo[id(trainer)] = _quiet_trainer(trainer)
 
 
 def _parameter_twin(parameter: nn.Parameter, *, copied: bool) -> nn.Parameter:
@@ -152,9 +155,8 @@ def foreign_hooks(model: nn.Module) -> dict[str, str]:
     for path, module in model.named_modules():
         for hooks in forward_hooks(module) if not is_scripted(module) else ():
             for hook in foreign_among(hooks).values():
-                if _package_of(hook).startswith(_STRATEGIES):
-                    continue
-                by_path[path] = getattr(_function_of(hook), "__qualname__", repr(hook))
+                if not _package_of(hook).startswith(_STRATEGIES):
+                    by_path[path] = getattr(_function_of(hook), "__qualname__", repr(hook))
     return by_path
 
 
