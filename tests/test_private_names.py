@@ -18,18 +18,19 @@ from pytorch_lightning import LightningModule, Trainer
 import lightning_geo
 
 ROOT = Path(lightning_geo.__file__).parent
-FILES = {f"utils/_{package}.py" for package in ("lightning", "tensorboard", "transformers")} | {
+FILES = {f"utils/_{package}.py" for package in ("deepspeed", "lightning", "tensorboard", "transformers")} | {
     f"utils/_torch/{path.name}"
     for path in (ROOT / "utils" / "_torch").glob("*.py")
     if path.name != "__init__.py"
 }
 PACKAGES = (
     "torch", "lightning", "pytorch_lightning", "lightning_fabric", "transformers", "accelerate",
-    "tensorboard", "tensorboardX",
+    "tensorboard", "tensorboardX", "deepspeed",
 )  # fmt: skip
 #: Names without an underscore that an update may take away as well: nobody documents them.
 FRAGILE = {
-    "AttentionInterface", "ALL_ATTENTION_FUNCTIONS", "DeepSpeedStrategy", "DisableTorchFunction",
+    "AttentionInterface", "ALL_ATTENTION_FUNCTIONS", "DeepSpeedEngine", "DeepSpeedStrategy",
+    "DisableTorchFunction",
     "FSDPStrategy", "ModelParallelStrategy", "autocast_decrement_nesting", "autocast_increment_nesting",
     "batch_progress", "flex_attention_hop", "fp32_precision", "get_interface",
     "noop_mask", "setup_compilation_env", "wrapped_forward",

@@ -15,6 +15,7 @@ from lightning_geo.monitor.forward_context import ForwardContext
 from lightning_geo.monitor.host import Host
 from lightning_geo.monitor.wrappers import without_wrappers
 from lightning_geo.observe.replay.undisturbed import device_of
+from lightning_geo.utils._deepspeed import steps_by_engine
 from lightning_geo.utils._transformers import accumulates_in_accelerate
 from lightning_geo.utils.progress_bars import script_logger
 from lightning_geo.utils.ranks import rank
@@ -73,9 +74,10 @@ class LoopHost(Host):
         return accumulates_in_accelerate(self._called)
 
     def updated_by(self, optimizer: torch.optim.Optimizer) -> bool:
-        """Whether an optimizer has parameters of the model."""
+        """Whether an optimizer has parameters of the model, or DeepSpeed's copies of them."""
         own = set(map(id, self.module.parameters()))
-        return any(id(p) in own for group in optimizer.param_groups for p in group["params"])
+        held = any(id(p) in own for group in optimizer.param_groups for p in group["params"])
+        return held or steps_by_engine(self._called, optimizer)
 
     @property
     def is_rank_zero(self) -> bool:

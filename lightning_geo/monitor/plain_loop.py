@@ -203,9 +203,9 @@ def watch(
     is bit-identical with and without it. The probe is what the loop gives the model in its first step,
     unless ``probe=`` is given.
 
-    Models of ``fabric.setup``, ``accelerator.prepare`` and ``fully_shard`` are taken as they are; every rank
-    makes the same calls. Rank 0 logs what was found, the findings and a summary to standard error, beside a
-    bar of tqdm, or where logging was set up to;
+    Models of ``fabric.setup``, ``accelerator.prepare``, ``deepspeed.initialize``, ``fully_shard`` and
+    ``FullyShardedDataParallel`` are taken as they are; every rank makes the same calls. Rank 0 logs what was
+    found, the findings and a summary to standard error, beside a bar of tqdm, or where logging was set up to;
     ``logging.getLogger("lightning_geo").setLevel(logging.WARNING)`` keeps the warnings only.
 
     ``importance`` with ``source="batch"`` is absent: a loop does not tell how it scales its loss.

@@ -14,11 +14,10 @@ from lightning_geo.monitor.sampler import Sampler
 from lightning_geo.monitor.samples import Samples
 from lightning_geo.monitor.settings import Settings
 from lightning_geo.observe.module_selection import ITSELF, candidates, check_layers
-from lightning_geo.observe.replay.gathering import unreplayable
+from lightning_geo.observe.replay.gathering import leaves_parts, unreplayable
 from lightning_geo.utils._torch import (
     choose_sharding_roots,
     leader_of,
-    sharded_modules,
     split_groups,
     untried_sharding,
 )
@@ -78,7 +77,7 @@ class Preparation:
         samples.whole_heads = not groups
         if settings.source == "probe" and sharded:
             self._warn_once.warn(f'no model can be replayed under {sharded}: `source="batch"` is used')
-        if groups or sharded_modules(root):
+        if groups or leaves_parts(host.wrapped):
             self._warn_of_absent("drawn", "each rank has a part of the parameters only")
         if groups:
             self._warn_of_absent("block_norms", _SOME_HEADS, " in layers of at most 1,024 features")
@@ -90,6 +89,7 @@ class Preparation:
             sampler = Sampler(
                 models, settings.layers, settings.rank, settings.special_token_ids, settings.max_queries,
                 settings.loss_fn, host.forward_context, self._warn_once, root if host.has_steps else None,
+                host.wrapped,
             )  # fmt: skip
         except Exception as error:
             sampler, failure = None, error

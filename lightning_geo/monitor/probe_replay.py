@@ -22,6 +22,7 @@ from lightning_geo.observe.replay.undisturbed import Call, RandomState
 from lightning_geo.probe.call import ProbeCall
 from lightning_geo.probe.division import divides, surely_divides
 from lightning_geo.probe.probe import Share
+from lightning_geo.utils._torch import path_without_units
 from lightning_geo.utils.errors import let_go
 from lightning_geo.utils.ranks import failure_of_any_rank, on_all_ranks
 from lightning_geo.utils.warn_once import WarnOnce
@@ -49,6 +50,7 @@ class ProbeReplay:
         loss_fn: Loss that ``importance`` refers to; None for the model's own.
         forward_context: The trainer's precision.
         warn_once: Where failures go.
+        trained: The module that is trained, as the loop calls it; None if that is the model.
     """
 
     def __init__(
@@ -58,25 +60,25 @@ class ProbeReplay:
         loss_fn: LossFunction | None,
         forward_context: Context,
         warn_once: WarnOnce,
+        trained: nn.Module | None = None,
     ) -> None:
         self._observed = observed
         self._sample = sample
         self._loss_fn = loss_fn
         self._forward_context = forward_context
         root, models = observed.root, observed.models
-        self._replicas = {name: Replica(model, name, warn_once) for name, model in models.items()}
+        self._replicas = {n: Replica(model, n, warn_once, trained) for n, model in models.items()}
         #: of the LightningModule, whose own calls are replayed where a model's do not begin at the data
         self._outside: Replica | None = None
         self._paths: dict[str, str] = {}
         if root is not None:
             own = next((r for name, r in self._replicas.items() if models[name] is root), None)
-            self._outside = Replica(root, "", warn_once) if own is None else own
-            paths = {id(module): path for path, module in root.named_modules()}
+            self._outside = Replica(root, "", warn_once, trained) if own is None else own
+            paths = {id(module): path_without_units(path) for path, module in root.named_modules()}
             self._paths = {name: paths.get(id(model), "") for name, model in models.items()}
         #: models with calls of their own in the probe
         self._called: set[str] = set()
-        #: models without a recorded call -> why, before it is known whether a call of the LightningModule
-        #: shows them
+        #: models without a recorded call -> why, as long as a call of the LightningModule may show them
         self._lacking: dict[str, str] = {}
 
     @property

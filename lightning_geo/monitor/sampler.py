@@ -62,6 +62,7 @@ class Sampler:
         forward_context: The trainer's precision.
         warn_once: Where failures go.
         root: The LightningModule that they are in; None if it does not matter.
+        trained: The module that is trained, as the loop calls it; None if that is the model.
     """
 
     def __init__(
@@ -75,11 +76,12 @@ class Sampler:
         forward_context: Context,
         warn_once: WarnOnce,
         root: nn.Module | None = None,
+        trained: nn.Module | None = None,
     ) -> None:
         retry_failed()
         self.observed = ObservedModels(candidates, special_token_ids, root)
         self.sample = OpenSample(self.observed, layers, rank, max_queries)
-        self.on_probe = ProbeReplay(self.observed, self.sample, loss_fn, forward_context, warn_once)
+        self.on_probe = ProbeReplay(self.observed, self.sample, loss_fn, forward_context, warn_once, trained)
         self.on_batch = BatchObservation(self.observed, self.sample, self.on_probe)
         self.training_masks = TrainingMasks(self.observed, self.sample, warn_once)
         self._warn_once = warn_once

@@ -16,6 +16,7 @@ from lightning_geo.monitor.experiments import Experiment
 from lightning_geo.monitor.host import Host
 from lightning_geo.monitor.state import RunState
 from lightning_geo.monitor.wrappers import without_wrappers
+from lightning_geo.utils._deepspeed import inside_of_engine, steps_by_engine
 from lightning_geo.utils._torch import is_compiled_module, unwrapped
 from lightning_geo.utils.progress_bars import script_logger
 
@@ -41,7 +42,7 @@ class TrainerHost(Host):
         # only there do hooks see the calls of a model that is compiled as a whole
         compiled = is_compiled_module(inner) and unwrapped(inner) is model
         self._wrapped = weakref.ref(wrapped)
-        self._module = weakref.ref(inner if compiled else model)
+        self._module = weakref.ref(inner if compiled else without_wrappers(model))
         self._trainer = (lambda: None) if trainer is None else weakref.ref(trainer)
         self._writers: list[Any] = []
         self._accumulates = False
@@ -104,6 +105,16 @@ class TrainerHost(Host):
     @accumulates.setter
     def accumulates(self, accumulates: bool) -> None:
         self._accumulates = accumulates
+
+    def updates_in_backward(self, optimizer: torch.optim.Optimizer | None = None) -> bool:
+        """Whether the backward of a step ends with its update, before the Trainer announces one: DeepSpeed's.
+
+        Args:
+            optimizer: That which begins; ``None`` to ask for any.
+        """
+        if optimizer is not None:
+            return steps_by_engine(self.wrapped, optimizer)
+        return inside_of_engine(self.wrapped) is not None
 
     @property
     def is_rank_zero(self) -> bool:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import weakref
 from collections.abc import Callable
 from typing import Any
 
+import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import TrainerCallback
 
 from lightning_geo.monitor import trainer_checkpoint
@@ -17,6 +20,7 @@ from lightning_geo.monitor.trainer_host import TrainerHost
 from lightning_geo.storage.record import GeometryRecord
 from lightning_geo.utils._transformers import trainer_calling
 from lightning_geo.utils.errors import call_all
+from lightning_geo.utils.warn_once import WarnOnce
 
 __all__ = ["GeometryCallback"]
 
@@ -33,10 +37,42 @@ class _Session:
         self._undone = weakref.finalize(callback, _end, run, host)
         self._undone.atexit = False
         self.unguard: Callable[[], None] = lambda: None
+        #: in torch's optimizers, where the Trainer announces updates too late
+        self._hooks = contextlib.ExitStack()
+
+    def await_update(self, warn_once: WarnOnce) -> None:
+        """Go on just before the update of this step, where it is part of the backward pass.
+
+        Args:
+            warn_once: Where failures go.
+        """
+        if not self.host.updates_in_backward():
+            return
+        announced = False
+
+        def begins(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+            nonlocal announced
+            if announced or not self.host.updates_in_backward(optimizer):
+                return
+            announced = True
+            with warn_once.about("an update could not be observed"):
+                self.update_begins()
+
+        self._hooks.callback(register_optimizer_step_pre_hook(begins).remove)
+
+    def update_begins(self) -> None:
+        """Take the sample of a step whose batches were recorded or observed, before the update."""
+        self.run.backward_starts(self.host, None)
+        self.run.backward_ended(self.host)
+        self.run.optimizer_starts(self.host)
+
+    def step_ends(self) -> None:
+        """Await no update any more."""
+        self._hooks.close()
 
     def end(self) -> None:
         """Leave nothing behind, in the model or open."""
-        call_all(self.unguard, self._undone)
+        call_all(self.step_ends, self.unguard, self._undone)
 
 
 def _end(run: Run, host: TrainerHost) -> None:
@@ -83,9 +119,8 @@ class GeometryCallback(MonitorArguments, TrainerCallback):
     where logging was set up to; ``logging.getLogger("lightning_geo").setLevel(logging.WARNING)`` keeps the
     warnings only, whatever transformers' verbosity.
 
-    Absent: ``importance`` with ``source="batch"``, since the scale of the loss is unknown; and samples on a
-    probe under FSDP1 and DeepSpeed, which fall back to ``source="batch"``. FSDP2 (``fsdp_config`` with
-    ``"version": 2``) has them, without ``importance`` and ``updates``.
+    Absent: ``importance`` with ``source="batch"``, since the scale of the loss is unknown; and under FSDP and
+    DeepSpeed's ZeRO-3 ``importance`` and ``updates``.
 
     The arguments are those of :class:`~lightning_geo.monitor.arguments.MonitorArguments`.
 
@@ -184,6 +219,7 @@ class GeometryCallback(MonitorArguments, TrainerCallback):
     def on_step_begin(self, session: _Session) -> None:
         """Sample the weights that enter this step, or start to observe its forward."""
         session.run.batch_starts(session.host, None, session.host.count)
+        session.await_update(self._warn_once)
 
     @_event
     def on_substep_end(self, session: _Session) -> None:
@@ -200,15 +236,14 @@ class GeometryCallback(MonitorArguments, TrainerCallback):
     @_event
     def on_pre_optimizer_step(self, session: _Session) -> None:
         """Take the sample of a step whose batches were recorded or observed, before the update."""
-        run, host = session.run, session.host
-        run.backward_starts(host, None)
-        run.backward_ended(host)
-        run.optimizer_starts(host)
+        if not session.host.updates_in_backward():
+            session.update_begins()
 
     @_event
     def on_step_end(self, session: _Session) -> None:
         """Conclude a sample taken from the step's own batches."""
         run, host = session.run, session.host
+        session.step_ends()
         run.batch_ended(host)
         host.count += 1
         if run.waits:  # a Trainer that does not announce updates

@@ -78,7 +78,8 @@ class CallRecorder:
     @property
     def empty(self) -> bool:
         """Whether no call was seen, kept or not."""
-        return not (self._kept or self._dependent or self.passed_over or self.passed_over_outside)
+        seen = self._kept or self._complete or self._dependent  # a rank without a share keeps none
+        return not (seen or self.passed_over or self.passed_over_outside)
 
     def start(self) -> None:
         """Watch the candidates' calls."""

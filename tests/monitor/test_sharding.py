@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import pickle
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +17,13 @@ pytest.importorskip(
 from lightning_geo import GeometryRecord
 from programs import sharding
 from support.forks import Forks
-from support.same_records import assert_same, assert_same_patterns
+from support.same_records import assert_same
+from support.shards import (
+    assert_as_one_process,
+    assert_costs_one_sample,
+    assert_same_training,
+    results,
+)
 
 pytestmark = [
     pytest.mark.slow,
@@ -71,18 +75,12 @@ OTHERS = [
     "plain_unmonitored",
     "mixed",
     "mixed_unmonitored",
-    "older",
     *SPLIT,
     *FAILING_SPLIT,
     "heads_unhindered",
     "weighed_heads",
     *PART,
 ]
-
-
-def results(directory: Path, scenario: str) -> list[dict[str, Any]]:
-    """What each rank made of a scenario."""
-    return [pickle.loads(path.read_bytes()) for path in sorted(directory.glob(f"{scenario}.*.pickle"))]
 
 
 @pytest.fixture(scope="module")
@@ -102,28 +100,14 @@ def four(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Path:
     return directory
 
 
-def assert_as_one_process(scenario: str, directory: Path, tmp_path: Path) -> None:
-    one = sharding.run(scenario, tmp_path)
-    first, *others = results(directory, scenario)
-    assert [record.step for record in one["records"]] == [0, 2, 4, 6, 8][: 5 if scenario == "resumed" else 4]
-    for index, (ours, theirs) in enumerate(zip(one["records"], first["records"], strict=True)):
-        assert any(name.rpartition("/")[2] == "drift.query" for name in theirs)
-        assert theirs.probe_fingerprint
-        assert_same(ours, theirs, 1e-5)
-        assert_same_patterns(ours, theirs)
-        for other in others:
-            assert_same(theirs, other["records"][index], 0.0)
-    assert all(result["warnings"] == [] for result in (first, *others))
-
-
 @pytest.mark.parametrize("scenario", SAME)
 def test_two_processes_record_what_one_does(directory: Path, tmp_path: Path, scenario: str) -> None:
-    assert_as_one_process(scenario, directory, tmp_path)
+    assert_as_one_process(sharding.run, scenario, directory, tmp_path)
 
 
 @pytest.mark.parametrize("scenario", ["sharded", "one_sequence"])
 def test_four_processes_record_what_one_does(four: Path, tmp_path: Path, scenario: str) -> None:
-    assert_as_one_process(scenario, four, tmp_path)
+    assert_as_one_process(sharding.run, scenario, four, tmp_path)
 
 
 def test_one_of_four_that_fails_costs_all_of_them_that_sample_alone(four: Path) -> None:
@@ -183,12 +167,6 @@ def test_training_is_the_same_to_the_bit_without_samples(directory: Path, scenar
         assert_same_training(ours, theirs)
 
 
-def assert_same_training(one: dict[str, Any], other: dict[str, Any]) -> None:
-    assert one["loss"] == other["loss"]
-    assert one["weights"].keys() == other["weights"].keys()
-    assert all(torch.equal(x, other["weights"][name]) for name, x in one["weights"].items())
-
-
 @pytest.mark.parametrize(
     ("prefix", "scenario", "untouched"),
     [(prefix, scenario, alone) for prefix, alone in LIKE.items() for scenario in FAILING],
@@ -196,15 +174,7 @@ def assert_same_training(one: dict[str, Any], other: dict[str, Any]) -> None:
 def test_a_rank_that_fails_costs_all_ranks_that_sample_and_nothing_else(
     directory: Path, prefix: str, scenario: str, untouched: str
 ) -> None:
-    pairs = zip(results(directory, prefix + scenario), results(directory, untouched), strict=True)
-    for rank, (result, alone) in enumerate(pairs):
-        assert [record.step for record in result["records"]] == FAILING[scenario]
-        assert_same_training(result, alone)
-        if rank == 0:
-            (warning,) = result["warnings"]
-            assert "another rank failed (rank 1: RuntimeError: injected)" in warning
-        else:
-            assert result["warnings"] == []
+    assert_costs_one_sample(directory, prefix + scenario, untouched, FAILING[scenario])
 
 
 def test_a_nan_on_one_rank_leaves_nobody_waiting(directory: Path) -> None:
@@ -239,19 +209,6 @@ def only(record: GeometryRecord, names: list[str]) -> GeometryRecord:
     """A record with these metrics alone."""
     (stack,) = record.stacks
     return replace(record, stacks={stack: {name: record[name] for name in names}})
-
-
-def test_the_older_sharding_has_the_training_batch_alone(directory: Path, tmp_path: Path) -> None:
-    one = sharding.run("older", tmp_path)
-    first, second = results(directory, "older")
-    for ours, theirs, mirrored in zip(one["records"], first["records"], second["records"], strict=True):
-        assert "entropy" in theirs
-        assert "drift.query" not in theirs
-        assert_same(replace(ours, model=theirs.model), theirs, 1e-5)  # its class is FSDP's
-        assert_same(theirs, mirrored, 0.0)
-    (warning,) = first["warnings"]
-    assert 'no model can be replayed under FullyShardedDataParallel: `source="batch"` is used' in warning
-    assert second["warnings"] == []
 
 
 @pytest.mark.parametrize("scenario", SPLIT)

@@ -254,6 +254,18 @@ def test_what_was_remembered_inside_of_objects_is_replayed() -> None:
     assert picture(held) == before
 
 
+def test_a_view_of_memory_that_was_freed_is_left_alone() -> None:
+    """To read it would end the process."""
+    gathered = torch.ones(8)
+    model = nn.Linear(2, 2)
+    model.gathered = gathered[:4]
+    gathered.untyped_storage().resize_(0)
+    with undisturbed(model):
+        model.other = 1  # type: ignore[assignment]
+    assert not hasattr(model, "other")
+    assert not Contents([model.gathered]).tensors
+
+
 def test_a_trainer_and_what_holds_data_are_not_looked_into() -> None:
     weight = nn.Parameter(torch.ones(2))
     optimizer = torch.optim.Adam([weight])

@@ -17,11 +17,9 @@ from lightning_fabric import Fabric
 from lightning_fabric.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy
-from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.models.bert.modeling_bert import BertLayer
 
 from lightning_geo import GeometryCallback, GeometryRecord, watch
 from programs import ranks
@@ -79,15 +77,6 @@ def mixed(model: nn.Module) -> _Prepared:
     return model, optimizer_of(model), Tensor.backward
 
 
-def older(model: nn.Module) -> _Prepared:
-    called = model
-    if world_size() > 1:
-        by_layer = partial(transformer_auto_wrap_policy, transformer_layer_cls={BertLayer})
-        options: dict[str, Any] = {"use_orig_params": True, "device_id": torch.device("cpu")}
-        called = FullyShardedDataParallel(model, auto_wrap_policy=by_layer, **options)
-    return called, optimizer_of(called), Tensor.backward
-
-
 @contextlib.contextmanager
 def sharding_without_accelerators() -> Iterator[None]:
     """Let accelerate shard on CPUs, where it takes the plugin and does nothing with it."""
@@ -106,18 +95,9 @@ def sharding_without_accelerators() -> Iterator[None]:
     GradientState._reset_state()
 
 
-PREPARE: dict[str, Callable[[nn.Module], _Prepared]] = {
-    "plain": plain,
-    "fabric": fabric,
-    "accelerate": accelerate,
-    "mixed": mixed,
-    "older": older,
-}
-
-
 def looped(
     directory: Path,
-    name: str,
+    prepare: Callable[[nn.Module], _Prepared],
     before: Callable[[int], object] = lambda step: None,
     monitored: bool = True,
     **options: Any,
@@ -125,7 +105,7 @@ def looped(
     """A loop of one's own; what came of it on this rank."""
     with sharding_without_accelerators(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        model, optimizer, backward = PREPARE[name](ranks.model().train())
+        model, optimizer, backward = prepare(ranks.model().train())
         arguments: Any = {"every_n_steps": 2, "metrics": METRICS, **options}
         geometry = watch(model, logdir=directory / f"rank_{rank()}", **arguments)
         records: dict[int, GeometryRecord] = {}
@@ -155,7 +135,7 @@ def looped(
 def injected_into_loop(directory: Path, failure: tuple[Any, ...]) -> dict[str, Any]:
     """A loop of one's own in which rank 1 alone fails."""
     with failing_on_one(*failure) as proceed:
-        return looped(directory, "plain", before=proceed)
+        return looped(directory, plain, before=proceed)
 
 
 def keep(records: dict[int, GeometryRecord], record: GeometryRecord | None) -> None:
@@ -163,7 +143,19 @@ def keep(records: dict[int, GeometryRecord], record: GeometryRecord | None) -> N
         records[record.step] = record
 
 
-def trained(directory: Path) -> dict[str, Any]:
+def by_fsdp(version: int) -> dict[str, Any]:
+    """Arguments of a Trainer that shards by layer."""
+    config = {
+        "version": version,
+        "cpu_ram_efficient_loading": False,
+        "sync_module_states": False,
+        "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+        "transformer_layer_cls_to_wrap": ["BertLayer"],
+    }
+    return {"fsdp": True, "fsdp_config": config, "ddp_backend": "gloo"}
+
+
+def trained(directory: Path, **sharding: Any) -> dict[str, Any]:
     """``transformers.Trainer``, which shards as accelerate does."""
     records: dict[int, GeometryRecord] = {}
 
@@ -177,14 +169,7 @@ def trained(directory: Path) -> dict[str, Any]:
         def _get_train_sampler(self, *_: object) -> Sampler[int]:
             return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
 
-    sharding: dict[str, Any] = {}
-    if world_size() > 1:
-        config: dict[str, Any] = {"version": 2, "cpu_ram_efficient_loading": False}
-        config |= {
-            "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
-            "transformer_layer_cls_to_wrap": ["BertLayer"],
-        }
-        sharding = {"fsdp": True, "fsdp_config": config, "ddp_backend": "gloo"}
+    parallel = {"use_cpu": True, **(sharding if world_size() > 1 else {})}
     model = ranks.model()
     rows = sequences(32, length=24, seed=3)
     geometry = GeometryCallback(
@@ -194,10 +179,10 @@ def trained(directory: Path) -> dict[str, Any]:
     with sharding_without_accelerators(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         arguments = TrainingArguments(
-            str(directory), max_steps=STEPS, per_device_train_batch_size=8 // world_size(), use_cpu=True,
+            str(directory), max_steps=STEPS, per_device_train_batch_size=8 // world_size(),
             report_to="none", disable_tqdm=True, save_strategy="no", max_grad_norm=0, learning_rate=0.01,
             lr_scheduler_type="constant", optim="sgd",
-            average_tokens_across_devices=False, **sharding,
+            average_tokens_across_devices=False, **parallel,
         )  # fmt: skip
         InOrder(
             model, arguments, train_dataset=sequences(64, length=24), callbacks=[geometry, Keeping()],  # type: ignore[arg-type]
@@ -207,13 +192,12 @@ def trained(directory: Path) -> dict[str, Any]:
 
 
 SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
-    "plain": lambda d: looped(d, "plain"),
-    "plain_unmonitored": lambda d: looped(d, "plain", monitored=False),
-    "fabric": lambda d: looped(d, "fabric"),
-    "accelerate": lambda d: looped(d, "accelerate"),
-    "transformers": trained,
-    "mixed": lambda d: looped(d, "mixed"),
-    "mixed_unmonitored": lambda d: looped(d, "mixed", monitored=False),
-    "older": lambda d: looped(d, "older", source="probe" if world_size() > 1 else "batch"),
+    "plain": lambda d: looped(d, plain),
+    "plain_unmonitored": lambda d: looped(d, plain, monitored=False),
+    "fabric": lambda d: looped(d, fabric),
+    "accelerate": lambda d: looped(d, accelerate),
+    "transformers": lambda d: trained(d, **by_fsdp(2)),
+    "mixed": lambda d: looped(d, mixed),
+    "mixed_unmonitored": lambda d: looped(d, mixed, monitored=False),
     **{f"loop_{name}": partial(injected_into_loop, failure=f) for name, f in FAILURES.items()},
 }

@@ -66,9 +66,9 @@ def options() -> dict[str, Any]:
 
 
 def weights_of(module: nn.Module) -> dict[str, Tensor]:
-    """All parameters, gathered."""
+    """All parameters, gathered; of FSDP1 and DeepSpeed the part of this rank."""
     return {
-        name: (p.full_tensor() if hasattr(p, "full_tensor") else p).detach().clone()
+        name: (p.full_tensor() if hasattr(p, "full_tensor") else getattr(p, "ds_tensor", p)).detach().clone()
         for name, p in module.named_parameters()
     }
 

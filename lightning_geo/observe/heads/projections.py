@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lightning_geo.observe.call import AttentionCall
 from lightning_geo.observe.layers.linear_run import Run
+from lightning_geo.utils._deepspeed import is_whole
 
 __all__ = [
     "Projections",
@@ -103,6 +104,8 @@ class Projections:
         run = next((r for r in reversed(self.runs) if source is not None and r.module is source.weight), None)
         if source is None or run is None or observed is None:
             return None
+        if not is_whole(run.module):
+            return None
         tokens = observed.shape[0], observed.shape[2]
         if run.x.numel() != tokens[0] * tokens[1] * run.x.shape[-1]:
             return None
@@ -119,6 +122,8 @@ def effective_weight(module: nn.Module) -> Tensor | None:
     Returns:
         ``None`` for quantised, sharded or offloaded weights, and for adapters that do more than add.
     """
+    if not is_whole(module):
+        return None
     base = getattr(module, "base_layer", None)
     if isinstance(base, nn.Module):
         return _adapted(module, base)

@@ -70,7 +70,7 @@ class Contents:
     def _look_into(self, value: Any) -> Iterable[Any]:
         """Keep what a value holds, and return it."""
         if isinstance(value, Tensor):
-            if not isinstance(value, nn.Parameter) and not value.is_inference():
+            if not isinstance(value, nn.Parameter) and not value.is_inference() and not _is_freed(value):
                 self.tensors[id(value)] = value, value.detach().clone(), version_of(value)
             return ()
         if isinstance(value, types.MethodType):
@@ -135,6 +135,16 @@ class Contents:
             _write_array(array, content)
         for generator, state in self._generators:
             _set_state(generator, state)
+
+
+def _is_freed(tensor: Tensor) -> bool:
+    """Whether a tensor's memory was freed: FSDP1 leaves such views of gathered parameters in modules.
+
+    To read one ends the process.
+    """
+    if type(tensor) is not Tensor or tensor.layout != torch.strided or tensor.is_meta:
+        return False
+    return tensor.numel() > 0 and tensor.untyped_storage().nbytes() == 0
 
 
 # -- containers

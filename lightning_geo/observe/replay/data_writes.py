@@ -1,4 +1,4 @@
-"""Parameters that a forward pass may have written through ``.data``, which raises no version."""
+"""Parameters that a forward pass has written, or may have through ``.data``, which raises no version."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["DataReads", "differing_parameters", "equal_values"]
+from lightning_geo.utils._torch import version_of
+
+__all__ = ["DataReads", "changed_since", "differing_parameters", "equal_values", "places_of"]
 
 
 class DataReads(TorchFunctionMode):
@@ -46,3 +48,17 @@ def equal_values(x: Tensor, y: Tensor) -> bool:
     if x.device.type == "meta" or y.device.type == "meta":
         return x.device == y.device
     return x.shape == y.shape and bool(((x == y) | ((x != x) & (y != y))).all())
+
+
+def places_of(twin: nn.Module) -> dict[str, tuple[nn.Parameter, int, int]]:
+    """Parameters by name, with version and address."""
+    return {name: (p, version_of(p), p.data_ptr()) for name, p in twin.named_parameters()}
+
+
+def changed_since(twin: nn.Module, before: dict[str, tuple[nn.Parameter, int, int]]) -> set[str]:
+    """Return the names of parameters written since ``before``."""
+    now = dict(twin.named_parameters())
+    return {
+        name for name, (p, version, place) in before.items()
+        if now.get(name) is not p or version_of(p) != version or p.data_ptr() != place
+    }  # fmt: skip

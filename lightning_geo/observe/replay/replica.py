@@ -13,10 +13,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_geo.observe import name_of
+from lightning_geo.observe.replay.assembling import Assembling, gathering_of
 from lightning_geo.observe.replay.contents import TREE
-from lightning_geo.observe.replay.data_writes import DataReads, differing_parameters, equal_values
+from lightning_geo.observe.replay.data_writes import (
+    DataReads,
+    changed_since,
+    differing_parameters,
+    equal_values,
+    places_of,
+)
 from lightning_geo.observe.replay.entered import Entered
-from lightning_geo.observe.replay.gathering import Gathering, is_split
 from lightning_geo.observe.replay.torchscript import is_scripted
 from lightning_geo.observe.replay.twin import (
     foreign_among,
@@ -50,22 +56,26 @@ class Replica:
     later copies share all others.
 
     A model that ``fully_shard`` or tensor parallelism split over ranks is replayed in place, because its own
-    hooks gather its parameters, or what was computed with them; see :class:`.Gathering`.
+    hooks gather its parameters, or what was computed with them; see :class:`.GatheredInPlace`. Of what FSDP1
+    or ZeRO-3 split, a copy is replayed for which the parameters are gathered; see :class:`.Assembling`.
 
     Args:
         model: The model.
         name: The model's name.
         warn_once: Takes warnings about what a replay leaves out or cannot isolate.
+        trained: The module that is trained, as the loop calls it; None if that is the model.
     """
 
-    def __init__(self, model: nn.Module, name: str, warn_once: WarnOnce) -> None:
+    def __init__(
+        self, model: nn.Module, name: str, warn_once: WarnOnce, trained: nn.Module | None = None
+    ) -> None:
         self._model = model
         self._name = name_of(name, model)
         self._warn_once = warn_once
         #: gathers parameters that are split over ranks; None where each rank has them all
-        self.gathering = Gathering(model) if is_split(model) else None
+        self.gathering = gathering_of(model, model if trained is None else trained)
         #: whether replays run on a copy of the model
-        self._copies = self.gathering is None
+        self._copies = self.gathering is None or self.gathering.copies
         #: names of parameters that its forward pass writes; None before the trial
         self._written: set[str] | None = None
         #: whether a copy is unchanged after a call, so that further calls may use it
@@ -83,9 +93,10 @@ class Replica:
         """Keep the current buffers and attributes, for runs after the training forward pass changed them."""
         self.forget()
         with contextlib.suppress(Exception):  # if the copy fails, the model is replayed in place
-            self._entered = twin_of(self._model) if self._copies else None
-        with contextlib.suppress(Exception):  # if this fails too, with its buffers at the time of the replay
-            self._state = Entered(self._model)
+            self._entered = self._copy(self._model, ()) if self._copies else None
+        if self.gathering is None or not self.gathering.copies:
+            with contextlib.suppress(Exception):  # if this fails too, its buffers are those of the replay
+                self._state = Entered(self._model)
 
     def forget(self) -> None:
         """Run the model in its current state from now on."""
@@ -107,11 +118,11 @@ class Replica:
             return
         try:
             twin = twin_of(self.model, None if _has_room(self._model) else ())
-            before, memory = _places(twin), _memory(twin)
+            before, memory = places_of(twin), _memory(twin)
             reads = DataReads(twin)
             with undisturbed(twin), _without_global_hooks(), context(), _apart(self._model), reads:
                 run(twin)
-            self._written = _changed(twin, before) | differing_parameters(twin, self.model) | reads.names
+            self._written = changed_since(twin, before) | differing_parameters(twin, self.model) | reads.names
             self.reusable = not self._written and memory is not None and memory == _memory(twin)
         except Exception as error:
             with self._in_place(None), context():
@@ -130,18 +141,24 @@ class Replica:
         if not self._copies:
             yield self._model
             return
-        twin = twin_of(self.model, self._written or ())
-        before = _places(twin)
+        if self.gathering is not None:
+            yield self._copy(self.model, ())
+            return
+        twin = self._copy(self.model, self._written or ())
+        before = places_of(twin)
         try:
             yield twin
         finally:
-            written = _changed(twin, before) - (self._written or set())
+            written = changed_since(twin, before) - (self._written or set())
             if written:
                 self._written = written | (self._written or set())
                 self._warn_once.warn(
                     f"the forward of {self._name} writes parameters",
                     f"{some(sorted(written))}, but did not in its first replay: this replay has changed them",
                 )
+
+    def _copy(self, model: nn.Module, own: Collection[str]) -> nn.Module:
+        return self.gathering.copy(model) if isinstance(self.gathering, Assembling) else twin_of(model, own)
 
     @contextlib.contextmanager
     def once(self, model: nn.Module, *, frozen: bool = False, **options: Any) -> Iterator[None]:
@@ -162,7 +179,8 @@ class Replica:
             for parameter in model.parameters():
                 if id(parameter) not in shared:
                     parameter.requires_grad_(False)
-        with undisturbed(model, **options), _without_global_hooks():
+        gathered = contextlib.nullcontext() if self.gathering is None else self.gathering.forward(model)
+        with undisturbed(model, **options), _without_global_hooks(), gathered:
             yield
 
     @contextlib.contextmanager
@@ -189,7 +207,7 @@ class Replica:
                     if is_lightning(module):
                         quiet(module)
                 if self.gathering is not None:
-                    trial.enter_context(self.gathering.forward())
+                    trial.enter_context(self.gathering.forward(model))
                 yield
             self._written = changed if written is None else set(written)
         finally:
@@ -231,20 +249,6 @@ def _memory(twin: nn.Module) -> bytes | None:
         return pickle.dumps(kept)
     except Exception:
         return None
-
-
-def _places(twin: nn.Module) -> dict[str, tuple[nn.Parameter, int, int]]:
-    """Parameters by name, with version and address."""
-    return {name: (p, version_of(p), p.data_ptr()) for name, p in twin.named_parameters()}
-
-
-def _changed(twin: nn.Module, before: dict[str, tuple[nn.Parameter, int, int]]) -> set[str]:
-    """Return the names of parameters written since ``before``."""
-    now = dict(twin.named_parameters())
-    return {
-        name for name, (p, version, place) in before.items()
-        if now.get(name) is not p or version_of(p) != version or p.data_ptr() != place
-    }  # fmt: skip
 
 
 def _has_room(model: nn.Module) -> bool:

@@ -6,7 +6,7 @@ import copy
 import functools
 import types
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from lightning_geo.utils._torch import (
     compiled_from,
     forward_hooks,
     is_compiled_function,
+    parameters_of,
 )
 from lightning_geo.utils._transformers import offloading_hooks
 
@@ -33,11 +34,19 @@ _COMPUTING = (
     "torch.nn", "torch.ao", "torch.distributed", "torchao", "peft", "adapters", "accelerate", "transformers",
     "bitsandbytes", "optimum", "auto_gptq", "gptqmodel", "hqq",
 )  # fmt: skip
+#: Packages whose hooks gather parameters, or take times: replays do without them.
+_STRATEGIES = ("deepspeed",)
 #: Classes in which accelerate keeps offloaded weights. It only reads these, so that a twin shares them.
 _READ_ONLY = ("OffloadedWeightsLoader", "PrefixedDataset")
 
 
-def twin_of(model: nn.Module, own: Collection[str] | None = ()) -> nn.Module:
+def twin_of(
+    model: nn.Module,
+    own: Collection[str] | None = (),
+    *,
+    replaced: Mapping[int, nn.Parameter] | None = None,
+    unwrapped: Sequence[tuple[nn.Module, nn.Module]] = (),
+) -> nn.Module:
     """Copy a module tree; its parameters are new objects over the same storage.
 
     The copy has its own buffers, attributes and generators. The user's hooks are left out, and every
@@ -46,6 +55,8 @@ def twin_of(model: nn.Module, own: Collection[str] | None = ()) -> nn.Module:
     Args:
         model: The module to copy.
         own: Names of parameters to copy too, because the forward pass writes them; None for all.
+        replaced: By identity, what stands in the copy for tensors among parameters and attributes.
+        unwrapped: Modules that are not copied, outer ones first, with the module in each that replaces it.
 
     Raises:
         Exception: If an attribute refuses to be copied (locks, files, process groups).
@@ -53,7 +64,9 @@ def twin_of(model: nn.Module, own: Collection[str] | None = ()) -> nn.Module:
     memo: dict[int, Any] = {}
     for name, parameter in model.named_parameters():
         memo[id(parameter)] = _parameter_twin(parameter, copied=own is None or name in own)
-    modules = list(model.modules())
+    memo.update(replaced or {})
+    wrappers = {id(wrapper) for wrapper, _ in unwrapped}
+    modules = [module for module in model.modules() if id(module) not in wrappers]
     hooks: list[tuple[OrderedDict[int, Any], OrderedDict[int, Any]]] = []
     for module in modules:
         if is_scripted(module):
@@ -68,12 +81,10 @@ def twin_of(model: nn.Module, own: Collection[str] | None = ()) -> nn.Module:
                 memo[id(value)] = OrderedDict()
             elif isinstance(value, (Dataset, DataLoader, types.ModuleType)):
                 memo[id(value)] = value
-        for part in offloading_hooks(module):
-            _share_weights(getattr(part, "weights_map", None), memo)
-        trainer = trainer_of(module)
-        if trainer is not None:
-            memo[id(trainer)] = _quiet_trainer(trainer)
+        _exchange(module, memo)
     with _WithoutGraph():
+        for wrapper, inside in reversed(unwrapped):
+            memo[id(wrapper)] = copy.deepcopy(inside, memo)
         twin: nn.Module = copy.deepcopy(model, memo)
         for theirs, ours in hooks:
             ours.update({k: copy.deepcopy(_rebound(h, memo), memo) for k, h in needed_hooks(theirs).items()})
@@ -85,6 +96,18 @@ def twin_of(model: nn.Module, own: Collection[str] | None = ()) -> nn.Module:
             set_trainer(memo[id(module)], trainer_of(module))  # `__getstate__` dropped the trainer
             quiet(memo[id(module)])
     return twin
+
+
+def _exchange(module: nn.Module, memo: dict[int, Any]) -> None:
+    """Put what a module shares with its copy, or what stands there instead, into the memo of copies."""
+    place = parameters_of(module)
+    if type(place) not in (dict, OrderedDict):  # DeepSpeed's gathers what is read from it
+        memo[id(place)] = {name: memo.get(id(p), p) for name, p in place.items()}
+    for part in offloading_hooks(module):
+        _share_weights(getattr(part, "weights_map", None), memo)
+    trainer = trainer_of(module)
+    if trainer is not None:
+        memo[id(trainer)] = _quiet_trainer(trainer)
 
 
 def _parameter_twin(parameter: nn.Parameter, *, copied: bool) -> nn.Parameter:
@@ -132,7 +155,8 @@ def foreign_hooks(model: nn.Module) -> dict[str, str]:
     for path, module in model.named_modules():
         for hooks in forward_hooks(module) if not is_scripted(module) else ():
             for hook in foreign_among(hooks).values():
-                by_path[path] = getattr(_function_of(hook), "__qualname__", repr(hook))
+                if not _package_of(hook).startswith(_STRATEGIES):
+                    by_path[path] = getattr(_function_of(hook), "__qualname__", repr(hook))
     return by_path
 
 

@@ -17,7 +17,7 @@ __all__ = [
     "BeforeCollectives",
     "SplitGroup",
     "choose_sharding_roots",
-    "foreign_sharding",
+    "gather_parts",
     "gathering_dimensions",
     "in_context_parallel",
     "is_distributed_tensor",
@@ -32,9 +32,6 @@ __all__ = [
 
 #: Packages of the hooks that gather the parameters of a module, and free them. Checked on torch 2.13.0.
 _GATHERING = ("torch.distributed.fsdp", "torch.distributed._composable")
-
-#: Classes of modules whose parameters only their own forward gathers; DeepSpeed may not be installed.
-_FOREIGN = ("FullyShardedDataParallel", "DeepSpeedEngine")
 
 #: The oldest torch with which parameters were split over ranks.
 _TRIED = (2, 11)
@@ -65,6 +62,16 @@ def sharded_modules(root: nn.Module) -> list[nn.Module]:
     return [] if kind is None else [module for module in root.modules() if isinstance(module, kind)]
 
 
+def gather_parts(whole: Tensor, part: Tensor, group: Any) -> None:
+    """Gather each process's part into one tensor, in the order of processes; all of a group call this.
+
+    Relies on ``torch.distributed.all_gather_single``, or ``all_gather_into_tensor``, its deprecated name and
+    the only one before torch 2.13; checked on torch 2.13.0.
+    """
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    gather(whole, part, group)
+
+
 def is_distributed_tensor(tensor: Tensor) -> bool:
     """Whether a tensor is a DTensor, of which each process has a part or a copy.
 
@@ -80,19 +87,6 @@ def _is_distributed(kind: type) -> bool:
     """
     distributed = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
     return distributed is not None and issubclass(kind, distributed)
-
-
-def foreign_sharding(root: nn.Module) -> str:
-    """Name what else splits the parameters of a module over processes; empty if nothing does.
-
-    Relies on the names ``FullyShardedDataParallel`` and ``DeepSpeedEngine`` and on DeepSpeed's ``ds_id``;
-    checked on torch 2.13.0.
-    """
-    for module in root.modules():
-        for kind in type(module).__mro__:
-            if kind.__name__ in _FOREIGN:
-                return kind.__name__
-    return "DeepSpeed" if any(hasattr(parameter, "ds_id") for parameter in root.parameters()) else ""
 
 
 def in_context_parallel() -> bool:
