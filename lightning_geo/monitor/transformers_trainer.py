@@ -83,9 +83,10 @@ class GeometryCallback(MonitorArguments, TrainerCallback):
     where logging was set up to; ``logging.getLogger("lightning_geo").setLevel(logging.WARNING)`` keeps the
     warnings only, whatever transformers' verbosity.
 
-    Absent: ``importance`` with ``source="batch"``, since the scale of the loss is unknown; and samples on a
-    probe under FSDP1 and DeepSpeed, which fall back to ``source="batch"``. FSDP2 (``fsdp_config`` with
-    ``"version": 2``) has them, without ``importance`` and ``updates``.
+    Absent: ``importance`` with ``source="batch"`` where the Trainer computes the loss itself, as TRL's
+    SFTTrainer does, so that its scale is unknown; and samples on a probe under FSDP1 and DeepSpeed, which
+    fall back to ``source="batch"``. FSDP2 (``fsdp_config`` with ``"version": 2``) has them, without
+    ``importance`` and ``updates``.
 
     The arguments are those of :class:`~lightning_geo.monitor.arguments.MonitorArguments`.
 
