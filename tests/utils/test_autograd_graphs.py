@@ -44,6 +44,7 @@ def test_a_loss_over_its_share_is_the_mean(name: str) -> None:
         lambda x: F.cross_entropy(x, LABELS, reduction="sum"),
         lambda x: x.sum() / 10,
         lambda x: x.sum().detach(),
+        lambda x: F.cross_entropy(x.bfloat16(), LABELS, reduction="sum") / 10,
     ],
 )
 def test_of_other_losses_nothing_is_known(loss: Callable[[Tensor], Tensor]) -> None:

@@ -41,5 +41,7 @@ def of_mean(loss: Tensor) -> float | Tensor | None:
     targets = getattr(divided, "_saved_total_weight", None)
     if not isinstance(targets, Tensor) or getattr(divided, "_saved_reduction", None) != _SUM:
         return None
+    if targets.dtype not in (torch.float32, torch.float64):
+        return None  # a half-precision count is rounded from 257 (bfloat16) on
     share: Tensor = targets.detach() / last._saved_other  # type: ignore[attr-defined]
     return share
