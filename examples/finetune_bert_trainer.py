@@ -1,7 +1,7 @@
 """Fine-tune BERT to classify news with transformers' Trainer, and watch the geometry of its attention.
 
-The same texts, model and learning rate as finetune_bert.py, without Lightning. Afterwards:
-tensorboard --logdir runs
+The texts, model and learning rate of finetune_bert.py, without Lightning: 80 steps on the beginnings of the
+texts, a minute on two cores. Afterwards: tensorboard --logdir runs
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ def parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--report-to", choices=["tensorboard", "wandb", "none"], default="tensorboard", help="of the Trainer")
     add("--every-n-steps", type=int, default=10, help="optimizer steps between two samples of the geometry")
-    add("--max-steps", type=int, default=-1, help="stop after so many optimizer steps; -1 for no limit")
+    add("--max-steps", type=int, default=80, help="stop after so many optimizer steps; -1 for one epoch")
     add("--save-steps", type=int, help="save a checkpoint, with the monitor's state, every so many steps")
     add("--resume", action="store_true", help="go on from the newest checkpoint")
     add("--learning-rate", type=float, default=1e-4, help="peak of the linear schedule")
     add("--batch-size", type=int, default=16, help="texts in a step")
-    add("--length", type=int, default=128, help="tokens of a text that are read")
+    add("--length", type=int, default=64, help="tokens of a text that are read")
     add("--limit", type=int, help="use only so many texts, for a quick try")
     add("--seed", type=int, default=0, help="split, initial weights, order and dropout all follow from it")
     add("--output", type=Path, default=Path("runs"), help="directory that the run goes to")

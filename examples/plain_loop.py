@@ -1,7 +1,7 @@
 """Fine-tune BERT to classify news in a loop of one's own, and watch the geometry of its attention.
 
-The same texts, model and learning rate as finetune_bert.py, without a trainer. Afterwards:
-tensorboard --logdir runs
+The texts, model and learning rate of finetune_bert.py, without a trainer: 80 steps on the beginnings of the
+texts, a minute on two cores. Afterwards: tensorboard --logdir runs
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     add = parser.add_argument
     add("--every-n-steps", type=int, default=10, help="optimizer steps between two samples of the geometry")
-    add("--max-steps", type=int, help="stop after so many optimizer steps")
+    add("--max-steps", type=int, default=80, help="stop after so many optimizer steps, or after one epoch")
     add("--learning-rate", type=float, default=1e-4, help="peak of the linear schedule")
     add("--batch-size", type=int, default=16, help="texts in a step")
-    add("--length", type=int, default=128, help="tokens of a text that are read")
+    add("--length", type=int, default=64, help="tokens of a text that are read")
     add("--limit", type=int, help="use only so many texts, for a quick try")
     add("--seed", type=int, default=0, help="split, initial weights, order and dropout all follow from it")
     add("--output", type=Path, default=Path("runs"), help="directory that the run goes to")
@@ -55,7 +55,7 @@ def main() -> None:
     model = AutoModelForSequenceClassification.from_pretrained(
         model_name, num_labels=len(set(texts.labels)), local_files_only=True
     ).train()
-    steps = min(args.max_steps or len(training), len(training))
+    steps = min(args.max_steps, len(training))
     optimizer = torch.optim.AdamW(model.parameters(), args.learning_rate, weight_decay=0.01)
     schedule = get_linear_schedule_with_warmup(optimizer, steps // 10, steps)
     special = [tokenizer.cls_token_id, tokenizer.sep_token_id]

@@ -15,7 +15,7 @@ from lightning_geo.monitor.observed_models import ObservedModels
 from lightning_geo.monitor.open_sample import OpenSample
 from lightning_geo.monitor.probe_replay import Calls, ProbeReplay
 from lightning_geo.observe import name_of
-from lightning_geo.observe.replay.call_hooks import on_call
+from lightning_geo.observe.replay.call_hooks import on_call, on_return
 from lightning_geo.observe.replay.torch_compile import compiles_attention
 from lightning_geo.observe.replay.undisturbed import Call, RandomState, has_fast_path
 from lightning_geo.observe.training_calls import begins_training
@@ -93,6 +93,7 @@ class BatchObservation:
             if sample.weighs_heads:
                 gradients = self._gradients.setdefault(name, TrainingGradients())
                 self._watching.callback(on_call(model, gradients.begins))
+                self._watching.callback(on_return(model, gradients.ends))
             self._watching.enter_context(measurement.observe(name, gradients, training=True))
 
     def _shadow(self, name: str) -> Callable[..., None]:

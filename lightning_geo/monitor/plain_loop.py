@@ -208,7 +208,8 @@ def watch(
     found, the findings and a summary to standard error, beside a bar of tqdm, or where logging was set up to;
     ``logging.getLogger("lightning_geo").setLevel(logging.WARNING)`` keeps the warnings only.
 
-    ``importance`` with ``source="batch"`` is absent: a loop does not tell how it scales its loss.
+    ``importance`` with ``source="batch"`` needs a loop that trains by the ``loss`` which the model returns:
+    how the loop scales another one is unknown.
 
     Args:
         model: The model, as the loop calls it.

@@ -11,15 +11,13 @@ from lightning_geo.utils.warn_once import WarnOnce
 
 __all__ = ["with_words"]
 
-_NAMES = ("tokenizer", "processing_class")
-
 
 def with_words(
     patterns: Mapping[str, AttentionPatterns], owners: Iterable[Any], in_checkpoint: bool, warn_once: WarnOnce
 ) -> dict[str, AttentionPatterns]:
     """Return patterns whose tokens are words, where the run has a tokenizer.
 
-    That is ``tokenizer`` or ``processing_class`` of one of its parts.
+    That is ``processing_class``, or else ``tokenizer``, of one of its parts.
 
     Args:
         patterns: By stack; their tokens are ids.
@@ -34,12 +32,18 @@ def with_words(
             "`probe_in_checkpoint=False` keeps inputs out of checkpoints, but attention patterns are "
             "recorded with the tokens of one sequence of the probe; `patterns=False` leaves both out",
         )
-    tokenizers = [getattr(owner, name, None) for owner in owners for name in _NAMES]
-    tokenizers = [getattr(one, "tokenizer", one) for one in tokenizers]  # a processor has one
+    tokenizers = [_tokenizer_of(owner) for owner in owners]
     known = next((one for one in tokenizers if callable(getattr(one, "convert_ids_to_tokens", None))), None)
     if known is None:
         return dict(patterns)
     return {stack: replace(own, tokens=_words(own.tokens, known)) for stack, own in patterns.items()}
+
+
+def _tokenizer_of(owner: Any) -> Any:
+    # the Trainer of transformers 4 writes a warning into the progress bar at each look at its `tokenizer`
+    name = "processing_class" if hasattr(owner, "processing_class") else "tokenizer"
+    held = getattr(owner, name, None)
+    return getattr(held, "tokenizer", held)  # a processor has one
 
 
 def _words(tokens: tuple[str, ...], tokenizer: Any) -> tuple[str, ...]:

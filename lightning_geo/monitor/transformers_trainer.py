@@ -119,8 +119,9 @@ class GeometryCallback(MonitorArguments, TrainerCallback):
     where logging was set up to; ``logging.getLogger("lightning_geo").setLevel(logging.WARNING)`` keeps the
     warnings only, whatever transformers' verbosity.
 
-    Absent: ``importance`` with ``source="batch"``, since the scale of the loss is unknown; and under FSDP and
-    DeepSpeed's ZeRO-3 ``importance`` and ``updates``.
+    Absent: ``importance`` with ``source="batch"`` where the Trainer computes the loss itself, as TRL's
+    SFTTrainer does, so that its scale is unknown; and under FSDP and DeepSpeed's ZeRO-3 ``importance`` and
+    ``updates``, on the probe.
 
     The arguments are those of :class:`~lightning_geo.monitor.arguments.MonitorArguments`.
 

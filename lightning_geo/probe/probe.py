@@ -16,12 +16,12 @@ from lightning_geo.observe.replay.undisturbed import Call
 from lightning_geo.probe.call import ProbeCall
 from lightning_geo.probe.limits import SCORED_SEQUENCES, within, within_over_ranks
 
-__all__ = ["Probe", "Share", "copied", "kept_call", "probe_from"]
+__all__ = ["LOSS_DIVISOR", "Probe", "Share", "copied", "kept_call", "probe_from"]
 
 
 #: What transformers divides a loss by instead of the call's own tokens: those of all batches of a step. It is
 #: no input, and on a few sequences the loss would be too small by what the others had.
-_LOSS_DIVISOR = "num_items_in_batch"
+LOSS_DIVISOR = "num_items_in_batch"
 
 
 @dataclass
@@ -218,7 +218,7 @@ def kept_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
     Raises:
         TypeError: If an argument cannot be kept; the message names it and a remedy.
     """
-    kwargs = {name: value for name, value in kwargs.items() if name != _LOSS_DIVISOR}
+    kwargs = {name: value for name, value in kwargs.items() if name != LOSS_DIVISOR}
     names = list(inspect.signature(function).parameters)
     named = [(names[i] if i < len(names) else str(i), value) for i, value in enumerate(args)]
     copies = []

@@ -126,3 +126,18 @@ def test_a_value_of_run_b_is_of_the_same_curve_or_absent(page: Page, address: st
     frame = opened(page, address, f"view=trace&run=poor&other=good&loss={quote('=' + HOSTILE)}")
     expect(frame.locator(".curve output").first).to_have_text("4", timeout=PATIENCE)  # run B has none of it
     expect(frame.locator(".curve output").nth(1)).to_have_text("0.718 · B 0.961")
+
+
+def test_in_a_low_window_a_finding_is_whole(page: Page, address: str) -> None:
+    frame = opened(page, address, "view=summary&run=poor")
+    card, view, strip = (frame.locator(name) for name in (".card", ".summary", ".runstrip"))
+    expect(card.locator("canvas")).to_have_count(2, timeout=PATIENCE)
+    for height, has_strip in ((490, False), (560, False), (600, True), (800, True)):
+        page.set_viewport_size({"width": 1200, "height": height})
+        expect(strip).to_be_visible(visible=has_strip)
+        ends = [box.evaluate("e => e.getBoundingClientRect().bottom") for box in (card, view)]
+        assert ends[0] <= ends[1]
+    frame.get_by_role("button", name="Map", exact=True).click()
+    page.set_viewport_size({"width": 1200, "height": 490})
+    expect(strip).to_be_visible()  # its slider needs it
+    page.set_viewport_size({"width": 1200, "height": 800})

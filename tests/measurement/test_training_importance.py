@@ -97,6 +97,13 @@ class Manual(Lit):
         optimizer.step()
 
 
+class FromLogits(Manual):
+    """Its loss is not its model's."""
+
+    def loss(self, batch: dict[str, Tensor]) -> Tensor:
+        return nn.functional.cross_entropy(self.model(**batch).logits, batch["labels"])  # type: ignore[operator]
+
+
 def twice(module: Lit, loss: Tensor) -> None:
     module.manual_backward(loss, retain_graph=True)
     module.manual_backward(0.5 * loss)
@@ -186,8 +193,9 @@ def test_a_scale_too_large_gives_no_number(tmp_path: Path) -> None:
         lambda: Classifier(dropout=0.0),
         lambda: Lit(lambda: checkpointed(False)),
         lambda: Manual(lambda module, loss: module.manual_backward(loss)),
+        lambda: Manual(lambda module, loss: (3.0 * loss).backward()),  # type: ignore[no-untyped-call]
     ],
-    ids=["plain", "checkpointing", "manual"],
+    ids=["plain", "checkpointing", "manual", "a backward of one's own"],
 )
 def test_ways_to_train_that_give_the_same(build: Callable[[], Lit], tmp_path: Path) -> None:
     module = build()
@@ -202,8 +210,9 @@ ABSENT: dict[str, tuple[Callable[[], Lit], str]] = {
     "reentrant checkpointing": (lambda: Lit(lambda: checkpointed(True)), NO_GRADIENT),
     "frozen": (lambda: Frozen(), NO_GRADIENT),
     "two losses": (lambda: Manual(twice), "several losses were differentiated through one forward"),
-    "a backward of one's own": (
-        lambda: Manual(lambda module, loss: loss.backward()), "its backward pass was not run by Lightning"
+    "a backward of one's own from another loss": (
+        lambda: FromLogits(lambda module, loss: loss.backward()),
+        "did not begin from the `loss` that the model returns",
     ),
     "no backward": (lambda: Idle(), "the training backward pass did not reach it"),
     "compiled": (lambda: Compiled(), "the model is compiled"),

@@ -30,6 +30,6 @@ def test_two_processes_record_what_one_does(name: str, tmp_path: Path, forks: Fo
     assert one.steps.tolist() == two.steps.tolist() == [0, 2, 3]
     assert {*one.metadata["probe_fingerprint"]} == {*two.metadata["probe_fingerprint"]}
     assert set(one) == set(two)
-    alike = slice(1 if name == "transformers" else None)  # it trains on other batches with two processes
     for key in one:
-        np.testing.assert_allclose(two[key][alike], one[key][alike], rtol=1e-4, atol=1e-4, err_msg=key)
+        np.testing.assert_allclose(two[key], one[key], rtol=1e-5, atol=1e-5, err_msg=key)
+    assert np.nanmin(one["drift.query"][1:]) > 1e-3  # training moves what is compared

@@ -18,6 +18,9 @@ from support.forks import Forks
 from support.same_records import assert_same, assert_same_patterns
 
 pytestmark = pytest.mark.slow
+needs_sharding = pytest.mark.skipif(
+    not ranks.FULLY_SHARDS, reason="`fully_shard` of torch 2.6 does not run on a CPU"
+)
 
 #: Where the record of two processes is compared with that of one, and its steps.
 SAME = {
@@ -35,6 +38,8 @@ SAME = {
     "sharded": [0, 2, 4],
     "resumed": [0, 2, 4, 6, 8],
 }
+#: Those of them that this torch can run.
+RUNNING = [pytest.param(name, marks=needs_sharding) if name == "sharded" else name for name in SAME]
 FAILING = {
     "fails_in_replay": [0, 4, 6],
     "fails_before_replay": [0, 4, 6],
@@ -83,6 +88,8 @@ def directory(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Path:
         "stopped",
     ]
     scenarios = [*SAME, *others, *SWITCHING, *TOLD, *FAILING, "strict"]
+    if not ranks.FULLY_SHARDS:
+        scenarios.remove("sharded")
     assert set(scenarios) == set(ranks.SCENARIOS)
     forks.ranks(ranks.WORLD_SIZE, "programs.ranks", str(directory), *scenarios, folder=directory)
     return directory
@@ -97,7 +104,7 @@ def results(directory: Path, scenario: str) -> list[dict[str, Any]]:
     return found
 
 
-@pytest.mark.parametrize("scenario", SAME)
+@pytest.mark.parametrize("scenario", RUNNING)
 def test_two_processes_record_what_one_does(directory: Path, tmp_path: Path, scenario: str) -> None:
     one = ranks.run(scenario, tmp_path)
     first, second = results(directory, scenario)
@@ -140,7 +147,7 @@ def test_a_rank_that_cannot_prepare_leaves_nobody_waiting(directory: Path) -> No
     assert any("cannot be observed" in said for said in results(directory, "unprepared")[0]["warnings"])
 
 
-@pytest.mark.parametrize("scenario", [*SAME, *FAILING])
+@pytest.mark.parametrize("scenario", [*RUNNING, *FAILING])
 def test_callback_metrics_are_everywhere_and_files_from_rank_0_alone(directory: Path, scenario: str) -> None:
     first, second = results(directory, scenario)
     ours, theirs = (

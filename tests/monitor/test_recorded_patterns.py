@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from transformers import T5Config, T5ForConditionalGeneration
 
 from lightning_geo import GeometryMonitor, load_history
+from lightning_geo.monitor.token_names import with_words
 from lightning_geo.storage.history import GeometryHistory
+from lightning_geo.utils.warn_once import WarnOnce
 from support.lit import Causal, Classifier, Lit, fit, loader, sequences, trainer
 from support.packed_models import BUILDS, documents, flattened
 
@@ -105,6 +107,19 @@ class Words:
 
     def convert_ids_to_tokens(self, ids: list[int]) -> list[str | None]:
         return [None if token == 1 else f"word{token}" for token in ids]
+
+
+def test_a_trainers_tokenizer_is_not_looked_at_where_it_has_a_processing_class() -> None:
+    """The Trainer of transformers 4 warns of each look."""
+
+    class Trainer:
+        processing_class = None
+
+        @property
+        def tokenizer(self) -> Any:
+            raise AssertionError("Trainer.tokenizer is now deprecated")
+
+    assert with_words({}, [Trainer()], True, WarnOnce(strict=True)) == {}
 
 
 @pytest.mark.parametrize("name", ["tokenizer", "processing_class"])

@@ -114,9 +114,14 @@ def test_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     import wandb
 
-    fit(tmp_path, callback(), report_to="wandb")
-    summary, folder = dict(wandb.run.summary), wandb.run.dir
-    wandb.finish()
+    wandb.teardown()  # W&B reads its environment once: after another test it would write where pytest began
+    try:
+        fit(tmp_path, callback(), report_to="wandb")
+        summary, folder = dict(wandb.run.summary), wandb.run.dir
+    finally:
+        wandb.finish()
+        wandb.teardown()  # later tests get none of this one's settings
+    assert Path(folder).is_relative_to(tmp_path)
     assert {"geometry/entropy", "geometry_change/entropy", "geometry/report"} <= set(summary)
     assert load_history(folder).steps.tolist() == [0, 2, 4]
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -25,8 +26,9 @@ STEPS, BATCH = 3, 8
 
 
 def model() -> torch.nn.Module:
+    """A BERT of spread weights: of near-equal vectors the directions would be a matter of rounding."""
     torch.manual_seed(0)
-    return bert(dropout=0.0).train()
+    return bert(dropout=0.0, initializer_range=0.3).train()
 
 
 def loop(directory: Path, name: str) -> None:
@@ -67,10 +69,14 @@ def launched() -> Fabric:
 
 
 def trainer(directory: Path) -> None:
+    world = int(os.environ.get("WORLD_SIZE", "1"))  # the process group is made by the arguments
     arguments = TrainingArguments(
-        str(directory), max_steps=STEPS, per_device_train_batch_size=BATCH // world_size(), use_cpu=True,
+        str(directory), max_steps=STEPS, per_device_train_batch_size=BATCH // world, use_cpu=True,
         report_to="none", disable_tqdm=True, save_strategy="no", max_grad_norm=0, learning_rate=0.01,
-        lr_scheduler_type="constant", ddp_backend="gloo" if world_size() > 1 else None,
+        lr_scheduler_type="constant", ddp_backend="gloo" if world > 1 else None,
+        # else the Trainer multiplies the loss by the number of processes, as if the model had divided it by
+        # the labels of all of them, which a classifier does not
+        average_tokens_across_devices=False,
     )  # fmt: skip
     made = model()
 

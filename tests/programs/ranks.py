@@ -40,6 +40,8 @@ from support.lit import FIRST_TOKEN, Lit, bert, sequences, trainer
 from support.registry import nothing_registered, register
 
 WORLD_SIZE = 2
+#: Whether ``fully_shard`` runs on a CPU, as that of torch 2.6 does not.
+FULLY_SHARDS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 11)
 #: Sequences of a batch, over all ranks.
 BATCH = 8
 #: The families that single scores are needed for, and one that takes whole rows.
@@ -503,6 +505,8 @@ SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "sharded": sharded,
     "strict": strict_fit,
 }
+if not FULLY_SHARDS:
+    del SCENARIOS["sharded"]
 
 
 def run(scenario: str, directory: Path) -> dict[str, Any]:

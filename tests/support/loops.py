@@ -6,6 +6,7 @@ Import as ``from support.loops import LOOPS, Job``. Each takes a :class:`Job` an
 from __future__ import annotations
 
 import contextlib
+import functools
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ from trl import SFTConfig, SFTTrainer
 from lightning_geo import GeometryCallback, GeometryMonitor, watch
 from support.lit import trainer
 
-__all__ = ["LOOPS", "Job", "Trained", "model"]
+__all__ = ["LOOPS", "Job", "Trained", "model", "with_head_of_sft"]
 
 VOCABULARY, LENGTH, BATCH = 60, 10, 4
 
@@ -115,6 +116,20 @@ def model(job: Job) -> GPT2LMHeadModel:
     made.transformer.wte = embedding
     made.tie_weights()
     return made.train()
+
+
+def with_head_of_sft(made: GPT2LMHeadModel) -> GPT2LMHeadModel:
+    """The model with the loss that SFTTrainer computes: newer TRL's from fused log-probabilities of its own.
+
+    That loss has another order of summation, so that weights trained by it differ in their last bits.
+    """
+    try:
+        from trl.trainer import add_fused_lm_head
+    except ImportError:  # older TRL takes the model's loss
+        return made
+    add_fused_lm_head(made, outputs=("log_probs", "entropy", "is_top1"))
+    made.forward = functools.partial(made.forward, fused_lm_head=True)  # type: ignore[method-assign]
+    return made
 
 
 def sequences(job: Job) -> list[dict[str, list[int]]]:

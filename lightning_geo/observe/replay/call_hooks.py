@@ -1,4 +1,4 @@
-"""Run a function before a module's calls, without leaving a trace in copies made meanwhile."""
+"""Run a function before or after a module's calls, without leaving a trace in copies made meanwhile."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 from lightning_geo.utils._lightning import borrows_forward
 from lightning_geo.utils._torch import compiled_call, remove_forward_hook, set_compiled_call
 
-__all__ = ["Fleeting", "on_call"]
+__all__ = ["Fleeting", "on_call", "on_return"]
 
 
 class Fleeting:
@@ -75,6 +75,21 @@ def on_call(
             set_compiled_call(module, call.compiled)
 
     return undo
+
+
+def on_return(module: nn.Module, function: Callable[[Any], None]) -> Callable[[], None]:
+    """Run ``function(output)`` after every call of ``module``; returns a function that undoes it.
+
+    Args:
+        module: One that is not compiled.
+        function: Is given what the call returns.
+    """
+
+    def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if not torch.compiler.is_compiling() and not borrows_forward(module):
+            function(output)
+
+    return module.register_forward_hook(Fleeting(hook)).remove
 
 
 class _HookedCall:

@@ -7,7 +7,7 @@ use of such a name elsewhere in the package.
 from __future__ import annotations
 
 from lightning_geo.utils._torch.autocast import keep_autocast_cache
-from lightning_geo.utils._torch.autograd import in_backward
+from lightning_geo.utils._torch.autograd import in_backward, of_mean
 from lightning_geo.utils._torch.compiled import (
     compiled_call,
     compiled_from,
@@ -128,6 +128,7 @@ __all__ = [
     "keep_autocast_cache",
     "keep_uses",
     "leader_of",
+    "of_mean",
     "output_widths",
     "parameters_of",
     "path_without_units",
