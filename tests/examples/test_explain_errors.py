@@ -8,11 +8,11 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-SMALL = ("--limit", 60, "--length", 32)
+SMALL = ("--limit", 60, "--length", 16)
 
 
 def test_errors_are_traced_and_checked(run, tmp_path):
-    run("finetune_bert.py", "--max-steps", 3, *SMALL, "--save", tmp_path / "model")
+    run("finetune_bert.py", "--max-steps", 3, "--batch-size", 8, *SMALL, "--save", tmp_path / "model")
     printed = run("explain_errors.py", tmp_path / "model", *SMALL, "--draws", 2, "--references", 8)
     page = tmp_path / "explanation.html"
     wrong, whole = re.search(r"^(\d+) of (\d+) texts are mispredicted", printed, re.MULTILINE).groups()
