@@ -43,6 +43,13 @@ def forks() -> Iterator[forking.Forks]:
         yield found
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _what_is_there_is_no_garbage() -> None:
+    """Take it out of garbage collection: to look through what was imported took half a second each time."""
+    gc.collect()
+    gc.freeze()
+
+
 #: Families whose parts have other names in transformers 4, or whose eager twins cannot run in float64 there.
 WRITTEN_FOR_5 = {"vit", "dinov2", "swin", "clip", "distilbert", "gemma2"}
 
@@ -91,12 +98,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(why)
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
-
-
-def pytest_collection_finish() -> None:
-    """Take what was imported out of garbage collection: to look through it took half a second each time."""
-    gc.collect()
-    gc.freeze()
 
 
 def pytest_unconfigure() -> None:

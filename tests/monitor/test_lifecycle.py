@@ -90,13 +90,14 @@ def test_whatever_a_hook_calls_may_fail(source: Any, tmp_path: Path, monkeypatch
 
             patch.setattr(owner, name, fail)
             module = Classifier()
-            monitor = GeometryMonitor(1, source=source, layers=[0])
+            monitor = GeometryMonitor(1, source=source, layers=[0], metrics=["entropy", "stream"])
             assert_same(
                 outcome(fit(tmp_path, module, monitor, steps=3, validation=loader(8)), module), expected
             )
             assert traces(module) == []
             failed += [name] * any("injected" in said for said in warn_once(caught))
-    assert {"__init__", "conclude", "pause"} <= set(failed)
+    assert {"__init__", "conclude", "pause", "add_importance"} <= set(failed)
+    assert ("replay" in failed) == (source == "probe")
 
 
 def test_notes_are_logged_where_warnings_are_errors(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
