@@ -16,6 +16,7 @@ from hypothesis import settings
 from support import shapes
 
 shapes.install()  # before anything imports the package
+gc.disable()  # imports leave no garbage: to look for some took a third of the time until the first test
 
 from support import forks as forking  # noqa: E402
 
@@ -98,3 +99,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(why)
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_collection_finish() -> None:
+    gc.enable()
