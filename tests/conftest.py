@@ -16,6 +16,7 @@ from hypothesis import settings
 from support import shapes
 
 shapes.install()  # before anything imports the package
+gc.disable()  # imports leave no garbage: to look for some took a third of the time until the first test
 
 from support import forks as forking  # noqa: E402
 
@@ -41,6 +42,13 @@ def forks() -> Iterator[forking.Forks]:
     """Runs programs in forks of a process that has imported what takes seconds to import."""
     with forking.forks() as found:
         yield found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _what_is_there_is_no_garbage() -> None:
+    """Take it out of garbage collection: to look through what was imported took half a second each time."""
+    gc.collect()
+    gc.freeze()
 
 
 #: Families whose parts have other names in transformers 4, or whose eager twins cannot run in float64 there.
@@ -94,10 +102,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Take what was imported out of garbage collection: to look through it took half a second each time."""
-    gc.collect()
-    gc.freeze()
-
-
-def pytest_unconfigure() -> None:
-    gc.unfreeze()
+    gc.enable()

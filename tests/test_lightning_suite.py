@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import lightning_suite
 from lightning_suite import Verdict, main, package_of, suite_there_is
+from support.forks import Forks
 
 #: As in Lightning's own: the suite is a package, and no test may leave a file or a variable behind.
 CONFTEST = """
@@ -124,8 +127,17 @@ def checkout(root: Path) -> Path:
 
 @pytest.mark.slow
 def test_it_finds_what_fails_and_what_trains_differently(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    forks: Forks,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    def forked(command: list[str], cwd: Path, env: dict[str, str], **_: Any) -> Any:
+        [status], [stdout], [stderr] = forks.run(command[1:], folder=cwd, environments=[env])
+        return subprocess.CompletedProcess(command, status, stdout, stderr)
+
+    # an interpreter of its own would import Lightning anew for each of the three runs
+    monkeypatch.setattr("lightning_suite.subprocess.run", forked)
     suite = checkout(tmp_path)
     (suite / "trainer").mkdir()
     (suite / "trainer" / "test_made_up.py").write_text(SUITE)

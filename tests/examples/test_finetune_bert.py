@@ -13,7 +13,7 @@ from texts import packaged_bert, tokenizer_of
 
 pytestmark = pytest.mark.slow
 
-SMALL = ("--max-steps", 3, "--every-n-steps", 1, "--limit", 60, "--length", 32)
+SMALL = ("--max-steps", 3, "--every-n-steps", 1, "--limit", 60, "--length", 16, "--batch-size", 8)
 
 
 def test_all_loggers(run, accuracy, tmp_path):

@@ -11,7 +11,7 @@ from lightning_geo import load_history
 
 pytestmark = pytest.mark.slow
 
-SMALL = ("--max-steps", 3, "--every-n-steps", 1, "--limit", 60, "--length", 32)
+SMALL = ("--max-steps", 3, "--every-n-steps", 1, "--limit", 60, "--length", 16, "--batch-size", 8)
 
 
 def test_starts_where_full_fine_tuning_starts(run, accuracy, tmp_path):

@@ -24,7 +24,7 @@ PICTURES = ROOT / "examples" / "pictures" / "gallery"
 def test_the_script_makes_every_picture_of_a_run(tmp_path: Path) -> None:
     command = [
         sys.executable, str(ROOT / "tests" / "programs" / "gallery.py"),
-        "--runs", str(tmp_path / "runs"), "--output", str(tmp_path / "pictures"), "--steps", "8",
+        "--runs", str(tmp_path / "runs"), "--output", str(tmp_path / "pictures"), "--steps", "4",
         "--kinds", "healthy",
     ]  # fmt: skip
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])

@@ -9,7 +9,7 @@ import torch
 
 pytestmark = pytest.mark.slow
 
-SMALL = ("--max-steps", 3, "--limit", 60, "--length", 32)
+SMALL = ("--max-steps", 3, "--limit", 24, "--length", 16, "--batch-size", 8)
 
 
 def test_half_of_the_heads_go(run, tmp_path):

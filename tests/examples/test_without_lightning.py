@@ -8,7 +8,7 @@ from lightning_geo import load_history
 
 pytestmark = pytest.mark.slow
 
-SMALL = ("--max-steps", 3, "--every-n-steps", 2, "--limit", 60, "--length", 32)
+SMALL = ("--max-steps", 3, "--every-n-steps", 2, "--limit", 60, "--length", 16, "--batch-size", 8)
 
 
 def test_plain_loop(run, accuracy, tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import subprocess
 import sys
 import textwrap
 
@@ -203,10 +202,18 @@ MEMORY = """
 """
 
 
-def extra_memory(statement: str, setup: str = "") -> float:
+@pytest.fixture
+def extra_memory(forks, tmp_path):
     """MB that a statement needs at its peak beyond what was resident before, ``setup`` done."""
-    program = textwrap.dedent(MEMORY).format(statement=statement, setup=setup)
-    return int(subprocess.run([sys.executable, "-c", program], check=True, capture_output=True).stdout) / 1e6
+
+    def extra_memory(statement: str, setup: str = "") -> float:
+        program = tmp_path / "program.py"
+        program.write_text(textwrap.dedent(MEMORY).format(statement=statement, setup=setup))
+        [status], [stdout], [stderr] = forks.run([str(program)], folder=tmp_path)
+        assert status == 0, stderr
+        return int(stdout) / 1e6
+
+    return extra_memory
 
 
 @pytest.mark.slow
@@ -214,7 +221,7 @@ def extra_memory(statement: str, setup: str = "") -> float:
 @pytest.mark.parametrize(
     "options", ["", "is_causal=True", "mask=padding[:, None, None], query_mask=padding", "mask=blocks"]
 )
-def test_long_sequences_need_little_memory(options):
+def test_long_sequences_need_little_memory(extra_memory, options):
     prepare = {
         "padding": "padding = torch.arange(16384)[None] < 9000; ",
         "blocks": "from torch.nn.attention.flex_attention import create_block_mask; "
@@ -225,7 +232,7 @@ def test_long_sequences_need_little_memory(options):
     assert extra_memory(f"attention_statistics({query}, {query}, {options})", setup) < 200
 
 
-def test_memory_is_measured():
+def test_memory_is_measured(extra_memory):
     assert extra_memory("query[:, :, :6144] @ query[:, :, :6144].mT") > 200
 
 

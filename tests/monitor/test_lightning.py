@@ -8,8 +8,9 @@ import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 import pytorch_lightning as pl
@@ -18,6 +19,8 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from lightning_geo import GeometryMonitor, load_history
 from programs import packages
 from support.lit import Classifier, fit
+
+Elsewhere: TypeAlias = Callable[[str], dict[str, Any]]
 
 #: Every argument of the monitor, as a YAML file may give it, but those that exclude others and ``baseline``.
 ARGUMENTS: dict[str, Any] = {
@@ -35,14 +38,17 @@ ARGUMENTS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def elsewhere(function: str, directory: Path) -> dict[str, Any]:
-    """What a function of ``programs.packages`` returns in a fresh interpreter."""
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Elsewhere:
+    """What functions of ``programs.packages`` returned where nothing was imported before."""
+    directory, functions = tmp_path_factory.mktemp("elsewhere"), ["neither", "both", "geometry_first"]
+    (directory / "monitor.pickle").write_bytes(pickle.dumps(GeometryMonitor(2)))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-m", "programs.packages", function, str(directory)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
+    for group in [functions] if hasattr(os, "fork") else [[function] for function in functions]:
+        command = [sys.executable, "-m", "programs.packages", str(directory), *group]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+    return lambda function: json.loads((directory / f"{function}.json").read_text())  # type: ignore[no-any-return]
 
 
 def entry(**arguments: Any) -> dict[str, Any]:
@@ -127,9 +133,8 @@ def test_all_loggers_hold_the_same_numbers(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.slow
-def test_a_monitor_before_any_package_is_imported_loads_one(tmp_path: Path) -> None:
-    (tmp_path / "monitor.pickle").write_bytes(pickle.dumps(GeometryMonitor(2)))
-    assert elsewhere("neither", tmp_path) == {
+def test_a_monitor_before_any_package_is_imported_loads_one(elsewhere: Elsewhere) -> None:
+    assert elsewhere("neither") == {
         "unpickled": ["pytorch_lightning"],
         "pytorch_lightning": True,
         "lightning.pytorch": False,
@@ -139,14 +144,14 @@ def test_a_monitor_before_any_package_is_imported_loads_one(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_a_monitor_after_both_packages_were_imported_belongs_to_both(tmp_path: Path) -> None:
-    assert elsewhere("both", tmp_path) == {"callback": [True, True], "bare": [[4], [4]]}
+def test_a_monitor_after_both_packages_were_imported_belongs_to_both(elsewhere: Elsewhere) -> None:
+    assert elsewhere("both") == {"callback": [True, True], "bare": [[4], [4]]}
 
 
 @pytest.mark.slow
-def test_lightning_alone(tmp_path: Path) -> None:
+def test_lightning_alone(elsewhere: Elsewhere) -> None:
     """``lightning_geo`` imported first; the other package is never loaded."""
-    result = elsewhere("geometry_first", tmp_path)
+    result = elsewhere("geometry_first")
     assert result.pop("before") == []
     assert result.pop("after") == ["lightning.pytorch"]
     values = result.pop("where")

@@ -22,8 +22,8 @@ COLUMNS = 220
 SEQUENCE = re.compile(r"\x1b\[(\??)([\d;]*)([A-Za-z])")
 
 
-def shown(kind: str, forks: Forks, folder: Path, *, alone: bool = False) -> list[str]:
-    """The lines of a terminal at the end of the program, which may be the first to import anything."""
+def shown(kind: str, forks: Forks, folder: Path) -> list[str]:
+    """The lines of a terminal at the end of the program."""
     parent, child = pty.openpty()
     fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 60, COLUMNS, 0, 0))
     environment = {**os.environ, "TERM": "xterm", "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -32,9 +32,8 @@ def shown(kind: str, forks: Forks, folder: Path, *, alone: bool = False) -> list
         output = pool.submit(written, parent)
         try:
             [status], _, _ = forks.run(
-                [str(PROGRAM), kind], folder=folder, environments=[environment],
-                terminal=os.ttyname(child), alone=alone,
-            )  # fmt: skip
+                [str(PROGRAM), kind], folder=folder, environments=[environment], terminal=os.ttyname(child)
+            )
         finally:
             os.close(child)
     os.close(parent)
@@ -124,7 +123,7 @@ def test_every_line_is_beside_the_bar_which_stays_whole(kind: str, forks: Forks,
 def test_a_script_that_sets_no_logging_up_shows_the_lines_beside_its_bar(
     kind: str, forks: Forks, tmp_path: Path
 ) -> None:
-    lines = shown(kind, forks, tmp_path, alone=True)
+    lines = shown(kind, forks, tmp_path)
     ours_of(lines, LINES)
     bars = [line for line in lines if "6/6" in line and "it/s" in line]
     assert len(bars) == 1, lines
@@ -135,4 +134,4 @@ def test_a_script_that_sets_no_logging_up_shows_the_lines_beside_its_bar(
 def test_a_level_of_the_packages_logger_turns_the_lines_off_but_warnings_stay(
     forks: Forks, tmp_path: Path
 ) -> None:
-    ours_of(shown("quiet", forks, tmp_path, alone=True), ("warning since step 0",))
+    ours_of(shown("quiet", forks, tmp_path), ("warning since step 0",))

@@ -56,6 +56,7 @@ def trainer(directory: str, **arguments: Any) -> None:
 def main(kind: str) -> None:
     """Train in one of the loops."""
     warnings.simplefilter("ignore")
+    assert not logging.getLogger().handlers, "something else set logging up"
     arguments = {"metrics": ["entropy"], "alerts": Alerts(rules=[SEEN])}
     with tempfile.TemporaryDirectory() as directory:
         if kind in ("tqdm", "rich"):

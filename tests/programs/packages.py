@@ -1,7 +1,8 @@
 """The monitor under either Lightning package, or both: what :mod:`test_lightning` runs here and elsewhere.
 
-``python -m programs.packages <function> <directory>`` calls a function of this module in a fresh
-interpreter, where it decides which Lightning is imported when, and prints its result as JSON.
+``python -m programs.packages <directory> <function>...`` calls functions of this module, the last in an
+interpreter that has imported no Lightning, the others in forks of it: each decides which is imported when,
+and leaves its result as JSON.
 """
 
 from __future__ import annotations
@@ -135,7 +136,7 @@ def geometry_first(directory: Path) -> Mapping[str, Any]:
 
 def neither(directory: Path) -> Mapping[str, Any]:
     """A monitor from a pickle before any Lightning is there: it loads one, and works in the other's list."""
-    monitor = pickle.loads((directory / "monitor.pickle").read_bytes())
+    monitor = pickle.loads((directory.parent / "monitor.pickle").read_bytes())
     result: dict[str, Any] = {"unpickled": imported()}
     for package in PACKAGES:
         result[package] = isinstance(monitor, importlib.import_module(package).Callback)
@@ -177,12 +178,30 @@ def where(trainer: Any) -> dict[str, list[float]]:
 
 
 def main() -> None:
-    """Print what a function returns."""
+    """Call the functions that are named on the command line."""
+    # what both Lightnings and their loggers import takes seconds: once for all functions
+    for name in ("jsonargparse", "scipy.signal", "tensorboard.compat.proto.event_pb2", "torch._dynamo",
+                 "torch.distributed.fsdp", "torchmetrics", "transformers", "wandb.sdk.launch"):  # fmt: skip
+        importlib.import_module(name)
     import torch
 
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    print("\n" + json.dumps(globals()[sys.argv[1]](Path(sys.argv[2]))))
+    assert "lightning_geo" not in sys.modules
+    assert not [name for name in sys.modules if name.startswith(("lightning.", "pytorch_lightning"))]
+    directory, (*names, last) = Path(sys.argv[1]), sys.argv[2:]
+    for name in names:
+        if (child := os.fork()) == 0:
+            leave(name, directory)
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0, name
+    leave(last, directory)
+
+
+def leave(function: str, directory: Path) -> None:
+    """Leave what a function returns in a file of its name."""
+    result = globals()[function](directory / function)
+    (directory / f"{function}.json").write_text(json.dumps(result))
 
 
 if __name__ == "__main__":

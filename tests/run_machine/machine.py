@@ -148,7 +148,7 @@ class RunMachine(RuleBasedStateMachine):
         super().__init__()
         quiet()
         gc.collect()
-        gc.freeze()
+        gc.freeze()  # and no unfreezing: each look through all that was ever imported takes half a second
         self.patches = Patches()
         self.root = Path(tempfile.mkdtemp(prefix="run_machine"))
         self.records = Records()
@@ -347,7 +347,6 @@ class RunMachine(RuleBasedStateMachine):
             DONE["estimates"] += self.estimates
             with contextlib.suppress(OSError):
                 shutil.rmtree(self.root)
-            gc.unfreeze()
 
 
 def _alive(ref: Any) -> str:

@@ -122,6 +122,19 @@ class Classifier(Lit):
         super().__init__(lambda: bert(**model), seed=seed, manual=manual, learning_rate=learning_rate)
 
 
+class Failing(Classifier):
+    """Stops at a step."""
+
+    def __init__(self, at: int, error: BaseException) -> None:
+        super().__init__()
+        self.at, self.error = at, error
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        if self.global_step == self.at:
+            raise self.error
+        return super().training_step(batch, batch_idx)
+
+
 class Causal(Lit):
     """A tiny GPT-2 with dropout; keyword arguments of :func:`gpt2` and :class:`Lit`."""
 

@@ -80,6 +80,11 @@ def records(directory: Path, name: str | None = None) -> list[GeometryRecord]:
     return [history.record(index) for index in range(len(history))]
 
 
+def steps_in(directory: Path) -> list[int]:
+    """The steps of the samples in a record."""
+    return load_history(directory).steps.tolist()
+
+
 def assert_same_records(ours: list[GeometryRecord], theirs: list[GeometryRecord]) -> None:
     """Equal to the last bit but for the clock."""
     assert [r.step for r in ours] == [r.step for r in theirs]
