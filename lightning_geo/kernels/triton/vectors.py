@@ -19,6 +19,7 @@ from lightning_geo.kernels.triton.launch import (
     on_device,
     strides,
 )
+from lightning_geo.kernels.triton.partial_moments import about_the_mean, merged
 from lightning_geo.kernels.triton.tiles import gram_tile_for
 from lightning_geo.kernels.vectors import HeadMoments, StreamStatistics
 from lightning_geo.kernels.workspace import kept
@@ -146,14 +147,14 @@ def head_moments(x: Tensor, mask: Tensor | None, requested: frozenset[str]) -> H
         if x.shape[-1] > _WIDE:
             launch, partial = gram_launch(x, mask, capability_of(x.device))
             launch.run()
-            return HeadMoments(valid, **_about_the_mean(**partial))
+            return HeadMoments(valid, **about_the_mean(**partial))
         launch, norm, partial = moments_launch(x, mask, requested)
         launch.run()
         fields: dict[str, Tensor] = {} if norm is None else {"norm": norm}
         if "sums" in partial:
             fields |= {"directions": partial["sums"].sum(1), "directed": partial["directed"].sum(1)}
         if "counts" in partial:
-            fields |= _merge(partial["counts"].flatten(), partial["means"].flatten(0, 1), partial["scatters"])
+            fields |= merged(partial["counts"].flatten(), partial["means"].flatten(0, 1), partial["scatters"])
         return HeadMoments(valid, **fields)
 
 
@@ -274,26 +275,6 @@ def gram_launch(
 
 def _all(shape: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.ones(shape, dtype=torch.bool, device=device)
-
-
-def _about_the_mean(counts: Tensor, shifts: Tensor, sums: Tensor, products: Tensor) -> dict[str, Tensor]:
-    """Moments about the mean from those about a shift close to it."""
-    count = counts.sum()
-    offset = sums.sum(0) / count.clamp(min=1)
-    scatter = torch.baddbmm(products.sum(0), (count * offset)[:, :, None], offset[:, None], alpha=-1)
-    return {"count": count, "mean": shifts + offset, "scatter": scatter}
-
-
-def _merge(counts: Tensor, means: Tensor, scatters: Tensor) -> dict[str, Tensor]:
-    """Merge moments about their own means (Chan, Golub & LeVeque 1983), those of P parts."""
-    count = counts.sum()
-    weight = counts[:, None, None]
-    # about the first part's mean: their differences are small where the mean itself is large
-    pilot = means[0]
-    mean = pilot + (weight * (means - pilot)).sum(0) / count.clamp(min=1)
-    apart = ((means - mean) * weight.sqrt()).transpose(0, 1)
-    scatter = scatters.flatten(0, 1).sum(0) + apart.mT @ apart
-    return {"count": count, "mean": torch.where(count > 0, mean, 0.0), "scatter": scatter}
 
 
 def _split(sequences: int, tokens: int, rows: int, fewest: int = 1) -> tuple[int, int]:

@@ -92,9 +92,9 @@ class RoleMoments(Collector):
 
     def attention(self, layer: LayerSums, key: CallKey, call: AttentionCall) -> None:
         output = call.output
-        width = output.shape[1] * output.shape[3] if self._joint and output is not None else 0
-        width *= call.slice.count
-        joint = 0 < width <= _JOINT_MAX_WIDTH and call.slice.count == 1
+        parts = call.slice.count
+        width = output.shape[1] * output.shape[3] * parts if self._joint and output is not None else 0
+        joint = 0 < width <= _JOINT_MAX_WIDTH and parts == 1
         directions: dict[str, tuple[Tensor, Tensor]] = {}
         vectors = {"query": call.query, "key": call.key, "value": call.value, "output": output}
         gathered = []
@@ -129,12 +129,10 @@ class RoleMoments(Collector):
     def _add(
         self, owners: list[_Vectors], tensors: dict[str, Tensor], shared: dict[str, Tensor | None]
     ) -> None:
-        x, count = tensors["x"], len(owners)
+        x, count, heads = tensors["x"], len(owners), tensors["x"].shape[3]
         requested = frozenset().union(*(owner.requested for owner in owners))
-        mask = shared["mask"]
-        mask = None if mask is None else mask.expand(x.shape[:2])
+        mask = None if shared["mask"] is None else shared["mask"].expand(x.shape[:2])
         moments = head_moments(x.movedim(1, 3), mask, requested - {"sketch"})
-        heads = x.shape[3]
         for i, owner in enumerate(owners):
             if "sketch" in owner.requested:
                 outputs = x[:, :, i : i + 1].flatten(3)
@@ -216,22 +214,20 @@ class RoleMoments(Collector):
     # -- metrics
 
     def derive(self, stack: DerivedStack) -> None:
-        outputs = self._derive_joint(stack)
-        groups = head_covariances(stack, self._roles)
-        groups += [([("output", indices)], covariance) for indices, covariance in outputs]
-        moved = any(covariance.device.type != "cpu" for _, covariance in groups)
+        groups = [([("output", indices)], covariance) for indices, covariance in self._derive_joint(stack)]
+        groups = [*head_covariances(stack, self._roles), *groups]
+        entries, tensors = [of_roles for of_roles, _ in groups], [covariance for _, covariance in groups]
+        moved = any(covariance.device.type != "cpu" for covariance in tensors)
 
         def derive(covariances: list[Tensor]) -> None:
-            entries = [of_roles for of_roles, _ in groups]
             bases = self._derive_spectra(stack, list(zip(entries, covariances, strict=True)), moved)
             size, heads = len(stack.heads), max(stack.heads)
             stack.bases = {role: stacked_bases(parts, size, heads) for role, parts in bases.items()}
             compare_bases(stack, self._compared)
 
         # decompositions wait for a GPU at each matrix: the host does them, when all else is derived
-        stack.deferred.append(([covariance for _, covariance in groups], derive))
-        deferred = (*self._spectral, *self._compared)
-        stack.calls_others |= any(name.partition(".")[0] in FOREIGN for name in deferred)
+        stack.deferred.append((tensors, derive))
+        stack.calls_others |= any(n.partition(".")[0] in FOREIGN for n in (*self._spectral, *self._compared))
 
     def _derive_joint(self, stack: DerivedStack) -> list[tuple[list[int], Tensor]]:
         """Compare the heads of a layer by the covariance of all their outputs; returns each head's own."""
