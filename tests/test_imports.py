@@ -20,6 +20,7 @@ LIGHT_ROOMS = ("analysis", "cli", "dashboard", "loggers", "metrics", "report", "
 HEAVY_MODULES = {
     "lightning_geo.loggers.logger_sinks",
     "lightning_geo.metrics.registry",
+    "lightning_geo.utils._deepspeed",
     "lightning_geo.utils._torch",
     "lightning_geo.utils.background",
     "lightning_geo.utils.cuda_graphs",
