@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
 
 from support.forks import Forks
 
@@ -107,8 +108,15 @@ def ours_of(lines: list[str], expected: tuple[str, ...]) -> list[str]:
     return ours
 
 
+#: The bar of Lightning 2.4 fails by itself with later versions of rich, which its requirements admit.
+rich = pytest.param(
+    "rich",
+    marks=pytest.mark.skipif(pl.__version__.startswith("2.4"), reason="Lightning 2.4 fails with this rich"),
+)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["tqdm", "rich"])
+@pytest.mark.parametrize("kind", ["tqdm", rich])
 def test_every_line_is_beside_the_bar_which_stays_whole(kind: str, forks: Forks, tmp_path: Path) -> None:
     lines = shown(kind, forks, tmp_path)
     ours_of(lines, LINES)

@@ -6,6 +6,7 @@ sends itself SIGKILL: nothing is closed, no handler runs.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import signal
@@ -24,6 +25,8 @@ from lightning_geo import GeometryMonitor
 from support.lit import Classifier, loader, sequences, trainer
 
 CHECKPOINT, KILLED, STOPPED = 100, 160, 120
+#: Whether a fit can be told how checkpoints are read; that of Lightning 2.4 cannot.
+ASKS_HOW = "weights_only" in inspect.signature(pl.Trainer.fit).parameters
 
 
 class Logging(Classifier):
@@ -106,7 +109,8 @@ def session(
     validation = None if scenario == "unsaved" else loader(8, seed=1)
     if resume:
         checkpoint = directory / "checkpoints" / f"step={CHECKPOINT}.ckpt"
-    runner.fit(module, training, validation, ckpt_path=checkpoint, weights_only=weights_only)
+    loading = {"weights_only": weights_only} if ASKS_HOW else {}
+    runner.fit(module, training, validation, ckpt_path=checkpoint, **loading)
     return runner, watching
 
 
