@@ -103,3 +103,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # else Triton reports everything of its own as leaked when the interpreter ends

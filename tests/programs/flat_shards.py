@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -153,6 +154,7 @@ def costs(directory: Path) -> dict[str, Any]:
     gather, allocate = gathered_units.gather_parts, FlatParamHandle._alloc_padded_unsharded_flat_param
 
     def gathering(output: Tensor, *args: Any) -> Any:
+        time.sleep(0.05)  # gloo's threads hold the tensors of the collective before for a moment longer
         gathered.append((StorageWeakRef(output.untyped_storage()), output.numel()))
         alive = [numel for storage, numel in gathered if not storage.expired()]
         held["replay"] = max(held["replay"], sum(alive))

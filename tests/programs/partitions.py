@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -126,6 +127,7 @@ def costs(directory: Path) -> dict[str, Any]:
 
     def gathering(output: Tensor, *args: Any) -> Any:
         nonlocal held
+        time.sleep(0.05)  # gloo's threads hold the tensors of the collective before for a moment longer
         gathered.append((StorageWeakRef(output.untyped_storage()), output.numel()))
         held = max(held, sum(numel for storage, numel in gathered if not storage.expired()))
         return gather(output, *args)
