@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -40,6 +39,7 @@ from programs.sharded_loops import (
 )
 from programs.sharded_ranks import FAILURES, METRICS, failing_on_one, weights_of
 from support.lit import sequences, trainer
+from support.storages import alive
 
 #: A policy of FSDP that makes a unit of each layer.
 LAYERS = partial(transformer_auto_wrap_policy, transformer_layer_cls={BertLayer})
@@ -154,10 +154,8 @@ def costs(directory: Path) -> dict[str, Any]:
     gather, allocate = gathered_units.gather_parts, FlatParamHandle._alloc_padded_unsharded_flat_param
 
     def gathering(output: Tensor, *args: Any) -> Any:
-        time.sleep(0.05)  # gloo's threads hold the tensors of the collective before for a moment longer
         gathered.append((StorageWeakRef(output.untyped_storage()), output.numel()))
-        alive = [numel for storage, numel in gathered if not storage.expired()]
-        held["replay"] = max(held["replay"], sum(alive))
+        held["replay"] = max(held["replay"], alive(gathered, held["replay"]))
         return gather(output, *args)
 
     def allocating(self: FlatParamHandle) -> Tensor:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -28,6 +27,7 @@ from programs.ranks import Module, fit, rank, world_size
 from programs.sharded_loops import looped, optimizer_of, trained
 from programs.sharded_ranks import FAILURES, METRICS, failing_on_one, weights_of
 from support.lit import sequences, trainer
+from support.storages import alive
 
 _Prepared = tuple[nn.Module, Any, Callable[[Tensor], object]]
 
@@ -127,9 +127,8 @@ def costs(directory: Path) -> dict[str, Any]:
 
     def gathering(output: Tensor, *args: Any) -> Any:
         nonlocal held
-        time.sleep(0.05)  # gloo's threads hold the tensors of the collective before for a moment longer
         gathered.append((StorageWeakRef(output.untyped_storage()), output.numel()))
-        held = max(held, sum(numel for storage, numel in gathered if not storage.expired()))
+        held = max(held, alive(gathered, held))
         return gather(output, *args)
 
     def prepare(model: nn.Module) -> _Prepared:
