@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lightning_geo.utils._torch import copy_all, version_of
 
-__all__ = ["Gathered", "LayerBatches"]
+__all__ = ["BatchEntry", "LayerBatches"]
 
 #: Bytes to gather before they are computed: on a CPU, what stays in its caches.
 _LIMIT = {"cpu": 1 << 21}
@@ -37,7 +37,7 @@ _OWNERS = 64
 Compute = Callable[[list[Any], dict[str, Tensor], dict[str, Tensor | None]], None]
 
 
-class Gathered(NamedTuple):
+class BatchEntry(NamedTuple):
     """Tensors of one owner.
 
     Args:
@@ -72,7 +72,7 @@ class LayerBatches:
         self._calls = calls
         self._open: dict[tuple[Any, ...], _Batch] = {}
 
-    def add(self, *gathered: Gathered) -> None:
+    def add(self, *gathered: BatchEntry) -> None:
         """Gather tensors, which are copied, or compute them where they are large."""
         copies = _Copies()
         with _no_grad():
@@ -80,7 +80,7 @@ class LayerBatches:
                 self._add(one, copies)
             copies.run()
 
-    def _add(self, one: Gathered, copies: _Copies) -> None:
+    def _add(self, one: BatchEntry, copies: _Copies) -> None:
         owner, tensors, shared, tag, times = one
         size = sum(x.numel() * _kept(x).itemsize for x in tensors.values())
         capacity = _limit(next(iter(tensors.values())).device) // max(size, 1)

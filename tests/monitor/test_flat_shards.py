@@ -12,6 +12,8 @@ from programs import flat_shards
 from support.forks import Forks
 from support.same_records import assert_same
 from support.shards import (
+    ABSENT,
+    assert_as_in_bfloat16,
     assert_as_one_process,
     assert_costs_one_sample,
     assert_same_training,
@@ -45,8 +47,6 @@ FAILING = {
     "fails_in_first_model": [2, 4, 6],
     "fails_in_first_observe": [2, 4, 6],
 }
-#: What is read from parameters outside of a forward pass, or with a backward pass.
-ABSENT = ("importance", "update_size", "unchanged_share", "bf16_share", "weight_similarity")
 SCENARIOS = [
     *SPLITS, *SAME, *dict.fromkeys([*ALONE, *ALONE.values()]), *FAILING, "batch", "costs", "weighed",
     "lightning_fails", "offloaded",
@@ -75,13 +75,7 @@ def test_training_is_the_same_to_the_bit_without_samples(directory: Path, scenar
 
 
 def test_what_is_computed_in_bfloat16_is_measured_in_it(directory: Path, tmp_path: Path) -> None:
-    """Of the first weights: later ones are rounded in one process, whose model has no others."""
-    one = flat_shards.run("mixed", tmp_path)
-    first, second = results(directory, "mixed")
-    assert_same(one["records"][0], first["records"][0], 1e-5)
-    for ours, theirs in zip(first["records"], second["records"], strict=True):
-        assert_same(ours, theirs, 0.0)
-    assert first["warnings"] == second["warnings"] == []
+    assert_as_in_bfloat16(flat_shards.run, "mixed", directory, tmp_path)
 
 
 def test_a_replay_holds_one_layer_and_what_is_in_none(directory: Path) -> None:

@@ -11,8 +11,9 @@ pytest.importorskip("deepspeed", reason="no DeepSpeed: `pip install deepspeed ni
 
 from programs import partitions
 from support.forks import Forks
-from support.same_records import assert_same
 from support.shards import (
+    ABSENT,
+    assert_as_in_bfloat16,
     assert_as_one_process,
     assert_costs_one_sample,
     assert_same_training,
@@ -36,8 +37,6 @@ FAILING = {
     "fails_in_first_model": [2, 4, 6],
 }
 OTHERS = ("weighed", "weighed_2", "costs", "batch_3")
-#: What is read from parameters outside of a forward pass, or with a backward pass.
-ABSENT = ("importance", "update_size", "unchanged_share", "bf16_share", "weight_similarity")
 
 
 @pytest.fixture(scope="module")
@@ -63,13 +62,7 @@ def test_training_is_the_same_to_the_bit_without_samples(directory: Path, scenar
 
 
 def test_what_is_computed_in_bfloat16_is_measured_in_it(directory: Path, tmp_path: Path) -> None:
-    """Of the first weights: later ones are rounded in one process, whose model has no others."""
-    one = partitions.run("in_bfloat16", tmp_path)
-    first, second = results(directory, "in_bfloat16")
-    assert_same(one["records"][0], first["records"][0], 1e-5)
-    for ours, theirs in zip(first["records"], second["records"], strict=True):
-        assert_same(ours, theirs, 0.0)
-    assert first["warnings"] == second["warnings"] == []
+    assert_as_in_bfloat16(partitions.run, "in_bfloat16", directory, tmp_path)
 
 
 def test_a_replay_holds_one_layer_at_most(directory: Path) -> None:

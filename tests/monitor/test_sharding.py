@@ -19,6 +19,7 @@ from programs import sharding
 from support.forks import Forks
 from support.same_records import assert_same
 from support.shards import (
+    ABSENT,
     assert_as_one_process,
     assert_costs_one_sample,
     assert_same_training,
@@ -63,8 +64,6 @@ FOUR = (
 )  # fmt: skip
 #: Where each rank has a part of each sequence.
 PART = ("contextual", "contextual_batch")
-#: What is read from parameters outside of a forward pass, or with a backward pass.
-ABSENT = ("importance", "update_size", "unchanged_share", "bf16_share", "weight_similarity")
 OTHERS = [
     "weighed",
     "unmonitored",

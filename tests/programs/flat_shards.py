@@ -209,16 +209,11 @@ def main() -> None:
     def on_cpu(self: FullyShardedDataParallel, *args: Any, **options: Any) -> None:
         original(self, *args, **{**options, "device_id": torch.device("cpu")})
 
-    ranks.SCENARIOS = SCENARIOS
     with patch.object(FullyShardedDataParallel, "__init__", on_cpu):  # strategies do not ask for it
-        ranks.main()
+        ranks.main(SCENARIOS)
 
 
-def run(scenario: str, directory: Path) -> dict[str, Any]:
-    """Run one scenario on this rank."""
-    torch.manual_seed(0)
-    return SCENARIOS[scenario](directory / scenario)
-
+run = partial(ranks.run, scenarios=SCENARIOS)
 
 if __name__ == "__main__":
     main()

@@ -173,15 +173,10 @@ SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
 def main() -> None:
     """A process with the environment of its rank."""
     os.environ["DS_ACCELERATOR"] = "cpu"
-    ranks.SCENARIOS = SCENARIOS
-    ranks.main()
+    ranks.main(SCENARIOS)
 
 
-def run(scenario: str, directory: Path) -> dict[str, Any]:
-    """Run one scenario on this rank."""
-    torch.manual_seed(0)
-    return SCENARIOS[scenario](directory / scenario)
-
+run = partial(ranks.run, scenarios=SCENARIOS)
 
 if __name__ == "__main__":
     main()

@@ -509,13 +509,15 @@ if not FULLY_SHARDS:
     del SCENARIOS["sharded"]
 
 
-def run(scenario: str, directory: Path) -> dict[str, Any]:
+def run(
+    scenario: str, directory: Path, scenarios: dict[str, Callable[[Path], dict[str, Any]]] = SCENARIOS
+) -> dict[str, Any]:
     """Run one scenario on this rank."""
     torch.manual_seed(0)
-    return SCENARIOS[scenario](directory / scenario)
+    return scenarios[scenario](directory / scenario)
 
 
-def main() -> None:
+def main(scenarios: dict[str, Callable[[Path], dict[str, Any]]] = SCENARIOS) -> None:
     """Rank ``LOCAL_RANK`` of ``WORLD_SIZE``, meeting at ``MASTER_ADDR``:``MASTER_PORT``."""
     torch.set_num_threads(1)
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
@@ -523,7 +525,7 @@ def main() -> None:
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
     directory = Path(sys.argv[1])
     for scenario in sys.argv[2:]:
-        result = run(scenario, directory)
+        result = run(scenario, directory, scenarios)
         with (directory / f"{scenario}.{rank()}.pickle").open("wb") as file:
             pickle.dump(result, file)
     dist.barrier()

@@ -5,10 +5,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
-import torch
+from functools import partial
 
 from programs import ranks, sharded_loops, sharded_ranks, split_heads
 
@@ -17,15 +14,10 @@ SCENARIOS = sharded_ranks.SCENARIOS | sharded_loops.SCENARIOS | split_heads.SCEN
 
 def main() -> None:
     """A process with the environment of its rank."""
-    ranks.SCENARIOS = SCENARIOS
-    ranks.main()
+    ranks.main(SCENARIOS)
 
 
-def run(scenario: str, directory: Path) -> dict[str, Any]:
-    """Run one scenario on this rank."""
-    torch.manual_seed(0)
-    return SCENARIOS[scenario](directory / scenario)
-
+run = partial(ranks.run, scenarios=SCENARIOS)
 
 if __name__ == "__main__":
     main()

@@ -11,6 +11,9 @@ import torch
 
 from support.same_records import assert_same, assert_same_patterns
 
+#: Absent where ranks have parts: read from parameters outside of a forward pass, or with a backward pass.
+ABSENT = ("importance", "update_size", "unchanged_share", "bf16_share", "weight_similarity")
+
 
 def results(directory: Path, scenario: str) -> list[dict[str, Any]]:
     """What each rank made of a scenario."""
@@ -32,6 +35,18 @@ def assert_as_one_process(
         for other in others:
             assert_same(theirs, other["records"][index], 0.0)
     assert all(result["warnings"] == [] for result in (first, *others))
+
+
+def assert_as_in_bfloat16(
+    run: Callable[[str, Path], dict[str, Any]], scenario: str, directory: Path, tmp_path: Path
+) -> None:
+    """Compare a run that computes in bfloat16 with one process, whose later weights are rounded: at first."""
+    one = run(scenario, tmp_path)
+    first, second = results(directory, scenario)
+    assert_same(one["records"][0], first["records"][0], 1e-5)
+    for ours, theirs in zip(first["records"], second["records"], strict=True):
+        assert_same(ours, theirs, 0.0)
+    assert first["warnings"] == second["warnings"] == []
 
 
 def assert_same_training(one: dict[str, Any], other: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_geo.functional import masked_mean
 from lightning_geo.functional._tensors import exact_dtype
 from lightning_geo.kernels import STATISTICS
-from lightning_geo.measurement.batches import Gathered, LayerBatches
+from lightning_geo.measurement.batches import BatchEntry, LayerBatches
 from lightning_geo.measurement.call_statistics import call_statistics
 from lightning_geo.measurement.collectors.collector import Collector
 from lightning_geo.measurement.derived import DerivedStack
@@ -107,11 +107,11 @@ class AttentionRows(Collector):
         tensors = {**planes, "live": statistics.live}
         if sample is not None:
             tensors["fraction"] = sample.fraction
-        self._rows.add(Gathered((layer, rows), tensors, {}, rows))
+        self._rows.add(BatchEntry((layer, rows), tensors, {}, rows))
         by_key = tuple(name for name in metrics if "received" in self._reads[name])
         if by_key and statistics.received is not None:
             owner, tensors = (layer, by_key), {"received": statistics.received}
-            self._received.add(Gathered(owner, tensors, {"key_mask": call.key_mask}, by_key))
+            self._received.add(BatchEntry(owner, tensors, {"key_mask": call.key_mask}, by_key))
 
     def _estimated(
         self, layer: LayerSums, key: CallKey, call: AttentionCall, metrics: list[str]

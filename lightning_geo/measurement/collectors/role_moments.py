@@ -12,7 +12,7 @@ from lightning_geo.functional import masked_mean, principal_subspace
 from lightning_geo.functional.head import block_norms, block_traces, similarity_of_blocks
 from lightning_geo.kernels import HeadMoments, head_moments
 from lightning_geo.measurement.bases import compare_bases, stacked_bases
-from lightning_geo.measurement.batches import Gathered, LayerBatches
+from lightning_geo.measurement.batches import BatchEntry, LayerBatches
 from lightning_geo.measurement.collectors.collector import Collector
 from lightning_geo.measurement.decomposition import Covariances, head_covariances, principal_subspaces
 from lightning_geo.measurement.derived import DerivedStack, in_parts, layers_by_shape
@@ -107,11 +107,11 @@ class RoleMoments(Collector):
             mask = call.query_mask if role in ("query", "output") else call.key_mask
             owner = _Vectors(layer, role, requested, key, directions)
             # tokens first: models project to [B, N, H * D], and reading against that order is slow
-            gathered.append(Gathered(owner, {"x": x.transpose(1, 2)}, {"mask": mask}, times=len(vectors)))
+            gathered.append(BatchEntry(owner, {"x": x.transpose(1, 2)}, {"mask": mask}, times=len(vectors)))
         if joint and output is not None:  # one matrix for all heads: its blocks serve role output too
             owner = _Vectors(layer, "heads", frozenset({"scatter"}), key, {})
             together = output.transpose(1, 2).flatten(2)[:, :, None]
-            gathered.append(Gathered(owner, {"x": together}, {"mask": call.query_mask}))
+            gathered.append(BatchEntry(owner, {"x": together}, {"mask": call.query_mask}))
         self._batches.add(*gathered)
         if self._pairs and call.query is not None and call.key is not None:
             self._waiting.append((layer, directions))

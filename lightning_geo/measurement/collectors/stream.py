@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_geo.functional import stream_statistics
 from lightning_geo.functional.stream import mean_over_tokens
 from lightning_geo.kernels import STREAM
-from lightning_geo.measurement.batches import Gathered, LayerBatches
+from lightning_geo.measurement.batches import BatchEntry, LayerBatches
 from lightning_geo.measurement.collectors.collector import Collector
 from lightning_geo.measurement.sums import LayerSums, add_values
 from lightning_geo.metrics.registry import reads_of
@@ -78,7 +78,7 @@ class Stream(Collector):
         self._batches.add(*self._observed(layer, "attention", output, mask))
 
     def block(self, layer: LayerSums, block: BlockCall) -> None:
-        observed: list[Gathered] = []
+        observed: list[BatchEntry] = []
         if block.input is not None:
             observed += self._observed(layer, "input", block.input, block.mask)
         if block.output is not None:
@@ -87,15 +87,16 @@ class Stream(Collector):
 
     def _observed(
         self, layer: LayerSums, name: str, x: Tensor, mask: Tensor | None, before: Tensor | None = None
-    ) -> list[Gathered]:
+    ) -> list[BatchEntry]:
         stage = self._stages[name]
         if not (stage.by_token or stage.cones):
             return []
         tensors = {"x": x}
         if before is not None and any("update_ratio" in reads_of(metric) for metric in stage.by_token):
             tensors["before"] = before
-        tag, alike = (stage.by_token, stage.functions), 1 if stage.by_token else len(self._stages)
-        return [Gathered((layer, stage), tensors, {"mask": mask}, tag, alike)]
+        tag = stage.by_token, stage.functions
+        alike = sum((other.by_token, other.functions) == tag for other in self._stages.values())
+        return [BatchEntry((layer, stage), tensors, {"mask": mask}, tag, alike)]
 
     def _add(
         self,
