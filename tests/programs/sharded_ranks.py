@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from lightning_geo.monitor.open_sample import OpenSample
 from lightning_geo.monitor.probe_replay import ProbeReplay
 from lightning_geo.probe.source import ProbeSource
 from programs import ranks
-from programs.ranks import Module, TwoTowers, failing, fit, rank, world_size
+from programs.ranks import Dropping, Module, TwoTowers, failing, fit, rank, world_size
 from support.lit import sequences, trainer
 
 #: Families that need nothing but the forward pass.
@@ -55,6 +54,39 @@ class ShardedTowers(TwoTowers):
         if world_size() > 1 and not isinstance(self.model, FSDPModule):
             split(self.model, self.device_mesh["data_parallel"])
             split(self.second, self.device_mesh["data_parallel"])
+
+
+class Backwards(Dropping):
+    """Layers of several sizes that run in the opposite of their order; what fails in one is left out."""
+
+    def __init__(self, lenient: bool = False) -> None:
+        super().__init__()
+        layers = (nn.TransformerEncoderLayer(16, 2, width, 0.0, batch_first=True) for width in (16, 24, 40))
+        self.layers = nn.ModuleList(layers)
+        self.lenient = lenient
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Any:
+        x = self.embed(input_ids)
+        for layer in reversed(self.layers):
+            try:
+                x = layer(x, src_key_padding_mask=~attention_mask.bool())
+            except RuntimeError:
+                if not self.lenient:
+                    raise
+        self.loss = nn.functional.cross_entropy(self.head(x.mean(1)), labels)
+        return self
+
+
+class ShardedBackwards(Module):
+    """The same, each layer and each of its parts of its own."""
+
+    def configure_model(self) -> None:
+        if not isinstance(self.model, FSDPModule):
+            mesh = self.device_mesh["data_parallel"]
+            for layer in self.model.layers:  # type: ignore[union-attr]
+                fully_shard(layer.linear1, mesh=mesh)
+                fully_shard(layer, mesh=mesh)
+            fully_shard(self.model, mesh=mesh)
 
 
 def options() -> dict[str, Any]:
@@ -119,10 +151,12 @@ def failing_on_one(owner: Any, name: str, at: int = 2, times: int = 1_000) -> It
         yield proceed
 
 
-def injected(directory: Path, failure: tuple[Any, ...]) -> dict[str, Any]:
+def injected(
+    directory: Path, failure: tuple[Any, ...], build: Callable[[], Module] = Sharded
+) -> dict[str, Any]:
     """A fit in which rank 1 alone fails."""
     with failing_on_one(*failure) as proceed:
-        module = Sharded()
+        module = build()
         result = fit(directory, GeometryMonitor(2, metrics=METRICS), module, before=proceed, **options())
     return result | {"weights": weights_of(module)}
 
@@ -175,8 +209,8 @@ class Sent(TorchDispatchMode):
 
 
 def costs(directory: Path) -> dict[str, Any]:
-    """What one sample sends, and how many full parameters it holds; the same of training."""
-    sent, module = Sent(), Sharded()
+    """What each sample sends, and how many full parameters it holds; the same of training."""
+    sent, module = list[Sent](), Sharded()
     peaks: dict[bool, int] = {False: 0, True: 0}
     replaying, left = False, []
     original, unsharded = ProbeReplay.replay, FSDPParamGroup._to_unsharded
@@ -189,7 +223,8 @@ def costs(directory: Path) -> dict[str, Any]:
     def replay(self: ProbeReplay, share: Any, *args: Any) -> Any:
         nonlocal replaying
         replaying, calls = True, [*share.calls, *share.uncounted]
-        with sent if not left else nullcontext():
+        sent.append(Sent())
+        with sent[-1]:
             result = original(self, share, *args)
         replaying = False
         left.append((gathered(), len(calls), share.rounds))
@@ -204,7 +239,12 @@ def costs(directory: Path) -> dict[str, Any]:
     sizes = [
         sum(p.numel() for p in part.parameters()) for part in module.modules() if isinstance(part, FSDPModule)
     ]
-    return result | {"sent": (sent.counts, sent.sizes), "peaks": peaks, "left": left, "sizes": sizes}
+    return result | {
+        "sent": [(each.counts, each.sizes) for each in sent],
+        "peaks": peaks,
+        "left": left,
+        "sizes": sizes,
+    }
 
 
 #: Owner and name of the method that fails on rank 1 alone, at which step, how often.
@@ -220,7 +260,18 @@ FAILURES: dict[str, tuple[Any, ...]] = {
     "fails_in_first_model": (nn.LayerNorm, "forward", 0),
 }
 
+#: Of models whose layers run in another order than they are listed, the second of which does without one.
+BACKWARDS = {
+    "backwards": lambda: ShardedBackwards(Backwards),
+    "lenient": lambda: ShardedBackwards(partial(Backwards, lenient=True)),
+}
+
 SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    **{
+        f"{name}_{how}": partial(injected, failure=(nn.LayerNorm, "forward", at), build=build)
+        for name, build in BACKWARDS.items()
+        for how, at in {"unhindered": -1, "fails": 0}.items()
+    },
     "sharded": sharded,
     "unmonitored": unmonitored,
     "resumed": resumed,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lightning_geo.observe.replay.gathered_units import Unit, units_in
 from lightning_geo.observe.replay.gathering import GatheredInPlace, Gathering, is_split
+from lightning_geo.observe.replay.lockstep import Lockstep
 from lightning_geo.observe.replay.twin import twin_of
 from lightning_geo.observe.replay.undisturbed import device_of
 from lightning_geo.utils._torch import (
@@ -23,8 +24,6 @@ from lightning_geo.utils._torch import (
     units_of,
     without_function_modes,
 )
-from lightning_geo.utils.errors import OtherRankError
-from lightning_geo.utils.ranks import on_all_ranks
 
 __all__ = ["Assembling", "gathering_of"]
 
@@ -49,9 +48,6 @@ class Assembling(Gathering):
     one that fails on one rank leaves the others waiting. So the copy has neither their modules nor their
     hooks, and no parameters: those of a :class:`.Unit` are gathered when its module starts, and freed when it
     ends. Training's tensors are only read.
-
-    Before the first pass of a kind the order of units is unknown: there ranks agree before each unit that all
-    are there.
 
     Args:
         model: The model.
@@ -104,16 +100,17 @@ class Assembling(Gathering):
             OtherRankError: If another process failed in it.
         """
         order = self._orders.get(self.kind)
-        passing = _Pass(model, self._agree if order is None else _nothing)
+        first = Lockstep(self._device) if order is None else None
+        passing = _Pass(model, first)
         try:
-            with passing:
-                for unit in self._units:
-                    passing.expect(unit)
+            with passing, contextlib.nullcontext() if first is None else first.passing():
+                for place, unit in enumerate(self._units, 1):
+                    passing.expect(unit, place)
                 yield
-                passing.agree()
             self._orders.setdefault(self.kind, passing.gathered)
-        except BaseException as error:
-            self._leave(passing.gathered, told=isinstance(error, OtherRankError))
+        except BaseException:
+            for unit in (order or [])[len(passing.gathered) :]:
+                unit.gather()
             raise
         finally:
             self.forwards += 1
@@ -121,7 +118,11 @@ class Assembling(Gathering):
     def make_up(self) -> None:
         try:
             self._find_units()
-            self._leave([])
+            order = self._orders.get(self.kind)
+            if order is None:
+                Lockstep(self._device).fail()
+            for unit in order or []:
+                unit.gather()
         finally:
             self.forwards += 1
 
@@ -131,31 +132,18 @@ class Assembling(Gathering):
         if [unit.places for unit in before] != [unit.places for unit in self._units]:
             self._orders.clear()
 
-    def _agree(self) -> None:
-        if not on_all_ranks(True, self._device):
-            raise OtherRankError("another rank failed in its forward pass")
-
-    def _leave(self, gathered: list[Unit], *, told: bool = False) -> None:
-        """Do what the other ranks wait for."""
-        order = self._orders.get(self.kind)
-        if order is not None:
-            for unit in order[len(gathered) :]:
-                unit.gather()
-        elif not told:
-            on_all_ranks(False, self._device)
-
 
 class _Pass:
     """One forward pass of a copy: its hooks, and which parameters are whole.
 
     Args:
         model: The copy.
-        agree: Called before each unit is gathered.
+        lockstep: With which ranks agree before each unit; None where its order is known.
     """
 
-    def __init__(self, model: nn.Module, agree: Callable[[], None]) -> None:
+    def __init__(self, model: nn.Module, lockstep: Lockstep | None) -> None:
         self._modules = dict(model.named_modules())
-        self.agree = agree
+        self._lockstep = lockstep
         #: units, in the order in which they were gathered
         self.gathered: list[Unit] = []
         self._uses: Counter[nn.Parameter] = Counter()
@@ -164,16 +152,21 @@ class _Pass:
     def __enter__(self) -> _Pass:
         return self
 
-    def expect(self, unit: Unit) -> None:
-        """Gather a unit when its module starts, or now if it is needed throughout."""
+    def expect(self, unit: Unit, place: int) -> None:
+        """Gather a unit when its module starts, or now if it is needed throughout.
+
+        Args:
+            unit: The unit.
+            place: Its number, the same on all ranks.
+        """
         if unit.path is None:
-            self._gather(unit)
+            self._gather(unit, place)
             return
         module = self._modules[unit.path]
 
         def start(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             with without_function_modes():  # an open tap would see what happens here as the model's
-                self._gather(unit)
+                self._gather(unit, place)
             if unit.cast is None:
                 return None
             return apply_to_collection((args, kwargs), Tensor, _as_type, unit.cast)
@@ -197,10 +190,11 @@ class _Pass:
         }
         return {number: parameter for number, parameter in found.items() if parameter is not None}
 
-    def _gather(self, unit: Unit) -> None:
+    def _gather(self, unit: Unit, place: int) -> None:
         if not unit.kinds:
             return
-        self.agree()
+        if self._lockstep is not None:
+            self._lockstep.agree(place)
         whole = unit.gather()
         self.gathered.append(unit)
         for number, parameter in self._parameters(unit).items():
@@ -234,7 +228,3 @@ def _empty(parameter: nn.Parameter) -> None:
 
 def _as_type(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.to(dtype) if x.is_floating_point() else x
-
-
-def _nothing() -> None:
-    """Replaces agreement where the order of units is known."""

@@ -14,6 +14,7 @@ from lightning_geo.observe.replay.lockstep import Lockstep
 from lightning_geo.observe.replay.undisturbed import device_of
 from lightning_geo.utils._deepspeed import is_partitioned, untried_engine
 from lightning_geo.utils._torch import (
+    BeforeCollectives,
     gathering_dimensions,
     keep_uses,
     run_sharding_hooks,
@@ -22,17 +23,23 @@ from lightning_geo.utils._torch import (
     units_of,
     untried_sharding,
     untried_units,
+    without_function_modes,
 )
 
 __all__ = ["GatheredInPlace", "Gathering", "is_split", "leaves_parts", "unreplayable"]
+
+#: A sharded module in a forward pass, and whether it starts (True) or ends.
+_Event = tuple[nn.Module, bool]
 
 
 class Gathering(ABC):
     """Makes the same collectives in each forward pass of a model, on every rank.
 
     A rank on which a forward pass ends early gathers what the others still do, in the same order, so that
-    none of them waits. It knows the order from an earlier pass. A rank whose device or network fails inside a
-    collective cannot do so: the others then wait for the timeout of the process group, as in training.
+    none of them waits. It knows the order from an earlier pass. In the first one of a kind the ranks agree
+    before each collective that all of them are there, see :class:`.Lockstep`. A rank whose device or network
+    fails inside a collective can do neither: the others then wait for the timeout of the process group, as in
+    training.
     """
 
     #: ends a pass on all processes that have parts of the same layers; None where no layer is split
@@ -63,8 +70,8 @@ class GatheredInPlace(Gathering):
     """The same of a model that ``fully_shard`` or tensor parallelism splits, by its own hooks.
 
     ``fully_shard`` gathers a module's parameters before its forward, which each rank has to do at the same
-    time. Before the first pass, the order is that of the modules. Where tensor parallelism splits layers,
-    ranks with parts of the same layers end a pass together, see :class:`.Lockstep`.
+    time. Where tensor parallelism splits layers, ranks with parts of the same layers make each pass in
+    lockstep: their layers add up or gather what the ranks computed.
 
     Args:
         model: The model.
@@ -73,10 +80,11 @@ class GatheredInPlace(Gathering):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self._model = model
-        groups = split_groups(model)
-        self.lockstep = Lockstep(groups[0], device_of(model)) if groups else None
-        #: by kind, the sharded modules in the order in which they start (True) and end
-        self._orders: dict[Hashable, list[tuple[nn.Module, bool]]] = {}
+        self._device = device_of(model)
+        self._split = next(iter(split_groups(model)), None)
+        self.lockstep = Lockstep(self._device, self._split.group) if self._split else None
+        #: by kind, what a pass gathers and frees, in order
+        self._orders: dict[Hashable, list[_Event]] = {}
 
     @contextlib.contextmanager
     def forward(self, model: nn.Module) -> Iterator[None]:
@@ -85,43 +93,68 @@ class GatheredInPlace(Gathering):
         Gathered parameters of a forward pass before are freed, too, so that modules hold the same parameters
         before and after.
         """
-        modules = sharded_modules(self._model)
-        free(modules)
-        together = contextlib.nullcontext() if self.lockstep is None else self.lockstep.passing()
-        forget, events = keep_uses(modules), list[tuple[nn.Module, bool]]()
-        handles = [m.register_forward_pre_hook(Fleeting(_noting(events, True))) for m in modules]
-        handles += [m.register_forward_hook(Fleeting(_noting(events, False))) for m in modules]
-        try:
-            with together:
-                yield
-            self._orders[self.kind] = events
-        except BaseException:
-            self._complete(events)
-            raise
-        finally:
-            for handle in handles:
-                handle.remove()
-            free(modules)
-            forget()
-            self.forwards += 1
+        with self._sharded() as modules, contextlib.ExitStack() as hooks:
+            order, events = self._orders.get(self.kind), list[_Event]()
+            first = Lockstep(self._device) if modules and order is None else None
+            for place, module in enumerate(modules, 1):
+                if first is not None:
+                    agree = Fleeting(_agreeing(first, place))
+                    hooks.callback(module.register_forward_pre_hook(agree, prepend=True).remove)
+                hooks.callback(module.register_forward_pre_hook(Fleeting(_noting(events, True))).remove)
+                hooks.callback(module.register_forward_hook(Fleeting(_noting(events, False))).remove)
+            try:
+                with self._together(self.lockstep if first is None else first):
+                    yield
+                self._orders[self.kind] = events
+            except BaseException:
+                _complete(order, events)
+                raise
+
+    @contextlib.contextmanager
+    def _together(self, lockstep: Lockstep | None) -> Iterator[None]:
+        """Make a pass inside, with what its layers compute together."""
+        if lockstep is None:
+            yield
+            return
+        split = self._split
+        layers = contextlib.nullcontext() if split is None else BeforeCollectives(split, lockstep.agree)
+        with lockstep.passing(), layers:
+            yield
 
     def make_up(self) -> None:
-        if self.lockstep is not None:
-            self.lockstep.fail()
+        with self._sharded() as modules:
+            order = self._orders.get(self.kind)
+            together = Lockstep(self._device) if modules and order is None else self.lockstep
+            if together is not None:
+                together.fail()
+            _complete(order, [])
+
+    @contextlib.contextmanager
+    def _sharded(self) -> Iterator[list[nn.Module]]:
+        """Yield the modules whose parameters a pass gathers, of which nothing stays gathered."""
         modules = sharded_modules(self._model)
         free(modules)
         forget = keep_uses(modules)
         try:
-            self._complete([])
+            yield modules
         finally:
             free(modules)
             forget()
             self.forwards += 1
 
-    def _complete(self, events: list[tuple[nn.Module, bool]]) -> None:
-        order = self._orders.get(self.kind) or list(_by_place(self._model, set()))
-        for module, before in order[len(events) :]:
-            run_sharding_hooks(module, before=before)
+
+def _complete(order: list[_Event] | None, events: list[_Event]) -> None:
+    """Gather what the others still do, or end what has started where they do nothing more."""
+    if order is None:
+        started = list[nn.Module]()
+        for module, before in events:
+            if before:
+                started.append(module)
+            else:
+                started.remove(module)
+        order = [*events, *((module, False) for module in reversed(started))]
+    for module, before in order[len(events) :]:
+        run_sharding_hooks(module, before=before)
 
 
 def free(modules: list[nn.Module]) -> None:
@@ -168,21 +201,16 @@ def _outside_of_gathering(model: nn.Module, gathered: Container[int]) -> bool:
     return any(id(p) in gathered and id(p) not in inside for p in model.parameters())
 
 
-def _noting(events: list[tuple[nn.Module, bool]], before: bool) -> Any:
+def _noting(events: list[_Event], before: bool) -> Any:
     def note(module: nn.Module, *_: Any) -> None:
         events.append((module, before))
 
     return note
 
 
-def _by_place(module: nn.Module, visited: set[int]) -> Iterator[tuple[nn.Module, bool]]:
-    if id(module) in visited:
-        return
-    visited.add(id(module))
-    sharded = sharded_modules(module)[:1] == [module]
-    if sharded:
-        yield module, True
-    for child in module.children():
-        yield from _by_place(child, visited)
-    if sharded:
-        yield module, False
+def _agreeing(lockstep: Lockstep, place: int) -> Any:
+    def agree(*_: Any) -> None:
+        with without_function_modes():  # an open tap would see what happens here as the model's
+            lockstep.agree(place)
+
+    return agree
