@@ -51,6 +51,7 @@ SCENARIOS = [
     *SPLITS, *SAME, *dict.fromkeys([*ALONE, *ALONE.values()]), *FAILING, "batch", "costs", "weighed",
     "lightning_fails", "offloaded",
 ]  # fmt: skip
+FOUR = ("layers", "one_sequence", "unmonitored", "fails_in_model")
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +61,23 @@ def directory(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Path:
     scenarios = dict.fromkeys(SCENARIOS)
     forks.ranks(2, "programs.flat_shards", str(directory), *scenarios, folder=directory)
     return directory
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Path:
+    """Where four processes have run some scenarios; one of them has no sequence of the second."""
+    directory = tmp_path_factory.mktemp("flat_shards_of_four")
+    forks.ranks(4, "programs.flat_shards", str(directory), *FOUR, folder=directory)
+    return directory
+
+
+@pytest.mark.parametrize("scenario", ["layers", "one_sequence"])
+def test_four_processes_record_what_one_does(four: Path, tmp_path: Path, scenario: str) -> None:
+    assert_as_one_process(flat_shards.run, scenario, four, tmp_path)
+
+
+def test_one_of_four_that_fails_costs_all_of_them_that_sample_alone(four: Path) -> None:
+    assert_costs_one_sample(four, "fails_in_model", "unmonitored", FAILING["fails_in_model"])
 
 
 @pytest.mark.parametrize("scenario", [*SPLITS, *SAME])
