@@ -1,4 +1,4 @@
-"""The Triton kernels compiled for GPUs that need not be there: what ptxas made of them."""
+"""The Triton kernels compiled for GPUs that need not be there: what ptxas made of them (``-m compiles``)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from kernels.compiled_figures import (
     costs_on_record,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.compiles]
 
 #: Bytes of shared memory that every device has.
 LEAST_SHARED = 99 * 1024
