@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lightning_geo.utils._torch import copy_all, version_of
 
-__all__ = ["BatchEntry", "LayerBatches"]
+__all__ = ["BatchEntry", "LayerBatches", "limit_of"]
 
 #: Bytes to gather before they are computed: on a CPU, what stays in its caches.
 _LIMIT = {"cpu": 1 << 21}
@@ -83,7 +83,7 @@ class LayerBatches:
     def _add(self, one: BatchEntry, copies: _Copies) -> None:
         owner, tensors, shared, tag, times = one
         size = sum(x.numel() * _kept(x).itemsize for x in tensors.values())
-        capacity = _limit(next(iter(tensors.values())).device) // max(size, 1)
+        capacity = limit_of(next(iter(tensors.values())).device) // max(size, 1)
         if capacity < 2:
             single = {name: x.unsqueeze(self._axis) for name, x in tensors.items()}
             self._run([owner], single, dict(shared))
@@ -165,7 +165,7 @@ def _memory(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).total_memory
 
 
-def _limit(device: torch.device) -> int:
+def limit_of(device: torch.device) -> int:
     """Bytes to gather on a device before they are computed."""
     if device.type == "cuda":
         return _memory(device) // _SHARE_OF_CUDA

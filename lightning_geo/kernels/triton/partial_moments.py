@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_geo.kernels.workspace import constant
+
 __all__ = ["about_the_mean", "merged"]
 
 
@@ -25,4 +27,4 @@ def merged(counts: Tensor, means: Tensor, scatters: Tensor) -> dict[str, Tensor]
     mean = pilot + (weight * (means - pilot)).sum(0) / count.clamp(min=1)
     apart = ((means - mean) * weight.sqrt()).transpose(0, 1)
     scatter = scatters.flatten(0, 1).sum(0) + apart.mT @ apart
-    return {"count": count, "mean": torch.where(count > 0, mean, 0.0), "scatter": scatter}
+    return {"count": count, "mean": torch.where(count > 0, mean, constant(0.0, mean)), "scatter": scatter}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import zlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -232,26 +234,34 @@ class RoleMoments(Collector):
     def _derive_joint(self, stack: DerivedStack) -> list[tuple[list[int], Tensor]]:
         """Compare the heads of a layer by the covariance of all their outputs; returns each head's own."""
         own: list[tuple[list[int], Tensor]] = []
+        #: by number of heads: layers, norms of the blocks of their covariances, and traces
+        compared: dict[int, list[tuple[list[int], Tensor, Tensor]]] = {}
         for indices in layers_by_shape(stack.layers, "heads.second"):
-            width = stack.layers[indices[0]].sums["heads.second"].shape[-1]
-            for part in in_parts(indices, 8 * width * width):
+            second = stack.layers[indices[0]].sums["heads.second"]
+            width, device = second.shape[-1], second.device
+            for part in in_parts(indices, 8 * width * width, device):
                 covariance, broken = covariances([stack.layers[i] for i in part], ["heads"] * len(part))
                 stack.add_broken(part, broken)
                 covariance = covariance[:, 0].float()
                 heads = stack.heads[part[0]]
                 covariance = covariance.unflatten(1, (heads, -1)).unflatten(3, (heads, -1))
-                self._compare(stack, part, block_norms(covariance), block_traces(covariance))
+                entry = part, block_norms(covariance), block_traces(covariance)
+                compared.setdefault(heads, []).append(entry)
                 # each head's own is a block of that of all heads together
                 own.append((part, covariance.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)))
         for indices in layers_by_shape(stack.layers, "heads.sketch"):
-            rows = stack.layers[indices[0]].sums["heads.sketch"].shape[0]
-            for part in in_parts(indices, 4 * stack.heads[indices[0]] * rows * rows):
+            sketch = stack.layers[indices[0]].sums["heads.sketch"]
+            rows, device = sketch.shape[0], sketch.device
+            for part in in_parts(indices, 4 * stack.heads[indices[0]] * rows * rows, device):
                 layers = [stack.layers[i] for i in part]
                 covariance, broken = covariances(layers, ["output"] * len(part))
                 stack.add_broken(part, broken)
                 norms = sketched_norms(layers, covariance)
                 traces = covariance.diagonal(dim1=-2, dim2=-1).sum(-1)
-                self._compare(stack, part, norms.float(), traces.float())
+                compared.setdefault(norms.shape[1], []).append((part, norms.float(), traces.float()))
+        for entries in compared.values():
+            layers_of, norms_of, traces_of = zip(*entries, strict=True)
+            self._compare(stack, [*itertools.chain(*layers_of)], _joined(norms_of), _joined(traces_of))
         return own if "output" in self._roles else []
 
     def _compare(self, stack: DerivedStack, indices: list[int], norms: Tensor, traces: Tensor) -> None:
@@ -298,3 +308,7 @@ class RoleMoments(Collector):
                     basis = vectors[part].unflatten(0, (-1, heads))
                     bases.setdefault(role, []).append((indices, repeated(basis, repeat, 1)))
         return bases
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
