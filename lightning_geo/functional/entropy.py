@@ -83,7 +83,7 @@ def key_entropy(
         shape = torch.Size([*received.shape[:-2], received.shape[-1]])
         check_mask(key_mask, shape, "key_mask")
         valid = key_mask[..., None, :].expand(received.shape)
-        keys = valid.sum(-1).to(received.dtype)
+        keys = valid.sum(-1, dtype=received.dtype)
         received = torch.where(valid, received, constant(0.0, received))
     total = received.sum(-1, keepdim=True)
     share = received / torch.where(total == 0, constant(1.0, total), total)

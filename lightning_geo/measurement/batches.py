@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_geo.kernels.workspace import kept_of
 from lightning_geo.utils._torch import copy_all, version_of
 
 __all__ = ["BatchEntry", "LayerBatches", "limit_of"]
@@ -146,7 +147,7 @@ class _Batch:
         # kept while the batch is open: other tensors would otherwise get their identity
         self._originals = shared
         #: as they were: the model, or whoever gave it the tensors, may write to them before they are used
-        self.shared = {name: None if x is None else x.clone() for name, x in shared.items()}
+        self.shared = {name: None if x is None else kept_of(_copied, (x,)) for name, x in shared.items()}
         self.capacity = capacity
         self.owners: list[Any] = []
         self._axis = axis
@@ -157,6 +158,10 @@ class _Batch:
         for name, x in tensors.items():
             copies.add(self.tensors[name].select(self._axis, len(self.owners)), x)
         self.owners.append(owner)
+
+
+def _copied(tensors: tuple[Tensor]) -> Tensor:
+    return tensors[0].clone()
 
 
 @functools.cache

@@ -14,7 +14,7 @@ def about_the_mean(counts: Tensor, shifts: Tensor, sums: Tensor, products: Tenso
     """Moments about the mean from those about a shift close to it."""
     count = counts.sum()
     offset = sums.sum(0) / count.clamp(min=1)
-    scatter = torch.baddbmm(products.sum(0), (count * offset)[:, :, None], offset[:, None], alpha=-1)
+    scatter = products.sum(0).baddbmm_((count * offset)[:, :, None], offset[:, None], alpha=-1)
     return {"count": count, "mean": shifts + offset, "scatter": scatter}
 
 

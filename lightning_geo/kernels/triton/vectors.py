@@ -5,6 +5,8 @@ This module loads without Triton, so that it can give a reason when it cannot ta
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -21,12 +23,13 @@ from lightning_geo.kernels.triton.launch import (
 )
 from lightning_geo.kernels.triton.partial_moments import about_the_mean, merged
 from lightning_geo.kernels.triton.tiles import gram_tile_for
-from lightning_geo.kernels.vectors import HeadMoments, StreamStatistics
+from lightning_geo.kernels.vectors import HeadMoments, MomentParts, StreamStatistics, merge_parts
 from lightning_geo.kernels.workspace import kept
 
 __all__ = [
     "gram_launch",
     "head_moments",
+    "moment_parts",
     "moments_launch",
     "stream_launch",
     "stream_statistics",
@@ -142,20 +145,42 @@ def stream_launch(
 
 def head_moments(x: Tensor, mask: Tensor | None, requested: frozenset[str]) -> HeadMoments:
     """Compute :func:`lightning_geo.kernels.vectors.head_moments` on a CUDA device."""
-    with torch.no_grad(), on_device(x.device), exactly(x.device):
+    return merge_parts([moment_parts(x, mask, requested)])
+
+
+def moment_parts(x: Tensor, mask: Tensor | None, requested: frozenset[str]) -> MomentParts:
+    """Compute what :func:`head_moments` merges."""
+    with torch.no_grad(), on_device(x.device):
         valid = kept(_all, (x.shape[0], x.shape[-2]), x.device) if mask is None else mask
         if x.shape[-1] > _WIDE:
             launch, partial = gram_launch(x, mask, capability_of(x.device))
             launch.run()
-            return HeadMoments(valid, **about_the_mean(**partial))
+            return MomentParts(valid, partial, _WIDE_AXES, _merged_wide)
         launch, norm, partial = moments_launch(x, mask, requested)
         launch.run()
-        fields: dict[str, Tensor] = {} if norm is None else {"norm": norm}
+        if norm is not None:
+            partial["norm"] = norm
+        return MomentParts(valid, partial, {name: _AXES[name] for name in partial}, _merged)
+
+
+#: The heads' axis of what each kernel leaves.
+_WIDE_AXES = {"counts": None, "shifts": 0, "sums": 1, "products": 1}
+_AXES = {"norm": 1, "sums": 2, "directed": 2, "counts": None, "means": 2, "scatters": 2}
+
+
+def _merged_wide(partial: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    with torch.no_grad(), exactly(partial["sums"].device):
+        return about_the_mean(**partial)
+
+
+def _merged(partial: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    fields = {"norm": partial["norm"]} if "norm" in partial else {}
+    with torch.no_grad(), exactly(next(iter(partial.values())).device):
         if "sums" in partial:
             fields |= {"directions": partial["sums"].sum(1), "directed": partial["directed"].sum(1)}
         if "counts" in partial:
             fields |= merged(partial["counts"].flatten(), partial["means"].flatten(0, 1), partial["scatters"])
-        return HeadMoments(valid, **fields)
+    return fields
 
 
 def moments_launch(

@@ -139,7 +139,7 @@ class AttentionRows(Collector):
         # a sequence with NaN or infinity in it has no value, rather than that of its other rows
         logsumexp = planes["logsumexp"]
         broken = (live & (logsumexp - logsumexp != 0)).any(-1)
-        for layer, count in zip(layers, broken.sum((1, 2)).to(exact_dtype(logsumexp)), strict=True):
+        for layer, count in zip(layers, broken.sum((1, 2), dtype=exact_dtype(logsumexp)), strict=True):
             layer.add("broken", count)
         if rows.means:
             stacked = torch.stack([self.value(name, planes, live.shape) for name in rows.means], 1)

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from lightning_geo.functional import masked_mean, principal_subspace
 from lightning_geo.functional.head import block_norms, block_traces, similarity_of_blocks
-from lightning_geo.kernels import HeadMoments, head_moments
+from lightning_geo.kernels import HeadMoments, MomentParts, head_moment_parts, merge_parts
 from lightning_geo.measurement.bases import compare_bases, stacked_bases
-from lightning_geo.measurement.batches import BatchEntry, LayerBatches
+from lightning_geo.measurement.batches import BatchEntry, LayerBatches, limit_of
 from lightning_geo.measurement.collectors.collector import Collector
 from lightning_geo.measurement.decomposition import Covariances, head_covariances, principal_subspaces
 from lightning_geo.measurement.derived import DerivedStack, in_parts, layers_by_shape
@@ -86,6 +86,8 @@ class RoleMoments(Collector):
             roles |= {"query", "key"}
         self._roles = [role for role in ROLES if role in roles]
         self._batches = LayerBatches(self._add, axis=2, calls=calls)
+        #: owners and moments of what was read, until they are merged
+        self._parts: list[tuple[list[_Vectors], MomentParts]] = []
         self._waiting: list[tuple[LayerSums, dict[str, tuple[Tensor, Tensor]]]] = []
 
     @staticmethod
@@ -131,14 +133,32 @@ class RoleMoments(Collector):
     def _add(
         self, owners: list[_Vectors], tensors: dict[str, Tensor], shared: dict[str, Tensor | None]
     ) -> None:
-        x, count, heads = tensors["x"], len(owners), tensors["x"].shape[3]
+        x = tensors["x"]
         requested = frozenset().union(*(owner.requested for owner in owners))
         mask = None if shared["mask"] is None else shared["mask"].expand(x.shape[:2])
-        moments = head_moments(x.movedim(1, 3), mask, requested - {"sketch"})
+        parts = head_moment_parts(x.movedim(1, 3), mask, requested - {"sketch"})
         for i, owner in enumerate(owners):
             if "sketch" in owner.requested:
                 outputs = x[:, :, i : i + 1].flatten(3)
                 add_sketches([owner.layer], outputs, shared["mask"], self._signs(owner.key, x.device))
+        self._parts.append((owners, parts))
+        if sum(waiting.nbytes for _, waiting in self._parts) > limit_of(x.device):
+            self._merge()
+
+    def _merge(self) -> None:
+        """Merge the moments that wait, and add them up: one operation serves all that are alike."""
+        alike: dict[tuple[int, int, object], list[tuple[list[_Vectors], MomentParts]]] = {}
+        for owners, parts in self._parts:
+            kind = owners[0].layer.heads, _heads(owners, parts), parts.layout
+            alike.setdefault(kind, []).append((owners, parts))
+        self._parts = []
+        with torch.no_grad():
+            for (_, heads, _), calls in alike.items():
+                every = [owner for owners, _ in calls for owner in owners]
+                self._add_moments(every, merge_parts([parts for _, parts in calls]), heads)
+
+    def _add_moments(self, owners: list[_Vectors], moments: HeadMoments, heads: int) -> None:
+        count = len(owners)
         scattered = [i for i, owner in enumerate(owners) if "scatter" in owner.requested]
         if scattered:
             assert moments.count is not None
@@ -198,6 +218,7 @@ class RoleMoments(Collector):
 
     def settle(self) -> None:
         self._batches.flush()
+        self._merge()
         waiting, self._waiting = self._waiting, []
         groups: dict[tuple[object, ...], list[tuple[LayerSums, dict[str, tuple[Tensor, Tensor]]]]] = {}
         for layer, directions in waiting:
@@ -312,3 +333,9 @@ class RoleMoments(Collector):
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def _heads(owners: Sequence[_Vectors], parts: MomentParts) -> int:
+    """How many heads each owner has."""
+    name, axis = next((name, axis) for name, axis in parts.axes.items() if axis is not None)
+    return parts.parts[name].shape[axis] // len(owners)
