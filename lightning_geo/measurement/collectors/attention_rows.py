@@ -73,8 +73,8 @@ class AttentionRows(Collector):
         self.estimated: dict[str, None] = {}
         #: attention calls of each module so far, documents of different lengths counted apart
         self._drawn: dict[CallKey, int] = {}
-        self._rows = LayerBatches(self._add_rows, calls=calls)
-        self._received = LayerBatches(self._add_received, calls=calls)
+        self._rows = LayerBatches(self._add_rows, calls=calls, owned=True)
+        self._received = LayerBatches(self._add_received, calls=calls, owned=True)
         self._reads = {name: frozenset(reads_of(name)) for name in self.metrics}
 
     def attention(self, layer: LayerSums, key: CallKey, call: AttentionCall) -> None:

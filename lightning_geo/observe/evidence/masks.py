@@ -169,8 +169,7 @@ def rows_of(mask: Tensor | BlockMask, queries: int, keys: int) -> Iterator[Tenso
 def _as_keys(rows: list[Tensor], keys: int, front: int) -> Tensor:
     """Move flags of queries [B, Nq] to the keys of the same tokens, [B, Nk]."""
     if len(rows) == 1 and front == 0 and rows[0].shape[1] == keys:
-        alone: Tensor = rows[0]
-        return alone
+        return rows[0]
     joined = torch.cat(rows, -1)[:, : max(keys - front, 0)]
     result = joined.new_zeros(len(joined), keys)
     result[:, front : front + joined.shape[1]] = joined
@@ -196,8 +195,8 @@ def _tokens(seen_by: Tensor, itself: Tensor, alone: Tensor, live: Tensor, later:
     padded = (~others).view(torch.uint8)
     runs = torch.stack([padded, padded.flip(-1)]).cumprod(-1)
     # A single such key at an end is padding if another sequence has more there, or if it does not see itself.
-    front, back = runs * (runs.sum(-1).amax(-1) > 1)[:, None, None]
-    at_an_end = front + back.flip(-1)
+    ends = runs * (runs.sum(-1).amax(-1) > 1)[:, None, None]
+    at_an_end = ends[0] + ends[1].flip(-1)
     tokens = others | (itself & alone & ~others & (at_an_end == 0))
     # Where padding does not see itself, a key that sees itself is no padding.
     tokens = tokens | (itself & (~seen).any(-1, keepdim=True))
