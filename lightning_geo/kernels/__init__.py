@@ -16,16 +16,9 @@ from torch import Tensor
 
 from lightning_geo.kernels.blocks import BlockRule, mask_rows
 from lightning_geo.kernels.masks import HIDDEN_BELOW
+from lightning_geo.kernels.moment_parts import MomentParts, merge_parts
 from lightning_geo.kernels.problem import STATISTICS, AttentionProblem, AttentionStatistics
-from lightning_geo.kernels.vectors import (
-    MOMENTS,
-    STREAM,
-    HeadMoments,
-    MomentParts,
-    StreamStatistics,
-    merge_parts,
-    sum_directions,
-)
+from lightning_geo.kernels.vectors import MOMENTS, STREAM, HeadMoments, StreamStatistics, sum_directions
 from lightning_geo.utils.cuda_graphs import is_capturing
 from lightning_geo.utils.shapes import Bool, Float
 

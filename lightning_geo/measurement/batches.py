@@ -94,7 +94,7 @@ class LayerBatches:
         capacity = limit_of(device) // max(size * (1 + waits), 1)  # they wait beside the memory for them
         if capacity < 2:
             single = {name: x.unsqueeze(self._axis) for name, x in tensors.items()}
-            self._run([owner], single, dict(shared))
+            self._run([owner], single, _kept_copies(shared))
             return
         layout = tuple((name, x.shape, x.dtype, x.device) for name, x in tensors.items())
         signature = (tag, layout, tuple((name, id(x), _version(x)) for name, x in shared.items()))
@@ -155,7 +155,7 @@ class _Batch:
         # kept while the batch is open: other tensors would otherwise get their identity
         self._originals = shared
         #: as they were: the model, or whoever gave it the tensors, may write to them before they are used
-        self.shared = {name: None if x is None else kept_of(_copied, (x,)) for name, x in shared.items()}
+        self.shared = _kept_copies(shared)
         self.capacity = capacity
         self.owners: list[Any] = []
         #: those that wait
@@ -168,6 +168,11 @@ class _Batch:
         for name, x in tensors.items():
             copies.add(self.tensors[name].select(self._axis, len(self.owners)), x)
         self.owners.append(owner)
+
+
+def _kept_copies(shared: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:
+    """Copies of tensors that calls share, made once a sample: what is computed of them waits for others'."""
+    return {name: None if x is None else kept_of(_copied, (x,)) for name, x in shared.items()}
 
 
 def _copied(tensors: tuple[Tensor]) -> Tensor:

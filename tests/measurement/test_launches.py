@@ -8,6 +8,7 @@ from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel
 
 from support.device_trace import launches_of
 
+pytest.importorskip("triton")
 pytestmark = pytest.mark.slow
 
 

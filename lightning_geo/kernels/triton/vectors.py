@@ -5,12 +5,10 @@ This module loads without Triton, so that it can give a reason when it cannot ta
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
-from lightning_geo.kernels.precision import exactly
+from lightning_geo.kernels.moment_parts import MomentParts, merge_parts
 from lightning_geo.kernels.triton.launch import (
     DTYPES,
     Launch,
@@ -21,9 +19,9 @@ from lightning_geo.kernels.triton.launch import (
     on_device,
     strides,
 )
-from lightning_geo.kernels.triton.partial_moments import about_the_mean, merged
+from lightning_geo.kernels.triton.partial_moments import AXES, WIDE_AXES, merged_fields, merged_wide
 from lightning_geo.kernels.triton.tiles import gram_tile_for
-from lightning_geo.kernels.vectors import HeadMoments, MomentParts, StreamStatistics, merge_parts
+from lightning_geo.kernels.vectors import HeadMoments, StreamStatistics
 from lightning_geo.kernels.workspace import kept
 
 __all__ = [
@@ -155,32 +153,12 @@ def moment_parts(x: Tensor, mask: Tensor | None, requested: frozenset[str]) -> M
         if x.shape[-1] > _WIDE:
             launch, partial = gram_launch(x, mask, capability_of(x.device))
             launch.run()
-            return MomentParts(valid, partial, _WIDE_AXES, _merged_wide)
+            return MomentParts(valid, partial, WIDE_AXES, merged_wide)
         launch, norm, partial = moments_launch(x, mask, requested)
         launch.run()
         if norm is not None:
             partial["norm"] = norm
-        return MomentParts(valid, partial, {name: _AXES[name] for name in partial}, _merged)
-
-
-#: The heads' axis of what each kernel leaves.
-_WIDE_AXES = {"counts": None, "shifts": 0, "sums": 1, "products": 1}
-_AXES = {"norm": 1, "sums": 2, "directed": 2, "counts": None, "means": 2, "scatters": 2}
-
-
-def _merged_wide(partial: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    with torch.no_grad(), exactly(partial["sums"].device):
-        return about_the_mean(**partial)
-
-
-def _merged(partial: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    fields = {"norm": partial["norm"]} if "norm" in partial else {}
-    with torch.no_grad(), exactly(next(iter(partial.values())).device):
-        if "sums" in partial:
-            fields |= {"directions": partial["sums"].sum(1), "directed": partial["directed"].sum(1)}
-        if "counts" in partial:
-            fields |= merged(partial["counts"].flatten(), partial["means"].flatten(0, 1), partial["scatters"])
-    return fields
+        return MomentParts(valid, partial, {name: AXES[name] for name in partial}, merged_fields)
 
 
 def moments_launch(
