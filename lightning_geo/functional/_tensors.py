@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_geo.kernels.workspace import constant
 from lightning_geo.utils.shapes import Bool, Float
 
 __all__ = [
@@ -93,7 +94,7 @@ def masked_mean(
     if mask is None:
         return values.mean(dim)
     check_mask(mask, values.shape)
-    total = torch.where(mask, values, 0.0).sum(dim)
+    total = torch.where(mask, values, constant(0.0, values)).sum(dim)
     return total / mask.expand(values.shape).sum(dim)  # 0/0 is the NaN
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_geo.functional._tensors import as_float, check_mask, shannon_entropy
+from lightning_geo.kernels.workspace import constant
 from lightning_geo.metrics.registry import computes
 from lightning_geo.utils.shapes import Bool, Float, Num
 
@@ -44,7 +45,7 @@ def normalized_entropy(
             f"but got {list(visible_keys.shape)}."
         )
     ratio = entropy / visible_keys.clamp(min=2).to(entropy.dtype).log()
-    return torch.where(visible_keys >= 2, ratio.clamp(0, 1), torch.nan)
+    return torch.where(visible_keys >= 2, ratio.clamp(0, 1), constant(torch.nan, ratio))
 
 
 @computes("key_entropy", reads=("received", "key_mask"))
@@ -82,9 +83,9 @@ def key_entropy(
         shape = torch.Size([*received.shape[:-2], received.shape[-1]])
         check_mask(key_mask, shape, "key_mask")
         valid = key_mask[..., None, :].expand(received.shape)
-        keys = valid.sum(-1).to(received.dtype)
-        received = torch.where(valid, received, 0.0)
+        keys = valid.sum(-1, dtype=received.dtype)
+        received = torch.where(valid, received, constant(0.0, received))
     total = received.sum(-1, keepdim=True)
-    share = received / torch.where(total == 0, 1.0, total)
+    share = received / torch.where(total == 0, constant(1.0, total), total)
     ratio = (shannon_entropy(share) / keys.clamp(min=2).log()).clamp(0, 1)
-    return torch.where((keys >= 2) & (total.squeeze(-1) != 0), ratio, torch.nan)
+    return torch.where((keys >= 2) & (total.squeeze(-1) != 0), ratio, constant(torch.nan, ratio))

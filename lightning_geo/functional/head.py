@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_geo.functional._tensors import as_float, exact_dtype, exact_matmul
+from lightning_geo.kernels.workspace import constant
 from lightning_geo.metrics.registry import computes
 from lightning_geo.utils.shapes import Float
 
@@ -121,8 +122,8 @@ def redundancy(covariance: Float[Tensor, "*batch H D H D"]) -> Float[Tensor, "*b
 def _redundancy(norms: Float[Tensor, "*batch H H"]) -> Float[Tensor, "*batch H"]:
     similarity = similarity_of_blocks(norms)
     itself = torch.eye(similarity.shape[-1], dtype=torch.bool, device=similarity.device)
-    others = torch.where(itself | similarity.isnan(), -1.0, similarity).amax(-1)
-    return torch.where(others < 0, torch.nan, others)
+    others = torch.where(itself | similarity.isnan(), constant(-1.0, similarity), similarity).amax(-1)
+    return torch.where(others < 0, constant(torch.nan, others), others)
 
 
 def complementarity(covariance: Float[Tensor, "*batch H D H D"]) -> Float[Tensor, "*batch"]:
@@ -164,7 +165,7 @@ def _complementarity(
     norms: Float[Tensor, "*batch H H"], traces: Float[Tensor, "*batch H"]
 ) -> Float[Tensor, "*batch"]:
     own = norms.diagonal(dim1=-2, dim2=-1)
-    alone = torch.linalg.vector_norm(traces / torch.where(own == 0, 1.0, own), dim=-1)
+    alone = torch.linalg.vector_norm(traces / torch.where(own == 0, constant(1.0, own), own), dim=-1)
     together = traces.sum(-1) / torch.linalg.vector_norm(norms, dim=(-2, -1))
     ratio: Tensor = together / alone
     return ratio.square().clamp(max=1)

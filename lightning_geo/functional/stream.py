@@ -11,6 +11,7 @@ from lightning_geo import kernels
 from lightning_geo.functional._tensors import as_float, check_mask, masked_mean
 from lightning_geo.kernels import BACKENDS, STREAM, Backend, StreamStatistics
 from lightning_geo.kernels.vectors import token_planes
+from lightning_geo.kernels.workspace import constant
 from lightning_geo.metrics.registry import computes
 from lightning_geo.utils.arguments import check_one_of, check_statistics
 from lightning_geo.utils.shapes import Bool, Float
@@ -77,7 +78,8 @@ def mean_over_tokens(
         finite: Bool, False = a feature of the token is NaN or infinite.
     """
     broken = (valid & ~finite).any(-1)
-    return torch.where(broken, torch.nan, masked_mean(plane, valid & ~plane.isnan()))
+    mean = masked_mean(plane, valid & (plane == plane))  # all but NaN
+    return torch.where(broken, constant(torch.nan, mean), mean)
 
 
 def _check_tokens(x: Tensor, name: str) -> None:

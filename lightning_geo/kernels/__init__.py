@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lightning_geo.kernels.blocks import BlockRule, mask_rows
 from lightning_geo.kernels.masks import HIDDEN_BELOW
+from lightning_geo.kernels.moment_parts import MomentParts, merge_parts
 from lightning_geo.kernels.problem import STATISTICS, AttentionProblem, AttentionStatistics
 from lightning_geo.kernels.vectors import MOMENTS, STREAM, HeadMoments, StreamStatistics, sum_directions
 from lightning_geo.utils.cuda_graphs import is_capturing
@@ -32,10 +33,13 @@ __all__ = [
     "Backend",
     "BlockRule",
     "HeadMoments",
+    "MomentParts",
     "StreamStatistics",
     "attention",
+    "head_moment_parts",
     "head_moments",
     "mask_rows",
+    "merge_parts",
     "retry_failed",
     "stream_statistics",
     "sum_directions",
@@ -62,7 +66,7 @@ _FUNCTIONS = {
         "reference": ("reference", "reference_stream"),
     },
     "head_moments": {
-        "triton": ("triton.vectors", "head_moments"),
+        "triton": ("triton.vectors", "moment_parts"),
         "chunked": ("vectors", "head_moments"),
         "reference": ("reference", "reference_moments"),
     },
@@ -103,8 +107,18 @@ def head_moments(
     backend: Backend = "auto",
 ) -> HeadMoments:
     """See :func:`lightning_geo.kernels.vectors.head_moments`, on any backend."""
-    result: HeadMoments = _run("head_moments", backend, x.device, x, mask, requested)
-    return result
+    return merge_parts([head_moment_parts(x, mask, requested, backend)])
+
+
+def head_moment_parts(
+    x: Float[Tensor, "batch *heads tokens dim"],
+    mask: Bool[Tensor, "batch tokens"] | None,
+    requested: frozenset[str],
+    backend: Backend = "auto",
+) -> MomentParts:
+    """The same, still to be merged by :func:`merge_parts`."""
+    result: HeadMoments | MomentParts = _run("head_moments", backend, x.device, x, mask, requested)
+    return MomentParts.of(result) if isinstance(result, HeadMoments) else result
 
 
 def _run(operation: str, backend: str, device: torch.device, *arguments: object) -> Any:

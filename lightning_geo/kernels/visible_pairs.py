@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -127,25 +128,29 @@ def _of_rows(
     count = max(_PAIRS // (sight.batch * heads * sight.keys), 1)
     step = max(math.ceil(sight.queries / min(count, _ROWS)), 1)
     rows = torch.arange(0, sight.queries, step, device=device)
-    position, column = rows[:, None] + sight.offset, torch.arange(sight.keys, device=device)
-    visible = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
+    position = rows[:, None] + sight.offset if sight.offset else rows[:, None]
+    column = torch.arange(sight.keys, device=device)
+    limits: list[Tensor] = []
     for mask in masks:
         assert mask is not None
         part = mask[:, :, ::step] if mask.shape[2] > 1 else mask
-        visible = visible & (part if part.dtype == torch.bool else ~(part <= HIDDEN_BELOW))
-    for rule in map(BlockRule.of, rules):
-        visible = visible & rule.of_rows(rows, sight.keys)
+        limits.append(part if part.dtype == torch.bool else ~(part <= HIDDEN_BELOW))
+    limits += [rule.of_rows(rows, sight.keys) for rule in map(BlockRule.of, rules)]
     if sight.left is not None:
-        visible = visible & (column >= position - sight.left)
+        limits.append((column >= position - sight.left)[None, None])
     if sight.right is not None:
-        visible = visible & (column <= position + sight.right)
+        limits.append((column <= position + sight.right)[None, None])
+    if not limits:
+        limits.append(torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device))
+    visible = functools.reduce(torch.bitwise_and, limits)
     if padding is not None:  # nobody told the model: it is no token either
         query_mask = ~padding if query_mask is None else query_mask & ~padding
         key_mask = ~padding if key_mask is None else key_mask & ~padding
     elif sight.told and key_mask is not None:
         padding = ~key_mask
-    real = torch.ones(1, len(rows), dtype=torch.bool, device=device)
-    if query_mask is not None:
+    if query_mask is None:
+        real = torch.ones(1, len(rows), dtype=torch.bool, device=device)
+    else:
         real = query_mask[:, ::step]
     pairs = real[:, :, None] & (column > position)
     if key_mask is not None:

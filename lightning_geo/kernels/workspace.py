@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_geo.utils._torch import identity_of
 
-__all__ = ["kept", "kept_of", "reuse_scratch", "scratch", "zeros"]
+__all__ = ["constant", "kept", "kept_of", "reuse_scratch", "scratch", "zeros"]
 
 _local = threading.local()
 
@@ -102,3 +102,21 @@ def kept_of(make: Callable[..., Any], tensors: tuple[Tensor | None, ...], *argum
     if key not in buffers:
         buffers[key] = tensors, make(tensors, *arguments)
     return buffers[key][1]
+
+
+def constant(number: float, like: Tensor) -> Any:
+    """Return a number for ``torch.where``, as a tensor that is made once within :func:`reuse_scratch`.
+
+    ``torch.where`` makes a tensor of every bare number, which takes a launch each time.
+
+    Args:
+        number: The number.
+        like: Gives the device and the type.
+    """
+    if getattr(_local, "buffers", None) is None:
+        return number
+    return kept(_scalar, number, like.dtype, like.device)
+
+
+def _scalar(number: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.full((), number, dtype=dtype, device=device)

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_geo.kernels.workspace import kept_of
 from lightning_geo.utils._torch import copy_all, version_of
 
-__all__ = ["BatchEntry", "LayerBatches"]
+__all__ = ["BatchEntry", "LayerBatches", "limit_of"]
 
 #: Bytes to gather before they are computed: on a CPU, what stays in its caches.
 _LIMIT = {"cpu": 1 << 21}
@@ -62,14 +63,19 @@ class LayerBatches:
         compute: A method, called with the owners of the gathered tensors, the tensors, and what they share.
         axis: Where the layer axis is put.
         calls: How many calls are expected, so that no memory is taken for more; None where nobody knows.
+        owned: Whether nobody else writes to the tensors: where one operation copies several, they then wait
+            for those of other calls.
     """
 
-    def __init__(self, compute: Compute, axis: int = 0, calls: int | None = None) -> None:
+    def __init__(
+        self, compute: Compute, axis: int = 0, calls: int | None = None, owned: bool = False
+    ) -> None:
         # A cycle with the method's object would hold the memory of a sample that is given up until the
         # garbage collector runs.
         self._compute = weakref.WeakMethod(compute)
         self._axis = axis
         self._calls = calls
+        self._owned = owned
         self._open: dict[tuple[Any, ...], _Batch] = {}
 
     def add(self, *gathered: BatchEntry) -> None:
@@ -83,10 +89,12 @@ class LayerBatches:
     def _add(self, one: BatchEntry, copies: _Copies) -> None:
         owner, tensors, shared, tag, times = one
         size = sum(x.numel() * _kept(x).itemsize for x in tensors.values())
-        capacity = _limit(next(iter(tensors.values())).device) // max(size, 1)
+        device = next(iter(tensors.values())).device
+        waits = self._owned and device.type in _APART
+        capacity = limit_of(device) // max(size * (1 + waits), 1)  # they wait beside the memory for them
         if capacity < 2:
             single = {name: x.unsqueeze(self._axis) for name, x in tensors.items()}
-            self._run([owner], single, dict(shared))
+            self._run([owner], single, _kept_copies(shared))
             return
         layout = tuple((name, x.shape, x.dtype, x.device) for name, x in tensors.items())
         signature = (tag, layout, tuple((name, id(x), _version(x)) for name, x in shared.items()))
@@ -94,7 +102,7 @@ class LayerBatches:
         if batch is None:
             capacity = min(capacity, _OWNERS if self._calls is None else self._calls * times)
             batch = self._open[signature] = _Batch(tensors, dict(shared), max(capacity, 1), self._axis)
-        batch.add(owner, tensors, copies)
+        batch.add(owner, tensors, batch.copies if waits else copies)
         if len(batch.owners) == batch.capacity:
             copies.run()
             self._flush(batch)
@@ -112,6 +120,7 @@ class LayerBatches:
                 self._flush(batch)
 
     def _flush(self, batch: _Batch) -> None:
+        batch.copies.run()
         owners, batch.owners = batch.owners, []
         if owners:
             tensors = {n: x.narrow(self._axis, 0, len(owners)) for n, x in batch.tensors.items()}
@@ -146,9 +155,11 @@ class _Batch:
         # kept while the batch is open: other tensors would otherwise get their identity
         self._originals = shared
         #: as they were: the model, or whoever gave it the tensors, may write to them before they are used
-        self.shared = {name: None if x is None else x.clone() for name, x in shared.items()}
+        self.shared = _kept_copies(shared)
         self.capacity = capacity
         self.owners: list[Any] = []
+        #: those that wait
+        self.copies = _Copies()
         self._axis = axis
         with torch.inference_mode(False):  # memory made in inference mode could not be written outside of it
             self.tensors = {name: _memory_for(x, axis, capacity) for name, x in tensors.items()}
@@ -159,13 +170,22 @@ class _Batch:
         self.owners.append(owner)
 
 
+def _kept_copies(shared: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:
+    """Copies of tensors that calls share, made once a sample: what is computed of them waits for others'."""
+    return {name: None if x is None else kept_of(_copied, (x,)) for name, x in shared.items()}
+
+
+def _copied(tensors: tuple[Tensor]) -> Tensor:
+    return tensors[0].clone()
+
+
 @functools.cache
 def _memory(device: torch.device) -> int:
     """Bytes that a CUDA device has."""
     return torch.cuda.get_device_properties(device).total_memory
 
 
-def _limit(device: torch.device) -> int:
+def limit_of(device: torch.device) -> int:
     """Bytes to gather on a device before they are computed."""
     if device.type == "cuda":
         return _memory(device) // _SHARE_OF_CUDA

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from lightning_geo.functional._decompositions import dividing_among_threads
 from lightning_geo.kernels.precision import is_finite
+from lightning_geo.kernels.workspace import constant
+from lightning_geo.measurement.batches import limit_of
 from lightning_geo.measurement.sums import LayerSums
 from lightning_geo.metrics.selection import spec_of, standard_error
 from lightning_geo.observe import CallKey
@@ -91,7 +93,9 @@ class DerivedStack:
                     groups.setdefault(layer.maxima[name].shape, []).append(index)
             for indices in groups.values():
                 largest = torch.stack([sums[index].maxima[name] for index in indices])
-                self.add(name, indices, torch.where(is_finite(largest), largest, torch.nan))
+                self.add(
+                    name, indices, torch.where(is_finite(largest), largest, constant(torch.nan, largest))
+                )
 
     def means(self, names: Sequence[str]) -> Iterator[tuple[Sequence[int], list[Tensor]]]:
         """Layers that have values of all these metrics, and the values [L, ...] of each."""
@@ -109,9 +113,9 @@ def layers_by_shape(layers: Mapping[int, LayerSums], name: str) -> list[list[int
     return list(groups.values())
 
 
-def in_parts(indices: list[int], size: int) -> list[list[int]]:
-    """Divide layers that have tensors of that many bytes each into parts that memory allows."""
-    step = max(1, _PART_BYTES // size)
+def in_parts(indices: list[int], size: int, device: torch.device) -> list[list[int]]:
+    """Divide layers that have tensors of that many bytes each on a device into parts that memory allows."""
+    step = max(1, max(_PART_BYTES, limit_of(device)) // size)
     return [indices[start : start + step] for start in range(0, len(indices), step)]
 
 

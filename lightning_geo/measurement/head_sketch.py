@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from lightning_geo.kernels.precision import exactly
+from lightning_geo.kernels.workspace import constant, kept_of
+from lightning_geo.measurement.batches import limit_of
 from lightning_geo.measurement.sums import LayerSums
 
 __all__ = ["ROWS", "add_sketches", "sketched_norms"]
@@ -20,7 +22,7 @@ __all__ = ["ROWS", "add_sketches", "sketched_norms"]
 #: Rows of a sketch: 32 layers of 4,096 features stay below 400 MB, the heads' own covariances included.
 ROWS = 480
 
-#: Tokens whose signs are drawn at a time.
+#: Tokens whose signs are drawn at a time; more where half of what a device may gather holds them.
 _TOKENS = 4096
 
 #: Spread around a mean of length 1 below which rounding to float32 shows in similarities.
@@ -49,28 +51,40 @@ def add_sketches(
     dtype = torch.promote_types(x.dtype, torch.float32)
     tokens = x.flatten(0, 1).transpose(0, 1)  # [L, T, H * D]
     real = None if mask is None else mask.flatten()
-    sketches = tokens.new_zeros(len(layers), ROWS, x.shape[-1], dtype=dtype)
-    sums_of_signs = tokens.new_zeros(len(layers), ROWS, dtype=dtype)
+    sketches = sums_of_signs = None
+    step = _TOKENS * max(1, limit_of(x.device) // (2 * _TOKENS * len(layers) * x.shape[-1] * dtype.itemsize))
     with torch.no_grad(), exactly(x.device):
-        for start in range(0, tokens.shape[1], _TOKENS):
-            part = tokens[:, start : start + _TOKENS].to(dtype)
+        for start in range(0, tokens.shape[1], step):
+            part = tokens[:, start : start + step]
             shape = len(layers), ROWS, part.shape[1]
             signs = torch.empty(shape, dtype=dtype, device=x.device)
-            signs.bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
+            signs.bernoulli_(0.5, generator=generator).sub_(0.5)
             if real is None:
-                mean = part.mean(1, keepdim=True)
+                signs.mul_(2)
+                mean = part.mean(1, keepdim=True, dtype=dtype)
             else:
-                kept = real[start : start + _TOKENS, None]
-                part, signs = torch.where(kept, part, 0.0), signs * kept.mT  # padding may hold NaN
-                mean = part.sum(1, keepdim=True) / kept.sum().clamp(min=1)
+                flags, twice, count = kept_of(_flags, (real[start : start + step],), dtype)
+                part = torch.where(flags, part, constant(0.0, part))  # padding may hold NaN
+                signs.mul_(twice)
+                mean = part.sum(1, keepdim=True, dtype=dtype) / count
             sum_of_signs = signs.sum(-1)
             # centred before the product, which would lose a small spread around a large mean
-            sketches.baddbmm_(signs, part - mean).addcmul_(sum_of_signs[..., None], mean)
-            sums_of_signs += sum_of_signs
+            centred = part - mean
+            sketch = signs @ centred if sketches is None else sketches.baddbmm_(signs, centred)
+            sketches = sketch.addcmul_(sum_of_signs[..., None], mean)
+            sums_of_signs = sum_of_signs if sums_of_signs is None else sums_of_signs + sum_of_signs
+    assert sketches is not None
+    assert sums_of_signs is not None
     for layer, sketch, signs in zip(layers, sketches, sums_of_signs, strict=True):
         for name, value in (("heads.sketch", sketch), ("heads.signs", signs)):
             # float32, unlike other sums: it is linear, so a large mean costs no more than its own rounding
             layer.sums[name] = layer.sums[name] + value if name in layer.sums else value
+
+
+def _flags(tensors: tuple[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Flags of real tokens ``[T, 1]``, twice the same as numbers ``[T]``, and how many there are."""
+    (real,) = tensors
+    return real[:, None], real.to(dtype) * 2, real.sum().clamp(min=1)
 
 
 def sketched_norms(layers: Sequence[LayerSums], covariance: Tensor) -> Tensor:
@@ -107,11 +121,11 @@ def sketched_norms(layers: Sequence[LayerSums], covariance: Tensor) -> Tensor:
     mean = total / count[:, None, None]
     spread = covariance.diagonal(dim1=-2, dim2=-1).sum(-1).sqrt()
     known = (own == 0) | (spread > _FINEST * torch.linalg.vector_norm(mean, dim=-1))
-    own = torch.where(known, own, torch.nan)
+    own = torch.where(known, own, constant(torch.nan, own))
     y = torch.addcmul(sketch.to(mean), signs.to(mean)[:, :, None], mean.flatten(1)[:, None], value=-1)
     y = y.unflatten(-1, (heads, -1)).transpose(1, 2)  # [L, H, r, D]
     size = torch.linalg.vector_norm(y, dim=(2, 3), keepdim=True)
-    y = (y / torch.where(size == 0, 1.0, size)).float()
+    y = (y / torch.where(size == 0, constant(1.0, size), size)).float()
     with exactly(y.device):
         products = y @ y.mT  # [L, H, r, r]
         products.diagonal(dim1=-2, dim2=-1).zero_()
@@ -119,7 +133,7 @@ def sketched_norms(layers: Sequence[LayerSums], covariance: Tensor) -> Tensor:
         rows = products.transpose(1, 2)  # [L, r, H, r]
         products = (rows @ rows.mT).sum(1)  # [L, H, H]
     measured = products.diagonal(dim1=-2, dim2=-1)
-    scale = torch.where(measured > 0, measured, 1.0).rsqrt()
+    scale = torch.where(measured > 0, measured, constant(1.0, measured)).rsqrt()
     similarity = (products * scale[:, :, None] * scale[:, None, :]).clamp(0, 1)
     norms = (similarity * own[:, :, None] * own[:, None, :]).sqrt()
     itself = torch.eye(heads, dtype=torch.bool, device=norms.device)

@@ -168,7 +168,8 @@ class Measurement(ObservedCalls):
             if len(self._statistics) > 1:
                 numbering = numbering.of_model(name)
             sums, reports = self._statistics[name], self._choices[name].reports(numbering)
-            part = derive(sums, numbering, self._metrics, self._rank, reports, baseline, previous)
+            with reuse_scratch():
+                part = derive(sums, numbering, self._metrics, self._rank, reports, baseline, previous)
             parts.append((self._prefix(name), part))
         return SampleDerivation(parts)
 

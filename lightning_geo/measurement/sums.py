@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lightning_geo.functional._tensors import exact_dtype
 from lightning_geo.kernels.precision import is_finite
+from lightning_geo.kernels.workspace import constant
 from lightning_geo.observe import HeadSlice
 
 __all__ = [
@@ -154,10 +155,11 @@ def settle_values(layers: Iterable[LayerSums]) -> None:
         for entries in alike.values():
             values = torch.cat([entry.values for _, entry in entries])
             defined = is_finite(values)
-            parts = [torch.where(defined, values, 0.0), defined]
+            zero = constant(0.0, values)
+            parts = [torch.where(defined, values, zero), defined]
             variances = [entry.variances for _, entry in entries if entry.variances is not None]
             if variances:
-                parts.append(torch.where(defined, torch.cat(variances), 0.0))
+                parts.append(torch.where(defined, torch.cat(variances), zero))
             # [2 or 3, P, ...]
             sums = torch.stack([part.to(values.dtype) for part in parts]).sum(2, dtype=exact_dtype(values))
             pieces = sums.split([len(entry.values) for _, entry in entries], 1)
@@ -167,7 +169,7 @@ def settle_values(layers: Iterable[LayerSums]) -> None:
 
 def add_maximum(layers: Sequence[LayerSums], name: str, values: Tensor) -> None:
     """Take the largest of values by sequence, ``[L, B, H]``, into the maxima of L layers."""
-    largest = torch.where(is_finite(values), values, -torch.inf).amax(1)
+    largest = torch.where(is_finite(values), values, constant(-torch.inf, values)).amax(1)
     for layer, value in zip(layers, largest, strict=True):
         known = layer.maxima.get(name)
         layer.maxima[name] = value if known is None else torch.maximum(known, value)
@@ -210,7 +212,7 @@ def covariances(layers: Sequence[LayerSums], names: Sequence[str]) -> tuple[Tens
         for part in ("count", "sum", "second")
     )
     broken = ~is_finite(total).flatten(1).all(1)
-    count = torch.where(count > 1, count, torch.nan)[:, None, None]
+    count = torch.where(count > 1, count, constant(torch.nan, count))[:, None, None]
     mean = total / count
     covariance = (second / count[..., None]).addcmul_(mean[..., :, None], mean[..., None, :], value=-1)
     return covariance, broken

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from lightning_geo.kernels.workspace import reuse_scratch
 from lightning_geo.measurement import batches
 from lightning_geo.measurement.sample_statistics import SampleStatistics
 from lightning_geo.metrics.selection import compares_samples, select
@@ -69,6 +70,18 @@ def test_gathering_changes_no_number(calls: list[tuple[int, ...]], spoil: bool, 
     apart = sample_of(calls, gathered=False)
     with patch.object(batches, "_APART", ("cpu",) if as_on_cuda else ()):
         together = sample_of(calls, gathered=True, spoil=spoil)
+    assert_same(together, apart)
+
+
+@given(calls=st.lists(CALLS, min_size=1, max_size=7), spoil=st.booleans())
+def test_results_of_large_tensors_wait_for_others(calls: list[tuple[int, ...]], spoil: bool) -> None:
+    apart = sample_of(calls, gathered=False)
+    with patch.object(batches, "limit_of", lambda device: 0), reuse_scratch():  # nothing is gathered
+        together = sample_of(calls, gathered=True, spoil=spoil)
+    assert_same(together, apart)
+
+
+def assert_same(together: dict[object, dict[str, Tensor]], apart: dict[object, dict[str, Tensor]]) -> None:
     assert together.keys() == apart.keys()
     for where, means in apart.items():
         assert together[where].keys() == means.keys()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_geo.kernels.precision import exactly
+from lightning_geo.kernels.moment_parts import MomentParts, merge_parts
 from lightning_geo.kernels.triton.launch import (
     DTYPES,
     Launch,
@@ -19,7 +19,7 @@ from lightning_geo.kernels.triton.launch import (
     on_device,
     strides,
 )
-from lightning_geo.kernels.triton.partial_moments import about_the_mean, merged
+from lightning_geo.kernels.triton.partial_moments import AXES, WIDE_AXES, merged_fields, merged_wide
 from lightning_geo.kernels.triton.tiles import gram_tile_for
 from lightning_geo.kernels.vectors import HeadMoments, StreamStatistics
 from lightning_geo.kernels.workspace import kept
@@ -27,6 +27,7 @@ from lightning_geo.kernels.workspace import kept
 __all__ = [
     "gram_launch",
     "head_moments",
+    "moment_parts",
     "moments_launch",
     "stream_launch",
     "stream_statistics",
@@ -142,20 +143,22 @@ def stream_launch(
 
 def head_moments(x: Tensor, mask: Tensor | None, requested: frozenset[str]) -> HeadMoments:
     """Compute :func:`lightning_geo.kernels.vectors.head_moments` on a CUDA device."""
-    with torch.no_grad(), on_device(x.device), exactly(x.device):
+    return merge_parts([moment_parts(x, mask, requested)])
+
+
+def moment_parts(x: Tensor, mask: Tensor | None, requested: frozenset[str]) -> MomentParts:
+    """Compute what :func:`head_moments` merges."""
+    with torch.no_grad(), on_device(x.device):
         valid = kept(_all, (x.shape[0], x.shape[-2]), x.device) if mask is None else mask
         if x.shape[-1] > _WIDE:
             launch, partial = gram_launch(x, mask, capability_of(x.device))
             launch.run()
-            return HeadMoments(valid, **about_the_mean(**partial))
+            return MomentParts(valid, partial, WIDE_AXES, merged_wide)
         launch, norm, partial = moments_launch(x, mask, requested)
         launch.run()
-        fields: dict[str, Tensor] = {} if norm is None else {"norm": norm}
-        if "sums" in partial:
-            fields |= {"directions": partial["sums"].sum(1), "directed": partial["directed"].sum(1)}
-        if "counts" in partial:
-            fields |= merged(partial["counts"].flatten(), partial["means"].flatten(0, 1), partial["scatters"])
-        return HeadMoments(valid, **fields)
+        if norm is not None:
+            partial["norm"] = norm
+        return MomentParts(valid, partial, {name: AXES[name] for name in partial}, merged_fields)
 
 
 def moments_launch(

@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_geo.functional import masked_mean
 from lightning_geo.functional._tensors import exact_dtype
 from lightning_geo.kernels import STATISTICS
+from lightning_geo.kernels.workspace import constant
 from lightning_geo.measurement.batches import BatchEntry, LayerBatches
 from lightning_geo.measurement.call_statistics import call_statistics
 from lightning_geo.measurement.collectors.collector import Collector
@@ -72,8 +73,8 @@ class AttentionRows(Collector):
         self.estimated: dict[str, None] = {}
         #: attention calls of each module so far, documents of different lengths counted apart
         self._drawn: dict[CallKey, int] = {}
-        self._rows = LayerBatches(self._add_rows, calls=calls)
-        self._received = LayerBatches(self._add_received, calls=calls)
+        self._rows = LayerBatches(self._add_rows, calls=calls, owned=True)
+        self._received = LayerBatches(self._add_received, calls=calls, owned=True)
         self._reads = {name: frozenset(reads_of(name)) for name in self.metrics}
 
     def attention(self, layer: LayerSums, key: CallKey, call: AttentionCall) -> None:
@@ -138,12 +139,13 @@ class AttentionRows(Collector):
         # a sequence with NaN or infinity in it has no value, rather than that of its other rows
         logsumexp = planes["logsumexp"]
         broken = (live & (logsumexp - logsumexp != 0)).any(-1)
-        for layer, count in zip(layers, broken.sum((1, 2)).to(exact_dtype(logsumexp)), strict=True):
+        for layer, count in zip(layers, broken.sum((1, 2), dtype=exact_dtype(logsumexp)), strict=True):
             layer.add("broken", count)
         if rows.means:
             stacked = torch.stack([self.value(name, planes, live.shape) for name in rows.means], 1)
             counted = live[:, None] & (stacked == stacked)  # all but NaN
-            values = torch.where(broken[:, None], torch.nan, masked_mean(stacked, counted))
+            values = masked_mean(stacked, counted)
+            values = torch.where(broken[:, None], constant(torch.nan, values), values)
             variances = None
             if "fraction" in tensors:
                 variances = variance_of_mean(stacked, counted, tensors["fraction"][:, None])
@@ -151,8 +153,9 @@ class AttentionRows(Collector):
                 variances = torch.zeros_like(values)  # exact; ranks with longer calls have the same sums
             add_values(layers, "row", rows.means, values, variances)
         for name in rows.maxima:
-            largest = torch.where(live, self.value(name, planes, live.shape), -torch.inf).amax(-1)
-            add_maximum(layers, name, torch.where(broken, torch.nan, largest))
+            values = self.value(name, planes, live.shape)
+            largest = torch.where(live, values, constant(-torch.inf, values)).amax(-1)
+            add_maximum(layers, name, torch.where(broken, constant(torch.nan, largest), largest))
 
     def _add_received(
         self,

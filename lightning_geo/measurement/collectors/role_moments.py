@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import zlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,9 +12,9 @@ from torch import Tensor
 
 from lightning_geo.functional import masked_mean, principal_subspace
 from lightning_geo.functional.head import block_norms, block_traces, similarity_of_blocks
-from lightning_geo.kernels import HeadMoments, head_moments
+from lightning_geo.kernels import HeadMoments, MomentParts, head_moment_parts, merge_parts
 from lightning_geo.measurement.bases import compare_bases, stacked_bases
-from lightning_geo.measurement.batches import BatchEntry, LayerBatches
+from lightning_geo.measurement.batches import BatchEntry, LayerBatches, limit_of
 from lightning_geo.measurement.collectors.collector import Collector
 from lightning_geo.measurement.decomposition import Covariances, head_covariances, principal_subspaces
 from lightning_geo.measurement.derived import DerivedStack, in_parts, layers_by_shape
@@ -84,6 +86,8 @@ class RoleMoments(Collector):
             roles |= {"query", "key"}
         self._roles = [role for role in ROLES if role in roles]
         self._batches = LayerBatches(self._add, axis=2, calls=calls)
+        #: owners and moments of what was read, until they are merged
+        self._parts: list[tuple[list[_Vectors], MomentParts]] = []
         self._waiting: list[tuple[LayerSums, dict[str, tuple[Tensor, Tensor]]]] = []
 
     @staticmethod
@@ -129,14 +133,32 @@ class RoleMoments(Collector):
     def _add(
         self, owners: list[_Vectors], tensors: dict[str, Tensor], shared: dict[str, Tensor | None]
     ) -> None:
-        x, count, heads = tensors["x"], len(owners), tensors["x"].shape[3]
+        x = tensors["x"]
         requested = frozenset().union(*(owner.requested for owner in owners))
         mask = None if shared["mask"] is None else shared["mask"].expand(x.shape[:2])
-        moments = head_moments(x.movedim(1, 3), mask, requested - {"sketch"})
+        parts = head_moment_parts(x.movedim(1, 3), mask, requested - {"sketch"})
         for i, owner in enumerate(owners):
             if "sketch" in owner.requested:
                 outputs = x[:, :, i : i + 1].flatten(3)
                 add_sketches([owner.layer], outputs, shared["mask"], self._signs(owner.key, x.device))
+        self._parts.append((owners, parts))
+        if sum(waiting.nbytes for _, waiting in self._parts) > limit_of(x.device):
+            self._merge()
+
+    def _merge(self) -> None:
+        """Merge the moments that wait, and add them up: one operation serves all that are alike."""
+        alike: dict[tuple[int, int, object], list[tuple[list[_Vectors], MomentParts]]] = {}
+        for owners, parts in self._parts:
+            kind = owners[0].layer.heads, _heads(owners, parts), parts.layout
+            alike.setdefault(kind, []).append((owners, parts))
+        self._parts = []
+        with torch.no_grad():
+            for (_, heads, _), calls in alike.items():
+                every = [owner for owners, _ in calls for owner in owners]
+                self._add_moments(every, merge_parts([parts for _, parts in calls]), heads)
+
+    def _add_moments(self, owners: list[_Vectors], moments: HeadMoments, heads: int) -> None:
+        count = len(owners)
         scattered = [i for i, owner in enumerate(owners) if "scatter" in owner.requested]
         if scattered:
             assert moments.count is not None
@@ -196,6 +218,7 @@ class RoleMoments(Collector):
 
     def settle(self) -> None:
         self._batches.flush()
+        self._merge()
         waiting, self._waiting = self._waiting, []
         groups: dict[tuple[object, ...], list[tuple[LayerSums, dict[str, tuple[Tensor, Tensor]]]]] = {}
         for layer, directions in waiting:
@@ -232,26 +255,34 @@ class RoleMoments(Collector):
     def _derive_joint(self, stack: DerivedStack) -> list[tuple[list[int], Tensor]]:
         """Compare the heads of a layer by the covariance of all their outputs; returns each head's own."""
         own: list[tuple[list[int], Tensor]] = []
+        #: by number of heads: layers, norms of the blocks of their covariances, and traces
+        compared: dict[int, list[tuple[list[int], Tensor, Tensor]]] = {}
         for indices in layers_by_shape(stack.layers, "heads.second"):
-            width = stack.layers[indices[0]].sums["heads.second"].shape[-1]
-            for part in in_parts(indices, 8 * width * width):
+            second = stack.layers[indices[0]].sums["heads.second"]
+            width, device = second.shape[-1], second.device
+            for part in in_parts(indices, 8 * width * width, device):
                 covariance, broken = covariances([stack.layers[i] for i in part], ["heads"] * len(part))
                 stack.add_broken(part, broken)
                 covariance = covariance[:, 0].float()
                 heads = stack.heads[part[0]]
                 covariance = covariance.unflatten(1, (heads, -1)).unflatten(3, (heads, -1))
-                self._compare(stack, part, block_norms(covariance), block_traces(covariance))
+                entry = part, block_norms(covariance), block_traces(covariance)
+                compared.setdefault(heads, []).append(entry)
                 # each head's own is a block of that of all heads together
                 own.append((part, covariance.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)))
         for indices in layers_by_shape(stack.layers, "heads.sketch"):
-            rows = stack.layers[indices[0]].sums["heads.sketch"].shape[0]
-            for part in in_parts(indices, 4 * stack.heads[indices[0]] * rows * rows):
+            sketch = stack.layers[indices[0]].sums["heads.sketch"]
+            rows, device = sketch.shape[0], sketch.device
+            for part in in_parts(indices, 4 * stack.heads[indices[0]] * rows * rows, device):
                 layers = [stack.layers[i] for i in part]
                 covariance, broken = covariances(layers, ["output"] * len(part))
                 stack.add_broken(part, broken)
                 norms = sketched_norms(layers, covariance)
                 traces = covariance.diagonal(dim1=-2, dim2=-1).sum(-1)
-                self._compare(stack, part, norms.float(), traces.float())
+                compared.setdefault(norms.shape[1], []).append((part, norms.float(), traces.float()))
+        for entries in compared.values():
+            layers_of, norms_of, traces_of = zip(*entries, strict=True)
+            self._compare(stack, [*itertools.chain(*layers_of)], _joined(norms_of), _joined(traces_of))
         return own if "output" in self._roles else []
 
     def _compare(self, stack: DerivedStack, indices: list[int], norms: Tensor, traces: Tensor) -> None:
@@ -298,3 +329,13 @@ class RoleMoments(Collector):
                     basis = vectors[part].unflatten(0, (-1, heads))
                     bases.setdefault(role, []).append((indices, repeated(basis, repeat, 1)))
         return bases
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def _heads(owners: Sequence[_Vectors], parts: MomentParts) -> int:
+    """How many heads each owner has."""
+    name, axis = next((name, axis) for name, axis in parts.axes.items() if axis is not None)
+    return parts.parts[name].shape[axis] // len(owners)

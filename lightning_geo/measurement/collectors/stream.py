@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_geo.functional import stream_statistics
 from lightning_geo.functional.stream import mean_over_tokens
 from lightning_geo.kernels import STREAM
-from lightning_geo.measurement.batches import BatchEntry, LayerBatches
+from lightning_geo.measurement.batches import BatchEntry, LayerBatches, limit_of
 from lightning_geo.measurement.collectors.collector import Collector
 from lightning_geo.measurement.sums import LayerSums, add_values
 from lightning_geo.metrics.registry import reads_of
@@ -45,6 +45,32 @@ class _Cone(NamedTuple):
     directed: Tensor
 
 
+class _Read(NamedTuple):
+    """What a kernel has read of some layers at stages of one kind, L of them with B sequences each."""
+
+    owners: list[tuple[LayerSums, _Stage]]
+    valid: Tensor
+    finite: Tensor
+    #: metrics by token, and their planes [P, L·B, N]
+    names: tuple[str, ...]
+    planes: Tensor | None
+    #: [L·B, d] and [L·B]
+    directions: Tensor | None
+    directed: Tensor | None
+
+    @property
+    def layout(self) -> tuple[object, ...]:
+        """Equal for what is averaged together."""
+        stage, sequences = self.owners[0][1], self.valid.shape[0] // len(self.owners)
+        width = None if self.directions is None else self.directions.shape[-1]
+        return stage.functions, self.names, sequences, self.valid.shape[1], width, self.valid.device
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that wait, the flags left out, which layers may share."""
+        return sum(x.nbytes for x in (self.planes, self.directions) if x is not None)
+
+
 #: Bytes of directions that wait for those of other layers.
 _WAITING_BYTES = 1 << 24
 
@@ -72,6 +98,7 @@ class Stream(Collector):
             for stage in STAGES
         }
         self._batches = LayerBatches(self._add, calls=calls)
+        self._reads: list[_Read] = []
         self._cones: list[_Cone] = []
 
     def attention_output(self, layer: LayerSums, output: Tensor, mask: Tensor | None) -> None:
@@ -104,7 +131,7 @@ class Stream(Collector):
         tensors: dict[str, Tensor],
         shared: dict[str, Tensor | None],
     ) -> None:
-        layers, stage = [layer for layer, _ in owners], owners[0][1]
+        stage = owners[0][1]
         mask, count = shared["mask"], len(owners)
         if mask is not None:
             mask = mask.expand(count, *mask.shape).flatten(0, 1)
@@ -113,25 +140,47 @@ class Stream(Collector):
         statistics = stream_statistics(
             tensors["x"].flatten(0, 1), mask, before, statistics=requested & set(STREAM)
         )
-        if stage.cones:
-            assert statistics.directions is not None
-            assert statistics.directed is not None
-            directions = statistics.directions.unflatten(0, (count, -1))
-            tokens, directed = (
-                x.unflatten(0, (count, -1)) for x in (statistics.valid.sum(-1), statistics.directed)
-            )
-            self._cones += map(_Cone, layers, (stage for _, stage in owners), directions, tokens, directed)
-            if sum(cone.directions.nbytes for cone in self._cones) > _WAITING_BYTES:
-                self._add_cones()
         planes = {
             field: plane for name in stage.by_token for field in reads_of(name)
             if (plane := getattr(statistics, field)) is not None
         }  # fmt: skip
         names = tuple(name for name in stage.by_token if set(reads_of(name)) <= set(planes))
+        stacked = None
         if names:
             shape = statistics.valid.shape
             stacked = torch.stack([self.value(name, planes, shape) for name in names])
-            means = mean_over_tokens(stacked, statistics.valid, statistics.finite)
+        directions, directed = (statistics.directions, statistics.directed) if stage.cones else (None, None)
+        read = _Read(owners, statistics.valid, statistics.finite, names, stacked, directions, directed)
+        self._reads.append(read)
+        if sum(waiting.nbytes for waiting in self._reads) > limit_of(read.valid.device):
+            self._average()
+
+    def _average(self) -> None:
+        """Average over tokens what waits: one operation serves all layers that are alike."""
+        alike: dict[tuple[object, ...], list[_Read]] = {}
+        for read in self._reads:
+            alike.setdefault(read.layout, []).append(read)
+        self._reads = []
+        with torch.no_grad():
+            for reads in alike.values():
+                self._add_averages(reads)
+
+    def _add_averages(self, reads: list[_Read]) -> None:
+        owners = [owner for read in reads for owner in read.owners]
+        layers, count, names = [layer for layer, _ in owners], len(owners), reads[0].names
+        valid = _joined([read.valid for read in reads])
+        if owners[0][1].cones:
+            directions = _joined([read.directions for read in reads if read.directions is not None])
+            directed = _joined([read.directed for read in reads if read.directed is not None])
+            directions, tokens, directed = (
+                x.unflatten(0, (count, -1)) for x in (directions, valid.sum(-1), directed)
+            )
+            self._cones += map(_Cone, layers, (stage for _, stage in owners), directions, tokens, directed)
+            if sum(cone.directions.nbytes for cone in self._cones) > _WAITING_BYTES:
+                self._add_cones()
+        if names:
+            planes = _joined([read.planes for read in reads if read.planes is not None], 1)
+            means = mean_over_tokens(planes, valid, _joined([read.finite for read in reads]))
             add_values(layers, "tokens", names, _by_layer(means, count))
 
     def _add_cones(self) -> None:
@@ -155,6 +204,7 @@ class Stream(Collector):
 
     def settle(self) -> None:
         self._batches.flush()
+        self._average()
         self._add_cones()
 
 
@@ -162,3 +212,7 @@ def _by_layer(values: Tensor, count: int) -> Tensor:
     """[P, L·B] as [L, P, B]."""
     by_layer: Tensor = values.unflatten(1, (count, -1)).transpose(0, 1)
     return by_layer
+
+
+def _joined(parts: list[Tensor], axis: int = 0) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, axis)

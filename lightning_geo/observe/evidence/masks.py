@@ -168,6 +168,8 @@ def rows_of(mask: Tensor | BlockMask, queries: int, keys: int) -> Iterator[Tenso
 
 def _as_keys(rows: list[Tensor], keys: int, front: int) -> Tensor:
     """Move flags of queries [B, Nq] to the keys of the same tokens, [B, Nk]."""
+    if len(rows) == 1 and front == 0 and rows[0].shape[1] == keys:
+        return rows[0]
     joined = torch.cat(rows, -1)[:, : max(keys - front, 0)]
     result = joined.new_zeros(len(joined), keys)
     result[:, front : front + joined.shape[1]] = joined
@@ -186,14 +188,15 @@ def _tokens(seen_by: Tensor, itself: Tensor, alone: Tensor, live: Tensor, later:
     """
     others, seen = seen_by > itself, seen_by > 0
     # In a causal mask only its own query sees the last token, since later queries are padding.
-    busy = (live & ~alone).to(torch.int64)
+    busy = (live & ~alone).view(torch.uint8)
     after = busy.flip(-1).cumsum(-1).flip(-1) - busy
     before = torch.cat([torch.ones_like(others[:, :1]), others[:, :-1]], -1)
     others = others | (itself & ~alone & ~later[:, None] & (after == 0) & before)
-    padded = (~others).to(torch.uint8)
-    front, back = padded.cumprod(-1), padded.flip(-1).cumprod(-1).flip(-1)
+    padded = (~others).view(torch.uint8)
+    runs = torch.stack([padded, padded.flip(-1)]).cumprod(-1)
     # A single such key at an end is padding if another sequence has more there, or if it does not see itself.
-    at_an_end = sum(run * (run.sum(-1, keepdim=True).amax() > 1) for run in (front, back))
+    ends = runs * (runs.sum(-1).amax(-1) > 1)[:, None, None]
+    at_an_end = ends[0] + ends[1].flip(-1)
     tokens = others | (itself & alone & ~others & (at_an_end == 0))
     # Where padding does not see itself, a key that sees itself is no padding.
     tokens = tokens | (itself & (~seen).any(-1, keepdim=True))

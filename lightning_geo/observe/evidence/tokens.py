@@ -215,8 +215,9 @@ def _consistent(mask: Tensor | None, seen: Tensor | None, reader: MaskReader) ->
 
 
 def _not_inverted(mask: Tensor, seen: Tensor) -> Tensor:
-    wrong, right = (seen & ~mask).any(), (seen & mask).any()
-    return torch.where(wrong & ~right, ~mask, mask)
+    inverted = ~mask
+    wrong, right = (seen & inverted).any(), (seen & mask).any()
+    return torch.where(wrong & ~right, inverted, mask)
 
 
 def input_ids_of(frames: Iterable[Frame], call: AttentionCall) -> Tensor | None:
