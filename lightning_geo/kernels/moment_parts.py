@@ -49,6 +49,12 @@ class MomentParts:
         return self.merge, identity_of(self.valid), *shapes
 
     @property
+    def heads(self) -> int:
+        """Number of heads."""
+        name, axis = next((name, axis) for name, axis in self.axes.items() if axis is not None)
+        return self.parts[name].shape[axis]
+
+    @property
     def nbytes(self) -> int:
         """Bytes that they hold."""
         return sum(x.nbytes for x in self.parts.values())

@@ -25,6 +25,7 @@ __all__ = [
     "add_moments",
     "add_values",
     "covariances",
+    "joined",
     "repeated",
     "settle_values",
     "taken",
@@ -230,3 +231,8 @@ def taken(x: Tensor, places: list[int]) -> Tensor:
 def repeated(x: Tensor, times: int, dim: int) -> Tensor:
     """Each entry of an axis so many times: grouped queries share the numbers of their key head."""
     return x if times == 1 else x.repeat_interleave(times, dim)
+
+
+def joined(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """Tensors one after the other; a single one as it is, without a copy."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)

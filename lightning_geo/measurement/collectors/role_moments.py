@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
 import zlib
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_geo.functional import masked_mean, principal_subspace
-from lightning_geo.functional.head import block_norms, block_traces, similarity_of_blocks
+from lightning_geo.functional.head import similarity_of_blocks
 from lightning_geo.kernels import HeadMoments, MomentParts, head_moment_parts, merge_parts
 from lightning_geo.measurement.bases import compare_bases, stacked_bases
 from lightning_geo.measurement.batches import BatchEntry, LayerBatches, limit_of
 from lightning_geo.measurement.collectors.collector import Collector
 from lightning_geo.measurement.decomposition import Covariances, head_covariances, principal_subspaces
-from lightning_geo.measurement.derived import DerivedStack, in_parts, layers_by_shape
-from lightning_geo.measurement.head_sketch import add_sketches, sketched_norms
-from lightning_geo.measurement.sums import (
-    LayerSums,
-    add_moments,
-    add_values,
-    covariances,
-    repeated,
-    taken,
-)
+from lightning_geo.measurement.derived import DerivedStack
+from lightning_geo.measurement.head_sketch import add_sketches
+from lightning_geo.measurement.joint_covariances import joint_covariances
+from lightning_geo.measurement.sums import LayerSums, add_moments, add_values, repeated, taken
 from lightning_geo.metrics.foreign import FOREIGN
 from lightning_geo.metrics.registry import reads_of
 from lightning_geo.metrics.selection import spec_of
@@ -149,7 +141,7 @@ class RoleMoments(Collector):
         """Merge the moments that wait, and add them up: one operation serves all that are alike."""
         alike: dict[tuple[int, int, object], list[tuple[list[_Vectors], MomentParts]]] = {}
         for owners, parts in self._parts:
-            kind = owners[0].layer.heads, _heads(owners, parts), parts.layout
+            kind = owners[0].layer.heads, parts.heads // len(owners), parts.layout
             alike.setdefault(kind, []).append((owners, parts))
         self._parts = []
         with torch.no_grad():
@@ -254,35 +246,9 @@ class RoleMoments(Collector):
 
     def _derive_joint(self, stack: DerivedStack) -> list[tuple[list[int], Tensor]]:
         """Compare the heads of a layer by the covariance of all their outputs; returns each head's own."""
-        own: list[tuple[list[int], Tensor]] = []
-        #: by number of heads: layers, norms of the blocks of their covariances, and traces
-        compared: dict[int, list[tuple[list[int], Tensor, Tensor]]] = {}
-        for indices in layers_by_shape(stack.layers, "heads.second"):
-            second = stack.layers[indices[0]].sums["heads.second"]
-            width, device = second.shape[-1], second.device
-            for part in in_parts(indices, 8 * width * width, device):
-                covariance, broken = covariances([stack.layers[i] for i in part], ["heads"] * len(part))
-                stack.add_broken(part, broken)
-                covariance = covariance[:, 0].float()
-                heads = stack.heads[part[0]]
-                covariance = covariance.unflatten(1, (heads, -1)).unflatten(3, (heads, -1))
-                entry = part, block_norms(covariance), block_traces(covariance)
-                compared.setdefault(heads, []).append(entry)
-                # each head's own is a block of that of all heads together
-                own.append((part, covariance.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)))
-        for indices in layers_by_shape(stack.layers, "heads.sketch"):
-            sketch = stack.layers[indices[0]].sums["heads.sketch"]
-            rows, device = sketch.shape[0], sketch.device
-            for part in in_parts(indices, 4 * stack.heads[indices[0]] * rows * rows, device):
-                layers = [stack.layers[i] for i in part]
-                covariance, broken = covariances(layers, ["output"] * len(part))
-                stack.add_broken(part, broken)
-                norms = sketched_norms(layers, covariance)
-                traces = covariance.diagonal(dim1=-2, dim2=-1).sum(-1)
-                compared.setdefault(norms.shape[1], []).append((part, norms.float(), traces.float()))
-        for entries in compared.values():
-            layers_of, norms_of, traces_of = zip(*entries, strict=True)
-            self._compare(stack, [*itertools.chain(*layers_of)], _joined(norms_of), _joined(traces_of))
+        own, compared = joint_covariances(stack)
+        for heads in compared:
+            self._compare(stack, *heads)
         return own if "output" in self._roles else []
 
     def _compare(self, stack: DerivedStack, indices: list[int], norms: Tensor, traces: Tensor) -> None:
@@ -329,13 +295,3 @@ class RoleMoments(Collector):
                     basis = vectors[part].unflatten(0, (-1, heads))
                     bases.setdefault(role, []).append((indices, repeated(basis, repeat, 1)))
         return bases
-
-
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
-
-
-def _heads(owners: Sequence[_Vectors], parts: MomentParts) -> int:
-    """How many heads each owner has."""
-    name, axis = next((name, axis) for name, axis in parts.axes.items() if axis is not None)
-    return parts.parts[name].shape[axis] // len(owners)

@@ -12,7 +12,7 @@ from lightning_geo.functional.stream import mean_over_tokens
 from lightning_geo.kernels import STREAM
 from lightning_geo.measurement.batches import BatchEntry, LayerBatches, limit_of
 from lightning_geo.measurement.collectors.collector import Collector
-from lightning_geo.measurement.sums import LayerSums, add_values
+from lightning_geo.measurement.sums import LayerSums, add_values, joined
 from lightning_geo.metrics.registry import reads_of
 from lightning_geo.metrics.spec import STAGES
 from lightning_geo.observe import BlockCall
@@ -168,10 +168,10 @@ class Stream(Collector):
     def _add_averages(self, reads: list[_Read]) -> None:
         owners = [owner for read in reads for owner in read.owners]
         layers, count, names = [layer for layer, _ in owners], len(owners), reads[0].names
-        valid = _joined([read.valid for read in reads])
+        valid = joined([read.valid for read in reads])
         if owners[0][1].cones:
-            directions = _joined([read.directions for read in reads if read.directions is not None])
-            directed = _joined([read.directed for read in reads if read.directed is not None])
+            directions = joined([read.directions for read in reads if read.directions is not None])
+            directed = joined([read.directed for read in reads if read.directed is not None])
             directions, tokens, directed = (
                 x.unflatten(0, (count, -1)) for x in (directions, valid.sum(-1), directed)
             )
@@ -179,8 +179,8 @@ class Stream(Collector):
             if sum(cone.directions.nbytes for cone in self._cones) > _WAITING_BYTES:
                 self._add_cones()
         if names:
-            planes = _joined([read.planes for read in reads if read.planes is not None], 1)
-            means = mean_over_tokens(planes, valid, _joined([read.finite for read in reads]))
+            planes = joined([read.planes for read in reads if read.planes is not None], 1)
+            means = mean_over_tokens(planes, valid, joined([read.finite for read in reads]))
             add_values(layers, "tokens", names, _by_layer(means, count))
 
     def _add_cones(self) -> None:
@@ -212,7 +212,3 @@ def _by_layer(values: Tensor, count: int) -> Tensor:
     """[P, L·B] as [L, P, B]."""
     by_layer: Tensor = values.unflatten(1, (count, -1)).transpose(0, 1)
     return by_layer
-
-
-def _joined(parts: list[Tensor], axis: int = 0) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts, axis)
