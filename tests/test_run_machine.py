@@ -21,6 +21,7 @@ from run_machine.machine import RunMachine
 from run_machine.models import Batches, Model
 from run_machine.runs import Begin, Fit, Watch
 from run_machine.two_ranks import Pair, Program, programs
+from support.forks import Forks
 
 pytestmark = pytest.mark.slow
 
@@ -58,9 +59,9 @@ def _quiet_wandb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+def pair(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Iterator[Pair]:
     """Two ranks for all programs."""
-    ranks = Pair(tmp_path_factory.mktemp("ranks"))
+    ranks = Pair(tmp_path_factory.mktemp("ranks"), forks)
     yield ranks
     ranks.close()
 

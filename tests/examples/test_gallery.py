@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import pytest
 import torch
 
 from programs.gallery_runs import KINDS
+from support.forks import Forks
 from support.lit import bert
 
 ROOT = Path(__file__).parents[2]
@@ -21,17 +20,17 @@ PICTURES = ROOT / "examples" / "pictures" / "gallery"
 
 @pytest.mark.slow
 @pytest.mark.browser
-def test_the_script_makes_every_picture_of_a_run(tmp_path: Path) -> None:
+def test_the_script_makes_every_picture_of_a_run(tmp_path: Path, forks: Forks) -> None:
     command = [
-        sys.executable, str(ROOT / "tests" / "programs" / "gallery.py"),
+        str(ROOT / "tests" / "programs" / "gallery.py"),
         "--runs", str(tmp_path / "runs"), "--output", str(tmp_path / "pictures"), "--steps", "4",
         "--kinds", "healthy",
     ]  # fmt: skip
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1", "WANDB_API_KEY": ""}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "GeometryMonitor: found BertForSequenceClassification" in done.stdout
+    [status], [stdout], [stderr] = forks.run(command, folder=tmp_path, environments=[environment])
+    assert status == 0, stdout + stderr
+    assert "GeometryMonitor: found BertForSequenceClassification" in stdout
     made = {path.name for path in (tmp_path / "pictures").iterdir()}
     assert made == {path.name for path in PICTURES.iterdir() if path.stem.endswith("_healthy")} | {
         "tensorboard_images.png",

@@ -31,7 +31,7 @@ def imports() -> None:
     import lightning_geo
 
     for name in ("accelerate", "datasets", "matplotlib.pyplot", "peft", "pytorch_lightning.loggers",
-                 "sklearn.datasets", "wandb"):  # fmt: skip
+                 "sklearn.datasets", "wandb", "wandb.sdk.launch.inputs.internal"):  # fmt: skip
         importlib.import_module(name)
     # each is a module of its own that is imported at first use
     from transformers import AutoModelForSequenceClassification, AutoTokenizer  # noqa: F401

@@ -124,7 +124,8 @@ def train(kind: str, runs: Path, steps: int = STEPS) -> str:
     ]
     module = _Training(KINDS[kind][0], texts.classes)
     trainer = pl.Trainer(
-        max_steps=steps, accelerator="cpu", devices=1, log_every_n_steps=EVERY, val_check_interval=steps // 4,
+        max_steps=steps, accelerator="cpu", devices=1, log_every_n_steps=EVERY,
+        val_check_interval=max(EVERY, steps // 4),
         logger=[
             TensorBoardLogger(runs, kind, ""),
             WandbLogger(kind, save_dir=runs / kind, project="gallery", offline=True),

@@ -12,9 +12,9 @@ import os
 import pickle
 import select
 import shutil
-import socket
-import subprocess
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -37,6 +37,7 @@ from run_machine.machine import begins, data, fits, models, quiet
 from run_machine.models import Batches, Model
 from run_machine.runs import Begin, Fit, Side
 from run_machine.values import Claim, Rows, confirm
+from support.forks import Forks
 
 __all__ = ["Pair", "Program", "programs"]
 
@@ -206,22 +207,25 @@ def main() -> None:
     """Rank ``LOCAL_RANK`` of ``WORLD_SIZE``, meeting at ``MASTER_ADDR``:``MASTER_PORT``."""
     torch.set_num_threads(1)
     quiet()
-    dist.init_process_group("gloo", timeout=timedelta(seconds=PATIENCE))
-    directory, rank = Path(sys.argv[1]), dist.get_rank()
-    for number, line in enumerate(sys.stdin):
-        program, root = pickle.loads(Path(line.strip()).read_bytes()), directory / f"program_{number}"
-        try:
-            with PLANTS[program.plant]():
-                answer = f"well {json.dumps(run(program, root, rank))}"
-        except Exception:
-            answer = traceback.format_exc()
-        (directory / f"answer_{number}.{rank}").write_text(answer)
-        print(f"answered {number}", flush=True)
-        if not answer.startswith("well") and not program.plant:
-            break
-        dist.barrier()
-        if rank == 0:
-            shutil.rmtree(root, ignore_errors=True)
+    directory, rank = Path(sys.argv[1]), int(os.environ["RANK"])
+    with (directory / f"answers.{rank}").open("w", buffering=1) as answers:
+        answers.write(f"{os.getpid()}\n")
+        dist.init_process_group("gloo", timeout=timedelta(seconds=PATIENCE))
+        with (directory / f"programs.{rank}").open() as given:
+            for number, line in enumerate(given):
+                program, root = pickle.loads(Path(line.strip()).read_bytes()), directory / f"program_{number}"
+                try:
+                    with PLANTS[program.plant]():
+                        answer = f"well {json.dumps(run(program, root, rank))}"
+                except Exception:
+                    answer = traceback.format_exc()
+                (directory / f"answer_{number}.{rank}").write_text(answer)
+                answers.write(f"answered {number}\n")
+                if not answer.startswith("well") and not program.plant:
+                    break
+                dist.barrier()
+                if rank == 0:
+                    shutil.rmtree(root, ignore_errors=True)
 
 
 # -- those who ask them
@@ -232,38 +236,33 @@ class Pair:
 
     Args:
         directory: For their files.
+        forks: Runs both; it does nothing else until they are closed.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._ranks: list[subprocess.Popen[str]] = []
+    def __init__(self, directory: Path, forks: Forks) -> None:
+        self._directory, self._forks = directory, forks
+        self._ranks: list[_Rank] = []
+        self._running: threading.Thread | None = None
         self._count = self._starts = 0
 
     def _start(self) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
         self._starts, self._count = self._starts + 1, 0
         self._here = self._directory / f"start_{self._starts}"
         self._here.mkdir()
-        for rank in range(RANKS):
-            environment = {
-                **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(RANKS),
-                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
-                "PYTHONPATH": os.pathsep.join(sys.path),
-            }  # fmt: skip
-            with (self._here / f"errors.{rank}").open("wb") as errors:
-                command = [sys.executable, "-m", "run_machine.two_ranks", str(self._here)]
-                self._ranks.append(
-                    subprocess.Popen(
-                        command,
-                        env=environment,
-                        text=True,
-                        stdin=subprocess.PIPE,
-                        stdout=subprocess.PIPE,
-                        stderr=errors,
-                    )
+        self._ranks = [_Rank(self._here, rank) for rank in range(RANKS)]
+
+        def both() -> None:
+            with contextlib.suppress(AssertionError):  # one was killed, or failed, of which its stderr tells
+                self._forks.ranks(
+                    RANKS, "run_machine.two_ranks", str(self._here), folder=self._here, seconds=10**7
                 )
+
+        self._running = threading.Thread(target=both, daemon=True)
+        self._running.start()
+        for rank in self._ranks:  # the first that it says is which process it is
+            said = rank.line(PATIENCE)
+            assert said is not None, "a rank does not start"
+            rank.process = int(said)
 
     def run(self, program: Program) -> dict[str, int]:
         """Let both ranks do it; how much there was to compare.
@@ -275,11 +274,9 @@ class Pair:
             self._start()
         path = self._here / f"program_{self._count}.pickle"
         path.write_bytes(pickle.dumps(program))
-        for process in self._ranks:
-            assert process.stdin is not None
-            process.stdin.write(f"{path}\n")
-            process.stdin.flush()
-        silent = [rank for rank, process in enumerate(self._ranks) if not self._answers(process)]
+        for rank in self._ranks:
+            rank.programs.write(f"{path}\n")
+        silent = [number for number, rank in enumerate(self._ranks) if not self._answers(rank)]
         answers = [self._here / f"answer_{self._count}.{rank}" for rank in range(RANKS)]
         texts = [answer.read_text() if answer.exists() else "no answer" for answer in answers]
         self._count += 1
@@ -291,22 +288,45 @@ class Pair:
         found: dict[str, int] = json.loads(texts[0].removeprefix("well"))
         return found
 
-    def _answers(self, process: subprocess.Popen[str]) -> bool:
-        assert process.stdout is not None
-        while select.select([process.stdout], [], [], 3 * PATIENCE)[0]:
-            line = process.stdout.readline()
-            if not line:
+    def _answers(self, rank: _Rank) -> bool:
+        for _ in range(3 * PATIENCE):
+            if (line := rank.line(1)) is not None:
+                return line == f"answered {self._count}\n".encode()
+            if self._running is None or not self._running.is_alive():
                 return False
-            if line.startswith(f"answered {self._count}"):
-                return True
         return False
 
     def close(self) -> None:
         """Let them go."""
-        for process in self._ranks:
-            process.kill()
-            process.wait()
-        self._ranks = []
+        for rank in self._ranks:
+            rank.close()
+        if self._running is not None:
+            self._running.join(PATIENCE)
+        self._ranks, self._running = [], None
+
+
+class _Rank:
+    """What is said to a rank, and what it says."""
+
+    def __init__(self, directory: Path, rank: int) -> None:
+        ends = []
+        for name in ("programs", "answers"):
+            os.mkfifo(path := directory / f"{name}.{rank}")
+            ends.append(os.open(path, os.O_RDWR))  # which waits for nobody
+        self.programs = open(ends[0], "w", buffering=1)  # noqa: SIM115
+        self.answers = open(ends[1], "rb", buffering=0)  # noqa: SIM115 `select` knows of no buffer
+        self.process: int | None = None
+
+    def line(self, seconds: float) -> bytes | None:
+        """What it says next; None if it says nothing for so long."""
+        return self.answers.readline() if select.select([self.answers], [], [], seconds)[0] else None
+
+    def close(self) -> None:
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.process, signal.SIGKILL)
+        self.programs.close()
+        self.answers.close()
 
 
 if __name__ == "__main__":

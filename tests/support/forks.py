@@ -69,7 +69,7 @@ class Forks:
         )
         return statuses, stdout, stderr
 
-    def ranks(self, world: int, *arguments: str, folder: Path) -> None:
+    def ranks(self, world: int, *arguments: str, folder: Path, seconds: int = 400) -> None:
         """Run ``python -m …`` in each of several ranks, which have to end well."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -81,7 +81,7 @@ class Forks:
         }  # fmt: skip
         environments = [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
         statuses, stdout, stderr = self.run(
-            *[["-m", *arguments]] * world, folder=folder, environments=environments
+            *[["-m", *arguments]] * world, folder=folder, environments=environments, seconds=seconds
         )
         assert statuses == [0] * world, "\n".join(text[-3000:] for text in (*stdout, *stderr))
 

@@ -83,7 +83,8 @@ def test_one_outlier_moves_the_trend_by_no_more_than_three_usual_errors() -> Non
     for step in range(12):
         trend.update(step, np.array([1.0, 1.0]))
     _, score = trend.update(12, np.array([1.0, 1e6]))
-    assert score[0] == 0
+    # float32 predicts 1 to 1e-6, and the usual error is 1 % of it
+    assert abs(score[0]) < 1e-6 / 0.01
     assert score[1] > 1e6
     prediction, score = trend.update(13, np.array([1.0, 1.0]))
     assert prediction[0] == pytest.approx(1, rel=1e-6)
