@@ -237,6 +237,7 @@ WITHOUT_GRADIENT = ("checkpointing, reentrant", "encoder", "frozen teacher", "co
 BOTH_WAYS = ("bert", "accumulation", "manual", "writes", "compiled in place")
 INDUCTOR = [
     pytest.mark.slow,
+    pytest.mark.compiles,
     pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="inductor needs a compiler"),
 ]
 #: case, source, whether the sanity check is there to record the probe from, step of the last record

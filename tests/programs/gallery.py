@@ -70,6 +70,8 @@ def weights_and_biases(run: Path, kind: str, output: Path) -> None:
             place = list(item.nested_key)
             if place[:1] == ["geometry/layer_by_step"] and place[-1] in ("filenames", "captions"):
                 known[place[-1]] = json.loads(item.value_json)
+    if "captions" not in known:
+        raise LookupError(f"{folder} has no pictures by layer and step, but {known}")
     place = known["captions"].index(KINDS[kind][1])
     Image.open(folder / "files" / known["filenames"][place]).save(output / f"wandb_{kind}.png", optimize=True)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import logging
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,7 +112,6 @@ def train(kind: str, runs: Path, steps: int = STEPS) -> str:
     """
     import wandb
 
-    warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     pl.seed_everything(0, verbose=False)
     texts, tokenizer = bbc_news(), tokenizer_of(packaged_bert())
