@@ -18,6 +18,7 @@ import random
 import runpy
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from pathlib import Path
@@ -45,11 +46,14 @@ def environ(environment: dict[str, str]) -> None:
     """Take the program's environment, also where it was read at import."""
     import numpy as np
     from lightning_utilities.core.rank_zero import rank_zero_only
+    from wandb.sdk.data_types._private import MEDIA_TMP
 
     os.environ.clear()
     os.environ.update(environment)
     new = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path not in sys.path]
     sys.path[1:1] = new
+    # W&B made a directory for pictures at import, and the first program that ends takes it along
+    MEDIA_TMP.name = tempfile.mkdtemp(suffix="wandb-media")
     rank_zero_only.rank = int(environment.get("RANK", 0))
     random.seed()  # else all programs draw the same numbers where they set no seed
     np.random.seed()
