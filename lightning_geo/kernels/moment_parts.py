@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,8 +62,8 @@ class MomentParts:
 def merge_parts(calls: Sequence[MomentParts]) -> HeadMoments:
     """Merge the parts of calls of one layout: the moments of all their heads, one call after the other."""
     first = calls[0]
-    parts: dict[str, Any] = {}
+    parts: dict[str, Tensor] = {}
     for name, axis in first.axes.items():
-        alone = len(calls) == 1 or axis is None
-        parts[name] = first.parts[name] if alone else torch.cat([c.parts[name] for c in calls], axis or 0)
+        every = [call.parts[name] for call in calls]
+        parts[name] = every[0] if axis is None or len(calls) == 1 else torch.cat(every, axis)
     return HeadMoments(first.valid, **first.merge(parts))

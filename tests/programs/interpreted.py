@@ -33,7 +33,14 @@ from kernels import test_vectors as vectors  # noqa: E402
 from kernels.cases import CASES, problem_of, qk  # noqa: E402
 from kernels.comparison import as_arrays, assert_agree, assert_float32  # noqa: E402
 from lightning_geo import kernels  # noqa: E402
-from lightning_geo.kernels import MOMENTS, STATISTICS, STREAM, AttentionProblem  # noqa: E402
+from lightning_geo.kernels import (  # noqa: E402
+    MOMENTS,
+    STATISTICS,
+    STREAM,
+    AttentionProblem,
+    HeadMoments,
+    merge_parts,
+)
 from lightning_geo.kernels.reference import reference  # noqa: E402
 from lightning_geo.kernels.triton import attention, unsupported  # noqa: E402
 from lightning_geo.kernels.triton import vectors as vectors_on_triton  # noqa: E402
@@ -191,17 +198,21 @@ def stream_of_both_agrees(x: Tensor, mask: Tensor | None) -> None:
             vectors.assert_agree(got, expected, 1e-4)
 
 
+def moments_on_triton(x: Tensor, mask: Tensor | None, requested: frozenset[str]) -> HeadMoments:
+    return merge_parts([vectors_on_triton.moment_parts(x, mask, requested)])
+
+
 def moments_agree(name: str) -> None:
     x, mask = vector_case(name)
     for wanted in (frozenset(MOMENTS), frozenset(["directions"]), frozenset(["scatter"])):
         if vectors_on_triton.unsupported("head_moments", x, mask, wanted) is not None:
             assert x.shape[-1] > 128
             continue
-        got = vectors_on_triton.head_moments(upcast(x), mask, wanted)
+        got = moments_on_triton(upcast(x), mask, wanted)
         vectors.assert_agree(got, kernels.head_moments(x, mask, wanted, "reference"))
     if x.shape[-1] <= 128:
         apart, together = vectors.layered(x)
-        got = vectors_on_triton.head_moments(upcast(apart), mask, frozenset(MOMENTS))
+        got = moments_on_triton(upcast(apart), mask, frozenset(MOMENTS))
         vectors.assert_agree(got, kernels.head_moments(together, mask, frozenset(MOMENTS), "reference"))
 
 
@@ -209,12 +220,12 @@ def scatter_agrees(name: str) -> None:
     x, mask = vectors.WIDE[name]()
     for tile in (GramTile(128, 32, warps=8), GramTile(64, 32, warps=4)):
         with patch.object(vectors_on_triton, "gram_tile_for", lambda *_, tile=tile: tile):
-            got = vectors_on_triton.head_moments(x, mask, frozenset(["scatter"]))
+            got = moments_on_triton(x, mask, frozenset(["scatter"]))
             vectors.assert_scatter_agrees(got, x, mask)
             error = (got.mean - kernels.head_moments(x, mask, frozenset(["scatter"]), "reference").mean).abs()
             assert error.max() <= 1e-6 * x.nan_to_num().abs().max()
     apart, together = vectors.layered(x)
-    got = vectors_on_triton.head_moments(apart, mask, frozenset(["scatter"]))
+    got = moments_on_triton(apart, mask, frozenset(["scatter"]))
     vectors.assert_scatter_agrees(got, together, mask)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_geo.kernels.moment_parts import MomentParts, merge_parts
+from lightning_geo.kernels.moment_parts import MomentParts
 from lightning_geo.kernels.triton.launch import (
     DTYPES,
     Launch,
@@ -21,12 +21,11 @@ from lightning_geo.kernels.triton.launch import (
 )
 from lightning_geo.kernels.triton.partial_moments import AXES, WIDE_AXES, merged_fields, merged_wide
 from lightning_geo.kernels.triton.tiles import gram_tile_for
-from lightning_geo.kernels.vectors import HeadMoments, StreamStatistics
+from lightning_geo.kernels.vectors import StreamStatistics
 from lightning_geo.kernels.workspace import kept
 
 __all__ = [
     "gram_launch",
-    "head_moments",
     "moment_parts",
     "moments_launch",
     "stream_launch",
@@ -141,13 +140,8 @@ def stream_launch(
     return launch, result, sums, directed
 
 
-def head_moments(x: Tensor, mask: Tensor | None, requested: frozenset[str]) -> HeadMoments:
-    """Compute :func:`lightning_geo.kernels.vectors.head_moments` on a CUDA device."""
-    return merge_parts([moment_parts(x, mask, requested)])
-
-
 def moment_parts(x: Tensor, mask: Tensor | None, requested: frozenset[str]) -> MomentParts:
-    """Compute what :func:`head_moments` merges."""
+    """Compute :func:`lightning_geo.kernels.vectors.head_moments` on a CUDA device, still to be merged."""
     with torch.no_grad(), on_device(x.device):
         valid = kept(_all, (x.shape[0], x.shape[-2]), x.device) if mask is None else mask
         if x.shape[-1] > _WIDE:
