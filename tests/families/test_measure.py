@@ -24,7 +24,9 @@ ATOL, RTOL = 1e-5, 2e-5
 #: whose smallest singular value is 2e-4 of its largest.
 SPECTRAL, WORST_EFFECTIVE_RANK = 60, 2e-2
 CASES = [
-    (name, implementation, padding)
+    pytest.param(
+        name, implementation, padding, marks=[pytest.mark.compiles] * (implementation == "flex_attention")
+    )
     for name, family in FAMILIES.items()
     for implementation in family.implementations
     for padding in family.paddings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 
 from harness import strategies
@@ -30,6 +31,7 @@ def test_attention_by_hand(description: Description) -> None:
 
 
 @examples(20)
+@pytest.mark.compiles
 @given(strategies.flex())
 def test_flex_attention(description: Description) -> None:
     check(description)

@@ -61,6 +61,7 @@ def test_flattened_rows_are_their_documents(name: str, implementation: str, leng
     assert "special_mass" in packed
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("name", ["llama", "mistral"])
 def test_flex_attention(name: str) -> None:
     """A ``BlockMask`` is a rule; so are those of its documents, windows included."""
