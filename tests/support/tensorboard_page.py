@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
-from playwright.sync_api import FrameLocator, Page, expect, sync_playwright
+from playwright.sync_api import Dialog, FrameLocator, Page, expect, sync_playwright
 
 from support.programs import NO_BROWSER, launch_browser
 
@@ -63,9 +63,14 @@ def chromium() -> Iterator[tuple[Page, list[str]]]:
             raise RuntimeError(NO_BROWSER)
         page = browser.new_page(viewport={"width": 1400, "height": 1200})
         errors: list[str] = []
+
+        def dismissed(dialog: Dialog) -> None:
+            errors.append(f"dialog: {dialog.message}")
+            dialog.dismiss()
+
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-        page.on("dialog", lambda dialog: (errors.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        page.on("dialog", dismissed)
         yield page, errors
         browser.close()
 

@@ -46,7 +46,7 @@ class Bench:
         function()
         end.record()
         torch.cuda.synchronize()
-        return begin.elapsed_time(end)
+        return float(begin.elapsed_time(end))
 
     def _flush(self) -> Tensor:
         if not hasattr(self, "_buffer"):
