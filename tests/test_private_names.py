@@ -95,26 +95,32 @@ def private_names(tree: ast.Module, own: set[str]) -> Iterator[str]:
                 yield f"{node.lineno}: {name}"  # type: ignore[attr-defined]
 
 
-TREES = {
-    path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8"))
-    for path in sorted(ROOT.rglob("*.py"))
-}
-OWN = {name for tree in TREES.values() for name in own_names(tree) if is_private(name)}
+@pytest.fixture(scope="module")
+def trees() -> dict[str, ast.Module]:
+    """Each file of the package, parsed."""
+    files = sorted(ROOT.rglob("*.py"))
+    return {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in files}
 
 
-def test_no_other_file_uses_them() -> None:
+@pytest.fixture(scope="module")
+def own(trees: dict[str, ast.Module]) -> set[str]:
+    """The private names that the package defines."""
+    return {name for tree in trees.values() for name in own_names(tree) if is_private(name)}
+
+
+def test_no_other_file_uses_them(trees: dict[str, ast.Module], own: set[str]) -> None:
     found = [
         f"{path}:{line}"
-        for path, tree in TREES.items()
+        for path, tree in trees.items()
         if path not in FILES
-        for line in private_names(tree, OWN)
+        for line in private_names(tree, own)
     ]
     assert not found, "belongs into one of lightning_geo/utils/_*.py or _torch/*.py: " + ", ".join(found)
 
 
 @pytest.mark.parametrize("path", sorted(FILES))
-def test_the_files_that_may_do_so(path: str) -> None:
-    assert list(private_names(TREES[path], OWN)), "nothing private is left in it"
+def test_the_files_that_may_do_so(path: str, trees: dict[str, ast.Module], own: set[str]) -> None:
+    assert list(private_names(trees[path], own)), "nothing private is left in it"
 
 
 @pytest.mark.parametrize(
@@ -137,8 +143,8 @@ def test_the_files_that_may_do_so(path: str) -> None:
         "AttentionInterface = library.AttentionInterface",
     ],
 )
-def test_the_test_above_can_fail(line: str) -> None:
-    assert list(private_names(ast.parse(line), OWN))
+def test_the_test_above_can_fail(line: str, own: set[str]) -> None:
+    assert list(private_names(ast.parse(line), own))
 
 
 @pytest.mark.parametrize(
@@ -160,9 +166,9 @@ def test_what_is_ours_is_free(line: str) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(FILES))
-def test_each_function_says_what_it_was_checked_on(path: str) -> None:
+def test_each_function_says_what_it_was_checked_on(path: str, trees: dict[str, ast.Module]) -> None:
     silent = []
-    for node in TREES[path].body:
+    for node in trees[path].body:
         if isinstance(node, ast.FunctionDef) and not is_private(node.name):
             said = " ".join((ast.get_docstring(node) or "").split())
             if not re.search(r"Relies on .*; checked on \w+ \d+\.\d+\.\d+", said):
@@ -171,10 +177,10 @@ def test_each_function_says_what_it_was_checked_on(path: str) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(FILES))
-def test_they_import_nothing_of_ours(path: str) -> None:
+def test_they_import_nothing_of_ours(path: str, trees: dict[str, ast.Module]) -> None:
     assert "lightning_geo" not in {
         name.split(".")[0]
-        for node in ast.walk(TREES[path])
+        for node in ast.walk(trees[path])
         if isinstance(node, (ast.Import, ast.ImportFrom))
         for name in (
             [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]

@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_geo.observe.replay.torchscript import is_scripted
+from lightning_geo.observe.replay.tree_copy import copy_tree
 from lightning_geo.utils._lightning import set_trainer, trainer_of
 from lightning_geo.utils._torch import (
     FORWARD_HOOKS,
@@ -84,8 +85,8 @@ def twin_of(
         _exchange(module, memo)
     with _WithoutGraph():
         for wrapper, inside in reversed(unwrapped):
-            memo[id(wrapper)] = copy.deepcopy(inside, memo)
-        twin: nn.Module = copy.deepcopy(model, memo)
+            memo[id(wrapper)] = copy_tree(inside, memo)
+        twin = copy_tree(model, memo)
         for theirs, ours in hooks:
             ours.update({k: copy.deepcopy(_rebound(h, memo), memo) for k, h in needed_hooks(theirs).items()})
         for module in modules:
