@@ -6,6 +6,7 @@ import gc
 import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -25,6 +26,9 @@ from support.programs import pytest_runtest_setup as pytest_runtest_setup  # noq
 
 # Commands print as into a pipe, unless a test sets a width.
 os.environ.pop("COLUMNS", None)
+
+# W&B lists each installed package at the start of each run, for a sixth of a second.
+os.environ["WANDB_X_SAVE_REQUIREMENTS"] = "false"
 
 # Two cores are shared by parallel test processes; more threads only make them wait for each other.
 torch.set_num_threads(1)
@@ -73,6 +77,12 @@ NEEDING: dict[str, tuple[ModuleType, int, int, str]] = {
 def older(package: ModuleType, major: int, minor: int) -> bool:
     """Whether the installed package is older than a version."""
     return tuple(map(int, package.__version__.split(".")[:2])) < (major, minor)
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Import no program, benchmark or helper to look for examples in its docstrings: they have none."""
+    is_helper = collection_path.suffix == ".py" and not collection_path.name.startswith("test_")
+    return True if is_helper else None
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -143,11 +143,16 @@ class Settings:
 
 def _versions() -> dict[str, str]:
     """Versions that the numbers depend on."""
-    versions = {"lightning_geo": __version__}
-    for package in ("torch", "transformers"):
-        with contextlib.suppress(PackageNotFoundError):  # one that runs from its sources
-            versions[package] = version(package)
-    return versions
+    found = {package: _version(package) for package in ("torch", "transformers")}
+    return {"lightning_geo": __version__, **{name: text for name, text in found.items() if text}}
+
+
+@functools.cache  # to look for it takes milliseconds, and what is imported does not change
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # it runs from its sources
+        return None
 
 
 def _check_source(
