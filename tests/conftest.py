@@ -91,6 +91,11 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.loadscopereorder = False
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if item.get_closest_marker("compiles"):
+        item.add_marker(pytest.mark.slow)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run modules with slow tests first, so that no process is left with one of them at the end.

@@ -203,9 +203,13 @@ def test_a_stale_table_is_found() -> None:
         updated(guide.replace("<!-- end of tables -->", ""))
 
 
+#: How the README's test command ends.
+TESTS = '-m pytest -n 2 --dist loadscope -m "not slow"'
+
+
 def test_commands_are_fenced_after_their_markers() -> None:
     # `.ci/run` takes the second from there
-    for marker, last in (("main", "examples/finetune_bert.py"), ("test", "-m pytest -n 2 --dist loadscope")):
+    for marker, last in (("main", "examples/finetune_bert.py"), ("test", TESTS)):
         [command] = re.findall(rf"^<!-- {marker} -->\n```bash\n(.+)\n```$", README, re.MULTILINE)
         assert command.startswith("python -m venv .venv && ")
         assert command.endswith(last)
@@ -215,5 +219,11 @@ def test_ci_finds_the_test_command() -> None:
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     [line] = re.findall(r"^command=\$\((.+)\)$", script, re.MULTILINE)
     found = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert found.strip().endswith("-m pytest -n 2 --dist loadscope")
+    assert found.strip().endswith(TESTS)
     assert len(found.strip().splitlines()) == 1
+
+
+def test_ci_runs_what_the_test_command_leaves_out() -> None:
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    rest = re.sub(r'"not (\w+)"', r"\1", TESTS)
+    assert re.search(rf"^\.venv/bin/python {re.escape(rest)} .*\|\| failed=1$", script, re.MULTILINE)

@@ -32,7 +32,7 @@ from kernels.compiled_figures import (
     costs_on_record,
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.compiles]
+pytestmark = pytest.mark.compiles
 
 #: Bytes of shared memory that every device has.
 LEAST_SHARED = 99 * 1024
