@@ -71,8 +71,7 @@ def twin_of(
     hooks: list[tuple[OrderedDict[int, Any], OrderedDict[int, Any]]] = []
     for module in modules:
         if is_scripted(module):
-            # A copy of TorchScript would share no parameters: the twin uses the module itself, and
-            # `undisturbed` restores its state.
+            # A copy of TorchScript would share no parameters: it is used itself, and restored afterwards.
             memo[id(module)] = module
             continue
         for name, value in vars(module).items():
