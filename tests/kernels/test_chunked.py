@@ -232,6 +232,7 @@ def test_long_sequences_need_little_memory(extra_memory, options):
     assert extra_memory(f"attention_statistics({query}, {query}, {options})", setup) < 200
 
 
+@pytest.mark.slow
 def test_memory_is_measured(extra_memory):
     assert extra_memory("query[:, :, :6144] @ query[:, :, :6144].mT") > 200
 
