@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
-from playwright.sync_api import FrameLocator, Page, expect, sync_playwright
+from playwright.sync_api import Dialog, FrameLocator, Page, expect, sync_playwright
 
-from support.programs import NO_BROWSER, launch_browser
+from support.programs import NO_BROWSER, browser_context, launch_browser
 
 #: Milliseconds that a test waits for TensorBoard.
 PATIENCE = 30_000
@@ -62,20 +62,89 @@ def chromium() -> Iterator[tuple[Page, list[str]]]:
         if browser is None:
             raise RuntimeError(NO_BROWSER)
         page = browser.new_page(viewport={"width": 1400, "height": 1200})
-        errors: list[str] = []
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-        page.on("dialog", lambda dialog: (errors.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-        yield page, errors
+        yield page, _complaints(page)
         browser.close()
 
 
-def opened(page: Page, address: str, view: str) -> FrameLocator:
-    """Open the tab Geometry at a view, such as ``view=map&run=a``, and wait until it is loaded."""
+@contextmanager
+def shared_chromium(width: int, height: int) -> Iterator[tuple[Page, list[str]]]:
+    """The same in the browser of this process, in a profile of its own."""
+    with browser_context(viewport={"width": width, "height": height}) as context:
+        page = context.new_page()
+        # of the context: a test may drop all routes of the page
+        context.route(f"**/{_FRAME}*", lambda route: route.fulfill(body=_BESIDE, content_type="text/html"))
+        yield page, _complaints(page)
+
+
+def _complaints(page: Page) -> list[str]:
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+
+    def dismiss(dialog: Dialog) -> None:
+        errors.append(f"dialog: {dialog.message}")
+        dialog.dismiss()
+
+    page.on("dialog", dismiss)
+    return errors
+
+
+_FRAME = "frame_of_the_tab.html"
+# What the tab needs of TensorBoard: its address, its theme, its list of runs, and the place below its header.
+_BESIDE = """<!doctype html><link rel="icon" href="data:,">
+<style>
+  body { margin: 64px 0 0 }
+  iframe { display: block; border: 0; width: 100vw; height: calc(100vh - 64px) }
+</style>
+<body><script>
+  document.body.classList.toggle("dark-mode", location.search.includes("darkMode=true"));
+  window.addEventListener("message", ({ data, ports: [port] }) => {
+    if (data !== "experimental.bootstrap") return;
+    port.onmessage = async (message) => {
+      const { type, id, isReply } = JSON.parse(message.data);
+      if (isReply || type !== "experimental.GetRuns") return;
+      const payload = await (await fetch("data/runs")).json();
+      port.postMessage(JSON.stringify({ type, id, payload, error: null, isReply: true }));
+    };
+  });
+</script><iframe src="data/plugin_entry.html?name=lightning_geo"></iframe>"""
+
+
+def opened(page: Page, address: str, view: str, query: str = "") -> FrameLocator:
+    """Open the tab Geometry at a view, such as ``view=map&run=a``, and wait until it is loaded.
+
+    TensorBoard serves it, as always, but the page around it is a light one: to load TensorBoard's own takes
+    five times as long as the tab. What the two say to each other is tested in the real one.
+    """
     page.goto("about:blank")
-    page.goto(f"{address}/#lightning_geo&p.lightning_geo.view={quote(view, safe='')}")
+    page.goto(f"{address}/{_FRAME}{query}#lightning_geo{_fragment(view)}")
+    return _shown(page, view)
+
+
+def opened_in_tensorboard(page: Page, address: str, view: str, query: str = "") -> FrameLocator:
+    """The same within TensorBoard's own page; where that is on screen already, its frame alone is loaded."""
+    tab = f"{address}/{query}#lightning_geo"
+    whole = tab + _fragment(view)
+    if page.url.startswith(tab) and len(page.frames) == 2:
+        # emptied first: until it goes, the tab that was shown writes its own view to the address
+        frame, blank = "document.querySelector('iframe').contentWindow.location", "about:blank"
+        page.evaluate(f"{frame}.replace('{blank}')")
+        page.wait_for_function(f"{frame}.href === '{blank}'")
+        page.evaluate("address => history.replaceState(history.state, '', address)", whole)
+        page.evaluate(f"{frame}.replace('{address}/data/plugin_entry.html?name=lightning_geo')")
+    else:
+        page.goto("about:blank")
+        page.goto(whole)
+    return _shown(page, view)
+
+
+def _fragment(view: str) -> str:
+    return f"&p.lightning_geo.view={quote(view, safe='')}"
+
+
+def _shown(page: Page, view: str) -> FrameLocator:
     frame = page.frame_locator("iframe")
     expect(frame.locator(".stage")).to_be_visible(timeout=PATIENCE)
-    if "summary" not in view:
+    if "view=" in view and not any(name in view for name in ("view=summary", "view=runs")):
         expect(frame.locator(".player output")).to_contain_text("step", timeout=PATIENCE)
     return frame
