@@ -22,6 +22,7 @@ gc.disable()  # imports leave no garbage: to look for some took a third of the t
 from support import forks as forking  # noqa: E402
 
 # the hook that skips tests of pages where no browser or no node is installed
+from support.programs import close_browser  # noqa: E402
 from support.programs import pytest_runtest_setup as pytest_runtest_setup  # noqa: E402
 
 # Commands print as into a pipe, unless a test sets a width.
@@ -121,4 +122,5 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_unconfigure() -> None:
+    close_browser()
     gc.unfreeze()  # else Triton reports everything of its own as leaked when the interpreter ends

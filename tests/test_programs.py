@@ -133,7 +133,7 @@ def test_every_test_of_a_page_carries_the_marker() -> None:
     users = [
         p
         for p in TESTS.rglob("test_*.py")
-        if "launch_browser" in p.read_text() or "tensorboard_page" in p.read_text()
+        if any(name in p.read_text() for name in ("launch_browser", "browser_context", "tensorboard_page"))
     ]
     assert {p.name for p in users} >= {"test_page.py", "test_browser.py", "test_report.py"}
     for path in set(users) - {Path(__file__)}:

@@ -10,9 +10,11 @@ from pytorch_lightning.loggers import TensorBoardLogger
 
 from lightning_geo import GeometryMonitor
 from support.lit import Classifier, loader, trainer
-from support.tensorboard_page import chromium, tensorboard_on
+from support.tensorboard_page import tensorboard_on
 
 pytestmark = pytest.mark.browser
+
+VIEWPORT = (1400, 1200)
 
 
 @pytest.fixture(scope="module")
@@ -26,18 +28,10 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(scope="module")
-def page(address: str) -> Iterator[Page]:
-    """A page that fails the test on any error that it prints."""
-    with chromium() as (page, errors):
-        yield page
-    assert not errors
-
-
 def show(page: Page, address: str, tab: str, content: str) -> None:
     """Open a tab of TensorBoard and wait until ``content`` is on screen."""
+    page.goto("about:blank")  # the tab is read from the address at load only
     page.goto(f"{address}/#{tab}")
-    page.reload()  # the tab is read from the address at load only
     page.locator(content).first.wait_for(timeout=90_000)
 
 

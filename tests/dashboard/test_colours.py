@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterator
-from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -15,11 +14,12 @@ from playwright.sync_api import FrameLocator, Page, expect
 
 from dashboard.providers import write_run
 from lightning_geo.storage.record import GeometryRecord
-from support.tensorboard_page import chromium, tensorboard_on
+from support.tensorboard_page import PATIENCE, opened, tensorboard_on
 
 pytestmark = pytest.mark.browser
 
-PATIENCE = 30_000  # milliseconds
+VIEWPORT = (1400, 900)
+
 SIZE = 32
 COLLAPSED = [(5, head) for head in range(10, 20)]
 OUTLIER = (0, 0)
@@ -49,25 +49,13 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(scope="module")
-def page(address: str) -> Iterator[Page]:
-    """Closed before its server is: the page asks on and on."""
-    with chromium() as (page, errors):
-        page.set_viewport_size({"width": 1400, "height": 900})
-        yield page
-    assert not errors
-
-
 @pytest.fixture(params=["light", "dark"])
 def theme(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def opened(page: Page, address: str, view: str, theme: str = "light") -> FrameLocator:
-    page.goto("about:blank")
-    dark = "true" if theme == "dark" else "false"
-    page.goto(f"{address}/?darkMode={dark}#lightning_geo&p.lightning_geo.view={quote(view, safe='')}")
-    frame = page.frame_locator("iframe")
+def shown(page: Page, address: str, view: str, theme: str = "light") -> FrameLocator:
+    frame = opened(page, address, view, f"?darkMode={'true' if theme == 'dark' else 'false'}")
     expect(frame.locator(".readout .value")).to_be_visible(timeout=PATIENCE)
     return frame
 
@@ -97,7 +85,7 @@ def seen(found: NDArray[np.float64]) -> float:
 
 
 def test_ten_collapsed_heads_are_seen_beside_one_outlier(page: Page, address: str, theme: str) -> None:
-    frame = opened(page, address, "view=map&run=planted&metric=entropy", theme)
+    frame = shown(page, address, "view=map&run=planted&metric=entropy", theme)
     found = cells(frame)
     assert seen(found) > 25  # 2 are just noticed
     others = np.ones((SIZE, SIZE), bool)
@@ -112,7 +100,7 @@ def test_ten_collapsed_heads_are_seen_beside_one_outlier(page: Page, address: st
 
 
 def test_a_change_of_ten_heads_is_seen_and_the_scale_holds_for_all_steps(page: Page, address: str) -> None:
-    frame = opened(page, address, "view=map&run=planted&metric=entropy&change=1")
+    frame = shown(page, address, "view=map&run=planted&metric=entropy&change=1")
     assert seen(cells(frame)) > 25
     frame.locator("input[type=range]").fill("0")  # all that collapsed later is as it was
     expect(frame.locator(".player output")).to_have_text("step 0 of 390")
@@ -120,7 +108,7 @@ def test_a_change_of_ten_heads_is_seen_and_the_scale_holds_for_all_steps(page: P
 
 
 def test_cells_beyond_the_scale_are_marked(page: Page, address: str) -> None:
-    frame = opened(page, address, "view=map&run=planted&metric=entropy")
+    frame = shown(page, address, "view=map&run=planted&metric=entropy")
     capped = cells(frame, corner=True) - cells(frame)
     assert min(capped[cell] for cell in COLLAPSED) > 10  # a white triangle in a dark cell
     assert capped[OUTLIER] < -10  # a black one in a light cell
@@ -133,7 +121,7 @@ def test_cells_beyond_the_scale_are_marked(page: Page, address: str) -> None:
 
 
 def test_lengths_are_compared_by_their_ratio(page: Page, address: str) -> None:
-    frame = opened(page, address, "view=map&run=planted&metric=query_norm")
+    frame = shown(page, address, "view=map&run=planted&metric=query_norm")
     found = cells(frame)  # lengths from 1 to 1,000, as many below 32 as above
     assert abs(np.median(found) - found.mean()) < 5
     assert 40 < np.median(found) < 65

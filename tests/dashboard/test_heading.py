@@ -14,34 +14,31 @@ from dashboard.providers import write_run
 from lightning_geo.metrics.catalog import CATALOG
 from support.records import make_record
 from support.registry import spec_named
-from support.tensorboard_page import chromium, tensorboard_on
+from support.tensorboard_page import opened, tensorboard_on
 
 pytestmark = pytest.mark.browser
 
-PATIENCE = 30_000  # milliseconds
+VIEWPORT = (1280, 800)
+
 OWN = spec_named("own", meaning="<b>A rise</b>: more fruit.", unit="bananas")
 
 
 @pytest.fixture(scope="module")
-def frame(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FrameLocator]:
-    """The tab on a run with two built-in metrics and one that is not."""
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A run with two built-in metrics and one that is not."""
     directory = tmp_path_factory.mktemp("logdir") / "runs"
     records = [make_record(step, metrics=["entropy", "drift.key"], wall_time=time.time()) for step in (0, 10)]
     for record in records:
         record.stacks["encoder"]["own"] = np.ones((2, 3), np.float32)
     write_run(directory / "run", [replace(record, specs={"own": OWN}) for record in records])
-    with tensorboard_on(directory, run="run") as url, chromium() as (page, errors):
-        page.set_viewport_size({"width": 1280, "height": 800})
-        page.goto(f"{url}/#lightning_geo&p.lightning_geo.view=view%3Dmap%26metric%3Dentropy")
-        frame = page.frame_locator("iframe")
-        expect(frame.locator(".stage")).to_be_visible(timeout=PATIENCE)
-        yield frame
-        assert not errors
+    with tensorboard_on(directory, run="run") as url:
+        yield url
 
 
-@pytest.fixture
-def keyboard(frame: FrameLocator) -> Page:
-    return frame.owner.page
+@pytest.fixture(scope="module")
+def frame(page_and_errors: tuple[Page, list[str]], address: str) -> FrameLocator:
+    """Each test begins where the one before it ended."""
+    return opened(page_and_errors[0], address, "view=map&metric=entropy")
 
 
 def test_the_heading_says_what_a_metric_is(frame: FrameLocator) -> None:
@@ -54,7 +51,7 @@ def test_the_heading_says_what_a_metric_is(frame: FrameLocator) -> None:
     expect(frame.locator(".heading h2")).to_have_text("Drift since the start · key drift.key")
 
 
-def test_the_question_mark_explains_it_until_escape(frame: FrameLocator, keyboard: Page) -> None:
+def test_the_question_mark_explains_it_until_escape(frame: FrameLocator, page: Page) -> None:
     spec = CATALOG["entropy"]
     frame.locator("button.metric", has_text="entropy").click()
     ask, panel = frame.locator(".ask"), frame.locator(".explained")
@@ -73,7 +70,7 @@ def test_the_question_mark_explains_it_until_escape(frame: FrameLocator, keyboar
     frame.locator("button.metric", has_text="drift").click()  # and another metric explains itself
     expect(panel).to_contain_text(CATALOG["drift"].worry)
     ask.focus()
-    keyboard.keyboard.press("Escape")
+    page.keyboard.press("Escape")
     expect(panel).to_be_hidden()
     expect(ask).to_be_focused()
     frame.get_by_role("button", name="Overview", exact=True).click()

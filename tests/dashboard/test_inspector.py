@@ -18,9 +18,11 @@ from lightning_geo.metrics.gates import GATES
 from lightning_geo.storage.patterns import AttentionPatterns, as_bytes
 from lightning_geo.storage.record import GeometryRecord
 from support.records import make_record
-from support.tensorboard_page import PATIENCE, chromium, opened, tensorboard_on
+from support.tensorboard_page import PATIENCE, opened, tensorboard_on
 
 pytestmark = pytest.mark.browser
+
+VIEWPORT = (1300, 850)
 
 LAYERS, HEADS, LENGTH = 3, 4, 64
 METRICS = ["entropy", "cone.output", "redundancy", *(f"gate.{gate}" for gate in GATES)]
@@ -62,15 +64,6 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         write_run(directory / run, records(run))
     with tensorboard_on(directory, run="words") as url:
         yield url
-
-
-@pytest.fixture(scope="module")
-def page(address: str) -> Iterator[Page]:
-    """A page on which nothing may go wrong."""
-    with chromium() as (page, errors):
-        page.set_viewport_size({"width": 1300, "height": 850})
-        yield page
-    assert not errors
 
 
 def cell(frame: FrameLocator, layer: int, head: int) -> tuple[Locator, dict[str, float]]:

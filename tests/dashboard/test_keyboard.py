@@ -13,9 +13,11 @@ from playwright.sync_api import Page, expect
 from dashboard.providers import write_run
 from lightning_geo import load_history
 from support.records import make_record
-from support.tensorboard_page import PATIENCE, chromium, opened, tensorboard_on
+from support.tensorboard_page import PATIENCE, opened, tensorboard_on
 
 pytestmark = pytest.mark.browser
+
+VIEWPORT = (1300, 800)
 
 LONG = "sweep/of_a_study_with_a_long_name/learning_rate={}/version_0"
 METRICS = ["entropy", "max_logit", "cone.output", "cone.head", "hidden_norm"]
@@ -37,15 +39,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def address(runs: Path) -> Iterator[str]:
     with tensorboard_on(runs, run=LONG.format("0.003")) as url:
         yield url
-
-
-@pytest.fixture(scope="module")
-def page(address: str) -> Iterator[Page]:
-    """A page on which nothing may go wrong."""
-    with chromium() as (page, errors):
-        page.set_viewport_size({"width": 1300, "height": 800})
-        yield page
-    assert not errors
 
 
 def test_the_keys_of_the_slider_work_while_it_has_the_focus(page: Page, address: str) -> None:

@@ -21,12 +21,13 @@ from dashboard.providers import write_run
 from lightning_geo import GeometryMonitor, load_history
 from lightning_geo.utils.colours import sequential_colours
 from support.lit import Classifier, loader, trainer
-from support.tensorboard_page import chromium, tensorboard_on
+from support.tensorboard_page import PATIENCE, opened, tensorboard_on
 
 pytestmark = pytest.mark.browser
 
+VIEWPORT = (1400, 1200)
+
 HOSTILE = '<img src=x onerror="alert(1)">'
-PATIENCE = 30_000  # milliseconds
 
 
 @pytest.fixture(scope="module")
@@ -47,30 +48,13 @@ def address(runs: Path) -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[tuple[Page, list[str]]]:
-    with chromium() as found:
-        yield found
-
-
-@pytest.fixture
-def page(browser: tuple[Page, list[str]]) -> Iterator[Page]:
-    """A page on which nothing may go wrong."""
-    page, errors = browser
-    errors.clear()
-    yield page
-    assert not errors
-
-
 class Tab:
     """What a person sees and does in the tab."""
 
     def __init__(self, page: Page, address: str, view: str = "", query: str = "") -> None:
         view = view if "view=" in view else f"view=map&{view}"
-        page.goto("about:blank")
-        page.goto(f"{address}/{query}#lightning_geo&p.lightning_geo.view={quote(view, safe='')}")
         self.page = page
-        self.frame: FrameLocator = page.frame_locator("iframe")
+        self.frame: FrameLocator = opened(page, address, view, query)
         self.heading = self.frame.locator("h2")
         self.metric = self.heading.locator(".id")
         self.step = self.frame.locator(".player output")
@@ -79,7 +63,6 @@ class Tab:
         self.rows = self.frame.locator("tbody tr")
         self.picks = self.frame.locator(".view:visible .legend .pick").filter(has_text="layer")
         expect(self.heading).to_be_visible(timeout=PATIENCE)
-        expect(self.frame.locator(".stage")).to_be_visible(timeout=PATIENCE)
 
     def press(self, label: str) -> None:
         self.frame.get_by_role("button", name=label, exact=True).click()

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from urllib.parse import quote
 
 import pytest
 from playwright.sync_api import FrameLocator, Page, expect
@@ -17,9 +16,11 @@ from torch.utils.tensorboard.summary import hparams
 from dashboard.providers import write_run
 from lightning_geo.storage.finding import Finding
 from support.records import make_record
-from support.tensorboard_page import PATIENCE, chromium, tensorboard_on
+from support.tensorboard_page import PATIENCE, opened, tensorboard_on
 
 pytestmark = pytest.mark.browser
+
+VIEWPORT = (1400, 1200)
 
 HOSTILE = '<img src=x onerror="alert(1)">'
 METRICS = ["entropy", "max_logit", "cone.output"]
@@ -60,19 +61,8 @@ def address(runs: Path) -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(scope="module")
-def page() -> Iterator[Page]:
-    """A page on which nothing may go wrong."""
-    with chromium() as (page, errors):
-        yield page
-    assert not errors
-
-
-def opened(page: Page, address: str, view: str = "") -> FrameLocator:
-    page.goto("about:blank")
-    where = quote(f"view=runs&metric=entropy&{view}", safe="")
-    page.goto(f"{address}/#lightning_geo&p.lightning_geo.view={where}")
-    frame = page.frame_locator("iframe")
+def shown(page: Page, address: str, view: str = "") -> FrameLocator:
+    frame = opened(page, address, f"view=runs&metric=entropy&{view}")
     expect(frame.locator(".runs-table tbody tr")).to_have_count(len(SWEEP), timeout=PATIENCE)
     expect(frame.locator(".runs-table tbody td", has_text="…")).to_have_count(0, timeout=PATIENCE)
     expect(frame.locator(".runs-table thead")).to_contain_text("train/loss", timeout=PATIENCE)
@@ -89,7 +79,7 @@ def order(frame: FrameLocator) -> list[str]:
 def test_the_table_is_sorted_by_click_and_by_key_and_a_row_becomes_run_a_or_b(
     page: Page, address: str
 ) -> None:
-    frame = opened(page, address)
+    frame = shown(page, address)
     column = frame.locator("th", has=frame.get_by_role("button", name="Sort by train/loss"))
     column.locator("button").click()
     expect(column).to_have_attribute("aria-sort", "ascending")
@@ -122,7 +112,7 @@ def test_the_table_is_sorted_by_click_and_by_key_and_a_row_becomes_run_a_or_b(
 
 
 def test_runs_have_the_colours_of_tensorboards_own_list(page: Page, address: str) -> None:
-    frame = opened(page, address)
+    frame = shown(page, address)
     ours = dict(frame.locator("tbody tr").evaluate_all(
         "rows => rows.map(r => [r.dataset.run, getComputedStyle(r.querySelector('.swatch')).backgroundColor])"
     ))  # fmt: skip
@@ -138,7 +128,7 @@ def test_runs_have_the_colours_of_tensorboards_own_list(page: Page, address: str
 
 
 def test_seeds_are_a_mean_and_a_brush_keeps_the_runs_that_pass(page: Page, address: str) -> None:
-    frame = opened(page, address)
+    frame = shown(page, address)
     groups = frame.locator(".groups li")
     expect(groups).to_have_count(2)
     expect(groups.first).to_contain_text("2 runs")
@@ -170,7 +160,7 @@ def test_seeds_are_a_mean_and_a_brush_keeps_the_runs_that_pass(page: Page, addre
 def test_pictures_lead_to_evolution_and_what_is_shown_is_saved(
     page: Page, address: str, tmp_path: Path
 ) -> None:
-    frame = opened(page, address, "shown=slow/seed_0&shown=fast/seed_1&columns=max_logit")
+    frame = shown(page, address, "shown=slow/seed_0&shown=fast/seed_1&columns=max_logit")
     tiles = frame.locator(".multiple")
     expect(tiles).to_have_count(2)
     frame.get_by_role("checkbox", name=f"Show {HOSTILE}").click()
@@ -205,9 +195,7 @@ def test_a_single_run_is_told_what_the_view_would_show(page: Page, tmp_path: Pat
     directory = tmp_path / "runs"
     write_run(directory / "alone", [make_record(0, metrics=METRICS)])
     with tensorboard_on(directory, run="alone") as url:
-        page.goto("about:blank")
-        page.goto(f"{url}/#lightning_geo&p.lightning_geo.view=view%3Druns")
-        frame = page.frame_locator("iframe")
+        frame = opened(page, url, "view=runs")
         expect(frame.get_by_text("There is one run so far.")).to_be_visible(timeout=PATIENCE)
         expect(frame.locator(".runs-table")).to_be_hidden()
         for kind in ("CSV", "PNG"):

@@ -16,9 +16,11 @@ from dashboard.providers import write_run
 from lightning_geo.storage.finding import Finding
 from lightning_geo.storage.record import GeometryRecord
 from support.records import make_record
-from support.tensorboard_page import PATIENCE, chromium, opened, tensorboard_on
+from support.tensorboard_page import PATIENCE, opened, tensorboard_on
 
 pytestmark = pytest.mark.browser
+
+VIEWPORT = (1200, 800)
 
 HOSTILE = '<img src=x onerror="alert(1)">'
 FOUND = Finding(
@@ -51,15 +53,6 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     write_run(directory / "silent", records(0, 10))
     with tensorboard_on(directory, "--reload_interval", "1", run="silent") as url:
         yield url
-
-
-@pytest.fixture(scope="module")
-def page(address: str) -> Iterator[Page]:
-    """A page on which nothing may go wrong."""
-    with chromium() as (page, errors):
-        page.set_viewport_size({"width": 1200, "height": 800})
-        yield page
-    assert not errors
 
 
 def values(frame: FrameLocator) -> list[str]:

@@ -17,12 +17,13 @@ from dashboard.providers import write_run
 from lightning_geo.storage.finding import Finding
 from lightning_geo.storage.record import GeometryRecord
 from support.records import make_record
-from support.tensorboard_page import chromium, tensorboard_on
+from support.tensorboard_page import PATIENCE, opened, tensorboard_on
 
 pytestmark = pytest.mark.browser
 
+VIEWPORT = (1200, 800)
+
 HOSTILE = '<img src=x onerror="alert(1)">'
-PATIENCE = 30_000  # milliseconds
 COLLAPSE = Finding(
     HOSTILE, "critical", "cone.output", "encoder", (0, 1), (), 20, 0.99, (0.4, 0.4),
     f"All tokens of layers 0 and 1 point one way {HOSTILE}.", (HOSTILE,), ("Lower the rate.",),
@@ -54,25 +55,14 @@ def address(runs: Path) -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(scope="module")
-def page() -> Iterator[Page]:
-    """A page on which nothing may go wrong."""
-    with chromium() as (page, errors):
-        page.set_viewport_size({"width": 1200, "height": 800})
-        yield page
-    assert not errors
-
-
-def opened(page: Page, address: str, view: str = "") -> FrameLocator:
-    page.goto("about:blank")
-    page.goto(f"{address}/#lightning_geo&p.lightning_geo.view={quote(view, safe='')}")
-    frame = page.frame_locator("iframe")
+def shown(page: Page, address: str, view: str = "") -> FrameLocator:
+    frame = opened(page, address, view)
     expect(frame.locator(".summary .verdict").first).to_be_visible(timeout=PATIENCE)
     return frame
 
 
 def test_the_first_screen_says_which_run_is_sick_where_and_since_when(page: Page, address: str) -> None:
-    frame = opened(page, address)  # on the first run, which is well
+    frame = shown(page, address)  # on the first run, which is well
     chips = frame.locator(".verdicts button")
     expect(chips).to_have_text([
         "✖sickcritical since step 20, layers 0 and 1", "?silentnot looked for", f"✔{HOSTILE}nothing unusual",
@@ -96,7 +86,7 @@ def test_the_first_screen_says_which_run_is_sick_where_and_since_when(page: Page
 
 
 def test_a_click_leads_to_the_map_at_that_step_with_the_cells_framed(page: Page, address: str) -> None:
-    frame = opened(page, address, "run=sick")
+    frame = shown(page, address, "run=sick")
     bar = frame.locator(".bar").first  # the earliest
     bar.focus()
     page.keyboard.press("Enter")
@@ -121,7 +111,7 @@ def test_a_click_leads_to_the_map_at_that_step_with_the_cells_framed(page: Page,
 def test_two_verdicts_are_side_by_side_and_follow_their_runs(
     page: Page, address: str, runs: Path, tmp_path: Path
 ) -> None:
-    frame = opened(page, address, f"run=sick&other={quote(HOSTILE)}")
+    frame = shown(page, address, f"run=sick&other={quote(HOSTILE)}")
     verdicts = frame.locator(".verdict")
     expect(verdicts.nth(1)).to_contain_text(f"B: {HOSTILE}")
     expect(verdicts.nth(1)).to_contain_text("Nothing unusual.")

@@ -17,9 +17,11 @@ from lightning_geo import load_history
 from lightning_geo.storage.finding import Finding
 from lightning_geo.storage.record import GeometryRecord
 from support.records import make_record
-from support.tensorboard_page import PATIENCE, chromium, opened, tensorboard_on
+from support.tensorboard_page import PATIENCE, opened, tensorboard_on
 
 pytestmark = pytest.mark.browser
+
+VIEWPORT = (1300, 850)
 
 METRICS = ["entropy", "self_mass", "cone.output", "hidden_norm"]
 LAYERS, HEADS = 32, 4
@@ -53,15 +55,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def address(runs: Path) -> Iterator[str]:
     with tensorboard_on(runs, run="well") as url:
         yield url
-
-
-@pytest.fixture(scope="module")
-def page(address: str) -> Iterator[Page]:
-    """A page on which nothing may go wrong."""
-    with chromium() as (page, errors):
-        page.set_viewport_size({"width": 1300, "height": 850})
-        yield page
-    assert not errors
 
 
 def press(frame: FrameLocator, name: str) -> None:

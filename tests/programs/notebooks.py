@@ -19,12 +19,13 @@ def sources(notebook: Any) -> str:
     return hashlib.sha256(code.encode()).hexdigest()[:16]
 
 
-def executed(path: Path, instead: Mapping[str, str] | None = None) -> Any:
+def executed(path: Path, instead: Mapping[str, str] | None = None, manager: Any = None) -> Any:
     """Return a notebook, run from its first cell to its last.
 
     Args:
         path: Of the notebook.
         instead: What is written in its code, and what is run instead: fewer steps.
+        manager: Jupyter's, of a kernel that runs already; a new one is started if it is not given.
 
     Raises:
         CellExecutionError: If a cell fails.
@@ -44,8 +45,8 @@ def executed(path: Path, instead: Mapping[str, str] | None = None) -> Any:
     os.environ["HF_HUB_OFFLINE"] = "1"
     paths = [str(EXAMPLES.parent), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    client = NotebookClient(notebook, timeout=_SECONDS, resources={"metadata": {"path": str(path.parent)}})
-    client.execute()
+    resources = {"metadata": {"path": str(path.parent)}}
+    NotebookClient(notebook, km=manager, timeout=_SECONDS, resources=resources).execute()
     return notebook
 
 

@@ -16,7 +16,7 @@ from lightning_geo.cli.audit import as_dict
 from lightning_geo.report.audit_page import audit_page
 from lightning_geo.storage.history import GeometryHistory
 from lightning_geo.storage.record import GeometryRecord
-from support.programs import launch_browser
+from support.programs import browser_context
 from support.report_page import Page, assert_loads_nothing
 
 HOSTILE = '"><script>document.title="owned"</script><img src=x onerror="document.title=\'owned\'">'
@@ -79,19 +79,14 @@ def test_it_says_what_was_asked_found_decided_and_not_measured(page: str) -> Non
 
 @pytest.mark.browser
 def test_a_browser_shows_it_on_a_telephone_without_a_request(page: str, tmp_path: Path) -> None:
-    from playwright.sync_api import sync_playwright
-
     file = tmp_path / "audit.html"
     file.write_text(page, encoding="utf-8")
     said: list[str] = []
-    with sync_playwright() as playwright:
-        browser = launch_browser(playwright)
-        assert browser is not None
-        shown = browser.new_page(viewport={"width": 360, "height": 700})
+    with browser_context(viewport={"width": 360, "height": 700}) as context:
+        shown = context.new_page()
         shown.on("console", lambda message: said.append(message.text))
         shown.on("request", lambda request: said.append(request.url))
         shown.goto(file.as_uri())
         assert "owned" not in shown.evaluate("document.title").split("<")[0]
         assert shown.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        browser.close()
     assert [text for text in said if not text.startswith(("data:", file.as_uri()))] == []

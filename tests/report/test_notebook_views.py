@@ -15,7 +15,7 @@ import lightning_geo
 from lightning_geo import GeometryHistory, GeometryRecord, compare, diagnose, pruning_plan
 from lightning_geo.report.figures import matrix
 from support.pictures import pixels
-from support.programs import launch_browser
+from support.programs import browser_context
 from support.records import make_record
 from support.report_page import Page
 
@@ -183,19 +183,14 @@ def test_unknown_metrics_are_named_with_the_nearest() -> None:
 
 @pytest.mark.browser
 def test_a_report_below_a_cell_opens_its_chapters(tmp_path: Path) -> None:
-    from playwright.sync_api import sync_playwright
-
     file = tmp_path / "notebook.html"
     file.write_text(f"<p>A notebook</p>{history().report()._repr_html_()}", encoding="utf-8")
-    with sync_playwright() as playwright:
-        browser = launch_browser(playwright)
-        assert browser is not None
-        page = browser.new_page()
+    with browser_context() as context:
+        page = context.new_page()
         page.goto(file.as_uri())
         [frame] = page.frames[1:]
         frame.click('nav a[href="#metrics"]')
         frame.wait_for_function("document.querySelector('#metrics').closest('details').open")
-        browser.close()
 
 
 def test_every_public_room_can_be_imported_first() -> None:

@@ -15,7 +15,7 @@ from lightning_geo.report.page import report
 from lightning_geo.report.sentences import run_sentences
 from lightning_geo.storage.record_file import RecordFile
 from lightning_geo.utils.errors import RunError
-from support.programs import launch_browser
+from support.programs import browser_context
 from support.records import make_record
 from support.report_page import Page, assert_loads_nothing
 
@@ -168,22 +168,17 @@ def test_hostile_names_are_text(runs: list[Run]) -> None:
 
 @pytest.mark.browser
 def test_a_browser_shows_it_without_a_request_or_a_complaint(tmp_path: Path) -> None:
-    from playwright.sync_api import sync_playwright
-
     file = tmp_path / "report.html"
     file.write_text(report([hostile(), hostile()]), encoding="utf-8")
     said: list[str] = []
-    with sync_playwright() as playwright:
-        browser = launch_browser(playwright)
-        assert browser is not None
-        page = browser.new_page()
+    with browser_context() as context:
+        page = context.new_page()
         page.on("console", lambda message: said.append(message.text))
         page.on("request", lambda request: said.append(request.url))
         page.goto(file.as_uri())
         assert "owned" not in page.evaluate("document.title").split("<")[0]
         assert page.evaluate("document.querySelectorAll('script, img, [onerror]').length") == 0
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        browser.close()
     assert [text for text in said if not text.startswith(("data:", file.as_uri()))] == []
 
 

