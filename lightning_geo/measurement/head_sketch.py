@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_geo.kernels.precision import exactly
-from lightning_geo.kernels.workspace import constant, kept_of
+from lightning_geo.kernels.workspace import constant, kept_of, where_defined
 from lightning_geo.measurement.batches import limit_of
 from lightning_geo.measurement.sums import LayerSums
 
@@ -121,7 +121,7 @@ def sketched_norms(layers: Sequence[LayerSums], covariance: Tensor) -> Tensor:
     mean = total / count[:, None, None]
     spread = covariance.diagonal(dim1=-2, dim2=-1).sum(-1).sqrt()
     known = (own == 0) | (spread > _FINEST * torch.linalg.vector_norm(mean, dim=-1))
-    own = torch.where(known, own, constant(torch.nan, own))
+    own = where_defined(known, own)
     y = torch.addcmul(sketch.to(mean), signs.to(mean)[:, :, None], mean.flatten(1)[:, None], value=-1)
     y = y.unflatten(-1, (heads, -1)).transpose(1, 2)  # [L, H, r, D]
     size = torch.linalg.vector_norm(y, dim=(2, 3), keepdim=True)

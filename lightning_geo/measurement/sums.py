@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lightning_geo.functional._tensors import exact_dtype
 from lightning_geo.kernels.precision import is_finite
-from lightning_geo.kernels.workspace import constant
+from lightning_geo.kernels.workspace import constant, where_defined
 from lightning_geo.observe import HeadSlice
 
 __all__ = [
@@ -213,7 +213,7 @@ def covariances(layers: Sequence[LayerSums], names: Sequence[str]) -> tuple[Tens
         for part in ("count", "sum", "second")
     )
     broken = ~is_finite(total).flatten(1).all(1)
-    count = torch.where(count > 1, count, constant(torch.nan, count))[:, None, None]
+    count = where_defined(count > 1, count)[:, None, None]
     mean = total / count
     covariance = (second / count[..., None]).addcmul_(mean[..., :, None], mean[..., None, :], value=-1)
     return covariance, broken

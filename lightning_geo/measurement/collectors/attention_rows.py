@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_geo.functional import masked_mean
 from lightning_geo.functional._tensors import exact_dtype
 from lightning_geo.kernels import STATISTICS
-from lightning_geo.kernels.workspace import constant
+from lightning_geo.kernels.workspace import constant, where_defined
 from lightning_geo.measurement.batches import BatchEntry, LayerBatches
 from lightning_geo.measurement.call_statistics import call_statistics
 from lightning_geo.measurement.collectors.collector import Collector
@@ -141,11 +141,11 @@ class AttentionRows(Collector):
         broken = (live & (logsumexp - logsumexp != 0)).any(-1)
         for layer, count in zip(layers, broken.sum((1, 2), dtype=exact_dtype(logsumexp)), strict=True):
             layer.add("broken", count)
+        intact = ~broken
         if rows.means:
             stacked = torch.stack([self.value(name, planes, live.shape) for name in rows.means], 1)
             counted = live[:, None] & (stacked == stacked)  # all but NaN
-            values = masked_mean(stacked, counted)
-            values = torch.where(broken[:, None], constant(torch.nan, values), values)
+            values = where_defined(intact[:, None], masked_mean(stacked, counted))
             variances = None
             if "fraction" in tensors:
                 variances = variance_of_mean(stacked, counted, tensors["fraction"][:, None])
@@ -155,7 +155,7 @@ class AttentionRows(Collector):
         for name in rows.maxima:
             values = self.value(name, planes, live.shape)
             largest = torch.where(live, values, constant(-torch.inf, values)).amax(-1)
-            add_maximum(layers, name, torch.where(broken, constant(torch.nan, largest), largest))
+            add_maximum(layers, name, where_defined(intact, largest))
 
     def _add_received(
         self,
