@@ -12,8 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_geo.kernels import sketch
 from lightning_geo.kernels.precision import exactly
-from lightning_geo.kernels.workspace import constant, kept_of, where_defined
+from lightning_geo.kernels.workspace import constant, where_defined
 from lightning_geo.measurement.batches import limit_of
 from lightning_geo.measurement.sums import LayerSums
 
@@ -22,7 +23,7 @@ __all__ = ["ROWS", "add_sketches", "sketched_norms"]
 #: Rows of a sketch: 32 layers of 4,096 features stay below 400 MB, the heads' own covariances included.
 ROWS = 480
 
-#: Tokens whose signs are drawn at a time; more where half of what a device may gather holds them.
+#: Tokens whose signs are drawn at a time; more where what a device may gather holds them.
 _TOKENS = 4096
 
 #: Spread around a mean of length 1 below which rounding to float32 shows in similarities.
@@ -33,11 +34,9 @@ def add_sketches(
     layers: Sequence[LayerSums],
     x: Tensor,
     mask: Tensor | None,
-    generator: torch.Generator,
+    generators: Sequence[torch.Generator],
 ) -> None:
-    r"""Add sketches of the real tokens to the sums of L layers.
-
-    .. math:: Y = R X, \quad R_{ai} = \pm 1
+    r"""Add sketches of the real tokens to the sums of L layers; see :func:`.sketches.sketch`.
 
     Every token of every layer gets signs of its own: calls of one layer must not share any, or their tokens
     would be confused.
@@ -46,45 +45,26 @@ def add_sketches(
         layers: L layers.
         x: ``[B, N, L, H * D]``.
         mask: Bool ``[B, N]``, True = real token; None if all are.
-        generator: Source of the signs, on the device of ``x``.
+        generators: Sources of each layer's signs, on the device of ``x``.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
-    tokens = x.flatten(0, 1).transpose(0, 1)  # [L, T, H * D]
+    tokens = x.flatten(0, 1)
     real = None if mask is None else mask.flatten()
     sketches = sums_of_signs = None
-    step = _TOKENS * max(1, limit_of(x.device) // (2 * _TOKENS * len(layers) * x.shape[-1] * dtype.itemsize))
-    with torch.no_grad(), exactly(x.device):
-        for start in range(0, tokens.shape[1], step):
-            part = tokens[:, start : start + step]
-            shape = len(layers), ROWS, part.shape[1]
-            signs = torch.empty(shape, dtype=dtype, device=x.device)
-            signs.bernoulli_(0.5, generator=generator).sub_(0.5)
-            if real is None:
-                signs.mul_(2)
-                mean = part.mean(1, keepdim=True, dtype=dtype)
-            else:
-                flags, twice, count = kept_of(_flags, (real[start : start + step],), dtype)
-                part = torch.where(flags, part, constant(0.0, part))  # padding may hold NaN
-                signs.mul_(twice)
-                mean = part.sum(1, keepdim=True, dtype=dtype) / count
-            sum_of_signs = signs.sum(-1)
-            # centred before the product, which would lose a small spread around a large mean
-            centred = part - mean
-            sketch = signs @ centred if sketches is None else sketches.baddbmm_(signs, centred)
-            sketches = sketch.addcmul_(sum_of_signs[..., None], mean)
-            sums_of_signs = sum_of_signs if sums_of_signs is None else sums_of_signs + sum_of_signs
+    step = _TOKENS * max(1, limit_of(x.device) // (_TOKENS * len(layers) * x.shape[-1] * dtype.itemsize))
+    for start in range(0, len(tokens), step):
+        part = slice(start, start + step)
+        draws = torch.empty(len(layers), ROWS, len(tokens[part]), dtype=dtype, device=x.device)
+        for own, generator in zip(draws, generators, strict=True):
+            own.bernoulli_(0.5, generator=generator)
+        sketches, signs = sketch(tokens[part], None if real is None else real[part], draws, sketches)
+        sums_of_signs = signs if sums_of_signs is None else sums_of_signs + signs
     assert sketches is not None
     assert sums_of_signs is not None
-    for layer, sketch, signs in zip(layers, sketches, sums_of_signs, strict=True):
-        for name, value in (("heads.sketch", sketch), ("heads.signs", signs)):
+    for layer, *sums in zip(layers, sketches, sums_of_signs, strict=True):
+        for name, value in zip(("heads.sketch", "heads.signs"), sums, strict=True):
             # float32, unlike other sums: it is linear, so a large mean costs no more than its own rounding
             layer.sums[name] = layer.sums[name] + value if name in layer.sums else value
-
-
-def _flags(tensors: tuple[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Flags of real tokens ``[T, 1]``, twice the same as numbers ``[T]``, and how many there are."""
-    (real,) = tensors
-    return real[:, None], real.to(dtype) * 2, real.sum().clamp(min=1)
 
 
 def sketched_norms(layers: Sequence[LayerSums], covariance: Tensor) -> Tensor:

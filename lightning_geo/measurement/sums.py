@@ -219,13 +219,13 @@ def covariances(layers: Sequence[LayerSums], names: Sequence[str]) -> tuple[Tens
     return covariance, broken
 
 
-def taken(x: Tensor, places: list[int]) -> Tensor:
-    """Entries of the first axis; a view where they are equally far apart, as those of a role are."""
+def taken(x: Tensor, places: list[int], axis: int = 0) -> Tensor:
+    """Entries of an axis; a view where they are equally far apart, as those of a role are."""
     step = places[1] - places[0] if len(places) > 1 else 1
     spread = range(places[0], places[-1] + 1, step)
-    return (
-        x[places[0] : places[-1] + 1 : step] if places == [*spread] else torch.stack([x[i] for i in places])
-    )
+    if places != [*spread]:
+        return torch.stack([x.select(axis, i) for i in places], axis)
+    return x[(slice(None),) * axis + (slice(places[0], places[-1] + 1, step),)]
 
 
 def repeated(x: Tensor, times: int, dim: int) -> Tensor:

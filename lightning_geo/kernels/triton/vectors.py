@@ -8,7 +8,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_geo.kernels.moment_parts import MomentParts
 from lightning_geo.kernels.triton.launch import (
     DTYPES,
     Launch,
@@ -19,14 +18,14 @@ from lightning_geo.kernels.triton.launch import (
     on_device,
     strides,
 )
-from lightning_geo.kernels.triton.partial_moments import AXES, WIDE_AXES, merged_fields, merged_wide
+from lightning_geo.kernels.triton.partial_moments import merged, over_chunks
 from lightning_geo.kernels.triton.tiles import gram_tile_for
-from lightning_geo.kernels.vectors import StreamStatistics
+from lightning_geo.kernels.vectors import HeadMoments, StreamStatistics
 from lightning_geo.kernels.workspace import kept
 
 __all__ = [
     "gram_launch",
-    "moment_parts",
+    "head_moments",
     "moments_launch",
     "stream_launch",
     "stream_statistics",
@@ -140,19 +139,24 @@ def stream_launch(
     return launch, result, sums, directed
 
 
-def moment_parts(x: Tensor, mask: Tensor | None, requested: frozenset[str]) -> MomentParts:
-    """Compute :func:`lightning_geo.kernels.vectors.head_moments` on a CUDA device, still to be merged."""
+def head_moments(x: Tensor, mask: Tensor | None, requested: frozenset[str]) -> HeadMoments:
+    """Compute :func:`lightning_geo.kernels.vectors.head_moments` on a CUDA device."""
     with torch.no_grad(), on_device(x.device):
         valid = kept(_all, (x.shape[0], x.shape[-2]), x.device) if mask is None else mask
         if x.shape[-1] > _WIDE:
             launch, partial = gram_launch(x, mask, capability_of(x.device))
             launch.run()
-            return MomentParts(valid, partial, WIDE_AXES, merged_wide)
+            return HeadMoments(valid, **merged(**partial))
         launch, norm, partial = moments_launch(x, mask, requested)
         launch.run()
-        if norm is not None:
-            partial["norm"] = norm
-        return MomentParts(valid, partial, {name: AXES[name] for name in partial}, merged_fields)
+        fields: dict[str, Tensor] = {}
+        if "sums" in partial:
+            for field, name in (("directions", "sums"), ("directed", "directed")):
+                fields[field] = over_chunks(partial[name])
+        if "scatters" in partial:
+            counts, means, scatters = (partial[name] for name in ("counts", "means", "scatters"))
+            fields |= merged(counts.flatten(), means.flatten(0, 1), scatters.flatten(0, 1))
+        return HeadMoments(valid, norm, **fields)
 
 
 def moments_launch(
