@@ -9,15 +9,19 @@ from torch import Tensor
 
 from lightning_geo.kernels.triton.launch import Launch
 
-__all__ = ["merge_launch", "merged", "over_chunks"]
+__all__ = ["directions_of", "merge_launch", "merged"]
 
 # features along each side of a block of a scatter, and parts that are read at once
 _BLOCK, _PARTS = 32, 4
 
 
-def over_chunks(partial: Tensor) -> Tensor:
-    """Sums ``[B, …]`` of those of each sequence's chunks, ``[B, chunks, …]``."""
-    return partial[:, 0] if partial.shape[1] == 1 else partial.sum(1)
+def directions_of(sums: Tensor) -> dict[str, Tensor]:
+    """Return ``directions`` and ``directed`` of sums over chunks, ``[B, chunks, …, D + 1]``.
+
+    The last number counts how many unit vectors are in the sum in front of it.
+    """
+    whole = sums[:, 0] if sums.shape[1] == 1 else sums.sum(1)
+    return {"directions": whole[..., :-1], "directed": whole[..., -1]}
 
 
 def merged(counts: Tensor, sums: Tensor, products: Tensor, shifts: Tensor | None = None) -> dict[str, Tensor]:
