@@ -16,7 +16,8 @@ from lightning_geo.kernels import sketch
 from lightning_geo.kernels.precision import exactly
 from lightning_geo.kernels.workspace import constant, where_defined
 from lightning_geo.measurement.batches import limit_of
-from lightning_geo.measurement.sums import LayerSums
+from lightning_geo.measurement.derived import in_parts
+from lightning_geo.measurement.sums import LayerSums, joined
 
 __all__ = ["ROWS", "add_sketches", "sketched_norms"]
 
@@ -51,7 +52,7 @@ def add_sketches(
     tokens = x.flatten(0, 1)
     real = None if mask is None else mask.flatten()
     sketches = sums_of_signs = None
-    step = _TOKENS * max(1, limit_of(x.device) // (_TOKENS * len(layers) * x.shape[-1] * dtype.itemsize))
+    step = _TOKENS * max(1, limit_of(x.device) // (_TOKENS * len(layers) * ROWS * dtype.itemsize))
     for start in range(0, len(tokens), step):
         part = slice(start, start + step)
         draws = torch.empty(len(layers), ROWS, len(tokens[part]), dtype=dtype, device=x.device)
@@ -94,16 +95,30 @@ def sketched_norms(layers: Sequence[LayerSums], covariance: Tensor) -> Tensor:
     """
     heads = covariance.shape[1]
     own = torch.linalg.matrix_norm(covariance)
-    count, total, sketch, signs = (
-        torch.stack([layer.sums[name] for layer in layers])
-        for name in ("output.count", "output.sum", "heads.sketch", "heads.signs")
+    count, total = (
+        torch.stack([layer.sums[f"output.{name}"] for layer in layers]) for name in ("count", "sum")
     )
     mean = total / count[:, None, None]
     spread = covariance.diagonal(dim1=-2, dim2=-1).sum(-1).sqrt()
     known = (own == 0) | (spread > _FINEST * torch.linalg.vector_norm(mean, dim=-1))
     own = where_defined(known, own)
+    parts = in_parts([*range(len(layers))], 4 * heads * ROWS * ROWS, covariance.device)
+    products = joined([_products([layers[i] for i in part], mean[part[0] : part[-1] + 1]) for part in parts])
+    measured = products.diagonal(dim1=-2, dim2=-1)
+    scale = torch.where(measured > 0, measured, constant(1.0, measured)).rsqrt()
+    similarity = (products * scale[:, :, None] * scale[:, None, :]).clamp(0, 1)
+    norms = (similarity * own[:, :, None] * own[:, None, :]).sqrt()
+    itself = torch.eye(heads, dtype=torch.bool, device=norms.device)
+    return torch.where(itself, own[:, :, None], norms)
+
+
+def _products(layers: Sequence[LayerSums], mean: Tensor) -> Tensor:
+    """Estimate the squared norms ``[L, H, H]``, up to a factor for each head, with means ``[L, H, D]``."""
+    sketch, signs = (
+        torch.stack([layer.sums[f"heads.{name}"] for layer in layers]) for name in ("sketch", "signs")
+    )
     y = torch.addcmul(sketch.to(mean), signs.to(mean)[:, :, None], mean.flatten(1)[:, None], value=-1)
-    y = y.unflatten(-1, (heads, -1)).transpose(1, 2)  # [L, H, r, D]
+    y = y.unflatten(-1, (mean.shape[1], -1)).transpose(1, 2)  # [L, H, r, D]
     size = torch.linalg.vector_norm(y, dim=(2, 3), keepdim=True)
     y = (y / torch.where(size == 0, constant(1.0, size), size)).float()
     with exactly(y.device):
@@ -111,10 +126,5 @@ def sketched_norms(layers: Sequence[LayerSums], covariance: Tensor) -> Tensor:
         products.diagonal(dim1=-2, dim2=-1).zero_()
         # one product over all r² would run in a single block of a GPU: 7 ms for 32 heads on an H200
         rows = products.transpose(1, 2)  # [L, r, H, r]
-        products = (rows @ rows.mT).sum(1)  # [L, H, H]
-    measured = products.diagonal(dim1=-2, dim2=-1)
-    scale = torch.where(measured > 0, measured, constant(1.0, measured)).rsqrt()
-    similarity = (products * scale[:, :, None] * scale[:, None, :]).clamp(0, 1)
-    norms = (similarity * own[:, :, None] * own[:, None, :]).sqrt()
-    itself = torch.eye(heads, dtype=torch.bool, device=norms.device)
-    return torch.where(itself, own[:, :, None], norms)
+        estimates: Tensor = (rows @ rows.mT).sum(1)
+        return estimates
