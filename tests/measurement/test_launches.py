@@ -26,10 +26,11 @@ def llama() -> nn.Module:
     return LlamaModel(config)
 
 
-#: Tokens of 16 sequences are gathered; 32 x 512 are computed of a few layers at a time, and merged later.
+#: Tokens of 16 sequences are gathered; 32 x 512 are computed of a few layers at a time, and merged later; of
+#: 512 x 512 each layer's rows are added up by themselves.
 @pytest.mark.parametrize(
     ("sequences", "tokens", "padded", "most"),
-    [(16, 128, False, 40), (16, 128, True, 40), (32, 512, True, 40)],
+    [(16, 128, False, 31), (16, 128, True, 37), (32, 512, True, 40), (512, 512, True, 76)],
 )  # fmt: skip
 def test_a_layer_of_bert_takes_few_launches(sequences: int, tokens: int, padded: bool, most: int) -> None:
     launches = launches_of(bert, sequences, tokens, padded=padded)
@@ -40,4 +41,4 @@ def test_a_layer_of_bert_takes_few_launches(sequences: int, tokens: int, padded:
 def test_a_layer_of_a_large_decoder_takes_few_launches() -> None:
     launches = launches_of(llama, 4, 2048, padded=True, causal=True)
     assert launches["kernel rows_kernel"] == 32
-    assert launches.total() <= 32 * 40, launches.most_common(12)
+    assert launches.total() <= 32 * 32, launches.most_common(12)
