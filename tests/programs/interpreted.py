@@ -161,7 +161,7 @@ def checks() -> dict[str, Callable[[], None]]:
         found[f"moments: merged, shifted {shifted}"] = lambda shifted=shifted: merging_agrees(shifted)
     for name in vectors.WIDE:
         found[f"scatter: {name}"] = lambda name=name: scatter_agrees(name)
-        found[f"sketch: {name}"] = lambda name=name: sketch_agrees(name, GramTile(64, 32, warps=8))
+        found[f"sketch: {name}"] = lambda name=name: sketch_agrees(name, GramTile(32, 64, warps=8))
     for name in vectors.CASES:
         found[f"sketch: {name}"] = lambda name=name: sketch_agrees(name, GramTile(16, 16, warps=4))
     found["tiles from the table"] = lambda: agrees(problem_of(CASES["causal"]()), None)
@@ -249,6 +249,7 @@ def scatter_agrees(name: str) -> None:
 
 def sketch_agrees(name: str, tile: GramTile) -> None:
     x, real, draws = vectors.sketched({**vectors.CASES, **vectors.WIDE}[name])
+    x = x[..., :40]  # more than a block or two would take seconds
     assert sketch_launch.unsupported("sketch", x, real, draws, None) is None
     with patch.object(sketch_launch, "gram_tile_for", lambda *_: tile):
         vectors.assert_sketches_agree(sketch_launch.sketch, x, real, draws)
