@@ -32,7 +32,7 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 from kernels import test_vectors as vectors  # noqa: E402
 from kernels.cases import CASES, problem_of, qk  # noqa: E402
 from kernels.comparison import as_arrays, assert_agree, assert_float32  # noqa: E402
-from lightning_geo import kernels  # noqa: E402
+from lightning_geo import kernels, measure  # noqa: E402
 from lightning_geo.kernels import (  # noqa: E402
     MOMENTS,
     STATISTICS,
@@ -44,6 +44,8 @@ from lightning_geo.kernels.triton import attention, sketch_launch, unsupported  
 from lightning_geo.kernels.triton import vectors as vectors_on_triton  # noqa: E402
 from lightning_geo.kernels.triton.partial_moments import merged  # noqa: E402
 from lightning_geo.kernels.triton.tiles import GramTile, Tile, Tiles  # noqa: E402
+from lightning_geo.measurement import batches  # noqa: E402
+from lightning_geo.measurement.collectors import role_moments  # noqa: E402
 
 #: Small enough to cut the cases' 13 tokens nowhere and their 203 everywhere; the interpreter needs some 10 ms
 #: a tile of any size.
@@ -165,6 +167,8 @@ def checks() -> dict[str, Callable[[], None]]:
     for name in vectors.CASES:
         found[f"sketch: {name}"] = lambda name=name: sketch_agrees(name, GramTile(16, 16, warps=4))
     found["tiles from the table"] = lambda: agrees(problem_of(CASES["causal"]()), None)
+    for widest in (1024, 0):
+        found[f"sample: joint to {widest}"] = lambda widest=widest: sample_agrees(widest)
     found["by name"] = by_name
     return found
 
@@ -253,6 +257,28 @@ def sketch_agrees(name: str, tile: GramTile) -> None:
     assert sketch_launch.unsupported("sketch", x, real, draws, None) is None
     with patch.object(sketch_launch, "gram_tile_for", lambda *_: tile):
         vectors.assert_sketches_agree(sketch_launch.sketch, x, real, draws)
+
+
+def sample_agrees(widest: int) -> None:
+    """A whole sample, gathered as on a GPU; the outputs of wider layers are sketched."""
+    torch.manual_seed(0)
+    layer = torch.nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    model = torch.nn.TransformerEncoder(layer, 3, enable_nested_tensor=False).eval()
+    mask = torch.arange(12) >= torch.tensor([[12], [9]])
+    call = {"src": torch.randn(2, 12, 16), "src_key_padding_mask": mask}
+    on_triton = {name: {**own, "chunked": own["triton"]} for name, own in kernels._FUNCTIONS.items()}
+    with (
+        patch.object(role_moments, "_JOINT_MAX_WIDTH", widest),
+        patch.object(batches, "_APART", ("cpu",)),
+    ):
+        expected = measure(model, call).stacks["layers"]
+        with patch.dict(kernels._FUNCTIONS, on_triton):
+            got = measure(model, call).stacks["layers"]
+    assert got.keys() == expected.keys()
+    for name, values in expected.items():
+        torch.testing.assert_close(
+            *map(torch.from_numpy, (got[name], values)), rtol=5e-4, atol=1e-5, equal_nan=True, msg=name
+        )
 
 
 def upcast(x: Tensor | None) -> Tensor | None:
