@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lightning_geo.functional._tensors import as_float, check_mask
 from lightning_geo.kernels import sum_directions
-from lightning_geo.kernels.workspace import constant
+from lightning_geo.kernels.workspace import where_defined
 from lightning_geo.metrics.registry import computes
 from lightning_geo.utils.shapes import Bool, Float, Num
 
@@ -106,7 +106,7 @@ def mean_cosine(
 def _cone_index(
     total: Float[Tensor, "*batch d"], valid: Num[Tensor, "*batch"], directed: Num[Tensor, "*batch"]
 ) -> Float[Tensor, "*batch"]:
-    return torch.where(valid > 0, torch.linalg.vector_norm(total, dim=-1), constant(torch.nan, total))
+    return where_defined(valid > 0, torch.linalg.vector_norm(total, dim=-1))
 
 
 @computes("cone", reads=_STAGE)
@@ -124,4 +124,4 @@ def _mean_cosine(
 ) -> Float[Tensor, "*batch"]:
     cosines = total.square().sum(-1) - directed
     mean = (cosines / (valid * (valid - 1)).clamp(min=1)).clamp(-1, 1)
-    return torch.where(valid > 1, mean, constant(torch.nan, mean))
+    return where_defined(valid > 1, mean)

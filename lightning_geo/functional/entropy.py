@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_geo.functional._tensors import as_float, check_mask, shannon_entropy
-from lightning_geo.kernels.workspace import constant
+from lightning_geo.kernels.workspace import constant, where_defined
 from lightning_geo.metrics.registry import computes
 from lightning_geo.utils.shapes import Bool, Float, Num
 
@@ -45,7 +45,7 @@ def normalized_entropy(
             f"but got {list(visible_keys.shape)}."
         )
     ratio = entropy / visible_keys.clamp(min=2).to(entropy.dtype).log()
-    return torch.where(visible_keys >= 2, ratio.clamp(0, 1), constant(torch.nan, ratio))
+    return where_defined(visible_keys >= 2, ratio.clamp(0, 1))
 
 
 @computes("key_entropy", reads=("received", "key_mask"))
@@ -88,4 +88,4 @@ def key_entropy(
     total = received.sum(-1, keepdim=True)
     share = received / torch.where(total == 0, constant(1.0, total), total)
     ratio = (shannon_entropy(share) / keys.clamp(min=2).log()).clamp(0, 1)
-    return torch.where((keys >= 2) & (total.squeeze(-1) != 0), ratio, constant(torch.nan, ratio))
+    return where_defined((keys >= 2) & (total.squeeze(-1) != 0), ratio)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_geo.functional._tensors import as_float, exact_dtype, exact_matmul
-from lightning_geo.kernels.workspace import constant
+from lightning_geo.kernels.workspace import constant, where_defined
 from lightning_geo.metrics.registry import computes
 from lightning_geo.utils.shapes import Float
 
@@ -123,7 +123,7 @@ def _redundancy(norms: Float[Tensor, "*batch H H"]) -> Float[Tensor, "*batch H"]
     similarity = similarity_of_blocks(norms)
     itself = torch.eye(similarity.shape[-1], dtype=torch.bool, device=similarity.device)
     others = torch.where(itself | similarity.isnan(), constant(-1.0, similarity), similarity).amax(-1)
-    return torch.where(others < 0, constant(torch.nan, others), others)
+    return where_defined(others >= 0, others)
 
 
 def complementarity(covariance: Float[Tensor, "*batch H D H D"]) -> Float[Tensor, "*batch"]:

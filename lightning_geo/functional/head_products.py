@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lightning_geo.functional._decompositions import by_lapack
 from lightning_geo.functional._tensors import exact_dtype
+from lightning_geo.kernels.workspace import where_defined
 from lightning_geo.utils.shapes import Float
 
 __all__ = ["HeadProducts", "whitener"]
@@ -89,7 +90,7 @@ def whitener(gram: Float[Tensor, "*batch D D"]) -> Float[Tensor, "*batch D D"]:
     """
     finite = gram.isfinite().all(-1).all(-1)[..., None, None]
     white: Tensor = by_lapack(_whitened, torch.where(finite, gram, 0.0))
-    return torch.where(finite, white, torch.nan)
+    return where_defined(finite, white)
 
 
 def _whitened(gram: Tensor) -> Tensor:
@@ -116,7 +117,7 @@ def _spectrum(first: Float[Tensor, "H D D"], second: Float[Tensor, "H D D"]) -> 
     finite = (first + second).isfinite().all((-2, -1))[..., None, None]
     first, second = (torch.where(finite, x, 0.0) for x in (first, second))
     squares = by_lapack(_eigenvalues_of_product, first, second).flip(-1).clamp(min=0)
-    return torch.where(finite[..., 0], squares, torch.nan).to(dtype)
+    return where_defined(finite[..., 0], squares).to(dtype)
 
 
 def _eigenvalues_of_product(first: Tensor, second: Tensor) -> Tensor:

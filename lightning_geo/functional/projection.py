@@ -21,7 +21,7 @@ from lightning_geo.functional._tensors import exact_dtype, masked_mean
 from lightning_geo.functional.head_products import HeadProducts, whitener
 from lightning_geo.functional.observed_call import ObservedScores
 from lightning_geo.kernels.precision import exactly
-from lightning_geo.kernels.workspace import scratch
+from lightning_geo.kernels.workspace import scratch, where_defined
 from lightning_geo.metrics.registry import computes
 from lightning_geo.utils.shapes import Bool, Float
 
@@ -188,7 +188,7 @@ def _mean_angle(weights: HeadProducts, one: str, other: str) -> Float[Tensor, " 
     matrices = (torch.where(finite, x, 0.0) for x in (first, across, second))
     cosines = by_lapack(_cosines, *matrices).clamp(max=1)
     angle: Tensor = cosines.acos().mean(-1).clamp(max=math.pi / 2).to(weights.dtype)
-    return weights.each(torch.where(finite[:, 0, 0], angle, torch.nan))
+    return weights.each(where_defined(finite[:, 0, 0], angle))
 
 
 def _cosines(first: Tensor, across: Tensor, second: Tensor) -> Tensor:

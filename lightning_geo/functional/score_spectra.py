@@ -13,6 +13,7 @@ from lightning_geo.functional._decompositions import by_lapack
 from lightning_geo.functional._tensors import as_float, exact_dtype, shannon_entropy
 from lightning_geo.functional.observed_call import ObservedScores, ScoreSpectra
 from lightning_geo.kernels.pairs import score_histogram
+from lightning_geo.kernels.workspace import where_defined
 from lightning_geo.metrics.registry import computes
 from lightning_geo.utils.shapes import Bool, Float
 
@@ -186,7 +187,7 @@ def _eigenvalues(
 ) -> Float[Tensor, "*batch D"]:
     finite = small.isfinite().all(-1).all(-1)[..., None]
     sizes: Tensor = by_lapack(decompose, torch.where(finite[..., None], small, 0.0))
-    return torch.where(finite, sizes, torch.nan)
+    return where_defined(finite, sizes)
 
 
 def _sizes(matrices: Float[Tensor, "*batch D D"]) -> Float[Tensor, "*batch D"]:
@@ -208,7 +209,7 @@ def _symmetric_sizes(grams: Float[Tensor, "*batch E E"]) -> Float[Tensor, "*batc
 def _entropy_of(size: Float[Tensor, "*batch sizes"], *, paper: bool) -> Float[Tensor, "*batch"]:
     total = size.square().sum(-1, keepdim=True)
     share = size / total.sqrt() if paper else size.square() / total
-    return torch.where(size.isfinite().all(-1), shannon_entropy(share), torch.nan)
+    return where_defined(size.isfinite().all(-1), shannon_entropy(share))
 
 
 def _of_call(

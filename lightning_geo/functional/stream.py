@@ -11,7 +11,7 @@ from lightning_geo import kernels
 from lightning_geo.functional._tensors import as_float, check_mask, masked_mean
 from lightning_geo.kernels import BACKENDS, STREAM, Backend, StreamStatistics
 from lightning_geo.kernels.vectors import token_planes
-from lightning_geo.kernels.workspace import constant
+from lightning_geo.kernels.workspace import where_defined
 from lightning_geo.metrics.registry import computes
 from lightning_geo.utils.arguments import check_one_of, check_statistics
 from lightning_geo.utils.shapes import Bool, Float
@@ -77,9 +77,9 @@ def mean_over_tokens(
         valid: Bool, True = real token.
         finite: Bool, False = a feature of the token is NaN or infinite.
     """
-    broken = (valid & ~finite).any(-1)
+    intact = (finite | ~valid).all(-1)
     mean = masked_mean(plane, valid & (plane == plane))  # all but NaN
-    return torch.where(broken, constant(torch.nan, mean), mean)
+    return where_defined(intact, mean)
 
 
 def _check_tokens(x: Tensor, name: str) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 from lightning_geo.functional._decompositions import by_lapack
 from lightning_geo.functional._tensors import as_float, exact_dtype, exact_matmul
 from lightning_geo.kernels.precision import is_finite
+from lightning_geo.kernels.workspace import where_defined
 from lightning_geo.metrics.registry import computes
 from lightning_geo.utils.shapes import Float
 
@@ -53,8 +54,8 @@ def principal_subspace(
     rounding = torch.finfo(eigenvalues.dtype).eps * eigenvalues.shape[-1] * eigenvalues[..., :1]
     eigenvalues = torch.where(eigenvalues > rounding, eigenvalues, 0.0)
     defined = eigenvalues[..., rank - 1] > 0
-    basis = torch.where(defined[..., None, None], vectors.flip(-1)[..., :rank], torch.nan)
-    return torch.where(finite[..., None], eigenvalues, torch.nan), basis
+    basis = where_defined(defined[..., None, None], vectors.flip(-1)[..., :rank])
+    return where_defined(finite[..., None], eigenvalues), basis
 
 
 def _bases(
@@ -117,7 +118,7 @@ def principal_angles(
     cross = exact_matmul(u.mT, v)
     cosine = by_lapack(torch.linalg.svdvals, cross)
     sine = by_lapack(torch.linalg.svdvals, v - exact_matmul(u, cross)).flip(-1)
-    return torch.where(finite[..., None], torch.atan2(sine, cosine).to(dtype), torch.nan)
+    return where_defined(finite[..., None], torch.atan2(sine, cosine).to(dtype))
 
 
 def _orthonormal(columns: Float[Tensor, "*batch d r"]) -> Float[Tensor, "*batch d r"]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_geo.functional._tensors import as_float
+from lightning_geo.kernels.workspace import where_defined
 from lightning_geo.metrics.registry import computes
 from lightning_geo.utils.shapes import Float, Int64
 
@@ -49,7 +50,7 @@ def update_size(
         each = as_float(each, "each", "n").sqrt()
         change, before = change * each, before * each
     size = torch.linalg.vector_norm(before, dim=-1)
-    return torch.where(size > 0, torch.linalg.vector_norm(change, dim=-1) / size, torch.nan)
+    return where_defined(size > 0, torch.linalg.vector_norm(change, dim=-1) / size)
 
 
 @computes("unchanged_share", reads=("drawn", "drawn.before"))

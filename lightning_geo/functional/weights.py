@@ -12,7 +12,7 @@ from lightning_geo.functional._tensors import as_float, exact_dtype
 from lightning_geo.functional.head_products import HeadProducts
 from lightning_geo.functional.head_weights import OV, QK, HeadWeights
 from lightning_geo.functional.spectrum import effective_rank, stable_rank
-from lightning_geo.kernels.workspace import scratch
+from lightning_geo.kernels.workspace import scratch, where_defined
 from lightning_geo.metrics.registry import computes
 from lightning_geo.utils.device_copy import without_waiting
 from lightning_geo.utils.shapes import Float
@@ -159,7 +159,7 @@ def read_overlap(weights: HeadWeights, role: str) -> Float[Tensor, " heads"]:
     itself = torch.eye(overlap.shape[0], dtype=torch.bool, device=overlap.device)
     others = torch.where(itself | overlap.isnan(), -1.0, overlap).amax(-1)
     defined = (others >= 0) & ~overlap.diagonal().isnan()
-    return weights.each(torch.where(defined, others, torch.nan))
+    return weights.each(where_defined(defined, others))
 
 
 @computes("write_overlap", reads=("weights",), roles=("output",))

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from lightning_geo.kernels.blocks import BlockRule, mask_rows
+from lightning_geo.kernels.joined_moments import join_heads, layout_of, nbytes_of
 from lightning_geo.kernels.masks import HIDDEN_BELOW
-from lightning_geo.kernels.moment_parts import MomentParts, merge_parts
 from lightning_geo.kernels.problem import STATISTICS, AttentionProblem, AttentionStatistics
 from lightning_geo.kernels.vectors import MOMENTS, STREAM, HeadMoments, StreamStatistics, sum_directions
 from lightning_geo.utils.cuda_graphs import is_capturing
@@ -33,14 +33,15 @@ __all__ = [
     "Backend",
     "BlockRule",
     "HeadMoments",
-    "MomentParts",
     "StreamStatistics",
     "attention",
-    "head_moment_parts",
     "head_moments",
+    "join_heads",
+    "layout_of",
     "mask_rows",
-    "merge_parts",
+    "nbytes_of",
     "retry_failed",
+    "sketch",
     "stream_statistics",
     "sum_directions",
 ]
@@ -66,9 +67,14 @@ _FUNCTIONS = {
         "reference": ("reference", "reference_stream"),
     },
     "head_moments": {
-        "triton": ("triton.vectors", "moment_parts"),
+        "triton": ("triton.vectors", "head_moments"),
         "chunked": ("vectors", "head_moments"),
         "reference": ("reference", "reference_moments"),
+    },
+    "sketch": {
+        "triton": ("triton.sketch_launch", "sketch"),
+        "chunked": ("sketches", "sketch"),
+        "reference": ("reference", "reference_sketch"),
     },
 }
 
@@ -107,18 +113,20 @@ def head_moments(
     backend: Backend = "auto",
 ) -> HeadMoments:
     """See :func:`lightning_geo.kernels.vectors.head_moments`, on any backend."""
-    return merge_parts([head_moment_parts(x, mask, requested, backend)])
+    result: HeadMoments = _run("head_moments", backend, x.device, x, mask, requested)
+    return result
 
 
-def head_moment_parts(
-    x: Float[Tensor, "batch *heads tokens dim"],
-    mask: Bool[Tensor, "batch tokens"] | None,
-    requested: frozenset[str],
+def sketch(
+    x: Float[Tensor, "tokens layers features"],
+    real: Bool[Tensor, " tokens"] | None,
+    draws: Float[Tensor, "layers rows tokens"],
+    before: Float[Tensor, "layers rows features"] | None,
     backend: Backend = "auto",
-) -> MomentParts:
-    """The same, still to be merged by :func:`merge_parts`."""
-    result: HeadMoments | MomentParts = _run("head_moments", backend, x.device, x, mask, requested)
-    return MomentParts.of(result) if isinstance(result, HeadMoments) else result
+) -> tuple[Float[Tensor, "layers rows features"], Float[Tensor, "layers rows"]]:
+    """See :func:`lightning_geo.kernels.sketches.sketch`, on any backend."""
+    result: tuple[Tensor, Tensor] = _run("sketch", backend, x.device, x, real, draws, before)
+    return result
 
 
 def _run(operation: str, backend: str, device: torch.device, *arguments: object) -> Any:

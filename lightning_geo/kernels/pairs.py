@@ -12,7 +12,7 @@ from lightning_geo.kernels.masks import bias_of, is_hidden
 from lightning_geo.kernels.precision import exactly
 from lightning_geo.kernels.problem import AttentionProblem
 from lightning_geo.kernels.tiles import Plan, Rows, Tile
-from lightning_geo.kernels.workspace import scratch
+from lightning_geo.kernels.workspace import scratch, where_defined
 from lightning_geo.utils.shapes import Bool, Float, Int64
 
 __all__ = ["near_and_mutual", "norm_shares", "score_histogram"]
@@ -76,7 +76,7 @@ def score_histogram(
             place = place.mul_(bins).nan_to_num_(0.0).clamp_(0, bins - 1).to(torch.int64)
             counted = (~hidden).to(torch.float32).expand(tile.shape)
             counts[at] += torch.zeros_like(counts[at]).scatter_add_(-1, place.flatten(2), counted.flatten(2))
-        return torch.where(width[..., 0].isfinite(), counts, torch.nan).double()
+        return where_defined(width[..., 0].isfinite(), counts).double()
 
 
 def norm_shares(problem: AttentionProblem, tile_scores: int = TILE_SCORES) -> Float[Tensor, "3 batch heads"]:
@@ -122,7 +122,7 @@ def norm_shares(problem: AttentionProblem, tile_scores: int = TILE_SCORES) -> Fl
         by_key = (with_key / count - key * score / count.square()) / variance
         shares = torch.stack([by_query, by_key, 1 - by_query - by_key])
         # below this, equal scores differ by rounding alone
-        return torch.where(variance > 1e-10, shares, torch.nan).float()
+        return where_defined(variance > 1e-10, shares).float()
 
 
 def _probabilities(

@@ -10,7 +10,7 @@ from lightning_geo.kernels.masks import bias_of, is_hidden
 from lightning_geo.kernels.precision import exactly
 from lightning_geo.kernels.problem import AttentionProblem
 from lightning_geo.kernels.tiles import Plan, Rows, Tile
-from lightning_geo.kernels.workspace import kept_of, scratch
+from lightning_geo.kernels.workspace import kept_of, scratch, where_defined
 from lightning_geo.utils.shapes import Bool, Float, Int64
 
 __all__ = ["pooled_attention"]
@@ -62,7 +62,7 @@ def pooled_attention(
                 mass[batch, heads] += queries.mT @ by_key
                 live_rows[batch, heads] += (queries.mT @ live.float()[..., None])[..., 0]
         exists = torch.arange(side, device=real.device) < real[:, None, None, None]
-        return torch.where(exists, mass / live_rows[..., None], torch.nan), real
+        return where_defined(exists, mass / live_rows[..., None]), real
 
 
 def _members(

@@ -161,6 +161,21 @@ def reference_moments(
     return HeadMoments(valid, **fields)
 
 
+@torch.no_grad()
+def reference_sketch(
+    x: Float[Tensor, "tokens layers features"],
+    real: Bool[Tensor, " tokens"] | None,
+    draws: Float[Tensor, "layers rows tokens"],
+    before: Float[Tensor, "layers rows features"] | None,
+) -> tuple[Float[Tensor, "layers rows features"], Float[Tensor, "layers rows"]]:
+    """Compute sums of the real tokens with random signs as they are defined: for tests."""
+    signs, tokens = 2 * draws.double() - 1, x.double().transpose(0, 1)
+    if real is not None:
+        signs, tokens = signs[..., real], tokens[:, real]
+    sketches = signs @ tokens
+    return sketches if before is None else sketches + before, signs.sum(-1)
+
+
 def _directions(
     x: Float[Tensor, "*batch n d"], valid: Bool[Tensor, "*batch n"]
 ) -> dict[str, Float[Tensor, ...]]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_geo.utils._torch import identity_of
 
-__all__ = ["constant", "kept", "kept_of", "reuse_scratch", "scratch", "zeros"]
+__all__ = ["constant", "kept", "kept_of", "reuse_scratch", "scratch", "where_defined", "zeros"]
 
 _local = threading.local()
 
@@ -116,6 +116,12 @@ def constant(number: float, like: Tensor) -> Any:
     if getattr(_local, "buffers", None) is None:
         return number
     return kept(_scalar, number, like.dtype, like.device)
+
+
+def where_defined(condition: Tensor, values: Tensor) -> Tensor:
+    """Return values where a condition holds, NaN elsewhere: there they are not defined."""
+    result: Tensor = torch.where(condition, values, constant(torch.nan, values))
+    return result
 
 
 def _scalar(number: float, dtype: torch.dtype, device: torch.device) -> Tensor:

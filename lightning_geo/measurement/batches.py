@@ -85,6 +85,8 @@ class LayerBatches:
             for one in gathered:
                 self._add(one, copies)
             copies.run()
+            for batch in [batch for batch in self._open.values() if batch.is_full]:
+                self._flush(batch)
 
     def _add(self, one: BatchEntry, copies: _Copies) -> None:
         owner, tensors, shared, tag, times = one
@@ -102,10 +104,10 @@ class LayerBatches:
         if batch is None:
             capacity = min(capacity, _OWNERS if self._calls is None else self._calls * times)
             batch = self._open[signature] = _Batch(tensors, dict(shared), max(capacity, 1), self._axis)
-        batch.add(owner, tensors, batch.copies if waits else copies)
-        if len(batch.owners) == batch.capacity:
+        if batch.is_full:
             copies.run()
             self._flush(batch)
+        batch.add(owner, tensors, batch.copies if waits else copies)
 
     def _run(self, owners: list[Any], tensors: dict[str, Tensor], shared: dict[str, Tensor | None]) -> None:
         compute = self._compute()
@@ -163,6 +165,10 @@ class _Batch:
         self._axis = axis
         with torch.inference_mode(False):  # memory made in inference mode could not be written outside of it
             self.tensors = {name: _memory_for(x, axis, capacity) for name, x in tensors.items()}
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.owners) == self.capacity
 
     def add(self, owner: Any, tensors: Mapping[str, Tensor], copies: _Copies) -> None:
         for name, x in tensors.items():

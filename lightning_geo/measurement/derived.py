@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_geo.functional._decompositions import dividing_among_threads
 from lightning_geo.kernels.precision import is_finite
-from lightning_geo.kernels.workspace import constant
+from lightning_geo.kernels.workspace import where_defined
 from lightning_geo.measurement.batches import limit_of
 from lightning_geo.measurement.sums import LayerSums
 from lightning_geo.metrics.selection import spec_of, standard_error
@@ -93,9 +93,7 @@ class DerivedStack:
                     groups.setdefault(layer.maxima[name].shape, []).append(index)
             for indices in groups.values():
                 largest = torch.stack([sums[index].maxima[name] for index in indices])
-                self.add(
-                    name, indices, torch.where(is_finite(largest), largest, constant(torch.nan, largest))
-                )
+                self.add(name, indices, where_defined(is_finite(largest), largest))
 
     def means(self, names: Sequence[str]) -> Iterator[tuple[Sequence[int], list[Tensor]]]:
         """Layers that have values of all these metrics, and the values [L, ...] of each."""

@@ -12,17 +12,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_geo.kernels import sketch
 from lightning_geo.kernels.precision import exactly
-from lightning_geo.kernels.workspace import constant, kept_of
+from lightning_geo.kernels.workspace import constant, where_defined
 from lightning_geo.measurement.batches import limit_of
-from lightning_geo.measurement.sums import LayerSums
+from lightning_geo.measurement.derived import in_parts
+from lightning_geo.measurement.sums import LayerSums, joined
 
 __all__ = ["ROWS", "add_sketches", "sketched_norms"]
 
 #: Rows of a sketch: 32 layers of 4,096 features stay below 400 MB, the heads' own covariances included.
 ROWS = 480
 
-#: Tokens whose signs are drawn at a time; more where half of what a device may gather holds them.
+#: Tokens whose signs are drawn at a time; more where what a device may gather holds them.
 _TOKENS = 4096
 
 #: Spread around a mean of length 1 below which rounding to float32 shows in similarities.
@@ -33,11 +35,9 @@ def add_sketches(
     layers: Sequence[LayerSums],
     x: Tensor,
     mask: Tensor | None,
-    generator: torch.Generator,
+    generators: Sequence[torch.Generator],
 ) -> None:
-    r"""Add sketches of the real tokens to the sums of L layers.
-
-    .. math:: Y = R X, \quad R_{ai} = \pm 1
+    r"""Add sketches of the real tokens to the sums of L layers; see :func:`.sketches.sketch`.
 
     Every token of every layer gets signs of its own: calls of one layer must not share any, or their tokens
     would be confused.
@@ -46,45 +46,26 @@ def add_sketches(
         layers: L layers.
         x: ``[B, N, L, H * D]``.
         mask: Bool ``[B, N]``, True = real token; None if all are.
-        generator: Source of the signs, on the device of ``x``.
+        generators: Sources of each layer's signs, on the device of ``x``.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
-    tokens = x.flatten(0, 1).transpose(0, 1)  # [L, T, H * D]
+    tokens = x.flatten(0, 1)
     real = None if mask is None else mask.flatten()
     sketches = sums_of_signs = None
-    step = _TOKENS * max(1, limit_of(x.device) // (2 * _TOKENS * len(layers) * x.shape[-1] * dtype.itemsize))
-    with torch.no_grad(), exactly(x.device):
-        for start in range(0, tokens.shape[1], step):
-            part = tokens[:, start : start + step]
-            shape = len(layers), ROWS, part.shape[1]
-            signs = torch.empty(shape, dtype=dtype, device=x.device)
-            signs.bernoulli_(0.5, generator=generator).sub_(0.5)
-            if real is None:
-                signs.mul_(2)
-                mean = part.mean(1, keepdim=True, dtype=dtype)
-            else:
-                flags, twice, count = kept_of(_flags, (real[start : start + step],), dtype)
-                part = torch.where(flags, part, constant(0.0, part))  # padding may hold NaN
-                signs.mul_(twice)
-                mean = part.sum(1, keepdim=True, dtype=dtype) / count
-            sum_of_signs = signs.sum(-1)
-            # centred before the product, which would lose a small spread around a large mean
-            centred = part - mean
-            sketch = signs @ centred if sketches is None else sketches.baddbmm_(signs, centred)
-            sketches = sketch.addcmul_(sum_of_signs[..., None], mean)
-            sums_of_signs = sum_of_signs if sums_of_signs is None else sums_of_signs + sum_of_signs
+    step = _TOKENS * max(1, limit_of(x.device) // (_TOKENS * len(layers) * ROWS * dtype.itemsize))
+    for start in range(0, len(tokens), step):
+        part = slice(start, start + step)
+        draws = torch.empty(len(layers), ROWS, len(tokens[part]), dtype=dtype, device=x.device)
+        for own, generator in zip(draws, generators, strict=True):
+            own.bernoulli_(0.5, generator=generator)
+        sketches, signs = sketch(tokens[part], None if real is None else real[part], draws, sketches)
+        sums_of_signs = signs if sums_of_signs is None else sums_of_signs + signs
     assert sketches is not None
     assert sums_of_signs is not None
-    for layer, sketch, signs in zip(layers, sketches, sums_of_signs, strict=True):
-        for name, value in (("heads.sketch", sketch), ("heads.signs", signs)):
+    for layer, *sums in zip(layers, sketches, sums_of_signs, strict=True):
+        for name, value in zip(("heads.sketch", "heads.signs"), sums, strict=True):
             # float32, unlike other sums: it is linear, so a large mean costs no more than its own rounding
             layer.sums[name] = layer.sums[name] + value if name in layer.sums else value
-
-
-def _flags(tensors: tuple[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Flags of real tokens ``[T, 1]``, twice the same as numbers ``[T]``, and how many there are."""
-    (real,) = tensors
-    return real[:, None], real.to(dtype) * 2, real.sum().clamp(min=1)
 
 
 def sketched_norms(layers: Sequence[LayerSums], covariance: Tensor) -> Tensor:
@@ -114,16 +95,30 @@ def sketched_norms(layers: Sequence[LayerSums], covariance: Tensor) -> Tensor:
     """
     heads = covariance.shape[1]
     own = torch.linalg.matrix_norm(covariance)
-    count, total, sketch, signs = (
-        torch.stack([layer.sums[name] for layer in layers])
-        for name in ("output.count", "output.sum", "heads.sketch", "heads.signs")
+    count, total = (
+        torch.stack([layer.sums[f"output.{name}"] for layer in layers]) for name in ("count", "sum")
     )
     mean = total / count[:, None, None]
     spread = covariance.diagonal(dim1=-2, dim2=-1).sum(-1).sqrt()
     known = (own == 0) | (spread > _FINEST * torch.linalg.vector_norm(mean, dim=-1))
-    own = torch.where(known, own, constant(torch.nan, own))
+    own = where_defined(known, own)
+    parts = in_parts([*range(len(layers))], 4 * heads * ROWS * ROWS, covariance.device)
+    products = joined([_products([layers[i] for i in part], mean[part[0] : part[-1] + 1]) for part in parts])
+    measured = products.diagonal(dim1=-2, dim2=-1)
+    scale = torch.where(measured > 0, measured, constant(1.0, measured)).rsqrt()
+    similarity = (products * scale[:, :, None] * scale[:, None, :]).clamp(0, 1)
+    norms = (similarity * own[:, :, None] * own[:, None, :]).sqrt()
+    itself = torch.eye(heads, dtype=torch.bool, device=norms.device)
+    return torch.where(itself, own[:, :, None], norms)
+
+
+def _products(layers: Sequence[LayerSums], mean: Tensor) -> Tensor:
+    """Estimate the squared norms ``[L, H, H]``, up to a factor for each head, with means ``[L, H, D]``."""
+    sketch, signs = (
+        torch.stack([layer.sums[f"heads.{name}"] for layer in layers]) for name in ("sketch", "signs")
+    )
     y = torch.addcmul(sketch.to(mean), signs.to(mean)[:, :, None], mean.flatten(1)[:, None], value=-1)
-    y = y.unflatten(-1, (heads, -1)).transpose(1, 2)  # [L, H, r, D]
+    y = y.unflatten(-1, (mean.shape[1], -1)).transpose(1, 2)  # [L, H, r, D]
     size = torch.linalg.vector_norm(y, dim=(2, 3), keepdim=True)
     y = (y / torch.where(size == 0, constant(1.0, size), size)).float()
     with exactly(y.device):
@@ -131,10 +126,5 @@ def sketched_norms(layers: Sequence[LayerSums], covariance: Tensor) -> Tensor:
         products.diagonal(dim1=-2, dim2=-1).zero_()
         # one product over all r² would run in a single block of a GPU: 7 ms for 32 heads on an H200
         rows = products.transpose(1, 2)  # [L, r, H, r]
-        products = (rows @ rows.mT).sum(1)  # [L, H, H]
-    measured = products.diagonal(dim1=-2, dim2=-1)
-    scale = torch.where(measured > 0, measured, constant(1.0, measured)).rsqrt()
-    similarity = (products * scale[:, :, None] * scale[:, None, :]).clamp(0, 1)
-    norms = (similarity * own[:, :, None] * own[:, None, :]).sqrt()
-    itself = torch.eye(heads, dtype=torch.bool, device=norms.device)
-    return torch.where(itself, own[:, :, None], norms)
+        estimates: Tensor = (rows @ rows.mT).sum(1)
+        return estimates

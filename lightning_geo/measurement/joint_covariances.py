@@ -54,16 +54,13 @@ def joint_covariances(stack: DerivedStack) -> tuple[list[tuple[list[int], Tensor
             # each head's own is a block of that of all heads together
             own.append((part, covariance.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)))
     for indices in layers_by_shape(stack.layers, "heads.sketch"):
-        sketch = stack.layers[indices[0]].sums["heads.sketch"]
-        rows, device = sketch.shape[0], sketch.device
-        for part in in_parts(indices, 4 * stack.heads[indices[0]] * rows * rows, device):
-            layers = [stack.layers[i] for i in part]
-            covariance, broken = covariances(layers, ["output"] * len(part))
-            stack.add_broken(part, broken)
-            norms = sketched_norms(layers, covariance)
-            traces = covariance.diagonal(dim1=-2, dim2=-1).sum(-1)
-            compared = ComparedHeads(part, norms.float(), traces.float())
-            by_heads.setdefault(norms.shape[1], []).append(compared)
+        layers = [stack.layers[i] for i in indices]
+        covariance, broken = covariances(layers, ["output"] * len(indices))
+        stack.add_broken(indices, broken)
+        norms = sketched_norms(layers, covariance)
+        traces = covariance.diagonal(dim1=-2, dim2=-1).sum(-1)
+        compared = ComparedHeads(indices, norms.float(), traces.float())
+        by_heads.setdefault(norms.shape[1], []).append(compared)
     return own, [_together(compared) for compared in by_heads.values()]
 
 

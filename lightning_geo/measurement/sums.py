@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lightning_geo.functional._tensors import exact_dtype
 from lightning_geo.kernels.precision import is_finite
-from lightning_geo.kernels.workspace import constant
+from lightning_geo.kernels.workspace import constant, where_defined
 from lightning_geo.observe import HeadSlice
 
 __all__ = [
@@ -213,19 +213,19 @@ def covariances(layers: Sequence[LayerSums], names: Sequence[str]) -> tuple[Tens
         for part in ("count", "sum", "second")
     )
     broken = ~is_finite(total).flatten(1).all(1)
-    count = torch.where(count > 1, count, constant(torch.nan, count))[:, None, None]
+    count = where_defined(count > 1, count)[:, None, None]
     mean = total / count
     covariance = (second / count[..., None]).addcmul_(mean[..., :, None], mean[..., None, :], value=-1)
     return covariance, broken
 
 
-def taken(x: Tensor, places: list[int]) -> Tensor:
-    """Entries of the first axis; a view where they are equally far apart, as those of a role are."""
+def taken(x: Tensor, places: list[int], axis: int = 0) -> Tensor:
+    """Entries of an axis; a view where they are equally far apart, as those of a role are."""
     step = places[1] - places[0] if len(places) > 1 else 1
     spread = range(places[0], places[-1] + 1, step)
-    return (
-        x[places[0] : places[-1] + 1 : step] if places == [*spread] else torch.stack([x[i] for i in places])
-    )
+    if places != [*spread]:
+        return torch.stack([x.select(axis, i) for i in places], axis)
+    return x[(slice(None),) * axis + (slice(places[0], places[-1] + 1, step),)]
 
 
 def repeated(x: Tensor, times: int, dim: int) -> Tensor:

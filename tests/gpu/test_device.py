@@ -136,6 +136,15 @@ def test_the_scatter_of_wide_vectors_keeps_its_digits(name: str) -> None:
     vectors.assert_scatter_agrees(got, together, mask)
 
 
+@pytest.mark.parametrize("name", [*vectors.CASES, *vectors.WIDE])
+def test_sketches_agree_with_the_oracle(name: str) -> None:
+    def on_device(*tensors: Tensor | None) -> tuple[Tensor, ...]:
+        there = (None if x is None else x.cuda() for x in tensors)
+        return tuple(x.cpu() for x in kernels.sketch(*there, "triton"))
+
+    vectors.assert_sketches_agree(on_device, *vectors.sketched({**vectors.CASES, **vectors.WIDE}[name]))
+
+
 def test_the_scatter_of_as_many_tokens_as_a_layer_has() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(32, 1, 512, 768, generator=generator) + 3.0 * torch.randn(768, generator=generator)

@@ -11,6 +11,8 @@ import torch
 from lightning_geo.kernels import MOMENTS, STREAM
 from lightning_geo.kernels.triton import Launch, launches
 from lightning_geo.kernels.triton.launch import unusable
+from lightning_geo.kernels.triton.partial_moments import merge_launch
+from lightning_geo.kernels.triton.sketch_launch import sketch_launch
 from lightning_geo.kernels.triton.tiles import Tile, Tiles
 from lightning_geo.kernels.triton.vectors import gram_launch, moments_launch, stream_launch
 
@@ -177,6 +179,37 @@ def test_gram_kernel(capability: int, dtype: torch.dtype) -> None:
     threads = 32 * launch.options["num_warps"]
     numbers = launch.constants["BLOCK"] ** 2 * launch.constants["ROWS"] / threads
     assert loop.length / numbers < (0.32 if capability == 90 else 1.15)
+
+
+@pytest.mark.parametrize(
+    ("heads", "width", "shifted"), [(120, 64, False), (128, 128, False), (10, 768, True)]
+)
+def test_merge_kernel(heads: int, width: int, shifted: bool) -> None:
+    counts, sums, products = (
+        torch.empty(8, *shape, device="meta") for shape in ((), (heads, width), (heads, width, width))
+    )
+    launch, _ = merge_launch(counts, sums, products, sums[0] if shifted else None)
+    assembly = compiled(launch, 90 if VERSION == OLDEST else 80)
+    assert assembly.spills == 0
+    # it does little but read: four programs at least fit on a multiprocessor, and read whole rows of a block
+    assert assembly.registers <= 128
+    assert assembly.count(r"LDG\.E\.\S*128\S*") >= 8
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_sketch_kernel(dtype: torch.dtype) -> None:
+    """Tokens, split into three bfloat16 numbers each, are multiplied by tensor cores."""
+    capability = 90 if VERSION == OLDEST else 80
+    x, draws = (
+        torch.empty(8192, 2, 4096, dtype=dtype, device="meta"),
+        torch.empty(2, 480, 8192, device="meta"),
+    )
+    launch, *_ = sketch_launch(x, x[:, 0, 0] > 0, draws, None, divmod(capability, 10))
+    assembly = compiled(launch, capability)
+    assert assembly.spills == 0
+    assert assembly.shared <= LEAST_SHARED
+    (loop,) = assembly.main_loops
+    assert loop.count("HGMMA", "HMMA") % 3 == 0
 
 
 @later

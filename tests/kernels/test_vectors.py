@@ -197,6 +197,37 @@ def test_scatter_without_waiting_for_the_device_is_the_same(name: str) -> None:
         torch.testing.assert_close(masked[field], value, rtol=1e-5, atol=1e-4, msg=field)
 
 
+def sketched(build: Callable[[], tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Tokens [T, 2, H * D] of two layers, which of them are real, and draws for 20 rows."""
+    x, mask = build()
+    tokens = x.transpose(1, 2).flatten(2).flatten(0, 1)
+    draws = torch.empty(2, 20, len(tokens)).bernoulli_(0.5, generator=torch.Generator().manual_seed(0))
+    return torch.stack([tokens, -3 * tokens], 1), None if mask is None else mask.flatten(), draws
+
+
+def assert_sketches_agree(sketch: Any, x: Tensor, real: Tensor | None, draws: Tensor) -> None:
+    """Sketches of all tokens, and of some and then the others, are those of the oracle."""
+    expected, signs = kernels.sketch(x, real, draws, None, "reference")
+    size = x.double().abs() if real is None else torch.where(real[:, None, None], x.double().abs(), 0.0)
+    half = len(x) // 2
+    for parts in ([slice(None)], [slice(half), slice(half, None)]):
+        got, total = None, 0.0
+        for part in parts:
+            if not len(x[part]):
+                continue
+            got, some = sketch(x[part], None if real is None else real[part], draws[..., part].clone(), got)
+            total = total + some
+        assert torch.equal(total.double(), signs)
+        assert got.dtype == torch.float32
+        error = (got - expected).abs() / size.sum(0)[:, None].clamp(min=1)
+        assert error.max() < 5e-6, error.max()
+
+
+@pytest.mark.parametrize("name", [*CASES, *WIDE])
+def test_sketches_agree_with_the_oracle(name: str) -> None:
+    assert_sketches_agree(kernels.sketch, *sketched({**CASES, **WIDE}[name]))
+
+
 @pytest.mark.parametrize("with_input", [True, False])
 @pytest.mark.parametrize("name", CASES)
 def test_streams_agree_with_the_oracle(name: str, with_input: bool) -> None:

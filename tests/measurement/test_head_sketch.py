@@ -94,7 +94,9 @@ def test_estimates_are_unbiased_and_as_far_off_as_stated(kind: Callable[..., Ten
     exact = head_similarity(covariance)
     times = 100  # the same outputs in so many layers: as many independent sketches
     layers = [LayerSums() for _ in range(times)]
-    add_sketches(layers, x.flatten(1)[None, :, None].expand(1, -1, times, -1), None, torch.Generator())
+    add_sketches(
+        layers, x.flatten(1)[None, :, None].expand(1, -1, times, -1), None, [torch.Generator()] * times
+    )
     for layer in layers:
         layer.sums |= {"output.count": torch.tensor(200.0).double(), "output.sum": x.double().sum(0)}
     blocks = covariance.diagonal(dim1=0, dim2=2).permute(2, 0, 1).expand(times, -1, -1, -1)

@@ -18,18 +18,19 @@ def bert() -> nn.Module:
 
 
 def llama() -> nn.Module:
-    """Half the layers of an 8B model."""
+    """All but the vocabulary of an 8B model."""
     config = LlamaConfig(
-        vocab_size=32000, hidden_size=4096, intermediate_size=14336, num_hidden_layers=16,
+        vocab_size=32000, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
         num_attention_heads=32, num_key_value_heads=8, max_position_embeddings=4096,
     )  # fmt: skip
     return LlamaModel(config)
 
 
-#: Tokens of 16 sequences are gathered; 32 x 512 are computed of a few layers at a time, and merged later.
+#: Tokens of 16 sequences are gathered; 32 x 512 are computed of a few layers at a time, and merged later; of
+#: 512 x 512 each layer's rows are added up by themselves.
 @pytest.mark.parametrize(
     ("sequences", "tokens", "padded", "most"),
-    [(16, 128, False, 40), (16, 128, True, 40), (32, 512, True, 47)],
+    [(16, 128, False, 31), (16, 128, True, 37), (32, 512, True, 40), (512, 512, True, 76)],
 )  # fmt: skip
 def test_a_layer_of_bert_takes_few_launches(sequences: int, tokens: int, padded: bool, most: int) -> None:
     launches = launches_of(bert, sequences, tokens, padded=padded)
@@ -39,5 +40,5 @@ def test_a_layer_of_bert_takes_few_launches(sequences: int, tokens: int, padded:
 
 def test_a_layer_of_a_large_decoder_takes_few_launches() -> None:
     launches = launches_of(llama, 4, 2048, padded=True, causal=True)
-    assert launches["kernel rows_kernel"] == 16
-    assert launches.total() <= 16 * 67, launches.most_common(12)
+    assert launches["kernel rows_kernel"] == 32
+    assert launches.total() <= 32 * 32, launches.most_common(12)

@@ -32,19 +32,20 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 from kernels import test_vectors as vectors  # noqa: E402
 from kernels.cases import CASES, problem_of, qk  # noqa: E402
 from kernels.comparison import as_arrays, assert_agree, assert_float32  # noqa: E402
-from lightning_geo import kernels  # noqa: E402
+from lightning_geo import kernels, measure  # noqa: E402
 from lightning_geo.kernels import (  # noqa: E402
     MOMENTS,
     STATISTICS,
     STREAM,
     AttentionProblem,
-    HeadMoments,
-    merge_parts,
 )
 from lightning_geo.kernels.reference import reference  # noqa: E402
-from lightning_geo.kernels.triton import attention, unsupported  # noqa: E402
+from lightning_geo.kernels.triton import attention, sketch_launch, unsupported  # noqa: E402
 from lightning_geo.kernels.triton import vectors as vectors_on_triton  # noqa: E402
+from lightning_geo.kernels.triton.partial_moments import merged  # noqa: E402
 from lightning_geo.kernels.triton.tiles import GramTile, Tile, Tiles  # noqa: E402
+from lightning_geo.measurement import batches  # noqa: E402
+from lightning_geo.measurement.collectors import role_moments  # noqa: E402
 
 #: Small enough to cut the cases' 13 tokens nowhere and their 203 everywhere; the interpreter needs some 10 ms
 #: a tile of any size.
@@ -158,9 +159,16 @@ def checks() -> dict[str, Callable[[], None]]:
     for name in (*vectors.CASES, "many_tokens", "wide_stream"):
         found[f"stream: {name}"] = lambda name=name: stream_agrees(name)
         found[f"moments: {name}"] = lambda name=name: moments_agree(name)
+    for shifted in (False, True):
+        found[f"moments: merged, shifted {shifted}"] = lambda shifted=shifted: merging_agrees(shifted)
     for name in vectors.WIDE:
         found[f"scatter: {name}"] = lambda name=name: scatter_agrees(name)
+        found[f"sketch: {name}"] = lambda name=name: sketch_agrees(name, GramTile(32, 64, warps=8))
+    for name in vectors.CASES:
+        found[f"sketch: {name}"] = lambda name=name: sketch_agrees(name, GramTile(16, 16, warps=4))
     found["tiles from the table"] = lambda: agrees(problem_of(CASES["causal"]()), None)
+    for widest in (1024, 0):
+        found[f"sample: joint to {widest}"] = lambda widest=widest: sample_agrees(widest)
     found["by name"] = by_name
     return found
 
@@ -198,35 +206,79 @@ def stream_of_both_agrees(x: Tensor, mask: Tensor | None) -> None:
             vectors.assert_agree(got, expected, 1e-4)
 
 
-def moments_on_triton(x: Tensor, mask: Tensor | None, requested: frozenset[str]) -> HeadMoments:
-    return merge_parts([vectors_on_triton.moment_parts(x, mask, requested)])
-
-
 def moments_agree(name: str) -> None:
     x, mask = vector_case(name)
     for wanted in (frozenset(MOMENTS), frozenset(["directions"]), frozenset(["scatter"])):
         if vectors_on_triton.unsupported("head_moments", x, mask, wanted) is not None:
             assert x.shape[-1] > 128
             continue
-        got = moments_on_triton(upcast(x), mask, wanted)
+        got = vectors_on_triton.head_moments(upcast(x), mask, wanted)
         vectors.assert_agree(got, kernels.head_moments(x, mask, wanted, "reference"))
     if x.shape[-1] <= 128:
         apart, together = vectors.layered(x)
-        got = moments_on_triton(upcast(apart), mask, frozenset(MOMENTS))
+        got = vectors_on_triton.head_moments(upcast(apart), mask, frozenset(MOMENTS))
         vectors.assert_agree(got, kernels.head_moments(together, mask, frozenset(MOMENTS), "reference"))
+
+
+def merging_agrees(shifted: bool) -> None:
+    """Nine parts of unequal size, one of them empty, of features that fill no block."""
+    counts = torch.tensor([5.0, 0.0, 3.0, 9.0, 1.0, 2.0, 7.0, 4.0, 6.0])
+    parts = [vectors.tokens(int(n), 2, 40, mean=50.0 + i) for i, n in enumerate(counts)]
+    whole = torch.cat(parts).double()
+    shift = whole.mean(0).float() + 0.5
+    centres = [shift if shifted else part.mean(0).nan_to_num() for part in parts]
+    apart = [part - centre for part, centre in zip(parts, centres, strict=True)]
+    sums = torch.stack([x.sum(0) for x in apart] if shifted else centres)
+    products = torch.stack([torch.einsum("thi,thj->hij", x, x) for x in apart])
+    got = merged(counts, sums, products, shift if shifted else None)
+    assert got["count"] == len(whole)
+    torch.testing.assert_close(got["mean"], whole.mean(0).float())
+    centred = whole - whole.mean(0)
+    expected = torch.einsum("thi,thj->hij", centred, centred).float()
+    torch.testing.assert_close(got["scatter"], expected, rtol=1e-5, atol=1e-5 * expected.max().item())
 
 
 def scatter_agrees(name: str) -> None:
     x, mask = vectors.WIDE[name]()
     for tile in (GramTile(128, 32, warps=8), GramTile(64, 32, warps=4)):
         with patch.object(vectors_on_triton, "gram_tile_for", lambda *_, tile=tile: tile):
-            got = moments_on_triton(x, mask, frozenset(["scatter"]))
+            got = vectors_on_triton.head_moments(x, mask, frozenset(["scatter"]))
             vectors.assert_scatter_agrees(got, x, mask)
             error = (got.mean - kernels.head_moments(x, mask, frozenset(["scatter"]), "reference").mean).abs()
             assert error.max() <= 1e-6 * x.nan_to_num().abs().max()
     apart, together = vectors.layered(x)
-    got = moments_on_triton(apart, mask, frozenset(["scatter"]))
+    got = vectors_on_triton.head_moments(apart, mask, frozenset(["scatter"]))
     vectors.assert_scatter_agrees(got, together, mask)
+
+
+def sketch_agrees(name: str, tile: GramTile) -> None:
+    x, real, draws = vectors.sketched({**vectors.CASES, **vectors.WIDE}[name])
+    x = x[..., :40]  # more than a block or two would take seconds
+    assert sketch_launch.unsupported("sketch", x, real, draws, None) is None
+    with patch.object(sketch_launch, "gram_tile_for", lambda *_: tile):
+        vectors.assert_sketches_agree(sketch_launch.sketch, x, real, draws)
+
+
+def sample_agrees(widest: int) -> None:
+    """A whole sample, gathered as on a GPU; the outputs of wider layers are sketched."""
+    torch.manual_seed(0)
+    layer = torch.nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    model = torch.nn.TransformerEncoder(layer, 3, enable_nested_tensor=False).eval()
+    mask = torch.arange(12) >= torch.tensor([[12], [9]])
+    call = {"src": torch.randn(2, 12, 16), "src_key_padding_mask": mask}
+    on_triton = {name: {**own, "chunked": own["triton"]} for name, own in kernels._FUNCTIONS.items()}
+    with (
+        patch.object(role_moments, "_JOINT_MAX_WIDTH", widest),
+        patch.object(batches, "_APART", ("cpu",)),
+    ):
+        expected = measure(model, call).stacks["layers"]
+        with patch.dict(kernels._FUNCTIONS, on_triton):
+            got = measure(model, call).stacks["layers"]
+    assert got.keys() == expected.keys()
+    for name, values in expected.items():
+        torch.testing.assert_close(
+            *map(torch.from_numpy, (got[name], values)), rtol=5e-4, atol=1e-5, equal_nan=True, msg=name
+        )
 
 
 def upcast(x: Tensor | None) -> Tensor | None:

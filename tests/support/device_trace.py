@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_geo import kernels
-from lightning_geo.kernels.triton import launch, plan, vectors
+from lightning_geo.kernels.triton import launch, plan, sketch_launch, vectors
 from lightning_geo.measurement import batches
 from lightning_geo.measurement.sample import Measurement
 from lightning_geo.metrics.selection import compares_samples, select
@@ -99,7 +99,7 @@ def _device(count: collections.Counter[str]) -> Iterator[None]:
         kind for kind in vars(documents).values() if isinstance(kind, type) and "_read" in vars(kind)
     )
     with contextlib.ExitStack() as stack:
-        for module in (launch, plan, vectors):
+        for module in (launch, plan, sketch_launch, vectors):
             stack.enter_context(patch.object(module, "missing", lambda device: None))
         stack.enter_context(patch.object(plan, "_lacking_memory", lambda query, key: None))
         stack.enter_context(patch.object(launch.Launch, "run", run))

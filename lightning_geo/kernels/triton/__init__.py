@@ -1,9 +1,9 @@
 """Triton kernels for CUDA devices: the statistics of attention calls, hidden states and role vectors.
 
 The modules that the host runs (``plan``, ``inputs``, ``constants``, ``launch``, ``masks``, ``tiles``,
-``vectors``) load without Triton, so that they can give a reason when they cannot take a call. The kernels are
-in ``rows`` (with ``spans``, ``singles`` and ``output``), ``columns`` and ``visibility``, which share
-``scores``, and in ``moments`` and ``gram``.
+``vectors``, ``partial_moments``, ``sketch_launch``) load without Triton, so that they can give a reason when
+they cannot take a call. The kernels are in ``rows`` (with ``spans``, ``singles`` and ``output``), ``columns``
+and ``visibility``, which share ``scores``, and in ``moments``, ``gram``, ``merging`` and ``sketch``.
 """
 
 from lightning_geo.kernels.triton.launch import Launch, missing

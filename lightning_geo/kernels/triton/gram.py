@@ -11,7 +11,7 @@ long as two (three) of TF32.
 import triton
 import triton.language as tl
 
-__all__ = ["gram_kernel", "multiply", "place_of_head", "split"]
+__all__ = ["gram_kernel", "is_real", "load_vectors", "multiply", "place_of_head", "shift_of", "split"]
 
 
 @triton.jit
@@ -27,14 +27,14 @@ def _place(x, token, tokens, x_b, x_n):
 
 
 @triton.jit
-def _load(vectors, channel, x_d, real, D: tl.constexpr):
+def load_vectors(vectors, channel, x_d, real, D: tl.constexpr):
     """Load [tokens, channels] in float32, 0 where a token is not ``real``: padding may hold anything."""
     pointers = vectors[:, None] + (channel.to(tl.int64) * x_d)[None, :]
     return tl.load(pointers, mask=real[:, None] & (channel < D)[None, :], other=0.0).to(tl.float32)
 
 
 @triton.jit
-def _is_real(token, total, mask, MASKED: tl.constexpr):
+def is_real(token, total, mask, MASKED: tl.constexpr):
     real = token < total
     if MASKED:
         real = real & (tl.load(mask + token, mask=real, other=0) != 0)
@@ -53,7 +53,7 @@ def split(values, UPCAST: tl.constexpr):
 
 
 @triton.jit
-def _shift(
+def shift_of(
     x, x_b, x_n, x_d, mask, tokens, total, channel, D: tl.constexpr, ROWS: tl.constexpr, MASKED: tl.constexpr,
     PARTS: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
@@ -61,8 +61,8 @@ def _shift(
     # steps of the golden ratio spread over all sequences: neither padding nor first tokens alone are met
     place = tl.arange(0, ROWS).to(tl.float32) * 0.6180339887
     token = tl.minimum(((place - tl.floor(place)) * total).to(tl.int32), total - 1)
-    real = _is_real(token, total, mask, MASKED)
-    values = _load(_place(x, token, tokens, x_b, x_n), channel, x_d, real, D)
+    real = is_real(token, total, mask, MASKED)
+    values = load_vectors(_place(x, token, tokens, x_b, x_n), channel, x_d, real, D)
     mean = tl.sum(values, 0) / tl.maximum(tl.sum(real.to(tl.float32), 0), 1.0)
     if PARTS == 2:
         mean, _ = split(mean, UPCAST)
@@ -111,18 +111,20 @@ def gram_kernel(
     channel = row * BLOCK + tl.arange(0, BLOCK)
     other = column * BLOCK + tl.arange(0, BLOCK)
     # float32 would lose a small spread around a large mean
-    shift = _shift(x, x_b, x_n, x_d, mask, tokens, total, channel, D, ROWS, MASKED, PARTS, UPCAST)
-    other_shift = _shift(x, x_b, x_n, x_d, mask, tokens, total, other, D, ROWS, MASKED, PARTS, UPCAST)
+    shift = shift_of(x, x_b, x_n, x_d, mask, tokens, total, channel, D, ROWS, MASKED, PARTS, UPCAST)
+    other_shift = shift_of(x, x_b, x_n, x_d, mask, tokens, total, other, D, ROWS, MASKED, PARTS, UPCAST)
 
     kept = tl.zeros([ROWS], tl.float32)
     first = tl.zeros([BLOCK], tl.float32)
     second = tl.zeros([BLOCK, BLOCK], tl.float32)
     for step in range(steps):
         token = (chunk * steps + step) * ROWS + tl.arange(0, ROWS)
-        real = _is_real(token, total, mask, MASKED)
+        real = is_real(token, total, mask, MASKED)
         vectors = _place(x, token, tokens, x_b, x_n)
-        left = tl.where(real[:, None], _load(vectors, channel, x_d, real, D) - shift[None, :], 0.0)
-        right = tl.where(real[:, None], _load(vectors, other, x_d, real, D) - other_shift[None, :], 0.0)
+        left = tl.where(real[:, None], load_vectors(vectors, channel, x_d, real, D) - shift[None, :], 0.0)
+        right = tl.where(
+            real[:, None], load_vectors(vectors, other, x_d, real, D) - other_shift[None, :], 0.0
+        )
         kept += real.to(tl.float32)
         first += tl.sum(left, 0)
         # tensor cores cut off what they add: their sums stay short

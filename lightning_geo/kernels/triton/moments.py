@@ -25,6 +25,13 @@ def _add_directions(total, pointing, values, norm, real):
 
 
 @triton.jit
+def _store_directions(sums, at, channel, total, pointing, D: tl.constexpr):
+    """Store a sum of unit vectors, and behind it of how many, so that one operation adds up both."""
+    tl.store(sums + at * (D + 1) + channel, total, mask=channel < D)
+    tl.store(sums + at * (D + 1) + D, tl.sum(pointing, 0))
+
+
+@triton.jit
 def _store_shape(
     planes, plane, at, values, there, inside, defined, D: tl.constexpr, SKEWNESS: tl.constexpr,
     KURTOSIS: tl.constexpr,
@@ -47,7 +54,7 @@ def _store_shape(
 
 @triton.jit
 def stream_kernel(
-    x, x_b, x_n, x_d, before, before_b, before_n, before_d, mask, planes, finite, sums, directed,
+    x, x_b, x_n, x_d, before, before_b, before_n, before_d, mask, planes, finite, sums,
     tokens, chunks, plane,
     D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, STEPS: tl.constexpr, MASKED: tl.constexpr,
     NORM: tl.constexpr, SKEWNESS: tl.constexpr, KURTOSIS: tl.constexpr, UPDATE_RATIO: tl.constexpr,
@@ -94,14 +101,12 @@ def stream_kernel(
         if DIRECTIONS:
             total, pointing = _add_directions(total, pointing, values, norm, real)
     if DIRECTIONS:
-        tl.store(sums + program.to(tl.int64) * D + channel, total, mask=channel < D)
-        tl.store(directed + program, tl.sum(pointing, 0))
+        _store_directions(sums, program.to(tl.int64), channel, total, pointing, D)
 
 
 @triton.jit
 def moments_kernel(
-    x, x_b, x_l, x_h, x_n, x_d, mask, norms, sums, directed, counts, means, scatters, inner, heads, tokens,
-    chunks,
+    x, x_b, x_l, x_h, x_n, x_d, mask, norms, sums, counts, means, scatters, inner, heads, tokens, chunks,
     D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, STEPS: tl.constexpr, MASKED: tl.constexpr,
     NORM: tl.constexpr, DIRECTIONS: tl.constexpr, SCATTER: tl.constexpr,
     PARTS: tl.constexpr, UPCAST: tl.constexpr,
@@ -153,8 +158,7 @@ def moments_kernel(
             second += multiply(centred, centred, PARTS, UPCAST)
     if DIRECTIONS:
         at = (batch * chunks + chunk) * heads + head
-        tl.store(sums + at * D + channel, total, mask=channel < D)
-        tl.store(directed + at, tl.sum(pointing, 0))
+        _store_directions(sums, at, channel, total, pointing, D)
     if SCATTER:
         count = tl.sum(kept, 0)
         offset = first / tl.maximum(count, 1.0)

@@ -1,54 +1,74 @@
-"""Moments of all tokens from those that the programs of a kernel computed of a part each."""
+"""Moments of all tokens from those that the programs of a kernel left of a part each.
+
+This module loads without Triton.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-import torch
 from torch import Tensor
 
-from lightning_geo.kernels.precision import exactly
-from lightning_geo.kernels.workspace import constant
+from lightning_geo.kernels.triton.launch import Launch
 
-__all__ = ["AXES", "WIDE_AXES", "about_the_mean", "merged", "merged_fields", "merged_wide"]
+__all__ = ["directions_of", "merge_launch", "merged"]
 
-#: The heads' axis of what each kernel leaves.
-WIDE_AXES = {"counts": None, "shifts": 0, "sums": 1, "products": 1}
-AXES = {"norm": 1, "sums": 2, "directed": 2, "counts": None, "means": 2, "scatters": 2}
+# features along each side of a block of a scatter, and parts that are read at once
+_BLOCK, _PARTS = 32, 4
 
 
-def about_the_mean(counts: Tensor, shifts: Tensor, sums: Tensor, products: Tensor) -> dict[str, Tensor]:
-    """Moments about the mean from those about a shift close to it."""
-    count = counts.sum()
-    offset = sums.sum(0) / count.clamp(min=1)
-    scatter = products.sum(0).baddbmm_((count * offset)[:, :, None], offset[:, None], alpha=-1)
-    return {"count": count, "mean": shifts + offset, "scatter": scatter}
+def directions_of(sums: Tensor) -> dict[str, Tensor]:
+    """Return ``directions`` and ``directed`` of sums over chunks, ``[B, chunks, …, D + 1]``.
+
+    The last number counts how many unit vectors are in the sum in front of it.
+    """
+    whole = sums[:, 0] if sums.shape[1] == 1 else sums.sum(1)
+    return {"directions": whole[..., :-1], "directed": whole[..., -1]}
 
 
-def merged(counts: Tensor, means: Tensor, scatters: Tensor) -> dict[str, Tensor]:
-    """Merge moments about their own means (Chan, Golub & LeVeque 1983), those of P parts."""
-    count = counts.sum()
-    weight = counts[:, None, None]
-    # about the first part's mean: their differences are small where the mean itself is large
-    pilot = means[0]
-    mean = pilot + (weight * (means - pilot)).sum(0) / count.clamp(min=1)
-    apart = ((means - mean) * weight.sqrt()).transpose(0, 1)
-    scatter = scatters.flatten(0, 1).sum(0) + apart.mT @ apart
-    return {"count": count, "mean": torch.where(count > 0, mean, constant(0.0, mean)), "scatter": scatter}
+def merged(counts: Tensor, sums: Tensor, products: Tensor, shifts: Tensor | None = None) -> dict[str, Tensor]:
+    """Merge moments of P parts on the current device.
+
+    Args:
+        counts: ``[P]``, how many tokens are behind each.
+        sums: ``[P, H, D]``, of the tokens less a shift; without one, their means.
+        products: ``[P, H, D, D]``, of the tokens less the shift; without one, less these means.
+        shifts: ``[H, D]``.
+
+    Returns:
+        ``count``, ``mean`` and ``scatter`` of :class:`.HeadMoments`.
+    """
+    if len(counts) == 1 and shifts is None:
+        return {"count": counts[0], "mean": sums[0], "scatter": products[0]}
+    launch, moments = merge_launch(counts, sums, products, shifts)
+    launch.run()
+    return moments
 
 
-def merged_wide(partial: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What :class:`.HeadMoments` has of wide vectors."""
-    with torch.no_grad(), exactly(partial["sums"].device):
-        return about_the_mean(**partial)
+def merge_launch(
+    counts: Tensor, sums: Tensor, products: Tensor, shifts: Tensor | None
+) -> tuple[Launch, dict[str, Tensor]]:
+    """Prepare the kernel that merges moments, and what it fills."""
+    from lightning_geo.kernels.triton.merging import merge_kernel
 
-
-def merged_fields(partial: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What it has of other vectors."""
-    fields = {"norm": partial["norm"]} if "norm" in partial else {}
-    with torch.no_grad(), exactly(next(iter(partial.values())).device):
-        if "sums" in partial:
-            fields |= {"directions": partial["sums"].sum(1), "directed": partial["directed"].sum(1)}
-        if "counts" in partial:
-            fields |= merged(partial["counts"].flatten(), partial["means"].flatten(0, 1), partial["scatters"])
-    return fields
+    parts, heads, width = sums.shape
+    moments = {
+        "count": counts.new_empty(()),
+        "mean": sums.new_empty(heads, width),
+        "scatter": products.new_empty(heads, width, width),
+    }
+    launch = Launch(
+        merge_kernel,
+        heads * (-(-width // _BLOCK)) ** 2,
+        {
+            "counts": counts,
+            # means are about that of the first part: they differ little where they are large
+            "shifts": sums if shifts is None else shifts,
+            "sums": sums,
+            "products": products,
+            **moments,
+            "parts": parts,
+            "heads": heads,
+        },
+        {"D": width, "BLOCK": _BLOCK, "PARTS": _PARTS, "SHIFTED": shifts is not None},
+        {"num_warps": 4, "enable_fp_fusion": True},
+    )
+    return launch, moments

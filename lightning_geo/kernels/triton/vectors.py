@@ -5,10 +5,11 @@ This module loads without Triton, so that it can give a reason when it cannot ta
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from lightning_geo.kernels.moment_parts import MomentParts
 from lightning_geo.kernels.triton.launch import (
     DTYPES,
     Launch,
@@ -19,14 +20,14 @@ from lightning_geo.kernels.triton.launch import (
     on_device,
     strides,
 )
-from lightning_geo.kernels.triton.partial_moments import AXES, WIDE_AXES, merged_fields, merged_wide
+from lightning_geo.kernels.triton.partial_moments import directions_of, merged
 from lightning_geo.kernels.triton.tiles import gram_tile_for
-from lightning_geo.kernels.vectors import StreamStatistics
+from lightning_geo.kernels.vectors import HeadMoments, StreamStatistics
 from lightning_geo.kernels.workspace import kept
 
 __all__ = [
     "gram_launch",
-    "moment_parts",
+    "head_moments",
     "moments_launch",
     "stream_launch",
     "stream_statistics",
@@ -72,19 +73,15 @@ def stream_statistics(
 ) -> StreamStatistics:
     """Compute :func:`lightning_geo.kernels.vectors.stream_statistics` on a CUDA device."""
     with torch.no_grad(), on_device(x.device):
-        launch, result, sums, directed = stream_launch(x, mask, before, requested)
+        launch, result, sums = stream_launch(x, mask, before, requested)
         launch.run()
-        if sums is None or directed is None:
-            return result
-        return StreamStatistics(
-            **{**vars(result), "directions": sums.sum(1), "directed": directed.sum(1)},
-        )
+        return result if sums is None else replace(result, **directions_of(sums))
 
 
 def stream_launch(
     x: Tensor, mask: Tensor | None, before: Tensor | None, requested: frozenset[str]
-) -> tuple[Launch, StreamStatistics, Tensor | None, Tensor | None]:
-    """Prepare the kernel, the planes that it fills, and its partial sums, ``[B, chunks, …]`` each."""
+) -> tuple[Launch, StreamStatistics, Tensor | None]:
+    """Prepare the kernel, the planes that it fills, and sums of directions, see :func:`directions_of`."""
     from lightning_geo.kernels.triton import moments
 
     batch, tokens, width = x.shape
@@ -101,8 +98,7 @@ def stream_launch(
     planes = x.new_empty(max(1, len(names)), batch, tokens, dtype=torch.float32)
     finite = x.new_empty(batch, tokens, dtype=torch.bool)
     directions = "directions" in requested
-    sums = x.new_empty(batch, chunks, width, dtype=torch.float32) if directions else None
-    directed = x.new_empty(batch, chunks, dtype=torch.float32) if directions else None
+    sums = x.new_empty(batch, chunks, width + 1, dtype=torch.float32) if directions else None
     start = x if before is None else before
     launch = Launch(
         moments.stream_kernel,
@@ -114,7 +110,6 @@ def stream_launch(
             "planes": planes,
             "finite": as_bytes(finite),
             "sums": planes if sums is None else sums,
-            "directed": planes if directed is None else directed,
             **strides("x", "bnd", x),
             **strides("before", "bnd", start),
             "tokens": tokens,
@@ -137,22 +132,24 @@ def stream_launch(
     )
     valid = kept(_all, (batch, tokens), x.device) if mask is None else mask
     result = StreamStatistics(valid, finite, **dict(zip(names, planes, strict=False)))
-    return launch, result, sums, directed
+    return launch, result, sums
 
 
-def moment_parts(x: Tensor, mask: Tensor | None, requested: frozenset[str]) -> MomentParts:
-    """Compute :func:`lightning_geo.kernels.vectors.head_moments` on a CUDA device, still to be merged."""
+def head_moments(x: Tensor, mask: Tensor | None, requested: frozenset[str]) -> HeadMoments:
+    """Compute :func:`lightning_geo.kernels.vectors.head_moments` on a CUDA device."""
     with torch.no_grad(), on_device(x.device):
         valid = kept(_all, (x.shape[0], x.shape[-2]), x.device) if mask is None else mask
         if x.shape[-1] > _WIDE:
             launch, partial = gram_launch(x, mask, capability_of(x.device))
             launch.run()
-            return MomentParts(valid, partial, WIDE_AXES, merged_wide)
+            return HeadMoments(valid, **merged(**partial))
         launch, norm, partial = moments_launch(x, mask, requested)
         launch.run()
-        if norm is not None:
-            partial["norm"] = norm
-        return MomentParts(valid, partial, {name: AXES[name] for name in partial}, merged_fields)
+        fields = directions_of(partial["sums"]) if "sums" in partial else {}
+        if "scatters" in partial:
+            counts, means, scatters = (partial[name] for name in ("counts", "means", "scatters"))
+            fields |= merged(counts.flatten(), means.flatten(0, 1), scatters.flatten(0, 1))
+        return HeadMoments(valid, norm, **fields)
 
 
 def moments_launch(
@@ -175,10 +172,7 @@ def moments_launch(
     partial: dict[str, Tensor] = {}
     lead = (batch, chunks, heads)
     if directions:
-        partial |= {
-            "sums": new(*lead, width, dtype=torch.float32),
-            "directed": new(lead, dtype=torch.float32),
-        }
+        partial["sums"] = new(*lead, width + 1, dtype=torch.float32)
     if scatter:
         partial |= {
             "counts": new(lead[:2], dtype=torch.float32),
@@ -193,10 +187,7 @@ def moments_launch(
             "x": x,
             "mask": x if mask is None else as_bytes(mask.contiguous()),
             "norms": unused,
-            **{
-                name: partial.get(name, unused)
-                for name in ("sums", "directed", "counts", "means", "scatters")
-            },
+            **{name: partial.get(name, unused) for name in ("sums", "counts", "means", "scatters")},
             **strides("x", "blhnd", x),
             "inner": inner,
             "heads": heads,

@@ -7,11 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_geo.functional import masked_mean
 from lightning_geo.functional._tensors import exact_dtype
 from lightning_geo.kernels import STATISTICS
-from lightning_geo.kernels.workspace import constant
-from lightning_geo.measurement.batches import BatchEntry, LayerBatches
+from lightning_geo.kernels.workspace import constant, where_defined
+from lightning_geo.measurement.batches import BatchEntry, LayerBatches, limit_of
 from lightning_geo.measurement.call_statistics import call_statistics
 from lightning_geo.measurement.collectors.collector import Collector
 from lightning_geo.measurement.derived import DerivedStack
@@ -22,7 +21,7 @@ from lightning_geo.measurement.row_sampling import (
     rows_to_draw,
     variance_of_mean,
 )
-from lightning_geo.measurement.sums import LayerSums, add_maximum, add_values, void_values
+from lightning_geo.measurement.sums import LayerSums, add_maximum, add_values, joined, void_values
 from lightning_geo.metrics.registry import reads_of
 from lightning_geo.metrics.selection import spec_of
 from lightning_geo.observe import AttentionCall, CallKey
@@ -40,6 +39,34 @@ class _Rows(NamedTuple):
     fields: tuple[str, ...]
     means: tuple[str, ...]
     maxima: tuple[str, ...]
+
+
+class _Sums(NamedTuple):
+    """Rows of L layers that are alike, added up by sequence and head."""
+
+    layers: list[LayerSums]
+    rows: _Rows
+    #: [L, B, H], whether a live row is not finite
+    broken: Tensor
+    #: [L, P, B, H] by mean: the sum, of how many rows, and the variance of the mean if rows were drawn
+    totals: Tensor | None
+    numbers: Tensor | None
+    variances: Tensor | None
+    #: [L, B, H] by maximum
+    maxima: list[Tensor]
+
+    @property
+    def layout(self) -> tuple[object, ...]:
+        """Equal for what is averaged together."""
+        dtype = None if self.totals is None else self.totals.dtype
+        return self.rows, self.broken.shape[1:], self.broken.device, dtype, self.variances is None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that wait."""
+        return self.broken.nbytes + sum(
+            x.nbytes for x in (self.totals, self.numbers, self.variances, *self.maxima) if x is not None
+        )
 
 
 class AttentionRows(Collector):
@@ -73,6 +100,7 @@ class AttentionRows(Collector):
         self.estimated: dict[str, None] = {}
         #: attention calls of each module so far, documents of different lengths counted apart
         self._drawn: dict[CallKey, int] = {}
+        self._sums: list[_Sums] = []
         self._rows = LayerBatches(self._add_rows, calls=calls, owned=True)
         self._received = LayerBatches(self._add_received, calls=calls, owned=True)
         self._reads = {name: frozenset(reads_of(name)) for name in self.metrics}
@@ -133,29 +161,56 @@ class AttentionRows(Collector):
         tensors: dict[str, Tensor],
         shared: dict[str, Tensor | None],
     ) -> None:
-        layers, rows = [layer for layer, _ in owners], owners[0][1]
+        rows = owners[0][1]
         planes = {field: tensors[field] for field in rows.fields}
         live = tensors["live"]
-        # a sequence with NaN or infinity in it has no value, rather than that of its other rows
         logsumexp = planes["logsumexp"]
         broken = (live & (logsumexp - logsumexp != 0)).any(-1)
-        for layer, count in zip(layers, broken.sum((1, 2), dtype=exact_dtype(logsumexp)), strict=True):
-            layer.add("broken", count)
+        totals = numbers = variances = None
         if rows.means:
             stacked = torch.stack([self.value(name, planes, live.shape) for name in rows.means], 1)
             counted = live[:, None] & (stacked == stacked)  # all but NaN
-            values = masked_mean(stacked, counted)
-            values = torch.where(broken[:, None], constant(torch.nan, values), values)
-            variances = None
+            totals = torch.where(counted, stacked, constant(0.0, stacked)).sum(-1)
+            numbers = counted.sum(-1)
             if "fraction" in tensors:
                 variances = variance_of_mean(stacked, counted, tensors["fraction"][:, None])
+        maxima = [
+            torch.where(live, values, constant(-torch.inf, values)).amax(-1)
+            for values in (self.value(name, planes, live.shape) for name in rows.maxima)
+        ]
+        layers = [layer for layer, _ in owners]
+        self._sums.append(_Sums(layers, rows, broken, totals, numbers, variances, maxima))
+        if sum(waiting.nbytes for waiting in self._sums) > limit_of(live.device):
+            self._average()
+
+    def _average(self) -> None:
+        """Average over rows what waits: one operation serves all layers that are alike."""
+        alike: dict[tuple[object, ...], list[_Sums]] = {}
+        for sums in self._sums:
+            alike.setdefault(sums.layout, []).append(sums)
+        self._sums = []
+        with torch.no_grad():
+            for group in alike.values():
+                self._add_averages(group)
+
+    def _add_averages(self, group: list[_Sums]) -> None:
+        layers, rows = [layer for sums in group for layer in sums.layers], group[0].rows
+        # a sequence with NaN or infinity in it has no value, rather than that of its other rows
+        broken = joined([sums.broken for sums in group])
+        for layer, count in zip(layers, broken.sum((1, 2), dtype=exact_dtype(broken)), strict=True):
+            layer.add("broken", count)
+        intact = ~broken
+        if rows.means:
+            totals, numbers = (joined([getattr(s, name) for s in group]) for name in ("totals", "numbers"))
+            values = where_defined(intact[:, None], totals / numbers)  # 0/0 has none either
+            variances = None
+            if group[0].variances is not None:
+                variances = joined([sums.variances for sums in group if sums.variances is not None])
             elif isinstance(self._max_queries, int) or (self._max_queries == "auto" and world_size() > 1):
                 variances = torch.zeros_like(values)  # exact; ranks with longer calls have the same sums
             add_values(layers, "row", rows.means, values, variances)
-        for name in rows.maxima:
-            values = self.value(name, planes, live.shape)
-            largest = torch.where(live, values, constant(-torch.inf, values)).amax(-1)
-            add_maximum(layers, name, torch.where(broken, constant(torch.nan, largest), largest))
+        for place, name in enumerate(rows.maxima):
+            add_maximum(layers, name, where_defined(intact, joined([sums.maxima[place] for sums in group])))
 
     def _add_received(
         self,
@@ -173,6 +228,7 @@ class AttentionRows(Collector):
 
     def settle(self) -> None:
         self._rows.flush()
+        self._average()
         self._received.flush()
 
     def zero(self) -> None:

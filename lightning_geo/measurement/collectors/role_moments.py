@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_geo.functional import masked_mean, principal_subspace
 from lightning_geo.functional.head import similarity_of_blocks
-from lightning_geo.kernels import HeadMoments, MomentParts, head_moment_parts, merge_parts
+from lightning_geo.kernels import HeadMoments, head_moments, join_heads, layout_of, nbytes_of
 from lightning_geo.measurement.bases import compare_bases, stacked_bases
 from lightning_geo.measurement.batches import BatchEntry, LayerBatches, limit_of
 from lightning_geo.measurement.collectors.collector import Collector
@@ -39,6 +39,7 @@ class _Vectors(NamedTuple):
 
     layer: LayerSums
     role: str
+    heads: int
     requested: frozenset[str]
     key: CallKey
     #: of the call, by role: what functions of several roles read
@@ -78,8 +79,8 @@ class RoleMoments(Collector):
             roles |= {"query", "key"}
         self._roles = [role for role in ROLES if role in roles]
         self._batches = LayerBatches(self._add, axis=2, calls=calls)
-        #: owners and moments of what was read, until they are merged
-        self._parts: list[tuple[list[_Vectors], MomentParts]] = []
+        #: owners and moments of what was read, until they are added up
+        self._moments: list[tuple[list[_Vectors], HeadMoments]] = []
         self._waiting: list[tuple[LayerSums, dict[str, tuple[Tensor, Tensor]]]] = []
 
     @staticmethod
@@ -101,11 +102,11 @@ class RoleMoments(Collector):
             if x is None or not requested:
                 continue
             mask = call.query_mask if role in ("query", "output") else call.key_mask
-            owner = _Vectors(layer, role, requested, key, directions)
+            owner = _Vectors(layer, role, x.shape[1], requested, key, directions)
             # tokens first: models project to [B, N, H * D], and reading against that order is slow
             gathered.append(BatchEntry(owner, {"x": x.transpose(1, 2)}, {"mask": mask}, times=len(vectors)))
         if joint and output is not None:  # one matrix for all heads: its blocks serve role output too
-            owner = _Vectors(layer, "heads", frozenset({"scatter"}), key, {})
+            owner = _Vectors(layer, "heads", 1, frozenset({"scatter"}), key, {})
             together = output.transpose(1, 2).flatten(2)[:, :, None]
             gathered.append(BatchEntry(owner, {"x": together}, {"mask": call.query_mask}))
         self._batches.add(*gathered)
@@ -128,26 +129,27 @@ class RoleMoments(Collector):
         x = tensors["x"]
         requested = frozenset().union(*(owner.requested for owner in owners))
         mask = None if shared["mask"] is None else shared["mask"].expand(x.shape[:2])
-        parts = head_moment_parts(x.movedim(1, 3), mask, requested - {"sketch"})
-        for i, owner in enumerate(owners):
-            if "sketch" in owner.requested:
-                outputs = x[:, :, i : i + 1].flatten(3)
-                add_sketches([owner.layer], outputs, shared["mask"], self._signs(owner.key, x.device))
-        self._parts.append((owners, parts))
-        if sum(waiting.nbytes for _, waiting in self._parts) > limit_of(x.device):
-            self._merge()
+        moments = head_moments(x.movedim(1, 3), mask, requested - {"sketch"})
+        sketched = [i for i, owner in enumerate(owners) if "sketch" in owner.requested]
+        if sketched:
+            layers = [owners[i].layer for i in sketched]
+            signs = [self._signs(owners[i].key, x.device) for i in sketched]
+            add_sketches(layers, taken(x, sketched, 2).flatten(3), shared["mask"], signs)
+        self._moments.append((owners, moments))
+        if sum(nbytes_of(waiting) for _, waiting in self._moments) > limit_of(x.device):
+            self._add_up()
 
-    def _merge(self) -> None:
-        """Merge the moments that wait, and add them up: one operation serves all that are alike."""
-        alike: dict[tuple[int, int, object], list[tuple[list[_Vectors], MomentParts]]] = {}
-        for owners, parts in self._parts:
-            kind = owners[0].layer.heads, parts.heads // len(owners), parts.layout
-            alike.setdefault(kind, []).append((owners, parts))
-        self._parts = []
+    def _add_up(self) -> None:
+        """Add up the moments that wait: one operation serves all that are alike."""
+        alike: dict[tuple[int, int, object], list[tuple[list[_Vectors], HeadMoments]]] = {}
+        for owners, moments in self._moments:
+            kind = owners[0].layer.heads, owners[0].heads, layout_of(moments)
+            alike.setdefault(kind, []).append((owners, moments))
+        self._moments = []
         with torch.no_grad():
             for (_, heads, _), calls in alike.items():
                 every = [owner for owners, _ in calls for owner in owners]
-                self._add_moments(every, merge_parts([parts for _, parts in calls]), heads)
+                self._add_moments(every, join_heads([moments for _, moments in calls]), heads)
 
     def _add_moments(self, owners: list[_Vectors], moments: HeadMoments, heads: int) -> None:
         count = len(owners)
@@ -210,7 +212,7 @@ class RoleMoments(Collector):
 
     def settle(self) -> None:
         self._batches.flush()
-        self._merge()
+        self._add_up()
         waiting, self._waiting = self._waiting, []
         groups: dict[tuple[object, ...], list[tuple[LayerSums, dict[str, tuple[Tensor, Tensor]]]]] = {}
         for layer, directions in waiting:

@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_geo.functional import stream_statistics
 from lightning_geo.functional.stream import mean_over_tokens
 from lightning_geo.kernels import STREAM
+from lightning_geo.kernels.workspace import kept_of
 from lightning_geo.measurement.batches import BatchEntry, LayerBatches, limit_of
 from lightning_geo.measurement.collectors.collector import Collector
 from lightning_geo.measurement.sums import LayerSums, add_values, joined
@@ -134,7 +135,7 @@ class Stream(Collector):
         stage = owners[0][1]
         mask, count = shared["mask"], len(owners)
         if mask is not None:
-            mask = mask.expand(count, *mask.shape).flatten(0, 1)
+            mask = kept_of(_repeated, (mask,), count)
         requested = {field for name in (*stage.by_token, *stage.cones) for field in reads_of(name)}
         before = tensors["before"].flatten(0, 1) if "before" in tensors else None
         statistics = stream_statistics(
@@ -206,6 +207,11 @@ class Stream(Collector):
         self._batches.flush()
         self._average()
         self._add_cones()
+
+
+def _repeated(masks: tuple[Tensor], count: int) -> Tensor:
+    (mask,) = masks
+    return mask.expand(count, *mask.shape).flatten(0, 1)
 
 
 def _by_layer(values: Tensor, count: int) -> Tensor:

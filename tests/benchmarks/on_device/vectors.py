@@ -49,6 +49,13 @@ def _cases(bench: Bench) -> Any:
             return kernels.head_moments(x, None, frozenset(("scatter",)), "triton")
 
         yield f"Gram matrix of all heads' outputs, d 768, {dtype}, {batch} × {tokens // 4}", gram, x, 1
+    x = torch.randn(batch * tokens // 8, 1, 4096, device=bench.device).to(torch.bfloat16)
+    draws = torch.randint(2, (1, 480, len(x)), device=bench.device).float()
+
+    def sketch(x: Tensor = x, draws: Tensor = draws) -> object:
+        return kernels.sketch(x, None, draws, None, "triton")
+
+    yield f"sketch of all heads' outputs, 480 rows, d 4096, {len(x)} tokens", sketch, x, 1
 
 
 def _run(bench: Bench, cases: list[tuple[str, Callable[[], object], Tensor, int]]) -> None:
