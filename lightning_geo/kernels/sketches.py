@@ -11,6 +11,9 @@ from lightning_geo.utils.shapes import Bool, Float
 
 __all__ = ["sketch"]
 
+#: How many numbers of tokens less their mean are made at a time.
+_AT_ONCE = 2**26
+
 
 def sketch(
     x: Float[Tensor, "tokens layers features"],
@@ -31,22 +34,35 @@ def sketch(
     Returns:
         The sketches ``[L, r, d]``, and the sums of real tokens' signs ``[L, r]``, in the type of ``draws``.
     """
+    total = None
+    step = max(1, _AT_ONCE // (x.shape[1] * x.shape[2]))
     with torch.no_grad(), exactly(x.device):
-        tokens, dtype = x.transpose(0, 1), draws.dtype
-        signs = draws.sub_(0.5)
-        if real is None:
-            signs.mul_(2)
-            mean = tokens.mean(1, keepdim=True, dtype=dtype)
-        else:
-            flags, twice, count = kept_of(_flags, (real,), dtype)
-            tokens = torch.where(flags, tokens, constant(0.0, tokens))  # padding may hold NaN
-            signs.mul_(twice)
-            mean = tokens.sum(1, keepdim=True, dtype=dtype) / count
-        total = signs.sum(-1)
-        # centred before the product, which would lose a small spread around a large mean
-        centred = tokens - mean
-        sketches = signs @ centred if before is None else before.baddbmm_(signs, centred)
-        return sketches.addcmul_(total[..., None], mean), total
+        for start in range(0, len(x), step):
+            part = slice(start, start + step)
+            flags = None if real is None else real[part]
+            before, signs = _sketch(x[part], flags, draws[..., part], before)
+            total = signs if total is None else total + signs
+    assert before is not None
+    assert total is not None
+    return before, total
+
+
+def _sketch(x: Tensor, real: Tensor | None, draws: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor]:
+    tokens, dtype = x.transpose(0, 1), draws.dtype
+    signs = draws.sub_(0.5)
+    if real is None:
+        signs.mul_(2)
+        mean = tokens.mean(1, keepdim=True, dtype=dtype)
+    else:
+        flags, twice, count = kept_of(_flags, (real,), dtype)
+        tokens = torch.where(flags, tokens, constant(0.0, tokens))  # padding may hold NaN
+        signs.mul_(twice)
+        mean = tokens.sum(1, keepdim=True, dtype=dtype) / count
+    total = signs.sum(-1)
+    # centred before the product, which would lose a small spread around a large mean
+    centred = tokens - mean
+    sketches = signs @ centred if before is None else before.baddbmm_(signs, centred)
+    return sketches.addcmul_(total[..., None], mean), total
 
 
 def _flags(tensors: tuple[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:

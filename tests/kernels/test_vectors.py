@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lightning_geo import kernels
-from lightning_geo.kernels import MOMENTS, STREAM
+from lightning_geo.kernels import MOMENTS, STREAM, sketches
 from lightning_geo.kernels.vectors import _scatter_of
 
 CASES: dict[str, Callable[[], tuple[Tensor, Tensor | None]]] = {}
@@ -226,6 +227,17 @@ def assert_sketches_agree(sketch: Any, x: Tensor, real: Tensor | None, draws: Te
 @pytest.mark.parametrize("name", [*CASES, *WIDE])
 def test_sketches_agree_with_the_oracle(name: str) -> None:
     assert_sketches_agree(kernels.sketch, *sketched({**CASES, **WIDE}[name]))
+
+
+@pytest.mark.parametrize("name", ["padded", "small_spread"])
+def test_sketches_of_many_tokens_are_made_of_some_at_a_time(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, real, draws = sketched({**CASES, **WIDE}[name])
+    monkeypatch.setattr(sketches, "_AT_ONCE", 3 * x[0].numel())
+    with patch.object(sketches, "_sketch", wraps=sketches._sketch) as made:
+        assert_sketches_agree(kernels.sketch, x, real, draws)
+    assert max(len(call.args[0]) for call in made.call_args_list) == 3
 
 
 @pytest.mark.parametrize("with_input", [True, False])
