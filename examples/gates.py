@@ -18,16 +18,10 @@ from transformers import AutoModel, GPT2Config, GPT2LMHeadModel
 from lightning_geo import GeometryRecord, measure
 from lightning_geo.functional import gate_labels
 from lightning_geo.metrics.gates import GATES, MIXED
-from texts import bbc_news, packaged_bert, token_ids, tokenizer_of
+from texts import bbc_news, first_tokens, packaged_bert, token_ids
 
 NAMES = (*GATES, MIXED)
 VOCABULARY = 4096
-
-
-def first_tokens(documents: list[str], length: int) -> Tensor:
-    """Documents of at least ``length`` tokens, cut to as many: [document, length]."""
-    encoded = tokenizer_of(packaged_bert())(documents, truncation=True, max_length=length)["input_ids"]
-    return torch.tensor([ids for ids in encoded if len(ids) == length])
 
 
 def train_gpt(ids: Tensor, steps: int, batch_size: int = 8) -> GPT2LMHeadModel:

@@ -115,12 +115,12 @@ def loader(
     texts: Texts, *, tokenizer: PreTrainedTokenizerBase, length: int, batch_size: int, shuffle: bool
 ) -> DataLoader[Any]:
     """Batches of ``input_ids``, ``attention_mask`` and ``labels``, padded to the longest of the batch."""
-    encoded = first_pieces(tokenizer, texts.documents, length)
+    encoded = truncated_ids(tokenizer, texts.documents, length)
     rows: Any = list(zip(encoded, texts.labels, strict=True))
     return DataLoader(rows, batch_size, shuffle=shuffle, collate_fn=partial(_collate, tokenizer))
 
 
-def first_pieces(
+def truncated_ids(
     tokenizer: PreTrainedTokenizerBase, documents: Sequence[str], length: int
 ) -> list[list[int]]:
     """The first ``length`` tokens of each document.
@@ -134,13 +134,18 @@ def first_pieces(
     return ids
 
 
+def first_tokens(documents: Sequence[str], length: int) -> Tensor:
+    """Documents of at least ``length`` wordpieces, cut to as many: [document, length]."""
+    encoded = truncated_ids(tokenizer_of(packaged_bert()), documents, length)
+    return torch.tensor([ids for ids in encoded if len(ids) == length])
+
+
 def token_ids(length: int, vocabulary: int) -> Tensor:
     """The first ``length`` wordpieces of BBC News; all but the most frequent ones become 0.
 
     The whole vocabulary would make the output layer of a small model cost more than all the rest.
     """
-    encoded = first_pieces(tokenizer_of(packaged_bert()), bbc_news().documents, length)
-    ids = torch.tensor([row for row in encoded if len(row) == length])
+    ids = first_tokens(bbc_news().documents, length)
     found, counts = ids.unique(return_counts=True)
     frequent = found[counts.argsort(descending=True, stable=True)[: vocabulary - 1]]
     number = torch.zeros(int(found.max()) + 1, dtype=torch.long)

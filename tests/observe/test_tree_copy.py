@@ -195,6 +195,21 @@ def test_what_the_memo_holds_stands_in_the_copy() -> None:
     assert copy_tree(model, {id(model.inner): part}).again is part
 
 
+class Fleeting(nn.Module):
+    """Has its state in dicts that nobody else holds."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "made": {str(i): {} for i in range(50)}}
+
+
+def test_what_the_memo_knows_by_identity_lives_as_long_as_the_memo() -> None:
+    """Else another object would get its identity, and its copy."""
+    memo: dict[int, Any] = {}
+    copy_tree(nn.Sequential(Fleeting(), nn.ReLU()), memo)
+    later: list[dict[str, int]] = [{} for _ in range(1000)]
+    assert not memo.keys() & {id(value) for value in later}
+
+
 @pytest.mark.parametrize("spoil", ["inner", "empty", "parts"])
 def test_the_comparison_can_fail(spoil: str) -> None:
     model = Tangled()

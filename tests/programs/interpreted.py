@@ -33,12 +33,7 @@ from kernels import test_vectors as vectors  # noqa: E402
 from kernels.cases import CASES, problem_of, qk  # noqa: E402
 from kernels.comparison import as_arrays, assert_agree, assert_float32  # noqa: E402
 from lightning_geo import kernels, measure  # noqa: E402
-from lightning_geo.kernels import (  # noqa: E402
-    MOMENTS,
-    STATISTICS,
-    STREAM,
-    AttentionProblem,
-)
+from lightning_geo.kernels import MOMENTS, STATISTICS, STREAM, AttentionProblem  # noqa: E402
 from lightning_geo.kernels.reference import reference  # noqa: E402
 from lightning_geo.kernels.triton import attention, sketch_launch, unsupported  # noqa: E402
 from lightning_geo.kernels.triton import vectors as vectors_on_triton  # noqa: E402

@@ -22,7 +22,8 @@ def copy_tree(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     ``deepcopy`` makes some twenty calls for each module, most of them for empty dicts of hooks. Modules that
     are pickled by their attributes alone are copied here without these calls.
     """
-    copies = []
+    copies: list[tuple[nn.Module, dict[str, Any]]] = []
+    memo[id(copies)] = copies  # as long as the memo knows parts of a state by identity, they must live
     for module in model.modules():
         if id(module) not in memo and (state := _state_of(module)) is not None:
             memo[id(module)] = type(module).__new__(type(module))
