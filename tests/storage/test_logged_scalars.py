@@ -15,11 +15,16 @@ from support.records import make_record
 
 
 def write(folder: Path, points: dict[str, list[tuple[int, float]]], purge: int | None = None) -> None:
+    before = set(folder.glob("events.*"))
     writer = SummaryWriter(str(folder), purge_step=purge, filename_suffix=f".{purge}")
     for tag, of_tag in points.items():
         for step, value in of_tag:
             writer.add_scalar(tag, value, step)
     writer.close()
+    # as if begun a second after the others: TensorBoard reads files by name, and of one second the 100th
+    # writer of a process before the 99th
+    [file] = {*folder.glob("events.*")} - before
+    file.rename(folder / f"events.out.tfevents.{1_700_000_000 + len(before)}.host.{purge}")
 
 
 def recorded(folder: Path) -> None:
