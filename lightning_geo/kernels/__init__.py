@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lightning_geo.kernels.blocks import BlockRule, mask_rows
-from lightning_geo.kernels.joined_moments import join_heads, layout_of, nbytes_of
+from lightning_geo.kernels.joined_moments import join_heads, moments_layout, moments_nbytes
 from lightning_geo.kernels.masks import HIDDEN_BELOW
 from lightning_geo.kernels.problem import STATISTICS, AttentionProblem, AttentionStatistics
 from lightning_geo.kernels.vectors import MOMENTS, STREAM, HeadMoments, StreamStatistics, sum_directions
@@ -37,9 +37,9 @@ __all__ = [
     "attention",
     "head_moments",
     "join_heads",
-    "layout_of",
     "mask_rows",
-    "nbytes_of",
+    "moments_layout",
+    "moments_nbytes",
     "retry_failed",
     "sketch",
     "stream_statistics",

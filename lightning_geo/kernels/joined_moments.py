@@ -9,14 +9,14 @@ import torch
 from lightning_geo.kernels.vectors import HeadMoments
 from lightning_geo.utils._torch import identity_of
 
-__all__ = ["join_heads", "layout_of", "nbytes_of"]
+__all__ = ["join_heads", "moments_layout", "moments_nbytes"]
 
 #: The heads' axis of each field; of the others, calls of one layout have one in common.
 _AXES = {"norm": 1, "directions": 1, "directed": 1, "mean": 0, "scatter": 0}
 
 
 def join_heads(calls: Sequence[HeadMoments]) -> HeadMoments:
-    """Join the moments of calls of one :func:`layout_of`, the heads of one call after the other."""
+    """Join the moments of calls of one :func:`moments_layout`, the heads of one call after the other."""
     if len(calls) == 1:
         return calls[0]
     fields = dict(vars(calls[0]))
@@ -26,7 +26,7 @@ def join_heads(calls: Sequence[HeadMoments]) -> HeadMoments:
     return HeadMoments(**fields)
 
 
-def layout_of(moments: HeadMoments) -> tuple[object, ...]:
+def moments_layout(moments: HeadMoments) -> tuple[object, ...]:
     """Return what is equal for moments of the same tokens, of however many heads."""
     shapes = (
         (name, x.dtype, *(size for place, size in enumerate(x.shape) if place != axis))
@@ -36,6 +36,6 @@ def layout_of(moments: HeadMoments) -> tuple[object, ...]:
     return identity_of(moments.valid), *shapes
 
 
-def nbytes_of(moments: HeadMoments) -> int:
+def moments_nbytes(moments: HeadMoments) -> int:
     """Bytes that they hold, the flags left out, which calls may share."""
     return sum(x.nbytes for name in _AXES if (x := getattr(moments, name)) is not None)

@@ -22,6 +22,7 @@ from lightning_geo.measurement.row_sampling import (
     variance_of_mean,
 )
 from lightning_geo.measurement.sums import LayerSums, add_maximum, add_values, joined, void_values
+from lightning_geo.measurement.waiting_results import WaitingResults
 from lightning_geo.metrics.registry import reads_of
 from lightning_geo.metrics.selection import spec_of
 from lightning_geo.observe import AttentionCall, CallKey
@@ -100,7 +101,7 @@ class AttentionRows(Collector):
         self.estimated: dict[str, None] = {}
         #: attention calls of each module so far, documents of different lengths counted apart
         self._drawn: dict[CallKey, int] = {}
-        self._sums: list[_Sums] = []
+        self._sums = WaitingResults(self._add_averages)
         self._rows = LayerBatches(self._add_rows, calls=calls, owned=True)
         self._received = LayerBatches(self._add_received, calls=calls, owned=True)
         self._reads = {name: frozenset(reads_of(name)) for name in self.metrics}
@@ -179,21 +180,11 @@ class AttentionRows(Collector):
             for values in (self.value(name, planes, live.shape) for name in rows.maxima)
         ]
         layers = [layer for layer, _ in owners]
-        self._sums.append(_Sums(layers, rows, broken, totals, numbers, variances, maxima))
-        if sum(waiting.nbytes for waiting in self._sums) > limit_of(live.device):
-            self._average()
-
-    def _average(self) -> None:
-        """Average over rows what waits: one operation serves all layers that are alike."""
-        alike: dict[tuple[object, ...], list[_Sums]] = {}
-        for sums in self._sums:
-            alike.setdefault(sums.layout, []).append(sums)
-        self._sums = []
-        with torch.no_grad():
-            for group in alike.values():
-                self._add_averages(group)
+        sums = _Sums(layers, rows, broken, totals, numbers, variances, maxima)
+        self._sums.add(sums, limit=limit_of(live.device))
 
     def _add_averages(self, group: list[_Sums]) -> None:
+        """Average over rows those of layers that are alike."""
         layers, rows = [layer for sums in group for layer in sums.layers], group[0].rows
         # a sequence with NaN or infinity in it has no value, rather than that of its other rows
         broken = joined([sums.broken for sums in group])
@@ -228,7 +219,7 @@ class AttentionRows(Collector):
 
     def settle(self) -> None:
         self._rows.flush()
-        self._average()
+        self._sums.finish()
         self._received.flush()
 
     def zero(self) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_geo.functional import masked_mean, principal_subspace
 from lightning_geo.functional.head import similarity_of_blocks
-from lightning_geo.kernels import HeadMoments, head_moments, join_heads, layout_of, nbytes_of
+from lightning_geo.kernels import HeadMoments, head_moments, join_heads, moments_layout, moments_nbytes
 from lightning_geo.measurement.bases import compare_bases, stacked_bases
 from lightning_geo.measurement.batches import BatchEntry, LayerBatches, limit_of
 from lightning_geo.measurement.collectors.collector import Collector
@@ -19,6 +19,7 @@ from lightning_geo.measurement.derived import DerivedStack
 from lightning_geo.measurement.head_sketch import add_sketches
 from lightning_geo.measurement.joint_covariances import joint_covariances
 from lightning_geo.measurement.sums import LayerSums, add_moments, add_values, repeated, taken
+from lightning_geo.measurement.waiting_results import WaitingResults
 from lightning_geo.metrics.foreign import FOREIGN
 from lightning_geo.metrics.registry import reads_of
 from lightning_geo.metrics.selection import spec_of
@@ -44,6 +45,23 @@ class _Vectors(NamedTuple):
     key: CallKey
     #: of the call, by role: what functions of several roles read
     directions: dict[str, tuple[Tensor, Tensor]]
+
+
+class _Moments(NamedTuple):
+    """The moments of vectors that one operation has read, those of one owner after the other."""
+
+    owners: list[_Vectors]
+    moments: HeadMoments
+
+    @property
+    def layout(self) -> tuple[object, ...]:
+        """Equal for what is added up together."""
+        return self.owners[0].layer.heads, self.owners[0].heads, moments_layout(self.moments)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that wait."""
+        return moments_nbytes(self.moments)
 
 
 class RoleMoments(Collector):
@@ -79,8 +97,7 @@ class RoleMoments(Collector):
             roles |= {"query", "key"}
         self._roles = [role for role in ROLES if role in roles]
         self._batches = LayerBatches(self._add, axis=2, calls=calls)
-        #: owners and moments of what was read, until they are added up
-        self._moments: list[tuple[list[_Vectors], HeadMoments]] = []
+        self._moments = WaitingResults(self._add_moments)
         self._waiting: list[tuple[LayerSums, dict[str, tuple[Tensor, Tensor]]]] = []
 
     @staticmethod
@@ -135,24 +152,13 @@ class RoleMoments(Collector):
             layers = [owners[i].layer for i in sketched]
             signs = [self._signs(owners[i].key, x.device) for i in sketched]
             add_sketches(layers, taken(x, sketched, 2).flatten(3), shared["mask"], signs)
-        self._moments.append((owners, moments))
-        if sum(nbytes_of(waiting) for _, waiting in self._moments) > limit_of(x.device):
-            self._add_up()
+        self._moments.add(_Moments(owners, moments), limit=limit_of(x.device))
 
-    def _add_up(self) -> None:
-        """Add up the moments that wait: one operation serves all that are alike."""
-        alike: dict[tuple[int, int, object], list[tuple[list[_Vectors], HeadMoments]]] = {}
-        for owners, moments in self._moments:
-            kind = owners[0].layer.heads, owners[0].heads, layout_of(moments)
-            alike.setdefault(kind, []).append((owners, moments))
-        self._moments = []
-        with torch.no_grad():
-            for (_, heads, _), calls in alike.items():
-                every = [owner for owners, _ in calls for owner in owners]
-                self._add_moments(every, join_heads([moments for _, moments in calls]), heads)
-
-    def _add_moments(self, owners: list[_Vectors], moments: HeadMoments, heads: int) -> None:
-        count = len(owners)
+    def _add_moments(self, calls: list[_Moments]) -> None:
+        """Add up the moments of calls that are alike."""
+        owners = [owner for call in calls for owner in call.owners]
+        moments = join_heads([call.moments for call in calls])
+        count, heads = len(owners), owners[0].heads
         scattered = [i for i, owner in enumerate(owners) if "scatter" in owner.requested]
         if scattered:
             assert moments.count is not None
@@ -212,7 +218,7 @@ class RoleMoments(Collector):
 
     def settle(self) -> None:
         self._batches.flush()
-        self._add_up()
+        self._moments.finish()
         waiting, self._waiting = self._waiting, []
         groups: dict[tuple[object, ...], list[tuple[LayerSums, dict[str, tuple[Tensor, Tensor]]]]] = {}
         for layer, directions in waiting:

@@ -14,6 +14,7 @@ from lightning_geo.kernels.workspace import kept_of
 from lightning_geo.measurement.batches import BatchEntry, LayerBatches, limit_of
 from lightning_geo.measurement.collectors.collector import Collector
 from lightning_geo.measurement.sums import LayerSums, add_values, joined
+from lightning_geo.measurement.waiting_results import WaitingResults
 from lightning_geo.metrics.registry import reads_of
 from lightning_geo.metrics.spec import STAGES
 from lightning_geo.observe import BlockCall
@@ -44,6 +45,16 @@ class _Cone(NamedTuple):
     #: [B], real tokens, and those that are no zero vectors
     tokens: Tensor
     directed: Tensor
+
+    @property
+    def layout(self) -> tuple[object, ...]:
+        """Equal for what is computed together, whatever the stage."""
+        return self.stage.functions, self.directions.shape, self.directions.device
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that wait, but for the counts."""
+        return self.directions.nbytes
 
 
 class _Read(NamedTuple):
@@ -99,8 +110,8 @@ class Stream(Collector):
             for stage in STAGES
         }
         self._batches = LayerBatches(self._add, calls=calls)
-        self._reads: list[_Read] = []
-        self._cones: list[_Cone] = []
+        self._reads = WaitingResults(self._add_averages)
+        self._cones = WaitingResults(self._add_cones)
 
     def attention_output(self, layer: LayerSums, output: Tensor, mask: Tensor | None) -> None:
         self._batches.add(*self._observed(layer, "attention", output, mask))
@@ -152,21 +163,10 @@ class Stream(Collector):
             stacked = torch.stack([self.value(name, planes, shape) for name in names])
         directions, directed = (statistics.directions, statistics.directed) if stage.cones else (None, None)
         read = _Read(owners, statistics.valid, statistics.finite, names, stacked, directions, directed)
-        self._reads.append(read)
-        if sum(waiting.nbytes for waiting in self._reads) > limit_of(read.valid.device):
-            self._average()
-
-    def _average(self) -> None:
-        """Average over tokens what waits: one operation serves all layers that are alike."""
-        alike: dict[tuple[object, ...], list[_Read]] = {}
-        for read in self._reads:
-            alike.setdefault(read.layout, []).append(read)
-        self._reads = []
-        with torch.no_grad():
-            for reads in alike.values():
-                self._add_averages(reads)
+        self._reads.add(read, limit=limit_of(read.valid.device))
 
     def _add_averages(self, reads: list[_Read]) -> None:
+        """Average over tokens what was read of layers that are alike."""
         owners = [owner for read in reads for owner in read.owners]
         layers, count, names = [layer for layer, _ in owners], len(owners), reads[0].names
         valid = joined([read.valid for read in reads])
@@ -176,37 +176,28 @@ class Stream(Collector):
             directions, tokens, directed = (
                 x.unflatten(0, (count, -1)) for x in (directions, valid.sum(-1), directed)
             )
-            self._cones += map(_Cone, layers, (stage for _, stage in owners), directions, tokens, directed)
-            if sum(cone.directions.nbytes for cone in self._cones) > _WAITING_BYTES:
-                self._add_cones()
+            stages = (stage for _, stage in owners)
+            self._cones.add(*map(_Cone, layers, stages, directions, tokens, directed), limit=_WAITING_BYTES)
         if names:
             planes = joined([read.planes for read in reads if read.planes is not None], 1)
             means = mean_over_tokens(planes, valid, joined([read.finite for read in reads]))
             add_values(layers, "tokens", names, _by_layer(means, count))
 
-    def _add_cones(self) -> None:
-        """Compute the cones of all layers and stages that have one shape together."""
-        alike: dict[tuple[object, ...], list[_Cone]] = {}
-        for cone in self._cones:
-            alike.setdefault(
-                (cone.stage.functions, cone.directions.shape, cone.directions.device), []
-            ).append(cone)
-        self._cones = []
-        for cones in alike.values():
-            quantities = {
-                name: torch.stack([getattr(cone, name) for cone in cones])
-                for name in ("directions", "tokens", "directed")
-            }
-            names = cones[0].stage.cones
-            shape = quantities["tokens"].shape
-            values = [self.value(name, quantities, shape) for name in names]
-            for cone, own in zip(cones, torch.stack(values, 1), strict=True):
-                add_values([cone.layer], cone.stage.name, cone.stage.cones, own[None])
+    def _add_cones(self, cones: list[_Cone]) -> None:
+        """Compute the cones of layers and stages that are alike."""
+        quantities = {
+            name: torch.stack([getattr(cone, name) for cone in cones])
+            for name in ("directions", "tokens", "directed")
+        }
+        shape = quantities["tokens"].shape
+        values = [self.value(name, quantities, shape) for name in cones[0].stage.cones]
+        for cone, own in zip(cones, torch.stack(values, 1), strict=True):
+            add_values([cone.layer], cone.stage.name, cone.stage.cones, own[None])
 
     def settle(self) -> None:
         self._batches.flush()
-        self._average()
-        self._add_cones()
+        self._reads.finish()
+        self._cones.finish()
 
 
 def _repeated(masks: tuple[Tensor], count: int) -> Tensor:
