@@ -85,6 +85,7 @@ def two_runs(folder: Path, names: list[str], stacks: list[str]) -> list[Path]:
     return paths
 
 
+@pytest.mark.slow
 @settings(max_examples=6, phases=[Phase.explicit, Phase.generate])  # each takes a second: none to shrink
 @given(st.lists(NAMES, min_size=2, max_size=2), st.lists(NAMES, min_size=1, max_size=2, unique=True))
 def test_every_line_fits(names: list[str], stacks: list[str]) -> None:

@@ -229,6 +229,7 @@ def test_names_are_text_whatever_they_contain(page: Page, address: str) -> None:
     assert tab.frame.locator("img").count() == 0
 
 
+@pytest.mark.slow
 def test_new_samples_are_shown_without_losing_the_view(page: Page, address: str, runs: Path) -> None:
     shutil.copytree(runs / "calm", runs / "live")
     record = load_history(runs / "live").record(-1)

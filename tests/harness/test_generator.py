@@ -67,6 +67,7 @@ def draws(strategy: Any, count: int) -> list[Any]:
     return found
 
 
+@pytest.mark.slow
 def test_every_value_of_every_dimension_is_drawn() -> None:
     drawn = [d for strategy in STRATEGIES for d in draws(strategy(), 400)]
     missing = {

@@ -43,6 +43,7 @@ def measured(name: str, layers: Any) -> GeometryRecord:
 whole = functools.cache(functools.partial(measured, layers=None))
 
 
+@pytest.mark.slow
 @settings(max_examples=20)
 @given(st.sampled_from(NAMES), st.data())
 def test_values_are_those_of_the_whole_record(name: str, data: st.DataObject) -> None:

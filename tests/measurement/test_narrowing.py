@@ -91,6 +91,7 @@ MODELS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(
     st.sampled_from(sorted(MODELS)), st.sampled_from(["sdpa", "eager"]), st.integers(-1, 0),

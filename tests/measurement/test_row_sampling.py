@@ -112,6 +112,7 @@ def test_rows_that_are_measured_are_measured_exactly():
         np.testing.assert_array_equal(most[f"{name}.stderr"], 0)
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_exact_value():
     """1,000 draws on real activations: the 95 % interval covers the exact mean in 93-97 %."""
     call = activations()
@@ -169,6 +170,7 @@ def ranks_and_layers(
     return {key: torch.stack([value[key] for value in values]).numpy() for key in values[0]}
 
 
+@pytest.mark.slow
 def test_intervals_cover_over_calls_ranks_and_layers(monkeypatch):
     """Draws must differ from call to call, rank to rank and layer to layer for errors to shrink with them."""
     generator = torch.Generator().manual_seed(0)

@@ -54,6 +54,7 @@ def test_the_files_of_trainers_are_there() -> None:
     assert {"run", "samples", "host", "delivery", "alerting"} <= set(CORE)
 
 
+@pytest.mark.slow
 def test_the_core_loads_no_trainer(loaded: dict[str, set[str]]) -> None:
     assert loaded["the core"] == set()
 
@@ -89,6 +90,7 @@ def test_the_test_above_can_fail() -> None:
     assert "lightning_geo.monitor.hooks" in imports_and_names("from lightning_geo.monitor.hooks import x")
 
 
+@pytest.mark.slow
 def test_a_user_of_another_trainer_loads_no_lightning(loaded: dict[str, set[str]]) -> None:
     assert loaded["a loop"] == set()
     assert {"transformers"} <= loaded["transformers"] <= set(OTHERS)

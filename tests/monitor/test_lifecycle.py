@@ -59,6 +59,7 @@ def test_a_config_that_raises_costs_nothing(source: Any, tmp_path: Path) -> None
     assert steps_in(tmp_path / "lightning_geo" / "version_0") == [0, 1] + [2] * (source == "probe")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["probe", "batch"])
 def test_whatever_a_hook_calls_may_fail(source: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each thing that the hooks ask of the sampler raises, one after the other."""

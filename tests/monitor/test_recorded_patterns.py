@@ -73,6 +73,7 @@ def test_padding_on_either_side_is_left_out(tmp_path: Path) -> None:
         assert np.abs(rows - 1).max() < 0.02
 
 
+@pytest.mark.slow
 def test_patterns_come_with_pictures_whatever_the_loggers(tmp_path: Path) -> None:
     steps = 40
     for name, logger in (("none", False), ("csv", CSVLogger), ("tensorboard", TensorBoardLogger)):

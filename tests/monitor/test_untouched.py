@@ -43,14 +43,19 @@ WITHOUT_GRADIENT = ("checkpointing, reentrant", "encoder", "frozen teacher", "co
                     "compiled root")  # fmt: skip
 #: Where the way in which the probe is recorded could matter.
 BOTH_WAYS = ("bert", "accumulation", "manual", "writes", "compiled in place")
-INDUCTOR = [
-    pytest.mark.slow,
-    pytest.mark.compiles,
-    pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="inductor needs a compiler"),
-]
-#: case, source, whether the sanity check is there to record the probe from, step of the last record
+INDUCTOR = pytest.mark.skipif(
+    not any(map(shutil.which, ("g++", "clang++"))), reason="inductor needs a compiler"
+)
+
+
+def marks(case: str) -> list[pytest.MarkDecorator]:
+    """What a case waits for, and needs."""
+    return [pytest.mark.compiles] * ("compiled" in case) + [INDUCTOR] * ("inductor" in case)
+
+
+#: case, source, whether the sanity check is there to record the probe from
 RUNS = [
-    pytest.param(case, source, sanity, marks=INDUCTOR if "inductor" in case else ())
+    pytest.param(case, source, sanity, marks=marks(case))
     for case in CASES
     for source, sanity in (("probe", True), ("probe", False), ("batch", False))
     if source == "batch" or sanity or case in BOTH_WAYS
@@ -89,6 +94,7 @@ def test_training_is_untouched(case: str, source: Any, sanity: bool, tmp_path: P
     assert last == (None if sealed else steps if source == "probe" else EVERY * ((steps - 1) // EVERY))
 
 
+@pytest.mark.slow
 def test_several_monitors_disturb_neither_training_nor_each_other(tmp_path: Path) -> None:
     options: dict[str, dict[str, Any]] = {
         "batch": {"source": "batch"}, "probe": {"probe_size": 12}, "small": {"probe_size": 3}
@@ -117,9 +123,7 @@ def test_a_shuffling_dataloader_as_probe_draws_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("source", ["probe", "batch"])
-@pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=INDUCTOR if "inductor" in case else ()) for case in CASES]
-)
+@pytest.mark.parametrize("case", [pytest.param(case, marks=marks(case)) for case in CASES])
 def test_every_family_leaves_training_untouched(case: str, source: Any, tmp_path: Path) -> None:
     """Backwards of our own and hooks in training's, projections told from what runs, weights kept."""
     whole = case == "compiled as a whole"
@@ -141,7 +145,7 @@ def test_every_family_leaves_training_untouched(case: str, source: Any, tmp_path
 
 #: Of BERTs; the untouched training above is of a model that takes the compiler less time.
 SAME_NUMBERS: dict[str, Callable[[], nn.Module]] = {
-    **{how: functools.partial(compiled, how, build=one_layer)
+    **{f"compiled {how}": functools.partial(compiled, how, build=one_layer)
        for how in ("wrapped", "in place", "blocks", "forward")},
     "checkpointing": lambda: checkpointed(False, layers=1),
     "checkpointing, reentrant": lambda: checkpointed(True, layers=1),
@@ -171,13 +175,13 @@ def plain_record(directory: Path, source: str) -> tuple[dict[str, Any], list[Geo
     return PLAIN[source]
 
 
-@pytest.mark.parametrize("build", SAME_NUMBERS.values(), ids=SAME_NUMBERS)
+@pytest.mark.parametrize("how", [pytest.param(how, marks=marks(how)) for how in SAME_NUMBERS])
 @pytest.mark.parametrize("source", ["probe", "batch"])
 def test_a_model_that_computes_the_same_in_another_way_gives_the_same_records(
-    build: Callable[[], nn.Module], source: Any, tmp_path: Path
+    how: str, source: Any, tmp_path: Path
 ) -> None:
     """And the same training."""
-    ours, theirs = record(tmp_path, build, source), plain_record(tmp_path / "plain", source)
+    ours, theirs = record(tmp_path, SAME_NUMBERS[how], source), plain_record(tmp_path / "plain", source)
     assert_same(ours[0], theirs[0])
     assert len(ours[1]) == (3 if source == "probe" else 2)
     assert_same_records(ours[1], theirs[1])

@@ -157,6 +157,7 @@ def test_updates_are_compared_after_intervals_of_one_length() -> None:
     assert finding.since_step <= 1440
 
 
+@pytest.mark.slow
 @given(st.integers(0, 2**32 - 1))
 def test_a_change_while_a_model_begins_to_learn_is_no_departure_and_the_same_later_is(seed: int) -> None:
     random = np.random.default_rng(seed)
@@ -211,6 +212,7 @@ def arrays_in(state: object) -> list[NDArray[np.generic]]:
 # -- resumed
 
 
+@pytest.mark.slow
 @given(st.integers(0, 59), st.integers(0, 2**32 - 1))
 def test_a_resumed_detector_finds_what_one_that_went_on_finds(stop: int, seed: int) -> None:
     random = np.random.default_rng(seed)
