@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from tensorboard.backend.application import TensorBoardWSGI
@@ -26,11 +28,21 @@ PREFIX = f"/data/plugin/{PLUGIN}"
 def write_run(
     directory: Path, records: Iterable[GeometryRecord], name: str = "geometry", resumed_at: int | None = None
 ) -> None:
-    """Write one session of a run."""
-    sink = RecordFile(directory, name, resumed_at=resumed_at)
-    for record in records:
-        sink.write(record)
-    sink.close()
+    """Write one session of a run, as if it began a second after the others.
+
+    Event files are read in the order of the second in their names.
+    """
+    begun = [int(path.name.split(".")[3]) for path in directory.glob("events.*")]
+    with TemporaryDirectory() as elsewhere:  # TensorBoard may be reading the directory
+        sink = RecordFile(Path(elsewhere), name, resumed_at=resumed_at)
+        for record in records:
+            sink.write(record)
+        sink.close()
+        for file in Path(elsewhere).iterdir():
+            parts = file.name.split(".")
+            parts[3] = str(max([int(parts[3]), *(second + 1 for second in begun)]))
+            directory.mkdir(parents=True, exist_ok=True)
+            shutil.move(file, directory / ".".join(parts))
 
 
 def provider_of(kind: str, directory: Path, samples: dict[str, int] | None = None) -> Any:

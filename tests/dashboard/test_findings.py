@@ -52,7 +52,6 @@ def test_findings_are_those_of_the_samples_in_force(kind: str, tmp_path: Path) -
     assert "did not look for findings; `lightning-geo diagnose RUN`" in silent["verdict"]
     assert ask(client, "findings", run="silent", monitor="other").status_code == 404
     assert ask(client, "findings", run="silent").status_code == 400
-    time.sleep(1.1)  # event files are ordered by the second in their name
     later = (record(step) for step in [40])  # measured when it is resumed
     write_run(run, later, resumed_at=15)  # what it found at 20 and 30 is void
     eventually(lambda: found()["last_step"] == 40)

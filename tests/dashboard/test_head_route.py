@@ -49,7 +49,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_run(directory / HOSTILE, [sample(step, step, kept=step != 10) for step in (0, 10, 20)])
     write_run(directory / "bare", [sample(step, 0, kept=False) for step in (0, 10)])
     write_run(directory / "resumed", [sample(step, 1) for step in (0, 10, 20)])
-    time.sleep(1.1)  # event files are ordered by the second in their name
     later = (sample(step, 2, words=()) for step in (10, 30))  # measured when it is resumed
     write_run(directory / "resumed", later, resumed_at=10)
     sink = RecordFile(directory / "damaged", "geometry")

@@ -65,11 +65,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     resumed = directory / "resumed"
     write_run(resumed, [record(s, seed=1) for s in (0, 10, 20, 30)])
     log(resumed, {"loss": {10: 4.0, 30: 8.0}}, {})
-    time.sleep(1.1)  # event files are ordered by the second in their name
     write_run(resumed, [], resumed_at=15)  # nothing since
     again = directory / "again"
     write_run(again, [record(s, seed=1) for s in (0, 10)])
-    time.sleep(1.1)
     write_run(again, (record(s, seed=2) for s in (0, 20)), resumed_at=0)  # measured when it is resumed
     return directory
 
