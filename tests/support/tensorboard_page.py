@@ -41,13 +41,13 @@ def tensorboard_on(directory: Path, *flags: str, run: str) -> Iterator[str]:
         server = subprocess.Popen(command, stdout=log, stderr=log)
     url = f"http://127.0.0.1:{port}"
     try:
-        for _ in range(120):
+        for _ in range(600):
             try:
                 if run.encode() in urllib.request.urlopen(f"{url}/data/runs", timeout=5).read():
                     break
             except OSError:
                 pass
-            time.sleep(0.5)
+            time.sleep(0.1)
         yield url
     finally:
         server.terminate()
