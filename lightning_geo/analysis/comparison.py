@@ -161,6 +161,9 @@ def compare(
         metrics: Families, metrics or stored names; ``None`` for all that both runs have.
         step: Compare at the common step nearest to this one; ``None`` for the last.
 
+    Returns:
+        The differences of each metric at one step, and how far apart the subspaces are.
+
     Raises:
         RunError: If the runs are of different models, or a metric is unknown or in neither run.
 

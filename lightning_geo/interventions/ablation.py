@@ -156,6 +156,9 @@ def evaluate_plan(
         removed: Numbers of heads to remove; default a quarter, half, three quarters and all of the plan's.
         seeds: Random orders to compare with.
 
+    Returns:
+        The quality against the number of heads removed, in each order.
+
     Raises:
         ValueError: If the plan is for another model, or there are no such numbers of heads or no data.
         LookupError: If the outputs of some heads cannot be changed.

@@ -41,7 +41,8 @@ class GeometryMonitor(RunHooks):
       layer and step. ``geometry/heads`` and ``geometry/report``, at the end: a table of heads, and the HTML
       report. With ``geometry/<metric>`` these are at most 20 panels, for any depth.
     - ``geometry_change/<metric>`` in the summary of a W&B run, to sort and filter runs by: change since the
-      first sample, beside last, min and max. ``geometry`` in its config: interval, probe, layout, versions.
+      first sample, beside last, min and max. ``geometry`` in its config: interval, probe, layout, versions
+      (``geometry_monitor`` where the user's config has a ``geometry`` of its own that is no mapping).
     - ``geometry/findings`` as text in TensorBoard, and as alerts of the W&B run: what is wrong or unusual,
       where, since when, and what to try, at the samples that change it (see ``alerts``).
     - ``lightning_geo/geometry/…`` in the event file: the full record of every sample, for ``load_history``,

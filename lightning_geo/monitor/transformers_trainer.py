@@ -161,7 +161,14 @@ class GeometryCallback(MonitorArguments, TrainerCallback):
         return dict(self._last.host.summaries)
 
     def run_of(self, state: Any) -> Run | None:
-        """Return the run of a TrainerState, or None."""
+        """Find the run of a Trainer.
+
+        Args:
+            state: The Trainer's ``state``.
+
+        Returns:
+            Its run; ``None`` if this callback watches none with that state.
+        """
         session = self._session_of(state)
         return None if session is None else session.run
 

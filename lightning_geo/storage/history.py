@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_geo.metrics.foreign_specs import differing_fields
-from lightning_geo.metrics.spec import MetricSpec
 from lightning_geo.storage.event_files import event_files, read_events
 from lightning_geo.storage.patterns import AttentionPatterns
 from lightning_geo.storage.places import Place, place
-from lightning_geo.storage.record import GeometryRecord, lookup
+from lightning_geo.storage.record import GeometryRecord, changed_specs, lookup
 from lightning_geo.storage.shown import ShownHistory
 from lightning_geo.storage.stacking import stack_samples
 
@@ -93,15 +91,28 @@ class GeometryHistory(ShownHistory):
         return f"GeometryHistory({self.name!r}, {len(self)} samples, {steps}, {len(self.keys())} metrics)"
 
     def keys(self) -> list[str]:
-        """Names that ``history[name]`` takes, one per stored metric."""
+        """Return the names that ``history[name]`` takes, one per stored metric."""
         return GeometryRecord(self.stacks).keys()
 
     def record(self, sample: int) -> GeometryRecord:
-        """Return one sample by its index, -1 for the last."""
+        """Return one sample with all its arrays and metadata.
+
+        Args:
+            sample: Its index among ``steps``; -1 is the last sample.
+
+        Returns:
+            The record that the monitor wrote.
+        """
         return self._records[sample]
 
     def matrices(self, key: str) -> dict[int, NDArray[Any]]:
-        """Return a basis or head-pair matrix by step; it is kept at a session's first and last sample only.
+        """Return a basis or head-pair matrix, kept at a session's first and last sample only.
+
+        Args:
+            key: Name of the matrix, with its stack in front if the model has several: ``basis.query``.
+
+        Returns:
+            ``step -> matrix``, for the samples that kept matrices.
 
         Raises:
             KeyError: If no sample has it, or several stacks have it.
@@ -112,10 +123,13 @@ class GeometryHistory(ShownHistory):
         return {record.step: lookup(record.matrices, key) for record in having}
 
     def patterns(self, stack: str | None = None) -> dict[int, AttentionPatterns]:
-        """Return where heads look in one sequence of the probe, by step; at samples with pictures only.
+        """Return where heads look in one sequence of the probe, at the samples with pictures only.
 
         Args:
             stack: Which stack of layers; needed if the model has several that attend to themselves.
+
+        Returns:
+            ``step -> attention patterns``.
 
         Raises:
             KeyError: If no sample has any, or several stacks have them and ``stack`` does not say which.
@@ -138,12 +152,14 @@ class GeometryHistory(ShownHistory):
         return {record.step: record.patterns[names[0]] for record in having}
 
     def to_xarray(self, stack: str | None = None) -> xarray.Dataset:
-        """Return the metrics as an ``xarray.Dataset`` over ``step``, ``layer`` and ``head``.
-
-        Units, formulas and meanings are attributes; epoch, time and the like are coordinates along ``step``.
+        """Convert the metrics of one stack to xarray.
 
         Args:
             stack: Which stack of layers; needed if the model has several, whose layers are not the same.
+
+        Returns:
+            A dataset over ``step``, ``layer`` and ``head``, a variable for each metric. Units, formulas and
+            meanings are attributes; epoch, time and the like are coordinates along ``step``.
 
         Raises:
             ModuleNotFoundError: Without xarray: ``pip install 'lightning-geo[analysis]'``.
@@ -154,10 +170,11 @@ class GeometryHistory(ShownHistory):
         return to_xarray(self, stack)
 
     def to_pandas(self) -> pd.DataFrame:
-        """Return a ``pandas.DataFrame`` with a row for every number.
+        """Convert the metrics to a table.
 
-        Its columns are step, stack, metric, layer, head, value and unit; ``head`` is missing for a metric of
-        layers, and what has no value has no row.
+        Returns:
+            A row for every number, with the columns step, stack, metric, layer, head, value and unit. Metrics
+            of layers have no ``head``; cells without a value have no row.
 
         Raises:
             ModuleNotFoundError: Without pandas: ``pip install 'lightning-geo[analysis]'``.
@@ -179,6 +196,9 @@ def load_history(path: str | os.PathLike[str], name: str | None = None) -> Geome
             (``wandb/offline-run-…``, together with the runs that it resumed), any other that holds
             the record; or one event file.
         name: Name of the monitor; needed if the run had several.
+
+    Returns:
+        The samples that count, by step.
 
     Raises:
         FileNotFoundError: If there is no event file.
@@ -234,7 +254,7 @@ def read_history(
             elif len(others) < 10:
                 others.update(value.tag for value in event.summary.value)
     for records in monitors.values():
-        problems += _changed_specs(records)
+        problems += changed_specs(records)
     skipped += dict.fromkeys(problems)  # a spec comes with every sample
     if skipped:
         shown = "; ".join(skipped[:5]) + (f"; and {len(skipped) - 5} more" if len(skipped) > 5 else "")
@@ -252,19 +272,6 @@ def read_history(
 def _drop(records: list[GeometryRecord], step: int) -> None:
     while records and records[-1].step >= step:
         records.pop()
-
-
-def _changed_specs(records: list[GeometryRecord]) -> Iterator[str]:
-    """Metrics that a later session has given another spec, whose numbers are not those of the earlier one."""
-    last: dict[str, MetricSpec] = {}
-    for record in records:
-        for name, spec in record.specs.items():
-            if name in last and (fields := differing_fields(last[name], spec)):
-                yield (
-                    f"{name!r} changed its {', '.join(fields)} at step {record.step}: earlier samples do not "
-                    "compare with later ones"
-                )
-            last[name] = spec
 
 
 def _monitor(

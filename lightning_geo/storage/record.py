@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_geo.metrics.catalog import CATALOG
-from lightning_geo.metrics.foreign_specs import as_stored
+from lightning_geo.metrics.foreign_specs import as_stored, differing_fields
 from lightning_geo.metrics.gates import KINDS, gate_labels
 from lightning_geo.metrics.reductions import reduce_finite
 from lightning_geo.metrics.selection import is_standard_error, spec_of
@@ -21,7 +21,7 @@ from lightning_geo.storage.patterns import AttentionPatterns
 from lightning_geo.storage.shown import ShownRecord
 from lightning_geo.utils.formatting import did_you_mean
 
-__all__ = ["GeometryRecord", "lookup", "stored_parts"]
+__all__ = ["GeometryRecord", "changed_specs", "lookup", "stored_parts"]
 
 
 #: What the names of stacks end with that hold further attentions, or further runs, of another stack's layers.
@@ -160,7 +160,7 @@ class GeometryRecord(ShownRecord):
         return iter(self.keys())
 
     def keys(self) -> list[str]:
-        """Names that ``record[name]`` takes, one per stored array."""
+        """Return the names that ``record[name]`` takes, one per stored array."""
         several = len(self.stacks) > 1
         return [f"{s}/{n}" if several else n for s, arrays in self.stacks.items() for n in arrays]
 
@@ -187,7 +187,12 @@ class GeometryRecord(ShownRecord):
         return np.array([*KINDS, ""])[labels]
 
     def metadata(self) -> dict[str, Any]:
-        """Everything but the arrays, as JSON-serialisable values."""
+        """Return everything but the arrays.
+
+        Returns:
+            JSON-serialisable values by name, as the event file stores them. ``specs``, ``findings`` and
+            ``looked_for`` are left out where they are empty.
+        """
         names = (
             "model", "step", "epoch", "batches_seen", "wall_time", "cost_seconds", "probe_fingerprint",
             "coverage",
@@ -215,9 +220,12 @@ class GeometryRecord(ShownRecord):
         return measured / seen
 
     def summaries(self) -> dict[str, float]:
-        """One number per metric for the whole model; metrics without a value are left out.
+        """Return one number per metric for the whole model.
 
-        ``coverage`` is the share of attention calls that were measured, where it is less than 1.
+        Returns:
+            ``name -> number``: the mean or the maximum over layers and heads, for metrics that have a value.
+            ``coverage``, the share of attention calls that were measured, is added if it is less than 1, or
+            was less in an earlier sample.
         """
         result = {}
         for key in (key for key in self.keys() if not is_standard_error(key)):
@@ -232,3 +240,20 @@ class GeometryRecord(ShownRecord):
         if np.isfinite(share) and (share != 1 or self.coverage_shown):
             result["coverage"] = share
         return result
+
+
+def changed_specs(records: Iterable[GeometryRecord]) -> Iterator[str]:
+    """Yield a sentence on each metric whose spec a later session changed, and with it the numbers' meaning.
+
+    Args:
+        records: The samples of one monitor, by step.
+    """
+    last: dict[str, MetricSpec] = {}
+    for record in records:
+        for name, spec in record.specs.items():
+            if name in last and (fields := differing_fields(last[name], spec)):
+                yield (
+                    f"{name!r} changed its {', '.join(fields)} at step {record.step}: earlier samples do not "
+                    "compare with later ones"
+                )
+            last[name] = spec

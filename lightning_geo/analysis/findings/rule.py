@@ -55,6 +55,9 @@ class Level:
         Args:
             values: [layer] or [layer, head].
             start: The same shape, the first value in the run; NaN where there was none yet.
+
+        Returns:
+            Flags of the same shape.
         """
         beyond = _within(values, self.at_least, self.at_most)
         result = beyond

@@ -109,22 +109,49 @@ class Collector:
         add_values([layer], type(self).__name__, self.metrics, values[None])
 
     def attention(self, layer: LayerSums, key: CallKey, call: AttentionCall) -> None:
-        """Add an attention call, or the part of it that holds documents of one length."""
+        """Take an attention call; one of packed rows comes in parts, the documents of similar length each.
+
+        Args:
+            layer: The sums of its layer, to add to.
+            key: Identifies the call among those of the forward pass.
+            call: Queries, keys, values, outputs and masks, as the model computed them.
+        """
 
     def attention_output(self, layer: LayerSums, output: Tensor, mask: Tensor | None) -> None:
-        """Add what the attention module of a layer wrote, [B, N, d], real tokens by ``mask`` [B, N]."""
+        """Take the hidden states that the attention module of a layer returned.
+
+        Args:
+            layer: The sums of its layer, to add to.
+            output: [B, N, d].
+            mask: [B, N] bool, True for real tokens; ``None`` if all are real.
+        """
 
     def block(self, layer: LayerSums, block: BlockCall) -> None:
-        """Add a layer's input and output."""
+        """Take one run of a layer.
+
+        Args:
+            layer: The sums of the layer, to add to.
+            block: The layer's input and output, and the attention calls within.
+        """
 
     def projections(self, layer: LayerSums, key: CallKey, projections: Projections) -> None:
-        """Add the projections of an attention call, which come after it."""
+        """Take the projections of an attention call, after the call itself.
+
+        Args:
+            layer: The sums of its layer, to add to.
+            key: That of the call.
+            projections: The weights by role and head, and the inputs and outputs of the linear modules.
+        """
 
     def settle(self) -> None:
-        """Add what has waited to the sums."""
+        """Add waiting results to the sums."""
 
     def zero(self) -> None:
-        """Forget what was counted; the sums are zeroed by the caller."""
+        """Forget all events so far; the caller zeroes the sums."""
 
     def derive(self, stack: DerivedStack) -> None:
-        """Derive what is more than a mean over sequences, for all layers of a stack at once."""
+        """Derive metrics that are more than a mean over sequences, for all layers of a stack at once.
+
+        Args:
+            stack: The sums of its layers; takes the values by :meth:`.DerivedStack.add`.
+        """
