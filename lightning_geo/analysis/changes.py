@@ -119,7 +119,7 @@ def layer_changes(all_changes: Sequence[Change]) -> list[tuple[str, NDArray[np.f
 
 
 class HeadCount(NamedTuple):
-    """Count the heads that are focused on one token, or have a near-duplicate.
+    """How many heads are focused on one token, or have a near-duplicate.
 
     Args:
         series: ``normalized_entropy`` or ``redundancy``.

@@ -214,7 +214,7 @@ def compare(
 
 
 def _changed_specs(a: GeometryHistory, b: GeometryHistory) -> dict[str, str]:
-    """Metrics of one name by which the runs mean different numbers, each with a note."""
+    """Return a note by name for each metric that the runs define differently, so that it is not compared."""
     return {
         name: f"Not compared: {name}, whose {', '.join(fields)} differs between A and B."
         for name in a.specs

@@ -81,7 +81,7 @@ class PruningPlan:
 
     @property
     def heads(self) -> tuple[Head, ...]:
-        """Those to remove, in order."""
+        """The heads to remove, in order."""
         return tuple(ranked.head for ranked in self.ranking[: self.count])
 
     @property

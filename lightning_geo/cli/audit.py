@@ -100,7 +100,7 @@ def _check_writable(path: Path) -> None:
 
 
 def as_dict(result: Audit, run: Run, release: Run | None, notes: Sequence[str]) -> dict[str, Any]:
-    """Return an audit as JSON has it, which is also its line in the ledger."""
+    """Return an audit as JSON-serialisable values, which are also its entry in the ledger."""
     policy = result.policy
     return {
         "format": 1,

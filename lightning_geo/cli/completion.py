@@ -10,12 +10,12 @@ __all__ = ["SHELLS", "Parser", "PrintCompletion"]
 
 SHELLS = ("bash", "zsh", "tcsh")
 
-#: What an argument is for shtab, by its placeholder in the help.
+#: The kind of an argument for shtab, by its placeholder in the help.
 _PATHS = {"RUN": "directory", "MODEL": "directory", "FILE": "file", "LEDGER": "file"}
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that knows which of its arguments are paths, and so are its commands' parsers."""
+    """A parser that knows which of its arguments are paths; its commands' parsers are of this class too."""
 
     def add_argument(self, *args: Any, **kwargs: Any) -> argparse.Action:
         """Add an argument as :class:`argparse.ArgumentParser` does."""

@@ -1,4 +1,4 @@
-"""Runs and rows as JSON has them."""
+"""Converts runs and rows to JSON-serialisable values."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ __all__ = ["as_object", "finite", "run_metadata"]
 
 
 def as_object(row: NamedTuple) -> dict[str, Any]:
-    """Return a row as JSON has it."""
+    """Return a row as JSON-serialisable values."""
     return {key: finite(value) for key, value in row._asdict().items()}
 
 
 def run_metadata(run: Run) -> dict[str, Any]:
-    """Return which run it is, as JSON has it."""
+    """Return a run's name, path, model, steps and probe as JSON-serialisable values."""
     history = run.history
     return {
         "name": run.name,

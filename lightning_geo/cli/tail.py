@@ -129,7 +129,7 @@ class _Lines:
         yield from map(_finding, record.findings)
 
     def pass_over(self, record: GeometryRecord) -> None:
-        """Take a sample into the courses, without a line."""
+        """Add a sample to the courses without a line of its own."""
         models = {
             series.key: float(series.model()[-1]) for series in metric_series(GeometryHistory([record]))
         }
@@ -150,7 +150,7 @@ class _Lines:
             widths,
             left=(_CHANGE,),
             least={**dict.fromkeys(self._keys, _METRIC), _CHANGE: 28},
-            # the largest change says more than a fifth metric
+            # the largest change is more informative than a fifth metric
             drop=(*((key,) for key in self._keys[4:][::-1]), (_CHANGE,), *((k,) for k in self._keys[3::-1])),
             width=terminal_width(),
         )

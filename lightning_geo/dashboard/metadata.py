@@ -1,4 +1,4 @@
-"""How tags of the record are read, and what the page is told about a metric."""
+"""Reads the tags of the record, and describes metrics for the page."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def tag_of(address: TagAddress) -> str:
 
 
 def parse_tag(tag: str) -> TagAddress | None:
-    """Return the address stored under a tag, or None for metadata, matrices and tags of others.
+    """Return the address stored under a tag, or None for metadata, matrices and other tags.
 
     Example:
         >>> parse_tag("lightning_geo/geometry/encoder/effective_rank.query")

@@ -16,7 +16,7 @@ BUILT_IN = {
 
 
 def natural(text: str) -> tuple[list[tuple[int, str]], str]:
-    """Return a key that sorts ``version_2`` before ``version_10``, and is no other text's.
+    """Return a key that sorts ``version_2`` before ``version_10``, and differs between texts.
 
     Example:
         >>> sorted(["version_10", "version_2", "rate_0.01", "rate_0.001"], key=natural)
@@ -27,5 +27,5 @@ def natural(text: str) -> tuple[list[tuple[int, str]], str]:
 
 
 def ordered(names: Iterable[str]) -> list[str]:
-    """In the order of the catalog; other names behind."""
+    """Sort names by the catalog; other names come after."""
     return sorted(names, key=lambda name: (BUILT_IN.get(name, len(BUILT_IN)), name))

@@ -1,4 +1,4 @@
-"""TensorBoard's data provider, asked again where its reader is in the middle of an event."""
+"""Retries TensorBoard's data provider while its reader is in the middle of an event."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _PAUSE = 0.05
 
 
 class Patience:
-    """A data provider whose answers wait for what is being read.
+    """A data provider that retries while an event is being read.
 
     Without the fast data server, TensorBoard's reader notes the tag of a new event before it keeps the
     event's value. Whoever lists or reads tags between the two gets ``KeyError`` with the tag, and the page
-    would show it as a missing run. The value is there in the next moment: the provider is asked again.
+    would show it as a missing run. The value is there in the next moment, so the call is repeated.
 
     Args:
         provider: TensorBoard's data provider.

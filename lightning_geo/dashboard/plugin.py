@@ -71,7 +71,7 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard ships no ty
         }
 
     def is_active(self) -> bool:
-        return False  # TensorBoard itself looks for data of the plugin's name
+        return False  # TensorBoard activates the tab by itself if a run has data under the plugin's name
 
     def frontend_metadata(self) -> Any:
         return FrontendMetadata(es_module_path=f"/{_STATIC}/index.js", tab_name="Geometry")
@@ -87,7 +87,7 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard ships no ty
 
     @guarded
     def index_route(self, request: Request) -> Response:
-        """The available data: asked for again and again while the page is open."""
+        """The available data; an open page polls this route."""
         return respond(request, self.index(*where(request)), "application/json")
 
     @guarded
@@ -183,7 +183,7 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard ships no ty
         runs: dict[str, dict[str, dict[str, list[str]]]],
         changed: dict[tuple[str, str], tuple[int, float]],
     ) -> dict[str, MetricSpec]:
-        """Specs of the metrics that are not built in: the first run's, with a word on others of the name."""
+        """Specs of the metrics that are not built in: the first run's, with a note if other runs differ."""
         specs: dict[str, MetricSpec] = {}
         for run, monitors in runs.items():
             for monitor, stacks in monitors.items():
@@ -280,7 +280,7 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard ships no ty
         if total > limit:
             samples = [samples[i] for i in np.linspace(0, total - 1, limit).round().astype(int)]
         count, stamp = held
-        # whatever replaces a sample replaces all behind it too: if the last one stands, so do all before
+        # a resumed session replaces a sample and all after it: if the last one counts, so do all before it
         first = count if 0 < count <= total <= limit and samples[count - 1].wall_time == stamp else 0
         header = {"first": first, "total": total, "stamp": samples[-1].wall_time if samples else 0.0}
         return pack(samples[first:], address, header)

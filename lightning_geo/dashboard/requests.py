@@ -16,7 +16,7 @@ Route = Callable[[Any, Request], Response]
 
 
 def guarded(route: Route) -> Callable[..., Any]:
-    """A WSGI application of a method; what is asked wrongly is answered in plain text."""
+    """Make a method a WSGI application; the answer to a wrong request is plain text."""
 
     @wraps(route)
     def answer(self: Any, request: Request) -> Response:

@@ -1,4 +1,4 @@
-"""First and last sample of many series: what the table of runs shows of them."""
+"""First and last sample of many series, for the table of runs."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class End(NamedTuple):
 
 @dataclass
 class _Known:
-    """What was read of a series."""
+    """The parts of a series that were read so far."""
 
     first: End | None = None
     last: End | None = None
@@ -82,7 +82,7 @@ class RunEnds:
         sessions: Mapping[str, Sequence[Any]],
         deadline: float,
     ) -> list[tuple[End | None, End | None]]:
-        """Return first and last sample in force of each series; None for what is not known yet.
+        """Return first and last sample in force of each series; None for series not read yet.
 
         Args:
             ctx: Of the request.
@@ -134,7 +134,7 @@ class RunEnds:
         sessions: Mapping[str, Sequence[Any]],
         deadline: float,
     ) -> None:
-        """Read whole series until the deadline: a run's first tells how many of them fit into a request."""
+        """Read whole series until the deadline; a run's first shows how many of its size fit a request."""
         for _, of_run in itertools.groupby(series, key=lambda s: s.run):
             waiting, size = list(of_run), _LARGEST
             while waiting and time.monotonic() < deadline:

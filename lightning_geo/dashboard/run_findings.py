@@ -1,4 +1,4 @@
-"""What a run's monitor found, out of the metadata of its samples."""
+"""Reads the findings of a run's monitor from the metadata of its samples."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _DAMAGED = (ValueError, TypeError, AttributeError, RecursionError)
 
 
 def run_findings(samples: Sequence[Any], sessions: Sequence[Any], kept: int = 0) -> dict[str, Any]:
-    """Return the verdict on a run and its findings, as the page is told.
+    """Return the verdict on a run and its findings, in the form that the page reads.
 
     What is damaged is left out: a sample's metadata, or one finding of it.
 

@@ -28,7 +28,7 @@ _UNREADABLE = {"level": "unknown", "verdict": "The record of this run could not 
 
 
 class _Choice(NamedTuple):
-    """What a row is about: a run's monitor, and the metrics that it has of those asked for."""
+    """The content of a row: a run's monitor, and those of the requested metrics that it has."""
 
     run: str
     monitor: str
@@ -126,7 +126,7 @@ class RunRows:
     def _verdict(
         self, ctx: Any, experiment: str, tags: Mapping[str, Any], c: _Choice, deadline: float
     ) -> dict[str, Any] | None:
-        """What a run's monitor found, in short; None where there was no time to look."""
+        """A run's verdict in short; None where the deadline left no time to read it."""
         own = [tag for tag in (metadata_tag(c.monitor), session_tag(c.monitor)) if tag in tags]
         version = [stamp_of(tags[tag]) for tag in own]
         read, verdict = self._verdicts.get((experiment, c.run, c.monitor), (None, None))
@@ -142,7 +142,7 @@ class RunRows:
         return verdict
 
     def _summary(self, ctx: Any, experiment: str, tags: Mapping[str, Any], c: _Choice, name: str) -> str:
-        """How a metric's sample becomes one number, as its run says where it is not built in."""
+        """How a metric's sample becomes one number; for a metric that is not built in, by the run's spec."""
         if name in _BUILT_IN:
             return str(describe(name)["summary"])
         tag = metadata_tag(c.monitor)

@@ -1,4 +1,4 @@
-"""Samples of a metric: which of them stand, and how they are sent to the page."""
+"""Samples of a metric: selects those that count, and packs them for the page."""
 
 from __future__ import annotations
 

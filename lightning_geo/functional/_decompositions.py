@@ -31,7 +31,7 @@ _local = threading.local()
 
 @contextlib.contextmanager
 def dividing_among_threads(divides: bool = True) -> Iterator[None]:
-    """Let :func:`by_lapack` decompose in several threads here, also what lies on the host already.
+    """Let :func:`by_lapack` decompose in several threads here, also matrices that already lie on the host.
 
     Training on a device leaves these cores idle. Training on a CPU computes with them.
 

@@ -13,7 +13,7 @@ from lightning_geo.utils.shapes import Bool, Float, Num
 
 __all__ = ["cone_index", "mean_cosine", "sum_of_directions"]
 
-#: What these functions take of hidden states, and of heads' outputs.
+#: The quantities that these functions read, of hidden states and of heads' outputs.
 _STAGE = ("directions", "tokens", "directed")
 _OUTPUTS = ("output.directions", "output.tokens", "output.directed")
 

@@ -1,4 +1,4 @@
-"""Products of heads' weights that are as small as heads, and what is decomposed from them.
+"""Small products of heads' weights, D×D for heads of size D, and their decompositions.
 
 Spectra and subspaces of weights ``[D, d]`` need no more than D×D matrices. These are computed where the
 weights are, and may be decomposed elsewhere and later.

@@ -14,11 +14,11 @@ __all__ = ["ObservedScores", "ScoreSpectra"]
 
 
 class ScoreSpectra(Protocol):
-    """What the spectra of scores are read from: an attention call, or what is left of several."""
+    """The source of the spectra of scores: an attention call, or the products kept of several."""
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of queries."""
+        """Type of the queries."""
 
     @property
     def spectrum(self) -> Float[Tensor, "*batch sizes"]:

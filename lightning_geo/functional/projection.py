@@ -60,7 +60,7 @@ class HeadReads:
 
 @dataclass(frozen=True)
 class ReadMoments:
-    """What is left of :class:`HeadReads` once tokens and sequences are summed up; of one layer or several.
+    """:class:`HeadReads` of one layer or several, summed over tokens and sequences.
 
     Args:
         moments: ``[..., h, D, D]``, means of (W x̂)(W x̂)ᵀ in float64.

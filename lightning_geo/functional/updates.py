@@ -1,4 +1,4 @@
-"""What an optimizer did to weights between two samples."""
+"""Changes of weights between two samples."""
 
 from __future__ import annotations
 

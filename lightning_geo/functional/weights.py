@@ -191,7 +191,7 @@ def weight_drift(weights: HeadWeights, role: str) -> Float[Tensor, " heads"]:
     if start is None or start.shape[0] != now.shape[0] or start.shape[2] != now.shape[2]:
         return now.new_full((weights.heads,), torch.nan)
     own = torch.linalg.matrix_norm(weights.gram(role))
-    if role in weights.unmoved:  # against itself: rounding is no drift, but NaN stays
+    if role in weights.unmoved:  # compared with itself, a head must not drift by rounding; NaN stays NaN
         return weights.each(own * 0.0)
     start = as_float(without_waiting(start, now.device), "start", "h D d").to(now.dtype)
     before = start @ start.mT

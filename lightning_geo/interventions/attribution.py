@@ -1,4 +1,4 @@
-"""What an explanation holds, and how far its numbers can be trusted. No torch."""
+"""The contents of an explanation, and how far its numbers can be trusted. No torch."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class Explanation:
 
 
 def first_order_fails(contributed: float, error: float) -> bool:
-    """Return whether the contributions of a layer's heads say too little of what the layer does.
+    """Return whether the contributions of a layer's heads miss too much of the layer's effect.
 
     Args:
         contributed: Their sum.

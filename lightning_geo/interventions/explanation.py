@@ -52,7 +52,7 @@ def explain(
 
     Args:
         model: A classifier: it returns ``logits`` [B, classes] (as an attribute, a key, or alone).
-        batch: What it takes: a mapping is keyword arguments, a tuple positional ones.
+        batch: Its inputs: a mapping is keyword arguments, a tuple positional ones.
         target: The correct class of each example, or of all.
         contrast: The class to compare with; ``None`` for the one with the largest logit besides ``target``,
             which for a wrong prediction is the predicted one.
@@ -68,7 +68,7 @@ def explain(
 
     Raises:
         ValueError: If the model returns no such logits, a class is none of them, or the examples cannot be
-            told apart.
+            distinguished.
         TypeError: If ``special_token_ids`` are no integers.
         LookupError: If the outputs of some heads are unknown.
     """
@@ -252,7 +252,7 @@ def _tokens(call: Call, ids: Sequence[int], tokenizer: Any) -> tuple[str, ...]:
 
 
 def _classes_of(model: nn.Module, count: int) -> tuple[str, ...]:
-    """Names of the classes in the model's config; transformers' placeholders are none."""
+    """Names of the classes in the model's config, without transformers' placeholders."""
     names = getattr(getattr(model, "config", None), "id2label", None)
     if not isinstance(names, dict) or all(names.get(i) == f"LABEL_{i}" for i in range(count)):
         return ()

@@ -60,7 +60,7 @@ def example_geometry(
 
     Args:
         model: The model, left as it was.
-        call: What it is called with.
+        call: Its arguments.
         gates: Whether to measure the gates' margins too.
         special: Input ids that count as special tokens.
     """

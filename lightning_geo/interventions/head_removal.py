@@ -30,7 +30,7 @@ _WIDTHS = ("all_head_size", "inner_dim")
 
 @dataclass(frozen=True)
 class PrunedModel:
-    """A model without a plan's heads, and what that saves.
+    """A model without a plan's heads, and the savings.
 
     Args:
         model: A copy without the plan's heads.
@@ -71,7 +71,7 @@ def apply_plan(
     Args:
         model: The module that the monitor observed, or one of the same kind.
         plan: From :func:`~lightning_geo.pruning_plan`.
-        batch: What the model takes: a mapping is keyword arguments, a tuple positional ones.
+        batch: The model's inputs: a mapping is keyword arguments, a tuple positional ones.
         shrink: Whether to cut the heads out instead of zeroing them.
         repeats: Number of forward passes to time.
 

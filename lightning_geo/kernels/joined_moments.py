@@ -27,7 +27,7 @@ def join_heads(calls: Sequence[HeadMoments]) -> HeadMoments:
 
 
 def moments_layout(moments: HeadMoments) -> tuple[object, ...]:
-    """Return what is equal for moments of the same tokens, of however many heads."""
+    """Return a key that is equal for moments of the same tokens, whatever their number of heads."""
     shapes = (
         (name, x.dtype, *(size for place, size in enumerate(x.shape) if place != axis))
         for name, axis in _AXES.items()
@@ -37,5 +37,5 @@ def moments_layout(moments: HeadMoments) -> tuple[object, ...]:
 
 
 def moments_nbytes(moments: HeadMoments) -> int:
-    """Bytes that they hold, the flags left out, which calls may share."""
+    """Return the bytes that moments hold, without the flags, which calls may share."""
     return sum(x.nbytes for name in _AXES if (x := getattr(moments, name)) is not None)

@@ -1,4 +1,4 @@
-"""Sums of tokens with random signs: what is left of many tokens in a few rows."""
+"""Sums of tokens with random signs, which reduce many tokens to a few rows."""
 
 from __future__ import annotations
 

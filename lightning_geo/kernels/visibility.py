@@ -103,7 +103,7 @@ def _counts(masks: tuple[Tensor, ...], band: _Band) -> Float[Tensor, "#batch #he
 
 
 def _first(tensors: tuple[Tensor | None, ...], band: _Band) -> Int64[Tensor, " #batch"]:
-    """The lowest of the keys that rows find first from the start of their band on."""
+    """The lowest key that any row sees first, from the start of its band on."""
     real, *masks = tensors
     square = band.queries == band.keys
     if band.queries == 0:
@@ -129,7 +129,7 @@ def _first(tensors: tuple[Tensor | None, ...], band: _Band) -> Int64[Tensor, " #
 
 
 def _search(problem: AttentionProblem) -> Int64[Tensor, " batch"]:
-    """The same where masks differ between rows, a few columns at a time."""
+    """Find the first keys where masks differ between rows, a few columns at a time."""
     problem = replace(problem, rows=None)  # the first key of the sequence, not that of the chosen rows
     rows = Rows(problem)
     batch, heads, queries = problem.rows_shape

@@ -23,7 +23,7 @@ _ROWS, _PAIRS = 64, 1 << 24
 
 
 class Sight(NamedTuple):
-    """Which keys the queries of a call see, as far as no tensor tells.
+    """The sizes of a call, its causality and its window: all that limits visible keys, except masks.
 
     Args:
         batch: Number of sequences.
@@ -32,7 +32,7 @@ class Sight(NamedTuple):
         offset: Key position of query row 0.
         left: Keys visible before a row's position; None for all.
         right: Keys visible after a row's position; None for all, 0 for causal.
-        told: Whether the tokens that are not real are known to be padding.
+        told: Whether tokens that are not real are known to be padding.
     """
 
     batch: int
@@ -67,12 +67,12 @@ def visible_pairs(
         masks: Each bool (True = attend), additive float, or a ``BlockMask``. All of them apply.
         query_mask: True = real token; None if all are.
         key_mask: Likewise.
-        padding: True = padding, which the two masks may take for tokens; None for what ``sight.told`` says.
+        padding: True = padding, which the two masks may take for tokens; None to go by ``sight.told``.
         device: Of the call.
 
     Returns:
         Visible later keys, visible padding, all later keys, all padding; the last two are 0 where masks hide
-        every key, as those do that turned out to be others than were assumed.
+        every key, which marks masks that turned out not to be as assumed.
     """
     tensors = query_mask, key_mask, padding, *(m for m in masks if isinstance(m, Tensor))
     rules = tuple(m for m in masks if not isinstance(m, Tensor))
@@ -92,7 +92,7 @@ def visible_pairs(
 
 
 def _is(mask: Tensor, keys: Tensor) -> bool:
-    """Whether a mask is a row of these keys."""
+    """Whether a mask is the tensor of these keys, and no copy of it."""
     return mask.dtype == torch.bool and mask.numel() == keys.numel() and mask.data_ptr() == keys.data_ptr()
 
 
@@ -107,7 +107,7 @@ def _exact(device: torch.device) -> torch.dtype:
 def _of_tokens(
     tensors: tuple[Tensor | None, ...], sight: Sight, rules: tuple[BlockMask, ...], device: torch.device
 ) -> Tensor:
-    """The counts where every real query sees the real keys of its side, and padding either all or none."""
+    """Count where each real query sees all real keys of its side, and either all padding or none."""
     _, real, _, *masks = tensors
     assert real is not None
     number = real.sum(-1, dtype=_exact(device))
@@ -122,7 +122,7 @@ def _of_tokens(
 def _of_rows(
     tensors: tuple[Tensor | None, ...], sight: Sight, rules: tuple[BlockMask, ...], device: torch.device
 ) -> Tensor:
-    """The same where masks are anything else, of some query rows."""
+    """Count with any other masks, on a selection of query rows."""
     query_mask, key_mask, padding, *masks = tensors
     heads = max([mask.shape[1] for mask in (*masks, *rules) if mask is not None], default=1)
     count = max(_PAIRS // (sight.batch * heads * sight.keys), 1)
@@ -143,7 +143,7 @@ def _of_rows(
     if not limits:
         limits.append(torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device))
     visible = functools.reduce(torch.bitwise_and, limits)
-    if padding is not None:  # nobody told the model: it is no token either
+    if padding is not None:  # the model was not given this padding: its tokens do not count as real
         query_mask = ~padding if query_mask is None else query_mask & ~padding
         key_mask = ~padding if key_mask is None else key_mask & ~padding
     elif sight.told and key_mask is not None:
@@ -156,7 +156,7 @@ def _of_rows(
     if key_mask is not None:
         pairs = pairs & key_mask[:, None]
     beyond = torch.zeros_like(pairs) if padding is None else real[:, :, None] & padding[:, None]
-    # a mask that hides everything hides what it is
+    # a sequence whose masks hide every key is not counted: its real masks are unknown
     seen = (visible & real[:, None, :, None]).flatten(1).any(-1)
     asked = torch.stack([x.expand(sight.batch, len(rows), sight.keys) for x in (pairs, beyond)], 1)
     asked = asked & seen[:, None, None, None]  # [B, 2, rows, keys]

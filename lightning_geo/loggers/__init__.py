@@ -1,6 +1,6 @@
 """The destinations of records: one sink each, independent of each other.
 
-Loggers are told apart by the methods of their ``experiment``: ``pytorch_lightning`` and ``lightning.pytorch``
+Loggers are recognised by the methods of their ``experiment``: ``pytorch_lightning`` and ``lightning.pytorch``
 have different classes for the same logger, and importing either here would load it for users of the other.
 """
 
@@ -83,7 +83,7 @@ def open_sinks(
             get the numbers as well, but no record.
         picture_scales: Ends of the scales of the run's pictures by tag, as an earlier session left them;
             those of this session go there too, for all loggers.
-        config: What a run's config says of the monitor, where a logger keeps one. Its ``metrics`` are the
+        config: The monitor's entry in a run's config, where a logger keeps one. Its ``metrics`` are the
             stored names that the run measures; without them the loggers get the key metrics alone.
         about: Context in which each destination is opened, so that one that fails does not affect the others.
     """

@@ -70,7 +70,7 @@ def _margins(record: GeometryRecord, name: str, measured: Collection[str] | None
     result = []
     for stack, metric in key_metrics_by_stack(list(record.stacks), measured, record.specs):
         arrays = record.stacks[stack]
-        # what compares samples has its first value at the second one
+        # metrics that compare samples have their first value at the second sample
         if metric not in arrays and not compares_samples(metric):
             continue
         if max(map(len, arrays.values()), default=0) < 2:

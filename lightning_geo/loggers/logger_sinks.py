@@ -20,7 +20,7 @@ __all__ = ["LoggerSinks", "new_version"]
 
 
 class LoggingRun(Protocol):
-    """What sinks need to know of a run; see ``Host`` in :mod:`lightning_geo.monitor.host`."""
+    """The part of a run that sinks need; see ``Host`` in :mod:`lightning_geo.monitor.host`."""
 
     @property
     def loggers(self) -> Iterable[Any]:
@@ -28,7 +28,7 @@ class LoggingRun(Protocol):
 
     @property
     def root_dir(self) -> str:
-        """The directory of a record that no logger has a place for is made in it."""
+        """The parent of the record's directory where no logger has a place for the record."""
 
     @property
     def fast_dev_run(self) -> bool:
@@ -72,7 +72,7 @@ class LoggerSinks:
         self.version: str | None = None
 
     def copied(self, loggers: Iterable[Any]) -> LoggerSinks:
-        """Those of a copy of the monitor: another run, whose record goes elsewhere.
+        """Return the sinks of a copy of the monitor: another run, whose record goes elsewhere.
 
         Args:
             loggers: Of the run, whose directories belong to it before there is a record in them.
@@ -82,17 +82,17 @@ class LoggerSinks:
         return LoggerSinks(self._name, self._level, self._warn_once, taken, self._config)
 
     def anew(self) -> LoggerSinks:
-        """Those of the next run of the same monitor."""
+        """Return the sinks of the next run of the same monitor."""
         return LoggerSinks(self._name, self._level, self._warn_once, self._taken, self._config)
 
     @property
     def places(self) -> str:
-        """Where a person looks at the numbers, besides the record's directory; empty for nowhere."""
+        """The places where a person finds the numbers, besides the record's directory; empty for none."""
         return "; ".join(sink.where for sink in self._sinks or [] if not isinstance(sink, RecordFile))
 
     @property
     def directory(self) -> str:
-        """Where the run's record is; empty for nowhere."""
+        """The directory of the run's record; empty for none."""
         records = (sink.holds for sink in self._sinks or [] if isinstance(sink, RecordSink))
         return next((folder for folder in records if folder is not None), "")
 

@@ -82,7 +82,7 @@ class PictureScales:
 
         Args:
             tag: Of the picture.
-            values: What it shows.
+            values: The values that it shows.
             spec: The metric.
         """
         bound = spec.range if spec.log_from is None else (None, None)

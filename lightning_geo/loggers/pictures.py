@@ -123,7 +123,7 @@ def draw(
         title: First line.
         step: Optimizer step, for the second line.
         columns: Names of the columns in place of head numbers.
-        scale: What its colours mean; ``None`` for the scale of a run that begins with these values.
+        scale: The scale of its colours; ``None`` for that of a run that begins with these values.
         across: Title of the columns' axis; by default ``stage``, or ``head`` where they have no names.
             Columns called ``step`` are labelled where there is room.
 

@@ -48,7 +48,7 @@ class WandbSink:
         resumed: Whether the run began before this session.
         scales: Of the run's pictures.
         measured: Stored names that the run measures; ``None`` where that is not known.
-        config: What the run's config says of the monitor.
+        config: The monitor's entry in the run's config.
     """
 
     #: Directory of the run's record, from which the report is made; ``None`` for no report.
@@ -102,7 +102,7 @@ class WandbSink:
                 self._alert(finding)
 
     def _begin(self, record: GeometryRecord) -> None:
-        """Take up what an earlier session of the run has shown, and describe the monitor in the config."""
+        """Go on from the samples of an earlier session, and describe the monitor in the config."""
         if self._resumed:
             for earlier in self._earlier(record.step):
                 self._start = self._start or scalars(earlier, self._name, "model", self._measured)
@@ -203,7 +203,7 @@ class WandbSink:
 
 
 def _facts(record: GeometryRecord) -> dict[str, Any]:
-    """What a sample shows of the model and the probe."""
+    """Facts about the model and the probe, from a sample."""
     stacks = record.model.get("stacks", {})
     layout = {
         stack: {"layers": len(facts.get("heads", [])), "heads": max(facts.get("heads", []), default=0)}

@@ -1,4 +1,4 @@
-"""From the sums of a sample to arrays [layer, head]: all is derived, then moved to the host at once."""
+"""From the sums of a sample to arrays [layer, head]: derives all of it, then moves it to the host at once."""
 
 from __future__ import annotations
 
@@ -52,7 +52,10 @@ class Computed:
         self.failures = {**other.failures, **self.failures}
 
     def drop_by_draw(self) -> None:
-        """Leave out errors where no rank drew rows, and where it did in all layers, what a draw lacks."""
+        """Leave out metrics that the draw of rows leaves without values.
+
+        Standard errors go where no rank drew rows; metrics that need all rows go where every layer drew some.
+        """
         for arrays in self.stacks.values():
             for name, values in list(arrays.items()):
                 exact = is_standard_error(name) and not np.nan_to_num(values).any()
@@ -64,7 +67,7 @@ class Computed:
         for arrays in self.stacks.values():
             for name, values in list(arrays.items()):
                 base = name.partition(".")[0]
-                # there was no loss, or one that no head changes
+                # no loss was given, or no head changes it
                 weightless = "slope" in reads_of(name) and not np.nan_to_num(values).any()
                 if weightless or base in self.failures or (base in FOREIGN and np.isnan(values).all()):
                     del arrays[name]
@@ -142,7 +145,7 @@ class SampleDerivation:
         self.calls_others = any(part.calls_others for _, part in parts)
 
     def release(self) -> None:
-        """Free the sums, which are needed no more."""
+        """Free the sums, which are no longer needed."""
         for _, part in self._parts:
             part.sample.release()
 
@@ -167,7 +170,7 @@ def derive(
     baseline: Bases | None = None,
     previous: Bases | None = None,
 ) -> Derivation:
-    """Derive all metrics of one model; nothing of it waits for the device.
+    """Derive all metrics of one model, without waiting for the device.
 
     Args:
         sample: Its sums, merged over ranks.

@@ -14,7 +14,7 @@ __all__ = ["compare_bases", "stacked_bases"]
 
 
 def compare_bases(stack: DerivedStack, metrics: Iterable[str]) -> None:
-    """Add how two roles' subspaces, or one role's at two samples, lie to each other."""
+    """Add the metrics that compare two roles' subspaces, or one role's at two samples."""
     own = stack.bases
     for name in metrics:
         role, reads = name.rpartition(".")[2], reads_of(name)
@@ -31,10 +31,10 @@ def compare_bases(stack: DerivedStack, metrics: Iterable[str]) -> None:
         indices = sorted(stack.layers)
         here, there = (_of_layers(basis.to(first.device), indices) for basis in (first, second))
         values = metric_function(name)(here, there)
-        if second is first:  # against itself: rounding is no drift, but NaN stays
+        if second is first:  # compared with itself, a head must not drift by rounding; NaN stays NaN
             values = values * 0.0
         elif "basis" in reads:
-            # a layer that lost heads has numbered them anew: no head is to be compared with another
+            # a layer that lost heads renumbered the rest: head h is another head now, so none is compared
             same = _last_head(here) == _last_head(there)
             values = values.masked_fill(~same[:, None], torch.nan)
         stack.add(name, indices, values)

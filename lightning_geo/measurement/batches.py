@@ -42,10 +42,10 @@ class BatchEntry(NamedTuple):
     """Tensors of one owner.
 
     Args:
-        owner: What the results belong to.
+        owner: The object that the results belong to.
         tensors: By name.
         shared: Tensors that only owners with these very tensors have in common, such as masks.
-        tag: What else must be equal.
+        tag: Must be equal, too.
         times: How many owners with equal tensors one call has.
     """
 
@@ -115,7 +115,7 @@ class LayerBatches:
         compute(owners, tensors, shared)
 
     def flush(self) -> None:
-        """Compute everything that was gathered, and let go of it."""
+        """Compute everything that was gathered, and free it."""
         batches, self._open = list(self._open.values()), {}
         with torch.no_grad():
             for batch in batches:
@@ -137,7 +137,7 @@ class _Copies:
 
     def add(self, target: Tensor, source: Tensor) -> None:
         """Copy a tensor when :meth:`run` is called."""
-        # those that lie otherwise would have the others copied one by one, too
+        # one operation copies all only if their layouts are equal: others go one by one
         alike = target.dtype, source.dtype if target.stride() == source.stride() else None
         self._alike.setdefault(alike, []).append((target, source))
 
@@ -177,7 +177,7 @@ class _Batch:
 
 
 def _kept_copies(shared: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:
-    """Copies of tensors that calls share, made once a sample: what is computed of them waits for others'."""
+    """Copy tensors that calls share, once a sample: the model may write to them before they are used."""
     return {name: None if x is None else kept_of(_copied, (x,)) for name, x in shared.items()}
 
 
@@ -199,7 +199,7 @@ def limit_of(device: torch.device) -> int:
 
 
 def _no_grad() -> contextlib.AbstractContextManager[None]:
-    # at hundreds of calls a sample, entering what is already so would cost several per cent of its time
+    # hundreds of calls a sample enter this: entering no_grad twice would cost several per cent of its time
     return torch.no_grad() if torch.is_grad_enabled() else contextlib.nullcontext()
 
 

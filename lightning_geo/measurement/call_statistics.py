@@ -59,7 +59,7 @@ class ObservedScores:
         return self.problem.query.dtype
 
     def score_products(self, names: Iterable[str]) -> ScoreProducts:
-        """What is left of queries and keys for spectra, by the names of products."""
+        """The products of queries and keys that spectra are computed from, by name."""
         problem = self.problem
         mask = None if problem.query_mask is None else problem.query_mask[:, None]
         return ScoreProducts(score_products(problem.query, problem.key, mask, names), self.dtype)
@@ -130,10 +130,10 @@ def _attended(call: AttentionCall) -> tuple[AttentionCall, Tensor | None]:
 
 
 def _below_peak(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores less the largest of their row, and these.
+    """Return scores less the largest of their row, and the largest of each row.
 
-    As a mask, scores below ``HIDDEN_BELOW`` would hide their keys, and training that diverges has such. What
-    hides is told by the call's masks, and by -inf.
+    As a mask, scores below ``HIDDEN_BELOW`` would hide their keys, and diverging training has such scores.
+    Only the call's masks and -inf hide keys here.
     """
     scores = scores.to(torch.float32)
     peak = scores.amax(-1, keepdim=True)

@@ -1,4 +1,4 @@
-"""The attention calls that ``layers=`` names: known while the model runs, as far as it can be."""
+"""The attention calls that ``layers=`` names, decided while the model runs as far as possible."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ChosenLayers:
         self._name = name
         self._modules = dict(modules)
         self._known = known
-        #: what earlier samples have shown: a call is measured throughout a sample or not at all
+        #: the calls to measure by earlier samples, fixed for this one: each is measured wholly or not at all
         self._before = dict(known)
         self._lists: dict[str, bool] = {}
 
@@ -120,7 +120,7 @@ class ChosenLayers:
 
 
 def not_measured(modules: Sequence[str]) -> LookupError:
-    """The error of a sample that lacks what it is to report."""
+    """Return the error of a sample that did not measure all layers that it should report."""
     return LookupError(
         f"layers are numbered otherwise than expected, so that {some(modules)} was not measured; the next "
         "sample measures it"
@@ -130,7 +130,7 @@ def not_measured(modules: Sequence[str]) -> LookupError:
 def no_match(
     layers: LayerChoice, numberings: Iterable[LayerNumbering], modules: Sequence[str]
 ) -> ArgumentError:
-    """The error of ``layers`` that match no attention call."""
+    """Return the error for ``layers`` that match no attention call."""
     sizes = {stack: size for numbering in numberings for stack, size in numbering.sizes.items()}
     return ArgumentError(
         f"Expected `layers` to match at least one layer but got {layers!r}. "

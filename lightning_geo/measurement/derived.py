@@ -62,9 +62,9 @@ class DerivedStack:
     patterns: dict[int, list[Tensor]] = field(default_factory=dict)
     #: names, indices of layers, and [L, P, ...]
     values: list[tuple[tuple[str, ...], Sequence[int], Tensor]] = field(default_factory=list)
-    #: tensors, which keep float64, and what derives more values from them once they are on the host
+    #: tensors, which keep float64, and the function that derives more values from them on the host
     deferred: list[tuple[list[Tensor], Callable[[list[Tensor]], None]]] = field(default_factory=list)
-    #: whether that calls functions of others, which belong into the training thread
+    #: whether that calls foreign functions, which must run in the training thread
     calls_others: bool = False
 
     def add(self, name: str, indices: Sequence[int], values: Tensor) -> None:
@@ -144,7 +144,7 @@ def _values(sums: Mapping[int, LayerSums]) -> Iterator[tuple[tuple[str, ...], li
 
 
 class Transfer:
-    """The one transfer of all that was derived to the host, which begins when it is made.
+    """The one transfer of all derived values to the host; it begins when the object is made.
 
     Args:
         stacks: What was derived, by stack; its sums are not needed any more.
@@ -156,13 +156,13 @@ class Transfer:
             [x for stack in self._stacks for x in _tensors(stack)],
             [x for stack in self._stacks for tensors, _ in stack.deferred for x in tensors],
         )
-        # what was copied is not needed on the device any more
+        # the copies replace the tensors on the device, which are freed
         self._deferred = [[(len(x), derive) for x, derive in stack.deferred] for stack in self._stacks]
         for stack in self._stacks:
             stack.deferred = []
 
     def finish(self) -> None:
-        """Wait for it, replace what was derived by its copies, and derive what was deferred."""
+        """Wait for it, put the copies in place of the derived tensors, and derive the deferred metrics."""
         copies, deferred = self._copies.wait()
         for stack in self._stacks:
             stack.values = [(names, indices, next(copies)) for names, indices, _ in stack.values]
@@ -236,7 +236,7 @@ class _Copies:
 def arrays_of(
     stacks: Mapping[str, DerivedStack], metrics: Iterable[str]
 ) -> tuple[dict[str, dict[str, NDArray[Any]]], dict[str, list[int]]]:
-    """Make arrays of what was derived and lies on the host.
+    """Make arrays of derived values that lie on the host.
 
     Args:
         stacks: What was derived, by stack.

@@ -1,4 +1,4 @@
-"""A collector of others: with sums of its own, and errors that cost its own metrics alone."""
+"""Runs a foreign collector with sums of its own, so that its errors cost its own metrics alone."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _BlockKey = tuple[str, CallKey]
 
 
 class ForeignCollector:
-    """Passes events to a collector of others, until it fails.
+    """Passes events to a foreign collector, one that is not built in, until it fails.
 
     Args:
         kind: Its class.
@@ -50,7 +50,7 @@ class ForeignCollector:
         self._pass("attention", tensors, lambda: self._layer(key, heads), key, call)
 
     def attention_output(self, key: CallKey, heads: int, output: Tensor, mask: Tensor | None) -> None:
-        """Pass on what an attention module wrote."""
+        """Pass on the hidden states that an attention module returned."""
         self._pass("attention_output", (output, mask), lambda: self._layer(key, heads), output, mask)
 
     def block(self, key: _BlockKey, block: BlockCall) -> None:
@@ -63,7 +63,7 @@ class ForeignCollector:
         self._pass("projections", (), lambda: self._layer(key, heads), key, projections)
 
     def settle(self) -> None:
-        """Let it add what has waited to its sums."""
+        """Let the collector add waiting results to its sums."""
         if self._collector is not None:
             self._run(self._settle, self._device)
 
@@ -73,19 +73,19 @@ class ForeignCollector:
         settle_values(self._sums())
 
     def zero(self) -> None:
-        """Let it forget what it counted; its sums are zeroed by the caller."""
+        """Let the collector forget all events so far; the caller zeroes its sums."""
         if self._collector is not None:
             self._run(self._collector.zero, self._device)
 
     def derive(self, stack: DerivedStack) -> None:
-        """Add its metrics to a stack, derived from its sums alone."""
+        """Add the collector's metrics to a stack, derived from its own sums alone."""
         if self._collector is not None:
             self._run(lambda: self._derive(stack), self._device)
 
     def _pass(
         self, event: str, tensors: Sequence[Tensor | None], layer: Callable[[], LayerSums], *arguments: Any
     ) -> None:
-        """Pass an event on, unless its class does not take it; tensors must be left as they are."""
+        """Pass an event on if the collector's class takes it; drop the collector if it writes to tensors."""
         collector = self._collector
         if collector is None or getattr(self._kind, event) is getattr(Collector, event):
             return
@@ -93,7 +93,7 @@ class ForeignCollector:
         before = _versions(tensors)
         self._run(lambda: getattr(collector, event)(layer(), *arguments), device)
         if _versions(tensors) != before:
-            # too late for this step where the tensors are training's own, and so all the more to be said
+            # with source "batch" these are training's own tensors, and the step is spoilt: warn of it
             self.drop(RuntimeError(f"{self.name}.{event} wrote to tensors of the model"))
 
     def _derive(self, stack: DerivedStack) -> None:
@@ -108,7 +108,7 @@ class ForeignCollector:
         stack.values += own.values
 
     def _check(self, names: Sequence[str], indices: Sequence[int], values: Tensor, heads: list[int]) -> None:
-        """Raise unless values are those of its own metrics, in the shape of these layers."""
+        """Raise unless values are of the collector's own metrics, in the shape of these layers."""
         others = [name for name in names if name.removesuffix(".stderr") not in self._metrics]
         if others:
             raise ValueError(f"Expected {self.name} to add {list(self._metrics)} but got {others}.")
@@ -147,7 +147,7 @@ class ForeignCollector:
                 self.failures.setdefault(name, failure)
 
     def drop(self, error: Exception) -> None:
-        """Forget the collector and its sums: the rest of a sample's events would give a part of a number."""
+        """Drop the collector and its sums: the rest of a sample's events would give a part of a number."""
         for name in self._metrics:
             self.failures.setdefault(name.partition(".")[0], error)
         self._collector = None

@@ -25,7 +25,7 @@ LossFunction = Callable[..., Any]
 Replay = Callable[..., AbstractContextManager[None]]
 
 
-#: How far the loss of a batch may be off those of its sequences: rounding and random masks are no comparison.
+#: How far the loss of a batch may differ from that of its sequences by rounding and random masks alone.
 _SLACK = 0.1
 
 
@@ -45,8 +45,8 @@ def loss_of(output: Any, call: Call, loss_fn: LossFunction | None) -> Tensor:
     """Return the loss of one call: what ``loss_fn`` makes of it, or the model's own.
 
     Args:
-        output: What the model returned.
-        call: What it was given.
+        output: The value that the model returned.
+        call: The arguments of the call.
         loss_fn: Called as ``loss_fn(output, *args, **kwargs)``.
 
     Raises:
@@ -57,7 +57,7 @@ def loss_of(output: Any, call: Call, loss_fn: LossFunction | None) -> Tensor:
     if loss_fn is not None:
         loss = loss_fn(output, *call.args, **call.kwargs)
     elif call.method and isinstance(output, Tensor):
-        loss = output  # what a step returns is its loss
+        loss = output  # a step returns its loss
     else:
         loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
     if loss is None:
@@ -86,12 +86,12 @@ def importances(
     cannot be divided counts as one sequence. The model is left as it was, its gradients included.
 
     Args:
-        model: What is called.
+        model: The module that is called.
         calls: With what, call after call.
         loss_fn: See :func:`loss_of`.
         context: The precision.
         observed: The module in it whose heads are looked at; None for all of it.
-        replay: What it is run in.
+        replay: Makes the context in which it runs.
         asked: Whose heads: the backward pass ends at the first of these calls.
 
     Raises:
@@ -116,7 +116,7 @@ class _Differentiated:
         loss_fn: See :func:`loss_of`.
         context: The trainer's precision.
         observed: The module in it whose heads are looked at.
-        replay: What the model is run in.
+        replay: Makes the context in which the model runs.
         asked: Whose heads.
     """
 

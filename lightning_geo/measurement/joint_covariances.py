@@ -16,7 +16,7 @@ __all__ = ["ComparedHeads", "joint_covariances"]
 
 
 class ComparedHeads(NamedTuple):
-    """What the heads of layers are compared by.
+    """The quantities by which the heads of layers are compared.
 
     Args:
         indices: The L layers.
@@ -30,7 +30,7 @@ class ComparedHeads(NamedTuple):
 
 
 def joint_covariances(stack: DerivedStack) -> tuple[list[tuple[list[int], Tensor]], list[ComparedHeads]]:
-    """Return each head's own covariance where there is one of all heads, and what heads are compared by.
+    """Return each head's own covariance where all heads have a joint one, and how heads compare.
 
     Args:
         stack: Layers with sums of the outputs of all heads, or sketches of them.

@@ -1,4 +1,4 @@
-"""Calls of metric functions; those of others get copies, and cannot cost more than their own metric."""
+"""Calls metric functions. Foreign ones get copies, and a failure costs only their own metric."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["foreign_value", "value", "without_trace"]
 
 
 def value(name: str, quantities: Mapping[str, Any], *parts: str) -> Tensor:
-    """Return what a metric's function makes of quantities, of which those that it reads are taken."""
+    """Call a metric's function with the quantities that it reads."""
     result: Tensor = metric_function(name)(*(quantities[quantity] for quantity in reads_of(name)), *parts)
     return result
 
@@ -31,7 +31,7 @@ def foreign_value(
     parts: Sequence[str],
     failures: dict[str, Exception],
 ) -> Tensor:
-    """Return what the function of a foreign metric makes of copies of quantities.
+    """Call a foreign metric's function with copies of the quantities that it reads.
 
     What it writes to, draws or raises is its own: the sums of other metrics and the training are as without
     it. Where it fails, the result is NaN and the error is noted.
@@ -57,7 +57,7 @@ def foreign_value(
 
 @contextlib.contextmanager
 def without_trace(device: torch.device) -> Iterator[None]:
-    """Run others' code without gradient, and leave the random generators as they were."""
+    """Run foreign code without gradient, and restore the random generators afterwards."""
     before = RandomState.now(device)
     try:
         with torch.no_grad():
@@ -81,7 +81,7 @@ def _checked(name: str, result: object, shape: Sequence[int], device: torch.devi
 
 
 def _copied(quantity: Any) -> Any:
-    """A quantity that shares no memory with what it was made of."""
+    """Return a copy of a quantity that shares no memory with it."""
     if isinstance(quantity, Tensor):
         return quantity.clone()
     if isinstance(quantity, HeadWeights):

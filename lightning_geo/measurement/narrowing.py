@@ -18,7 +18,7 @@ __all__ = ["Narrowing"]
 
 
 class Narrowing:
-    """Observes one model on the same inputs again and again, from some sample on in its asked layers alone.
+    """Observes one model on the same inputs at every sample, later in its asked layers alone.
 
     The first sample is observed whole and shows which blocks the asked calls are in. The second is observed
     by two taps at once: the whole one, and one that observes these blocks alone. If both showed the same, bit
@@ -63,7 +63,7 @@ class Narrowing:
         return self._narrow if self._alone else self._whole
 
     def _conclude(self) -> None:
-        """Decide by what the last sample has shown, once the device has answered."""
+        """Decide by the last sample's comparison, once the device has answered."""
         comparison = self._comparison
         holds = True if comparison is None else comparison.holds
         if self._narrow is not None and (self._narrow.failures or holds is False):
@@ -98,7 +98,7 @@ class Narrowing:
                 yield tap
 
     def learn(self, layers: Mapping[CallKey, LayerSums], asked: Callable[[CallKey], bool]) -> None:
-        """Find the blocks to observe, after the first sample; later ones are to show the same calls.
+        """Find the blocks to observe, after the first sample; later samples must show the same calls.
 
         Args:
             layers: Every call of the sample, in order.

@@ -1,4 +1,4 @@
-"""What the taps of a sample have seen: which calls, which of them were left out, and why."""
+"""The attention calls that a sample's taps have seen, those left out, and the reasons."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class ObservedCalls:
 
     @property
     def unobserved(self) -> dict[str, str]:
-        """Modules that look like attention but showed none, for no reason that is known: name and class."""
+        """Modules that look like attention but showed none, for an unknown reason: name -> class."""
         modules_without: dict[str, str] = {}
         for name, tap in self._taps.items():
             left_out = [f"{module}." for modules in tap.coverage.left_out.values() for module in modules]
@@ -77,7 +77,7 @@ class ObservedCalls:
         for name, statistics in self._statistics.items():
             for path in statistics.estimated:
                 merged.leave_out(self._named(name, path), ESTIMATED)
-        for module in self.unobserved:  # seen to run, though nothing in it could be seen
+        for module in self.unobserved:  # the module ran, but its inside cannot be observed
             merged.seen += 1
             merged.leave_out(module, UNOBSERVED)
         return merged
@@ -91,13 +91,13 @@ class ObservedCalls:
 
     @property
     def reasons(self) -> str:
-        """Why attention that was seen was left out, with the modules; empty where none was."""
+        """Why attention was left out, with the modules; empty if none was."""
         left_out = {reason: m for reason, m in self.coverage.left_out.items() if reason != UNOBSERVED}
         return "; ".join(f"in {some(modules)}: {reason}" for reason, modules in left_out.items())
 
     @property
     def passed_over(self) -> int:
-        """Calls that were no part of training."""
+        """Number of calls that were not part of training."""
         return sum(tap.passed_over for tap in self._taps.values())
 
     def pass_over(self, name: str) -> None:

@@ -1,4 +1,4 @@
-"""Statistics merged over ranks: the same collectives on every rank, whatever happened to it."""
+"""Merges statistics over ranks, by the same collectives on every rank, whatever happened to it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def reduce_over_ranks(
         samples: This rank's statistics.
         ok: Whether this rank's sample is whole.
         device: Where the process group's backend communicates.
-        coverage: What this rank saw and measured; counts are added up, reasons stay this rank's own.
+        coverage: Of this rank; counts are added up, reasons stay this rank's own.
         pending: How many warnings rank 0 does not know.
     """
     if world_size() == 1:
@@ -63,7 +63,7 @@ def reduce_over_ranks(
                 sample.place_heads()
             packed = _pack([sample.named() for sample in samples], device)
             foreign = _pack([sample.named_foreign() for sample in samples], device)
-    except Exception as error:  # no memory left, say: the other ranks wait for this one all the same
+    except Exception as error:  # out of memory, for instance: the other ranks wait for this one all the same
         ok, failure = False, error
     counts = (0, 0) if coverage is None else (coverage.seen, coverage.measured)
     numbers = [int(ok), packed.digest, foreign.digest, *counts, pending]

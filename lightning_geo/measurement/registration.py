@@ -24,7 +24,7 @@ _ANY = ("any",)
 
 
 class _Source(NamedTuple):
-    """Quantities that come together, and what a metric of them can be.
+    """Quantities that come together, and the kinds of metric that can read them.
 
     Args:
         quantities: Those that a metric may read.

@@ -1,4 +1,4 @@
-"""Random query rows: what a long sequence is measured on, and how far its mean may be off."""
+"""Draws random query rows to measure long sequences on, and estimates the error of their means."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def rows_to_draw(max_queries: MaxQueries, queries: int) -> int | None:
 
 
 def is_mean_over_rows(name: str) -> bool:
-    """Whether some rows can stand for all in a metric of attention rows, by stored name."""
+    """Whether a metric of attention rows, by stored name, can be estimated from some of the rows."""
     return spec_of(name).summary == "mean" and "received" not in reads_of(name)
 
 

@@ -1,4 +1,4 @@
-"""One sample of one or several models: what is observed, and the metrics derived from it."""
+"""One sample of one or several models: observes them, and derives the metrics."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ class Measurement(ObservedCalls):
         return [name for name, statistics in self._statistics.items() if statistics.layers]
 
     def score(self, name: str, sequences: int) -> None:
-        """Take metrics of single scores from that many more sequences, the first ones of what runs next."""
+        """Measure single scores on the first ``sequences`` sequences that run from now on, and on no more."""
         self._statistics[name].score(sequences)
 
     def attends(self, name: str, path: str) -> bool:
@@ -153,7 +153,7 @@ class Measurement(ObservedCalls):
         return reduce_over_ranks(list(self._statistics.values()), True, device, self._merged, pending)
 
     def discard_values(self) -> None:
-        """Keep the numbering but count nothing: what a rank without inputs brings to the sum."""
+        """Keep the numbering but count nothing, as the part of a rank without inputs."""
         for statistics in self._statistics.values():
             statistics.zero()
         for tap in self._taps.values():
@@ -192,7 +192,7 @@ class Measurement(ObservedCalls):
         }
 
     def _learn(self, numberings: Mapping[str, LayerNumbering]) -> list[str]:
-        """Let all models know which layers are reported: ranks must go on alike if one model then fails."""
+        """Learn which layers are reported, of all models first: later steps may fail on one rank alone."""
         missed = {name: self._choices[name].learn(numbering) for name, numbering in numberings.items()}
         for name in numberings.keys() & self._narrowings.keys():
             self._narrowings[name].learn(self._statistics[name].layers, self._choices[name].has_reported)

@@ -1,4 +1,4 @@
-"""From what the tap sees of one model to the mergeable sums of one sample."""
+"""From a tap's events of one model to the mergeable sums of one sample."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ SOURCES: tuple[type[Collector], ...] = (
 )  # fmt: skip
 
 
-#: Why others' collectors measure nothing.
+#: Why foreign collectors measure nothing.
 _FOREIGN_SPLIT = "tensor parallelism leaves some of a layer's heads on each rank, which its collector ignores"
 
 
 class SampleStatistics:
-    """Passes what the tap sees to the collectors of the requested metrics; the tap's observer.
+    """The tap's observer: passes events to the collectors of the requested metrics.
 
     Args:
         metrics: Stored names to measure.
@@ -114,7 +114,7 @@ class SampleStatistics:
 
     @property
     def estimated(self) -> list[str]:
-        """Paths of the modules of which some rows stand for all, although nobody limited them."""
+        """Paths of modules whose long calls were measured on some rows, by the default of ``max_queries``."""
         return list(self._rows.estimated)
 
     def attention(self, key: CallKey, call: AttentionCall) -> HeadGradientHook | None:
@@ -132,7 +132,7 @@ class SampleStatistics:
         return None if self.gradient_hook is None else self.gradient_hook(key, call)
 
     def expect(self, heads: Mapping[CallKey, int]) -> None:
-        """Keep the keys of calls that nobody asked for and that were not observed, in their order.
+        """Keep the keys of calls that were neither requested nor observed, in their order.
 
         Args:
             heads: Heads of every call.
@@ -140,7 +140,7 @@ class SampleStatistics:
         self.layers = {key: self.layers.get(key) or LayerSums(heads=count) for key, count in heads.items()}
 
     def attention_module(self, key: CallKey, output: Tensor, mask: Tensor | None) -> None:
-        """Measure what the attention module wrote."""
+        """Measure the hidden states that the attention module returned."""
         if key in self.layers and self.measures(key):
             for collector in self.collectors:
                 collector.attention_output(self.layers[key], output, mask)
@@ -159,7 +159,7 @@ class SampleStatistics:
             other.block((block.name, owner), block)
 
     def projections(self, key: CallKey, projections: Projections) -> None:
-        """Measure the projections of a call, and what they were given."""
+        """Measure the projections of a call, and their inputs."""
         if key in self.layers and self.measures(key):
             for collector in self.collectors:
                 collector.projections(self.layers[key], key, projections)
@@ -171,18 +171,18 @@ class SampleStatistics:
         self._importance.add(self._measured(), {k: v for k, v in by_call.items() if self.measures(k)})
 
     def expect_importance(self, device: torch.device) -> None:
-        """Make room for importance on every rank."""
+        """Reserve the sums of importance, on every rank."""
         self._importance.expect(self._measured(), device)
 
     def _measured(self) -> dict[CallKey, LayerSums]:
         return {key: layer for key, layer in self.layers.items() if self.measures(key)}
 
     def score(self, sequences: int) -> None:
-        """Look at the single scores of that many sequences of what runs from now on, and of no more."""
+        """Measure single scores on the first ``sequences`` sequences that run from now on, and on no more."""
         self._scores.score(sequences)
 
     def settle(self) -> None:
-        """Add to the sums what collectors have gathered for an operation on several layers."""
+        """Let collectors compute what they gathered of several layers, and add it to the sums."""
         for collector in self._every():
             collector.settle()
         settle_values((*self.layers.values(), *self.blocks.values()))
@@ -202,7 +202,7 @@ class SampleStatistics:
         return {name: error for collector in self._every() for name, error in collector.failures.items()}
 
     def void_failures(self) -> None:
-        """Let what failed here have no value on any rank: the others' alone would pass for all."""
+        """Void metrics that failed here, on all ranks: the others' values alone would pass for the whole."""
         self.settle()
         failed = set(self.failures)
         for layer in self.everything() if failed else ():
@@ -212,12 +212,12 @@ class SampleStatistics:
         return [*self.collectors, *self.foreign]
 
     def drop_foreign(self, error: Exception) -> None:
-        """Forget others' collectors and their sums, for this reason."""
+        """Drop foreign collectors and their sums; ``error`` becomes the reason."""
         for other in self.foreign:
             other.drop(error)
 
     def everything(self) -> list[LayerSums]:
-        """All layers and blocks."""
+        """Return the sums of all layers and blocks."""
         return [layer for _, layer in (*self.named(), *self.named_foreign())]
 
     def release(self) -> None:
@@ -235,12 +235,12 @@ class SampleStatistics:
             place_heads(layer)
 
     def named(self) -> list[tuple[tuple[Any, ...], LayerSums]]:
-        """The sums of layers and blocks, each with its key, by name: ranks may meet them in any order."""
+        """Return key and sums of layers and blocks, sorted: ranks may have met them in different orders."""
         self.settle()
         return _sorted(self.layers, self.blocks)
 
     def named_foreign(self) -> list[tuple[tuple[Any, ...], LayerSums]]:
-        """The same of others' collectors."""
+        """Return key and sums of foreign collectors' layers and blocks, sorted."""
         others = sorted(self.foreign, key=lambda other: other.name)
         return [((o.name, *key), layer) for o in others for key, layer in _sorted(o.layers, o.blocks)]
 
@@ -252,7 +252,7 @@ def _sorted(*groups: Mapping[Any, LayerSums]) -> list[tuple[tuple[Any, ...], Lay
 def _by_source(
     metrics: Iterable[str],
 ) -> tuple[dict[type[Collector], tuple[str, ...]], dict[type[Collector], tuple[str, ...]]]:
-    """The metrics of each built-in collector, which offers what they read, and of others' collectors."""
+    """Return the metrics of each built-in collector, which offers what they read, and of foreign ones."""
     own: dict[type[Collector], list[str]] = {source: [] for source in SOURCES}
     foreign: dict[type[Collector], list[str]] = {}
     for name in metrics:

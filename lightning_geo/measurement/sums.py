@@ -77,7 +77,7 @@ class LayerSums:
         self.sums[name] = self.sums[name] + value if name in self.sums else value
 
     def void(self, metrics: Collection[str]) -> None:
-        """Let metrics, by name without part, have no value, whatever other ranks add."""
+        """Void metrics, by name without part: they have no value, whatever other ranks add."""
         for group, names in self.names.items():
             for place, name in enumerate(names):
                 if name.partition(".")[0] in metrics:
@@ -122,7 +122,7 @@ def add_values(
 def void_values(
     layer: LayerSums, group: str, names: tuple[str, ...], shape: tuple[int, ...], like: Tensor
 ) -> None:
-    """Let metrics that are kept by value have none in this sample, whatever other calls and ranks add.
+    """Void metrics that are kept by value: they have none in this sample, whatever calls and ranks add.
 
     Args:
         layer: The layer.

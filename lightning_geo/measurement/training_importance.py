@@ -31,7 +31,7 @@ _DIVIDED = f"how its loss uses `{LOSS_DIVISOR}` is unknown"
 
 @dataclass
 class _Forward:
-    """One call of the observed model, and what multiplied its loss before the backward pass."""
+    """One call of the observed model, and the factor that scaled its loss before the backward pass."""
 
     sequences: int
     #: whether the model was asked to divide its loss by the labels of all batches of the step
@@ -42,10 +42,10 @@ class _Forward:
     absence: str = _ANOTHER_LOSS
 
     def read_factor(self, loss: Tensor) -> Callable[[], None]:
-        """Wait for the gradient that a backward pass brings to the loss; returns what undoes it.
+        """Hook the loss to read its factor in the backward pass; returns a function that removes the hook.
 
-        That gradient is what everything outside the model multiplied the loss with: accumulation, the loss
-        scale, the number of processes. What the model itself divided a mean by counts too.
+        The gradient that reaches the loss is the product of all factors outside the model: accumulation, the
+        loss scale, the number of processes. The divisor of a mean inside the model counts too.
         """
         share: float | Tensor | None = 1.0
         if self.divides:
@@ -77,8 +77,8 @@ class _CallGradient:
 class TrainingGradients:
     """Collects the gradients of the heads' outputs of one observed model in a training step.
 
-    The backward pass starts from the loss as the trainer scaled it; the scale is divided out. Lightning tells
-    it; of other loops it is the gradient that reaches the loss which the model returns. The loss of a batch
+    The backward pass starts from the loss as the trainer scaled it; the scale is divided out. Lightning gives
+    the scale; in other loops it is the gradient that reaches the model's own loss. The loss of a batch
     is the mean over its B sequences, so that each slope is multiplied by B to be the slope of that sequence's
     own loss. Where the model averages over all tokens instead, a sequence with more tokens than the others
     comes out larger by that ratio. A call that cannot be divided into sequences counts as one.
@@ -104,7 +104,7 @@ class TrainingGradients:
         """Look for the loss that a call of the observed model has returned.
 
         Args:
-            output: What it returned.
+            output: The value that it returned.
         """
         with contextlib.suppress(Exception):  # as above; without a loss its scale stays unknown
             loss = loss_of(output, Call((), {}), None)
@@ -143,7 +143,7 @@ class TrainingGradients:
         return hook
 
     def importances(self) -> Iterator[dict[CallKey, Tensor]]:
-        """Yield the importance of the heads, [sequence, head] by attention call, as far as it is known."""
+        """Yield the importance of the heads, [sequence, head] by attention call, where it is known."""
         for gradient in self._gradients:
             if gradient.slopes is not None and gradient.hook.absence is None:
                 yield {gradient.key: head_importance(gradient.slopes)}

@@ -14,11 +14,11 @@ __all__ = ["WaitingResults"]
 class _Result(Protocol):
     @property
     def layout(self) -> tuple[object, ...]:
-        """Equal for what one operation serves."""
+        """A key that is equal for results that one operation computes together."""
 
     @property
     def nbytes(self) -> int:
-        """Bytes that wait."""
+        """Bytes of the waiting tensors."""
 
 
 ResultT = TypeVar("ResultT", bound=_Result)
@@ -39,7 +39,7 @@ class WaitingResults(Generic[ResultT]):
         self._nbytes = 0
 
     def add(self, *results: ResultT, limit: int) -> None:
-        """Keep results, and finish where all that wait hold more than ``limit`` bytes."""
+        """Keep results, and finish if all waiting ones hold more than ``limit`` bytes."""
         for result in results:
             self._alike.setdefault(result.layout, []).append(result)
             self._nbytes += result.nbytes
@@ -47,7 +47,7 @@ class WaitingResults(Generic[ResultT]):
             self.finish()
 
     def finish(self) -> None:
-        """Compute what waits, and let go of it."""
+        """Compute the waiting results, and free them."""
         alike, self._alike, self._nbytes = self._alike, {}, 0
         compute = self._compute()
         assert compute is not None

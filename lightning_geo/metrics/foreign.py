@@ -1,6 +1,6 @@
 """Metrics that are not built in: those registered in this process, and where others come from.
 
-What was registered is looked up by name. Packages offer metrics through the entry point group
+Registered metrics are looked up by name. Packages offer metrics through the entry point group
 ``lightning_geo.metrics``: each entry point names a module (or anything in it) that registers metrics when it
 is imported. They are imported when a name is asked for that nothing else explains, so that a run of built-in
 metrics neither pays for them nor depends on them.

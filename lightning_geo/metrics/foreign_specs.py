@@ -1,7 +1,7 @@
 """Specs of metrics that are not built in: checked, written into records, and read back from files.
 
-A reader trusts nothing in a file, so that registration and reading share one check: what can be registered
-can be read, and a name or text that no one could have registered is damage.
+A reader trusts nothing in a file, so registration and reading share one check: every spec that can be
+registered can be read, and a name or text that could not have been registered is damage.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _AXES = (("layer", "head"), ("layer",))
 _TEXTS = ("unit", "formula", "meaning", "source")
 _LONGEST = 1000
 
-#: What decides which number a metric is; the other fields are wording and looks.
+#: The fields that decide which number a metric is; the others are wording and looks.
 _NUMBERS = ("axes", "unit", "formula", "parts", "summary")
 
 
@@ -157,7 +157,7 @@ def _spec(name: str, values: object) -> MetricSpec:
     known = {field.name: field.default for field in fields(MetricSpec) if field.name != "name"}
     if missing := [field for field, default in known.items() if default is MISSING and field not in values]:
         raise ValueError(f"it lacks {', '.join(missing)}")
-    # fields of a newer version say nothing to this one
+    # this version does not know fields of a newer one
     given: dict[str, Any] = {
         field: tuple(value) if isinstance(value, list) else value
         for field, value in values.items()
@@ -169,8 +169,8 @@ def _spec(name: str, values: object) -> MetricSpec:
 
 
 def differing_fields(one: MetricSpec, other: MetricSpec) -> tuple[str, ...]:
-    """Return the fields by which two specs of one name say that their numbers are different ones.
+    """Return the fields in which two specs of one name differ so that their numbers do not compare.
 
-    Wording and looks (meaning, source, range, headline, key) are none of them.
+    Wording and looks (meaning, source, range, headline, key) do not count.
     """
     return tuple(field for field in _NUMBERS if getattr(one, field) != getattr(other, field))

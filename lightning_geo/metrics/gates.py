@@ -10,19 +10,19 @@ from numpy.typing import NDArray
 __all__ = ["GATES", "KINDS", "MIXED", "gate_labels"]
 
 
-#: What heads can be, see :mod:`lightning_geo.functional.gates`; and what they are where nothing fits.
+#: The gates of heads, see :mod:`lightning_geo.functional.gates`, and the name of a head that fits none.
 GATES = ("open", "closed", "instance", "backward", "forward", "directional", "cluster")
 
 
 MIXED = "mixed"
 
 
-#: What a head can be, in the order of labels.
+#: All kinds of heads, in the order of labels.
 KINDS = (*GATES, MIXED)
 
 
 def gate_labels(margins: NDArray[Any]) -> NDArray[np.int64]:
-    """The gate of each head, as :func:`lightning_geo.functional.gate_labels` tells it, without torch.
+    """The gate of each head, as :func:`lightning_geo.functional.gate_labels` gives it, without torch.
 
     Args:
         margins: [..., 7] in the order of :data:`GATES`.

@@ -86,7 +86,7 @@ def computes(
 
     Args:
         name: Name of a :class:`~lightning_geo.metrics.spec.MetricSpec` in the catalog.
-        reads: The quantities that it is called with, see above. What nothing reads is not computed.
+        reads: The quantities that it is called with, see above. One that nothing reads is not computed.
         roles: Roles whose weights must be known, for functions that read ``weights``.
         products: For functions that decompose matrices, the names of these. A sample calls such a function
             on the host, with the quantity's products in the quantity's place: :class:`.HeadProducts`,

@@ -1,4 +1,4 @@
-"""What a metric is: its name, unit, range and meaning; :mod:`.catalog` is the table of all of them."""
+"""The spec of a metric: its name, unit, range and meaning; :mod:`.catalog` is the table of all specs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WORDS = ("title", "question", "higher", "lower", "usual", "worry")
 
 @dataclass(frozen=True)
 class MetricSpec:
-    """One named number: what it is, where it lives, how it is read.
+    """One named number: its definition, its axes, and how to read it.
 
     Args:
         name: Name in ``metrics=``; stored as ``name`` or, with ``parts``, as ``name.part``.

@@ -17,12 +17,12 @@ from lightning_geo.utils.warn_once import WarnOnce
 __all__ = ["by_reason", "report_gaps", "report_importance", "report_kept_weights", "report_other_heads"]
 
 
-#: How many bytes of a run's first weights are kept without a word.
+#: How many bytes of a run's first weights are kept without a warning.
 KEPT_BYTES = 1 << 28
 
 
 def by_reason(absences: Mapping[str, str]) -> str:
-    """Modules and the reason of each, those of one reason together."""
+    """Return modules with their reasons as text, modules of one reason together."""
     together: dict[str, list[str]] = {}
     for name, reason in absences.items():
         together.setdefault(reason, []).append(name)
@@ -32,7 +32,7 @@ def by_reason(absences: Mapping[str, str]) -> str:
 def report_gaps(
     measurement: Measurement, computed: Computed, metrics: Sequence[str], warn_once: WarnOnce
 ) -> None:
-    """Say which modules could not be observed, which calls were left out, and what some metrics lack."""
+    """Warn of modules that could not be observed, calls that were left out, and metrics that are absent."""
     for name, kind in measurement.unobserved.items():
         warn_once.report(
             f"no attention could be observed in {name} ({kind})",
@@ -58,7 +58,7 @@ def report_gaps(
 
 
 def report_other_heads(before: Mapping[str, Any], now: Mapping[str, Any], warn_once: WarnOnce) -> None:
-    """Say that layers have other heads than in the sample before, as after pruning.
+    """Warn that layers have other heads than in the sample before, as after pruning.
 
     Args:
         before: Structure of the stacks at the sample before.
@@ -69,7 +69,7 @@ def report_other_heads(before: Mapping[str, Any], now: Mapping[str, Any], warn_o
         f"{stack}/{layer} ({old} to {new})"
         for stack in before.keys() & now.keys()
         for layer, (old, new) in enumerate(zip(before[stack]["heads"], now[stack]["heads"], strict=False))
-        if old != new and old and new  # a layer that was left out has none
+        if old != new and old and new  # a layer that was left out has no heads
     ]
     if changed:
         warn_once.warn(
@@ -80,7 +80,7 @@ def report_other_heads(before: Mapping[str, Any], now: Mapping[str, Any], warn_o
 
 
 def report_kept_weights(start: Mapping[str, Mapping[str, Mapping[str, Tensor]]], warn_once: WarnOnce) -> None:
-    """Say how much memory the weights take that ``weight_drift`` is against, where that is much.
+    """Warn of the memory that the reference weights of ``weight_drift`` take, if it is much.
 
     Args:
         start: Weights by model, attention module and role.
@@ -98,7 +98,7 @@ def report_kept_weights(start: Mapping[str, Mapping[str, Mapping[str, Tensor]]],
 
 
 def report_importance(failures: Iterable[Exception], computed: Computed, warn_once: WarnOnce) -> None:
-    """Say why there is no importance, or none in part, in a sample that was to have it."""
+    """Warn of importance that is absent, or absent in part, from a sample in which it was due."""
     present = any("importance" in arrays for arrays in computed.stacks.values())
     absent = f"importance is absent{' in part' * present}"
     failures = list(failures)

@@ -1,4 +1,4 @@
-"""The findings of one run: made from its records as they come, told, and acted upon."""
+"""The findings of one run: found in its records as they come, reported, and acted upon."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from lightning_geo.utils.warn_once import WarnOnce
 
 __all__ = ["Alerting"]
 
-#: Actions, as ranks tell each other of them.
+#: Actions, as bits that rank 0 sends to the others.
 _STOP, _CHECKPOINT = 1, 2
 
 
 class Alerting:
-    """Finds, tells and acts for one run. It changes nothing of training unless it was asked to.
+    """Checks the records of one run, reports findings, and acts on them if the user asked for it.
 
     Args:
-        alerts: What is looked for; ``None`` for nothing.
+        alerts: The rules, and what to do at a finding; ``None`` checks nothing.
         warn_once: Where failures go.
     """
 
@@ -38,7 +38,7 @@ class Alerting:
         self._samples = 0
         #: findings that ended, by rule, stack and first step
         self._ended: set[tuple[str, str, int]] = set()
-        #: severity and size of each finding when it was last told
+        #: severity and size of each finding when it was last reported
         self._told: dict[tuple[str, str, int], tuple[int, int]] = {}
         #: actions that rank 0 has found due
         self._due = 0
@@ -47,11 +47,11 @@ class Alerting:
 
     @property
     def verdict(self) -> str | None:
-        """The run's findings in one line; ``None`` where nothing is looked for."""
+        """The run's findings in one line; ``None`` if nothing is checked."""
         return None if self._detector is None else self._detector.verdict
 
     def add(self, record: GeometryRecord) -> None:
-        """Find what a sample shows, and note it in its record."""
+        """Check a sample, and write its findings into its record."""
         if self._detector is None:
             return
         with self._warn_once.about("findings could not be made", f"first at step {record.step}"):
@@ -61,13 +61,13 @@ class Alerting:
             record.looked_for = [rule.name for rule in rules if rule.name not in unchecked]
 
     def tell(self, host: Host, record: GeometryRecord) -> None:
-        """Log a sample's findings, and call who wants to know; on rank 0."""
+        """Log a sample's findings and call ``notify``; on rank 0 only."""
         if self._alerts is None or self._detector is None:
             return
         log, prefix = host.log, self._warn_once.prefix
         self._samples += 1
         unchecked = self._detector.unchecked
-        if self._samples == 2 and unchecked:  # the first sample has nothing of what compares samples
+        if self._samples == 2 and unchecked:  # the first sample has no metrics that compare samples
             count, rules = len(unchecked), len(self._alerts.looked_for)
             log.info(
                 f"{prefix}{count} of {rules} rules are not checked, since their metrics are not "
@@ -75,7 +75,7 @@ class Alerting:
             )
         for finding in record.findings:
             place = *finding.key, finding.since_step
-            if finding.until_step is None and place in self._ended:  # told before; the record has it again
+            if finding.until_step is None and place in self._ended:  # it was reported before it ended
                 self._ended.remove(place)
                 log.info(f"{prefix}step {record.step}: {finding.rule} is back.")
                 continue
@@ -92,7 +92,7 @@ class Alerting:
                 self._due |= _CHECKPOINT * _reaches(finding, self._alerts.checkpoint)
 
     def _is_news(self, place: tuple[str, str, int], finding: Finding) -> bool:
-        """Whether a finding is new, severer, or covers twice as much as when it was told; it is told then."""
+        """Whether a finding is new, or severer or twice as large as when last reported; if so, note that."""
         now = SEVERITIES.index(finding.severity), len(finding.heads or finding.layers)
         severity, size = self._told.get(place, (-1, 0))
         if now[0] <= severity and now[1] < 2 * size:
@@ -101,7 +101,7 @@ class Alerting:
         return True
 
     def act(self, host: Host, device: torch.device) -> None:
-        """Do on all ranks what rank 0 has found due; all call it at every sample."""
+        """Take on all ranks the actions that rank 0 found due; all ranks call this at every sample."""
         if self._alerts is None or (self._alerts.stop is None and self._alerts.checkpoint is None):
             return
         due, self._due = from_rank_zero(self._due, device), 0
@@ -127,7 +127,7 @@ class Alerting:
         return {"detector": state, "samples": self._samples}
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
-        """Go on with what an earlier session had found; anew where it looked for nothing."""
+        """Go on from the findings of an earlier session; start without any if it checked nothing."""
         if self._detector is not None and state is not None:
             self._detector.load_state_dict(_as_arrays(state["detector"]))
             self._samples = state["samples"]
@@ -138,7 +138,7 @@ class Alerting:
                     self._ended.add(place)
 
     def copied(self) -> Alerting:
-        """Return those of a copy of the run, which goes on by itself."""
+        """Return the findings of a copy of the run, which goes on by itself."""
         other = Alerting(self._alerts, self._warn_once)
         other.load_state_dict(self.state_dict())
         return other

@@ -1,4 +1,4 @@
-"""Alerts: what a monitor looks for while a run trains, whom it tells, and what it does about it."""
+"""Alerts: the rules that a monitor checks while a run trains, and its actions at a finding."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ __all__ = ["Alerts", "AlertsArgument", "alerts_of"]
 
 @dataclass(frozen=True)
 class Alerts:
-    """What a monitor looks for, whom it tells besides the logs and loggers, and what it does about it.
+    """The rules that a monitor checks, a function that it calls at findings, and its further actions.
 
     Args:
         rules: Rules besides the built-in ones.
         change: Name of a rule -> its fields with new values: ``{"entropy_collapse": {"at_most": 0.02}}``.
-        silence: Names of rules that are not looked for.
+        silence: Names of rules that are not checked.
         file: YAML with ``rules``, ``change`` and ``silence``, instead of these arguments.
         notify: Called on rank 0 with each finding that opened, became severer or twice as large, or ended;
-            what it raises is a warning.
+            an error in it becomes a warning.
         stop: Severity from which a finding stops training, as EarlyStopping would: after the current step
             and its validation, with the checkpoints that are due. Several ranks on devices, which make
             records late, stop at the next sample. ``None`` for never.
@@ -63,7 +63,7 @@ class Alerts:
                 "Expected `file`, or `rules`, `change` and `silence`, but got both. Write them into the file."
             )
 
-        self.looked_for  # noqa: B018, what does not fit is refused here
+        self.looked_for  # noqa: B018, a rule that does not fit is refused here
 
     @functools.cached_property
     def looked_for(self) -> tuple[Rule, ...]:
@@ -77,7 +77,7 @@ AlertsArgument = Alerts | bool | str | os.PathLike[str]
 
 
 def alerts_of(argument: AlertsArgument) -> Alerts | None:
-    """Return what a monitor's argument ``alerts`` means: ``None`` for no alerts.
+    """Return the alerts that a monitor's argument stands for: ``None`` for no alerts.
 
     Raises:
         TypeError: If it is of another type.

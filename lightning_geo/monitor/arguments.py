@@ -14,7 +14,7 @@ __all__ = ["MonitorArguments"]
 
 
 class MonitorArguments:
-    """What a monitor measures, when, on which inputs, and what it does with that: see ``__init__``."""
+    """The arguments of a monitor: metrics, steps, inputs, and where results go. See ``__init__``."""
 
     def __init__(
         self,
@@ -137,4 +137,4 @@ class MonitorArguments:
         self._prepare()
 
     def _prepare(self) -> None:
-        """Make what needs the arguments."""
+        """Create the parts of a subclass that need the arguments."""

@@ -19,7 +19,7 @@ __all__ = ["GeometryArgs", "GeometryPlugin"]
 
 
 class GeometryArgs(BaseModel):
-    """What the plugin adds to axolotl's configuration.
+    """The field that the plugin adds to axolotl's configuration.
 
     Args:
         lightning_geo: Arguments of :class:`~lightning_geo.GeometryCallback`; ``None`` for its defaults.

@@ -46,7 +46,7 @@ def bases_of(run: str | os.PathLike[str]) -> dict[str, dict[str, Tensor]]:
 
 
 def _bases_alone(record: GeometryRecord) -> GeometryRecord:
-    """What there is to keep of a record: a run of thousands of samples has bases in the fewest."""
+    """Keep a record's bases and its step: of thousands of samples very few have bases."""
     matrices = {
         stack: {name: array for name, array in arrays.items() if name.startswith(_PREFIX)}
         for stack, arrays in record.matrices.items()

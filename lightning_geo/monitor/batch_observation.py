@@ -32,7 +32,7 @@ _COMPILED = (
 
 
 class BatchObservation:
-    """Observes the training forward, or runs it once more, eagerly, where it is compiled or fused.
+    """Observes the training forward; if it is compiled or fused, re-runs it eagerly.
 
     Args:
         observed: The models.
@@ -48,13 +48,13 @@ class BatchObservation:
         self._gradients: dict[str, TrainingGradients] = {}
         self._watching = contextlib.ExitStack()
         self._shadows: list[tuple[str, Call, RandomState]] = []
-        #: time that running models once more took in this sample
+        #: time that this sample's re-runs took
         self._shadow_watch = Stopwatch()
 
     def watch(self, metrics: tuple[str, ...] | None = None) -> None:
-        """Observe what the models compute from now on.
+        """Observe the models from now on.
 
-        What goes wrong is kept for the sample's end, which every rank has to reach.
+        An error is kept for the sample's end, which every rank has to reach.
 
         Args:
             metrics: Stored names of those that are due in a new sample; None for more of the last one.
@@ -75,7 +75,7 @@ class BatchObservation:
             self.pause()
 
     def _install(self, measurement: Measurement) -> None:
-        """Install what observes the models, until :meth:`pause`."""
+        """Install the hooks and taps on the models; :meth:`pause` removes them."""
         sample, models = self._sample, self._observed.models
         dependence = None if self._observed.settled else self._observed.dependence
         shadowed = any(compiles_attention(model) or has_fast_path(model) for model in models.values())
@@ -118,14 +118,14 @@ class BatchObservation:
         self._watching.close()
 
     def spoil(self, error: Exception) -> None:
-        """Keep what went wrong while training was observed: it costs the sample, on every rank."""
+        """Keep an error from observing training: it costs the sample, on every rank."""
         self._sample.keep_failure(let_go(error))
 
     def differentiates(self, factor: float | Tensor | None) -> None:
         """Announce a backward pass of training.
 
         Args:
-            factor: What the loss was multiplied by; None once the pass has ended.
+            factor: The factor of the loss; None once the pass has ended.
         """
         for gradients in self._gradients.values():
             gradients.factor = factor
@@ -149,7 +149,7 @@ class BatchObservation:
             measurement.add_importance(importances, self._observed.device, name)
 
     def forget(self) -> None:
-        """Keep no gradients of training's backward pass."""
+        """Drop the gradients of training's backward pass."""
         for gradients in self._gradients.values():
             gradients.close()
         self._gradients.clear()

@@ -1,4 +1,4 @@
-"""The records of one run, made in the order of steps when their metrics are there, and sent everywhere."""
+"""The records of one run: made in the order of steps once their metrics are there, and sent to all sinks."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ class Delivery:
         self.state = RunState()
         self.alerting = Alerting(settings.alerts, warn_once)
         self.status = StatusLines(settings.how_often, settings.max_overhead, name=settings.name)
-        #: the last one
+        #: the last record
         self.record: GeometryRecord | None = None
         self._pending: PendingSample | None = None
         #: step from which an earlier session's samples are void
         self.resumed_at: int | None = None
 
     def copied(self, loggers: Iterable[Any]) -> Delivery:
-        """Return that of a copy of the monitor: in a directory of its own.
+        """Return the delivery of a copy of the monitor, with a directory of its own.
 
         Args:
             loggers: Of the run, whose directories belong to it.
@@ -89,7 +89,7 @@ class Delivery:
     # -- samples
 
     def expect(self, pending: PendingSample) -> None:
-        """Take a sample over, after all earlier ones."""
+        """Take over a sample, after delivering all earlier ones."""
         self.flush()
         self._pending = pending
 
@@ -99,12 +99,12 @@ class Delivery:
         return self._pending is not None
 
     def deliver(self, step: int) -> None:
-        """Write the record of the sample that waits for it, if it is due at a step."""
+        """Write the record of the waiting sample, if it is due at a step."""
         if self._pending is not None and self._pending.is_due(step):
             self.flush()
 
     def flush(self) -> None:
-        """Write the record of the sample that waits for it, if there is one."""
+        """Write the record of the waiting sample, if there is one."""
         pending = self._pending
         if pending is None or not pending.host.alive:
             self._pending = None
@@ -113,14 +113,14 @@ class Delivery:
         state, before, step = self.state, self.state.samples, pending.facts.step
         spent, started = 0.0, time.perf_counter()
         about = self._warn_once.about("a sample was dropped", f"first at step {step}")
-        # no gradient, and tensors that outlive the hook: it may be one of a validation
+        # without gradient, but not in inference mode: its tensors outlive a hook of a validation
         with torch.inference_mode(mode=False), torch.no_grad(), about, self.noting(host, step):
             try:
                 spent = pending.wait()
             except Exception:
                 self._pending = None
                 raise
-            # Ctrl-C until here lets the sample wait for the next call, and from here on costs it
+            # Ctrl-C before this line leaves the sample waiting for the next call; after it the sample is lost
             self._pending, started = None, time.perf_counter()
             self._write(host, pending, spent)
         state.cost += spent + time.perf_counter() - started
@@ -137,12 +137,12 @@ class Delivery:
         return {"directory": self.sinks.directory, "places": self.sinks.places}
 
     def run_lines(self, seconds: float) -> Iterable[str]:
-        """Return the lines that sum a run up that took so long."""
+        """Return the lines that sum up a run of so many seconds."""
         samples, cost, verdict = self.state.samples, self.state.cost, self.alerting.verdict
         return self.status.ended(samples=samples, cost=cost, seconds=seconds, verdict=verdict, **self._where)
 
     def count_elsewhere(self, *, merged: bool) -> None:
-        """Count a sample that failed on this rank alone: what is due next depends on the number.
+        """Count a sample that failed on this rank alone: the metrics due next depend on the number.
 
         Args:
             merged: Whether it was whole on all ranks before.
@@ -150,7 +150,7 @@ class Delivery:
         self.state.samples += merged and world_size() > 1
 
     def _write(self, host: Host, pending: PendingSample, spent: float) -> None:
-        """Make the record of a sample, and send it everywhere."""
+        """Make the record of a sample, and send it to all sinks."""
         state, facts, started = self.state, pending.facts, time.perf_counter()
         computed, coverage = pending.finish()
         if computed.broken:
@@ -173,7 +173,7 @@ class Delivery:
             coverage,
             spent + time.perf_counter() - started,
             matrices=state.samples == 0 or facts.final,
-            # once a key, always a key: a chart that ends where all is well again would mislead
+            # a key stays once it was logged: a chart that ends where coverage is 1 again would mislead
             coverage_shown=f"{self._settings.name}/coverage" in state.summaries,
             specs=foreign_specs(self._settings.metrics),
         )
@@ -197,7 +197,7 @@ class Delivery:
         return {**self.state.summaries, **dict.fromkeys(lost, math.nan), **values}
 
     def _move_bases(self, computed: Computed, replayed: bool) -> None:
-        """The next sample's velocity is against this sample, and drift against the first."""
+        """Make this sample the reference of the next one's velocity, and the first one that of drift."""
         if replayed:
             self.state.previous = computed.bases
         if self.state.baseline is None:
@@ -207,7 +207,7 @@ class Delivery:
 
     @contextlib.contextmanager
     def noting(self, host: Host, step: int) -> Iterator[None]:
-        """Let a run without samples say that the monitor was there, and why it has none."""
+        """Note an error in the context as the reason why a run has no samples."""
         try:
             yield
         except Exception as error:
@@ -215,7 +215,7 @@ class Delivery:
             raise
 
     def note_dropped(self, host: Host, step: int, error: Exception) -> None:
-        """Leave in the record of a run without samples that one was dropped, and why."""
+        """Note a dropped sample, with the reason, in the record of a run that has none."""
         if self.state.samples == 0:
             self.state.dropped += 1
             if host.is_rank_zero:

@@ -1,4 +1,4 @@
-"""What loops outside Lightning log to, as the sinks of :mod:`lightning_geo.loggers` expect it."""
+"""Wraps the writers and runs of loops outside Lightning for the sinks of :mod:`lightning_geo.loggers`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Experiment:
 
 
 def as_logger(given: Any) -> Any:
-    """Return what a user logs to as a logger.
+    """Return a user's logger, writer or run as a logger.
 
     Args:
         given: A ``SummaryWriter``, a ``wandb.Run``, or a logger of Lightning or Fabric.

@@ -36,7 +36,7 @@ def _hook(hook: Hook) -> Hook:
 
 
 class RunHooks(MonitorArguments, CallbackBase):
-    """A callback that measures what its arguments ask for; one run for each Trainer."""
+    """A callback whose hooks lead to the run of their Trainer; one run for each Trainer."""
 
     def _prepare(self) -> None:
         self._runs = RunsByTrainer(self._new_run())
@@ -81,7 +81,7 @@ class RunHooks(MonitorArguments, CallbackBase):
     def on_validation_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Record what the sanity check calls."""
+        """Record the models' calls in the sanity check."""
         if trainer.sanity_checking:
             self._run.validation_batch_starts(batch, batch_idx)
 
@@ -92,7 +92,7 @@ class RunHooks(MonitorArguments, CallbackBase):
 
     @_hook
     def on_sanity_check_end(self, trainer: Any, pl_module: Any) -> None:
-        """Use what was recorded."""
+        """Make the probe of the recorded calls."""
         self._run.sanity_check_ended()
 
     @_hook
@@ -114,7 +114,7 @@ class RunHooks(MonitorArguments, CallbackBase):
 
     @_hook
     def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
-        """Run what compiled code hid, and go on observing where more forward may follow."""
+        """Re-run models that compiled code hid, and go on observing where more forward may follow."""
         self._run.backward_ended(LightningHost(trainer))
 
     @_hook
@@ -131,29 +131,29 @@ class RunHooks(MonitorArguments, CallbackBase):
         self._run.batch_ended(host)
         self._run.deliver(host)
 
-    # -- others read what samples showed
+    # -- others read the samples' numbers
 
     @_hook
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-        """Have the last sample's numbers there when validation ends, where callbacks decide by them."""
+        """Deliver the last sample before validation ends, where callbacks may decide by its numbers."""
         self._run.samples.delivery.flush()
 
     @_hook
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """The same where an epoch ends."""
+        """Deliver the last sample before an epoch ends."""
         self._run.samples.delivery.flush()
 
     # -- the run ends
 
     @_hook
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Have the final weights measured once everybody is done: weight averaging replaces them here."""
+        """Measure the final weights after all callbacks: weight averaging replaces them in this hook."""
         # first, since all ranks meet there
         self._run.training_ends(after_the_others(trainer, partial(self._finish, trainer)))
 
     @_hook
     def _finish(self, trainer: Any) -> None:
-        """Take the last sample and say what it all cost."""
+        """Take the last sample and log the run's cost."""
         self._run.finish(LightningHost(trainer))
 
     @_hook
@@ -163,7 +163,7 @@ class RunHooks(MonitorArguments, CallbackBase):
 
     @_hook
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Close what was opened."""
+        """Close files and remove hooks."""
         call_all(*[self._run.end] * (stage == "fit"), self._let_go)
 
     def _let_go(self) -> None:

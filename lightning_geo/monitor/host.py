@@ -1,4 +1,4 @@
-"""What the monitor knows of the loop that trains, and all that it asks of it."""
+"""The interface between the monitor and the loop that trains."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ __all__ = ["Host"]
 class Host(ABC):
     """The loop that trains, as the monitor sees it; each trainer has one subclass, in a file of its own.
 
-    :class:`.Run` is told of a run's events by the trainer's hooks, and each time of the host. A host refers
-    to its trainer weakly, so that a record that waits does not keep it alive.
+    The trainer's hooks call :class:`.Run` at a run's events, and pass the host. A host refers to its trainer
+    weakly, so that a waiting record does not keep it alive.
 
     A trainer calls :class:`.Run` in this order: ``fit_starts``, ``training_starts``; for each batch
     ``batch_starts``, where it can ``backward_starts`` and ``backward_ended``, before an update
     ``optimizer_starts``, then ``batch_ended`` and ``deliver``; at the end ``training_ends`` and ``finish``,
     and ``end`` whatever happened.
 
-    What has a default here is what a loop without the feature says.
+    Defaults are for loops without the feature.
     """
 
     # -- where the run stands
@@ -126,13 +126,13 @@ class Host(ABC):
 
     @property
     def loggers(self) -> Sequence[Any]:
-        """Those of the run, each with an ``experiment``; see :func:`~lightning_geo.loggers.open_sinks`."""
+        """The run's loggers, each with an ``experiment``; see :func:`~lightning_geo.loggers.open_sinks`."""
         return ()
 
     @property
     @abstractmethod
     def root_dir(self) -> str:
-        """The directory of a record that no logger has a place for is made in it."""
+        """The parent of the record's directory where no logger has a place for the record."""
 
     @property
     def fast_dev_run(self) -> bool:
@@ -147,20 +147,20 @@ class Host(ABC):
     @property
     @abstractmethod
     def log(self) -> LineLogger:
-        """Takes lines for a person, beside those of the trainer."""
+        """The logger for lines that a person reads, beside the trainer's own."""
 
     def neighbours(self) -> Iterable[RunState]:
         """Return the states of the runs of all monitors of this trainer, its own included."""
         return ()
 
-    # -- others act on what samples show
+    # -- others act on the samples' numbers
 
     @abstractmethod
     def show(self, summaries: Mapping[str, float]) -> None:
         """Put model summaries where the trainer's callbacks look for numbers; on every rank."""
 
     def reads(self, prefix: str) -> bool:
-        """Whether something of the trainer's decides by a number of that prefix."""
+        """Whether the trainer, by a callback for instance, decides by a number with that prefix."""
         return False
 
     @abstractmethod

@@ -31,9 +31,9 @@ def run_together(
 
     Args:
         share: This rank's share of the probe.
-        discard: Forgets what was measured; called before the uncounted calls and before the others.
+        discard: Drops all measurements so far; called before the uncounted calls and before the others.
         measure: Runs a call observed.
-        stand_in: Returns what replays a call of the model of that name.
+        stand_in: Returns the replica that replays a call of the model of that name.
         context: The trainer's precision.
 
     Returns:
@@ -73,7 +73,7 @@ def _run_one(
     measure: Callable[[ProbeCall], None],
     context: _Context,
 ) -> Exception | None:
-    """Make one call that all ranks make: observed, or for the others' sake alone."""
+    """Make one call that all ranks make: observed, or only to take part in the others' collectives."""
     gathering, failure, passes = replica.gathering, None, 0
     if gathering is not None:
         gathering.kind, passes = spare.kind, gathering.forwards

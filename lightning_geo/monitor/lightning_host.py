@@ -95,7 +95,7 @@ class LightningHost(Host):
 
     @property
     def wrapped(self) -> nn.Module:
-        """What the strategy made of the LightningModule."""
+        """The LightningModule as the strategy wrapped it."""
         wrapped: nn.Module | None = self.trainer.strategy.model
         return self.module if wrapped is None else wrapped
 

@@ -24,7 +24,7 @@ __all__ = ["LoopHost"]
 
 
 class LoopHost(Host):
-    """Answers for a loop that tells no more than that a step is done.
+    """Answers for a loop that reports only that a step is done.
 
     Args:
         model: As the loop calls it.
@@ -70,7 +70,7 @@ class LoopHost(Host):
 
     @property
     def accumulating(self) -> bool:
-        """Whether accelerate lets this update be."""
+        """Whether accelerate only accumulates gradients now, so that ``optimizer.step()`` does nothing."""
         return accumulates_in_accelerate(self._called)
 
     def updated_by(self, optimizer: torch.optim.Optimizer) -> bool:

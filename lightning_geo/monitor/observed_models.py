@@ -32,7 +32,7 @@ class ObservedModels:
     ) -> None:
         self.candidates = dict(candidates)
         self.root = root
-        #: tells calls whose inputs come from the data from calls whose inputs depend on parameters
+        #: distinguishes calls on data from calls whose inputs depend on parameters
         self.dependence = None if root is None else Dependence(root, candidates)
         #: the candidates that are observed
         self.models = dict(candidates)
@@ -63,7 +63,7 @@ class ObservedModels:
 
     @property
     def names(self) -> list[str]:
-        """Names of the models for a person: the LightningModule itself, or ``module=``, goes by its class."""
+        """Names of the models in messages: the LightningModule itself, or ``module=``, goes by its class."""
         return [name_of(name, model) for name, model in self.models.items()]
 
     @property
@@ -71,7 +71,7 @@ class ObservedModels:
         """Device of the models."""
         model = next(iter(self.models.values()))
         first = next(model.parameters(), None)
-        # asked for at each step: looking through all modules would take a millisecond of it
+        # needed at each step: a look through all modules takes a millisecond
         found = id(model), None if first is None else first.device
         if self._found != found:
             self._found, self._device = found, device_of(model)
@@ -86,6 +86,6 @@ class ObservedModels:
         return set() if self.dependence is None else self.dependence.dependent & self.models.keys()
 
     def because(self, reasons: Mapping[str, str]) -> str:
-        """Name models and the reason of each, for a person."""
+        """Return models and their reasons as text."""
         named = ((name_of(name, self.candidates[name]), reason) for name, reason in reasons.items())
         return "; ".join(f"{name}: {reason}" for name, reason in named)

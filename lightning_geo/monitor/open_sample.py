@@ -21,7 +21,7 @@ __all__ = ["OpenSample"]
 
 
 class OpenSample:
-    """Holds a sample's measurement, and what failed in it.
+    """Holds a sample's measurement, and its errors.
 
     Args:
         observed: The models that are measured.
@@ -56,7 +56,7 @@ class OpenSample:
         self._drawn: dict[str, dict[str, Draw]] = {}
         #: pairs that masks left visible in the training forward, by model and call, for the next sample
         self.trained: dict[str, dict[CallKey, Tensor]] = {}
-        #: by model, what the probe has shown of its layers
+        #: by model, decides which of its layers to observe on the probe
         self._narrowings = {name: Narrowing(tap) for name, tap in observed.taps.items()}
 
     def begin(self) -> Measurement:
@@ -141,7 +141,7 @@ class OpenSample:
         names = list(names)
         lacking = {}
         for name, reason in self.unrecorded.items():
-            # a LightningModule that only passes on to its one child is no loss, nor is a loss function
+            # no metric is lost with a LightningModule that only calls its one child, nor with a loss function
             lost = len(names) > 1 if name == ITSELF else ITSELF not in names
             if lost and self._observed.may_attend(name):
                 lacking[name] = reason

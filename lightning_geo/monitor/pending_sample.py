@@ -39,7 +39,7 @@ def _outside(device: torch.device) -> bool:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a record says of the moment at which its sample was taken.
+    """The metadata of a record: when its sample was taken, and on what.
 
     Args:
         step: Optimizer step that the measured weights enter.
@@ -97,7 +97,7 @@ class PendingSample:
     Args:
         host: Whose run it is.
         facts: Of its moment.
-        concluded: Finishes the metrics, and tells what they lack.
+        concluded: Finishes the metrics, and reports what they lack.
         device: That of the models.
         seconds: Seconds that it cost so far; waits for the device.
     """
@@ -115,7 +115,7 @@ class PendingSample:
         self._concluded = concluded
         self._seconds = seconds
         self._work: Background[Computed] | None = None
-        # functions of others may draw, or write to what training reads
+        # foreign functions may draw random numbers, or write to tensors that training reads
         if _outside(device) and not concluded.derivation.calls_others:
             self._work = Background(concluded.derivation.finish)
 
@@ -145,7 +145,7 @@ class PendingSample:
         return seconds + max(self._work.seconds, time.perf_counter() - started)
 
     def finish(self) -> tuple[Computed, Coverage]:
-        """Return the metrics and what was seen and measured, and warn of what they lack.
+        """Return the metrics and their coverage, and warn of what they lack.
 
         Raises:
             Exception: What failed in the making.

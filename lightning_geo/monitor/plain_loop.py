@@ -27,7 +27,7 @@ __all__ = ["LoopMonitor", "watch"]
 
 
 class LoopMonitor(MonitorArguments):
-    """What :func:`watch` returns: measures while its context is open."""
+    """The context that :func:`watch` returns: measures while it is open."""
 
     def attach(self, host: LoopHost) -> None:
         """Watch a loop.
@@ -60,7 +60,7 @@ class LoopMonitor(MonitorArguments):
             self._leave()
 
     def step(self) -> None:
-        """Tell that a step is done; to be called after ``optimizer.step()``.
+        """Report that a step is done: call it after ``optimizer.step()``.
 
         Where accelerate accumulates gradients, so that ``optimizer.step()`` does nothing, this does nothing
         either. Other loops that accumulate call it once an update.

@@ -33,7 +33,7 @@ _HEADS_SPLIT = (
     "tensor parallelism splits layers along several dimensions of a mesh, where it is unknown which heads a "
     "rank has. Monitor a run without it, or measure a checkpoint on one device with `measure`"
 )
-#: Why what takes all heads of a layer is absent under tensor parallelism.
+#: Why metrics that need all heads of a layer are absent under tensor parallelism.
 _SOME_HEADS = "each rank has some heads only"
 
 
@@ -55,7 +55,7 @@ class Preparation:
         self._eagerly = contextlib.ExitStack()
 
     def copied(self, samples: Samples) -> Preparation:
-        """Return that of a copy of the run, which has other samples."""
+        """Return the preparation of a copy of the run, which has other samples."""
         preparation = copy.copy(self)
         preparation._samples, preparation._eagerly = samples, contextlib.ExitStack()
         return preparation
@@ -113,7 +113,7 @@ class Preparation:
             self._warn_once.warn(f"{some(reading)}: absent{where}, since {reason}")
 
     def take_state(self) -> None:
-        """Use what an earlier session knew, if every rank knows the same."""
+        """Use the state of an earlier session, if every rank has the same."""
         samples, baseline = self._samples, self._settings.baseline
         samples.agree()
         if samples.sampler is not None:
@@ -131,7 +131,7 @@ class Preparation:
         self._start_recording()
 
     def sanity_check_ended(self) -> None:
-        """Use what was recorded."""
+        """Let compiled code run compiled again, and make the probe of the recorded calls."""
         self.stop()
         self.use_recorded()
 
@@ -181,7 +181,7 @@ class Preparation:
             samples.inputs.start(samples.sampler.on_probe)
 
     def use_recorded(self) -> None:
-        """Make a probe of what was recorded, if anything was."""
+        """Make a probe of the recorded calls, if there are any."""
         if self._samples.inputs.finish():
             self._samples.start_bases_anew()
 

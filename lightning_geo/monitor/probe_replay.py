@@ -117,7 +117,7 @@ class ProbeReplay:
         unrecorded: Mapping[str, str] | None = None,
         failure: Exception | None = None,
     ) -> Exception | None:
-        """Measure the models on recorded calls; returns what went wrong.
+        """Measure the models on recorded calls; returns the first error.
 
         Where parameters are split over ranks, all ranks call this at the same time. They agree first that
         each of them is able to; then all make the same number of calls, with the same collectives in them,
@@ -128,7 +128,7 @@ class ProbeReplay:
             metrics: Stored names of those that are due; without any it is a trial, of which all ranks return
                 a failure if one of them has it.
             unrecorded: Models without a recorded call -> why.
-            failure: What went wrong on this rank before.
+            failure: An earlier error on this rank.
         """
         measurement = None
         try:
@@ -218,7 +218,7 @@ class ProbeReplay:
         return replica
 
     def _observed_in(self, ran: nn.Module, call: Call, name: str) -> nn.Module:
-        """The model in what is replayed."""
+        """The model within the module that is replayed."""
         return ran.get_submodule(self._paths[name]) if call.method else ran
 
     def divides(self, recorded: ProbeCall) -> bool:
@@ -229,7 +229,7 @@ class ProbeReplay:
         return divides(self._stand_in(call.call, call.model), call, self._forward_context)
 
     def remember(self) -> None:
-        """Keep what the step that begins is entered with, for a sample that is taken at its end."""
+        """Keep the state with which a step begins, for a sample that is taken at its end."""
         for replica in self._everyone():
             replica.remember()
 
@@ -277,7 +277,7 @@ class ProbeReplay:
         first = calls[0][0]
         replica = self._stand_in(first, names[0])
         replica.try_out(first.run, self._forward_context)
-        # what a step computes with gradients off is no part of training, as in source "batch"
+        # calls with gradients off are not part of training, as with source "batch"
         step = first.method not in ("", "forward")
         for group in [calls] if replica.reusable else [[call] for call in calls]:
             with replica.running() as model, contextlib.ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""One run of one Trainer: when a sample is due, and what of training is recorded or observed for it."""
+"""One run of one Trainer: decides when a sample is due, and records or observes training for it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Run:
         self._preparation = Preparation(settings, warn_once, self.samples)
         self._pace = Pace(settings.schedule, settings.max_overhead, warn_once)
         self._began = 0
-        #: whether a sample of this step waits for what is recorded or observed in it
+        #: whether a sample of this step waits for calls to be recorded or observed in it
         self._pending = False
         #: cancels the last sample
         self._cancel_last: Callable[[], None] | None = None
@@ -73,7 +73,7 @@ class Run:
         self._preparation.sanity_check_starts()
 
     def validation_batch_starts(self, batch: Any, batch_idx: int) -> None:
-        """Record what the sanity check calls."""
+        """Record the models' calls in the sanity check."""
         if self.samples.inputs.records:
             self.samples.inputs.step_begins("validation_step", batch, batch_idx)
 
@@ -82,7 +82,7 @@ class Run:
         self.samples.inputs.step_ends()
 
     def sanity_check_ended(self) -> None:
-        """Use what was recorded."""
+        """Make the probe of the recorded calls."""
         self._preparation.sanity_check_ended()
 
     def training_starts(self, host: Host) -> None:
@@ -90,7 +90,7 @@ class Run:
         samples = self.samples
         self._preparation.take_state()  # strategies that shard restore checkpoints after `on_fit_start`
         step = self._began = host.step
-        # what an earlier session wrote from here on is void, but for the last sample of one that had ended
+        # an earlier session's samples from here on are void, except the last sample of a session that ended
         samples.delivery.resumed_at = (step + (samples.state.ended or samples.state.step == step)) or None
         samples.state.ended = False
         if samples.delivery.resumed_at is not None and host.is_rank_zero:
@@ -115,7 +115,7 @@ class Run:
         if samples.sampler is None:
             return
         if anew:
-            # where an earlier step turned out not to be due, what was remembered of it is not used
+            # an earlier step may have turned out not to be due: drop the state that was kept for it
             samples.sampler.on_probe.forget()
         if samples.inputs.records and (due or step == self._began):
             with self._warn_once.about("the probe could not be recorded"):  # on one rank alone, it may be
@@ -124,7 +124,7 @@ class Run:
                 samples.inputs.step_begins("training_step", batch, batch_idx)
         if not due:
             return
-        if anew:  # what is due now depends on the sample before
+        if anew:  # the metrics due now depend on the sample before
             samples.delivery.flush()
         if samples.replays and anew:
             samples.overdue = False
@@ -168,7 +168,7 @@ class Run:
                 samples.sampler.on_batch.differentiates(host.loss_factor(loss))
 
     def backward_ended(self, host: Host) -> None:
-        """Run what compiled code hid, and go on observing where more forward may follow."""
+        """Re-run models that compiled code hid, and go on observing where more forward may follow."""
         samples = self.samples
         if samples.replays or samples.sampler is None or not self._pending:
             return
@@ -203,7 +203,7 @@ class Run:
 
     @property
     def pending(self) -> bool:
-        """Whether a sample of this step waits for what is recorded or observed in it, or for its update."""
+        """Whether a sample of this step waits for calls to record or observe in it, or for its update."""
         return self._pending
 
     @property
@@ -269,7 +269,7 @@ class Run:
             known = samples.sampler is not None and samples.inputs.probe is not None
             if samples.replays and known and samples.state.step != step:
                 assert samples.sampler is not None
-                samples.sampler.on_probe.forget()  # what the last step was entered with
+                samples.sampler.on_probe.forget()  # the kept state of the last step
                 samples.replay(host, step, final=True)
         finally:  # the other ranks wait, whatever happened here
             self._warn_once.exchange()
@@ -279,7 +279,7 @@ class Run:
                 host.log.info(line)
 
     def end(self) -> None:
-        """Close what was opened, and leave nothing behind."""
+        """Close files and remove all hooks."""
         cancel, self._cancel_last = self._cancel_last, None
         last = () if cancel is None else (cancel,)
         flush = self.samples.delivery.flush

@@ -1,4 +1,4 @@
-"""Keeps apart what one monitor knows of several Trainers' runs."""
+"""Keeps the runs of several Trainers with one monitor apart."""
 
 from __future__ import annotations
 

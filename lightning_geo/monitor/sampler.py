@@ -93,17 +93,17 @@ class Sampler:
         self._structure: dict[str, Any] = {}
 
     def stop(self) -> None:
-        """Leave nothing behind in the models or in what they computed; harmless when done twice."""
+        """Remove all hooks from the models and their tensors; harmless when done twice."""
         call_all(self.on_batch.pause, self.on_batch.forget, self.training_masks.pause)
 
     def check_layers(self) -> None:
-        """Raise if ``layers`` matches nothing of what was seen so far."""
+        """Raise if ``layers`` matches no attention call so far."""
         measurement = self.sample.measurement
         if measurement is not None and measurement.observed and self.sample.first_failure() is None:
             measurement.check_layers()
 
     def try_layers(self, share: Share) -> None:
-        """Raise if ``layers`` matches nothing that runs on recorded calls; nothing is measured."""
+        """Raise if ``layers`` matches no attention call of the recorded calls; measures nothing."""
         if self.on_probe.replay(share, ()) is None:  # a failure is reported when the sample is taken
             self.check_layers()
 
@@ -113,7 +113,7 @@ class Sampler:
         Every rank calls this at every sample, whatever happened to it before.
 
         Args:
-            error: What went wrong on this rank.
+            error: An error on this rank, if there was one.
             baseline: Bases that ``drift`` is against; see :func:`lightning_geo.measurement.assemble.derive`.
             previous: Bases that ``velocity`` is against.
 
@@ -191,7 +191,7 @@ class Sampler:
         due: tuple[str, ...],
         computed: Computed,
     ) -> Coverage:
-        """Warn of what the sample lacks, and return its coverage."""
+        """Warn of metrics and calls that the sample lacks, and return its coverage."""
         measurement.settle_masks()
         report_gaps(measurement, computed, due, self._warn_once)
         report_kept_weights(self.sample.start, self._warn_once)

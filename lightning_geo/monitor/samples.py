@@ -35,7 +35,7 @@ _IN_VAIN = 3
 
 
 class Samples:
-    """Takes the samples of a run, and has their records made.
+    """Takes the samples of a run, and passes them on for their records.
 
     Args:
         settings: The monitor's.
@@ -46,7 +46,7 @@ class Samples:
     def __init__(self, settings: Settings, warn_once: WarnOnce, sinks: LoggerSinks) -> None:
         self._settings = settings
         self._warn_once = warn_once
-        #: makes the records of what was taken
+        #: makes the samples' records
         self.delivery = Delivery(settings, warn_once, sinks)
         self.inputs = ProbeSource(settings.probe, settings.probe_size, settings.probe_tokens, warn_once)
         self.sampler: Sampler | None = None
@@ -73,7 +73,7 @@ class Samples:
 
     @property
     def state(self) -> RunState:
-        """That of the run."""
+        """The state of the run."""
         return self.delivery.state
 
     @state.setter
@@ -106,7 +106,7 @@ class Samples:
             try:
                 share = self.inputs.share(self.sampler.observed.device)
                 due = self.due_metrics(final=final)
-                # of rank 0, whose share begins with the first sequence
+                # rank 0 keeps the pattern: its share begins with the first sequence
                 kept = self._settings.patterns and rank() == 0 and self.whole_heads
                 self.sampler.sample.patterns = kept and self.sinks.keeps_pictures(step, final=final)
             except Exception as failure:  # the other ranks wait all the same
@@ -156,8 +156,8 @@ class Samples:
         Args:
             host: Whose run it is.
             step: Optimizer step that the measured weights enter.
-            error: What went wrong on this rank.
-            seconds: What observing it has cost; waits for the device.
+            error: An error on this rank, if there was one.
+            seconds: Returns the seconds that observing it cost; waits for the device.
             final: Whether it is the run's last.
         """
         assert self.sampler is not None
@@ -198,7 +198,7 @@ class Samples:
             self._give_up_in_vain()
 
     def _give_up_in_vain(self) -> None:
-        """Stop to look for attention after a few samples that saw none; the same on every rank."""
+        """Stop sampling after a few samples that saw no attention; the same on every rank."""
         assert self.sampler is not None
         self._vain += self.sampler.saw_nothing
         if from_rank_zero(int(self._vain >= _IN_VAIN), self.sampler.observed.device):
@@ -207,7 +207,7 @@ class Samples:
             self.inputs.probe = self.sampler = None
 
     def observe_batches(self, reason: LookupError) -> None:
-        """Observe training itself from now on: what could be replayed does not begin at the data."""
+        """Observe training itself from now on: no recorded call starts from data, so none can be replayed."""
         self._warn_once.warn(
             'there is nothing to replay that begins at the data: `source="batch"` is used', str(reason)
         )
@@ -216,7 +216,7 @@ class Samples:
         self.inputs.probe = None
 
     def start_bases_anew(self) -> None:
-        """The probe is another one than the checkpoint's: its subspaces are not to be compared."""
+        """Drop the checkpoint's bases: the probe is another one, so subspaces do not compare."""
         self.state.previous = None
         self.state.baseline = None if self._settings.baseline is None else bases_of(self._settings.baseline)
 
@@ -242,9 +242,9 @@ class Samples:
             self.state = state
 
     def agree(self) -> None:
-        """Start anew on every rank where they know different things of the run: samples are all ranks'.
+        """Start anew on every rank if the ranks' states differ: samples are taken by all ranks together.
 
-        One of them may have been unable to load its state, or to derive what a sample showed.
+        One of them may have been unable to load its state, or to derive a sample's metrics.
         """
         own = self.state.step, self.state.samples, self.state.models, self.inputs.fingerprint
         if any(other != own for other in everyones(own)):

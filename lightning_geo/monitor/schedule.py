@@ -149,7 +149,7 @@ class OverheadBudget:
         self.before = 0.0
 
     def start(self, step: int) -> None:
-        """A session begins, at this step."""
+        """Begin a session at this step."""
         self._began, self._next = self._clock(), step
 
     @property
@@ -158,7 +158,7 @@ class OverheadBudget:
         return self.before + self._clock() - self._began
 
     def looks(self, step: int) -> bool:
-        """Whether what samples have cost decides at this step, the same on every rank."""
+        """Whether the cost of samples decides at this step; the same on every rank."""
         return step >= self._next
 
     def __call__(
@@ -174,7 +174,7 @@ class OverheadBudget:
         """
         if not self.looks(step):
             return False
-        if spent == 0:  # where nothing can be sampled, it is not tried at every step
+        if spent == 0:  # nothing could be sampled so far: try now, but not at every step
             self._next = step + _FIRST_LOOK
             return True
         wait = agree(self._wait(step, spent, spent / max(samples, 1)))
@@ -221,7 +221,7 @@ class Pace:
         return otherwise if self._budget is None else self._budget.elapsed
 
     def looks(self, step: int) -> bool:
-        """Whether what samples have cost decides at this step, so that it is to be known."""
+        """Whether the cost of samples decides at this step, so that it must be known."""
         return self._budget is not None and self._budget.looks(step)
 
     def due(self, step: int, spent: float, samples: int, agree: Callable[[int], int]) -> bool:

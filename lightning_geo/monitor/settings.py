@@ -60,7 +60,7 @@ class Settings:
         return "every step" if self.schedule.interval == 1 else f"every {self.schedule.interval} steps"
 
     def as_config(self) -> dict[str, Any]:
-        """Return what a run's config says of the monitor, as JSON-serialisable values."""
+        """Return the monitor's entry in a run's config, as JSON-serialisable values."""
         probe = self.source == "probe"
         by_interval = self.max_overhead is None and not self.schedule.given
         return {

@@ -1,4 +1,4 @@
-"""The lines that a monitor logs of a run besides its findings: three when it starts, four when it ends."""
+"""The lines that a monitor logs besides findings: three when a run starts, four when it ends."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class StatusLines:
     ) -> None:
         self._name, self._prefix = name, prefix_of(name)
         self._how_often, self._max_overhead, self._clock = how_often, max_overhead, clock
-        #: what samples are taken on, in words
+        #: the inputs of samples, in words
         self.inputs = ""
         self._first: GeometryRecord | None = None
         self._last: GeometryRecord | None = None
@@ -52,7 +52,7 @@ class StatusLines:
         self._since = (0.0, 0.0)
 
     def anew(self) -> StatusLines:
-        """Return those of another session."""
+        """Return the lines of another session."""
         return StatusLines(self._how_often, self._max_overhead, self._clock, self._name)
 
     def sampled(

@@ -22,8 +22,8 @@ def with_words(
     Args:
         patterns: By stack; their tokens are ids.
         owners: See :attr:`.Host.tokenizer_owners`.
-        in_checkpoint: ``probe_in_checkpoint``. Who keeps inputs out of checkpoints is told that the record
-            has tokens.
+        in_checkpoint: ``probe_in_checkpoint``. A user who keeps inputs out of checkpoints is warned that the
+            record has tokens.
         warn_once: Takes the warning.
     """
     if any(own.tokens for own in patterns.values()) and not in_checkpoint:
@@ -49,6 +49,6 @@ def _tokenizer_of(owner: Any) -> Any:
 def _words(tokens: tuple[str, ...], tokenizer: Any) -> tuple[str, ...]:
     try:
         words = tokenizer.convert_ids_to_tokens([int(token[1:]) for token in tokens])
-    except Exception:  # a tokenizer of other ids than the model's: the ids tell what they can
+    except Exception:  # the tokenizer has other ids than the model: keep the ids without words
         return tokens
     return tuple(w if isinstance(w, str) else token for w, token in zip(words, tokens, strict=True))

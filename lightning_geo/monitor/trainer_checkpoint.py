@@ -42,7 +42,7 @@ def save(run: Run, args: Any, state: Any, name: str) -> None:
 def load(run: Run, args: Any, state: Any, name: str, warn_once: WarnOnce) -> None:
     """Go on where the checkpoint was written that a Trainer resumes from.
 
-    No event tells its folder: it is the one whose ``trainer_state.json`` has the log of ``state``.
+    No event names its folder: it is the one whose ``trainer_state.json`` has the log of ``state``.
 
     Args:
         run: The run.

@@ -1,4 +1,4 @@
-"""Notices that a training step of ``transformers.Trainer`` is left by an exception: no event says so."""
+"""Detects that an exception left a training step of ``transformers.Trainer``: no event reports it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["StepGuard"]
 
 
 class StepGuard:
-    """Stands in for a Trainer's ``training_step`` while it trains, and tells who asked of an exception in it.
+    """Stands in for a Trainer's ``training_step`` while it trains, and calls functions at an exception in it.
 
     Forward and backward pass run there, in which something may be observed. Ctrl-C in a forward pass ends no
     hook of the modules that run, so that what they have begun would stay on in the whole process.
@@ -27,7 +27,7 @@ class StepGuard:
 
     @classmethod
     def of(cls, trainer: Any) -> StepGuard:
-        """Return that of a Trainer, which is put in place if there is none.
+        """Return the guard of a Trainer; put one in place if there is none.
 
         Args:
             trainer: Any Trainer.
@@ -46,7 +46,7 @@ class StepGuard:
             raise
 
     def add(self, function: Callable[[], object]) -> Callable[[], None]:
-        """Have a function called after an exception; returns what undoes it, harmless when done twice."""
+        """Call a function after an exception; returns what undoes this, which may be called twice."""
         self._functions.append(function)
 
         def undo() -> None:

@@ -1,4 +1,4 @@
-"""What masks let the training forward see, while samples are taken on a probe."""
+"""Pairs that masks leave visible in the training forward, while samples are taken on a probe."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class TrainingMasks:
         self._looked = False
 
     def watch(self, samples: int) -> None:
-        """Observe what the models compute from now on, at every tenth sample.
+        """Observe the models from now on, at every tenth sample.
 
         Args:
             samples: How many samples the run has taken.
@@ -69,7 +69,7 @@ class TrainingMasks:
                 self._watching.enter_context(tap.open(pairs, training=True))
 
     def pause(self) -> float:
-        """Stop observing, and hand on what was seen; returns how many seconds it took."""
+        """Stop observing, and hand on the counts; returns the seconds that it took."""
         self._watching.close()
         seen, self._seen = self._seen, {}
         for name, (tap, pairs) in seen.items():
@@ -94,7 +94,7 @@ class _Pairs:
             self.by_call[key] = pairs if key not in self.by_call else self.by_call[key] + pairs
 
     def attention_module(self, key: CallKey, output: Tensor, mask: Tensor | None) -> None:
-        """Nothing."""
+        """Ignore it."""
 
     def block(self, block: BlockCall) -> None:
-        """Nothing."""
+        """Ignore it."""

@@ -26,7 +26,7 @@ __all__ = ["GeometryCallback"]
 
 
 class _Session:
-    """One call of ``Trainer.train``: its run, and what answers for it."""
+    """One call of ``Trainer.train``: its run and its host."""
 
     def __init__(self, callback: GeometryCallback, run: Run, host: TrainerHost) -> None:
         self.run = run
@@ -67,7 +67,7 @@ class _Session:
         self.run.optimizer_starts(self.host)
 
     def step_ends(self) -> None:
-        """Await no update any more."""
+        """Stop waiting for an update."""
         self._hooks.close()
 
     def end(self) -> None:
@@ -204,7 +204,7 @@ class GeometryCallback(MonitorArguments, TrainerCallback):
             raise
 
     def _end_those_that_failed(self, current: Any) -> None:
-        """End sessions whose ``train`` was left by an exception elsewhere than in a step: no event says so.
+        """End sessions whose ``train`` an exception left outside of a step: no event reports it.
 
         Args:
             current: The Trainer that begins. Within a step of another one, that goes on.
@@ -216,7 +216,7 @@ class GeometryCallback(MonitorArguments, TrainerCallback):
 
     @_event
     def on_evaluate(self, session: _Session) -> None:
-        """Use what the evaluation before the first step has shown."""
+        """Make the probe of the calls in the evaluation before the first step."""
         if session.evaluates:
             session.evaluates = False
             session.run.sanity_check_ended()
@@ -258,11 +258,11 @@ class GeometryCallback(MonitorArguments, TrainerCallback):
             run.make_up()
         run.deliver(host)
 
-    # -- others read what samples showed
+    # -- others read the samples' numbers
 
     @_event
     def on_epoch_end(self, session: _Session) -> None:
-        """Have the numbers there."""
+        """Deliver the last sample."""
         session.run.samples.delivery.flush()
 
     @_event
@@ -274,7 +274,7 @@ class GeometryCallback(MonitorArguments, TrainerCallback):
 
     @_event
     def on_train_end(self, session: _Session) -> None:
-        """Measure the final weights, and close what was opened."""
+        """Measure the final weights, close files and remove hooks."""
         try:
             session.run.training_ends()
             session.run.finish(session.host)

@@ -49,7 +49,7 @@ class Coverage:
             modules.append(module)
 
     def withdraw(self, modules: Iterable[str]) -> None:
-        """Count measured calls of these modules as left out, since their masks were others than assumed."""
+        """Count measured calls of these modules as left out: their masks were not as assumed."""
         for module in modules:
             self.leave_out(module, _OTHER_MASK)
             self.measured = max(0, self.measured - 1)

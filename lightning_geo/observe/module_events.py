@@ -98,7 +98,7 @@ class ModuleEvents:
         """Handle the return of the innermost module; an implied module has no result."""
         frames, items = self.stack.frames, self.stack.tree.items
         frame = frames[-1]
-        # elsewhere there is nothing to settle, and entering our own work costs as much as a small operation
+        # no other module has calls to settle, and entering our own work costs as much as a small operation
         if frame.held or frame.name in items or len(frames) == 1:
             with self._attention.work.running():
                 self._attention.settle(frame)

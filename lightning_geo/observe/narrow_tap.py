@@ -1,4 +1,4 @@
-"""A tap that observes some blocks of a model alone, with what a whole tap once knew where they start."""
+"""A tap that observes some blocks of a model alone, from the state that a whole tap had where they start."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["ChangedRunError", "NarrowTap"]
 
 
 class ChangedRunError(GeometryError, RuntimeError):
-    """The model ran otherwise than in the run that showed what can be left unobserved."""
+    """The model's run differs from the one that showed which layers can be left unobserved."""
 
     def __init__(self, difference: str) -> None:
         super().__init__(
@@ -33,7 +33,7 @@ class ChangedRunError(GeometryError, RuntimeError):
 
 @dataclass
 class _Entry:
-    """What was known where a module started: its arguments, and the origins of the tensors among them."""
+    """The knowledge where a module started: its arguments, and the origins of the tensors among them."""
 
     arguments: Any
     origins: list[Origin | None]
@@ -56,8 +56,9 @@ class _Run:
 class NarrowTap(Tap):
     """Observe some blocks alone.
 
-    While :attr:`beside` is set, that tap observes the same runs whole, and this one notes what is known where
-    its blocks start. Afterwards it restores that, and checks that every run is like the noted one.
+    While :attr:`beside` is set, that tap observes the same runs whole, and this one notes its knowledge where
+    the blocks start. Afterwards it restores the noted knowledge, and checks that every run is like the noted
+    one.
 
     Args:
         whole: The tap that observes the same model whole.
@@ -130,7 +131,7 @@ class NarrowTap(Tap):
             INTERCEPTION.watch(self)
 
     def _know(self, frame: Frame) -> None:
-        """Note what the whole tap knows of a module's arguments, or restore what it knew."""
+        """Note the whole tap's knowledge of a module's arguments, or restore it."""
         tensors: list[Tensor] = []
         arguments = _described(frame.given, tensors)
         run, origins = self._runs[-1], self._events.evidence.origins

@@ -1,4 +1,4 @@
-"""The protocol of observers, to which a tap reports."""
+"""The protocol of a tap's observers."""
 
 from __future__ import annotations
 

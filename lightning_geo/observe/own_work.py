@@ -50,7 +50,7 @@ class OwnWork:
         if is_capturing():
             raise CaptureError
         busy, self.busy, started = self.busy, True, self.stopwatch.start()
-        # at hundreds of calls a sample, entering what is already so would cost a tenth of its time
+        # hundreds of calls a sample enter this: contexts that already hold would cost a tenth of its time
         on = [device for device in self._devices if torch.is_autocast_enabled(device)]
         try:
             with without_function_modes(), torch.no_grad() if torch.is_grad_enabled() else _NOTHING:

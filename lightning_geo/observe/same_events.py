@@ -1,4 +1,4 @@
-"""Compares what two taps show of the same run of a model."""
+"""Compares the events that two taps show of the same run of a model."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ class Comparison:
         if waiting and waiting[0][0] is not tap:
             try:
                 self.differs |= not self._same(waiting.pop(0)[1], event)
-            except Exception:  # then nothing is known, and the model's run is not to end for it
+            except Exception:  # raised here, it would end the model's run; count it as a difference
                 self.differs = True
         elif not self.differs:
             waiting.append((tap, event))
 
     def settle(self) -> None:
-        """End a run of the model: what only one tap has shown is different."""
+        """End a run of the model: an event that only one tap showed is a difference."""
         self.differs |= any(self._waiting.values())
         self._waiting.clear()
         self._copies += [ToHost(equal) for equal in self._equal]
@@ -68,7 +68,7 @@ class Comparison:
             return True
         if type(a) is not type(b):
             return False
-        if is_dataclass(a):  # what is private is made on demand
+        if is_dataclass(a):  # private fields are made on demand
             names = [field.name for field in fields(a) if not field.name.startswith("_")]
             return all(self._same(getattr(a, name), getattr(b, name)) for name in names)
         if isinstance(a, Mapping):

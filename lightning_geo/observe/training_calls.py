@@ -18,7 +18,7 @@ def begins_training() -> bool:
 
     A call with gradients off is not: a reference model's pass, generation, a frozen teacher. Custom autograd
     functions, such as reentrant checkpointing, also turn gradients off in their forward, but are part of
-    training: the call stack shows them. What checkpointing calls once more in the backward pass is not.
+    training: the call stack shows them. A call that checkpointing repeats in the backward pass is not.
     """
     if in_backward():
         return False

@@ -19,8 +19,8 @@ from lightning_geo.probe.limits import SCORED_SEQUENCES, within, within_over_ran
 __all__ = ["LOSS_DIVISOR", "Probe", "Share", "copied", "kept_call", "probe_from"]
 
 
-#: What transformers divides a loss by instead of the call's own tokens: those of all batches of a step. It is
-#: no input, and on a few sequences the loss would be too small by what the others had.
+#: The argument with the number of tokens in all batches of a step, by which transformers divides a loss. A
+#: probe leaves it out: the loss of a few sequences would be divided by the tokens of all.
 LOSS_DIVISOR = "num_items_in_batch"
 
 

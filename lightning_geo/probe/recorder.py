@@ -24,7 +24,7 @@ __all__ = ["CallRecorder"]
 
 
 class ContextParallelError(GeometryError, RuntimeError):
-    """A call has a part of its sequences."""
+    """A call has only a part of its sequences."""
 
     def __init__(self) -> None:
         super().__init__("`context_parallel` split its sequences over ranks, which a replay does not")
@@ -67,7 +67,7 @@ class CallRecorder:
         self._split = False
         #: prefix -> why the model's calls were skipped
         self.passed_over: dict[str, str] = {}
-        #: why the LightningModule's own calls were skipped
+        #: reason why the LightningModule's own calls were skipped
         self.passed_over_outside = ""
 
     @property

@@ -57,7 +57,7 @@ class ProbeSource:
 
     @property
     def described(self) -> str:
-        """What samples are taken on, in words."""
+        """The inputs of samples, in words."""
         if self.probe is None:
             return "the training batches"
         sequences = sum(sum(call.sequences.counts) for call in self.probe.calls)

@@ -1,4 +1,4 @@
-"""An audit as one HTML file for readers who are no engineers. No torch, no script."""
+"""An audit as one HTML file for readers outside engineering. No torch, no script."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ class AuditCard(NamedTuple):
 
     Args:
         level: Class of its colour.
-        result: What came out.
+        result: Its result.
         title: The metric in words, and where.
         name: Name of the limit.
         why: The policy's reason.
-        asked: What the policy asks.
-        found: What was found.
+        asked: The policy's requirement.
+        found: The values found.
         counted: How many values passed, and did not.
         optional: Whether the policy does without it.
         scale: The values beside the limit.
@@ -67,7 +67,7 @@ class AuditCard(NamedTuple):
 def audit_page(
     result: Audit, run: Run, release: Run | None, content: dict[str, Any], receipt: Receipt
 ) -> str:
-    """Return an HTML page: what was asked of the model, what was found, who decided, what is not known.
+    """Return an HTML page: the requirements, the values found, who decided, and what is unknown.
 
     Args:
         result: The audit.

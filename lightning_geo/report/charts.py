@@ -81,7 +81,7 @@ def timeline(
     events: Sequence[Event] = (),
     evaluations: Sequence[tuple[int, NDArray[np.int64], Array, str]] = (),
 ) -> Markup:
-    """Return a run's loss with what happened on the way; empty without any value.
+    """Return a run's loss with the events on the way; empty without any value.
 
     Args:
         curves: Name, steps and values of each; at most six are drawn.
@@ -156,7 +156,7 @@ def balance(rows: Sequence[tuple[str, float]], title: str, ends: tuple[str, str]
     Args:
         rows: Name and value of each bar.
         title: Line above.
-        ends: What the left and the right side mean.
+        ends: Labels of the left and the right side.
     """
     middle, side = 340.0, 130.0
     top = max((abs(value) for _, value in rows if np.isfinite(value)), default=0.0) or 1.0

@@ -40,7 +40,7 @@ class Token(NamedTuple):
 
 
 class ShownExplanation(NamedTuple):
-    """What is shown of one example, most telling first.
+    """The parts of the page about one example, the most important first.
 
     Args:
         level: ``well`` for a correct prediction, ``warning`` for a wrong one.
@@ -49,7 +49,7 @@ class ShownExplanation(NamedTuple):
         balance: Bars of the heads against and for the correct class.
         tokens: Coloured by the attention of the heads against it.
         heads: The heads against it.
-        layers: What silencing each layer really costs.
+        layers: The measured cost of silencing each layer.
         pictures: Effects of all heads.
     """
 
@@ -74,7 +74,7 @@ def explanation_page(explanations: Sequence[Explanation]) -> str:
 
 
 def shown_explanation(e: Explanation) -> ShownExplanation:
-    """Return what a page or a notebook shows of an explanation."""
+    """Return the parts that a page or a notebook shows of an explanation."""
     verdict = "correct" if e.predicted == e.target else "incorrect"
     verb = "leads" if e.margin > 0 else "trails"
     against, supporting = e.blamed(_BARS), e.supporting(_BARS)

@@ -1,4 +1,4 @@
-"""The report's short list of what changed most in a run."""
+"""The report's short list of the largest changes in a run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class LargestChange(NamedTuple):
 
 
 def largest_changes(run: Run, count: int = 5) -> list[LargestChange]:
-    """Return the metrics that changed most, one of each family, whose metrics tell one story.
+    """Return the metrics that changed most, one of each family, since metrics of a family change together.
 
     Args:
         run: The run.

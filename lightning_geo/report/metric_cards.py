@@ -24,9 +24,9 @@ class MetricCard(NamedTuple):
 
     Args:
         name: Its name in the history.
-        sentence: What happened to it.
+        sentence: Its change over the run.
         definition: Formula and unit.
-        meaning: What its values suggest.
+        meaning: How to read its values.
         pictures: Heads at the start, at the end and their change; layers and models over the run.
     """
 
@@ -62,7 +62,7 @@ def metric_table(run: Run) -> Table:
 
 
 def own_metrics_table(run: Run) -> Table:
-    """Return what a run says of its metrics that are not built in."""
+    """Return a table of a run's metrics that are not built in."""
     specs = [series.spec for series in own_metrics(run.history)]
     return Table(
         ("metric", "unit, range", "formula", "how to read it", "source"),

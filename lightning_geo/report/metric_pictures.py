@@ -51,7 +51,7 @@ def head_maps(
     other: tuple[MetricSeries, int] | None = None,
     name: str = "",
 ) -> list[Markup]:
-    """Return the heads at the start, at the end, in another run, and what they changed by.
+    """Return maps of the heads at the start, at the end, in another run, and of their changes.
 
     Args:
         change: Of the metric.

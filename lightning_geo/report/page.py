@@ -20,7 +20,7 @@ __all__ = ["report"]
 
 
 def report(runs: Sequence[Run]) -> str:
-    """Return an HTML page on what came of a run, what changed, when and where, and how runs differ.
+    """Return an HTML page on the outcome of runs, their changes with time and place, and their differences.
 
     What counts stands on the first two screens; the rest is folded, and listed beside it.
     The page loads nothing and runs no script; every name that comes from a user is escaped.

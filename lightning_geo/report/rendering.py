@@ -34,7 +34,7 @@ def render(template: str, **content: object) -> str:
 
     Args:
         template: Name of a file in ``templates/``.
-        content: What the template refers to; a name that it does not find is an error.
+        content: The names that the template refers to; a missing name is an error.
     """
     return _environment().get_template(template).render(version=__version__, **content)
 

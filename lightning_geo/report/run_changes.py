@@ -1,4 +1,4 @@
-"""The report's chapter on what changed within a run, and what its heads do."""
+"""The report's chapter on changes within a run, and on the gates of its heads."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class RunChanges(NamedTuple):
 
     Args:
         name: The run's name.
-        sentences: What changed, most telling first.
+        sentences: Its changes, the most important first.
         pictures: How much each layer changed, and the drift at the end.
         gates: One per stack that measured gates.
     """
@@ -59,7 +59,7 @@ class RunChanges(NamedTuple):
 
 
 def run_changes(run: Run) -> RunChanges:
-    """Return what the chapter shows of one run."""
+    """Return the chapter's contents for one run."""
     all_changes = changes(run.history)
     several = len(run.history.stacks) > 1
     pictures = [

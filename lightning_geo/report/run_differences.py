@@ -44,7 +44,7 @@ class RunDifferences(NamedTuple):
 
     Args:
         name: The run's name.
-        sentences: What differs most, and how the runs were compared.
+        sentences: The largest differences, and how the runs were compared.
         gates: ``None`` where no head has a gate in both runs.
         first: The five metrics that differ most.
         largest: The ten that do.
@@ -60,7 +60,7 @@ class RunDifferences(NamedTuple):
 
 
 def run_differences(runs: Sequence[Run], comparisons: Sequence[Comparison]) -> list[RunDifferences]:
-    """Return what the chapter shows of each further run.
+    """Return the chapter's contents for each further run.
 
     Args:
         runs: The first one is the reference.

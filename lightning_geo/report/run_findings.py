@@ -1,4 +1,4 @@
-"""The report's first chapter: what is wrong or unusual in a run, where, since when, and what to do."""
+"""The report's first chapter: the findings of a run, where, since when, and what to do."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class FindingCard(NamedTuple):
         label: Its mark on the curve of the loss.
         severity: ``note``, ``warning`` or ``critical``.
         span: Since when, and until when.
-        message: What happened.
+        message: The finding in one sentence.
         evidence: The value beside the usual ones; empty without a metric.
         causes: Usual causes.
-        next: What to try.
+        next: Steps to try.
         pictures: The metric over the run, and its map with the cells marked.
     """
 
@@ -69,7 +69,7 @@ class RunFindings(NamedTuple):
 
 
 def run_findings(runs: Sequence[Run], diagnoses: Sequence[Diagnosis]) -> list[RunFindings]:
-    """Return what the page shows of each run.
+    """Return the chapter's contents for each run.
 
     Args:
         runs: All runs of the report.

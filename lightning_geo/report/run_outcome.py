@@ -1,4 +1,4 @@
-"""The report's first chapter: what came of each run, and when what happened."""
+"""The report's first chapter: the outcome of each run, and a timeline of events."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["Outcome", "run_outcome"]
 
 
 class Outcome(NamedTuple):
-    """What came of the runs.
+    """The outcome of the runs.
 
     Args:
         sentence: Of a single run: its last score and loss; empty where it logged none.
@@ -46,7 +46,7 @@ class _Curves(NamedTuple):
 
 
 def run_outcome(runs: Sequence[Run], diagnoses: Sequence[Diagnosis]) -> Outcome:
-    """Return what the chapter shows.
+    """Return the chapter's contents.
 
     Args:
         runs: All runs of the report.
@@ -88,7 +88,7 @@ def _curves(run: Run) -> _Curves:
 
 
 def _note(runs: Sequence[Run], curves: Sequence[_Curves]) -> str:
-    """Say of each run without a loss where it is not, and where it may be."""
+    """Return a note on each run without a loss: where it was looked for, and where it may be."""
     notes = []
     for run, of_run in zip(runs, curves, strict=True):
         if of_run.loss is not None:

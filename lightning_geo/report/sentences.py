@@ -52,7 +52,7 @@ class Sentence(NamedTuple):
 
 
 def run_sentences(history: GeometryHistory) -> list[Sentence]:
-    """Return what a reader should know about a run, most important first."""
+    """Return sentences about a run, the most important first."""
     if len(history) == 1:
         return [Sentence(f"Only one sample, at step {history.steps[0]}: there is nothing to compare yet.")]
     all_changes = changes(history)
@@ -114,7 +114,7 @@ def _metrics(all_changes: Sequence[Change]) -> Iterator[Sentence]:
 
 
 def sentence(change: Change) -> str:
-    """Return what happened to a metric, in one sentence."""
+    """Return the change of a metric as one sentence."""
     spec = change.series.spec
     unit = "" if spec.unit == "1" else f" {spec.unit}"
     verb = "rose" if change.last > change.first else "fell" if change.last < change.first else "went"

@@ -1,4 +1,4 @@
-"""A diagnosis: what is wrong or unusual in a run, all of it."""
+"""A diagnosis: all findings of a run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Diagnosis"]
 
 @dataclass(frozen=True, repr=False)
 class Diagnosis:
-    """What is wrong or unusual in a run. Iterating over it yields the findings.
+    """All findings of a run; iterating over it yields them.
 
     Args:
         findings: Open ones before ended ones, the most severe first, then the earliest.

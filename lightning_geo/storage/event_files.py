@@ -87,7 +87,7 @@ def _folders(path: Place) -> list[Place]:
 
 
 def wandb_logs(path: Place) -> list[Place]:
-    """Return the files in which W&B keeps what a run logged, which W&B alone reads; none of other runs.
+    """Return the files in which W&B keeps a run's log, which W&B alone reads; empty for other runs.
 
     Args:
         path: As for :func:`load_history`.

@@ -31,9 +31,9 @@ class Finding:
         value: The metric's median over these layers or heads, at the step where it was worst.
         usual: Lowest and highest usual value of the same layers or heads: at the run's first sample, or
             around their trend.
-        message: What happened, in one sentence.
+        message: The finding in one sentence.
         causes: Usual causes, most frequent first.
-        next: What to try.
+        next: Steps to try.
         until_step: First sampled step that no longer showed it; ``None`` while it is open.
     """
 
@@ -104,7 +104,7 @@ class Finding:
 
 
 def latest(findings: Iterable[Finding]) -> list[Finding]:
-    """Merge what samples said of a run's findings: each as it was last, in the order in which they opened.
+    """Merge the findings of samples: each in its last state, in the order in which they opened.
 
     Args:
         findings: Those that each sample opened, updated or ended, by ascending step.
@@ -130,7 +130,7 @@ def worst(findings: Iterable[Finding]) -> Severity | None:
 
 
 def verdict(findings: Iterable[Finding], *, checked: bool = True) -> str:
-    """Say in one line what findings amount to.
+    """Return the verdict that findings amount to, as one line.
 
     Args:
         findings: Of a run, ended ones included.

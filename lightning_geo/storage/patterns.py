@@ -79,7 +79,7 @@ class AttentionPatterns:
         return np.where(codes == _ABSENT, np.nan, np.square(codes / np.float32(_LARGEST)))
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """Return what is stored, by name; the reverse of :meth:`of`."""
+        """Return the stored arrays by name; the reverse of :meth:`of`."""
         stored: dict[str, NDArray[Any]] = {
             "attention": self.codes,
             "lengths": self.lengths.astype(np.float32),

@@ -24,7 +24,7 @@ from lightning_geo.utils.formatting import did_you_mean
 __all__ = ["GeometryRecord", "changed_specs", "lookup", "stored_parts"]
 
 
-#: What the names of stacks end with that hold further attentions, or further runs, of another stack's layers.
+#: Endings of stack names for further attentions, or further runs, of another stack's layers.
 _PART = re.compile(r"(\.(part|run)\d+)+$")
 
 
@@ -40,7 +40,7 @@ def lookup(stacks: Stacks, key: str, specs: Mapping[str, MetricSpec] | None = No
 
     Args:
         stacks: ``stack -> stored name -> array``.
-        key: What to find.
+        key: The name to find.
         specs: Of the metrics that are not built in.
 
     Raises:
@@ -106,7 +106,7 @@ class GeometryRecord(ShownRecord):
         epoch: Epoch of that step.
         batches_seen: Training batches that the weights have seen.
         wall_time: Seconds since the Unix epoch.
-        cost_seconds: What taking the sample cost, sinks of the sample before included.
+        cost_seconds: The cost of the sample, sinks of the sample before included.
         probe_fingerprint: Fingerprint of the inputs; equal fingerprints mean equal inputs. Empty for batches.
         coverage: Attention calls of the asked layers ``seen`` and ``measured`` by all ranks, and
             ``left_out``: reason -> modules (on the rank that wrote the record); ``not_finite``: stack ->

@@ -1,4 +1,4 @@
-"""What a run logged beside its geometry: loss, validation score, learning rate, epochs."""
+"""Curves that a run logged beside its geometry: loss, validation score, learning rate, epochs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 __all__ = ["ROLES", "curve_tags", "epochs_of", "evaluation_tag", "suggested", "thinned"]
 
-#: What a curve can be.
+#: The roles of curves.
 ROLES = ("loss", "score", "rate")
 
 _TRAINING = {"train", "training"}
@@ -38,7 +38,7 @@ def curve_tags(listing: Iterable[str], monitors: Iterable[str]) -> list[str]:
 
 
 def suggested(tags: Sequence[str]) -> dict[str, str | None]:
-    """Return the tag of each role by its name, None where no name says so.
+    """Return the tag of each role, chosen by its name; None where no name fits.
 
     The loss is of training, the score of validation: its loss if no other number was logged.
 

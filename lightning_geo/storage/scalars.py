@@ -1,4 +1,4 @@
-"""Reads what else a run logged to event files or a CSV file: loss, validation scores, learning rate."""
+"""Reads other scalars that a run logged to event files or a CSV file: loss, scores, learning rate."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def read_scalars(path: Place, monitor: str) -> dict[str, Scalars]:
     folders = dict.fromkeys(file.parent for file in files)
     for file in files:
         for event in read_events(file):
-            if isinstance(event, str):  # damaged; reading the record says so
+            if isinstance(event, str):  # damaged; reading the record warns of it
                 continue
             if (start := started_at(event)) is not None:
                 for of_tag in points.values():

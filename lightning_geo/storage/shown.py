@@ -12,13 +12,13 @@ __all__ = ["ShownHistory", "ShownRecord"]
 
 
 class ShownRecord:
-    """What a record draws."""
+    """The drawings of a record."""
 
     def plot(self, metric: str | None = None) -> Drawing:
         """Draw a metric as a map of layers and heads, or bars of layers.
 
         Args:
-            metric: What ``record[metric]`` takes; ``None`` for the headline metrics.
+            metric: A key of ``record[metric]``; ``None`` for the headline metrics.
 
         Raises:
             KeyError: If the record lacks the metric.
@@ -38,7 +38,7 @@ class ShownRecord:
 
 
 class ShownHistory:
-    """What a run draws, and what is wrong or unusual in it."""
+    """The drawings of a run, its findings and its report."""
 
     def plot(
         self, metric: str, *, by: Literal["model", "layer", "head"] = "layer", layer: int | None = None
@@ -46,7 +46,7 @@ class ShownHistory:
         """Draw a metric over the run.
 
         Args:
-            metric: What ``history[metric]`` takes; roles and stages of a bare name stand side by side.
+            metric: A key of ``history[metric]``; roles and stages of a bare name stand side by side.
             by: ``"layer"`` for layers × samples, with the model's mean (or maximum) below; ``"head"`` for the
                 heads at the first and the last sample and what they changed by; ``"model"`` for the mean
                 alone.
@@ -68,7 +68,7 @@ class ShownHistory:
         return drawing
 
     def findings(self) -> Diagnosis:
-        """Return what is wrong or unusual in the run, as :func:`~lightning_geo.diagnose` finds it.
+        """Return the findings of the run, as :func:`~lightning_geo.diagnose` finds them.
 
         Example:
             >>> import numpy as np

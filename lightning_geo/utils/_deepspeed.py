@@ -54,7 +54,7 @@ def steps_by_engine(root: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
 
 
 def untried_engine(root: nn.Module) -> str:
-    """Name what makes an engine compute in a way that was not tried; empty if nothing does.
+    """Name the option that makes an engine compute in a way not tried; empty if none does.
 
     Relies on the class's name, on the methods ``autotp_size``, ``zero_quantized_weights``,
     ``zero_quantized_nontrainable_weights``, ``is_deepcompile_enabled`` and on ``seq_parallel_group`` and

@@ -111,7 +111,7 @@ def loss_factor(trainer: Any, loss: Tensor) -> Tensor | None:
 
     Args:
         trainer: Of the step.
-        loss: What backward begins from.
+        loss: The tensor that backward begins from.
 
     Returns:
         The loss scale of the precision plugin over ``accumulate_grad_batches``; ``None`` where an engine of

@@ -1,4 +1,4 @@
-"""Checks of arguments. What they raise names the argument, what was expected and what came."""
+"""Checks of arguments. Their errors name the argument, the expected value and the given one."""
 
 from __future__ import annotations
 

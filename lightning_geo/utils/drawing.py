@@ -1,4 +1,4 @@
-"""What a notebook shows by itself: drawings and pages."""
+"""Objects that a notebook shows by themselves: drawings and pages."""
 
 from __future__ import annotations
 

@@ -27,11 +27,11 @@ class ArgumentError(GeometryError, ValueError):
 
 
 class ArgumentTypeError(ArgumentError, TypeError):
-    """The same where it is of a wrong type."""
+    """An argument of a wrong type."""
 
 
 class OtherRankError(GeometryError, RuntimeError):
-    """What this rank computes with others ended because one of them failed: the reason is theirs."""
+    """Another rank failed, and ended a computation that this rank takes part in; that rank has the reason."""
 
 
 class _RaisedAt(Exception):
@@ -42,10 +42,10 @@ def let_go(error: Exception) -> Exception:
     """Return an exception that can be kept for long: without the frames that raised it.
 
     A traceback holds every local variable of its frames and of those that called them: the activations of
-    all layers, as long as the exception lives. Its text takes its place: ``strict`` still shows where it was.
+    all layers, as long as the exception lives. Its text replaces it, so ``strict`` still shows the place.
     """
     if error.__traceback__ is not None and not isinstance(error.__cause__, _RaisedAt):
-        with contextlib.suppress(Exception):  # no memory left, say
+        with contextlib.suppress(Exception):  # out of memory, for instance
             text = "".join(traceback.format_exception(error))
             _drop_frames(error)
             error.__cause__ = _RaisedAt(f"\n{text}")
@@ -54,7 +54,7 @@ def let_go(error: Exception) -> Exception:
 
 
 def _drop_frames(error: BaseException | None) -> None:
-    """Of an exception and of those that it came from."""
+    """Drop the frames of an exception and of all exceptions behind it."""
     seen: set[int] = set()
     waiting = [error]
     while waiting:
@@ -63,7 +63,7 @@ def _drop_frames(error: BaseException | None) -> None:
             seen.add(id(error))
             error.__traceback__ = None
             if isinstance(error, AttributeError):
-                error.obj = None  # what lacks the attribute: a tensor, say
+                error.obj = None  # the object without the attribute, such as a tensor
             waiting += [error.__cause__, error.__context__]
 
 
@@ -74,7 +74,7 @@ def call_all(*functions: Callable[[], object]) -> None:
         functions: Without arguments.
 
     Raises:
-        Exception: What the last of those that failed raised.
+        Exception: The error of the last function that failed.
     """
     with contextlib.ExitStack() as stack:
         for function in reversed(functions):

@@ -1,4 +1,4 @@
-"""Python's garbage collector, which a sample need not wait for."""
+"""Keeps Python's garbage collector from running during a sample."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["uncollected"]
 
 @contextlib.contextmanager
 def uncollected() -> Iterator[None]:
-    """Let the garbage collector wait while the context is open.
+    """Postpone garbage collection while the context is open.
 
     A sample makes thousands of objects that die with it. Counted as new ones, they would let the collector
     look through all objects of the process, which took up to a fifth of a sample's time on a CPU.

@@ -64,7 +64,7 @@ class Replicas:
 
 
 def from_rank_zero(value: int, device: torch.device) -> int:
-    """Rank 0's value, on every rank: what depends on time is decided once.
+    """Return rank 0's value on every rank: decisions that depend on time are made once.
 
     Args:
         value: Rank 0's; the others' is not looked at.
@@ -78,7 +78,7 @@ def from_rank_zero(value: int, device: torch.device) -> int:
 
 
 def on_all_ranks(ok: bool, device: torch.device) -> bool:
-    """Whether ``ok`` holds on every rank: what one of them cannot do is done by none, or the others wait.
+    """Whether ``ok`` holds on every rank: if one rank cannot take part, none does, or the others would wait.
 
     Args:
         ok: This rank's.
@@ -101,19 +101,19 @@ def everyones(value: Any) -> list[Any]:
 
 
 def known_to_rank_zero(error: Exception) -> Exception:
-    """Note on an error that rank 0 has it too, or was told of it: this rank need not say so; returns it."""
+    """Mark an error as known to rank 0, so that this rank does not report it again; returns the error."""
     with contextlib.suppress(Exception):  # a class of the user's may refuse attributes
         error._lightning_geo_known = True  # type: ignore[attr-defined]
     return error
 
 
 def is_known_to_rank_zero(error: Exception) -> bool:
-    """Whether :func:`known_to_rank_zero` noted so."""
+    """Whether :func:`known_to_rank_zero` marked an error."""
     return getattr(error, "_lightning_geo_known", False)
 
 
 def failure_of_any_rank(error: Exception | None) -> Exception:
-    """This rank's error, or one that names the others': rank 0 alone warns and has to know of them all.
+    """Return this rank's error, or one that names the others': rank 0 alone warns, and must know all.
 
     Args:
         error: This rank's; ``None`` where another failed, or they do not fit together.
@@ -124,6 +124,6 @@ def failure_of_any_rank(error: Exception | None) -> Exception:
     reasons = [f"rank {index}: {reason}" for index, reason in enumerate(everyone) if reason is not None]
     others = "; ".join(reasons)
     if error is not None:
-        # where rank 0 has an error of its own it speaks of that alone
+        # rank 0 warns of its own error alone if it has one; otherwise its warning names this one too
         return known_to_rank_zero(error) if everyone[0] in (None, everyone[rank()]) else error
     return RuntimeError(f"another rank failed ({others})" if others else "ranks saw other layers")

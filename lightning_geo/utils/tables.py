@@ -110,7 +110,7 @@ class Columns:
 
     Args:
         titles: Their titles, each once.
-        widths: What each needs.
+        widths: The width that each column needs.
         left: Titles of columns aligned to the left; by default the first one.
         least: How narrow columns may become. Their cells are cut in the middle.
         drop: Columns to leave out where the narrowest do not fit either: those of a group together, the first

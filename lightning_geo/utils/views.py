@@ -1,7 +1,8 @@
-"""How an object is shown by a room above its own, which it may not import.
+"""Lets an object show itself by code of a room above its own, which it may not import.
 
-A class asks for its view by name, the room that draws registers it, and the package's root, which knows all
-rooms, says how that room is loaded. So a run draws itself although ``storage`` knows nothing of ``report``.
+A class asks for its view by name, and the room that draws registers it. The package's root, which knows all
+rooms, provides a function that loads that room. So a run draws itself although ``storage`` does not import
+``report``.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ _LOAD: list[Callable[[], object]] = []
 
 
 def provide(load: Callable[[], object]) -> None:
-    """Say how the views are loaded: at the first use of one, so that reading a run loads nothing that draws.
+    """Set the function that loads the views at their first use: reading a run loads nothing that draws.
 
     Args:
-        load: Imports what registers them.
+        load: Imports the modules that register them.
     """
     _LOAD.append(load)
 
@@ -44,7 +45,7 @@ def view(shown: object, name: str, *args: Any, **kwargs: Any) -> Any:
         kwargs: For the view.
 
     Raises:
-        LookupError: If nobody registered it.
+        LookupError: If no module registered it.
 
     Example:
         >>> class Run: ...

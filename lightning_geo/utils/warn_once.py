@@ -32,7 +32,7 @@ class WarnOnce:
 
     def __init__(self, strict: bool, name: str = "geometry") -> None:
         self.strict = strict
-        #: what every line of this monitor begins with
+        #: the beginning of every line of this monitor
         self.prefix = prefix_of(name)
         #: whether training has begun: from then on a wrong argument costs the samples, not the run
         self.late = False
@@ -54,7 +54,7 @@ class WarnOnce:
 
     @property
     def pending(self) -> int:
-        """Number of warnings of this rank that rank 0 does not know yet."""
+        """Number of warnings of this rank that rank 0 has not emitted yet."""
         return len(self._pending)
 
     def exchange(self) -> None:
@@ -86,7 +86,7 @@ class WarnOnce:
             return
         notes = ", ".join(note for note in (when, "training goes on", "warned once") if note)
         self.warn(what, f"{type(error).__name__}: {error} ({notes})", type(error))
-        let_go(error)  # a frame that raises what it holds keeps itself, and its tensors, alive
+        let_go(error)  # an error that a frame holds and raises keeps that frame, and its tensors, alive
 
     @contextlib.contextmanager
     def about(self, what: str, when: str = "") -> Iterator[None]:
@@ -107,7 +107,7 @@ class WarnOnce:
 
 
 def prefix_of(name: str) -> str:
-    """Return what every line of a monitor begins with; of two in a run, one has a name of its own.
+    """Return the beginning of every line of a monitor; of two in a run, one has a name of its own.
 
     Example:
         >>> prefix_of("geometry"), prefix_of("batch")

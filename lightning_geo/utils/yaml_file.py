@@ -61,7 +61,7 @@ class YamlFile:
         """Return an error that names file and line.
 
         Args:
-            error: What is wrong; an :class:`EntryError` says where below ``keys``.
+            error: The error; an :class:`EntryError` has the place below ``keys``.
             keys: Keys and indices that lead to the entry.
         """
         inner = error.keys if isinstance(error, EntryError) else ()
@@ -194,7 +194,7 @@ def check_keys(values: Mapping[str, Any], known: Collection[str], where: str, *k
     Args:
         values: The mapping.
         known: The keys that it may have.
-        where: What it is, for the message.
+        where: Name of the mapping, for the message.
         keys: Keys and indices that lead to it.
     """
     for key in values:

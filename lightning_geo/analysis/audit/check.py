@@ -1,4 +1,4 @@
-"""Checks a run against a policy. What was not measured never counts as passed."""
+"""Checks a run against a policy. A value that was not measured never counts as passed."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ __all__ = ["RESULTS", "Audit", "Check", "Counts", "Result", "WaiverUse", "Worst"
 
 Result = Literal["breached", "not measured", "waived", "passed"]
 
-#: From the worst on: the result of a check is the first of these that one of its values has.
+#: Results, the worst first: a check has the first of these that any of its values has.
 RESULTS: tuple[Result, ...] = ("breached", "not measured", "waived", "passed")
 
 Cells = NDArray[np.bool_]
 
 
 class Counts(NamedTuple):
-    """How many values a check asked for, by what became of them; one per layer or head, and sample."""
+    """How many values a check asked for, by their outcome: one value per layer or head, and sample."""
 
     passed: int
     breached: int
@@ -95,7 +95,7 @@ class Check:
 
 
 class WaiverUse(NamedTuple):
-    """What a waiver did.
+    """The effect of a waiver.
 
     Args:
         waiver: The waiver.

@@ -1,4 +1,4 @@
-"""What a run says of one limit: the values of the samples and cells that it asks for, and what is missing."""
+"""The values that a run has for one limit, at the samples and in the cells that the limit asks for."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Measured:
         return np.where(np.isinf(self.values), np.inf, beyond)
 
     def reasons(self, asked: NDArray[np.bool_]) -> tuple[str, ...]:
-        """Say why values are missing.
+        """Return the reasons why values are missing.
 
         Args:
             asked: [layer] or [layer, head], the cells that were asked for.
@@ -86,7 +86,7 @@ class Measured:
 def measured(
     history: GeometryHistory, limit: Limit, stack: str, name: str, release: GeometryHistory | None
 ) -> Measured:
-    """Return what a run says of one limit, metric and stack.
+    """Return a run's values for one limit, metric and stack.
 
     Args:
         history: The run.

@@ -62,7 +62,7 @@ class Places:
 
 @dataclass(frozen=True)
 class Limit:
-    """One thing that a policy asks of a run.
+    """One requirement of a policy.
 
     Args:
         name: Name by which waivers and reports refer to it.

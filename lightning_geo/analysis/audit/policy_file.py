@@ -1,4 +1,4 @@
-"""Reads a policy from YAML. What does not fit is refused with file and line."""
+"""Reads a policy from YAML. An entry that does not fit is refused, with file and line."""
 
 from __future__ import annotations
 

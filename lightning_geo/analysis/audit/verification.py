@@ -18,7 +18,7 @@ __all__ = ["Verification", "verify"]
 
 
 class Verification(NamedTuple):
-    """What :func:`verify` found.
+    """The result of :func:`verify`.
 
     Args:
         lines: How many lines the ledger has.
@@ -157,7 +157,7 @@ def _records(entries: list[dict[str, Any] | None]) -> Iterator[tuple[str, str, b
 
 def _read(path: str, monitor: str) -> GeometryHistory | str:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what is damaged is changed, which the hash shows
+        warnings.simplefilter("ignore")  # damage changes the hash, which is compared
         try:
             return load_history(path, monitor)
         except (OSError, ValueError, TypeError, MemoryError, ImportError) as error:

@@ -28,7 +28,7 @@ __all__ = [
 
 
 def verdict(audit: Audit) -> str:
-    """Say in one line what an audit found."""
+    """Return the result of an audit as one line."""
     checks = _count(len(audit.checks), "check")
     breached, missing, waived = (audit.count(result) for result in ("breached", "not measured", "waived"))
     optional = sum(c.result == "not measured" and not c.limit.required for c in audit.checks)
@@ -50,7 +50,7 @@ def verdict(audit: Audit) -> str:
 
 
 def asked(check: Check) -> str:
-    """Say what a limit asks of which layers, at which samples.
+    """Return a limit as text: its bounds, the layers and heads, and the samples.
 
     Example:
         >>> from lightning_geo.analysis.audit.policy import Limit, Policy
@@ -81,7 +81,7 @@ def asked(check: Check) -> str:
 
 
 def found(check: Check) -> str:
-    """Say what was found, and how far from the limit."""
+    """Return the values found as text, and how far they are from the limit."""
     if check.worst is None:
         return " ".join(check.reasons) or "No value was measured."
     worst, limit = check.worst, check.limit
@@ -108,7 +108,7 @@ def found(check: Check) -> str:
 
 
 def counted(check: Check) -> str:
-    """Say how many values passed, were beyond the limit, waived or missing."""
+    """Return as text how many values passed, were beyond the limit, waived or missing."""
     names = ("passed", "beyond the limit", "waived", "not measured")
     total = sum(check.counts)
     parts = [f"{count:,} {name}" for count, name in zip(check.counts, names, strict=True) if count]
@@ -116,7 +116,7 @@ def counted(check: Check) -> str:
 
 
 def run_notes(history: GeometryHistory) -> list[str]:
-    """Say what limits all checks of a run: attention that the monitor could not measure."""
+    """Return notes that hold for all checks of a run: attention that the monitor could not measure."""
     share = history.metadata["coverage"]
     short = share < 1  # NaN: nobody counted
     if not short.any():
@@ -128,7 +128,7 @@ def run_notes(history: GeometryHistory) -> list[str]:
 
 
 def waiver_text(use: WaiverUse) -> str:
-    """Say what a waiver did."""
+    """Return the effect of a waiver as text."""
     values = _count(use.values, "value")
     day = use.waiver.expires.isoformat()
     return {
@@ -141,7 +141,7 @@ def waiver_text(use: WaiverUse) -> str:
 
 
 def places_text(places: Places) -> str:
-    """Say which layers and heads are meant.
+    """Return the layers and heads that are meant as text.
 
     Example:
         >>> places_text(Places(layers=(0, 1, 2), heads=(5,))), places_text(Places())
@@ -177,7 +177,7 @@ def exact(limit: float) -> str:
 
 
 def figure(value: float) -> str:
-    """Return a measured number with four digits that mean something.
+    """Return a measured number with four significant digits.
 
     Example:
         >>> figure(0.0199949), figure(12345.6), figure(float("inf"))

@@ -1,1 +1,1 @@
-"""Findings: something that a run's records say is wrong or unusual, where, since when, and what to do."""
+"""Findings: what is wrong or unusual in a run's records, where, since when, and how to fix it."""

@@ -1,4 +1,4 @@
-"""Finds what rules look for, sample by sample: the same while a run trains and afterwards."""
+"""Applies rules to a run's samples one by one, in the same way during training and afterwards."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Detector:
 
     @property
     def unchecked(self) -> dict[str, tuple[str, ...]]:
-        """Rules that no sample could be checked for, with the metrics that they need one of."""
+        """Rules that no sample could be checked for: rule -> the metrics of which it needs at least one."""
         return {
             name: rule.metrics
             for name, rule in self._rules.items()
@@ -91,7 +91,7 @@ class Detector:
         return verdict(self.findings, checked=len(self.unchecked) < len(self._rules))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run goes on with: containers, numbers, text and arrays."""
+        """Return the state that a resumed run needs: containers, numbers, text and arrays."""
         return {
             "findings": [finding.as_dict() for finding in self.findings],
             "places": [[*key, place.state_dict()] for key, place in self._places.items()],
@@ -100,7 +100,7 @@ class Detector:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Inverse of :meth:`state_dict`; the state of a rule that is no longer looked for is left out."""
+        """Inverse of :meth:`state_dict`; the state of a rule that is no longer checked is left out."""
         self.findings = [Finding.from_dict(values) for values in state["findings"]]
         self._measured, self._probe = set(state["measured"]), state["probe"]
         self._places = {}
@@ -129,7 +129,7 @@ class _Place:
         self._steps: list[int] = []
 
     def start_anew(self) -> None:
-        """Compare later samples with each other alone; the finding stays."""
+        """Compare later samples with each other only; keep the finding."""
         self.evaluation = evaluation_of(self._rule)
 
     def next(self, findings: list[Finding], stack: str, step: int, shown: Shown) -> bool:
@@ -166,7 +166,7 @@ class _Place:
         if latest.until_step is None:
             return False
         findings[self.index] = replace(latest, until_step=None)  # type: ignore[index]
-        return True  # it is back; readers of the record must not take it for ended
+        return True  # the finding is open again: readers of the record must not take it for ended
 
     def state_dict(self) -> dict[str, Any]:
         """Return containers, numbers and arrays."""

@@ -56,12 +56,15 @@ def diagnose(history: GeometryHistory, rules: Iterable[Rule] | None = None) -> D
 
 
 def recorded_findings(history: GeometryHistory) -> list[Finding]:
-    """Return what the monitor found while the run went on, each finding as it was last, by their opening."""
+    """Return the monitor's own findings, each in its last state, in the order in which they opened."""
     return latest(finding for i in range(len(history)) for finding in history.record(i).findings)
 
 
 def _not_silenced(history: GeometryHistory) -> list[Rule]:
-    """Return the built-in rules but those that the last sample had the metrics of and was not checked for."""
+    """Return the built-in rules without those that the monitor had silenced.
+
+    A rule was silenced if the run measured one of its metrics, and the last sample was not checked for it.
+    """
     last = history.record(-1)
     if not last.looked_for:
         return list(RULES.values())

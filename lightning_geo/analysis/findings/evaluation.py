@@ -19,7 +19,7 @@ Cells = NDArray[np.float64]
 
 
 class Shown(NamedTuple):
-    """What a sample shows of a rule.
+    """The layers and heads in which a sample shows a rule.
 
     Args:
         metric: Stored name of the metric that shows it most.
@@ -156,7 +156,7 @@ class _Departures:
         return self._shown(values, scale, prediction, score)
 
     def _counts(self, step: int) -> bool:
-        """Whether the sample compares with those before: after as many steps, where that matters."""
+        """Whether the sample compares with those before: for changes per interval, after as many steps."""
         last = self._last
         gap = 0 if last is None else step - last[0]
         self._last = step, gap

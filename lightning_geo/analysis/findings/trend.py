@@ -104,7 +104,7 @@ class Trend:
         return prediction, score
 
     def beyond(self, cells: NDArray[np.int64], values: NDArray[np.float64]) -> NDArray[np.floating]:
-        """Return how far values lie outside all those that the last prediction rests on.
+        """Return how far values lie outside the range of the values behind the last prediction.
 
         Args:
             cells: Indices of some cells.
@@ -133,7 +133,7 @@ class Trend:
         return weights, leverage
 
     def _learn(self, square: NDArray[np.float64]) -> None:
-        """Let the usual error know the squared error of some samples ago."""
+        """Add a squared error to the usual error, some samples after it occurred."""
         self._errors += 1
         known = self._errors - self._guard
         if self._guard:

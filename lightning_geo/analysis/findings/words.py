@@ -19,7 +19,7 @@ __all__ = ["described", "evidence", "named_layers", "span", "where"]
 
 
 def described(rule: Rule, stack: str, step: int, shown: Shown) -> Finding:
-    """Return the finding for what a sample shows of a rule.
+    """Turn a rule that a sample shows into a finding.
 
     Args:
         rule: The rule.
@@ -52,7 +52,7 @@ def described(rule: Rule, stack: str, step: int, shown: Shown) -> Finding:
 
 
 def span(finding: Finding) -> str:
-    """Say since when, and until when, a finding holds.
+    """Return as text since when, and until when, a finding holds.
 
     Example:
         >>> low = Finding("r", "note", "entropy", "encoder", (1,), (), 5, 0.5, (0.6, 1.0), "m")

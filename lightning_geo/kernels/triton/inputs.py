@@ -104,7 +104,7 @@ class Inputs:
 
     @cached_property
     def arguments(self) -> dict[str, Any]:
-        """Arguments of the passes over keys and over queries, and of what finishes the rows."""
+        """Arguments of the passes over keys and over queries, and of the kernel that finishes the rows."""
         problem = self.problem
         batch, heads, measured = problem.rows_shape
         visibility = dict(self.visibility)

@@ -1,4 +1,4 @@
-"""Moments of all tokens from those that the programs of another kernel left of a part each."""
+"""Merges moments of parts of the tokens, one part from each program of another kernel."""
 
 import triton
 import triton.language as tl

@@ -1,4 +1,4 @@
-"""Moments of all tokens from those that the programs of a kernel left of a part each.
+"""Merges moments of parts of the tokens, one part from each program of a kernel.
 
 This module loads without Triton.
 """
@@ -46,7 +46,7 @@ def merged(counts: Tensor, sums: Tensor, products: Tensor, shifts: Tensor | None
 def merge_launch(
     counts: Tensor, sums: Tensor, products: Tensor, shifts: Tensor | None
 ) -> tuple[Launch, dict[str, Tensor]]:
-    """Prepare the kernel that merges moments, and what it fills."""
+    """Prepare the kernel that merges moments, and the tensors that it fills."""
     from lightning_geo.kernels.triton.merging import merge_kernel
 
     parts, heads, width = sums.shape

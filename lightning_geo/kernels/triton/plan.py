@@ -1,6 +1,6 @@
 """Attention statistics as Triton kernels: one pass over the keys, one over the queries for received mass.
 
-Between them, rows are finished: their statistics made of what the first pass summed.
+Between the two, each row's statistics are made from the sums of the first pass.
 
 This module loads without Triton, so that it can give a reason when it cannot take a problem. The kernels
 are in the modules beside it.
@@ -132,7 +132,7 @@ def launches(
 
 
 def _visibility(inputs: Inputs) -> tuple[Launch, Tensor, Tensor]:
-    """Prepare the kernel that counts visible keys and finds the first one, and what it fills."""
+    """Prepare the kernel that counts visible keys and finds the first one, and the tensors that it fills."""
     from lightning_geo.kernels.triton.visibility import visibility_kernel
 
     problem = inputs.problem
@@ -203,7 +203,7 @@ def _finish(
     softmax: Tensor | None,
     damaged: Tensor | None,
 ) -> Launch:
-    """Prepare what makes statistics of a row's sums."""
+    """Prepare the kernel that turns a row's sums into statistics."""
     from lightning_geo.kernels.triton.finish import finish_kernel
 
     problem = inputs.problem

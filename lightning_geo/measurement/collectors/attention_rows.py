@@ -30,7 +30,7 @@ from lightning_geo.utils.ranks import world_size
 
 __all__ = ["AttentionRows"]
 
-#: What is read by key rather than by query row.
+#: The quantities that are by key rather than by query row.
 _BY_KEY = frozenset({"received", "key_mask"})
 
 
@@ -58,13 +58,13 @@ class _Sums(NamedTuple):
 
     @property
     def layout(self) -> tuple[object, ...]:
-        """Equal for what is averaged together."""
+        """A key that is equal for sums that are averaged together."""
         dtype = None if self.totals is None else self.totals.dtype
         return self.rows, self.broken.shape[1:], self.broken.device, dtype, self.variances is None
 
     @property
     def nbytes(self) -> int:
-        """Bytes that wait."""
+        """Bytes of the waiting tensors."""
         return self.broken.nbytes + sum(
             x.nbytes for x in (self.totals, self.numbers, self.variances, *self.maxima) if x is not None
         )
@@ -91,13 +91,14 @@ class AttentionRows(Collector):
         calls: int | None = None,
     ) -> None:
         if isinstance(max_queries, int):
-            # some rows do not tell what is no mean over rows; where other calls are short enough to measure
-            # all of theirs, a value would be that of the short calls alone
+            # A metric that is no mean over rows cannot be estimated from some of them. A layer may also have
+            # calls short enough to measure all rows; its value would then be that of the short calls alone.
+            # So these metrics are dropped for all calls.
             metrics = tuple(n for n in metrics if is_mean_over_rows(n))
         super().__init__(metrics)
         self._max_queries = max_queries
         self._seed = seed
-        #: modules of which some rows were measured although nobody limited them
+        #: modules whose long calls were measured on some rows, by the default of ``max_queries``
         self.estimated: dict[str, None] = {}
         #: attention calls of each module so far, documents of different lengths counted apart
         self._drawn: dict[CallKey, int] = {}
@@ -115,12 +116,12 @@ class AttentionRows(Collector):
         batch, queries, _ = call.lengths
         limit = rows_to_draw(self._max_queries, queries)
         if limit is not None:
-            # errors add up as those of independent draws, so no call, rank or layer may draw as another does
+            # errors are added up as if draws were independent: each call, rank and layer draws its own rows
             seed = f"{self._seed} call {number} {key}"
             sample = draw_rows(batch, queries, call.query_mask, limit, seed, call.device)
             if self._max_queries == "auto":
                 metrics = self._estimated(layer, key, call, metrics)
-        # logsumexp tells whether all scores are finite
+        # logsumexp is finite only if all scores are
         requested = frozenset().union(*(self._reads[n] for n in metrics)) - {"key_mask"} | {"logsumexp"}
         statistics = call_statistics(call, requested, None if sample is None else sample.rows)
         planes = {
@@ -184,9 +185,9 @@ class AttentionRows(Collector):
         self._sums.add(sums, limit=limit_of(live.device))
 
     def _add_averages(self, group: list[_Sums]) -> None:
-        """Average over rows those of layers that are alike."""
+        """Average over rows the sums of layers with equal layouts."""
         layers, rows = [layer for sums in group for layer in sums.layers], group[0].rows
-        # a sequence with NaN or infinity in it has no value, rather than that of its other rows
+        # a sequence with a row that is not finite has no value: the mean of its other rows would mislead
         broken = joined([sums.broken for sums in group])
         for layer, count in zip(layers, broken.sum((1, 2), dtype=exact_dtype(broken)), strict=True):
             layer.add("broken", count)

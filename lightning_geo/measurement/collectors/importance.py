@@ -1,4 +1,4 @@
-"""How much the loss depends on each head: slopes that a backward pass gives."""
+"""How much the loss depends on each head, by the slopes from a backward pass."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Importance"]
 
 
 class Importance(Collector):
-    """Importance of heads to the losses of sequences, which is computed elsewhere and added here.
+    """Collects the importance of heads to the losses of sequences, computed elsewhere.
 
     Args:
         metrics: Stored names of the metrics to measure.
@@ -30,7 +30,7 @@ class Importance(Collector):
                 add_values([layers[key]], "importance", ("importance",), value[None, None])
 
     def expect(self, layers: Mapping[CallKey, LayerSums], device: torch.device) -> None:
-        """Make room for it: whatever happens to a rank's sequences, all ranks need the same layout."""
+        """Reserve its sums, so that all ranks have the same layout whatever happens to a rank's sequences."""
         for layer in layers.values():
             none = torch.full((1, 1, 1, layer.heads), torch.nan, device=device)
             add_values([layer], "importance", ("importance",), none)

@@ -56,7 +56,7 @@ class Patterns(Collector):
         self._pooled.clear()
 
     def derive(self, stack: DerivedStack) -> None:
-        """Let the patterns go with the sample's transfer."""
+        """Add the patterns to the sample's transfer."""
         for index, key in stack.keys.items():
             pooled = self._pooled.get(key)
             if pooled is not None:

@@ -36,7 +36,7 @@ _OUTPUT = ("output.directions", "output.tokens", "output.directed")
 
 
 class _Vectors(NamedTuple):
-    """One role's vectors of a call, and what is needed of them."""
+    """One role's vectors of a call, and the moments needed of them."""
 
     layer: LayerSums
     role: str
@@ -55,12 +55,12 @@ class _Moments(NamedTuple):
 
     @property
     def layout(self) -> tuple[object, ...]:
-        """Equal for what is added up together."""
+        """A key that is equal for moments that are added up together."""
         return self.owners[0].layer.heads, self.owners[0].heads, moments_layout(self.moments)
 
     @property
     def nbytes(self) -> int:
-        """Bytes that wait."""
+        """Bytes of the waiting tensors."""
         return moments_nbytes(self.moments)
 
 
@@ -155,7 +155,7 @@ class RoleMoments(Collector):
         self._moments.add(_Moments(owners, moments), limit=limit_of(x.device))
 
     def _add_moments(self, calls: list[_Moments]) -> None:
-        """Add up the moments of calls that are alike."""
+        """Add up the moments of calls with equal layouts."""
         owners = [owner for call in calls for owner in call.owners]
         moments = join_heads([call.moments for call in calls])
         count, heads = len(owners), owners[0].heads

@@ -1,4 +1,4 @@
-"""Single scores: what needs every pair of query and key more than once, on the first sequences alone."""
+"""Single scores: metrics that need every query-key pair more than once, on the first sequences alone."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ class ScorePairs(Collector):
         self._scored_before: dict[CallKey, int] = {}
 
     def begins(self, key: CallKey) -> None:
-        """Note that the parts of a call follow."""
+        """Announce the parts of a call."""
         self._scored_before[key] = self._scored.get(key, 0)
 
     def score(self, sequences: int) -> None:
-        """Look at the single scores of that many sequences of what runs from now on, and of no more."""
+        """Measure single scores on the first ``sequences`` sequences that run from now on, and on no more."""
         self._limit = sequences
-        self._scored = dict.fromkeys(self._scored, 0)  # the keys tell what is laid out
+        self._scored = dict.fromkeys(self._scored, 0)  # the keys are the calls that have sums
 
     def attention(self, layer: LayerSums, key: CallKey, call: AttentionCall) -> None:
         known = call.query is not None and call.key is not None

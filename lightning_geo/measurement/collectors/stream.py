@@ -48,17 +48,17 @@ class _Cone(NamedTuple):
 
     @property
     def layout(self) -> tuple[object, ...]:
-        """Equal for what is computed together, whatever the stage."""
+        """A key that is equal for cones that are computed together, whatever the stage."""
         return self.stage.functions, self.directions.shape, self.directions.device
 
     @property
     def nbytes(self) -> int:
-        """Bytes that wait, but for the counts."""
+        """Bytes of the waiting tensors, without the counts."""
         return self.directions.nbytes
 
 
 class _Read(NamedTuple):
-    """What a kernel has read of some layers at stages of one kind, L of them with B sequences each."""
+    """A kernel's results for L layers at stages of one kind, with B sequences each."""
 
     owners: list[tuple[LayerSums, _Stage]]
     valid: Tensor
@@ -72,14 +72,14 @@ class _Read(NamedTuple):
 
     @property
     def layout(self) -> tuple[object, ...]:
-        """Equal for what is averaged together."""
+        """A key that is equal for planes that are averaged together."""
         stage, sequences = self.owners[0][1], self.valid.shape[0] // len(self.owners)
         width = None if self.directions is None else self.directions.shape[-1]
         return stage.functions, self.names, sequences, self.valid.shape[1], width, self.valid.device
 
     @property
     def nbytes(self) -> int:
-        """Bytes that wait, the flags left out, which layers may share."""
+        """Bytes of the waiting tensors, without the flags, which layers may share."""
         return sum(x.nbytes for x in (self.planes, self.directions) if x is not None)
 
 
@@ -166,7 +166,7 @@ class Stream(Collector):
         self._reads.add(read, limit=limit_of(read.valid.device))
 
     def _add_averages(self, reads: list[_Read]) -> None:
-        """Average over tokens what was read of layers that are alike."""
+        """Average over tokens the planes of layers with equal layouts."""
         owners = [owner for read in reads for owner in read.owners]
         layers, count, names = [layer for layer, _ in owners], len(owners), reads[0].names
         valid = joined([read.valid for read in reads])
@@ -184,7 +184,7 @@ class Stream(Collector):
             add_values(layers, "tokens", names, _by_layer(means, count))
 
     def _add_cones(self, cones: list[_Cone]) -> None:
-        """Compute the cones of layers and stages that are alike."""
+        """Compute the cones of layers and stages with equal layouts."""
         quantities = {
             name: torch.stack([getattr(cone, name) for cone in cones])
             for name in ("directions", "tokens", "directed")

@@ -1,4 +1,4 @@
-"""What training does to weights: a fixed draw of each layer's parameters, compared with the sample before."""
+"""Changes of weights in training, by a fixed draw of each layer's parameters at this and the last sample."""
 
 from __future__ import annotations
 
@@ -75,11 +75,11 @@ class Draw:
 
     @property
     def layout(self) -> tuple[object, ...]:
-        """Equal for draws that can be stacked and compared."""
+        """A key that is equal for draws that can be stacked and compared."""
         return self.shapes, self.counts, self.wide, self.values.dtype, self.values.device
 
     def continues(self, before: Draw | None) -> bool:
-        """Whether another one is an earlier draw of the same parameters."""
+        """Whether ``other`` is an earlier draw of the same parameters."""
         return (
             before is not None
             and before.layout == self.layout
@@ -95,7 +95,7 @@ class Draw:
 
     @property
     def module(self) -> tuple[int, ...]:
-        """Equal for draws of the same parameters."""
+        """A key that is equal for draws of the same parameters."""
         return tuple(id(reference()) for reference in self.parameters)
 
 

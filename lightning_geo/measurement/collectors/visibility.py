@@ -1,4 +1,4 @@
-"""What masks let attention see: later tokens, and padding; no probability is computed."""
+"""Pairs that masks leave visible: with later tokens, and with padding. No probability is computed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The parameters of an attention: its projections by head, and what they are given."""
+"""The parameters of an attention: its projections by head, and their inputs."""
 
 from __future__ import annotations
 
@@ -40,10 +40,9 @@ class Weights(Collector):
         self._of_inputs = [name for name in metrics if "inputs" in reads_of(name)]
         self._start = start
         self._weighed: set[CallKey] = set()
-        # of weights, which are the same on every rank, there are no sums
-        #: RV coefficients of heads' weights, call -> metric -> [h, h]
+        #: RV coefficients of heads' weights, call -> metric -> [h, h]; equal on all ranks, so never summed
         self._overlaps: dict[CallKey, dict[str, Tensor]] = {}
-        #: what is decomposed on the host, and the metrics that come from it
+        #: products that the host decomposes, and the metrics that it computes from them
         self._products: dict[CallKey, HeadProducts] = {}
         self._of_products: dict[CallKey, tuple[str, ...]] = {}
 
@@ -66,7 +65,7 @@ class Weights(Collector):
             self._measure(layer, key, weights)
 
     def _add_reads(self, layer: LayerSums, key: CallKey, name: str, reads: HeadReads) -> None:
-        """Add what a role reads of some sequences: values of each, or the moments that values come from."""
+        """Add what a role reads of some sequences: a value for each, or moments to derive values from."""
         role = name.rpartition(".")[2]
         if not products_of(name) or not _waits(reads.x):
             values = self.value(name, {"inputs": reads}, (len(reads.x), layer.heads))
@@ -92,7 +91,7 @@ class Weights(Collector):
         }
         for group, axes in (("weights.head", 2), ("weights.layer", 1)):
             of_group = tuple(name for name in values if len(spec_of(name).axes) == axes)
-            if of_group:  # as those of one sequence: ranks have the same
+            if of_group:  # added as values of one sequence: all ranks have the same, so the mean stays
                 stacked = torch.stack([values[name] for name in of_group])
                 add_values([layer], group, of_group, stacked[None, :, None])
         self._overlaps[key] = {name: heads.overlap(role) for name, role in _OVERLAPS.items() if name in names}
@@ -104,7 +103,7 @@ class Weights(Collector):
             self._products[key] = HeadProducts(layer.heads, read | products, heads.dtype)
 
     def _start_of(self, key: CallKey, weights: dict[str, Tensor], roles: Iterable[str]) -> dict[str, Tensor]:
-        """The weights at the start, by role: these, where there was none before."""
+        """Return the weights of the run's start by role; the first call of a run keeps its own."""
         part = f".part{key.part + 1}" * (key.part > 0)
         kept = self._start.setdefault(f"{key.module}{'.cross' * key.cross}{part}", {}) if roles else {}
         start = {}
@@ -134,13 +133,13 @@ class Weights(Collector):
             self._products.pop(key, None)
 
     def _read_in(self, stack: DerivedStack, index: int) -> tuple[str, ...]:
-        """Metrics of moments of what heads read that a layer has."""
+        """Metrics that a layer derives from the moments of its heads' inputs."""
         return tuple(name for name in self._of_inputs if f"{name}.moments" in stack.layers[index].sums)
 
     def _deferred(
         self, stack: DerivedStack, indices: list[int]
     ) -> tuple[list[Tensor], Callable[[list[Tensor]], None]]:
-        """Products of layers that are alike, and what decomposes them on the host, all of them at once."""
+        """Return products of layers with equal layouts, and the function that decomposes them all at once."""
         keys, count = [stack.keys[index] for index in indices], len(indices)
         first = self._products[keys[0]]
         heads, dtype, kinds = first.heads, first.dtype, list(first.products)
@@ -169,9 +168,9 @@ class Weights(Collector):
 
 
 def _waits(x: Tensor) -> bool:
-    """Whether decomposing a weight at once would wait for the device of what it is given.
+    """Whether to keep moments, because decomposing a weight at once would wait for the input's device.
 
-    It would not on a CPU, which takes twice as long for moments in float64 as for tokens in float32.
+    On a CPU nothing waits, and moments in float64 take twice as long as tokens in float32.
     """
     return x.device.type != "cpu"
 

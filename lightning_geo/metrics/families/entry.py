@@ -1,4 +1,4 @@
-"""What an entry of the catalogue is made of: definition, and words for someone who meets the metric first."""
+"""The parts of a catalogue entry: the definition, and words for a reader who is new to the metric."""
 
 from __future__ import annotations
 

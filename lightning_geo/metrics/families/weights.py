@@ -39,7 +39,7 @@ def _directionality(level: str, axes: tuple[str, ...], matrix: str, whose: str, 
 
 
 def _product(pair: str, matrix: str, verb: str, usual: tuple[str, str, str]) -> list[MetricSpec]:
-    """What the product of two projections does: over how many directions, and how strongly."""
+    """The metrics of a product of two projections: its number of directions, and its size."""
     rank, stable, norm = f"{pair}_effective_rank", f"{pair}_stable_rank", f"{pair}_norm"
     what = {"compares": "query–key", "moves": "value–output"}[verb]
     return [

@@ -1,4 +1,4 @@
-"""Attention calls that are parts of one attention: single heads, some of its rows, some sequences."""
+"""Joins attention calls that are parts of one attention: single heads, some rows, some sequences."""
 
 from __future__ import annotations
 

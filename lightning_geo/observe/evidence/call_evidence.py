@@ -137,7 +137,7 @@ class CallEvidence:
             self.structures.simplify(call, held.module, module)
 
     def set_padding(self, held: Held, stack: ModuleStack) -> None:
-        """Set whether the keys' mask is what the model was told, and padding by ids where nobody told it."""
+        """Set whether the keys' mask was given to the model, and find padding by ids where none was."""
         call, root = held.call, stack.frames[0]
         batch, queries, keys = call.lengths
         if call.cross or call.offset != 0 or queries != keys or held.key is None:

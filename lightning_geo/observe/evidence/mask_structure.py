@@ -1,7 +1,7 @@
 """Recognises masks that are a row of keys and a band: what transformers writes out as [B, 1, Nq, Nk].
 
 Kernels read such a mask at a fraction of a dense one's cost. Every mask is compared with the structure that
-stands for it: what is taken as structured is so, or it counts for nothing.
+stands for it: a mask that differs costs its call, which then has no value.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Band(NamedTuple):
 def departs(
     masks: tuple[Tensor, ...], key_mask: Tensor, query_mask: Tensor | None, offset: int, band: Band
 ) -> Tensor:
-    """Whether masks do anything but leave to every real row the real keys in its band.
+    """Whether masks differ from a band: they do not leave to every real row exactly the real keys in it.
 
     Args:
         masks: [B or 1, H or 1, Nq or 1, Nk or 1] each, bool or additive with -inf where it hides.
@@ -148,7 +148,7 @@ class _Use(NamedTuple):
 
 
 class MaskStructures:
-    """Writes the masks of calls as a row of keys and a band where they are that.
+    """Replaces the masks of calls by a row of keys and a band, where they are equal to that.
 
     On a CPU the comparison decides at once. A CUDA device is not waited for: in the first sample its calls
     keep their masks, and each module's band is read when the sample has ended. Later samples assume this
@@ -233,7 +233,7 @@ class MaskStructures:
     ) -> _Verdicts:
         offset = call.offset or 0
         tensors = [*masks, key_mask] if query_mask is None else [*masks, key_mask, query_mask]
-        if any(x.is_inference() for x in tensors):  # torch does not count what is written to them
+        if any(x.is_inference() for x in tensors):  # writes to them do not raise torch's version counter
             return _Verdicts(masks, key_mask, query_mask, offset)
         key = offset, *map(identity_of, tensors)
         verdicts = self._verdicts.pop(key, None) or _Verdicts(masks, key_mask, query_mask, offset)

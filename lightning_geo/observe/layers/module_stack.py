@@ -34,7 +34,7 @@ class ModuleTree:
 
     def __init__(self, model: nn.Module) -> None:
         self._find(model)
-        #: the same of the model itself, also in the tree of a copy of it
+        #: the modules of the model itself by path, also in the tree of a copy of it
         self.own_modules = self.modules
         #: paths of TorchScript modules that compute attention
         self.scripted = scripted_attention(self.modules)

@@ -29,7 +29,7 @@ __all__ = ["Assembling", "gathering_of"]
 
 
 def gathering_of(model: nn.Module, root: nn.Module) -> Gathering | None:
-    """Return what gathers a model's parameters in a replay; None where each rank has them all.
+    """Return the object that gathers a model's parameters in a replay; None where each rank has them all.
 
     Args:
         model: The model.

@@ -1,4 +1,4 @@
-"""What lies inside a model's attributes: containers, objects, their tensors and generators."""
+"""Saves and restores the inside of a model's attributes: containers, objects, tensors and generators."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lightning_geo.utils._torch import version_of
 
 __all__ = ["TREE", "Contents"]
 
-#: What a module consists of, apart from its attributes.
+#: Attributes that every module has, and its Trainer; all others are the user's.
 TREE = (*vars(nn.Module()), TRAINER)
 
 #: Values that are not looked into; compared by their exact type, because there may be millions of them.
@@ -41,11 +41,11 @@ class Contents:
 
     Dictionaries, lists, deques, sets and the attributes of objects are restored item by item, tensors and
     arrays by their values, random generators by their states. Parameters keep their identity alone: a copy of
-    them all would be as large as the model. What Python cannot put back stays as a forward pass leaves it:
-    iterators, files, the inside of C extensions.
+    them all would be as large as the model. State that Python cannot put back stays as a forward pass leaves
+    it: iterators, files, the inside of C extensions.
 
     Args:
-        values: What to look into.
+        values: The values to look into.
         known: Modules whose own attributes the caller restores.
     """
 
@@ -64,11 +64,11 @@ class Contents:
             if type(value) in _PLAIN or id(value) in seen:
                 continue
             seen.add(id(value))
-            with contextlib.suppress(Exception):  # what refuses to be looked at stays as it is
+            with contextlib.suppress(Exception):  # an object that cannot be inspected stays as it is
                 waiting += self._look_into(value)
 
     def _look_into(self, value: Any) -> Iterable[Any]:
-        """Keep what a value holds, and return it."""
+        """Keep a value's contents, and return them."""
         if isinstance(value, Tensor):
             if not isinstance(value, nn.Parameter) and not value.is_inference() and not _is_freed(value):
                 self.tensors[id(value)] = value, value.detach().clone(), version_of(value)
@@ -151,7 +151,7 @@ def _is_freed(tensor: Tensor) -> bool:
 
 
 def _items_of(place: Any) -> list[Any] | None:
-    """Return the items of a container, a dictionary's as pairs; None for what is none."""
+    """Return the items of a container, a dictionary's as pairs; None if it is no container."""
     if isinstance(place, dict):
         return list(_base_of(place).items(place))
     if isinstance(place, (list, collections.deque, set)):
@@ -202,7 +202,7 @@ def _with(items: list[Any], fresh: Mapping[int, Tensor]) -> list[Any]:
 
 
 def _slots_of(value: Any) -> dict[str, Any]:
-    """Return what the slots of a user's class hold."""
+    """Return the contents of the slots of a user's class."""
     held = {}
     for kind in type(value).__mro__:
         for name, slot in vars(kind).items() if "__slots__" in vars(kind) else ():
@@ -230,7 +230,7 @@ def _write_array(array: np.ndarray[Any, Any], content: np.ndarray[Any, Any]) -> 
 
 
 def _state_of(value: Any) -> Any:
-    """Return the state of a random generator; None for what is none."""
+    """Return the state of a random generator; None if it is no generator."""
     if isinstance(value, torch.Generator):
         return value.get_state()
     if isinstance(value, np.random.Generator):

@@ -1,4 +1,4 @@
-"""Buffers and attributes that a training step was entered with, for a replay of the model itself."""
+"""Buffers and attributes at the start of a training step, for a replay of the model itself."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Entered"]
 
 
 class Entered:
-    """The buffers and attributes of a model's modules, and what these lead to, as they are now.
+    """The buffers and attributes of a model's modules, with all that they refer to, as they are now.
 
     Tensors are cloned. Functions are left alone, because observation replaces them. Parameters are not kept:
     a copy of them all would be as large as the model.

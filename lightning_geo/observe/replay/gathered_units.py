@@ -115,7 +115,7 @@ def _whole_partitions(parameters: list[Tensor]) -> list[Tensor]:
 def _partitioned_units(
     module: nn.Module, path: str, owners: _Owners, visited: set[int], listed: bool = False
 ) -> Iterator[Unit]:
-    """The units of what ZeRO-3 partitions: each layer, and each module that is in none."""
+    """The units of parameters that ZeRO-3 partitions: each layer, and each module outside of layers."""
     if id(module) in visited:
         return
     whole = listed and not any(map(_lists_attention, module.modules()))

@@ -58,16 +58,16 @@ class Gathering(ABC):
         """Run one forward pass inside; whatever happens, it is complete and nothing stays gathered after it.
 
         Args:
-            model: What runs: the model itself, or its copy.
+            model: The module that runs: the model itself, or its copy.
         """
 
     @abstractmethod
     def make_up(self) -> None:
-        """Gather what a forward pass gathers, without the pass."""
+        """Gather as a forward pass does, without the pass."""
 
 
 class GatheredInPlace(Gathering):
-    """The same of a model that ``fully_shard`` or tensor parallelism splits, by its own hooks.
+    """Gathers a model that ``fully_shard`` or tensor parallelism splits, by the model's own hooks.
 
     ``fully_shard`` gathers a module's parameters before its forward, which each rank has to do at the same
     time. Where tensor parallelism splits layers, ranks with parts of the same layers make each pass in
@@ -112,7 +112,7 @@ class GatheredInPlace(Gathering):
 
     @contextlib.contextmanager
     def _together(self, lockstep: Lockstep | None) -> Iterator[None]:
-        """Make a pass inside, with what its layers compute together."""
+        """Make a pass inside, with the collectives inside its layers."""
         if lockstep is None:
             yield
             return
@@ -144,7 +144,7 @@ class GatheredInPlace(Gathering):
 
 
 def _complete(order: list[_Event] | None, events: list[_Event]) -> None:
-    """Gather what the others still do, or end what has started where they do nothing more."""
+    """Gather all that the others still gather, or end a started gathering if they do no more."""
     if order is None:
         started = list[nn.Module]()
         for module, before in events:
@@ -178,7 +178,7 @@ def leaves_parts(root: nn.Module) -> bool:
 
 
 def unreplayable(root: nn.Module, models: Iterable[nn.Module]) -> str:
-    """Return what splits parameters so that a model cannot be replayed; empty if each can.
+    """Name the wrapper that splits parameters so that a model cannot be replayed; empty if each can.
 
     Args:
         root: The module that is trained, as the loop calls it.

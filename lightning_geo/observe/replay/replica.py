@@ -81,7 +81,7 @@ class Replica:
         #: whether a copy is unchanged after a call, so that further calls may use it
         self.reusable = False
         self._entered: nn.Module | None = None
-        #: the same for replays in place
+        #: the entered state for replays in place
         self._state: Entered | None = None
 
     @property

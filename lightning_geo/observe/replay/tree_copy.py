@@ -35,7 +35,7 @@ def copy_tree(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
 
 
 def _state_of(module: nn.Module) -> dict[str, Any] | None:
-    """What pickling would keep of a module; ``None`` if it is copied or made in a way of its own."""
+    """Return the state that pickling would keep of a module; ``None`` if it is copied in a way of its own."""
     kind = type(module)
     if kind in copyreg.dispatch_table or hasattr(module, "__deepcopy__"):
         return None

@@ -99,9 +99,9 @@ def twin_of(
 
 
 def _exchange(module: nn.Module, memo: dict[int, Any]) -> None:
-    """Put what a module shares with its copy, or what stands there instead, into the memo of copies."""
+    """Put the objects that a module shares with its copy, or their stand-ins, into the memo of copies."""
     place = parameters_of(module)
-    if type(place) not in (dict, OrderedDict):  # DeepSpeed's gathers what is read from it
+    if type(place) not in (dict, OrderedDict):  # DeepSpeed's dictionary gathers a parameter when it is read
         memo[id(place)] = {name: memo.get(id(p), p) for name, p in place.items()}
     for part in offloading_hooks(module):
         _share_weights(getattr(part, "weights_map", None), memo)

@@ -207,7 +207,7 @@ def _random_numbers_from(start: int | RandomState, device: torch.device) -> Iter
 
 @contextlib.contextmanager
 def _same_state(modules: list[nn.Module]) -> Iterator[None]:
-    """Restore buffers, attributes and what these lead to, which a forward pass writes even in eval mode.
+    """Restore buffers, attributes and all that they refer to: a forward pass writes them even in eval mode.
 
     Dynamic RoPE keeps frequencies in a buffer and their sequence length in an attribute; quantisation
     observers, caches, queues and counters do likewise.

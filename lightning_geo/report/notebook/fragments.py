@@ -23,7 +23,7 @@ def fragment(template: str, **content: object) -> str:
 
     Args:
         template: Name of a file in ``templates/`` that extends ``notebook.html.jinja``.
-        content: What the template refers to.
+        content: The names that the template refers to.
     """
     return _own_hatch(render(template, **content))
 
@@ -34,7 +34,7 @@ def drawing(title: str, pictures: Sequence[Markup], caption: str = "") -> Drawin
     Args:
         title: Its subject.
         pictures: Side by side, in rows.
-        caption: What a reader has to know; below.
+        caption: Text below the pictures.
     """
     shown = [picture for picture in pictures if picture]
     return Drawing(

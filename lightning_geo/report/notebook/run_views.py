@@ -30,7 +30,7 @@ from lightning_geo.utils.views import views_of
 
 __all__ = ["register"]
 
-#: Headline metrics that stand first: they tell most, and have one range for every model.
+#: Headline metrics that stand first: they are the most informative, and have one range for every model.
 _FIRST = ("normalized_entropy", "effective_rank.output", "redundancy")
 _MAPS = 3
 
@@ -72,7 +72,7 @@ def _record_html(record: GeometryRecord) -> str:
 
 
 def _headline_series(history: GeometryHistory, count: int) -> list[MetricSeries]:
-    """The headline metrics of heads, those that tell most first, those of layers last."""
+    """The headline metrics of heads, the most informative first, then those of layers."""
     headline = [series for series in metric_series(history) if series.name in series.spec.headline]
 
     def place(series: MetricSeries) -> tuple[int, bool]:
@@ -96,7 +96,7 @@ def _history_html(history: GeometryHistory) -> str:
     diagnosis = diagnose(history)
     moved = [change for change in changes(history) if not compares_samples(change.series.name)]
     families: dict[str, Change] = {}
-    # metrics of one family tell one story; maps of heads tell more than bars of layers
+    # metrics of one family change together; maps of heads show more than bars of layers
     for change in sorted(moved, key=lambda change: change.series.values.ndim < 3):
         families.setdefault(change.series.spec.family, change)
     maps = [_changed(change) for change in list(families.values())[:_MAPS]]
@@ -123,7 +123,7 @@ def _changed(change: Change) -> tuple[Markup, Markup, str]:
 
 def _verdict(diagnosis: Diagnosis) -> dict[str, Any]:
     opened = [finding for finding in diagnosis if finding.until_step is None]
-    # the verdict holds the first one's sentence
+    # the verdict already contains the first finding's sentence
     return {
         "verdict": diagnosis.verdict,
         "level": worst(diagnosis.findings) or ("well" if diagnosis.checked else "plain"),

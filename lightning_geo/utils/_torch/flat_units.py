@@ -61,7 +61,7 @@ def path_without_units(path: str) -> str:
 
 
 def untried_units(root: nn.Module) -> str:
-    """Name what makes units compute in a way that was not tried; empty if nothing does.
+    """Name the option that makes units compute in a way not tried; empty if none does.
 
     Relies on ``FlatParamHandle._offload_params``, ``FlatParameter._param_extensions`` and
     ``torch.__version__``; checked on torch 2.13.0.
@@ -78,7 +78,7 @@ def untried_units(root: nn.Module) -> str:
 
 
 def _handle(unit: nn.Module) -> Any:
-    """Return what holds a unit's flat tensor; None without parameters of its own.
+    """Return the handle of a unit's flat tensor; None without parameters of its own.
 
     Relies on ``FullyShardedDataParallel._handle``; checked on torch 2.13.0.
     """

@@ -1,4 +1,4 @@
-"""Private and fragile names of what splits a model's parameters over processes."""
+"""Private and fragile names of ``fully_shard`` and DTensors, which split parameters over processes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _CONTEXT_PARALLEL = ("_context_parallel._attention", "_attention")
 
 
 def untried_sharding(root: nn.Module) -> str:
-    """Name what splits parameters in a way that was not tried with this torch; empty if nothing does.
+    """Name the wrapper that splits parameters in a way not tried with this torch; empty if none does.
 
     ``fully_shard`` of torch 2.6 fails on a CPU by itself, where all of this is tested. Relies on
     ``torch.__version__``; checked on torch 2.13.0 and 2.14.1.
@@ -184,7 +184,7 @@ class SplitGroup:
 
     @property
     def name(self) -> str:
-        """Of the group, the same on all of its processes."""
+        """Name of the group, the same on all of its processes."""
         name: str = self.group.group_name
         return name
 
