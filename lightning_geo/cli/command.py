@@ -51,7 +51,7 @@ def add_command(
 
 
 def add_output(parser: Any, default: str) -> None:
-    """Add the option that says where a page is written."""
+    """Add the option for the path of a page."""
     parser.add_argument(
         "-o",
         "--output",

@@ -13,7 +13,7 @@ __all__ = ["GeometryLoader"]
 
 
 class GeometryLoader(TBLoader):  # type: ignore[misc]  # tensorboard ships no types
-    """Makes the plugin. If that fails TensorBoard starts without the tab and its log says why."""
+    """Makes the plugin. If that fails TensorBoard starts without the tab, and logs the reason."""
 
     def fix_flags(self, flags: Any) -> None:
         """Keep every sample unless ``--samples_per_plugin`` says otherwise.

@@ -37,7 +37,7 @@ def symmetry(weights: HeadWeights) -> Float[Tensor, " heads"]:
     Source: Saponati et al. 2025, arXiv 2502.10927.
     """
     across = weights.across("key", "query").to(exact_dtype(weights["query"]))
-    # rounding in a D×D product: the norm from the same type
+    # the trace of a D×D product is rounded, so the norm is computed in the same type
     square = weights.each(weights.gram("query")) * weights.each(weights.gram("key"))
     trace = (across * across.mT).sum((-2, -1))
     return (trace / square.sum((-2, -1), dtype=trace.dtype)).clamp(-1, 1)

@@ -37,7 +37,7 @@ class Rows:
     """The query rows that are measured, by ascending key position in each sequence.
 
     Args:
-        problem: Says which rows; all of them if it has no choice.
+        problem: The call; all of its rows if it chooses none.
     """
 
     def __init__(self, problem: AttentionProblem) -> None:

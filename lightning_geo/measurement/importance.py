@@ -203,8 +203,8 @@ def _one_by_one(recorded: ProbeCall) -> list[Call]:
 def _check_divisible(together: float, alone: Sequence[float]) -> None:
     """Raise unless the loss of a batch is a mean, however weighted, or the sum of those of its sequences.
 
-    In-batch negatives, or a variance over the batch, are not there when a sequence runs alone: what its loss
-    then says is about something else. (One that is not finite says nothing, and spoils no number.)
+    In-batch negatives, or a variance over the batch, are missing when a sequence runs alone, so that its loss
+    measures something else. (A loss that is not finite proves nothing, and spoils no number.)
     """
     slack = _SLACK * max(map(abs, (together, *alone)))
     mean = min(alone) - slack <= together <= max(alone) + slack

@@ -76,12 +76,12 @@ def register_metric(
     record, so that a process that reads the run needs neither the function nor its package. It is measured
     where ``metrics=`` names it or its family, never by default.
 
-    The function gets copies of what it reads, without gradient, and what it draws from the random generators
-    is put back, so that it cannot change other metrics or the training. What it raises, or a result of
-    another shape or of integers, costs this metric alone: it is absent, and a warning says why, once
+    The function gets copies of the quantities, without gradient, and the random generators are restored after
+    it, so that it cannot change other metrics or the training. An error in it, or a result of another shape
+    or of integers, costs this metric alone: it is absent, and the monitor warns once with the reason
     (``measure`` and ``strict=True`` raise instead). An operation whose result the host waits for
-    (``.item()``, ``if tensor:``) costs a synchronisation with the device each time. NaN says that a value is
-    not defined.
+    (``.item()``, ``if tensor:``) costs a synchronisation with the device each time. NaN stands for a value
+    that is not defined.
 
     A package offers metrics to whoever installs it by an entry point in the group ``lightning_geo.metrics``
     that names the module with this call. Registering a function of the same module and name again, as when a

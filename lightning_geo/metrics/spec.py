@@ -32,8 +32,8 @@ class MetricSpec:
         key: Parts (or the bare name) that are key metrics: the scalars that loggers get by default.
         summary: How a model number is made of layers and heads, and sequences merged.
         self_attention: Defined only where queries and keys are the same tokens.
-        default: Whether it is measured where nobody says which metrics.
-        signed: Whether its sign says most: its colours diverge from 0.
+        default: Whether it is measured where the user names no metrics.
+        signed: Whether its sign matters most: its colours diverge from 0.
         title: Name for people, in place of ``name``; empty where there is none, as all words that follow.
         question: The question that it answers, for someone who does not know the metric.
         higher: What a higher value means: the rest of a sentence that begins with "Higher:".

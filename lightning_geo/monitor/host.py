@@ -110,7 +110,7 @@ class Host(ABC):
         """Return the factor by which the loss was multiplied before the backward pass.
 
         Args:
-            loss: What backward begins from; ``None`` where the trainer does not say.
+            loss: The tensor that backward begins from; ``None`` where the trainer does not pass it.
 
         Returns:
             ``None`` where it is unknown.

@@ -84,13 +84,13 @@ class GeometryMonitor(RunHooks):
       much a layer changes its input.
     - ``head``: ``redundancy``, similarity with the nearest other head of the layer; ``complementarity``, how
       much the heads of a layer add to each other.
-    - ``updates``: what training does to the weights of layers, by a fixed draw of them. ``update_size`` since
+    - ``updates``: how training changes the weights of layers, by a fixed draw of them. ``update_size`` since
       the sample before, ``unchanged_share`` of weights that kept their bits, ``bf16_share`` of float32
       weights that were rounded to bfloat16, ``weight_similarity`` with the nearest other layer. The first
       sample of a session has the last one alone.
-    - ``masks``: what masks let self-attention see [probe, batch]. ``future_visible``, the share of later
-      tokens; ``padding_visible``, of padding. On a probe ``batch`` is the training forward of step 0 or the
-      first sample after it, and of every tenth sample from then on; it stands in the record of the next one.
+    - ``masks``: how much masks leave visible to self-attention [probe, batch]. ``future_visible``, the share
+      of later tokens; ``padding_visible``, of padding. On a probe ``batch`` is the training forward of step 0
+      or the first sample after it, and of every tenth sample from then on; the next sample's record has it.
     - ``weights``, if named: the parameters. ``symmetry``, ``directionality``, ``layer_symmetry`` and
       ``layer_directionality``; ``qk_effective_rank``, ``qk_stable_rank`` and ``qk_norm`` of what a head
       compares; ``ov_effective_rank``, ``ov_stable_rank`` and ``ov_norm`` of what it moves; ``read_overlap``
@@ -111,7 +111,7 @@ class GeometryMonitor(RunHooks):
     (``s3://bucket/runs``) work like directories. A resumed run voids the samples that it replaces;
     TensorBoard's own charts show both.
 
-    What fails inside the monitor does not stop training: rank 0 warns once, with the rank that failed.
+    A failure inside the monitor does not stop training: rank 0 warns once, and names the rank that failed.
 
     The arguments are those of :class:`~lightning_geo.monitor.arguments.MonitorArguments`.
 
@@ -188,7 +188,7 @@ class GeometryMonitor(RunHooks):
 
     @property
     def last_record(self) -> GeometryRecord | None:
-        """The last sample of the current run, which is waited for; None before the first."""
+        """The last sample of the current run; waits for its numbers. None before the first."""
         delivery = self._run.samples.delivery
         delivery.flush()
         return delivery.record

@@ -83,13 +83,13 @@ class LoopMonitor(MonitorArguments):
 
     @property
     def last_record(self) -> GeometryRecord | None:
-        """The last sample, which is waited for; None before the first."""
+        """The last sample; waits for its numbers. None before the first."""
         self._run.samples.delivery.flush()
         return self._run.samples.delivery.record
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The last model summaries by key, ``geometry/entropy`` say; the same on every rank."""
+        """The last model summaries by key, such as ``geometry/entropy``; the same on every rank."""
         self._run.samples.delivery.flush()
         return dict(self._host.summaries)
 
@@ -99,7 +99,7 @@ class LoopMonitor(MonitorArguments):
         return self._host.stopped
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs: containers, numbers and tensors."""
+        """Return the state that a resumed run needs: containers, numbers and tensors."""
         return self._run.state_dict() | {"steps": self._host.count}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -197,19 +197,18 @@ def watch(
 ) -> LoopMonitor:
     """Log the geometry of attention while a loop of one's own trains a transformer.
 
-    What is measured, what the arguments mean, and which keys are logged is as with
-    :class:`~lightning_geo.GeometryMonitor`. Call ``step`` after each ``optimizer.step()``. The sample of a
-    step is taken just before its update, and a last one when the context ends without an exception; training
-    is bit-identical with and without it. The probe is what the loop gives the model in its first step,
-    unless ``probe=`` is given.
+    The metrics, the arguments and the logged keys are those of :class:`~lightning_geo.GeometryMonitor`. Call
+    ``step`` after each ``optimizer.step()``. The sample of a step is taken just before its update, and a last
+    one when the context ends without an exception; training is bit-identical with and without it. The probe
+    is recorded from the model's inputs in the first step, unless ``probe=`` is given.
 
-    Models of ``fabric.setup``, ``accelerator.prepare``, ``deepspeed.initialize``, ``fully_shard`` and
-    ``FullyShardedDataParallel`` are taken as they are; every rank makes the same calls. Rank 0 logs what was
-    found, the findings and a summary to standard error, beside a bar of tqdm, or where logging was set up to;
+    Pass models from ``fabric.setup``, ``accelerator.prepare``, ``deepspeed.initialize``, ``fully_shard`` and
+    ``FullyShardedDataParallel`` as they are; every rank makes the same calls. Rank 0 logs the observed model,
+    the findings and a summary to standard error, beside a bar of tqdm, or where logging was set up to;
     ``logging.getLogger("lightning_geo").setLevel(logging.WARNING)`` keeps the warnings only.
 
-    ``importance`` with ``source="batch"`` needs a loop that trains by the ``loss`` which the model returns:
-    how the loop scales another one is unknown.
+    ``importance`` with ``source="batch"`` needs a loop that trains by the ``loss`` that the model returns:
+    the scale of any other loss is unknown.
 
     Args:
         model: The model, as the loop calls it.

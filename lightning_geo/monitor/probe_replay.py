@@ -125,8 +125,8 @@ class ProbeReplay:
 
         Args:
             share: On the models' device; None after a failure.
-            metrics: Stored names of those that are due; without any it is a trial, of which all ranks return
-                a failure if one of them has it.
+            metrics: Stored names of the metrics that are due. Without any it is a trial: if it fails on one
+                rank, all ranks return a failure.
             unrecorded: Models without a recorded call -> why.
             failure: An earlier error on this rank.
         """

@@ -21,7 +21,7 @@ _FIRST_LOOK = 8
 
 
 class Schedule:
-    """Every ``every_n_steps`` steps from step 0 on, or wherever ``schedule`` says; step 0 always.
+    """Every ``every_n_steps`` steps from step 0 on, or wherever ``schedule`` returns True; step 0 always.
 
     Args:
         every_n_steps: Interval in optimizer steps; default 50.

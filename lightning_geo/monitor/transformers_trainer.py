@@ -101,10 +101,10 @@ def _event(event: Callable[[Any, _Session], None]) -> Callable[..., Any]:
 class GeometryCallback(MonitorArguments, TrainerCallback):
     """Log the geometry of attention while ``transformers.Trainer`` fine-tunes a model.
 
-    What is measured, what the arguments mean, and which keys are logged is as with
-    :class:`~lightning_geo.GeometryMonitor`. The numbers go where ``report_to`` sends the Trainer's own:
-    TensorBoard and W&B; the record to TensorBoard's directory, else to the files of the W&B run, else to
-    ``<output_dir>/lightning_geo/version_0``, ``version_1``, … Other integrations get none.
+    The metrics, the arguments and the logged keys are those of :class:`~lightning_geo.GeometryMonitor`. The
+    numbers go where ``report_to`` sends the Trainer's own: TensorBoard and W&B, no other integration. The
+    record goes to TensorBoard's directory, else to the files of the W&B run, else to
+    ``<output_dir>/lightning_geo/version_0``, ``version_1``, …
 
     The sample at step ``s`` describes the weights that enter it; a last one, in ``on_train_end``, the final
     weights, with ``load_best_model_at_end`` the best ones. The probe is recorded from the evaluation before
@@ -115,7 +115,7 @@ class GeometryCallback(MonitorArguments, TrainerCallback):
     ``TrainingArguments(resume_from_checkpoint=…)`` too. ``Alerts(stop=…)`` ends training as
     EarlyStoppingCallback does, ``Alerts(checkpoint=…)`` has the Trainer save one.
 
-    Rank 0 logs what was found, the findings and a summary to standard error, beside the progress bar, or
+    Rank 0 logs the observed models, the findings and a summary to standard error, beside the progress bar, or
     where logging was set up to; ``logging.getLogger("lightning_geo").setLevel(logging.WARNING)`` keeps the
     warnings only, whatever transformers' verbosity.
 
@@ -146,7 +146,7 @@ class GeometryCallback(MonitorArguments, TrainerCallback):
 
     @property
     def last_record(self) -> GeometryRecord | None:
-        """The last sample of the run that began last, which is waited for; None before the first."""
+        """The last sample of the run that began last; waits for its numbers. None before the first."""
         if self._last is None:
             return None
         self._last.run.samples.delivery.flush()
@@ -154,7 +154,7 @@ class GeometryCallback(MonitorArguments, TrainerCallback):
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The last model summaries by key, ``geometry/entropy`` say; the same on every rank."""
+        """The last model summaries by key, such as ``geometry/entropy``; the same on every rank."""
         if self._last is None:
             return {}
         self._last.run.samples.delivery.flush()

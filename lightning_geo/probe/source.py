@@ -173,7 +173,7 @@ class ProbeSource:
         return True
 
     def missing(self, candidates: Candidates) -> LookupError:
-        """Return an error that says why there is no probe, with a remedy."""
+        """Return an error with the reason why there is no probe, and a remedy."""
         if self.unrecorded:
             return LookupError(f"no call could be recorded. {candidates.because(self.unrecorded)}")
         return LookupError(

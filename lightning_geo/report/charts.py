@@ -87,8 +87,8 @@ def timeline(
         curves: Name, steps and values of each; at most six are drawn.
         title: Line above.
         events: Each is a vertical line at its step.
-        evaluations: Number of the curve, and steps, values and name of what was evaluated there: circles on
-            the curve, which say the value to a pointer.
+        evaluations: Number of the curve, and steps, values and name of the evaluated score: circles on the
+            curve, which show the value on hover.
     """
     curves = curves[:_CURVES]
     axes = _Axes.around(curves, _TIMELINE)

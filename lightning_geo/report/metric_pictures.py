@@ -24,7 +24,7 @@ Limits = tuple[float, float]
 def limits(*series: MetricSeries) -> Limits:
     """Return the ends of the colours of a metric, equal for all pictures that are to be compared.
 
-    A metric whose sign says most has 0 in the middle. The whole possible range is taken where the values fill
+    A metric whose sign matters most has 0 in the middle. The whole possible range is taken where values fill
     half of it.
 
     Args:
@@ -110,7 +110,7 @@ def differences_side_by_side(
         b: The same of the second.
         difference: ``b − a``.
         title: The metric.
-        signed: Whether its sign says most.
+        signed: Whether its sign matters most.
     """
     both = np.concatenate([a[np.isfinite(a)], b[np.isfinite(b)]])
     low, high = (float(both.min()), float(both.max())) if len(both) else (0.0, 1.0)

@@ -15,7 +15,7 @@ ROLES = ("loss", "score", "rate")
 _TRAINING = {"train", "training"}
 _VALIDATION = {"val", "valid", "validation", "eval", "evaluation", "dev"}
 _TEST = {"test", "testing"}
-#: Words of scores, those that say most first.
+#: Words of scores, the most informative first.
 _SCORES = (
     "accuracy", "acc", "f1", "auroc", "auc", "map", "miou", "iou", "dice", "mcc", "spearman", "pearson",
     "bleu", "rouge", "rouge1", "rougel", "meteor", "em", "wer", "cer", "r2", "precision", "recall",

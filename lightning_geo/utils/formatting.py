@@ -23,7 +23,7 @@ def plain(text: object) -> str:
 
 
 def number(value: float, *, signed: bool = False, digits: int = 4) -> str:
-    """Return a number with a few digits that mean something, four where nobody says.
+    """Return a number with a few significant digits, four by default.
 
     Example:
         >>> number(0.123456), number(12345.6), number(-0.5, signed=True), number(float("nan"))
@@ -85,7 +85,7 @@ def moment(seconds: float) -> str:
 
 
 def some(names: Iterable[str]) -> str:
-    """Name the first few, and say how many more there are.
+    """Name the first few, and count the rest.
 
     Example:
         >>> some("abcde")

@@ -47,7 +47,7 @@ def append(path: str | os.PathLike[str], entry: Mapping[str, Any]) -> Receipt:
 
     Args:
         path: The ledger.
-        entry: What the line says: JSON-serialisable values, without ``number``, ``previous`` and ``hash``.
+        entry: The line's content: JSON-serialisable values without ``number``, ``previous`` and ``hash``.
 
     Raises:
         RunError: If the file cannot be written, or its last line is torn or no line of a ledger.

@@ -90,8 +90,9 @@ class Trend:
             usual = np.maximum(np.sqrt(self._square), self._floor * size)
             known = self._errors - self._guard
             if known >= _ERRORS:
-                usual = usual * (1 + _ERRORS / known)  # few errors say little of the usual one
-                # and at the start of a run what was says little of what comes next
+                # With few errors the usual one is uncertain, and the start of a run predicts little of what
+                # comes next: both make a departure count for less.
+                usual = usual * (1 + _ERRORS / known)
                 doubt = max(1.0, self._settled / self._count) ** 3
                 score = error / np.where(usual > 0, usual * doubt, np.inf)
                 error = np.clip(error, -_CUT * usual, _CUT * usual)

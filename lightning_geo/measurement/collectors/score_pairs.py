@@ -38,7 +38,7 @@ class ScorePairs(Collector):
         super().__init__(metrics)
         self._counts = [name for name in metrics if "margins" in reads_of(name)]
         by_sequence = [name for name in metrics if name not in self._counts]
-        if self._counts:  # of what heads' margins say
+        if self._counts:  # heads of each gate are counted by their margins
             by_sequence = [*_MARGINS, *(name for name in by_sequence if name not in _MARGINS)]
         self._by_sequence = by_sequence
         # Ranks add up what sequences have before anything is derived. A sequence's entropy is no sum over its

@@ -54,7 +54,7 @@ class Documents:
             given: Arguments of the running modules, outermost first: see :func:`evidence_in`.
 
         Returns:
-            ``None`` if no evidence says that a row holds more than one sequence.
+            ``None`` if there is no evidence that a row holds more than one sequence.
 
         Raises:
             PackedCallError: If the call cannot be divided into the documents in its rows.

@@ -22,7 +22,7 @@ class Lockstep:
 
     One that fails would leave the others waiting in the next operation that they make together. So all of
     them agree before each of these operations, and at the end of the pass, that each is there, at the same
-    place; one that fails says so instead, and the others leave the pass, too.
+    place. A process that fails reports that instead, and the others leave the pass, too.
 
     Args:
         device: Where the group's backend communicates.
