@@ -51,7 +51,7 @@ def add_parser(commands: Any) -> None:
     add("--policy", metavar="FILE", help="YAML with limits, their owner and waivers")
     add("--release", metavar="RUN", help="earlier run that limits on change compare with")
     add("--ledger", metavar="FILE", help=f"file that the audit is appended to (default: {_LEDGER})")
-    add("--html", type=Path, metavar="FILE", help="write a page for readers who are no engineers")
+    add("--html", type=Path, metavar="FILE", help="write a page for readers outside engineering")
     add("--expect", metavar="HASH", help="verify: hash that the ledger must hold, as an audit printed it")
     add("--lines-only", action="store_true", help="verify: do not read the audited records again")
     add("--json", action="store_true", help="print everything as one JSON object")

@@ -19,7 +19,7 @@ __all__ = ["add_parser", "as_text"]
 
 def add_parser(commands: Any) -> None:
     """Add the command."""
-    parser = add_command(commands, "diagnose", _run, "say what is wrong or unusual in a run, and what to do")
+    parser = add_command(commands, "diagnose", _run, "list what is wrong or unusual in a run, and what to do")
     parser.add_argument("run", metavar="RUN", help="directory of one run")
     parser.add_argument(
         "--rules", metavar="FILE", help="YAML with `rules`, `change` and `silence` (default: built-in rules)"

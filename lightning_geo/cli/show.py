@@ -51,7 +51,7 @@ def _verdict(run: Run) -> str:
     diagnosis, width = diagnose(run.history), terminal_width()
     lines = [wrapped(diagnosis.verdict, width)]
     if any(finding.until_step is None for finding in diagnosis.findings):
-        lines.append(wrapped("lightning-geo diagnose says where, since when and what to do.", width))
+        lines.append(wrapped("lightning-geo diagnose shows where, since when and what to do.", width))
     return "\n".join(lines)
 
 

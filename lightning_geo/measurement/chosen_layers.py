@@ -122,8 +122,8 @@ class ChosenLayers:
 def not_measured(modules: Sequence[str]) -> LookupError:
     """Return the error of a sample that did not measure all layers that it should report."""
     return LookupError(
-        f"layers are numbered otherwise than expected, so that {some(modules)} was not measured; the next "
-        "sample measures it"
+        "some layers were not measured, because they got different numbers than expected: "
+        f"{some(modules)}. The next sample measures them"
     )
 
 

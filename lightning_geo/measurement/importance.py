@@ -210,7 +210,7 @@ def _check_divisible(together: float, alone: Sequence[float]) -> None:
     mean = min(alone) - slack <= together <= max(alone) + slack
     if together - together == 0 and not mean and abs(together - sum(alone)) > slack:
         raise ComparingLossError(
-            f"the loss of {len(alone)} sequences together is {together:.4g}, no mean of those of each alone "
-            f"({min(alone):.4g} to {max(alone):.4g}): it compares sequences, as contrastive losses do, and "
-            'has no part for each. In a run, `source="batch"` takes training\'s own backward'
+            f"the loss of {len(alone)} sequences together is {together:.4g}, neither a mean nor the sum of "
+            f"their own losses ({min(alone):.4g} to {max(alone):.4g}): it compares sequences, as contrastive "
+            'losses do, and has no part for each. In a run, `source="batch"` uses training\'s own backward'
         )

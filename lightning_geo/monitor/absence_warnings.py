@@ -44,8 +44,8 @@ def report_gaps(
     for name, roles in measurement.unprojected.items():
         warn_once.warn(
             f"the projections of {name} are unknown",
-            f"nothing that ran before or after its attention gives its {', '.join(roles)}, or the "
-            "parameters are quantised, sharded or offloaded; what is computed from them is absent",
+            f"no module that ran before or after its attention computes its {', '.join(roles)}, or the "
+            "parameters are quantised, sharded or offloaded; metrics of these parameters are absent",
         )
     for name, error in computed.failures.items():
         warn_once.report(f"the metric {name!r} is absent", error)
@@ -74,8 +74,8 @@ def report_other_heads(before: Mapping[str, Any], now: Mapping[str, Any], warn_o
     if changed:
         warn_once.warn(
             "the number of heads changed",
-            f"in {some(sorted(changed))}. The heads that are left are numbered anew, so none continues an "
-            "earlier one; what compares heads with earlier ones is absent there",
+            f"in {some(sorted(changed))}. Remaining heads were renumbered; drift and weight_drift are no "
+            "longer reported for these layers, nor is velocity in this sample",
         )
 
 
@@ -110,7 +110,7 @@ def report_importance(failures: Iterable[Exception], computed: Computed, warn_on
     if not present and not failures:
         warn_once.warn(
             absent,
-            "no head changes the loss of a sequence, or its gradient is not finite. A loss that compares the "
-            "sequences of a batch (contrastive) is constant for one alone; training's own, which "
-            '`source="batch"` takes, may have been scaled too high for its precision',
+            "no head changes the loss of a sequence, or its gradient is not finite. A contrastive loss, "
+            "which compares the sequences of a batch, is constant for a single sequence. With "
+            '`source="batch"` the loss scale of training may be too high for its precision',
         )

@@ -54,7 +54,7 @@ class Alerting:
         """Check a sample, and write its findings into its record."""
         if self._detector is None:
             return
-        with self._warn_once.about("findings could not be made", f"first at step {record.step}"):
+        with self._warn_once.about("a sample could not be checked", f"first at step {record.step}"):
             record.findings = self._detector.update(record)
             unchecked = self._detector.unchecked
             rules = () if self._alerts is None else self._alerts.looked_for

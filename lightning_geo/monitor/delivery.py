@@ -157,7 +157,7 @@ class Delivery:
             self._warn_once.report(
                 "activations are not finite",
                 FloatingPointError(
-                    f"NaN or infinity in {some(computed.broken)}; what it spoils has no value"
+                    f"NaN or infinity in {some(computed.broken)}; metrics of these activations have no value"
                 ),
                 f"first at step {facts.step}",
             )

@@ -99,7 +99,8 @@ class OpenSample:
             return NoDataError(because({ITSELF: self.unrecorded[ITSELF]}))
         if self.unrecorded:
             return LookupError(
-                f"what was recorded shows no attention, and the rest was not. {because(self.unrecorded)}"
+                f"the recorded calls show no attention, and other models were not recorded. "
+                f"{because(self.unrecorded)}"
             )
         if measurement.reasons:
             return LookupError(f"all attention seen in {names} was left out, {measurement.reasons}")
@@ -111,7 +112,7 @@ class OpenSample:
         """Return the names of the models to observe from now on.
 
         Raises:
-            NoDataError: If one that attends is given what depends on parameters, and nothing around it could
+            NoDataError: If inputs of one that attends depend on parameters, and no module around it could
                 be replayed.
         """
         models, root, seen = self._observed.models, self._observed.root, measurement.observed
@@ -121,7 +122,7 @@ class OpenSample:
                 return [ITSELF]
             if self.replayed:
                 reason = self.unrecorded.get(ITSELF, "no call of the LightningModule was recorded")
-                reasons = dict.fromkeys(fed, "what it is given depends on parameters") | {ITSELF: reason}
+                reasons = dict.fromkeys(fed, "its inputs depend on parameters") | {ITSELF: reason}
                 raise NoDataError(self._observed.because(reasons))
         # the root encloses its children, but is observed itself only where it was called
         return choose(name for name in seen if name != ITSELF or measurement.called(name)) or seen
@@ -147,6 +148,6 @@ class OpenSample:
                 lacking[name] = reason
         if lacking:
             warn_once.warn(
-                "its calls could not be recorded, so that the record lacks it, or measures its parts alone. "
-                f"{self._observed.because(lacking)}"
+                "some models are absent from the record, or only their parts are measured, because their "
+                f"calls could not be recorded. {self._observed.because(lacking)}"
             )

@@ -30,7 +30,7 @@ __all__ = ["Samples"]
 _UNUSABLE = "the checkpoint's state of the monitor cannot be used"
 _ANEW = "Probe, baseline and costs start anew"
 
-#: Samples without any attention after which no more are taken.
+#: Samples without any attention after which sampling stops.
 _IN_VAIN = 3
 
 
@@ -202,14 +202,15 @@ class Samples:
         assert self.sampler is not None
         self._vain += self.sampler.saw_nothing
         if from_rank_zero(int(self._vain >= _IN_VAIN), self.sampler.observed.device):
-            self._warn_once.warn(f"no attention was seen in {_IN_VAIN} samples, so that no more are taken")
+            self._warn_once.warn(f"no attention was seen in {_IN_VAIN} samples; no further samples are taken")
             self.stop()
             self.inputs.probe = self.sampler = None
 
     def observe_batches(self, reason: LookupError) -> None:
         """Observe training itself from now on: no recorded call starts from data, so none can be replayed."""
         self._warn_once.warn(
-            'there is nothing to replay that begins at the data: `source="batch"` is used', str(reason)
+            'there is nothing to replay, since no call starts from data: `source="batch"` is used',
+            str(reason),
         )
         self.replays, self.overdue = False, True
         self.inputs.stop()
@@ -251,7 +252,7 @@ class Samples:
             self.state = RunState(version=self.state.version)
             self.delivery.look_anew()
             self._start_inputs_anew()
-            self._warn_once.warn("ranks do not know the same of the run", _ANEW)
+            self._warn_once.warn("ranks have different states of the run", _ANEW)
 
     def _start_inputs_anew(self) -> None:
         settings = self._settings

@@ -121,7 +121,7 @@ class StatusLines:
 
     def _changes(self) -> str:
         if self._first is None or self._last is None or self._first.step == self._last.step:
-            return "largest changes: none can be told from one sample."
+            return "largest changes: unknown after one sample."
         since = f" since step {self._first.step}" if self._first.step else ""
         history = GeometryHistory([self._first, self._last])
         names = [name for name in key_metrics(None, self._last.specs) if not compares_samples(name)]

@@ -26,7 +26,7 @@ class ChangedRunError(GeometryError, RuntimeError):
 
     def __init__(self, difference: str) -> None:
         super().__init__(
-            f"the model ran otherwise than in earlier samples: {difference}. The next sample observes all of "
+            f"the model's run differs from earlier samples: {difference}. The next sample observes all of "
             "its layers again, so that those of `layers=` have values"
         )
 
@@ -138,15 +138,15 @@ class NarrowTap(Tap):
         if self.beside is None:
             entry = self._noted_entry(len(run.entries))
             if entry is None or entry.arguments != arguments:
-                raise ChangedRunError(f"{frame.name or 'it'} was given other arguments")
+                raise ChangedRunError(f"{frame.name or 'the model'} got different arguments")
         else:
             known = self.beside._events.evidence.origins
             sources = [known.of(x) for x in tensors]
             entry = _Entry(arguments, sources, (known.sources, known.attentions))
             if any(origin is not None and origin.source >= known.sources for origin in sources):
-                raise ChangedRunError(f"{frame.name} is given parameters, whose numbers hold for one run")
+                raise ChangedRunError(f"{frame.name} gets parameters as arguments, which cannot be followed")
         if not frame.name and entry.counts[0] != origins.sources:
-            raise ChangedRunError("it has other buffers")
+            raise ChangedRunError("the model has different buffers")
         run.entries.append(entry)
         origins.sources, origins.attentions = entry.counts
         for x, origin in zip(tensors, entry.origins, strict=True):
@@ -173,9 +173,9 @@ class NarrowTap(Tap):
         run.keys = root.keys
         noted = self._noted[len(self._runs) - 1]
         if run.started != noted.started:
-            raise ChangedRunError("other layers ran, or in another order")
+            raise ChangedRunError("different layers ran, or in a different order")
         if run.keys != noted.keys:
-            raise ChangedRunError("its attention calls are others")
+            raise ChangedRunError("its attention calls differ")
 
 
 def _dots(path: str) -> list[int]:

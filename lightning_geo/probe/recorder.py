@@ -27,7 +27,7 @@ class ContextParallelError(GeometryError, RuntimeError):
     """A call has only a part of its sequences."""
 
     def __init__(self) -> None:
-        super().__init__("`context_parallel` split its sequences over ranks, which a replay does not")
+        super().__init__("`context_parallel` splits its sequences over ranks, and a replay cannot do that")
 
 
 #: A candidate's name and "", or a method of the LightningModule.
@@ -145,7 +145,7 @@ class CallRecorder:
                         self._dependent.add(key)
                 elif called and depends_on_graph(args, kwargs):
                     self._dependent.add(key)
-                    self.passed_over[name] = "what it is given depends on parameters"
+                    self.passed_over[name] = "its inputs depend on parameters"
                 if key in self._complete or key in self._dependent:
                     return
                 call = kept_call(module.forward if called else getattr(module, method), args, kwargs)

@@ -46,7 +46,7 @@ class AuditCard(NamedTuple):
         asked: The policy's requirement.
         found: The values found.
         counted: How many values passed, and did not.
-        optional: Whether the policy does without it.
+        optional: Whether the policy does not require it.
         scale: The values beside the limit.
         pictures: The layers and heads.
     """
@@ -148,7 +148,7 @@ def _map(check: Check) -> Markup:
 
 def _missing(check: Check, several: bool) -> str:
     where = f" in {check.stack}" if several else ""
-    required = "The policy requires it." if check.limit.required else "The policy does without it."
+    required = "The policy requires it." if check.limit.required else "The policy does not require it."
     count = check.counts.not_measured
     reasons = " ".join(check.reasons)
     return (
@@ -160,7 +160,7 @@ def _missing(check: Check, several: bool) -> str:
 def _metrics(result: Audit) -> Table:
     specs = {check.spec.name: check.spec for check in result.checks}
     return Table(
-        ("number", "what it tells", "how it is computed", "unit, range"),
+        ("number", "what it means", "how it is computed", "unit, range"),
         [(readable(spec.name), spec.meaning, spec.formula, unit_and_range(spec)) for spec in specs.values()],
     )
 

@@ -24,7 +24,7 @@ __all__ = [
     "untried_engine",
 ]
 
-#: The engine that trains with ZeRO; those derived from it split models otherwise.
+#: The engine that trains with ZeRO; engines derived from it split models in other ways.
 _ENGINE = "DeepSpeedEngine"
 
 
@@ -80,7 +80,7 @@ def untried_engine(root: nn.Module) -> str:
         if part is None or part.device.type != parameter.device.type or hasattr(part, "ds_quant_scale"):
             return "DeepSpeed with parameters that are offloaded or quantized"
         if part.numel() * _size(parameter.ds_process_group) < parameter.ds_numel:  # type: ignore[attr-defined]
-            return "DeepSpeed with parameters that are split otherwise than by ZeRO"
+            return "DeepSpeed with a partition of parameters other than ZeRO's"
     return ""
 
 

@@ -60,7 +60,7 @@ def test_show_begins_with_the_words_of_diagnose(tmp_path: Path, capsys: pytest.C
         assert main(["show", run]) == 0  # it describes a run, and is no check
         first, second, *_ = capsys.readouterr().out.split("\n")
         assert first == verdict
-        assert (second == "lightning-geo diagnose says where, since when and what to do.") == bool(status)
+        assert (second == "lightning-geo diagnose shows where, since when and what to do.") == bool(status)
 
 
 def test_json_has_every_key_and_a_healthy_run_exits_with_0(

@@ -89,7 +89,7 @@ def test_a_loss_that_compares_sequences_gives_no_number(negatives: str, tmp_path
     torch.manual_seed(0)
     batch = default_collate(sequences(4))
     with pytest.raises(
-        ComparingLossError, match=r"4 sequences together is .*, no mean .* compares sequences"
+        ComparingLossError, match=r"4 sequences together is .*, neither a mean .* compares sequences"
     ):
         measure(Pairs(negatives), batch, metrics="importance")
     monitor = GeometryMonitor(1, metrics=["importance", "metric:entropy"], probe_size=4)

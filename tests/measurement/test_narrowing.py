@@ -93,11 +93,11 @@ def test_what_alone_would_look_otherwise_is_observed_whole(how: str, expected: b
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        ("skips", "other layers ran, or in another order"),
-        ("again", "other layers ran, or in another order"),
-        ("scores", r"layers\.3 was given other arguments"),
-        ("shorter", r"layers\.3 was given other arguments"),
-        ("buffer", "it has other buffers"),
+        ("skips", "different layers ran, or in a different order"),
+        ("again", "different layers ran, or in a different order"),
+        ("scores", r"layers\.3 got different arguments"),
+        ("shorter", r"layers\.3 got different arguments"),
+        ("buffer", "the model has different buffers"),
     ],
 )
 def test_a_run_that_is_another_costs_its_sample_and_the_next_is_whole(how: str, said: str) -> None:
@@ -153,7 +153,7 @@ def test_another_number_of_attentions_is_noticed() -> None:
     assert [samples.is_narrow() for _ in range(3)] == [False, False, True]
     layer, forward = model.layers[3], model.layers[3].forward
     layer.forward = lambda x, scores=None, memory=None: (forward(x)[0] + forward(x.flip(1))[0], x)
-    with pytest.raises(ChangedRunError, match="its attention calls are others"):
+    with pytest.raises(ChangedRunError, match="its attention calls differ"):
         samples.is_narrow()
     assert not samples.is_narrow()
 

@@ -109,7 +109,7 @@ class Case:
 
 
 ALL = list(range(STEPS + 1))
-IN_VAIN = "no attention was seen in 3 samples, so that no more are taken"
+IN_VAIN = "no attention was seen in 3 samples; no further samples are taken"
 CASES = {
     "logger that raises": Case(
         "writing to Down: .* failed: ConnectionError: the server is down",
@@ -207,7 +207,7 @@ def test_without_a_call_that_begins_at_the_data_training_is_observed(tmp_path: P
     bare, watched = Unkept(Extra), Unkept(Extra)
     expected = outcome(fit(tmp_path / "bare", bare, steps=STEPS), bare)
     monitor = GeometryMonitor(1, special_token_ids=[1])
-    said = 'nothing to replay that begins at the data: `source="batch"` is used.*type object cannot be kept'
+    said = 'since no call starts from data: `source="batch"` is used: .*type object cannot be kept'
     with pytest.warns(UserWarning, match=said):
         trainer = fit(tmp_path, watched, monitor, steps=STEPS)
     assert_same(outcome(trainer, watched), expected)

@@ -136,7 +136,7 @@ def test_a_rank_that_fails_costs_all_ranks_that_sample_and_nothing_else(
 def test_all_ranks_or_none_observe_training_itself(directory: Path, scenario: str) -> None:
     first, second = results(directory, scenario)
     (warning,) = first["warnings"]
-    assert 'nothing to replay that begins at the data: `source="batch"` is used: ' in warning
+    assert 'nothing to replay, since no call starts from data: `source="batch"` is used: ' in warning
     assert "Parts: TypeError" in warning
     assert ("rank 1" in warning) == scenario.endswith("rank_1")
     assert second["warnings"] == []
@@ -203,7 +203,7 @@ def test_a_rank_that_cannot_load_its_state_starts_anew_with_the_others(directory
     for ours, theirs in zip(first["records"], second["records"], strict=True):
         assert_same(ours, theirs, 0.0)
         assert ours.probe_fingerprint
-    assert any("ranks do not know the same of the run: Probe" in said for said in first["warnings"])
+    assert any("ranks have different states of the run: Probe" in said for said in first["warnings"])
     assert second["warnings"] == []
 
 

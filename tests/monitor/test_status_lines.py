@@ -86,7 +86,7 @@ def test_a_resumed_run_says_since_when_and_one_sample_has_no_changes() -> None:
     assert "largest changes since step 20: entropy" in ended(changed(20), changed(50, entropy=1.0))[2]
     only = changed(0)
     assert ended(only, only, samples=1)[0] == "GeometryMonitor: 1 sample in 14.7 s (9.9 % of the run)."
-    assert ended(only, only)[2] == "GeometryMonitor: largest changes: none can be told from one sample."
+    assert ended(only, only)[2] == "GeometryMonitor: largest changes: unknown after one sample."
 
 
 def test_what_is_not_there_is_said() -> None:

@@ -81,7 +81,7 @@ _DEPARTURES = [
         ("query_norm", "key_norm", "max_logit", "entropy", "stable_rank.query", "stable_rank.key",
          "stable_rank.output", "cone.output", "hidden_norm", "update_ratio"),
         Departure(),
-        "{metric} of {where} left its trend: it is {value}, expected was {usual}.",
+        "{metric} of {where} left its trend: it is {value}, instead of the expected {usual}.",
         samples=3, heads=0.5,
         causes=("a learning rate that rose", "batches unlike the earlier ones", "labels that are wrong"),
         next=("Compare the loss at this step, and the batches just before it.", _LAST_GOOD),
@@ -91,7 +91,7 @@ _DEPARTURES = [
         "update_growth", ("update_size",),
         Departure(share=0.3, guard=8, direction="up", log=True, slope=False, per_interval=True),
         "Updates of {where} grew: the weights moved by {value} of their size since the sample before, "
-        "expected was {usual}.",
+        "instead of the expected {usual}.",
         samples=3,
         causes=("a learning rate that rose", "gradients that exploded"),
         next=("Look at the learning rate and the gradient norm at this step.", _LOWER_RATE),

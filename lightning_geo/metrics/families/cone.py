@@ -71,7 +71,7 @@ CONE = [
             "title": "Mean cosine of tokens",
             "question": "How alike are the directions of two tokens, on average?",
             "usual": "0.06 to 0.30 at inputs and outputs of BERT's layers, 0.31 to 0.74 behind attention",
-            "worry": "Near 1: all tokens became alike. It tells the same as cone, near the square of it.",
+            "worry": "Near 1: all tokens became alike. It moves with cone, near the square of it.",
         },
         {
             "title": "Mean cosine of a head's outputs",

@@ -131,8 +131,8 @@ class Replica:
             self._entered = None
             self._warn_once.warn(
                 f"{self._name} cannot be copied for a replay",
-                f"{type(error).__name__}: {error}. The model is replayed in place, and all that its forward "
-                "pass changes is restored but the state of iterators, files and extensions in C",
+                f"{type(error).__name__}: {error}. The model is replayed in place. Everything that its "
+                "forward pass changes is restored, except iterators, files and the state of C extensions",
             )
 
     @contextlib.contextmanager
