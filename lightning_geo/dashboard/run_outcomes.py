@@ -14,10 +14,10 @@ from lightning_geo.dashboard.run_ends import stamp_of
 from lightning_geo.dashboard.samples import in_force
 from lightning_geo.storage.run_curves import curve_tags
 
-__all__ = ["OUTCOMES", "RunOutcomes"]
+__all__ = ["RunOutcomes"]
 
 #: Curves whose end counts.
-OUTCOMES = ("loss", "score")
+_OUTCOMES = ("loss", "score")
 
 _ALL = 10**9  # samples; the provider wants a number
 
@@ -61,7 +61,7 @@ class RunOutcomes:
         tags = {}
         for run, names in monitors.items():
             found = picked_tags(curve_tags(listing.get(run, {}), names), asked)
-            tags[run] = {role: found[role] for role in OUTCOMES}
+            tags[run] = {role: found[role] for role in _OUTCOMES}
         news = {}
         for run, by_role in tags.items():
             for tag in {tag for tag in by_role.values() if tag is not None}:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lightning_geo.analysis.pruning import Head
@@ -26,10 +25,9 @@ from lightning_geo.observe.heads.head_factors import HeadFactors, scaled_heads
 from lightning_geo.observe.replay.undisturbed import Call, device_of, undisturbed
 from lightning_geo.probe.call import ProbeCall
 from lightning_geo.utils.arguments import check_token_ids
+from lightning_geo.utils.arrays import Array
 
 __all__ = ["explain"]
-
-Array = NDArray[np.float64]
 
 
 def explain(

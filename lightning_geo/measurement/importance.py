@@ -22,7 +22,7 @@ __all__ = ["ComparingLossError", "LossFunction", "NoImportanceError", "NoLossErr
 LossFunction = Callable[..., Any]
 
 #: ``(model, gradient=...)``: what a model runs in, see :func:`undisturbed`.
-Replay = Callable[..., AbstractContextManager[None]]
+_Replay = Callable[..., AbstractContextManager[None]]
 
 
 #: How far the loss of a batch may be off those of its sequences: rounding and random masks are no comparison.
@@ -77,7 +77,7 @@ def importances(
     loss_fn: LossFunction | None = None,
     context: Callable[[], AbstractContextManager[object]] = nullcontext,
     observed: nn.Module | None = None,
-    replay: Replay = undisturbed,
+    replay: _Replay = undisturbed,
     asked: Callable[[CallKey], bool] = lambda key: True,
 ) -> list[dict[CallKey, Tensor]]:
     """Return the importance of every head, [1, H] by attention call, for one sequence after the other.
@@ -126,7 +126,7 @@ class _Differentiated:
         loss_fn: LossFunction | None,
         context: Callable[[], AbstractContextManager[object]],
         observed: nn.Module,
-        replay: Replay,
+        replay: _Replay,
         asked: Callable[[CallKey], bool],
     ) -> None:
         self._model = model

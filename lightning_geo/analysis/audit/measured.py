@@ -15,12 +15,12 @@ from lightning_geo.analysis.runs import heads_per_layer
 from lightning_geo.metrics.foreign_specs import differing_fields
 from lightning_geo.metrics.selection import spec_of, standard_error
 from lightning_geo.storage.history import GeometryHistory
+from lightning_geo.utils.arrays import Array
 from lightning_geo.utils.errors import RunError
 from lightning_geo.utils.formatting import some
 
 __all__ = ["Measured", "measured"]
 
-Array = NDArray[np.float64]
 
 _MOST = 10_000  # layers or heads: a file may claim any number
 

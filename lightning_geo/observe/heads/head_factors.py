@@ -12,13 +12,13 @@ from lightning_geo.observe import AttentionCall, BlockCall, CallKey, Tap
 
 __all__ = ["HeadFactors", "scaled_heads"]
 
-Factor = Callable[[CallKey, AttentionCall], Tensor | None]
+_Factor = Callable[[CallKey, AttentionCall], Tensor | None]
 
 
 class _Scaling:
     """An observer that measures nothing and multiplies heads' outputs."""
 
-    def __init__(self, factor: Factor) -> None:
+    def __init__(self, factor: _Factor) -> None:
         self._factor = factor
 
     def attention(self, key: CallKey, call: AttentionCall) -> Tensor | None:
@@ -30,7 +30,7 @@ class _Scaling:
 
 
 @contextlib.contextmanager
-def scaled_heads(tap: Tap, factor: Factor, *, replays: bool = False) -> Iterator[None]:
+def scaled_heads(tap: Tap, factor: _Factor, *, replays: bool = False) -> Iterator[None]:
     """Multiply the heads' outputs of the tapped model while the context is open.
 
     Args:

@@ -20,7 +20,6 @@ __all__ = [
     "batch_first",
     "fitting",
     "given_to",
-    "hidden_states",
     "in_rows",
     "input_ids_in",
     "token_states",
@@ -111,7 +110,7 @@ def _is_part(x: Tensor, query: Tensor) -> bool:
     return x is query or (x.shape == query.shape and x.data_ptr() == query.data_ptr())
 
 
-def hidden_states(values: Iterable[Any]) -> Tensor | None:
+def _hidden_states(values: Iterable[Any]) -> Tensor | None:
     """Return the first floating point tensor with batch, token and feature axes."""
     for value in values:
         if isinstance(value, Tensor) and value.is_floating_point() and value.dim() in (3, 4):
@@ -123,7 +122,7 @@ def token_states(values: Iterable[Any]) -> Tensor | None:
     """Return hidden states; of rows laid end to end, ``[tokens, d]``, if there are no others."""
     values = tuple(values)
     flat = (x for x in values if isinstance(x, Tensor) and x.is_floating_point() and x.dim() == 2)
-    states = hidden_states(values)
+    states = _hidden_states(values)
     return next(flat, None) if states is None else states
 
 
