@@ -164,14 +164,14 @@ class RunEnds:
     ) -> dict[str, Any]:
         if not runs:
             return {}
-        found: dict[str, Any] = self._provider.read_tensors(
+        tensors: dict[str, Any] = self._provider.read_tensors(
             ctx,
             experiment_id=experiment,
             plugin_name=PLUGIN,
             run_tag_filter=RunTagFilter(sorted(runs), sorted(tags)),
             downsample=limit,
         )
-        return found
+        return tensors
 
 
 def stamp_of(series: Any) -> _Stamp:

@@ -98,8 +98,8 @@ def scalars(
         >>> sorted(scalars(record, level="layer"))
         ['geometry/entropy', 'geometry_entropy/entropy/layer_00', 'geometry_entropy/entropy/layer_01']
     """
-    chosen = key_metrics_by_stack(list(record.stacks), measured, record.specs)
-    shown = {model_tag(record, name, stack, metric) for stack, metric in chosen} | {f"{name}/coverage"}
+    key_metrics = key_metrics_by_stack(list(record.stacks), measured, record.specs)
+    shown = {model_tag(record, name, stack, metric) for stack, metric in key_metrics} | {f"{name}/coverage"}
     summaries = {f"{name}/{key}": value for key, value in record.summaries().items()}
     result = {tag: value for tag, value in summaries.items() if tag in shown}
     if level == "model":

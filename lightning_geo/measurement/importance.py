@@ -153,9 +153,9 @@ class _Differentiated:
             factors = self._factors = HeadFactors()
             with self._replay(self._model, gradient=True):
                 loss = self._loss(call)
-                slopes = factors.slopes(loss)
+                gradients = factors.gradients(loss)
             losses.append(loss.detach())
-            by_sequence.append({key: head_importance(slope) for key, slope in slopes.items()})
+            by_sequence.append({key: head_importance(gradient) for key, gradient in gradients.items()})
         if len(alone) > 1:
             self._factors = None
             # observed too, since that may change how the model computes: torch's encoder has a fast path

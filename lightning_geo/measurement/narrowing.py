@@ -113,6 +113,6 @@ class Narrowing:
             return
         modules = self._whole.modules
         blocks = {key.module: next((e.name for e in elements_of(key.module, modules)), "") for key in heads}
-        wanted = {blocks[key.module] for key in heads if asked(key)}
-        if "" not in wanted and not wanted.issuperset(blocks.values()):
-            self._narrow = NarrowTap(self._whole, wanted, {*blocks, *blocks.values()} - {""})
+        requested = {blocks[key.module] for key in heads if asked(key)}
+        if "" not in requested and not requested.issuperset(blocks.values()):
+            self._narrow = NarrowTap(self._whole, requested, {*blocks, *blocks.values()} - {""})

@@ -60,7 +60,7 @@ class Alerting:
             rules = () if self._alerts is None else self._alerts.looked_for
             record.looked_for = [rule.name for rule in rules if rule.name not in unchecked]
 
-    def tell(self, host: Host, record: GeometryRecord) -> None:
+    def report(self, host: Host, record: GeometryRecord) -> None:
         """Log a sample's findings, and call who wants to know; on rank 0."""
         if self._alerts is None or self._detector is None:
             return

@@ -111,7 +111,7 @@ class SlowClocks:
         check_positive("weights_every_n_samples", weights_every_n_samples)
         check_positive("importance_every_n_samples", importance_every_n_samples)
         #: quantity that a metric reads -> samples from one measurement of it to the next
-        self._intervals = {"weights": weights_every_n_samples, "slope": importance_every_n_samples}
+        self._intervals = {"weights": weights_every_n_samples, "head_gradient": importance_every_n_samples}
 
     def due(self, metrics: Iterable[str], samples: int, *, final: bool = False) -> tuple[str, ...]:
         """Return the metrics to measure after that many samples of the run."""

@@ -128,16 +128,16 @@ class TrainerHost(Host):
 
     @property
     def loggers(self) -> Sequence[Any]:
-        found: list[Any] = []
+        experiments: list[Any] = []
         for callback in self.callbacks:
             writer = writer_of(callback)
             if writer is not None:
                 self._writers.append(writer)
-                found.append(Experiment(writer))
+                experiments.append(Experiment(writer))
             elif logs_to_wandb(callback):
                 run = getattr(sys.modules.get("wandb"), "run", None)
-                found += [] if run is None else [Experiment(run)]
-        return found
+                experiments += [] if run is None else [Experiment(run)]
+        return experiments
 
     @property
     def root_dir(self) -> str:
