@@ -15,6 +15,7 @@ from support.programs import node_path
 
 STATIC = Path(lightning_geo.dashboard.__file__).parent / "static"
 MODULES = sorted(STATIC.glob("*.js"))
+SHEETS = sorted(STATIC.glob("*.css"))
 
 
 @pytest.mark.node
@@ -33,7 +34,7 @@ def test_no_module_makes_markup_or_code_of_text(module: Path) -> None:
     assert not re.findall(forbidden, module.read_text())
 
 
-@pytest.mark.parametrize("path", [*MODULES, STATIC / "dashboard.css"], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*MODULES, *SHEETS], ids=lambda path: path.name)
 def test_nothing_is_fetched_from_elsewhere(path: Path) -> None:
     named = path.read_text().replace('"http://www.w3.org/2000/svg"', "")  # a name of SVG's, no address
     assert not re.findall(r"https?://|@import|url\(", named)

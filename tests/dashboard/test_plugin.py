@@ -222,7 +222,8 @@ def test_what_is_not_there_is_said_in_plain_text(
 
 
 def test_modules_and_style_sheet_are_served_with_their_types(client: Client) -> None:
-    for name, kind in (("index.js", "text/javascript"), ("dashboard.css", "text/css")):
+    sheets = [("dashboard.css", "text/css"), ("runs.css", "text/css")]
+    for name, kind in [("index.js", "text/javascript"), *sheets]:
         answer = ask(client, f"static/{name}")
         assert answer.status_code == 200
         assert answer.mimetype == kind

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels import test_vectors as vectors
-from kernels.cases import CASES, problem_of
+from kernels.calls import problem_of
+from kernels.cases import CASES
 from kernels.comparison import as_arrays, assert_agree
 from lightning_geo import kernels
 from lightning_geo.functional import attention_statistics

@@ -6,21 +6,12 @@ and small: the tests cut them into tiles of every size.
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch.nn.attention.flex_attention import BlockMask
 
-from lightning_geo.functional import attention_statistics
-from lightning_geo.functional.attention import attention_problem
-from lightning_geo.kernels import AttentionProblem
-
-Arguments = dict[str, Any]
+from kernels.calls import Arguments, block_mask, lengths, on_a_lattice, qk
 
 CASES: dict[str, Callable[[], Arguments]] = {}
 
@@ -35,53 +26,6 @@ def case(build: Callable[[], Arguments]) -> Callable[[], Arguments]:
 
     CASES[build.__name__] = seeded
     return build
-
-
-def problem_of(arguments: Arguments) -> AttentionProblem:
-    """What the public function makes of its arguments."""
-    bound = inspect.signature(attention_statistics).bind(**arguments)
-    bound.apply_defaults()
-    del bound.arguments["backend"]
-    return attention_problem(*bound.args, **bound.kwargs)
-
-
-def with_rows(problem: AttentionProblem, share: float = 0.4) -> AttentionProblem:
-    """The same problem for some of its rows, in any order, some of them twice."""
-    batch, _, queries = problem.rows_shape
-    generator = torch.Generator().manual_seed(7)
-    count = round(share * queries) + 1 if queries else 0
-    rows = torch.randint(0, max(queries, 1), (batch, count), generator=generator)
-    return dataclasses.replace(problem, rows=rows)
-
-
-def qk(
-    batch: int = 2,
-    heads: int = 3,
-    queries: int = 13,
-    keys: int = 13,
-    dim: int = 8,
-    key_heads: int | None = None,
-    size: float = 2.0,
-) -> Arguments:
-    """Random query and key whose attention is neither flat nor one-hot."""
-    return {
-        "query": size * torch.randn(batch, heads, queries, dim),
-        "key": torch.randn(batch, key_heads or heads, keys, dim),
-    }
-
-
-def on_a_lattice(arguments: Arguments) -> Arguments:
-    """Scores that float32 holds exactly, even at 1e4: all digits of the result are owed."""
-    return {
-        **arguments,
-        **{name: (4 * arguments[name]).round() / 4 for name in ("query", "key")},
-        "scale": 0.25,
-    }
-
-
-def lengths(keys: int, *real: int) -> Tensor:
-    """[B, Nk], True for the first ``real`` keys."""
-    return torch.arange(keys) < torch.tensor(real)[:, None]
 
 
 # ---- shapes
@@ -373,10 +317,6 @@ def masks_that_both_hide() -> Arguments:  # a key hidden twice stays hidden, a d
 # ---- BlockMask
 
 
-def block_mask(rule: Callable[..., Tensor], *shape: int | None, block: int = 8) -> BlockMask:
-    return create_block_mask(rule, *shape, device="cpu", BLOCK_SIZE=block)
-
-
 @case
 def block_causal() -> Arguments:  # B = H = None
     return {**qk(), "mask": block_mask(lambda b, h, q, k: q >= k, None, None, 13, 13)}
@@ -619,22 +559,3 @@ def infinite_key() -> Arguments:  # scores of both signs; hidden from some rows
 @case
 def huge_scores() -> Arguments:  # finite, but adding a large negative number does not hide them
     return {**on_a_lattice(qk()), "scale": 2.0**80, "is_causal": True, "query_mask": lengths(13, 13, 5)}
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """How far a backend may be from the oracle: ``absolute + relative * |expected|``."""
-
-    absolute: float
-    relative: float
-
-
-#: Probabilities and entropies are good to 1e-5; lengths and logits in proportion to their size.
-TOLERANCES = {
-    "logsumexp": Tolerance(1e-5, 1e-6),
-    "max_logit": Tolerance(1e-5, 1e-6),
-    "attention_distance": Tolerance(1e-5, 3e-6),
-    "received": Tolerance(1e-5, 1e-5),
-    "visible_keys": Tolerance(0.0, 0.0),
-}
-DEFAULT_TOLERANCE = Tolerance(1e-5, 0.0)

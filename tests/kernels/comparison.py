@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kernels.cases import DEFAULT_TOLERANCE, TOLERANCES
+from kernels.tolerances import DEFAULT_TOLERANCE, TOLERANCES
 from lightning_geo.kernels import AttentionStatistics
 
 

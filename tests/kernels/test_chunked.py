@@ -12,7 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels.cases import CASES, problem_of, qk, with_rows
+from kernels.calls import problem_of, qk, with_rows
+from kernels.cases import CASES
 from kernels.comparison import as_arrays, assert_agree, assert_float32
 from lightning_geo.kernels import STATISTICS
 from lightning_geo.kernels.chunked import TILE_SCORES, chunked

@@ -8,7 +8,8 @@ import types
 import pytest
 import torch
 
-from kernels.cases import CASES, problem_of
+from kernels.calls import problem_of
+from kernels.cases import CASES
 from lightning_geo import GeometryMonitor, kernels
 from lightning_geo.kernels.triton import plan
 from support.lit import Lit, bert, fit

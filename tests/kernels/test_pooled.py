@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kernels.cases import CASES, problem_of
+from kernels.calls import problem_of
+from kernels.cases import CASES
 from kernels.naive import _masks
 from lightning_geo.functional import attention_statistics
 from lightning_geo.kernels.pooled import pooled_attention

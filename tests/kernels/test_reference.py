@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kernels.cases import CASES, problem_of, with_rows
+from kernels.calls import problem_of, with_rows
+from kernels.cases import CASES
 from kernels.comparison import as_arrays
 from kernels.naive import naive
 from lightning_geo.kernels.reference import reference

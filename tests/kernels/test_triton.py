@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from kernels.cases import CASES, problem_of, qk
+from kernels.calls import problem_of, qk
+from kernels.cases import CASES
 from lightning_geo.kernels import triton as backend
 from lightning_geo.kernels.triton.launch import missing, unusable
 
@@ -102,7 +103,7 @@ def test_loads_without_triton() -> None:
         from lightning_geo.kernels import triton
         x = torch.randn(1, 2, 5, 8)
         assert attention_statistics(x, x, backend="triton").entropy.isfinite().all()
-        from kernels.cases import problem_of
+        from kernels.calls import problem_of
         print(triton.unsupported("attention", problem_of({"query": x, "key": x})))
     """
     root = Path(__file__).parents[2]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -16,18 +15,18 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins import MixedPrecision
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader
 
 from families.packaged import EVERY
 from lightning_geo import GeometryMonitor, measure
 from lightning_geo.measurement.sample import Measurement
 from lightning_geo.measurement.training_importance import TrainingGradients
 from lightning_geo.observe import Tap
-from support.lit import Classifier, Lit, bert, fit, loader, sequences
+from support.importance_runs import METRICS, Encoder, Manual, alone, checkpointed, run
+from support.lit import Classifier, Lit, fit, sequences
 from support.projections import CASES
 from support.same import traces
 
-METRICS = ["importance", "metric:entropy"]
 OTHERS = [("swin", "sdpa"), ("swin", "eager"), ("packaged_bert", "sdpa")]
 
 
@@ -81,69 +80,6 @@ class Scaled(MixedPrecision):
 
     def forward_context(self) -> AbstractContextManager[None]:
         return nullcontext()
-
-
-class Manual(Lit):
-    """One batch an update, optimized by hand; ``backward`` says how the loss is differentiated."""
-
-    def __init__(self, backward: Callable[[Lit, Tensor], None]) -> None:
-        super().__init__(lambda: bert(dropout=0.0), manual=True)
-        self.differentiate = backward
-
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        optimizer = self.optimizers()
-        optimizer.zero_grad()
-        self.differentiate(self, self.loss(batch))
-        optimizer.step()
-
-
-class FromLogits(Manual):
-    """Its loss is not its model's."""
-
-    def loss(self, batch: dict[str, Tensor]) -> Tensor:
-        return nn.functional.cross_entropy(self.model(**batch).logits, batch["labels"])  # type: ignore[operator]
-
-
-def twice(module: Lit, loss: Tensor) -> None:
-    module.manual_backward(loss, retain_graph=True)
-    module.manual_backward(0.5 * loss)
-
-
-def checkpointed(reentrant: bool) -> nn.Module:
-    model = bert(dropout=0.0)
-    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
-    return model
-
-
-def frozen_below() -> nn.Module:
-    model = bert(dropout=0.0)
-    model.bert.embeddings.requires_grad_(False)
-    model.bert.encoder.layer[0].requires_grad_(False)
-    return model
-
-
-def run(
-    directory: Path, module: Lit, *, steps: int = 1, **options: Any
-) -> tuple[np.ndarray | None, list[str]]:
-    """The importance at the last sample, [layer, head], and what was said of it."""
-    monitor = GeometryMonitor(
-        1, source="batch", metrics=METRICS, importance_every_n_samples=1, strict=True, special_token_ids=[1]
-    )
-    before = traces(module)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        fit(directory, module, monitor, steps=steps, **{"data": loader(8, 4), **options})
-    said = [str(w.message) for w in caught if "importance" in str(w.message)]
-    record = monitor.last_record
-    assert record is not None
-    assert np.isfinite(record["entropy"]).all()
-    assert traces(module) == before
-    return {name: record[name] for name in record}.get("importance"), said
-
-
-def alone(model: nn.Module, count: int = 4) -> np.ndarray:
-    """What each of the first sequences says by itself, on a probe."""
-    return measure(model, default_collate(sequences(count)), metrics="importance")["importance"]
 
 
 @pytest.mark.parametrize(
@@ -203,105 +139,6 @@ def test_ways_to_train_that_give_the_same(build: Callable[[], Lit], tmp_path: Pa
     ours, said = run(tmp_path, module)
     assert said == []
     np.testing.assert_allclose(ours, alone(before), rtol=3e-6)
-
-
-NO_GRADIENT = "the training gradient does not reach it"
-ABSENT: dict[str, tuple[Callable[[], Lit], str]] = {
-    "reentrant checkpointing": (lambda: Lit(lambda: checkpointed(True)), NO_GRADIENT),
-    "frozen": (lambda: Frozen(), NO_GRADIENT),
-    "two losses": (lambda: Manual(twice), "several losses were differentiated through one forward"),
-    "a backward of one's own from another loss": (
-        lambda: FromLogits(lambda module, loss: loss.backward()),
-        "did not begin from the `loss` that the model returns",
-    ),
-    "no backward": (lambda: Idle(), "the training backward pass did not reach it"),
-    "compiled": (lambda: Compiled(), "the model is compiled"),
-    "hidden dropout": (lambda: Lit(lambda: Encoder(0.1)), "dropout cannot be repeated"),
-    "in place": (lambda: Lit(lambda: Encoder(0.0, own=True)), "changes its heads' outputs in place"),
-}  # fmt: skip
-
-
-class Frozen(Lit):
-    """Trains what comes after a frozen BERT."""
-
-    def __init__(self) -> None:
-        super().__init__(lambda: bert(dropout=0.0))
-        self.model.bert.requires_grad_(False)  # type: ignore[union-attr]
-
-
-class Idle(Lit):
-    """A step that finds nothing to learn from."""
-
-    def __init__(self) -> None:
-        super().__init__(lambda: bert(dropout=0.0))
-
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor | None:
-        loss = super().training_step(batch, batch_idx)
-        return None if batch_idx % 2 else loss
-
-
-class Compiled(Lit):
-    def __init__(self) -> None:
-        super().__init__(lambda: bert(dropout=0.0, layers=1))
-        self.model.compile(backend="eager")
-
-
-class OwnAttention(nn.Module):
-    """Keeps what its attention gave, and may change it in place afterwards."""
-
-    def __init__(self, change: bool) -> None:
-        super().__init__()
-        self.inner, self.out, self.change = nn.Linear(32, 96), nn.Linear(32, 32), change
-        self.kept: Tensor | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.inner(x).unflatten(-1, (3, 4, 8)).permute(2, 0, 3, 1, 4)
-        weights = (q @ k.mT / 8**0.5).softmax(-1)
-        self.kept = weights @ v
-        if self.change:
-            self.kept.mul_(2.0)
-        return x + self.out(self.kept.transpose(1, 2).flatten(2))
-
-
-class Encoder(nn.Module):
-    """Layers whose attention is torch's own, or written by hand."""
-
-    def __init__(self, dropout: float, own: bool = False, change: bool = True) -> None:
-        super().__init__()
-        self.embed, self.head = nn.Embedding(60, 32), nn.Linear(32, 2)
-        layers = (
-            OwnAttention(change) if own else nn.TransformerEncoderLayer(32, 4, 64, dropout, batch_first=True)
-            for _ in range(2)
-        )
-        self.layers = nn.ModuleList(layers)
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Any:
-        x = self.embed(input_ids)
-        for layer in self.layers:
-            x = layer(x)
-        loss = nn.functional.cross_entropy(self.head(x.mean(1)), labels)
-        return type("Output", (), {"loss": loss})
-
-
-@pytest.mark.parametrize("name", ABSENT)
-def test_what_cannot_be_known_is_absent_and_said_once(name: str, tmp_path: Path) -> None:
-    build, reason = ABSENT[name]
-    ours, said = run(tmp_path, build(), steps=4, data=loader(16, 4))
-    assert ours is None
-    assert len(said) == 1, said
-    assert "importance is absent: " in said[0]
-    assert reason in said[0]
-
-
-def test_layers_below_which_all_is_frozen_have_none(tmp_path: Path) -> None:
-    module = Lit(frozen_below)
-    before = copy.deepcopy(module.model)
-    ours, said = run(tmp_path, module)
-    assert ours is not None
-    assert np.isnan(ours[0]).all()
-    np.testing.assert_allclose(ours[1], alone(before)[1], rtol=3e-6)
-    assert len(said) == 1
-    assert f"importance is absent in part: in bert.encoder.layer.0.attention.self: {NO_GRADIENT}" in said[0]
 
 
 @pytest.mark.parametrize("own", [True, False])

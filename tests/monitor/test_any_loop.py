@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from lightning_geo import GeometryHistory, load_history
-from support.loops import LOOPS, Job, Trained, model, with_head_of_sft
+from support.loops import LOOPS
 from support.open_files import open_files
 from support.same import assert_same, traces
+from support.training_jobs import Job, Trained, model, with_head_of_sft
 
 #: Families that take each way from the model to the record: attention, layers, weights, masks, a backward.
 METRICS = ["entropy", "cone", "subspace", "updates", "masks", "weights", "importance"]

@@ -1,4 +1,4 @@
-"""The monitor's numbers next to others': those of `measure`, of other loggers, monitors and runs."""
+"""The monitor's numbers next to others': those of `measure`, of other loggers and monitors."""
 
 from __future__ import annotations
 
@@ -22,10 +22,8 @@ from torch.utils._pytree import tree_flatten
 from torch.utils.data import default_collate
 
 from lightning_geo import GeometryHistory, GeometryMonitor, GeometryRecord, load_history, measure
-from lightning_geo.functional import subspace_distance
 from lightning_geo.measurement.sample_statistics import SampleStatistics
 from lightning_geo.metrics.selection import compares_samples, is_of_batch
-from lightning_geo.storage.record import lookup
 from support.lit import Causal, Classifier, Lit, fit, loader, sequences
 
 
@@ -244,53 +242,6 @@ def test_two_monitors_are_what_each_is_alone(tmp_path: Path) -> None:
         )
         assert form == expected
         assert all(map(same, ours, theirs))
-
-
-# -- another run
-
-
-@pytest.fixture(scope="module")
-def earlier(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of one step."""
-    directory = tmp_path_factory.mktemp("earlier")
-    fit(directory, Classifier(), GeometryMonitor(special_token_ids=[1], strict=True), steps=1)
-    return directory / "lightning_geo" / "version_0"
-
-
-@pytest.mark.parametrize("seed", [0, 5])
-def test_drift_against_another_run_stays_against_it(seed: int, earlier: Path, tmp_path: Path) -> None:
-    monitor = GeometryMonitor(every_n_steps=2, baseline=earlier, special_token_ids=[1], strict=True)
-    fit(tmp_path, Classifier(seed=seed), monitor, steps=3)
-    history, kept = history_of(tmp_path), load_history(earlier).record(0).matrices
-    for role in ("query", "key", "value", "output"):
-        drift = history[f"drift.{role}"]
-        assert (drift[0] < 1e-5).all() if seed == 0 else (drift[0] > 0.1).all()
-        assert (drift[1:] > 1e-3).all()
-        against = torch.from_numpy(lookup(kept, f"basis.{role}").copy())
-        for step, bases in history.matrices(f"basis.{role}").items():
-            expected = subspace_distance(torch.from_numpy(bases.copy()), against)
-            ours = drift[history.steps.tolist().index(step)]
-            np.testing.assert_allclose(ours, expected.numpy(), atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("model", "rank"),
-    [({"layers": 3}, 8), ({"heads": 2}, 8), ({"width": 64}, 8), ({}, 2)],
-    ids=["layers", "heads", "width", "rank"],
-)
-def test_a_baseline_of_another_architecture_is_refused(
-    earlier: Path, model: dict[str, Any], rank: int, tmp_path: Path
-) -> None:
-    with pytest.raises(ValueError, match="`baseline` to be a run of the same model and `rank`"):
-        fit(tmp_path, Classifier(**model), GeometryMonitor(baseline=earlier, rank=rank))
-
-
-def test_a_baseline_without_bases_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="`baseline` to be the directory of a run"):
-        fit(tmp_path, Classifier(), GeometryMonitor(baseline=tmp_path))
-    fit(tmp_path, Classifier(), GeometryMonitor(metrics="entropy", strict=True), steps=1)
-    with pytest.raises(ValueError, match="`baseline` to be a run that measured `drift`"):
-        fit(tmp_path, Classifier(), GeometryMonitor(baseline=tmp_path / "lightning_geo" / "version_0"))
 
 
 @pytest.mark.parametrize("source", ["probe", "batch"])

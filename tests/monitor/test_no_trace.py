@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import collections
 import copy
-import pickle
 import random
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,36 +13,10 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_geo import GeometryMonitor, measure
-
-WIDTH, TOKENS = 8, 5
-
-
-class Attention(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.qkv = nn.Linear(WIDTH, 3 * WIDTH)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, 2, -1)).permute(2, 0, 3, 1, 4)
-        return x + F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-
-
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(20, WIDTH)
-        self.layers = nn.ModuleList([Attention(), Attention()])
-
-    def forward(self, ids: Tensor) -> Tensor:
-        x = self.embed(ids)
-        for layer in self.layers:
-            x = layer(x)
-        return x.mean(1)
+from support.small_nets import IDS, WIDTH, Attention, Lit, Net, fit, same
 
 
 class InDict(Net):
@@ -120,38 +92,6 @@ class Locked(InDict):
         return Net.forward(self, ids) * self.calls
 
 
-class Lit(pl.LightningModule):
-    def __init__(self, build: Callable[[], nn.Module]) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.net = build()
-
-    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        return (self.net(batch[0]) - 1).square().mean()
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), 0.1)
-
-
-IDS = torch.randint(0, 20, (32, TOKENS), generator=torch.Generator().manual_seed(0))
-
-
-def fit(path: Path, lit: pl.LightningModule, *callbacks: pl.Callback) -> list[str]:
-    """Train for four steps; returns what the monitor said."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        pl.Trainer(
-            max_steps=4, callbacks=list(callbacks), default_root_dir=path, accelerator="cpu", logger=False,
-            enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
-        ).fit(lit, DataLoader(TensorDataset(IDS), batch_size=8))  # fmt: skip
-    return [str(w.message) for w in caught if "GeometryMonitor" in str(w.message)]
-
-
-def same(a: nn.Module, b: nn.Module) -> bool:
-    first, second = a.state_dict(), b.state_dict()
-    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
-
-
 BUILDS: dict[str, Callable[[], nn.Module]] = {
     "dict": InDict,
     "deque": InDeque,
@@ -171,146 +111,6 @@ def test_what_a_forward_writes_is_training_s_own(name: str, tmp_path: Path) -> N
     assert same(alone, watched)
     assert monitor.last_record is not None
     assert any("cannot be copied" in line for line in said) is (name == "not to be copied")
-
-
-class Features(Lit):
-    """Its loss takes activations that hooks gather."""
-
-    def __init__(self) -> None:
-        super().__init__(Net)
-        self.gathered: list[Tensor] = []
-        self.seen: list[int] = []
-        for layer in self.net.layers:  # type: ignore[union-attr]
-            layer.register_forward_hook(lambda module, args, out: self.gathered.append(out.mean()))
-
-    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        loss = super().training_step(batch, batch_idx)
-        self.seen.append(len(self.gathered))
-        loss = loss + torch.stack(self.gathered).square().mean()
-        self.gathered.clear()
-        return loss
-
-
-def test_the_user_s_hooks_do_not_run_in_replays_and_that_is_said(tmp_path: Path) -> None:
-    alone, watched = Features(), Features()
-    fit(tmp_path / "alone", alone)
-    said = fit(tmp_path / "watched", watched, GeometryMonitor(1, metrics=["entropy"]))
-    assert watched.seen == alone.seen
-    assert same(alone, watched)
-    assert any("forward hooks were left out of replays" in line for line in said)
-
-
-class Logs(Lit):
-    """Is observed itself, and logs in its forward."""
-
-    def __init__(self) -> None:
-        super().__init__(Net)
-        self.other = Net()
-
-    def forward(self, ids: Tensor) -> Tensor:
-        out = self.net(ids) + self.other(ids)
-        self.log("norm", out.norm(), on_step=False, on_epoch=True)
-        return out
-
-    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        return (self(batch[0]) - 1).square().mean()
-
-
-def test_replays_log_nothing_and_the_last_sample_is_taken(tmp_path: Path) -> None:
-    logged = []
-    for watch in (False, True):
-        lit, monitor = Logs(), GeometryMonitor(1, metrics=["entropy"])
-        said = fit(tmp_path / str(watch), lit, *[monitor] * watch)
-        logged.append(float(lit.trainer.callback_metrics["norm"]))
-    assert logged[0] == logged[1]
-    assert monitor.last_record is not None
-    assert monitor.last_record.step == 4
-    assert not any("dropped" in line for line in said)
-
-
-class Teacher(Lit):
-    def on_train_start(self) -> None:
-        self.teacher = copy.deepcopy(self.net)
-
-    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        return super().training_step(batch, batch_idx) + self.teacher(batch[0]).detach().mean()
-
-
-def test_a_copy_made_in_the_run_has_no_hook_and_can_be_pickled(tmp_path: Path) -> None:
-    lit = Teacher(Net)
-    fit(tmp_path, lit, GeometryMonitor(1, metrics=["entropy"]))
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in lit.teacher.modules())
-    pickle.dumps(lit.teacher)
-
-
-class TeacherOfAStep(Lit):
-    """Copies the model while it is observed."""
-
-    teachers: tuple[nn.Module, ...] = ()
-
-    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        self.teachers = (copy.deepcopy(self.net),)
-        return super().training_step(batch, batch_idx) + self.teachers[0](batch[0]).detach().mean()
-
-
-@pytest.mark.parametrize("source", ["probe", "batch"])
-def test_a_copy_made_in_a_step_keeps_no_stand_in_of_a_hook(source: str, tmp_path: Path) -> None:
-    """Not even on its lists of modules, which are never called."""
-    lit = TeacherOfAStep(Net)
-    fit(tmp_path, lit, GeometryMonitor(1, source=source, metrics=["entropy"]))
-    (teacher,) = lit.teachers
-    assert any(isinstance(m, nn.ModuleList) for m in teacher.modules())
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in teacher.modules())
-
-
-class LogsLoss(Lit):
-    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        loss = super().training_step(batch, batch_idx)
-        self.log("loss", loss)
-        return loss
-
-
-class Metrics(pl.Callback):
-    """Notes the user's metrics, as they are without a reader, in the hooks of a step."""
-
-    def __init__(self) -> None:
-        self.seen: list[dict[str, float]] = []
-
-    def _note(self, trainer: pl.Trainer, *_: Any) -> None:
-        behind = trainer._logger_connector._callback_metrics
-        self.seen.append({name: float(v) for name, v in behind.items() if "geometry" not in name})
-
-    on_train_batch_start = on_before_backward = on_after_backward = _note  # type: ignore[assignment]
-    on_before_optimizer_step = on_before_zero_grad = on_train_batch_end = _note  # type: ignore[assignment]
-
-
-@pytest.mark.parametrize("source", ["probe", "batch"])
-def test_the_users_metrics_move_when_they_do_without_a_monitor(source: str, tmp_path: Path) -> None:
-    seen = []
-    for watch in (False, True):
-        torch.manual_seed(0)
-        metrics, monitor = Metrics(), GeometryMonitor(1, source=source, metrics=["entropy"])
-        fit(tmp_path / str(watch), LogsLoss(Net), *[monitor] * watch, metrics)
-        seen.append(metrics.seen)
-        assert not watch or monitor.last_record is not None
-    assert any(seen[0])
-    assert seen[0] == seen[1]
-
-
-class Copies(pl.Callback):
-    """Copies and pickles the trainer and what it holds, in the middle of a step."""
-
-    def on_before_backward(self, trainer: pl.Trainer, *_: Any) -> None:
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            copy.deepcopy(callback)
-            pickle.dumps(callback)
-
-
-@pytest.mark.parametrize("source", ["probe", "batch"])
-def test_a_monitor_can_be_copied_and_pickled_in_fit(source: str, tmp_path: Path) -> None:
-    monitor = GeometryMonitor(1, source=source, metrics=["entropy"])
-    fit(tmp_path, Lit(Net), monitor, Copies())
-    assert monitor.last_record is not None
 
 
 class Split(Lit):

@@ -14,60 +14,16 @@ import numpy as np
 import pytest
 
 from programs import ranks
+from programs.rank_expectations import FAILING, SAME, SWITCHING, TOLD
 from support.forks import Forks
 from support.same_records import assert_same, assert_same_patterns
-from support.shards import assert_as_one_process
 
 pytestmark = pytest.mark.slow
 needs_sharding = pytest.mark.skipif(
     not ranks.FULLY_SHARDS, reason="`fully_shard` of torch 2.6 does not run on a CPU"
 )
-
-#: Where the record of two processes is compared with that of one, and its steps.
-SAME = {
-    "validation": [0, 2, 4, 6],  # probe from the sanity check, padding differs from rank to rank
-    "training": [0, 2, 4, 6],  # probe from the first batch: three sequences here, two there
-    "one_sequence": [0, 3, 6],  # rank 1 has nothing to replay
-    "scores": [0, 3, 6],  # the probe's first two sequences, whatever rank recorded them
-    "scores_of_training": [0, 3, 6],
-    "one_by_one": [0, 3, 6],  # batches of one sequence
-    "two_towers": [0, 3, 6],  # rank 1 has a share of the one model only
-    "given": [0, 3, 6],
-    "importance": [0, 3, 6],  # rank 1 weighs one of two models
-    "importance_of_batches": [0, 2],  # from each rank's own backward
-    "batch": [0, 2],  # two batches per step
-    "sharded": [0, 2, 4],
-    "resumed": [0, 2, 4, 6, 8],
-}
 #: Those of them that this torch can run.
 RUNNING = [pytest.param(name, marks=needs_sharding) if name == "sharded" else name for name in SAME]
-FAILING = {
-    "fails_in_replay": [0, 4, 6],
-    "fails_before_replay": [0, 4, 6],
-    "fails_in_observation": [0, 4],
-    "fails_before_observation": [0, 4],
-    "fails_in_packing": [0, 4],
-    "fails_in_first_replay": [2, 4, 6],
-    "fails_in_first_observation": [2, 4],
-}
-#: Where nothing that could be replayed begins at the data, on all ranks or on one alone.
-SWITCHING = [
-    "no_call_begins_at_the_data",
-    "none_begins_there_on_rank_0",
-    "none_begins_there_on_rank_1",
-    "no_validation_call_begins_there",
-]
-#: What rank 1 alone has to say, who says it, and the steps of the samples.
-TOLD = {
-    "one_has_hooks": ("rank 1: forward hooks were left out of replays", 0, [0, 3, 6]),
-    "one_fails_late": ("rank 1: `on_before_backward` failed: RuntimeError: injected", 0, [0, 4]),
-    "one_cannot_record": (
-        "rank 1: the probe could not be recorded: RuntimeError: injected",
-        0,
-        [0, 2, 4, 6],
-    ),
-    "one_fails_before_a_crash": ("rank 1: `on_before_backward` failed: RuntimeError: injected", 1, [0]),
-}
 
 
 @pytest.fixture(scope="module")
@@ -94,24 +50,6 @@ def directory(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Path:
     assert set(scenarios) == set(ranks.SCENARIOS)
     forks.ranks(ranks.WORLD_SIZE, "programs.ranks", str(directory), *scenarios, folder=directory)
     return directory
-
-
-@pytest.fixture(scope="module")
-def four(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Path:
-    """Where four processes have run some scenarios."""
-    directory = tmp_path_factory.mktemp("ranks_of_four")
-    forks.ranks(4, "programs.ranks", str(directory), "validation", "fails_in_replay", folder=directory)
-    return directory
-
-
-def test_four_processes_record_what_one_does(four: Path, tmp_path: Path) -> None:
-    assert_as_one_process(ranks.run, "validation", four, tmp_path)
-
-
-def test_one_of_four_that_fails_costs_all_of_them_that_sample_alone(four: Path) -> None:
-    for rank in range(4):
-        result = pickle.loads((four / f"fails_in_replay.{rank}.pickle").read_bytes())
-        assert [record.step for record in result["records"]] == FAILING["fails_in_replay"]
 
 
 def results(directory: Path, scenario: str) -> list[dict[str, Any]]:

@@ -1,94 +1,28 @@
-"""``GeometryCallback`` under ``transformers.Trainer`` and what TRL, PEFT and axolotl make of it."""
+"""``GeometryCallback`` under ``transformers.Trainer``: its records, its probe and its checkpoints."""
 
 from __future__ import annotations
 
-import gc
-import inspect
 import shutil
-import sys
-import types
 import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
-from peft import LoraConfig, get_peft_model
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import nn
-from transformers import (
-    DataCollatorWithFlattening,
-    LlamaConfig,
-    LlamaForCausalLM,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
-from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+from transformers import DataCollatorWithFlattening
 
-from lightning_geo import Alerts, GeometryCallback, GeometryHistory, Level, Rule, load_history
-from support.lit import bert, sequences
-from support.loops import tokenizer
+from lightning_geo import GeometryCallback, load_history
+from support.lit import sequences
 from support.open_files import open_files
-from support.same import traces
-
-METRICS = ["entropy", "subspace"]
+from support.trainer_loops import tokenizer
+from support.trainer_runs import callback, fit, llama, made, messages, options, record
 
 
 @pytest.fixture(autouse=True)
 def _precision(monkeypatch: pytest.MonkeyPatch) -> None:
     """TrainingArguments of transformers 4 write the precision into the environment, and leave it there."""
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
-
-
-def made(seed: int = 0, **options: Any) -> Any:
-    torch.manual_seed(seed)
-    return bert(**options)
-
-
-def llama() -> Any:
-    torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=60, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-            max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-            # with a cache, which the Trainer of transformers 4 leaves on, a row's documents see each other
-            use_cache=False,
-        )
-    )  # fmt: skip
-
-
-def options(directory: Path, kind: Any = TrainingArguments, **changes: Any) -> Any:
-    given = {
-        "output_dir": str(directory), "max_steps": 4, "per_device_train_batch_size": 4, "use_cpu": True,
-        "report_to": "none", "disable_tqdm": True, "save_strategy": "no", "learning_rate": 1e-2,
-    }  # fmt: skip
-    return kind(**{**given, **changes})
-
-
-def callback(**changes: Any) -> GeometryCallback:
-    return GeometryCallback(**{"every_n_steps": 2, "metrics": METRICS, "strict": True, **changes})
-
-
-def fit(directory: Path, *callbacks: Any, model: Any = None, data: Any = None, **changes: Any) -> Trainer:
-    resume = changes.pop("resume", None)
-    collator = changes.pop("collator", None)
-    trainer = Trainer(
-        model or made(), options(directory, **changes), collator, data or sequences(),
-        eval_dataset=sequences(8, seed=5), callbacks=list(callbacks),
-    )  # fmt: skip
-    trainer.train(resume_from_checkpoint=resume)
-    return trainer
-
-
-def record(directory: Path, version: int = 0) -> GeometryHistory:
-    return load_history(directory / "lightning_geo" / f"version_{version}")
-
-
-def messages(caught: list[warnings.WarningMessage]) -> str:
-    return "\n".join(str(w.message) for w in caught if "GeometryMonitor" in str(w.message))
 
 
 # -- where records go
@@ -185,62 +119,6 @@ def test_rows_without_padding_are_measured_by_document(tmp_path: Path) -> None:
     np.testing.assert_allclose(flat["entropy"][0], whole["entropy"][0], atol=1e-5)
 
 
-# -- what trains
-
-
-def test_peft(tmp_path: Path) -> None:
-    model = get_peft_model(
-        made(), LoraConfig(r=2, target_modules=["query", "value"], init_lora_weights="gaussian")
-    )
-    fit(tmp_path, callback(), model=model, learning_rate=0.5)
-    history = record(tmp_path)
-    assert history.steps.tolist() == [0, 2, 4]
-    assert np.nanmax(history["drift.query"][-1]) > 1e-3
-    assert traces(model) == []
-
-
-@pytest.mark.slow
-def test_a_compiled_model(tmp_path: Path) -> None:
-    for compiled in (False, True):
-        fit(tmp_path / str(compiled), callback(), model=made(dropout=0.0), torch_compile=compiled,
-            torch_compile_backend="eager" if compiled else None)  # fmt: skip
-    ours, theirs = record(tmp_path / "True"), record(tmp_path / "False")
-    assert ours.steps.tolist() == [0, 2, 4]
-    np.testing.assert_allclose(ours["entropy"][0], theirs["entropy"][0], atol=1e-6)
-    np.testing.assert_allclose(ours["drift.query"], theirs["drift.query"], atol=1e-3)
-
-
-def test_mixed_precision(tmp_path: Path) -> None:
-    fit(tmp_path, callback(), model=made(dropout=0.0), bf16=True)
-    assert record(tmp_path).steps.tolist() == [0, 2, 4]
-
-
-def test_padding_free_sft(tmp_path: Path) -> None:
-    rows = Dataset.from_list([{"input_ids": [1, *range(2, 5 + index % 7)]} for index in range(32)])
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*[Pp]adding-free.*")
-        arguments = options(tmp_path, SFTConfig, padding_free=True, max_length=None, bf16=False,
-                            gradient_checkpointing=False)  # fmt: skip
-        trainer = SFTTrainer(llama(), arguments, train_dataset=rows, processing_class=tokenizer(),
-                             callbacks=[callback(strict=False)])  # fmt: skip
-        trainer.train()
-    history = record(tmp_path)
-    assert history.steps.tolist() == [0, 2, 4]
-    assert traces(trainer.model) == []
-
-
-def test_dpo(tmp_path: Path) -> None:
-    rows = Dataset.from_list(
-        [{"prompt": "w3 w4", "chosen": f"w{index % 9 + 5}", "rejected": "w20 w21"} for index in range(32)]
-    )
-    arguments = options(tmp_path, DPOConfig, bf16=False, gradient_checkpointing=False)
-    trainer = DPOTrainer(llama(), llama(), args=arguments, train_dataset=rows, processing_class=tokenizer(),
-                         callbacks=[callback()])  # fmt: skip
-    trainer.train()
-    assert record(tmp_path).steps.tolist() == [0, 2, 4]
-    assert traces(trainer.model) == []
-
-
 # -- checkpoints
 
 
@@ -270,118 +148,6 @@ def test_a_checkpoint_of_another_run_is_none(tmp_path: Path) -> None:
     assert {*third.metadata["probe_fingerprint"]} == {*first.metadata["probe_fingerprint"]}
 
 
-# -- the end of it
-
-
-class Stops(TrainerCallback):
-    """Raises in an event, outside of a training step."""
-
-    def __init__(self, event: str, error: BaseException) -> None:
-        self.error = error
-        setattr(self, event, self._raise)
-
-    def _raise(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
-        if state.global_step == 1:
-            raise self.error
-
-
-@pytest.mark.parametrize("event", ["on_step_begin", "on_pre_optimizer_step", "on_step_end", "on_log"])
-def test_what_fails_elsewhere_ends_at_the_next_use(event: str, tmp_path: Path) -> None:
-    model, mine = made(), callback(source="batch", every_n_steps=1, metrics=["entropy"])
-    with pytest.raises(KeyboardInterrupt):
-        fit(tmp_path / "first", mine, Stops(event, KeyboardInterrupt()), model=model, logging_steps=1)
-    assert record(tmp_path / "first").steps.tolist() == [0]
-    fit(tmp_path / "second", mine)
-    assert traces(model) == []
-    assert record(tmp_path / "second").steps.tolist() == [0, 1, 2, 3]
-
-
-def test_a_callback_that_is_gone_leaves_nothing(tmp_path: Path) -> None:
-    model, mine = made(), callback(source="batch", every_n_steps=1, metrics=["entropy"])
-    with pytest.raises(KeyboardInterrupt):
-        fit(tmp_path, mine, Stops("on_step_begin", KeyboardInterrupt()), model=model)
-    del mine
-    gc.collect()
-    assert traces(model) == []
-
-
-class Nested(TrainerCallback):
-    """Trains another model within a step of the first."""
-
-    def __init__(self, mine: GeometryCallback, directory: Path) -> None:
-        self.mine, self.directory = mine, directory
-
-    def on_substep_end(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
-        if state.global_step == 1:
-            fit(self.directory, self.mine, model=made(seed=3), max_steps=2)
-
-
-def test_a_training_within_a_training(tmp_path: Path) -> None:
-    mine = callback(every_n_steps=1)
-    nested = Nested(mine, tmp_path / "inner")
-    fit(tmp_path / "outer", mine, nested, gradient_accumulation_steps=2)
-    assert record(tmp_path / "outer").steps.tolist() == [0, 1, 2, 3, 4]
-    assert record(tmp_path / "inner").steps.tolist() == [0, 1, 2]
-
-
-def test_a_finding_stops_and_saves(tmp_path: Path) -> None:
-    rule = Rule("always", ("entropy",), Level(at_least=0.0), "{where} have entropy.", next=("Go on.",))
-    alerts = Alerts([rule], stop="note", checkpoint="note")
-    trainer = fit(tmp_path, callback(every_n_steps=1, alerts=alerts), max_steps=20)
-    assert trainer.state.global_step < 20
-    assert list(tmp_path.glob("checkpoint-*"))
-
-
-class WithoutUpdates(Trainer):
-    """A Trainer that announces no update, as older ones."""
-
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        self.callback_handler.on_pre_optimizer_step = lambda args, state, control: control
-        return super().train(*args, **kwargs)
-
-
-def test_a_trainer_that_announces_no_update(tmp_path: Path) -> None:
-    mine = callback()
-    trainer = WithoutUpdates(made(), options(tmp_path), train_dataset=sequences(), callbacks=[mine])  # type: ignore[arg-type]
-    trainer.train()
-    assert record(tmp_path).steps.tolist() == [1, 2, 4]
-    assert mine.last_record is not None
-    assert mine.metrics["geometry/entropy"] > 0
-
-
 def test_wrong_arguments_are_errors_before_training(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="`layers` to match"):
         fit(tmp_path, GeometryCallback(layers="none of them"))
-
-
-# -- axolotl
-
-
-class BasePlugin:
-    """The methods of axolotl's base class that the plugin overrides, as its source documents them."""
-
-    def get_input_args(self) -> str | None: ...
-
-    def add_callbacks_pre_trainer(self, cfg: Any, model: nn.Module) -> list[Any]:
-        return []
-
-
-def test_the_plugin_of_axolotl(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("axolotl", "axolotl.integrations", "axolotl.integrations.base"):
-        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-    monkeypatch.setattr(sys.modules["axolotl.integrations.base"], "BasePlugin", BasePlugin, raising=False)
-    monkeypatch.delitem(sys.modules, "lightning_geo.monitor.axolotl_plugin", raising=False)
-    import lightning_geo.monitor.axolotl_plugin as module
-
-    for name in ("get_input_args", "add_callbacks_pre_trainer"):
-        theirs, ours = (
-            inspect.signature(getattr(kind, name)) for kind in (BasePlugin, module.GeometryPlugin)
-        )
-        assert list(ours.parameters) == list(theirs.parameters)
-    path, _, kind = module.GeometryPlugin().get_input_args().rpartition(".")
-    assert getattr(sys.modules[path], kind)(lightning_geo={"rank": 2}).lightning_geo == {"rank": 2}
-    for given in (None, {"every_n_steps": 7}):
-        (added,) = module.GeometryPlugin().add_callbacks_pre_trainer(
-            types.SimpleNamespace(lightning_geo=given), made()
-        )
-        assert isinstance(added, GeometryCallback)

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,69 +14,23 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
-from torch.utils.data import default_collate
 
-from lightning_geo import GeometryMonitor, GeometryRecord, measure
+from lightning_geo import GeometryMonitor, measure
 from lightning_geo.observe.training_calls import begins_training
-from support.lit import Lit, bert, fit, gpt2, loader, sequences
-from support.same import assert_same, outcome, traces
-
-Loss = Callable[[Any, dict[str, Tensor]], Tensor]
-BATCH = default_collate(sequences(4))
-
-
-class Steps(Lit):
-    """Its loss is computed by a function of it and a batch."""
-
-    def __init__(self, build: Callable[[], nn.Module], compute: Loss, **options: Any) -> None:
-        super().__init__(build, **options)
-        self.compute = compute
-
-    def loss(self, batch: dict[str, Tensor]) -> Tensor:
-        return self.compute(self, batch)
-
-
-def plain(step: Any, batch: dict[str, Tensor]) -> Tensor:
-    return step.model(**batch).loss  # type: ignore[no-any-return]
-
-
-def shuffled(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Other sequences of the same shape."""
-    mask = torch.ones_like(batch["attention_mask"])
-    mask[:, 4:] = 0  # much lower entropy
-    return {**batch, "input_ids": batch["input_ids"].flip(1), "attention_mask": mask}
-
-
-def sample(directory: Path, module: Lit, **options: Any) -> GeometryRecord:
-    """The first sample of a run, after checking that training was as without it."""
-    other = copy.deepcopy(module)
-    monitor = GeometryMonitor(100, source="batch", strict=True, metrics=["entropy", "pattern", "importance"],
-                              importance_every_n_samples=1, special_token_ids=[1])  # fmt: skip
-    alone = outcome(fit(directory / "alone", other, data=loader(8, 4), steps=2, **options), other)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        watched = outcome(fit(directory, module, monitor, data=loader(8, 4), steps=2, **options), module)
-    assert_same(watched, alone)
-    assert traces(module) == traces(other)
-    record = monitor.last_record
-    assert record is not None
-    return record
-
-
-def assert_is_that_of(model: nn.Module, record: GeometryRecord, batch: dict[str, Tensor] = BATCH) -> None:
-    expected = measure(model, batch, metrics=["entropy", "pattern"], special_token_ids=[1])
-    for key in expected:
-        np.testing.assert_allclose(record[key], expected[key], atol=1e-5, err_msg=key)
-
-
-def no_grad_before(step: Any, batch: dict[str, Tensor]) -> Tensor:
-    with torch.no_grad():
-        reference = step.model(**shuffled(batch)).loss
-    return plain(step, batch) + reference
+from support.lit import Lit, bert, fit, loader
+from support.training_steps import (
+    BATCH,
+    Loss,
+    Steps,
+    assert_is_that_of,
+    no_grad_before,
+    plain,
+    sample,
+    shuffled,
+)
 
 
 def no_grad_after(step: Any, batch: dict[str, Tensor]) -> Tensor:
@@ -198,107 +152,6 @@ def test_two_passes_with_gradient_both_count(tmp_path: Path) -> None:
     found = sample(tmp_path, module)["entropy"]
     both = [measure(before, b, metrics=["entropy"])["entropy"] for b in (BATCH, shuffled(BATCH))]
     np.testing.assert_allclose(found, (both[0] + both[1]) / 2, atol=1e-5)
-
-
-def lora() -> nn.Module:
-    torch.manual_seed(0)
-    config = LoraConfig(
-        target_modules=["c_attn"], r=4, lora_alpha=64, init_lora_weights=False, fan_in_fan_out=True
-    )
-    return get_peft_model(gpt2(dropout=0.0), config)  # type: ignore[no-any-return, arg-type]
-
-
-def preference(step: Any, batch: dict[str, Tensor]) -> Tensor:
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    with torch.no_grad(), step.model.disable_adapter():
-        reference = step.model(**inputs).logits
-    return (step.model(**inputs).logits - reference).square().mean()  # type: ignore[no-any-return]
-
-
-def test_the_reference_of_a_policy_with_its_adapter_off(tmp_path: Path) -> None:
-    module = Steps(lora, preference)
-    before: Any = copy.deepcopy(module.model)
-    inputs = {name: BATCH[name] for name in ("input_ids", "attention_mask")}
-    assert_is_that_of(before, sample(tmp_path, module), inputs)
-    with before.disable_adapter():
-        reference = measure(before, inputs, metrics=["entropy"])["entropy"]
-    assert not np.allclose(reference, measure(before, inputs, metrics=["entropy"])["entropy"], atol=1e-2)
-
-
-def generating(step: Any, batch: dict[str, Tensor]) -> Tensor:
-    ids = batch["input_ids"]
-    with torch.no_grad():
-        step.model.generate(ids[:, :3], max_new_tokens=4, do_sample=False, use_cache=True, pad_token_id=0)
-    return step.model(input_ids=ids, labels=ids).loss  # type: ignore[no-any-return]
-
-
-def test_generation_within_a_step(tmp_path: Path) -> None:
-    module = Steps(lambda: gpt2(dropout=0.0), generating)
-    before = copy.deepcopy(module.model)
-    assert_is_that_of(before, sample(tmp_path, module), {"input_ids": BATCH["input_ids"]})
-
-
-def checkpointed(reentrant: bool) -> nn.Module:
-    model = bert(dropout=0.0)
-    model.gradient_checkpointing_enable({"use_reentrant": reentrant})  # type: ignore[operator]
-    return model
-
-
-@pytest.mark.parametrize("reentrant", [False, True])
-def test_checkpointing_inside_of_a_call_counts(reentrant: bool, tmp_path: Path) -> None:
-    module = Steps(lambda: checkpointed(reentrant), no_grad_before)
-    before = copy.deepcopy(module.model)
-    assert_is_that_of(before, sample(tmp_path, module))
-
-
-@pytest.mark.parametrize("reentrant", [False, True])
-def test_a_call_that_is_checkpointed_as_a_whole_counts(reentrant: bool, tmp_path: Path) -> None:
-    def compute(step: Any, batch: dict[str, Tensor]) -> Tensor:
-        def run(x: Tensor) -> Tensor:
-            return step.model.bert.encoder(x).last_hidden_state  # type: ignore[no-any-return]
-
-        x = step.model.bert.embeddings(batch["input_ids"])
-        with torch.no_grad():  # a reference with checkpointing
-            checkpoint(run, x.detach().flip(1), use_reentrant=reentrant)
-        return checkpoint(run, x, use_reentrant=reentrant).square().mean()  # type: ignore[no-any-return]
-
-    module = Steps(lambda: bert(dropout=0.0), compute)
-    before: Any = copy.deepcopy(module.model)
-    found = sample(tmp_path, module)["entropy"]
-    expected = measure(
-        before.bert.encoder, before.bert.embeddings(BATCH["input_ids"]).detach(), metrics=["entropy"]
-    )
-    np.testing.assert_allclose(found, expected["entropy"], atol=1e-5)
-
-
-def test_frozen_parts_inside_of_a_call_count(tmp_path: Path) -> None:
-    class Frozen(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner, self.end = bert(dropout=0.0), nn.Linear(2, 1)
-
-        def forward(self, **batch: Tensor) -> Tensor:
-            with torch.no_grad():
-                logits = self.inner(**batch).logits
-            return self.end(logits).square().mean()  # type: ignore[no-any-return]
-
-    module = Steps(Frozen, lambda step, batch: step.model(**batch))
-    before: Any = copy.deepcopy(module.model)
-    assert_is_that_of(before.inner, sample(tmp_path, module))
-
-
-def test_a_compiled_model_follows_the_same_rule(tmp_path: Path) -> None:
-    def build() -> nn.Module:
-        model = bert(dropout=0.0)
-        model.compile(backend="eager")
-        return model
-
-    module = Steps(build, no_grad_before)
-    monitor = GeometryMonitor(100, source="batch", strict=True, special_token_ids=[1])
-    fit(tmp_path, module, monitor, data=loader(8, 4), steps=1)
-    torch.manual_seed(0)
-    assert monitor.last_record is not None
-    assert_is_that_of(bert(dropout=0.0), monitor.last_record)
 
 
 @pytest.mark.parametrize("compiled", [False, True])

@@ -28,8 +28,8 @@ from transformers.models.bert.modeling_bert import BertLayer
 from lightning_geo import GeometryMonitor, watch
 from lightning_geo.measurement.sample import Measurement
 from lightning_geo.observe.replay import gathered_units
-from programs import ranks
-from programs.ranks import Module, fit, rank, world_size
+from programs import rank_fits, ranks
+from programs.rank_fits import Module, fit, rank, world_size
 from programs.sharded_loops import (
     BY_LAYER,
     by_fsdp,
@@ -118,7 +118,7 @@ def lightning_unmonitored(directory: Path) -> dict[str, Any]:
     module = Plain()
     parallel = {"devices": world_size(), "use_distributed_sampler": False} if world_size() > 1 else {}
     runner = trainer(directory / f"rank_{rank()}", steps=6, **parallel, **options())
-    runner.fit(module, ranks.batches(64, 0), ranks.batches(32, 1))
+    runner.fit(module, rank_fits.batches(64, 0), rank_fits.batches(32, 1))
     return {"loss": [float(loss) for loss in module.losses], "weights": weights_of(module)}
 
 
@@ -138,7 +138,7 @@ def injected(directory: Path, failure: tuple[Any, ...]) -> dict[str, Any]:
 
 def offloaded(directory: Path) -> dict[str, Any]:
     """What is said of parameters that wait on the CPU; to train them takes an accelerator."""
-    model, *_ = by_layer(ranks.model(), cpu_offload=CPUOffload(offload_params=True))
+    model, *_ = by_layer(rank_fits.model(), cpu_offload=CPUOffload(offload_params=True))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         with watch(model, logdir=directory / f"rank_{rank()}"):

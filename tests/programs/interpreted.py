@@ -13,24 +13,21 @@ if __name__ == "__main__":  # whoever imports this, as pytest does to look for d
     os.environ["TRITON_INTERPRET"] = "1"
 
 import dataclasses
-import gc
 import json
 import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch import Tensor
-from triton import language as tl
-from triton.runtime import interpreter
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
 from kernels import test_vectors as vectors  # noqa: E402
-from kernels.cases import CASES, problem_of, qk  # noqa: E402
+from kernels.calls import problem_of, qk  # noqa: E402
+from kernels.cases import CASES  # noqa: E402
 from kernels.comparison import as_arrays, assert_agree, assert_float32  # noqa: E402
 from lightning_geo import kernels, measure  # noqa: E402
 from lightning_geo.kernels import MOMENTS, STATISTICS, STREAM, AttentionProblem  # noqa: E402
@@ -41,6 +38,7 @@ from lightning_geo.kernels.triton.partial_moments import merged  # noqa: E402
 from lightning_geo.kernels.triton.tiles import GramTile, Tile, Tiles  # noqa: E402
 from lightning_geo.measurement import batches  # noqa: E402
 from lightning_geo.measurement.collectors import role_moments  # noqa: E402
+from programs.faster_interpreter import make_the_interpreter_faster  # noqa: E402
 
 #: Small enough to cut the cases' 13 tokens nowhere and their 203 everywhere; the interpreter needs some 10 ms
 #: a tile of any size.
@@ -63,36 +61,6 @@ WIDTHS = {
     160: ("float16", "mask_full", "several_masks"),
     192: ("grouped_heads_causal_padded", "bias_per_head", "window_and_mask"),
 }
-
-
-def make_the_interpreter_faster() -> None:
-    """Take half off its time: what it makes anew at each operation is made once for each type."""
-    patch_language = interpreter._patch_lang
-
-    def unless_patched(function: Any) -> Any:
-        languages = [value for value in function.__globals__.values() if value is tl or value is tl.core]
-        if any(tl.core.is_builtin(language.program_id) for language in languages):
-            return patch_language(function)
-        return None  # within a kernel, whose scope restores the language
-
-    init, numpy_dtype = tl.tensor.__init__, interpreter._get_np_dtype
-    shapes: dict[str, dict[str, Any]] = {}
-    dtypes: dict[str, Any] = {}
-
-    def known_shape(self: Any, handle: Any, kind: Any) -> None:
-        if kind.name not in shapes:
-            init(self, handle, kind)
-            shapes[kind.name] = {**vars(self)}
-        vars(self).update(shapes[kind.name], handle=handle, type=kind)
-
-    def known_dtype(kind: Any) -> Any:
-        if kind.name not in dtypes:
-            dtypes[kind.name] = numpy_dtype(kind)
-        return dtypes[kind.name]
-
-    interpreter._patch_lang = unless_patched
-    tl.tensor.__init__, interpreter._get_np_dtype = known_shape, known_dtype
-    gc.disable()  # it would look through millions of small objects, of which reference counts free all
 
 
 def agrees(problem: AttentionProblem, tiles: Tiles | None = TILES) -> None:

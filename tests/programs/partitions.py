@@ -22,8 +22,8 @@ from torch.utils.data import DataLoader
 
 from lightning_geo import GeometryMonitor
 from lightning_geo.observe.replay import gathered_units
-from programs import ranks
-from programs.ranks import Module, fit, rank, world_size
+from programs import rank_fits, ranks
+from programs.rank_fits import Module, fit, rank, world_size
 from programs.sharded_loops import looped, optimizer_of, trained
 from programs.sharded_ranks import FAILURES, METRICS, failing_on_one, weights_of
 from support.lit import sequences, trainer
@@ -109,7 +109,7 @@ def lightning(directory: Path, stage: int = 3, monitored: bool = True) -> dict[s
         return result | {"weights": weights_of(module)}
     parallel = {"devices": world_size(), "use_distributed_sampler": False}
     runner = trainer(directory / f"rank_{rank()}", steps=6, **parallel, **options(stage))
-    runner.fit(module, ranks.batches(64, 0), ranks.batches(32, 1))
+    runner.fit(module, rank_fits.batches(64, 0), rank_fits.batches(32, 1))
     return {"loss": [float(loss) for loss in module.losses], "weights": weights_of(module)}
 
 

@@ -10,215 +10,48 @@ import contextlib
 import logging
 import pickle
 import sys
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
-from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy
+from pytorch_lightning.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader
 
-from lightning_geo import Alerts, Collector, GeometryMonitor, GeometryRecord, Level, Rule
+from lightning_geo import Alerts, Collector, GeometryMonitor, Level, Rule
 from lightning_geo.measurement.sample import Measurement
 from lightning_geo.measurement.sample_statistics import SampleStatistics
 from lightning_geo.monitor.batch_observation import BatchObservation
 from lightning_geo.monitor.open_sample import OpenSample
 from lightning_geo.monitor.probe_replay import ProbeReplay
-from lightning_geo.monitor.sampler import Sampler
 from lightning_geo.probe.recorder import CallRecorder
-from lightning_geo.probe.source import ProbeSource
 from lightning_geo.storage.finding import Finding
-from support.lit import FIRST_TOKEN, Lit, bert, sequences, trainer
+from programs import rank_fits
+from programs.rank_failures import (
+    failing_fit,
+    fails_late,
+    strict_fit,
+    unprepared,
+    without_calls,
+    without_data,
+    without_given,
+    without_state,
+)
+from programs.rank_fits import Dropping, Module, TwoTowers, fit, rank, world_size
+from support.lit import FIRST_TOKEN, sequences
 from support.registry import nothing_registered, register
 
 WORLD_SIZE = 2
 #: Whether ``fully_shard`` runs on a CPU, as that of torch 2.6 does not.
 FULLY_SHARDS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 11)
-#: Sequences of a batch, over all ranks.
-BATCH = 8
 #: The families that single scores are needed for, and one that takes whole rows.
 SCORES = ["entropy", "gates", "score_spectra"]
-
-
-def model() -> nn.Module:
-    """A BERT of spread weights: of near-equal vectors the directions would be a matter of rounding."""
-    return bert(heads=8, dropout=0.0, initializer_range=0.3, cls_token_id=FIRST_TOKEN)
-
-
-class Module(Lit):
-    """A classifier whose steps do not amplify rounding, as Adam's do where a gradient is nothing else."""
-
-    def __init__(self, build: Callable[[], nn.Module] = model) -> None:
-        super().__init__(build)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.01)
-
-
-class TwoTowers(Module):
-    """The second model gets a single sequence per rank."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.second = model()
-
-    def loss(self, batch: dict[str, Tensor]) -> Tensor:
-        few = {name: x[: len(x) // 4] for name, x in batch.items()}
-        return super().loss(batch) + self.second(**few).loss  # type: ignore[no-any-return]
-
-
-class Dropping(nn.Module):
-    """Attention layers of which each rank leaves out another one."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(60, 16)
-        layers = (nn.TransformerEncoderLayer(16, 2, 16, 0.0, batch_first=True) for _ in range(3))
-        self.layers = nn.ModuleList(layers)
-        self.head = nn.Linear(16, 2)
-        self.dropped: int | None = None
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Any:
-        x = self.embed(input_ids)
-        for index, layer in enumerate(self.layers):
-            if index != self.dropped:
-                x = layer(x, src_key_padding_mask=~attention_mask.bool())
-        self.loss = nn.functional.cross_entropy(self.head(x.mean(1)), labels)
-        return self
-
-
-class Watcher(pl.Callback):
-    """Keeps every new record of a monitor, and calls ``before(step)`` ahead of each step."""
-
-    def __init__(self, monitor: GeometryMonitor, before: Callable[[int], object] = lambda step: None) -> None:
-        self.monitor = monitor
-        self.before = before
-        self.records: list[GeometryRecord] = []
-
-    def _keep(self) -> None:
-        record = self.monitor.last_record
-        if record is not None and (not self.records or self.records[-1] is not record):
-            self.records.append(record)
-
-    def on_train_batch_start(self, *_: Any) -> None:
-        self._keep()
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        self._keep()
-        self.before(trainer.global_step)
-
-    def on_fit_end(self, *_: Any) -> None:
-        self._keep()  # the last sample is taken after every `on_train_end`
-
-
-class CrashError(Exception):
-    """Ends a fit on purpose."""
-
-
-def rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def world_size() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def trimmed(batch: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Padding up to the longest of the batch, so that it differs from rank to rank."""
-    longest = max(int(item["attention_mask"].sum()) for item in batch)
-    return {
-        name: torch.stack([item[name][:longest] if item[name].dim() else item[name] for item in batch])
-        for name in batch[0]
-    }
-
-
-def batches(count: int, seed: int) -> DataLoader[Any]:
-    """This rank's part of the same batches, whatever the number of ranks."""
-    data = sequences(count, length=24, seed=seed)
-    sampler = DistributedSampler(data, world_size(), rank(), shuffle=False)  # type: ignore[arg-type]
-    return DataLoader(data, BATCH // world_size(), sampler=sampler, collate_fn=trimmed)  # type: ignore[arg-type]
-
-
-def fit(
-    directory: Path,
-    monitor: GeometryMonitor,
-    module: pl.LightningModule,
-    *,
-    validate: bool = False,
-    before: Callable[[int], object] = lambda step: None,
-    steps: int = 6,
-    ckpt_path: Path | None = None,
-    save: Path | None = None,
-    **options: Any,
-) -> dict[str, Any]:
-    """One fit; what came of it on this rank."""
-    watcher = Watcher(monitor, before)
-    if dist.is_initialized():
-        strategy = DDPStrategy(process_group_backend="gloo", find_unused_parameters=True)
-        options = {"strategy": strategy, "devices": world_size(), "use_distributed_sampler": False, **options}
-    runner = trainer(directory / f"rank_{rank()}", monitor, watcher, steps=steps, **options)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        with contextlib.suppress(CrashError):
-            runner.fit(module, batches(64, 0), batches(32, 1) if validate else None, ckpt_path=ckpt_path)
-    if save is not None:
-        runner.save_checkpoint(save)
-    return {
-        "records": watcher.records,
-        "steps": runner.global_step,
-        "loss": [float(loss) for loss in getattr(module, "losses", ())],
-        "callback_metrics": {name: float(value) for name, value in runner.callback_metrics.items()},
-        "warnings": [str(w.message) for w in caught if "GeometryMonitor" in str(w.message)],
-        "files": sorted(path.name for path in Path(runner.default_root_dir).rglob("*tfevents*")),
-    }
-
-
-@contextlib.contextmanager
-def failing(owner: Any, name: str, fails: Callable[[Any], bool]) -> Iterator[None]:
-    """While open, a method raises where ``fails(self)``."""
-    original = getattr(owner, name)
-
-    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if fails(self):
-            raise RuntimeError("injected")
-        return original(self, *args, **kwargs)
-
-    with patch.object(owner, name, method):
-        yield
-
-
-def failing_fit(
-    directory: Path, source: Any, owner: Any, name: str, at: int = 2, strict: bool = False
-) -> dict[str, Any]:
-    """Rank 1 alone fails in the sample of one step."""
-    now = 0
-
-    def fails(self: Any) -> bool:
-        # a module of the model does so in eval mode alone, in which only the replay runs it
-        return rank() == 1 and now == at and not getattr(self, "training", False)
-
-    def proceed(step: int) -> None:
-        nonlocal now
-        now = step
-
-    with failing(owner, name, fails):
-        return fit(directory, GeometryMonitor(2, source=source, strict=strict), Module(), before=proceed)
-
-
-def strict_fit(directory: Path) -> dict[str, Any]:
-    """What each rank raises where rank 1 fails."""
-    try:
-        return failing_fit(directory, "probe", ProbeReplay, "replay", strict=True)
-    except RuntimeError as error:
-        return {"raised": str(error)}
 
 
 def counting(calls: Counter[str], function: Callable[..., Any]) -> Callable[..., Any]:
@@ -301,7 +134,7 @@ def sharded(directory: Path) -> dict[str, Any]:
 
 def one_by_one(directory: Path) -> dict[str, Any]:
     """Batches of one sequence on each rank; the probe has as many as the sanity check shows."""
-    with patch(f"{__name__}.BATCH", 2):
+    with patch.object(rank_fits, "BATCH", 2):
         monitor = GeometryMonitor(3, metrics=SCORES)
         result = fit(directory, monitor, Module(), validate=True, num_sanity_val_steps=3)
     share = monitor._run.samples.inputs.share(torch.device("cpu"))
@@ -330,12 +163,6 @@ def scheduled(directory: Path) -> dict[str, Any]:
         return step % 2 == rank()
 
     return fit(directory, GeometryMonitor(schedule=due), Module())
-
-
-def unprepared(directory: Path) -> dict[str, Any]:
-    """Rank 1 alone fails before the first step."""
-    with failing(Sampler, "__init__", lambda self: rank() == 1):
-        return fit(directory, GeometryMonitor(2), Module())
 
 
 def foreign(directory: Path) -> dict[str, Any]:
@@ -374,83 +201,6 @@ def hooked(directory: Path) -> dict[str, Any]:
     if rank() == 1:
         module.model.register_forward_hook(lambda *_: None)
     return fit(directory, GeometryMonitor(3), module)
-
-
-class Parts(Module):
-    """The embedding and the encoder of a BERT are children; no call of one that attends begins at the data.
-
-    Args:
-        needs_trainer: Whether its step can be replayed on this rank: one that reads what only its trainer has
-            cannot.
-    """
-
-    def __init__(self, needs_trainer: bool) -> None:
-        super().__init__()
-        whole: Any = self.model
-        self.embeddings, self.encoder, self.head = whole.bert.embeddings, whole.bert.encoder, whole.classifier
-        del self.model
-        self.needs_trainer = needs_trainer
-
-    def loss(self, batch: dict[str, Tensor]) -> Tensor:
-        if self.needs_trainer:
-            assert len(self.trainer.callbacks) > 0
-        hidden = self.embeddings(batch["input_ids"])
-        mask = batch["attention_mask"][:, None, None].bool()
-        hidden = self.encoder(hidden, attention_mask=mask).last_hidden_state
-        return nn.functional.cross_entropy(self.head(hidden[:, 0]), batch["labels"])
-
-
-def without_data(directory: Path, ranks: tuple[int, ...], validate: bool = False) -> dict[str, Any]:
-    """On these ranks nothing can be replayed from the data on."""
-    module = Parts(rank() in ranks)
-    return fit(directory, GeometryMonitor(2, metrics=["entropy", "drift"]), module, validate=validate)
-
-
-def fails_late(directory: Path, crash: bool = False) -> dict[str, Any]:
-    """Rank 1 alone fails in a hook, when no more samples are to come."""
-    now = 0
-
-    class Crashing(Module):
-        def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-            if crash and batch_idx == 3:
-                raise CrashError
-            return super().training_step(batch, batch_idx)
-
-    def proceed(step: int) -> None:
-        nonlocal now
-        now = step
-
-    with failing(BatchObservation, "pause", lambda self: rank() == 1 and now == (2 if crash else 5)):
-        return fit(directory, GeometryMonitor(4, source="batch"), Crashing(), before=proceed)
-
-
-def without_given(directory: Path) -> dict[str, Any]:
-    """Rank 1 alone cannot try the probe that the user gave."""
-    probe = DataLoader(sequences(32, seed=3), 4)  # type: ignore[arg-type]
-    with failing(ProbeReplay, "divides", lambda self: rank() == 1):
-        return fit(directory, GeometryMonitor(2, probe=probe, module="model"), Module())
-
-
-def without_state(directory: Path) -> dict[str, Any]:
-    """Rank 1 alone cannot use the checkpoint's state of the monitor."""
-    path = directory / "middle.ckpt"
-    fit(directory, GeometryMonitor(2), Module(), validate=True, steps=4, save=path)
-    with failing(ProbeSource, "load_state_dict", lambda self: rank() == 1):
-        return fit(directory, GeometryMonitor(2), Module(), validate=True, steps=8, ckpt_path=path)
-
-
-def without_calls(directory: Path, owner: Any, name: str, source: Any = "probe") -> dict[str, Any]:
-    """Rank 1 alone fails once, where all ranks meet."""
-    left = [1]
-
-    def once(self: Any) -> bool:
-        left[0] -= rank() == 1
-        return rank() == 1 and left[0] >= 0
-
-    with failing(owner, name, once):
-        metrics = ["entropy", "importance"]
-        monitor = GeometryMonitor(2, metrics=metrics, source=source, importance_every_n_samples=2)
-        return fit(directory, monitor, Module())
 
 
 SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {

@@ -22,8 +22,8 @@ from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from lightning_geo import GeometryCallback, GeometryRecord, watch
-from programs import ranks
-from programs.ranks import rank, world_size
+from programs import rank_fits
+from programs.rank_fits import rank, world_size
 from programs.sharded_ranks import FAILURES, METRICS, failing_on_one, split, weights_of
 from support.lit import sequences
 
@@ -105,13 +105,13 @@ def looped(
     """A loop of one's own; what came of it on this rank."""
     with sharding_without_accelerators(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        model, optimizer, backward = prepare(ranks.model().train())
+        model, optimizer, backward = prepare(rank_fits.model().train())
         arguments: Any = {"every_n_steps": 2, "metrics": METRICS, **options}
         geometry = watch(model, logdir=directory / f"rank_{rank()}", **arguments)
         records: dict[int, GeometryRecord] = {}
         losses = []
         with geometry if monitored else contextlib.nullcontext():
-            for step, batch in zip(range(STEPS), ranks.batches(64, 0), strict=False):
+            for step, batch in zip(range(STEPS), rank_fits.batches(64, 0), strict=False):
                 before(step)
                 loss = model(**batch).loss
                 backward(loss)
@@ -170,7 +170,7 @@ def trained(directory: Path, **sharding: Any) -> dict[str, Any]:
             return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
 
     parallel = {"use_cpu": True, **(sharding if world_size() > 1 else {})}
-    model = ranks.model()
+    model = rank_fits.model()
     rows = sequences(32, length=24, seed=3)
     geometry = GeometryCallback(
         every_n_steps=2, metrics=METRICS,

@@ -24,8 +24,9 @@ from lightning_geo.measurement.sample_statistics import SampleStatistics
 from lightning_geo.monitor.open_sample import OpenSample
 from lightning_geo.monitor.probe_replay import ProbeReplay
 from lightning_geo.probe.source import ProbeSource
-from programs import ranks
-from programs.ranks import Dropping, Module, TwoTowers, failing, fit, rank, world_size
+from programs import rank_fits
+from programs.rank_failures import failing
+from programs.rank_fits import Dropping, Module, TwoTowers, fit, rank, world_size
 from support.lit import sequences, trainer
 
 #: Families that need nothing but the forward pass.
@@ -128,7 +129,7 @@ def unmonitored(directory: Path) -> dict[str, Any]:
     module = Sharded()
     parallel = {"devices": world_size(), "use_distributed_sampler": False} if world_size() > 1 else {}
     runner = trainer(directory / f"rank_{rank()}", steps=6, **parallel, **options())
-    runner.fit(module, ranks.batches(64, 0), ranks.batches(32, 1))
+    runner.fit(module, rank_fits.batches(64, 0), rank_fits.batches(32, 1))
     return {"loss": [float(loss) for loss in module.losses], "weights": weights_of(module)}
 
 

@@ -22,8 +22,8 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from lightning_geo import GeometryMonitor
 from lightning_geo.measurement.sample_statistics import SampleStatistics
-from programs import ranks
-from programs.ranks import BATCH, Module, fit, rank, trimmed, world_size
+from programs import rank_fits
+from programs.rank_fits import BATCH, Module, fit, rank, trimmed, world_size
 from programs.sharded_ranks import METRICS, failing_on_one, split
 from support.lit import VOCABULARY, sequences
 
@@ -96,7 +96,7 @@ def in_parallel(
         return DataLoader(data, BATCH // replicas, sampler=sampler, collate_fn=trimmed)
 
     monitor = GeometryMonitor(2, **{"metrics": METRICS, **arguments})
-    with patch.object(ranks, "batches", batches):
+    with patch.object(rank_fits, "batches", batches):
         return fit(directory, monitor, build(), validate=validate, before=before, **parallel)
 
 

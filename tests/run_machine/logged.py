@@ -11,7 +11,8 @@ from typing import Any
 from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing import event_accumulator
 
-from run_machine.runs import Memory, Run
+from run_machine.loggers import Memory
+from run_machine.runs import Run
 
 __all__ = ["Finished", "logged", "users"]
 

@@ -16,14 +16,16 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from run_machine.checks import Patches, Records, check_files, check_same, held_tensors, live_tensors
-from run_machine.failures import FAULTS, PLACES
-from run_machine.models import ATTENTIONS, CALLS, PARTS, ROOTS, Batches, Model
-from run_machine.runs import ACTS_IN, LOGGERS, Begin, Fit, Side, Watch
+from run_machine.descriptions import Batches, Model
+from run_machine.left_behind import Patches, check_files, held_tensors, live_tensors
+from run_machine.operations import Begin, Fit
+from run_machine.records import Records
+from run_machine.runs import Side
+from run_machine.same_as_twin import check_same
+from run_machine.strategies import begins, data, fits, models
 from run_machine.values import confirm
-from support.outside import WHEN
 
-__all__ = ["RunMachine", "begins", "data", "fits", "models", "quiet", "watches"]
+__all__ = ["RunMachine", "quiet"]
 
 #: What all machines of this process did.
 DONE: Counter[str] = Counter()
@@ -33,109 +35,6 @@ def quiet() -> None:
     """Keep Lightning from filling the log."""
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-
-
-# -- what is drawn
-
-
-def models() -> st.SearchStrategy[Model]:
-    """Descriptions of models."""
-    return st.builds(
-        Model,
-        root=st.sampled_from(ROOTS),
-        attention=st.sampled_from(sorted(ATTENTIONS)),
-        parts=st.lists(st.sampled_from(sorted(PARTS)), max_size=3, unique=True).map(tuple),
-        calls=st.sampled_from(CALLS),
-        layers=st.integers(1, 2),
-        tied=st.booleans(),
-        gathers=st.booleans(),
-        manual=st.sampled_from([False, False, True]),
-    )
-
-
-@st.composite
-def data(draw: Callable[..., Any]) -> Batches:
-    """Descriptions of batches of unequal lengths and keys."""
-    count = draw(st.integers(2, 4))
-    lengths = draw(
-        st.lists(
-            st.lists(st.integers(2, 7), min_size=1, max_size=3).map(tuple), min_size=count, max_size=count
-        )
-    )
-    extra = draw(st.lists(st.booleans(), min_size=count, max_size=count))
-    return Batches(tuple(lengths), tuple(extra), draw(st.booleans()), draw(st.integers(0, 2)))
-
-
-_METRICS = (
-    ("entropy",),
-    ("entropy", "subspace", "cone", "stream"),
-    ("entropy", "pattern", "head", "weights", "projection"),
-    None,
-)
-
-
-@st.composite
-def watches(draw: Callable[..., Any]) -> tuple[Watch, ...]:
-    """Descriptions of one or two monitors."""
-    made = []
-    for name in ("geometry", "geometry2")[: draw(st.integers(1, 2))]:
-        made.append(
-            Watch(
-                every=draw(st.integers(1, 3)),
-                source=draw(st.sampled_from(["probe", "probe", "batch"])),
-                metrics=draw(st.sampled_from(_METRICS)),
-                max_queries=draw(st.sampled_from([None, None, 2, 4, 64])),
-                probe_size=draw(st.sampled_from([16, 1, 3])),
-                probe_in_checkpoint=draw(st.booleans()),
-                name=name,
-            )
-        )
-    return tuple(made)
-
-
-@st.composite
-def begins(draw: Callable[..., Any]) -> Begin:
-    """Descriptions of Trainers."""
-    return Begin(
-        seed=draw(st.integers(0, 3)),
-        loggers=tuple(draw(st.lists(st.sampled_from(sorted(LOGGERS)), max_size=3, unique=True))),
-        accumulate=draw(st.sampled_from([1, 1, 2, 3])),
-        watches=draw(watches()),
-        monitors_first=draw(st.booleans()),
-        validate_every=draw(st.sampled_from([None, 1, 2])),
-        sanity=draw(st.sampled_from([0, 1, 2])),
-    )
-
-
-ACTS = ("copy", "pickle", "save", "nest", "evaluate")
-
-
-@st.composite
-def fits(draw: Callable[..., Any]) -> Fit:
-    """Descriptions of fits: most go well, some fail, some have a fault in the monitor."""
-    fit = Fit(
-        steps=draw(st.integers(1, 4)), epochs=draw(st.sampled_from([False, False, True])),
-        finished=draw(st.sampled_from(WHEN)),
-    )  # fmt: skip
-    kind = draw(st.sampled_from(["well", "acts", "acts", "fails", "fails", "fault"]))
-    if kind == "acts":
-        return replace(
-            fit, acts=draw(st.sampled_from(ACTS)), acts_in=draw(st.sampled_from(ACTS_IN)),
-            acts_at=draw(st.integers(0, 2)), other=draw(st.integers(0, 3)),
-        )  # fmt: skip
-    if kind == "fails":
-        return replace(
-            fit, fails=draw(st.sampled_from(PLACES)), count=draw(st.integers(0, 3)),
-            interrupts=draw(st.sampled_from([False, False, True])),
-        )  # fmt: skip
-    if kind == "fault":
-        return replace(
-            fit, fault=draw(st.sampled_from(sorted(FAULTS))), fault_at=draw(st.sampled_from([0, 0, 1, 3])),
-        )  # fmt: skip
-    return fit
-
-
-# -- the machine
 
 
 class RunMachine(RuleBasedStateMachine):

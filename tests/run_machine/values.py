@@ -13,9 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from run_machine.attentions import Attention
 from run_machine.failures import Failure
-from run_machine.models import Attention, Module
-from run_machine.runs import Side, _generators, _set_generators, snapshot
+from run_machine.generators import generator_states, set_generator_states
+from run_machine.models import Module
+from run_machine.runs import Side
+from run_machine.sessions import snapshot
 
 __all__ = ["Claim", "Rows", "confirm", "rows_of_calls"]
 
@@ -175,11 +178,11 @@ def rows_of_calls(taken: Module, calls: Iterable[Any]) -> Rows | None:
     model = taken.model
     if model.attention == "bert" or (model.root == "stepwise" and model.calls != "once"):
         return None
-    before, found = _generators(), []
+    before, found = generator_states(), []
     try:
         for call in calls:
             running = _fresh(taken)
-            _set_generators(_SEEDED)
+            set_generator_states(_SEEDED)
             seen: list[tuple[Attention, Tensor, Tensor]] = []
             for layer in running.layers:
                 layer.seen = seen
@@ -187,7 +190,7 @@ def rows_of_calls(taken: Module, calls: Iterable[Any]) -> Rows | None:
                 _call(running, call)
             found.append([layer.entropies(x, visible) for layer, x, visible in seen])
     finally:
-        _set_generators(before)
+        set_generator_states(before)
     return [[r.numpy() for part in layer for r in part] for layer in zip(*found, strict=True)]
 
 
@@ -211,12 +214,12 @@ def _call(running: Module, recorded: Any) -> None:
 
 
 def _zero() -> tuple[Any, ...]:
-    before = _generators()
+    before = generator_states()
     torch.manual_seed(0)
     np.random.seed(0)
     random.seed(0)
-    states = _generators()
-    _set_generators(before)
+    states = generator_states()
+    set_generator_states(before)
     return states
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import zlib
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_geo.functional import masked_mean, principal_subspace
 from lightning_geo.functional.head import similarity_of_blocks
-from lightning_geo.kernels import HeadMoments, head_moments, join_heads, moments_layout, moments_nbytes
+from lightning_geo.kernels import HeadMoments, head_moments, join_heads
 from lightning_geo.measurement.bases import compare_bases, stacked_bases
 from lightning_geo.measurement.batches import BatchEntry, LayerBatches, limit_of
 from lightning_geo.measurement.collectors.collector import Collector
@@ -19,6 +18,7 @@ from lightning_geo.measurement.derived import DerivedStack
 from lightning_geo.measurement.head_sketch import add_sketches
 from lightning_geo.measurement.joint_covariances import joint_covariances
 from lightning_geo.measurement.sums import LayerSums, add_moments, add_values, repeated, taken
+from lightning_geo.measurement.waiting_moments import RoleVectors, WaitingMoments
 from lightning_geo.measurement.waiting_results import WaitingResults
 from lightning_geo.metrics.foreign import FOREIGN
 from lightning_geo.metrics.registry import reads_of
@@ -33,35 +33,6 @@ _JOINT_MAX_WIDTH = 1024
 
 _QUERY_AND_KEY = ("query.directions", "query.tokens", "key.directions", "key.tokens")
 _OUTPUT = ("output.directions", "output.tokens", "output.directed")
-
-
-class _Vectors(NamedTuple):
-    """One role's vectors of a call, and what is needed of them."""
-
-    layer: LayerSums
-    role: str
-    heads: int
-    requested: frozenset[str]
-    key: CallKey
-    #: of the call, by role: what functions of several roles read
-    directions: dict[str, tuple[Tensor, Tensor]]
-
-
-class _Moments(NamedTuple):
-    """The moments of vectors that one operation has read, those of one owner after the other."""
-
-    owners: list[_Vectors]
-    moments: HeadMoments
-
-    @property
-    def layout(self) -> tuple[object, ...]:
-        """Equal for what is added up together."""
-        return self.owners[0].layer.heads, self.owners[0].heads, moments_layout(self.moments)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that wait."""
-        return moments_nbytes(self.moments)
 
 
 class RoleMoments(Collector):
@@ -119,11 +90,11 @@ class RoleMoments(Collector):
             if x is None or not requested:
                 continue
             mask = call.query_mask if role in ("query", "output") else call.key_mask
-            owner = _Vectors(layer, role, x.shape[1], requested, key, directions)
+            owner = RoleVectors(layer, role, x.shape[1], requested, key, directions)
             # tokens first: models project to [B, N, H * D], and reading against that order is slow
             gathered.append(BatchEntry(owner, {"x": x.transpose(1, 2)}, {"mask": mask}, times=len(vectors)))
         if joint and output is not None:  # one matrix for all heads: its blocks serve role output too
-            owner = _Vectors(layer, "heads", 1, frozenset({"scatter"}), key, {})
+            owner = RoleVectors(layer, "heads", 1, frozenset({"scatter"}), key, {})
             together = output.transpose(1, 2).flatten(2)[:, :, None]
             gathered.append(BatchEntry(owner, {"x": together}, {"mask": call.query_mask}))
         self._batches.add(*gathered)
@@ -141,7 +112,7 @@ class RoleMoments(Collector):
         return frozenset(requested)
 
     def _add(
-        self, owners: list[_Vectors], tensors: dict[str, Tensor], shared: dict[str, Tensor | None]
+        self, owners: list[RoleVectors], tensors: dict[str, Tensor], shared: dict[str, Tensor | None]
     ) -> None:
         x = tensors["x"]
         requested = frozenset().union(*(owner.requested for owner in owners))
@@ -152,9 +123,9 @@ class RoleMoments(Collector):
             layers = [owners[i].layer for i in sketched]
             signs = [self._signs(owners[i].key, x.device) for i in sketched]
             add_sketches(layers, taken(x, sketched, 2).flatten(3), shared["mask"], signs)
-        self._moments.add(_Moments(owners, moments), limit=limit_of(x.device))
+        self._moments.add(WaitingMoments(owners, moments), limit=limit_of(x.device))
 
-    def _add_moments(self, calls: list[_Moments]) -> None:
+    def _add_moments(self, calls: list[WaitingMoments]) -> None:
         """Add up the moments of calls that are alike."""
         owners = [owner for call in calls for owner in call.owners]
         moments = join_heads([call.moments for call in calls])
@@ -179,7 +150,7 @@ class RoleMoments(Collector):
             self._generators[key] = torch.Generator(device).manual_seed(seed)
         return self._generators[key]
 
-    def _add_lengths(self, owners: list[_Vectors], moments: HeadMoments, heads: int) -> None:
+    def _add_lengths(self, owners: list[RoleVectors], moments: HeadMoments, heads: int) -> None:
         if moments.norm is None:
             return
         # [L, B, h]
@@ -196,7 +167,7 @@ class RoleMoments(Collector):
                 by_name = [self.value(name, quantities, values.shape) for name in names]
                 add_values(layers, role, names, torch.stack(by_name, 1))
 
-    def _add_directions(self, owners: list[_Vectors], moments: HeadMoments, heads: int) -> None:
+    def _add_directions(self, owners: list[RoleVectors], moments: HeadMoments, heads: int) -> None:
         if moments.directions is None or moments.directed is None:
             return
         shape = (len(owners), heads)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from kernels.cases import problem_of
+from kernels.calls import problem_of
 from lightning_geo.kernels import STATISTICS, AttentionProblem
 from on_device.bench import Bench
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.cases import DEFAULT_TOLERANCE, TOLERANCES, problem_of
+from kernels.calls import problem_of
+from kernels.tolerances import DEFAULT_TOLERANCE, TOLERANCES
 from lightning_geo import kernels
 from lightning_geo.kernels.reference import reference
 from on_device.bench import Bench, table

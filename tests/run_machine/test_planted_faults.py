@@ -1,154 +1,24 @@
-"""What a user does with runs, drawn: training is as without a monitor, every sample is where it belongs."""
+"""Faults that are planted in a monitor are found: the checks see what they look for."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytorch_lightning as pl
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis.stateful import run_state_machine_as_test
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
 from lightning_geo import GeometryMonitor
 from lightning_geo.loggers.wandb import WandbSink
+from run_machine.descriptions import Batches, Model
 from run_machine.machine import RunMachine
-from run_machine.models import Batches, Model
-from run_machine.runs import Begin, Fit, Watch
-from run_machine.two_ranks import Pair, Program, programs
-from support.forks import Forks
+from run_machine.operations import Begin, Fit, Watch
 
 pytestmark = pytest.mark.slow
-
-_deep = settings.get_current_profile_name() == "deep"
-
-
-def _settings(examples: int, **options: Any) -> settings:
-    """Fixed examples in the usual run, as many as the profile ``deep`` asks for else."""
-    return settings(
-        max_examples=settings.default.max_examples if _deep else examples,
-        derandomize=not _deep,
-        deadline=None,
-        database=None,
-        print_blob=True,
-        suppress_health_check=list(HealthCheck),
-        phases=(Phase.generate, Phase.shrink) if _deep else (Phase.generate,),
-        **options,
-    )
-
-
-def test_runs() -> None:
-    run_state_machine_as_test(RunMachine, settings=_settings(20, stateful_step_count=20 if _deep else 10))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quiet_wandb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """W&B writes below the tests' directory, sends nothing and says nothing."""
-    folder = tmp_path_factory.mktemp("wandb")
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"SILENT": "true", "MODE": "offline"}.items():
-            patch.setenv(f"WANDB_{name}", value)
-        for name in ("CONFIG", "CACHE", "DATA", "ARTIFACT"):
-            patch.setenv(f"WANDB_{name}_DIR", str(folder / name.lower()))
-        yield
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Iterator[Pair]:
-    """Two ranks for all programs."""
-    ranks = Pair(tmp_path_factory.mktemp("ranks"), forks)
-    yield ranks
-    ranks.close()
-
-
-@_settings(5)
-@given(program=programs())
-def test_runs_of_two_ranks(pair: Pair, program: Program) -> None:
-    pair.run(program)
-
-
-BATCHES = Batches(((7, 4, 6), (7, 5)), (False, False))
-#: Exact beside estimates, in a run that goes on elsewhere and one that follows.
-WATCHES = (Watch(), Watch(metrics=None, max_queries=3, name="geometry2"))
-PROGRAM = Program(
-    Model("split", parts=("draws", "plain")), BATCHES,
-    Begin(loggers=("wandb", "tensorboard"), watches=WATCHES),
-    (Fit(2), "save", "resume", Fit(2, finished="asked for"), "again", Fit(2, finished="next")),
-)  # fmt: skip
-
-
-def test_every_sample_of_two_ranks_is_in_wandb_and_right(pair: Pair) -> None:
-    found = pair.run(PROGRAM)
-    assert found["compared"] >= 2 * (3 + 2 + 3)
-    assert found["compared"] == 2 * found["estimates"]
-    assert found["rows of W&B"] >= found["compared"]
-
-
-@pytest.mark.parametrize(
-    ("plant", "found"),
-    [("loses", "Not equal to tolerance"), ("misjudges", "is no standard error")],
-)
-def test_planted_faults_of_two_ranks_are_found(pair: Pair, plant: str, found: str) -> None:
-    with pytest.raises(AssertionError, match=found):
-        pair.run(replace(PROGRAM, plant=plant))
-
-
-def test_every_sample_is_in_wandb_and_right() -> None:
-    begin = Begin(loggers=("wandb",), watches=WATCHES)
-    machine = _live(
-        lambda machine: machine.start(model=Model("itself"), batches=BATCHES, begin=begin),
-        lambda machine: machine.fit(0, Fit(2)),
-        lambda machine: machine.save(0),
-        lambda machine: machine.fit(0, Fit(2, fails="training_step", count=1)),
-        lambda machine: machine.resume(0, begin, elsewhere=False, same=False, fit=Fit(2)),
-        lambda machine: machine.forget(0),
-    )
-    assert machine.right > machine.estimates > 2
-    assert machine.records.rows > 8
-
-
-# -- what was once taken for a fault
-
-
-def test_a_session_that_did_not_train_is_not_held_to_an_earlier_ones_samples() -> None:
-    """It validated before it was interrupted, so that the model's state at the last step is another."""
-    model, batches = Model(parts=("plain",)), Batches(((3, 4), (5,)), (False, False), validation=1)
-    _live(
-        lambda machine: machine.start(model=model, batches=batches, begin=Begin()),
-        lambda machine: machine.fit(0, Fit(3)),
-        lambda machine: machine.fit(0, Fit(fails="on_sanity_check_end", interrupts=True)),
-    )
-
-
-def test_another_callback_may_call_the_model_before_it_is_sampled() -> None:
-    model, batches = Model(attention="by hand", parts=("plain",)), Batches(((2,), (2,)), (False, False))
-    _live(
-        lambda machine: machine.start(
-            model=model, batches=batches, begin=Begin(monitors_first=False, sanity=0)
-        ),
-        lambda machine: machine.fit(0, Fit(1, acts="evaluate", acts_in="on_train_batch_start")),
-    )
-
-
-def _live(*operations: Callable[[RunMachine], None]) -> RunMachine:
-    """Do these, and check after each."""
-    machine = RunMachine()
-    try:
-        for operation in operations:
-            operation(machine)
-            machine.holds()
-    finally:
-        machine.teardown()
-    assert machine.right > 0
-    return machine
-
-
-# -- the checks see what they look for
 
 
 def draws(self: Any, trainer: Any, *_: Any) -> None:
