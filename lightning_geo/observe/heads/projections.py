@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_geo.observe.call import AttentionCall
-from lightning_geo.observe.layers.linear_run import Run
+from lightning_geo.observe.layers.linear_run import LinearRun
 from lightning_geo.utils._deepspeed import is_whole
 from lightning_geo.utils._transformers import is_conv1d
 
@@ -82,7 +82,7 @@ class Projections:
     """
 
     sources: dict[str, Source] = field(default_factory=dict)
-    runs: Sequence[Run] = ()
+    runs: Sequence[LinearRun] = ()
     call: AttentionCall | None = None
 
     def weights(self) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_geo.observe.call import CallKey
-from lightning_geo.observe.layers.linear_run import Run
+from lightning_geo.observe.layers.linear_run import LinearRun
 from lightning_geo.observe.packed.claims import Evidence
 from lightning_geo.observe.packing import Packing
 
@@ -44,7 +44,7 @@ class Frame:
     query_mask: Tensor | None = None
     sequence_first: bool = False
     x: Tensor | None = None
-    linears: list[Run] = field(default_factory=list)
+    linears: list[LinearRun] = field(default_factory=list)
     #: queries and keys of its last attention
     attended: tuple[Tensor | None, Tensor | None] | None = None
     #: attention calls held until it ends: parts of one attention

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from lightning_geo.utils._transformers import is_conv1d
 
-__all__ = ["Run", "is_linear"]
+__all__ = ["LinearRun", "is_linear"]
 
 
-class Run(NamedTuple):
+class LinearRun(NamedTuple):
     """One linear module's run inside an attention module.
 
     Args:
