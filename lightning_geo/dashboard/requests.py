@@ -12,10 +12,10 @@ from werkzeug.wrappers import Request, Response
 
 __all__ = ["argument", "guarded", "respond", "where"]
 
-Route = Callable[[Any, Request], Response]
+_Route = Callable[[Any, Request], Response]
 
 
-def guarded(route: Route) -> Callable[..., Any]:
+def guarded(route: _Route) -> Callable[..., Any]:
     """Make a method a WSGI application; the answer to a wrong request is plain text."""
 
     @wraps(route)
