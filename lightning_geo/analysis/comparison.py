@@ -60,7 +60,7 @@ class Comparison:
         return f"Comparison({len(self.differences)} metrics at step {steps})"
 
     def plot(self, metric: str | None = None) -> Drawing:
-        """Draw a metric of both runs on one scale, and what they differ by.
+        """Draw a metric of both runs on one scale, and their difference.
 
         Args:
             metric: A stored name, as in :attr:`Difference.metric`; ``None`` for the one that differs most.

@@ -74,14 +74,14 @@ def own_metrics_text(specs: Iterable[MetricSpec]) -> list[str]:
 
 
 def read_runs(paths: Sequence[str], monitor: str | None) -> list[Run]:
-    """Return the runs at and below some paths; print what was skipped to stderr."""
+    """Return the runs at and below some paths; print skipped parts to stderr."""
     groups, notes = open_runs(paths, monitor)
     _print_skipped(notes)
     return [run for group in groups for run in group]
 
 
 def read_run(path: str, monitor: str | None) -> Run:
-    """Return the one run at or below a path; print what was skipped to stderr.
+    """Return the one run at or below a path; print skipped parts to stderr.
 
     Raises:
         RunError: If there is none, or several.

@@ -19,7 +19,7 @@ _PARTS = ("attention", "lengths", "tokens")
 def read_head(
     read: Callable[[list[str]], dict[str, Any]], monitor: str, stack: str, cell: tuple[int, int]
 ) -> bytes:
-    """Return what the record has of one head beside its metrics.
+    """Return the record's content on one head besides its metrics.
 
     Args:
         read: Returns the samples of a run's tags.

@@ -98,7 +98,7 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard ships no ty
 
     @guarded
     def findings_route(self, request: Request) -> Response:
-        """The verdict on a run and what its monitor found."""
+        """The verdict on a run and its monitor's findings."""
         run, monitor = argument(request, "run"), argument(request, "monitor")
         return respond(request, self.findings(*where(request), run, monitor), "application/json")
 
@@ -222,7 +222,7 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard ships no ty
         return metadata
 
     def findings(self, ctx: Any, experiment: str, run: str, monitor: str) -> str:
-        """Return the verdict on a run and its findings, see ``run_findings``, as JSON; anew where it went on.
+        """Return the verdict on a run and its findings, see ``run_findings``, as JSON; kept until it goes on.
 
         Raises:
             LookupError: If the run or the monitor is not there.

@@ -37,7 +37,7 @@ class _Choice(NamedTuple):
 
 
 class RunRows:
-    """Reads rows of runs and keeps what it has read, so that only runs that went on are read again.
+    """Reads and keeps rows of runs, so that only runs that went on are read again.
 
     What takes a whole series to read, a first sample or a verdict, is read for a quarter of a second, or
     for one where the page has rows already; what is missing then is ``pending``, and the page asks again.

@@ -144,7 +144,7 @@ class ScoreProducts:
         return len(next(iter(self.products.values())))
 
     def first_sequences(self, count: int) -> ScoreProducts:
-        """Return those of the first sequences alone."""
+        """Return the products of the first sequences alone."""
         return ScoreProducts({name: x[:count] for name, x in self.products.items()}, self.dtype)
 
     @functools.cached_property

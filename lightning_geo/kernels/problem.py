@@ -77,7 +77,7 @@ class AttentionProblem:
         return batch, heads, queries if self.rows is None else self.rows.shape[1]
 
     def first_sequences(self, count: int) -> AttentionProblem:
-        """The same call for the first sequences alone."""
+        """Return the call of the first sequences alone."""
 
         def first(x: Tensor | None) -> Tensor | None:
             return x if x is None or x.shape[0] == 1 else x[:count]

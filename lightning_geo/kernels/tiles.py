@@ -28,7 +28,7 @@ class Tile(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """Its sizes."""
+        """Sizes of the block along each axis."""
         batch, heads, rows, columns = (part.stop - part.start for part in self)
         return batch, heads, rows, columns
 
@@ -63,7 +63,7 @@ class Rows:
         return self._lowest[rows.start], self._highest[rows.stop - 1]
 
     def take(self, x: Tensor, axis: int, tile: slice | None = None, batch: slice | None = None) -> Tensor:
-        """Those rows of ``x``, whose axis 0 is the batch (or 1) and whose ``axis`` counts query rows."""
+        """Take these rows of ``x``, whose axis 0 is the batch (or 1) and whose ``axis`` counts query rows."""
         part = slice(0, self.count) if tile is None else tile
         if self.indices is None or x.shape[axis] == 1:
             return x if x.shape[axis] == 1 else x.narrow(axis, part.start, part.stop - part.start)

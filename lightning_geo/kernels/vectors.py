@@ -118,7 +118,7 @@ def token_planes(
     before: Float[Tensor, "*batch n d"] | None,
     requested: frozenset[str],
 ) -> tuple[dict[str, Float[Tensor, "*batch n"]], Bool[Tensor, "*batch n"]]:
-    """Those planes of ``StreamStatistics`` that are requested, and ``finite``, padding included.
+    """Compute the requested planes of ``StreamStatistics``, and ``finite``, padding included.
 
     A gradient passes if one is on.
 

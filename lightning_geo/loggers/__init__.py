@@ -30,7 +30,7 @@ _About = Callable[[str], AbstractContextManager[None]]
 
 
 class Sink(Protocol):
-    """A destination of records. Its failures are raised; the caller decides what they cost."""
+    """A destination of records. It raises its failures; the caller decides whether they cost the sample."""
 
     where: str
     """The place where a person finds the records."""

@@ -35,7 +35,7 @@ class PictureScale:
     log_from: float | None = None
 
     def shares(self, values: NDArray[Any]) -> _Values:
-        """How far along the scale values lie, from 0 to 1; 0 for what is not finite."""
+        """Return how far along the scale values lie, from 0 to 1; 0 for values that are not finite."""
         start, end = self._place(np.array([self.low, self.high]))
         known = np.where(np.isfinite(values), values, self.low)
         shares: _Values = (self._place(known.astype(np.float64)) - start) / (end - start)

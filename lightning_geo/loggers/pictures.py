@@ -173,7 +173,7 @@ def draw(
 def _label_columns(
     text: _Text, columns: tuple[str, ...] | None, across: str, corner: tuple[int, int], cols: int, wide: int
 ) -> None:
-    """Write the names of columns, and what they are, below the matrix."""
+    """Write the names of columns, and the name of their axis, below the matrix."""
     left, bottom = corner
     longest = max(map(_font(13).getlength, columns)) if columns else 0
     # names wider than their columns alternate between two lines

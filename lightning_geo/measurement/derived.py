@@ -1,4 +1,4 @@
-"""Metrics of one stack as they are derived, and their one transfer to the host."""
+"""The derived metrics of one stack, and their single transfer to the host."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def in_parts(indices: list[int], size: int, device: torch.device) -> list[list[i
 
 
 def _values(sums: Mapping[int, LayerSums]) -> Iterator[tuple[tuple[str, ...], list[int], Tensor]]:
-    """Names, layers, and totals, counts and variances [L, 2 or 3, P, ...] of what is kept by value.
+    """Names, layers, and totals, counts and variances [L, 2 or 3, P, ...] of metrics kept by value.
 
     Groups of metrics that equal layers have, in one shape, come together.
     """

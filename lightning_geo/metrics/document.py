@@ -23,7 +23,7 @@ _WORDED = "| metric | question | higher means | lower means | usual | worry when
 
 
 def tables() -> str:
-    """Return one Markdown section per family: what its metrics are, how they are read, which have charts.
+    """Return one Markdown section per family: its metrics, how to read them, and which have charts.
 
     Example:
         >>> tables().splitlines()[0]
@@ -35,7 +35,7 @@ def tables() -> str:
 
 
 def updated(guide: str, content: str | None = None) -> str:
-    """Return a guide with its tables written anew.
+    """Return a guide with new tables.
 
     Args:
         guide: Text of METRICS.md, or of another guide; ``<!-- tables -->`` and ``<!-- end of tables -->``

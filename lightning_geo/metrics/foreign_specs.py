@@ -81,7 +81,7 @@ def check_spec(spec: MetricSpec) -> None:
 
 
 def _check_looks(spec: MetricSpec) -> None:
-    """Raise unless range, headline, key, summary, flags and scale are what they must be."""
+    """Raise unless range, headline, key, summary, flags and scale are valid."""
     ends = spec.range if isinstance(spec.range, tuple) and len(spec.range) == 2 else (math.nan,)
     numbers = [end for end in ends if end is not None]
     if not all(_is_finite(end) for end in numbers) or (len(numbers) == 2 and numbers[0] >= numbers[1]):

@@ -1,4 +1,4 @@
-"""The findings of one run: found in its records as they come, reported, and acted upon."""
+"""Checks one run's records as they come, reports findings, and acts on them."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ class LightningHost(Host):
         return device
 
     def forward_context(self) -> AbstractContextManager[object]:
-        """Return that of the Trainer's precision."""
+        """Return the forward context of the Trainer's precision."""
         context: AbstractContextManager[object] = self.trainer.precision_plugin.forward_context()
         return context
 
@@ -175,6 +175,6 @@ class LightningHost(Host):
         self.trainer.should_stop = True
 
     def save_checkpoint(self, name: str) -> None:
-        """Save it beside those of the Trainer's ModelCheckpoint."""
+        """Save a checkpoint beside those of the Trainer's ModelCheckpoint."""
         trainer = self.trainer
         trainer.save_checkpoint(f"{checkpoint_folder(trainer)}/{name}-step={trainer.global_step}.ckpt")

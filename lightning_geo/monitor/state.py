@@ -51,7 +51,7 @@ class RunState:
     picture_scales: dict[str, list[float]] = field(default_factory=dict)
 
     def state_dict(self) -> dict[str, Any]:
-        """Its fields by name, tensors on the CPU."""
+        """Return the fields by name, tensors on the CPU."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         for name in ("baseline", "previous"):
             values[name] = None if values[name] is None else _bases_on(torch.device("cpu"), values[name])

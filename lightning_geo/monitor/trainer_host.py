@@ -161,7 +161,7 @@ class TrainerHost(Host):
         self.saves = True
 
     def close(self) -> None:
-        """Close writers that their own callback has closed and let go: the last sample opened them anew."""
+        """Close writers whose own callback has closed and dropped them: the last sample opened them again."""
         held = [writer_of(callback) for callback in self.callbacks]
         for writer in self._writers:
             if not any(writer is other for other in held):

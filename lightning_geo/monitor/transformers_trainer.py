@@ -119,9 +119,9 @@ class GeometryCallback(MonitorArguments, TrainerCallback):
     where logging was set up to; ``logging.getLogger("lightning_geo").setLevel(logging.WARNING)`` keeps the
     warnings only, whatever transformers' verbosity.
 
-    Absent: ``importance`` with ``source="batch"`` where the Trainer computes the loss itself, as TRL's
-    SFTTrainer does, so that its scale is unknown; and under FSDP and DeepSpeed's ZeRO-3 ``importance`` and
-    ``updates``, on the probe.
+    ``importance`` with ``source="batch"`` is absent where the Trainer computes the loss itself, as TRL's
+    SFTTrainer does, because its scale is unknown. Under FSDP and DeepSpeed's ZeRO-3 ``updates`` are absent,
+    and ``importance`` on the probe.
 
     The arguments are those of :class:`~lightning_geo.monitor.arguments.MonitorArguments`.
 

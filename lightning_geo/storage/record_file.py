@@ -162,4 +162,4 @@ class _RemoteFile:
         self._size += len(content)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no file is open."""

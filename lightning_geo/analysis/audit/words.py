@@ -1,4 +1,4 @@
-"""The words for an audit: what was asked, what was found, how large, and what became of waivers."""
+"""The words for an audit: requirements, values found, their size, and the effect of waivers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules: what is looked for in a run's metrics, declared as data."""
+"""Rules: conditions on a run's metrics, declared as data."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ Test = Level | Departure | NotFinite
 
 @dataclass(frozen=True)
 class Rule:
-    """One thing to look for, in the metrics of each sample.
+    """One condition on the metrics of each sample, and the finding that it opens.
 
     Args:
         name: Name by which it is changed or silenced.

@@ -1,4 +1,4 @@
-"""Constants that a kernel is compiled for, beside the rules of its masks: one constexpr argument each.
+"""Constants that a kernel is compiled for, besides the rules of its masks: one constexpr argument each.
 
 This module loads without Triton.
 """

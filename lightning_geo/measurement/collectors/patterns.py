@@ -52,7 +52,7 @@ class Patterns(Collector):
         self._pooled[key] = _Pooled(attention[0], tokens, ids)
 
     def zero(self) -> None:
-        """Forget what was pooled."""
+        """Forget the pooled patterns."""
         self._pooled.clear()
 
     def derive(self, stack: DerivedStack) -> None:

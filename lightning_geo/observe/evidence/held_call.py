@@ -36,5 +36,5 @@ class Held:
     late: bool = False
 
     def beside(self, other: Held) -> bool:
-        """Whether both attend with the same hidden states, not one with the other's output."""
+        """Whether both calls attend with the same hidden states, rather than one with the other's output."""
         return self.query is not None and self.query == other.query

@@ -179,7 +179,7 @@ class MaskStructures:
         return self._of(call, masks, tokens, tokens).first(_bands(call, module)) is not None
 
     def assumes(self, call: AttentionCall, name: str, module: nn.Module) -> bool:
-        """Whether :meth:`simplify` takes a call's masks for what they were in an earlier sample."""
+        """Whether :meth:`simplify` assumes that a call's masks are those of an earlier sample."""
         band = self._bands.get((name, call.cross))
         known = band is not None and call.key_mask is not None and not self.knows_at_once(call)
         return known and _dense(call) is not None and band in _bands(call, module)

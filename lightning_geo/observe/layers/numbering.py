@@ -71,7 +71,7 @@ class LayerNumbering:
     rows: dict[str, tuple[str, ...]]
 
     def of_model(self, name: str) -> LayerNumbering:
-        """The same with the model's name before those of its stacks."""
+        """Return the numbering with the model's name before those of its stacks."""
         layers = {key: (f"{name}.{stack}", layer) for key, (stack, layer) in self.layers.items()}
         sizes = {f"{name}.{stack}": size for stack, size in self.sizes.items()}
         rows = {f"{name}.{stack}": paths for stack, paths in self.rows.items()}

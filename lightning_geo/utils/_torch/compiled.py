@@ -40,7 +40,7 @@ def compiled_call(module: nn.Module) -> Callable[..., Any] | None:
 
 
 def set_compiled_call(module: nn.Module, call: Callable[..., Any]) -> None:
-    """Let something else run in place of a module that was compiled by ``module.compile()``.
+    """Replace the compiled call of a module that was compiled by ``module.compile()``.
 
     Relies on ``Module._compiled_call_impl``; checked on torch 2.13.0.
     """
