@@ -15,6 +15,7 @@ from torch import Tensor
 from lightning_geo.observe.replay.undisturbed import Call
 from lightning_geo.probe.call import ProbeCall
 from lightning_geo.probe.limits import SCORED_SEQUENCES, within, within_over_ranks
+from lightning_geo.utils.errors import ArgumentTypeError
 
 __all__ = ["LOSS_DIVISOR", "Probe", "Share", "copied", "kept_call", "probe_from"]
 
@@ -226,7 +227,7 @@ def kept_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
         try:
             copies.append(copied(value))
         except TypeError as error:
-            raise TypeError(
+            raise ArgumentTypeError(
                 f"{error} (`{name}`). Pass tensors, numbers, strings, None and containers of them, give "
                 '`probe=`, or observe training itself with `source="batch"`'
             ) from error
@@ -251,4 +252,4 @@ def copied(value: Any) -> Any:
             if type(value) in (list, tuple)
             else tuple(map(copied, value))
         )
-    raise TypeError(f"an argument of type {type(value).__name__} cannot be kept")
+    raise ArgumentTypeError(f"an argument of type {type(value).__name__} cannot be kept")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_geo.observe.attention.sdpa import MULTI_HEAD, multi_head_call
 from lightning_geo.observe.call import AttentionCall
+from lightning_geo.utils.errors import ArgumentError
 
 __all__ = ["HeadView", "check_scalable", "scale_multi_head", "scale_result"]
 
@@ -30,7 +31,7 @@ def check_scalable(name: str, call: AttentionCall, factor: Tensor) -> None:
         raise LookupError(f"the outputs of the heads of {name!r} are unknown, so that they cannot be scaled")
     batch, heads = call.output.shape[:2]
     if factor.dim() != 2 or factor.shape[0] not in (1, batch) or factor.shape[1] != heads:
-        raise ValueError(
+        raise ArgumentError(
             f"Expected the factor of {name!r} to be [{batch} or 1, {heads}] but got {list(factor.shape)}."
         )
 
