@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_geo.storage.history import GeometryHistory
+from lightning_geo.utils.arguments import check_type
 from lightning_geo.utils.errors import ArgumentError, ArgumentTypeError, RunError
 from lightning_geo.utils.formatting import number
 from lightning_geo.utils.views import view
@@ -127,6 +128,7 @@ def pruning_plan(history: GeometryHistory, fraction: float = 0.3) -> PruningPlan
         >>> [head.head for head in plan.heads]  # of the important twins 0 and 1 the one, not both
         [0, 2]
     """
+    check_type("history", history, GeometryHistory, "a GeometryHistory, as `load_history` returns it,")
     check_fraction(fraction)
     sample = last_sample_with(history, "importance")
     if sample is None:

@@ -16,7 +16,7 @@ from lightning_geo.analysis.pruning import Head, PruningPlan
 from lightning_geo.observe import AttentionCall, CallKey, Tap, number_layers
 from lightning_geo.observe.heads.head_factors import scaled_heads
 from lightning_geo.observe.replay.undisturbed import Call, device_of, undisturbed
-from lightning_geo.utils.arguments import check_positive
+from lightning_geo.utils.arguments import check_positive, check_type
 from lightning_geo.utils.errors import ArgumentError
 from lightning_geo.utils.tables import table
 
@@ -83,7 +83,10 @@ class Silencer:
         for head in heads:
             sizes = self.structure.get(head.stack, [])
             if not (0 <= head.layer < len(sizes) and 0 <= head.head < sizes[head.layer]):
-                raise ArgumentError(f"Expected heads of the model, {self.structure}, but got {tuple(head)}.")
+                raise ArgumentError(
+                    "Expected `heads` to be heads of this model, which has so many in each layer of a stack: "
+                    f"{self.structure}, but got {tuple(head)}. Take them from a plan for this model."
+                )
             gone.setdefault((head.stack, head.layer), []).append(head.head)
 
         def factor(key: CallKey, call: AttentionCall) -> Tensor | None:
@@ -164,6 +167,8 @@ def evaluate_plan(
         LookupError: If the outputs of some heads cannot be changed.
     """
     check_positive("seeds", seeds)
+    check_type("model", model, nn.Module, "a torch.nn.Module")
+    check_type("plan", plan, PruningPlan, "a PruningPlan, as `pruning_plan` returns it,")
     device = device_of(model)
     batches = (Call((batch,)).to(device).args[0] for batch in dataloader)
     first = next(batches, None)

@@ -25,7 +25,7 @@ from lightning_geo.observe import AttentionCall, CallKey, Tap
 from lightning_geo.observe.heads.head_factors import HeadFactors, scaled_heads
 from lightning_geo.observe.replay.undisturbed import Call, device_of, undisturbed
 from lightning_geo.probe.call import ProbeCall
-from lightning_geo.utils.arguments import check_token_ids
+from lightning_geo.utils.arguments import check_token_ids, check_type
 from lightning_geo.utils.errors import ArgumentError
 
 __all__ = ["explain"]
@@ -73,6 +73,7 @@ def explain(
         TypeError: If ``special_token_ids`` are no integers.
         LookupError: If the outputs of some heads are unknown.
     """
+    check_type("model", model, nn.Module, "a torch.nn.Module")
     check_token_ids(special_token_ids)
     call = Call.from_batch(batch).to(device_of(model))
     recorded = ProbeCall.of("", call)

@@ -16,6 +16,7 @@ from lightning_geo.interventions.ablation import Silencer
 from lightning_geo.observe import AttentionCall, CallKey, Tap
 from lightning_geo.observe.heads.head_factors import scaled_heads
 from lightning_geo.observe.replay.undisturbed import Call, device_of, undisturbed
+from lightning_geo.utils.arguments import check_type
 from lightning_geo.utils.errors import ArgumentError
 
 __all__ = ["PrunedModel", "apply_plan"]
@@ -79,6 +80,8 @@ def apply_plan(
     Raises:
         ValueError: If the plan is for another model, or the family does not allow it.
     """
+    check_type("model", model, nn.Module, "a torch.nn.Module")
+    check_type("plan", plan, PruningPlan, "a PruningPlan, as `pruning_plan` returns it,")
     call = Call.from_batch(batch).to(device_of(model))
     silencer = Silencer(model, call)
     silencer.check(plan)
@@ -197,7 +200,11 @@ def _shrink(place: _Place, gone: Sequence[int]) -> None:
     for projection in projections:
         _cut(projection, rows, 0)
     if not isinstance(place.projection, nn.Linear):
-        raise ArgumentError(f"Expected an output projection that can be cut, but got {place.projection}.")
+        raise ArgumentError(
+            f"Expected a `model` whose output projections are torch.nn.Linear, but that of "
+            f"{type(place.module).__name__} is {place.projection}, which cannot be cut. Call `apply_plan` "
+            "without `shrink`."
+        )
     _cut(place.projection, rows, 1)
     for names_, before, after in ((_COUNTS, place.heads, len(kept)), (_WIDTHS, width, len(rows))):
         for name in names_:

@@ -18,7 +18,7 @@ from lightning_geo.observe.module_selection import check_layers
 from lightning_geo.observe.replay.undisturbed import Call, device_of, undisturbed
 from lightning_geo.probe.call import ProbeCall
 from lightning_geo.storage.record import GeometryRecord
-from lightning_geo.utils.arguments import check_positive, check_token_ids
+from lightning_geo.utils.arguments import check_positive, check_token_ids, check_type
 from lightning_geo.utils.errors import ArgumentError, MetricError
 
 __all__ = ["measure"]
@@ -70,6 +70,7 @@ def measure(
         (3, 2)
     """
     started = time.perf_counter()
+    check_type("model", model, nn.Module, "a torch.nn.Module")
     check_positive("rank", rank)
     check_token_ids(special_token_ids)
     check_layers(layers, model)

@@ -11,6 +11,7 @@ from typing import Any
 from lightning_geo.analysis.findings.rule import Rule
 from lightning_geo.analysis.findings.rule_set import read_rules, rule_set
 from lightning_geo.storage.finding import SEVERITIES, Finding, Severity
+from lightning_geo.utils.arguments import check_type
 from lightning_geo.utils.errors import ArgumentError, ArgumentTypeError
 
 __all__ = ["Alerts", "AlertsArgument", "alerts_of"]
@@ -59,6 +60,8 @@ class Alerts:
                 raise ArgumentError(f"Expected `{name}` to be one of {SEVERITIES} or None but got {value!r}.")
         if self.notify is not None and not callable(self.notify):
             raise ArgumentError(f"Expected `notify` to be callable or None but got {self.notify!r}.")
+        if self.file is not None:
+            check_type("file", self.file, (str, os.PathLike), "the path of a file of rules")
         if self.file is not None and (self.rules or self.change or self.silence):
             raise ArgumentError(
                 "Expected `file`, or `rules`, `change` and `silence`, but got both. Write them into the file."

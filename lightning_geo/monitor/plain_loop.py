@@ -21,7 +21,8 @@ from lightning_geo.monitor.run import Run
 from lightning_geo.observe.replay.call_hooks import on_call
 from lightning_geo.observe.replay.undisturbed import replay_depth
 from lightning_geo.storage.record import GeometryRecord
-from lightning_geo.utils.errors import ArgumentError, ArgumentTypeError, call_all
+from lightning_geo.utils.arguments import check_type
+from lightning_geo.utils.errors import ArgumentError, call_all
 
 __all__ = ["LoopMonitor", "watch"]
 
@@ -241,8 +242,7 @@ def watch(
         >>> geometry.last_record.step, geometry.last_record["entropy"].shape
         (4, (3, 2))
     """
-    if not isinstance(model, nn.Module):
-        raise ArgumentTypeError(f"Expected `model` to be a torch.nn.Module but got {type(model).__name__}.")
+    check_type("model", model, nn.Module, "a torch.nn.Module")
     if logdir is not None and logger is not None:
         raise ArgumentError(
             "Expected `logdir` or `logger` but got both. Leave out `logdir`: a logger has a place of its own."

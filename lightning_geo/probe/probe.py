@@ -228,8 +228,8 @@ def kept_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
             copies.append(copied(value))
         except TypeError as error:
             raise ArgumentTypeError(
-                f"{error} (`{name}`). Pass tensors, numbers, strings, None and containers of them, give "
-                '`probe=`, or observe training itself with `source="batch"`'
+                f"Expected `{name}` to be something that a probe can keep but {error}, give `probe=`, or "
+                'observe training itself with `source="batch"`'
             ) from error
     return Call(tuple(copies[: len(args)]), dict(zip(kwargs, copies[len(args) :], strict=True)))
 
@@ -252,4 +252,7 @@ def copied(value: Any) -> Any:
             if type(value) in (list, tuple)
             else tuple(map(copied, value))
         )
-    raise ArgumentTypeError(f"an argument of type {type(value).__name__} cannot be kept")
+    raise ArgumentTypeError(
+        f"an argument of type {type(value).__name__} cannot be kept: pass tensors, numbers, strings, None "
+        "and containers of them"
+    )

@@ -148,5 +148,5 @@ def opened(path: str | os.PathLike[str]) -> Place:
     """
     try:
         return place(path)
-    except (ImportError, ValueError) as error:
+    except ImportError as error:
         raise RunError(f"Cannot open {os.fspath(path)!r}: {error}.") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from lightning_geo.storage.places import Place, place
 from lightning_geo.storage.record import GeometryRecord, lookup
 from lightning_geo.storage.shown import ShownHistory
 from lightning_geo.storage.stacking import stack_samples
+from lightning_geo.utils.arguments import check_type
 from lightning_geo.utils.errors import ArgumentError, RunError, UnknownKeyError
 
 if TYPE_CHECKING:
@@ -54,6 +55,9 @@ class GeometryHistory(ShownHistory):
     """
 
     def __init__(self, records: list[GeometryRecord], name: str = "geometry", path: str = "") -> None:
+        check_type("records", records, Sequence, "a list of GeometryRecords")
+        for record in records:
+            check_type("records", record, GeometryRecord, "a list of GeometryRecords")
         if not records:
             raise ArgumentError("Expected `records` to hold at least one sample, but got none.")
         self.name = name

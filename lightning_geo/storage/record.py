@@ -65,6 +65,8 @@ def stored_parts(
     Raises:
         KeyError: As there.
     """
+    if not isinstance(key, str):
+        raise UnknownKeyError(f"Expected the name of a metric but got {key!r}. A sample is `record(index)`.")
     stack, _, metric = key.rpartition("/")
     candidates = [stack] if stack else list(stacks)
     holders = [s for s in candidates if s in stacks and _part_names(stacks[s], metric, specs)]

@@ -8,7 +8,27 @@ from collections.abc import Iterable, Sequence
 from lightning_geo.utils.errors import ArgumentError, ArgumentTypeError
 from lightning_geo.utils.formatting import did_you_mean
 
-__all__ = ["check_name", "check_one_of", "check_positive", "check_statistics", "check_token_ids"]
+__all__ = [
+    "check_name",
+    "check_one_of",
+    "check_positive",
+    "check_statistics",
+    "check_token_ids",
+    "check_type",
+]
+
+
+def check_type(name: str, value: object, expected: type | tuple[type, ...], meaning: str) -> None:
+    """Raise ``TypeError`` unless ``value`` is of a class.
+
+    Args:
+        name: The argument's.
+        value: What came.
+        expected: The class, or several.
+        meaning: What that is, with an article, and where it comes from.
+    """
+    if not isinstance(value, expected):
+        raise ArgumentTypeError(f"Expected `{name}` to be {meaning} but got {type(value).__name__}.")
 
 
 def check_one_of(name: str, value: object, allowed: Sequence[str]) -> None:

@@ -24,7 +24,18 @@ __all__ = [
 
 
 class GeometryError(Exception):
-    """The base of every error that this package defines."""
+    """The base of the errors that this package raises for an argument, a path, a run, a model or a metric.
+
+    Most are also the builtin error that says the same: ``except ValueError`` catches a wrong argument too.
+
+    Example:
+        >>> import lightning_geo
+        >>> try:
+        ...     lightning_geo.load_history("nowhere")
+        ... except lightning_geo.GeometryError as error:
+        ...     print(isinstance(error, FileNotFoundError), error)
+        True Expected `path` to be a run's directory, but 'nowhere' does not exist.
+    """
 
 
 class ArgumentError(GeometryError, ValueError):
