@@ -14,7 +14,9 @@ import torch
 import transformers
 from hypothesis import settings
 
-from support import shapes
+pytest.register_assert_rewrite("support")  # before anything of it is imported
+
+from support import shapes  # noqa: E402
 
 shapes.install()  # before anything imports the package
 gc.disable()  # imports leave no garbage: to look for some took a third of the time until the first test

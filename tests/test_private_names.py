@@ -29,8 +29,8 @@ PACKAGES = (
 )  # fmt: skip
 #: Names without an underscore that an update may take away as well: nobody documents them.
 FRAGILE = {
-    "AttentionInterface", "ALL_ATTENTION_FUNCTIONS", "DeepSpeedEngine", "DeepSpeedStrategy",
-    "DisableTorchFunction",
+    "AttentionInterface", "ALL_ATTENTION_FUNCTIONS", "Conv1D", "DeepSpeedEngine", "DeepSpeedStrategy",
+    "DisableTorchFunction", "WandbCallback", "callback_handler", "tb_writer",
     "FSDPStrategy", "ModelParallelStrategy", "autocast_decrement_nesting", "autocast_increment_nesting",
     "batch_progress", "flex_attention_hop", "fp32_precision", "get_interface",
     "noop_mask", "setup_compilation_env", "wrapped_forward",
@@ -44,8 +44,8 @@ THEIRS = {
 }
 #: Documented by Python in spite of their underscore.
 OF_PYTHON = {"_asdict", "_fields", "_getframe", "_replace"}
-#: Text that looks like a name: ends of names of our own, and what jaxtyping shows of a function's type.
-TEXT = {"_Function", "_mask", "_value_angle"}
+#: Text that looks like a name: ends of names of our own.
+TEXT = {"_mask", "_value_angle"}
 
 
 def is_private(name: str) -> bool:
@@ -75,6 +75,12 @@ def own_names(tree: ast.Module) -> Iterator[str]:
 def private_names(tree: ast.Module, own: set[str]) -> Iterator[str]:
     """Lines of a file that use a private or fragile name which is not ours."""
     pieces = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    # a TypeVar repeats its own name
+    pieces |= {
+        id(node.args[0])
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "TypeVar"
+    }
     for node in ast.walk(tree):
         names: list[str] = []
         if isinstance(node, ast.Attribute):

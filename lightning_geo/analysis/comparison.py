@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from numbers import Real
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lightning_geo.analysis.alignment import Alignment, align
 from lightning_geo.analysis.differences import Difference, Row
@@ -26,13 +25,13 @@ from lightning_geo.metrics.selection import is_standard_error
 from lightning_geo.metrics.spec import MetricSpec
 from lightning_geo.storage.history import GeometryHistory
 from lightning_geo.utils.arguments import check_type
+from lightning_geo.utils.arrays import Array
 from lightning_geo.utils.drawing import Drawing
 from lightning_geo.utils.errors import RunError
 from lightning_geo.utils.views import view
 
 __all__ = ["Comparison", "compare", "matched_stacks"]
 
-Array = NDArray[np.float64]
 
 _PER_FAMILY = 3  # rows: metrics of one family are strongly correlated
 

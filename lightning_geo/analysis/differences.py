@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lightning_geo.metrics.reductions import root_mean_square
 from lightning_geo.metrics.spec import MetricSpec
+from lightning_geo.utils.arrays import Array
 
 __all__ = ["Difference", "Row"]
-
-Array = NDArray[np.float64]
 
 
 class Row(NamedTuple):

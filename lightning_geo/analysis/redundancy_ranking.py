@@ -120,15 +120,15 @@ def _of_layer(
     ranked, left = [], list(range(len(present)))
     while left:
         first, second = divmod(int(pairs.argmax()), len(present))
-        found = bool(np.isfinite(pairs[first, second]))
-        taken = first if found else left[0]
+        has_partner = bool(np.isfinite(pairs[first, second]))
+        taken = first if has_partner else left[0]
         left.remove(taken)
         ranked.append(
             RedundantHead(
                 Head(stack, layer, present[taken]),
                 float(redundancy[present[taken]]),
-                float(pairs[first, second]) if found else math.nan,
-                present[second] if found else None,
+                float(pairs[first, second]) if has_partner else math.nan,
+                present[second] if has_partner else None,
             )
         )
         pairs[taken, :] = pairs[:, taken] = -np.inf

@@ -106,10 +106,10 @@ def requested_series(history: GeometryHistory, key: str) -> list[MetricSeries]:
         ValueError: If it has no value at any sample.
     """
     stack, names = stored_parts(history.stacks, key, history.specs)
-    found = [series for name in names if (series := find_series(history, stack, name)) is not None]
-    if not found:
+    with_values = [series for name in names if (series := find_series(history, stack, name)) is not None]
+    if not with_values:
         raise ArgumentError(f"Expected `metric` to have a value, but {key!r} has none at any sample.")
-    return found
+    return with_values
 
 
 def own_metrics(history: GeometryHistory) -> list[MetricSeries]:

@@ -10,17 +10,16 @@ from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lightning_geo.analysis.runs import describe_model, heads_per_layer, metric_series, stored_names
 from lightning_geo.metrics.foreign_specs import differing_fields
 from lightning_geo.metrics.spec import MetricSpec
 from lightning_geo.storage.history import GeometryHistory
+from lightning_geo.utils.arrays import Array
 from lightning_geo.utils.errors import RunError
 
 __all__ = ["GroupComparison", "GroupRow", "compare_groups"]
 
-Array = NDArray[np.float64]
 
 _SPLITS = 200  # regroupings at most
 

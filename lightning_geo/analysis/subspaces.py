@@ -10,10 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_geo.storage.history import GeometryHistory
+from lightning_geo.utils.arrays import Array
 
 __all__ = ["SubspaceDistance", "subspace_distance", "subspace_distances"]
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

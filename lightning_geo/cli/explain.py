@@ -11,7 +11,7 @@ from lightning_geo.cli.command import add_command, add_output, write_page
 from lightning_geo.utils.errors import RunError
 from lightning_geo.utils.formatting import did_you_mean
 
-__all__ = ["add_parser", "page_of"]
+__all__ = ["add_parser"]
 
 
 def add_parser(commands: Any) -> None:
@@ -31,12 +31,12 @@ def add_parser(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    page = page_of(options.model, options.text, options.target, options.contrast, options.reference)
+    page = _page_of(options.model, options.text, options.target, options.contrast, options.reference)
     write_page(options.output, page)
     return 0
 
 
-def page_of(
+def _page_of(
     model: str, texts: Sequence[str], target: str, contrast: str | None, reference: Path | None
 ) -> str:
     """Return the page about some texts.

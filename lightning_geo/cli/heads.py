@@ -13,7 +13,7 @@ from lightning_geo.utils.errors import RunError
 from lightning_geo.utils.formatting import number
 from lightning_geo.utils.tables import table, terminal_width, wrapped
 
-__all__ = ["add_parser", "as_json", "as_text", "redundancy_as_json", "redundancy_as_text"]
+__all__ = ["add_parser", "as_json", "as_text"]
 
 
 def add_parser(commands: Any) -> None:
@@ -34,7 +34,7 @@ def _run(options: argparse.Namespace) -> int:
     try:
         if last_sample_with(run.history, "importance") is None:
             ranking = redundancy_ranking(run.history, options.fraction)
-            put((redundancy_as_json if options.json else redundancy_as_text)(run.name, ranking))
+            put((_redundancy_as_json if options.json else _redundancy_as_text)(run.name, ranking))
         else:
             plan = pruning_plan(run.history, options.fraction)
             put((as_json if options.json else as_text)(run.name, plan))
@@ -82,7 +82,7 @@ def as_json(name: str, plan: PruningPlan) -> str:
     return json.dumps({**facts, "ranking": ranking}, indent=1)
 
 
-def redundancy_as_text(name: str, redundancy: RedundancyRanking) -> str:
+def _redundancy_as_text(name: str, redundancy: RedundancyRanking) -> str:
     """Return the heads that repeat another one most, and what importance would add. Nothing to remove yet."""
     several = len({ranked.head.stack for ranked in redundancy.ranking}) > 1
     rows = []
@@ -111,7 +111,7 @@ def redundancy_as_text(name: str, redundancy: RedundancyRanking) -> str:
     return "\n".join([*(wrapped(line, width) for line in lines), "", cells])
 
 
-def redundancy_as_json(name: str, redundancy: RedundancyRanking) -> str:
+def _redundancy_as_json(name: str, redundancy: RedundancyRanking) -> str:
     """Return all heads as one JSON object, without the keys of a plan: no script may take it for one."""
     ranking = [
         {**r.head._asdict(), "redundancy": r.redundancy, "similar": r.similar,

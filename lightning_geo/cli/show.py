@@ -63,17 +63,17 @@ def _line(run: Run) -> tuple[str, ...]:
         describe_model(history),
         str(len(history)),
         steps,
-        probe(history),
-        when(history),
+        _probe(history),
+        _when(history),
     )
 
 
-def probe(history: GeometryHistory) -> str:
+def _probe(history: GeometryHistory) -> str:
     """Return the probe's fingerprint, or ``batches`` where samples were taken on training batches."""
     return str(history.metadata["probe_fingerprint"][-1]) or "batches"
 
 
-def when(history: GeometryHistory) -> str:
+def _when(history: GeometryHistory) -> str:
     """Return the time of the last sample."""
     return moment(float(history.metadata["wall_time"][-1]))
 
@@ -96,10 +96,10 @@ def _metadata(run: Run) -> str:
         ),
         (
             "probe",
-            f"{probe(history)}"
+            f"{_probe(history)}"
             + ("" if len(set(metadata["probe_fingerprint"])) == 1 else " (changed during the run)"),
         ),
-        ("recorded", f"{when(history)}, {np.median(metadata['cost_seconds']):.2f} s per sample (median)"),
+        ("recorded", f"{_when(history)}, {np.median(metadata['cost_seconds']):.2f} s per sample (median)"),
         *_coverage(history),
         ("bases", f"stored at steps {', '.join(map(str, kept))}" if kept else "not stored"),
     ]

@@ -95,5 +95,5 @@ def _standing(
         ctx, experiment_id=experiment, plugin_name=PLUGIN, downsample=_ALL,
         run_tag_filter=RunTagFilter([run], [session_tag(monitor) for monitor in monitors]),
     ).get(run, {})  # fmt: skip
-    sessions = [session for found in marks.values() for session in found]
+    sessions = [session for events in marks.values() for session in events]
     return {tag: in_force(scalars.get(tag, []), sessions) for tag in tags}

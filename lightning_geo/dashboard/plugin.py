@@ -53,7 +53,7 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard ships no ty
         #: (experiment, run, monitor) -> its last sample, and the specs that it carries
         self._read_specs: dict[tuple[str, str, str], tuple[Any, dict[str, MetricSpec]]] = {}
         #: (experiment, run, monitor) -> its last sample, and what was found up to there, as JSON
-        self._found: dict[tuple[str, str, str], tuple[Any, str]] = {}
+        self._answers: dict[tuple[str, str, str], tuple[Any, str]] = {}
         self._rows = RunRows(self._provider, self.findings, self._stored_specs)
         folder = resources.files("lightning_geo.dashboard") / _STATIC
         # read now: nothing else can be asked for, and an upgrade under a running server mixes nothing
@@ -235,13 +235,13 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard ships no ty
         if tags[0] not in listing:
             raise LookupError(f"No metadata of monitor {monitor!r} in run {run!r}.")
         last = [(tag, series.max_step, series.max_wall_time) for tag, series in sorted(listing.items())]
-        read, found = self._found.get((experiment, run, monitor), (None, ""))
+        read, answer = self._answers.get((experiment, run, monitor), (None, ""))
         if read != last:
             data = self._read(ctx, experiment, run, tags, _ALL)
             summary = run_findings(data.get(tags[0], []), data.get(tags[1], []), self._kept)
-            found = json.dumps(summary, allow_nan=False)  # once: TensorBoard is slow at many heads
-            self._found[experiment, run, monitor] = last, found
-        return found
+            answer = json.dumps(summary, allow_nan=False)  # once: TensorBoard is slow at many heads
+            self._answers[experiment, run, monitor] = last, answer
+        return answer
 
     def data(
         self,

@@ -14,10 +14,10 @@ from lightning_geo.utils.errors import ArgumentError
 
 __all__ = ["argument", "guarded", "respond", "where"]
 
-Route = Callable[[Any, Request], Response]
+_Route = Callable[[Any, Request], Response]
 
 
-def guarded(route: Route) -> Callable[..., Any]:
+def guarded(route: _Route) -> Callable[..., Any]:
     """A WSGI application of a method; what is asked wrongly is answered in plain text."""
 
     @wraps(route)

@@ -14,14 +14,14 @@ from lightning_geo.dashboard.metadata import PLUGIN
 from lightning_geo.dashboard.samples import in_force
 from lightning_geo.metrics.reductions import reduce_finite
 
-__all__ = ["End", "RunEnds", "Series", "Stamp", "stamp_of"]
+__all__ = ["End", "RunEnds", "Series", "stamp_of"]
 
 _ALL = 10**9  # samples; the provider wants a number
 _LARGEST = 64 * 2**20  # bytes of a request
 _TRUSTED = 60.0  # seconds after which a series that went on may have begun anew, in the same directory
 
 #: Last step and wall time of a series.
-Stamp = tuple[int, float]
+_Stamp = tuple[int, float]
 
 
 class Series(NamedTuple):
@@ -36,7 +36,7 @@ class Series(NamedTuple):
 
     run: str
     tag: str
-    stamp: Stamp
+    stamp: _Stamp
     summary: str
 
 
@@ -54,9 +54,9 @@ class _Known:
 
     first: End | None = None
     last: End | None = None
-    marks: list[Stamp] = field(default_factory=list)  # of resumed sessions, when the first was read
-    whole: Stamp | None = None  # the series when it was read as a whole
-    newest: tuple[Stamp, list[Stamp]] | None = None  # the series and the marks when its last was read
+    marks: list[_Stamp] = field(default_factory=list)  # of resumed sessions, when the first was read
+    whole: _Stamp | None = None  # the series when it was read as a whole
+    newest: tuple[_Stamp, list[_Stamp]] | None = None  # the series and the marks when its last was read
     read: float = 0.0  # when it was read as a whole
 
 
@@ -164,22 +164,22 @@ class RunEnds:
     ) -> dict[str, Any]:
         if not runs:
             return {}
-        found: dict[str, Any] = self._provider.read_tensors(
+        tensors: dict[str, Any] = self._provider.read_tensors(
             ctx,
             experiment_id=experiment,
             plugin_name=PLUGIN,
             run_tag_filter=RunTagFilter(sorted(runs), sorted(tags)),
             downsample=limit,
         )
-        return found
+        return tensors
 
 
-def stamp_of(series: Any) -> Stamp:
+def stamp_of(series: Any) -> _Stamp:
     """Return the stamp of a series as the provider lists it."""
     return int(series.max_step), float(series.max_wall_time)
 
 
-def _marks(sessions: Sequence[Any]) -> list[Stamp]:
+def _marks(sessions: Sequence[Any]) -> list[_Stamp]:
     return [(int(s.step), float(s.wall_time)) for s in sessions]
 
 

@@ -82,11 +82,11 @@ def _rules(metadata: dict[str, Any]) -> list[str]:
 
 def _findings(metadata: dict[str, Any]) -> list[Finding | None]:
     """Findings of a sample, None for each that is damaged."""
-    found: list[Finding | None] = []
+    findings: list[Finding | None] = []
     stored = metadata.get("findings", [])
     for values in stored if isinstance(stored, list) else [stored]:
         try:
-            found.append(Finding.from_dict(values))
+            findings.append(Finding.from_dict(values))
         except (ValueError, OverflowError):  # such as a step of 1e999
-            found.append(None)
-    return found
+            findings.append(None)
+    return findings

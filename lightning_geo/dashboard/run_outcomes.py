@@ -14,10 +14,10 @@ from lightning_geo.dashboard.run_ends import stamp_of
 from lightning_geo.dashboard.samples import in_force
 from lightning_geo.storage.run_curves import curve_tags
 
-__all__ = ["OUTCOMES", "RunOutcomes"]
+__all__ = ["RunOutcomes"]
 
 #: Curves whose end counts.
-OUTCOMES = ("loss", "score")
+_OUTCOMES = ("loss", "score")
 
 _ALL = 10**9  # samples; the provider wants a number
 
@@ -60,8 +60,8 @@ class RunOutcomes:
         )  # fmt: skip
         tags = {}
         for run, names in monitors.items():
-            found = picked_tags(curve_tags(listing.get(run, {}), names), asked)
-            tags[run] = {role: found[role] for role in OUTCOMES}
+            picked = picked_tags(curve_tags(listing.get(run, {}), names), asked)
+            tags[run] = {role: picked[role] for role in _OUTCOMES}
         news = {}
         for run, by_role in tags.items():
             for tag in {tag for tag in by_role.values() if tag is not None}:
@@ -75,7 +75,7 @@ class RunOutcomes:
             if not standing:  # a resumed session replaced the last one
                 whole = self._scalars(ctx, experiment, {run}, {tag}, _ALL).get(run, {}).get(tag, [])
                 standing = in_force(whole, sessions.get(run, ()))
-            self._known[experiment, run, tag] = version, _told(standing[-1]) if standing else None
+            self._known[experiment, run, tag] = version, _step_and_value(standing[-1]) if standing else None
         return {
             run: {role: self._end(experiment, run, tag) for role, tag in by_role.items()}
             for run, by_role in tags.items()
@@ -92,13 +92,13 @@ class RunOutcomes:
     ) -> dict[str, Any]:
         if not runs:
             return {}
-        found: dict[str, Any] = self._provider.read_scalars(
+        scalars: dict[str, Any] = self._provider.read_scalars(
             ctx, experiment_id=experiment, plugin_name=SCALARS, downsample=limit,
             run_tag_filter=RunTagFilter(sorted(runs), sorted(tags)),
         )  # fmt: skip
-        return found
+        return scalars
 
 
-def _told(datum: Any) -> tuple[int, float | None]:
+def _step_and_value(datum: Any) -> tuple[int, float | None]:
     value = float(datum.value)
     return int(datum.step), value if math.isfinite(value) else None

@@ -175,12 +175,12 @@ def _choose(listing: Mapping[str, Any], names: Sequence[str], monitor: str, stac
     return choices
 
 
-def _short(found: dict[str, Any]) -> dict[str, Any]:
+def _short(summary: dict[str, Any]) -> dict[str, Any]:
     """The verdict with the worst finding that is open, or else the first."""
-    findings = [f for f in found["findings"] if f["until_step"] is None][:1] or found["findings"][:1]
+    findings = [f for f in summary["findings"] if f["until_step"] is None][:1] or summary["findings"][:1]
     kept = ("rule", "severity", "layers", "since_step", "until_step")
     return {
-        "level": found["level"],
-        "verdict": found["verdict"],
+        "level": summary["level"],
+        "verdict": summary["verdict"],
         "findings": [{name: f[name] for name in kept} for f in findings],
     }

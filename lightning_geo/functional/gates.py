@@ -18,11 +18,11 @@ from lightning_geo.metrics.gates import GATES, MIXED
 from lightning_geo.metrics.registry import computes
 from lightning_geo.utils.shapes import Float, Int64, Shaped
 
-__all__ = ["THRESHOLDS", "gate_count", "gate_labels", "gate_margins"]
+__all__ = ["gate_count", "gate_labels", "gate_margins", "gate_shares"]
 
 #: Threshold of each gate, chosen on the 72 heads of the packaged BERT on news so that the gates separate the
 #: patterns in the pictures of ``examples/gates.py``; equal thresholds do not.
-THRESHOLDS = {
+_THRESHOLDS = {
     "open": 0.85,  # normalized entropy: e^(0.85 ln n) keys share the attention, half of 100
     "closed": 0.40,  # mass on special tokens or on the first: 20 times what a uniform head leaves there
     "instance": 0.40,  # mass on the token itself
@@ -52,7 +52,7 @@ def gate_margins(scores: ObservedScores, part: str) -> Float[Tensor, "batch head
 
     Source: The geometry of BERT, arXiv 2502.12033 (the names).
     """
-    over = {name: scores.shares[name] - THRESHOLDS[name] for name in GATES}
+    over = {name: scores.shares[name] - _THRESHOLDS[name] for name in GATES}
     over["directional"] = -over["directional"]
     margins = [over[part]]
     if part in ("directional", "cluster"):

@@ -11,7 +11,15 @@ from lightning_geo.metrics.registry import computes
 from lightning_geo.utils.errors import ArgumentError
 from lightning_geo.utils.shapes import Float
 
-__all__ = ["complementarity", "head_similarity", "linear_cka", "redundancy"]
+__all__ = [
+    "block_norms",
+    "block_traces",
+    "complementarity",
+    "head_similarity",
+    "linear_cka",
+    "redundancy",
+    "similarity_of_blocks",
+]
 
 
 def linear_cka(

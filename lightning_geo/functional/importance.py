@@ -11,8 +11,8 @@ from lightning_geo.utils.shapes import Float
 __all__ = ["head_importance"]
 
 
-@computes("importance", reads=("slope",))
-def head_importance(slope: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+@computes("importance", reads=("head_gradient",))
+def head_importance(head_gradient: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     r"""First-order change of a sequence's loss when a head is silenced, whatever its sign.
 
     .. math:: \left|\frac{\partial L}{\partial \xi_h}\right| = |\langle o_h, \partial L / \partial o_h\rangle|
@@ -20,13 +20,13 @@ def head_importance(slope: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     with a factor ξ on the head's output o, at ξ = 1; the inner product runs over tokens and features.
 
     Args:
-        slope: ``[...]``, the loss's derivative by the factor.
+        head_gradient: ``[...]``, the loss's derivative by the factor.
 
     Returns:
         ``[...]`` >= 0, float32 (float64 stays).
 
     Raises:
-        TypeError: If ``slope`` is not floating point.
+        TypeError: If ``head_gradient`` is not floating point.
 
     Source: Michel et al. 2019, Are Sixteen Heads Really Better than One?, equation 2.
 
@@ -38,4 +38,4 @@ def head_importance(slope: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         >>> head_importance(torch.autograd.grad(loss, factor)[0])  # |1 · 3 − 2 · 4|
         tensor(5.)
     """
-    return as_float(slope, "slope").abs()
+    return as_float(head_gradient, "head_gradient").abs()

@@ -25,7 +25,15 @@ from lightning_geo.kernels.workspace import scratch, where_defined
 from lightning_geo.metrics.registry import computes
 from lightning_geo.utils.shapes import Bool, Float
 
-__all__ = ["HeadReads", "ReadMoments", "projection_strength", "summed_moments"]
+__all__ = [
+    "HeadReads",
+    "ReadMoments",
+    "key_value_angle",
+    "projection_strength",
+    "query_value_angle",
+    "score_norm_share",
+    "summed_moments",
+]
 
 #: Bytes of vectors and moments that are computed at a time.
 _PART_BYTES = 1 << 26

@@ -18,10 +18,18 @@ from lightning_geo.metrics.registry import computes
 from lightning_geo.utils.errors import ArgumentError
 from lightning_geo.utils.shapes import Bool, Float
 
-__all__ = ["ScoreProducts", "score_entropy", "score_products", "score_spectrum", "von_neumann_entropy"]
+__all__ = [
+    "SYMMETRIC_PRODUCTS",
+    "WHOLE_PRODUCTS",
+    "ScoreProducts",
+    "score_entropy",
+    "score_products",
+    "score_spectrum",
+    "von_neumann_entropy",
+]
 
 #: Bins of the histogram of scores.
-BINS = 20
+_BINS = 20
 
 #: Names of the products that the spectrum of scores comes from, and that of their symmetric part.
 WHOLE_PRODUCTS = ("key_query",)
@@ -45,7 +53,7 @@ def score_entropy(scores: ObservedScores) -> Float[Tensor, "batch heads"]:
 
     Source: The geometry of BERT, arXiv 2502.12033.
     """
-    counts = score_histogram(scores.problem, BINS)
+    counts = score_histogram(scores.problem, _BINS)
     return shannon_entropy(counts / counts.sum(-1, keepdim=True))
 
 

@@ -17,7 +17,22 @@ from lightning_geo.metrics.registry import computes
 from lightning_geo.utils.device_copy import without_waiting
 from lightning_geo.utils.shapes import Float
 
-__all__ = ["HeadWeights"]
+__all__ = [
+    "HeadWeights",
+    "directionality",
+    "layer_directionality",
+    "layer_symmetry",
+    "ov_effective_rank",
+    "ov_norm",
+    "ov_stable_rank",
+    "qk_effective_rank",
+    "qk_norm",
+    "qk_stable_rank",
+    "read_overlap",
+    "symmetry",
+    "weight_drift",
+    "write_overlap",
+]
 
 _QK_GRAMS, _OV_GRAMS = (tuple(f"gram.{role}" for role in roles) for roles in (QK, OV))
 

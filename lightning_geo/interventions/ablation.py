@@ -23,7 +23,7 @@ from lightning_geo.utils.tables import table
 __all__ = ["PruningCurve", "Silencer", "evaluate_plan"]
 
 #: ``metric(output, batch)``: a number for each example, [B], or one for the batch.
-Metric = Callable[[Any, Any], Any]
+_Metric = Callable[[Any, Any], Any]
 
 
 class Silencer:
@@ -144,7 +144,7 @@ def evaluate_plan(
     model: nn.Module,
     dataloader: Iterable[Any],
     plan: PruningPlan,
-    metric: Metric,
+    metric: _Metric,
     *,
     removed: Sequence[int] | None = None,
     seeds: int = 10,
@@ -197,7 +197,7 @@ def _qualities(
     batches: Iterable[Any],
     silencer: Silencer,
     points: Sequence[Sequence[Head]],
-    metric: Metric,
+    metric: _Metric,
 ) -> list[float]:
     """Quality with each of several sets of heads silenced; only one batch is held at a time."""
     totals, counts = [0.0] * len(points), [0] * len(points)

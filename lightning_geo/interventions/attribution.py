@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_geo.analysis.pruning import Head
+from lightning_geo.utils.arrays import Array
 from lightning_geo.utils.views import view
 
 __all__ = ["Explanation", "first_order_fails"]
 
-Array = NDArray[np.float64]
 
 #: Share of the margin really lost with a layer by which the sum of its contributions may miss it.
 _TRUSTED = 0.5

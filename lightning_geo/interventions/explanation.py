@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lightning_geo.analysis.pruning import Head
@@ -26,11 +25,10 @@ from lightning_geo.observe.heads.head_factors import HeadFactors, scaled_heads
 from lightning_geo.observe.replay.undisturbed import Call, device_of, undisturbed
 from lightning_geo.probe.call import ProbeCall
 from lightning_geo.utils.arguments import check_token_ids, check_type
+from lightning_geo.utils.arrays import Array
 from lightning_geo.utils.errors import ArgumentError
 
 __all__ = ["explain"]
-
-Array = NDArray[np.float64]
 
 
 def explain(
@@ -132,9 +130,9 @@ def _explain(
         logits = logits_of(call.run(model))[0]
         pair = _pair(logits.detach(), target, contrast)
         margin = logits[pair[0]] - logits[pair[1]]
-        slopes = factors.slopes(margin)
+        gradients = factors.gradients(margin)
         margin, logits = margin.detach(), logits.detach()
-    contributions = _contributions(slopes, silencer)
+    contributions = _contributions(gradients, silencer)
     geometry = example_geometry(model, call, gates=True, special=special)
     gates, margins = gate_table(geometry, silencer.structure)
     errors = _errors(model, call, silencer, pair, float(margin), contributions)
@@ -177,12 +175,12 @@ def _checked_class(value: int, logits: Tensor, name: str) -> int:
     return value
 
 
-def _contributions(slopes: Mapping[CallKey, Tensor], silencer: Silencer) -> dict[str, Array]:
+def _contributions(gradients: Mapping[CallKey, Tensor], silencer: Silencer) -> dict[str, Array]:
     """``stack -> [layer, head]``; NaN where a narrower layer has no such head."""
     result = {stack: np.full((len(n), max(n)), np.nan) for stack, n in silencer.structure.items()}
-    for key, slope in slopes.items():
+    for key, gradient in gradients.items():
         stack, layer = silencer.places[key]
-        result[stack][layer, : slope.shape[1]] = slope[0].double().cpu()
+        result[stack][layer, : gradient.shape[1]] = gradient[0].double().cpu()
     return result
 
 

@@ -19,6 +19,7 @@ from lightning_geo.observe.replay.undisturbed import Call, device_of, undisturbe
 from lightning_geo.probe.call import ProbeCall
 from lightning_geo.storage.history import GeometryHistory
 from lightning_geo.storage.record import GeometryRecord
+from lightning_geo.utils.arrays import Array
 from lightning_geo.utils.errors import ArgumentError
 
 __all__ = ["GEOMETRY", "GateTable", "UsualGeometry", "example_geometry", "gate_table", "logits_of"]
@@ -36,8 +37,7 @@ GEOMETRY = select(
 )
 _MARGINS = select("metric:gate")
 
-Array = NDArray[np.float64]
-Geometry = dict[str, dict[str, NDArray[Any]]]
+_Geometry = dict[str, dict[str, NDArray[Any]]]
 GateTable = tuple[dict[str, NDArray[np.str_]], dict[str, Array]]
 
 
@@ -56,7 +56,7 @@ def logits_of(output: Any) -> Tensor:
 
 def example_geometry(
     model: nn.Module, call: Call, *, gates: bool = False, special: tuple[int, ...] = ()
-) -> Geometry:
+) -> _Geometry:
     """Return ``stack -> metric -> [layer, head]`` of one example.
 
     Args:
@@ -74,7 +74,7 @@ def example_geometry(
     return measurement.compute().stacks
 
 
-def gate_table(geometry: Geometry, heads: Mapping[str, Sequence[int]]) -> GateTable:
+def gate_table(geometry: _Geometry, heads: Mapping[str, Sequence[int]]) -> GateTable:
     """Return the name and the margin of each head's gate, both ``stack -> [layer, head]``.
 
     Args:
@@ -118,7 +118,7 @@ class UsualGeometry:
                 usual.add(example_geometry(model, call))
         return usual
 
-    def add(self, geometry: Geometry) -> None:
+    def add(self, geometry: _Geometry) -> None:
         """Count one example."""
         self.count += 1
         for stack, arrays in geometry.items():
@@ -128,7 +128,7 @@ class UsualGeometry:
                 )
                 self.sums[stack, name] = total + values, squares + values.astype(np.float64) ** 2
 
-    def z_scores(self, geometry: Geometry) -> dict[str, dict[str, Array]]:
+    def z_scores(self, geometry: _Geometry) -> dict[str, dict[str, Array]]:
         """Return how unusual an example is: ``stack -> metric -> [layer, head]``.
 
         In units of the sample standard deviation; NaN with fewer than two examples, or without spread.

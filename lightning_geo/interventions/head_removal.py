@@ -16,6 +16,7 @@ from lightning_geo.interventions.ablation import Silencer
 from lightning_geo.observe import AttentionCall, CallKey, Tap
 from lightning_geo.observe.heads.head_factors import scaled_heads
 from lightning_geo.observe.replay.undisturbed import Call, device_of, undisturbed
+from lightning_geo.utils._transformers import is_conv1d
 from lightning_geo.utils.arguments import check_type
 from lightning_geo.utils.errors import ArgumentError
 
@@ -126,7 +127,7 @@ class _Place:
     @property
     def transposed(self) -> bool:
         """Whether the weight is [in, out], as GPT-2's ``Conv1D`` has it."""
-        return type(self.projection).__name__ == "Conv1D"
+        return is_conv1d(self.projection)
 
     def zero(self, heads: Sequence[int]) -> None:
         """Zero the columns of these heads."""
@@ -161,7 +162,7 @@ def _output_projections(model: nn.Module, call: Call, keys: Iterable[CallKey]) -
                 projections.setdefault(key, module)
                 del merged[key]
 
-    linear = [m for m in model.modules() if isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D"]
+    linear = [m for m in model.modules() if isinstance(m, nn.Linear) or is_conv1d(m)]
     handles = [m.register_forward_pre_hook(compare) for m in linear]
     try:
         with undisturbed(model), scaled_heads(tap, note):

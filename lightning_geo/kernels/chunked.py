@@ -52,7 +52,7 @@ def chunked(problem: AttentionProblem, tile_scores: int = TILE_SCORES) -> Attent
 
 #: Sums over a row's keys of e = exp(score - peak): of all, of those before the row's position, of those
 #: after, of all times their distance; of e (score - peak); √Σe²; of single keys; and of special tokens.
-SUMS = ("total", "backward_mass", "forward_mass", "attention_distance", "moment", "norm", "previous_mass",
+_SUMS = ("total", "backward_mass", "forward_mass", "attention_distance", "moment", "norm", "previous_mass",
         "self_mass", "next_mass", "first_mass", "special_mass")  # fmt: skip
 _TOTAL, _LINEAR, _MOMENT, _NORM = 0, slice(0, 4), 4, 5
 _SINGLE, _SPECIAL = slice(6, 10), 10
@@ -68,7 +68,7 @@ class _RowSums:
         new = problem.query.new_zeros
         self.tiles = scratch("tiles", (2, plan.scores(problem)), problem.query, torch.float32)
         self.peak = new(shape, dtype=torch.float32)
-        self.sums = new(len(SUMS), *shape, dtype=torch.float32)
+        self.sums = new(len(_SUMS), *shape, dtype=torch.float32)
         self.received = new(*shape[:2], problem.keys, dtype=torch.float32)
         counts = count_visible(problem)
         self.counted = counts is not None
@@ -201,7 +201,7 @@ class _RowSums:
             *self.rows.restore(own.masked_fill_(undefined, torch.nan)),
             *self.rows.restore(self.sums.div_(total.clone()).masked_fill_(undefined, torch.nan)),
         ]
-        names = ("logsumexp", "entropy", "max_probability", "max_logit", *SUMS)
+        names = ("logsumexp", "entropy", "max_probability", "max_logit", *_SUMS)
         fields = dict(zip(names, planes, strict=True))
         del fields["total"], fields["moment"]
         fields["concentration"] = fields.pop("norm").square()

@@ -11,7 +11,7 @@ from lightning_geo.kernels.problem import AttentionProblem, AttentionStatistics
 from lightning_geo.kernels.vectors import HeadMoments, StreamStatistics
 from lightning_geo.utils.shapes import Bool, Float
 
-__all__ = ["reference", "reference_moments", "reference_stream"]
+__all__ = ["reference", "reference_moments", "reference_sketch", "reference_stream"]
 
 
 @torch.no_grad()

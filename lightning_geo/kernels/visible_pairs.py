@@ -32,7 +32,7 @@ class Sight(NamedTuple):
         offset: Key position of query row 0.
         left: Keys visible before a row's position; None for all.
         right: Keys visible after a row's position; None for all, 0 for causal.
-        told: Whether the tokens that are not real are known to be padding.
+        has_padding_mask: Whether the tokens that are not real are known to be padding.
     """
 
     batch: int
@@ -41,7 +41,7 @@ class Sight(NamedTuple):
     offset: int = 0
     left: int | None = None
     right: int | None = None
-    told: bool = False
+    has_padding_mask: bool = False
 
     @property
     def is_square(self) -> bool:
@@ -67,7 +67,7 @@ def visible_pairs(
         masks: Each bool (True = attend), additive float, or a ``BlockMask``. All of them apply.
         query_mask: True = real token; None if all are.
         key_mask: Likewise.
-        padding: True = padding, which the two masks may take for tokens; None for what ``sight.told`` says.
+        padding: True = padding, which the two masks may take for tokens; None for what ``sight`` says.
         device: Of the call.
 
     Returns:
@@ -84,7 +84,7 @@ def visible_pairs(
         key_mask is not None and query_mask is key_mask and padding is None and not rules
         and plain
         and all(_is(m, key_mask) for m in masks if isinstance(m, Tensor))
-        and (masks or not sight.told or (sight.left is None and sight.right is None))
+        and (masks or not sight.has_padding_mask or (sight.left is None and sight.right is None))
     )  # fmt: skip
     make = _of_tokens if of_tokens else _of_rows
     result: Tensor = kept_of(make, tensors, sight, rules, device)
@@ -113,7 +113,7 @@ def _of_tokens(
     number = real.sum(-1, dtype=_exact(device))
     sums = torch.stack([number, number * number]).sum(-1)
     # of n real tokens in a row of N: n(n − 1)/2 later keys, n(N − n) pairs with padding
-    later, padding = (-0.5, 0.5), (sight.keys * sight.told, -1.0 * sight.told)
+    later, padding = (-0.5, 0.5), (sight.keys * sight.has_padding_mask, -1.0 * sight.has_padding_mask)
     nothing = (0.0, 0.0)
     table = (nothing if sight.right == 0 else later, nothing if masks else padding, later, padding)
     return _on(table, device) @ sums
@@ -143,10 +143,10 @@ def _of_rows(
     if not limits:
         limits.append(torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device))
     visible = functools.reduce(torch.bitwise_and, limits)
-    if padding is not None:  # nobody told the model: it is no token either
+    if padding is not None:  # the model has no mask for it: it is no token either
         query_mask = ~padding if query_mask is None else query_mask & ~padding
         key_mask = ~padding if key_mask is None else key_mask & ~padding
-    elif sight.told and key_mask is not None:
+    elif sight.has_padding_mask and key_mask is not None:
         padding = ~key_mask
     if query_mask is None:
         real = torch.ones(1, len(rows), dtype=torch.bool, device=device)

@@ -26,7 +26,7 @@ from lightning_geo.utils._tensorboard import file_writer, is_summary_writer
 
 __all__ = ["RecordSink", "Sink", "open_sinks"]
 
-About = Callable[[str], AbstractContextManager[None]]
+_About = Callable[[str], AbstractContextManager[None]]
 
 
 class Sink(Protocol):
@@ -64,7 +64,7 @@ def open_sinks(
     taken: Collection[str] = (),
     picture_scales: dict[str, list[float]] | None = None,
     config: Mapping[str, Any] | None = None,
-    about: About = lambda what: contextlib.nullcontext(),
+    about: _About = lambda what: contextlib.nullcontext(),
 ) -> list[Sink]:
     """Return the sinks of a run: one per logger, and one for the record where no logger holds it.
 
@@ -79,7 +79,7 @@ def open_sinks(
         directory: Makes a directory for the record if no logger has one; ``None`` for no record then.
         schedule: Which samples get pictures; ``None`` for that of a run of unknown length.
         resumed_at: Step of the checkpoint that the run resumed from; ``None`` for a fresh run.
-        taken: Directories that hold the record of another run, see :func:`is_taken`: loggers that write there
+        taken: Directories that hold the record of another run: loggers that write there
             get the numbers as well, but no record.
         picture_scales: Ends of the scales of the run's pictures by tag, as an earlier session left them;
             those of this session go there too, for all loggers.
@@ -139,7 +139,7 @@ class _LoggerOffers:
             from lightning_geo.loggers.tensorboard import TensorBoardSink  # needs tensorboard to be installed
 
             folder = file_writer(experiment).get_logdir()
-            free = not is_taken(folder, self._taken)
+            free = not _is_taken(folder, self._taken)
             # the mark of a resumed session would void the other run's samples
             resumed_at = self._resumed_at if free else None
             first = free and not self.recorded
@@ -154,7 +154,7 @@ class _LoggerOffers:
             options = {"scales": self._scales, "measured": self._measured, "config": self._config}
             self.sinks.append(WandbSink(experiment, name, self._level, schedule, resumed=resumed, **options))
             disabled = experiment.disabled  # such a run has a temporary directory
-            if self.record is None and not disabled and not is_taken(experiment.dir, self._taken):
+            if self.record is None and not disabled and not _is_taken(experiment.dir, self._taken):
                 folder = self.wandb_folder = os.path.abspath(experiment.dir)
                 upload = functools.partial(experiment.save, base_path=folder, policy="end")
                 options = {"resumed_at": self._resumed_at, "on_open": upload}
@@ -162,10 +162,10 @@ class _LoggerOffers:
         else:
             self.sinks.append(ScalarSink(logger, name, self._level, self._measured))
             where = place_of(logger, "log_dir")
-            self.places += [where] if where is not None and not is_taken(where, self._taken) else []
+            self.places += [where] if where is not None and not _is_taken(where, self._taken) else []
 
 
-def is_taken(directory: str | os.PathLike[str], taken: Collection[str]) -> bool:
+def _is_taken(directory: str | os.PathLike[str], taken: Collection[str]) -> bool:
     """Whether a directory is among others, however it is written."""
     return str(named(place(directory))) in taken
 

@@ -16,10 +16,10 @@ from lightning_geo.storage.record import GeometryRecord
 from lightning_geo.storage.record_file import RecordFile
 from lightning_geo.utils.warn_once import WarnOnce
 
-__all__ = ["LoggerSinks", "new_version"]
+__all__ = ["LoggerSinks"]
 
 
-class LoggingRun(Protocol):
+class _LoggingRun(Protocol):
     """What sinks need to know of a run; see ``Host`` in :mod:`lightning_geo.monitor.host`."""
 
     @property
@@ -98,7 +98,7 @@ class LoggerSinks:
 
     def open(
         self,
-        run: LoggingRun,
+        run: _LoggingRun,
         resumed_at: int | None,
         version: str | None = None,
         picture_scales: dict[str, list[float]] | None = None,
@@ -121,7 +121,7 @@ class LoggerSinks:
 
         def directory() -> Place:
             root = place(run.root_dir) / "lightning_geo"
-            self.version = version or new_version(root)
+            self.version = version or _new_version(root)
             return root / self.version
 
         with self._warn_once.about("the loggers could not be opened"):
@@ -161,7 +161,7 @@ class LoggerSinks:
         self._sinks = self._schedule = None
 
 
-def new_version(root: Place) -> str:
+def _new_version(root: Place) -> str:
     """Make the directory of a new run beside those of other runs, and return its name.
 
     Raises:

@@ -13,7 +13,7 @@ from lightning_geo.metrics.spec import MetricSpec
 
 __all__ = ["PictureScale", "PictureScales"]
 
-Values = NDArray[np.float64]
+_Values = NDArray[np.float64]
 
 _SHARES = (0.02, 0.98)
 _NEAR = 0.5  # of the distance between the two quantiles: what lies beyond them by less is no outlier
@@ -34,11 +34,11 @@ class PictureScale:
     high: float
     log_from: float | None = None
 
-    def shares(self, values: NDArray[Any]) -> Values:
+    def shares(self, values: NDArray[Any]) -> _Values:
         """How far along the scale values lie, from 0 to 1; 0 for what is not finite."""
         start, end = self._place(np.array([self.low, self.high]))
         known = np.where(np.isfinite(values), values, self.low)
-        shares: Values = (self._place(known.astype(np.float64)) - start) / (end - start)
+        shares: _Values = (self._place(known.astype(np.float64)) - start) / (end - start)
         return shares.clip(0, 1)
 
     def value(self, share: float) -> float:
@@ -47,10 +47,10 @@ class PictureScale:
         place = float(start + share * (end - start))
         return place if self.log_from is None else math.exp(place) + self.log_from
 
-    def _place(self, values: Values) -> Values:
+    def _place(self, values: _Values) -> _Values:
         if self.log_from is None:
             return values
-        places: Values = np.log(np.maximum(values - self.log_from, np.finfo(np.float64).tiny))
+        places: _Values = np.log(np.maximum(values - self.log_from, np.finfo(np.float64).tiny))
         return places
 
 
@@ -100,7 +100,7 @@ class PictureScales:
         return PictureScale(low, high if high > low else low + 1, log_from)
 
 
-def _spread(known: Values, log_from: float | None) -> tuple[float, float]:
+def _spread(known: _Values, log_from: float | None) -> tuple[float, float]:
     """The ends of a scale without its outliers."""
     places = np.sort(known if log_from is None else np.log(known - log_from))
     low, high = (places[round(share * (places.size - 1))] for share in _SHARES)

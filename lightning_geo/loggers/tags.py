@@ -21,7 +21,6 @@ __all__ = [
     "headlines",
     "key_values",
     "layer_range",
-    "layer_tag",
     "model_tag",
     "scalars",
 ]
@@ -70,7 +69,7 @@ def group(record: GeometryRecord, name: str, family: str, stack: str, metric: st
     return f"{name}_{family}/{stack}/{metric}" if len(record.stacks) > 1 else f"{name}_{family}/{metric}"
 
 
-def layer_tag(prefix: str, layer: int, layers: int) -> str:
+def _layer_tag(prefix: str, layer: int, layers: int) -> str:
     """Return ``<prefix>/layer_03``; the number is as wide as the last layer's, so that tags sort."""
     return f"{prefix}/layer_{layer:0{max(2, len(str(layers - 1)))}d}"
 
@@ -99,15 +98,15 @@ def scalars(
         >>> sorted(scalars(record, level="layer"))
         ['geometry/entropy', 'geometry_entropy/entropy/layer_00', 'geometry_entropy/entropy/layer_01']
     """
-    chosen = key_metrics_by_stack(list(record.stacks), measured, record.specs)
-    shown = {model_tag(record, name, stack, metric) for stack, metric in chosen} | {f"{name}/coverage"}
+    key_metrics = key_metrics_by_stack(list(record.stacks), measured, record.specs)
+    shown = {model_tag(record, name, stack, metric) for stack, metric in key_metrics} | {f"{name}/coverage"}
     summaries = {f"{name}/{key}": value for key, value in record.summaries().items()}
     result = {tag: value for tag, value in summaries.items() if tag in shown}
     if level == "model":
         return result
     for stack, metric, spec, values in headlines(record):
         prefix = group(record, name, spec.family, stack, metric)
-        tags = [layer_tag(prefix, layer, len(values)) for layer in range(len(values))]
+        tags = [_layer_tag(prefix, layer, len(values)) for layer in range(len(values))]
         result.update(_finite(tags, reduce_finite(values, spec.summary, keep=1)))
         if level == "head" and values.ndim == 2:
             width = max(2, len(str(values.shape[1] - 1)))

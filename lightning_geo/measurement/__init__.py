@@ -7,6 +7,6 @@
   for all layers of a stack at once (subspaces in ``bases``), and ``derived`` moves them to the host in one
   transfer.
 - ``call_statistics``: the kernels' statistics of one attention call; ``row_sampling``: random query rows.
-- ``importance`` and ``training_importance``: slopes of the loss by heads, from a backward pass of their own
-  or from training's.
+- ``importance`` and ``training_importance``: gradients of the loss by heads, from a backward pass of their
+  own or from training's.
 """

@@ -65,7 +65,7 @@ class Computed:
             for name, values in list(arrays.items()):
                 base = name.partition(".")[0]
                 # there was no loss, or one that no head changes
-                weightless = "slope" in reads_of(name) and not np.nan_to_num(values).any()
+                weightless = "head_gradient" in reads_of(name) and not np.nan_to_num(values).any()
                 if weightless or base in self.failures or (base in FOREIGN and np.isnan(values).all()):
                     del arrays[name]
 

@@ -29,13 +29,13 @@ def compare_bases(stack: DerivedStack, metrics: Iterable[str]) -> None:
         if first is None or second is None or first.shape != second.shape:
             continue
         indices = sorted(stack.layers)
-        here, there = (_of_layers(basis.to(first.device), indices) for basis in (first, second))
-        values = metric_function(name)(here, there)
+        now, then = (_of_layers(basis.to(first.device), indices) for basis in (first, second))
+        values = metric_function(name)(now, then)
         if second is first:  # against itself: rounding is no drift, but NaN stays
             values = values * 0.0
         elif "basis" in reads:
             # a layer that lost heads has numbered them anew: no head is to be compared with another
-            same = _last_head(here) == _last_head(there)
+            same = _last_head(now) == _last_head(then)
             values = values.masked_fill(~same[:, None], torch.nan)
         stack.add(name, indices, values)
 

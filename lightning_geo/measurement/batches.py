@@ -35,7 +35,7 @@ _APART = ("cuda",)
 _OWNERS = 64
 
 #: ``compute(owners, tensors, shared)``; tensors have a layer axis, one entry for each owner.
-Compute = Callable[[list[Any], dict[str, Tensor], dict[str, Tensor | None]], None]
+_Compute = Callable[[list[Any], dict[str, Tensor], dict[str, Tensor | None]], None]
 
 
 class BatchEntry(NamedTuple):
@@ -68,7 +68,7 @@ class LayerBatches:
     """
 
     def __init__(
-        self, compute: Compute, axis: int = 0, calls: int | None = None, owned: bool = False
+        self, compute: _Compute, axis: int = 0, calls: int | None = None, owned: bool = False
     ) -> None:
         # A cycle with the method's object would hold the memory of a sample that is given up until the
         # garbage collector runs.

@@ -27,7 +27,7 @@ from lightning_geo.observe import AttentionCall
 __all__ = ["ObservedScores", "call_statistics", "observed_scores"]
 
 #: How many tokens away near context is.
-NEAR = 4
+_NEAR = 4
 
 #: Statistics that the shares of gates are made of.
 _SHARES = frozenset(
@@ -78,7 +78,7 @@ class ObservedScores:
         assert statistics.logsumexp is not None
         assert statistics.received is not None
         planes = {name: plane for name, plane in vars(statistics).items() if plane is not None}
-        planes |= near_and_mutual(self.attended, statistics.logsumexp, statistics.live, NEAR)
+        planes |= near_and_mutual(self.attended, statistics.logsumexp, statistics.live, _NEAR)
         received = key_entropy(statistics.received, self.key_mask)
         return gate_shares(planes, received)
 

@@ -34,9 +34,9 @@ class ChosenLayers:
         self, layers: LayerChoice, name: str, modules: Mapping[str, nn.Module], known: dict[CallKey, bool]
     ) -> None:
         self._pattern = layers if isinstance(layers, str) else None
-        self._wanted = None
+        self._requested = None
         if layers is not None and not isinstance(layers, str):
-            self._wanted = {layers} if isinstance(layers, int) else set(layers)
+            self._requested = {layers} if isinstance(layers, int) else set(layers)
         self._name = name
         self._modules = dict(modules)
         self._known = known
@@ -54,10 +54,10 @@ class ChosenLayers:
             return self._asks_in(key)
         if self._pattern is not None:
             return self._matches(key)
-        if self._wanted is None:
+        if self._requested is None:
             return True
         if key not in self._before:
-            self._before[key] = self._may_be_wanted(key, self._wanted)
+            self._before[key] = self._may_be_requested(key, self._requested)
         return self._before[key]
 
     def _asks_in(self, path: str) -> bool:
@@ -67,9 +67,9 @@ class ChosenLayers:
         if self._pattern is not None:
             return any(self._matches(CallKey(name)) for name in self._modules if within(name))
         known = [asked for key, asked in self._before.items() if within(key.module)]
-        return (
-            any(known) if known else self._wanted is None or self._may_be_wanted(CallKey(path), self._wanted)
-        )
+        if known:
+            return any(known)
+        return self._requested is None or self._may_be_requested(CallKey(path), self._requested)
 
     def has_reported(self, key: CallKey) -> bool:
         """Return whether any sample has reported a call."""
@@ -79,7 +79,7 @@ class ChosenLayers:
         """Return whether a call is reported."""
         if self._pattern is not None:
             return self._matches
-        numbers = self._wanted
+        numbers = self._requested
         return lambda key: numbers is None or numbering.layers[key][1] in numbers
 
     def learn(self, numbering: LayerNumbering) -> list[str]:
@@ -88,7 +88,7 @@ class ChosenLayers:
         Returns:
             Modules that are reported, and whose calls this sample passed over.
         """
-        if self._wanted is None:
+        if self._requested is None:
             return []
         reports = self.reports(numbering)
         for key in numbering.layers:
@@ -100,11 +100,11 @@ class ChosenLayers:
         paths = (key.module, f"{self._name}.{key.module}")
         return any(re.search(self._pattern or "", path) for path in paths)
 
-    def _may_be_wanted(self, key: CallKey, wanted: set[int]) -> bool:
+    def _may_be_requested(self, key: CallKey, requested: set[int]) -> bool:
         elements = elements_of(key.module, self._modules)
         if key.repeat or len(elements) != 1 or not self._is_plain(elements[0].parent):
             return True
-        return elements[0].index in wanted
+        return elements[0].index in requested
 
     def _is_plain(self, path: str) -> bool:
         """Whether each item of a list is a layer, rather than a stage with a list of layers in it."""

@@ -22,7 +22,7 @@ __all__ = ["ComparingLossError", "LossFunction", "NoImportanceError", "NoLossErr
 LossFunction = Callable[..., Any]
 
 #: ``(model, gradient=...)``: what a model runs in, see :func:`undisturbed`.
-Replay = Callable[..., AbstractContextManager[None]]
+_Replay = Callable[..., AbstractContextManager[None]]
 
 
 #: How far the loss of a batch may be off those of its sequences: rounding and random masks are no comparison.
@@ -77,7 +77,7 @@ def importances(
     loss_fn: LossFunction | None = None,
     context: Callable[[], AbstractContextManager[object]] = nullcontext,
     observed: nn.Module | None = None,
-    replay: Replay = undisturbed,
+    replay: _Replay = undisturbed,
     asked: Callable[[CallKey], bool] = lambda key: True,
 ) -> list[dict[CallKey, Tensor]]:
     """Return the importance of every head, [1, H] by attention call, for one sequence after the other.
@@ -126,7 +126,7 @@ class _Differentiated:
         loss_fn: LossFunction | None,
         context: Callable[[], AbstractContextManager[object]],
         observed: nn.Module,
-        replay: Replay,
+        replay: _Replay,
         asked: Callable[[CallKey], bool],
     ) -> None:
         self._model = model
@@ -153,9 +153,9 @@ class _Differentiated:
             factors = self._factors = HeadFactors()
             with self._replay(self._model, gradient=True):
                 loss = self._loss(call)
-                slopes = factors.slopes(loss)
+                gradients = factors.gradients(loss)
             losses.append(loss.detach())
-            by_sequence.append({key: head_importance(slope) for key, slope in slopes.items()})
+            by_sequence.append({key: head_importance(gradient) for key, gradient in gradients.items()})
         if len(alone) > 1:
             self._factors = None
             # observed too, since that may change how the model computes: torch's encoder has a fast path

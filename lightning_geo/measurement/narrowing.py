@@ -12,7 +12,7 @@ from lightning_geo.observe import CallKey, Tap
 from lightning_geo.observe.attention_events import Asked
 from lightning_geo.observe.layers.numbering import elements_of
 from lightning_geo.observe.narrow_tap import NarrowTap
-from lightning_geo.observe.same_events import Comparison, OneOfTwo
+from lightning_geo.observe.same_events import EventComparison, OneOfTwo
 
 __all__ = ["Narrowing"]
 
@@ -41,9 +41,9 @@ class Narrowing:
         #: whether the observer reads projections, for those to which both taps showed the same
         self._proved: set[bool] = set()
         #: of the last sample that both taps observed; None once it is decided, and if that sample failed
-        self._comparison: Comparison | None = None
+        self._comparison: EventComparison | None = None
         #: the comparison that this sample makes
-        self._comparing: Comparison | None = None
+        self._comparing: EventComparison | None = None
         #: whether this sample observes the asked layers alone
         self._alone = False
 
@@ -57,7 +57,7 @@ class Narrowing:
             return self._whole
         self._alone = statistics.reads_projections in self._proved
         if not self._alone:
-            self._comparing = Comparison(statistics.reads_projections)
+            self._comparing = EventComparison(statistics.reads_projections)
         self._narrow.beside = None if self._alone else self._whole
         self._narrow.begin_sample(asked, timed=False)  # a sample of fixed inputs is timed as a whole
         return self._narrow if self._alone else self._whole
@@ -113,6 +113,6 @@ class Narrowing:
             return
         modules = self._whole.modules
         blocks = {key.module: next((e.name for e in elements_of(key.module, modules)), "") for key in heads}
-        wanted = {blocks[key.module] for key in heads if asked(key)}
-        if "" not in wanted and not wanted.issuperset(blocks.values()):
-            self._narrow = NarrowTap(self._whole, wanted, {*blocks, *blocks.values()} - {""})
+        requested = {blocks[key.module] for key in heads if asked(key)}
+        if "" not in requested and not requested.issuperset(blocks.values()):
+            self._narrow = NarrowTap(self._whole, requested, {*blocks, *blocks.values()} - {""})

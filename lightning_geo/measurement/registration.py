@@ -93,7 +93,7 @@ def register_metric(
         reads: The quantities that the function is called with, in that order; they come from one source.
             :mod:`lightning_geo.metrics.registry` lists them, with the shapes of arguments and result: one
             number per query row, or one per sequence. Open to metrics of others are all but ``basis``,
-            ``drawn``, ``margins``, ``slope`` and pairs (``future.visible`` and so on).
+            ``drawn``, ``margins``, ``head_gradient`` and pairs (``future.visible`` and so on).
         roles: Roles whose weights must be known, for functions that read ``weights``.
         collector: A new source of data, see :class:`lightning_geo.Collector`; None for the built-in ones.
 

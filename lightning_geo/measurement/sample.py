@@ -89,7 +89,7 @@ class Measurement(ObservedCalls):
     def observe(
         self,
         name: str = "",
-        slopes: TrainingGradients | None = None,
+        gradients: TrainingGradients | None = None,
         *,
         training: bool = False,
         replays: bool = False,
@@ -105,7 +105,7 @@ class Measurement(ObservedCalls):
             twin: A copy of the model that runs in its place.
         """
         statistics, observed = self._statistics[name], self._narrowings.get(name, self._taps[name])
-        statistics.gradient_hook = None if slopes is None else slopes.hook
+        statistics.gradient_hook = None if gradients is None else gradients.hook
         with reuse_scratch(), observed.open(statistics, training=training, replays=replays, twin=twin) as tap:
             yield tap
 

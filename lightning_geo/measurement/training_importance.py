@@ -71,7 +71,7 @@ class _CallGradient:
     sequences: int
     hook: HeadGradientHook
     #: [sequence, head]; ``None`` until a backward pass reached the call
-    slopes: Tensor | None = None
+    values: Tensor | None = None
 
 
 class TrainingGradients:
@@ -79,7 +79,7 @@ class TrainingGradients:
 
     The backward pass starts from the loss as the trainer scaled it; the scale is divided out. Lightning tells
     it; of other loops it is the gradient that reaches the loss which the model returns. The loss of a batch
-    is the mean over its B sequences, so that each slope is multiplied by B to be the slope of that sequence's
+    is the mean over its B sequences, so that each gradient is multiplied by B to be that of the sequence's
     own loss. Where the model averages over all tokens instead, a sequence with more tokens than the others
     comes out larger by that ratio. A call that cannot be divided into sequences counts as one.
     """
@@ -115,7 +115,7 @@ class TrainingGradients:
         """Return the hook for the gradient of one attention call."""
         forward = self._forward
 
-        def on_gradient(slopes: Tensor) -> None:
+        def on_gradient(values: Tensor) -> None:
             factor = self.factor
             if factor is None and forward is not None:
                 factor = forward.factor
@@ -126,14 +126,14 @@ class TrainingGradients:
                 )
             elif factor is None:
                 hook.absence = _ANOTHER_LOSS if forward is None else forward.absence
-            elif slopes.shape[0] % gradient.sequences:
+            elif values.shape[0] % gradient.sequences:
                 hook.absence = (
-                    f"its batch of {slopes.shape[0]} is no multiple of {gradient.sequences} sequences"
+                    f"its batch of {values.shape[0]} is no multiple of {gradient.sequences} sequences"
                 )
             else:
                 # Windowed attention splits a sequence into several consecutive rows: add them up.
-                slopes = slopes.unflatten(0, (gradient.sequences, -1)).sum(1)
-                gradient.slopes = slopes * gradient.sequences / factor
+                values = values.unflatten(0, (gradient.sequences, -1)).sum(1)
+                gradient.values = values * gradient.sequences / factor
 
         hook = HeadGradientHook(on_gradient)
         gradient = _CallGradient(key, 1 if forward is None else forward.sequences, hook)
@@ -145,8 +145,8 @@ class TrainingGradients:
     def importances(self) -> Iterator[dict[CallKey, Tensor]]:
         """Yield the importance of the heads, [sequence, head] by attention call, as far as it is known."""
         for gradient in self._gradients:
-            if gradient.slopes is not None and gradient.hook.absence is None:
-                yield {gradient.key: head_importance(gradient.slopes)}
+            if gradient.values is not None and gradient.hook.absence is None:
+                yield {gradient.key: head_importance(gradient.values)}
 
     @property
     def absences(self) -> dict[str, str]:
@@ -156,7 +156,7 @@ class TrainingGradients:
 
     @staticmethod
     def _absence(gradient: _CallGradient) -> str | None:
-        unreached = "the training backward pass did not reach it" if gradient.slopes is None else None
+        unreached = "the training backward pass did not reach it" if gradient.values is None else None
         return gradient.hook.absence or unreached
 
     def close(self) -> None:

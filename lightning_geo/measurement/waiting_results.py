@@ -21,24 +21,24 @@ class _Result(Protocol):
         """Bytes that wait."""
 
 
-ResultT = TypeVar("ResultT", bound=_Result)
+_ResultT = TypeVar("_ResultT", bound=_Result)
 
 
-class WaitingResults(Generic[ResultT]):
+class WaitingResults(Generic[_ResultT]):
     """Keeps results until :meth:`finish`, or until they hold more memory than they may.
 
     Args:
         compute: A method, called without gradients for all results of one layout, oldest first.
     """
 
-    def __init__(self, compute: Callable[[list[ResultT]], None]) -> None:
+    def __init__(self, compute: Callable[[list[_ResultT]], None]) -> None:
         # A cycle with the method's object would hold the memory of a sample that is given up until the
         # garbage collector runs.
         self._compute = weakref.WeakMethod(compute)
-        self._alike: dict[tuple[object, ...], list[ResultT]] = {}
+        self._alike: dict[tuple[object, ...], list[_ResultT]] = {}
         self._nbytes = 0
 
-    def add(self, *results: ResultT, limit: int) -> None:
+    def add(self, *results: _ResultT, limit: int) -> None:
         """Keep results, and finish where all that wait hold more than ``limit`` bytes."""
         for result in results:
             self._alike.setdefault(result.layout, []).append(result)

@@ -42,7 +42,7 @@ fields of ``StreamStatistics``         one number per token, ``[B, N]``         
 ``future.visible``, ``future.pairs``   pairs with later tokens that are visible, all  ``[L]``
                                        ``[L]``
 ``padding.visible``, ``padding.pairs`` the same with padding                          ``[L]``
-``slope``                              derivative of a sequence's loss by a factor 1  ``[..., H]``
+``head_gradient``                      derivative of a sequence's loss by a factor 1  ``[..., H]``
                                        on each head's output, ``[..., H]``
 ====================================== ============================================== ====================
 

@@ -18,7 +18,7 @@ __all__ = ["by_reason", "report_gaps", "report_importance", "report_kept_weights
 
 
 #: How many bytes of a run's first weights are kept without a word.
-KEPT_BYTES = 1 << 28
+_KEPT_BYTES = 1 << 28
 
 
 def by_reason(absences: Mapping[str, str]) -> str:
@@ -88,7 +88,7 @@ def report_kept_weights(start: Mapping[str, Mapping[str, Mapping[str, Tensor]]],
     """
     kept = [x for modules in start.values() for roles in modules.values() for x in roles.values()]
     size = sum(x.numel() * x.element_size() for x in kept)
-    if size > KEPT_BYTES:
+    if size > _KEPT_BYTES:
         warn_once.warn(
             "weight_drift keeps the attention weights of the run's start",
             f"{size / 1e9:.2f} GB in the memory of every rank and in every checkpoint. Leave `weight_drift` "

@@ -60,7 +60,7 @@ class Alerting:
             rules = () if self._alerts is None else self._alerts.looked_for
             record.looked_for = [rule.name for rule in rules if rule.name not in unchecked]
 
-    def tell(self, host: Host, record: GeometryRecord) -> None:
+    def report(self, host: Host, record: GeometryRecord) -> None:
         """Log a sample's findings, and call who wants to know; on rank 0."""
         if self._alerts is None or self._detector is None:
             return
@@ -83,7 +83,7 @@ class Alerting:
                 self._ended.add(place)
             elif not self._is_news(place, finding):
                 continue
-            log.log(_LEVELS[finding.severity] if finding.until_step is None else 20, prefix + line(finding))
+            log.log(_LEVELS[finding.severity] if finding.until_step is None else 20, prefix + _line(finding))
             if self._alerts.notify is not None:
                 with self._warn_once.about("`notify` of the alerts failed", f"first at step {record.step}"):
                     self._alerts.notify(finding)
@@ -147,7 +147,7 @@ class Alerting:
 _LEVELS = {"note": 20, "warning": 30, "critical": 40}
 
 
-def line(finding: Finding) -> str:
+def _line(finding: Finding) -> str:
     """Return a finding in one line of a log."""
     if finding.until_step is not None:
         return f"step {finding.until_step}: {finding.rule} ended, which began at step {finding.since_step}."

@@ -184,7 +184,7 @@ class Delivery:
             self.open(host)
             self.alerting.add(record)
             self.sinks.write(record, final=facts.final)
-            self.alerting.tell(host, record)
+            self.alerting.report(host, record)
 
     def _summaries(self, record: GeometryRecord, due: tuple[str, ...], replayed: bool) -> dict[str, float]:
         """Model summaries by tag: the sample's, NaN for one that was due and has no value any more.

@@ -20,10 +20,10 @@ __all__ = ["RunHooks"]
 #: Methods of the LightningModule that Lightning gives to every callback.
 _MODULES_OWN = ("log", "log_dict")
 
-Hook = TypeVar("Hook", bound=Callable[..., None])
+_Hook = TypeVar("_Hook", bound=Callable[..., None])
 
 
-def _hook(hook: Hook) -> Hook:
+def _hook(hook: _Hook) -> _Hook:
     """Lead a hook to the run of its own Trainer; an error in it does not stop training."""
 
     @functools.wraps(hook)

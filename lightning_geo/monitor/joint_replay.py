@@ -57,12 +57,12 @@ def run_together(
             replica = stand_in(spare.call, spare.model)
             rounds = share.rounds.get(kind, (len(own), len(own)))[counted]
             for recorded in [*own, *[None] * (rounds - len(own))]:
-                wanted = None if failure is not None else recorded
+                replayed = None if failure is not None else recorded
                 gathering = replica.gathering
                 if failure is not None and gathering is not None and gathering.lockstep is not None:
                     gathering.make_up()  # the spare has other sequences than the group's pass
                     continue
-                failure = _run_one(replica, wanted, spare, measure, context) or failure
+                failure = _run_one(replica, replayed, spare, measure, context) or failure
     return failure
 
 

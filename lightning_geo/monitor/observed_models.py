@@ -39,7 +39,7 @@ class ObservedModels:
         #: whether a sample has shown which of the candidates attend
         self.settled = False
         #: the model whose device is known, and where its first parameter was then
-        self._found: tuple[int, torch.device | None] | None = None
+        self._identity: tuple[int, torch.device | None] | None = None
         self._device = torch.device("cpu")
         self._taps = {
             n: Tap(model, special_tokens(model, special_token_ids)) for n, model in self.models.items()
@@ -72,9 +72,9 @@ class ObservedModels:
         model = next(iter(self.models.values()))
         first = next(model.parameters(), None)
         # asked for at each step: looking through all modules would take a millisecond of it
-        found = id(model), None if first is None else first.device
-        if self._found != found:
-            self._found, self._device = found, device_of(model)
+        identity = id(model), None if first is None else first.device
+        if self._identity != identity:
+            self._identity, self._device = identity, device_of(model)
         return self._device
 
     def may_attend(self, name: str) -> bool:

@@ -80,7 +80,7 @@ class OpenSample:
     @property
     def weighs_heads(self) -> bool:
         """Whether the importance of heads is due."""
-        return any("slope" in reads_of(name) for name in self.due)
+        return any("head_gradient" in reads_of(name) for name in self.due)
 
     def first_failure(self) -> Exception | None:
         """Return the first error since the sample began, or None."""

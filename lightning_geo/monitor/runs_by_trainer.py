@@ -9,30 +9,30 @@ from typing import Any, Generic, Protocol, TypeVar
 __all__ = ["RunsByTrainer"]
 
 
-class Copied(Protocol):
+class _Copied(Protocol):
     """A run that can begin another one in a copy of its monitor."""
 
     def copied(self, loggers: Iterable[Any]) -> Any:
         """Return the run of a copy of the monitor."""
 
 
-Run = TypeVar("Run", bound=Copied)
+_Run = TypeVar("_Run", bound=_Copied)
 
 
-class RunsByTrainer(Generic[Run]):
+class RunsByTrainer(Generic[_Run]):
     """One run for each Trainer; it goes with the Trainer when that dies, but for the last one.
 
     Args:
         run: That of the first Trainer that asks.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: _Run) -> None:
         #: of the Trainer that asked last
         self.current = run
         self._trainer: Callable[[], Any] = lambda: None
-        self._others: weakref.WeakKeyDictionary[Any, Run] = weakref.WeakKeyDictionary()
+        self._others: weakref.WeakKeyDictionary[Any, _Run] = weakref.WeakKeyDictionary()
 
-    def of(self, trainer: Any, start: Callable[[], Run]) -> Run:
+    def of(self, trainer: Any, start: Callable[[], _Run]) -> _Run:
         """Return a Trainer's run.
 
         Args:
@@ -51,7 +51,7 @@ class RunsByTrainer(Generic[Run]):
                 self.current = start()
         return self.current
 
-    def known(self, trainer: Any) -> Run | None:
+    def known(self, trainer: Any) -> _Run | None:
         """Return a Trainer's run, or None if it never asked."""
         return self.current if self._trainer() is trainer else self._others.get(trainer)
 

@@ -15,7 +15,7 @@ from lightning_geo.utils.warn_once import WarnOnce
 
 __all__ = ["OverheadBudget", "Pace", "Schedule", "SlowClocks"]
 
-DEFAULT_INTERVAL = 50
+_DEFAULT_INTERVAL = 50
 
 #: Steps after which the pace is looked at again at the latest, early in a run.
 _FIRST_LOOK = 8
@@ -45,7 +45,7 @@ class Schedule:
                 "Expected either `every_n_steps` or `schedule` but got both. Leave one of them out: "
                 "`schedule` alone decides which steps are sampled."
             )
-        interval = DEFAULT_INTERVAL if every_n_steps is None else every_n_steps
+        interval = _DEFAULT_INTERVAL if every_n_steps is None else every_n_steps
         if not isinstance(interval, int) or isinstance(interval, bool) or interval < 1:
             raise ArgumentError(
                 f"Expected `every_n_steps` to be an integer of at least 1 but got {every_n_steps!r}. "
@@ -112,7 +112,7 @@ class SlowClocks:
         check_positive("weights_every_n_samples", weights_every_n_samples)
         check_positive("importance_every_n_samples", importance_every_n_samples)
         #: quantity that a metric reads -> samples from one measurement of it to the next
-        self._intervals = {"weights": weights_every_n_samples, "slope": importance_every_n_samples}
+        self._intervals = {"weights": weights_every_n_samples, "head_gradient": importance_every_n_samples}
 
     def due(self, metrics: Iterable[str], samples: int, *, final: bool = False) -> tuple[str, ...]:
         """Return the metrics to measure after that many samples of the run."""

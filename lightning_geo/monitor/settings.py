@@ -144,8 +144,8 @@ class Settings:
 
 def _versions() -> dict[str, str]:
     """Versions that the numbers depend on."""
-    found = {package: _version(package) for package in ("torch", "transformers")}
-    return {"lightning_geo": __version__, **{name: text for name, text in found.items() if text}}
+    versions = {package: _version(package) for package in ("torch", "transformers")}
+    return {"lightning_geo": __version__, **{name: text for name, text in versions.items() if text}}
 
 
 @functools.cache  # to look for it takes milliseconds, and what is imported does not change

@@ -11,10 +11,10 @@ from torch import Tensor
 from lightning_geo.measurement.assemble import Bases
 from lightning_geo.utils.errors import DamagedError
 
-__all__ = ["RunState", "bases_on"]
+__all__ = ["RunState"]
 
 #: Changes with what the fields of a checkpoint's state mean.
-FORMAT = 2
+_FORMAT = 2
 
 
 @dataclass
@@ -55,8 +55,8 @@ class RunState:
         """Its fields by name, tensors on the CPU."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         for name in ("baseline", "previous"):
-            values[name] = None if values[name] is None else bases_on(torch.device("cpu"), values[name])
-        return {"format": FORMAT} | values
+            values[name] = None if values[name] is None else _bases_on(torch.device("cpu"), values[name])
+        return {"format": _FORMAT} | values
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> RunState:
@@ -65,14 +65,14 @@ class RunState:
         Raises:
             ValueError: If another version wrote it.
         """
-        if state.get("format") != FORMAT:
+        if state.get("format") != _FORMAT:
             raise DamagedError(
                 f"it has format {state.get('format')!r}, which another version of lightning_geo wrote; "
-                f"this one reads {FORMAT}"
+                f"this one reads {_FORMAT}"
             )
         return cls(**{f.name: state[f.name] for f in fields(cls)})
 
 
-def bases_on(device: torch.device, bases: Bases) -> Bases:
+def _bases_on(device: torch.device, bases: Bases) -> Bases:
     """Bases of subspaces on a device."""
     return {stack: {role: u.to(device) for role, u in roles.items()} for stack, roles in bases.items()}

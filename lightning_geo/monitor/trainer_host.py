@@ -18,6 +18,7 @@ from lightning_geo.monitor.state import RunState
 from lightning_geo.monitor.wrappers import without_wrappers
 from lightning_geo.utils._deepspeed import inside_of_engine, steps_by_engine
 from lightning_geo.utils._torch import is_compiled_module, unwrapped
+from lightning_geo.utils._transformers import callbacks_of, logs_to_wandb, writer_of
 from lightning_geo.utils.progress_bars import script_logger
 
 __all__ = ["TrainerHost"]
@@ -123,20 +124,20 @@ class TrainerHost(Host):
     @property
     def callbacks(self) -> list[Any]:
         """The Trainer's callbacks."""
-        return [] if self.trainer is None else list(self.trainer.callback_handler.callbacks)
+        return [] if self.trainer is None else callbacks_of(self.trainer)
 
     @property
     def loggers(self) -> Sequence[Any]:
-        found: list[Any] = []
+        experiments: list[Any] = []
         for callback in self.callbacks:
-            writer = getattr(callback, "tb_writer", None)
+            writer = writer_of(callback)
             if writer is not None:
                 self._writers.append(writer)
-                found.append(Experiment(writer))
-            elif any(kind.__name__ == "WandbCallback" for kind in type(callback).__mro__):
+                experiments.append(Experiment(writer))
+            elif logs_to_wandb(callback):
                 run = getattr(sys.modules.get("wandb"), "run", None)
-                found += [] if run is None else [Experiment(run)]
-        return found
+                experiments += [] if run is None else [Experiment(run)]
+        return experiments
 
     @property
     def root_dir(self) -> str:
@@ -161,7 +162,7 @@ class TrainerHost(Host):
 
     def close(self) -> None:
         """Close writers that their own callback has closed and let go: the last sample opened them anew."""
-        held = [getattr(callback, "tb_writer", None) for callback in self.callbacks]
+        held = [writer_of(callback) for callback in self.callbacks]
         for writer in self._writers:
             if not any(writer is other for other in held):
                 writer.close()

@@ -71,8 +71,8 @@ class AttentionCall:
         key_mask: [B, Nk] bool, likewise.
         special: [B, Nk] bool, special tokens among the keys.
         ids: [B, N], input ids of the tokens of a self-attention; ``None`` if no running module has them.
-        told: Whether ``key_mask`` is the padding mask that the model was called with; set for observers that
-            ask for it (``reads_padding``).
+        has_padding_mask: Whether ``key_mask`` is the padding mask that the model was called with; set for
+            observers that ask for it (``reads_padding``).
         padding: [B, Nk] bool, padding by its token id where the model was called without a mask; likewise.
         sequence_first: Whether the module's hidden states are [N, B, d].
         parameters: role -> weight ``[features, d]`` (of the output: ``[d, features]``), if the function takes
@@ -103,7 +103,7 @@ class AttentionCall:
     key_mask: Tensor | None = None
     special: Tensor | None = None
     ids: Tensor | None = None
-    told: bool = False
+    has_padding_mask: bool = False
     padding: Tensor | None = None
     sequence_first: bool = False
     parameters: dict[str, Tensor] | None = None

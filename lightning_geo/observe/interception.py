@@ -16,7 +16,7 @@ from lightning_geo.observe.call import AttentionCall
 from lightning_geo.observe.replay.torch_compile import as_compiled
 from lightning_geo.utils._torch import innermost_function_mode
 
-__all__ = ["INTERCEPTION", "ConnectedTap"]
+__all__ = ["INTERCEPTION", "ConnectedTap", "Interception"]
 
 #: Result types of functions that only inspect a tensor.
 _PLAIN = frozenset({bool, int, float, str, torch.Size, torch.dtype, torch.device, torch.layout})

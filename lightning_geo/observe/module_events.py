@@ -18,7 +18,7 @@ from lightning_geo.observe.layers.frame import (
     input_ids_in,
     token_states,
 )
-from lightning_geo.observe.layers.linear_run import Run
+from lightning_geo.observe.layers.linear_run import LinearRun
 from lightning_geo.observe.layers.module_stack import ModuleStack
 from lightning_geo.observe.layers.numbering import looks_like_attention
 from lightning_geo.observe.packed.claims import evidence_in
@@ -108,7 +108,7 @@ class ModuleEvents:
         if frame.x is not None and isinstance(result, Tensor) and frames:
             if self.stack.records_linears():
                 name = frame.name.rpartition(".")[2]
-                frames[-1].linears.append(Run(name, frame.module, frame.x, result))
+                frames[-1].linears.append(LinearRun(name, frame.module, frame.x, result))
             return
         if frame.implied:
             if frame.keys and frame.name in items:

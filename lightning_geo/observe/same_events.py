@@ -14,10 +14,10 @@ from lightning_geo.observe.heads.projections import Projections
 from lightning_geo.utils._torch import identity_of
 from lightning_geo.utils.device_copy import ToHost
 
-__all__ = ["Comparison", "OneOfTwo"]
+__all__ = ["EventComparison", "OneOfTwo"]
 
 
-class Comparison:
+class EventComparison:
     """Whether two taps show the same events: tensors bit for bit, and everything else about them.
 
     Args:
@@ -88,7 +88,7 @@ class OneOfTwo:
         like: The observer, or that of the other tap.
     """
 
-    def __init__(self, comparison: Comparison, covers: Any, observer: Any, like: Any) -> None:
+    def __init__(self, comparison: EventComparison, covers: Any, observer: Any, like: Any) -> None:
         self._comparison, self._covers, self._observer = comparison, covers, observer
         self.reads_projections: bool = like.reads_projections
         self.reads_padding: bool = like.reads_padding

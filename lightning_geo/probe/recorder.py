@@ -20,7 +20,7 @@ from lightning_geo.utils._torch import in_context_parallel
 from lightning_geo.utils.cuda_graphs import CaptureError, is_capturing
 from lightning_geo.utils.errors import GeometryError
 
-__all__ = ["CallRecorder"]
+__all__ = ["CallRecorder", "ContextParallelError"]
 
 
 class ContextParallelError(GeometryError, RuntimeError):

@@ -11,11 +11,11 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from lightning_geo.report.svg import joined, svg, text, thinned
+from lightning_geo.utils.arrays import Array
 from lightning_geo.utils.formatting import number
 
 __all__ = ["Curve", "Event", "balance", "bars", "lines", "sparkline", "timeline"]
 
-Array = NDArray[np.float64]
 #: Name, steps and values.
 Curve = tuple[str, NDArray[np.int64], Array]
 

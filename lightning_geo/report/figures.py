@@ -16,12 +16,12 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from lightning_geo.report.svg import joined, svg, text, thinned
+from lightning_geo.utils.arrays import Array
 from lightning_geo.utils.colours import CATEGORICAL, diverging_colours, sequential_colours
 from lightning_geo.utils.formatting import number
 
 __all__ = ["classes", "evolution", "legend", "matrix"]
 
-Array = NDArray[np.float64]
 
 _FIELD = (190, 150)  # pixels of a matrix: width, height
 

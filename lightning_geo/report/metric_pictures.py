@@ -12,16 +12,16 @@ from lightning_geo.analysis.changes import Change
 from lightning_geo.analysis.runs import MetricSeries
 from lightning_geo.report.charts import lines
 from lightning_geo.report.figures import evolution, matrix
+from lightning_geo.utils.arrays import Array
 from lightning_geo.utils.formatting import number
 
 __all__ = ["differences_side_by_side", "head_maps", "layer_course", "limits", "model_course"]
 
-Array = NDArray[np.float64]
 #: Lowest and highest value of a picture's colours.
-Limits = tuple[float, float]
+_Limits = tuple[float, float]
 
 
-def limits(*series: MetricSeries) -> Limits:
+def limits(*series: MetricSeries) -> _Limits:
     """Return the ends of the colours of a metric, equal for all pictures that are to be compared.
 
     A metric whose sign says most has 0 in the middle. The whole possible range is taken where the values fill
@@ -47,7 +47,7 @@ def limits(*series: MetricSeries) -> Limits:
 def head_maps(
     change: Change,
     steps: NDArray[np.int64],
-    ends: Limits,
+    ends: _Limits,
     other: tuple[MetricSeries, int] | None = None,
     name: str = "",
 ) -> list[Markup]:
@@ -74,7 +74,7 @@ def head_maps(
     return pictures
 
 
-def layer_course(series: MetricSeries, steps: NDArray[np.int64], ends: Limits, title: str) -> Markup:
+def layer_course(series: MetricSeries, steps: NDArray[np.int64], ends: _Limits, title: str) -> Markup:
     """Return the layers over the run, on the scale of the heads."""
     return evolution(series.layers(), steps, title, *ends, diverging=series.spec.signed)
 

@@ -82,8 +82,8 @@ def _curves(run: Run) -> _Curves:
         with contextlib.suppress(OSError, ValueError):  # moved or removed since
             scalars = read_scalars(run.path, run.history.name)
     known = {tag: of_tag for tag, of_tag in scalars.items() if np.isfinite(of_tag.values).any()}
-    found = suggested(list(known))
-    loss, score = found["loss"], found["score"]
+    tags = suggested(list(known))
+    loss, score = tags["loss"], tags["score"]
     return _Curves((loss, known[loss]) if loss else None, (score, known[score]) if score else None)
 
 

@@ -8,9 +8,9 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-__all__ = ["POINTS", "joined", "svg", "text", "thinned"]
+__all__ = ["joined", "svg", "text", "thinned"]
 
-POINTS = 300  # of a curve or a picture's samples; the eye sees no more
+_POINTS = 300  # of a curve or a picture's samples; the eye sees no more
 
 _SVG = Markup(
     '<svg class="lg" viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" height="{height:.0f}" '
@@ -48,6 +48,6 @@ def joined(parts: Iterable[Markup]) -> Markup:
     return Markup("").join(parts)
 
 
-def thinned(count: int, most: int = POINTS) -> NDArray[np.intp]:
+def thinned(count: int, most: int = _POINTS) -> NDArray[np.intp]:
     """Return the indices of at most so many, the first and the last among them."""
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.intp))

@@ -12,11 +12,11 @@ from typing import Any
 from lightning_geo.storage.places import Place, named, place, walk
 from lightning_geo.utils.errors import MissingPathError, RunError
 
-__all__ = ["EVENT_FILES", "event_files", "find_runs", "opened", "read_events", "wandb_logs"]
+__all__ = ["event_files", "find_runs", "opened", "read_events", "wandb_logs"]
 
 
 #: Names of event files, as TensorBoard knows them.
-EVENT_FILES = "*tfevents*"
+_EVENT_FILES = "*tfevents*"
 
 
 def read_events(file: Place) -> Iterator[Any]:
@@ -52,7 +52,7 @@ def event_files(path: Place) -> tuple[list[Place], list[str]]:
         raise MissingPathError(f"Expected `path` to be a run's directory, but {str(path)!r} does not exist.")
     folders = _folders(path)
     inside = path.resolve() if folders == [path] else folders[0].resolve().parent.parent
-    candidates = [file for folder in folders for file in folder.glob(EVENT_FILES) if file.is_file()]
+    candidates = [file for folder in folders for file in folder.glob(_EVENT_FILES) if file.is_file()]
     files = [file for file in candidates if file.resolve().is_relative_to(inside)]
     skipped = [
         f"{file}: skipped, because it links to a file outside the run's directory"
@@ -61,7 +61,7 @@ def event_files(path: Place) -> tuple[list[Place], list[str]]:
     ]
     if candidates:
         return sorted(files, key=_begun), skipped
-    deeper = (path.glob(f"{folders}/{EVENT_FILES}") for folders in ("*", "*/*", "*/*/*"))
+    deeper = (path.glob(f"{folders}/{_EVENT_FILES}") for folders in ("*", "*/*", "*/*/*"))
     below = sorted({str(file.parent) for files_below in deeper for file in files_below})
     if below:
         shown = ", ".join(below[:10]) + (", …" if len(below) > 10 else "")
@@ -125,7 +125,7 @@ def find_runs(path: str | os.PathLike[str]) -> list[Place]:
     of_wandb: dict[str, Place] = {}
     # links below the path are not followed, but the path itself may be one: the user named it
     for folder, files in walk(root.resolve() if root.is_symlink() else root):
-        if not fnmatch.filter(files, EVENT_FILES):
+        if not fnmatch.filter(files, _EVENT_FILES):
             continue
         logs = [log.name for log in folder.parent.glob("run-*.wandb")] if folder.name == "files" else []
         if logs:

@@ -29,10 +29,10 @@ __all__ = ["GeometryRecord", "lookup", "stored_parts"]
 _PART = re.compile(r"(\.(part|run)\d+)+$")
 
 
-Stacks = Mapping[str, Mapping[str, NDArray[Any]]]
+_Stacks = Mapping[str, Mapping[str, NDArray[Any]]]
 
 
-def lookup(stacks: Stacks, key: str, specs: Mapping[str, MetricSpec] | None = None) -> NDArray[Any]:
+def lookup(stacks: _Stacks, key: str, specs: Mapping[str, MetricSpec] | None = None) -> NDArray[Any]:
     """Find ``key`` (``entropy``, ``effective_rank``, ``decoder.cross/entropy``) among stacks.
 
     A metric with roles or stages, asked for by its bare name, is stacked on a last axis. A bare name means
@@ -58,7 +58,7 @@ def lookup(stacks: Stacks, key: str, specs: Mapping[str, MetricSpec] | None = No
 
 
 def stored_parts(
-    stacks: Stacks, key: str, specs: Mapping[str, MetricSpec] | None = None
+    stacks: _Stacks, key: str, specs: Mapping[str, MetricSpec] | None = None
 ) -> tuple[str, list[str]]:
     """Return the stack and the stored names that :func:`lookup` finds for a key.
 

@@ -104,14 +104,14 @@ def thinned(data: Sequence[Any], most: int = _POINTS) -> Mapping[str, Any]:
     kept: Iterable[int] = range(len(data))
     if len(data) > most:
         size = -(-2 * len(data) // (most - 2))
-        chosen = {0, len(data) - 1}
+        shown = {0, len(data) - 1}
         for start in range(0, len(data), size):
             stretch = range(start, min(start + size, len(data)))
             finite = [i for i in stretch if math.isfinite(data[i].value)]
-            chosen.update(i for i in stretch if not math.isfinite(data[i].value))
+            shown.update(i for i in stretch if not math.isfinite(data[i].value))
             if finite:
-                chosen |= {min(finite, key=lambda i: data[i].value), max(finite, key=lambda i: data[i].value)}
-        kept = sorted(chosen)
+                shown |= {min(finite, key=lambda i: data[i].value), max(finite, key=lambda i: data[i].value)}
+        kept = sorted(shown)
     values = [float(data[i].value) for i in kept]
     return {
         "steps": [int(data[i].step) for i in kept],

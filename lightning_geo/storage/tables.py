@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["to_pandas", "to_xarray"]
 
 
-class Samples(Protocol):
+class _Samples(Protocol):
     """The part of :class:`~lightning_geo.GeometryHistory` that is converted."""
 
     steps: NDArray[np.int64]
@@ -34,7 +34,7 @@ class Samples(Protocol):
 _AXES = ("step", "layer", "head")
 
 
-def to_xarray(history: Samples, stack: str | None = None) -> xarray.Dataset:
+def to_xarray(history: _Samples, stack: str | None = None) -> xarray.Dataset:
     """See :meth:`lightning_geo.GeometryHistory.to_xarray`."""
     import xarray
 
@@ -53,7 +53,7 @@ def to_xarray(history: Samples, stack: str | None = None) -> xarray.Dataset:
     return xarray.Dataset(arrays, {"step": history.steps, **numbers, **metadata}, about)
 
 
-def to_pandas(history: Samples) -> pd.DataFrame:
+def to_pandas(history: _Samples) -> pd.DataFrame:
     """See :meth:`lightning_geo.GeometryHistory.to_pandas`."""
     import pandas as pd
 

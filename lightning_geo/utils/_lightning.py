@@ -19,6 +19,7 @@ __all__ = [
     "batches_done",
     "borrows_forward",
     "is_fabric_module",
+    "is_lightning",
     "loss_factor",
     "set_trainer",
     "state_key",
@@ -54,6 +55,14 @@ def borrows_forward(module: nn.Module) -> bool:
     the name ``wrapped_forward`` in ``pytorch_lightning.strategies.strategy``; checked on Lightning 2.6.6.
     """
     return getattr(module.forward, "__name__", "") == "wrapped_forward"
+
+
+def is_lightning(module: nn.Module) -> bool:
+    """Whether a module is a LightningModule, of either package.
+
+    Relies on the class name ``LightningModule``; checked on Lightning 2.6.6.
+    """
+    return any(kind.__name__ == "LightningModule" for kind in type(module).__mro__)
 
 
 def is_fabric_module(module: nn.Module) -> bool:

@@ -12,7 +12,16 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-__all__ = ["accumulates_in_accelerate", "attention_lookups", "offloading_hooks", "trainer_calling"]
+__all__ = [
+    "accumulates_in_accelerate",
+    "attention_lookups",
+    "callbacks_of",
+    "is_conv1d",
+    "logs_to_wandb",
+    "offloading_hooks",
+    "trainer_calling",
+    "writer_of",
+]
 
 
 @contextmanager
@@ -99,6 +108,39 @@ def accumulates_in_accelerate(model: Any) -> bool:
     if library is None or not getattr(model, "_is_accelerate_prepared", False):
         return False
     return not library.GradientState().sync_gradients
+
+
+def is_conv1d(module: Any) -> bool:
+    """Whether a module is the linear layer of GPT-2, whose weight is [in, out].
+
+    Relies on the class name ``Conv1D`` in ``transformers.pytorch_utils``; checked on transformers 5.23.0.
+    """
+    return type(module).__name__ == "Conv1D"
+
+
+def callbacks_of(trainer: Any) -> list[Any]:
+    """The callbacks of a Trainer.
+
+    Relies on ``Trainer.callback_handler.callbacks``; checked on transformers 5.23.0.
+    """
+    return list(trainer.callback_handler.callbacks)
+
+
+def writer_of(callback: Any) -> Any:
+    """The writer that a callback sends to TensorBoard with, or ``None``.
+
+    Relies on ``TensorBoardCallback.tb_writer``; checked on transformers 5.23.0.
+    """
+    return getattr(callback, "tb_writer", None)
+
+
+def logs_to_wandb(callback: Any) -> bool:
+    """Whether a callback logs to W&B's current run.
+
+    Relies on the class name ``WandbCallback`` in ``transformers.integrations``; checked on transformers
+    5.23.0.
+    """
+    return any(kind.__name__ == "WandbCallback" for kind in type(callback).__mro__)
 
 
 def trainer_calling(callback: Any, trainer: Any = None) -> Any:

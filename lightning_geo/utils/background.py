@@ -13,10 +13,10 @@ from lightning_geo.utils._torch import keep_autocast_cache
 
 __all__ = ["Background"]
 
-Result = TypeVar("Result")
+_Result = TypeVar("_Result")
 
 
-class Background(Generic[Result]):
+class Background(Generic[_Result]):
     """A function that runs in a thread of its own, without gradient.
 
     What it computes with must not touch state of the whole process: the training thread runs beside it.
@@ -25,9 +25,9 @@ class Background(Generic[Result]):
         function: Without arguments.
     """
 
-    def __init__(self, function: Callable[[], Result]) -> None:
-        self._function: Callable[[], Result] | None = function
-        self._results: list[Result] = []
+    def __init__(self, function: Callable[[], _Result]) -> None:
+        self._function: Callable[[], _Result] | None = function
+        self._results: list[_Result] = []
         self._error: BaseException | None = None
         #: seconds of a CPU that the thread itself took, without what it waited for
         self.seconds = 0.0
@@ -58,7 +58,7 @@ class Background(Generic[Result]):
         if self._thread.ident is not None:
             self._thread.join()
 
-    def result(self) -> Result:
+    def result(self) -> _Result:
         """Wait for the function to end, and return what it returned or raise what it raised."""
         self.wait()
         if self._error is not None:

@@ -66,7 +66,7 @@ def test_counts_are_those_of_the_dense_mask(
     if knows == "nothing":
         real = torch.ones_like(real)
     padding = ~real if knows in ("told", "ids") else torch.zeros_like(real)
-    sight = Sight(batch, n, n, 0, *band, told=knows == "told")
+    sight = Sight(batch, n, n, 0, *band, has_padding_mask=knows == "told")
     ids = padding if knows == "ids" else None
     if knows == "ids" and seed % 2:
         tokens = None

@@ -21,7 +21,7 @@ from lightning_geo.metrics.selection import compares_samples
 from lightning_geo.utils.errors import MetricError
 from support.registry import nothing_registered, register
 
-NOT_OPEN = {"basis", "drawn", "future", "margins", "padding", "slope"}
+NOT_OPEN = {"basis", "drawn", "future", "margins", "padding", "head_gradient"}
 #: Built-in metrics that read what is open to others.
 OPEN = [
     spec

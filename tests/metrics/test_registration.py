@@ -56,7 +56,7 @@ def test_a_cell_run_again_replaces_and_another_function_does_not() -> None:
     [
         ({"reads": ("entropi",)}, "`reads` to be quantities of one source"),
         ({"reads": ("entropy", "eigenvalues")}, "`reads` to be quantities of one source"),
-        ({"reads": ("slope",)}, "`reads` to be quantities of one source"),
+        ({"reads": ("head_gradient",)}, "`reads` to be quantities of one source"),
         ({"reads": ()}, "`reads` to be quantities of one source"),
         ({"reads": ("key_mask",)}, "`reads` to include 'received'"),
         ({"reads": ("entropy",), "axes": ("layer",)}, "`axes`"),

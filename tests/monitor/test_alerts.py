@@ -89,7 +89,7 @@ def test_a_finding_that_grows_slowly_is_told_when_it_has_doubled() -> None:
     findings = Alerting(Alerts(notify=lambda f: told.append(len(f.heads))), WarnOnce(strict=True))
 
     def take(*found: Finding) -> None:
-        findings.tell(LightningHost(pl.Trainer), GeometryRecord({}, findings=list(found)))
+        findings.report(LightningHost(pl.Trainer), GeometryRecord({}, findings=list(found)))
 
     first = Finding("r", "warning", "m", "s", (0,), ((0, 0), (0, 1)), 5, 0.0, (0.0, 0.0), "m")
     for size in (2, 3, 4, 5, 7, 8):

@@ -110,11 +110,11 @@ def test_how_much_memory_kept_weights_take_is_said(tmp_path: Path, monkeypatch: 
         ]
         size = sum(x.nbytes for x in kept)
         assert size == 2 * 4 * 32 * 32 * 4  # four matrices of two layers
-        monkeypatch.setattr("lightning_geo.monitor.absence_warnings.KEPT_BYTES", size - 1)
+        monkeypatch.setattr("lightning_geo.monitor.absence_warnings._KEPT_BYTES", size - 1)
         run(tmp_path / "large", monitor(weights_every_n_samples=1), Lit(bert), 2)
     [said] = [str(w.message) for w in caught if "weight_drift" in str(w.message)]
     assert f"{size / 1e9:.2f} GB" in said
-    monkeypatch.setattr("lightning_geo.monitor.absence_warnings.KEPT_BYTES", size)
+    monkeypatch.setattr("lightning_geo.monitor.absence_warnings._KEPT_BYTES", size)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*weight_drift")
         run(tmp_path / "limit", monitor(weights_every_n_samples=1), Lit(bert), 2)

@@ -23,7 +23,7 @@ Result = Literal["breached", "not measured", "waived", "passed"]
 #: From the worst on: the result of a check is the first of these that one of its values has.
 RESULTS: tuple[Result, ...] = ("breached", "not measured", "waived", "passed")
 
-Cells = NDArray[np.bool_]
+_Cells = NDArray[np.bool_]
 
 
 class Counts(NamedTuple):
@@ -87,9 +87,9 @@ class Check:
     steps: tuple[int, ...]
     worst: Worst | None
     reasons: tuple[str, ...]
-    breached: Cells
-    waived: Cells
-    defined: Cells
+    breached: _Cells
+    waived: _Cells
+    defined: _Cells
     since: int | None
     values: NDArray[np.float64]
 

@@ -15,12 +15,12 @@ from lightning_geo.analysis.runs import heads_per_layer
 from lightning_geo.metrics.foreign_specs import differing_fields
 from lightning_geo.metrics.selection import spec_of, standard_error
 from lightning_geo.storage.history import GeometryHistory
+from lightning_geo.utils.arrays import Array
 from lightning_geo.utils.errors import RunError
 from lightning_geo.utils.formatting import some
 
 __all__ = ["Measured", "measured"]
 
-Array = NDArray[np.float64]
 
 _MOST = 10_000  # layers or heads: a file may claim any number
 
@@ -103,22 +103,22 @@ def measured(
     having = np.array(
         [array is not None and name in history.record(i).stacks.get(stack, {}) for i in range(len(history))]
     )
-    chosen = _chosen(history, limit, having)
-    shape = (len(chosen), *existing.shape)
-    values = np.full(shape, np.nan) if array is None else _fitted(array[chosen], shape)
+    counted = _counted(history, limit, having)
+    shape = (len(counted), *existing.shape)
+    values = np.full(shape, np.nan) if array is None else _fitted(array[counted], shape)
     errors = history.stacks.get(stack, {}).get(standard_error(name))
-    lacking = _lacking(history, stack, name, having, chosen, limit)
+    lacking = _lacking(history, stack, name, having, counted, limit)
     before = np.full(existing.shape, np.nan)
     if limit.of_change and array is not None:
-        values, before, why = _change(history, release, stack, name, chosen, values)
+        values, before, why = _change(history, release, stack, name, counted, values)
         lacking += why
     missing = limit.places.missing(existing) if len(existing) else []
     if missing:
         lacking.append(f"Stack {stack} has no {some(missing)}.")
     return Measured(
-        history.steps[chosen], values, before,
-        np.full(shape, np.nan) if errors is None else _fitted(errors[chosen], shape),
-        existing, len(missing) * len(chosen), tuple(lacking),
+        history.steps[counted], values, before,
+        np.full(shape, np.nan) if errors is None else _fitted(errors[counted], shape),
+        existing, len(missing) * len(counted), tuple(lacking),
         np.dtype(np.float64) if array is None else array.dtype,
     )  # fmt: skip
 
@@ -144,7 +144,7 @@ def _existing(
     return existing
 
 
-def _chosen(history: GeometryHistory, limit: Limit, having: NDArray[np.bool_]) -> NDArray[np.intp]:
+def _counted(history: GeometryHistory, limit: Limit, having: NDArray[np.bool_]) -> NDArray[np.intp]:
     if limit.samples == "last":
         return np.array([len(history) - 1])
     late = history.steps >= limit.from_step
@@ -158,7 +158,7 @@ def _fitted(array: NDArray[Any], shape: tuple[int, ...]) -> Array:
 
 
 def _lacking(
-    history: GeometryHistory, stack: str, name: str, having: NDArray[np.bool_], chosen: NDArray[np.intp],
+    history: GeometryHistory, stack: str, name: str, having: NDArray[np.bool_], counted: NDArray[np.intp],
     limit: Limit,
 ) -> list[str]:  # fmt: skip
     if stack not in history.stacks:
@@ -167,16 +167,16 @@ def _lacking(
         others = [other for other, arrays in history.stacks.items() if name in arrays]
         hint = f" Name the stacks that have it in `stack`: {some(others)}." if others else ""
         return [f"No sample of the run has {name} in stack {stack}.{hint}"]
-    if not len(chosen):
+    if not len(counted):
         return [f"The run has no sample from step {limit.from_step} on that has {name}."]
-    counted = chosen if limit.samples != "measured" else np.flatnonzero(history.steps >= limit.from_step)
-    without = counted[~having[counted]]
+    asked = counted if limit.samples != "measured" else np.flatnonzero(history.steps >= limit.from_step)
+    without = asked[~having[asked]]
     return [f"No {name} in {_samples(history.steps[without])}."] if len(without) else []
 
 
 def _change(
     history: GeometryHistory, release: GeometryHistory | None, stack: str, name: str,
-    chosen: NDArray[np.intp], values: Array,
+    counted: NDArray[np.intp], values: Array,
 ) -> tuple[Array, Array, list[str]]:  # fmt: skip
     """Differences to the last sample of the earlier release, its values, and why there are none."""
     nothing, before = np.full_like(values, np.nan), np.full(values.shape[1:], np.nan)
@@ -196,7 +196,7 @@ def _change(
     if array.shape[1:] != history.stacks[stack][name].shape[1:]:
         return nothing, before, [f"The earlier release has another number of values of {name}."]
     before = _fitted(array[-1], values.shape[1:])
-    prints = history.metadata["probe_fingerprint"][chosen]
+    prints = history.metadata["probe_fingerprint"][counted]
     probe = release.metadata["probe_fingerprint"][-1]
     same = (prints == probe) & (prints != "")
     difference = np.where(np.isinf(values), values, values - before)
@@ -211,7 +211,7 @@ def _change(
     return (
         difference,
         before,
-        [f"Not comparable with the earlier release: {_samples(history.steps[chosen][~same])}, on {kind}."],
+        [f"Not comparable with the earlier release: {_samples(history.steps[counted][~same])}, on {kind}."],
     )
 
 

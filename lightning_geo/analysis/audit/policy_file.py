@@ -17,7 +17,7 @@ from lightning_geo.utils.yaml_file import EntryError, YamlFile, as_list, as_mapp
 
 __all__ = ["read_policy"]
 
-Specs = Mapping[str, MetricSpec]
+_Specs = Mapping[str, MetricSpec]
 
 _POLICY = ("policy", "owner", "purpose", "limits", "waivers")
 _PLACES = ("stack", "layers", "heads")
@@ -29,7 +29,7 @@ _MOST = 10_000  # layers or heads; a larger number is a slip of the pen
 _SPAN = re.compile(r"(\d{1,5})-(\d{1,5})")
 
 
-def read_policy(path: str | os.PathLike[str], specs: Specs | None = None) -> Policy:
+def read_policy(path: str | os.PathLike[str], specs: _Specs | None = None) -> Policy:
     """Read a policy.
 
     Args:
@@ -46,7 +46,7 @@ def read_policy(path: str | os.PathLike[str], specs: Specs | None = None) -> Pol
         raise file.error(error) from error
 
 
-def _policy(file: YamlFile, specs: Specs) -> Policy:
+def _policy(file: YamlFile, specs: _Specs) -> Policy:
     content = as_mapping(file.content, "the policy")
     check_keys(content, _POLICY, "the policy")
     entries = as_list(content.get("limits"), "`limits`", "limits")
@@ -85,7 +85,7 @@ class _below:
             error.keys = (*self._keys, *error.keys)
 
 
-def _limit(values: object, specs: Specs) -> Limit:
+def _limit(values: object, specs: _Specs) -> Limit:
     entry = as_mapping(values, "a limit")
     name = _text(entry, "name", "a limit")
     what = f"limit {name!r}"
@@ -123,7 +123,7 @@ def _limit(values: object, specs: Specs) -> Limit:
                  why=_text(entry, "why", what, optional=True))  # fmt: skip
 
 
-def _waiver(values: object, limits: Mapping[str, Limit], specs: Specs) -> Waiver:
+def _waiver(values: object, limits: Mapping[str, Limit], specs: _Specs) -> Waiver:
     entry = as_mapping(values, "a waiver")
     name = _text(entry, "limit", "a waiver")
     what = f"the waiver of {name!r}"
@@ -151,7 +151,7 @@ def _waiver(values: object, limits: Mapping[str, Limit], specs: Specs) -> Waiver
                   places)  # fmt: skip
 
 
-def _metrics(entry: Mapping[str, Any], what: str, specs: Specs) -> tuple[str, ...]:
+def _metrics(entry: Mapping[str, Any], what: str, specs: _Specs) -> tuple[str, ...]:
     name = _text(entry, "metric", what)
     try:
         return select([f"metric:{name.removeprefix('metric:')}"], specs)

@@ -69,10 +69,10 @@ def _others(level: Level) -> str:
     return ", while another layer is not" if level.unlike_others else ""
 
 
-def main() -> None:
+def _main() -> None:
     """Bring the guide up to date."""
     GUIDE.write_text(updated(GUIDE.read_text(encoding="utf-8"), table()), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    _main()

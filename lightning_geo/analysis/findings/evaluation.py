@@ -14,8 +14,8 @@ from lightning_geo.storage.record import GeometryRecord
 
 __all__ = ["Evaluation", "Shown", "evaluation_of"]
 
-Arrays = Mapping[str, NDArray[Any]]
-Cells = NDArray[np.float64]
+_Arrays = Mapping[str, NDArray[Any]]
+_Cells = NDArray[np.float64]
 
 
 class Shown(NamedTuple):
@@ -33,9 +33,9 @@ class Shown(NamedTuple):
 
     metric: str
     cells: NDArray[np.bool_]
-    values: Cells
-    low: Cells
-    high: Cells
+    values: _Cells
+    low: _Cells
+    high: _Cells
     others: tuple[str, ...] = ()
     holds: bool = False
 
@@ -43,7 +43,7 @@ class Shown(NamedTuple):
 class Evaluation(Protocol):
     """One rule in one stack."""
 
-    def update(self, record: GeometryRecord, stack: str, arrays: Arrays) -> Shown | None:
+    def update(self, record: GeometryRecord, stack: str, arrays: _Arrays) -> Shown | None:
         """Take the next sample; ``None`` where it has none of the rule's metrics."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -68,11 +68,11 @@ class _Levels:
     def __init__(self, rule: Rule, level: Level) -> None:
         self._rule, self._level = rule, level
         #: by metric: the last values, the first ones, and samples in a row beyond the limit
-        self._values: dict[str, Cells] = {}
-        self._start: dict[str, Cells] = {}
+        self._values: dict[str, _Cells] = {}
+        self._start: dict[str, _Cells] = {}
         self._streak: dict[str, NDArray[np.int64]] = {}
 
-    def update(self, record: GeometryRecord, stack: str, arrays: Arrays) -> Shown | None:
+    def update(self, record: GeometryRecord, stack: str, arrays: _Arrays) -> Shown | None:
         measured = [metric for metric in self._rule.metrics if metric in arrays]
         measured = [metric for metric in measured if not np.isnan(arrays[metric]).all()]
         if not measured:
@@ -88,7 +88,7 @@ class _Levels:
         others = tuple(one.metric for one in shown if one is not most and one.cells.any())
         return most._replace(others=others, holds=any(one.holds for one in shown))
 
-    def _take(self, metric: str, arrays: Arrays) -> None:
+    def _take(self, metric: str, arrays: _Arrays) -> None:
         values = self._values[metric] = np.asarray(arrays[metric], np.float64)
         start = self._start.get(metric)
         if start is None or start.shape != values.shape:
@@ -98,7 +98,7 @@ class _Levels:
         self._streak[metric] += 1
         self._streak[metric] *= self._level.holds(values, start)
 
-    def _start_of(self, metric: str, values: Cells, arrays: Arrays) -> Cells:
+    def _start_of(self, metric: str, values: _Cells, arrays: _Arrays) -> _Cells:
         reference = arrays.get(self._level.start_of or metric)
         return np.array(values if reference is None or reference.shape != values.shape else reference, float)
 
@@ -126,7 +126,7 @@ class _Departures:
         self._streak: NDArray[np.int64] = np.zeros(0, np.int64)
         self._last: tuple[int, int] | None = None
 
-    def update(self, record: GeometryRecord, stack: str, arrays: Arrays) -> Shown | None:
+    def update(self, record: GeometryRecord, stack: str, arrays: _Arrays) -> Shown | None:
         present = {name: arrays[name].shape for name in self._rule.metrics if name in arrays}
         if not present or not self._counts(record.step):
             return None
@@ -164,7 +164,7 @@ class _Departures:
             last is not None and gap > 0 and abs(gap - last[1]) <= 0.1 * gap
         )
 
-    def _follow(self, scale: Cells, prediction: Cells, score: Cells) -> None:
+    def _follow(self, scale: _Cells, prediction: _Cells, score: _Cells) -> None:
         departure, streak = self._departure, self._streak
         up, down = np.zeros(len(score), bool), np.zeros(len(score), bool)
         far = np.flatnonzero(np.abs(score) > departure.spreads)
@@ -177,7 +177,7 @@ class _Departures:
         down &= departure.direction != "up"
         streak[:] = np.where(up, np.maximum(streak, 0) + 1, np.where(down, np.minimum(streak, 0) - 1, 0))
 
-    def _shown(self, values: Cells, scale: Cells, prediction: Cells, score: Cells) -> Shown:
+    def _shown(self, values: _Cells, scale: _Cells, prediction: _Cells, score: _Cells) -> Shown:
         departure = self._departure
         spread = np.abs(scale - prediction) / np.maximum(np.abs(score), 1e-12) * departure.spreads
         low, high = prediction - spread, prediction + spread
@@ -217,7 +217,7 @@ class _NotFinite:
     def __init__(self, rule: Rule) -> None:
         self._metrics = rule.metrics
 
-    def update(self, record: GeometryRecord, stack: str, arrays: Arrays) -> Shown | None:
+    def update(self, record: GeometryRecord, stack: str, arrays: _Arrays) -> Shown | None:
         if not any(metric in arrays for metric in self._metrics):
             return None
         size = next((array.shape[0] for array in arrays.values() if array.ndim), 0)
@@ -242,6 +242,6 @@ def _of_whole_layers(cells: NDArray[np.bool_], defined: NDArray[np.bool_], share
     return np.logical_and(cells, layers[:, None])
 
 
-def _none(shape: tuple[int, ...]) -> tuple[NDArray[np.bool_], Cells, Cells, Cells]:
+def _none(shape: tuple[int, ...]) -> tuple[NDArray[np.bool_], _Cells, _Cells, _Cells]:
     unknown = np.full(shape, np.nan)
     return np.zeros(shape, bool), unknown, unknown, unknown

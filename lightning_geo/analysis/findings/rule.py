@@ -15,7 +15,7 @@ from lightning_geo.utils.errors import ArgumentError
 
 __all__ = ["Departure", "Level", "NotFinite", "Rule", "Test"]
 
-Cells = NDArray[np.float64]
+_Cells = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Level:
         if self.at_least is None and self.at_most is None:
             raise ArgumentError("Expected a level to have `at_least` or `at_most`, but got neither. Set one.")
 
-    def holds(self, values: Cells, start: Cells) -> NDArray[np.bool_]:
+    def holds(self, values: _Cells, start: _Cells) -> NDArray[np.bool_]:
         """Return where the values lie beyond the limit.
 
         Args:
@@ -187,7 +187,7 @@ class Rule:
             ) from error
 
 
-def _within(values: Cells, low: float | None, high: float | None) -> NDArray[np.bool_]:
+def _within(values: _Cells, low: float | None, high: float | None) -> NDArray[np.bool_]:
     result = ~np.isnan(values)
     if low is not None:
         result &= values >= low

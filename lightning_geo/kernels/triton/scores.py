@@ -11,7 +11,6 @@ from lightning_geo.kernels.triton.masks import BOOL_MASK, HIDDEN_SCORE
 __all__ = [
     "BOOL",
     "HIDDEN",
-    "LOG2E",
     "Scoring",
     "apply_key_row",
     "apply_mask",
@@ -26,7 +25,7 @@ __all__ = [
 
 HIDDEN = tl.constexpr(HIDDEN_SCORE)
 BOOL = tl.constexpr(BOOL_MASK)
-LOG2E = tl.constexpr(1.4426950408889634)
+_LOG2E = tl.constexpr(1.4426950408889634)
 
 _HIDDEN_BELOW = tl.constexpr(HIDDEN_BELOW)
 
@@ -106,7 +105,7 @@ def _scaled_scores(dots, scoring, RULES: tl.constexpr):
         dots = dots * scoring.scale
     if RULES.capped:
         # tanh from 2^-|x|: no overflow, and infinite scores end at the cap
-        decay = tl.exp2(tl.abs(dots) * (-2.0 * LOG2E))
+        decay = tl.exp2(tl.abs(dots) * (-2.0 * _LOG2E))
         bent = scoring.softcap * (1.0 - decay) / (1.0 + decay)
         dots = tl.where(dots < 0, -bent, bent)
     return dots

@@ -1,4 +1,4 @@
-"""How much the loss depends on each head: slopes that a backward pass gives."""
+"""How much the loss depends on each head: gradients from a backward pass."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Importance(Collector):
         metrics: Stored names of the metrics to measure.
     """
 
-    offers = frozenset({"slope"})
+    offers = frozenset({"head_gradient"})
 
     def add(self, layers: Mapping[CallKey, LayerSums], by_call: Mapping[CallKey, Tensor]) -> None:
         """Add the importance [sequence, head] of heads to the losses of sequences."""

@@ -124,15 +124,15 @@ class ScorePairs(Collector):
 
         def derive(copies: list[Tensor]) -> None:
             rest = iter(copies)
-            found: dict[tuple[str, int], list[Tensor]] = {}
+            by_place: dict[tuple[str, int], list[Tensor]] = {}
             for (metrics, dtype, shapes), calls in groups:
                 products = {name: torch.cat([next(rest) for _ in calls]) for name, _ in shapes}
                 scores, sizes = ScoreProducts(products, dtype), [size for _, size in calls]
                 for metric in metrics:
                     values = self.value(metric, {"scores": scores}, ()).double()
                     for (index, _), own in zip(calls, values.split(sizes), strict=True):
-                        found.setdefault((metric, index), []).append(own)
-            for (metric, index), by_call in found.items():
+                        by_place.setdefault((metric, index), []).append(own)
+            for (metric, index), by_call in by_place.items():
                 stack.add(metric, [index], torch.cat(by_call).nanmean(0, keepdim=True))
 
         if alike:

@@ -65,5 +65,5 @@ def pairs_of(call: AttentionCall) -> Tensor:
         return nothing.to(exact_dtype(nothing))
     left, right = window_sides(call.window)
     right = 0 if call.is_causal else right
-    sight = Sight(batch, queries, keys, call.offset, left, right, call.told)
+    sight = Sight(batch, queries, keys, call.offset, left, right, call.has_padding_mask)
     return visible_pairs(sight, call.masks, call.query_mask, call.key_mask, call.padding, call.device)

@@ -28,11 +28,11 @@ from lightning_geo.utils._torch import (
 
 __all__ = ["observe_flex"]
 
-Observe = Callable[[Callable[[], AttentionCall], Any], Any]
+_Observe = Callable[[Callable[[], AttentionCall], Any], Any]
 
 
 @contextmanager
-def observe_flex(observe: Observe, unwatched: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+def observe_flex(observe: _Observe, unwatched: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
     """Hand every call of ``flex_attention`` to ``observe`` while the context is open.
 
     Args:
@@ -52,7 +52,7 @@ def observe_flex(observe: Observe, unwatched: Callable[[], AbstractContextManage
 def _observed(
     context: AbstractContextManager[Any],
     call: _Call,
-    observe: Observe,
+    observe: _Observe,
     unwatched: Callable[[], AbstractContextManager[None]],
 ) -> Iterator[Any]:
     with contextlib.ExitStack() as stack:
@@ -79,7 +79,7 @@ class _Call:
         self._given = dict(frame.f_locals)
         self._compiled = is_compiled_frame(frame)
 
-    def replaced(self, observe: Observe) -> AbstractContextManager[None]:
+    def replaced(self, observe: _Observe) -> AbstractContextManager[None]:
         """Replace the operator that the function calls, so that the model can receive another output."""
 
         def replace(original: Callable[..., Any]) -> Callable[..., Any]:

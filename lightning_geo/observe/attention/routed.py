@@ -16,11 +16,11 @@ from lightning_geo.utils._transformers import attention_lookups
 
 __all__ = ["observe_routed"]
 
-Observe = Callable[[nn.Module, Callable[[], AttentionCall], Any], Any]
+_Observe = Callable[[nn.Module, Callable[[], AttentionCall], Any], Any]
 
 
 @contextmanager
-def observe_routed(observe: Observe, running: Callable[[], Any]) -> Iterator[None]:
+def observe_routed(observe: _Observe, running: Callable[[], Any]) -> Iterator[None]:
     """Hand every routed attention call to ``observe`` while the context is open.
 
     Args:

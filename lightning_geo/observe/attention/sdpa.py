@@ -40,7 +40,7 @@ def sdpa_call(
             "it attends with nested tensors. Pad the sequences, or pack them with position ids that restart"
         )
     layout = axes(query, key)
-    mask = None if attn_mask is None else plain_mask(attn_mask)
+    mask = None if attn_mask is None else _plain_mask(attn_mask)
     lengths = query.shape[-2], key.shape[-2]
     # torch aligns causality at the first key, whatever the offset: write the mask out.
     if is_causal and lengths[0] != lengths[1]:
@@ -68,7 +68,7 @@ def sdpa_inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, 
     return query, key
 
 
-def plain_mask(mask: Tensor) -> Tensor:
+def _plain_mask(mask: Tensor) -> Tensor:
     """Return a mask with its entries: objects of ``torch.nn.attention.bias`` are tensors without entries."""
     if not isinstance(mask, CausalBias):
         return mask

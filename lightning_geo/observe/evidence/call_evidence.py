@@ -148,7 +148,7 @@ class CallEvidence:
             given, name = {**given, **batch_of}, "input_ids"
         outermost = [Frame(root.name, root.module, given=given)]
         if tokens_from_arguments(outermost, name, batch, keys, reader=self.masks) is not None:
-            call.told = call.key_mask is not None
+            call.has_padding_mask = call.key_mask is not None
         else:
             call.padding = padding_by_ids(stack.frames, call, self.masks)
 

@@ -9,10 +9,10 @@ from torch import Tensor
 
 __all__ = ["TensorTable"]
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
-class TensorTable(Generic[T]):
+class TensorTable(Generic[_T]):
     """A dictionary keyed by tensor identity; an entry disappears with its tensor.
 
     A model creates thousands of tensors in a forward pass, and ``WeakTensorKeyDictionary`` is several times
@@ -20,17 +20,17 @@ class TensorTable(Generic[T]):
     """
 
     def __init__(self) -> None:
-        self._entries: dict[int, tuple[weakref.ref[Tensor], T]] = {}
+        self._entries: dict[int, tuple[weakref.ref[Tensor], _T]] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def get(self, x: Any) -> T | None:
+    def get(self, x: Any) -> _T | None:
         """Return the entry of ``x``; None if it has none."""
         entry = self._entries.get(id(x))
         return None if entry is None else entry[1]
 
-    def set(self, x: Tensor, value: T) -> None:
+    def set(self, x: Tensor, value: _T) -> None:
         """Set the entry of ``x``, in place of an earlier one."""
         number, entries = id(x), self._entries
         entry = entries.get(number)

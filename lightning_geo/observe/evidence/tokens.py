@@ -32,7 +32,7 @@ _TARGETS = ("decoder_", "tgt", "target", "labels")
 _MEMORIES = ("encoder_", "memory")
 
 
-def role_of(argument: str) -> str:
+def _role_of(argument: str) -> str:
     """Return the role of the sequence in an argument of the model, by the argument's name."""
     if argument.startswith(_TARGETS):
         return "target"
@@ -66,7 +66,7 @@ def tokens_from_arguments(
     """
     if argument is None:
         return None
-    role = role_of(argument)
+    role = _role_of(argument)
     for depth, frame in reversed(list(enumerate(frames))):
         names = _MASK_NAMES[role]
         whole = any(name in frame.given for name in ("decoder_input_ids", *_MASK_NAMES["target"]))

@@ -13,13 +13,13 @@ from lightning_geo.utils.errors import ArgumentError
 
 __all__ = ["HeadFactors", "scaled_heads"]
 
-Factor = Callable[[CallKey, AttentionCall], Tensor | None]
+_Factor = Callable[[CallKey, AttentionCall], Tensor | None]
 
 
 class _Scaling:
     """An observer that measures nothing and multiplies heads' outputs."""
 
-    def __init__(self, factor: Factor) -> None:
+    def __init__(self, factor: _Factor) -> None:
         self._factor = factor
 
     def attention(self, key: CallKey, call: AttentionCall) -> Tensor | None:
@@ -31,7 +31,7 @@ class _Scaling:
 
 
 @contextlib.contextmanager
-def scaled_heads(tap: Tap, factor: Factor, *, replays: bool = False) -> Iterator[None]:
+def scaled_heads(tap: Tap, factor: _Factor, *, replays: bool = False) -> Iterator[None]:
     """Multiply the heads' outputs of the tapped model while the context is open.
 
     Args:
@@ -80,7 +80,7 @@ class HeadFactors:
             self._by_call[key] = fresh
         return self._by_call[key]
 
-    def slopes(self, objective: Tensor) -> dict[CallKey, Tensor]:
+    def gradients(self, objective: Tensor) -> dict[CallKey, Tensor]:
         """Return the objective's derivative by every factor, [1 or B, H]; NaN if it does not depend on one.
 
         No parameter's gradient is computed or touched.
@@ -98,6 +98,6 @@ class HeadFactors:
         scale = torch.full_like(objective, 1024.0)
         scaled = torch.autograd.grad(objective, list(self._by_call.values()), scale, allow_unused=True)
         return {
-            key: torch.full_like(factor, torch.nan).detach() if slope is None else slope / 1024.0
-            for (key, factor), slope in zip(self._by_call.items(), scaled, strict=True)
+            key: torch.full_like(factor, torch.nan).detach() if gradient is None else gradient / 1024.0
+            for (key, factor), gradient in zip(self._by_call.items(), scaled, strict=True)
         }

@@ -16,7 +16,7 @@ from lightning_geo.utils._torch import version_of, without_function_modes
 __all__ = ["HeadGradientHook"]
 
 #: Positional and keyword arguments of a function.
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+_Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class HeadGradientHook:
@@ -36,7 +36,7 @@ class HeadGradientHook:
         #: why there is no gradient to report; ``None`` as long as there may be one
         self.absence: str | None = None
 
-    def attach(self, result: Any, call: AttentionCall, multi_head: Arguments | None = None) -> None:
+    def attach(self, result: Any, call: AttentionCall, multi_head: _Arguments | None = None) -> None:
         """Hook the result of the function that computed the attention.
 
         Args:

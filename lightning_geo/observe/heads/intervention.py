@@ -19,7 +19,7 @@ from lightning_geo.observe.heads.head_scaling import (
 __all__ = ["Intervention"]
 
 #: Positional and keyword arguments of ``F.multi_head_attention_forward``.
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+_Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class Intervention:
@@ -65,7 +65,7 @@ class Intervention:
                 f"{name!r} computes its attention in several parts, whose heads cannot be scaled"
             )
 
-    def apply(self, result: Any, multi_head: Arguments | None = None) -> Any:
+    def apply(self, result: Any, multi_head: _Arguments | None = None) -> Any:
         """Return the result for the model: as it is, or with scaled heads.
 
         Args:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_geo.observe.call import AttentionCall
 from lightning_geo.observe.heads.projections import Source, effective_weight
-from lightning_geo.observe.layers.linear_run import Run
+from lightning_geo.observe.layers.linear_run import LinearRun
 
 __all__ = ["find_sources"]
 
@@ -25,13 +25,13 @@ _CLOSE, _CLOSE_HALF = 2e-3, 3e-2
 class _Candidate(NamedTuple):
     """Heads in one run's output that may be a role's heads."""
 
-    run: Run
+    run: LinearRun
     role: str  # the role in this layout; "" for a whole output
     source: Source
     layout: str
 
 
-def find_sources(runs: Sequence[Run], call: AttentionCall) -> dict[str, Source]:
+def find_sources(runs: Sequence[LinearRun], call: AttentionCall) -> dict[str, Source]:
     """Find the linear modules that computed an attention's queries, keys and values.
 
     Args:
@@ -64,7 +64,7 @@ def find_sources(runs: Sequence[Run], call: AttentionCall) -> dict[str, Source]:
     return {role: candidate.source for role, candidate in matches.items()}
 
 
-def _candidates(run: Run, observed: Tensor, heads: int, role: str) -> Iterator[_Candidate]:
+def _candidates(run: LinearRun, observed: Tensor, heads: int, role: str) -> Iterator[_Candidate]:
     """Yield whole outputs of the right size, and parts of fused outputs."""
     if effective_weight(run.module) is None:
         return

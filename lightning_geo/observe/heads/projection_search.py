@@ -18,7 +18,7 @@ from lightning_geo.observe.heads.projections import (
     given_sources,
     output_source,
 )
-from lightning_geo.observe.layers.linear_run import Run
+from lightning_geo.observe.layers.linear_run import LinearRun
 
 __all__ = ["ProjectionObserver", "ProjectionSearch"]
 
@@ -52,7 +52,7 @@ class ProjectionSearch:
         self._observing = observing
         #: (attention module, cross-attention or not, part) -> (sizes of its heads, source of each role)
         self._sources: dict[tuple[str, bool, int], tuple[tuple[int, ...], dict[str, Source]]] = {}
-        self._awaiting: tuple[CallKey, AttentionCall, list[Run]] | None = None
+        self._awaiting: tuple[CallKey, AttentionCall, list[LinearRun]] | None = None
 
     def forget(self) -> None:
         """Forget all projections, after the model's modules changed."""
@@ -62,7 +62,7 @@ class ProjectionSearch:
         """Drop every reference to the model's activations."""
         self._awaiting = None
 
-    def attention(self, key: CallKey, call: AttentionCall, runs: list[Run]) -> None:
+    def attention(self, key: CallKey, call: AttentionCall, runs: list[LinearRun]) -> None:
         """Take one attention call, and search its projections unless they are known.
 
         Args:

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_geo.observe.call import AttentionCall
-from lightning_geo.observe.layers.linear_run import Run
+from lightning_geo.observe.layers.linear_run import LinearRun
 from lightning_geo.utils._deepspeed import is_whole
+from lightning_geo.utils._transformers import is_conv1d
 
 __all__ = [
     "Projections",
@@ -81,7 +82,7 @@ class Projections:
     """
 
     sources: dict[str, Source] = field(default_factory=dict)
-    runs: Sequence[Run] = ()
+    runs: Sequence[LinearRun] = ()
     call: AttentionCall | None = None
 
     def weights(self) -> dict[str, Tensor]:
@@ -132,7 +133,7 @@ def effective_weight(module: nn.Module) -> Tensor | None:
         return None
     if weight.is_meta:
         return None
-    if type(module).__name__ == "Conv1D":
+    if is_conv1d(module):
         return weight.T
     expected = getattr(module, "out_features", None), getattr(module, "in_features", None)
     return weight if tuple(weight.shape) == expected else None

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_geo.observe.call import CallKey
-from lightning_geo.observe.layers.linear_run import Run
+from lightning_geo.observe.layers.linear_run import LinearRun
 from lightning_geo.observe.packed.claims import Evidence
 from lightning_geo.observe.packing import Packing
 
@@ -20,7 +20,6 @@ __all__ = [
     "batch_first",
     "fitting",
     "given_to",
-    "hidden_states",
     "in_rows",
     "input_ids_in",
     "token_states",
@@ -45,7 +44,7 @@ class Frame:
     query_mask: Tensor | None = None
     sequence_first: bool = False
     x: Tensor | None = None
-    linears: list[Run] = field(default_factory=list)
+    linears: list[LinearRun] = field(default_factory=list)
     #: queries and keys of its last attention
     attended: tuple[Tensor | None, Tensor | None] | None = None
     #: attention calls held until it ends: parts of one attention
@@ -111,7 +110,7 @@ def _is_part(x: Tensor, query: Tensor) -> bool:
     return x is query or (x.shape == query.shape and x.data_ptr() == query.data_ptr())
 
 
-def hidden_states(values: Iterable[Any]) -> Tensor | None:
+def _hidden_states(values: Iterable[Any]) -> Tensor | None:
     """Return the first floating point tensor with batch, token and feature axes."""
     for value in values:
         if isinstance(value, Tensor) and value.is_floating_point() and value.dim() in (3, 4):
@@ -123,7 +122,7 @@ def token_states(values: Iterable[Any]) -> Tensor | None:
     """Return hidden states; of rows laid end to end, ``[tokens, d]``, if there are no others."""
     values = tuple(values)
     flat = (x for x in values if isinstance(x, Tensor) and x.is_floating_point() and x.dim() == 2)
-    states = hidden_states(values)
+    states = _hidden_states(values)
     return next(flat, None) if states is None else states
 
 

@@ -6,10 +6,12 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-__all__ = ["Run", "is_linear"]
+from lightning_geo.utils._transformers import is_conv1d
+
+__all__ = ["LinearRun", "is_linear"]
 
 
-class Run(NamedTuple):
+class LinearRun(NamedTuple):
     """One linear module's run inside an attention module.
 
     Args:
@@ -30,4 +32,4 @@ def is_linear(module: nn.Module) -> bool:
     base = getattr(module, "base_layer", None)
     if isinstance(base, nn.Module):
         return is_linear(base)
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+    return isinstance(module, nn.Linear) or is_conv1d(module)

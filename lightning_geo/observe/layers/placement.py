@@ -11,7 +11,7 @@ from lightning_geo.observe.call import CallKey
 
 __all__ = ["Element", "Place", "PlacedCalls", "elements_of", "place_calls"]
 
-Modules = dict[str, nn.Module]
+_Modules = dict[str, nn.Module]
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class PlacedCalls:
         return list(dict.fromkeys(place.variant for place in self.places.values()))
 
 
-def elements_of(name: str, modules: Modules) -> list[Element]:
+def elements_of(name: str, modules: _Modules) -> list[Element]:
     """Return the list items that contain the module ``name``, outermost first."""
     parts = name.split(".")
     elements = []
@@ -71,7 +71,7 @@ def elements_of(name: str, modules: Modules) -> list[Element]:
     return elements
 
 
-def place_calls(calls: Sequence[CallKey], modules: Modules, parent: str | None) -> PlacedCalls:
+def place_calls(calls: Sequence[CallKey], modules: _Modules, parent: str | None) -> PlacedCalls:
     """Number the attention calls below one outermost list.
 
     Args:
@@ -101,7 +101,7 @@ def place_calls(calls: Sequence[CallKey], modules: Modules, parent: str | None) 
     return PlacedCalls(places, tuple(row for row, _ in runs) if by_order else tuple(rows))
 
 
-def _row_of(module: str, rows: set[str], modules: Modules) -> str:
+def _row_of(module: str, rows: set[str], modules: _Modules) -> str:
     """Return the row of a module: the module itself, or the innermost list item around it that is a row."""
     if module in rows:
         return module
@@ -138,7 +138,7 @@ class _Rows:
         modules: The model's modules by path.
     """
 
-    def __init__(self, calls: Iterable[CallKey], attention: list[str], modules: Modules) -> None:
+    def __init__(self, calls: Iterable[CallKey], attention: list[str], modules: _Modules) -> None:
         self._kinds = {(call.module, call.cross) for call in calls}
         self._attention = attention
         self._modules = modules

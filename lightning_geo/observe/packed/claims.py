@@ -31,18 +31,18 @@ _NAMES = {
     "positions": r"(position|pos)s?(_?(ids?|idx))?|input_pos",
 }
 
-Kind = str
+_Kind = str
 
 
 class Evidence(NamedTuple):
     """One argument of a running module that may describe documents."""
 
-    kind: Kind
+    kind: _Kind
     tensor: Tensor
 
 
 @functools.lru_cache(maxsize=1024)
-def kind_of(name: str) -> Kind | None:
+def kind_of(name: str) -> _Kind | None:
     """Return an argument's kind of evidence by its name; ``None`` if it is none.
 
     Example:
@@ -113,7 +113,7 @@ def flash_documents(
     return None, None
 
 
-def claimed_documents(evidence: Iterable[tuple[Kind, Array]], batch: int, length: int) -> Iterator[Spans]:
+def claimed_documents(evidence: Iterable[tuple[_Kind, Array]], batch: int, length: int) -> Iterator[Spans]:
     """Yield the documents that arguments describe in ``[batch, length]`` rows, the strongest kind first.
 
     Args:
@@ -124,7 +124,7 @@ def claimed_documents(evidence: Iterable[tuple[Kind, Array]], batch: int, length
     Yields:
         Spans if some row holds several documents; none is empty or crosses the end of its row.
     """
-    of_kind: dict[Kind, list[tuple[Array, int]]] = {}
+    of_kind: dict[_Kind, list[tuple[Array, int]]] = {}
     for kind, array in evidence:
         if kind == "cumulative":
             of_kind.setdefault(kind, []).append((array, 1))
@@ -146,7 +146,7 @@ def claimed_documents(evidence: Iterable[tuple[Kind, Array]], batch: int, length
             yield filled
 
 
-def _covers(kind: Kind, shape: tuple[int, ...], batch: int, length: int) -> bool:
+def _covers(kind: _Kind, shape: tuple[int, ...], batch: int, length: int) -> bool:
     """Whether an argument has an entry for every token of the rows."""
     if kind == "positions":
         return shape[-2:] in ((batch, length), (1, length)) or shape == (length,)

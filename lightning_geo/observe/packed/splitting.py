@@ -58,7 +58,7 @@ def _part(call: AttentionCall, bucket: Bucket, longest: int) -> AttentionCall:
         key_mask=keys.take_mask(call.key_mask),
         special=None if call.special is None else keys.take(call.special),
         ids=None if call.ids is None else keys.take(call.ids),
-        told=False,
+        has_padding_mask=False,
         padding=None,
         inputs=inputs,
         cumulative=None,

@@ -185,10 +185,10 @@ class _Pass:
             _empty(parameter)
 
     def _parameters(self, unit: Unit) -> dict[int, nn.Parameter]:
-        found = {
+        parameters = {
             place.number: parameters_of(self._modules[place.module])[place.name] for place in unit.places
         }
-        return {number: parameter for number, parameter in found.items() if parameter is not None}
+        return {number: parameter for number, parameter in parameters.items() if parameter is not None}
 
     def _gather(self, unit: Unit, place: int) -> None:
         if not unit.kinds:

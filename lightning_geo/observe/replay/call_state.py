@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+
+from lightning_geo.observe.replay.tree_copy import WithoutGraph
 
 __all__ = ["CONSTANT", "holds_state", "independent"]
 
@@ -30,7 +31,7 @@ def independent(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple
     """
     # A tensor passed both directly and in a list stays one tensor.
     memo = {id(x): x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)}
-    with _Clones():
+    with WithoutGraph(leaves=True):
         return tuple(_copy(x, memo) for x in args), {name: _copy(x, memo) for name, x in kwargs.items()}
 
 
@@ -52,15 +53,3 @@ def _copy(value: Any, memo: dict[int, Any]) -> Any:
         return copy.deepcopy(value, memo)
     except Exception:  # streams, process groups and locks refuse to be copied
         return value
-
-
-class _Clones(TorchFunctionMode):
-    """Lets ``copy.deepcopy`` copy tensors with a graph, which it refuses; the copies have no graph."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is Tensor.__deepcopy__:
-            tensor, memo = args
-            if id(tensor) not in memo:
-                memo[id(tensor)] = tensor.detach().clone()
-            return memo[id(tensor)]
-        return func(*args, **(kwargs or {}))

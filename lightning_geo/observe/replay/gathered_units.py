@@ -27,7 +27,7 @@ from lightning_geo.utils._torch import (
     units_of,
 )
 
-__all__ = ["Place", "Unit", "units_in"]
+__all__ = ["ParameterPlace", "Unit", "units_in"]
 
 
 #: By the identity of a parameter, paths of the modules that own it, with its name there.
@@ -35,7 +35,7 @@ _Owners = dict[int, list[tuple[str, str]]]
 
 
 @dataclass(frozen=True)
-class Place:
+class ParameterPlace:
     """Where a parameter of a unit is.
 
     Args:
@@ -62,7 +62,7 @@ class Unit:
     """
 
     path: str | None
-    places: tuple[Place, ...]
+    places: tuple[ParameterPlace, ...]
     gather: Callable[[], list[Tensor]]
     kinds: tuple[tuple[torch.dtype, torch.device, bool], ...]
     cast: torch.dtype | None = None
@@ -94,7 +94,7 @@ def _flat_unit(wrapper: nn.Module, paths: dict[int, str]) -> Unit | None:
     if parameters is None:
         return None if path is None or cast is None else Unit(path, (), list, (), cast)
     places = [
-        Place(paths[id(module)], name, number)
+        ParameterPlace(paths[id(module)], name, number)
         for module, name, number in parameters.places()
         if id(module) in paths
     ]
@@ -146,7 +146,7 @@ def _partitioned_unit(path: str, modules: list[nn.Module], owners: _Owners) -> U
     if not used:
         return None
     places = [
-        Place(module, name, number)
+        ParameterPlace(module, name, number)
         for number, parameter in enumerate(used)
         for module, name in owners[parameter]
     ]

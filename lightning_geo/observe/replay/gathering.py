@@ -133,12 +133,12 @@ class GatheredInPlace(Gathering):
     def _sharded(self) -> Iterator[list[nn.Module]]:
         """Yield the modules whose parameters a pass gathers, of which nothing stays gathered."""
         modules = sharded_modules(self._model)
-        free(modules)
+        _free(modules)
         forget = keep_uses(modules)
         try:
             yield modules
         finally:
-            free(modules)
+            _free(modules)
             forget()
             self.forwards += 1
 
@@ -157,7 +157,7 @@ def _complete(order: list[_Event] | None, events: list[_Event]) -> None:
         run_sharding_hooks(module, before=before)
 
 
-def free(modules: list[nn.Module]) -> None:
+def _free(modules: list[nn.Module]) -> None:
     """Let modules hold their own part of the parameters alone."""
     for module in modules:
         module.reshard()  # type: ignore[operator]

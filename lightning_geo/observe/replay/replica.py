@@ -27,12 +27,12 @@ from lightning_geo.observe.replay.torchscript import is_scripted
 from lightning_geo.observe.replay.twin import (
     foreign_among,
     foreign_hooks,
-    is_lightning,
     needed_hooks,
     quiet,
     twin_of,
 )
 from lightning_geo.observe.replay.undisturbed import device_of, undisturbed
+from lightning_geo.utils._lightning import is_lightning
 from lightning_geo.utils._torch import (
     filter_forward_hooks,
     global_forward_hooks,

@@ -8,12 +8,33 @@ from collections import OrderedDict
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-__all__ = ["copy_tree"]
+__all__ = ["WithoutGraph", "copy_tree"]
 
 #: Types of attributes that a copy shares.
 _SHARED = frozenset({type(None), bool, int, float, str, type, torch.dtype})
+
+
+class WithoutGraph(TorchFunctionMode):
+    """Lets ``copy.deepcopy`` copy tensors with a graph, which it refuses; the copies have no graph.
+
+    Args:
+        leaves: Whether copies of leaves need no gradient either.
+    """
+
+    def __init__(self, *, leaves: bool = False) -> None:
+        super().__init__()
+        self._leaves = leaves
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.__deepcopy__ and (self._leaves or not args[0].is_leaf):
+            tensor, memo = args
+            if id(tensor) not in memo:
+                memo[id(tensor)] = tensor.detach().clone()
+            return memo[id(tensor)]
+        return func(*args, **(kwargs or {}))
 
 
 def copy_tree(model: nn.Module, memo: dict[int, Any]) -> nn.Module:

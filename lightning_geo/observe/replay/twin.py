@@ -10,14 +10,13 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import is_lazy
-from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_geo.observe.replay.torchscript import is_scripted
-from lightning_geo.observe.replay.tree_copy import copy_tree
-from lightning_geo.utils._lightning import set_trainer, trainer_of
+from lightning_geo.observe.replay.tree_copy import WithoutGraph, copy_tree
+from lightning_geo.utils._lightning import is_lightning, set_trainer, trainer_of
 from lightning_geo.utils._torch import (
     FORWARD_HOOKS,
     OTHER_HOOKS,
@@ -28,7 +27,7 @@ from lightning_geo.utils._torch import (
 )
 from lightning_geo.utils._transformers import offloading_hooks
 
-__all__ = ["foreign_among", "foreign_hooks", "is_lightning", "needed_hooks", "quiet", "twin_of"]
+__all__ = ["foreign_among", "foreign_hooks", "needed_hooks", "quiet", "twin_of"]
 
 #: Packages whose hooks belong to a model's computation: weight norms and masks, adapters, offloading.
 _COMPUTING = (
@@ -82,7 +81,7 @@ def twin_of(
             elif isinstance(value, (Dataset, DataLoader, types.ModuleType)):
                 memo[id(value)] = value
         _exchange(module, memo)
-    with _WithoutGraph():
+    with WithoutGraph():
         for wrapper, inside in reversed(unwrapped):
             memo[id(wrapper)] = copy_tree(inside, memo)
         twin = copy_tree(model, memo)
@@ -119,18 +118,6 @@ def _parameter_twin(parameter: nn.Parameter, *, copied: bool) -> nn.Parameter:
     twin = nn.Parameter(data, requires_grad=parameter.requires_grad)
     vars(twin).update(vars(parameter))
     return twin
-
-
-class _WithoutGraph(TorchFunctionMode):
-    """Lets ``copy.deepcopy`` copy tensors with a graph, which it refuses; the copies have no graph."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is Tensor.__deepcopy__ and not args[0].is_leaf:
-            tensor, memo = args
-            if id(tensor) not in memo:
-                memo[id(tensor)] = tensor.detach().clone()
-            return memo[id(tensor)]
-        return func(*args, **(kwargs or {}))
 
 
 def _share_weights(weights: Any, memo: dict[int, Any]) -> None:
@@ -229,11 +216,6 @@ def _holds(cell: Any, memo: dict[int, Any]) -> bool:
 
 
 # -- LightningModules
-
-
-def is_lightning(module: nn.Module) -> bool:
-    """Whether a module is a LightningModule, of either package."""
-    return any(kind.__name__ == "LightningModule" for kind in type(module).__mro__)
 
 
 def quiet(module: nn.Module) -> None:

@@ -24,7 +24,7 @@ from lightning_geo.utils._transformers import offloading_hooks
 #: Modules that compute in another way under a torch function mode, with slightly different results.
 _FUSED = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
 
-__all__ = ["Call", "undisturbed"]
+__all__ = ["Call", "RandomState", "device_of", "has_fast_path", "replay_depth", "undisturbed"]
 
 
 @dataclass

@@ -142,48 +142,50 @@ def _plot(history: GeometryHistory, metric: str, *, by: str, layer: int | None) 
         raise ArgumentError(f"Expected `by` to be 'model', 'layer' or 'head', but got {by!r}.")
     if layer is not None and by != "head":
         raise ArgumentError(f"Expected `layer` with by='head' only, but got layer={layer} with by={by!r}.")
-    found, steps = requested_series(history, metric), history.steps
+    requested, steps = requested_series(history, metric), history.steps
     if by == "head":
-        return _plot_heads(history, found, metric, layer)
+        return _plot_heads(history, requested, metric, layer)
     pictures = []
-    for series in found:
+    for series in requested:
         if by == "layer":
             pictures.append(layer_course(series, steps, limits(series), f"{series.key}, by layer"))
         pictures.append(model_course([(series.key, steps, series)], series.key))
-    return drawing(f"{metric} of the {'layers' if by == 'layer' else 'model'}", pictures, _caption(found[0]))
+    return drawing(
+        f"{metric} of the {'layers' if by == 'layer' else 'model'}", pictures, _caption(requested[0])
+    )
 
 
 def _plot_heads(
-    history: GeometryHistory, found: list[MetricSeries], metric: str, layer: int | None
+    history: GeometryHistory, requested: list[MetricSeries], metric: str, layer: int | None
 ) -> Drawing:
-    if found[0].values.ndim != 3:
+    if requested[0].values.ndim != 3:
         raise ArgumentError(
             f"Expected `metric` to be one of heads with by='head', but {metric!r} is of layers."
         )
-    layers = found[0].values.shape[1]
+    layers = requested[0].values.shape[1]
     if layer is None:
         pictures = []
-        for series in found:
+        for series in requested:
             change, ends = change_of(series, history.steps), limits(series)
             pictures += (
                 head_maps(change, history.steps, ends, name=series.key)
                 if change is not None
                 else [_map(series)]
             )
-        return drawing(f"{metric} of the heads", pictures, _caption(found[0]))
+        return drawing(f"{metric} of the heads", pictures, _caption(requested[0]))
     if not 0 <= layer < layers:
         raise ArgumentError(f"Expected `layer` to be from 0 to {layers - 1}, but got {layer}.")
     courses = [
         evolution(series.values[:, layer], history.steps, f"{series.key}, heads of layer {layer}",
                   *limits(series), diverging=series.spec.signed)
-        for series in found
+        for series in requested
         if np.isfinite(series.values[:, layer]).any()
     ]  # fmt: skip
     if not courses:
         raise ArgumentError(
             f"Expected `layer` to be one with a value of {metric!r}, but layer {layer} has none."
         )
-    return drawing(f"{metric} of the heads of layer {layer}", courses, _caption(found[0]))
+    return drawing(f"{metric} of the heads of layer {layer}", courses, _caption(requested[0]))
 
 
 def _caption(series: MetricSeries) -> str:
