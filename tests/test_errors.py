@@ -74,7 +74,7 @@ CALLS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         lambda: geo.measure(torch.nn.Linear(2, 2), torch.ones(1, 2)), ValueError, "`model` .* attention"
     ),
     "no model": (lambda: geo.measure(3, INPUTS), TypeError, "`model` .* torch.nn.Module but got int"),
-    "pattern": (lambda: geo.measure(model(), INPUTS, layers="("), ValueError, "`layers` .* none: missing"),
+    "pattern": (lambda: geo.measure(model(), INPUTS, layers="("), ValueError, r"`layers` .* '\(': missing"),
     "layers": (lambda: geo.measure(model(), INPUTS, layers=[]), TypeError, r"`layers` .* got \[\]"),
     "notify": (lambda: geo.Alerts(notify=3), ValueError, "`notify` .* callable .* got 3"),
     "rules": (lambda: geo.Alerts(rules=3), TypeError, "`rules` .* list .* got int"),

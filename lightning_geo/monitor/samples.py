@@ -207,11 +207,8 @@ class Samples:
             self.inputs.probe = self.sampler = None
 
     def observe_batches(self, reason: LookupError) -> None:
-        """Observe training itself from now on: no recorded call starts from data, so none can be replayed."""
-        self._warn_once.warn(
-            'there is nothing to replay, since no call starts from data: `source="batch"` is used',
-            str(reason),
-        )
+        """Observe training itself from now on: there is nothing to replay."""
+        self._warn_once.warn('there is nothing to replay, so `source="batch"` is used', str(reason))
         self.replays, self.overdue = False, True
         self.inputs.stop()
         self.inputs.probe = None

@@ -75,7 +75,7 @@ def check_layers(layers: int | str | Sequence[int] | None, *roots: nn.Module) ->
             pattern = re.compile(layers)
         except re.error as error:
             raise SettingError(
-                f"Expected `layers` to be a regular expression but {layers!r} is none: {error}."
+                f"Expected `layers` to be a valid regular expression but got {layers!r}: {error}."
             ) from error
         names = [name_of(clean_name(name), root) for root in roots for name, _ in root.named_modules()]
         if not any(map(pattern.search, names)):

@@ -153,8 +153,7 @@ class GeometryHistory(ShownHistory):
                 if not names
                 else f"Several stacks have attention patterns: ask for one of {names}."
             )
-        having = [record for record in self._records if names[0] in record.patterns]
-        return {record.step: record.patterns[names[0]] for record in having}
+        return {r.step: r.patterns[names[0]] for r in self._records if names[0] in r.patterns}
 
     def to_xarray(self, stack: str | None = None) -> xarray.Dataset:
         """Convert the metrics of one stack to xarray.
@@ -265,9 +264,7 @@ def read_history(
         shown = "; ".join(skipped[:5]) + (f"; and {len(skipped) - 5} more" if len(skipped) > 5 else "")
         warnings.warn(f"Read {os.fspath(path)!r}, skipping damaged parts: {shown}.", stacklevel=stacklevel)
     samples = [monitor for monitor, records in monitors.items() if records]
-    lost = [
-        reason for monitor, reason in dropped.items() if name in (None, monitor) and monitor not in samples
-    ]
+    lost = [why for monitor, why in dropped.items() if name in (None, monitor) and monitor not in samples]
     if lost and (name is not None or not samples):
         raise RunError(f"{os.fspath(path)!r} has no sample. {' '.join(lost)}")
     name = _monitor(path, name, monitors, files, others, skipped)

@@ -26,7 +26,7 @@ __all__ = [
 class GeometryError(Exception):
     """The base of the errors that this package raises for an argument, a path, a run, a model or a metric.
 
-    Most are also the builtin error that says the same: ``except ValueError`` catches a wrong argument too.
+    Most are also a builtin error of the same meaning: ``except ValueError`` catches a wrong argument too.
 
     Example:
         >>> import lightning_geo
@@ -47,7 +47,7 @@ class ArgumentTypeError(ArgumentError, TypeError):
 
 
 class UnknownKeyError(ArgumentError, KeyError):
-    """The same where it is a key under which there is nothing, or more than one thing."""
+    """A key under which there is nothing, or more than one thing."""
 
     def __str__(self) -> str:
         """The message as it is: ``KeyError`` shows it in quotation marks."""
@@ -55,14 +55,14 @@ class UnknownKeyError(ArgumentError, KeyError):
 
 
 class SettingError(ArgumentError):
-    """The same where it shows only beside the model or its data.
+    """A wrong argument of a monitor that shows only once the model or its data are known.
 
     A monitor raises it to the user if it is found before training begins; from then on it costs samples only.
     """
 
 
 class SettingTypeError(SettingError, ArgumentTypeError):
-    """The same where it is of a wrong type."""
+    """A setting of a wrong type."""
 
 
 class OtherRankError(GeometryError, RuntimeError):
@@ -117,15 +117,15 @@ def call_all(*functions: Callable[[], object]) -> None:
 
 
 class RunError(GeometryError, ValueError):
-    """A path that is no run, or runs that lack something or do not fit together; written for a person."""
+    """A path that is no run, or runs that lack something or do not fit together."""
 
 
 class MissingPathError(RunError, FileNotFoundError):
-    """The same where there is nothing at the path, or nothing of a run."""
+    """A path at which there is nothing, or no run."""
 
 
 class DamagedError(GeometryError, ValueError):
-    """Stored data that are not what they should be: readers pass them over, or say where they are."""
+    """Damaged stored data: readers skip them, or name their place."""
 
 
 class MetricError(GeometryError, RuntimeError):

@@ -271,7 +271,7 @@ def test_two_calls_give_the_same_record_whatever_the_generators_hold(batch: dict
         ({"layers": [7, 9]}, r"`layers` to match at least one layer but got \[7, 9\]"),
         ({"layers": "decoder"}, "`layers` to match the name of a module but 'decoder'"),
         ({"layers": "dropout"}, "`layers` to match at least one layer but got 'dropout'"),
-        ({"layers": "(", }, r"`layers` to be a regular expression but '\('"),
+        ({"layers": "(", }, r"`layers` to be a valid regular expression but got '\('"),
         ({"rank": 0}, "`rank` to be an integer of at least 1 but got 0"),
     ],
 )  # fmt: skip

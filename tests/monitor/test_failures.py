@@ -223,7 +223,7 @@ def test_without_a_call_that_begins_at_the_data_training_is_observed(tmp_path: P
     bare, watched = Unkept(Extra), Unkept(Extra)
     expected = outcome(fit(tmp_path / "bare", bare, steps=STEPS), bare)
     monitor = GeometryMonitor(1, special_token_ids=[1])
-    said = 'since no call starts from data: `source="batch"` is used: .*type object cannot be kept'
+    said = 'nothing to replay, so `source="batch"` is used: .*type object cannot be kept'
     with pytest.warns(UserWarning, match=said):
         trainer = fit(tmp_path, watched, monitor, steps=STEPS)
     assert_same(outcome(trainer, watched), expected)

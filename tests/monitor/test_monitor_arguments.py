@@ -56,7 +56,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"layers": [7, 9]}, r"`layers` to match at least one layer but got \[7, 9\]"),
     ({"layers": "decoder"}, "`layers` to match the name of a module but 'decoder' matches none"),
     ({"layers": "intermediate"}, "`layers` to match at least one layer but got 'intermediate'"),
-    ({"layers": "layer.(1"}, r"`layers` to be a regular expression but 'layer.\(1' is none"),
+    ({"layers": "layer.(1"}, r"`layers` to be a valid regular expression but got 'layer.\(1'"),
     ({"layers": 0.5}, "`layers` to be a pattern or layer indices .* got 0.5"),
     ({"baseline": "nowhere"}, "`baseline` to be the directory of a run but .*'nowhere' does not exist"),
     (

@@ -136,7 +136,7 @@ def test_a_rank_that_fails_costs_all_ranks_that_sample_and_nothing_else(
 def test_all_ranks_or_none_observe_training_itself(directory: Path, scenario: str) -> None:
     first, second = results(directory, scenario)
     (warning,) = first["warnings"]
-    assert 'nothing to replay, since no call starts from data: `source="batch"` is used: ' in warning
+    assert 'nothing to replay, so `source="batch"` is used: ' in warning
     assert "Parts: TypeError" in warning
     assert ("rank 1" in warning) == scenario.endswith("rank_1")
     assert second["warnings"] == []

@@ -156,7 +156,7 @@ def test_buffers_are_those_that_entered_the_step(tmp_path: Path) -> None:
 def test_where_nothing_begins_at_the_data_training_itself_is_observed(tmp_path: Path) -> None:
     records, _, said = run(tmp_path, NeedsTrainer(own=False))
     assert len(said) == 1
-    assert 'nothing to replay, since no call starts from data: `source="batch"` is used: ' in said[0]
+    assert 'nothing to replay, so `source="batch"` is used: ' in said[0]
     assert "NeedsTrainer: TypeError" in said[0]
     assert list(records) == [1, 2, 3]
     batch, _, _ = run(tmp_path / "batch", Parts(own=False), source="batch")
