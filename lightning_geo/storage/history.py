@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from lightning_geo.metrics.foreign_specs import differing_fields
 from lightning_geo.metrics.spec import MetricSpec
 from lightning_geo.storage.event_files import event_files, read_events
+from lightning_geo.storage.notebook_view import ShownHistory
 from lightning_geo.storage.patterns import AttentionPatterns
 from lightning_geo.storage.places import Place, place
 from lightning_geo.storage.record import GeometryRecord, lookup
-from lightning_geo.storage.shown import ShownHistory
 from lightning_geo.storage.stacking import stack_samples
 from lightning_geo.utils.arguments import check_type
 from lightning_geo.utils.errors import ArgumentError, RunError, UnknownKeyError
