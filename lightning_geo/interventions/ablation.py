@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lightning_geo.analysis.pruning import Head, PruningPlan
 from lightning_geo.observe import AttentionCall, CallKey, Tap, number_layers
 from lightning_geo.observe.heads.head_factors import scaled_heads
-from lightning_geo.observe.replay.undisturbed import Call, device_of, undisturbed
+from lightning_geo.observe.replay.undisturbed_run import Call, device_of, undisturbed
 from lightning_geo.utils.arguments import check_positive, check_type
 from lightning_geo.utils.errors import ArgumentError
 from lightning_geo.utils.tables import table

@@ -22,7 +22,7 @@ from lightning_geo.measurement.call_statistics import call_statistics
 from lightning_geo.measurement.special_tokens import special_tokens
 from lightning_geo.observe import AttentionCall, CallKey, Tap
 from lightning_geo.observe.heads.head_factors import HeadFactors, scaled_heads
-from lightning_geo.observe.replay.undisturbed import Call, device_of, undisturbed
+from lightning_geo.observe.replay.undisturbed_run import Call, device_of, undisturbed
 from lightning_geo.probe.call import ProbeCall
 from lightning_geo.utils.arguments import check_token_ids, check_type
 from lightning_geo.utils.arrays import Array

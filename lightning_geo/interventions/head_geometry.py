@@ -15,7 +15,7 @@ from lightning_geo.measurement.sample import Measurement
 from lightning_geo.metrics.gates import KINDS
 from lightning_geo.metrics.selection import select
 from lightning_geo.observe import Tap
-from lightning_geo.observe.replay.undisturbed import Call, device_of, undisturbed
+from lightning_geo.observe.replay.undisturbed_run import Call, device_of, undisturbed
 from lightning_geo.probe.call import ProbeCall
 from lightning_geo.storage.history import GeometryHistory
 from lightning_geo.storage.record import GeometryRecord

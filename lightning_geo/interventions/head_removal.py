@@ -15,7 +15,7 @@ from lightning_geo.analysis.pruning import Head, PruningPlan
 from lightning_geo.interventions.ablation import Silencer
 from lightning_geo.observe import AttentionCall, CallKey, Tap
 from lightning_geo.observe.heads.head_factors import scaled_heads
-from lightning_geo.observe.replay.undisturbed import Call, device_of, undisturbed
+from lightning_geo.observe.replay.undisturbed_run import Call, device_of, undisturbed
 from lightning_geo.utils._transformers import is_conv1d
 from lightning_geo.utils.arguments import check_type
 from lightning_geo.utils.errors import ArgumentError

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_geo.measurement.collectors.collector import Collector
-from lightning_geo.measurement.derived import DerivedStack
+from lightning_geo.measurement.derived_stack import DerivedStack
 from lightning_geo.measurement.metric_values import without_trace
 from lightning_geo.measurement.sums import LayerSums, settle_values
 from lightning_geo.metrics.selection import spec_of

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_geo.functional import head_importance
 from lightning_geo.observe import AttentionCall, CallKey, Tap
 from lightning_geo.observe.heads.head_factors import HeadFactors, scaled_heads
-from lightning_geo.observe.replay.undisturbed import Call, undisturbed
+from lightning_geo.observe.replay.undisturbed_run import Call, undisturbed
 from lightning_geo.probe.call import ProbeCall
 from lightning_geo.utils.errors import ArgumentTypeError, GeometryError
 

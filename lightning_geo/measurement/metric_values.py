@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_geo.functional import HeadWeights
 from lightning_geo.metrics.registry import metric_function, reads_of
-from lightning_geo.observe.replay.undisturbed import RandomState
+from lightning_geo.observe.replay.undisturbed_run import RandomState
 from lightning_geo.utils.errors import ArgumentError, ArgumentTypeError, let_go
 
 __all__ = ["foreign_value", "value", "without_trace"]

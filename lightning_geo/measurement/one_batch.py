@@ -15,7 +15,7 @@ from lightning_geo.metrics.foreign import foreign_specs
 from lightning_geo.metrics.selection import compares_samples, is_of_batch, select
 from lightning_geo.observe import CallKey, Tap
 from lightning_geo.observe.module_selection import check_layers
-from lightning_geo.observe.replay.undisturbed import Call, device_of, undisturbed
+from lightning_geo.observe.replay.undisturbed_run import Call, device_of, undisturbed
 from lightning_geo.probe.call import ProbeCall
 from lightning_geo.storage.record import GeometryRecord
 from lightning_geo.utils.arguments import check_positive, check_token_ids, check_type

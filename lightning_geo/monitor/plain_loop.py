@@ -19,7 +19,7 @@ from lightning_geo.monitor.experiments import as_logger
 from lightning_geo.monitor.loop_host import LoopHost
 from lightning_geo.monitor.run import Run
 from lightning_geo.observe.replay.call_hooks import on_call
-from lightning_geo.observe.replay.undisturbed import replay_depth
+from lightning_geo.observe.replay.undisturbed_run import replay_depth
 from lightning_geo.storage.record import GeometryRecord
 from lightning_geo.utils.arguments import check_type
 from lightning_geo.utils.errors import ArgumentError, call_all

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_geo.observe.replay.undisturbed import Call
+from lightning_geo.observe.replay.undisturbed_run import Call
 from lightning_geo.probe.call import ProbeCall
 from lightning_geo.probe.limits import SCORED_SEQUENCES, within, within_over_ranks
 from lightning_geo.utils.errors import ArgumentTypeError

@@ -7,7 +7,7 @@ from typing import Any
 import torch.distributed as dist
 
 from lightning_geo.observe import name_of
-from lightning_geo.observe.replay.undisturbed import Call, undisturbed
+from lightning_geo.observe.replay.undisturbed_run import Call, undisturbed
 from lightning_geo.probe.call import ProbeCall
 from lightning_geo.probe.candidates import Candidates
 from lightning_geo.probe.probe import Probe, Share, probe_from

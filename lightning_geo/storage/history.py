@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_geo.storage.event_files import event_files, read_events
+from lightning_geo.storage.notebook_view import ShownHistory
 from lightning_geo.storage.patterns import AttentionPatterns
 from lightning_geo.storage.places import Place, place
 from lightning_geo.storage.record import GeometryRecord, changed_specs, lookup
-from lightning_geo.storage.shown import ShownHistory
 from lightning_geo.storage.stacking import stack_samples
 from lightning_geo.utils.arguments import check_type
 from lightning_geo.utils.errors import ArgumentError, RunError, UnknownKeyError

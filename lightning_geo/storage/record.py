@@ -17,8 +17,8 @@ from lightning_geo.metrics.reductions import reduce_finite
 from lightning_geo.metrics.selection import is_standard_error, spec_of
 from lightning_geo.metrics.spec import MetricSpec
 from lightning_geo.storage.finding import Finding
+from lightning_geo.storage.notebook_view import ShownRecord
 from lightning_geo.storage.patterns import AttentionPatterns
-from lightning_geo.storage.shown import ShownRecord
 from lightning_geo.utils.errors import UnknownKeyError
 from lightning_geo.utils.formatting import did_you_mean
 

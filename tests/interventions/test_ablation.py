@@ -16,7 +16,7 @@ from families.models import FAMILIES
 from lightning_geo import PruningPlan, apply_plan, evaluate_plan
 from lightning_geo.analysis.pruning import Head, RankedHead
 from lightning_geo.interventions.ablation import Silencer
-from lightning_geo.observe.replay.undisturbed import Call, undisturbed
+from lightning_geo.observe.replay.undisturbed_run import Call, undisturbed
 from support.lit import Classifier, bert, loader
 from support.projections import CASES, PROJECTIONS, by_head, weight_of
 from support.same import traces

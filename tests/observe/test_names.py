@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lightning_geo import GeometryMonitor, GeometryRecord, load_history, measure
 from lightning_geo.analysis.pruning import Head
 from lightning_geo.interventions.ablation import Silencer
-from lightning_geo.observe.replay.undisturbed import Call
+from lightning_geo.observe.replay.undisturbed_run import Call
 from support.lit import Classifier, Lit, bert, fit
 
 WIDTH = 8

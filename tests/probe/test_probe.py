@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lightning_geo.observe.replay.undisturbed import Call, undisturbed
+from lightning_geo.observe.replay.undisturbed_run import Call, undisturbed
 from lightning_geo.probe.call import ProbeCall
 from lightning_geo.probe.probe import Probe, probe_from
 from lightning_geo.probe.recorder import CallRecorder
