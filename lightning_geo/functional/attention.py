@@ -67,7 +67,7 @@ def attention_statistics(
             positions: i with ``"top_left"`` (torch's SDPA), i + Nk - Nq with ``"bottom_right"``
             (FlashAttention, decoding with a cache), causal or not.
         query_mask: Bool ``[B, Nq]``, True = real token. The other rows are not live: they have no
-            statistics and add nothing to ``received``. Attention masks do not say which rows are padding.
+            statistics and add nothing to ``received``. Attention masks do not mark rows that are padding.
         window: ``(left, right)`` lets position i see i - left <= j <= i + right, -1 meaning no limit, as
             in FlashAttention. ``w`` is ``(w - 1, -1)``: i - w < j, as ``sliding_window`` in transformers,
             where ``is_causal`` or the mask limits the right side.

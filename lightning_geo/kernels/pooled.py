@@ -30,7 +30,7 @@ def pooled_attention(
     Only rows i that see a key count. Each row of A adds to 1 where no attention goes to padding.
 
     Args:
-        problem: The attention call; ``query_mask`` tells real tokens. Its sinks are left out.
+        problem: The attention call; ``query_mask`` marks real tokens. Its sinks are left out.
         cells: Blocks at most.
         tile_scores: Scores per tile.
 

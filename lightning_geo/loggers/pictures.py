@@ -1,7 +1,7 @@
 """Layer × head pictures of a metric, drawn with numpy and Pillow in a few milliseconds.
 
 Layers run down and heads to the right, both counted from 0. All pictures of a metric in a run have one
-scale, see :mod:`.picture_scale`. Cells beyond it have a dot, and the bar's number says that values go
+scale, see :mod:`.picture_scale`. Cells beyond it have a dot, and the bar's number shows that values go
 further; the line under the title gives the range of the values.
 """
 

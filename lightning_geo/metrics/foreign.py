@@ -31,7 +31,7 @@ class ForeignMetric:
     """A metric that is not built in.
 
     Args:
-        spec: What it is.
+        spec: Its spec.
         function: Computes it.
         reads: The quantities that ``function`` is called with.
         roles: Roles whose weights must be known, for functions that read ``weights``.

@@ -40,7 +40,7 @@ class GeometryHistory(ShownHistory):
         steps: [sample] optimizer steps.
         stacks: ``stack -> stored name -> [sample, ...]``, NaN where a sample lacks the metric.
         metadata: ``epoch``, ``batches_seen``, ``wall_time``, ``cost_seconds``, ``probe_fingerprint`` and
-            ``coverage`` (the share of attention calls that were measured; ``record(i).coverage`` says what
+            ``coverage`` (the share of attention calls that were measured; ``record(i).coverage`` lists what
             was left out), each [sample].
         model: Model class, modules and heads of each layer, as of the last sample.
         specs: ``name -> MetricSpec`` of the metrics that are not built in, as their last sample has them.

@@ -65,7 +65,7 @@ class Check:
         limit: The limit.
         stack: The stack.
         metric: Stored name of the metric.
-        spec: What the metric is.
+        spec: The metric's spec.
         result: The worst that one of its values has.
         counts: All of its values.
         steps: Samples that were looked at.
@@ -118,7 +118,7 @@ class Audit:
         day: The day on which waivers were looked at.
         checks: In the order of the policy.
         waivers: In the order of the policy.
-        unread: What could not be read of the runs, one sentence each.
+        unread: The parts of the runs that could not be read, one sentence each.
     """
 
     policy: Policy
@@ -169,7 +169,7 @@ def audit(
         release: An earlier run, whose last sample limits on change compare with; only samples on the same
             probe are comparable.
         day: Day for the expiry of waivers; ``None`` for today (UTC).
-        unread: What could not be read of the runs.
+        unread: The parts of the runs that could not be read.
 
     Example:
         >>> from lightning_geo import GeometryRecord

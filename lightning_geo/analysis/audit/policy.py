@@ -134,7 +134,7 @@ class Policy:
         owner: Who decides on it.
         limits: At least one.
         waivers: Exceptions.
-        purpose: What it protects, for readers.
+        purpose: Its purpose, for readers.
         path: File that it was read from.
         hash: SHA-256 of that file.
     """

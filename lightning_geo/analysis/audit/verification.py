@@ -23,8 +23,8 @@ class Verification(NamedTuple):
     Args:
         lines: How many lines the ledger has.
         head: Hash of its last line; empty if that is damaged.
-        problems: What is not as it was, or cannot be checked, one sentence each.
-        notes: What a reader should know besides.
+        problems: Changes since the audits, and entries that cannot be checked, one sentence each.
+        notes: Further remarks for a reader.
         records: How many records were read again and hold what was audited.
     """
 

@@ -30,7 +30,7 @@ class Detector:
     finding.
 
     Args:
-        rules: What to look for.
+        rules: The rules to check.
 
     Example:
         >>> import numpy as np

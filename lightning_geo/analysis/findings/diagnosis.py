@@ -18,13 +18,13 @@ __all__ = ["diagnose", "recorded_findings"]
 def diagnose(history: GeometryHistory, rules: Iterable[Rule] | None = None) -> Diagnosis:
     """Find what is wrong or unusual in a run.
 
-    Findings are made by the code with which a monitor makes them while a run trains. Those of rules that are
-    not looked for here, a user's own, are taken from the record.
+    The rules are evaluated by the code that a monitor uses while a run trains. Findings of rules that are not
+    checked here, such as a user's own, are taken from the record.
 
     Args:
         history: The run.
-        rules: What to look for; ``None`` for the built-in rules with their built-in limits, without those
-            that the run's monitor was told to silence.
+        rules: The rules to check; ``None`` for the built-in rules with their built-in limits, without those
+            that the run's monitor silenced.
 
     Returns:
         The verdict, and the findings, the most severe first.

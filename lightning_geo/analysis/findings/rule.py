@@ -131,7 +131,7 @@ class Rule:
         name: Name by which it is changed or silenced.
         metrics: Stored names of the metrics that it looks at, any of which suffices; for
             :class:`NotFinite` those that are measured along with it.
-        test: What a layer or head must show.
+        test: The condition on a layer or head.
         message: One sentence for a newcomer. ``{where}`` names layers and heads, ``{value}`` their median,
             ``{usual}`` the usual range, ``{metric}`` the metric; ``[attend|attends]`` is the first word for
             several, the second for one.
@@ -140,7 +140,7 @@ class Rule:
         samples: For how many samples in a row it must hold; a finding ends after as many without it.
         heads: Least share of a layer's heads that must show it; 0 for one head.
         causes: Usual causes, most frequent first.
-        next: What to try.
+        next: Steps to try.
         source: Paper or convention that it comes from.
 
     Raises:

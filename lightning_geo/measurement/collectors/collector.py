@@ -40,7 +40,7 @@ class Collector:
         failures: The first error of each foreign metric, by name.
 
     Example:
-        The lengths of values, which no built-in quantity tells:
+        The lengths of values, which no built-in quantity has:
 
         >>> import torch
         >>> from lightning_geo import Collector, MetricSpec, measure, register_metric

@@ -22,7 +22,7 @@ def in_backward() -> bool:
 def of_mean(loss: Tensor) -> float | Tensor | None:
     """Return a loss divided by the mean over its own targets.
 
-    The graph tells which operations made the loss. 1 if the last one is a mean; n / d if it is the sum of the
+    The graph shows which operations made the loss. 1 if the last one is a mean; n / d if it is the sum of the
     cross-entropies of n targets, divided by d. Relies on the names of nodes and on ``_saved_…``, what they
     keep for the backward pass; checked on torch 2.6.0 and 2.13.0.
 

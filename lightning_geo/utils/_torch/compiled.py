@@ -68,7 +68,7 @@ def compiled_from(function: Any) -> Any:
 def compiler_stance() -> str | None:
     """How compiled code runs now; ``None`` while the compiler is not loaded, which takes seconds.
 
-    There is a public ``torch.compiler.set_stance``, but nothing that tells the stance. Relies on
+    There is a public ``torch.compiler.set_stance``, but no function that returns it. Relies on
     ``torch._dynamo.eval_frame._stance``; checked on torch 2.13.0.
     """
     if "torch._dynamo" not in sys.modules:
