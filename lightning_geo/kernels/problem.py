@@ -133,7 +133,7 @@ class AttentionProblem:
     def first_sequences(self, count: int) -> AttentionProblem:
         """The same call for the first sequences alone."""
 
-        def first(x: Tensor | None) -> Tensor | None:
+        def first(x: Shaped[Tensor, "_ columns"] | None) -> Shaped[Tensor, "_ columns"] | None:
             return x if x is None or x.shape[0] == 1 else x[:count]
 
         return replace(
