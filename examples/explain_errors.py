@@ -20,7 +20,7 @@ from transformers import AutoModelForSequenceClassification
 from lightning_geo import explain
 from lightning_geo.analysis.pruning import Head
 from lightning_geo.interventions.ablation import Silencer
-from lightning_geo.observe.replay.undisturbed import Call, undisturbed
+from lightning_geo.observe.replay.undisturbed_run import Call, undisturbed
 from lightning_geo.report.explanation_page import explanation_page
 from texts import loader, split_texts, tokenizer_of
 

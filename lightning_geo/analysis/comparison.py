@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from lightning_geo.metrics.reductions import root_mean_square
 from lightning_geo.metrics.selection import is_standard_error
 from lightning_geo.metrics.spec import MetricSpec
 from lightning_geo.storage.history import GeometryHistory
+from lightning_geo.utils.arguments import check_type
 from lightning_geo.utils.arrays import Array
 from lightning_geo.utils.drawing import Drawing
 from lightning_geo.utils.errors import RunError
@@ -175,10 +177,13 @@ def compare(
         >>> [round(float(value), 3) for value in compare(*runs).differences[0].difference[0]]
         [1.0, 1.0]
     """
+    for name, run in (("a", a), ("b", b)):
+        check_type(name, run, GeometryHistory, "a GeometryHistory, as `load_history` returns it,")
     stacks = matched_stacks(a, b)
     alignment = align(a.steps, b.steps)
     last = len(alignment.a) - 1
     if step is not None:
+        check_type("step", step, Real, "a number of optimizer steps")
         last = int(np.abs(a.steps[alignment.a] - step).argmin())
     window = Alignment(alignment.a[: last + 1], alignment.b[: last + 1], "")
     names = None if metrics is None else stored_names(metrics, {**b.specs, **a.specs})

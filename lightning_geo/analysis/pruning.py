@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_geo.storage.history import GeometryHistory
+from lightning_geo.utils.arguments import check_type
+from lightning_geo.utils.errors import ArgumentError, ArgumentTypeError, RunError
 from lightning_geo.utils.formatting import number
 from lightning_geo.utils.views import view
 
@@ -126,10 +128,11 @@ def pruning_plan(history: GeometryHistory, fraction: float = 0.3) -> PruningPlan
         >>> [head.head for head in plan.heads]  # of the important twins 0 and 1 the one, not both
         [0, 2]
     """
+    check_type("history", history, GeometryHistory, "a GeometryHistory, as `load_history` returns it,")
     check_fraction(fraction)
     sample = last_sample_with(history, "importance")
     if sample is None:
-        raise ValueError(
+        raise RunError(
             f"{repr(history.path) if history.path else 'This run'} has no metric `importance`. It has only "
             f"{', '.join(history.keys()[:8])}, … "
             'Record it with `GeometryMonitor(metrics=["importance", "head", ...])`, which needs a loss (see '
@@ -156,9 +159,11 @@ def check_fraction(fraction: float) -> None:
         ValueError: If it is not within (0, 1).
     """
     if isinstance(fraction, bool) or not isinstance(fraction, (int, float)):
-        raise TypeError(f"Expected `fraction` to be a number but got {type(fraction).__name__}.")
+        raise ArgumentTypeError(f"Expected `fraction` to be a number but got {type(fraction).__name__}.")
     if not 0 < fraction < 1:
-        raise ValueError(f"Expected `fraction` to be a share of the heads within (0, 1) but got {fraction}.")
+        raise ArgumentError(
+            f"Expected `fraction` to be a share of the heads within (0, 1) but got {fraction}."
+        )
 
 
 def last_sample_with(history: GeometryHistory, metric: str) -> int | None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from lightning_geo.analysis.pruning import Head, check_fraction, last_sample_with
 from lightning_geo.storage.history import GeometryHistory
+from lightning_geo.utils.errors import RunError
 
 __all__ = ["RedundancyRanking", "RedundantHead", "redundancy_ranking"]
 
@@ -80,7 +81,7 @@ def redundancy_ranking(history: GeometryHistory, fraction: float = 0.3) -> Redun
     sample = last_sample_with(history, "redundancy")
     if sample is None:
         name = repr(history.path) if history.path else "This run"
-        raise ValueError(
+        raise RunError(
             f"{name} has neither `importance` nor `redundancy`. "
             'Record them with `GeometryMonitor(metrics=["importance", "head", ...])`.'
         )

@@ -213,6 +213,6 @@ def _notes(runs: Sequence[GeometryHistory], step: int, requested: int | None) ->
         yield f"Not all runs have a sample at step {requested}; compared at step {step}, the nearest."
     probes = {str(run.metadata["probe_fingerprint"][-1]) for run in runs}
     if len(probes) > 1:
-        yield f"The runs were measured on {len(probes)} different probes: the spread includes the inputs'."
+        yield f"The runs were measured on {len(probes)} different probes: the spread includes that of inputs."
     elif "" in probes:
-        yield "The runs were measured on training batches: the spread includes the inputs'."
+        yield "The runs were measured on training batches: the spread includes that of inputs."

@@ -10,6 +10,7 @@ import numpy as np
 from lightning_geo.dashboard.samples import framed, in_force
 from lightning_geo.storage.events import matrix_tag, pattern_tag, session_tag
 from lightning_geo.storage.patterns import AttentionPatterns
+from lightning_geo.utils.errors import ArgumentError, DamagedError
 
 __all__ = ["read_head"]
 
@@ -39,7 +40,7 @@ def read_head(
     """
     layer, head = cell
     if layer < 0 or head < 0:
-        raise ValueError(f"Expected `layer` and `head` to be at least 0 but got {layer} and {head}.")
+        raise ArgumentError(f"Expected `layer` and `head` to be at least 0 but got {layer} and {head}.")
     session, matrix = session_tag(monitor), matrix_tag(monitor, stack, "head_similarity")
     tags = {part: pattern_tag(monitor, stack, part) for part in _PARTS}
     data = read([*tags.values(), matrix, session])
@@ -74,7 +75,7 @@ def _patterns(step: int, arrays: dict[str, Any]) -> AttentionPatterns:
         lengths = arrays["lengths"].astype(np.int64)
         return AttentionPatterns(arrays["attention"], lengths, tuple(tokens))
     except (AttributeError, KeyError, ValueError) as error:
-        raise ValueError(f"The attention patterns of step {step} cannot be read: {error}.") from error
+        raise DamagedError(f"The attention patterns of step {step} cannot be read: {error}.") from error
 
 
 def _twins(samples: list[Any], layer: int, head: int) -> list[dict[str, Any]]:

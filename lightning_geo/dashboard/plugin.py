@@ -26,6 +26,7 @@ from lightning_geo.dashboard.samples import in_force, pack
 from lightning_geo.metrics.foreign_specs import differing_fields, read_specs
 from lightning_geo.metrics.spec import MetricSpec
 from lightning_geo.storage.events import metadata_tag, session_tag
+from lightning_geo.utils.errors import ArgumentError
 
 __all__ = ["GeometryPlugin"]
 
@@ -270,7 +271,7 @@ class GeometryPlugin(TBPlugin):  # type: ignore[misc]  # tensorboard ships no ty
             ValueError: If ``limit`` is below 2, or what is stored is no numeric array.
         """
         if limit < 2:
-            raise ValueError(f"Expected `samples` to be at least 2 but got {limit}.")
+            raise ArgumentError(f"Expected `samples` to be at least 2 but got {limit}.")
         tag, session = tag_of(address), session_tag(address.monitor)
         read = self._read(ctx, experiment, run, [tag, session], _ALL)
         if not read.get(tag):

@@ -10,6 +10,8 @@ from tensorboard import plugin_util
 from tensorboard.backend import http_util
 from werkzeug.wrappers import Request, Response
 
+from lightning_geo.utils.errors import ArgumentError
+
 __all__ = ["argument", "guarded", "respond", "where"]
 
 _Route = Callable[[Any, Request], Response]
@@ -44,7 +46,7 @@ def argument(request: Request, name: str) -> str:
     """
     value = request.args.get(name)
     if value is None:
-        raise ValueError(f"Expected the argument `{name}`, but it is not in the request.")
+        raise ArgumentError(f"Expected the argument `{name}`, but it is not in the request.")
     return value
 
 

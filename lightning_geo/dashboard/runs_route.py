@@ -17,6 +17,7 @@ from lightning_geo.dashboard.run_ends import RunEnds, Series, stamp_of
 from lightning_geo.dashboard.run_outcomes import RunOutcomes
 from lightning_geo.metrics.catalog import CATALOG
 from lightning_geo.storage.events import metadata_tag, session_tag
+from lightning_geo.utils.errors import ArgumentError
 
 __all__ = ["RunRows"]
 
@@ -78,7 +79,7 @@ class RunRows:
         """
         names = asked.getlist("metric")
         if len(names) > _MOST:
-            raise ValueError(f"Expected at most {_MOST} of `metric` but got {len(names)}.")
+            raise ArgumentError(f"Expected at most {_MOST} of `metric` but got {len(names)}.")
         deadline = time.monotonic() + _PATIENCE["stamp" in asked]
         listing = self._provider.list_tensors(ctx, experiment_id=experiment, plugin_name=PLUGIN)
         choices = _choose(listing, names, asked.get("monitor", ""), asked.get("stack", ""))

@@ -10,6 +10,7 @@ import numpy as np
 
 from lightning_geo.dashboard.metadata import TagAddress, tag_of
 from lightning_geo.storage.stacking import stack_samples
+from lightning_geo.utils.errors import DamagedError
 
 __all__ = ["framed", "in_force", "pack"]
 
@@ -46,7 +47,7 @@ def pack(samples: Sequence[Any], address: TagAddress, header: dict[str, Any]) ->
         ValueError: If what is stored is no numeric array.
     """
     if any(sample.numpy.dtype.kind not in "fiu" for sample in samples):
-        raise ValueError(f"Expected numbers in {tag_of(address)!r}, but other data is stored there.")
+        raise DamagedError(f"Expected numbers in {tag_of(address)!r}, but other data is stored there.")
     arrays = [np.atleast_1d(sample.numpy).astype("<f4", copy=False) for sample in samples]
     values = stack_samples(arrays) if arrays else np.empty((0, 0), "<f4")
     # whatever its axes: layers down, the rest to the right

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_geo.kernels.workspace import constant
+from lightning_geo.utils.errors import ArgumentError, ArgumentTypeError
 from lightning_geo.utils.shapes import Bool, Float, Shaped
 
 __all__ = [
@@ -31,9 +32,9 @@ def as_float(value: Float[Tensor, "*shape"], name: str, axes: str = "") -> Float
         ValueError: If rank or sizes do not fit.
     """
     if not isinstance(value, Tensor):
-        raise TypeError(f"Expected `{name}` to be a torch.Tensor but got {type(value).__name__}.")
+        raise ArgumentTypeError(f"Expected `{name}` to be a torch.Tensor but got {type(value).__name__}.")
     if not value.is_floating_point():
-        raise TypeError(
+        raise ArgumentTypeError(
             f"Expected `{name}` to be a floating point tensor but got {value.dtype}. "
             "Convert it with `.float()`."
         )
@@ -42,7 +43,7 @@ def as_float(value: Float[Tensor, "*shape"], name: str, axes: str = "") -> Float
     sizes = dict(zip(names, shape, strict=False))
     if len(shape) < len(names) or any(sizes[axis] != size for axis, size in zip(names, shape, strict=True)):
         expected = ", ".join(["...", *names])
-        raise ValueError(f"Expected `{name}` to have shape [{expected}] but got {list(value.shape)}.")
+        raise ArgumentError(f"Expected `{name}` to have shape [{expected}] but got {list(value.shape)}.")
     # sums in half precision keep three digits; float32 keeps seven
     return value.to(torch.promote_types(value.dtype, torch.float32))
 
@@ -59,12 +60,12 @@ def check_mask(mask: Bool[Tensor, " ..."], shape: torch.Size, name: str = "mask"
     """
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-        raise TypeError(
+        raise ArgumentTypeError(
             f"Expected `{name}` to be a boolean tensor, True for real tokens, but got {kind}. "
             "Convert a 0/1 mask with `.bool()`."
         )
     if mask.ndim != len(shape) or any(m not in (1, n) for m, n in zip(mask.shape, shape, strict=True)):
-        raise ValueError(
+        raise ArgumentError(
             f"Expected `{name}` to have shape {list(shape)}, or 1 in places, but got {list(mask.shape)}."
         )
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from lightning_geo.functional._tensors import as_float, check_mask, shannon_entropy
 from lightning_geo.kernels.workspace import constant, where_defined
 from lightning_geo.metrics.registry import computes
+from lightning_geo.utils.errors import ArgumentError
 from lightning_geo.utils.shapes import Bool, Float, Num
 
 __all__ = ["key_entropy", "normalized_entropy"]
@@ -40,7 +41,7 @@ def normalized_entropy(
     """
     entropy = as_float(entropy, "entropy")
     if visible_keys.shape != entropy.shape:
-        raise ValueError(
+        raise ArgumentError(
             f"Expected `visible_keys` to have the shape of `entropy`, {list(entropy.shape)}, "
             f"but got {list(visible_keys.shape)}."
         )

@@ -8,6 +8,7 @@ from torch import Tensor
 from lightning_geo.functional._tensors import as_float, exact_dtype, exact_matmul
 from lightning_geo.kernels.workspace import constant, where_defined
 from lightning_geo.metrics.registry import computes
+from lightning_geo.utils.errors import ArgumentError
 from lightning_geo.utils.shapes import Float
 
 __all__ = [
@@ -50,7 +51,7 @@ def linear_cka(
     """
     x, y = as_float(x, "x", "n d1"), as_float(y, "y", "n d2")
     if x.shape[-2] != y.shape[-2]:
-        raise ValueError(
+        raise ArgumentError(
             f"Expected `x` and `y` to hold the same n tokens, [..., n, d1] and [..., n, d2], "
             f"but got {list(x.shape)} and {list(y.shape)}."
         )

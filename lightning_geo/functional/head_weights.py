@@ -18,6 +18,7 @@ from lightning_geo.functional._tensors import as_float, exact_dtype
 from lightning_geo.functional.head_products import HeadProducts
 from lightning_geo.kernels.workspace import scratch
 from lightning_geo.metrics.spec import ROLES
+from lightning_geo.utils.errors import ArgumentError
 from lightning_geo.utils.shapes import Float
 
 __all__ = ["OV", "QK", "HeadWeights"]
@@ -80,7 +81,7 @@ class HeadWeights(HeadProducts):
         self._overlaps: dict[str, Tensor] = {}
         for role, weight in self.roles.items():
             if weight.shape[0] == 0 or self.heads % weight.shape[0]:
-                raise ValueError(
+                raise ArgumentError(
                     f"Expected `{role}` to be of a number of heads that divides {self.heads} "
                     f"but got {weight.shape[0]}."
                 )
@@ -88,7 +89,7 @@ class HeadWeights(HeadProducts):
             if one in self.roles and other in self.roles:
                 sizes = self.roles[one].shape[1], self.roles[other].shape[1]
                 if sizes[0] != sizes[1]:
-                    raise ValueError(
+                    raise ArgumentError(
                         f"Expected `{one}` and `{other}` to have heads of one size but got {sizes}."
                     )
 

@@ -13,6 +13,7 @@ from lightning_geo.functional.cone import sum_of_directions
 from lightning_geo.kernels import BACKENDS, MOMENTS, Backend, HeadMoments
 from lightning_geo.metrics.registry import computes
 from lightning_geo.utils.arguments import check_one_of, check_statistics
+from lightning_geo.utils.errors import ArgumentError
 from lightning_geo.utils.shapes import Bool, Float, Num
 
 __all__ = ["head_moments", "qk_cosine"]
@@ -58,7 +59,7 @@ def head_moments(
     requested = check_statistics(statistics, MOMENTS)
     as_float(x[:0] if isinstance(x, Tensor) and x.ndim > 3 else x, "x", "h n d")
     if x.ndim != 4:
-        raise ValueError(
+        raise ArgumentError(
             f"Expected `x` to have shape [batch, head, token, head_dim] but got {list(x.shape)}."
         )
     if mask is not None:
@@ -103,7 +104,7 @@ def qk_cosine(
     """
     fits = query.ndim == key.ndim >= 3 and query.shape[:-3] == key.shape[:-3]
     if not fits or query.shape[-1] != key.shape[-1]:
-        raise ValueError(
+        raise ArgumentError(
             f"Expected `query` [..., H, Nq, D] and `key` [..., Hk, Nk, D] to agree in D and in what is "
             f"left of the heads but got {list(query.shape)} and {list(key.shape)}."
         )
@@ -129,7 +130,7 @@ def _cosine(
 def _for_query_heads(x: Num[Tensor, " ..."], heads: int, dim: int) -> Num[Tensor, " ..."]:
     """Repeat the values of each key head for the query heads that it serves."""
     if heads % x.shape[dim]:
-        raise ValueError(
+        raise ArgumentError(
             f"Expected the number of query heads to be a multiple of the number of key heads but got "
             f"{heads} and {x.shape[dim]}."
         )

@@ -15,6 +15,7 @@ from lightning_geo.functional.observed_call import ObservedScores, ScoreSpectra
 from lightning_geo.kernels.pairs import score_histogram
 from lightning_geo.kernels.workspace import where_defined
 from lightning_geo.metrics.registry import computes
+from lightning_geo.utils.errors import ArgumentError
 from lightning_geo.utils.shapes import Bool, Float
 
 __all__ = [
@@ -95,7 +96,7 @@ def von_neumann_entropy(
     """
     query, key = as_float(query, "query", "n d"), as_float(key, "key", "n d")
     if query.shape[-2:] != key.shape[-2:]:
-        raise ValueError(
+        raise ArgumentError(
             "Expected `query` and `key` to be of the same tokens and size, [..., n, d], "
             f"but got {list(query.shape)} and {list(key.shape)}."
         )

@@ -14,6 +14,7 @@ from lightning_geo.kernels.vectors import token_planes
 from lightning_geo.kernels.workspace import where_defined
 from lightning_geo.metrics.registry import computes
 from lightning_geo.utils.arguments import check_one_of, check_statistics
+from lightning_geo.utils.errors import ArgumentError
 from lightning_geo.utils.shapes import Bool, Float
 
 __all__ = ["kurtosis", "mean_over_tokens", "skewness", "stream_statistics", "token_norm", "update_ratio"]
@@ -55,7 +56,7 @@ def stream_statistics(
     requested = check_statistics(statistics, STREAM)
     _check_tokens(x, "x")
     if x.ndim != 3:
-        raise ValueError(f"Expected `x` to have shape [batch, token, feature] but got {list(x.shape)}.")
+        raise ArgumentError(f"Expected `x` to have shape [batch, token, feature] but got {list(x.shape)}.")
     if mask is not None:
         check_mask(mask, x.shape[:-1])
         mask = mask.expand(x.shape[:-1])
@@ -89,7 +90,7 @@ def _check_tokens(x: Float[Tensor, " ..."], name: str) -> None:
 def _check_before(before: Float[Tensor, " ..."], x: Float[Tensor, " ..."]) -> None:
     _check_tokens(before, "before")
     if before.shape != x.shape:
-        raise ValueError(
+        raise ArgumentError(
             f"Expected `before` to have the shape of `x`, {list(x.shape)}, but got {list(before.shape)}. "
             "A block that changes the shape has no update ratio."
         )

@@ -10,6 +10,7 @@ from lightning_geo.functional._tensors import as_float, exact_dtype, exact_matmu
 from lightning_geo.kernels.precision import is_finite
 from lightning_geo.kernels.workspace import where_defined
 from lightning_geo.metrics.registry import computes
+from lightning_geo.utils.errors import ArgumentError
 from lightning_geo.utils.shapes import Float
 
 __all__ = ["principal_angles", "principal_subspace", "projection_similarity", "subspace_distance"]
@@ -45,7 +46,7 @@ def principal_subspace(
     covariance = as_float(covariance, "covariance", "d d")
     width = covariance.shape[-1]
     if not 1 <= rank <= width:
-        raise ValueError(f"Expected `rank` to be between 1 and d = {width} but got {rank}.")
+        raise ArgumentError(f"Expected `rank` to be between 1 and d = {width} but got {rank}.")
     # eigh raises on one bad matrix of a batch: let it cost that one only
     finite = is_finite(covariance).flatten(-2).all(-1)
     covariance = torch.where(finite[..., None, None], covariance, 0.0)
@@ -64,13 +65,13 @@ def _bases(
     u, v = as_float(u, "u", "d r"), as_float(v, "v", "d r")
     for name, basis in (("u", u), ("v", v)):
         if not 1 <= basis.shape[-1] <= basis.shape[-2]:
-            raise ValueError(
+            raise ArgumentError(
                 f"Expected `{name}` to hold 1 to d basis vectors as columns, [..., d, r], but got "
                 f"{list(basis.shape)}. Transpose it if its rows are the vectors."
             )
     if u.shape[-2] != v.shape[-2] or (equal and u.shape[-1] != v.shape[-1]):
         same = "d and r" if equal else "d"
-        raise ValueError(
+        raise ArgumentError(
             f"Expected `u` and `v` of shape [..., d, r] with equal {same} but got "
             f"{list(u.shape)} and {list(v.shape)}."
         )

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from lightning_geo.analysis.pruning import Head, PruningPlan
 from lightning_geo.observe import AttentionCall, CallKey, Tap, number_layers
 from lightning_geo.observe.heads.head_factors import scaled_heads
-from lightning_geo.observe.replay.undisturbed import Call, device_of, undisturbed
-from lightning_geo.utils.arguments import check_positive
+from lightning_geo.observe.replay.undisturbed_run import Call, device_of, undisturbed
+from lightning_geo.utils.arguments import check_positive, check_type
+from lightning_geo.utils.errors import ArgumentError
 from lightning_geo.utils.tables import table
 
 __all__ = ["PruningCurve", "Silencer", "evaluate_plan"]
@@ -48,7 +49,9 @@ class Silencer:
         with undisturbed(model), scaled_heads(self._tap, note):
             call.run(model)
         if not counts:
-            raise ValueError(f"Expected `model` to compute attention but {type(model).__name__} showed none.")
+            raise ArgumentError(
+                f"Expected `model` to compute attention but {type(model).__name__} showed none."
+            )
         layout = number_layers(counts, self._tap.modules)
         #: attention call -> (stack, layer)
         self.places = layout.layers
@@ -64,7 +67,7 @@ class Silencer:
             ValueError: If the heads differ.
         """
         if self.structure != plan.structure:
-            raise ValueError(
+            raise ArgumentError(
                 "Expected `plan` to be for this model, but their heads differ: the plan has "
                 f"{plan.structure}, the model {self.structure} (stack: heads of each layer). Pass the module "
                 "that the monitor observed, not one around it or in it."
@@ -80,7 +83,10 @@ class Silencer:
         for head in heads:
             sizes = self.structure.get(head.stack, [])
             if not (0 <= head.layer < len(sizes) and 0 <= head.head < sizes[head.layer]):
-                raise ValueError(f"Expected heads of the model, {self.structure}, but got {tuple(head)}.")
+                raise ArgumentError(
+                    "Expected `heads` to be heads of this model, which has so many in each layer of a stack: "
+                    f"{self.structure}, but got {tuple(head)}. Take them from a plan for this model."
+                )
             gone.setdefault((head.stack, head.layer), []).append(head.head)
 
         def factor(key: CallKey, call: AttentionCall) -> Tensor | None:
@@ -161,18 +167,20 @@ def evaluate_plan(
         LookupError: If the outputs of some heads cannot be changed.
     """
     check_positive("seeds", seeds)
+    check_type("model", model, nn.Module, "a torch.nn.Module")
+    check_type("plan", plan, PruningPlan, "a PruningPlan, as `pruning_plan` returns it,")
     device = device_of(model)
     batches = (Call((batch,)).to(device).args[0] for batch in dataloader)
     first = next(batches, None)
     if first is None:
-        raise ValueError("Expected `dataloader` to yield batches, but it is empty.")
+        raise ArgumentError("Expected `dataloader` to yield batches, but it is empty.")
     silencer = Silencer(model, Call.from_batch(first))
     silencer.check(plan)
     heads = [ranked.head for ranked in plan.ranking]
     if removed is None:
         removed = sorted({max(1, round(plan.count * quarter / 4)) for quarter in (1, 2, 3, 4)})
     if not removed or not all(0 < n <= len(heads) for n in removed):
-        raise ValueError(f"Expected `removed` to be numbers from 1 to {len(heads)}, but got {removed}.")
+        raise ArgumentError(f"Expected `removed` to be numbers from 1 to {len(heads)}, but got {removed}.")
     known = sorted(heads)  # the same random orders whatever the plan
     orders = [heads, plan.by_importance]
     orders += [

@@ -22,10 +22,11 @@ from lightning_geo.measurement.call_statistics import call_statistics
 from lightning_geo.measurement.special_tokens import special_tokens
 from lightning_geo.observe import AttentionCall, CallKey, Tap
 from lightning_geo.observe.heads.head_factors import HeadFactors, scaled_heads
-from lightning_geo.observe.replay.undisturbed import Call, device_of, undisturbed
+from lightning_geo.observe.replay.undisturbed_run import Call, device_of, undisturbed
 from lightning_geo.probe.call import ProbeCall
-from lightning_geo.utils.arguments import check_token_ids
+from lightning_geo.utils.arguments import check_token_ids, check_type
 from lightning_geo.utils.arrays import Array
+from lightning_geo.utils.errors import ArgumentError
 
 __all__ = ["explain"]
 
@@ -70,11 +71,12 @@ def explain(
         TypeError: If ``special_token_ids`` are no integers.
         LookupError: If the outputs of some heads are unknown.
     """
+    check_type("model", model, nn.Module, "a torch.nn.Module")
     check_token_ids(special_token_ids)
     call = Call.from_batch(batch).to(device_of(model))
     recorded = ProbeCall.of("", call)
     if not recorded.divisible:
-        raise ValueError(
+        raise ArgumentError(
             "Expected every tensor of `batch` to have the examples on its first axis, but their sizes "
             f"differ: {[list(x.shape) for x in call.tensors()]}."
         )
@@ -105,7 +107,7 @@ def _classes(name: str, given: Any, rows: int) -> list[int | None]:
         return [given] * rows
     values = [int(value) for value in given]
     if len(values) != rows:
-        raise ValueError(
+        raise ArgumentError(
             f"Expected `{name}` to be one class, or one for each of {rows} examples, but got {len(values)}."
         )
     return list(values)
@@ -163,13 +165,13 @@ def _pair(logits: Tensor, target: int | None, contrast: int | None) -> tuple[int
     for name, value in (("target", target), ("contrast", contrast)):
         _checked_class(value, logits, name)
     if target == contrast:
-        raise ValueError(f"Expected `contrast` to be another class than `target`, but both are {target}.")
+        raise ArgumentError(f"Expected `contrast` to be another class than `target`, but both are {target}.")
     return target, contrast
 
 
 def _checked_class(value: int, logits: Tensor, name: str) -> int:
     if not 0 <= value < len(logits):
-        raise ValueError(f"Expected `{name}` to be a class from 0 to {len(logits) - 1}, but got {value}.")
+        raise ArgumentError(f"Expected `{name}` to be a class from 0 to {len(logits) - 1}, but got {value}.")
     return value
 
 

@@ -15,11 +15,12 @@ from lightning_geo.measurement.sample import Measurement
 from lightning_geo.metrics.gates import KINDS
 from lightning_geo.metrics.selection import select
 from lightning_geo.observe import Tap
-from lightning_geo.observe.replay.undisturbed import Call, device_of, undisturbed
+from lightning_geo.observe.replay.undisturbed_run import Call, device_of, undisturbed
 from lightning_geo.probe.call import ProbeCall
 from lightning_geo.storage.history import GeometryHistory
 from lightning_geo.storage.record import GeometryRecord
 from lightning_geo.utils.arrays import Array
+from lightning_geo.utils.errors import ArgumentError
 
 __all__ = ["GEOMETRY", "GateTable", "UsualGeometry", "example_geometry", "gate_table", "logits_of"]
 
@@ -49,7 +50,7 @@ def logits_of(output: Any) -> Tensor:
     logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         got = f"of shape {list(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-        raise ValueError(f"Expected `model` to return logits [batch, classes], but got {got}.")
+        raise ArgumentError(f"Expected `model` to return logits [batch, classes], but got {got}.")
     return logits
 
 
@@ -147,7 +148,7 @@ class UsualGeometry:
 def _examples(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Call, int]]:
     for batch in batches:
         if not isinstance(batch, Mapping) or "labels" not in batch:
-            raise ValueError("Expected the batches of `reference` to be mappings with `labels`.")
+            raise ArgumentError("Expected the batches of `reference` to be mappings with `labels`.")
         recorded = ProbeCall.of("", Call.from_batch(batch).to(device_of(model)))
         for row, label in enumerate(batch["labels"]):
             yield recorded.take(slice(row, row + 1)).call, int(label)

@@ -15,8 +15,10 @@ from lightning_geo.analysis.pruning import Head, PruningPlan
 from lightning_geo.interventions.ablation import Silencer
 from lightning_geo.observe import AttentionCall, CallKey, Tap
 from lightning_geo.observe.heads.head_factors import scaled_heads
-from lightning_geo.observe.replay.undisturbed import Call, device_of, undisturbed
+from lightning_geo.observe.replay.undisturbed_run import Call, device_of, undisturbed
 from lightning_geo.utils._transformers import is_conv1d
+from lightning_geo.utils.arguments import check_type
+from lightning_geo.utils.errors import ArgumentError
 
 __all__ = ["PrunedModel", "apply_plan"]
 
@@ -79,6 +81,8 @@ def apply_plan(
     Raises:
         ValueError: If the plan is for another model, or the family does not allow it.
     """
+    check_type("model", model, nn.Module, "a torch.nn.Module")
+    check_type("plan", plan, PruningPlan, "a PruningPlan, as `pruning_plan` returns it,")
     call = Call.from_batch(batch).to(device_of(model))
     silencer = Silencer(model, call)
     silencer.check(plan)
@@ -98,9 +102,9 @@ def apply_plan(
             actual = _tensors(call.run(pruned))
         same = len(actual) == len(expected) and all(map(_close, actual, expected))
     except (RuntimeError, ValueError) as error:
-        raise ValueError(_REFUSED.format(type(model).__name__, "fails to run")) from error
+        raise ArgumentError(_REFUSED.format(type(model).__name__, "fails to run")) from error
     if not same:
-        raise ValueError(_REFUSED.format(type(model).__name__, "computes something else"))
+        raise ArgumentError(_REFUSED.format(type(model).__name__, "computes something else"))
     sizes = tuple(sum(p.numel() for p in m.parameters()) for m in (model, pruned))
     return PrunedModel(pruned, plan.heads, (sizes[0], sizes[1]), _times((model, pruned), call, repeats))
 
@@ -169,13 +173,13 @@ def _output_projections(model: nn.Module, call: Call, keys: Iterable[CallKey]) -
     places = {}
     for key in keys:
         if key not in projections:
-            raise ValueError(
+            raise ArgumentError(
                 f"Expected a `model` whose heads go unchanged into a linear output projection, but none was "
                 f"found for {tap.name_of(key.module)!r}. Silence its heads instead: `evaluate_plan`."
             )
         places[key] = _Place(tap.modules[key.module], projections[key], *shapes[key])
     if len({id(place.projection) for place in places.values()}) < len(places):
-        raise ValueError(
+        raise ArgumentError(
             f"Expected a `model` whose layers have weights of their own, but {type(model).__name__} shares "
             "weights between layers. Silence its heads instead: `evaluate_plan`."
         )
@@ -189,7 +193,7 @@ def _shrink(place: _Place, gone: Sequence[int]) -> None:
     width = place.heads * place.size
     projections = [] if names is None else [getattr(place.module, name) for name in names]
     if not projections or not all(isinstance(p, nn.Linear) and p.out_features == width for p in projections):
-        raise ValueError(
+        raise ArgumentError(
             f"Expected a `model` with separate query, key and value projections, but "
             f"{type(place.module).__name__} has none that can be cut. Call `apply_plan` without `shrink`."
         )
@@ -197,7 +201,11 @@ def _shrink(place: _Place, gone: Sequence[int]) -> None:
     for projection in projections:
         _cut(projection, rows, 0)
     if not isinstance(place.projection, nn.Linear):
-        raise ValueError(f"Expected an output projection that can be cut, but got {place.projection}.")
+        raise ArgumentError(
+            f"Expected a `model` whose output projections are torch.nn.Linear, but that of "
+            f"{type(place.module).__name__} is {place.projection}, which cannot be cut. Call `apply_plan` "
+            "without `shrink`."
+        )
     _cut(place.projection, rows, 1)
     for names_, before, after in ((_COUNTS, place.heads, len(kept)), (_WIDTHS, width, len(rows))):
         for name in names_:

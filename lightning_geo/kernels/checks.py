@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from lightning_geo.kernels.blocks import BlockRule
+from lightning_geo.utils.errors import ArgumentError, ArgumentTypeError
 from lightning_geo.utils.shapes import Bool, Float, Int64, Shaped
 
 __all__ = [
@@ -34,15 +35,15 @@ def check_rows(
     """Raise unless ``queries`` are rows of ``shape``, [B, Nq]; on a GPU the host waits for the answer."""
     if not isinstance(rows, Tensor) or rows.dtype != torch.int64:
         kind = rows.dtype if isinstance(rows, Tensor) else type(rows).__name__
-        raise TypeError(f"Expected `queries` to be an int64 tensor of row indices but got {kind}.")
+        raise ArgumentTypeError(f"Expected `queries` to be an int64 tensor of row indices but got {kind}.")
     _check_device("queries", rows, device)
     if rows.dim() != 2 or rows.shape[0] != shape[0]:
-        raise ValueError(
+        raise ArgumentError(
             f"Expected `queries` to have shape [{shape[0]}, R], rows of each sequence, "
             f"but got {list(rows.shape)}."
         )
     if rows.numel() and not 0 <= int(rows.min()) <= int(rows.max()) < shape[1]:
-        raise ValueError(
+        raise ArgumentError(
             f"Expected `queries` to hold row indices from 0 to {shape[1] - 1} "
             f"but got {int(rows.min())} to {int(rows.max())}."
         )
@@ -51,15 +52,15 @@ def check_rows(
 
 def _check_tensor(name: str, value: object, device: torch.device | None = None) -> None:
     if not isinstance(value, Tensor):
-        raise TypeError(f"Expected `{name}` to be a torch.Tensor but got {type(value).__name__}.")
+        raise ArgumentTypeError(f"Expected `{name}` to be a torch.Tensor but got {type(value).__name__}.")
     if not value.is_floating_point():
-        raise TypeError(f"Expected `{name}` to be a floating point tensor but got {value.dtype}.")
+        raise ArgumentTypeError(f"Expected `{name}` to be a floating point tensor but got {value.dtype}.")
     _check_device(name, value, device)
 
 
 def _check_device(name: str, value: Shaped[Tensor, " ..."], device: torch.device | None) -> None:
     if device is not None and value.device != device:
-        raise ValueError(
+        raise ArgumentError(
             f"Expected `{name}` to be on the device of `query`, {device}, but got {value.device}. "
             "Move it there."
         )
@@ -72,19 +73,19 @@ def check_query_key(
     for name, value in (("query", query), ("key", key)):
         _check_tensor(name, value)
         if value.dim() != 4 or value.shape[3] == 0:
-            raise ValueError(
+            raise ArgumentError(
                 f"Expected `{name}` to have shape [batch, head, token, head_dim] but got {list(value.shape)}."
             )
     _check_device("key", key, query.device)
     if query.shape[0] != key.shape[0] or query.shape[3] != key.shape[3]:
-        raise ValueError(
+        raise ArgumentError(
             "Expected `query` and `key` to agree in batch size and head_dim, "
             f"[B, H, Nq, D] and [B, Hk, Nk, D], but got {list(query.shape)} and {list(key.shape)}."
         )
     if key.shape[2] == 0:
-        raise ValueError(f"Expected `key` to hold at least one token but got {list(key.shape)}.")
+        raise ArgumentError(f"Expected `key` to hold at least one token but got {list(key.shape)}.")
     if key.shape[1] == 0 or query.shape[1] % key.shape[1]:
-        raise ValueError(
+        raise ArgumentError(
             "Expected the heads of `query` to be a multiple of the heads of `key` "
             f"but got {query.shape[1]} and {key.shape[1]}."
         )
@@ -96,7 +97,7 @@ def check_sinks(sinks: Float[Tensor, " heads"] | None, heads: int, device: torch
         return
     _check_tensor("sinks", sinks, device)
     if sinks.shape != (heads,):
-        raise ValueError(
+        raise ArgumentError(
             f"Expected `sinks` to have shape [{heads}], one logit per query head, "
             f"but got {list(sinks.shape)}."
         )
@@ -127,13 +128,13 @@ def check_flags(
         return
     if not isinstance(value, Tensor) or value.dtype != torch.bool:
         kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
-        raise TypeError(
+        raise ArgumentTypeError(
             f"Expected `{name}` to be a boolean tensor, True for {meaning}, but got {kind}. "
             "Convert a 0/1 tensor with `.bool()`."
         )
     _check_device(name, value, device)
     if value.shape != shape:
-        raise ValueError(f"Expected `{name}` to have shape {list(shape)} but got {list(value.shape)}.")
+        raise ArgumentError(f"Expected `{name}` to have shape {list(shape)} but got {list(value.shape)}.")
 
 
 def _mask(
@@ -145,15 +146,17 @@ def _mask(
         if mask.shape[2:] != shape[2:] or any(
             m not in (1, n) for m, n in zip(mask.shape[:2], shape[:2], strict=True)
         ):
-            raise ValueError(
+            raise ArgumentError(
                 f"Expected `mask`, a BlockMask, to be made for {list(shape)}, or 1 as batch or head, "
                 f"but got {list(mask.shape)}."
             )
         return BlockRule.of(mask)
     if not isinstance(mask, Tensor):
-        raise TypeError(f"Expected `mask` to be a torch.Tensor or a BlockMask but got {type(mask).__name__}.")
+        raise ArgumentTypeError(
+            f"Expected `mask` to be a torch.Tensor or a BlockMask but got {type(mask).__name__}."
+        )
     if mask.dtype != torch.bool and not mask.is_floating_point():
-        raise TypeError(
+        raise ArgumentTypeError(
             f"Expected `mask` to be boolean, True = attend, or additive floating point but got {mask.dtype}. "
             "Convert a 0/1 mask with `.bool()`."
         )
@@ -161,7 +164,7 @@ def _mask(
     if mask.dim() > 4 or any(
         m not in (1, n) for m, n in zip(reversed(mask.shape), reversed(shape), strict=False)
     ):
-        raise ValueError(
+        raise ArgumentError(
             f"Expected `mask` to be broadcastable to [B, H, Nq, Nk] = {list(shape)} "
             f"but got {list(mask.shape)}. A padding mask [B, Nk] goes in as `mask[:, None, None, :]`."
         )
@@ -186,7 +189,7 @@ def window_sides(window: int | tuple[int, int] | None) -> tuple[int | None, int 
     ):
         left, right = (None if side == -1 else side for side in window)
         return left, right
-    raise ValueError(
+    raise ArgumentError(
         "Expected `window` to be a positive int (keys up to and including the query's own) or a pair "
         f"(left, right) of ints >= -1, -1 for no limit, but got {window!r}."
     )
@@ -195,7 +198,7 @@ def window_sides(window: int | tuple[int, int] | None) -> tuple[int | None, int 
 def check_finite(name: str, value: float) -> float:
     """Raise unless ``value`` is finite."""
     if not math.isfinite(value):
-        raise ValueError(f"Expected `{name}` to be finite but got {value!r}.")
+        raise ArgumentError(f"Expected `{name}` to be finite but got {value!r}.")
     return float(value)
 
 
@@ -204,5 +207,5 @@ def positive_softcap(softcap: float | None) -> float | None:
     if softcap is None or softcap == 0:
         return None
     if softcap < 0:
-        raise ValueError(f"Expected `softcap` to be positive, or None for none, but got {softcap!r}.")
+        raise ArgumentError(f"Expected `softcap` to be positive, or None for none, but got {softcap!r}.")
     return check_finite("softcap", softcap)

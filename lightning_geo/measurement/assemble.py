@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_geo.measurement.derived import Bases, DerivedStack, Transfer, arrays_of
+from lightning_geo.measurement.derived_stack import Bases, DerivedStack, Transfer, arrays_of
 from lightning_geo.measurement.row_sampling import is_mean_over_rows
 from lightning_geo.measurement.sample_statistics import SampleStatistics
 from lightning_geo.metrics.foreign import FOREIGN

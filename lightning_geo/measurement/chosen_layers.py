@@ -9,7 +9,7 @@ from torch import nn
 
 from lightning_geo.observe import CallKey, LayerNumbering, looks_like_attention
 from lightning_geo.observe.layers.numbering import elements_of
-from lightning_geo.utils.errors import ArgumentError
+from lightning_geo.utils.errors import SettingError
 from lightning_geo.utils.formatting import some
 
 __all__ = ["ChosenLayers", "LayerChoice", "no_match", "not_measured"]
@@ -129,10 +129,10 @@ def not_measured(modules: Sequence[str]) -> LookupError:
 
 def no_match(
     layers: LayerChoice, numberings: Iterable[LayerNumbering], modules: Sequence[str]
-) -> ArgumentError:
+) -> SettingError:
     """The error of ``layers`` that match no attention call."""
     sizes = {stack: size for numbering in numberings for stack, size in numbering.sizes.items()}
-    return ArgumentError(
+    return SettingError(
         f"Expected `layers` to match at least one layer but got {layers!r}. "
         f"Layers per stack: {sizes}; attention modules: {modules[:4]}{'...' * (len(modules) > 4)}."
     )

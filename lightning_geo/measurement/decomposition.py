@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_geo.functional import principal_subspace
 from lightning_geo.functional._decompositions import in_threads
-from lightning_geo.measurement.derived import DerivedStack, layers_by_shape
+from lightning_geo.measurement.derived_stack import DerivedStack, layers_by_shape
 from lightning_geo.measurement.sums import covariances
 
 __all__ = ["Covariances", "head_covariances", "principal_subspaces"]

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from lightning_geo.measurement.collectors.collector import Collector
-from lightning_geo.measurement.derived import DerivedStack
+from lightning_geo.measurement.derived_stack import DerivedStack
 from lightning_geo.measurement.metric_values import without_trace
 from lightning_geo.measurement.sums import LayerSums, settle_values
 from lightning_geo.metrics.selection import spec_of
 from lightning_geo.observe import AttentionCall, BlockCall, CallKey, Projections
 from lightning_geo.utils._torch import version_of
-from lightning_geo.utils.errors import let_go
+from lightning_geo.utils.errors import ArgumentError, let_go
 
 __all__ = ["ForeignCollector"]
 
@@ -111,12 +111,12 @@ class ForeignCollector:
         """Raise unless values are those of its own metrics, in the shape of these layers."""
         others = [name for name in names if name.removesuffix(".stderr") not in self._metrics]
         if others:
-            raise ValueError(f"Expected {self.name} to add {list(self._metrics)} but got {others}.")
+            raise ArgumentError(f"Expected {self.name} to add {list(self._metrics)} but got {others}.")
         for name in names:
             tails = {(heads[i],)[: len(spec_of(name).axes) - 1] for i in indices}
             expected = [(len(indices), len(names), *tail) for tail in tails]
             if [tuple(values.shape)] != expected or not values.is_floating_point():
-                raise ValueError(
+                raise ArgumentError(
                     f"Expected {self.name} to add floating point values of {name!r}, {expected} for "
                     f"{len(indices)} layers, but got {values.dtype} {list(values.shape)}."
                 )

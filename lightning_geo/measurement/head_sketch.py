@@ -16,7 +16,7 @@ from lightning_geo.kernels import sketch
 from lightning_geo.kernels.precision import exactly
 from lightning_geo.kernels.workspace import constant, where_defined
 from lightning_geo.measurement.batches import limit_of
-from lightning_geo.measurement.derived import in_parts
+from lightning_geo.measurement.derived_stack import in_parts
 from lightning_geo.measurement.sums import LayerSums, joined
 
 __all__ = ["ROWS", "add_sketches", "sketched_norms"]

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from lightning_geo.functional import head_importance
 from lightning_geo.observe import AttentionCall, CallKey, Tap
 from lightning_geo.observe.heads.head_factors import HeadFactors, scaled_heads
-from lightning_geo.observe.replay.undisturbed import Call, undisturbed
+from lightning_geo.observe.replay.undisturbed_run import Call, undisturbed
 from lightning_geo.probe.call import ProbeCall
-from lightning_geo.utils.errors import GeometryError
+from lightning_geo.utils.errors import ArgumentTypeError, GeometryError
 
 __all__ = ["ComparingLossError", "LossFunction", "NoImportanceError", "NoLossError", "importances", "loss_of"]
 
@@ -67,7 +67,7 @@ def loss_of(output: Any, call: Call, loss_fn: LossFunction | None) -> Tensor:
         )
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         got = f"one of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-        raise TypeError(f"Expected the loss to be a tensor of one number but got {got}.")
+        raise ArgumentTypeError(f"Expected the loss to be a tensor of one number but got {got}.")
     return loss
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from lightning_geo.functional.head import block_norms, block_traces
-from lightning_geo.measurement.derived import DerivedStack, in_parts, layers_by_shape
+from lightning_geo.measurement.derived_stack import DerivedStack, in_parts, layers_by_shape
 from lightning_geo.measurement.head_sketch import sketched_norms
 from lightning_geo.measurement.sums import covariances, joined
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from lightning_geo.functional import HeadWeights
 from lightning_geo.metrics.registry import metric_function, reads_of
-from lightning_geo.observe.replay.undisturbed import RandomState
-from lightning_geo.utils.errors import let_go
+from lightning_geo.observe.replay.undisturbed_run import RandomState
+from lightning_geo.utils.errors import ArgumentError, ArgumentTypeError, let_go
 
 __all__ = ["foreign_value", "value", "without_trace"]
 
@@ -68,15 +68,19 @@ def without_trace(device: torch.device) -> Iterator[None]:
 
 def _checked(name: str, result: object, shape: Sequence[int], device: torch.device) -> Tensor:
     if not isinstance(result, Tensor):
-        raise TypeError(f"Expected {name!r} to return a tensor but got {type(result).__name__}.")
+        raise ArgumentTypeError(f"Expected {name!r} to return a tensor but got {type(result).__name__}.")
     if not result.is_floating_point():
-        raise TypeError(f"Expected {name!r} to return a tensor of floating point but got {result.dtype}.")
+        raise ArgumentTypeError(
+            f"Expected {name!r} to return a tensor of floating point but got {result.dtype}."
+        )
     if tuple(result.shape) != tuple(shape):
-        raise ValueError(
+        raise ArgumentError(
             f"Expected {name!r} to return a tensor of shape {list(shape)} but got {list(result.shape)}."
         )
     if result.device != device:
-        raise ValueError(f"Expected {name!r} to return a tensor on {device} but got one on {result.device}.")
+        raise ArgumentError(
+            f"Expected {name!r} to return a tensor on {device} but got one on {result.device}."
+        )
     return result.detach()
 
 

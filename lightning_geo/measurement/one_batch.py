@@ -15,11 +15,11 @@ from lightning_geo.metrics.foreign import foreign_specs
 from lightning_geo.metrics.selection import compares_samples, is_of_batch, select
 from lightning_geo.observe import CallKey, Tap
 from lightning_geo.observe.module_selection import check_layers
-from lightning_geo.observe.replay.undisturbed import Call, device_of, undisturbed
+from lightning_geo.observe.replay.undisturbed_run import Call, device_of, undisturbed
 from lightning_geo.probe.call import ProbeCall
 from lightning_geo.storage.record import GeometryRecord
-from lightning_geo.utils.arguments import check_positive, check_token_ids
-from lightning_geo.utils.errors import MetricError
+from lightning_geo.utils.arguments import check_positive, check_token_ids, check_type
+from lightning_geo.utils.errors import ArgumentError, MetricError
 
 __all__ = ["measure"]
 
@@ -70,13 +70,14 @@ def measure(
         (3, 2)
     """
     started = time.perf_counter()
+    check_type("model", model, nn.Module, "a torch.nn.Module")
     check_positive("rank", rank)
     check_token_ids(special_token_ids)
     check_layers(layers, model)
     requested = (name for name in select(metrics) if not compares_samples(name))
     names = tuple(name for name in requested if not is_of_batch(name))  # it is the probe
     if not names:
-        raise ValueError(
+        raise ArgumentError(
             f"Expected `metrics` to name more than what compares samples but got {metrics!r}: this is one "
             "sample."
         )
@@ -114,10 +115,10 @@ def _check_observed(measurement: Measurement, model: nn.Module) -> None:
     if measurement.observed:
         return
     if measurement.reasons:
-        raise ValueError(
+        raise ArgumentError(
             f"Expected attention in `model` that can be measured but all that {kind} "
             f"showed was left out, {measurement.reasons}"
         )
-    raise ValueError(
+    raise ArgumentError(
         f"Expected `model` to compute attention but {kind} showed none. {measurement.why_nothing()}"
     )

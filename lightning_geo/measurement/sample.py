@@ -214,7 +214,7 @@ class Measurement(ObservedCalls):
         """Raise if ``layers`` matches no attention call that was seen.
 
         Raises:
-            ArgumentError: With what there is to match.
+            SettingError: With what there is to match.
         """
         numberings = self._numberings()
         calls = [(name, key) for name, numbering in numberings.items() for key in numbering.layers]

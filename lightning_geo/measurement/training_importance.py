@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_geo.functional import head_importance
 from lightning_geo.measurement.importance import loss_of
 from lightning_geo.observe import AttentionCall, CallKey, HeadGradientHook
-from lightning_geo.observe.replay.undisturbed import Call
+from lightning_geo.observe.replay.undisturbed_run import Call
 from lightning_geo.probe.call import rows_of
 from lightning_geo.probe.probe import LOSS_DIVISOR
 from lightning_geo.utils._torch import of_mean, without_function_modes

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lightning_geo.metrics.catalog import CATALOG
 from lightning_geo.metrics.spec import MetricSpec, unit_and_range
+from lightning_geo.utils.errors import ArgumentError
 
 __all__ = ["GUIDE", "tables", "updated"]
 
@@ -51,7 +52,7 @@ def updated(guide: str, content: str | None = None) -> str:
     """
     text, pairs = _TABLES.subn(lambda _: f"\n{tables() if content is None else content}\n", guide)
     if pairs != 1:
-        raise ValueError(
+        raise ArgumentError(
             f"Expected one pair of <!-- tables --> and <!-- end of tables --> in the guide but found {pairs}."
         )
     return text

@@ -14,6 +14,7 @@ from typing import Any
 
 from lightning_geo.metrics.catalog import CATALOG
 from lightning_geo.metrics.spec import WORDS, MetricSpec
+from lightning_geo.utils.errors import ArgumentError, DamagedError
 
 __all__ = ["as_stored", "check_spec", "differing_fields", "read_specs"]
 
@@ -46,34 +47,34 @@ def check_spec(spec: MetricSpec) -> None:
     Example:
         >>> check_spec(CATALOG["entropy"])  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        ValueError: Expected `name` to be new but got 'entropy', the name of a built-in metric or family...
+        lightning_geo.utils.errors.ArgumentError: Expected `name` to be new but got 'entropy', the name of...
     """
     for field in ("name", "family"):
         value = getattr(spec, field)
         if not isinstance(value, str) or not _NAME.fullmatch(value):
-            raise ValueError(
+            raise ArgumentError(
                 f"Expected `{field}` to be a letter followed by at most 59 letters, digits and '_' (ASCII) "
                 f"but got {str(value)[:80]!r}: it becomes a part of tags and file names."
             )
     if spec.name in _TAKEN:
-        raise ValueError(
+        raise ArgumentError(
             f"Expected `name` to be new but got {spec.name!r}, the name of a built-in metric or family. "
             f"Choose another, such as {f'my_{spec.name}'!r}."
         )
     if not isinstance(spec.parts, tuple) or not all(
         isinstance(part, str) and _PART.fullmatch(part) and part != "stderr" for part in spec.parts
     ):
-        raise ValueError(
+        raise ArgumentError(
             "Expected `parts` to be a tuple of names of letters, digits and '_' other than 'stderr' but got "
             f"{str(spec.parts)[:80]}."
         )
     if spec.axes not in _AXES:
-        raise ValueError(f"Expected `axes` to be one of {_AXES} but got {str(spec.axes)[:80]}.")
+        raise ArgumentError(f"Expected `axes` to be one of {_AXES} but got {str(spec.axes)[:80]}.")
     for field in (*_TEXTS, *WORDS):
         value, least = getattr(spec, field), 0 if field in WORDS else 1
         one_line = isinstance(value, str) and value.isprintable()
         if not one_line or not least <= len(value) <= _LONGEST:
-            raise ValueError(
+            raise ArgumentError(
                 f"Expected `{field}` to be one line of {least} to {_LONGEST} printable characters but got "
                 f"{str(value)[:80]!r}."
             )
@@ -85,24 +86,26 @@ def _check_looks(spec: MetricSpec) -> None:
     ends = spec.range if isinstance(spec.range, tuple) and len(spec.range) == 2 else (math.nan,)
     numbers = [end for end in ends if end is not None]
     if not all(_is_finite(end) for end in numbers) or (len(numbers) == 2 and numbers[0] >= numbers[1]):
-        raise ValueError(
+        raise ArgumentError(
             "Expected `range` to be (lowest, highest), each a finite number or None, but got "
             f"{str(spec.range)[:80]}."
         )
     for field in ("headline", "key"):
         names = getattr(spec, field)
         if not isinstance(names, tuple) or not set(names) <= set(spec.stored_names):
-            raise ValueError(
+            raise ArgumentError(
                 f"Expected `{field}` to be a tuple of names among {spec.stored_names} but got "
                 f"{str(names)[:80]}."
             )
     if spec.summary not in ("mean", "max"):
-        raise ValueError(f'Expected `summary` to be "mean" or "max" but got {str(spec.summary)[:80]!r}.')
+        raise ArgumentError(f'Expected `summary` to be "mean" or "max" but got {str(spec.summary)[:80]!r}.')
     for field in ("self_attention", "default", "signed"):
         if not isinstance(getattr(spec, field), bool):
-            raise ValueError(f"Expected `{field}` to be a bool but got {str(getattr(spec, field))[:80]!r}.")
+            raise ArgumentError(
+                f"Expected `{field}` to be a bool but got {str(getattr(spec, field))[:80]!r}."
+            )
     if spec.log_from is not None and (not _is_finite(spec.log_from) or spec.signed):
-        raise ValueError(
+        raise ArgumentError(
             "Expected `log_from` to be None or, of a metric that is not `signed`, a finite number but got "
             f"{str(spec.log_from)[:80]}."
         )
@@ -153,10 +156,10 @@ def read_specs(stored: object) -> tuple[dict[str, MetricSpec], list[str]]:
 
 def _spec(name: str, values: object) -> MetricSpec:
     if not isinstance(values, Mapping):
-        raise ValueError(f"expected fields but got {str(values)[:40]!r}")
+        raise DamagedError(f"expected fields but got {str(values)[:40]!r}")
     known = {field.name: field.default for field in fields(MetricSpec) if field.name != "name"}
     if missing := [field for field, default in known.items() if default is MISSING and field not in values]:
-        raise ValueError(f"it lacks {', '.join(missing)}")
+        raise DamagedError(f"it lacks {', '.join(missing)}")
     # fields of a newer version say nothing to this one
     given: dict[str, Any] = {
         field: tuple(value) if isinstance(value, list) else value

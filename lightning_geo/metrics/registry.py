@@ -60,6 +60,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from lightning_geo.metrics.catalog import CATALOG
 from lightning_geo.metrics.foreign import FOREIGN
 from lightning_geo.metrics.selection import spec_of
+from lightning_geo.utils.errors import ArgumentError
 from lightning_geo.utils.formatting import did_you_mean
 
 if TYPE_CHECKING:  # this room loads no torch
@@ -103,10 +104,10 @@ def computes(
         >>> @computes("drft")  # doctest: +ELLIPSIS
         ... def drift(u, v): ...
         Traceback (most recent call last):
-        ValueError: Expected `name` to be a metric of the catalog but got 'drft'. Did you mean 'drift'? ...
+        lightning_geo.utils.errors.ArgumentError: Expected `name` to be a metric ... Did you mean 'drift'? ...
     """
     if name not in CATALOG:
-        raise ValueError(
+        raise ArgumentError(
             f"Expected `name` to be a metric of the catalog but got {name!r}. {did_you_mean(name, CATALOG)} "
             "A new metric needs its entry in lightning_geo/metrics/families first."
         )
@@ -114,7 +115,7 @@ def computes(
     def register(function: _Function) -> _Function:
         if name in METRIC_FUNCTIONS:
             known = METRIC_FUNCTIONS[name]
-            raise ValueError(
+            raise ArgumentError(
                 f"Expected one function per metric but {name!r} is already computed by "
                 f"{known.__module__}.{known.__qualname__}. Remove one of the two."
             )

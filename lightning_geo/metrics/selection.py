@@ -8,6 +8,8 @@ from dataclasses import replace
 from lightning_geo.metrics.catalog import CATALOG
 from lightning_geo.metrics.foreign import FOREIGN, load_entry_points
 from lightning_geo.metrics.spec import MetricSpec
+from lightning_geo.utils.arguments import check_type
+from lightning_geo.utils.errors import ArgumentError, UnknownKeyError
 from lightning_geo.utils.formatting import did_you_mean
 
 __all__ = [
@@ -55,7 +57,7 @@ def spec_of(stored_name: str, specs: Mapping[str, MetricSpec] | None = None) -> 
     else:
         spec = FOREIGN[base].spec
     if stored_name not in spec.stored_names:
-        raise KeyError(stored_name)
+        raise UnknownKeyError(f"Expected the stored name of a metric but got {stored_name!r}.")
     return spec
 
 
@@ -137,6 +139,7 @@ def select(
     """
     if metrics is None:
         return tuple(name for spec in CATALOG.values() if spec.default for name in spec.stored_names)
+    check_type("metrics", metrics, Iterable, "a name or a list of names of metrics and families")
     metrics = [metrics] if isinstance(metrics, str) else list(metrics)
     known = _known(specs)
     if specs is None and not all(_meant(str(name), known) for name in metrics):
@@ -146,10 +149,10 @@ def select(
     for name in metrics:
         meant = _meant(str(name), known)
         if not meant:
-            raise ValueError(_unknown(str(name), known))
+            raise ArgumentError(_unknown(str(name), known))
         requested.update(meant)
     if not requested:
-        raise ValueError(
+        raise ArgumentError(
             "Expected `metrics` to name at least one metric or family, but got none. "
             "Leave it out to measure what is measured by default."
         )

@@ -11,6 +11,8 @@ from typing import Any
 from lightning_geo.analysis.findings.rule import Rule
 from lightning_geo.analysis.findings.rule_set import read_rules, rule_set
 from lightning_geo.storage.finding import SEVERITIES, Finding, Severity
+from lightning_geo.utils.arguments import check_type
+from lightning_geo.utils.errors import ArgumentError, ArgumentTypeError
 
 __all__ = ["Alerts", "AlertsArgument", "alerts_of"]
 
@@ -55,11 +57,13 @@ class Alerts:
         for name in ("stop", "checkpoint"):
             value = getattr(self, name)
             if value is not None and value not in SEVERITIES:
-                raise ValueError(f"Expected `{name}` to be one of {SEVERITIES} or None but got {value!r}.")
+                raise ArgumentError(f"Expected `{name}` to be one of {SEVERITIES} or None but got {value!r}.")
         if self.notify is not None and not callable(self.notify):
-            raise ValueError(f"Expected `notify` to be callable or None but got {self.notify!r}.")
+            raise ArgumentError(f"Expected `notify` to be callable or None but got {self.notify!r}.")
+        if self.file is not None:
+            check_type("file", self.file, (str, os.PathLike), "the path of a file of rules")
         if self.file is not None and (self.rules or self.change or self.silence):
-            raise ValueError(
+            raise ArgumentError(
                 "Expected `file`, or `rules`, `change` and `silence`, but got both. Write them into the file."
             )
 
@@ -89,7 +93,7 @@ def alerts_of(argument: AlertsArgument) -> Alerts | None:
         return Alerts() if argument else None
     if isinstance(argument, str | os.PathLike):
         return Alerts(file=argument)
-    raise TypeError(
+    raise ArgumentTypeError(
         "Expected `alerts` to be True, False, the path of a file of rules, or Alerts(…), but got "
         f"{argument!r}."
     )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_geo.storage.history import read_history
 from lightning_geo.storage.record import GeometryRecord
-from lightning_geo.utils.errors import ArgumentError
+from lightning_geo.utils.errors import SettingError
 from lightning_geo.utils.ranks import rank, world_size
 
 __all__ = ["bases_of", "check_bases"]
@@ -29,7 +29,7 @@ def bases_of(run: str | os.PathLike[str]) -> dict[str, dict[str, Tensor]]:
         run: Directory of the run.
 
     Raises:
-        ArgumentError: If the run cannot be read or kept no bases.
+        SettingError: If the run cannot be read or kept no bases.
     """
     box: list[Any] = [None]
     if rank() == 0:
@@ -58,7 +58,7 @@ def _read(run: str | os.PathLike[str]) -> dict[str, dict[str, Tensor]]:
     try:
         history = read_history(run, None, _bases_alone)
     except (OSError, ValueError) as error:
-        raise ArgumentError(f"Expected `baseline` to be the directory of a run but {error}") from error
+        raise SettingError(f"Expected `baseline` to be the directory of a run but {error}") from error
     for index in range(len(history)):
         bases = {
             stack: {name.removeprefix(_PREFIX): torch.from_numpy(array.copy())
@@ -67,7 +67,7 @@ def _read(run: str | os.PathLike[str]) -> dict[str, dict[str, Tensor]]:
         }  # fmt: skip
         if any(bases.values()):
             return bases
-    raise ArgumentError(
+    raise SettingError(
         f"Expected `baseline` to be a run that measured `drift` but {os.fspath(run)!r} kept no bases: "
         "it was recorded without the subspace family."
     )
@@ -81,14 +81,14 @@ def check_bases(
     """Check that a baseline is of the same architecture and rank.
 
     Raises:
-        ArgumentError: If any stack or shape differs.
+        SettingError: If any stack or shape differs.
     """
     theirs, ours = (
         {f"{stack}/{role}": tuple(u.shape) for stack, roles in b.items() for role, u in roles.items()}
         for b in (baseline or {}, bases)
     )
     if any(theirs.get(name) != shape for name, shape in ours.items()):
-        raise ArgumentError(
+        raise SettingError(
             f"Expected `baseline` to be a run of the same model and `rank` but {os.fspath(run)!r} has bases "
             f"{theirs} where this run has {ours}."
         )

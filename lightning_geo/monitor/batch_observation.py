@@ -17,7 +17,7 @@ from lightning_geo.monitor.probe_replay import Calls, ProbeReplay
 from lightning_geo.observe import name_of
 from lightning_geo.observe.replay.call_hooks import on_call, on_return
 from lightning_geo.observe.replay.torch_compile import compiles_attention
-from lightning_geo.observe.replay.undisturbed import Call, RandomState, has_fast_path
+from lightning_geo.observe.replay.undisturbed_run import Call, RandomState, has_fast_path
 from lightning_geo.observe.training_calls import begins_training
 from lightning_geo.utils.cuda_graphs import CaptureError, is_capturing
 from lightning_geo.utils.device_time import Stopwatch

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_geo.utils._tensorboard import is_summary_writer
+from lightning_geo.utils.errors import ArgumentTypeError
 
 __all__ = ["Experiment", "as_logger"]
 
@@ -35,7 +36,7 @@ def as_logger(given: Any) -> Any:
     is_run = all(callable(getattr(type(given), name, None)) for name in ("log", "define_metric", "save"))
     if is_summary_writer(given) or is_run:
         return Experiment(given)
-    raise TypeError(
+    raise ArgumentTypeError(
         "Expected `logger` to be a SummaryWriter, a wandb.Run, a logger of Lightning or Fabric, or a list of "
         f"these, but got {type(given).__name__}."
     )

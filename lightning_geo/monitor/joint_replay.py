@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from lightning_geo.observe.replay.replica import Replica
-from lightning_geo.observe.replay.undisturbed import Call
+from lightning_geo.observe.replay.undisturbed_run import Call
 from lightning_geo.probe.call import ProbeCall
 from lightning_geo.probe.probe import Share
 from lightning_geo.utils.errors import let_go

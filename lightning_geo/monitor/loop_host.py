@@ -14,7 +14,7 @@ from lightning_geo.monitor.experiments import as_logger
 from lightning_geo.monitor.forward_context import ForwardContext
 from lightning_geo.monitor.host import Host
 from lightning_geo.monitor.wrappers import without_wrappers
-from lightning_geo.observe.replay.undisturbed import device_of
+from lightning_geo.observe.replay.undisturbed_run import device_of
 from lightning_geo.utils._deepspeed import steps_by_engine
 from lightning_geo.utils._transformers import accumulates_in_accelerate
 from lightning_geo.utils.progress_bars import script_logger

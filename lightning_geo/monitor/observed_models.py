@@ -10,7 +10,7 @@ from torch import nn
 from lightning_geo.measurement.special_tokens import special_tokens
 from lightning_geo.observe import Tap, looks_like_attention, name_of
 from lightning_geo.observe.replay.dependence import Dependence
-from lightning_geo.observe.replay.undisturbed import device_of
+from lightning_geo.observe.replay.undisturbed_run import device_of
 
 __all__ = ["ObservedModels"]
 

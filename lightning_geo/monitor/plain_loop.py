@@ -19,9 +19,10 @@ from lightning_geo.monitor.experiments import as_logger
 from lightning_geo.monitor.loop_host import LoopHost
 from lightning_geo.monitor.run import Run
 from lightning_geo.observe.replay.call_hooks import on_call
-from lightning_geo.observe.replay.undisturbed import replay_depth
+from lightning_geo.observe.replay.undisturbed_run import replay_depth
 from lightning_geo.storage.record import GeometryRecord
-from lightning_geo.utils.errors import call_all
+from lightning_geo.utils.arguments import check_type
+from lightning_geo.utils.errors import ArgumentError, call_all
 
 __all__ = ["LoopMonitor", "watch"]
 
@@ -122,7 +123,7 @@ class LoopMonitor(MonitorArguments):
     def _prepare(self) -> None:
         alerts = self._settings.alerts
         if alerts is not None and alerts.checkpoint is not None:
-            raise ValueError(
+            raise ArgumentError(
                 "Expected `alerts` without `checkpoint` in a loop of one's own, which saves its checkpoints "
                 f"itself, but got {alerts.checkpoint!r}. Save one in a function: `Alerts(notify=…)`."
             )
@@ -241,10 +242,9 @@ def watch(
         >>> geometry.last_record.step, geometry.last_record["entropy"].shape
         (4, (3, 2))
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"Expected `model` to be a torch.nn.Module but got {type(model).__name__}.")
+    check_type("model", model, nn.Module, "a torch.nn.Module")
     if logdir is not None and logger is not None:
-        raise ValueError(
+        raise ArgumentError(
             "Expected `logdir` or `logger` but got both. Leave out `logdir`: a logger has a place of its own."
         )
     several = logger if isinstance(logger, (list, tuple)) else [] if logger is None else [logger]

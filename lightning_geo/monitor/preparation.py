@@ -21,7 +21,7 @@ from lightning_geo.utils._torch import (
     split_groups,
     untried_sharding,
 )
-from lightning_geo.utils.errors import ArgumentError, call_all
+from lightning_geo.utils.errors import SettingError, call_all
 from lightning_geo.utils.formatting import some
 from lightning_geo.utils.ranks import Replicas, everyones, failure_of_any_rank, on_all_ranks
 from lightning_geo.utils.warn_once import WarnOnce
@@ -170,7 +170,7 @@ class Preparation:
         if not on_all_ranks(failure is None, samples.sampler.observed.device):
             samples.inputs.probe = None
             failure = failure_of_any_rank(failure)
-            if not all(everyones(isinstance(failure, ArgumentError))):
+            if not all(everyones(isinstance(failure, SettingError))):
                 # an argument's error ends the run: on all ranks or on none
                 failure = RuntimeError(f"{type(failure).__name__}: {failure}")
             self._warn_once.report("the given probe cannot be used", failure)

@@ -18,7 +18,7 @@ from lightning_geo.monitor.open_sample import OpenSample
 from lightning_geo.observe.module_selection import ITSELF
 from lightning_geo.observe.replay.dependence import Dependence
 from lightning_geo.observe.replay.replica import Replica
-from lightning_geo.observe.replay.undisturbed import Call, RandomState
+from lightning_geo.observe.replay.undisturbed_run import Call, RandomState
 from lightning_geo.probe.call import ProbeCall
 from lightning_geo.probe.division import divides, surely_divides
 from lightning_geo.probe.probe import Share

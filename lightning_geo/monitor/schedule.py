@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 import lightning_geo.functional  # noqa: F401 - it registers what metrics read
 from lightning_geo.metrics.registry import reads_of
 from lightning_geo.utils.arguments import check_positive
+from lightning_geo.utils.errors import ArgumentError, ArgumentTypeError
 from lightning_geo.utils.ranks import rank
 from lightning_geo.utils.warn_once import WarnOnce
 
@@ -40,18 +41,18 @@ class Schedule:
         self, every_n_steps: int | None = None, schedule: Callable[[int], bool] | None = None
     ) -> None:
         if every_n_steps is not None and schedule is not None:
-            raise ValueError(
+            raise ArgumentError(
                 "Expected either `every_n_steps` or `schedule` but got both. Leave one of them out: "
                 "`schedule` alone decides which steps are sampled."
             )
         interval = _DEFAULT_INTERVAL if every_n_steps is None else every_n_steps
         if not isinstance(interval, int) or isinstance(interval, bool) or interval < 1:
-            raise ValueError(
+            raise ArgumentError(
                 f"Expected `every_n_steps` to be an integer of at least 1 but got {every_n_steps!r}. "
                 "To switch the monitor off, leave it out of the callbacks."
             )
         if schedule is not None and not callable(schedule):
-            raise TypeError(
+            raise ArgumentTypeError(
                 f"Expected `schedule` to be a callable `step -> bool` but got {type(schedule).__name__}."
             )
         #: optimizer steps between samples, unless a function decides
@@ -137,7 +138,7 @@ class OverheadBudget:
 
     def __init__(self, share: float, clock: Callable[[], float] = time.perf_counter) -> None:
         if not isinstance(share, (int, float)) or isinstance(share, bool) or not 0 < share < 1:
-            raise ValueError(
+            raise ArgumentError(
                 "Expected `max_overhead` to be a share of the run's time between 0 and 1, 0.01 for one per "
                 f"cent, but got {share!r}."
             )

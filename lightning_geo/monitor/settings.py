@@ -18,6 +18,7 @@ from lightning_geo.metrics.selection import is_of_probe, needs_probe, select, sp
 from lightning_geo.monitor.alerts import Alerts, AlertsArgument, alerts_of
 from lightning_geo.monitor.schedule import OverheadBudget, Schedule, SlowClocks
 from lightning_geo.utils.arguments import check_name, check_one_of, check_positive, check_token_ids
+from lightning_geo.utils.errors import ArgumentError
 
 __all__ = ["Settings"]
 
@@ -106,7 +107,7 @@ class Settings:
             check_positive("probe_tokens", others["probe_tokens"])
         limit = others["max_queries"]
         if isinstance(limit, str) and limit != "auto":
-            raise ValueError(
+            raise ArgumentError(
                 'Expected `max_queries` to be an integer of at least 1, "auto" or None (all rows) but got '
                 f"{limit!r}."
             )
@@ -120,7 +121,7 @@ class Settings:
         )
         steps = Schedule(every_n_steps, schedule)
         if max_overhead is not None and (every_n_steps is not None or schedule is not None):
-            raise ValueError(
+            raise ArgumentError(
                 "Expected `max_overhead` alone, or `every_n_steps` or `schedule` without it, but got both: "
                 "the budget decides which steps are sampled."
             )
@@ -171,17 +172,17 @@ def _check_source(
     if source == "batch":
         for name, given in (("probe", probe), ("baseline", baseline), ("loss_fn", loss_fn)):
             if given is not None:
-                raise ValueError(
+                raise ArgumentError(
                     f'Expected `{name}` only with `source="probe"` but got both `{name}` and '
                     '`source="batch"`, which looks at the training batches alone. Leave one of them out.'
                 )
         if all(needs_probe(name) or is_of_probe(name) for name in metrics):
-            raise ValueError(
+            raise ArgumentError(
                 "Expected `metrics` to name more than `drift` and `velocity` with "
                 f'`source="batch"` but got {tuple(metrics)}: they need a probe. Use `source="probe"`.'
             )
     elif baseline is not None and not drifts:
-        raise ValueError(
+        raise ArgumentError(
             "Expected `metrics` to include `drift` where `baseline` is given, since nothing else is measured "
             f"against it, but got {tuple(metrics)}."
         )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_geo.measurement.assemble import Bases
+from lightning_geo.utils.errors import DamagedError
 
 __all__ = ["RunState"]
 
@@ -65,7 +66,7 @@ class RunState:
             ValueError: If another version wrote it.
         """
         if state.get("format") != _FORMAT:
-            raise ValueError(
+            raise DamagedError(
                 f"it has format {state.get('format')!r}, which another version of lightning_geo wrote; "
                 f"this one reads {_FORMAT}"
             )

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from lightning_geo.monitor.run import Run
+from lightning_geo.utils.errors import MissingPathError
 from lightning_geo.utils.warn_once import WarnOnce
 
 __all__ = ["load", "save"]
@@ -32,7 +33,7 @@ def save(run: Run, args: Any, state: Any, name: str) -> None:
         return
     folder = _folder(args, state)
     if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder} to save the monitor's state in")
+        raise MissingPathError(f"there is no folder {folder} to save the monitor's state in")
     # a crash in the midst of it leaves the file of before, or none
     temporary = folder / f"{_file(name)}.tmp"
     torch.save(content, temporary)

@@ -13,7 +13,7 @@ from lightning_geo.monitor.open_sample import OpenSample
 from lightning_geo.observe import AttentionCall, BlockCall, CallKey, Tap
 from lightning_geo.observe.packed.splitting import by_document
 from lightning_geo.observe.replay.torch_compile import compiles_attention
-from lightning_geo.observe.replay.undisturbed import has_fast_path
+from lightning_geo.observe.replay.undisturbed_run import has_fast_path
 from lightning_geo.utils.warn_once import WarnOnce
 
 __all__ = ["TrainingMasks"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from lightning_geo.observe.coverage import LeftOutError
-from lightning_geo.observe.replay.undisturbed import replay_depth
+from lightning_geo.observe.replay.undisturbed_run import replay_depth
 from lightning_geo.observe.training_calls import begins_training
 from lightning_geo.utils.cuda_graphs import CaptureError, is_capturing
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lightning_geo.observe.attention.flex import observe_flex
-from lightning_geo.observe.attention.routed import observe_routed
+from lightning_geo.observe.attention.routed_attention import observe_routed
 from lightning_geo.observe.call import AttentionCall
 from lightning_geo.observe.replay.torch_compile import as_compiled
 from lightning_geo.utils._torch import innermost_function_mode

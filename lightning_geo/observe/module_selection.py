@@ -10,7 +10,7 @@ from torch import nn
 
 from lightning_geo.observe.layers.numbering import clean_name, name_of
 from lightning_geo.observe.replay.torchscript import is_scripted
-from lightning_geo.utils.errors import ArgumentError, ArgumentTypeError
+from lightning_geo.utils.errors import SettingError, SettingTypeError
 
 __all__ = ["ITSELF", "candidates", "check_layers", "choose"]
 
@@ -22,18 +22,18 @@ def candidates(root: nn.Module, module: str | None) -> dict[str, nn.Module]:
     """Return the modules that may be observed: the named one, or the direct children and the root itself.
 
     Raises:
-        ArgumentError: If ``module`` names no module, or one that cannot be observed.
+        SettingError: If ``module`` names no module, or one that cannot be observed.
     """
     if module is not None:
         named = dict(root.named_modules())
         if module not in named:
             near = difflib.get_close_matches(module, [n for n in named if n], n=3)
-            raise ArgumentError(
+            raise SettingError(
                 f"Expected `module` to name a module of {type(root).__name__} but got {module!r}. "
                 f"Nearest names: {near or sorted(dict(root.named_children()))}."
             )
         if is_scripted(named[module]):
-            raise ArgumentError(
+            raise SettingError(
                 f"Expected `module` to name a module that runs in Python but {module!r} is TorchScript, "
                 "which hides its inside."
             )
@@ -65,8 +65,8 @@ def check_layers(layers: int | str | Sequence[int] | None, *roots: nn.Module) ->
         roots: Modules from which paths may start.
 
     Raises:
-        ArgumentError: If it is no valid pattern, or matches no module name.
-        ArgumentTypeError: If it is neither a pattern nor layer indices.
+        SettingError: If it is no valid pattern, or matches no module name.
+        SettingTypeError: If it is neither a pattern nor layer indices.
     """
     if layers is None:
         return
@@ -74,18 +74,18 @@ def check_layers(layers: int | str | Sequence[int] | None, *roots: nn.Module) ->
         try:
             pattern = re.compile(layers)
         except re.error as error:
-            raise ArgumentError(
+            raise SettingError(
                 f"Expected `layers` to be a regular expression but {layers!r} is none: {error}."
             ) from error
         names = [name_of(clean_name(name), root) for root in roots for name, _ in root.named_modules()]
         if not any(map(pattern.search, names)):
-            raise ArgumentError(
+            raise SettingError(
                 f"Expected `layers` to match the name of a module but {layers!r} matches none of "
                 f"{len(names)}, such as {names[-1]!r}."
             )
         return
     indices = layers if isinstance(layers, (list, tuple, range, set)) else [layers]
     if not indices or not all(isinstance(i, int) and i >= 0 for i in indices):
-        raise ArgumentTypeError(
+        raise SettingTypeError(
             f"Expected `layers` to be a pattern or layer indices from 0 on but got {layers!r}."
         )

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from lightning_geo.observe.replay.undisturbed import device_of
+from lightning_geo.observe.replay.undisturbed_run import device_of
 from lightning_geo.utils._torch import without_function_modes
 from lightning_geo.utils.cuda_graphs import CaptureError, is_capturing
 from lightning_geo.utils.device_time import IdleStopwatch, Stopwatch

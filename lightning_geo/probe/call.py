@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_geo.observe.replay.call_state import holds_state
-from lightning_geo.observe.replay.undisturbed import Call
+from lightning_geo.observe.replay.undisturbed_run import Call
 from lightning_geo.probe.fingerprint import digest
 from lightning_geo.probe.sequences import CallSequences, documents_taken, tokens_of_documents
 

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from lightning_geo.observe import AttentionCall, CallKey, Tap
 from lightning_geo.observe.heads.head_factors import scaled_heads
 from lightning_geo.observe.replay.replica import Replica
-from lightning_geo.observe.replay.undisturbed import Call
+from lightning_geo.observe.replay.undisturbed_run import Call
 from lightning_geo.probe.call import ProbeCall
 
 __all__ = ["divides", "surely_divides"]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_geo.observe.replay.undisturbed import Call
+from lightning_geo.observe.replay.undisturbed_run import Call
 
 __all__ = ["digest"]
 

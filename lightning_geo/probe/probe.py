@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_geo.observe.replay.undisturbed import Call
+from lightning_geo.observe.replay.undisturbed_run import Call
 from lightning_geo.probe.call import ProbeCall
 from lightning_geo.probe.limits import SCORED_SEQUENCES, within, within_over_ranks
+from lightning_geo.utils.errors import ArgumentTypeError
 
 __all__ = ["LOSS_DIVISOR", "Probe", "Share", "copied", "kept_call", "probe_from"]
 
@@ -226,9 +227,9 @@ def kept_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
         try:
             copies.append(copied(value))
         except TypeError as error:
-            raise TypeError(
-                f"{error} (`{name}`). Pass tensors, numbers, strings, None and containers of them, give "
-                '`probe=`, or observe training itself with `source="batch"`'
+            raise ArgumentTypeError(
+                f"Expected `{name}` to be something that a probe can keep but {error}, give `probe=`, or "
+                'observe training itself with `source="batch"`'
             ) from error
     return Call(tuple(copies[: len(args)]), dict(zip(kwargs, copies[len(args) :], strict=True)))
 
@@ -251,4 +252,7 @@ def copied(value: Any) -> Any:
             if type(value) in (list, tuple)
             else tuple(map(copied, value))
         )
-    raise TypeError(f"an argument of type {type(value).__name__} cannot be kept")
+    raise ArgumentTypeError(
+        f"an argument of type {type(value).__name__} cannot be kept: pass tensors, numbers, strings, None "
+        "and containers of them"
+    )

@@ -12,7 +12,7 @@ from torch import nn
 from lightning_geo.observe.module_selection import ITSELF
 from lightning_geo.observe.replay.call_hooks import on_call
 from lightning_geo.observe.replay.dependence import Dependence, depends_on_graph
-from lightning_geo.observe.replay.undisturbed import replay_depth
+from lightning_geo.observe.replay.undisturbed_run import replay_depth
 from lightning_geo.probe.call import ProbeCall
 from lightning_geo.probe.limits import within
 from lightning_geo.probe.probe import kept_call

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_geo.observe.packed.claims import claimed_documents, kind_of
-from lightning_geo.observe.replay.undisturbed import Call
+from lightning_geo.observe.replay.undisturbed_run import Call
 from lightning_geo.observe.spans import Spans
 
 __all__ = ["CallSequences", "documents_taken", "tokens_of_documents"]

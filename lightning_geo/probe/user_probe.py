@@ -7,11 +7,11 @@ from typing import Any
 import torch.distributed as dist
 
 from lightning_geo.observe import name_of
-from lightning_geo.observe.replay.undisturbed import Call, undisturbed
+from lightning_geo.observe.replay.undisturbed_run import Call, undisturbed
 from lightning_geo.probe.call import ProbeCall
 from lightning_geo.probe.candidates import Candidates
 from lightning_geo.probe.probe import Probe, Share, probe_from
-from lightning_geo.utils.errors import ArgumentError
+from lightning_geo.utils.errors import SettingError
 from lightning_geo.utils.ranks import rank, world_size
 
 __all__ = ["given_probe"]
@@ -27,7 +27,7 @@ def given_probe(given: Any, size: int, tokens: int | None, candidates: Candidate
         candidates: The models that may be observed.
 
     Raises:
-        ArgumentError: If no candidate accepts them.
+        SettingError: If no candidate accepts them.
     """
     calls = _calls(given, size, tokens, candidates)
     reasons, unprepared = [], None
@@ -47,7 +47,7 @@ def given_probe(given: Any, size: int, tokens: int | None, candidates: Candidate
         reasons.append(f"{named}: {type(failure).__name__}: {failure}")
     if unprepared is not None:
         raise unprepared
-    raise ArgumentError(
+    raise SettingError(
         "Expected `probe` to be inputs that the observed model takes (a mapping is keyword arguments, a "
         f"tuple positional ones, a tensor the one argument) but every candidate failed. {' | '.join(reasons)}"
     )
@@ -62,7 +62,7 @@ def _calls(given: Any, size: int, tokens: int | None, candidates: Candidates) ->
             with undisturbed(next(iter(candidates.models.values()))):
                 box = [probe_from(given, size, tokens)]
         except Exception as error:
-            box = [ArgumentError(f"Expected `probe` to be a batch or a dataloader but {error}.")]
+            box = [SettingError(f"Expected `probe` to be a batch or a dataloader but {error}.")]
     if world_size() > 1:
         dist.broadcast_object_list(box)
     if isinstance(box[0], Exception):

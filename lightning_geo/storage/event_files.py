@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from lightning_geo.storage.places import Place, named, place, walk
-from lightning_geo.utils.errors import RunError
+from lightning_geo.utils.errors import MissingPathError, RunError
 
 __all__ = ["event_files", "find_runs", "opened", "read_events", "wandb_logs"]
 
@@ -49,7 +49,7 @@ def event_files(path: Place) -> tuple[list[Place], list[str]]:
     if path.is_file():
         return [path], []
     if not path.exists():
-        raise FileNotFoundError(f"Expected `path` to be a run's directory, but {str(path)!r} does not exist.")
+        raise MissingPathError(f"Expected `path` to be a run's directory, but {str(path)!r} does not exist.")
     folders = _folders(path)
     inside = path.resolve() if folders == [path] else folders[0].resolve().parent.parent
     candidates = [file for folder in folders for file in folder.glob(_EVENT_FILES) if file.is_file()]
@@ -65,12 +65,12 @@ def event_files(path: Place) -> tuple[list[Place], list[str]]:
     below = sorted({str(file.parent) for files_below in deeper for file in files_below})
     if below:
         shown = ", ".join(below[:10]) + (", …" if len(below) > 10 else "")
-        raise FileNotFoundError(
+        raise MissingPathError(
             f"Expected `path` to be the directory of one run, but {str(path)!r} has no event file. "
             f"These directories below it have: {shown}."
         )
     content = sorted(entry.name for entry in path.iterdir())[:10]
-    raise FileNotFoundError(
+    raise MissingPathError(
         f"Expected `path` to be the directory of a run, with a file named *tfevents*, but {str(path)!r} "
         + (f"holds {', '.join(content)}." if content else "is empty.")
     )
@@ -148,5 +148,5 @@ def opened(path: str | os.PathLike[str]) -> Place:
     """
     try:
         return place(path)
-    except (ImportError, ValueError) as error:
+    except ImportError as error:
         raise RunError(f"Cannot open {os.fspath(path)!r}: {error}.") from error

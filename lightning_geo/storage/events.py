@@ -31,6 +31,7 @@ from lightning_geo.metrics.foreign_specs import read_specs
 from lightning_geo.storage.finding import Finding
 from lightning_geo.storage.patterns import AttentionPatterns
 from lightning_geo.storage.record import GeometryRecord
+from lightning_geo.utils.errors import DamagedError
 
 __all__ = [
     "PLUGIN",
@@ -130,19 +131,19 @@ def parse_record(event: Any, problems: list[str] | None = None) -> tuple[str, Ge
     try:
         return _parsed(values, metadata_value, [] if problems is None else problems)
     except (KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
-        raise ValueError(f"not a record: {type(error).__name__}: {error}") from error
+        raise DamagedError(f"not a record: {type(error).__name__}: {error}") from error
 
 
 def _parsed(values: Any, metadata_value: Any, problems: list[str]) -> tuple[str, GeometryRecord]:
     metadata = json.loads(metadata_value.tensor.string_val[0])
     if metadata.pop("format") > _FORMAT:
-        raise ValueError("written by a newer version of lightning_geo; update lightning_geo to read it")
+        raise DamagedError("written by a newer version of lightning_geo; update lightning_geo to read it")
     name = metadata.pop("name")
     for key, kinds in _KINDS_OF_METADATA.items():
         if key in metadata and (not isinstance(metadata[key], kinds) or isinstance(metadata[key], bool)):
-            raise ValueError(f"not a record: its {key} is {str(metadata[key])[:40]!r}")
+            raise DamagedError(f"not a record: its {key} is {str(metadata[key])[:40]!r}")
     if not isinstance(name, str) or not -(2**62) < metadata.get("step", 0) < 2**62:
-        raise ValueError("not a record: its name is not text, or its step is out of range")
+        raise DamagedError("not a record: its name is not text, or its step is out of range")
     prefix = f"{PLUGIN}/{name}/"
     specs, damaged = read_specs(metadata.pop("specs", {}))
     problems += damaged
@@ -236,7 +237,7 @@ def parse_dropped(event: Any) -> Dropped | None:
                 content = json.loads(value.tensor.string_val[0])
                 return Dropped(str(content["monitor"]), int(content["samples"]), str(content["reason"]))
             except (KeyError, TypeError, IndexError, RecursionError) as error:
-                raise ValueError(f"not a note on dropped samples: {error}") from error
+                raise DamagedError(f"not a note on dropped samples: {error}") from error
     return None
 
 

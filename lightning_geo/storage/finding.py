@@ -8,6 +8,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from lightning_geo.utils.errors import DamagedError
+
 __all__ = ["SEVERITIES", "Finding", "Severity", "latest", "ranked", "verdict", "worst"]
 
 Severity = Literal["note", "warning", "critical"]
@@ -90,7 +92,7 @@ class Finding:
             until = values.get("until_step")
             severity = values["severity"]
             if severity not in SEVERITIES:
-                raise ValueError(f"severity {severity!r}")
+                raise DamagedError(f"severity {severity!r}")
             return cls(
                 str(values["rule"]), severity, str(values["metric"]), str(values["stack"]),
                 tuple(map(int, values["layers"])),
@@ -100,7 +102,7 @@ class Finding:
                 None if until is None else int(until),
             )  # fmt: skip
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"not a finding: {type(error).__name__}: {error}") from error
+            raise DamagedError(f"not a finding: {type(error).__name__}: {error}") from error
 
 
 def latest(findings: Iterable[Finding]) -> list[Finding]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 from lightning_geo.metrics.foreign_specs import differing_fields
 from lightning_geo.metrics.spec import MetricSpec
 from lightning_geo.storage.event_files import event_files, read_events
+from lightning_geo.storage.notebook_view import ShownHistory
 from lightning_geo.storage.patterns import AttentionPatterns
 from lightning_geo.storage.places import Place, place
 from lightning_geo.storage.record import GeometryRecord, lookup
-from lightning_geo.storage.shown import ShownHistory
 from lightning_geo.storage.stacking import stack_samples
+from lightning_geo.utils.arguments import check_type
+from lightning_geo.utils.errors import ArgumentError, RunError, UnknownKeyError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,8 +55,11 @@ class GeometryHistory(ShownHistory):
     """
 
     def __init__(self, records: list[GeometryRecord], name: str = "geometry", path: str = "") -> None:
+        check_type("records", records, Sequence, "a list of GeometryRecords")
+        for record in records:
+            check_type("records", record, GeometryRecord, "a list of GeometryRecords")
         if not records:
-            raise ValueError("Expected `records` to hold at least one sample, but got none.")
+            raise ArgumentError("Expected `records` to hold at least one sample, but got none.")
         self.name = name
         self.path = path
         self.steps: NDArray[np.int64] = np.array([record.step for record in records], np.int64)
@@ -108,7 +113,7 @@ class GeometryHistory(ShownHistory):
         """
         having = [record for record in self._records if record.matrices]
         if not having:
-            raise KeyError(f"No matrix {key!r}: no sample of this run kept any.")
+            raise UnknownKeyError(f"No matrix {key!r}: no sample of this run kept any.")
         return {record.step: lookup(record.matrices, key) for record in having}
 
     def patterns(self, stack: str | None = None) -> dict[int, AttentionPatterns]:
@@ -129,7 +134,7 @@ class GeometryHistory(ShownHistory):
         kept = {name: None for record in self._records for name in record.patterns}
         names = list(kept) if stack is None else [name for name in kept if name == stack]
         if len(names) != 1:
-            raise KeyError(
+            raise UnknownKeyError(
                 f"No attention patterns of the stack {stack!r}: those of {list(kept)} were recorded."
                 if not names
                 else f"Several stacks have attention patterns: ask for one of {names}."
@@ -244,7 +249,7 @@ def read_history(
         reason for monitor, reason in dropped.items() if name in (None, monitor) and monitor not in samples
     ]
     if lost and (name is not None or not samples):
-        raise ValueError(f"{os.fspath(path)!r} has no sample. {' '.join(lost)}")
+        raise RunError(f"{os.fspath(path)!r} has no sample. {' '.join(lost)}")
     name = _monitor(path, name, monitors, files, others, skipped)
     return GeometryHistory(monitors[name], name, os.fspath(path))
 
@@ -279,12 +284,12 @@ def _monitor(
     if not names:
         held = f"only tags such as {', '.join(sorted(others)[:10])}" if others else "no readable summary"
         damage = f" {skipped[0]}." if skipped else ""
-        raise ValueError(
+        raise RunError(
             f"Expected `path` to be a run with a GeometryMonitor, but its {len(files)} event file(s) in "
             f"{os.fspath(path)!r} hold {held}.{damage} Was the monitor among the Trainer's callbacks?"
         )
     if name is None and len(names) > 1:
-        raise ValueError(f"Expected `name` to be one of the run's monitors {names}, but got None.")
+        raise ArgumentError(f"Expected `name` to be one of the run's monitors {names}, but got None.")
     if name is not None and name not in names:
-        raise ValueError(f"Expected `name` to be one of the run's monitors {names}, but got {name!r}.")
+        raise ArgumentError(f"Expected `name` to be one of the run's monitors {names}, but got {name!r}.")
     return names[0] if name is None else name

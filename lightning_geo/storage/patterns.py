@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_geo.utils.errors import ArgumentError
+
 __all__ = ["CELLS", "AttentionPatterns", "as_bytes"]
 
 #: Cells of a pattern along each axis, at most.
@@ -63,12 +65,12 @@ class AttentionPatterns:
     def __post_init__(self) -> None:
         shape = self.codes.shape
         if self.codes.dtype != np.uint8 or len(shape) != 4 or shape[2] != shape[3]:
-            raise ValueError(
+            raise ArgumentError(
                 "Expected `codes` to be bytes [layer, head, cell, cell] but got "
                 f"{self.codes.dtype} {list(shape)}."
             )
         if self.lengths.shape != shape[:1]:
-            raise ValueError(
+            raise ArgumentError(
                 f"Expected `lengths` of {shape[0]} layers but got shape {list(self.lengths.shape)}."
             )
 

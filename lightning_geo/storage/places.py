@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
+from lightning_geo.utils.arguments import check_type
+from lightning_geo.utils.errors import RunError
+
 __all__ = ["Place", "Remote", "modified", "named", "place", "size_of", "walk"]
 
 
@@ -127,17 +130,26 @@ Place = Path | Remote
 def place(path: str | os.PathLike[str]) -> Place:
     """Return the place that a path or URL names.
 
+    Raises:
+        RunError: If it is a URL that fsspec does not know.
+
     Example:
         >>> place("runs") / "version_0" == Path("runs/version_0")
         True
         >>> str(place("memory://runs") / "version_0")
         'memory://runs/version_0'
     """
+    check_type("path", path, (str, os.PathLike), "a path or a URL")
     text = os.fspath(path)
     scheme, separator, rest = text.partition("://")
     if not separator:
         return Path(path)
-    return Path(rest) if scheme in ("file", "local") else Remote(text)
+    if scheme in ("file", "local"):
+        return Path(rest)
+    try:
+        return Remote(text)
+    except ValueError as error:
+        raise RunError(f"Cannot open {text!r}: {error}.") from error
 
 
 def walk(root: Place) -> Iterator[tuple[Place, list[str]]]:

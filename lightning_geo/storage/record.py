@@ -17,8 +17,9 @@ from lightning_geo.metrics.reductions import reduce_finite
 from lightning_geo.metrics.selection import is_standard_error, spec_of
 from lightning_geo.metrics.spec import MetricSpec
 from lightning_geo.storage.finding import Finding
+from lightning_geo.storage.notebook_view import ShownRecord
 from lightning_geo.storage.patterns import AttentionPatterns
-from lightning_geo.storage.shown import ShownRecord
+from lightning_geo.utils.errors import UnknownKeyError
 from lightning_geo.utils.formatting import did_you_mean
 
 __all__ = ["GeometryRecord", "lookup", "stored_parts"]
@@ -64,16 +65,18 @@ def stored_parts(
     Raises:
         KeyError: As there.
     """
+    if not isinstance(key, str):
+        raise UnknownKeyError(f"Expected the name of a metric but got {key!r}. A sample is `record(index)`.")
     stack, _, metric = key.rpartition("/")
     candidates = [stack] if stack else list(stacks)
     holders = [s for s in candidates if s in stacks and _part_names(stacks[s], metric, specs)]
     if not holders:
         names = sorted({n for s in stacks.values() for n in s})
-        raise KeyError(f"No metric {key!r}. {did_you_mean(metric, names)} Stacks: {list(stacks)}.")
+        raise UnknownKeyError(f"No metric {key!r}. {did_you_mean(metric, names)} Stacks: {list(stacks)}.")
     if len(holders) > 1:
         holders = [s for s in holders if _main_stack(s) == s or _main_stack(s) not in stacks] or holders
     if len(holders) > 1:
-        raise KeyError(
+        raise UnknownKeyError(
             f"{metric!r} is ambiguous: this model has several stacks. "
             f"Ask for one of {[f'{s}/{metric}' for s in holders]}."
         )

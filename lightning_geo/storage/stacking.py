@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_geo.utils.errors import ArgumentError
+
 __all__ = ["stack_samples"]
 
 
@@ -32,10 +34,12 @@ def stack_samples(arrays: Sequence[NDArray[Any] | None]) -> NDArray[Any]:
     """
     given = [array for array in arrays if array is not None]
     if len({array.ndim for array in given}) > 1:
-        raise ValueError(f"Expected a metric to have the same axes in all samples, but got {_shapes(given)}.")
+        raise ArgumentError(
+            f"Expected a metric to have the same axes in all samples, but got {_shapes(given)}."
+        )
     shape = tuple(np.max([array.shape for array in given], axis=0))
     if math.prod(shape) > 8 * max(array.size for array in given) + 1024:
-        raise ValueError(
+        raise ArgumentError(
             f"Expected the samples to be of one model, but got arrays of shape {_shapes(given)}."
         )
     result = np.full((len(arrays), *shape), np.nan, given[0].dtype)

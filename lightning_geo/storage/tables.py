@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from lightning_geo.metrics.selection import spec_of
 from lightning_geo.metrics.spec import MetricSpec
+from lightning_geo.utils.errors import ArgumentError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,7 +41,7 @@ def to_xarray(history: _Samples, stack: str | None = None) -> xarray.Dataset:
     if stack is None and len(history.stacks) == 1:
         [stack] = history.stacks
     if stack is None or stack not in history.stacks:
-        raise ValueError(f"Expected `stack` to be one of {list(history.stacks)} but got {stack!r}.")
+        raise ArgumentError(f"Expected `stack` to be one of {list(history.stacks)} but got {stack!r}.")
     arrays = {
         name: xarray.DataArray(values, dims=_AXES[: values.ndim], attrs=_about(name, history.specs))
         for name, values in history.stacks[stack].items()

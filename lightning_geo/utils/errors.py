@@ -9,24 +9,59 @@ from collections.abc import Callable
 __all__ = [
     "ArgumentError",
     "ArgumentTypeError",
+    "DamagedError",
     "GeometryError",
     "MetricError",
+    "MissingPathError",
     "OtherRankError",
     "RunError",
+    "SettingError",
+    "SettingTypeError",
+    "UnknownKeyError",
     "call_all",
     "let_go",
 ]
 
 
 class GeometryError(Exception):
-    """The base of every error that this package defines."""
+    """The base of the errors that this package raises for an argument, a path, a run, a model or a metric.
+
+    Most are also the builtin error that says the same: ``except ValueError`` catches a wrong argument too.
+
+    Example:
+        >>> import lightning_geo
+        >>> try:
+        ...     lightning_geo.load_history("nowhere")
+        ... except lightning_geo.GeometryError as error:
+        ...     print(isinstance(error, FileNotFoundError), error)
+        True Expected `path` to be a run's directory, but 'nowhere' does not exist.
+    """
 
 
 class ArgumentError(GeometryError, ValueError):
-    """A wrong argument; raised to the user if it is found before training begins."""
+    """A wrong argument of any function or class; where it fails a sample, it costs that sample only."""
 
 
 class ArgumentTypeError(ArgumentError, TypeError):
+    """The same where it is of a wrong type."""
+
+
+class UnknownKeyError(ArgumentError, KeyError):
+    """The same where it is a key under which there is nothing, or more than one thing."""
+
+    def __str__(self) -> str:
+        """The message as it is: ``KeyError`` shows it in quotation marks."""
+        return Exception.__str__(self)
+
+
+class SettingError(ArgumentError):
+    """The same where it shows only beside the model or its data.
+
+    A monitor raises it to the user if it is found before training begins; from then on it costs samples only.
+    """
+
+
+class SettingTypeError(SettingError, ArgumentTypeError):
     """The same where it is of a wrong type."""
 
 
@@ -82,7 +117,15 @@ def call_all(*functions: Callable[[], object]) -> None:
 
 
 class RunError(GeometryError, ValueError):
-    """A path that is no run, or runs that do not fit together; the message is for a person."""
+    """A path that is no run, or runs that lack something or do not fit together; written for a person."""
+
+
+class MissingPathError(RunError, FileNotFoundError):
+    """The same where there is nothing at the path, or nothing of a run."""
+
+
+class DamagedError(GeometryError, ValueError):
+    """Stored data that are not what they should be: readers pass them over, or say where they are."""
 
 
 class MetricError(GeometryError, RuntimeError):

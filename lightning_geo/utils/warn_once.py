@@ -7,7 +7,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 
-from lightning_geo.utils.errors import ArgumentError, let_go
+from lightning_geo.utils.errors import SettingError, let_go
 from lightning_geo.utils.progress_bars import beside_bars
 from lightning_geo.utils.ranks import everyones, is_known_to_rank_zero, rank
 
@@ -79,7 +79,7 @@ class WarnOnce:
 
     def report(self, what: str, error: Exception, when: str = "") -> None:
         """Warn of an error, or raise it if strict, or if it is an argument's before training began."""
-        if self.strict or (isinstance(error, ArgumentError) and not self.late):
+        if self.strict or (isinstance(error, SettingError) and not self.late):
             raise error
         if rank() != 0 and is_known_to_rank_zero(error):
             let_go(error)

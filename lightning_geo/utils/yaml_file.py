@@ -148,9 +148,17 @@ class _Reader:
     def value(self, node: Any, keys: tuple[str | int, ...], around: tuple[int, ...]) -> Any:
         self._lines.setdefault(keys, node.start_mark.line + 1)
         if id(node) in around:
-            raise _LineError("Expected no alias to what holds it.", node)
+            raise _LineError(
+                "Expected each alias to name an entry elsewhere but got one to an entry that holds it, which "
+                "has no end. Write the values out.",
+                node,
+            )
         if len(self._lines) > _MOST:
-            raise _LineError(f"Expected at most {_MOST:,} entries.", node)
+            raise _LineError(
+                f"Expected at most {_MOST:,} entries but got more. An alias counts for all that it names: "
+                "use fewer of them.",
+                node,
+            )
         around = (*around, id(node))
         if node.id == "mapping":
             return {key: self.value(v, (*keys, key), around) for key, v in self._pairs(node, keys)}

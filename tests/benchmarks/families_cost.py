@@ -32,7 +32,7 @@ from lightning_geo.metrics.registry import metric_function, reads_of
 from lightning_geo.metrics.selection import compares_samples, select, spec_of
 from lightning_geo.metrics.spec import ROLES
 from lightning_geo.observe import AttentionCall, Tap
-from lightning_geo.observe.replay.undisturbed import Call, undisturbed
+from lightning_geo.observe.replay.undisturbed_run import Call, undisturbed
 from lightning_geo.probe.call import ProbeCall
 from texts import packaged_bert
 

@@ -28,7 +28,7 @@ from lightning_geo.measurement import assemble, sample
 from lightning_geo.measurement.sample_statistics import SOURCES
 from lightning_geo.monitor.delivery import Delivery
 from lightning_geo.monitor.samples import Samples
-from lightning_geo.observe.replay.undisturbed import Call
+from lightning_geo.observe.replay.undisturbed_run import Call
 
 
 class Parts:

@@ -25,7 +25,7 @@ from lightning_geo.measurement.sample import Measurement
 from lightning_geo.metrics.selection import compares_samples, select
 from lightning_geo.monitor import pending_sample
 from lightning_geo.observe import Tap
-from lightning_geo.observe.replay.undisturbed import undisturbed
+from lightning_geo.observe.replay.undisturbed_run import undisturbed
 
 _reason = missing(torch.device("cuda")) if torch.cuda.is_available() else "no CUDA device"
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(_reason is not None, reason=str(_reason))]

@@ -16,7 +16,7 @@ from families.models import FAMILIES
 from lightning_geo import PruningPlan, apply_plan, evaluate_plan
 from lightning_geo.analysis.pruning import Head, RankedHead
 from lightning_geo.interventions.ablation import Silencer
-from lightning_geo.observe.replay.undisturbed import Call, undisturbed
+from lightning_geo.observe.replay.undisturbed_run import Call, undisturbed
 from support.lit import Classifier, bert, loader
 from support.projections import CASES, PROJECTIONS, by_head, weight_of
 from support.same import traces
@@ -211,5 +211,5 @@ def test_what_cannot_be_evaluated() -> None:
     with pytest.raises(ValueError, match=r"`removed` to be numbers from 1 to 1, but got \[2\]"):
         evaluate_plan(bert(), loader(4), plan, right, removed=[2])
     silencer = Silencer(bert(), Call.from_batch(next(iter(loader(2)))))
-    with pytest.raises(ValueError, match=r"got \('bert.encoder', 1, 4\)"):
+    with pytest.raises(ValueError, match=r"`heads` .* \[4, 4\]\}, but got \('bert.encoder', 1, 4\)\. Take"):
         silencer.silenced([Head("bert.encoder", 1, 4)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_geo.measurement.derived import DerivedStack, Transfer
+from lightning_geo.measurement.derived_stack import DerivedStack, Transfer
 
 
 def test_deferred_tensors_keep_float64_among_others() -> None:

@@ -17,7 +17,9 @@ import pytorch_lightning as pl
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 from lightning_geo import GeometryMonitor, load_history
+from lightning_geo.functional import cone_index
 from lightning_geo.measurement import call_statistics
+from lightning_geo.utils.errors import ArgumentTypeError
 from support.failing_models import (
     ByMethod,
     Down,
@@ -56,6 +58,12 @@ def measurement_fails(monkeypatch: pytest.MonkeyPatch) -> None:
         return original(*args, **options)
 
     monkeypatch.setattr(call_statistics, "attention", attend)
+
+
+@pytest.fixture
+def measurement_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a function of the package, from the first attention call on: before training begins."""
+    monkeypatch.setattr(call_statistics, "attention", lambda *_, **__: cone_index(3))
 
 
 @pytest.fixture
@@ -138,6 +146,14 @@ CASES = {
     "failing measurement, batch": Case(
         "a sample was dropped: ArithmeticError: an unlucky number",
         ArithmeticError, [], fixture="measurement_fails", source="batch",
+    ),
+    "refused measurement": Case(
+        "a sample was dropped: ArgumentTypeError: Expected `x` to be a torch.Tensor",
+        ArgumentTypeError, [], fixture="measurement_is_refused",
+    ),
+    "refused measurement, batch": Case(
+        "a sample was dropped: ArgumentTypeError: Expected `x` to be a torch.Tensor",
+        ArgumentTypeError, [], fixture="measurement_is_refused", source="batch",
     ),
     "failing schedule": Case(
         r"`schedule` failed: ZeroDivisionError: step three \(first at step 3",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_geo import watch
-from lightning_geo.observe.replay.undisturbed import replay_depth
+from lightning_geo.observe.replay.undisturbed_run import replay_depth
 
 
 class Net(nn.Module):

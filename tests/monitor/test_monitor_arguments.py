@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from lightning_geo import GeometryMonitor
+from lightning_geo.probe import user_probe
+from lightning_geo.probe.probe import copied
 from support.lit import Classifier, loader, trainer
 
 
@@ -81,3 +83,16 @@ def test_what_does_not_fit_the_model_is_refused_before_the_first_step(
     with pytest.raises((ValueError, TypeError), match=message):
         runner.fit(module, loader())
     assert runner.global_step == 0
+
+
+def test_a_given_probe_on_which_the_package_fails_costs_the_samples_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(user_probe, "Share", lambda calls: copied(object()))
+    batch = next(iter(loader()))
+    runner = trainer(tmp_path, GeometryMonitor(1, probe=batch, special_token_ids=[1]), steps=2)
+    with pytest.warns(
+        UserWarning, match="the given probe cannot be used: RuntimeError: ArgumentTypeError: an argu"
+    ):
+        runner.fit(Classifier(), loader())
+    assert runner.global_step == 2

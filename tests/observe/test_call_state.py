@@ -17,7 +17,7 @@ from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 
 from lightning_geo import GeometryMonitor, load_history, measure
 from lightning_geo.observe.replay.call_state import holds_state
-from lightning_geo.observe.replay.undisturbed import Call
+from lightning_geo.observe.replay.undisturbed_run import Call
 from lightning_geo.probe.call import ProbeCall
 from support.lit import Lit, fit, gpt2
 from support.same import assert_same, outcome

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lightning_geo.observe.replay.contents import Contents
 from lightning_geo.observe.replay.replica import Replica
-from lightning_geo.observe.replay.undisturbed import undisturbed
+from lightning_geo.observe.replay.undisturbed_run import undisturbed
 from lightning_geo.utils.warn_once import WarnOnce
 
 

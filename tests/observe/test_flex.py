@@ -17,7 +17,7 @@ from lightning_geo import measure
 from lightning_geo.observe import Tap
 from lightning_geo.observe.attention import fused_flex
 from lightning_geo.observe.heads.head_factors import scaled_heads
-from lightning_geo.observe.replay.undisturbed import undisturbed
+from lightning_geo.observe.replay.undisturbed_run import undisturbed
 from support.flexible import Model, entropy, plain, probabilities
 from support.same import traces
 

@@ -17,7 +17,7 @@ from lightning_geo import measure
 from lightning_geo.measurement.sample import Measurement
 from lightning_geo.metrics.selection import select
 from lightning_geo.observe import Tap
-from lightning_geo.observe.replay.undisturbed import Call, device_of, undisturbed
+from lightning_geo.observe.replay.undisturbed_run import Call, device_of, undisturbed
 from support.lit import bert, gpt2, sequences
 
 

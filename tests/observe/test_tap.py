@@ -16,7 +16,7 @@ from torch.utils.data import default_collate
 
 from lightning_geo.observe import AttentionCall, CallKey, Tap
 from lightning_geo.observe.interception import INTERCEPTION
-from lightning_geo.observe.replay.undisturbed import undisturbed
+from lightning_geo.observe.replay.undisturbed_run import undisturbed
 from support.lit import bert, sequences
 from support.notes import Notes
 from support.same import traces

@@ -18,7 +18,7 @@ from lightning_geo.observe import Tap
 from lightning_geo.observe.heads.head_factors import scaled_heads
 from lightning_geo.observe.module_selection import candidates
 from lightning_geo.observe.replay.torchscript import scripted_attention
-from lightning_geo.observe.replay.undisturbed import undisturbed
+from lightning_geo.observe.replay.undisturbed_run import undisturbed
 from support.lit import Lit, fit
 from support.same import assert_same, outcome
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_geo.observe.replay.torch_compile import is_compiled
-from lightning_geo.observe.replay.undisturbed import (
+from lightning_geo.observe.replay.undisturbed_run import (
     Call,
     RandomState,
     has_fast_path,

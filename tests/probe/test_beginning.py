@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_geo import GeometryMonitor, load_history, measure
-from lightning_geo.observe.replay.undisturbed import Call
+from lightning_geo.observe.replay.undisturbed_run import Call
 from lightning_geo.probe.call import ProbeCall
 from lightning_geo.probe.probe import Probe
 from support.lit import fit

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_geo import GeometryMonitor, measure
-from lightning_geo.observe.replay.undisturbed import Call
+from lightning_geo.observe.replay.undisturbed_run import Call
 from lightning_geo.probe.call import ProbeCall
 from lightning_geo.probe.limits import within_over_ranks
 from lightning_geo.probe.probe import Probe, probe_from

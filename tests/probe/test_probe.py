@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lightning_geo.observe.replay.undisturbed import Call, undisturbed
+from lightning_geo.observe.replay.undisturbed_run import Call, undisturbed
 from lightning_geo.probe.call import ProbeCall
 from lightning_geo.probe.probe import Probe, probe_from
 from lightning_geo.probe.recorder import CallRecorder
@@ -166,7 +166,8 @@ def test_what_cannot_be_kept_or_is_a_replay_is_passed_over() -> None:
     recorder.stop()
     assert list(recorder.passed_over) == ["m"]
     assert recorder.passed_over["m"].startswith(
-        "an argument of type object cannot be kept (`args`). Pass tensors"
+        "Expected `args` to be something that a probe can keep but an argument of type object cannot be "
+        "kept: pass tensors"
     )
     (call,) = recorder.calls
     assert type(call.call.args[0]) is dict

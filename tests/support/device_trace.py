@@ -26,7 +26,7 @@ from lightning_geo.metrics.selection import compares_samples, select
 from lightning_geo.observe import Tap
 from lightning_geo.observe.evidence.mask_structure import Band, MaskStructures
 from lightning_geo.observe.packed import documents
-from lightning_geo.observe.replay.undisturbed import undisturbed
+from lightning_geo.observe.replay.undisturbed_run import undisturbed
 
 __all__ = ["launches_of"]
 
@@ -109,7 +109,7 @@ def _device(count: collections.Counter[str]) -> Iterator[None]:
         stack.enter_context(patch.object(batches, "_APART", ("cpu",)))
         stack.enter_context(patch.object(MaskStructures, "knows_at_once", staticmethod(lambda call: False)))
         stack.enter_context(patch.object(reader, "_read", _ones_or_places))
-        for name in (structure, "lightning_geo.measurement.derived"):
+        for name in (structure, "lightning_geo.measurement.derived_stack"):
             stack.enter_context(patch(f"{name}.ToHost", lambda x: _Copy(x, count)))
         stack.enter_context(patch.object(Tensor, "data_ptr", place))
         stack.enter_context(FakeTensorMode())

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_geo.measurement.derived import DerivedStack
+from lightning_geo.measurement.derived_stack import DerivedStack
 from lightning_geo.measurement.sample_statistics import SampleStatistics
 from lightning_geo.measurement.sums import LayerSums
 

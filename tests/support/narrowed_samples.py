@@ -14,7 +14,7 @@ from lightning_geo.metrics.catalog import CATALOG
 from lightning_geo.metrics.selection import compares_samples, select
 from lightning_geo.observe import Tap
 from lightning_geo.observe.narrow_tap import NarrowTap
-from lightning_geo.observe.replay.undisturbed import undisturbed
+from lightning_geo.observe.replay.undisturbed_run import undisturbed
 
 EVERY = sorted({spec.family for spec in CATALOG.values()} - {"importance"})
 METRICS = tuple(name for name in select(EVERY) if not compares_samples(name))

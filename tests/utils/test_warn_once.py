@@ -7,6 +7,7 @@ import warnings
 import pytest
 
 from lightning_geo.utils import ranks, warn_once
+from lightning_geo.utils.errors import ArgumentError, ArgumentTypeError, SettingError, SettingTypeError
 from lightning_geo.utils.warn_once import WarnOnce
 
 
@@ -73,3 +74,16 @@ def test_pending_warnings_are_emitted_by_their_own_rank(monkeypatch: pytest.Monk
 def test_a_warning_says_which_of_two_monitors_gives_it() -> None:
     with pytest.warns(UserWarning, match=r"^GeometryMonitor \(batch\): it is late$"):
         WarnOnce(strict=False, name="batch").warn("it is late")
+
+
+@pytest.mark.parametrize("kind", [ArgumentError, ArgumentTypeError, SettingError, SettingTypeError])
+def test_what_fails_a_sample_ends_no_run_but_for_a_wrong_setting_before_training(
+    kind: type[ArgumentError],
+) -> None:
+    warn_once = WarnOnce(strict=False)
+    if issubclass(kind, SettingError):
+        with pytest.raises(kind, match="no layer 9"):
+            warn_once.report("a sample was dropped", kind("no layer 9"))
+        warn_once.late = True
+    with pytest.warns(UserWarning, match=f"a sample was dropped: {kind.__name__}: no layer 9"):
+        warn_once.report("a sample was dropped", kind("no layer 9"))

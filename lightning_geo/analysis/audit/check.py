@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_geo.analysis.audit.measured import Measured, measured
+from lightning_geo.analysis.audit.limit_values import Measured, measured
 from lightning_geo.analysis.audit.policy import Limit, Policy, Waiver
 from lightning_geo.metrics.selection import spec_of
 from lightning_geo.metrics.spec import MetricSpec

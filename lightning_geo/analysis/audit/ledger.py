@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from io import FileIO
 from typing import Any, NamedTuple
 
-from lightning_geo.utils.errors import RunError
+from lightning_geo.utils.errors import DamagedError, RunError
 from lightning_geo.utils.file_lock import locked
 
 __all__ = ["FIRST", "Receipt", "append", "line_of", "parse_line"]
@@ -85,15 +85,15 @@ def parse_line(line: bytes) -> dict[str, Any]:
     Example:
         >>> parse_line(line_of({"result": "passed"}).replace(b"passed", b"waived"))
         Traceback (most recent call last):
-        ValueError: its content does not give its hash
+        lightning_geo.utils.errors.DamagedError: its content does not give its hash
     """
     try:
         entry = json.loads(line)
         intact = isinstance(entry, dict) and line_of(entry) == line
     except (ValueError, RecursionError) as error:
-        raise ValueError("it is not JSON") from error
+        raise DamagedError("it is not JSON") from error
     if not intact:
-        raise ValueError("its content does not give its hash")
+        raise DamagedError("its content does not give its hash")
     return dict(entry)
 
 
@@ -114,11 +114,11 @@ def _last(file: FileIO, where: str) -> tuple[int, str]:
         return 0, FIRST
     try:
         if not line.endswith(b"\n"):
-            raise ValueError("it is torn: an audit was interrupted while it was writing")
+            raise DamagedError("it is torn: an audit was interrupted while it was writing")
         entry = parse_line(line[:-1])
         number, own = entry.get("number"), entry["hash"]
         if not isinstance(number, int):
-            raise ValueError("it has no number")
+            raise DamagedError("it has no number")
     except ValueError as error:
         raise RunError(
             f"Cannot append to the ledger {where!r}. Its last line is damaged: {error}. Keep a copy, run "

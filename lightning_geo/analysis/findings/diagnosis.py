@@ -10,6 +10,7 @@ from lightning_geo.analysis.findings.rule import Rule
 from lightning_geo.storage.diagnosis import Diagnosis
 from lightning_geo.storage.finding import Finding, latest, ranked
 from lightning_geo.storage.history import GeometryHistory
+from lightning_geo.utils.arguments import check_type
 
 __all__ = ["diagnose", "recorded_findings"]
 
@@ -40,6 +41,8 @@ def diagnose(history: GeometryHistory, rules: Iterable[Rule] | None = None) -> D
         >>> finding.rule, finding.severity, finding.layers, finding.since_step
         ('entropy_collapse', 'critical', (0, 1), 50)
     """
+    check_type("history", history, GeometryHistory, "a GeometryHistory, as `load_history` returns it,")
+    check_type("rules", () if rules is None else rules, Iterable, "a list of rules")
     rules = _not_silenced(history) if rules is None else list(rules)
     detector = Detector(rules)
     for sample in range(len(history)):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lightning_geo.storage.finding import SEVERITIES, Severity
+from lightning_geo.utils.errors import ArgumentError
 
 __all__ = ["Departure", "Level", "NotFinite", "Rule", "Test"]
 
@@ -47,7 +50,7 @@ class Level:
 
     def __post_init__(self) -> None:
         if self.at_least is None and self.at_most is None:
-            raise ValueError("Expected a level to have `at_least` or `at_most`, but got neither.")
+            raise ArgumentError("Expected a level to have `at_least` or `at_most`, but got neither. Set one.")
 
     def holds(self, values: _Cells, start: _Cells) -> NDArray[np.bool_]:
         """Return where the values lie beyond the limit.
@@ -99,13 +102,14 @@ class Departure:
     per_interval: bool = False
 
     def __post_init__(self) -> None:
-        least = min(self.share, self.guard, self.settled)
-        if not (self.spreads > 0 and least >= 0 and self.window >= 8):
-            raise ValueError(
-                "Expected a departure's `spreads` above 0, `share`, `guard` and `settled` of at least 0 and "
-                f"`window` of at least 8 but got {self.spreads!r}, {self.share!r}, {self.guard!r}, "
-                f"{self.settled!r} and {self.window!r}."
-            )
+        for name, least in (("spreads", 0), ("share", 0), ("guard", 0), ("settled", 0), ("window", 8)):
+            value, above = getattr(self, name), name == "spreads"
+            size = float(value) if isinstance(value, Real) else math.nan
+            if not (size > least if above else size >= least):
+                raise ArgumentError(
+                    f"Expected `{name}` of a departure to be a number {'above' if above else 'of at least'} "
+                    f"{least} but got {value!r}."
+                )
 
 
 @dataclass(frozen=True)
@@ -159,25 +163,25 @@ class Rule:
 
     def __post_init__(self) -> None:
         if self.severity not in SEVERITIES:
-            raise ValueError(
+            raise ArgumentError(
                 f"Expected `severity` of rule {self.name!r} to be one of {SEVERITIES} but got "
                 f"{self.severity!r}."
             )
         if not isinstance(self.samples, int) or self.samples < 1:
-            raise ValueError(
+            raise ArgumentError(
                 f"Expected `samples` of rule {self.name!r} to be an integer of at least 1 but got "
                 f"{self.samples!r}."
             )
         for name in ("heads", "critical_layers"):
             share = getattr(self, name)
             if share is not None and not 0 <= share <= 1:
-                raise ValueError(
+                raise ArgumentError(
                     f"Expected `{name}` of rule {self.name!r} to be a share from 0 to 1 but got {share!r}."
                 )
         try:
             self.message.format(where="", value="", usual="", metric="")
-        except (KeyError, IndexError, ValueError) as error:
-            raise ValueError(
+        except (AttributeError, KeyError, IndexError, ValueError) as error:
+            raise ArgumentError(
                 f"Expected `message` of rule {self.name!r} to use only {{where}}, {{value}}, {{usual}} and "
                 f"{{metric}} but got {self.message!r}."
             ) from error

@@ -10,6 +10,8 @@ from typing import Any
 
 from lightning_geo.analysis.findings.builtin_rules import RULES
 from lightning_geo.analysis.findings.rule import Departure, Level, Rule
+from lightning_geo.utils.arguments import check_type
+from lightning_geo.utils.errors import ArgumentError
 from lightning_geo.utils.formatting import did_you_mean
 from lightning_geo.utils.yaml_file import EntryError, YamlFile, as_list, as_mapping, check_keys, read_yaml
 
@@ -41,18 +43,21 @@ def rule_set(
         >>> {rule.name: rule for rule in rules}["entropy_collapse"].test.at_most
         0.02
     """
-    if isinstance(silence, str):
-        raise ValueError(f"Expected `silence` to be a list of rules' names but got {silence!r}.")
+    if isinstance(silence, str) or not isinstance(silence, Iterable):
+        raise ArgumentError(f"Expected `silence` to be a list of rules' names but got {silence!r}.")
+    check_type("rules", rules, Iterable, "a list of rules")
     result = dict(RULES)
     for rule in rules:
+        check_type("rules", rule, Rule, "a list of rules, each a Rule(…),")
         if rule.name in result:
-            raise ValueError(
+            raise ArgumentError(
                 f"Expected a name of its own for each rule but got {rule.name!r} twice. Use `change` for a "
                 "built-in one."
             )
         result[rule.name] = rule
-    for name, values in (change or {}).items():
-        result[_known(name, result, "change")] = _changed(result[name], values)
+    for name, values in as_mapping(change or {}, "`change`").items():
+        known = _known(name, result, "change")
+        result[known] = _changed(result[known], values)
     for name in silence:
         _known(name, RULES | result, "silence")
         result.pop(name, None)
@@ -121,11 +126,11 @@ unlike_others=False)
     check_keys(entry, (*_OF_A_RULE, *_OF_A_LEVEL, "departure"), what)
     missing = [key for key in ("name", "metrics", "message") if key not in entry]
     if missing:
-        raise ValueError(f"Expected {what} to have {' and '.join(map(repr, missing))}, but it has not.")
+        raise ArgumentError(f"Expected {what} to have {' and '.join(map(repr, missing))}, but it has not.")
     level = {key: entry.pop(key) for key in _OF_A_LEVEL if key in entry}
     departure = entry.pop("departure", None)
     if (departure is None) == (not level):
-        raise ValueError(f"Expected {what} to have either limits of a level or `departure`.")
+        raise ArgumentError(f"Expected {what} to have either limits of a level or `departure`.")
     for key in ("metrics", "causes", "next"):
         if key in entry:
             texts = entry[key]
@@ -163,5 +168,5 @@ def _numbers(values: Mapping[str, Any], what: str) -> dict[str, Any]:
 
 def _known(name: object, rules: Mapping[str, Rule], where: str) -> str:
     if not isinstance(name, str) or name not in rules:
-        raise ValueError(f"Expected `{where}` to name rules but got {name!r}. {did_you_mean(name, rules)}")
+        raise ArgumentError(f"Expected `{where}` to name rules but got {name!r}. {did_you_mean(name, rules)}")
     return name

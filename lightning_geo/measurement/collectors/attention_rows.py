@@ -13,7 +13,7 @@ from lightning_geo.kernels.workspace import constant, where_defined
 from lightning_geo.measurement.batches import BatchEntry, LayerBatches, limit_of
 from lightning_geo.measurement.call_statistics import call_statistics
 from lightning_geo.measurement.collectors.collector import Collector
-from lightning_geo.measurement.derived import DerivedStack
+from lightning_geo.measurement.derived_stack import DerivedStack
 from lightning_geo.measurement.row_sampling import (
     MaxQueries,
     draw_rows,

@@ -14,7 +14,7 @@ from lightning_geo.metrics.foreign import FOREIGN
 from lightning_geo.observe import AttentionCall, BlockCall, CallKey, Projections
 
 if TYPE_CHECKING:
-    from lightning_geo.measurement.derived import DerivedStack
+    from lightning_geo.measurement.derived_stack import DerivedStack
 
 __all__ = ["Collector"]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_geo.kernels.pooled import pooled_attention
 from lightning_geo.measurement.call_statistics import observed_scores
 from lightning_geo.measurement.collectors.collector import Collector
-from lightning_geo.measurement.derived import DerivedStack
+from lightning_geo.measurement.derived_stack import DerivedStack
 from lightning_geo.measurement.sums import LayerSums
 from lightning_geo.observe import AttentionCall, CallKey
 from lightning_geo.storage.patterns import CELLS

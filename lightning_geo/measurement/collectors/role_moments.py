@@ -14,7 +14,7 @@ from lightning_geo.measurement.bases import compare_bases, stacked_bases
 from lightning_geo.measurement.batches import BatchEntry, LayerBatches, limit_of
 from lightning_geo.measurement.collectors.collector import Collector
 from lightning_geo.measurement.decomposition import Covariances, head_covariances, principal_subspaces
-from lightning_geo.measurement.derived import DerivedStack
+from lightning_geo.measurement.derived_stack import DerivedStack
 from lightning_geo.measurement.head_sketch import add_sketches
 from lightning_geo.measurement.joint_covariances import joint_covariances
 from lightning_geo.measurement.sums import LayerSums, add_moments, add_values, repeated, taken

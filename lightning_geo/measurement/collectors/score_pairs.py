@@ -8,7 +8,7 @@ from torch import Tensor
 from lightning_geo.functional.score_spectra import ScoreProducts
 from lightning_geo.measurement.call_statistics import observed_scores
 from lightning_geo.measurement.collectors.collector import Collector
-from lightning_geo.measurement.derived import DerivedStack
+from lightning_geo.measurement.derived_stack import DerivedStack
 from lightning_geo.measurement.sums import LayerSums, add_values
 from lightning_geo.metrics.gates import GATES
 from lightning_geo.metrics.registry import metric_function, products_of, reads_of

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lightning_geo.kernels.precision import exactly
 from lightning_geo.measurement.collectors.collector import Collector
-from lightning_geo.measurement.derived import DerivedStack
+from lightning_geo.measurement.derived_stack import DerivedStack
 from lightning_geo.measurement.sums import LayerSums
 from lightning_geo.metrics.selection import compares_samples
 from lightning_geo.observe import AttentionCall, BlockCall, CallKey

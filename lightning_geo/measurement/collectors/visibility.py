@@ -11,7 +11,7 @@ from lightning_geo.functional._tensors import exact_dtype
 from lightning_geo.kernels.checks import window_sides
 from lightning_geo.kernels.visible_pairs import Sight, visible_pairs
 from lightning_geo.measurement.collectors.collector import Collector
-from lightning_geo.measurement.derived import DerivedStack
+from lightning_geo.measurement.derived_stack import DerivedStack
 from lightning_geo.measurement.sums import LayerSums
 from lightning_geo.observe import AttentionCall, CallKey
 

@@ -11,7 +11,7 @@ from lightning_geo.functional import HeadReads, HeadWeights
 from lightning_geo.functional.head_products import HeadProducts
 from lightning_geo.functional.projection import ReadMoments, summed_moments
 from lightning_geo.measurement.collectors.collector import Collector
-from lightning_geo.measurement.derived import DerivedStack
+from lightning_geo.measurement.derived_stack import DerivedStack
 from lightning_geo.measurement.sums import LayerSums, add_values
 from lightning_geo.metrics.registry import products_of, reads_of, roles_of
 from lightning_geo.metrics.selection import spec_of

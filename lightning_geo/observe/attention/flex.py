@@ -16,7 +16,7 @@ from lightning_geo.observe.attention.fused_flex import fused_flex, with_blocks
 from lightning_geo.observe.call import AttentionCall
 from lightning_geo.observe.coverage import LeftOutError
 from lightning_geo.observe.replay.torch_compile import eagerly
-from lightning_geo.observe.replay.undisturbed import replay_depth
+from lightning_geo.observe.replay.undisturbed_run import replay_depth
 from lightning_geo.utils._torch import (
     flex_calls,
     flex_masks_nothing,

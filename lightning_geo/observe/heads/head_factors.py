@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_geo.observe import AttentionCall, BlockCall, CallKey, Tap
+from lightning_geo.utils.errors import ArgumentError
 
 __all__ = ["HeadFactors", "scaled_heads"]
 
@@ -89,7 +90,7 @@ class HeadFactors:
         """
         self._complete = True
         if not self._by_call or not objective.requires_grad:
-            raise ValueError(
+            raise ArgumentError(
                 "Expected the objective to depend on the heads' outputs but it is a constant to autograd: "
                 "the model returned it without a graph."
             )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_geo.observe.attention.sdpa import MULTI_HEAD
 from lightning_geo.observe.call import AttentionCall
-from lightning_geo.observe.heads.head_scaling import HeadView
+from lightning_geo.observe.heads.head_scaling import FixedHeadsError, HeadView
 from lightning_geo.utils._torch import version_of, without_function_modes
 
 __all__ = ["HeadGradientHook"]
@@ -107,7 +107,9 @@ def _back_through_projection(
     bound = MULTI_HEAD.bind(*args, **kwargs)
     bound.apply_defaults()
     if bound.arguments["training"] and bound.arguments["dropout_p"] > 0:
-        raise LookupError("nn.MultiheadAttention hides its heads' outputs, and dropout cannot be repeated")
+        raise FixedHeadsError(
+            "nn.MultiheadAttention hides its heads' outputs, and dropout cannot be repeated"
+        )
     weight: Tensor = bound.arguments["out_proj_weight"].detach()
 
     def per_head(gradient: Tensor) -> Tensor:

@@ -10,8 +10,13 @@ from torch import Tensor
 
 from lightning_geo.observe.attention.sdpa import MULTI_HEAD, multi_head_call
 from lightning_geo.observe.call import AttentionCall
+from lightning_geo.utils.errors import ArgumentError, GeometryError
 
-__all__ = ["HeadView", "check_scalable", "scale_multi_head", "scale_result"]
+__all__ = ["FixedHeadsError", "HeadView", "check_scalable", "scale_multi_head", "scale_result"]
+
+
+class FixedHeadsError(GeometryError, LookupError):
+    """The outputs of heads cannot be seen or changed in the way in which the model computes them."""
 
 
 def check_scalable(name: str, call: AttentionCall, factor: Tensor) -> None:
@@ -27,10 +32,12 @@ def check_scalable(name: str, call: AttentionCall, factor: Tensor) -> None:
         ValueError: If the factor is of another shape.
     """
     if call.output is None:
-        raise LookupError(f"the outputs of the heads of {name!r} are unknown, so that they cannot be scaled")
+        raise FixedHeadsError(
+            f"the outputs of the heads of {name!r} are unknown, so that they cannot be scaled"
+        )
     batch, heads = call.output.shape[:2]
     if factor.dim() != 2 or factor.shape[0] not in (1, batch) or factor.shape[1] != heads:
-        raise ValueError(
+        raise ArgumentError(
             f"Expected the factor of {name!r} to be [{batch} or 1, {heads}] but got {list(factor.shape)}."
         )
 
@@ -60,7 +67,7 @@ class HeadView:
         """
         same = seen.untyped_storage().data_ptr() == result.untyped_storage().data_ptr()
         if not same or seen.numel() != result.numel():
-            raise LookupError("the heads' outputs are no view of the attention function's result")
+            raise FixedHeadsError("the heads' outputs are no view of the attention function's result")
         offset = int(seen.storage_offset()) - int(result.storage_offset())
         return cls(result.stride(), tuple(seen.shape), seen.stride(), offset)
 
@@ -87,7 +94,7 @@ def scale_result(result: Any, call: AttentionCall, factor: Tensor) -> Any:
     assert call.output is not None
     view, fresh = HeadView.of(result, call.output), result.clone()
     if fresh.stride() != view.stride:
-        raise LookupError("a copy of the attention function's result has another memory layout")
+        raise FixedHeadsError("a copy of the attention function's result has another memory layout")
     view(fresh).mul_(factor[:, :, None, None])
     return fresh
 
@@ -104,7 +111,7 @@ def scale_multi_head(
     bound.apply_defaults()
     a = bound.arguments
     if a["training"] and a["dropout_p"] > 0:
-        raise LookupError("nn.MultiheadAttention with dropout in training mode cannot be computed again")
+        raise FixedHeadsError("nn.MultiheadAttention with dropout in training mode cannot be computed again")
     # The observed output has no graph: compute it once more, so that gradients flow to the factor.
     output = multi_head_call(args, kwargs)[0].output
     assert output is not None

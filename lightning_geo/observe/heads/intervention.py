@@ -9,7 +9,12 @@ from torch import Tensor
 from lightning_geo.observe.call import AttentionCall
 from lightning_geo.observe.evidence.held_call import Held
 from lightning_geo.observe.heads.head_gradients import HeadGradientHook
-from lightning_geo.observe.heads.head_scaling import check_scalable, scale_multi_head, scale_result
+from lightning_geo.observe.heads.head_scaling import (
+    FixedHeadsError,
+    check_scalable,
+    scale_multi_head,
+    scale_result,
+)
 
 __all__ = ["Intervention"]
 
@@ -56,7 +61,7 @@ class Intervention:
         elif isinstance(answer, HeadGradientHook):
             answer.attach(held.result, held.call, held.multi_head)
         else:
-            raise LookupError(
+            raise FixedHeadsError(
                 f"{name!r} computes its attention in several parts, whose heads cannot be scaled"
             )
 

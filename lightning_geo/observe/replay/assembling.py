@@ -15,7 +15,7 @@ from lightning_geo.observe.replay.gathered_units import Unit, units_in
 from lightning_geo.observe.replay.gathering import GatheredInPlace, Gathering, is_split
 from lightning_geo.observe.replay.lockstep import Lockstep
 from lightning_geo.observe.replay.twin import twin_of
-from lightning_geo.observe.replay.undisturbed import device_of
+from lightning_geo.observe.replay.undisturbed_run import device_of
 from lightning_geo.utils._torch import (
     inside_of_unit,
     is_flat,

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_geo.observe.replay.call_hooks import on_call
-from lightning_geo.observe.replay.undisturbed import Call, replay_depth
+from lightning_geo.observe.replay.undisturbed_run import Call, replay_depth
 from lightning_geo.utils._torch import parameters_of
 from lightning_geo.utils.errors import GeometryError
 

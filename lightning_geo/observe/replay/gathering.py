@@ -11,7 +11,7 @@ from torch import nn
 
 from lightning_geo.observe.replay.call_hooks import Fleeting
 from lightning_geo.observe.replay.lockstep import Lockstep
-from lightning_geo.observe.replay.undisturbed import device_of
+from lightning_geo.observe.replay.undisturbed_run import device_of
 from lightning_geo.utils._deepspeed import is_partitioned, untried_engine
 from lightning_geo.utils._torch import (
     BeforeCollectives,

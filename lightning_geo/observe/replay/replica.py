@@ -22,7 +22,7 @@ from lightning_geo.observe.replay.data_writes import (
     equal_values,
     places_of,
 )
-from lightning_geo.observe.replay.entered import Entered
+from lightning_geo.observe.replay.entered_state import Entered
 from lightning_geo.observe.replay.torchscript import is_scripted
 from lightning_geo.observe.replay.twin import (
     foreign_among,
@@ -31,7 +31,7 @@ from lightning_geo.observe.replay.twin import (
     quiet,
     twin_of,
 )
-from lightning_geo.observe.replay.undisturbed import device_of, undisturbed
+from lightning_geo.observe.replay.undisturbed_run import device_of, undisturbed
 from lightning_geo.utils._lightning import is_lightning
 from lightning_geo.utils._torch import (
     filter_forward_hooks,
@@ -167,7 +167,7 @@ class Replica:
         Args:
             model: The module that :meth:`running` yields.
             frozen: Whether to turn off the gradients of a copy's parameters, so that no graph leads to them.
-            **options: See :func:`~lightning_geo.observe.replay.undisturbed.undisturbed`.
+            **options: See :func:`~lightning_geo.observe.replay.undisturbed_run.undisturbed`.
         """
         if model is self._model:
             with self._in_place(self._written, **options):

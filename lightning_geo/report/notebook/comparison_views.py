@@ -14,6 +14,7 @@ from lightning_geo.report.rendering import Table
 from lightning_geo.report.run_differences import difference_maps, largest_differences
 from lightning_geo.report.sentences import comparison_sentences
 from lightning_geo.utils.drawing import Drawing
+from lightning_geo.utils.errors import UnknownKeyError
 from lightning_geo.utils.formatting import did_you_mean, number
 from lightning_geo.utils.views import views_of
 
@@ -44,7 +45,7 @@ def _requested(comparison: Comparison, metric: str | None) -> Difference:
         rows = comparison.telling(1)
         return by_name[rows[0].metric] if rows else comparison.differences[0]
     if metric not in by_name:
-        raise KeyError(f"No metric {metric!r} in this comparison. {did_you_mean(metric, by_name)}")
+        raise UnknownKeyError(f"No metric {metric!r} in this comparison. {did_you_mean(metric, by_name)}")
     return by_name[metric]
 
 

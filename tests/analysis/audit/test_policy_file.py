@@ -115,7 +115,7 @@ WAIVER = LIMIT + "  at_least: 1\nwaivers:\n- limit: a\n  reason: r\n  approved_b
         (LIMIT + "  at_least: 1\n---\na: b", 7, "not valid YAML"),
         (LIMIT + "  at_least: 1\n  why: \x07", 7, "U+0007"),
         (LIMIT + "  on: 1", 6, "keys to be text but got True"),
-        ("a: &a [*a]", 1, "alias"),
+        ("a: &a [*a]", 1, "alias to name an entry elsewhere but got one to an entry that holds it"),
         ("a: " + "[" * 5000, 1, "nested too deeply"),
     ],
 )  # fmt: skip
