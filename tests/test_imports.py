@@ -19,7 +19,6 @@ LIGHT_ROOMS = ("analysis", "cli", "dashboard", "loggers", "metrics", "report", "
 #: What computes with tensors, runs a model, or asks for this process's rank.
 HEAVY_MODULES = {
     "lightning_geo.loggers.logger_sinks",
-    "lightning_geo.metrics.registry",
     "lightning_geo.utils._deepspeed",
     "lightning_geo.utils._torch",
     "lightning_geo.utils.background",

@@ -18,6 +18,8 @@ import torch
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
+from lightning_geo.utils.shapes import Float
+
 __all__ = ["by_lapack", "dividing_among_threads", "in_threads"]
 
 #: Most threads that decompose: more would take cores that load the next batches.
@@ -46,7 +48,7 @@ def dividing_among_threads(divides: bool = True) -> Iterator[None]:
         _local.divides = before
 
 
-def by_lapack(decompose: Callable[..., Any], *matrices: Tensor) -> Any:
+def by_lapack(decompose: Callable[..., Any], *matrices: Float[Tensor, "*batch _ _"]) -> Any:
     """Decompose matrices on the host, wherever they lie, and return the results to where they came from.
 
     Matrices on another device are waited for.
@@ -66,7 +68,7 @@ def by_lapack(decompose: Callable[..., Any], *matrices: Tensor) -> Any:
     return tuple(x.unflatten(0, lead).to(device) if lead else x[0].to(device) for x in results)
 
 
-def in_threads(decompose: Callable[..., Any], *matrices: Tensor) -> Any:
+def in_threads(decompose: Callable[..., Any], *matrices: Float[Tensor, "n ..."]) -> Any:
     """Decompose matrices that lie on the host in several threads.
 
     Args:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lightning_geo.kernels.workspace import constant
 from lightning_geo.utils.errors import ArgumentError, ArgumentTypeError
-from lightning_geo.utils.shapes import Bool, Float
+from lightning_geo.utils.shapes import Bool, Float, Shaped
 
 __all__ = [
     "as_float",
@@ -19,7 +19,7 @@ __all__ = [
 ]
 
 
-def as_float(value: Tensor, name: str, axes: str = "") -> Tensor:
+def as_float(value: Float[Tensor, "*shape"], name: str, axes: str = "") -> Float[Tensor, "*shape"]:
     """Check a floating point tensor against ``axes`` and return it in float32 (float64 stays).
 
     Args:
@@ -48,7 +48,7 @@ def as_float(value: Tensor, name: str, axes: str = "") -> Tensor:
     return value.to(torch.promote_types(value.dtype, torch.float32))
 
 
-def check_mask(mask: Tensor, shape: torch.Size, name: str = "mask") -> None:
+def check_mask(mask: Bool[Tensor, " ..."], shape: torch.Size, name: str = "mask") -> None:
     """Check that ``mask`` is boolean and, axis by axis, of ``shape`` or of size 1.
 
     Ranks must agree: ``[batch, n]`` against ``[batch, head, n]`` would pair batches with heads
@@ -71,8 +71,8 @@ def check_mask(mask: Tensor, shape: torch.Size, name: str = "mask") -> None:
 
 
 def masked_mean(
-    values: Float[Tensor, ...], mask: Bool[Tensor, ...] | None = None, dim: int = -1
-) -> Float[Tensor, ...]:
+    values: Float[Tensor, " ..."], mask: Bool[Tensor, " ..."] | None = None, dim: int = -1
+) -> Float[Tensor, " ..."]:
     """Mean of ``values`` along ``dim`` where ``mask`` is True; NaN where it never is.
 
     Args:
@@ -107,7 +107,7 @@ def shannon_entropy(p: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
     return 0.0 - (p * torch.where(p == 0, 1.0, p).log()).sum(-1)  # 0.0 - 0 is 0, -(0) would be -0
 
 
-def exact_dtype(x: Tensor) -> torch.dtype:
+def exact_dtype(x: Shaped[Tensor, " ..."]) -> torch.dtype:
     """float64, or float32 on Apple's GPUs, which have nothing wider."""
     return torch.float32 if x.device.type == "mps" else torch.float64
 

@@ -15,19 +15,11 @@ from lightning_geo.kernels import (
     Backend,
     attention,
 )
-from lightning_geo.kernels.checks import (
-    Mask,
-    check_finite,
-    check_query_key,
-    check_rows,
-    positive_softcap,
-    read_masks,
-    window_sides,
-)
+from lightning_geo.kernels.checks import Mask, check_rows
 from lightning_geo.utils.arguments import check_one_of, check_statistics
 from lightning_geo.utils.shapes import Bool, Float, Int64
 
-__all__ = ["attention_problem", "attention_statistics"]
+__all__ = ["attention_statistics"]
 
 
 def attention_statistics(
@@ -106,59 +98,22 @@ def attention_statistics(
         tensor([[[2.0833, 1.0833, 0.5833, 0.2500]]])
     """
     check_one_of("backend", backend, BACKENDS)
-    problem = attention_problem(
+    check_one_of("causal_alignment", causal_alignment, ("top_left", "bottom_right"))
+    problem = AttentionProblem.of(
         query,
         key,
-        mask=mask,
-        is_causal=is_causal,
-        causal_alignment=causal_alignment,
-        query_mask=query_mask,
-        window=window,
-        sinks=sinks,
-        special=special,
         scale=scale,
         softcap=softcap,
-        statistics=statistics,
-        queries=queries,
-    )
-    return attention(problem, backend)
-
-
-def attention_problem(
-    query: Tensor,
-    key: Tensor,
-    *,
-    mask: Mask | Sequence[Mask] | None,
-    is_causal: bool,
-    causal_alignment: str,
-    query_mask: Tensor | None,
-    window: int | tuple[int, int] | None,
-    sinks: Tensor | None,
-    special: Tensor | None,
-    scale: float | None,
-    softcap: float | None,
-    statistics: Iterable[str] | None,
-    queries: Tensor | None,
-) -> AttentionProblem:
-    """Return the problem that the arguments of :func:`attention_statistics` describe."""
-    check_query_key(query, key)
-    check_one_of("causal_alignment", causal_alignment, ("top_left", "bottom_right"))
-    rows, keys = query.shape[2], key.shape[2]
-    left, right = window_sides(window)
-    if queries is not None:
-        check_rows(queries, (query.shape[0], rows), query.device)
-    return AttentionProblem(
-        query=query,
-        key=key,
-        scale=check_finite("scale", query.shape[3] ** -0.5 if scale is None else scale),
-        softcap=positive_softcap(softcap),
-        masks=read_masks(mask, query, key),
-        offset=keys - rows if causal_alignment == "bottom_right" else 0,
-        left=left,
-        right=0 if is_causal else right,
+        masks=mask,
+        offset=None if causal_alignment == "bottom_right" else 0,
+        window=window,
+        is_causal=is_causal,
         query_mask=query_mask,
         sinks=sinks,
         special=special,
         rows=queries,
         requested=check_statistics(statistics, STATISTICS),
     )
+    if queries is not None:
+        check_rows(queries, (query.shape[0], query.shape[2]), query.device)
+    return attention(problem, backend)

@@ -62,7 +62,7 @@ def gate_margins(scores: ObservedScores, part: str) -> Float[Tensor, "batch head
     return torch.stack(margins).amin(0)
 
 
-def gate_labels(margins: Float[Tensor, "7 ..."]) -> Int64[Tensor, ...]:
+def gate_labels(margins: Float[Tensor, "7 ..."]) -> Int64[Tensor, " ..."]:
     """The gate of each head: its index in :data:`~lightning_geo.metrics.gates.GATES`, or one more for mixed.
 
     Args:
@@ -105,7 +105,7 @@ def gate_shares(
     """
     live = statistics["live"]
 
-    def mean(plane: Tensor) -> Tensor:
+    def mean(plane: Float[Tensor, "batch heads rows"]) -> Float[Tensor, "batch heads"]:
         return masked_mean(plane, live & ~plane.isnan())
 
     parked = mean(statistics["first_mass"])

@@ -42,14 +42,14 @@ class HeadProducts:
     """
 
     def __init__(
-        self, heads: int, products: Mapping[str, Tensor], dtype: torch.dtype = torch.float32
+        self, heads: int, products: Mapping[str, Float[Tensor, "_ _ _"]], dtype: torch.dtype = torch.float32
     ) -> None:
         self.heads = heads
         self.products = dict(products)
         self.dtype = dtype
         self._whiteners: dict[str, Tensor] = {}
 
-    def product(self, name: str) -> Tensor:
+    def product(self, name: str) -> Float[Tensor, "h D1 D2"]:
         """Return the product of that name."""
         return self.products[name]
 
@@ -93,7 +93,7 @@ def whitener(gram: Float[Tensor, "*batch D D"]) -> Float[Tensor, "*batch D D"]:
     return where_defined(finite, white)
 
 
-def _whitened(gram: Tensor) -> Tensor:
+def _whitened(gram: Float[Tensor, "*batch D D"]) -> Float[Tensor, "*batch D D"]:
     """:func:`whitener` of finite matrices ``[..., D, D]``."""
     root, failed = torch.linalg.cholesky_ex(gram)
     identity = torch.eye(gram.shape[-1], dtype=gram.dtype).expand_as(gram)
@@ -120,7 +120,9 @@ def _spectrum(first: Float[Tensor, "H D D"], second: Float[Tensor, "H D D"]) -> 
     return where_defined(finite[..., 0], squares).to(dtype)
 
 
-def _eigenvalues_of_product(first: Tensor, second: Tensor) -> Tensor:
+def _eigenvalues_of_product(
+    first: Float[Tensor, "*batch D D"], second: Float[Tensor, "*batch D D"]
+) -> Float[Tensor, "*batch D"]:
     """Eigenvalues, ascending, of the products of positive semidefinite matrices ``[n, D, D]``."""
     root, failed = torch.linalg.cholesky_ex(first)
     if failed.any():  # a head of fewer than D dimensions, by rounding or by pruning

@@ -62,7 +62,7 @@ class HeadWeights(HeadProducts):
         value: Float[Tensor, "Hv Dv d"] | None = None,
         output: Float[Tensor, "Ho Dv d"] | None = None,
         heads: int | None = None,
-        start: Mapping[str, Tensor] | None = None,
+        start: Mapping[str, Float[Tensor, "_ _ _"]] | None = None,
     ) -> None:
         weights = dict(zip(ROLES, (query, key, value, output), strict=True))
         # a transposed weight is copied once, rather than read across memory by every product
@@ -99,7 +99,7 @@ class HeadWeights(HeadProducts):
     def __contains__(self, role: str) -> bool:
         return role in self.roles
 
-    def product(self, name: str) -> Tensor:
+    def product(self, name: str) -> Float[Tensor, "h D1 D2"]:
         """Return the product of that name, computed when it is first asked for."""
         if name not in self.products:
             kind, *roles = name.split(".")

@@ -127,7 +127,7 @@ def _cosine(
     return (cosines / (queries * _for_query_heads(keys, q.shape[-2], -1))).clamp(-1, 1)
 
 
-def _for_query_heads(x: Tensor, heads: int, dim: int) -> Tensor:
+def _for_query_heads(x: Num[Tensor, " ..."], heads: int, dim: int) -> Num[Tensor, " ..."]:
     """Repeat the values of each key head for the query heads that it serves."""
     if heads % x.shape[dim]:
         raise ArgumentError(

@@ -199,7 +199,11 @@ def _mean_angle(weights: HeadProducts, one: str, other: str) -> Float[Tensor, " 
     return weights.each(where_defined(finite[:, 0, 0], angle))
 
 
-def _cosines(first: Tensor, across: Tensor, second: Tensor) -> Tensor:
+def _cosines(
+    first: Float[Tensor, "*batch D1 D1"],
+    across: Float[Tensor, "*batch D1 D2"],
+    second: Float[Tensor, "*batch D2 D2"],
+) -> Float[Tensor, "*batch sizes"]:
     cosines: Tensor = torch.linalg.svdvals(first.mT @ across @ second)
     return cosines
 

@@ -137,7 +137,7 @@ class ScoreProducts:
         dtype: Of results, at least float32.
     """
 
-    products: Mapping[str, Tensor]
+    products: Mapping[str, Float[Tensor, "... D D"]]
     dtype: torch.dtype
 
     def __len__(self) -> int:
@@ -169,7 +169,7 @@ def score_products(
     key: Float[Tensor, "*keys n dim"],
     mask: Bool[Tensor, "*#batch #n"] | None,
     names: Iterable[str],
-) -> dict[str, Tensor]:
+) -> dict[str, Float[Tensor, "... dim dim"]]:
     """Compute the products of :class:`ScoreProducts`.
 
     Args:
@@ -192,7 +192,8 @@ def score_products(
 
 
 def _eigenvalues(
-    decompose: Callable[[Tensor], Tensor], small: Float[Tensor, "*batch D D"]
+    decompose: Callable[[Float[Tensor, "*batch D D"]], Float[Tensor, "*batch D"]],
+    small: Float[Tensor, "*batch D D"],
 ) -> Float[Tensor, "*batch D"]:
     finite = small.isfinite().all(-1).all(-1)[..., None]
     sizes: Tensor = by_lapack(decompose, torch.where(finite[..., None], small, 0.0))

@@ -67,7 +67,7 @@ def stream_statistics(
 
 def mean_over_tokens(
     plane: Float[Tensor, "*#batch n"], valid: Bool[Tensor, "*#batch n"], finite: Bool[Tensor, "*#batch n"]
-) -> Float[Tensor, ...]:
+) -> Float[Tensor, " ..."]:
     """Mean of a plane ``[..., n]`` over the real tokens that have a value, ``[...]``.
 
     NaN where no token has one, and for a sequence with a feature that is NaN or infinite: not that of its
@@ -83,11 +83,11 @@ def mean_over_tokens(
     return where_defined(intact, mean)
 
 
-def _check_tokens(x: Tensor, name: str) -> None:
+def _check_tokens(x: Float[Tensor, " ..."], name: str) -> None:
     as_float(x[:0] if isinstance(x, Tensor) and x.ndim > 2 else x, name, "n d")  # checks; converts nothing
 
 
-def _check_before(before: Tensor, x: Tensor) -> None:
+def _check_before(before: Float[Tensor, " ..."], x: Float[Tensor, " ..."]) -> None:
     _check_tokens(before, "before")
     if before.shape != x.shape:
         raise ArgumentError(
@@ -142,7 +142,7 @@ def token_norm(
 
 
 @computes("hidden_norm", reads=("norm",))
-def _token_norms(norm: Tensor) -> Tensor:
+def _token_norms(norm: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return norm
 
 

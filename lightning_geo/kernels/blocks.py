@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from lightning_geo.utils._torch import table_lookups
-from lightning_geo.utils.shapes import Bool, Int64, Integer
+from lightning_geo.utils.shapes import Bool, Int64, Integer, Shaped
 
 __all__ = ["BlockRule", "mask_rows"]
 
@@ -26,7 +26,7 @@ class BlockRule:
         block_size: Queries and keys per block.
     """
 
-    mask_mod: Callable[..., Tensor]
+    mask_mod: Callable[..., Shaped[Tensor, ""]]
     blocks: Bool[Tensor, "#batch #heads query_blocks key_blocks"]
     block_size: tuple[int, int]
 
@@ -75,7 +75,9 @@ class BlockRule:
     def _range(self, part: slice) -> Int64[Tensor, " indices"]:
         return torch.arange(part.start, part.stop, device=self.blocks.device)
 
-    def _evaluate(self, indices: tuple[Tensor, ...], *inner: tuple[int | None, ...]) -> Tensor:
+    def _evaluate(
+        self, indices: tuple[Integer[Tensor, " _"], ...], *inner: tuple[int | None, ...]
+    ) -> Bool[Tensor, " ..."]:
         # a mask_mod is written for scalars: whole index tensors would break those that look up tables
         function = self.mask_mod
         for dims in (*inner, (None, 0, None, None), (0, None, None, None)):

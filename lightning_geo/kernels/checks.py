@@ -12,7 +12,7 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from lightning_geo.kernels.blocks import BlockRule
 from lightning_geo.utils.errors import ArgumentError, ArgumentTypeError
-from lightning_geo.utils.shapes import Int64, Shaped
+from lightning_geo.utils.shapes import Bool, Float, Int64, Shaped
 
 __all__ = [
     "Mask",
@@ -26,10 +26,12 @@ __all__ = [
     "window_sides",
 ]
 
-Mask: TypeAlias = Tensor | BlockMask
+Mask: TypeAlias = Shaped[Tensor, " ..."] | BlockMask
 
 
-def check_rows(rows: Tensor, shape: tuple[int, int], device: torch.device) -> Int64[Tensor, "batch measured"]:
+def check_rows(
+    rows: Int64[Tensor, "batch measured"], shape: tuple[int, int], device: torch.device
+) -> Int64[Tensor, "batch measured"]:
     """Raise unless ``queries`` are rows of ``shape``, [B, Nq]; on a GPU the host waits for the answer."""
     if not isinstance(rows, Tensor) or rows.dtype != torch.int64:
         kind = rows.dtype if isinstance(rows, Tensor) else type(rows).__name__
@@ -56,7 +58,7 @@ def _check_tensor(name: str, value: object, device: torch.device | None = None) 
     _check_device(name, value, device)
 
 
-def _check_device(name: str, value: Tensor, device: torch.device | None) -> None:
+def _check_device(name: str, value: Shaped[Tensor, " ..."], device: torch.device | None) -> None:
     if device is not None and value.device != device:
         raise ArgumentError(
             f"Expected `{name}` to be on the device of `query`, {device}, but got {value.device}. "
@@ -64,7 +66,9 @@ def _check_device(name: str, value: Tensor, device: torch.device | None) -> None
         )
 
 
-def check_query_key(query: Tensor, key: Tensor) -> None:
+def check_query_key(
+    query: Float[Tensor, "batch heads queries dim"], key: Float[Tensor, "batch key_heads keys dim"]
+) -> None:
     """Raise unless they are [B, H, Nq, D] and [B, Hk, Nk, D] on one device, H a multiple of Hk."""
     for name, value in (("query", query), ("key", key)):
         _check_tensor(name, value)
@@ -87,7 +91,7 @@ def check_query_key(query: Tensor, key: Tensor) -> None:
         )
 
 
-def check_sinks(sinks: Tensor | None, heads: int, device: torch.device) -> None:
+def check_sinks(sinks: Float[Tensor, " heads"] | None, heads: int, device: torch.device) -> None:
     """Raise unless ``sinks`` is one logit per head, or None."""
     if sinks is None:
         return
@@ -100,7 +104,9 @@ def check_sinks(sinks: Tensor | None, heads: int, device: torch.device) -> None:
 
 
 def read_masks(
-    masks: Mask | Sequence[Mask] | None, query: Tensor, key: Tensor
+    masks: Mask | Sequence[Mask] | None,
+    query: Float[Tensor, "batch heads queries dim"],
+    key: Float[Tensor, "batch key_heads keys dim"],
 ) -> tuple[Shaped[Tensor, "#batch #heads #queries #keys"] | BlockRule, ...]:
     """Check the masks of a call and bring each into the form that tiles need."""
     shape = (*query.shape[:3], key.shape[2])
@@ -111,7 +117,11 @@ def read_masks(
 
 
 def check_flags(
-    name: str, value: Tensor | None, shape: tuple[int, int], meaning: str, device: torch.device
+    name: str,
+    value: Bool[Tensor, "batch tokens"] | None,
+    shape: tuple[int, int],
+    meaning: str,
+    device: torch.device,
 ) -> None:
     """Raise unless ``value`` is a boolean tensor of that shape, or None."""
     if value is None:

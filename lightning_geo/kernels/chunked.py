@@ -269,7 +269,9 @@ class _LinearWeights:
             sums[:, sequences, tile.heads, tile.rows] = linear.reshape(4, -1, heads, count)
 
 
-def _linear_weights(start: int, stop: int, shifts: int | None, device: torch.device) -> Tensor:
+def _linear_weights(
+    start: int, stop: int, shifts: int | None, device: torch.device
+) -> Float[Tensor, "*shifts 4 ahead"]:
     """The table of weights, [rows, 4, ahead] for so many shifts, or [4, ahead]."""
     ahead = torch.arange(start, stop, device=device)
     if shifts is not None:
@@ -285,5 +287,5 @@ def _compact(name: str, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return scratch(name, tuple(x.shape), x, torch.float32).copy_(x)
 
 
-def _view(buffer: Tensor, shape: tuple[int, ...]) -> Tensor:
+def _view(buffer: Float[Tensor, " n"], shape: tuple[int, ...]) -> Float[Tensor, " ..."]:
     return buffer[: math.prod(shape)].view(shape)

@@ -67,7 +67,7 @@ def _mask_bias(
     return _as_bias((rows.take(mask[batch, heads, :, columns], 2, tile.rows, tile.batch),))
 
 
-def _as_bias(masks: tuple[Tensor]) -> Float[Tensor, "#b #h #rows #columns"]:
+def _as_bias(masks: tuple[Shaped[Tensor, "*shape"]]) -> Float[Tensor, "*shape"]:
     (mask,) = masks
     if mask.dtype != torch.bool:
         # one pass where a comparison and a fill take ten

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import InitVar, dataclass, fields, replace
 
 from torch import Tensor
 
 from lightning_geo.kernels.blocks import BlockRule
-from lightning_geo.kernels.checks import check_flags, check_query_key, check_sinks
+from lightning_geo.kernels.checks import (
+    Mask,
+    check_finite,
+    check_flags,
+    check_query_key,
+    check_sinks,
+    positive_softcap,
+    read_masks,
+    window_sides,
+)
 from lightning_geo.utils.shapes import Bool, Float, Int64, Shaped
 
 __all__ = ["STATISTICS", "AttentionProblem", "AttentionStatistics"]
@@ -61,9 +71,53 @@ class AttentionProblem:
     special: Bool[Tensor, "batch keys"] | None = None
     rows: Int64[Tensor, "batch measured"] | None = None
     requested: frozenset[str] = frozenset(STATISTICS)
+    _checked: InitVar[bool] = False  # that query and key fit
 
-    def __post_init__(self) -> None:
-        check_query_key(self.query, self.key)
+    @classmethod
+    def of(
+        cls,
+        query: Float[Tensor, "batch heads queries dim"],
+        key: Float[Tensor, "batch key_heads keys dim"],
+        *,
+        scale: float | None,
+        softcap: float | None,
+        masks: Mask | Sequence[Mask] | None,
+        offset: int | None,
+        window: int | tuple[int, int] | None,
+        is_causal: bool,
+        query_mask: Bool[Tensor, "batch queries"] | None,
+        sinks: Float[Tensor, " heads"] | None,
+        special: Bool[Tensor, "batch keys"] | None,
+        rows: Int64[Tensor, "batch measured"] | None,
+        requested: frozenset[str],
+    ) -> AttentionProblem:
+        """Make the problem of a call from what describes it elsewhere, and check all but that its rows exist.
+
+        ``scale`` is None for 1/sqrt(D), ``offset`` for Nk - Nq: the last query stands at the last key.
+        ``window`` is as in :func:`~lightning_geo.functional.attention_statistics`.
+        """
+        check_query_key(query, key)
+        left, right = window_sides(window)
+        return cls(
+            query=query,
+            key=key,
+            scale=query.shape[3] ** -0.5 if scale is None else check_finite("scale", scale),
+            softcap=positive_softcap(softcap),
+            masks=read_masks(masks, query, key),
+            offset=key.shape[2] - query.shape[2] if offset is None else offset,
+            left=left,
+            right=0 if is_causal else right,
+            query_mask=query_mask,
+            sinks=sinks,
+            special=special,
+            rows=rows,
+            requested=requested,
+            _checked=True,
+        )
+
+    def __post_init__(self, _checked: bool) -> None:
+        if not _checked:
+            check_query_key(self.query, self.key)
         batch, heads, queries, _ = self.query.shape
         device = self.query.device
         check_flags("query_mask", self.query_mask, (batch, queries), "a real token", device)
@@ -79,7 +133,7 @@ class AttentionProblem:
     def first_sequences(self, count: int) -> AttentionProblem:
         """Return the call of the first sequences alone."""
 
-        def first(x: Tensor | None) -> Tensor | None:
+        def first(x: Shaped[Tensor, "_ columns"] | None) -> Shaped[Tensor, "_ columns"] | None:
             return x if x is None or x.shape[0] == 1 else x[:count]
 
         return replace(

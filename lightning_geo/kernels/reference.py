@@ -9,7 +9,7 @@ from lightning_geo.kernels.blocks import BlockRule
 from lightning_geo.kernels.masks import HIDDEN_BELOW
 from lightning_geo.kernels.problem import AttentionProblem, AttentionStatistics
 from lightning_geo.kernels.vectors import HeadMoments, StreamStatistics
-from lightning_geo.utils.shapes import Bool, Float
+from lightning_geo.utils.shapes import Bool, Float, Shaped
 
 __all__ = ["reference", "reference_moments", "reference_sketch", "reference_stream"]
 
@@ -44,10 +44,10 @@ def reference(problem: AttentionProblem) -> AttentionStatistics:
     logsumexp = torch.logsumexp(scores.masked_fill(~visible, -torch.inf), -1)
     special, sinks = problem.special, problem.sinks
 
-    def plane(values: Tensor) -> Tensor:
+    def plane(values: Float[Tensor, "batch heads rows"]) -> Float[Tensor, "batch heads rows"]:
         return values.masked_fill(~(live & finite), torch.nan)
 
-    def mass(where: Tensor) -> Tensor:
+    def mass(where: Shaped[Tensor, "#batch #heads #rows keys"]) -> Float[Tensor, "batch heads rows"]:
         return plane((p * where).sum(-1))
 
     return AttentionStatistics(
@@ -178,7 +178,7 @@ def reference_sketch(
 
 def _directions(
     x: Float[Tensor, "*batch n d"], valid: Bool[Tensor, "*batch n"]
-) -> dict[str, Float[Tensor, ...]]:
+) -> dict[str, Float[Tensor, " ..."]]:
     unit = torch.nn.functional.normalize(x, dim=-1, eps=0).nan_to_num(0.0)  # 0/0 has no direction
     unit = torch.where(valid[..., None], unit, 0.0)
     return {"directions": unit.sum(-2), "directed": (valid & (x != 0).any(-1)).double().sum(-1)}

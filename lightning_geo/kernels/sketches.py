@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lightning_geo.kernels.precision import exactly
 from lightning_geo.kernels.workspace import constant, kept_of
-from lightning_geo.utils.shapes import Bool, Float
+from lightning_geo.utils.shapes import Bool, Float, Int64
 
 __all__ = ["sketch"]
 
@@ -47,7 +47,12 @@ def sketch(
     return before, total
 
 
-def _sketch(x: Tensor, real: Tensor | None, draws: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor]:
+def _sketch(
+    x: Float[Tensor, "tokens layers features"],
+    real: Bool[Tensor, " tokens"] | None,
+    draws: Float[Tensor, "layers rows tokens"],
+    before: Float[Tensor, "layers rows features"] | None,
+) -> tuple[Float[Tensor, "layers rows features"], Float[Tensor, "layers rows"]]:
     tokens, dtype = x.transpose(0, 1), draws.dtype
     signs = draws.sub_(0.5)
     if real is None:
@@ -65,7 +70,9 @@ def _sketch(x: Tensor, real: Tensor | None, draws: Tensor, before: Tensor | None
     return sketches.addcmul_(total[..., None], mean), total
 
 
-def _flags(tensors: tuple[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+def _flags(
+    tensors: tuple[Bool[Tensor, " tokens"]], dtype: torch.dtype
+) -> tuple[Bool[Tensor, "tokens 1"], Float[Tensor, " tokens"], Int64[Tensor, ""]]:
     """Flags of real tokens ``[T, 1]``, twice the same as numbers ``[T]``, and how many there are."""
     (real,) = tensors
     return real[:, None], real.to(dtype) * 2, real.sum().clamp(min=1)

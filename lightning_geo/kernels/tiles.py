@@ -62,7 +62,9 @@ class Rows:
         """Lowest and highest key position of these rows in any sequence."""
         return self._lowest[rows.start], self._highest[rows.stop - 1]
 
-    def take(self, x: Tensor, axis: int, tile: slice | None = None, batch: slice | None = None) -> Tensor:
+    def take(
+        self, x: Shaped[Tensor, " ..."], axis: int, tile: slice | None = None, batch: slice | None = None
+    ) -> Shaped[Tensor, " ..."]:
         """Take these rows of ``x``, whose axis 0 is the batch (or 1) and whose ``axis`` counts query rows."""
         part = slice(0, self.count) if tile is None else tile
         if self.indices is None or x.shape[axis] == 1:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_geo.kernels.precision import exactly, is_finite
 from lightning_geo.kernels.workspace import scratch
-from lightning_geo.utils.shapes import Bool, Float, Num
+from lightning_geo.utils.shapes import Bool, Float, Int64, Num
 
 __all__ = [
     "MOMENTS",
@@ -177,7 +177,7 @@ def head_moments(
 
 def _scatter(
     x: Float[Tensor, "batch tokens heads dim"], mask: Bool[Tensor, "batch tokens"] | None
-) -> dict[str, Num[Tensor, ...]]:
+) -> dict[str, Num[Tensor, " ..."]]:
     """Count, mean and scatter of ``[B, N, H, D]`` over real tokens."""
     heads, width = x.shape[2:]
     x = x.flatten(2).flatten(0, 1)
@@ -189,8 +189,12 @@ def _scatter(
 
 
 def _scatter_of(
-    x: Tensor, rows: Tensor | None, real: Tensor | None, heads: int, width: int
-) -> dict[str, Tensor]:
+    x: Float[Tensor, "tokens features"],
+    rows: Int64[Tensor, " kept"] | None,
+    real: Bool[Tensor, " tokens"] | None,
+    heads: int,
+    width: int,
+) -> dict[str, Num[Tensor, " ..."]]:
     """Count, mean and scatter of ``[T, H * D]``, of some rows, or of those that are real."""
     count = x.new_full((), x.shape[0] if rows is None else rows.shape[0], dtype=torch.int64)
     centred = scratch("centred", (x.shape[0] if rows is None else rows.shape[0], x.shape[1]), x)
@@ -238,12 +242,14 @@ def sum_directions(
     return total, directed.sum(-1, dtype=x.dtype)
 
 
-def _wide(x: Tensor) -> Tensor:
+def _wide(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """float32, or float64 if it is that already: half precision sums lose everything past three digits."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _without_padding(x: Tensor, norm: Tensor, mask: Tensor) -> Tensor:
+def _without_padding(
+    x: Float[Tensor, "*batch n d"], norm: Float[Tensor, "*batch n"], mask: Bool[Tensor, "*#batch #n"]
+) -> Float[Tensor, "*batch n d"]:
     """Zero the padding where it holds NaN or infinity, which would survive a multiplication by zero."""
     # checking first saves a pass on a CPU; on a GPU the host would wait for the result
     if x.device.type == "cpu" and bool(is_finite(norm).all()):

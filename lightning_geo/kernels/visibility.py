@@ -17,7 +17,7 @@ from lightning_geo.kernels.masks import HIDDEN_BELOW, bias_of, is_hidden
 from lightning_geo.kernels.problem import AttentionProblem
 from lightning_geo.kernels.tiles import Rows, Tile
 from lightning_geo.kernels.workspace import kept_of
-from lightning_geo.utils.shapes import Bool, Float, Int64
+from lightning_geo.utils.shapes import Bool, Float, Int64, Shaped
 
 __all__ = ["count_visible", "first_keys"]
 
@@ -44,7 +44,9 @@ def first_keys(problem: AttentionProblem) -> Int64[Tensor, " batch"]:
     return first.expand(batch)
 
 
-def _shared_masks(problem: AttentionProblem) -> tuple[Tensor, ...] | None:
+def _shared_masks(
+    problem: AttentionProblem,
+) -> tuple[Shaped[Tensor, "#batch #heads 1 #keys"], ...] | None:
     """The problem's masks if none differs between rows."""
     masks = tuple(m for m in problem.masks if isinstance(m, Tensor) and m.shape[2] == 1)
     return masks if len(masks) == len(problem.masks) else None
@@ -72,7 +74,9 @@ class _Band(NamedTuple):
         return torch.arange(self.offset, self.offset + self.queries, device=self.device)
 
 
-def _shared_row(masks: tuple[Tensor, ...], keys: int) -> Bool[Tensor, "#batch #heads keys"] | None:
+def _shared_row(
+    masks: tuple[Shaped[Tensor, "#batch #heads 1 #keys"], ...], keys: int
+) -> Bool[Tensor, "#batch #heads {keys}"] | None:
     """The keys that masks leave to all rows; None without masks."""
     shared: Tensor | None = None
     for mask in masks:
@@ -83,7 +87,9 @@ def _shared_row(masks: tuple[Tensor, ...], keys: int) -> Bool[Tensor, "#batch #h
     return None if shared is None else shared.expand(-1, -1, keys)
 
 
-def _counts(masks: tuple[Tensor, ...], band: _Band) -> Float[Tensor, "#batch #heads #queries"]:
+def _counts(
+    masks: tuple[Shaped[Tensor, "#batch #heads 1 #keys"], ...], band: _Band
+) -> Float[Tensor, "#batch #heads #queries"]:
     """Count the keys of the shared row that lie in each row's band."""
     row = _shared_row(masks, band.keys)
     if band.left is None and band.right is None:
@@ -102,7 +108,7 @@ def _counts(masks: tuple[Tensor, ...], band: _Band) -> Float[Tensor, "#batch #he
     return before[:, :, stop] - before[:, :, start]
 
 
-def _first(tensors: tuple[Tensor | None, ...], band: _Band) -> Int64[Tensor, " #batch"]:
+def _first(tensors: tuple[Shaped[Tensor, " ..."] | None, ...], band: _Band) -> Int64[Tensor, " #batch"]:
     """The lowest key that any row sees first, from the start of its band on."""
     real, *masks = tensors
     square = band.queries == band.keys

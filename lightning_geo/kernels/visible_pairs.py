@@ -91,12 +91,12 @@ def visible_pairs(
     return result
 
 
-def _is(mask: Tensor, keys: Tensor) -> bool:
+def _is(mask: Shaped[Tensor, "#batch #heads #queries #keys"], keys: Bool[Tensor, "batch keys"]) -> bool:
     """Whether a mask is the tensor of these keys, and no copy of it."""
     return mask.dtype == torch.bool and mask.numel() == keys.numel() and mask.data_ptr() == keys.data_ptr()
 
 
-def _on(numbers: tuple[Any, ...], device: torch.device) -> Tensor:
+def _on(numbers: tuple[Any, ...], device: torch.device) -> Float[Tensor, " ..."]:
     return without_waiting(torch.tensor(numbers, dtype=_exact(device)), device)
 
 
@@ -105,8 +105,11 @@ def _exact(device: torch.device) -> torch.dtype:
 
 
 def _of_tokens(
-    tensors: tuple[Tensor | None, ...], sight: Sight, rules: tuple[BlockMask, ...], device: torch.device
-) -> Tensor:
+    tensors: tuple[Shaped[Tensor, " ..."] | None, ...],
+    sight: Sight,
+    rules: tuple[BlockMask, ...],
+    device: torch.device,
+) -> Float[Tensor, " 4"]:
     """Count where each real query sees all real keys of its side, and either all padding or none."""
     _, real, _, *masks = tensors
     assert real is not None
@@ -120,8 +123,11 @@ def _of_tokens(
 
 
 def _of_rows(
-    tensors: tuple[Tensor | None, ...], sight: Sight, rules: tuple[BlockMask, ...], device: torch.device
-) -> Tensor:
+    tensors: tuple[Shaped[Tensor, " ..."] | None, ...],
+    sight: Sight,
+    rules: tuple[BlockMask, ...],
+    device: torch.device,
+) -> Float[Tensor, " 4"]:
     """Count with any other masks, on a selection of query rows."""
     query_mask, key_mask, padding, *masks = tensors
     heads = max([mask.shape[1] for mask in (*masks, *rules) if mask is not None], default=1)

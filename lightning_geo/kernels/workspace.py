@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_geo.utils._torch import identity_of
+from lightning_geo.utils.shapes import Bool, Float, Shaped
 
 __all__ = ["constant", "kept", "kept_of", "reuse_scratch", "scratch", "where_defined", "zeros"]
 
@@ -32,7 +33,9 @@ def reuse_scratch() -> Iterator[None]:
         _local.buffers = None
 
 
-def scratch(name: str, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+def scratch(
+    name: str, shape: tuple[int, ...], like: Shaped[Tensor, " ..."], dtype: torch.dtype | None = None
+) -> Shaped[Tensor, " ..."]:
     """Return contiguous, uninitialised memory, shared between calls within :func:`reuse_scratch`.
 
     Args:
@@ -57,7 +60,7 @@ def scratch(name: str, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype 
 _ZEROS, _ALIGNED = 1 << 14, 64
 
 
-def zeros(shape: tuple[int, ...], like: Tensor, dtype: torch.dtype) -> Tensor:
+def zeros(shape: tuple[int, ...], like: Shaped[Tensor, " ..."], dtype: torch.dtype) -> Shaped[Tensor, " ..."]:
     """Return contiguous zeros; within :func:`reuse_scratch`, one operation sets those of many calls.
 
     Args:
@@ -77,7 +80,7 @@ def zeros(shape: tuple[int, ...], like: Tensor, dtype: torch.dtype) -> Tensor:
     return left[:size].view(shape)
 
 
-def kept(make: Callable[..., Tensor], *arguments: Any) -> Tensor:
+def kept(make: Callable[..., Shaped[Tensor, " ..."]], *arguments: Any) -> Shaped[Tensor, " ..."]:
     """Return ``make(*arguments)``, made once within :func:`reuse_scratch`; nobody may write to it."""
     buffers: dict[tuple[object, ...], Tensor] | None = getattr(_local, "buffers", None)
     if buffers is None:
@@ -88,7 +91,9 @@ def kept(make: Callable[..., Tensor], *arguments: Any) -> Tensor:
     return buffers[key]
 
 
-def kept_of(make: Callable[..., Any], tensors: tuple[Tensor | None, ...], *arguments: Any) -> Any:
+def kept_of(
+    make: Callable[..., Any], tensors: tuple[Shaped[Tensor, " ..."] | None, ...], *arguments: Any
+) -> Any:
     """Return ``make(tensors, *arguments)``, made once for the same tensors within :func:`reuse_scratch`.
 
     Tensors are the same if they are over the same memory, which was not written to in between; they are held,
@@ -104,7 +109,7 @@ def kept_of(make: Callable[..., Any], tensors: tuple[Tensor | None, ...], *argum
     return buffers[key][1]
 
 
-def constant(number: float, like: Tensor) -> Any:
+def constant(number: float, like: Shaped[Tensor, " ..."]) -> Any:
     """Return a number for ``torch.where``, as a tensor that is made once within :func:`reuse_scratch`.
 
     ``torch.where`` makes a tensor of every bare number, which takes a launch each time.
@@ -118,11 +123,13 @@ def constant(number: float, like: Tensor) -> Any:
     return kept(_scalar, number, like.dtype, like.device)
 
 
-def where_defined(condition: Tensor, values: Tensor) -> Tensor:
+def where_defined(
+    condition: Bool[Tensor, "*#shape"], values: Float[Tensor, "*#shape"]
+) -> Float[Tensor, "*#shape"]:
     """Return values where a condition holds, NaN elsewhere: there they are not defined."""
     result: Tensor = torch.where(condition, values, constant(torch.nan, values))
     return result
 
 
-def _scalar(number: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _scalar(number: float, dtype: torch.dtype, device: torch.device) -> Shaped[Tensor, ""]:
     return torch.full((), number, dtype=dtype, device=device)

@@ -55,9 +55,7 @@ function of a new family adds its module there.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lightning_geo.metrics.catalog import CATALOG
 from lightning_geo.metrics.foreign import FOREIGN
@@ -65,9 +63,12 @@ from lightning_geo.metrics.selection import spec_of
 from lightning_geo.utils.errors import ArgumentError
 from lightning_geo.utils.formatting import did_you_mean
 
+if TYPE_CHECKING:  # this room loads no torch
+    from torch import Tensor
+
 __all__ = ["METRIC_FUNCTIONS", "computes", "metric_function", "products_of", "reads_of", "roles_of"]
 
-_Function = TypeVar("_Function", bound=Callable[..., Tensor])
+_Function = TypeVar("_Function", bound="Callable[..., Tensor]")
 
 #: The registered functions by metric name. Read it through :func:`metric_function`.
 METRIC_FUNCTIONS: dict[str, Callable[..., Tensor]] = {}

@@ -9,13 +9,6 @@ import torch
 from torch import Tensor
 
 from lightning_geo.kernels import STATISTICS, AttentionProblem
-from lightning_geo.kernels.checks import (
-    check_finite,
-    check_query_key,
-    positive_softcap,
-    read_masks,
-    window_sides,
-)
 from lightning_geo.observe.packing import Packing, Portion
 
 __all__ = ["AttentionCall", "BlockCall", "CallKey", "HeadSlice"]
@@ -129,17 +122,15 @@ class AttentionCall:
         """
         assert self.query is not None
         assert self.key is not None
-        check_query_key(self.query, self.key)
-        left, right = window_sides(self.window)
-        return AttentionProblem(
-            query=self.query,
-            key=self.key,
-            scale=self.query.shape[3] ** -0.5 if self.scale is None else check_finite("scale", self.scale),
-            softcap=positive_softcap(self.softcap),
-            masks=read_masks(self.masks, self.query, self.key),
+        return AttentionProblem.of(
+            self.query,
+            self.key,
+            scale=self.scale,
+            softcap=self.softcap,
+            masks=self.masks,
             offset=self.offset or 0,
-            left=left,
-            right=0 if self.is_causal else right,
+            window=self.window,
+            is_causal=self.is_causal,
             query_mask=self.query_mask,
             sinks=self.sinks,
             special=self.special,

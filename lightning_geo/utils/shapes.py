@@ -4,7 +4,8 @@ The names are jaxtyping's where jaxtyping is loaded, as it is in this package's 
 call in the rooms ``functional`` and ``kernels``. Elsewhere they are stand-ins, so that importing the package
 loads neither jaxtyping nor a type checker: annotations stay strings, and evaluate to the bare type.
 
-``...`` stands for any axes, ``*batch`` for any number of them, ``#n`` for an axis of size n or 1.
+``...`` stands for any axes, ``*batch`` for any number of them, ``#n`` for an axis of size n or 1, ``_`` for
+any axis. Alone, ``...`` is written ``" ..."``: ruff would take its quotes, without which nothing is checked.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import torch
 from torch.nn.attention.flex_attention import create_block_mask
 
 from lightning_geo.functional import attention_statistics
+from lightning_geo.kernels import AttentionProblem
 
 B, H, NQ, NK, D = 2, 4, 11, 11, 8
 
@@ -69,3 +70,9 @@ def test_bad_arguments_are_named(name):
     change, error, message = BAD[name]
     with pytest.raises(error, match=message):
         attention_statistics(**({"query": Q, "key": K} | change))
+
+
+@pytest.mark.wrong_arguments
+def test_a_problem_that_is_made_by_hand_is_checked():
+    with pytest.raises(ValueError, match=r"`query` to have shape .* but got \[4, 11, 8\]"):
+        AttentionProblem(Q[0], K, 1.0)

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import Mock, patch
 
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from lightning_geo.functional import attention_statistics
-from lightning_geo.functional.attention import attention_problem
-from lightning_geo.kernels import AttentionProblem
+from lightning_geo.kernels import AttentionProblem, AttentionStatistics
 
 Arguments = dict[str, Any]
 
 
 def problem_of(arguments: Arguments) -> AttentionProblem:
     """What the public function makes of its arguments."""
-    bound = inspect.signature(attention_statistics).bind(**arguments)
-    bound.apply_defaults()
-    del bound.arguments["backend"]
-    return attention_problem(*bound.args, **bound.kwargs)
+    result = Mock(spec=AttentionStatistics)
+    with patch("lightning_geo.functional.attention.attention", return_value=result) as kernels:
+        attention_statistics(**arguments)
+    problem: AttentionProblem = kernels.call_args.args[0]
+    return problem
 
 
 def with_rows(problem: AttentionProblem, share: float = 0.4) -> AttentionProblem:

@@ -25,6 +25,11 @@ from torch import Tensor
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
+from support import shapes  # noqa: E402
+
+if __name__ == "__main__":
+    shapes.install()  # before anything imports the package
+
 from kernels import test_vectors as vectors  # noqa: E402
 from kernels.calls import problem_of, qk  # noqa: E402
 from kernels.cases import CASES  # noqa: E402
@@ -267,7 +272,8 @@ if __name__ == "__main__":
             continue
         error = None
         try:
-            check()
+            with shapes.shape_checks(on=True):
+                check()
         except Exception as reason:  # each is reported under its name
             error = f"{type(reason).__name__}: {reason}"[:3000]
         print(json.dumps([name, error]), flush=True)

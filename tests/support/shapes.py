@@ -19,6 +19,11 @@ ROOMS = Path(__file__).parents[2] / "lightning_geo"
 MODULES = (
     "lightning_geo.functional",
     *(f"lightning_geo.kernels.{file.stem}" for file in (ROOMS / "kernels").glob("[a-z]*.py")),
+    *(
+        f"lightning_geo.kernels.triton.{file.stem}"
+        for file in (ROOMS / "kernels" / "triton").glob("[a-z]*.py")
+        if "import triton" not in file.read_text()
+    ),
 )
 
 

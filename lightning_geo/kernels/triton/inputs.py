@@ -18,6 +18,7 @@ from lightning_geo.kernels.triton.constants import Dots
 from lightning_geo.kernels.triton.launch import as_bytes, interpreted, strides
 from lightning_geo.kernels.triton.masks import Masks, rules_of
 from lightning_geo.kernels.triton.tiles import Tiles, tiles_for
+from lightning_geo.utils.shapes import Float, Shaped
 
 __all__ = ["Inputs"]
 
@@ -139,11 +140,11 @@ class Inputs:
             "CHOSEN": self.problem.rows is not None,
         }
 
-    def special(self) -> Tensor:
+    def special(self) -> Float[Tensor, " ..."]:
         """Weights of special tokens; any tensor where they are not read."""
         return self.problem.query if self.masks.special is None else self.masks.special
 
-    def query_mask(self) -> Tensor:
+    def query_mask(self) -> Shaped[Tensor, " ..."]:
         """Flags of real rows; any tensor where they are not read."""
         flags = self.problem.query_mask
         return self.problem.query if flags is None else as_bytes(flags.contiguous())

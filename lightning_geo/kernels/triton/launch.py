@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_geo.utils.shapes import Shaped
+
 __all__ = [
     "DTYPES",
     "Launch",
@@ -94,12 +96,12 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def as_bytes(mask: Tensor) -> Tensor:
+def as_bytes(mask: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
     """View flags as bytes, which kernels read and write; anything else stays."""
     return mask.view(torch.uint8) if mask.dtype == torch.bool else mask
 
 
-def strides(name: str, axes: str, tensor: Tensor | None) -> dict[str, int]:
+def strides(name: str, axes: str, tensor: Shaped[Tensor, " ..."] | None) -> dict[str, int]:
     """Strides by argument name, 0 along axes of size 1, which are read for every index."""
     if tensor is None:
         return {f"{name}_{axis}": 0 for axis in axes}

@@ -16,6 +16,7 @@ from lightning_geo.kernels.masks import HIDDEN_BELOW
 from lightning_geo.kernels.problem import AttentionProblem
 from lightning_geo.kernels.visibility import count_visible, first_keys
 from lightning_geo.kernels.workspace import kept_of
+from lightning_geo.utils.shapes import Bool, Float, Int64, Integer, Shaped
 
 __all__ = [
     "BOOL_MASK",
@@ -81,7 +82,7 @@ def rules_of(problem: AttentionProblem, masks: Masks, scaled: bool) -> Rules:
     )  # fmt: skip
 
 
-def row_masks(problem: AttentionProblem) -> list[Tensor]:
+def row_masks(problem: AttentionProblem) -> list[Shaped[Tensor, "#batch #heads queries #keys"]]:
     """The masks that differ between rows, float ones first, bool ones merged where that makes none larger."""
     masks = [mask for mask in problem.masks if isinstance(mask, Tensor) and mask.shape[2] > 1]
     floats = [mask for mask in masks if mask.dtype != torch.bool]
@@ -115,13 +116,13 @@ class Masks:
             to search it.
     """
 
-    rows: tuple[Tensor, ...]
-    key_row: Tensor | None
+    rows: tuple[Shaped[Tensor, "#batch #heads queries #keys"], ...]
+    key_row: Float[Tensor, "#batch #heads pitch"] | None
     biased: bool
     pitch: int
-    special: Tensor | None
-    counts: Tensor | None
-    first: Tensor | None
+    special: Float[Tensor, "batch pitch"] | None
+    counts: Float[Tensor, "#batch #heads #queries"] | None
+    first: Integer[Tensor, " batch"] | None
 
     @classmethod
     def of(cls, problem: AttentionProblem) -> Masks:
@@ -146,7 +147,9 @@ class Masks:
         return max((mask.shape[1] for mask in (*self.rows, *shared)), default=1)
 
 
-def _key_row(masks: tuple[Tensor, ...], keys: int, pitch: int) -> tuple[Tensor | None, bool]:
+def _key_row(
+    masks: tuple[Shaped[Tensor, "#batch #heads 1 #keys"], ...], keys: int, pitch: int
+) -> tuple[Float[Tensor, "#batch #heads {pitch}"] | None, bool]:
     """The masks that are the same for all rows in one, and whether they add anything.
 
     float32, so that a thread reads several at once.
@@ -170,10 +173,10 @@ def _key_row(masks: tuple[Tensor, ...], keys: int, pitch: int) -> tuple[Tensor |
     return F.pad(row, (0, pitch - keys), value=HIDDEN_SCORE), bias is not None
 
 
-def _weights(tensors: tuple[Tensor], pitch: int) -> Tensor:
+def _weights(tensors: tuple[Bool[Tensor, "batch keys"]], pitch: int) -> Float[Tensor, "batch {pitch}"]:
     """Flags of special tokens as weights, with zeros to the end of the row."""
     return F.pad(tensors[0].to(torch.float32), (0, pitch - tensors[0].shape[1]))
 
 
-def _as_int32(tensors: tuple[Tensor]) -> Tensor:
+def _as_int32(tensors: tuple[Int64[Tensor, " batch"]]) -> Integer[Tensor, " batch"]:
     return tensors[0].to(torch.int32).contiguous()

@@ -8,6 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from lightning_geo.kernels.triton.launch import Launch
+from lightning_geo.utils.shapes import Float
 
 __all__ = ["directions_of", "merge_launch", "merged"]
 
@@ -15,7 +16,9 @@ __all__ = ["directions_of", "merge_launch", "merged"]
 _BLOCK, _PARTS = 32, 4
 
 
-def directions_of(sums: Tensor) -> dict[str, Tensor]:
+def directions_of(
+    sums: Float[Tensor, "batch chunks *heads columns"],
+) -> dict[str, Float[Tensor, "batch ..."]]:
     """Return ``directions`` and ``directed`` of sums over chunks, ``[B, chunks, …, D + 1]``.
 
     The last number counts how many unit vectors are in the sum in front of it.
@@ -24,7 +27,12 @@ def directions_of(sums: Tensor) -> dict[str, Tensor]:
     return {"directions": whole[..., :-1], "directed": whole[..., -1]}
 
 
-def merged(counts: Tensor, sums: Tensor, products: Tensor, shifts: Tensor | None = None) -> dict[str, Tensor]:
+def merged(
+    counts: Float[Tensor, " parts"],
+    sums: Float[Tensor, "parts heads dim"],
+    products: Float[Tensor, "parts heads dim dim"],
+    shifts: Float[Tensor, "heads dim"] | None = None,
+) -> dict[str, Float[Tensor, " ..."]]:
     """Merge moments of P parts on the current device.
 
     Args:
@@ -44,8 +52,11 @@ def merged(counts: Tensor, sums: Tensor, products: Tensor, shifts: Tensor | None
 
 
 def merge_launch(
-    counts: Tensor, sums: Tensor, products: Tensor, shifts: Tensor | None
-) -> tuple[Launch, dict[str, Tensor]]:
+    counts: Float[Tensor, " parts"],
+    sums: Float[Tensor, "parts heads dim"],
+    products: Float[Tensor, "parts heads dim dim"],
+    shifts: Float[Tensor, "heads dim"] | None,
+) -> tuple[Launch, dict[str, Float[Tensor, " ..."]]]:
     """Prepare the kernel that merges moments, and the tensors that it fills."""
     from lightning_geo.kernels.triton.merging import merge_kernel
 

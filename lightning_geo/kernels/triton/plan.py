@@ -30,6 +30,7 @@ from lightning_geo.kernels.triton.launch import (
 from lightning_geo.kernels.triton.masks import Masks, row_masks
 from lightning_geo.kernels.triton.tiles import Tile, Tiles, shared_memory
 from lightning_geo.kernels.workspace import zeros
+from lightning_geo.utils.shapes import Bool, Float, Integer
 
 __all__ = ["attention", "launches", "unsupported"]
 
@@ -62,7 +63,9 @@ def unsupported(operation: str, problem: AttentionProblem) -> str | None:
     return None if interpreted() else _lacking_memory(query, key)
 
 
-def _lacking_memory(query: Tensor, key: Tensor) -> str | None:
+def _lacking_memory(
+    query: Float[Tensor, "batch heads queries dim"], key: Float[Tensor, "batch key_heads keys dim"]
+) -> str | None:
     """Return the reason if a CUDA device has too little shared memory for a tile; None if it has enough."""
     device: Any = torch.cuda.get_device_properties(query.device)
     dtype = query.dtype if query.dtype == key.dtype else torch.float32
@@ -131,7 +134,9 @@ def launches(
     return todo, AttentionStatistics(live=live, received=received, **fields)
 
 
-def _visibility(inputs: Inputs) -> tuple[Launch, Tensor, Tensor]:
+def _visibility(
+    inputs: Inputs,
+) -> tuple[Launch, Float[Tensor, "batch heads queries"], Integer[Tensor, " batch"]]:
     """Prepare the kernel that counts visible keys and finds the first one, and the tensors that it fills."""
     from lightning_geo.kernels.triton.visibility import visibility_kernel
 
@@ -166,7 +171,7 @@ def _visibility(inputs: Inputs) -> tuple[Launch, Tensor, Tensor]:
     return launch, counts, first
 
 
-def _rows(inputs: Inputs, kept: Sums, sums: Tensor) -> Launch:
+def _rows(inputs: Inputs, kept: Sums, sums: Float[Tensor, "sums batch heads rows"]) -> Launch:
     """Prepare the pass over the keys."""
     from lightning_geo.kernels.triton.rows import rows_kernel
 
@@ -195,13 +200,13 @@ def _finish(
     inputs: Inputs,
     index: Planes,
     kept: Sums,
-    sums: Tensor,
-    planes: Tensor,
-    live: Tensor,
-    counts: Tensor | None,
-    first: Tensor | None,
-    softmax: Tensor | None,
-    damaged: Tensor | None,
+    sums: Float[Tensor, "sums batch heads rows"],
+    planes: Float[Tensor, "planes batch heads rows"],
+    live: Bool[Tensor, "batch heads rows"],
+    counts: Float[Tensor, "#batch #heads #queries"] | None,
+    first: Integer[Tensor, " batch"] | None,
+    softmax: Float[Tensor, "2 batch heads rows"] | None,
+    damaged: Integer[Tensor, "batch heads"] | None,
 ) -> Launch:
     """Prepare the kernel that turns a row's sums into statistics."""
     from lightning_geo.kernels.triton.finish import finish_kernel
@@ -236,7 +241,12 @@ def _finish(
     )
 
 
-def _columns(inputs: Inputs, softmax: Tensor | None, damaged: Tensor | None, received: Tensor) -> Launch:
+def _columns(
+    inputs: Inputs,
+    softmax: Float[Tensor, "2 batch heads rows"] | None,
+    damaged: Integer[Tensor, "batch heads"] | None,
+    received: Float[Tensor, "batch heads keys"],
+) -> Launch:
     """Prepare the pass over the queries."""
     from lightning_geo.kernels.triton.columns import columns_kernel
 

@@ -19,12 +19,17 @@ from lightning_geo.kernels.triton.launch import (
     strides,
 )
 from lightning_geo.kernels.triton.tiles import gram_tile_for
+from lightning_geo.utils.shapes import Bool, Float
 
 __all__ = ["sketch", "sketch_launch", "unsupported"]
 
 
 def unsupported(
-    operation: str, x: Tensor, real: Tensor | None, draws: Tensor, before: Tensor | None
+    operation: str,
+    x: Float[Tensor, "tokens layers features"],
+    real: Bool[Tensor, " tokens"] | None,
+    draws: Float[Tensor, "layers rows tokens"],
+    before: Float[Tensor, "layers rows features"] | None,
 ) -> str | None:
     """Return the reason why the kernel cannot take a call; None if it can."""
     reason = missing(x.device)
@@ -33,7 +38,12 @@ def unsupported(
     return "it has no tokens" if reason is None and x.numel() == 0 else reason
 
 
-def sketch(x: Tensor, real: Tensor | None, draws: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor]:
+def sketch(
+    x: Float[Tensor, "tokens layers features"],
+    real: Bool[Tensor, " tokens"] | None,
+    draws: Float[Tensor, "layers rows tokens"],
+    before: Float[Tensor, "layers rows features"] | None,
+) -> tuple[Float[Tensor, "layers rows features"], Float[Tensor, "layers rows"]]:
     """Compute :func:`lightning_geo.kernels.sketches.sketch` on a CUDA device."""
     with torch.no_grad(), on_device(x.device):
         launch, sketches, signs = sketch_launch(x, real, draws, before, capability_of(x.device))
@@ -42,8 +52,12 @@ def sketch(x: Tensor, real: Tensor | None, draws: Tensor, before: Tensor | None)
 
 
 def sketch_launch(
-    x: Tensor, real: Tensor | None, draws: Tensor, before: Tensor | None, capability: tuple[int, int]
-) -> tuple[Launch, Tensor, Tensor]:
+    x: Float[Tensor, "tokens layers features"],
+    real: Bool[Tensor, " tokens"] | None,
+    draws: Float[Tensor, "layers rows tokens"],
+    before: Float[Tensor, "layers rows features"] | None,
+    capability: tuple[int, int],
+) -> tuple[Launch, Float[Tensor, "layers rows features"], Float[Tensor, "layers rows"]]:
     """Prepare the kernel, and the sketches and sums of signs that it fills."""
     from lightning_geo.kernels.triton.sketch import sketch_kernel
 

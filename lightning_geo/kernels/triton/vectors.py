@@ -24,6 +24,7 @@ from lightning_geo.kernels.triton.partial_moments import directions_of, merged
 from lightning_geo.kernels.triton.tiles import gram_tile_for
 from lightning_geo.kernels.vectors import HeadMoments, StreamStatistics
 from lightning_geo.kernels.workspace import kept
+from lightning_geo.utils.shapes import Bool, Float
 
 __all__ = [
     "gram_launch",
@@ -42,7 +43,10 @@ _WIDE, _WIDEST = 128, 2048
 
 
 def unsupported(
-    operation: str, x: Tensor, mask: Tensor | None, *rest: Tensor | frozenset[str] | None
+    operation: str,
+    x: Float[Tensor, "batch *heads tokens features"],
+    mask: Bool[Tensor, "batch tokens"] | None,
+    *rest: Float[Tensor, "batch tokens features"] | frozenset[str] | None,
 ) -> str | None:
     """Return the reason why these kernels cannot take a call; None if they can.
 
@@ -69,7 +73,10 @@ def unsupported(
 
 
 def stream_statistics(
-    x: Tensor, mask: Tensor | None, before: Tensor | None, requested: frozenset[str]
+    x: Float[Tensor, "batch tokens features"],
+    mask: Bool[Tensor, "batch tokens"] | None,
+    before: Float[Tensor, "batch tokens features"] | None,
+    requested: frozenset[str],
 ) -> StreamStatistics:
     """Compute :func:`lightning_geo.kernels.vectors.stream_statistics` on a CUDA device."""
     with torch.no_grad(), on_device(x.device):
@@ -79,8 +86,11 @@ def stream_statistics(
 
 
 def stream_launch(
-    x: Tensor, mask: Tensor | None, before: Tensor | None, requested: frozenset[str]
-) -> tuple[Launch, StreamStatistics, Tensor | None]:
+    x: Float[Tensor, "batch tokens features"],
+    mask: Bool[Tensor, "batch tokens"] | None,
+    before: Float[Tensor, "batch tokens features"] | None,
+    requested: frozenset[str],
+) -> tuple[Launch, StreamStatistics, Float[Tensor, "batch chunks columns"] | None]:
     """Prepare the kernel, the planes that it fills, and sums of directions, see :func:`directions_of`."""
     from lightning_geo.kernels.triton import moments
 
@@ -135,7 +145,11 @@ def stream_launch(
     return launch, result, sums
 
 
-def head_moments(x: Tensor, mask: Tensor | None, requested: frozenset[str]) -> HeadMoments:
+def head_moments(
+    x: Float[Tensor, "batch *heads tokens dim"],
+    mask: Bool[Tensor, "batch tokens"] | None,
+    requested: frozenset[str],
+) -> HeadMoments:
     """Compute :func:`lightning_geo.kernels.vectors.head_moments` on a CUDA device."""
     with torch.no_grad(), on_device(x.device):
         valid = kept(_all, (x.shape[0], x.shape[-2]), x.device) if mask is None else mask
@@ -153,8 +167,12 @@ def head_moments(x: Tensor, mask: Tensor | None, requested: frozenset[str]) -> H
 
 
 def moments_launch(
-    x: Tensor, mask: Tensor | None, requested: frozenset[str]
-) -> tuple[Launch, Tensor | None, dict[str, Tensor]]:
+    x: Float[Tensor, "batch *heads tokens dim"],
+    mask: Bool[Tensor, "batch tokens"] | None,
+    requested: frozenset[str],
+) -> tuple[
+    Launch, Float[Tensor, "batch all_heads tokens"] | None, dict[str, Float[Tensor, "batch chunks ..."]]
+]:
     """Prepare the kernel, the norms that it fills, and its partial moments, ``[B, chunks, …]`` each."""
     from lightning_geo.kernels.triton import moments
 
@@ -212,8 +230,10 @@ def moments_launch(
 
 
 def gram_launch(
-    x: Tensor, mask: Tensor | None, capability: tuple[int, int]
-) -> tuple[Launch, dict[str, Tensor]]:
+    x: Float[Tensor, "batch *heads tokens dim"],
+    mask: Bool[Tensor, "batch tokens"] | None,
+    capability: tuple[int, int],
+) -> tuple[Launch, dict[str, Float[Tensor, " ..."]]]:
     """Prepare the kernel for the scatter of wide vectors, and the moments about a shift that it fills."""
     from lightning_geo.kernels.triton import gram
 
@@ -261,7 +281,7 @@ def gram_launch(
     return launch, partial
 
 
-def _all(shape: tuple[int, ...], device: torch.device) -> Tensor:
+def _all(shape: tuple[int, int], device: torch.device) -> Bool[Tensor, "batch tokens"]:
     return torch.ones(shape, dtype=torch.bool, device=device)
 
 
