@@ -184,6 +184,7 @@ def test_numbers_and_picture_are_saved(page: Page, address: str, runs: Path, tmp
         assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 100
 
 
+@pytest.mark.slow
 def test_every_view_shows_every_kind_of_metric(page: Page, address: str, runs: Path) -> None:
     tab = Tab(page, address, "run=hot&other=calm&picked=1.2_0.")
     for metric in ("entropy", "cone", "hidden_norm", "velocity"):

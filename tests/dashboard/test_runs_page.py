@@ -127,6 +127,7 @@ def test_runs_have_the_colours_of_tensorboards_own_list(page: Page, address: str
     assert len(set(ours.values())) == len(SWEEP)
 
 
+@pytest.mark.slow
 def test_seeds_are_a_mean_and_a_brush_keeps_the_runs_that_pass(page: Page, address: str) -> None:
     frame = shown(page, address)
     groups = frame.locator(".groups li")

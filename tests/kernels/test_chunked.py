@@ -87,6 +87,7 @@ def calls(draw):
 
 
 # A tile of one score is a row of one head at a time, and one of 1024 a few groups of sequences or heads.
+@pytest.mark.slow
 @given(calls(), st.sampled_from([1, 1 << 10]) | st.integers(1, 5000))
 def test_agrees_with_the_oracle_on_combinations(arguments, tile_scores):
     problem = problem_of(arguments)

@@ -157,6 +157,7 @@ class _Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.slow
 def test_nothing_grows_with_the_square_of_the_length() -> None:
     def largest(count: int) -> int:
         query = torch.randn(1, 2, count, 4)

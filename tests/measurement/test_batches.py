@@ -6,6 +6,7 @@ import gc
 import weakref
 from unittest.mock import patch
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -65,6 +66,7 @@ def sample_of(
         batches._LIMIT = limit
 
 
+@pytest.mark.slow
 @given(calls=st.lists(CALLS, min_size=1, max_size=7), spoil=st.booleans(), as_on_cuda=st.booleans())
 def test_gathering_changes_no_number(calls: list[tuple[int, ...]], spoil: bool, as_on_cuda: bool) -> None:
     apart = sample_of(calls, gathered=False)
@@ -73,6 +75,7 @@ def test_gathering_changes_no_number(calls: list[tuple[int, ...]], spoil: bool, 
     assert_same(together, apart)
 
 
+@pytest.mark.slow
 @given(calls=st.lists(CALLS, min_size=1, max_size=7), spoil=st.booleans())
 def test_results_of_large_tensors_wait_for_others(calls: list[tuple[int, ...]], spoil: bool) -> None:
     apart = sample_of(calls, gathered=False)

@@ -87,6 +87,7 @@ def drawing(seed: int) -> Callable[..., Tensor]:
     return lambda *shape: torch.randn(*shape, generator=generator)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_estimates_are_unbiased_and_as_far_off_as_stated(kind: Callable[..., Tensor]) -> None:
     x = kind(drawing(0), 200)

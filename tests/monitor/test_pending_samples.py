@@ -123,6 +123,7 @@ def train(directory: Path, when: str, *, stop: int | None = None, hook: str = ""
 
 
 # no shrinking: each example trains twice
+@pytest.mark.slow
 @settings(max_examples=3, suppress_health_check=list(HealthCheck), phases=(Phase.explicit, Phase.generate))
 @example(when="asked for", source="probe", every=1, stop=3, hook="on_train_batch_start")
 @example(when="next", source="probe", every=1, stop=5, hook="on_validation_start")

@@ -15,10 +15,15 @@ except ImportError:  # on a borrowed machine with a GPU, say: shapes are not che
 
 ROOMS = Path(__file__).parents[2] / "lightning_geo"
 
-#: Triton reads the source of its kernels, and the dispatch only passes arguments on: no hook on either.
+#: Triton reads the source of its kernels, and the dispatch only passes arguments on: no hook on either, nor on
+#: helpers that take tensors of any shape, which are called most.
 MODULES = (
     "lightning_geo.functional",
-    *(f"lightning_geo.kernels.{file.stem}" for file in (ROOMS / "kernels").glob("[a-z]*.py")),
+    *(
+        f"lightning_geo.kernels.{file.stem}"
+        for file in (ROOMS / "kernels").glob("[a-z]*.py")
+        if file.stem not in ("precision", "workspace")
+    ),
     *(
         f"lightning_geo.kernels.triton.{file.stem}"
         for file in (ROOMS / "kernels" / "triton").glob("[a-z]*.py")
