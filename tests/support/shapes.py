@@ -15,8 +15,8 @@ except ImportError:  # on a borrowed machine with a GPU, say: shapes are not che
 
 ROOMS = Path(__file__).parents[2] / "lightning_geo"
 
-#: Triton reads the source of its kernels, and the dispatch only passes arguments on: no hook on either, nor on
-#: helpers that take tensors of any shape, which are called most.
+#: Triton reads the source of its kernels, and the dispatch only passes arguments on: no hook on either. There
+#: is none on helpers that take tensors of any shape, either: they are called most.
 MODULES = (
     "lightning_geo.functional",
     *(
