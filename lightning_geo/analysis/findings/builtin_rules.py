@@ -81,7 +81,7 @@ _DEPARTURES = [
         ("query_norm", "key_norm", "max_logit", "entropy", "stable_rank.query", "stable_rank.key",
          "stable_rank.output", "cone.output", "hidden_norm", "update_ratio"),
         Departure(),
-        "{metric} of {where} left its trend: it is {value}, instead of the expected {usual}.",
+        "{metric} of {where} left its trend: it is {value} instead of the expected {usual}.",
         samples=3, heads=0.5,
         causes=("a learning rate that rose", "batches unlike the earlier ones", "labels that are wrong"),
         next=("Compare the loss at this step, and the batches just before it.", _LAST_GOOD),
